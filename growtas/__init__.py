@@ -1,0 +1,30 @@
+"""growtas: Vision-Transformer architecture search that ends in a served engine."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Architecture": "growtas.nn.architecture",
+    "Costs": "growtas.costs",
+    "GrowtasError": "growtas.errors",
+    "SearchSpace": "growtas.space",
+    "Subnet": "growtas.subnet",
+    "Supernet": "growtas.nn.supernet",
+    "VisionTransformer": "growtas.nn.vit",
+    "count_costs": "growtas.costs",
+    "extract": "growtas.nn.extract",
+    "load_space": "growtas.space",
+}
+
+__all__ = [*_EXPORTS, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Names load on first use: `growtas --help` must not pay for importing torch.
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'growtas' has no attribute {name!r}")

@@ -1,0 +1,87 @@
+"""Weights on disk: safetensors beside a JSON that says what they are. Nothing is pickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from growtas.errors import CheckpointError
+from growtas.files import replacing
+from growtas.nn.architecture import Architecture
+from growtas.nn.supernet import Supernet
+from growtas.nn.vit import VisionTransformer
+from growtas.space import SearchSpace
+
+
+def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:
+    """Write tensors and JSON metadata to one safetensors file, atomically."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(state, temporary, {"growtas": json.dumps(metadata or {})})
+
+
+def load_tensors(path: str | Path, what: str = "checkpoint") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (on the CPU) and metadata of a file that :func:`save_tensors` wrote.
+
+    Raises:
+        CheckpointError: the file is absent, truncated, or not safetensors.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such {what}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("growtas", "{}"))
+        return load_file(path), metadata
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: the {what} is truncated or no safetensors file ({error})") from None
+
+
+def save_supernet(path: str | Path, supernet: Supernet) -> None:
+    """Write a supernet's weights with its space as metadata."""
+    save_tensors(path, supernet.state_dict(), {"kind": "supernet", "space": supernet.space.to_dict()})
+
+
+def load_supernet(path: str | Path) -> Supernet:
+    """The supernet that :func:`save_supernet` wrote, on the CPU, in eval mode.
+
+    Raises:
+        CheckpointError: the file can't be read, or holds no supernet.
+    """
+    tensors, metadata = load_tensors(path, "supernet checkpoint")
+    if metadata.get("kind") != "supernet":
+        raise CheckpointError(f"{path}: the file holds no growtas supernet")
+    supernet = Supernet(SearchSpace.from_dict(metadata["space"], source=str(path)))
+    _load_state(supernet, tensors, path)
+    return supernet.eval()
+
+
+def save_model(path: str | Path, model: VisionTransformer) -> None:
+    """Write a static ViT's weights with its architecture as metadata."""
+    save_tensors(path, model.state_dict(), {"kind": "model", "architecture": model.architecture.to_dict()})
+
+
+def load_model(path: str | Path) -> VisionTransformer:
+    """The static ViT that :func:`save_model` wrote, on the CPU, in eval mode.
+
+    Raises:
+        CheckpointError: the file can't be read, or holds no static ViT.
+    """
+    tensors, metadata = load_tensors(path, "model")
+    if metadata.get("kind") != "model":
+        raise CheckpointError(f"{path}: the file holds no growtas model")
+    model = VisionTransformer(Architecture.from_dict(metadata["architecture"], source=str(path)))
+    _load_state(model, tensors, path)
+    return model.eval()
+
+
+def _load_state(module: torch.nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: the weights don't fit the network: {str(error).splitlines()[-1].strip()}") from None

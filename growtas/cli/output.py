@@ -1,0 +1,40 @@
+"""What commands print: tables and notes for people on stderr/stdout, one JSON document on stdout for machines."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
+
+
+@cache
+def console() -> Console:
+    """The console for tables and results (stdout)."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+@cache
+def progress_console() -> Console:
+    """The console for progress bars and notes (stderr), so that stdout stays clean for results."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def note(text: str) -> None:
+    """A remark on stderr, for people; never part of a result."""
+    typer.echo(text, err=True)
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))

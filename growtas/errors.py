@@ -1,0 +1,104 @@
+"""Every error that growtas raises on purpose.
+
+::
+
+    GrowtasError                exit code 1: something failed
+    ├── BuildError              an artifact could not be built
+    ├── ParityError             an artifact does not compute what it should
+    ├── MissingExtra            an optional package is not installed
+    ├── TrainingError           training can't go on (a loss that is not finite)
+    └── UsageError              exit code 2: the input is wrong
+        ├── SpaceError          a search space (name, YAML file, field)
+        ├── SubnetError         a subnet that the space doesn't hold
+        ├── UnitError           a quantity such as ``5ms`` or ``6M``
+        ├── LimitError          a limit that no subnet meets
+        ├── ConfigError         a recipe, an option, a growth schedule
+        ├── DataError           images, labels, folders
+        ├── CheckpointError     a checkpoint or artifact that can't be read
+        ├── DeviceError         a device or compile target
+        └── OutputError         a place that can't be written
+
+A message is one sentence that says what is wrong, where, and what would be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class GrowtasError(Exception):
+    """Base of all; the command line prints the message and exits with ``exit_code``."""
+
+    exit_code = 1
+
+
+class BuildError(GrowtasError):
+    """An artifact could not be built."""
+
+
+class ParityError(GrowtasError):
+    """An artifact's outputs differ from its source's by more than the tolerance."""
+
+
+class TrainingError(GrowtasError):
+    """Training can't go on, for example because the loss is not finite."""
+
+
+class MissingExtra(GrowtasError):
+    """An optional package is missing; the message holds the install line."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed: "
+            f"pip install 'growtas[{extra}]'"
+        )
+
+
+class UsageError(GrowtasError):
+    """The input is wrong; nothing was changed."""
+
+    exit_code = 2
+
+
+class SpaceError(UsageError):
+    """A search space is unknown or not well formed."""
+
+
+class SubnetError(UsageError):
+    """A subnet is not well formed, or lies outside its space."""
+
+
+class UnitError(UsageError):
+    """A quantity has no unit, a wrong one, or a value out of range."""
+
+
+class LimitError(UsageError):
+    """No subnet of the space meets the limits."""
+
+
+class ConfigError(UsageError):
+    """A recipe or schedule holds a wrong value."""
+
+
+class DataError(UsageError):
+    """A data set can't be used."""
+
+
+class CheckpointError(UsageError):
+    """A checkpoint or artifact can't be read."""
+
+
+class DeviceError(UsageError):
+    """A device, runtime or compile target is unknown or not at hand."""
+
+
+class OutputError(UsageError):
+    """A place that the user named can't be written."""
+
+
+def choices(values: Iterable[object]) -> str:
+    """``a, b or c``: legal values as an error message names them."""
+    names = [str(value) for value in values]
+    if len(names) < 2:
+        return "".join(names)
+    return ", ".join(names[:-1]) + " or " + names[-1]

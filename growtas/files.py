@@ -1,0 +1,111 @@
+"""Writing files so that a reader never sees half of one, and reading our own JSON back."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from growtas.errors import CheckpointError, OutputError
+
+
+def ensure_writable(folder: str | Path) -> Path:
+    """Create a folder if need be, and make sure that files can be written in it.
+
+    Raises:
+        OutputError: it can't be created or written; nothing is left behind.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".growtas-"):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path}: the output folder can't be written ({error.strerror})") from None
+    return path
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary sibling of ``path`` to write to; it takes the place of ``path`` when the block ends without an error.
+
+    Works for a file, and for a folder that does not exist yet; on an error the sibling is removed.
+
+    Raises:
+        OutputError: the place can't be written.
+    """
+    path = Path(path)
+    ensure_writable(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(temporary)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written ({error.strerror or error})") from None
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Write JSON atomically, indented, with a closing newline."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path, what: str = "file") -> Any:
+    """Read JSON that growtas wrote.
+
+    Raises:
+        CheckpointError: absent, unreadable, or not JSON; the message calls it ``what``.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise CheckpointError(f"{path}: the {what} can't be read ({reason})") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: the {what} is not JSON (line {error.lineno}: {error.msg})") from None
+
+
+def append_json_line(path: str | Path, data: Any) -> None:
+    """Append one JSON object as a line; flushed, so that a killed process loses at most the line it was writing."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(data, ensure_ascii=False) + "\n")
+
+
+def read_json_lines(path: str | Path) -> list[Any]:
+    """All whole lines of a JSON-lines file, an empty list where there is none; a torn last line is left out."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        return []
+    entries = []
+    for number, line in enumerate(lines):
+        if not line:
+            continue
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines) - 1:
+                raise CheckpointError(f"{path}: line {number + 1} is not JSON") from None
+    return entries
+
+
+def sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

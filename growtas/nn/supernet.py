@@ -1,0 +1,95 @@
+"""The weight-sharing supernet: one set of weights, from which every subnet takes leading slices (AutoFormer, Section 3).
+
+The subnet is an argument of the forward pass, not state: ``supernet(images, subnet)``.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import drop_path
+from torch import Tensor, nn
+
+from growtas.nn.architecture import Architecture
+from growtas.nn.relative import grid_index, relative_attention
+from growtas.nn.vit import LAYER_NORM_EPS, Attention, Block, VisionTransformer
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
+
+
+class Supernet(nn.Module):
+    """All subnets of a space in one module; parameters are named as in :class:`growtas.nn.vit.VisionTransformer`.
+
+    Linear and LayerNorm weights are cut to their leading rows and columns. The exception is AutoFormer's qkv: a subnet's weight
+    takes rows 0, 3, 6, ... for q, 1, 4, 7, ... for k and 2, 5, 8, ... for v among the first ``3 * head_dim * num_heads`` rows, while its
+    bias is simply the first entries in q, k, v order. Published checkpoints hold their weights this way.
+
+    Args:
+        space: the search space; its bounds give the weights' sizes.
+        drop_path_rate: stochastic depth of the supernet's last block, growing linearly from zero at the first.
+    """
+
+    def __init__(self, space: SearchSpace, *, drop_path_rate: float = 0.0) -> None:
+        super().__init__()
+        self.space = space
+        self.drop_path_rate = drop_path_rate
+        depth = space.max_depth
+        bounds = Subnet(space.max_embed_dim, (space.max_num_heads,) * depth, (space.max_mlp_ratio,) * depth)
+        full = VisionTransformer(Architecture.of(space, bounds))
+        self.patch_embed, self.blocks, self.norm, self.head = full.patch_embed, full.blocks, full.norm, full.head
+        self.cls_token, self.pos_embed = full.cls_token, full.pos_embed
+
+    def forward(self, images: Tensor, subnet: Subnet) -> Tensor:
+        """Logits of one subnet.
+
+        Args:
+            images: ``(batch, in_chans, image_size, image_size)``.
+            subnet: within the supernet's bounds.
+
+        Returns:
+            ``(batch, num_classes)``.
+
+        Raises:
+            SubnetError: the subnet exceeds the bounds.
+        """
+        self.space.validate(subnet)
+        dim = subnet.embed_dim
+        x = F.conv2d(images, self.patch_embed.weight[:dim], self.patch_embed.bias[:dim], self.patch_embed.stride)
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token[..., :dim].expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed[..., :dim]
+        for index, heads in enumerate(subnet.num_heads):
+            x = self._block(x, self.blocks[index], index, heads, subnet.hidden_dim(index))
+        pooled = _layer_norm(x, self.norm)[:, 1:].mean(dim=1)
+        return F.linear(pooled, self.head.weight[:, :dim], self.head.bias)
+
+    def _block(self, x: Tensor, block: nn.Module, index: int, heads: int, hidden: int) -> Tensor:
+        """A block cut to ``heads`` and ``hidden``; ``(batch, N, embed_dim)`` -> the same shape."""
+        assert isinstance(block, Block)
+        dim = x.shape[-1]
+        x = x + self._drop_path(self._attention(_layer_norm(x, block.norm1), block.attn, heads), index)
+        y = F.gelu(F.linear(_layer_norm(x, block.norm2), block.fc1.weight[:hidden, :dim], block.fc1.bias[:hidden]))
+        return x + self._drop_path(F.linear(y, block.fc2.weight[:dim, :hidden], block.fc2.bias[:dim]), index)
+
+    def _attention(self, x: Tensor, attn: Attention, heads: int) -> Tensor:
+        batch, tokens, dim = x.shape
+        head_dim, grid_size, width = self.space.head_dim, self.space.grid_size, heads * self.space.head_dim
+        qkv = F.linear(x, subnet_qkv_weight(attn.qkv.weight, dim, width), attn.qkv.bias[: 3 * width])
+        q, k, v = qkv.view(batch, tokens, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
+        grid = grid_index(grid_size, grid_size, self.space.max_relative_position, str(x.device))
+        out = relative_attention(q, k, v, attn.relative_key(), attn.relative_value(), grid, head_dim**-0.5)
+        out = out.transpose(1, 2).reshape(batch, tokens, width)
+        return F.linear(out, attn.proj.weight[:dim, :width], attn.proj.bias[:dim])
+
+    def _drop_path(self, x: Tensor, index: int) -> Tensor:
+        rate = self.drop_path_rate * index / max(self.space.max_depth - 1, 1)
+        return drop_path(x, rate, self.training) if rate else x
+
+
+def _layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    dim = x.shape[-1]
+    return F.layer_norm(x, (dim,), norm.weight[:dim], norm.bias[:dim], LAYER_NORM_EPS)
+
+
+def subnet_qkv_weight(weight: Tensor, dim: int, width: int) -> Tensor:
+    """A subnet's qkv weight in q, k, v order: ``(3 * width, dim)``, from the supernet's interleaved rows."""
+    return weight[: 3 * width, :dim].view(width, 3, dim).transpose(0, 1).reshape(3 * width, dim)

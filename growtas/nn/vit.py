@@ -1,0 +1,143 @@
+"""The static ViT that a subnet becomes: an ordinary module that knows nothing of supernets.
+
+It follows timm's habits (``forward_features``, ``forward_head``, ``reset_classifier``, ``drop_path_rate``) and AutoFormer's
+network: pre-norm blocks, a cls token, absolute positions, 2-D relative position on keys and values, and a linear head on the mean of the
+normalised patch tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, trunc_normal_
+from torch import Tensor, nn
+
+from growtas.nn.architecture import Architecture
+from growtas.nn.relative import grid_index, relative_attention
+
+LAYER_NORM_EPS = 1e-5
+
+
+class RelativeTables(nn.Module):
+    """The vertical and horizontal table of relative positions, each ``(2 * max_relative_position + 2, head_dim)``."""
+
+    def __init__(self, max_relative_position: int, head_dim: int) -> None:
+        super().__init__()
+        self.vertical = nn.Parameter(torch.empty(2 * max_relative_position + 2, head_dim))
+        self.horizontal = nn.Parameter(torch.empty(2 * max_relative_position + 2, head_dim))
+        trunc_normal_(self.vertical, std=0.02)
+        trunc_normal_(self.horizontal, std=0.02)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Both tables, vertical first."""
+        return self.vertical, self.horizontal
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, with 2-D relative position where the architecture has it."""
+
+    def __init__(self, architecture: Architecture, num_heads: int) -> None:
+        super().__init__()
+        embed_dim, head_dim = architecture.subnet.embed_dim, architecture.head_dim
+        self.num_heads, self.head_dim, self.grid_size = num_heads, head_dim, architecture.grid_size
+        self.max_relative_position = architecture.max_relative_position
+        self.qkv = nn.Linear(embed_dim, 3 * num_heads * head_dim)
+        self.proj = nn.Linear(num_heads * head_dim, embed_dim)
+        if self.max_relative_position is not None:
+            self.relative_key = RelativeTables(self.max_relative_position, head_dim)
+            self.relative_value = RelativeTables(self.max_relative_position, head_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, N, embed_dim)`` -> the same shape."""
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        scale = self.head_dim**-0.5
+        if self.max_relative_position is None:
+            out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+        else:
+            grid = grid_index(self.grid_size, self.grid_size, self.max_relative_position, str(x.device))
+            out = relative_attention(q, k, v, self.relative_key(), self.relative_value(), grid, scale)
+        return self.proj(out.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then a two-layer MLP with exact GELU."""
+
+    def __init__(self, architecture: Architecture, index: int, drop_path: float) -> None:
+        super().__init__()
+        subnet = architecture.subnet
+        self.norm1 = nn.LayerNorm(subnet.embed_dim, eps=LAYER_NORM_EPS)
+        self.attn = Attention(architecture, subnet.num_heads[index])
+        self.norm2 = nn.LayerNorm(subnet.embed_dim, eps=LAYER_NORM_EPS)
+        self.fc1 = nn.Linear(subnet.embed_dim, subnet.hidden_dim(index))
+        self.fc2 = nn.Linear(subnet.hidden_dim(index), subnet.embed_dim)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, N, embed_dim)`` -> the same shape."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+
+
+class VisionTransformer(nn.Module):
+    """A static vision transformer.
+
+    Args:
+        architecture: what to build.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from zero at the first.
+    """
+
+    def __init__(self, architecture: Architecture, *, drop_path_rate: float = 0.0) -> None:
+        super().__init__()
+        self.architecture = architecture
+        subnet = architecture.subnet
+        self.num_features = self.embed_dim = subnet.embed_dim
+        self.num_classes = architecture.num_classes
+        self.patch_embed = nn.Conv2d(architecture.in_chans, self.embed_dim, architecture.patch_size, architecture.patch_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, architecture.grid_size**2 + 1, self.embed_dim))
+        rates = [drop_path_rate * i / max(subnet.depth - 1, 1) for i in range(subnet.depth)]
+        self.blocks = nn.ModuleList(Block(architecture, i, rate) for i, rate in enumerate(rates))
+        self.norm = nn.LayerNorm(self.embed_dim, eps=LAYER_NORM_EPS)
+        self.head: nn.Module = nn.Identity()
+        init_weights(self)
+        self.reset_classifier(architecture.num_classes)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the head by a fresh one; 0 removes it, so that the model gives pooled features."""
+        device, dtype = self.cls_token.device, self.cls_token.dtype
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.embed_dim, num_classes, device=device, dtype=dtype) if num_classes else nn.Identity()
+        init_weights(self.head)
+        if num_classes != self.architecture.num_classes:
+            fields = {name: getattr(self.architecture, name) for name in Architecture.__dataclass_fields__}
+            self.architecture = Architecture(**{**fields, "num_classes": num_classes})
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """``(batch, in_chans, image_size, image_size)`` -> normalised tokens ``(batch, N, embed_dim)``, cls first."""
+        x = self.patch_embed(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens -> logits ``(batch, num_classes)``; with ``pre_logits`` the mean of the patch tokens."""
+        pooled = tokens[:, 1:].mean(dim=1)
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images -> logits ``(batch, num_classes)``."""
+        return self.forward_head(self.forward_features(images))
+
+
+def init_weights(module: nn.Module) -> None:
+    """AutoFormer's initialisation: truncated normal (std 0.02) for linear weights and tokens, zero biases."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear):
+            trunc_normal_(child.weight, std=0.02)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+    for name, parameter in module.named_parameters(recurse=False):
+        if name in ("cls_token", "pos_embed"):
+            trunc_normal_(parameter, std=0.02)

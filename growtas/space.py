@@ -1,0 +1,240 @@
+"""Search spaces: which subnets there are, and the supernet that holds them all.
+
+The presets are AutoFormer's three spaces (the paper's Table 1) and ``micro``, which trains on two CPU cores in minutes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growtas.errors import SpaceError, SubnetError, choices
+from growtas.subnet import Subnet
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """The choices of each dimension, the supernet's bounds, and the images' geometry.
+
+    A subnet is searched and sampled among the choices. It may lie outside them but inside the bounds (AutoFormer-T's published
+    subnet uses mlp_ratio 3.0): such a subnet runs, is costed and exported like any other.
+
+    Attributes:
+        name: what the space is called in runs and manifests.
+        embed_dim, num_heads, mlp_ratio, depth: the choices, ascending.
+        max_embed_dim, max_num_heads, max_mlp_ratio, max_depth: the supernet's size; by default the largest choice.
+        head_dim: channels of a head, whatever ``embed_dim`` is.
+        image_size, patch_size, in_chans: input geometry in pixels.
+        num_classes: outputs of the head.
+        max_relative_position: distance (patches) from which relative positions are clipped.
+    """
+
+    name: str
+    embed_dim: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    mlp_ratio: tuple[float, ...]
+    depth: tuple[int, ...]
+    max_embed_dim: int = 0
+    max_num_heads: int = 0
+    max_mlp_ratio: float = 0.0
+    max_depth: int = 0
+    head_dim: int = 64
+    image_size: int = 224
+    patch_size: int = 16
+    in_chans: int = 3
+    num_classes: int = 1000
+    max_relative_position: int = 14
+
+    def __post_init__(self) -> None:
+        for field in ("embed_dim", "num_heads", "mlp_ratio", "depth"):
+            kind: type = float if field == "mlp_ratio" else int
+            values = _choices(field, getattr(self, field), kind)
+            object.__setattr__(self, field, values)
+            bound = _positive(f"max_{field}", getattr(self, f"max_{field}") or values[-1], kind)
+            if bound < values[-1]:
+                raise SpaceError(f"max_{field} is {bound:g}, below the largest choice of {field}, {values[-1]:g}")
+            object.__setattr__(self, f"max_{field}", bound)
+        for field in ("head_dim", "image_size", "patch_size", "in_chans", "num_classes", "max_relative_position"):
+            object.__setattr__(self, field, _positive(field, getattr(self, field), int))
+        if self.image_size % self.patch_size:
+            raise SpaceError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.in_chans not in (1, 3):
+            raise SpaceError(f"in_chans is {self.in_chans}; legal are 1 (grey) and 3 (RGB)")
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along a side of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the token sequence: all patches and the cls token."""
+        return self.grid_size**2 + 1
+
+    @property
+    def size(self) -> int:
+        """How many subnets the choices make."""
+        per_block = len(self.num_heads) * len(self.mlp_ratio)
+        return len(self.embed_dim) * sum(per_block**depth for depth in self.depth)
+
+    @property
+    def smallest(self) -> Subnet:
+        """The subnet with the least of everything."""
+        return self._uniform_subnet(0)
+
+    @property
+    def largest(self) -> Subnet:
+        """The subnet with the most of everything among the choices."""
+        return self._uniform_subnet(-1)
+
+    def _uniform_subnet(self, index: int) -> Subnet:
+        depth = self.depth[index]
+        return Subnet(self.embed_dim[index], (self.num_heads[index],) * depth, (self.mlp_ratio[index],) * depth)
+
+    def middle(self) -> Subnet:
+        """A subnet with the middle choice in every dimension (the lower one of two)."""
+        mid = {f: getattr(self, f)[(len(getattr(self, f)) - 1) // 2] for f in ("embed_dim", "num_heads", "mlp_ratio", "depth")}
+        return Subnet(mid["embed_dim"], (mid["num_heads"],) * mid["depth"], (mid["mlp_ratio"],) * mid["depth"])
+
+    def validate(self, subnet: Subnet, *, strict: bool = False) -> Subnet:
+        """Return the subnet if the space holds it.
+
+        Args:
+            strict: ask for the choices; otherwise the supernet's bounds are enough.
+
+        Raises:
+            SubnetError: naming the field, the value and the legal values.
+        """
+        checks: list[tuple[str, int | None, float]] = [("embed_dim", None, subnet.embed_dim), ("depth", None, subnet.depth)]
+        checks += [("num_heads", i, value) for i, value in enumerate(subnet.num_heads)]
+        checks += [("mlp_ratio", i, value) for i, value in enumerate(subnet.mlp_ratio)]
+        for field, block, value in checks:
+            legal, bound = getattr(self, field), getattr(self, f"max_{field}")
+            if value > bound or (strict and value not in legal):
+                where = field if block is None else f"{field} of block {block}"
+                limit = "" if strict else f" (bound of the supernet: {bound:g})"
+                names = choices(f"{choice:g}" for choice in legal)
+                raise SubnetError(f"{where} is {value:g}; the choices of {self.name} are {names}{limit}")
+        return subnet
+
+    def holds(self, subnet: Subnet) -> bool:
+        """Whether every value of the subnet is one of the choices."""
+        try:
+            self.validate(subnet, strict=True)
+        except SubnetError:
+            return False
+        return True
+
+    def replace(self, **changes: Any) -> SearchSpace:
+        """A copy with some fields changed, for example ``num_classes`` for a data set."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON and YAML form, read back by :meth:`from_dict`."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, source: str = "space") -> SearchSpace:
+        """Build a space from a mapping of its fields.
+
+        A dimension is a list of choices, or ``{min: 192, max: 240, step: 24}`` as the paper's Table 1 writes them.
+
+        Raises:
+            SpaceError: an unknown key (with the nearest known one), a missing one, or a wrong value.
+        """
+        if not isinstance(data, Mapping):
+            raise SpaceError(f"{source}: a search space is a mapping with embed_dim, num_heads, mlp_ratio and depth")
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in data:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1)
+                hint = f"; did you mean {near[0]}?" if near else f"; known are {choices(known)}"
+                raise SpaceError(f"{source}: unknown field {key!r}{hint}")
+        missing = [key for key in ("embed_dim", "num_heads", "mlp_ratio", "depth") if key not in data]
+        if missing:
+            raise SpaceError(f"{source}: {missing[0]} is missing; a space needs embed_dim, num_heads, mlp_ratio and depth")
+        try:
+            return cls(**{"name": source, **data})
+        except SpaceError as error:
+            raise SpaceError(f"{source}: {error}") from None
+
+
+def _choices(field: str, value: Any, kind: type) -> tuple[Any, ...]:
+    if isinstance(value, Mapping):
+        if set(value) != {"min", "max", "step"}:
+            raise SpaceError(f"{field} is {dict(value)!r}; a range has min, max and step")
+        low, high, step = (_positive(f"{field}.{key}", value[key], kind) for key in ("min", "max", "step"))
+        count = (high - low) / step
+        if count < 0 or abs(count - round(count)) > 1e-6 or count > 10_000:
+            raise SpaceError(f"{field}: max {high:g} is not min {low:g} plus a number of steps of {step:g}")
+        return tuple(kind(low + step * i) for i in range(round(count) + 1))
+    if not isinstance(value, list | tuple) or not value:
+        raise SpaceError(f"{field} is {value!r}; it must be a list of choices, or a range with min, max and step")
+    values = tuple(sorted(_positive(field, item, kind) for item in value))
+    if len(set(values)) != len(values):
+        raise SpaceError(f"{field} names a choice twice: {list(value)}")
+    return values
+
+
+def _positive(field: str, value: Any, kind: type) -> Any:
+    legal = isinstance(value, int) if kind is int else isinstance(value, int | float)
+    if isinstance(value, bool) or not legal or not 0 < value < 1e6:
+        raise SpaceError(f"{field} is {value!r}; it must be a {'whole number' if kind is int else 'number'} above zero")
+    return kind(value)
+
+
+PRESETS: dict[str, SearchSpace] = {
+    space.name: space
+    for space in (
+        SearchSpace(
+            name="autoformer-t",
+            embed_dim=(192, 216, 240), num_heads=(3, 4), mlp_ratio=(3.5, 4.0), depth=(12, 13, 14),
+            max_embed_dim=256,
+        ),
+        SearchSpace(
+            name="autoformer-s",
+            embed_dim=(320, 384, 448), num_heads=(5, 6, 7), mlp_ratio=(3.0, 3.5, 4.0), depth=(12, 13, 14),
+        ),
+        SearchSpace(
+            name="autoformer-b",
+            embed_dim=(528, 576, 624), num_heads=(8, 9, 10), mlp_ratio=(3.0, 3.5, 4.0), depth=(14, 15, 16),
+            max_embed_dim=640,
+        ),
+        SearchSpace(
+            name="micro",
+            embed_dim=(32, 48, 64), num_heads=(2, 3, 4), mlp_ratio=(2.0, 3.0, 4.0), depth=(4, 5, 6),
+            head_dim=16, image_size=28, patch_size=4, num_classes=10, max_relative_position=6,
+        ),
+    )
+}  # fmt: skip
+
+
+def load_space(name: str | Path) -> SearchSpace:
+    """A preset by its name, or a space from a YAML file.
+
+    Raises:
+        SpaceError: neither; the message names the presets.
+    """
+    preset = PRESETS.get(str(name))
+    if preset is not None:
+        return preset
+    path = Path(name)
+    if path.suffix.lower() not in (".yaml", ".yml", ".json"):
+        near = difflib.get_close_matches(str(name), PRESETS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise SpaceError(f"unknown search space {str(name)!r}; {hint}legal are {choices(PRESETS)}, or a YAML file")
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise SpaceError(f"{path}: the search space can't be read ({reason})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise SpaceError(f"{path}: not YAML{f' (line {mark.line + 1})' if mark else ''}") from None
+    return SearchSpace.from_dict({"name": path.stem, **data} if isinstance(data, Mapping) else data, source=str(path))

@@ -1,0 +1,114 @@
+"""A subnet: one architecture of a search space, as a value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growtas.errors import SubnetError
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """One architecture: an embedding width for the whole network, heads and MLP ratio for each block.
+
+    Frozen and hashable, so that it can be an argument, a dictionary key and a line of a journal. Whether a space holds it
+    is the space's business (:meth:`growtas.space.SearchSpace.validate`).
+
+    Attributes:
+        embed_dim: channels of the token embedding, the same in every block.
+        num_heads: attention heads of each block; its length is the depth.
+        mlp_ratio: hidden width of each block's MLP over ``embed_dim``.
+    """
+
+    embed_dim: int
+    num_heads: tuple[int, ...]
+    mlp_ratio: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "embed_dim", _integer("embed_dim", self.embed_dim))
+        object.__setattr__(self, "num_heads", tuple(_integer("num_heads", h) for h in self.num_heads))
+        object.__setattr__(self, "mlp_ratio", tuple(_number("mlp_ratio", r) for r in self.mlp_ratio))
+        if not self.num_heads or len(self.num_heads) != len(self.mlp_ratio):
+            raise SubnetError(
+                f"a subnet has as many num_heads as mlp_ratio entries, one a block and at least one; "
+                f"got {len(self.num_heads)} and {len(self.mlp_ratio)}"
+            )
+
+    @property
+    def depth(self) -> int:
+        """Number of transformer blocks."""
+        return len(self.num_heads)
+
+    def hidden_dim(self, block: int) -> int:
+        """Rows of ``fc1`` in a block: ``int(embed_dim * mlp_ratio)``, as AutoFormer rounds."""
+        return int(self.embed_dim * self.mlp_ratio[block])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form: ``depth``, ``embed_dim`` and the ``num_heads`` and ``mlp_ratio`` lists."""
+        return {
+            "depth": self.depth,
+            "embed_dim": self.embed_dim,
+            "num_heads": list(self.num_heads),
+            "mlp_ratio": list(self.mlp_ratio),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, source: str = "subnet") -> Subnet:
+        """The inverse of :meth:`to_dict`; other keys (costs, accuracy) are left alone.
+
+        Raises:
+            SubnetError: a missing key, a wrong type, or a ``depth`` that isn't the lists' length.
+        """
+        if not isinstance(data, Mapping):
+            raise SubnetError(f"{source}: a subnet is a JSON object with embed_dim, num_heads and mlp_ratio")
+        missing = [key for key in ("embed_dim", "num_heads", "mlp_ratio") if key not in data]
+        if missing:
+            raise SubnetError(f"{source}: {missing[0]} is missing; a subnet has depth, embed_dim, num_heads and mlp_ratio")
+        for key in ("num_heads", "mlp_ratio"):
+            if not isinstance(data[key], list | tuple):
+                raise SubnetError(f"{source}: {key} is {data[key]!r}; it must be a list with one entry a block")
+        try:
+            subnet = cls(data["embed_dim"], tuple(data["num_heads"]), tuple(data["mlp_ratio"]))
+        except SubnetError as error:
+            raise SubnetError(f"{source}: {error}") from None
+        if data.get("depth", subnet.depth) != subnet.depth:
+            raise SubnetError(f"{source}: depth is {data['depth']}, but num_heads and mlp_ratio have {subnet.depth} entries")
+        return subnet
+
+    @classmethod
+    def load(cls, path: str | Path) -> Subnet:
+        """Read a subnet file.
+
+        Raises:
+            SubnetError: the file is absent, is not JSON, or holds no subnet.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise SubnetError(f"{path}: the subnet file can't be read ({getattr(error, 'strerror', None) or 'not text'})") from None
+        except json.JSONDecodeError as error:
+            raise SubnetError(f"{path}: not JSON (line {error.lineno}: {error.msg})") from None
+        if isinstance(data, Mapping) and isinstance(data.get("subnet"), Mapping):
+            data = data["subnet"]
+        return cls.from_dict(data, source=str(path))
+
+    def __str__(self) -> str:
+        heads = "".join(map(str, self.num_heads)) if max(self.num_heads) < 10 else "-".join(map(str, self.num_heads))
+        ratios = "-".join(f"{ratio:g}" for ratio in self.mlp_ratio)
+        return f"embed {self.embed_dim}, depth {self.depth}, heads {heads}, mlp {ratios}"
+
+
+def _integer(field: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
+        raise SubnetError(f"{field} is {value!r}; it must be a whole number above zero")
+    return int(value.__index__())
+
+
+def _number(field: str, value: Any) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__") or not 0 < float(value) < 1e3:
+        raise SubnetError(f"{field} is {value!r}; it must be a number above zero")
+    return float(value)
