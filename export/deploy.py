@@ -1,0 +1,136 @@
+"""The inference-only form of a static ViT, written for the exporters: the same function in fewer nodes.
+
+What differs from :class:`growtas.nn.vit.VisionTransformer`, all of it exact up to rounding:
+
+* Tokens stay a matrix of ``batch * N`` rows outside attention, so that every Linear is one Gemm with its bias inside.
+* q, k and v are Gemms of their own (no split of a packed tensor), and the logits' scale is folded into q's weights.
+* k has no bias: it adds the same number to a whole row of logits, which softmax ignores. v's bias and the cls entry of the value
+  tables pass through attention unchanged, since its weights add up to one, and are folded into the projection's bias.
+* The relative position is as in :mod:`growtas.nn.relative`, with the tables unrolled once, here, and the attention mass on grid rows
+  and columns taken by a product with a constant.
+
+The query, key and value products are MatMul, Softmax, MatMul, the form that ONNX Runtime, OpenVINO and TensorRT know.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from growtas.nn.relative import grid_index, unroll_tables
+from growtas.nn.vit import Attention, Block, VisionTransformer
+
+
+def deployable(model: VisionTransformer) -> nn.Module:
+    """An inference-only module that computes what ``model`` computes, with its own weights, in eval mode.
+
+    Takes images ``(batch, in_chans, image_size, image_size)``, gives logits ``(batch, num_classes)``.
+    """
+    with torch.no_grad():
+        return _DeployedViT(model).eval()
+
+
+class _DeployedViT(nn.Module):
+    def __init__(self, model: VisionTransformer) -> None:
+        super().__init__()
+        self.tokens = model.architecture.grid_size**2 + 1
+        self.embed_dim = model.embed_dim
+        self.patch_embed = _copy(model.patch_embed)
+        self.register_buffer("cls", (model.cls_token + model.pos_embed[:, :1]).clone())
+        self.register_buffer("positions", model.pos_embed[:, 1:].clone())
+        self.blocks = nn.ModuleList(_DeployedBlock(block, self.tokens) for block in model.blocks if isinstance(block, Block))
+        self.norm, self.head = _copy(model.norm), _copy(model.head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.patch_embed(images).flatten(2).transpose(1, 2) + self.positions
+        x = torch.cat([self.cls.expand(patches.shape[0], -1, -1), patches], dim=1).reshape(-1, self.embed_dim)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).view(-1, self.tokens, self.embed_dim)[:, 1:].mean(dim=1))
+
+
+class _DeployedBlock(nn.Module):
+    def __init__(self, block: Block, tokens: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.fc1, self.fc2 = (_copy(m) for m in (block.norm1, block.norm2, block.fc1, block.fc2))
+        relative = block.attn.max_relative_position is not None
+        self.attn = (_RelativeAttention if relative else _PlainAttention)(block.attn, tokens)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class _PlainAttention(nn.Module):
+    """Attention over tokens given as ``(batch * N, embed_dim)``."""
+
+    def __init__(self, attn: Attention, tokens: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.tokens = attn.num_heads, attn.head_dim, tokens
+        embed_dim, width = attn.qkv.in_features, attn.num_heads * attn.head_dim
+        weights, biases = attn.qkv.weight.chunk(3), attn.qkv.bias.chunk(3)
+        scale = self.head_dim**-0.5
+        self.q = _linear(weights[0] * scale, biases[0] * scale)
+        self.k = _linear(weights[1], None)
+        self.v = _linear(weights[2], None)
+        self.proj = _linear(attn.proj.weight, attn.proj.bias + attn.proj.weight @ biases[2])
+        assert self.q.weight.shape == (width, embed_dim)
+
+    def heads_first(self, x: Tensor) -> Tensor:
+        """``(batch * N, heads * head_dim)`` -> ``(batch, heads, N, head_dim)``."""
+        return x.view(-1, self.tokens, self.heads, self.head_dim).transpose(1, 2)
+
+    def keys_transposed(self, x: Tensor) -> Tensor:
+        """k as ``(batch, heads, head_dim, N)``, by one transpose."""
+        return self.k(x).view(-1, self.tokens, self.heads, self.head_dim).permute(0, 2, 3, 1)
+
+    def project(self, attended: Tensor) -> Tensor:
+        """``(batch, heads, N, head_dim)`` -> ``(batch * N, embed_dim)``."""
+        return self.proj(attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        attention = (self.heads_first(self.q(x)) @ self.keys_transposed(x)).softmax(dim=-1)
+        return self.project(attention @ self.heads_first(self.v(x)))
+
+
+class _RelativeAttention(_PlainAttention):
+    """Plain attention with the terms of :mod:`growtas.nn.relative` on keys and values."""
+
+    def __init__(self, attn: Attention, tokens: int) -> None:
+        super().__init__(attn, tokens)
+        assert attn.max_relative_position is not None
+        grid = grid_index(attn.grid_size, attn.grid_size, attn.max_relative_position)
+        key_table, _ = unroll_tables(*attn.relative_key(), grid)
+        value_table, cls_value = unroll_tables(*attn.relative_value(), grid)
+        self.proj.bias.add_(attn.proj.weight @ cls_value.repeat(self.heads))
+        # A last row of zeros, for the pairs with the cls token.
+        self.register_buffer("key_table", F.pad(key_table, (0, 0, 0, 1)).t().contiguous())
+        self.register_buffer("value_table", F.pad(value_table, (0, 0, 0, 1)).contiguous())
+        self.register_buffer("lines", grid.lines[None, None])
+        self.register_buffer("distances", grid.distances[None, None])
+        self.register_buffer("onehot", F.pad(grid.onehot, (0, 1)))
+        self.register_buffer("onehot_keys", grid.onehot.t()[None, None].contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, v, batch = self.heads_first(self.q(x)), self.heads_first(self.v(x)), x.shape[0] // self.tokens
+        # GatherElements, not a flat Gather: ONNX Runtime runs it in parallel, which is ten times as fast here.
+        terms = (q @ self.key_table).gather(-1, self.lines.expand(batch, self.heads, -1, -1))
+        keys = torch.cat([self.keys_transposed(x), self.onehot_keys.expand(batch, self.heads, -1, -1)], dim=2)
+        attention = (torch.cat([q, terms], dim=-1) @ keys).softmax(dim=-1)
+        masses = (attention @ self.onehot).gather(-1, self.distances.expand(batch, self.heads, -1, -1))
+        return self.project(attention @ v + masses @ self.value_table)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight.copy_(weight)
+    if bias is not None:
+        layer.bias.copy_(bias)
+    return layer
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    import copy
+
+    return copy.deepcopy(module).cpu()
