@@ -4,10 +4,10 @@ What differs from :class:`growtas.nn.vit.VisionTransformer`, all of it exact up 
 
 * Tokens stay a matrix of ``batch * N`` rows outside attention, so that every Linear is one Gemm with its bias inside.
 * q, k and v are Gemms of their own (no split of a packed tensor), and the logits' scale is folded into q's weights.
-* k has no bias: it adds the same number to a whole row of logits, which softmax ignores. v's bias and the cls entry of the value
-  tables pass through attention unchanged, since its weights add up to one, and are folded into the projection's bias.
-* The relative position is as in :mod:`growtas.nn.relative`, with the tables unrolled once, here, and the attention mass on grid rows
-  and columns taken by a product with a constant.
+* k has no bias: it adds the same number to a whole row of logits, which softmax ignores. v's bias and the cls entry of the
+  value tables pass through attention unchanged, since its weights add up to one: they are folded into the projection's bias.
+* The relative position is as in :mod:`growtas.nn.relative`, with the tables unrolled once, here, and the attention mass on grid
+  rows and columns taken by a product with a constant.
 
 The query, key and value products are MatMul, Softmax, MatMul, the form that ONNX Runtime, OpenVINO and TensorRT know.
 """

@@ -20,7 +20,19 @@ _EXPORTS = {
     "load_space": "growtas.space",
 }
 
-__all__ = [*_EXPORTS, "__version__"]
+__all__ = [
+    "Architecture",
+    "Costs",
+    "GrowtasError",
+    "SearchSpace",
+    "Subnet",
+    "Supernet",
+    "VisionTransformer",
+    "__version__",
+    "count_costs",
+    "extract",
+    "load_space",
+]
 
 
 def __getattr__(name: str) -> Any:

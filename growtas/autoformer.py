@@ -86,7 +86,9 @@ def _load(path: Path) -> Any:
         if "weights_only" in text or "Unsupported" in text or "GLOBAL" in text:
             found = re.search(r"(?:GLOBAL|global|class|function) ([\w.]+)", text)
             what = f" ({found[1]})" if found else ""
-            raise CheckpointError(f"{path}: the pickle holds more than weights{what}, which could run code; it was not loaded") from None
+            raise CheckpointError(
+                f"{path}: the pickle holds more than weights{what}, which could run code; it was not loaded"
+            ) from None
         raise CheckpointError(f"{path}: the file is truncated or no checkpoint ({type(error).__name__})") from None
 
 

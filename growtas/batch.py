@@ -73,6 +73,6 @@ class SubnetBatch:
 
         return cls(
             np.concatenate([batch.embed_dim for batch in batches]),
-            np.concatenate([widen(batch.num_heads) for batch in batches]),  # type: ignore[arg-type]
-            np.concatenate([widen(batch.mlp_ratio) for batch in batches]),  # type: ignore[arg-type]
+            np.concatenate([widen(batch.num_heads) for batch in batches]),
+            np.concatenate([widen(batch.mlp_ratio) for batch in batches]),
         )

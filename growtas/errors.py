@@ -48,10 +48,7 @@ class MissingExtra(GrowtasError):
     """An optional package is missing; the message holds the install line."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{purpose} needs the package {package}, which is not installed: "
-            f"pip install 'growtas[{extra}]'"
-        )
+        super().__init__(f"{purpose} needs the package {package}, which is not installed: pip install 'growtas[{extra}]'")
 
 
 class UsageError(GrowtasError):

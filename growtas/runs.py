@@ -68,7 +68,9 @@ class Run:
         """
         folders = self.checkpoints
         if not folders:
-            raise CheckpointError(f"{self.path}: the run has no checkpoint yet; continue it with `growtas train --resume {self.path}`")
+            raise CheckpointError(
+                f"{self.path}: the run has no checkpoint yet; continue it with `growtas train --resume {self.path}`"
+            )
         return folders[-1] / "supernet.safetensors"
 
 

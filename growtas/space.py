@@ -79,7 +79,7 @@ class SearchSpace:
     def size(self) -> int:
         """How many subnets the choices make."""
         per_block = len(self.num_heads) * len(self.mlp_ratio)
-        return len(self.embed_dim) * sum(per_block**depth for depth in self.depth)
+        return len(self.embed_dim) * sum(int(per_block**depth) for depth in self.depth)
 
     @property
     def smallest(self) -> Subnet:

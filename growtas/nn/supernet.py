@@ -20,9 +20,9 @@ from growtas.subnet import Subnet
 class Supernet(nn.Module):
     """All subnets of a space in one module; parameters are named as in :class:`growtas.nn.vit.VisionTransformer`.
 
-    Linear and LayerNorm weights are cut to their leading rows and columns. The exception is AutoFormer's qkv: a subnet's weight
-    takes rows 0, 3, 6, ... for q, 1, 4, 7, ... for k and 2, 5, 8, ... for v among the first ``3 * head_dim * num_heads`` rows, while its
-    bias is simply the first entries in q, k, v order. Published checkpoints hold their weights this way.
+    Linear and LayerNorm weights are cut to their leading rows and columns. The exception is AutoFormer's qkv: a subnet's
+    weight takes rows 0, 3, 6, ... for q, 1, 4, 7, ... for k and 2, 5, 8, ... for v among the first ``3 * head_dim * num_heads``
+    rows, while its bias is simply the first entries in q, k, v order. Published checkpoints hold their weights this way.
 
     Args:
         space: the search space; its bounds give the weights' sizes.
@@ -36,6 +36,7 @@ class Supernet(nn.Module):
         depth = space.max_depth
         bounds = Subnet(space.max_embed_dim, (space.max_num_heads,) * depth, (space.max_mlp_ratio,) * depth)
         full = VisionTransformer(Architecture.of(space, bounds))
+        assert isinstance(full.head, nn.Linear)
         self.patch_embed, self.blocks, self.norm, self.head = full.patch_embed, full.blocks, full.norm, full.head
         self.cls_token, self.pos_embed = full.cls_token, full.pos_embed
 
@@ -54,6 +55,7 @@ class Supernet(nn.Module):
         """
         self.space.validate(subnet)
         dim = subnet.embed_dim
+        assert self.patch_embed.bias is not None
         x = F.conv2d(images, self.patch_embed.weight[:dim], self.patch_embed.bias[:dim], self.patch_embed.stride)
         x = x.flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token[..., :dim].expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed[..., :dim]

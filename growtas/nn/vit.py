@@ -1,8 +1,8 @@
 """The static ViT that a subnet becomes: an ordinary module that knows nothing of supernets.
 
 It follows timm's habits (``forward_features``, ``forward_head``, ``reset_classifier``, ``drop_path_rate``) and AutoFormer's
-network: pre-norm blocks, a cls token, absolute positions, 2-D relative position on keys and values, and a linear head on the mean of the
-normalised patch tokens.
+network: pre-norm blocks, a cls token, absolute positions, 2-D relative position on keys and values, and a linear head on the
+mean of the normalised patch tokens.
 """
 
 from __future__ import annotations

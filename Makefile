@@ -1,0 +1,51 @@
+# Two commands: `make demo` and `make test`. Both set up .venv themselves, with the versions of constraints.txt.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+DEMO := build/demo
+
+.PHONY: help demo test test-gpu lint bench evidence clean
+
+help:
+	@echo "make demo      train, search, export and bench on embedded images (minutes)"
+	@echo "make test      the test suite"
+	@echo "make lint      ruff and mypy"
+	@echo "make bench     the speed table, as ratios against timm's DeiT-T"
+	@echo "make evidence  the slow runs behind docs/EVIDENCE.md (Fashion-MNIST, about half an hour)"
+	@echo "make test-gpu  the tests that need a CUDA device"
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[dev,trt-rtx]'
+	touch $@
+
+demo: $(VENV)/.installed
+	rm -rf $(DEMO)
+	mkdir -p $(DEMO)
+	cd $(DEMO) && $(BIN)/growtas train
+	cd $(DEMO) && $(BIN)/growtas search --device a10 --max-latency 5ms
+	cd $(DEMO) && $(BIN)/growtas export --format trt
+	cd $(DEMO) && $(BIN)/growtas bench
+	@echo "Made in $(DEMO):"
+	@cd $(DEMO) && find runs -type f | sort
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: $(VENV)/.installed
+	$(BIN)/python -m pytest -m gpu -v
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m tests.benchmarks
+
+evidence: $(VENV)/.installed
+	$(BIN)/python -m tests.evidence
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Speed, as ratios of two programs run in turn: ``make bench``."""

@@ -1,0 +1,120 @@
+"""The entries of the speed table."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from growtas import load_space
+from growtas.batch import SubnetBatch
+from growtas.costs import count_costs_batch
+from growtas.export.backends.tensorrt_rtx import TensorRTRTXBuilder
+from growtas.export.deploy import deployable
+from growtas.export.onnx import export_onnx
+from growtas.sampling import sample_batch, sample_feasible
+from tests.benchmarks import models
+from tests.benchmarks.timing import Entry, in_turns, medians, ratio
+
+MAC_RATIO = models.PUBLISHED_MACS / models.DEIT_MACS
+
+
+def training_step() -> Iterator[Entry]:
+    """Forward, backward and AdamW on 16 images of 224 px in float32."""
+    images, labels = torch.randn(16, 3, 224, 224), torch.randint(1000, (16,))
+
+    def step(model: nn.Module, forward: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+        model.train()
+        optimizer = torch.optim.AdamW(model.parameters())
+
+        def run() -> None:
+            F.cross_entropy(forward(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return run
+
+    supernet, static, deit, naive = models.supernet(), models.static(), models.deit_tiny(), models.naive()
+    times = in_turns(
+        {
+            "supernet": step(supernet, lambda x: supernet(x, models.PUBLISHED)),
+            "static": step(static, static),
+            "DeiT-T": step(deit, deit),
+        },
+        rounds=9,
+        warmup=2,
+    )
+    yield Entry("training step, supernet / DeiT-T, per MAC", ratio(times, "supernet", "DeiT-T") / MAC_RATIO, 1.25, medians(times))
+    yield Entry("training step, static ViT / DeiT-T, per MAC", ratio(times, "static", "DeiT-T") / MAC_RATIO, 1.25, medians(times))
+    times = in_turns({"static": step(static, static), "naive": step(naive, naive)}, rounds=3)
+    yield Entry("training step, static ViT / naive attention", ratio(times, "static", "naive"), 0.5, medians(times))
+
+
+def onnx_runtime(folder: Path) -> Iterator[Entry]:
+    """The exported graphs in ONNX Runtime, batch 1."""
+    image = np.random.default_rng(0).standard_normal((1, 3, 224, 224), np.float32)
+
+    def session(name: str, model: nn.Module) -> Callable[[], object]:
+        path = folder / f"{name}.onnx"
+        export_onnx(model, path, image_shape=(3, 224, 224), max_batch=8)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        loaded = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        feed = {loaded.get_inputs()[0].name: image}
+        return lambda: loaded.run(None, feed)
+
+    programs = {
+        "growtas": session("growtas", deployable(models.static())),
+        "DeiT-T": session("deit", models.deit_tiny()),
+        "naive": session("naive", models.naive()),
+    }
+    times = in_turns(programs, rounds=15, repeats=10, warmup=5)
+    yield Entry(
+        "ONNX Runtime batch 1, growtas / DeiT-T, per MAC", ratio(times, "growtas", "DeiT-T") / MAC_RATIO, 1.25, medians(times)
+    )
+    yield Entry("ONNX Runtime batch 1, growtas / naive attention", ratio(times, "growtas", "naive"), 0.5, medians(times))
+
+
+def plan_memory(folder: Path) -> Iterator[Entry]:
+    """Activation memory that the TensorRT-RTX builder reports for SM86; uses the graphs of :func:`onnx_runtime`."""
+    builder = TensorRTRTXBuilder()
+    reports = {
+        name: builder.build(folder / f"{name}.onnx", folder / f"{name}.plan", targets=("sm86",), batch=(1, 1, 1))
+        for name in ("growtas", "deit")
+    }
+    ours, theirs = (reports[name].activation_bytes for name in ("growtas", "deit"))
+    yield Entry("plan for sm86, activation memory, growtas / DeiT-T", ours / theirs, 1.15, f"{ours} and {theirs} bytes")
+
+
+def subnets() -> Iterator[Entry]:
+    """Costing and sampling; the ratio is seconds over one second, and over five."""
+    space = load_space("autoformer-s")
+    drawn = list(sample_batch(space, 100_000, np.random.default_rng(0)))
+    times = in_turns({"cost": lambda: count_costs_batch(space, SubnetBatch.from_subnets(drawn))}, rounds=5)
+    yield Entry("cost 100,000 subnets of autoformer-s, seconds / 1 s", min(times["cost"]) / 1e3, 1.0, medians(times))
+    for limit in (23_000_000, 14_000_000):
+        times = in_turns(
+            {
+                "sample": lambda limit=limit: list(
+                    sample_feasible(space, 10_000, np.random.default_rng(0), lambda b: count_costs_batch(space, b)[0] <= limit)
+                )
+            },
+            rounds=3,
+        )
+        name = f"sample 10,000 subnets of autoformer-s under {limit // 10**6} M, seconds / 5 s"
+        yield Entry(name, min(times["sample"]) / 5e3, 1.0, medians(times))
+
+
+def entries() -> Iterator[Entry]:
+    """All entries, as they are measured."""
+    yield from subnets()
+    with tempfile.TemporaryDirectory() as name:
+        yield from onnx_runtime(Path(name))
+        yield from plan_memory(Path(name))
+    yield from training_step()

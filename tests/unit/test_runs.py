@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from growtas.errors import CheckpointError, UsageError
+from growtas.runs import Run, create_run, find_run
+from growtas.space import PRESETS
+
+
+def _info():
+    return {"state": "training", "space": PRESETS["micro"].to_dict()}
+
+
+def test_the_newest_run_is_found(tmp_path):
+    with pytest.raises(UsageError, match="no run in .*; make one with `growtas train`"):
+        find_run(None, tmp_path)
+    first, second = create_run(tmp_path, "b", _info()), create_run(tmp_path, "a", _info())
+    first.update(created="2026-01-01T00:00:00+00:00")
+    second.update(created="2026-01-02T00:00:00+00:00")
+    assert find_run(None, tmp_path).path == tmp_path / "a"
+    assert find_run(tmp_path / "b").path == tmp_path / "b"
+    assert find_run(None, tmp_path).space == PRESETS["micro"]
+
+
+def test_names_are_not_reused(tmp_path):
+    create_run(tmp_path, "a", _info())
+    with pytest.raises(UsageError, match="a run of this name exists"):
+        create_run(tmp_path, "a", _info())
+    assert len({create_run(tmp_path, None, _info()).path for _ in range(3)}) == 3
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(UsageError, match="no run here"):
+        find_run(tmp_path / "x")
+    (tmp_path / "run.json").write_text('{"format": "other"}')
+    with pytest.raises(CheckpointError, match="not a growtas run"):
+        _ = find_run(tmp_path).info
+
+
+def test_only_complete_checkpoints_count(tmp_path):
+    run = create_run(tmp_path, "a", _info())
+    with pytest.raises(CheckpointError, match=r"no checkpoint yet; continue it with `growtas train --resume"):
+        _ = run.supernet
+    for name in ("epoch-0002", "epoch-0010", ".epoch-0011.tmp", "epoch-0012"):
+        (run.path / "checkpoints" / name).mkdir(parents=True)
+    for name in ("epoch-0002", "epoch-0010", ".epoch-0011.tmp"):
+        (run.path / "checkpoints" / name / "state.json").touch()
+    assert Run(run.path).supernet == run.path / "checkpoints" / "epoch-0010" / "supernet.safetensors"

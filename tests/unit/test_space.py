@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from growtas.errors import SpaceError, SubnetError
+from growtas.sampling import sample
+from growtas.space import PRESETS, SearchSpace, load_space
+from growtas.subnet import Subnet
+
+# The paper's Table 1: (min, max, step).
+TABLE_1 = {
+    "autoformer-t": {"embed_dim": (192, 240, 24), "mlp_ratio": (3.5, 4, 0.5), "num_heads": (3, 4, 1), "depth": (12, 14, 1)},
+    "autoformer-s": {"embed_dim": (320, 448, 64), "mlp_ratio": (3, 4, 0.5), "num_heads": (5, 7, 1), "depth": (12, 14, 1)},
+    "autoformer-b": {"embed_dim": (528, 624, 48), "mlp_ratio": (3, 4, 0.5), "num_heads": (8, 10, 1), "depth": (14, 16, 1)},
+}
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_presets_are_the_papers(name):
+    for field, (low, high, step) in TABLE_1[name].items():
+        assert list(getattr(PRESETS[name], field)) == pytest.approx(list(np.arange(low, high + step / 2, step)))
+
+
+def test_size_counts_the_subnets():
+    space = SearchSpace(name="s", embed_dim=(8, 16), num_heads=(1, 2), mlp_ratio=(2.0, 3.0, 4.0), depth=(1, 2))
+    assert space.size == 2 * (6 + 36)
+
+
+@given(name=st.sampled_from(sorted(PRESETS)), seed=st.integers(0, 2**32 - 1))
+def test_subnets_round_trip_through_json_and_stay_in_the_space(name, seed):
+    subnet = sample(PRESETS[name], np.random.default_rng(seed))
+    assert Subnet.from_dict(subnet.to_dict()) == subnet
+    assert hash(Subnet.from_dict(subnet.to_dict())) == hash(subnet)
+    assert PRESETS[name].holds(subnet)
+
+
+def test_a_subnet_may_lie_outside_the_choices_but_inside_the_bounds():
+    space = PRESETS["autoformer-t"]
+    subnet = Subnet(192, (3,) * 12, (3.0,) * 12)
+    assert space.validate(subnet) is subnet
+    assert not space.holds(subnet)
+
+
+@pytest.mark.parametrize(
+    ("subnet", "message"),
+    [
+        (Subnet(264, (3,) * 12, (4.0,) * 12), r"embed_dim is 264; the choices of autoformer-t are 192, 216 or 240 \(bound .*256\)"),
+        (Subnet(192, (3,) * 11 + (5,), (4.0,) * 12), r"num_heads of block 11 is 5; the choices of autoformer-t are 3 or 4"),
+        (Subnet(192, (3,) * 12, (4.5,) + (4.0,) * 11), r"mlp_ratio of block 0 is 4.5; the choices of autoformer-t are 3.5 or 4"),
+        (Subnet(192, (3,) * 15, (4.0,) * 15), r"depth is 15; the choices of autoformer-t are 12, 13 or 14"),
+    ],
+)
+def test_validation_names_field_value_and_choices(subnet, message):
+    with pytest.raises(SubnetError, match=message):
+        PRESETS["autoformer-t"].validate(subnet)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"embed_dim": 8, "num_heads": [1]}, "mlp_ratio is missing"),
+        ({"embed_dim": 8, "num_heads": 1, "mlp_ratio": [1.0]}, "num_heads is 1; it must be a list"),
+        ({"embed_dim": 8, "num_heads": [1], "mlp_ratio": [1.0], "depth": 2}, "depth is 2, but num_heads and mlp_ratio have 1"),
+        ({"embed_dim": 8.5, "num_heads": [1], "mlp_ratio": [1.0]}, "embed_dim is 8.5; it must be a whole number"),
+        ({"embed_dim": 8, "num_heads": [True], "mlp_ratio": [1.0]}, "num_heads is True"),
+        ({"embed_dim": 8, "num_heads": [1], "mlp_ratio": ["x"]}, "mlp_ratio is 'x'"),
+        ({"embed_dim": 8, "num_heads": [1, 2], "mlp_ratio": [1.0]}, "got 2 and 1"),
+        ([1], "a subnet is a JSON object"),
+    ],
+)
+def test_broken_subnets_are_named(data, message):
+    with pytest.raises(SubnetError, match=message):
+        Subnet.from_dict(data)
+
+
+def test_subnet_files(tmp_path):
+    path = tmp_path / "s.json"
+    with pytest.raises(SubnetError, match=r"s\.json: the subnet file can't be read"):
+        Subnet.load(path)
+    path.write_text("{")
+    with pytest.raises(SubnetError, match=r"s\.json: not JSON \(line 1"):
+        Subnet.load(path)
+    path.write_text('{"depth": 1, "embed_dim": 8, "num_heads": [1], "mlp_ratio": [2], "params": 5}')
+    assert Subnet.load(path) == Subnet(8, (1,), (2.0,))
+
+
+def test_a_space_is_a_yaml_file_too(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "embed_dim: {min: 192, max: 240, step: 24}\nmlp_ratio: {min: 3.5, max: 4, step: 0.5}\n"
+        "num_heads: [3, 4]\ndepth: [12, 13, 14]\nmax_embed_dim: 256\n"
+    )
+    assert load_space(path) == PRESETS["autoformer-t"].replace(name="mine")
+    path.write_text(yaml.safe_dump(PRESETS["micro"].to_dict()))
+    assert load_space(path) == PRESETS["micro"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("embed_dims: [8]", "unknown field 'embed_dims'; did you mean embed_dim"),
+        ("embed_dim: [8]\nnum_heads: [1]\ndepth: [1]", "mlp_ratio is missing"),
+        ("embed_dim: [8, 8]\nnum_heads: [1]\nmlp_ratio: [1]\ndepth: [1]", "names a choice twice"),
+        ("embed_dim: {min: 8, max: 17, step: 4}\nnum_heads: [1]\nmlp_ratio: [1]\ndepth: [1]", "not min 8 plus a number of steps"),
+        ("embed_dim: [8]\nnum_heads: [1]\nmlp_ratio: [1]\ndepth: [1]\nmax_depth: 0.5", "max_depth is 0.5"),
+        ("embed_dim: [8]\nnum_heads: [2]\nmlp_ratio: [1]\ndepth: [1]\nmax_num_heads: 1", "below the largest choice"),
+        ("embed_dim: [8]\nnum_heads: [2]\nmlp_ratio: [1]\ndepth: [1]\nimage_size: 30", "not a multiple of patch_size"),
+        ("- 1", "a search space is a mapping"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_broken_spaces_are_named(tmp_path, text, message):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(SpaceError, match=rf"broken\.yaml: .*{message}"):
+        load_space(path)
+
+
+def test_an_unknown_preset_lists_the_legal_ones():
+    with pytest.raises(
+        SpaceError, match=r"'autoformer-x'; did you mean autoformer-\w\? legal are autoformer-t, .* or micro, or a YAML file"
+    ):
+        load_space("autoformer-x")

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from growtas.errors import UnitError
+from growtas.units import format_bytes, format_count, format_ms, parse_count, parse_latency_ms
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("6M", 6_000_000), ("1.3G", 1_300_000_000), ("450k", 450_000), ("2B", 2 * 10**9), (" 5.9 M ", 5_900_000)]
+)
+def test_counts(text, value):
+    assert parse_count(text) == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("5ms", 5.0), ("300us", 0.3), ("0.5 s", 500.0), ("1e1ms", 10.0)])
+def test_latencies(text, value):
+    assert parse_latency_ms(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["5", "", "ms", "5 minutes", "5MS", "-5ms", "0ms", "nanms", "infms", "5ms5", "1e400ms"])
+def test_latencies_that_are_refused(text):
+    with pytest.raises(UnitError, match="max-latency"):
+        parse_latency_ms(text, "--max-latency")
+
+
+@pytest.mark.parametrize("text", ["6", "6000000", "", "6X", "-6M", "M", "0M"])
+def test_counts_that_are_refused(text):
+    with pytest.raises(UnitError):
+        parse_count(text)
+
+
+def test_a_bare_number_gets_the_reason():
+    with pytest.raises(UnitError, match="'5' has no unit, and a bare number could mean any of s, ms, us"):
+        parse_latency_ms("5")
+
+
+@given(st.integers(1, 10**13))
+def test_formatted_counts_parse_back(value):
+    text = format_count(value)
+    assert (parse_count(text) if not text[-1].isdigit() else int(text)) == pytest.approx(value, rel=0.006)
+
+
+def test_formats():
+    assert format_count(5_867_944) == "5.87M"
+    assert format_count(999_999) == "1000K"
+    assert format_ms(4.2111) == "4.21 ms"
+    assert format_bytes(22_748_672) == "22.7 MB"
