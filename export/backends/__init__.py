@@ -1,1 +1,40 @@
-""""""
+"""Runtimes that run an artifact, and builders that compile one; a file each, chosen here by the artifact's suffix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from growtas.errors import UsageError, choices
+from growtas.export.backends.base import Session
+
+SUFFIXES = (".safetensors", ".onnx", ".plan")
+
+
+def open_session(path: str | Path, *, threads: int | None = None, runtime: str | None = None) -> Session:
+    """Load an artifact in the runtime that its suffix asks for.
+
+    Args:
+        path: a ``.safetensors`` (torch), ``.onnx`` (ONNX Runtime) or ``.plan`` (TensorRT or TensorRT-RTX) file.
+        threads: CPU threads; by default all that this process may use.
+        runtime: for a plan, ``tensorrt`` or ``tensorrt-rtx``, as its manifest says; tensorrt-rtx if not given.
+
+    Raises:
+        CheckpointError: the file can't be loaded.
+        DeviceError: a plan, and no GPU at hand.
+        MissingExtra: the runtime is not installed.
+        UsageError: another suffix.
+    """
+    path = Path(path)
+    if path.suffix == ".onnx":
+        from growtas.export.backends.onnxruntime import OnnxRuntimeSession
+
+        return OnnxRuntimeSession(path, threads=threads)
+    if path.suffix == ".safetensors":
+        from growtas.export.backends.pytorch import TorchSession
+
+        return TorchSession(path, threads=threads)
+    if path.suffix == ".plan":
+        from growtas.export.backends import tensorrt, tensorrt_rtx
+
+        return tensorrt.open_plan(path) if runtime == "tensorrt" else tensorrt_rtx.open_plan(path)
+    raise UsageError(f"{path}: not an artifact; legal are files that end in {choices(SUFFIXES)}")

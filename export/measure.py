@@ -1,0 +1,223 @@
+"""Measuring latency: warm-up, enough samples, percentiles, and what it was measured on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from growtas.errors import ConfigError
+from growtas.export.backends.base import Array, RuntimeInfo, Session, Timer
+from growtas.nn.architecture import Architecture
+
+WARMUP_RUNS = 5
+WARMUP_SECONDS = 0.2
+MIN_RUNS = 30
+MAX_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Latency of one artifact at one batch size, measured (never modelled).
+
+    Attributes:
+        p50_ms, p95_ms, p99_ms, mean_ms: of one run of the whole batch, in milliseconds.
+        cv: standard deviation over mean.
+        samples: timed runs.
+        batch: images a run.
+        threads: CPU threads; 0 on a GPU.
+        runtime, runtime_version: what ran it.
+        device: ``cpu``, or the GPU's name.
+        precision: such as ``fp32``.
+    """
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    mean_ms: float
+    cv: float
+    samples: int
+    batch: int
+    threads: int
+    runtime: str
+    runtime_version: str
+    device: str
+    precision: str
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput at the median latency."""
+        return self.batch * 1e3 / self.p50_ms
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, with ``kind`` measured and the throughput."""
+        return {"kind": "measured", **dataclasses.asdict(self), "images_per_second": self.images_per_second}
+
+
+def summarise(samples_ms: Sequence[float], info: RuntimeInfo, *, batch: int, precision: str = "fp32") -> Measurement:
+    """Percentiles of timed runs (linear interpolation between samples).
+
+    Raises:
+        ValueError: no samples.
+    """
+    times = np.asarray(samples_ms, np.float64)
+    if not times.size:
+        raise ValueError("no samples to summarise")
+    p50, p95, p99 = np.percentile(times, [50, 95, 99])
+    mean = float(times.mean())
+    return Measurement(
+        p50_ms=float(p50),
+        p95_ms=float(p95),
+        p99_ms=float(p99),
+        mean_ms=mean,
+        cv=float(times.std() / mean) if mean else 0.0,
+        samples=times.size,
+        batch=batch,
+        threads=info.threads,
+        runtime=info.runtime,
+        runtime_version=info.version,
+        device=info.device,
+        precision=precision,
+    )
+
+
+def warm_up(timer: Timer, *, runs: int = WARMUP_RUNS, seconds: float = WARMUP_SECONDS) -> None:
+    """Run untimed until both are reached: first runs allocate memory, choose kernels, and raise the clock."""
+    start, count = time.perf_counter(), 0
+    while count < runs or time.perf_counter() - start < seconds:
+        timer()
+        count += 1
+        if time.perf_counter() - start > MAX_SECONDS:
+            return
+
+
+def collect(timer: Timer, *, seconds: float, min_runs: int = 1, max_seconds: float = MAX_SECONDS) -> list[float]:
+    """Timed runs for at least ``seconds`` and ``min_runs``, but not longer than ``max_seconds`` (one run at least)."""
+    start, samples = time.perf_counter(), []
+    while True:
+        samples.append(timer())
+        elapsed = time.perf_counter() - start
+        if elapsed >= max_seconds or (elapsed >= seconds and len(samples) >= min_runs):
+            return samples
+
+
+def measure_session(
+    session: Session,
+    image_shape: tuple[int, int, int],
+    *,
+    batch: int = 1,
+    seconds: float = 1.0,
+    min_runs: int = MIN_RUNS,
+    precision: str = "fp32",
+) -> Measurement:
+    """Latency of a loaded artifact: warm-up, then at least ``seconds`` and ``min_runs``.
+
+    Args:
+        image_shape: channels, height, width.
+        batch: images a run.
+
+    Raises:
+        ConfigError: a batch below one.
+    """
+    timer = session.timer(random_images(batch, image_shape))
+    warm_up(timer)
+    return summarise(collect(timer, seconds=seconds, min_runs=min_runs), session.info, batch=batch, precision=precision)
+
+
+def measure_onnx(
+    path: str | Path,
+    *,
+    batch: int = 1,
+    threads: int | None = None,
+    seconds: float = 1.0,
+    min_runs: int = MIN_RUNS,
+    precision: str = "fp32",
+) -> Measurement:
+    """Latency of an ONNX file in ONNX Runtime on the CPU.
+
+    Args:
+        batch: images a run.
+        threads: by default all that this process may use.
+        seconds, min_runs: how long to measure at least.
+
+    Raises:
+        CheckpointError: the file can't be loaded.
+        ConfigError: a batch below one.
+    """
+    from growtas.export.backends.onnxruntime import OnnxRuntimeSession
+
+    with OnnxRuntimeSession(path, threads=threads) as session:
+        return measure_session(session, session.image_shape, batch=batch, seconds=seconds, min_runs=min_runs, precision=precision)
+
+
+def measure_architecture(
+    architecture: Architecture, *, batch: int = 1, threads: int | None = None, seconds: float = 1.0, min_runs: int = MIN_RUNS
+) -> Measurement:
+    """Latency of an architecture here, as an exported ONNX file with random weights in ONNX Runtime.
+
+    The weights' values do not change the time; the file is built in a temporary folder and removed.
+
+    Raises:
+        BuildError: the export failed.
+        ConfigError: a batch below one.
+    """
+    from growtas.export.onnx import export_onnx
+    from growtas.nn.vit import VisionTransformer
+
+    with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(VisionTransformer(architecture).eval(), path)
+        return measure_onnx(path, batch=batch, threads=threads, seconds=seconds, min_runs=min_runs)
+
+
+def random_images(batch: int, image_shape: tuple[int, int, int]) -> Array:
+    """Normal noise ``(batch, channels, height, width)``, always the same: latency does not depend on what is seen.
+
+    Raises:
+        ConfigError: a batch below one.
+    """
+    if batch < 1:
+        raise ConfigError(f"batch is {batch}; it must be 1 or more")
+    return np.random.default_rng(0).standard_normal((batch, *image_shape), np.float32)
+
+
+def environment() -> dict[str, Any]:
+    """The machine that numbers were measured on: CPU, cores, load, system, Python."""
+    from growtas.export.backends.base import available_threads
+
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "cpu": _cpu_model(),
+        "cpu_threads_available": available_threads(),
+        "cpu_threads_total": os.cpu_count(),
+        "load_average_1min": load,
+        "gpu": _gpu_name(),
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_model() -> str:
+    """The CPU's marketing name where the system tells it, else its family."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _gpu_name() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
