@@ -104,13 +104,14 @@ class _RelativeAttention(_PlainAttention):
         key_table, _ = unroll_tables(*attn.relative_key(), grid)
         value_table, cls_value = unroll_tables(*attn.relative_value(), grid)
         self.proj.bias.add_(attn.proj.weight @ cls_value.repeat(self.heads))
-        # A last row of zeros, for the pairs with the cls token.
-        self.register_buffer("key_table", F.pad(key_table, (0, 0, 0, 1)).t().contiguous())
-        self.register_buffer("value_table", F.pad(value_table, (0, 0, 0, 1)).contiguous())
-        self.register_buffer("lines", grid.lines[None, None])
-        self.register_buffer("distances", grid.distances[None, None])
-        self.register_buffer("onehot", F.pad(grid.onehot, (0, 1)))
-        self.register_buffer("onehot_keys", grid.onehot.t()[None, None].contiguous())
+        # Of the padding only the one zero that the gathers need.
+        lines, distances = grid.num_lines, int(grid.lines.max()) + 1
+        self.register_buffer("key_table", key_table[:distances].t().contiguous())
+        self.register_buffer("value_table", value_table[:distances].clone())
+        self.register_buffer("lines", grid.lines[None, None, :, :lines].contiguous())
+        self.register_buffer("distances", grid.distances[None, None, :, :distances].contiguous())
+        self.register_buffer("onehot", grid.onehot[:, : lines + 1].contiguous())
+        self.register_buffer("onehot_keys", grid.onehot[:, :lines].t()[None, None].contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         q, v, batch = self.heads_first(self.q(x)), self.heads_first(self.v(x)), x.shape[0] // self.tokens

@@ -32,19 +32,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from growtas.nn.packed import packed_attention
+
 
 @dataclass(frozen=True)
 class GridIndex:
     """Constant indices of a grid of ``rows`` x ``cols`` patches after one cls token; ``N = rows * cols + 1``.
 
-    ``P`` stands for ``2*rows-1 + 2*cols-1`` distances, ``S`` for ``rows + cols`` grid lines.
+    ``S`` counts the grid lines, ``rows + cols``, and ``P`` the distances, ``2*rows-1 + 2*cols-1``. Both are padded by at least one
+    to a multiple of 8, ``L`` and ``D``: kernels like it, and a padded entry is the zero that stands for "no term".
 
     Attributes:
         row_entries: rows of the vertical table for the distances -(rows-1) .. rows-1, clipped; shape ``(2*rows-1,)``.
         col_entries: the same for the horizontal table; shape ``(2*cols-1,)``.
-        lines: for each query and grid line the column of ``P`` that holds its term; ``P`` itself means zero; shape ``(N, S)``.
-        distances: the inverse: for each query and distance the grid line, ``S`` means zero; shape ``(N, P + 1)``.
-        onehot: row and column of each token, zeros for cls; shape ``(N, S)``, float32.
+        lines: for each query and grid line the distance that holds its term, or a padded one; shape ``(N, L)``.
+        distances: the inverse, for each query and distance the grid line, or a padded one; shape ``(N, D)``.
+        onehot: row and column of each token, zeros for cls and the padding; shape ``(N, L)``, float32.
+        num_lines: ``S``.
     """
 
     row_entries: Tensor
@@ -52,21 +56,23 @@ class GridIndex:
     lines: Tensor
     distances: Tensor
     onehot: Tensor
+    num_lines: int
 
 
 @lru_cache(maxsize=64)
 def grid_index(rows: int, cols: int, max_relative_position: int, device: str = "cpu") -> GridIndex:
     """The indices of a grid, computed once a grid and device."""
+    # Cached tensors outlive the caller's mode and device: they must be ordinary ones.
     with torch.inference_mode(False), torch.device("cpu"):
         position = torch.arange(rows * cols)
         row, col = position // cols, position % cols
-        wide, lines_total = 2 * rows - 1 + 2 * cols - 1, rows + cols
-        lines = torch.full((rows * cols + 1, lines_total), wide)
+        num_lines, num_distances = rows + cols, 2 * rows - 1 + 2 * cols - 1
+        lines = torch.full((rows * cols + 1, _padded(num_lines)), num_distances)
         lines[1:, :rows] = torch.arange(rows) - row[:, None] + rows - 1
-        lines[1:, rows:] = torch.arange(cols) - col[:, None] + cols - 1 + (2 * rows - 1)
-        distances = torch.full((rows * cols + 1, wide + 1), lines_total)
-        distances[1:].scatter_(1, lines[1:], torch.arange(lines_total).expand(rows * cols, -1))
-        onehot = torch.zeros(rows * cols + 1, lines_total)
+        lines[1:, rows:num_lines] = torch.arange(cols) - col[:, None] + cols - 1 + (2 * rows - 1)
+        distances = torch.full((rows * cols + 1, _padded(num_distances)), num_lines)
+        distances[1:].scatter_(1, lines[1:, :num_lines], torch.arange(num_lines).expand(rows * cols, -1))
+        onehot = torch.zeros(rows * cols + 1, _padded(num_lines))
         onehot[1:].scatter_(1, row[:, None], 1.0)
         onehot[1:].scatter_(1, rows + col[:, None], 1.0)
 
@@ -74,8 +80,13 @@ def grid_index(rows: int, cols: int, max_relative_position: int, device: str = "
             offset = torch.arange(-(length - 1), length)
             return offset.clamp(-max_relative_position, max_relative_position) + max_relative_position + 1
 
-        index = GridIndex(entries(rows), entries(cols), lines, distances, onehot)
-    return GridIndex(*(getattr(index, field).to(device) for field in GridIndex.__dataclass_fields__))
+        tensors = (entries(rows), entries(cols), lines, distances, onehot)
+    return GridIndex(*(tensor.to(device) for tensor in tensors), num_lines)
+
+
+def _padded(count: int) -> int:
+    """The next multiple of 8 above ``count``."""
+    return count // 8 * 8 + 8
 
 
 def unroll_tables(vertical: Tensor, horizontal: Tensor, grid: GridIndex) -> tuple[Tensor, Tensor]:
@@ -85,48 +96,49 @@ def unroll_tables(vertical: Tensor, horizontal: Tensor, grid: GridIndex) -> tupl
         vertical, horizontal: ``(2 * max_relative_position + 2, head_dim)``, entry 0 for pairs with the cls token.
 
     Returns:
-        The ``(P, head_dim)`` table, and the cls entry ``vertical[0] + horizontal[0]``, ``(head_dim,)``.
+        The table, ``(D, head_dim)``, padded with zeros, and the cls entry ``vertical[0] + horizontal[0]``, ``(head_dim,)``.
     """
     cls_entry = vertical[0] + horizontal[0]
-    return torch.cat([vertical[grid.row_entries], horizontal[grid.col_entries] - cls_entry]), cls_entry
+    table = torch.cat([vertical[grid.row_entries], horizontal[grid.col_entries] - cls_entry])
+    return F.pad(table, (0, 0, 0, grid.distances.shape[1] - table.shape[0])), cls_entry
 
 
 def relative_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    qkv: Tensor,
     key_tables: tuple[Tensor, Tensor],
     value_tables: tuple[Tensor, Tensor],
+    heads: int,
     grid: GridIndex,
-    scale: float,
 ) -> Tensor:
     """Attention with 2-D relative position on keys and values (AutoFormer, Section 3; layout in the module's text).
 
     Args:
-        q, k, v: ``(batch, heads, N, head_dim)``.
+        qkv: ``(batch, N, 3 * heads * head_dim)``: q, k and v, each head by head.
         key_tables, value_tables: (vertical, horizontal), each ``(2 * max_relative_position + 2, head_dim)``.
+        heads: number of heads.
         grid: the indices for these N tokens.
-        scale: factor on the logits, relative term included.
 
     Returns:
-        ``(batch, heads, N, head_dim)``.
+        ``(batch, N, heads * head_dim)``; logits are scaled by ``head_dim ** -0.5``, relative term included.
     """
-    head_dim = q.shape[-1]
-    lines = grid.onehot.shape[1]
     key_table, _ = unroll_tables(*key_tables, grid)
     value_table, cls_value = unroll_tables(*value_tables, grid)
-    # One more row of zeros: the entry that the gathers use where there is nothing to add.
-    key_table = F.pad(key_table, (0, 0, 0, 1))
-    value_table = F.pad(value_table, (0, 0, 0, 1))
-    terms = F.linear(q, key_table).gather(-1, grid.lines.expand(*q.shape[:2], -1, -1))
-    # Flash kernels want a multiple of 8 channels, and the way back wants one column of zero mass.
-    spare = -(head_dim + lines + 1) % 8 + 1
-    onehot = F.pad(grid.onehot.to(k.dtype), (0, spare)).expand(*k.shape[:2], -1, -1)
+    fused = qkv.device.type == "cpu" and qkv.dtype == key_table.dtype and not torch.compiler.is_compiling()
+    attend = packed_attention if fused else _sdpa_attention
+    return attend(qkv, key_table, value_table, heads, grid) + cls_value.to(qkv.dtype).repeat(heads)
+
+
+def _sdpa_attention(qkv: Tensor, key_table: Tensor, value_table: Tensor, heads: int, grid: GridIndex) -> Tensor:
+    """The same as :func:`growtas.nn.packed.packed_attention`, by scaled_dot_product_attention: for GPUs and exporters."""
+    batch, tokens, width = qkv.shape
+    head_dim = width // (3 * heads)
+    q, k, v = qkv.view(batch, tokens, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
+    every = (batch, heads, -1, -1)
+    terms = F.linear(q, key_table.to(q.dtype)).gather(-1, grid.lines.expand(every))
+    onehot = grid.onehot.to(q.dtype).expand(every)
     attended = F.scaled_dot_product_attention(
-        torch.cat([q, F.pad(terms, (0, spare))], -1),
-        torch.cat([k, onehot], -1),
-        torch.cat([v, onehot], -1),
-        scale=scale,
+        torch.cat([q, terms], -1), torch.cat([k, onehot], -1), torch.cat([v, onehot], -1), scale=head_dim**-0.5
     )
-    masses = attended[..., head_dim : head_dim + lines + 1].gather(-1, grid.distances.expand(*q.shape[:2], -1, -1))
-    return attended[..., :head_dim] + (masses @ value_table + cls_value)
+    masses = attended[..., head_dim:].gather(-1, grid.distances.expand(every))
+    out = attended[..., :head_dim] + masses @ value_table.to(q.dtype)
+    return out.transpose(1, 2).reshape(batch, tokens, heads * head_dim)

@@ -54,32 +54,46 @@ class Supernet(nn.Module):
             SubnetError: the subnet exceeds the bounds.
         """
         self.space.validate(subnet)
-        dim = subnet.embed_dim
-        assert self.patch_embed.bias is not None
-        x = F.conv2d(images, self.patch_embed.weight[:dim], self.patch_embed.bias[:dim], self.patch_embed.stride)
-        x = x.flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token[..., :dim].expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed[..., :dim]
+        x = self.embed(images, subnet.embed_dim)
         for index, heads in enumerate(subnet.num_heads):
-            x = self._block(x, self.blocks[index], index, heads, subnet.hidden_dim(index))
-        pooled = _layer_norm(x, self.norm)[:, 1:].mean(dim=1)
-        return F.linear(pooled, self.head.weight[:, :dim], self.head.bias)
+            x = self.mlp_layer(self.attention_layer(x, index, heads), index, subnet.hidden_dim(index))
+        return self.classify(x)
 
-    def _block(self, x: Tensor, block: nn.Module, index: int, heads: int, hidden: int) -> Tensor:
-        """A block cut to ``heads`` and ``hidden``; ``(batch, N, embed_dim)`` -> the same shape."""
+    # The steps of the forward pass are public: a search runs them one by one, to share what subnets have in common.
+
+    def embed(self, images: Tensor, embed_dim: int) -> Tensor:
+        """Images -> tokens with positions, ``(batch, N, embed_dim)``, cls first."""
+        assert self.patch_embed.bias is not None
+        weight, bias = self.patch_embed.weight[:embed_dim], self.patch_embed.bias[:embed_dim]
+        x = F.conv2d(images, weight, bias, self.patch_embed.stride).flatten(2).transpose(1, 2)
+        cls_token = self.cls_token[..., :embed_dim].expand(x.shape[0], -1, -1)
+        return torch.cat([cls_token, x], dim=1) + self.pos_embed[..., :embed_dim]
+
+    def attention_layer(self, x: Tensor, index: int, num_heads: int) -> Tensor:
+        """The attention half of block ``index`` with its residual; ``(batch, N, embed_dim)`` -> the same shape."""
+        block = self.blocks[index]
+        assert isinstance(block, Block)
+        return x + self._drop_path(self._attention(_layer_norm(x, block.norm1), block.attn, num_heads), index)
+
+    def mlp_layer(self, x: Tensor, index: int, hidden_dim: int) -> Tensor:
+        """The MLP half of block ``index`` with its residual; ``(batch, N, embed_dim)`` -> the same shape."""
+        block = self.blocks[index]
         assert isinstance(block, Block)
         dim = x.shape[-1]
-        x = x + self._drop_path(self._attention(_layer_norm(x, block.norm1), block.attn, heads), index)
-        y = F.gelu(F.linear(_layer_norm(x, block.norm2), block.fc1.weight[:hidden, :dim], block.fc1.bias[:hidden]))
-        return x + self._drop_path(F.linear(y, block.fc2.weight[:dim, :hidden], block.fc2.bias[:dim]), index)
+        y = F.linear(_layer_norm(x, block.norm2), block.fc1.weight[:hidden_dim, :dim], block.fc1.bias[:hidden_dim])
+        return x + self._drop_path(F.linear(F.gelu(y), block.fc2.weight[:dim, :hidden_dim], block.fc2.bias[:dim]), index)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Tokens after the last block -> logits ``(batch, num_classes)``."""
+        pooled = _layer_norm(x, self.norm)[:, 1:].mean(dim=1)
+        return F.linear(pooled, self.head.weight[:, : x.shape[-1]], self.head.bias)
 
     def _attention(self, x: Tensor, attn: Attention, heads: int) -> Tensor:
-        batch, tokens, dim = x.shape
-        head_dim, grid_size, width = self.space.head_dim, self.space.grid_size, heads * self.space.head_dim
+        dim, width = x.shape[-1], heads * self.space.head_dim
         qkv = F.linear(x, subnet_qkv_weight(attn.qkv.weight, dim, width), attn.qkv.bias[: 3 * width])
-        q, k, v = qkv.view(batch, tokens, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
+        grid_size = self.space.grid_size
         grid = grid_index(grid_size, grid_size, self.space.max_relative_position, str(x.device))
-        out = relative_attention(q, k, v, attn.relative_key(), attn.relative_value(), grid, head_dim**-0.5)
-        out = out.transpose(1, 2).reshape(batch, tokens, width)
+        out = relative_attention(qkv, attn.relative_key(), attn.relative_value(), heads, grid)
         return F.linear(out, attn.proj.weight[:dim, :width], attn.proj.bias[:dim])
 
     def _drop_path(self, x: Tensor, index: int) -> Tensor:

@@ -50,14 +50,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, N, embed_dim)`` -> the same shape."""
         batch, tokens, _ = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        scale = self.head_dim**-0.5
+        qkv = self.qkv(x)
         if self.max_relative_position is None:
-            out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+            q, k, v = qkv.view(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+            out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, -1)
         else:
             grid = grid_index(self.grid_size, self.grid_size, self.max_relative_position, str(x.device))
-            out = relative_attention(q, k, v, self.relative_key(), self.relative_value(), grid, scale)
-        return self.proj(out.transpose(1, 2).reshape(batch, tokens, -1))
+            out = relative_attention(qkv, self.relative_key(), self.relative_value(), self.num_heads, grid)
+        return self.proj(out)
 
 
 class Block(nn.Module):

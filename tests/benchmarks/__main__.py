@@ -23,10 +23,8 @@ def main() -> int:
     measured = []
     for entry in entries():
         measured.append(entry)
-        console.print(
-            f"{entry.name}: {entry.ratio:.3f} (bar {entry.bar:g}) {'holds' if entry.holds else 'FAILS'}  [{entry.detail}]",
-            markup=False,
-        )
+        verdict = "holds" if entry.holds else "FAILS"
+        console.print(f"{entry.name}: {entry.ratio:.3f} (bar {entry.bar:g}) {verdict}  ({entry.detail})", markup=False)
     table = Table("name", "ratio", "bar", "holds")
     for entry in measured:
         table.add_row(entry.name, f"{entry.ratio:.3f}", f"{entry.bar:g}", "yes" if entry.holds else "NO")

@@ -25,9 +25,10 @@ class Entry:
         return {"name": self.name, "ratio": round(self.ratio, 4), "bar": self.bar, "holds": self.holds, "detail": self.detail}
 
 
-def in_turns(
-    programs: dict[str, Callable[[], object]], *, rounds: int, repeats: int = 1, warmup: int = 1
-) -> dict[str, list[float]]:
+Programs = dict[str, Callable[[], object]]
+
+
+def in_turns(programs: Programs, *, rounds: int, repeats: int = 1, warmup: int = 1) -> dict[str, list[float]]:
     """Milliseconds of each program: the median of ``repeats`` calls in each of ``rounds`` rounds over all programs."""
     for program in programs.values():
         for _ in range(warmup):

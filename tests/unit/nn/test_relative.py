@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from growtas.nn import relative
+from growtas.nn.packed import packed_attention
 from growtas.nn.relative import grid_index, relative_attention
 from tests.reference import naive_relative_attention
 
@@ -15,40 +18,72 @@ def _inputs(rows, cols, clip, head_dim, heads=2, batch=2, dtype=torch.float64, s
     def random(*shape):
         return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_()
 
-    qkv = [random(batch, heads, rows * cols + 1, head_dim) for _ in range(3)]
-    tables = [random(2 * clip + 2, head_dim) for _ in range(4)]
-    return qkv, tables
+    return random(batch, rows * cols + 1, 3 * heads * head_dim), [random(2 * clip + 2, head_dim) for _ in range(4)]
 
 
-@settings(max_examples=40, deadline=None)
+def _both(qkv, tables, rows, cols, clip, heads=2):
+    """Ours and the written-out formula's output, (batch, N, heads * head_dim)."""
+    key_tables, value_tables = tables[:2], tables[2:]
+    ours = relative_attention(qkv, key_tables, value_tables, heads, grid_index(rows, cols, clip))
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    oracle = naive_relative_attention(q, k, v, key_tables, value_tables, rows, cols, q.shape[-1] ** -0.5)
+    return ours, oracle.transpose(1, 2).flatten(2)
+
+
+@pytest.fixture(params=["packed", "sdpa"])
+def path(request, monkeypatch):
+    """Both ways of computing it: the CPU's own function, and scaled_dot_product_attention as on a GPU."""
+    if request.param == "sdpa":
+        monkeypatch.setattr(relative, "packed_attention", relative._sdpa_attention)
+    return request.param
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(1, 7), cols=st.integers(1, 7), clip=st.integers(1, 9), head_dim=st.sampled_from([1, 4, 8, 16]))
-def test_equals_the_written_out_formula(rows, cols, clip, head_dim):
-    (q, k, v), tables = _inputs(rows, cols, clip, head_dim)
-    scale = head_dim**-0.5
-    out = relative_attention(q, k, v, (tables[0], tables[1]), (tables[2], tables[3]), grid_index(rows, cols, clip), scale)
-    oracle = naive_relative_attention(q, k, v, (tables[0], tables[1]), (tables[2], tables[3]), rows, cols, scale)
-    torch.testing.assert_close(out, oracle, rtol=1e-10, atol=1e-10)
+def test_equals_the_written_out_formula(path, rows, cols, clip, head_dim):
+    qkv, tables = _inputs(rows, cols, clip, head_dim)
+    ours, oracle = _both(qkv, tables, rows, cols, clip)
+    torch.testing.assert_close(ours, oracle, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("rows", "cols", "clip"), [(4, 4, 14), (6, 6, 3), (3, 5, 2)])
-def test_gradients_equal_the_written_out_formulas(rows, cols, clip):
-    (q, k, v), tables = _inputs(rows, cols, clip, 8)
-    leaves = [q, k, v, *tables]
-    grid = grid_index(rows, cols, clip)
-    out = relative_attention(q, k, v, (tables[0], tables[1]), (tables[2], tables[3]), grid, 0.3)
-    oracle = naive_relative_attention(q, k, v, (tables[0], tables[1]), (tables[2], tables[3]), rows, cols, 0.3)
-    weight = torch.randn(out.shape, dtype=out.dtype)
-    ours = torch.autograd.grad((out * weight).sum(), leaves)
-    theirs = torch.autograd.grad((oracle * weight).sum(), leaves)
-    for got, want in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize(("rows", "cols", "clip"), [(4, 4, 14), (6, 6, 3), (3, 5, 2), (1, 1, 1)])
+def test_gradients_equal_the_written_out_formulas(path, rows, cols, clip):
+    qkv, tables = _inputs(rows, cols, clip, 8, heads=3)
+    ours, oracle = _both(qkv, tables, rows, cols, clip, heads=3)
+    weight = torch.randn(ours.shape, dtype=ours.dtype)
+    leaves = [qkv, *tables]
+    got = torch.autograd.grad((ours * weight).sum(), leaves)
+    want = torch.autograd.grad((oracle * weight).sum(), leaves)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_large_tables_stay_accurate_in_float32():
-    (q, k, v), tables = _inputs(14, 14, 14, 64, dtype=torch.float32)
-    args = (q, k, v, (tables[0], tables[1]), (tables[2], tables[3]))
-    out = relative_attention(*args, grid_index(14, 14, 14), 64**-0.5)
-    exact = naive_relative_attention(
-        *(a.double() if torch.is_tensor(a) else tuple(t.double() for t in a) for a in args), 14, 14, 64**-0.5
-    )
-    assert ((out - exact).abs().max() / exact.abs().max()).item() < 5e-6
+def test_the_functions_own_gradient_passes_gradcheck():
+    grid = grid_index(2, 3, 2)
+    qkv = torch.randn(2, 7, 3 * 2 * 4, dtype=torch.float64, requires_grad=True)
+    tables = [torch.randn(grid.distances.shape[1], 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    with torch.no_grad():  # The padding is zero by contract, and no gradient is asked for it.
+        for table in tables:
+            table[8:] = 0
+
+    def function(qkv, key_rows, value_rows):
+        pad = (0, 0, 0, grid.distances.shape[1] - 8)
+        return packed_attention(qkv, F.pad(key_rows, pad), F.pad(value_rows, pad), 2, grid)
+
+    rows = [table[:8].detach().requires_grad_() for table in tables]
+    assert torch.autograd.gradcheck(function, (qkv, *rows))
+
+
+def test_large_tables_stay_accurate_in_float32(path):
+    qkv, tables = _inputs(14, 14, 14, 64, dtype=torch.float32)
+    ours, _ = _both(qkv, tables, 14, 14, 14)
+    _, exact = _both(qkv.double(), [table.double() for table in tables], 14, 14, 14)
+    assert ((ours - exact).abs().max() / exact.abs().max()).item() < 5e-6
+
+
+def test_bfloat16_inputs_take_the_general_path():
+    qkv, tables = _inputs(4, 4, 3, 16, dtype=torch.float32)
+    ours = relative_attention(qkv.bfloat16(), tables[:2], tables[2:], 2, grid_index(4, 4, 3))
+    exact, _ = _both(qkv, tables, 4, 4, 3)
+    assert ours.dtype == torch.bfloat16
+    assert ((ours.float() - exact).abs().max() / exact.abs().max()).item() < 0.05
