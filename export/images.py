@@ -1,4 +1,4 @@
-"""Real images for the parity gate: the run's test images, or photographs that scikit-learn ships."""
+"""Images to run artifacts on: real ones for the parity gate, noise for timing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from growtas.errors import DataError
+from growtas.errors import ConfigError, DataError
 from growtas.export.backends.base import Array
 from growtas.runs import Run
 
@@ -85,3 +85,14 @@ def sample_photographs(count: int, preprocess: Mapping[str, Any]) -> Array:
         images = images.mean(1, keepdim=True)
     mean, std = (torch.tensor(preprocess[key], dtype=torch.float32).view(1, -1, 1, 1) for key in ("mean", "std"))
     return np.ascontiguousarray(((images - mean) / std).numpy(), np.float32)
+
+
+def noise(batch: int, image_shape: tuple[int, int, int]) -> Array:
+    """Normal noise ``(batch, channels, height, width)``, always the same: latency does not depend on what is seen.
+
+    Raises:
+        ConfigError: a batch below one.
+    """
+    if batch < 1:
+        raise ConfigError(f"batch is {batch}; it must be 1 or more")
+    return np.random.default_rng(0).standard_normal((batch, *image_shape), np.float32)

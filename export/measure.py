@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from growtas.errors import ConfigError
-from growtas.export.backends.base import Array, RuntimeInfo, Session, Timer
+from growtas.export.backends.base import RuntimeInfo, Session, Timer, available_threads
+from growtas.export.images import noise
 from growtas.nn.architecture import Architecture
 
 WARMUP_RUNS = 5
@@ -127,7 +127,7 @@ def measure_session(
     Raises:
         ConfigError: a batch below one.
     """
-    timer = session.timer(random_images(batch, image_shape))
+    timer = session.timer(noise(batch, image_shape))
     warm_up(timer)
     return summarise(collect(timer, seconds=seconds, min_runs=min_runs), session.info, batch=batch, precision=precision)
 
@@ -178,21 +178,8 @@ def measure_architecture(
         return measure_onnx(path, batch=batch, threads=threads, seconds=seconds, min_runs=min_runs)
 
 
-def random_images(batch: int, image_shape: tuple[int, int, int]) -> Array:
-    """Normal noise ``(batch, channels, height, width)``, always the same: latency does not depend on what is seen.
-
-    Raises:
-        ConfigError: a batch below one.
-    """
-    if batch < 1:
-        raise ConfigError(f"batch is {batch}; it must be 1 or more")
-    return np.random.default_rng(0).standard_normal((batch, *image_shape), np.float32)
-
-
 def environment() -> dict[str, Any]:
     """The machine that numbers were measured on: CPU, cores, load, system, Python."""
-    from growtas.export.backends.base import available_threads
-
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "cpu": _cpu_model(),

@@ -16,7 +16,7 @@ import torch
 
 from growtas.checkpoint import load_model, load_supernet, save_model
 from growtas.costs import count_costs
-from growtas.errors import ConfigError, OutputError, SubnetError, choices
+from growtas.errors import ConfigError, OutputError, choices
 from growtas.export.backends import open_session
 from growtas.export.backends.base import Array, PlanBuilder
 from growtas.export.backends.pytorch import TorchSession
@@ -24,13 +24,13 @@ from growtas.export.images import GateImages, gate_images
 from growtas.export.manifest import manifest_path, read_manifest, write_manifest
 from growtas.export.onnx import DEFAULT_OPSET, INPUT, OPSETS, OUTPUT, export_onnx
 from growtas.export.parity import DEFAULT_TOLERANCE, ParityReport, gate_batches, run_gate
+from growtas.export.source import Source, find_source
 from growtas.export.targets import choose_builder
-from growtas.files import ensure_writable, read_json, sha256
+from growtas.files import ensure_writable, sha256
 from growtas.nn.architecture import Architecture
 from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run
-from growtas.subnet import Subnet
 
 FORMATS = ("torch", "onnx", "trt")
 PRECISION = "fp32"
@@ -72,18 +72,6 @@ class Artifact:
 
     path: Path
     manifest: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """What is exported: a checkpoint of a run and a subnet of its space."""
-
-    run: Run
-    checkpoint: Path
-    checkpoint_sha256: str
-    subnet: Subnet
-    subnet_file: Path
-    search: dict[str, Any] | None
 
 
 def export_subnet(
@@ -139,32 +127,6 @@ def export_subnet(
         artifacts = _move(work.made, out)
     _note_leftovers(out, name, artifacts, note)
     return artifacts
-
-
-def find_source(run: Run, subnet_file: Path | None, note: Callable[[str], None] = lambda text: None) -> Source:
-    """The newest checkpoint of a run, and the subnet to cut from it.
-
-    Raises:
-        CheckpointError: the run has no checkpoint.
-        SubnetError: no subnet was named and none was searched, or the run's space does not hold it.
-    """
-    info, checkpoint = run.info, run.supernet
-    path = subnet_file or run.path / "search" / "subnet.json"
-    if subnet_file is None and not path.is_file():
-        raise SubnetError(f"{run.path}: no subnet was searched yet; run `growtas search {run.path}`, or name one with --subnet")
-    subnet = run.space.validate(Subnet.load(path))
-    written = read_json(path, "subnet file")
-    digest = sha256(checkpoint)
-    search = None
-    if isinstance(written, Mapping) and "accuracy" in written:
-        search = {key: written.get(key) for key in ("accuracy", "latency", "device", "limits", "checkpoint_sha256")}
-        if search["checkpoint_sha256"] not in (None, digest):
-            note(
-                f"{path}: the subnet was searched on another checkpoint than the newest one, which is exported; search again to be sure"
-            )
-    if info.get("state") in ("training", "interrupted"):
-        note(f"{run.path}: the training is not finished; its newest checkpoint is exported ({checkpoint.parent.name})")
-    return Source(run=run, checkpoint=checkpoint, checkpoint_sha256=digest, subnet=subnet, subnet_file=path, search=search)
 
 
 @dataclass(kw_only=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from growtas.cli.bench import bench
 from growtas.cli.cost import cost
+from growtas.cli.export import export
 from growtas.cli.import_ import import_app
 from growtas.cli.main import app
 
+app.command()(export)
+app.command()(bench)
 app.command()(cost)
 app.add_typer(import_app, name="import")

@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
 
@@ -28,6 +29,18 @@ def progress_console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+def print_table(table: Table) -> None:
+    """A table on stdout, as wide as its content where stdout is no terminal: what programs and logs read must not be cut."""
+    out = console()
+    if not out.is_terminal:
+        from rich.console import Console
+        from rich.measure import Measurement
+
+        wide = out.options.update(max_width=10_000)
+        out = Console(highlight=False, width=max(out.width, Measurement.get(out, wide, table).maximum))
+    out.print(table)
 
 
 def note(text: str) -> None:

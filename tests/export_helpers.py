@@ -1,0 +1,111 @@
+"""Small runs to export from: a randomly initialised supernet in a run folder, as a training leaves it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from growtas.checkpoint import save_supernet
+from growtas.costs import count_costs
+from growtas.files import sha256, write_json
+from growtas.nn.supernet import Supernet
+from growtas.runs import Run, create_run
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
+
+# Blocks make the exporter slow, so there are few; everything else is as in a real space.
+TINY = SearchSpace(
+    name="tiny",
+    embed_dim=(16, 24),
+    num_heads=(1, 2),
+    mlp_ratio=(2.0, 3.0),
+    depth=(1, 2),
+    head_dim=8,
+    image_size=16,
+    patch_size=4,
+    num_classes=10,
+    max_relative_position=2,
+)
+SUBNET = Subnet(16, (2,), (3.0,))
+DIGITS_PREPROCESS: dict[str, Any] = {
+    "image_size": TINY.image_size,
+    "in_chans": 3,
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+}
+
+
+def digits_record() -> dict[str, Any]:
+    """What a run on scikit-learn's digits records of its data."""
+    from growtas.data import open_data
+
+    return open_data("digits").record()
+
+
+def random_supernet(space: SearchSpace = TINY, seed: int = 0) -> Supernet:
+    """A supernet whose every weight is random, biases and tables included, so that a wrong one shows in the logits."""
+    generator = torch.Generator().manual_seed(seed)
+    supernet = Supernet(space).eval()
+    with torch.no_grad():
+        for parameter in supernet.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return supernet
+
+
+def make_run(root: Path, *, space: SearchSpace = TINY, data: bool = True, name: str = "tiny", seed: int = 0) -> Run:
+    """A finished run on the digits (or without data, as an imported one), with one checkpoint."""
+    info = {
+        "state": "finished" if data else "imported",
+        "space": space.to_dict(),
+        "method": "growtas",
+        "seed": 0,
+        "data": digits_record() if data else None,
+        "preprocess": {**DIGITS_PREPROCESS, "image_size": space.image_size},
+        "class_names": [str(digit) for digit in range(10)] if data else None,
+    }
+    run = create_run(root, name, info)
+    add_checkpoint(run, epoch=1, seed=seed)
+    return run
+
+
+def add_checkpoint(run: Run, *, epoch: int, seed: int) -> Path:
+    """A further checkpoint of a run, with other random weights."""
+    folder = run.path / "checkpoints" / f"epoch-{epoch:04d}"
+    folder.mkdir(parents=True)
+    save_supernet(folder / "supernet.safetensors", random_supernet(run.space, seed))
+    write_json(folder / "state.json", {"epoch": epoch, "step": 0})
+    return folder / "supernet.safetensors"
+
+
+def add_search(run: Run, subnet: Subnet = SUBNET, *, device: str | None = None, **changes: Any) -> Path:
+    """The ``subnet.json`` that a search of the run's newest checkpoint would have written."""
+    costs = count_costs(run.space, subnet)
+    latency = {
+        "ms": 0.4,
+        "kind": "modelled",
+        "device": device,
+        "percentile": "p50",
+        "batch": 1,
+        "precision": "fp16",
+        "runtime": "t",
+    }
+    written = {
+        **subnet.to_dict(),
+        "params": costs.params,
+        "macs": costs.macs,
+        "accuracy": 0.5,
+        "latency": latency if device else None,
+        "device": device,
+        "limits": {},
+        "space": run.space.name,
+        "checkpoint_sha256": sha256(run.supernet),
+        **changes,
+    }
+    path = run.path / "search" / "subnet.json"
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, written)
+    return path
