@@ -51,7 +51,8 @@ class _PackedAttention(torch.autograd.Function):
         query[..., head_dim:] = terms.view(groups, tokens, -1).gather(-1, grid.lines.expand(groups, -1, -1))
         key.view(*split[:3], wide)[..., :head_dim] = k
         key[..., head_dim:] = onehot
-        value = v.reshape(groups, tokens, head_dim)
+        # At batch 1 the reshape alone would be a view with the packed strides.
+        value = v.reshape(groups, tokens, head_dim).contiguous()
 
         weights, attended = qkv.new_empty(groups, tokens, tokens), torch.empty_like(value)
         masses = qkv.new_empty(groups, tokens, lines)
