@@ -33,7 +33,7 @@ def device_target(device: str) -> str:
     Raises:
         DeviceError: an unknown device (the message names the legal ones), or one that runs no plans.
     """
-    from growtas.latency import load_profile
+    from growtas.latency.profile import load_profile
 
     capability = None if device == "cpu" else load_profile(device).compute_capability
     if not capability:
@@ -78,6 +78,6 @@ def choose_builder(
 
 def _gpus() -> str:
     """Names of the shipped profiles of GPUs, for messages."""
-    from growtas.latency import load_profile, profile_names
+    from growtas.latency.profile import load_profile, profile_names
 
     return choices(name for name in profile_names() if name != "cpu" and load_profile(name).compute_capability)

@@ -52,8 +52,7 @@ def build_plan(
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx)):
-        reason = parser.get_error(0).desc() if parser.num_errors else last_error(logger)
-        raise BuildError(f"{onnx.name}: {runtime} can't parse the ONNX file ({_one_line(reason)})")
+        raise BuildError(f"{onnx.name}: {runtime} can't parse the ONNX file ({_parser_error(parser) or last_error(logger)})")
     config = builder.create_builder_config()
     configure(trt, config)
     # TF32 rounds inputs to 10 bits, about 1e-3 relative: that is another precision than the fp32 that was asked for.
@@ -103,6 +102,14 @@ def last_error(logger: Any) -> str:
     """The last error that a logger caught, on one line."""
     errors = [text for severity, text in logger.messages if severity in ("ERROR", "INTERNAL_ERROR")]
     return _one_line(errors[-1]) if errors else "no reason given"
+
+
+def _parser_error(parser: Any) -> str | None:
+    """The parser's first error, with the node that it stumbled over."""
+    if not parser.num_errors:
+        return None
+    error = parser.get_error(0)
+    return f"{error.node_operator()} {error.node_name()}: {_one_line(error.desc())}"
 
 
 def _one_line(text: str) -> str:

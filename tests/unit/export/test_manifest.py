@@ -42,7 +42,9 @@ def test_none_without_a_manifest_and_an_error_without_an_artifact(artifact: Path
         read_manifest(artifact.with_name("other.onnx"))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": "growtas-artifact/1"}', '{"format": "growtas-artifact/9", "artifact": {}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"format": "growtas-artifact/1"}', '{"format": "growtas-artifact/9", "artifact": {}}']
+)
 def test_what_is_no_manifest_is_refused(artifact: Path, text: str) -> None:
     manifest_path(artifact).write_text(text)
     with pytest.raises(CheckpointError, match=r"net\.onnx\.json"):

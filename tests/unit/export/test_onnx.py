@@ -110,9 +110,7 @@ def test_an_opset_out_of_range_is_refused(model: VisionTransformer, tmp_path: Pa
         export_onnx(model, tmp_path / "m.onnx", opset=opset)
 
 
-def test_an_exporter_that_fails_is_a_build_error(
-    model: VisionTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_exporter_that_fails_is_a_build_error(model: VisionTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError("can't trace\nthis")
 

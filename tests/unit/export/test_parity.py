@@ -83,7 +83,9 @@ def test_an_error_that_shows_only_at_the_odd_batch_is_found() -> None:
     def artifact(images: np.ndarray) -> np.ndarray:
         return reference(images) * (1.01 if len(images) == 3 else 1.0)
 
-    with pytest.raises(ParityError, match=r"x\.onnx: logits differ from the it's by 0\.01 relative at batch 3 .*nothing was exported"):
+    with pytest.raises(
+        ParityError, match=r"x\.onnx: logits differ from the it's by 0\.01 relative at batch 3 .*nothing was exported"
+    ):
         gate(artifact)
 
 
