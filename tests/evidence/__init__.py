@@ -1,0 +1,1 @@
+"""Slow runs behind docs/EVIDENCE.md: ``make evidence``."""

@@ -1,0 +1,80 @@
+"""``python -m tests.evidence``: train micro on Fashion-MNIST, search it, and compare with random subnets on the test set.
+
+Writes build/evidence.json. Takes about a quarter of an hour on two cores. The searched subnet and the random ones meet the same
+limit on the number of parameters; the test images are used here only, after the search has ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from growtas import Subnet
+from growtas.checkpoint import load_supernet
+from growtas.costs import count_costs, count_costs_batch
+from growtas.data import test_set
+from growtas.data.evaluation import count_correct
+from growtas.runs import Run, find_run
+from growtas.sampling import sample_feasible
+from growtas.units import parse_count
+
+
+def growtas(*arguments: str, cwd: Path) -> float:
+    """Run a command as a user would; seconds it took."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "growtas", *arguments], cwd=cwd, check=True)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--max-params", default="150K")
+    parser.add_argument("--random", type=int, default=50, help="random subnets to compare with")
+    parser.add_argument("--train", action="append", default=[], help="more arguments for growtas train")
+    options = parser.parse_args()
+    folder = Path("build/evidence")
+    folder.mkdir(parents=True, exist_ok=True)
+    report: dict[str, object] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    report["train_seconds"] = growtas("train", "--data", "fashion-mnist", *options.train, cwd=folder)
+    report["search_seconds"] = growtas("search", "--max-params", options.max_params, cwd=folder)
+    run = find_run(None, folder / "runs")
+    report.update(compare(run, options.max_params, options.random))
+    Path("build/evidence.json").write_text(json.dumps(report, indent=2) + "\n")
+    sys.stdout.write(json.dumps(report, indent=2) + "\n")
+
+
+def compare(run: Run, max_params: str, count: int) -> dict[str, object]:
+    """Test accuracy of the searched subnet and of random ones under the same limit."""
+    space, supernet, images = run.space, load_supernet(run.supernet), test_set(run)
+
+    @torch.inference_mode()
+    def accuracy(subnet: Subnet) -> float:
+        return count_correct(lambda batch: supernet(batch, subnet), images) / len(images)
+
+    limit = parse_count(max_params)
+    drawn = sample_feasible(space, count, np.random.default_rng(12345), lambda b: count_costs_batch(space, b)[0] <= limit)
+    searched = Subnet.load(run.path / "search" / "subnet.json")
+    names = {"searched": searched, "smallest": space.smallest, "middle": space.middle(), "largest": space.largest}
+    named = {name: accuracy(subnet) for name, subnet in names.items()}
+    random = sorted(accuracy(subnet) for subnet in drawn)
+    return {
+        "run": str(run.path),
+        "test_images": len(images),
+        "max_params": max_params,
+        "searched_subnet": searched.to_dict(),
+        "searched_params": count_costs(space, searched).params,
+        "test_accuracy": named,
+        "random": {"count": count, "min": random[0], "median": float(np.median(random)), "max": random[-1]},
+        "searched_beats_share": float(np.mean([value < named["searched"] for value in random])),
+    }
+
+
+if __name__ == "__main__":
+    main()
