@@ -111,7 +111,6 @@ def collect(timer: Timer, *, seconds: float, min_runs: int = 1, max_seconds: flo
 
 def measure_session(
     session: Session,
-    image_shape: tuple[int, int, int],
     *,
     batch: int = 1,
     seconds: float = 1.0,
@@ -121,13 +120,12 @@ def measure_session(
     """Latency of a loaded artifact: warm-up, then at least ``seconds`` and ``min_runs``.
 
     Args:
-        image_shape: channels, height, width.
         batch: images a run.
 
     Raises:
         ConfigError: a batch below one.
     """
-    timer = session.timer(noise(batch, image_shape))
+    timer = session.timer(noise(batch, session.image_shape))
     warm_up(timer)
     return summarise(collect(timer, seconds=seconds, min_runs=min_runs), session.info, batch=batch, precision=precision)
 
@@ -155,7 +153,7 @@ def measure_onnx(
     from growtas.export.backends.onnxruntime import OnnxRuntimeSession
 
     with OnnxRuntimeSession(path, threads=threads) as session:
-        return measure_session(session, session.image_shape, batch=batch, seconds=seconds, min_runs=min_runs, precision=precision)
+        return measure_session(session, batch=batch, seconds=seconds, min_runs=min_runs, precision=precision)
 
 
 def measure_architecture(

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from growtas.checkpoint import save_supernet
+from growtas.cli.main import main
 from growtas.costs import count_costs
+from growtas.export.backends.base import is_installed
 from growtas.files import sha256, write_json
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run, create_run
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
+
+needs_rtx = pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="tensorrt-rtx is not installed")
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 
 # Blocks make the exporter slow, so there are few; everything else is as in a real space.
 TINY = SearchSpace(
@@ -100,7 +107,7 @@ def add_search(run: Run, subnet: Subnet = SUBNET, *, device: str | None = None, 
         "accuracy": 0.5,
         "latency": latency if device else None,
         "device": device,
-        "limits": {},
+        "limits": {"max_params": None, "max_macs": None, "max_latency_ms": None},
         "space": run.space.name,
         "checkpoint_sha256": sha256(run.supernet),
         **changes,
@@ -109,3 +116,27 @@ def add_search(run: Run, subnet: Subnet = SUBNET, *, device: str | None = None, 
     path.parent.mkdir(exist_ok=True)
     write_json(path, written)
     return path
+
+
+class Cli:
+    """Runs a command line as ``growtas`` would, in this process and in an empty working folder."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str | Path) -> tuple[int, str, str]:
+        self._monkeypatch.setattr(sys, "argv", ["growtas", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = self._capsys.readouterr()
+        code = stop.value.code
+        return (code if isinstance(code, int) else 0), captured.out, captured.err
+
+    def fails(self, *arguments: str | Path) -> tuple[int, str]:
+        """Exit code and the one sentence on stderr."""
+        code, out, err = self(*arguments)
+        assert out == ""
+        sentences = [line for line in err.splitlines() if line.startswith("growtas: ")]
+        assert len(sentences) == 1, err
+        assert "Traceback" not in err
+        return code, sentences[0]

@@ -40,6 +40,10 @@ class Session(Protocol):
     def info(self) -> RuntimeInfo:
         """Runtime, version, device and threads."""
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the input."""
+
     def run(self, images: Array) -> Array:
         """Logits ``(batch, num_classes)`` of images ``(batch, in_chans, height, width)``, both float32."""
 

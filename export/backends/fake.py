@@ -18,10 +18,17 @@ class FakeSession:
     Args:
         function: images to logits.
         latencies_ms: what the timer returns, over and over in this order.
+        image_shape: channels, height and width of the input.
     """
 
-    def __init__(self, function: Callable[[Array], Array], latencies_ms: tuple[float, ...] = (1.0,)) -> None:
+    def __init__(
+        self,
+        function: Callable[[Array], Array],
+        latencies_ms: tuple[float, ...] = (1.0,),
+        image_shape: tuple[int, int, int] = (3, 4, 4),
+    ) -> None:
         self._function, self._latencies = function, latencies_ms
+        self.image_shape = image_shape
         self.calls = 0
         self.closed = False
         self.info = RuntimeInfo(runtime="fake", version="0", device="cpu", threads=1)

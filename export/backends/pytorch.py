@@ -33,6 +33,7 @@ class TorchSession:
         self._device = device
         name = torch.cuda.get_device_name() if device == "cuda" else device
         cpu_threads = 0 if device == "cuda" else (threads or available_threads())
+        self._threads_before = torch.get_num_threads()
         self.info = RuntimeInfo(runtime="torch", version=torch.__version__, device=name, threads=cpu_threads)
 
     @property
@@ -67,6 +68,8 @@ class TorchSession:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         del self._model
+        if self.info.threads:
+            torch.set_num_threads(self._threads_before)
 
 
 def _forward(model: VisionTransformer, images: torch.Tensor) -> None:

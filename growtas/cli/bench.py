@@ -97,7 +97,7 @@ def _print(report: dict[str, Any]) -> None:
             )
         if not artifact["runnable"]:
             lines.append(_not_runnable_line(artifact))
-    lines += dict.fromkeys(_limit_line(artifact) for artifact in report["artifacts"] if artifact["limit"])
+    lines += _limit_lines(report["artifacts"])
     if table.row_count:
         print_table(table)
     runtimes = dict.fromkeys(
@@ -121,6 +121,13 @@ def _not_runnable_line(artifact: dict[str, Any]) -> str:
     if artifact["activation_memory_bytes"] is not None:
         said += f", activation memory {format_bytes(artifact['activation_memory_bytes'])} at its maximum batch"
     return said + (f", for {', '.join(artifact['targets'])}" if artifact["targets"] else "")
+
+
+def _limit_lines(artifacts: list[dict[str, Any]]) -> list[str]:
+    """A verdict for each artifact that the search's limit is about; one line that it was not checked where there is none."""
+    limited = [artifact for artifact in artifacts if artifact["limit"]]
+    judged = [artifact for artifact in limited if artifact["limit"]["holds"] is not None]
+    return list(dict.fromkeys(_limit_line(artifact) for artifact in judged or limited))
 
 
 def _limit_line(artifact: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 
 from growtas.checkpoint import save_model
 from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtra, UsageError
@@ -17,9 +16,7 @@ from growtas.export.backends.tensorrt import TensorRTBuilder
 from growtas.export.backends.tensorrt_rtx import TARGETS, TensorRTRTXBuilder
 from growtas.export.images import noise
 from growtas.nn.vit import VisionTransformer
-
-needs_rtx = pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="tensorrt-rtx is not installed")
-without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+from tests.export_helpers import needs_rtx, without_gpu
 
 
 def test_the_suffix_chooses_the_runtime(onnx_file: Path, model: VisionTransformer, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_no_samples_are_an_error() -> None:
 def test_warm_up_is_not_in_the_samples() -> None:
     # The first runs are slow; a session that is fast from its sixth run on must be measured as fast.
     session = FakeSession(lambda images: images, (100.0,) * 5 + (1.0,) * 100_000)
-    result = measure_session(session, (3, 4, 4), batch=4, seconds=0.0, min_runs=10)
+    result = measure_session(session, batch=4, seconds=0.0, min_runs=10)
     assert result.p99_ms == 1.0
     assert result.samples == 10
     assert result.batch == 4

@@ -1,0 +1,68 @@
+"""What needs a CUDA device: building and running plans there. Run with ``make test-gpu``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from growtas.export.backends import nvinfer, open_session, tensorrt
+from growtas.export.backends.base import is_installed
+from growtas.export.backends.tensorrt_rtx import TARGETS, TensorRTRTXBuilder
+from growtas.export.bench import BenchOptions, bench
+from growtas.export.images import noise
+from growtas.export.onnx import export_onnx
+from growtas.export.parity import run_gate
+from growtas.export.pipeline import ExportOptions, export_subnet
+from growtas.nn.extract import extract
+from tests.export_helpers import SUBNET, add_search, make_run, needs_rtx, random_supernet
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+needs_tensorrt = pytest.mark.skipif(not is_installed("tensorrt"), reason="tensorrt is not installed")
+
+
+@needs_tensorrt
+def test_a_tensorrt_plan_is_built_run_and_benchmarked(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    add_search(run)
+    made = export_subnet(run, ExportOptions(format="trt"))
+    plan = made[-1].manifest
+    assert plan["plan"]["runtime"] == "tensorrt"
+    assert plan["plan"]["targets"] == [nvinfer.local_target()]
+    assert plan["executed"] is True
+    assert plan["parity"]["passed"] is True
+    (artifact,) = bench([made[-1].path], BenchOptions(seconds=0.2))["artifacts"]
+    assert artifact["runnable"] is True
+    assert all(result["p50_ms"] > 0 and result["threads"] == 0 for result in artifact["results"])
+
+
+@needs_tensorrt
+def test_tensorrt_computes_what_torch_computes(tmp_path: Path) -> None:
+    _check(tmp_path, tensorrt.TensorRTBuilder(), "tensorrt")
+
+
+@needs_rtx
+def test_tensorrt_rtx_computes_what_torch_computes(tmp_path: Path) -> None:
+    if nvinfer.local_target() not in TARGETS or nvinfer.local_target() == "sm75":
+        pytest.skip("TensorRT-RTX compiles no fp32 for this GPU")
+    _check(tmp_path, TensorRTRTXBuilder(), "tensorrt-rtx")
+
+
+def _check(folder: Path, builder: tensorrt.TensorRTBuilder | TensorRTRTXBuilder, runtime: str) -> None:
+    model = extract(random_supernet(), SUBNET)
+    export_onnx(model, folder / "m.onnx")
+    plan = builder.build(folder / "m.onnx", (str(nvinfer.local_target()),), max_batch=8)
+    (folder / "m.plan").write_bytes(plan.data)
+
+    @torch.inference_mode()
+    def reference(images):
+        return model(torch.from_numpy(images)).numpy()
+
+    with open_session(folder / "m.plan", runtime=runtime) as session:
+        images = noise(12, (3, 16, 16))
+        report = run_gate(session.run, {"static ViT": reference}, images, subject="plan", images_are="noise", max_batch=8)
+        assert report.passed
+        one, eight = session.timer(images[:1]), session.timer(images[:8])
+        # Timers of two batches share a context; each must run its own.
+        assert all(timer() > 0 for timer in (one, eight, one, eight))

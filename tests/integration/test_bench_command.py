@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from growtas.export.manifest import manifest_path
+from growtas.export.pipeline import ExportOptions, export_subnet
+from growtas.runs import Run
+from tests.export_helpers import Cli, add_search, make_run, needs_rtx, without_gpu
+
+QUICK = ("--seconds", "0.05", "--rounds", "2", "--threads", "1", "--batch", "1,2")
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    monkeypatch.chdir(tmp_path)
+    return Cli(monkeypatch, capsys)
+
+
+@pytest.fixture
+def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the fresh process of each artifact, whose import of torch takes seconds; the first test has it."""
+    from growtas.export import bench as bench_module
+
+    monkeypatch.setattr(bench_module, "probe", lambda path, **options: {"load_ms": 1.0, "peak_rss_bytes": 2, **options})
+
+
+@pytest.fixture
+def run(tmp_path: Path, no_probe: None) -> Run:
+    """A run with a searched, exported subnet (torch only, which is quick to make)."""
+    run = make_run(tmp_path / "runs")
+    conditions = {"percentile": "p50", "batch": 1, "precision": "fp32", "runtime": "torch"}
+    latency = {"ms": 2.0, "kind": "measured", "device": "cpu", **conditions}
+    add_search(run, device="cpu", latency=latency, limits={"max_params": None, "max_macs": None, "max_latency_ms": 10_000.0})
+    export_subnet(run, ExportOptions(format="torch"))
+    return run
+
+
+@needs_rtx
+@without_gpu
+def test_the_line_as_typed_after_an_export(cli: Cli, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs")
+    add_search(run, device="a10", limits={"max_latency_ms": 5.0})
+    export_subnet(run, ExportOptions(format="trt"))
+    code, out, err = cli("bench", *QUICK)
+    assert code == 0, err
+    assert f"artifacts: all in {Path('runs/tiny/export')} (the newest run)" in err
+    assert "tiny-subnet.plan: not runnable here (no NVIDIA GPU with a driver on this machine)" in out
+    assert "activation memory" in out
+    assert "for sm86" in out
+    # The modelled promise is called modelled, and what was measured is called measured.
+    assert "the search's latency limit 5 ms on a10 (then 0.4 ms, modelled): not checked here" in out
+    assert all(
+        "measured" in line for line in out.splitlines() if line.startswith(("tiny-subnet.onnx ", "tiny-subnet.safetensors "))
+    )
+    report = json.loads((run.path / "bench" / "bench.json").read_text())
+    by_file = {artifact["file"]: artifact for artifact in report["artifacts"]}
+    assert set(by_file) == {"tiny-subnet.onnx", "tiny-subnet.plan", "tiny-subnet.safetensors"}
+    assert by_file["tiny-subnet.plan"]["runnable"] is False
+    assert [result["batch"] for result in by_file["tiny-subnet.onnx"]["results"]] == [1, 2]
+    assert all(result["kind"] == "measured" for artifact in report["artifacts"] for result in artifact["results"])
+
+
+def test_json_is_one_document_and_the_same_as_the_file(cli: Cli, run: Run) -> None:
+    code, out, _ = cli("bench", "--json", *QUICK)
+    assert code == 0
+    assert json.loads(out) == json.loads((run.path / "bench" / "bench.json").read_text())
+
+
+def test_a_limit_for_this_machine_is_judged(cli: Cli, run: Run) -> None:
+    code, out, _ = cli("bench", *QUICK)
+    assert code == 0
+    assert "the search's latency limit 10000 ms on cpu (then 2 ms, measured) holds" in out
+
+
+def test_named_artifacts_of_a_run_report_into_that_run(cli: Cli, run: Run) -> None:
+    artifact = run.path / "export" / "tiny-subnet.safetensors"
+    code, out, _ = cli("bench", artifact, *QUICK)
+    assert code == 0
+    assert (run.path / "bench" / "bench.json").is_file()
+    assert "tiny-subnet.safetensors" in out
+
+
+def test_artifacts_outside_a_run_write_only_where_they_are_told(cli: Cli, run: Run, tmp_path: Path) -> None:
+    source = run.path / "export" / "tiny-subnet.safetensors"
+    Path("alone.safetensors").write_bytes(source.read_bytes())
+    code, _, err = cli("bench", "alone.safetensors", *QUICK)
+    assert code == 0
+    assert "alone.safetensors: no manifest beside it" in err
+    assert not list(tmp_path.rglob("bench.json"))
+    code, _, _ = cli("bench", "alone.safetensors", "--out", "reports/mine.json", *QUICK)
+    assert code == 0
+    assert json.loads(Path("reports/mine.json").read_text())["artifacts"][0]["verified"] is False
+
+
+def test_a_changed_artifact_is_refused(cli: Cli, run: Run) -> None:
+    artifact = run.path / "export" / "tiny-subnet.safetensors"
+    artifact.write_bytes(artifact.read_bytes() + b" ")
+    code, sentence = cli.fails("bench", *QUICK)
+    assert code == 2
+    assert "not the one that its manifest describes" in sentence
+    assert not (run.path / "bench" / "bench.json").exists()
+
+
+def test_a_truncated_artifact_without_a_manifest(cli: Cli, run: Run) -> None:
+    artifact = run.path / "export" / "tiny-subnet.safetensors"
+    artifact.write_bytes(artifact.read_bytes()[:-64])
+    manifest_path(artifact).unlink()
+    code, sentence = cli.fails("bench", *QUICK)
+    assert code == 2
+    assert "truncated" in sentence
+
+
+def test_nothing_exported_yet(cli: Cli, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs")
+    code, sentence = cli.fails("bench")
+    assert code == 2
+    assert "growtas export" in sentence
+
+
+def test_wrong_options(cli: Cli, run: Run) -> None:
+    Path("file").write_text("")
+    for arguments, match in (
+        (("--batch", "1,x"), "--batch is '1,x'"),
+        (("--batch", "0"), "from 1 up"),
+        (("--rounds", "0"), "--rounds is 0"),
+        (("--seconds", "0"), "--seconds is 0"),
+        (("--threads", "0"), "--threads is 0"),
+        (("--out", "file/x.json"), "can't be written"),
+        (("weights.bin",), "not an artifact"),
+    ):
+        code, sentence = cli.fails("bench", *arguments)
+        assert code == 2
+        assert match in sentence
+
+
+def test_threads_are_put_back_for_what_comes_after(cli: Cli, run: Run) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert cli("bench", *QUICK)[0] == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
