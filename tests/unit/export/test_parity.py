@@ -28,7 +28,7 @@ def gate(artifact: Callable[[np.ndarray], np.ndarray], **options: float) -> obje
 @given(LOGITS, LOGITS)
 def test_compare_is_the_definition(got: np.ndarray, want: np.ndarray) -> None:
     result = compare(got, want, against="it")
-    errors = [abs(np.float32(a - b)) for a, b in zip(got.ravel(), want.ravel(), strict=True)]
+    errors = [float(abs(np.float32(a - b))) for a, b in zip(got.ravel(), want.ravel(), strict=True)]
     scale = max(abs(float(value)) for value in want.ravel())
     assert result.max_abs_error == max(errors)
     if scale:
