@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growtas import Architecture, Subnet, Supernet, VisionTransformer, extract, load_space
 from growtas.costs import count_costs
-from growtas.nn.vit import Attention
+from growtas.nn.vit import Attention, RelativeTables
 
 SPACE = load_space("autoformer-t")
 PUBLISHED = Subnet(
@@ -45,27 +46,35 @@ def naive() -> VisionTransformer:
 
 
 class NaiveAttention(nn.Module):
-    """The formulas of AutoFormer's attention, term by term."""
+    """The formulas evaluated term by term, in the order in which AutoFormer's public code evaluates them.
+
+    Relative keys and values are looked up as (N, N, head_dim) tensors in every forward pass; content and position give a tensor of
+    logits each, and the products with the relative tensors take the query positions as their batch.
+    """
 
     def __init__(self, attn: Attention) -> None:
         super().__init__()
         self.attn = attn
-        grid, clip = attn.grid_size, attn.max_relative_position
-        position = torch.arange(grid * grid)
-        row, col = position // grid, position % grid
-        self.register_buffer("vertical", torch.zeros(grid * grid + 1, grid * grid + 1, dtype=torch.long))
-        self.register_buffer("horizontal", self.vertical.clone())
-        self.vertical[1:, 1:] = (row - row[:, None]).clamp(-clip, clip) + clip + 1
-        self.horizontal[1:, 1:] = (col - col[:, None]).clamp(-clip, clip) + clip + 1
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, _ = x.shape
-        attn = self.attn
-        q, k, v = attn.qkv(x).view(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-        relative_key, relative_value = (
-            table.vertical[self.vertical] + table.horizontal[self.horizontal] for table in (attn.relative_key, attn.relative_value)
-        )
-        logits = q @ k.transpose(-2, -1) + torch.einsum("bhid,ijd->bhij", q, relative_key)
-        weights = (logits * attn.head_dim**-0.5).softmax(dim=-1)
-        out = weights @ v + torch.einsum("bhij,ijd->bhid", weights, relative_value)
-        return attn.proj(out.transpose(1, 2).reshape(batch, tokens, -1))
+        attn, heads, scale = self.attn, self.attn.num_heads, self.attn.head_dim**-0.5
+        q, k, v = attn.qkv(x).reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        relative_key = self._look_up(attn.relative_key)
+        logits = (q @ k.transpose(-2, -1)) * scale
+        by_position = q.permute(2, 0, 1, 3).reshape(tokens, heads * batch, -1) @ relative_key.transpose(2, 1)
+        logits = logits + by_position.transpose(1, 0).reshape(batch, heads, tokens, tokens) * scale
+        weights = logits.softmax(dim=-1)
+        out = (weights @ v).transpose(1, 2).reshape(batch, tokens, -1)
+        by_position = weights.permute(2, 0, 1, 3).reshape(tokens, batch * heads, -1) @ self._look_up(attn.relative_value)
+        by_position = by_position.transpose(1, 0).reshape(batch, heads, tokens, -1).transpose(2, 1)
+        return attn.proj(out + by_position.reshape(batch, tokens, -1))
+
+    def _look_up(self, tables: RelativeTables) -> Tensor:
+        grid, clip = self.attn.grid_size, self.attn.max_relative_position
+        assert clip is not None
+        position = torch.arange(grid * grid)
+        row, col = position // grid, position % grid
+        vertical = F.pad((row[None, :] - row[:, None]).clamp(-clip, clip) + clip + 1, (1, 0, 1, 0))
+        horizontal = F.pad((col[None, :] - col[:, None]).clamp(-clip, clip) + clip + 1, (1, 0, 1, 0))
+        return tables.vertical[vertical] + tables.horizontal[horizontal]

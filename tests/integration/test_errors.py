@@ -68,7 +68,8 @@ def run(tmp_path):
         "made",
         {
             "state": "finished", "space": space.to_dict(), "method": "growtas", "recipe": {}, "seed": 0,
-            "data": {"name": "digits", "data_dir": None}, "preprocess": preprocess_record(space, data), "class_names": list(data.class_names),
+            "data": {"name": "digits", "data_dir": None}, "preprocess": preprocess_record(space, data),
+            "class_names": list(data.class_names),
         },
     )  # fmt: skip
     checkpoint = made.path / "checkpoints" / "epoch-0001"
