@@ -181,7 +181,7 @@ def _turn(entry: _Entry, batch: int, options: BenchOptions) -> None:
     """One artifact's turn at one batch: a short warm-up, then its share of the time."""
     timer = entry.timers[batch]
     first = not entry.samples[batch]
-    warm_up(timer, runs=3, seconds=0.2 if first else 0.02)
+    warm_up(timer, runs=5 if first else 1, seconds=0.2 if first else 0.02)
     share = options.seconds / options.rounds
     entry.samples[batch].append(collect(timer, seconds=share, min_runs=3))
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,22 +12,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from growtas.checkpoint import load_model, load_supernet, save_model
+from growtas.checkpoint import load_supernet, save_model
 from growtas.costs import count_costs
-from growtas.errors import ConfigError, OutputError, choices
+from growtas.errors import ConfigError, choices
 from growtas.export.backends import open_session
 from growtas.export.backends.base import Array, PlanBuilder
 from growtas.export.backends.pytorch import TorchSession
 from growtas.export.images import GateImages, gate_images
-from growtas.export.manifest import manifest_path, read_manifest, write_manifest
+from growtas.export.manifest import read_manifest, write_manifest
 from growtas.export.onnx import DEFAULT_OPSET, INPUT, OPSETS, OUTPUT, export_onnx
-from growtas.export.parity import DEFAULT_TOLERANCE, ParityReport, gate_batches, run_gate
+from growtas.export.parity import DEFAULT_TOLERANCE, Logits, ParityReport, gate_batches, run_gate
 from growtas.export.source import Source, find_source
+from growtas.export.staging import move_into_place, staging
 from growtas.export.targets import choose_builder
-from growtas.files import ensure_writable, sha256
+from growtas.files import replacing, sha256
 from growtas.nn.architecture import Architecture
 from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
+from growtas.nn.vit import VisionTransformer
 from growtas.runs import Run
 
 FORMATS = ("torch", "onnx", "trt")
@@ -116,15 +116,16 @@ def export_subnet(
     images = gate_images(run, sum(batches), data=options.data, data_dir=options.data_dir)
     if images.fell_back_because:
         note(f"parity is checked on {images.description}: {images.fell_back_because}")
-    with _staging(options.out or run.path / "export") as (staged, out):
+    with _one_thread(), staging(options.out or run.path / "export") as (staged, out):
         work = _Work(source=source, options=options, folder=staged, name=name, images=images, supernet=supernet, stage=stage)
-        work.export_torch()
+        model = work.export_torch()
         if options.format != "torch":
-            work.export_onnx()
+            work.export_onnx(model)
         if planned is not None:
             work.export_plan(*planned)
         stage("moving the files into place")
-        artifacts = _move(work.made, out)
+        move_into_place([artifact.path for artifact in work.made], out)
+    artifacts = [Artifact(path=out / artifact.path.name, manifest=artifact.manifest) for artifact in work.made]
     _note_leftovers(out, name, artifacts, note)
     return artifacts
 
@@ -141,25 +142,29 @@ class _Work:
     supernet: Supernet
     stage: Callable[[str], None]
     made: list[Artifact] = field(default_factory=list)
+    references: dict[str, Logits] = field(default_factory=dict)
 
-    def export_torch(self) -> None:
-        """The static ViT as safetensors; read back, and compared with the supernet."""
+    def export_torch(self) -> VisionTransformer:
+        """The static ViT as safetensors; read back, compared with the supernet, and returned for what is exported further."""
         self.stage("extracting the subnet")
         path = self.folder / f"{self.name}.safetensors"
         save_model(path, extract(self.supernet, self.source.subnet))
-        with TorchSession(path) as session:
-            report = self._gate(session.run, {SUPERNET: self._supernet}, f"{path.name} in PyTorch")
+        self.references = {SUPERNET: _remembering(self._supernet)}
+        session = TorchSession(path, threads=1)
+        static = _remembering(session.run)
+        report = self._gate(static, f"{path.name} in PyTorch")
         self._add(path, {"parity": report.to_dict(), "executed": True, "runtime": "torch"})
-        self.model = load_model(path)
+        self.references = {STATIC: static, **self.references}
+        return session.model
 
-    def export_onnx(self) -> None:
+    def export_onnx(self, model: VisionTransformer) -> None:
         """The ONNX file, run in ONNX Runtime and compared with both."""
         self.stage("exporting ONNX")
         path = self.folder / f"{self.name}.onnx"
-        info = export_onnx(self.model, path, opset=self.options.opset)
+        info = export_onnx(model, path, opset=self.options.opset)
         self.stage("checking ONNX against PyTorch")
-        with open_session(path) as session:
-            report = self._gate(session.run, self._references(), f"{path.name} in ONNX Runtime")
+        with open_session(path, threads=1) as session:
+            report = self._gate(session.run, f"{path.name} in ONNX Runtime")
         graph = {"opset": info.opset, "ir_version": info.ir_version, "nodes": info.nodes, "operators": info.operators}
         self._add(path, {"parity": report.to_dict(), "executed": True, "runtime": "onnxruntime", "onnx": graph})
 
@@ -169,13 +174,14 @@ class _Work:
         onnx = self.folder / f"{self.name}.onnx"
         plan = builder.build(onnx, targets, max_batch=self.options.max_batch)
         path = self.folder / f"{self.name}.plan"
-        path.write_bytes(plan.data)
+        with replacing(path) as temporary:
+            temporary.write_bytes(plan.data)
         why_not = builder.why_not_runnable(targets)
         parity: dict[str, Any] | None = None
         if why_not is None:
             self.stage("checking the plan against PyTorch")
             with open_session(path, runtime=builder.name) as session:
-                parity = self._gate(session.run, self._references(), f"{path.name} in {builder.name}").to_dict()
+                parity = self._gate(session.run, f"{path.name} in {builder.name}").to_dict()
         content = {
             # Without a run of the plan, the ONNX file's parity stands for what was compiled, and says so.
             "parity": parity,
@@ -197,19 +203,14 @@ class _Work:
         }
         self._add(path, content)
 
-    def _references(self) -> dict[str, Callable[[Array], Array]]:
-        return {STATIC: TorchSession(self.model).run, SUPERNET: self._supernet}
-
     def _supernet(self, images: Array) -> Array:
         with torch.inference_mode():
             return np.asarray(self.supernet(torch.from_numpy(images), self.source.subnet).numpy(), np.float32)
 
-    def _gate(
-        self, artifact: Callable[[Array], Array], references: Mapping[str, Callable[[Array], Array]], subject: str
-    ) -> ParityReport:
+    def _gate(self, artifact: Logits, subject: str) -> ParityReport:
         return run_gate(
             artifact,
-            references,
+            self.references,
             self.images.images,
             subject=subject,
             images_are=self.images.description,
@@ -250,32 +251,28 @@ class _Work:
 
 
 @contextlib.contextmanager
-def _staging(out: Path) -> Iterator[tuple[Path, Path]]:
-    """A temporary folder inside ``out``, and ``out``; both are gone after an error where ``out`` was new."""
-    was_there = out.exists()
-    ensure_writable(out)
+def _one_thread() -> Iterator[None]:
+    """One CPU thread for torch: OpenMP's threads spin while they wait for each other, and where other work takes their cores the
+    few images of the gate then take minutes (measured on two busy cores: 55 s against 1.5 s)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
-            yield Path(folder), out
-    except BaseException:
-        if not was_there:
-            with contextlib.suppress(OSError):
-                out.rmdir()
-        raise
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def _move(made: list[Artifact], out: Path) -> list[Artifact]:
-    moved = []
-    for artifact in made:
-        final = out / artifact.path.name
-        try:
-            # The manifest goes last: an artifact whose manifest is older does not pass its hash check.
-            os.replace(artifact.path, final)
-            os.replace(manifest_path(artifact.path), manifest_path(final))
-        except OSError as error:
-            raise OutputError(f"{final}: can't be written ({error.strerror or error})") from None
-        moved.append(Artifact(path=final, manifest=artifact.manifest))
-    return moved
+def _remembering(function: Logits) -> Logits:
+    """The function, computed once for the same images: every artifact's gate asks the references for the same batches."""
+    known: dict[bytes, Array] = {}
+
+    def remembered(images: Array) -> Array:
+        key = images.tobytes()
+        if key not in known:
+            known[key] = function(images)
+        return known[key]
+
+    return remembered
 
 
 def _note_leftovers(out: Path, name: str, artifacts: list[Artifact], note: Callable[[str], None]) -> None:

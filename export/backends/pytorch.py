@@ -29,7 +29,7 @@ class TorchSession:
 
     def __init__(self, model: str | Path | VisionTransformer, *, threads: int | None = None, device: str = "cpu") -> None:
         loaded = model if isinstance(model, VisionTransformer) else load_model(model)
-        self._model = loaded.eval().to(device)
+        self.model = loaded.eval().to(device)
         self._device = device
         name = torch.cuda.get_device_name() if device == "cuda" else device
         cpu_threads = 0 if device == "cuda" else (threads or available_threads())
@@ -39,18 +39,18 @@ class TorchSession:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the input."""
-        architecture = self._model.architecture
+        architecture = self.model.architecture
         return architecture.in_chans, architecture.image_size, architecture.image_size
 
     def run(self, images: Array) -> Array:
         """Logits of images; see :class:`growtas.export.backends.base.Session`."""
         with torch.inference_mode():
-            logits = self._model(torch.from_numpy(images).to(self._device))
+            logits = self.model(torch.from_numpy(images).to(self._device))
         return np.asarray(logits.cpu().numpy(), np.float32)
 
     def timer(self, images: Array) -> Timer:
         """A timed run on placed inputs; see :class:`growtas.export.backends.base.Session`."""
-        placed, model, threads = torch.from_numpy(images).to(self._device), self._model, self.info.threads
+        placed, model, threads = torch.from_numpy(images).to(self._device), self.model, self.info.threads
 
         def once() -> float:
             # torch has one thread count for the whole process, and other sessions may have set another.
@@ -67,7 +67,7 @@ class TorchSession:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        del self._model
+        del self.model
         if self.info.threads:
             torch.set_num_threads(self._threads_before)
 

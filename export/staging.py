@@ -1,0 +1,48 @@
+"""Files that become visible only when all of them are made and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from growtas.errors import OutputError
+from growtas.export.manifest import manifest_path
+from growtas.files import ensure_writable
+
+
+@contextlib.contextmanager
+def staging(out: Path) -> Iterator[tuple[Path, Path]]:
+    """A temporary folder inside ``out``, and ``out``; after an error both are gone, ``out`` only where it was new.
+
+    Raises:
+        OutputError: the folder can't be written.
+    """
+    was_there = out.exists()
+    ensure_writable(out)
+    try:
+        with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
+            yield Path(folder), out
+    except BaseException:
+        if not was_there:
+            with contextlib.suppress(OSError):
+                out.rmdir()
+        raise
+
+
+def move_into_place(artifacts: list[Path], out: Path) -> None:
+    """Move finished artifacts and their manifests to a folder on the same file system.
+
+    Raises:
+        OutputError: a file can't be moved.
+    """
+    for artifact in artifacts:
+        final = out / artifact.name
+        try:
+            # The manifest goes last: an artifact whose manifest is older does not pass its hash check.
+            os.replace(artifact, final)
+            os.replace(manifest_path(artifact), manifest_path(final))
+        except OSError as error:
+            raise OutputError(f"{final}: can't be written ({error.strerror or error})") from None
