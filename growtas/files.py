@@ -87,6 +87,31 @@ def append_json_line(path: str | Path, data: Any) -> None:
         file.write(json.dumps(data, ensure_ascii=False) + "\n")
 
 
+def drop_torn_line(path: str | Path) -> None:
+    """Cut off what follows the last newline of a JSON-lines file, so that the next line does not continue half of one.
+
+    A whole line that only lacks its newline is kept; a file that does not exist stays so.
+
+    Raises:
+        OutputError: the file can't be written.
+    """
+    try:
+        with open(path, "r+b") as file:
+            content = file.read()
+            end = content.rfind(b"\n") + 1
+            if end == len(content):
+                return
+            try:
+                json.loads(content[end:])
+                file.write(b"\n")
+            except ValueError:
+                file.truncate(end)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written ({error.strerror or error})") from None
+
+
 def read_json_lines(path: str | Path) -> list[Any]:
     """All whole lines of a JSON-lines file, an empty list where there is none; a torn last line is left out."""
     try:

@@ -1,0 +1,94 @@
+"""What a latency is: a number with its kind, device and conditions; and who predicts one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from growtas.batch import SubnetBatch
+from growtas.latency.profile import Kind
+from growtas.units import format_ms
+
+PERCENTILE = "p50"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What a latency is of.
+
+    Attributes:
+        device: name of the device.
+        percentile: ``p50`` and the like.
+        batch: images at once.
+        precision: ``fp32``, ``tf32``, ``fp16`` or ``int8``.
+        runtime: what executes the network.
+    """
+
+    device: str
+    percentile: str
+    batch: int
+    precision: str
+    runtime: str
+
+    def __str__(self) -> str:
+        return f"{self.percentile}, batch {self.batch}, {self.precision}, {self.runtime} on {self.device}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """A latency that can't be taken for what it is not: milliseconds with their kind and conditions.
+
+    Attributes:
+        ms: milliseconds for one batch.
+        kind: ``measured``, or ``modelled`` for whatever was not timed.
+        conditions: device, percentile, batch, precision and runtime.
+        relative_uncertainty: half width of the interval around a modelled number; None for a measured one.
+    """
+
+    ms: float
+    kind: Kind
+    conditions: Conditions
+    relative_uncertainty: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, with the interval in milliseconds where the number is modelled."""
+        c = self.conditions
+        data: dict[str, Any] = {
+            "ms": self.ms,
+            "kind": self.kind,
+            "device": c.device,
+            "percentile": c.percentile,
+            "batch": c.batch,
+            "precision": c.precision,
+            "runtime": c.runtime,
+        }
+        if self.relative_uncertainty is not None:
+            u = self.relative_uncertainty
+            data |= {"relative_uncertainty": u, "interval_ms": [self.ms * (1 - u), self.ms * (1 + u)]}
+        return data
+
+    def __str__(self) -> str:
+        spread = f" +-{self.relative_uncertainty:.0%}" if self.relative_uncertainty is not None else ""
+        return f"{format_ms(self.ms)}{spread} ({self.kind})"
+
+
+class LatencyEstimator(Protocol):
+    """Predicts latencies of subnets of one space. Must be monotone: a smaller subnet is never slower."""
+
+    @property
+    def kind(self) -> Kind:
+        """``modelled`` unless the numbers are timings."""
+
+    @property
+    def conditions(self) -> Conditions:
+        """What the predictions are of."""
+
+    @property
+    def relative_uncertainty(self) -> float | None:
+        """Half width of the interval around a prediction."""
+
+    def predict_ms(self, batch: SubnetBatch) -> NDArray[np.float64]:
+        """Milliseconds of each subnet, shape ``(len(batch),)``."""

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+
+import pytest
+import torch
+
+from growtas.checkpoint import save_supernet
+from growtas.cli.main import main
+from growtas.costs import count_costs
+from growtas.data import open_data, preprocess_record
+from growtas.data.evaluation import cut_search_split
+from growtas.files import write_json
+from growtas.nn.supernet import Supernet
+from growtas.runs import create_run
+from growtas.space import PRESETS
+from growtas.subnet import Subnet
+
+SPACE = PRESETS["micro"].replace(in_chans=1, image_size=16, max_relative_position=3)
+QUICK = ("--generations", "2", "--population", "5", "--limit-images", "30")
+
+
+def _make_run(root, name="first", space=SPACE, **changes):
+    data = open_data("digits")
+    info = {
+        "state": "finished", "space": space.to_dict(), "method": "growtas", "recipe": {}, "seed": 0, "data": data.record(),
+        "preprocess": preprocess_record(space, data), "class_names": list(data.class_names), "versions": {}, **changes,
+    }  # fmt: skip
+    run = create_run(root / "runs", name, info)
+    write_json(run.path / "split.json", cut_search_split(data, 0))
+    folder = run.path / "checkpoints" / "epoch-0001"
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    save_supernet(folder / "supernet.safetensors", Supernet(space))
+    write_json(folder / "state.json", {})
+    return run
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return _make_run(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture
+def run(tmp_path, template, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    import shutil
+
+    shutil.copytree(template.path, tmp_path / "runs" / "first")
+    return tmp_path / "runs" / "first"
+
+
+@pytest.fixture
+def growtas(monkeypatch, capsys):
+    """Runs a command line: exit code, stdout, stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["growtas", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@dataclass
+class Timing:
+    p50_ms: float
+    runtime: str = "onnxruntime"
+    precision: str = "fp32"
+
+    def to_dict(self):
+        return asdict(self)
+
+
+@pytest.fixture
+def stopwatch(monkeypatch):
+    """Stands for the measuring of the export: milliseconds in proportion to MACs."""
+    timed = []
+
+    def measure(architecture, *, batch, threads):
+        timed.append(architecture.subnet)
+        return Timing(_fake_ms(architecture.subnet) * batch)
+
+    monkeypatch.setattr("growtas.export.measure.measure_architecture", measure)
+    return timed
+
+
+def _fake_ms(subnet):
+    return count_costs(SPACE, subnet).macs / 1e6
+
+
+def test_a_modelled_latency_is_called_modelled_wherever_it_is_shown(run, growtas):
+    code, out, err = growtas("search", "--device", "a10", "--max-latency", "5ms", "--max-params", "100K", *QUICK)
+    assert code == 0, err
+    assert "latency, modelled" in out
+    assert "modelled from the datasheet, not measured; uncertainty +-50% (p50, batch 1, fp16, tensorrt on a10)" in out
+    assert "at most 5 ms" in out
+    assert "at most 100K" in out
+    assert "next: growtas export" in out
+    assert "the newest in runs/" in err
+    for document in (
+        json.loads((run / "search" / "subnet.json").read_text()),
+        json.loads((run / "search" / "result.json").read_text())["best"],
+    ):
+        latency = document["latency"]
+        assert (latency["kind"], latency["device"], latency["percentile"]) == ("modelled", "a10", "p50")
+        assert (latency["batch"], latency["precision"], latency["runtime"]) == (1, "fp16", "tensorrt")
+        assert latency["interval_ms"][0] < latency["ms"] < latency["interval_ms"][1]
+    code, out, err = growtas("search", "--device", "a10", "--max-latency", "5ms", "--max-params", "100K", *QUICK, "--json")
+    report = json.loads(out)
+    assert (report["best"]["latency"]["kind"], report["evaluated"], report["reused"]) == ("modelled", 0, 10)
+    assert "modelled from the datasheet" in report["latency_note"]
+
+
+def test_what_is_written_is_what_the_export_reads(run, growtas):
+    code, out, _ = growtas("search", "--max-params", "90K", "--max-macs", "2.5M", *QUICK, "--json")
+    assert code == 0
+    report, data = json.loads(out), json.loads((run / "search" / "subnet.json").read_text())
+    subnet = Subnet.load(run / "search" / "subnet.json")
+    costs = count_costs(SPACE, SPACE.validate(subnet, strict=True))
+    assert (data["params"], data["macs"]) == (costs.params, costs.macs)
+    assert (costs.params <= 90_000, costs.macs <= 2_500_000) == (True, True)
+    assert data["limits"] == {"max_params": 90_000, "max_macs": 2_500_000, "max_latency_ms": None}
+    assert (data["device"], data["latency"], data["space"]) == (None, None, "micro")
+    assert data["checkpoint_sha256"] == report["checkpoint_sha256"]
+    assert 0 <= data["accuracy"] <= 1
+    assert report["images"]["count"] == 30
+    assert len(report["history"]) == 2
+    assert (report["run"], report["run_chosen"]) == ("runs/first", "the newest in runs/")
+    lines = [json.loads(line) for line in (run / "search" / "journal.jsonl").read_text().splitlines()]
+    assert [line["type"] for line in lines] == ["header"] + ["evaluation"] * 10
+    assert max((line["accuracy"], -line["loss"]) for line in lines[1:]) == (report["best"]["accuracy"], -report["best"]["loss"])
+
+
+def test_a_search_stopped_in_the_middle_goes_on(run, growtas, monkeypatch):
+    from growtas.search.journal import Journal
+
+    record, done = Journal.record, []
+
+    def stop(self, subnet, evaluation, **extra):
+        if len(done) == 6:
+            raise KeyboardInterrupt
+        done.append(subnet)
+        record(self, subnet, evaluation, **extra)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "record", stop)
+        code, _, err = growtas("search", *QUICK)
+    assert code == 130
+    assert "6 evaluations are kept" in err
+    assert not (run / "search" / "subnet.json").exists()
+    with open(run / "search" / "journal.jsonl", "a") as file:
+        file.write('{"type": "evalu')
+    code, out, _ = growtas("search", *QUICK, "--json")
+    report = json.loads(out)
+    assert (code, report["evaluated"], report["reused"]) == (0, 4, 6)
+    code, out, _ = growtas("search", "--out", "elsewhere", *QUICK, "--json")
+    assert json.loads(out)["best"] == report["best"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--max-params", "6"), "bare number"),
+        (("--max-macs", "1.3"), "bare number"),
+        (("--device", "a10", "--max-latency", "5"), "bare number"),
+        (("--max-latency", "5ms"), "--max-latency needs --device: cpu to measure on this machine, or a10"),
+        (("--device", "a11", "--max-latency", "5ms"), "legal are cpu, a10, a100"),
+        (("--device", "t4", "--precision", "tf32"), "t4 has no precision 'tf32'"),
+        (("--device", "cpu", "--precision", "fp16"), "cpu is measured in fp32"),
+        (("--generations", "0"), "generations is 0"),
+        (("--population", "0"), "population is 0"),
+        (("--device", "a10", "--batch", "0"), "--batch is 0"),
+        (("--limit-images", "0"), "--limit-images is 0"),
+        (("--max-params", "10K"), "no subnet of micro has at most 10K params; the smallest has"),
+        (("--device", "a10", "--max-latency", "1us"), "modelled latency (p50, batch 1, fp16, tensorrt on a10); the smallest has"),
+        (("--space", "autoformer-t"), "no run of the space autoformer-t in runs/"),
+        (("nowhere",), "nowhere: no run here"),
+    ],
+)
+def test_wrong_input_gets_one_sentence_and_exit_code_2(run, growtas, arguments, said):
+    code, out, err = growtas("search", *arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.startswith("growtas:")]) == 1
+    assert not (run / "search" / "journal.jsonl").exists()
+
+
+def test_no_run_at_all(tmp_path, growtas, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = growtas("search")
+    assert (code, "growtas train" in err) == (2, True)
+
+
+def test_an_output_folder_that_cannot_be_written(run, growtas):
+    (run / "file").write_text("")
+    code, _, err = growtas("search", "--out", run / "file" / "x", *QUICK)
+    assert (code, "can't be written" in err) == (2, True)
+
+
+def test_an_imported_run_needs_images(tmp_path, growtas, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _make_run(tmp_path, data=None, state="imported")
+    code, _, err = growtas("search", *QUICK)
+    assert (code, "--data" in err) == (2, True)
+    code, _, err = growtas("search", "--data", "digits", *QUICK)
+    assert code == 0, err
+
+
+def test_other_choices_within_the_supernet(run, growtas):
+    space = run.parent.parent / "narrow.yaml"
+    space.write_text("embed_dim: [32, 40]\nnum_heads: [2]\nmlp_ratio: [2.0, 2.5]\ndepth: [4]\n")
+    code, out, err = growtas("search", run, "--space", space, *QUICK, "--json")
+    assert code == 0, err
+    best = json.loads(out)["best"]
+    assert best["embed_dim"] in (32, 40)
+    assert set(best["num_heads"]) == {2}
+    space.write_text("embed_dim: [32, 400]\nnum_heads: [2]\nmlp_ratio: [2.0]\ndepth: [4]\n")
+    code, _, err = growtas("search", run, "--space", space, *QUICK)
+    assert (code, "embed_dim goes up to 400" in err) == (2, True)
+    code, out, err = growtas("search", "--space", "micro", *QUICK)
+    assert (code, "the newest of micro in runs/" in err) == (0, True)
+    assert f"next: growtas export {run.relative_to(run.parent.parent)} --format trt" in out
+
+
+def test_cpu_measures_here_and_the_result_truly_meets_the_limit(run, growtas, stopwatch):
+    arguments = ("search", "--device", "cpu", "--max-latency", "1.2ms", *QUICK)
+    code, out, err = growtas(*arguments)
+    assert code == 0, err
+    assert "latency, measured" in out
+    assert "held-out error" in err
+    data = json.loads((run / "search" / "subnet.json").read_text())
+    subnet = Subnet.from_dict(data)
+    assert data["latency"] == {
+        "ms": _fake_ms(subnet), "kind": "measured", "device": "cpu", "percentile": "p50", "batch": 1, "precision": "fp32",
+        "runtime": "onnxruntime",
+    }  # fmt: skip
+    assert data["latency"]["ms"] <= 1.2
+    assert subnet in stopwatch
+    count = len(stopwatch)
+    code, out, _ = growtas(*arguments, "--json")
+    assert (code, len(stopwatch), json.loads(out)["evaluated"]) == (0, count, 0)
+    growtas(*arguments, "--batch", "2", "--max-latency", "3ms")
+    assert len(stopwatch) > count
+
+
+def test_cpu_says_how_fast_the_smallest_is_where_the_limit_is_out_of_reach(run, growtas, stopwatch):
+    code, _, err = growtas("search", "--device", "cpu", "--max-latency", "1us", *QUICK)
+    assert (code, stopwatch) == (2, [SPACE.smallest])
+    assert "measured latency (p50, batch 1, fp32, onnxruntime on cpu); the smallest has" in err
+
+
+def test_cpu_without_a_limit_measures_the_winner_alone(run, growtas, stopwatch):
+    code, _, err = growtas("search", "--device", "cpu", *QUICK)
+    assert code == 0, err
+    data = json.loads((run / "search" / "subnet.json").read_text())
+    assert stopwatch == [Subnet.from_dict(data)]
+    assert data["latency"]["kind"] == "measured"
+
+
+@pytest.mark.slow
+def test_cpu_for_real(run, growtas):
+    code, out, err = growtas("search", "--device", "cpu", *QUICK, "--json")
+    assert code == 0, err
+    best = json.loads(out)["best"]
+    assert best["latency"]["kind"] == "measured"
+    assert 0 < best["latency"]["ms"] < 10_000
+
+
+def test_devices(growtas):
+    code, out, _ = growtas("devices")
+    assert code == 0
+    assert out.count("modelled") == 7
+    assert "sm86" in out
+    code, out, _ = growtas("devices", "--json")
+    listed = {device["name"]: device["kind"] for device in json.loads(out)["devices"]}
+    assert listed == {"cpu": "measured", **dict.fromkeys(("a10", "a100", "a6000", "h100", "l4", "orin", "t4"), "modelled")}

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from growtas.errors import DataError
+from growtas.nn.supernet import Supernet
+from growtas.sampling import mutate, sample
+from growtas.search.evaluate import SubnetEvaluator, fingerprint
+from growtas.space import PRESETS
+from growtas.subnet import Subnet
+
+SPACE = PRESETS["micro"].replace(image_size=16, in_chans=1, num_classes=5)
+
+
+class Images:
+    """Random images; counts how often each is read."""
+
+    def __init__(self, count=23, shape=(1, 16, 16), classes=5, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.pixels = torch.randn(count, *shape, generator=generator)
+        self.labels = torch.randint(classes, (count,), generator=generator)
+        self.read = 0
+
+    def __len__(self):
+        return len(self.labels)
+
+    def images(self, start, stop):
+        self.read += stop - start
+        return self.pixels[start:stop]
+
+
+@pytest.fixture(scope="module")
+def supernet():
+    torch.manual_seed(0)
+    supernet = Supernet(SPACE)
+    with torch.no_grad():
+        for parameter in supernet.parameters():
+            parameter.normal_(std=0.2)
+    return supernet.eval()
+
+
+@pytest.fixture(scope="module")
+def subnets():
+    rng = np.random.default_rng(0)
+    parents = [sample(SPACE, rng) for _ in range(3)]
+    return list(dict.fromkeys([*parents, *(mutate(SPACE, parents[i % 3], rng) for i in range(20))]))
+
+
+@torch.inference_mode()
+def plain(supernet, images, subnet):
+    logits = supernet(images.pixels, subnet)
+    return (logits.argmax(1) == images.labels).float().mean().item(), F.cross_entropy(logits, images.labels).item()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"threads": 3}, {"activation_bytes": 0}, {"activation_bytes": 300_000}, {"image_bytes": 1}]
+)
+def test_agrees_with_the_plain_forward_pass(supernet, subnets, options, monkeypatch):
+    monkeypatch.setattr("growtas.search.evaluate._TOKENS_A_BATCH", 17 * 5)
+    images = Images()
+    with SubnetEvaluator(supernet, images, **options) as evaluate:
+        for chosen in (subnets, subnets[::-1]):
+            found = dict(evaluate(chosen))
+            assert set(found) == set(subnets)
+            for subnet, evaluation in found.items():
+                assert (evaluation.accuracy, evaluation.loss) == pytest.approx(plain(supernet, images, subnet), rel=1e-5)
+
+
+def test_a_common_beginning_is_computed_once_within_the_memory(supernet, monkeypatch):
+    block = (2, 3, 4, 2), (2.0, 3.0, 2.0, 4.0)
+    first = Subnet(32, *block)
+    last_ratio = Subnet(32, block[0], (2.0, 3.0, 2.0, 2.0))
+    deeper = Subnet(32, (*block[0], 3), (*block[1], 2.0))
+    images = Images()
+    with SubnetEvaluator(supernet, images, threads=1) as evaluate:
+        worker = evaluate._workers[0]
+        list(evaluate([first]))
+        assert worker.layers_run == 8
+        list(evaluate([last_ratio, deeper]))
+        # The MLP layer of the last common block runs again, the rest is shared.
+        assert worker.layers_run == 8 + 1 + 3
+    with SubnetEvaluator(supernet, images, threads=1, activation_bytes=0) as evaluate:
+        list(evaluate([first]))
+        list(evaluate([deeper]))
+        # Only the path of the last subnet is left.
+        assert sum(len(kept) for kept in evaluate._workers[0]._kept) <= 5
+
+
+def test_memory_for_activations_is_bounded(supernet, subnets):
+    budget = 200_000
+    with SubnetEvaluator(supernet, Images(), threads=1, activation_bytes=budget) as evaluate:
+        list(evaluate(subnets))
+        worker = evaluate._workers[0]
+        held = sum(x.numel() * 4 for kept in worker._kept for x in kept.values())
+        assert held == worker._bytes
+        path = SPACE.max_depth * 23 * 17 * 64 * 4
+        assert held <= max(budget, path)
+
+
+def test_images_that_fit_are_read_once_and_others_for_every_call(supernet, subnets):
+    images = Images()
+    with SubnetEvaluator(supernet, images) as evaluate:
+        before = images.read
+        list(evaluate(subnets))
+        list(evaluate(subnets))
+        assert images.read == before + len(images)
+    with SubnetEvaluator(supernet, images, image_bytes=1) as evaluate:
+        before = images.read
+        list(evaluate(subnets))
+        assert images.read == before + len(images)
+
+
+def test_threads_are_set_back(supernet):
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), SubnetEvaluator(supernet, Images(), threads=2):
+        _ = 1 / 0
+    assert torch.get_num_threads() == before
+
+
+def test_results_come_as_they_are_done(supernet, subnets):
+    with SubnetEvaluator(supernet, Images(), threads=1) as evaluate:
+        results = iter(evaluate(subnets))
+        next(results)
+        assert evaluate._workers[0].layers_run < 2 * sum(s.depth for s in subnets)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [(Images(0), "no image"), (Images(shape=(1, 20, 20)), "takes"), (Images(classes=50), "5 classes")],
+)
+def test_images_that_do_not_fit_are_refused(supernet, images, message):
+    with pytest.raises(DataError, match=message):
+        SubnetEvaluator(supernet, images)
+
+
+def test_the_fingerprint_tells_images_apart():
+    one = fingerprint(Images(), {"name": "a"})
+    assert one == fingerprint(Images(), {"name": "a"})
+    other_label = Images()
+    other_label.labels[7] = (other_label.labels[7] + 1) % 5
+    other_pixel = Images()
+    other_pixel.pixels[3, 0, 0, 0] += 1
+    others = [fingerprint(Images(), {"name": "b"}), fingerprint(Images(22), {"name": "a"})]
+    others += [fingerprint(other_label, {"name": "a"}), fingerprint(other_pixel, {"name": "a"})]
+    assert len({one, *others}) == 5

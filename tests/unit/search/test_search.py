@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from growtas.batch import SubnetBatch
+from growtas.costs import count_costs
+from growtas.latency.fitted import fit_latency, sample_subnets
+from growtas.latency.profile import load_profile
+from growtas.latency.roofline import RooflineLatency
+from growtas.latency.samples import LatencySamples, Setup
+from growtas.search.evolution import EvolutionConfig
+from growtas.search.journal import Evaluation, Journal
+from growtas.search.limits import Limits
+from growtas.search.search import MAX_FINALISTS, Scorer, Search
+from growtas.space import PRESETS
+from growtas.subnet import Subnet
+
+MICRO = PRESETS["micro"]
+CONFIG = EvolutionConfig(generations=4, population=10)
+SETUP = Setup(batch=1, threads=1, runtime="toy", runtime_version="1", precision="fp32", machine="m")
+
+
+class Killed(Exception):
+    pass
+
+
+class Evaluator:
+    """Larger is better; may be killed after some evaluations."""
+
+    def __init__(self, die_after=None):
+        self.seen, self.die_after = [], die_after
+
+    def __call__(self, subnets):
+        for subnet in subnets:
+            if len(self.seen) == self.die_after:
+                raise Killed
+            self.seen.append(subnet)
+            yield subnet, Evaluation(count_costs(MICRO, subnet).macs / 2e7, 1.0)
+
+
+@dataclass
+class Timing:
+    p50_ms: float
+    runtime: str = "toy"
+    precision: str = "fp32"
+
+    def to_dict(self):
+        return {"p50_ms": self.p50_ms}
+
+
+class Machine:
+    """Times architectures: proportional to MACs, but half as much again for an odd number of heads in the first block."""
+
+    def __init__(self, surprise=1.5):
+        self.timed, self.surprise = [], surprise
+
+    def ms(self, subnet):
+        return count_costs(MICRO, subnet).macs / 1e6 * (self.surprise if subnet.num_heads[0] == 3 else 1.0)
+
+    def __call__(self, architecture):
+        self.timed.append(architecture.subnet)
+        return Timing(self.ms(architecture.subnet))
+
+
+def _run(tmp_path, evaluate, limits=None, latency=None, seed=0, **more):
+    scorer = Scorer(MICRO, evaluate, Journal(tmp_path / "journal.jsonl", "c", "d", {}))
+    return *Search(space=MICRO, limits=limits or Limits(), latency=latency, **more).run(scorer, CONFIG, seed), scorer
+
+
+def test_a_killed_search_goes_on_and_evaluates_nothing_twice(tmp_path):
+    undisturbed, _, _ = _run(tmp_path / "a", Evaluator())
+    first, second, third = Evaluator(die_after=17), Evaluator(), Evaluator()
+    with pytest.raises(Killed):
+        _run(tmp_path / "b", first)
+    found, _, scorer = _run(tmp_path / "b", second)
+    assert found == undisturbed
+    assert (len(first.seen), len(second.seen)) == (17, 23)
+    assert len(set(first.seen) | set(second.seen)) == 40
+    assert (scorer.evaluated, scorer.reused) == (23, 17)
+    found, _, _ = _run(tmp_path / "b", third)
+    assert (found, third.seen) == (undisturbed, [])
+
+
+def test_other_limits_reuse_what_is_known(tmp_path):
+    _run(tmp_path, Evaluator())
+    again = Evaluator()
+    _run(tmp_path, again, Limits(max_params=10**9))
+    assert again.seen == []
+
+
+def test_equal_accuracy_is_decided_by_the_loss_then_by_params(tmp_path):
+    small, large = MICRO.smallest, MICRO.largest
+    journal = Journal(tmp_path / "j", "c", "d", {})
+    scorer = Scorer(MICRO, lambda subnets: ((s, Evaluation(0.5, 1.0)) for s in subnets), journal)
+    assert scorer([small])[0] > scorer([large])[0]
+    for subnet, loss in ((small, 2.0), (large, 1.0)):
+        journal.record(subnet, Evaluation(0.5, loss))
+    assert scorer([small])[0] < scorer([large])[0]
+
+
+def test_a_modelled_latency_limits_and_stays_modelled(tmp_path):
+    latency = RooflineLatency(profile=load_profile("a10"), space=MICRO)
+    smallest, largest = latency.predict_ms(SubnetBatch.from_subnets([MICRO.smallest, MICRO.largest]))
+    limit = float((smallest + largest) / 2)
+    evaluate = Evaluator()
+    found, _, _ = _run(tmp_path, evaluate, Limits(max_latency_ms=limit), latency)
+    assert (latency.predict_ms(SubnetBatch.from_subnets(evaluate.seen)) <= limit).all()
+    data = found.to_dict()["latency"]
+    assert (data["kind"], data["device"], data["percentile"], data["batch"]) == ("modelled", "a10", "p50", 1)
+    assert (data["precision"], data["runtime"], data["relative_uncertainty"]) == ("fp16", "tensorrt", 0.5)
+    assert data["interval_ms"] == pytest.approx([data["ms"] / 2, data["ms"] * 1.5])
+    assert "(modelled)" in str(found.latency)
+
+
+def _measured(tmp_path, machine, limit, **more):
+    samples = LatencySamples(tmp_path / "cpu-latency.jsonl", MICRO, SETUP, machine)
+    subnets = sample_subnets(MICRO, Limits().feasible(MICRO))
+    model = fit_latency(MICRO, subnets, samples.measure_all(subnets), samples.conditions)
+    return _run(tmp_path, Evaluator(), Limits(max_latency_ms=limit), model, samples=samples, fitted_to=tuple(subnets), **more)
+
+
+def test_the_chosen_subnet_was_measured_and_truly_meets_the_limit(tmp_path):
+    for seed in range(4):
+        machine = Machine()
+        found, result, _ = _measured(tmp_path / str(seed), machine, 7.0, seed=seed)
+        data = found.to_dict()["latency"]
+        assert (data["kind"], data["device"], data["ms"]) == ("measured", "cpu", machine.ms(found.subnet))
+        assert "relative_uncertainty" not in data
+        assert machine.ms(found.subnet) <= 7.0
+        *missed, last = found.measured_finalists
+        assert last[0] == found.subnet
+        assert all(ms > 7.0 for _, ms in missed)
+        # Nothing that was measured to meet the limit was better.
+        better = [s for s, score in result.ranked if score[0] > found.evaluation.accuracy]
+        assert not [s for s in better if s in machine.timed and machine.ms(s) <= 7.0]
+
+
+def test_measuring_again_measures_nothing(tmp_path):
+    found, _, _ = _measured(tmp_path, Machine(), 7.0)
+    machine = Machine()
+    again, _, scorer = _measured(tmp_path, machine, 7.0)
+    assert (machine.timed, scorer.evaluated) == ([], 0)
+    assert again == found
+
+
+def test_when_all_finalists_miss_the_smallest_is_the_answer(tmp_path):
+    class Liar(Machine):
+        def ms(self, subnet):
+            return super().ms(subnet) if subnet in self.sampled else 1000.0
+
+    machine = Liar()
+    machine.sampled = sample_subnets(MICRO, Limits().feasible(MICRO))
+    limit = machine.ms(MICRO.smallest)
+    found, _, _ = _measured(tmp_path, machine, limit * 1.2)
+    assert found.subnet == MICRO.smallest
+    assert found.latency.ms == limit
+    assert len(found.measured_finalists) <= MAX_FINALISTS + 1
+    exact, _, _ = _measured(tmp_path / "exact", machine, limit)
+    assert exact.subnet == MICRO.smallest
+
+
+def test_without_a_limit_the_best_alone_is_measured(tmp_path):
+    machine = Machine()
+    samples = LatencySamples(tmp_path / "cpu-latency.jsonl", MICRO, SETUP, machine)
+    found, result, _ = _run(tmp_path, Evaluator(), samples=samples)
+    assert machine.timed == [found.subnet] == [result.ranked[0][0]]
+    assert found.latency.kind == "measured"
+
+
+def test_a_found_subnet_reads_back(tmp_path):
+    found, _, _ = _run(tmp_path, Evaluator())
+    data = found.to_dict()
+    assert Subnet.from_dict(data) == found.subnet
+    assert (data["params"], data["macs"]) == (count_costs(MICRO, found.subnet).params, count_costs(MICRO, found.subnet).macs)
+    assert data["latency"] is None
+
+
+def test_everything_evaluated_meets_all_limits_at_once(tmp_path):
+    latency = RooflineLatency(profile=load_profile("t4"), space=MICRO)
+    limits = Limits(max_params=150_000, max_macs=9_000_000, max_latency_ms=0.75)
+    for seed in range(3):
+        evaluate = Evaluator()
+        _run(tmp_path / str(seed), evaluate, limits, latency, seed=seed)
+        batch = SubnetBatch.from_subnets(evaluate.seen)
+        assert limits.feasible(MICRO, latency)(batch).all()
+        assert np.ptp(latency.predict_ms(batch)) > 0
