@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from growtas.cli.bench import bench
 from growtas.cli.cost import cost
+from growtas.cli.devices import devices
 from growtas.cli.export import export
 from growtas.cli.import_ import import_app
 from growtas.cli.main import app
+from growtas.cli.search import search
 
+app.command()(search)
 app.command()(export)
 app.command()(bench)
 app.command()(cost)
+app.command()(devices)
 app.add_typer(import_app, name="import")
