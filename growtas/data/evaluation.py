@@ -1,0 +1,140 @@
+"""Images to measure accuracy on: the search split and the test set of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from growtas.data.images import ImageSet, Subset
+from growtas.data.pixels import Pixels
+from growtas.data.preprocess import normalise
+from growtas.data.sources import Data, open_data
+from growtas.data.split import stratified_split
+from growtas.errors import DataError
+from growtas.files import read_json
+from growtas.runs import Run
+
+SEARCH_IMAGES = 10_000
+"""Images of the search split, as in the paper (Section 3.3); at most a fifth of the training set."""
+
+
+class EvaluationSet:
+    """Preprocessed images with labels, decoded when first asked for and kept in memory where they fit.
+
+    Args:
+        images: the images.
+        record: the preprocessing.
+        class_names: a name for each label.
+    """
+
+    def __init__(self, images: ImageSet, record: Mapping[str, Any], class_names: tuple[str, ...]) -> None:
+        self._images, self._record = images, record
+        self._pixels = Pixels(images, record)
+        self.labels: Tensor = torch.from_numpy(np.array(images.labels, np.int64))
+        self.class_names = class_names
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, start: int, stop: int) -> Tensor:
+        """Images ``start`` to ``stop - 1``: float32 ``(n, in_chans, image_size, image_size)``.
+
+        Raises:
+            DataError: an image is unreadable; the message names it.
+        """
+        return normalise(self._pixels.take(np.arange(*slice(start, stop).indices(len(self)))), self._record)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images in order, ``batch_size`` at a time, with their labels."""
+        for start in range(0, len(self), batch_size):
+            yield self.images(start, start + batch_size), self.labels[start : start + batch_size]
+
+    def subset(self, count: int, seed: int = 0) -> EvaluationSet:
+        """A fixed, stratified part of at most ``count`` images."""
+        if count >= len(self):
+            return self
+        indices = stratified_split(self.labels.numpy(), count, np.random.default_rng(seed))
+        return EvaluationSet(Subset(self._images, indices), self._record, self.class_names)
+
+
+@torch.inference_mode()
+def count_correct(model: Callable[[Tensor], Tensor], images: EvaluationSet, batch_size: int = 256) -> int:
+    """How many images get the right class; ``model`` maps float32 images to logits ``(n, classes)``."""
+    return sum(int((model(batch).argmax(1).cpu() == labels).sum()) for batch, labels in images.batches(batch_size))
+
+
+def cut_search_split(data: Data, seed: int, count: int = SEARCH_IMAGES) -> dict[str, Any]:
+    """The search split of a data set as ``split.json`` keeps it: stratified, from the training images only.
+
+    Args:
+        count: images wanted; at most a fifth of the training set is taken.
+
+    Raises:
+        DataError: there are too few training images.
+    """
+    size = len(data.train)
+    indices = stratified_split(data.train.labels, min(count, size // 5), np.random.default_rng(seed))
+    if not len(indices):
+        raise DataError(
+            f"{data.data_dir or data.name}: {size} training images are too few to set some aside for the search; have 5 or more"
+        )
+    counts = np.bincount(data.train.labels[indices], minlength=len(data.class_names)).tolist()
+    return {
+        "seed": seed,
+        "search": indices.tolist(),
+        "train_size": size,
+        "per_class": dict(zip(data.class_names, counts, strict=True)),
+    }
+
+
+def search_indices(split: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Indices into the training set of a split's search images."""
+    return np.asarray(split["search"], np.int64)
+
+
+def search_set(run: Run, *, data: str | None = None, data_dir: str | None = None) -> EvaluationSet:
+    """The images that the run set aside from its training images for the search.
+
+    Args:
+        data, data_dir: other images than the run's own; an imported run has none, and needs them. Where the data set is not the one
+            that was trained on, a split is cut from its training images.
+
+    Raises:
+        DataError: the images are absent, changed, or have another number of classes.
+    """
+    opened, same = _open(run, data, data_dir)
+    path = run.path / "split.json"
+    split = read_json(path, "search split") if same and path.is_file() else cut_search_split(opened, 0)
+    return EvaluationSet(Subset(opened.train, search_indices(split)), run.info["preprocess"], opened.class_names)
+
+
+def test_set(run: Run, *, data: str | None = None, data_dir: str | None = None) -> EvaluationSet:  # noqa: PT028 (no test)
+    """The run's test images; arguments and errors as for :func:`search_set`."""
+    opened, _ = _open(run, data, data_dir)
+    return EvaluationSet(opened.test, run.info["preprocess"], opened.class_names)
+
+
+# pytest collects functions called test_* from the modules that import them.
+test_set.__test__ = False  # type: ignore[attr-defined]
+
+
+def _open(run: Run, data: str | None, data_dir: str | None) -> tuple[Data, bool]:
+    """The data set, and whether it is the one that the run was trained on."""
+    record = run.info["data"]
+    if record is None and data is None:
+        raise DataError(f"{run.path}: the run was imported and records no images; name some with --data (and --data-dir)")
+    if data is None:
+        opened = open_data(record["name"], data_dir or record["data_dir"])
+        opened.check_unchanged(record)
+    else:
+        opened = open_data(data, data_dir)
+    classes = run.space.num_classes
+    if len(opened.class_names) != classes:
+        where = opened.data_dir or opened.name
+        raise DataError(f"{where}: {len(opened.class_names)} classes, but the run {run.path} has {classes}")
+    return opened, record is not None and opened.record()["sha256"] == record.get("sha256")

@@ -1,0 +1,46 @@
+"""The IDX files of MNIST and its relatives, plain or gzipped."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from growtas.errors import DataError
+
+_UNSIGNED_BYTE = 8
+
+
+def find_idx(folder: Path, stem: str) -> Path | None:
+    """The file ``stem`` in a folder, plain or with ``.gz``; the plain one goes first."""
+    return next((path for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()), None)
+
+
+def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes.
+
+    The header is two zero bytes, the type, the number of dimensions, and a big-endian uint32 a dimension.
+
+    Args:
+        dimensions: what the file must have: 3 for images ``(n, height, width)``, 1 for labels.
+
+    Raises:
+        DataError: not such a file, or cut short.
+    """
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".gz":
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: the IDX file can't be read ({getattr(error, 'strerror', None) or error})") from None
+    start = 4 + 4 * dimensions
+    if len(raw) < start or raw[:4] != bytes([0, 0, _UNSIGNED_BYTE, dimensions]):
+        raise DataError(f"{path}: not an IDX file of unsigned bytes in {dimensions} dimension{'s' * (dimensions > 1)}")
+    shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", dimensions, 4))
+    if len(raw) - start != math.prod(shape):
+        raise DataError(f"{path}: the IDX file should hold {math.prod(shape)} values ({shape}), but has {len(raw) - start}")
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)

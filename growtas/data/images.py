@@ -1,0 +1,169 @@
+"""Sets of labelled images that can be read in any order, whatever they are stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import IO, Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from growtas.errors import DataError
+
+T = TypeVar("T")
+Track = Callable[[Sequence[T], str], Iterable[T]]
+"""Iterates over a sequence while showing progress under a title."""
+
+
+def silent(items: Sequence[T], title: str) -> Iterable[T]:
+    """A :data:`Track` that shows nothing."""
+    del title
+    return items
+
+
+class ImageSet(Protocol):
+    """Labelled images.
+
+    Attributes:
+        labels: class of each image, shape ``(n,)``, int64.
+    """
+
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Image.Image:
+        """Decode one image.
+
+        Raises:
+            DataError: it is unreadable; the message names it.
+        """
+        ...
+
+    def describe(self, index: int) -> str:
+        """What messages call an image: its path, or its place in the set."""
+        ...
+
+
+class ArraySet:
+    """Images that lie in memory as one array.
+
+    Args:
+        pixels: uint8, ``(n, height, width)`` for grey or ``(n, height, width, 3)`` for RGB.
+        labels: shape ``(n,)``.
+        title: what messages call the set.
+    """
+
+    def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[Any], title: str) -> None:
+        self.pixels = pixels
+        self.labels = np.asarray(labels, np.int64)
+        self.title = title
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, index: int) -> Image.Image:
+        """One image, mode L or RGB."""
+        return Image.fromarray(self.pixels[index])
+
+    def describe(self, index: int) -> str:
+        """The set's title and the index."""
+        return f"{self.title}, image {index}"
+
+
+class ReaderSet:
+    """Images that a function opens one by one.
+
+    Args:
+        labels: shape ``(n,)``.
+        read: gives the image of an index; whatever it raises becomes a :class:`DataError`.
+        describe: names the image of an index.
+        paths: the files, where the images are files.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int] | NDArray[Any],
+        read: Callable[[int], Image.Image],
+        describe: Callable[[int], str],
+        paths: Sequence[str] | None = None,
+    ) -> None:
+        self.labels = np.asarray(labels, np.int64)
+        self.paths = paths
+        self._read, self._describe = read, describe
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, index: int) -> Image.Image:
+        """One image, decoded."""
+        try:
+            image = self._read(index)
+            image.load()
+        except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
+            raise DataError(f"{self.describe(index)}: the image can't be read ({_reason(error)})") from None
+        return image
+
+    def describe(self, index: int) -> str:
+        """The file's path, or the place in the set."""
+        return self._describe(index)
+
+
+class Subset:
+    """Some images of another set, in the order of ``indices``."""
+
+    def __init__(self, base: ImageSet, indices: NDArray[np.int64]) -> None:
+        self.base, self.indices = base, np.asarray(indices, np.int64)
+        self.labels = base.labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def load(self, index: int) -> Image.Image:
+        """One image of the base set."""
+        return self.base.load(int(self.indices[index]))
+
+    def describe(self, index: int) -> str:
+        """As the base set says."""
+        return self.base.describe(int(self.indices[index]))
+
+
+def resolve(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:
+    """The set at the bottom of nested subsets, and the indices into it."""
+    indices = np.arange(len(images))
+    while isinstance(images, Subset):
+        indices, images = images.indices[indices], images.base
+    return images, indices
+
+
+def file_set(paths: Sequence[str], labels: Sequence[int]) -> ReaderSet:
+    """Image files with their labels."""
+    return ReaderSet(labels, lambda index: decode(open(paths[index], "rb")), lambda index: paths[index], paths)
+
+
+def decode(file: IO[bytes]) -> Image.Image:
+    """The image in an open file, which is closed, whatever comes of it."""
+    with file:
+        image = Image.open(file)
+        image.load()
+        return image
+
+
+def verify(images: ImageSet, track: Track[Any] = silent, title: str = "checking images") -> None:
+    """Decode every image once.
+
+    Raises:
+        DataError: naming the first that is unreadable.
+    """
+    base, indices = resolve(images)
+    if isinstance(base, ArraySet):
+        return
+    for index in track(indices.tolist(), title):
+        base.load(index)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "no image format that Pillow knows"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,74 @@
+"""Decoded images in memory, resized and cropped but not normalised: a quarter of the float tensors' size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from growtas.data.images import ArraySet, ImageSet, Track, resolve, silent
+from growtas.data.preprocess import geometry
+
+MEMORY_LIMIT = 2_000_000_000
+"""Bytes of decoded images that are kept; ImageNet's 10,000 search images at 224 px need 1.5 GB."""
+
+
+class Pixels:
+    """The images of a set as uint8 tensors, decoded when first asked for and kept where they fit.
+
+    Args:
+        images: the set.
+        record: the preprocessing.
+    """
+
+    def __init__(self, images: ImageSet, record: Mapping[str, Any]) -> None:
+        self._images, self._record = images, record
+        self._base, self._indices = resolve(images)
+        # Grey images are held in one channel; the network's other channels are copies of it.
+        grey = record["in_chans"] == 1 or (isinstance(self._base, ArraySet) and self._base.pixels.ndim == 3)
+        self._shape = (1 if grey else 3, record["image_size"], record["image_size"])
+        self._decode = geometry(record, "L" if grey else None)
+        self.size = len(images) * int(np.prod(self._shape))
+        self._kept = torch.empty((len(images), *self._shape), dtype=torch.uint8) if self.size <= MEMORY_LIMIT else None
+        self._known = np.zeros(len(images), bool)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def take(self, indices: NDArray[np.int64]) -> Tensor:
+        """uint8 ``(len(indices), C, image_size, image_size)``; C is 1 for grey images.
+
+        Raises:
+            DataError: an image is unreadable.
+        """
+        if self._kept is None:
+            return self._read(indices)
+        missing = np.unique(indices[~self._known[indices]])
+        if len(missing):
+            self._kept[missing] = self._read(missing)
+            self._known[missing] = True
+        return self._kept[torch.from_numpy(indices)]
+
+    def load_all(self, track: Track[Any] = silent, title: str = "decoding images") -> Tensor:
+        """Every image, in one tensor of ``self.size`` bytes."""
+        chunks = np.array_split(np.arange(len(self)), max(1, len(self) // 256))
+        parts = [self.take(chunk) for chunk in track(chunks, title)]
+        return self._kept if self._kept is not None else torch.cat(parts)
+
+    def _read(self, indices: NDArray[np.int64]) -> Tensor:
+        if isinstance(self._base, ArraySet) and self._base.pixels.shape[1:3] == self._shape[1:]:
+            pixels = torch.from_numpy(self._base.pixels[self._indices[indices]])
+            if pixels.ndim == 3:
+                return pixels[:, None]
+            if self._shape[0] == 3:
+                return pixels.permute(0, 3, 1, 2).contiguous()
+        if len(indices) < 8:
+            return torch.stack([self._decode(self._images.load(index)) for index in indices.tolist()])
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return torch.stack(list(pool.map(lambda index: self._decode(self._images.load(index)), indices.tolist())))

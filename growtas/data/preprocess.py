@@ -1,0 +1,94 @@
+"""Preprocessing as a record: what ``run.json`` and every artifact's manifest say, and the transforms made from it.
+
+The record holds ``image_size``, ``in_chans``, ``mean``, ``std`` (0..1 units, one number a channel), ``interpolation`` and
+``crop_pct``: the short side is resized to ``image_size / crop_pct``, the middle is cut out, values are divided by 255 and
+normalised. These are timm's evaluation transforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+
+from growtas.data.sources import Data
+from growtas.space import SearchSpace
+
+_SMALL_IMAGE = 64
+
+
+def preprocess_record(space: SearchSpace, data: Data) -> dict[str, Any]:
+    """The record for a data set in a space.
+
+    Images of up to 64 pixels are not cropped (``crop_pct`` 1), larger ones by timm's usual 0.875.
+    """
+    mean, std = data.mean, data.std
+    if space.in_chans == 1:
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    return {
+        "image_size": space.image_size,
+        "in_chans": space.in_chans,
+        "mean": [round(value, 6) for value in mean],
+        "std": [round(value, 6) for value in std],
+        "interpolation": "bicubic",
+        "crop_pct": 1.0 if space.image_size <= _SMALL_IMAGE else 0.875,
+    }
+
+
+def color_mode(record: Mapping[str, Any]) -> str:
+    """Pillow's mode for a record: L for one channel, RGB for three."""
+    return "L" if record["in_chans"] == 1 else "RGB"
+
+
+def geometry(record: Mapping[str, Any], mode: str | None = None) -> Callable[[Image.Image], Tensor]:
+    """Resize and crop, without normalisation: image -> uint8 ``(C, image_size, image_size)``.
+
+    Args:
+        mode: colour mode to convert to, by default the record's.
+    """
+    wanted = mode or color_mode(record)
+    transform = create_transform(**_arguments(record), normalize=False)
+    return lambda image: transform(image.convert(wanted))
+
+
+def normalise(pixels: Tensor, record: Mapping[str, Any]) -> Tensor:
+    """uint8 ``(n, C, H, W)`` -> float32 as the network wants it; one channel becomes ``in_chans`` channels."""
+    values = pixels.to(torch.float32).div_(255)
+    if values.shape[1] != record["in_chans"]:
+        values = values.expand(-1, record["in_chans"], -1, -1)
+    shape = (1, -1, 1, 1)
+    mean = torch.tensor(record["mean"], device=pixels.device).view(shape)
+    return (values - mean).div_(torch.tensor(record["std"], device=pixels.device).view(shape))
+
+
+def evaluation_transform(record: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
+    """The whole preprocessing: image of any mode and size -> float32 ``(in_chans, image_size, image_size)``."""
+    resize = geometry(record)
+    return lambda image: normalise(resize(image)[None], record)[0]
+
+
+def training_transform(record: Mapping[str, Any], **augmentation: Any) -> Callable[[Image.Image], Tensor]:
+    """timm's training transforms, which draw from the global random generators.
+
+    Args:
+        augmentation: ``auto_augment``, ``re_prob``, ``hflip``, ``color_jitter`` and the like of timm's ``create_transform``.
+    """
+    arguments = {key: value for key, value in _arguments(record).items() if key != "crop_pct"}
+    transform = create_transform(
+        **arguments, is_training=True, mean=tuple(record["mean"]), std=tuple(record["std"]), re_mode="pixel", **augmentation
+    )
+    mode = color_mode(record)
+    return lambda image: transform(image.convert(mode))
+
+
+def _arguments(record: Mapping[str, Any]) -> dict[str, Any]:
+    size = record["image_size"]
+    return {
+        "input_size": (record["in_chans"], size, size),
+        "interpolation": record["interpolation"],
+        "crop_pct": record["crop_pct"],
+    }

@@ -1,0 +1,189 @@
+"""Opening a data set by the name that ``--data`` takes."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from growtas.data.folder import open_folder
+from growtas.data.idx import find_idx, read_idx
+from growtas.data.images import ArraySet, ImageSet, Subset, Track, resolve, silent, verify
+from growtas.data.readers import PREFIXES, open_timm
+from growtas.data.split import complement, stratified_split
+from growtas.errors import DataError, choices
+
+EMBEDDED = ("digits", "fashion-mnist")
+FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+LEGAL = "digits, fashion-mnist, a folder of images, or a name of timm's create_dataset (torch/..., hfds/..., wds/...)"
+VERIFY_LIMIT = 20_000
+"""Folders with at most so many images are decoded once before the first step."""
+_TEST_FRACTION = 0.2
+_TEST_SEED = 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: training and test images with the same classes.
+
+    Attributes:
+        name: what ``--data`` said; ``folder`` for a folder, whose path is in ``data_dir``.
+        data_dir: absolute path of the files, where there are any.
+        train, test: the images; the search split is later cut from ``train``.
+        class_names: a name for each label.
+        mean, std: normalisation in 0..1 units, one number for each of R, G, B.
+    """
+
+    name: str
+    data_dir: str | None
+    train: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+
+    def record(self) -> dict[str, Any]:
+        """What ``run.json`` keeps: enough to open the set again, and to notice that it changed."""
+        return {
+            "name": self.name,
+            "data_dir": self.data_dir,
+            "train_size": len(self.train),
+            "test_size": len(self.test),
+            "sha256": self._digest(),
+        }
+
+    def _digest(self) -> str:
+        """Hash over the labels and file names of both sets (not the pixels: ImageNet has 140 GB of them)."""
+        digest = hashlib.sha256()
+        for images in (self.train, self.test):
+            digest.update(images.labels.tobytes())
+            base, indices = resolve(images)
+            paths: Sequence[str] | None = getattr(base, "paths", None)
+            for path in () if paths is None else (paths[index] for index in indices):
+                digest.update(Path(path).name.encode() + b"\0")
+        return digest.hexdigest()
+
+    def check_unchanged(self, record: dict[str, Any]) -> None:
+        """Compare with the :meth:`record` of a run.
+
+        Raises:
+            DataError: images were added, removed, renamed or relabelled since.
+        """
+        now = self.record()
+        if record.get("sha256", now["sha256"]) != now["sha256"]:
+            raise DataError(
+                f"{self.data_dir or self.name}: the images changed since the run was started "
+                f"(it had {record['train_size']} for training and {record['test_size']} for the test, "
+                f"now there are {len(self.train)} and {len(self.test)}); give the same images with --data-dir"
+            )
+
+
+def open_data(name: str, data_dir: str | Path | None = None, *, track: Track[Any] = silent, check_images: bool = False) -> Data:
+    """Open a data set.
+
+    Args:
+        name: ``digits``, ``fashion-mnist``, a folder, or a name of timm's ``create_dataset``.
+        data_dir: where the files are; for ``digits`` there are none.
+        track: shows progress.
+        check_images: decode every image of a folder with at most :data:`VERIFY_LIMIT` images.
+
+    Raises:
+        DataError: the set is unknown, absent or empty, has one class, a class without images, test images of other classes, or
+            an unreadable image.
+    """
+    folder = Path(data_dir).expanduser().absolute() if data_dir is not None else None
+    if name == "digits":
+        if folder is not None:
+            raise DataError(
+                f"digits is embedded and takes no data folder, got {folder}; name the folder as the data to use its images"
+            )
+        return _checked(_open_digits())
+    if name == "fashion-mnist":
+        return _checked(_open_fashion_mnist(folder or FASHION_MNIST_FOLDER))
+    if name.partition("/")[0].lower() in PREFIXES and "/" in name:
+        return _checked(Data(name, str(folder) if folder else None, *open_timm(name, folder, track)))
+    if name == "folder" and folder is None:
+        raise DataError("folder needs --data-dir, the path of the images' folder")
+    path = folder if name == "folder" and folder is not None else Path(name).expanduser().absolute()
+    if not path.is_dir():
+        near = difflib.get_close_matches(name, EMBEDDED, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise DataError(f"{name!r} is neither a known data set nor a folder; {hint}legal are {LEGAL}")
+    data = _checked(_open_folder(path))
+    if check_images and len(data.train) + len(data.test) <= VERIFY_LIMIT:
+        verify(data.train, track, "checking training images")
+        verify(data.test, track, "checking test images")
+    return data
+
+
+def _open_digits() -> Data:
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 grey; a fixed, stratified fifth is the test set."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    train, test = _cut_test(ArraySet(pixels, digits.target, "digits"))
+    return Data("digits", None, train, test, tuple(str(i) for i in range(10)), (0.5,) * 3, (0.5,) * 3)
+
+
+def _open_fashion_mnist(folder: Path) -> Data:
+    """Fashion-MNIST, 60,000 + 10,000 images, 28 x 28 grey, from its IDX files."""
+    sets = []
+    for stem in ("train", "t10k"):
+        images, labels = (find_idx(folder, f"{stem}-{kind}") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+        if images is None or labels is None:
+            absent = f"{stem}-{'labels-idx1' if images else 'images-idx3'}-ubyte.gz"
+            raise DataError(
+                f"{folder}: no Fashion-MNIST here ({absent} is missing); on Debian and Ubuntu "
+                f"`apt-get install dataset-fashion-mnist` puts it into {FASHION_MNIST_FOLDER}, "
+                f"elsewhere name its folder with --data-dir"
+            )
+        pixels, targets = read_idx(images, 3), read_idx(labels, 1)
+        if len(pixels) != len(targets):
+            raise DataError(f"{images}: {len(pixels)} images, but {labels.name} has {len(targets)} labels")
+        if len(targets) and targets.max() >= len(FASHION_MNIST_CLASSES):
+            raise DataError(f"{labels}: label {targets.max()} is none of Fashion-MNIST's, which are 0 to 9")
+        sets.append(ArraySet(pixels, targets, f"fashion-mnist {stem}"))
+    return Data("fashion-mnist", str(folder), sets[0], sets[1], FASHION_MNIST_CLASSES, (0.5,) * 3, (0.5,) * 3)
+
+
+def _open_folder(path: Path) -> Data:
+    train, test, class_names = open_folder(path)
+    if test is None:
+        train, test = _cut_test(train)
+    return Data("folder", str(path), train, test, class_names)
+
+
+def _cut_test(images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Training and test part of a set that comes without a test set: always the same stratified fifth."""
+    count = round(len(images) * _TEST_FRACTION)
+    indices = stratified_split(images.labels, count, np.random.default_rng(_TEST_SEED))
+    return Subset(images, complement(indices, len(images))), Subset(images, indices)
+
+
+def _checked(data: Data) -> Data:
+    """The conditions that every set must meet, wherever it comes from."""
+    where = data.data_dir or data.name
+    if not len(data.train):
+        raise DataError(f"{where}: no training images")
+    classes = np.unique(data.train.labels)
+    if len(data.class_names) < 2 or len(classes) < 2:
+        raise DataError(f"{where}: {len(classes)} class of images; a classifier needs 2 or more")
+    absent = sorted(set(range(len(data.class_names))) - set(classes.tolist()))
+    if absent:
+        raise DataError(f"{where}: class {data.class_names[absent[0]]!r} has no training images")
+    odd = sorted(set(np.unique(data.test.labels).tolist()) - set(classes.tolist()))
+    if odd:
+        raise DataError(f"{where}: the test set has images of class {choices(odd[:3])}, which the training set lacks")
+    if not len(data.test):
+        raise DataError(f"{where}: no test images; a class needs 3 images or more to give one to the test")
+    return data

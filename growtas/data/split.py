@@ -1,0 +1,33 @@
+"""Cutting a stratified part from a labelled set."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+
+def stratified_split(labels: NDArray[np.int64], count: int, rng: Generator) -> NDArray[np.int64]:
+    """Indices of about ``count`` images, the same share of every class, in ascending order.
+
+    Shares are rounded by largest remainder, so that the sum is ``count``; every class keeps at least one image outside the
+    part, which can make it smaller.
+
+    Args:
+        labels: class of each image, ``(n,)``.
+    """
+    classes, sizes = np.unique(labels, return_counts=True)
+    quota = sizes * count / max(len(labels), 1)
+    take = np.floor(quota).astype(np.int64)
+    missing = count - int(take.sum())
+    take[np.argsort(-(quota - take), kind="stable")[:missing]] += 1
+    take = np.minimum(take, sizes - 1)
+    parts = [rng.permutation(np.flatnonzero(labels == c))[:k] for c, k in zip(classes, take, strict=True)]
+    return np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.int64)
+
+
+def complement(indices: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """The indices below ``size`` that are not in ``indices``."""
+    mask = np.ones(size, bool)
+    mask[indices] = False
+    return np.flatnonzero(mask)

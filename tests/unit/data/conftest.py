@@ -1,0 +1,47 @@
+import gzip
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def write_tree():
+    """Writes ``{"train/cat": 3, ...}``: noise images of odd sizes, so many in each class folder."""
+
+    def write(root, counts, size=(20, 14)):
+        for folder, count in counts.items():
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                rng = np.random.default_rng((len(folder), number))
+                pixels = rng.integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(root / folder / f"{number}.png")
+        return root
+
+    return write
+
+
+@pytest.fixture
+def write_idx():
+    """Writes an array as an IDX file, gzipped if the name says so."""
+
+    def write(path, array):
+        raw = (
+            struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def fashion(tmp_path, write_idx):
+    """A folder with a small Fashion-MNIST: 60 training and 20 test images."""
+    rng = np.random.default_rng(0)
+    for stem, count in (("train", 60), ("t10k", 20)):
+        write_idx(tmp_path / "fashion" / f"{stem}-images-idx3-ubyte.gz", rng.integers(0, 256, (count, 28, 28)))
+        write_idx(tmp_path / "fashion" / f"{stem}-labels-idx1-ubyte.gz", np.arange(count) % 10)
+    return tmp_path / "fashion"

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+import torch
+
+from growtas.data.evaluation import EvaluationSet, count_correct, cut_search_split, search_set
+from growtas.data.evaluation import test_set as open_test_set
+from growtas.data.preprocess import evaluation_transform, preprocess_record
+from growtas.data.sources import open_data
+from growtas.errors import DataError
+from growtas.files import write_json
+from growtas.runs import create_run
+from growtas.space import PRESETS
+
+MICRO = PRESETS["micro"]
+
+
+def make_run(root, data, space=MICRO, *, imported=False, split=True):
+    space = space.replace(num_classes=len(data.class_names))
+    info = {
+        "state": "imported" if imported else "finished",
+        "space": space.to_dict(),
+        "data": None if imported else data.record(),
+        "preprocess": preprocess_record(space, data),
+    }
+    run = create_run(root, None, info)
+    if split and not imported:
+        write_json(run.path / "split.json", cut_search_split(data, 0))
+    return run
+
+
+def test_the_search_split_is_a_fifth_of_the_training_set_and_stratified():
+    data = open_data("digits")
+    split = cut_search_split(data, 5)
+    assert len(split["search"]) == 287
+    assert split["train_size"] == 1438
+    assert split["seed"] == 5
+    assert sum(split["per_class"].values()) == 287
+    assert set(split["per_class"].values()) <= {27, 28, 29, 30}
+    assert cut_search_split(data, 5, 100)["per_class"] == dict.fromkeys("0123456789", 10)
+    assert cut_search_split(data, 5) == split != cut_search_split(data, 6)
+
+
+def test_too_few_images_for_a_split(tmp_path, write_tree):
+    data = open_data(str(write_tree(tmp_path, {"train/a": 2, "train/b": 2, "val/a": 1})))
+    with pytest.raises(DataError, match="4 training images are too few"):
+        cut_search_split(data, 0)
+
+
+def test_sets_of_a_run(tmp_path):
+    data = open_data("digits")
+    run = make_run(tmp_path, data)
+    search, test = search_set(run), open_test_set(run)
+    assert (len(search), len(test)) == (287, 359)
+    assert search.class_names == tuple("0123456789")
+    assert search.labels.dtype == torch.int64
+    transform = evaluation_transform(run.info["preprocess"])
+    indices = cut_search_split(data, 0)["search"]
+    assert search.labels.tolist() == data.train.labels[indices].tolist()
+    want = torch.stack([transform(data.train.load(i)) for i in indices[3:6]])
+    torch.testing.assert_close(search.images(3, 6), want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(test.images(358, 400), transform(data.test.load(358))[None], rtol=0, atol=1e-6)
+
+
+def test_batches_cover_the_set_in_order():
+    data = open_data("digits")
+    images = EvaluationSet(data.test, preprocess_record(MICRO, data), data.class_names)
+    batches = list(images.batches(100))
+    assert [len(batch) for batch, _ in batches] == [100, 100, 100, 59]
+    assert torch.equal(torch.cat([labels for _, labels in batches]), images.labels)
+    assert torch.equal(torch.cat([batch for batch, _ in batches]), images.images(0, 359))
+    assert (
+        count_correct(lambda batch: torch.eye(10)[torch.zeros(len(batch), dtype=torch.int64)], images) == (images.labels == 0).sum()
+    )
+
+
+def test_a_subset_is_stratified_and_fixed():
+    data = open_data("digits")
+    images = EvaluationSet(data.test, preprocess_record(MICRO, data), data.class_names)
+    part = images.subset(50)
+    assert np.bincount(part.labels).tolist() == [5] * 10
+    assert torch.equal(part.images(0, 50), images.subset(50).images(0, 50))
+    assert images.subset(1000) is images
+
+
+def test_an_imported_run_needs_data(tmp_path):
+    run = make_run(tmp_path, open_data("digits"), imported=True)
+    for opener in (search_set, open_test_set):
+        with pytest.raises(DataError, match=r"the run was imported and records no images; name some with --data"):
+            opener(run)
+    assert len(search_set(run, data="digits")) == 287
+    assert len(open_test_set(run, data="digits")) == 359
+
+
+def test_another_data_set_gets_its_own_split(tmp_path, fashion):
+    run = make_run(tmp_path, open_data("digits"))
+    other = search_set(run, data="fashion-mnist", data_dir=str(fashion))
+    assert len(other) == 12
+    assert other.class_names[0] == "T-shirt/top"
+
+
+def test_the_run_s_own_data_may_have_moved(tmp_path, write_tree):
+    write_tree(tmp_path / "here", {"cat": 20, "dog": 20})
+    data = open_data(str(tmp_path / "here"))
+    run = make_run(tmp_path / "runs", data)
+    want = search_set(run).images(0, 6)
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(DataError, match="neither a known data set nor a folder"):
+        search_set(run)
+    for arguments in ({"data_dir": str(tmp_path / "there")}, {"data": str(tmp_path / "there")}):
+        assert torch.equal(search_set(run, **arguments).images(0, 6), want)
+    (tmp_path / "there" / "cat" / "3.png").unlink()
+    with pytest.raises(DataError, match="the images changed since"):
+        search_set(run, data_dir=str(tmp_path / "there"))
+
+
+def test_another_number_of_classes_is_refused(tmp_path, write_tree):
+    run = make_run(tmp_path / "runs", open_data("digits"))
+    write_tree(tmp_path / "pets", {"cat": 20, "dog": 20})
+    with pytest.raises(DataError, match=r"pets: 2 classes, but the run .* has 10"):
+        open_test_set(run, data=str(tmp_path / "pets"))

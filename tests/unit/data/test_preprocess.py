@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms as T
+from torchvision.transforms import InterpolationMode
+
+from growtas.data.images import ArraySet, file_set
+from growtas.data.pixels import Pixels
+from growtas.data.preprocess import evaluation_transform, preprocess_record, training_transform
+from growtas.data.seeding import seed_globals
+from growtas.data.sources import open_data
+from growtas.errors import DataError
+from growtas.space import PRESETS
+
+MICRO = PRESETS["micro"]
+
+
+def photo(seed=0, size=(61, 47)):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8))
+
+
+def test_records():
+    digits = open_data("digits")
+    assert preprocess_record(MICRO, digits) == {
+        "image_size": 28, "in_chans": 3, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 1.0,
+    }  # fmt: skip
+    grey = preprocess_record(MICRO.replace(in_chans=1, image_size=224, patch_size=16), digits)
+    assert (grey["in_chans"], grey["mean"], grey["crop_pct"]) == (1, [0.5], 0.875)
+
+
+def test_evaluation_is_resize_crop_and_normalise():
+    record = {
+        "image_size": 32,
+        "in_chans": 3,
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.25, 0.3],
+        "interpolation": "bicubic",
+        "crop_pct": 0.8,
+    }
+    by_hand = T.Compose(
+        [T.Resize(40, InterpolationMode.BICUBIC), T.CenterCrop(32), T.ToTensor(), T.Normalize([0.4, 0.5, 0.6], [0.2, 0.25, 0.3])]
+    )
+    torch.testing.assert_close(evaluation_transform(record)(photo()), by_hand(photo()), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16"])
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_any_image_mode(mode, in_chans):
+    record = preprocess_record(MICRO.replace(in_chans=in_chans), open_data("digits"))
+    image = photo().convert("I").convert("I;16") if mode == "I;16" else photo().convert(mode)
+    tensor = evaluation_transform(record)(image)
+    assert tensor.shape == (in_chans, 28, 28)
+    assert tensor.isfinite().all()
+
+
+def test_training_transform_is_a_function_of_the_seed():
+    record = preprocess_record(MICRO, open_data("digits"))
+    transform = training_transform(record, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.5, hflip=0.5, color_jitter=None)
+    results = []
+    for seed in (1, 1, 2):
+        seed_globals(seed)
+        results.append(transform(photo()))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("size", [28, 32])
+@pytest.mark.parametrize("in_chans", [1, 3])
+@pytest.mark.parametrize("grey", [True, False])
+def test_pixels_of_arrays_equal_the_transform(size, in_chans, grey):
+    from growtas.data.preprocess import normalise
+
+    record = preprocess_record(MICRO.replace(image_size=size, in_chans=in_chans), open_data("digits"))
+    shape = (20, 28, 28) if grey else (20, 28, 28, 3)
+    images = ArraySet(np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8), np.zeros(20), "noise")
+    got = normalise(Pixels(images, record).take(np.array([7, 3, 3, 11])), record)
+    want = torch.stack([evaluation_transform(record)(images.load(i)) for i in (7, 3, 3, 11)])
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+
+
+def test_pixels_are_decoded_once_and_when_asked_for(tmp_path, write_tree):
+    write_tree(tmp_path, {"x": 20})
+    paths = [str(tmp_path / "x" / f"{i}.png") for i in range(20)]
+    opened = []
+    images = file_set(paths, [0] * 20)
+    load = images.load
+    images.load = lambda index: (opened.append(index), load(index))[1]
+    pixels = Pixels(images, preprocess_record(MICRO, open_data("digits")))
+    first = pixels.take(np.array([4, 5]))
+    assert sorted(opened) == [4, 5]
+    everything = pixels.load_all()
+    assert sorted(opened) == list(range(20))
+    assert torch.equal(everything[4:6], first)
+    (tmp_path / "x" / "0.png").unlink()
+    assert torch.equal(pixels.take(np.arange(20)), everything)
+
+
+def test_pixels_name_a_corrupt_image(tmp_path, write_tree):
+    write_tree(tmp_path, {"x": 20})
+    (tmp_path / "x" / "13.png").write_bytes(b"")
+    images = file_set([str(tmp_path / "x" / f"{i}.png") for i in range(20)], [0] * 20)
+    with pytest.raises(DataError, match=r"x/13\.png: the image can't be read \(no image format that Pillow knows\)"):
+        Pixels(images, preprocess_record(MICRO, open_data("digits"))).load_all()

@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from growtas.data import readers
+from growtas.data.images import decode
+from growtas.data.readers import open_timm
+from growtas.data.sources import open_data
+from growtas.errors import DataError
+
+
+@pytest.fixture
+def torch_fashion(tmp_path, write_idx):
+    """Where torchvision looks for Fashion-MNIST's files."""
+    rng = np.random.default_rng(0)
+    for stem, count in (("train", 60), ("t10k", 20)):
+        raw = tmp_path / "FashionMNIST" / "raw"
+        write_idx(raw / f"{stem}-images-idx3-ubyte", rng.integers(0, 256, (count, 28, 28)))
+        write_idx(raw / f"{stem}-labels-idx1-ubyte", np.arange(count) % 10)
+    return tmp_path
+
+
+def test_torchvision_names(torch_fashion):
+    data = open_data("torch/fashion_mnist", torch_fashion)
+    assert (len(data.train), len(data.test)) == (60, 20)
+    assert data.class_names[-1] == "Ankle boot"
+    assert data.train.labels.tolist() == [i % 10 for i in range(60)]
+    assert data.train.load(0).size == (28, 28)
+    assert data.record()["name"] == "torch/fashion_mnist"
+
+
+def test_torchvision_image_folder(tmp_path, write_tree):
+    write_tree(tmp_path, {"train/cat": 4, "train/dog": 2, "test/cat": 1, "test/dog": 1})
+    data = open_data("torch/image_folder", tmp_path)
+    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0] * 4 + [1] * 2, [0, 1])
+    assert data.test.load(1).size == (20, 14)
+    assert data.test.describe(1).endswith("test/dog/0.png")
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(readers.PREFIXES, "wds", "growtas_no_such_package")
+    with pytest.raises(
+        DataError, match="wds/x needs the package growtas_no_such_package, which is not installed: pip install growtas-no-such"
+    ):
+        open_data("wds/x", tmp_path)
+
+
+def test_torchvision_needs_a_folder():
+    with pytest.raises(DataError, match="torch/cifar10 needs --data-dir"):
+        open_data("torch/cifar10")
+
+
+def test_a_failing_reader_becomes_a_sentence(tmp_path):
+    with pytest.raises(
+        DataError, match=r"torch/nonsense: the split train can't be opened \(Unknown torchvision dataset nonsense\)"
+    ):
+        open_data("torch/nonsense", tmp_path)
+
+
+class Table(list):
+    """What a Hugging Face table is to the reader: columns by name, and features with class names."""
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.features = {"label": type("ClassLabel", (), {"names": ["no", "yes"]})}
+
+    def __getitem__(self, key):
+        return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
+
+
+class HfReader:
+    label_key, remap_class = "label", False
+
+    def __init__(self, paths):
+        self.dataset = Table({"path": path, "label": i % 2} for i, path in enumerate(paths))
+
+    def __getitem__(self, index):
+        return open(self.dataset[index]["path"], "rb"), self.dataset[index]["label"]
+
+    def __len__(self):
+        return len(self.dataset)
+
+
+def fake_timm(monkeypatch, make):
+    monkeypatch.setitem(readers.PREFIXES, "hfds", "torch")
+
+    def create(name, split, **arguments):
+        if split == "test":
+            raise ValueError("Unknown split test")
+        return make(split)
+
+    monkeypatch.setattr(readers, "create_dataset", create)
+
+
+def test_hugging_face_tables(tmp_path, write_tree, monkeypatch):
+    from timm.data import ImageDataset
+
+    write_tree(tmp_path, {"x": 6})
+    paths = [tmp_path / "x" / f"{i}.png" for i in range(6)]
+    fake_timm(monkeypatch, lambda split: ImageDataset("", HfReader(paths if split == "train" else paths[:2])))
+    train, test, names = open_timm("hfds/x", None, lambda items, title: items)
+    assert names == ("no", "yes")
+    assert train.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    # The set has no split named test: the validation split is taken.
+    assert len(test) == 2
+    assert train.load(5).tobytes() == decode(paths[5].open("rb")).tobytes()
+    paths[4].write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"hfds/x training, image 4: the image can't be read"):
+        train.load(4)
+
+
+class Stream:
+    def __init__(self, count):
+        self.count = count
+
+    def __iter__(self):
+        for i in range(self.count):
+            yield Image.new("L", (8 + i, 8), i), i % 3
+
+
+def test_streams_are_held_in_memory(monkeypatch):
+    fake_timm(monkeypatch, lambda split: Stream(9 if split == "train" else 3))
+    train, test, names = open_timm("hfds/x", None, lambda items, title: items)
+    assert (len(train), len(test), names) == (9, 3, ("0", "1", "2"))
+    assert train.labels.tolist() == [0, 1, 2] * 3
+    assert train.load(4).size == (12, 8)
+    assert train.load(4).getpixel((0, 0)) == (4, 4, 4)
+
+
+def test_a_stream_too_large_for_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(readers, "STREAM_LIMIT", 500)
+    fake_timm(monkeypatch, lambda split: Stream(9))
+    with pytest.raises(DataError, match="unpack it into class folders"):
+        open_timm("hfds/x", None, lambda items, title: items)

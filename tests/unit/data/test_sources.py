@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from growtas.data.sources import FASHION_MNIST_CLASSES, open_data
+from growtas.errors import DataError
+
+
+def test_digits():
+    from sklearn.datasets import load_digits
+
+    data = open_data("digits")
+    assert (len(data.train), len(data.test)) == (1438, 359)
+    assert data.class_names == tuple("0123456789")
+    digits = load_digits()
+    images = np.stack([np.asarray(part.load(i)) for part in (data.train, data.test) for i in range(len(part))])
+    # The two parts are the whole set, in another order, and 16 levels fill the range of a byte.
+    original = np.round(digits.images * 255 / 16).astype(np.uint8)
+    assert sorted(map(bytes, images)) == sorted(map(bytes, original))
+    counts = np.bincount(data.test.labels)
+    assert counts.min() >= 34
+    assert counts.max() <= 37
+    assert open_data("digits").record() == data.record()
+
+
+def test_fashion_mnist(fashion):
+    data = open_data("fashion-mnist", fashion)
+    assert (len(data.train), len(data.test)) == (60, 20)
+    assert data.class_names == FASHION_MNIST_CLASSES
+    assert data.train.load(3).size == (28, 28)
+    assert data.record()["data_dir"] == str(fashion)
+
+
+def test_fashion_mnist_is_absent(tmp_path):
+    with pytest.raises(DataError, match=r"no Fashion-MNIST here .*apt-get install dataset-fashion-mnist"):
+        open_data("fashion-mnist", tmp_path)
+
+
+def test_fashion_mnist_with_more_images_than_labels(fashion, write_idx):
+    write_idx(fashion / "train-labels-idx1-ubyte.gz", np.arange(59) % 10)
+    with pytest.raises(DataError, match="60 images, but train-labels-idx1-ubyte.gz has 59 labels"):
+        open_data("fashion-mnist", fashion)
+
+
+@pytest.mark.parametrize("test_name", ["val", "test", "validation"])
+def test_a_folder_with_its_own_test_set(tmp_path, write_tree, test_name):
+    # The test set lacks a class: its labels must still be the training set's.
+    write_tree(tmp_path, {"train/cat": 2, "train/cow": 3, "train/dog": 4, f"{test_name}/cat": 1, f"{test_name}/dog": 2})
+    data = open_data(str(tmp_path))
+    assert data.class_names == ("cat", "cow", "dog")
+    assert data.train.labels.tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 2]
+    assert data.test.labels.tolist() == [0, 2, 2]
+    assert data.test.describe(1) == str(tmp_path / test_name / "dog" / "0.png")
+    assert open_data("folder", tmp_path).record() == data.record()
+
+
+def test_a_flat_folder_is_split(tmp_path, write_tree):
+    data = open_data(str(write_tree(tmp_path, {"cat": 10, "dog": 20})))
+    assert np.bincount(data.test.labels).tolist() == [2, 4]
+    names = [part.describe(i) for part in (data.train, data.test) for i in range(len(part))]
+    assert len(set(names)) == 30
+
+
+def test_classes_are_the_top_folders(tmp_path, write_tree):
+    data = open_data(str(write_tree(tmp_path, {"cat/a": 3, "cat/b": 3, "dog/a": 5})))
+    assert data.class_names == ("cat", "dog")
+    assert np.bincount(np.concatenate([data.train.labels, data.test.labels])).tolist() == [6, 5]
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(DataError, match=r"the folder is empty; images belong into a sub-folder a class"):
+        open_data(str(tmp_path))
+
+
+def test_a_folder_of_loose_images(tmp_path, write_tree):
+    with pytest.raises(DataError, match=r"no class folders; images belong"):
+        open_data(str(write_tree(tmp_path, {".": 3})))
+
+
+def test_a_class_without_images(tmp_path, write_tree):
+    write_tree(tmp_path, {"train/cat": 2, "train/dog": 2, "train/cow": 0, "val/cat": 1})
+    (tmp_path / "train" / "cow" / "notes.txt").touch()
+    with pytest.raises(DataError, match=r"train/cow: the class folder has no images \(\.jpg, "):
+        open_data(str(tmp_path))
+
+
+def test_a_single_class(tmp_path, write_tree):
+    with pytest.raises(DataError, match=r"only one class folder, cat; a classifier needs 2 or more"):
+        open_data(str(write_tree(tmp_path, {"cat": 9})))
+
+
+def test_test_images_of_another_class(tmp_path, write_tree):
+    write_tree(tmp_path, {"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/fox": 1})
+    with pytest.raises(DataError, match=r"val: class fox is not in .*train, which has cat or dog"):
+        open_data(str(tmp_path))
+
+
+def test_val_without_train(tmp_path, write_tree):
+    with pytest.raises(DataError, match=r"val/ without train/"):
+        open_data(str(write_tree(tmp_path, {"val/cat": 2, "val/dog": 2})))
+
+
+def test_a_set_too_small_to_test_on(tmp_path, write_tree):
+    with pytest.raises(DataError, match="no test images"):
+        open_data(str(write_tree(tmp_path, {"cat": 1, "dog": 1})))
+
+
+@pytest.mark.parametrize("cut", [10, 200, -60])
+def test_a_corrupt_image_is_found_before_the_training(tmp_path, write_tree, cut):
+    path = write_tree(tmp_path, {"cat": 5, "dog": 5}) / "dog" / "3.png"
+    path.write_bytes(path.read_bytes()[:cut])
+    open_data(str(tmp_path))  # opening alone does not decode
+    shown = []
+
+    def track(items, title):
+        shown.append(title)
+        return items
+
+    with pytest.raises(DataError, match=r"^[^\n]*dog/3\.png: the image can't be read \([^\n]*\)$"):
+        open_data(str(tmp_path), track=track, check_images=True)
+    assert shown[0] == "checking training images"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digit", "did you mean digits"),
+        ("nowhere/at-all", r"'nowhere/at-all' is neither a known data set nor a folder; legal are digits, fashion-mnist, a folder"),
+        ("folder", "folder needs --data-dir"),
+    ],
+)
+def test_an_unknown_name(name, message):
+    with pytest.raises(DataError, match=message):
+        open_data(name)
+
+
+def test_digits_take_no_folder(tmp_path):
+    with pytest.raises(DataError, match="digits is embedded and takes no data folder"):
+        open_data("digits", tmp_path)
+
+
+def test_a_changed_folder_is_noticed(tmp_path, write_tree):
+    write_tree(tmp_path, {"cat": 10, "dog": 10})
+    record = open_data(str(tmp_path)).record()
+    open_data(str(tmp_path)).check_unchanged(record)
+    Image.new("RGB", (9, 9)).save(tmp_path / "cat" / "new.png")
+    (tmp_path / "cat" / "0.png").unlink()
+    with pytest.raises(DataError, match="the images changed since the run was started"):
+        open_data(str(tmp_path)).check_unchanged(record)
