@@ -9,7 +9,9 @@ from growtas.cli.export import export
 from growtas.cli.import_ import import_app
 from growtas.cli.main import app
 from growtas.cli.search import search
+from growtas.cli.train import train
 
+app.command()(train)
 app.command()(search)
 app.command()(export)
 app.command()(bench)
