@@ -76,8 +76,9 @@ def search(
         raise DeviceError(f"cpu is measured in fp32, not {precision!r}; leave --precision out, or name a GPU with --device")
     chosen, said = _find(run, space)
     note(f"run: {chosen.path} ({said})")
-    if chosen.info["state"] not in ("finished", "imported"):
-        note(f"its training is {chosen.info['state']}; searching the newest checkpoint")
+    state = chosen.info.get("state")
+    if state not in ("finished", "imported"):
+        note(f"the training of this run is not finished ({state}); searching its newest checkpoint")
     searched = _search_space(chosen, space)
     limits.check(searched)
     job = _Job(chosen, said, searched, limits, device, batch, precision, out or chosen.path / "search", hidden=json_)

@@ -116,10 +116,13 @@ def test_the_seed_decides():
     assert best(1) != best(2)
 
 
-def test_a_space_smaller_than_the_population_ends_when_all_is_evaluated():
-    result = evolve(SMALL, Landscape(0, SMALL), ANY, np.random.default_rng(0), EvolutionConfig(generations=50, population=100))
-    assert {subnet for subnet, _ in result.ranked} == set(every_subnet(SMALL))
-    assert len(result.history) < 5
+@pytest.mark.parametrize("population", [7, 100])
+def test_a_small_space_is_searched_to_its_last_subnet_and_ends(population):
+    config = EvolutionConfig(generations=50, population=population)
+    result = evolve(SMALL, Landscape(0, SMALL), ANY, np.random.default_rng(0), config)
+    everything = set(every_subnet(SMALL))
+    assert {subnet for subnet, _ in result.ranked} == everything
+    assert len(result.history) <= -(-len(everything) // population) + 2
 
 
 def test_a_single_legal_subnet_is_the_answer():
