@@ -208,6 +208,7 @@ def _report(entry: _Entry, options: BenchOptions) -> dict[str, Any]:
         "runnable": entry.session is not None,
         "not_runnable_because": entry.not_runnable_because,
         "targets": plan.get("targets"),
+        "max_batch": plan.get("max_batch"),
         "activation_memory_bytes": plan.get("activation_memory_bytes"),
         "memory": entry.memory,
         "results": results,

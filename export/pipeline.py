@@ -31,6 +31,7 @@ from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer
 from growtas.runs import Run
+from growtas.units import format_ms
 
 FORMATS = ("torch", "onnx", "trt")
 PRECISION = "fp32"
@@ -107,6 +108,10 @@ def export_subnet(
     if options.format == "trt":
         searched = (source.search or {}).get("device")
         planned = choose_builder(target=options.target, device=options.device, searched_device=searched, precision=PRECISION)
+        promised = (source.search or {}).get("latency") or {}
+        if promised.get("precision", PRECISION) != PRECISION:
+            said = f"{format_ms(promised['ms'])} ({promised['kind']})"
+            note(f"the search's latency, {said}, is for {promised['precision']}; this plan is {PRECISION}")
     name = options.name or re.sub(r"[^\w.-]+", "-", run.space.name) + "-subnet"
     if Path(name).name != name or name.startswith("."):
         raise ConfigError(f"--name is {name!r}; it must be a file name without folders")

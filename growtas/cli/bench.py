@@ -119,7 +119,7 @@ def _not_runnable_line(artifact: dict[str, Any]) -> str:
 
     said = f"{artifact['file']}: not runnable here ({artifact['not_runnable_because']}); {format_bytes(artifact['bytes'])}"
     if artifact["activation_memory_bytes"] is not None:
-        said += f", activation memory {format_bytes(artifact['activation_memory_bytes'])} at its maximum batch"
+        said += f", activation memory {format_bytes(artifact['activation_memory_bytes'])} at batch {artifact['max_batch']}"
     return said + (f", for {', '.join(artifact['targets'])}" if artifact["targets"] else "")
 
 
