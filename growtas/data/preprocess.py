@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import auto_augment, create_transform
 from torch import Tensor
 
 from growtas.data.sources import Data
@@ -81,8 +81,25 @@ def training_transform(record: Mapping[str, Any], **augmentation: Any) -> Callab
     transform = create_transform(
         **arguments, is_training=True, mean=tuple(record["mean"]), std=tuple(record["std"]), re_mode="pixel", **augmentation
     )
+    _keep_a_bit(transform)
     mode = color_mode(record)
     return lambda image: transform(image.convert(mode))
+
+
+def _keep_a_bit(transform: Any) -> None:
+    """Let timm's posterize keep one bit at least.
+
+    RandAugment asks for zero bits at the strongest level, which Pillow 13 refuses with a ValueError.
+    """
+    for step in transform.transforms:
+        ops = [*getattr(step, "ops", ()), *(op for policy in getattr(step, "policy", ()) for op in policy)]
+        for op in ops:
+            if op.aug_fn is auto_augment.posterize:
+                op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    return auto_augment.posterize(image, max(bits, 1), **options)  # type: ignore[no-any-return]
 
 
 def _arguments(record: Mapping[str, Any]) -> dict[str, Any]:

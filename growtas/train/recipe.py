@@ -160,15 +160,15 @@ class Recipe:
         """
         changes = dict(changes)
         check_keys(changes, "recipe")
+        restaged = any(key in changes and _lists(changes[key]) != _lists(getattr(self, key)) for key in ("stages", "subspaces"))
+        if restaged:
+            changes.setdefault("transitions", None)
         epochs = changes.get("epochs", self.epochs)
         if _LEGAL["epochs"][0](epochs) and epochs != self.epochs:
             factor = epochs / self.epochs
             changes.setdefault("warmup_epochs", self.warmup_epochs * factor)
             if self.transitions is not None:
                 changes.setdefault("transitions", tuple(t * factor for t in self.transitions))
-        changed = {key for key in changes if _lists(changes[key]) != _lists(getattr(self, key))}
-        if changed & {"stages", "subspaces"} and ("transitions" not in changes or "epochs" in changed):
-            changes.setdefault("transitions", None)
         if changes.get("method", self.method) != "growtas":
             changes.setdefault("transitions", None)
             changes.setdefault("subspaces", None)

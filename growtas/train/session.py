@@ -113,7 +113,7 @@ def start_session(
         UsageError: a run of this name exists.
     """
     chosen = pick_device(device)
-    if name is not None and (Path(name).name != name or name.startswith(".")):
+    if name is not None and (not name or Path(name).name != name or name.startswith(".")):
         raise UsageError(f"the run's name {name!r} must be a plain folder name")
     if name is not None and (out / name).exists():
         raise UsageError(

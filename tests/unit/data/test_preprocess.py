@@ -65,6 +65,14 @@ def test_training_transform_is_a_function_of_the_seed():
     assert not torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("policy", ["rand-m10-n8-inc1", "v0"])
+def test_the_strongest_augmentation_runs(policy):
+    transform = training_transform(preprocess_record(MICRO, open_data("digits")), auto_augment=policy, hflip=0.0)
+    for seed in range(60):
+        seed_globals(seed)
+        assert transform(photo(seed)).isfinite().all()
+
+
 @pytest.mark.parametrize("size", [28, 32])
 @pytest.mark.parametrize("in_chans", [1, 3])
 @pytest.mark.parametrize("grey", [True, False])

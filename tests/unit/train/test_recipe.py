@@ -1,0 +1,119 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from growtas.errors import ConfigError
+from growtas.growth import Subspace
+from growtas.space import PRESETS
+from growtas.train.recipe import Recipe, read_config
+
+MICRO = PRESETS["micro"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0; it must be a whole number from 1 to 100000"),
+        ({"epochs": 2.5}, "epochs is 2.5; it must be a whole number"),
+        ({"epochs": True}, "epochs is True"),
+        ({"lr": 0}, "lr is 0; it must be a number above 0"),
+        ({"lr": "fast"}, "lr is 'fast'; it must be a number above 0"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"method": "sandwich"}, "method is 'sandwich'; it must be growtas or uniform"),
+        ({"augment": "heavy"}, "augment is 'heavy'; it must be none, light or paper"),
+        ({"hflip": 1.5}, "hflip is 1.5; it must be a number from 0 to 1"),
+        ({"monitor_images": 5000}, "monitor_images is 5000; it must be a whole number from 1 to 2000"),
+        ({"transitions": [0, 3]}, r"transitions is \[0, 3\]; it must be a list of epochs above zero, or null"),
+        ({"transitions": 3}, "transitions is 3; it must be a list"),
+        ({"subspaces": [[32]]}, "max_embed_dim, max_mlp_ratio"),
+        ({"clip_grad": -1}, "clip_grad is -1; it must be a number above 0 or null"),
+        ({"amp": 1}, "amp is 1; it must be true or false"),
+        ({"seed": -1}, "seed is -1"),
+        ({"min_lr": 1.0}, "min_lr is 1, above lr, which is 0.001"),
+        ({"warmup_epochs": 30}, "warmup_epochs is 30; it must be below epochs, which is 30"),
+        ({"mixup": 0.8, "batch_size": 15}, "batch_size is 15; mixup and cutmix pair images and need an even one"),
+        ({"random_erasing": 0.2}, "random_erasing is 0.2, which augment: light doesn't do; set augment: paper"),
+        ({"method": "uniform", "transitions": [3]}, "transitions is set, but the method uniform has no stages"),
+    ],
+)
+def test_wrong_values(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        Recipe(**changes)
+
+
+def test_an_unknown_field_names_the_nearest():
+    with pytest.raises(ConfigError, match="file.yaml: unknown field 'epoch'; did you mean epochs?"):
+        Recipe.from_dict({"epoch": 3}, source="file.yaml")
+    with pytest.raises(ConfigError, match="unknown field 'xyz'; known are name, space"):
+        Recipe().override({"xyz": 3})
+
+
+def test_json_and_back():
+    recipe = Recipe(transitions=[3, 7.5], subspaces=[[32, None], [48, 3], [None, None]], clip_grad=1)
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert recipe.to_dict()["subspaces"] == [[32, None], [48, 3], [None, None]]
+    assert hash(recipe) == hash(Recipe.from_dict(recipe.to_dict()))
+
+
+@given(st.integers(1, 500), st.integers(1, 500))
+def test_transitions_and_warm_up_scale_with_epochs(epochs, other):
+    recipe = Recipe(epochs=epochs, warmup_epochs=epochs / 10, transitions=[epochs / 2])
+    scaled = recipe.override({"epochs": other})
+    assert scaled.warmup_epochs == pytest.approx(other / 10)
+    assert scaled.transitions == (pytest.approx(other / 2),)
+    assert scaled.growth(MICRO).transitions == scaled.transitions
+
+
+def test_what_is_given_is_not_scaled():
+    recipe = Recipe(epochs=30, transitions=[15]).override({"epochs": 60, "transitions": [10], "warmup_epochs": 3})
+    assert (recipe.transitions, recipe.warmup_epochs) == ((10.0,), 3.0)
+
+
+def test_stages_reset_transitions():
+    recipe = Recipe(epochs=30, transitions=[20])
+    assert recipe.override({"stages": 3}).growth(MICRO).transitions == (10, 20)
+    assert recipe.override({"stages": 3, "epochs": 60}).growth(MICRO).transitions == (20, 40)
+    assert recipe.override({"stages": 3, "transitions": [5, 6]}).growth(MICRO).transitions == (5, 6)
+    assert recipe.override({"stages": 2}).transitions == (20,)
+
+
+def test_uniform_drops_the_stages():
+    assert Recipe(epochs=30, transitions=[20]).override({"method": "uniform"}).transitions is None
+    with pytest.raises(ConfigError, match="the method uniform has no stages"):
+        Recipe(epochs=30, transitions=[20]).override({"method": "uniform", "transitions": [3]})
+
+
+def test_caps_become_subspaces():
+    growth = Recipe(epochs=9, subspaces=[[32, 3], [None, None]]).growth(MICRO)
+    assert growth.subspaces == (Subspace(32, 3), Subspace())
+    with pytest.raises(ConfigError, match=r"the last of subspaces must be the whole space: \[null, null\], not \[48, None\]"):
+        Recipe(epochs=9, subspaces=[[32, 3], [48, None]]).growth(MICRO)
+
+
+def test_a_file(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("lr: 5e-4\nepochs: 3\ntransitions: [1.5]\nclip_grad: null\n")
+    assert Recipe.from_dict(read_config(path)) == Recipe(lr=5e-4, epochs=3, transitions=[1.5])
+    path.write_text("")
+    assert read_config(path) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: [", r"recipe.yaml: not YAML \(line 2\)"),
+        ("- 3", "recipe.yaml: a recipe is a mapping"),
+        ("learning_rate: 3", "recipe.yaml: unknown field 'learning_rate'"),
+    ],
+)
+def test_a_wrong_file(tmp_path, text, message):
+    (tmp_path / "recipe.yaml").write_text(text + "\n")
+    with pytest.raises(ConfigError, match=message):
+        read_config(tmp_path / "recipe.yaml")
+
+
+def test_an_absent_file(tmp_path):
+    with pytest.raises(ConfigError, match="the recipe can't be read"):
+        read_config(tmp_path / "no.yaml")
