@@ -105,17 +105,26 @@ def _started(
     quiet: bool,
 ) -> Session:
     from growtas.errors import UsageError
-    from growtas.files import ensure_writable
 
     if run is not None:
         raise UsageError(f"{run}: a run's folder is only for --resume; where new runs go is said with --out and --name")
-    if out.exists():  # torch takes seconds to import; a folder that can't be written is known before
-        ensure_writable(out)
+    _check_place(out)
     from growtas.train.session import resolve_recipe, start_session
 
     recipe = resolve_recipe(config, given)
     with _progress(quiet=quiet) as (_, track):
         return start_session(recipe, out=out, name=name, data_dir=folder, device=device, track=track)
+
+
+def _check_place(out: Path) -> None:
+    """Refuse an output folder that can't be written, before torch takes seconds to load; nothing is created yet."""
+    from growtas.errors import OutputError
+    from growtas.files import ensure_writable
+
+    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise OutputError(f"{out}: the output folder can't be written ({nearest} is not a folder)")
+    ensure_writable(nearest)
 
 
 def _resumed(
