@@ -32,6 +32,9 @@ def deployable(model: VisionTransformer) -> nn.Module:
 
 
 class _DeployedViT(nn.Module):
+    cls: Tensor
+    positions: Tensor
+
     def __init__(self, model: VisionTransformer) -> None:
         super().__init__()
         self.tokens = model.architecture.grid_size**2 + 1
@@ -97,12 +100,21 @@ class _PlainAttention(nn.Module):
 class _RelativeAttention(_PlainAttention):
     """Plain attention with the terms of :mod:`growtas.nn.relative` on keys and values."""
 
+    key_table: Tensor
+    value_table: Tensor
+    lines: Tensor
+    distances: Tensor
+    onehot: Tensor
+    onehot_keys: Tensor
+
     def __init__(self, attn: Attention, tokens: int) -> None:
         super().__init__(attn, tokens)
         assert attn.max_relative_position is not None
         grid = grid_index(attn.grid_size, attn.grid_size, attn.max_relative_position)
-        key_table, _ = unroll_tables(*attn.relative_key(), grid)
-        value_table, cls_value = unroll_tables(*attn.relative_value(), grid)
+        key_tables: tuple[Tensor, Tensor] = attn.relative_key()
+        value_tables: tuple[Tensor, Tensor] = attn.relative_value()
+        key_table, _ = unroll_tables(*key_tables, grid)
+        value_table, cls_value = unroll_tables(*value_tables, grid)
         self.proj.bias.add_(attn.proj.weight @ cls_value.repeat(self.heads))
         # Of the padding only the one zero that the gathers need.
         lines, distances = grid.num_lines, int(grid.lines.max()) + 1

@@ -99,7 +99,7 @@ def _keep_a_bit(transform: Any) -> None:
 
 
 def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
-    return auto_augment.posterize(image, max(bits, 1), **options)  # type: ignore[no-any-return]
+    return auto_augment.posterize(image, max(bits, 1), **options)  # type: ignore[no-untyped-call]
 
 
 def _arguments(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def grid_index(rows: int, cols: int, max_relative_position: int, device: str = "
             return offset.clamp(-max_relative_position, max_relative_position) + max_relative_position + 1
 
         tensors = (entries(rows), entries(cols), lines, distances, onehot)
-    return GridIndex(*(tensor.to(device) for tensor in tensors), num_lines)
+    row_entries, col_entries, lines, distances, onehot = (tensor.to(device) for tensor in tensors)
+    return GridIndex(row_entries, col_entries, lines, distances, onehot, num_lines)
 
 
 def _padded(count: int) -> int:
