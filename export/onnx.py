@@ -51,12 +51,13 @@ def export_onnx(model: VisionTransformer, path: str | Path, *, opset: int = DEFA
     """
     import onnx
 
-    from growtas.files import replacing
+    from growtas.files import ensure_writable, replacing
 
     if opset not in OPSETS:
         raise ConfigError(
             f"opset is {opset}; legal are {OPSETS.start} to {OPSETS.stop - 1} (fp32 attention builds in TensorRT up to 22)"
         )
+    ensure_writable(Path(path).parent)
     proto = _slim(_trace(model, opset))
     _check(proto, model, opset)
     with replacing(path) as temporary:

@@ -58,8 +58,9 @@ def random_supernet(space: SearchSpace = TINY, seed: int = 0) -> Supernet:
     generator = torch.Generator().manual_seed(seed)
     supernet = Supernet(space).eval()
     with torch.no_grad():
-        for parameter in supernet.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+        for name, parameter in supernet.named_parameters():
+            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.copy_(centre + torch.randn(parameter.shape, generator=generator) * 0.2)
     return supernet
 
 

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from safetensors.torch import save
 
 from growtas.checkpoint import load_model, load_supernet
 from growtas.costs import count_costs
@@ -41,6 +42,25 @@ def fake_builder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "choose_builder", lambda **options: (FakePlanBuilder(), ("sm86",)))
 
 
+_EXPORTED: dict[tuple[bytes, int], tuple[bytes, OnnxInfo]] = {}
+
+
+def export_once(model: VisionTransformer, path: Path, *, opset: int) -> OnnxInfo:
+    """The real exporter, which takes seconds, once for the same weights."""
+    key = (save(model.state_dict()), opset)
+    if key not in _EXPORTED:
+        info = export_onnx(model, path, opset=opset)
+        _EXPORTED[key] = (path.read_bytes(), info)
+    content, info = _EXPORTED[key]
+    path.write_bytes(content)
+    return info
+
+
+@pytest.fixture(autouse=True)
+def quick_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "export_onnx", export_once)
+
+
 def files(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*")} if folder.exists() else set()
 
@@ -49,7 +69,7 @@ def corrupt(change: Callable[[onnx.ModelProto], None]) -> Callable[..., OnnxInfo
     """An exporter that writes a valid ONNX file with a fault in it."""
 
     def export(model: VisionTransformer, path: Path, *, opset: int) -> OnnxInfo:
-        info = export_onnx(model, path, opset=opset)
+        info = export_once(model, path, opset=opset)
         proto = onnx.load(path)
         change(proto)
         onnx.checker.check_model(proto, full_check=True)
@@ -75,7 +95,7 @@ def edit(proto: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.nd
 
 
 def export_another_checkpoint(model: VisionTransformer, path: Path, *, opset: int) -> OnnxInfo:
-    return export_onnx(extract(random_supernet(seed=9), SUBNET), path, opset=opset)
+    return export_once(extract(random_supernet(seed=9), SUBNET), path, opset=opset)
 
 
 @pytest.mark.parametrize("exporter", [corrupt(flip_a_bias), corrupt(swap_two_classes), export_another_checkpoint])
