@@ -18,7 +18,7 @@ from growtas.errors import ConfigError, DataError, DeviceError, OutputError, Tra
 from growtas.files import read_json, read_json_lines
 from growtas.train import trainer as trainer_module
 from growtas.train.session import make_loader, pick_device, resolve_recipe, resume_session, start_session
-from growtas.train.strategies import make_strategy
+from growtas.train.strategies import Uniform, make_strategy
 
 
 @pytest.fixture
@@ -325,3 +325,19 @@ def test_devices():
         assert pick_device("auto") == torch.device("cpu")
         with pytest.raises(DeviceError, match="no CUDA device"):
             pick_device("cuda")
+
+
+def test_a_block_that_no_drawn_subnet_has_stays(begin, monkeypatch):
+    from growtas.train import session as session_module
+
+    class LargestFirst(Uniform):
+        def draw(self, step, epoch):
+            return (self.space.smallest if step else self.space.largest,)
+
+    monkeypatch.setattr(session_module, "make_strategy", lambda recipe, space: LargestFirst(space, 0))
+    session = begin(epochs=2, batch_size=1151, weight_decay=0.5)
+    session.train()
+    first, second = (load_tensors(folder / "supernet.safetensors")[0] for folder in session.run.checkpoints)
+    # One step an epoch: the second leaves the second block out, momentum and weight decay included.
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]) == name.startswith("blocks.1."), name
