@@ -20,7 +20,7 @@ from growtas.data.preprocess import preprocess_record, training_transform
 from growtas.data.sources import Data, open_data
 from growtas.data.split import complement
 from growtas.errors import ConfigError, DataError, DeviceError, GrowtasError, UsageError, choices
-from growtas.files import ensure_writable, read_json, write_json
+from growtas.files import ensure_writable, read_json, read_json_lines, write_json
 from growtas.runs import Run, create_run
 from growtas.space import load_space
 from growtas.train.recipe import METHODS, Recipe, read_config
@@ -55,7 +55,6 @@ class Session:
             TrainingError, DataError: see :class:`growtas.train.trainer.Trainer`.
             KeyboardInterrupt: stopped; the run's state says so, and it can be resumed.
         """
-        start = time.perf_counter()
         self.run.update(state="training")
         try:
             split = read_json(self.run.path / "split.json", "search split")
@@ -65,12 +64,15 @@ class Session:
             loader = make_loader(self.data, split, record, self.recipe, self.device, track)
             strategy = make_strategy(self.recipe, self.run.space)
             supernet = Trainer(self.run, self.recipe, strategy, loader, monitor, self.device, observer).train()
+            start = time.perf_counter()
             test = EvaluationSet(self.data.test, record, self.data.class_names)
             accuracies = subnet_accuracies(supernet, test, self.device)
         except (KeyboardInterrupt, GrowtasError):
             self.run.update(state="interrupted")
             raise
-        seconds = self.run.info.get("seconds", 0.0) + time.perf_counter() - start
+        # From the epochs' own lines, so that a run that was stopped and continued counts them all.
+        epochs = sum(line["seconds"] for line in read_json_lines(self.run.path / "metrics.jsonl"))
+        seconds = epochs + time.perf_counter() - start
         self.run.update(state="finished", test_accuracy=accuracies, seconds=round(seconds, 1))
         return self.run.info
 

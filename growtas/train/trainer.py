@@ -146,32 +146,27 @@ class Trainer:
     def _train_epoch(self, epoch: int, supernet: Supernet, optimizer: torch.optim.AdamW, scheduler: Any) -> None:
         start, clock, losses, images_seen = time.perf_counter(), _Clock(), 0.0, 0
         supernet.train()
-        batches = self.loader.batches(epoch)
-        for index in range(self.loader.steps):
-            step = epoch * self.loader.steps + index
-            with clock("data"):
-                images, labels = next(batches)
+        step, place = epoch * self.loader.steps, float(epoch)
+        for batch in _timed(self.loader.batches(epoch), clock):
+            place = step / self.loader.steps
             with clock("train"):
                 scheduler.step_update(step)
-                loss = self._step(step, step / self.loader.steps, (images, labels), supernet, optimizer)
+                loss = self._step(step, place, batch, supernet, optimizer)
+            step += 1
             losses += loss
-            images_seen += len(images)
-            self.observer.on_step(step + 1, epoch, self.strategy.stage(step / self.loader.steps), loss)
-        # Drains the loader's workers of the epoch, so that the next one starts afresh.
-        for _ in batches:
-            raise AssertionError("the loader gave more batches than its steps")
+            images_seen += len(batch[0])
+            self.observer.on_step(step, epoch, self.strategy.stage(place), loss)
         if not all_finite(supernet):
             raise TrainingError(
                 f"epoch {epoch + 1}: a weight is not finite any more; lower lr ({self.recipe.lr:g}) or set clip_grad"
             )
         with clock("evaluate"):
             accuracies = subnet_accuracies(supernet, self.monitor, self.device)
-        stage = self.strategy.stage((step := (epoch + 1) * self.loader.steps - 1) / self.loader.steps)
         metrics = {
             "epoch": epoch + 1,
-            "step": step + 1,
-            "stage": stage + 1,
-            "subspace": _caps(self.strategy.subspace(step / self.loader.steps)),
+            "step": step,
+            "stage": self.strategy.stage(place) + 1,
+            "subspace": _caps(self.strategy.subspace(place)),
             "loss": losses / self.loader.steps,
             "lr": optimizer.param_groups[0]["lr"],
             "accuracy": accuracies,
@@ -181,7 +176,7 @@ class Trainer:
         }
         # The line goes first: a line without its checkpoint is dropped on resuming, the other way round it would be missing.
         append_json_line(self.run.path / "metrics.jsonl", metrics)
-        save_checkpoint(self.run, supernet, optimizer, epoch + 1, step + 1)
+        save_checkpoint(self.run, supernet, optimizer, epoch + 1, step)
         self.observer.on_epoch(metrics)
 
     def _step(self, step: int, epoch: float, batch: Batch, supernet: Supernet, optimizer: torch.optim.AdamW) -> float:
@@ -231,6 +226,16 @@ class Trainer:
                 temporary.touch()
                 for line in kept:
                     append_json_line(temporary, line)
+
+
+def _timed(batches: Iterator[Batch], clock: _Clock) -> Iterator[Batch]:
+    """The batches, with the wait for each counted as ``data``."""
+    while True:
+        with clock("data"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def _caps(subspace: Subspace) -> dict[str, float | None]:
