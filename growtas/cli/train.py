@@ -152,17 +152,16 @@ class _Bar:
     def __init__(self, progress: Any) -> None:
         self._progress = progress
         self._task: Any = None
-        self._accuracy = ""
 
     def on_start(self, first_step: int, steps: int) -> None:
         self._task = self._progress.add_task("training", total=steps, completed=first_step)
 
     def on_step(self, step: int, epoch: int, stage: int, loss: float) -> None:
-        text = f"epoch {epoch + 1}, stage {stage + 1}, loss {loss:.3f}{self._accuracy}"
+        text = f"epoch {epoch + 1}, stage {stage + 1}, loss {loss:.3f}"
         self._progress.update(self._task, completed=step, description=text)
 
     def on_epoch(self, metrics: dict[str, Any]) -> None:
-        self._accuracy = f", smallest {metrics['accuracy']['smallest']:.1%}, largest {metrics['accuracy']['largest']:.1%}"
+        """The bar goes by steps; the accuracies are in metrics.jsonl."""
 
 
 @contextlib.contextmanager
@@ -174,10 +173,10 @@ def _progress(*, quiet: bool) -> Iterator[tuple[Any, Any]]:
     if quiet or not progress_console().is_terminal:
         yield Silent(), silent
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     text = TextColumn("{task.description}")
-    columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (text, BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(compact=True), TextColumn("left"))
     with Progress(*columns, console=progress_console(), transient=True) as progress:
 
         def track(items: Sequence[Any], title: str) -> Iterable[Any]:
