@@ -31,7 +31,8 @@ demo: $(VENV)/.installed
 	@cd $(DEMO) && find runs -type f | sort
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not gpu"
+	# A process a core with one thread each: OpenMP's threads spin when they wait for each other, which costs a busy machine dearly.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n auto --dist worksteal
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu -v

@@ -149,7 +149,7 @@ def test_an_unknown_device(growtas, run):
 
 @pytest.mark.parametrize(
     ("limit", "nearest"),
-    [(["--max-params", "10K"], "41.4K"), (["--max-macs", "1M"], "2.35M"), (["--max-latency", "1us", "--device", "a10"], "ms")],
+    [(["--max-params", "10K"], "41.4K"), (["--max-macs", "1M"], "2.36M"), (["--max-latency", "1us", "--device", "a10"], "ms")],
 )
 def test_an_impossible_limit_is_answered_with_the_nearest(growtas, run, limit, nearest):
     code, err = growtas("search", *limit)
