@@ -36,7 +36,11 @@ def digits_demo() -> Recipe:
 
 
 def fashion_mnist_micro() -> Recipe:
-    """``growtas train --data fashion-mnist``: the micro space on Fashion-MNIST."""
+    """``growtas train --data fashion-mnist``: the micro space on Fashion-MNIST.
+
+    Chosen by trials. Measured (seed 0, 10,000 test images): smallest subnet 84.6 %, middle 87.4 %, largest 87.3 %, in 11 minutes on
+    two CPU cores that were partly busy with other work; the run was stopped and continued once.
+    """
     return Recipe(
         name="fashion-mnist-micro",
         space="micro",
