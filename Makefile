@@ -12,7 +12,7 @@ help:
 	@echo "make test      the test suite"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     the speed table, as ratios against timm's DeiT-T"
-	@echo "make evidence  the slow runs behind docs/EVIDENCE.md (Fashion-MNIST, about half an hour)"
+	@echo "make evidence  the slow runs behind docs/EVIDENCE.md (Fashion-MNIST, a quarter of an hour)"
 	@echo "make test-gpu  the tests that need a CUDA device"
 
 $(VENV)/.installed: pyproject.toml constraints.txt

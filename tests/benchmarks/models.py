@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from growtas import Architecture, Subnet, Supernet, VisionTransformer, extract, load_space
+from growtas import Subnet, Supernet, VisionTransformer, extract, load_space
 from growtas.costs import count_costs
 from growtas.nn.vit import Attention, RelativeTables
+from tests.reference import naive_relative_attention
 
 SPACE = load_space("autoformer-t")
 PUBLISHED = Subnet(
@@ -36,17 +37,30 @@ def deit_tiny() -> nn.Module:
     return timm.create_model("deit_tiny_patch16_224")
 
 
-def naive() -> VisionTransformer:
-    """The published subnet with the relative position written out as (N, N, head_dim) tensors."""
-    torch.manual_seed(0)
-    model = VisionTransformer(Architecture.of(SPACE, PUBLISHED)).eval()
+def naive(attention: type[nn.Module]) -> VisionTransformer:
+    """The published subnet with its relative position written out as (N, N, head_dim) tensors."""
+    model = static()
     for block in model.blocks:
-        block.attn = NaiveAttention(block.attn)
+        block.attn = attention(block.attn)
     return model
 
 
-class NaiveAttention(nn.Module):
-    """The formulas evaluated term by term, in the order in which AutoFormer's public code evaluates them.
+class OracleAttention(nn.Module):
+    """The tests' oracle: the formulas, term by term."""
+
+    def __init__(self, attn: Attention) -> None:
+        super().__init__()
+        self.attn = attn
+
+    def forward(self, x: Tensor) -> Tensor:
+        attn, grid = self.attn, self.attn.grid_size
+        q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
+        out = naive_relative_attention(q, k, v, attn.relative_key(), attn.relative_value(), grid, grid, attn.head_dim**-0.5)
+        return attn.proj(out.transpose(1, 2).flatten(2))
+
+
+class PublicOrderAttention(nn.Module):
+    """The same formulas in the order in which AutoFormer's public code evaluates them.
 
     Relative keys and values are looked up as (N, N, head_dim) tensors in every forward pass; content and position give a tensor of
     logits each, and the products with the relative tensors take the query positions as their batch.

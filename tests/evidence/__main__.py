@@ -1,6 +1,6 @@
 """``python -m tests.evidence``: train micro on Fashion-MNIST, search it, and compare with random subnets on the test set.
 
-Writes build/evidence.json. Takes about a quarter of an hour on two cores. The searched subnet and the random ones meet the same
+Writes build/evidence.json. Takes about a quarter of an hour on two idle cores. The searched subnet and the random ones meet the same
 limit on the number of parameters; the test images are used here only, after the search has ended.
 """
 
@@ -21,6 +21,7 @@ from growtas.checkpoint import load_supernet
 from growtas.costs import count_costs, count_costs_batch
 from growtas.data import test_set
 from growtas.data.evaluation import count_correct
+from growtas.files import read_json
 from growtas.runs import Run, find_run
 from growtas.sampling import sample_feasible
 from growtas.units import parse_count
@@ -37,14 +38,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--max-params", default="150K")
     parser.add_argument("--random", type=int, default=50, help="random subnets to compare with")
+    parser.add_argument("--search-images", default="1000", help="images of the search split that candidates are evaluated on")
+    parser.add_argument("--run", type=Path, help="a trained run to continue with, instead of training one")
     parser.add_argument("--train", action="append", default=[], help="more arguments for growtas train")
     options = parser.parse_args()
     folder = Path("build/evidence")
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, object] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-    report["train_seconds"] = growtas("train", "--data", "fashion-mnist", *options.train, cwd=folder)
-    report["search_seconds"] = growtas("search", "--max-params", options.max_params, cwd=folder)
-    run = find_run(None, folder / "runs")
+    if options.run is None:
+        growtas("train", "--data", "fashion-mnist", *options.train, cwd=folder)
+    run = find_run(options.run, folder / "runs")
+    limits = ["--max-params", options.max_params, "--limit-images", options.search_images]
+    report["train_seconds"] = run.info["seconds"]
+    report["search_seconds"] = growtas("search", str(run.path.resolve()), *limits, cwd=folder)
     report.update(compare(run, options.max_params, options.random))
     Path("build/evidence.json").write_text(json.dumps(report, indent=2) + "\n")
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
@@ -68,6 +74,7 @@ def compare(run: Run, max_params: str, count: int) -> dict[str, object]:
         "run": str(run.path),
         "test_images": len(images),
         "max_params": max_params,
+        "search_accuracy": read_json(run.path / "search" / "subnet.json")["accuracy"],
         "searched_subnet": searched.to_dict(),
         "searched_params": count_costs(space, searched).params,
         "test_accuracy": named,

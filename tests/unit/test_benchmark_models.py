@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 
 from tests.benchmarks import models
 
 
+@pytest.mark.parametrize("attention", [models.OracleAttention, models.PublicOrderAttention])
 @torch.no_grad()
-def test_the_naive_baseline_computes_the_same_network():
-    static = models.static()
-    naive = copy.deepcopy(static)
-    for block in naive.blocks:
-        block.attn = models.NaiveAttention(block.attn)
+def test_the_slow_baselines_compute_the_same_network(attention):
+    static, naive = models.static(), models.naive(attention)
     images = torch.randn(1, 3, 224, 224)
     torch.testing.assert_close(naive(images), static(images), rtol=1e-4, atol=1e-5)
 

@@ -148,6 +148,16 @@ def test_an_interrupt_leaves_nothing(run: Run) -> None:
     assert not (run.path / "export").exists()
 
 
+@pytest.mark.parametrize(("precision", "said"), [("fp16", True), ("fp32", False)])
+def test_a_plan_in_another_precision_than_the_searchs_is_said(run: Run, precision: str, said: bool) -> None:
+    path = run.path / "search" / "subnet.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, "latency": {**found["latency"], "precision": precision}}))
+    notes: list[str] = []
+    export_subnet(run, ExportOptions(format="trt"), note=notes.append)
+    assert any(f"is for {precision}; this plan is fp32" in note for note in notes) is said
+
+
 def test_formats_cumulate_and_every_file_has_its_manifest(run: Run) -> None:
     stages: list[str] = []
     made = export_subnet(run, ExportOptions(format="trt", max_batch=4), stage=stages.append)
