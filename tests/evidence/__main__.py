@@ -1,7 +1,7 @@
 """``python -m tests.evidence``: train micro on Fashion-MNIST, search it, and compare with random subnets on the test set.
 
-Writes build/evidence.json. Takes about a quarter of an hour on two idle cores. The searched subnet and the random ones meet the same
-limit on the number of parameters; the test images are used here only, after the search has ended.
+Writes build/evidence.json. Takes about a quarter of an hour on two idle cores. The searched subnet and the random ones meet the
+same limit on the number of parameters; the test images choose nothing.
 """
 
 from __future__ import annotations
