@@ -20,7 +20,7 @@ class TorchSession:
 
     Args:
         model: a file that :func:`growtas.checkpoint.save_model` wrote, or the model.
-        threads: torch's CPU threads while this session runs; by default all that this process may use.
+        threads: torch's CPU threads while it is open; by default all that this process may use.
         device: ``cpu`` or ``cuda``.
 
     Raises:
