@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from growtas.cli.output import JsonOption, console, note, print_json, print_table, progress_console
+from growtas.cli.output import JsonOption, console, note, print_json, print_table, progress
 
 
 def bench(
@@ -147,11 +147,9 @@ class _progress:
     """A progress bar on stderr; silent where stderr is no terminal."""
 
     def __init__(self, *, hidden: bool) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
-        console = progress_console()
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal)
+        self._progress = progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), hidden=hidden)
 
     def __enter__(self) -> Callable[[str, int, int], None]:
         self._progress.start()

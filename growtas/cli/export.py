@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from growtas.cli.output import JsonOption, console, note, print_json, print_table, progress_console
+from growtas.cli.output import JsonOption, console, note, print_json, print_table, progress
 
 if TYPE_CHECKING:
     from growtas.export.pipeline import Artifact
@@ -110,17 +110,9 @@ class _Stages:
     """A spinner on stderr that names what is being done; silent where stderr is no terminal."""
 
     def __init__(self, *, hidden: bool) -> None:
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        console = progress_console()
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=hidden or not console.is_terminal,
-        )
+        self._progress = progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), hidden=hidden)
 
     def __enter__(self) -> _Stages:
         self._progress.start()

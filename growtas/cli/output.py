@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
     from rich.table import Table
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
@@ -29,6 +30,14 @@ def progress_console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+def progress(*columns: ProgressColumn, hidden: bool) -> Progress:
+    """A progress display on stderr that goes when it is done; ``hidden``, and where stderr is no terminal, it shows nothing."""
+    from rich.progress import Progress
+
+    screen = progress_console()
+    return Progress(*columns, console=screen, transient=True, disable=hidden or not screen.is_terminal)
 
 
 def print_table(table: Table) -> None:

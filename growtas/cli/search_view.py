@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from growtas.cli.output import console, print_table, progress_console
+from growtas.cli.output import console, print_table, progress
 from growtas.latency.estimate import Latency
 from growtas.search.evolution import GenerationResult
 from growtas.search.journal import Evaluation
@@ -19,11 +19,6 @@ from growtas.search.limits import Limits
 from growtas.search.search import Found, Score
 from growtas.subnet import Subnet
 from growtas.units import format_count, format_ms
-
-
-def _progress(*columns: Any, hidden: bool) -> Progress:
-    screen = progress_console()
-    return Progress(*columns, console=screen, disable=hidden or not screen.is_terminal, transient=True)
 
 
 class EvolutionBar:
@@ -36,7 +31,7 @@ class EvolutionBar:
 
     def __init__(self, generations: int, population: int, *, hidden: bool) -> None:
         self._generations, self._population = generations, population
-        self._progress = _progress(
+        self._progress = progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -89,11 +84,11 @@ class EvolutionBar:
 def measuring_bar(count: int, *, hidden: bool) -> Iterator[Callable[[Subnet, float], None]]:
     """Progress of the first measurements; yields what to call after each of them."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-    with _progress(*columns, hidden=hidden) as progress:
-        task = progress.add_task("measuring subnets on this machine", total=count)
+    with progress(*columns, hidden=hidden) as bar:
+        task = bar.add_task("measuring subnets on this machine", total=count)
 
         def step(subnet: Subnet, ms: float) -> None:
-            progress.update(task, advance=1, description=f"measuring subnets on this machine, last {format_ms(ms)}")
+            bar.update(task, advance=1, description=f"measuring subnets on this machine, last {format_ms(ms)}")
 
         yield step
 
