@@ -83,19 +83,32 @@ def create_run(root: Path, name: str | None, info: dict[str, Any]) -> Run:
 
     Raises:
         OutputError: the folder can't be written.
-        UsageError: a run of that name exists.
+        UsageError: see :func:`check_run_name`.
     """
+    check_run_name(root, name)
     now = datetime.datetime.now()
     base = name or f"{now:%Y%m%d-%H%M%S}-{info['space']['name']}"
     path, count = root / base, 1
     while path.exists():
-        if name:
-            raise UsageError(f"{path}: a run of this name exists; choose another --name, or continue it with --resume {path}")
         count += 1
         path = root / f"{base}-{count}"
     ensure_writable(path)
     write_json(path / "run.json", {"format": FORMAT, "created": now.astimezone().isoformat(timespec="seconds"), **info})
     return Run(path)
+
+
+def check_run_name(root: Path, name: str | None) -> None:
+    """Make sure that a name can be a new run's; None, for the default name, can.
+
+    Raises:
+        UsageError: it is no plain folder name, or a run of that name exists.
+    """
+    if name is None:
+        return
+    if not name or Path(name).name != name or name.startswith("."):
+        raise UsageError(f"the run's name {name!r} must be a plain folder name")
+    if (path := root / name).exists():
+        raise UsageError(f"{path}: a run of this name exists; choose another --name, or continue it with --resume {path}")
 
 
 def find_run(given: str | Path | None, root: Path = RUNS) -> Run:

@@ -21,7 +21,7 @@ from growtas.data.sources import Data, open_data
 from growtas.data.split import complement
 from growtas.errors import ConfigError, DataError, DeviceError, GrowtasError, UsageError, choices
 from growtas.files import ensure_writable, read_json, read_json_lines, write_json
-from growtas.runs import Run, create_run
+from growtas.runs import Run, check_run_name, create_run
 from growtas.space import load_space
 from growtas.train.recipe import METHODS, Recipe, read_config
 from growtas.train.recipes import default_recipe
@@ -115,12 +115,7 @@ def start_session(
         UsageError: a run of this name exists.
     """
     chosen = pick_device(device)
-    if name is not None and (not name or Path(name).name != name or name.startswith(".")):
-        raise UsageError(f"the run's name {name!r} must be a plain folder name")
-    if name is not None and (out / name).exists():
-        raise UsageError(
-            f"{out / name}: a run of this name exists; choose another --name, or continue it with --resume {out / name}"
-        )
+    check_run_name(out, name)
     created = not out.exists()
     ensure_writable(out)
     try:

@@ -26,6 +26,9 @@ def test_names_are_not_reused(tmp_path):
     create_run(tmp_path, "a", _info())
     with pytest.raises(UsageError, match="a run of this name exists"):
         create_run(tmp_path, "a", _info())
+    for name in ("a/b", "..", ".hidden", ""):
+        with pytest.raises(UsageError, match="must be a plain folder name"):
+            create_run(tmp_path, name, _info())
     assert len({create_run(tmp_path, None, _info()).path for _ in range(3)}) == 3
 
 
