@@ -127,7 +127,7 @@ class _RelativeAttention(_PlainAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         q, v, batch = self.heads_first(self.q(x)), self.heads_first(self.v(x)), x.shape[0] // self.tokens
-        # GatherElements, not a flat Gather: ONNX Runtime runs it in parallel, which is ten times as fast here.
+        # GatherElements, not a flat Gather: AutoFormer-T's published subnet took 21 ms instead of 26 ms in ONNX Runtime.
         terms = (q @ self.key_table).gather(-1, self.lines.expand(batch, self.heads, -1, -1))
         keys = torch.cat([self.keys_transposed(x), self.onehot_keys.expand(batch, self.heads, -1, -1)], dim=2)
         attention = (torch.cat([q, terms], dim=-1) @ keys).softmax(dim=-1)
