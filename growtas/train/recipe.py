@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from growtas.errors import ConfigError, choices
 from growtas.growth import GrowthSchedule, Subspace, growth_schedule
 from growtas.space import SearchSpace
-
-METHODS = ("growtas", "uniform")
-AUGMENTS = ("none", "light", "paper")
+from growtas.train.legal import LEGAL, STAGED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +23,15 @@ class Recipe:
         name: what the recipe is called in ``run.json``.
         space: search space, a preset's name or a YAML file.
         data: data set, as ``--data`` takes it.
-        method: ``growtas`` (progressive sampling) or ``uniform`` (every subnet at any time, as AutoFormer and SPOS).
+        method: how subnets are chosen, a name of :data:`growtas.train.legal.METHODS`; each has its file in ``strategies/``.
+        method_options: the method's own settings, named in its file.
+        init: a run or a ``supernet.safetensors`` whose weights the training starts from; ``growtas-plus`` needs one.
         epochs: passes over the training images.
-        batch_size: images a step.
-        lr: peak learning rate of AdamW.
+        batch_size: images a step, over all processes and parts together.
+        accumulate: parts that a process splits its share of a batch into, one after the other, to save memory.
+        optimizer: ``adamw``, or ``sgd`` with Nesterov's momentum.
+        momentum: of ``sgd``.
+        lr: peak learning rate.
         min_lr: learning rate at the end of the cosine.
         warmup_epochs: epochs of linear warm-up; fractions are legal.
         warmup_lr: learning rate at the first step of the warm-up.
@@ -45,13 +47,21 @@ class Recipe:
         random_erasing: probability of erasing a rectangle; ``paper`` only.
         color_jitter: strength of the colour jitter where there is no auto_augment; ``paper`` only.
         repeated_aug: times that a drawn image comes in an epoch of unchanged length, 1 for once; ``paper`` only.
-        transitions: T_1 to T_{K-1} of ``growtas`` in epochs, or null for equal stages.
+        transitions: T_1 to T_{K-1} of ``growtas`` in epochs, ``auto`` for when a subspace has converged, or null for equal stages.
         stages: number K of nested subspaces of ``growtas``, spread over the choices of embed_dim.
         subspaces: caps of A_1 to A_K as [max_embed_dim, max_mlp_ratio] pairs with null for no cap, or null for ``stages``.
         search_images: images of the search split, at most a fifth of the training set.
         monitor_images: images of the search split on which three subnets are measured every epoch, at most 2,000.
         clip_grad: largest norm of the gradient, or null.
-        amp: bfloat16 autocast on a GPU; on a CPU training is float32 anyway.
+        amp: ``fp32``; ``bf16`` or ``fp16`` autocast (``fp16`` with a loss scaler); ``auto``: bf16 on a GPU that has it, else fp32.
+        ema_decay: decay of an exponential moving average of the weights, which is then what a checkpoint's supernet holds, or null.
+        teacher: a timm model, or a growtas ``model.safetensors``, from whose soft outputs every pass learns too, or null.
+        teacher_checkpoint: a timm teacher's weights (safetensors); without it timm fetches its pretrained ones.
+        teacher_weight: share of the loss that the teacher gets; the labels get the rest.
+        temperature: that soft outputs of teachers are divided by.
+        keep_checkpoints: how many of the newest are kept, besides the best.
+        save_minutes: a checkpoint is written within an epoch too after so many minutes; 0 for never.
+        probe_epochs: every how many epochs the probe subnets are measured.
         seed: of initialisation, image order, augmentation and sampling.
         workers: processes that decode images for ``paper``; the number does not change the result.
     """
@@ -60,8 +70,13 @@ class Recipe:
     space: str = "micro"
     data: str = "digits"
     method: str = "growtas"
+    method_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    init: str | None = None
     epochs: int = 30
     batch_size: int = 128
+    accumulate: int = 1
+    optimizer: str = "adamw"
+    momentum: float = 0.9
     lr: float = 1e-3
     min_lr: float = 1e-5
     warmup_epochs: float = 1.0
@@ -78,26 +93,34 @@ class Recipe:
     random_erasing: float = 0.0
     color_jitter: float = 0.0
     repeated_aug: int = 1
-    transitions: tuple[float, ...] | None = None
+    transitions: tuple[float, ...] | str | None = None
     stages: int = 2
     subspaces: tuple[tuple[float | None, float | None], ...] | None = None
     search_images: int = 10_000
     monitor_images: int = 2_000
     clip_grad: float | None = None
-    amp: bool = True
+    amp: str = "auto"
+    ema_decay: float | None = None
+    teacher: str | None = None
+    teacher_checkpoint: str | None = None
+    teacher_weight: float = 0.5
+    temperature: float = 1.0
+    keep_checkpoints: int = 2
+    save_minutes: float = 15.0
+    probe_epochs: int = 1
     seed: int = 0
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            check, legal = _LEGAL[field.name]
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            check, legal = LEGAL[entry.name]
             if not check(value):
-                raise ConfigError(f"{field.name} is {value!r}; it must be {legal}")
-            if field.name in ("transitions", "subspaces") and value is not None:
-                object.__setattr__(self, field.name, _tuples(value))
-            elif _is_float(field) and value is not None:
-                object.__setattr__(self, field.name, float(value))
+                raise ConfigError(f"{entry.name} is {value!r}; it must be {legal}")
+            if entry.name in ("transitions", "subspaces") and value is not None:
+                object.__setattr__(self, entry.name, _tuples(value))
+            elif is_float(entry) and value is not None:
+                object.__setattr__(self, entry.name, float(value))
         self._check_together()
 
     def _check_together(self) -> None:
@@ -114,9 +137,16 @@ class Recipe:
                     raise ConfigError(
                         f"{key} is {getattr(self, key)!r}, which augment: {self.augment} doesn't do; set augment: paper"
                     )
-        if self.method != "growtas" and (self.transitions is not None or self.subspaces is not None):
-            field = "transitions" if self.transitions is not None else "subspaces"
-            raise ConfigError(f"{field} is set, but the method {self.method} has no stages; leave it out or set method: growtas")
+        if self.subspaces is not None and self.method not in STAGED:
+            raise ConfigError(f"subspaces is set, but the method {self.method} has no stages; leave it out or set method: growtas")
+        if self.transitions is not None and self.method != "growtas":
+            raise ConfigError(
+                f"transitions is set, but the method {self.method} has no transitions; leave it out or set method: growtas"
+            )
+        if self.method == "growtas-plus" and self.init is None:
+            raise ConfigError("growtas-plus goes on from a trained supernet; name its run with init (--init RUN)")
+        if self.teacher_checkpoint is not None and self.teacher is None:
+            raise ConfigError("teacher_checkpoint is set without a teacher; name the timm model with teacher")
 
     def growth(self, space: SearchSpace) -> GrowthSchedule:
         """The growth schedule in a space.
@@ -130,7 +160,8 @@ class Recipe:
             subspaces = [Subspace(dim, ratio) for dim, ratio in caps]
             if subspaces[-1].restrict(space) != space:
                 raise ConfigError(f"the last of subspaces must be the whole space: [null, null], not {list(self.subspaces[-1])}")
-        return growth_schedule(space, self.epochs, transitions=self.transitions, subspaces=subspaces, stages=self.stages)
+        transitions = self.transitions if isinstance(self.transitions, tuple) else None
+        return growth_schedule(space, self.epochs, transitions=transitions, subspaces=subspaces, stages=self.stages)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON and YAML form, read back by :meth:`from_dict`."""
@@ -164,15 +195,34 @@ class Recipe:
         if restaged:
             changes.setdefault("transitions", None)
         epochs = changes.get("epochs", self.epochs)
-        if _LEGAL["epochs"][0](epochs) and epochs != self.epochs:
+        if LEGAL["epochs"][0](epochs) and epochs != self.epochs:
             factor = epochs / self.epochs
             changes.setdefault("warmup_epochs", self.warmup_epochs * factor)
-            if self.transitions is not None:
+            if isinstance(self.transitions, tuple):
                 changes.setdefault("transitions", tuple(t * factor for t in self.transitions))
-        if changes.get("method", self.method) != "growtas":
+        method = changes.get("method", self.method)
+        if method != "growtas":
             changes.setdefault("transitions", None)
+        if method not in STAGED:
             changes.setdefault("subspaces", None)
+        if method != self.method:
+            changes.setdefault("method_options", {})
         return dataclasses.replace(self, **changes)
+
+
+def is_float(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field holds a number with a fraction."""
+    return field.type in ("float", "float | None")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def check_keys(data: Any, source: str) -> None:
@@ -189,127 +239,3 @@ def check_keys(data: Any, source: str) -> None:
             near = difflib.get_close_matches(str(key), known, 1)
             hint = f"did you mean {near[0]}?" if near else f"known are {choices(known)}"
             raise ConfigError(f"{source}: unknown field {key!r}; {hint}")
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The fields that a YAML file sets.
-
-    Raises:
-        ConfigError: it can't be read, is not YAML, or has unknown fields.
-    """
-    import yaml
-
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the recipe can't be read ({getattr(error, 'strerror', None) or 'not text'})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise ConfigError(f"{path}: not YAML{f' (line {mark.line + 1})' if mark else ''}") from None
-    data = {} if data is None else data
-    check_keys(data, str(path))
-    # YAML 1.1 reads 1e-3 as text; people write learning rates that way.
-    floats = {field.name for field in dataclasses.fields(Recipe) if _is_float(field)}
-    return {key: _number(value) if key in floats else value for key, value in data.items()}
-
-
-def _number(value: Any) -> Any:
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _is_float(field: dataclasses.Field[Any]) -> bool:
-    return field.type in ("float", "float | None")
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def _lists(value: Any) -> Any:
-    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-Check = tuple[Callable[[Any], bool], str]
-
-
-def _whole(low: int, high: float = math.inf) -> Check:
-    what = f"a whole number from {low} to {high:g}" if high < math.inf else f"a whole number of {low} or more"
-    return lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high, what
-
-
-def _real(low: float, high: float = math.inf, *, above: bool = False, null: bool = False) -> Check:
-    what = (
-        f"a number above {low:g}"
-        if above
-        else f"a number of {low:g} or more"
-        if high == math.inf
-        else f"a number from {low:g} to {high:g}"
-    )
-
-    def check(value: Any) -> bool:
-        if value is None:
-            return null
-        legal = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return legal and low <= value <= high and (value > low or not above)
-
-    return check, what + (" or null" if null else "")
-
-
-def _one_of(*names: str) -> Check:
-    return lambda v: v in names, choices(names)
-
-
-def _text(null: bool = False) -> Check:
-    return lambda v: (v is None and null) or (isinstance(v, str) and bool(v)), "a text" + (" or null" if null else "")
-
-
-def _epochs_list(value: Any) -> bool:
-    check = _real(0, above=True)[0]
-    return value is None or (isinstance(value, list | tuple) and all(check(item) for item in value))
-
-
-def _caps(value: Any) -> bool:
-    check = _real(0, above=True, null=True)[0]
-    return value is None or (
-        isinstance(value, list | tuple)
-        and len(value) > 0
-        and all(isinstance(pair, list | tuple) and len(pair) == 2 and all(check(cap) for cap in pair) for pair in value)
-    )
-
-
-_LEGAL: dict[str, Check] = {
-    "name": _text(),
-    "space": _text(),
-    "data": _text(),
-    "method": _one_of(*METHODS),
-    "epochs": _whole(1, 100_000),
-    "batch_size": _whole(1),
-    "lr": _real(0, above=True),
-    "min_lr": _real(0),
-    "warmup_epochs": _real(0),
-    "warmup_lr": _real(0),
-    "weight_decay": _real(0),
-    "label_smoothing": _real(0, 0.99),
-    "mixup": _real(0),
-    "cutmix": _real(0),
-    "drop_path": _real(0, 0.99),
-    "augment": _one_of(*AUGMENTS),
-    "crop_padding": _whole(0),
-    "hflip": _real(0, 1),
-    "auto_augment": _text(null=True),
-    "random_erasing": _real(0, 1),
-    "color_jitter": _real(0),
-    "repeated_aug": _whole(1),
-    "transitions": (_epochs_list, "a list of epochs above zero, or null"),
-    "stages": _whole(1),
-    "subspaces": (_caps, "a list of [max_embed_dim, max_mlp_ratio] pairs with null for no cap, or null"),
-    "search_images": _whole(1),
-    "monitor_images": _whole(1, 2_000),
-    "clip_grad": _real(0, above=True, null=True),
-    "amp": (lambda v: isinstance(v, bool), "true or false"),
-    "seed": _whole(0, 2**32 - 1),
-    "workers": _whole(0, 256),
-}

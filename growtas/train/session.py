@@ -23,7 +23,9 @@ from growtas.errors import ConfigError, DataError, DeviceError, GrowtasError, Us
 from growtas.files import ensure_writable, read_json, read_json_lines, write_json
 from growtas.runs import Run, check_run_name, create_run
 from growtas.space import load_space
-from growtas.train.recipe import METHODS, Recipe, read_config
+from growtas.train.config import read_config
+from growtas.train.legal import METHODS, STAGED
+from growtas.train.recipe import Recipe
 from growtas.train.recipes import default_recipe
 from growtas.train.strategies import make_strategy
 from growtas.train.trainer import Observer, Trainer, subnet_accuracies
@@ -93,7 +95,7 @@ def resolve_recipe(config: Path | None, options: Mapping[str, Any]) -> Recipe:
         raise ConfigError(f"method is {given['method']!r}; it must be {choices(METHODS)}")
     recipe = default_recipe(space, data).override(given)
     search_space = load_space(recipe.space)
-    if recipe.method == "growtas":
+    if recipe.method in STAGED:
         recipe.growth(search_space)
     return recipe
 

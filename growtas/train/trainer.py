@@ -188,10 +188,10 @@ class Trainer:
             images, target = self._mixup(images, labels)
             smoothing = 0.0  # Mixup's targets are smoothed already
         optimizer.zero_grad(set_to_none=True)
-        subnets = self.strategy.draw(step, epoch)
+        subnets = [chosen.subnet for chosen in self.strategy.draw(step, epoch)]
         total = 0.0
         for subnet in subnets:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp and self.device.type == "cuda"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp == "bf16"):
                 loss = F.cross_entropy(supernet(images, subnet).float(), target, label_smoothing=smoothing)
             value = float(loss.detach())
             if not abs(value) < float("inf"):

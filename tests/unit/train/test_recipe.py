@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from growtas.errors import ConfigError
 from growtas.growth import Subspace
 from growtas.space import PRESETS
-from growtas.train.recipe import Recipe, read_config
+from growtas.train.config import read_config
+from growtas.train.recipe import Recipe
 
 MICRO = PRESETS["micro"]
 
@@ -21,21 +22,21 @@ MICRO = PRESETS["micro"]
         ({"lr": 0}, "lr is 0; it must be a number above 0"),
         ({"lr": "fast"}, "lr is 'fast'; it must be a number above 0"),
         ({"lr": math.nan}, "lr is nan"),
-        ({"method": "sandwich"}, "method is 'sandwich'; it must be growtas or uniform"),
+        ({"method": "sandwhich"}, "method is 'sandwhich'; it must be growtas, growtas-plus, uniform, sandwich"),
         ({"augment": "heavy"}, "augment is 'heavy'; it must be none, light or paper"),
         ({"hflip": 1.5}, "hflip is 1.5; it must be a number from 0 to 1"),
         ({"monitor_images": 5000}, "monitor_images is 5000; it must be a whole number from 1 to 2000"),
-        ({"transitions": [0, 3]}, r"transitions is \[0, 3\]; it must be a list of epochs above zero, or null"),
+        ({"transitions": [0, 3]}, r"transitions is \[0, 3\]; it must be a list of epochs above zero, auto, or null"),
         ({"transitions": 3}, "transitions is 3; it must be a list"),
         ({"subspaces": [[32]]}, "max_embed_dim, max_mlp_ratio"),
         ({"clip_grad": -1}, "clip_grad is -1; it must be a number above 0 or null"),
-        ({"amp": 1}, "amp is 1; it must be true or false"),
+        ({"amp": 1}, "amp is 1; it must be auto, fp32, bf16 or fp16"),
         ({"seed": -1}, "seed is -1"),
         ({"min_lr": 1.0}, "min_lr is 1, above lr, which is 0.001"),
         ({"warmup_epochs": 30}, "warmup_epochs is 30; it must be below epochs, which is 30"),
         ({"mixup": 0.8, "batch_size": 15}, "batch_size is 15; mixup and cutmix pair images and need an even one"),
         ({"random_erasing": 0.2}, "random_erasing is 0.2, which augment: light doesn't do; set augment: paper"),
-        ({"method": "uniform", "transitions": [3]}, "transitions is set, but the method uniform has no stages"),
+        ({"method": "uniform", "transitions": [3]}, "transitions is set, but the method uniform has no transitions"),
     ],
 )
 def test_wrong_values(changes, message):
@@ -81,7 +82,7 @@ def test_stages_reset_transitions():
 
 def test_uniform_drops_the_stages():
     assert Recipe(epochs=30, transitions=[20]).override({"method": "uniform"}).transitions is None
-    with pytest.raises(ConfigError, match="the method uniform has no stages"):
+    with pytest.raises(ConfigError, match="the method uniform has no transitions"):
         Recipe(epochs=30, transitions=[20]).override({"method": "uniform", "transitions": [3]})
 
 

@@ -40,6 +40,6 @@ def test_every_field_has_its_line_and_its_check():
     documented = re.findall(r"^        (\w+): ", Recipe.__doc__, re.MULTILINE)
     names = [field.name for field in dataclasses.fields(Recipe)]
     assert [name for name in names if name not in documented] == []
-    from growtas.train.recipe import _LEGAL
+    from growtas.train.legal import LEGAL
 
-    assert set(_LEGAL) == set(names)
+    assert set(LEGAL) == set(names)

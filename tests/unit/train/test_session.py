@@ -18,7 +18,7 @@ from growtas.errors import ConfigError, DataError, DeviceError, OutputError, Tra
 from growtas.files import read_json, read_json_lines
 from growtas.train import trainer as trainer_module
 from growtas.train.session import make_loader, pick_device, resolve_recipe, resume_session, start_session
-from growtas.train.strategies import Uniform, make_strategy
+from growtas.train.strategies import Pass, Uniform, make_strategy
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_a_loss_that_is_not_finite(begin, monkeypatch):
     assert run.info["state"] == "interrupted"
     assert [path.name for path in run.checkpoints] == ["epoch-0001"]
     step = int(re.search(r"step (\d+)", str(caught.value))[1]) - 1
-    assert str(make_strategy(session.recipe, run.space).draw(step, step / 17)[0]) in str(caught.value)
+    assert str(make_strategy(session.recipe, run.space).draw(step, step / 17)[0].subnet) in str(caught.value)
     monkeypatch.undo()
     assert resume_session(run, device="cpu").train()["state"] == "finished"
 
@@ -332,9 +332,9 @@ def test_a_block_that_no_drawn_subnet_has_stays(begin, monkeypatch):
 
     class LargestFirst(Uniform):
         def draw(self, step, epoch):
-            return (self.space.smallest if step else self.space.largest,)
+            return (Pass(self.space.smallest if step else self.space.largest),)
 
-    monkeypatch.setattr(session_module, "make_strategy", lambda recipe, space: LargestFirst(space, 0))
+    monkeypatch.setattr(session_module, "make_strategy", lambda recipe, space: LargestFirst(space, recipe))
     session = begin(epochs=2, batch_size=1151, weight_decay=0.5)
     session.train()
     first, second = (load_tensors(folder / "supernet.safetensors")[0] for folder in session.run.checkpoints)

@@ -13,15 +13,15 @@ def test_growtas_opens_subspaces_in_turn():
     strategy = make_strategy(Recipe(epochs=30, stages=3, transitions=[10, 20]), MICRO)
     for epoch, stage, widths in ((0, 0, {32}), (9.99, 0, {32}), (10, 1, {32, 48}), (20, 2, {32, 48, 64}), (29.9, 2, {32, 48, 64})):
         drawn = [strategy.draw(step, epoch) for step in range(100)]
-        assert all(len(subnets) == 1 for subnets in drawn)
-        assert {subnet.embed_dim for (subnet,) in drawn} == widths
+        assert all(len(passes) == 1 for passes in drawn)
+        assert {chosen.subnet.embed_dim for (chosen,) in drawn} == widths
         assert strategy.stage(epoch) == stage
-        assert all(strategy.subspace(epoch).holds(subnet) for (subnet,) in drawn)
+        assert all(strategy.subspace(epoch).holds(chosen.subnet) for (chosen,) in drawn)
 
 
 def test_uniform_draws_every_width_from_the_first_step_on():
     strategy = make_strategy(Recipe(method="uniform"), MICRO)
-    counts = np.bincount([strategy.draw(step, 0.0)[0].embed_dim for step in range(600)])
+    counts = np.bincount([strategy.draw(step, 0.0)[0].subnet.embed_dim for step in range(600)])
     assert all(150 < counts[width] < 250 for width in (32, 48, 64))
     assert strategy.stage(0) == strategy.stage(29) == 0
 

@@ -1,0 +1,31 @@
+"""Training methods, a file each; a method is known by the name that ``--method`` takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from growtas.errors import ConfigError, choices
+from growtas.space import SearchSpace
+from growtas.train.strategies.base import Pass, Strategy, Tools
+from growtas.train.strategies.fixed import Fixed
+from growtas.train.strategies.growtas import Progressive
+from growtas.train.strategies.growtas_plus import ProgressivePlus
+from growtas.train.strategies.uniform import Uniform
+
+if TYPE_CHECKING:
+    from growtas.train.recipe import Recipe
+
+__all__ = ["STRATEGIES", "Fixed", "Pass", "Progressive", "ProgressivePlus", "Strategy", "Tools", "Uniform", "make_strategy"]
+
+STRATEGIES: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in (Progressive, ProgressivePlus, Uniform, Fixed)}
+
+
+def make_strategy(recipe: Recipe, space: SearchSpace) -> Strategy:
+    """The strategy of a recipe's method.
+
+    Raises:
+        ConfigError: the method is unknown, or the recipe's stages or method options don't fit it or the space.
+    """
+    if recipe.method not in STRATEGIES:
+        raise ConfigError(f"method is {recipe.method!r}; it must be {choices(STRATEGIES)}")
+    return STRATEGIES[recipe.method](space, recipe)

@@ -1,0 +1,161 @@
+"""What a training method is: which subnets a step updates, and from what each of them learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from growtas.errors import ConfigError, choices
+from growtas.growth import Subspace
+from growtas.nn.supernet import Supernet
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
+
+if TYPE_CHECKING:
+    from growtas.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass of a step; the gradients of a step's passes are summed.
+
+    Attributes:
+        subnet: what runs.
+        labels: weight of the loss against the labels.
+        soft: weight of the loss against the teacher's soft outputs.
+        teacher: where those come from: ``first``, this step's first pass; ``frozen``, the largest subnet as it was when the
+            strategy asked to keep it (:meth:`Strategy.keeps_teacher`).
+    """
+
+    subnet: Subnet
+    labels: float = 1.0
+    soft: float = 0.0
+    teacher: Literal["first", "frozen"] = "first"
+
+
+class Tools(Protocol):
+    """What a strategy may ask of the training; the same answer on every process. What it costs is counted as the method's own.
+
+    Attributes:
+        supernet: the weights in training; a strategy leaves them and their gradients as they were.
+        device: where they are.
+        num_parts: how often :meth:`sample_batch` gives something new.
+    """
+
+    supernet: Supernet
+    device: torch.device
+
+    def accuracy(self, subnet: Subnet, count: int | None = None) -> float:
+        """Accuracy (0..1) on the first ``count`` images (all, by default) of the search split's monitored part, in eval mode."""
+        ...
+
+    def sample_batch(self, index: int) -> tuple[Tensor, Tensor]:
+        """Training images ``(n, C, H, W)`` and labels of batch ``index`` of the first epoch, on the device, unmixed."""
+        ...
+
+    def count_macs(self, macs: float) -> None:
+        """Book work that the trainer can't see, in multiply-accumulates (a backward pass is two forward passes)."""
+        ...
+
+
+class Strategy:
+    """A training method.
+
+    Draws are functions of (seed, step) and of :meth:`state`, so that a resumed training needs no generator's state and every
+    process agrees without talking to the others.
+
+    Args:
+        space: the search space, with the data's number of classes.
+        recipe: the training; :attr:`Options` are read from its ``method_options``.
+    """
+
+    name: ClassVar[str]
+    """What ``--method`` calls it."""
+    Options: ClassVar[type[Any] | None] = None
+    """A frozen dataclass of the method's own settings with defaults, or None where it has none."""
+    staged: ClassVar[bool] = False
+    """Whether ``stages``, ``subspaces`` and ``transitions`` mean something to it."""
+
+    def __init__(self, space: SearchSpace, recipe: Recipe) -> None:
+        self.space, self.recipe = space, recipe
+        self.options: Any = self.read_options(recipe.method_options)
+
+    @classmethod
+    def read_options(cls, given: Mapping[str, Any]) -> Any:
+        """The method's options with defaults for those that are absent.
+
+        Raises:
+            ConfigError: an unknown option (with the nearest known one), or a value of another type.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls.Options)} if cls.Options is not None else {}
+        for key, value in given.items():
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1)
+                hint = f"did you mean {near[0]}?" if near else f"it has {choices(known)}" if known else "it has none"
+                raise ConfigError(f"method_options: the method {cls.name} has no option {key!r}; {hint}")
+            default = known[key].default
+            if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+                continue
+            if default is not None and type(value) is not type(default):
+                raise ConfigError(f"method_options: {key} is {value!r}; it must be a {type(default).__name__} such as {default!r}")
+        return cls.Options(**given) if cls.Options is not None else None
+
+    def rng(self, step: int) -> np.random.Generator:
+        """The generator of a step."""
+        return np.random.default_rng((self.recipe.seed, step))
+
+    def draw(self, step: int, epoch: float) -> Sequence[Pass]:
+        """The passes of a step, one or more.
+
+        Args:
+            step: counted from the start of the training.
+            epoch: the same place in epochs, with its fraction.
+        """
+        raise NotImplementedError
+
+    def stage(self, epoch: float) -> int:
+        """Index of the open stage, from 0."""
+        del epoch
+        return 0
+
+    def subspace(self, epoch: float) -> Subspace:
+        """The subspace that is open, as far as caps describe it."""
+        del epoch
+        return Subspace()
+
+    def subspaces(self) -> tuple[Subspace, ...]:
+        """Every subspace that is ever open, in order; their subnets are followed during the training."""
+        return (Subspace(),)
+
+    def prepare(self, tools: Tools) -> None:
+        """Called once, before the first step of a training (not when it is resumed)."""
+
+    def before_step(self, step: int, epoch: float, tools: Tools) -> None:
+        """Called before every step's :meth:`draw`."""
+
+    def after_epoch(self, epochs: int, metrics: Mapping[str, Any]) -> None:
+        """Called when ``epochs`` epochs are complete, with the line of ``metrics.jsonl``; what changes must be in :meth:`state`."""
+
+    def keeps_teacher(self, epoch: float) -> bool:
+        """Whether the largest subnet is to be kept as the frozen teacher from here on; asked before each step until it is."""
+        del epoch
+        return False
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides (seed, step), as JSON."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take a checkpoint's :meth:`state` back."""
+        del state
+
+    def summary(self) -> str | None:
+        """A sentence on what the method decided on its own, for people; None where it decides nothing."""
+        return None

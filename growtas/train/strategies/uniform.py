@@ -1,0 +1,19 @@
+"""Uniform sampling: AutoFormer (Chen et al., ICCV 2021, Section 3.3) and SPOS (Guo et al., ECCV 2020, Section 3.1)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from growtas.sampling import sample
+from growtas.train.strategies.base import Pass, Strategy
+
+
+class Uniform(Strategy):
+    """Every subnet of the space at any time, one a step."""
+
+    name: ClassVar[str] = "uniform"
+
+    def draw(self, step: int, epoch: float) -> tuple[Pass, ...]:
+        """See :class:`Strategy`."""
+        del epoch
+        return (Pass(sample(self.space, self.rng(step))),)
