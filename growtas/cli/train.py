@@ -109,7 +109,8 @@ def _started(
     if run is not None:
         raise UsageError(f"{run}: a run's folder is only for --resume; where new runs go is said with --out and --name")
     _check_place(out)
-    from growtas.train.session import resolve_recipe, start_session
+    from growtas.train.resolve import resolve_recipe
+    from growtas.train.session import start_session
 
     recipe = resolve_recipe(config, given)
     with _progress(quiet=quiet) as (_, track):

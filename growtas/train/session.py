@@ -19,14 +19,12 @@ from growtas.data.pixels import MEMORY_LIMIT, Pixels
 from growtas.data.preprocess import preprocess_record, training_transform
 from growtas.data.sources import Data, open_data
 from growtas.data.split import complement
-from growtas.errors import ConfigError, DataError, DeviceError, GrowtasError, UsageError, choices
+from growtas.errors import ConfigError, DataError, DeviceError, GrowtasError, UsageError
 from growtas.files import ensure_writable, read_json, read_json_lines, write_json
 from growtas.runs import Run, check_run_name, create_run
 from growtas.space import load_space
 from growtas.train.config import read_config
-from growtas.train.legal import METHODS, STAGED
 from growtas.train.recipe import Recipe
-from growtas.train.recipes import default_recipe
 from growtas.train.strategies import make_strategy
 from growtas.train.trainer import Observer, Trainer, subnet_accuracies
 
@@ -77,27 +75,6 @@ class Session:
         seconds = epochs + time.perf_counter() - start
         self.run.update(state="finished", test_accuracy=accuracies, seconds=round(seconds, 1))
         return self.run.info
-
-
-def resolve_recipe(config: Path | None, options: Mapping[str, Any]) -> Recipe:
-    """The recipe for a configuration file and command-line options, in rising precedence over the default recipe.
-
-    Raises:
-        ConfigError: an unknown field or a wrong value.
-        SpaceError: an unknown space.
-    """
-    given = {**(read_config(config) if config else {}), **options}
-    space, data = given.get("space", "micro"), given.get("data", "digits")
-    for key, value in (("space", space), ("data", data)):
-        if not isinstance(value, str) or not value:
-            raise ConfigError(f"{key} is {value!r}; it must be a text")
-    if given.get("method", "growtas") not in METHODS:
-        raise ConfigError(f"method is {given['method']!r}; it must be {choices(METHODS)}")
-    recipe = default_recipe(space, data).override(given)
-    search_space = load_space(recipe.space)
-    if recipe.method in STAGED:
-        recipe.growth(search_space)
-    return recipe
 
 
 def start_session(

@@ -125,7 +125,7 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
         (["--epochs", 0], ConfigError, "epochs is 0; it must be a whole number from 1"),
         (["--transitions", "1,x"], ConfigError, "--transitions '1,x' must be epochs divided by commas, as in 10,20"),
         (["--transitions", "3,2", "--stages", 3], ConfigError, "transitions must ascend"),
-        (["--method", "grow"], ConfigError, "method is 'grow'; it must be growtas or uniform"),
+        (["--method", "grow"], ConfigError, "method is 'grow'; it must be growtas, growtas-plus, uniform"),
         (["--config", "no.yaml"], ConfigError, "no.yaml: the recipe can't be read"),
         (["runs/x"], UsageError, "a run's folder is only for --resume"),
         (["--resume"], UsageError, "no run in runs/; make one with `growtas train`"),
