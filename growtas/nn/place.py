@@ -1,0 +1,89 @@
+"""Placing a static ViT's weights into a supernet: the inverse of :mod:`growtas.nn.extract`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from growtas.errors import SpaceError
+from growtas.nn.architecture import Architecture
+from growtas.nn.supernet import Supernet
+from growtas.nn.vit import VisionTransformer
+from growtas.space import SearchSpace
+
+
+def single_subnet_space(architecture: Architecture, name: str) -> SearchSpace:
+    """The smallest space that holds an architecture: its values are the only choices, their maxima the supernet's bounds.
+
+    Where the blocks differ in ``num_heads`` or ``mlp_ratio``, the choices make other subnets too, of the same width and depth; a
+    supernet with one model's weights (:func:`place`) means only that model.
+
+    Args:
+        name: what the space is called.
+
+    Raises:
+        SpaceError: the architecture has no relative position or no head, which every supernet has.
+    """
+    if architecture.max_relative_position is None:
+        raise SpaceError(f"{name}: the model has no relative position, and every supernet has; take a model that growtas extracted")
+    if not architecture.num_classes:
+        raise SpaceError(f"{name}: the model has no head, and every supernet has; give it one with reset_classifier")
+    subnet = architecture.subnet
+    return SearchSpace(
+        name=name,
+        embed_dim=(subnet.embed_dim,),
+        num_heads=tuple(sorted(set(subnet.num_heads))),
+        mlp_ratio=tuple(sorted(set(subnet.mlp_ratio))),
+        depth=(subnet.depth,),
+        **_geometry(architecture),
+    )
+
+
+def place(model: VisionTransformer, space: SearchSpace | None = None) -> Supernet:
+    """A supernet in which the model is the subnet of its architecture: extracting that one gives the model back, bit for bit.
+
+    Every entry outside of the subnet is zero.
+
+    Args:
+        model: its head included.
+        space: of the model's geometry and with its architecture inside the bounds; by default :func:`single_subnet_space`.
+
+    Returns:
+        The supernet on the model's device, with copies of the weights, in eval mode.
+
+    Raises:
+        SpaceError: the space has another geometry, or the model has no relative position or no head.
+        SubnetError: the architecture exceeds the space's bounds.
+    """
+    own = single_subnet_space(model.architecture, space.name if space else "model")
+    space = space or own
+    for field, value in _geometry(model.architecture).items():
+        if getattr(space, field) != value:
+            raise SpaceError(f"{field} of {space.name} is {getattr(space, field)}, but {value} in the model; it must be the same")
+    subnet = space.validate(model.architecture.subnet)
+    supernet = Supernet(space).to(model.cls_token)
+    widths = [heads * space.head_dim for heads in subnet.num_heads]
+    with torch.no_grad():
+        for parameter in supernet.parameters():
+            parameter.zero_()
+        full = supernet.state_dict()
+        for name, value in model.state_dict().items():
+            if name.endswith("attn.qkv.weight"):
+                value = interleaved(value, widths[int(name.split(".")[1])])
+            full[name][tuple(slice(0, size) for size in value.shape)] = value
+    return supernet.eval()
+
+
+def interleaved(weight: Tensor, width: int) -> Tensor:
+    """A static ViT's qkv weight, ``(3 * width, embed_dim)`` in q, k, v order, with its rows in a supernet's order.
+
+    A supernet's rows are q's first, k's first, v's first, q's second and so on; its bias stays in q, k, v order.
+    """
+    return weight.view(3, width, -1).transpose(0, 1).reshape(3 * width, -1)
+
+
+def _geometry(architecture: Architecture) -> dict[str, int]:
+    """Everything of an architecture but the subnet, by the names that a space has for it too."""
+    return {field.name: getattr(architecture, field.name) for field in dataclasses.fields(architecture) if field.name != "subnet"}

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+
+from growtas import Architecture, SearchSpace, Subnet, Supernet, VisionTransformer, extract
+from growtas.errors import SpaceError, SubnetError
+from growtas.nn.place import place, single_subnet_space
+from growtas.sampling import sample
+
+TINY = SearchSpace(
+    name="tiny", embed_dim=(24, 32, 48), num_heads=(1, 2, 3), mlp_ratio=(1.5, 2.0, 3.3), depth=(1, 2, 3), head_dim=16,
+    image_size=16, patch_size=4, num_classes=5, max_relative_position=2, max_embed_dim=50, max_mlp_ratio=4.0,
+)  # fmt: skip
+MIXED = Subnet(32, (1, 3, 2), (2.0, 1.5, 3.3))
+
+
+def random_model(subnet, **changes):
+    """A static ViT whose every entry is another number."""
+    torch.manual_seed(1)
+    model = VisionTransformer(Architecture.of(TINY.replace(**changes), subnet)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model
+
+
+def assert_same(one, other):
+    assert one.architecture == other.architecture
+    state = other.state_dict()
+    assert list(one.state_dict()) == list(state)
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("space", [None, TINY, TINY.replace(max_num_heads=5, max_depth=4)], ids=["own", "tiny", "larger"])
+def test_extracting_gives_the_model_back_bit_for_bit(seed, space):
+    subnet = sample(TINY, np.random.default_rng(seed))
+    model = random_model(subnet)
+    supernet = place(model, space)
+    assert_same(extract(supernet, subnet), model)
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(extract(supernet, subnet)(images), model(images))
+        torch.testing.assert_close(supernet(images, subnet), model(images))
+
+
+def test_a_model_goes_back_to_where_it_was_cut_from():
+    torch.manual_seed(0)
+    supernet = Supernet(TINY)
+    with torch.no_grad():
+        for parameter in supernet.parameters():
+            parameter.normal_()
+    back = place(extract(supernet, MIXED), TINY).state_dict()
+    full = supernet.state_dict()
+    width, dim, hidden = 16, 32, 64  # of block 0
+    # Inside the cut every entry is where it was, the interleaved qkv rows too; outside there are zeros.
+    for name, rows in (("attn.qkv.weight", 3 * width), ("fc1.weight", hidden)):
+        got, want = back[f"blocks.0.{name}"], full[f"blocks.0.{name}"]
+        assert torch.equal(got[:rows, :dim], want[:rows, :dim])
+        assert not got[rows:].any()
+        assert not got[:, dim:].any()
+    assert torch.equal(back["blocks.0.attn.qkv.bias"][: 3 * width], full["blocks.0.attn.qkv.bias"][: 3 * width])
+    assert not back["blocks.0.attn.qkv.bias"][3 * width :].any()
+    assert torch.equal(back["head.bias"], full["head.bias"])
+
+
+def test_the_single_subnet_space_is_as_small_as_the_subnet():
+    space = single_subnet_space(Architecture.of(TINY, MIXED), "one")
+    assert (space.embed_dim, space.num_heads, space.mlp_ratio, space.depth) == ((32,), (1, 2, 3), (1.5, 2.0, 3.3), (3,))
+    assert (space.max_embed_dim, space.max_num_heads, space.max_mlp_ratio, space.max_depth) == (32, 3, 3.3, 3)
+    assert (space.name, space.image_size, space.head_dim, space.num_classes) == ("one", 16, 16, 5)
+    assert space.holds(MIXED)
+    even = Subnet(24, (2, 2), (2.0, 2.0))
+    assert single_subnet_space(Architecture.of(TINY, even), "even").size == 1
+    placed = place(random_model(even))
+    assert sum(p.numel() for p in placed.parameters()) == sum(p.numel() for p in random_model(even).parameters())
+
+
+def test_the_model_is_not_shared_with_the_supernet():
+    model = random_model(MIXED)
+    supernet, before = place(model), model.pos_embed.clone()
+    with torch.no_grad():
+        supernet.pos_embed.add_(1)
+    assert torch.equal(model.pos_embed, before)
+
+
+def test_a_double_model_stays_double():
+    model = random_model(MIXED).double()
+    assert_same(extract(place(model), MIXED).double(), model)
+    assert place(model).cls_token.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("space", "match"),
+    [
+        (TINY.replace(image_size=32), "image_size of tiny is 32, but 16 in the model"),
+        (TINY.replace(num_classes=7), "num_classes of tiny is 7, but 5 in the model"),
+        (TINY.replace(max_relative_position=3), "max_relative_position of tiny is 3, but 2"),
+    ],
+)
+def test_another_geometry_is_refused(space, match):
+    with pytest.raises(SpaceError, match=match):
+        place(random_model(MIXED), space)
+
+
+def test_what_a_supernet_cannot_hold():
+    with pytest.raises(SubnetError, match="num_heads of block 1 is 3"):
+        place(random_model(MIXED), TINY.replace(num_heads=(1, 2), max_num_heads=2))
+    headless = random_model(MIXED)
+    headless.reset_classifier(0)
+    with pytest.raises(SpaceError, match="no head"):
+        place(headless)
+    fields = {**Architecture.of(TINY, MIXED).to_dict(), "max_relative_position": None}
+    with pytest.raises(SpaceError, match="no relative position"):
+        place(VisionTransformer(Architecture.from_dict(fields)))
