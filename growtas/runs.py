@@ -6,7 +6,11 @@
         run.json                state, space, recipe, data (with preprocessing and class names), versions
         split.json              indices of the training images set aside for the search
         metrics.jsonl           one line an epoch
-        checkpoints/epoch-0010/ supernet.safetensors, trainer.safetensors, state.json
+        recipe.yaml             the whole recipe, as --config reads it
+        init.safetensors        weights that the training started from, where it did
+        checkpoints/epoch-0010/ supernet.safetensors, trainer.safetensors, state.json; epoch-0010-batch-000200 within epoch 11
+        checkpoints/best-...    supernet.safetensors of the epoch with the highest mean accuracy of the three followed subnets
+        tensorboard/            event files, where they were asked for
         search/                 journal.jsonl, result.json, subnet.json
         export/                 model.safetensors, NAME.onnx, NAME.plan, each with its .json manifest
         bench/                  bench.json
@@ -15,9 +19,13 @@
 from __future__ import annotations
 
 import datetime
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from growtas.errors import CheckpointError, UsageError
 from growtas.files import ensure_writable, read_json, write_json
@@ -25,6 +33,110 @@ from growtas.space import SearchSpace
 
 RUNS = Path("runs")
 FORMAT = "growtas-run/1"
+
+
+Alive = Callable[[Mapping[str, Any], float | None], bool | None]
+"""A check like :func:`process_alive`."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands.
+
+    Attributes:
+        name: ``finished``, ``imported``, ``interrupted``, ``failed``, ``training``, or ``stopped``: a training whose process is
+            gone without having said why.
+        process: of ``training``: ``alive``, or why that can't be told: ``elsewhere`` (another machine's), ``unknown`` (not
+            recorded, or the system doesn't say); None otherwise.
+        pid: the recorded process, where there is one.
+        host: the machine that it runs on.
+    """
+
+    name: str
+    process: Literal["alive", "elsewhere", "unknown"] | None = None
+    pid: int | None = None
+    host: str | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether another process than this one is known to train the run right now."""
+        return self.process == "alive" and self.pid != os.getpid()
+
+    def __str__(self) -> str:
+        if self.process == "elsewhere":
+            return f"{self.name} (on {self.host})"
+        return f"{self.name} (unchecked)" if self.process == "unknown" else self.name
+
+
+def run_state(info: Mapping[str, Any], written: float | None = None, *, alive: Alive | None = None) -> RunState:
+    """Where a run stands, by the content of its ``run.json``.
+
+    Args:
+        info: the content.
+        written: when the file was written, in seconds since 1970, where known.
+        alive: tells whether the recorded process lives; :func:`process_alive` by default.
+    """
+    name, process = info.get("state"), info.get("process")
+    if name != "training":
+        return RunState(str(name) if name else "unknown")
+    if not isinstance(process, Mapping) or not isinstance(process.get("pid"), int) or not isinstance(process.get("host"), str):
+        return RunState("training", "unknown")
+    pid, host = process["pid"], process["host"]
+    if host != socket.gethostname():
+        return RunState("training", "elsewhere", pid, host)
+    lives = (alive or process_alive)(process, written)
+    if lives is None:
+        return RunState("training", "unknown", pid, host)
+    return RunState("training", "alive", pid, host) if lives else RunState("stopped", None, pid, host)
+
+
+def this_process() -> dict[str, Any]:
+    """What ``run.json`` holds under ``process`` while this process trains the run."""
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def process_alive(process: Mapping[str, Any], written: float | None = None) -> bool | None:
+    """Whether a recorded process of this machine lives; None where that can't be told.
+
+    A process number is used again after a while, in a restarted container at once. So a process that began well after the file
+    that names it was written is another one.
+
+    Args:
+        process: ``pid`` and ``host``, as :func:`this_process` gives them.
+        written: when that was written, in seconds since 1970, where known.
+    """
+    pid = process["pid"]
+    if process["host"] != socket.gethostname() or os.name != "posix":  # elsewhere os.kill(pid, 0) is no question
+        return None
+    if pid <= 0:  # these would mean groups of processes
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # it is there, and somebody else's
+    status = _process_status(pid)
+    if status is None:
+        return True
+    letter, began = status
+    return letter not in "ZX" and (written is None or began <= written + CLOCK_SLACK_S)
+
+
+CLOCK_SLACK_S = 60.0
+"""How far the times of files and of processes may lie apart, in seconds."""
+
+
+def _process_status(pid: int) -> tuple[str, float] | None:
+    """A process's state letter and when it began, in seconds since 1970; None where there is no Linux /proc."""
+    try:
+        # The second field is the program's name in parentheses, which may hold anything, spaces and parentheses too.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        # The clock, not /proc/uptime: some containers fake that file, but not the 20th field here.
+        boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        return fields[0], boot + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -54,10 +166,45 @@ class Run:
         """The space that was trained, with the data's number of classes."""
         return SearchSpace.from_dict(self.info["space"], source=str(self.path / "run.json"))
 
+    def state(self) -> RunState:
+        """Where the run stands, asking the system whether a training's process lives.
+
+        Raises:
+            CheckpointError: as :attr:`info`.
+        """
+        info = self.info
+        try:
+            written = (self.path / "run.json").stat().st_mtime
+        except OSError:
+            written = None
+        return run_state(info, written)
+
+    @property
+    def created(self) -> datetime.datetime:
+        """When the run was begun, with its time zone; the time of ``run.json`` where that doesn't say.
+
+        Raises:
+            CheckpointError: there is no ``run.json``.
+        """
+        file = self.path / "run.json"
+        try:
+            return datetime.datetime.fromisoformat(self.info["created"]).astimezone()
+        except (CheckpointError, KeyError, TypeError, ValueError):
+            try:
+                return datetime.datetime.fromtimestamp(file.stat().st_mtime).astimezone()
+            except OSError:
+                raise CheckpointError(f"{file}: the run file can't be read") from None
+
     @property
     def checkpoints(self) -> list[Path]:
         """Complete checkpoint folders, oldest first."""
         return sorted(path.parent for path in self.path.glob("checkpoints/epoch-*/state.json"))
+
+    @property
+    def best(self) -> Path | None:
+        """The folder of the best supernet so far, if an epoch was measured."""
+        found = sorted(path.parent for path in self.path.glob("checkpoints/best-*/best.json"))
+        return found[-1] if found else None
 
     @property
     def supernet(self) -> Path:
@@ -125,3 +272,15 @@ def find_run(given: str | Path | None, root: Path = RUNS) -> Run:
     if not runs:
         raise UsageError(f"no run in {root}/; make one with `growtas train`, or name its folder")
     return Run(max(runs, key=lambda path: (Run(path).info.get("created", ""), path.name)))
+
+
+def list_runs(root: Path = RUNS) -> list[Run]:
+    """All runs in a folder, newest first; those whose ``run.json`` is unreadable too.
+
+    Raises:
+        UsageError: the folder does not exist.
+    """
+    if not root.is_dir():
+        raise UsageError(f"{root}: no folder of runs here; make a run with `growtas train`, or name another folder")
+    runs = [Run(path.parent) for path in root.glob("*/run.json")]
+    return sorted(runs, key=lambda run: (run.created, run.path.name), reverse=True)

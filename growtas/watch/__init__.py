@@ -1,0 +1,1 @@
+"""Watching a training: its metrics read back, drawn in the terminal, as a picture, and for TensorBoard."""
