@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.train.strategies.base import Pass, Strategy
 
+if TYPE_CHECKING:
+    from growtas.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class FixedOptions:
+    """Settings of ``finetune``.
+
+    Attributes:
+        subnet: the subnet in its JSON form; None for the space's largest.
+    """
+
+    subnet: Mapping[str, Any] | None = None
+
 
 class Fixed(Strategy):
-    """The space's largest subnet, or the one that ``set_subnet`` names."""
+    """Every step updates the same subnet, the only one whose weights mean anything."""
 
     name: ClassVar[str] = "finetune"
+    Options: ClassVar[type[Any] | None] = FixedOptions
+
+    def __init__(self, space: SearchSpace, recipe: Recipe) -> None:
+        super().__init__(space, recipe)
+        given = self.options.subnet
+        self.subnet: Subnet = space.largest if given is None else Subnet.from_dict(given, source="method_options.subnet")
+        space.validate(self.subnet)
 
     def draw(self, step: int, epoch: float) -> tuple[Pass, ...]:
         """See :class:`Strategy`."""
         del step, epoch
         return (Pass(self.subnet),)
 
-    @property
-    def subnet(self) -> Subnet:
-        """The subnet in training: the recipe's ``subnet``."""
-        return Subnet.from_dict(self.recipe.method_options["subnet"]) if self.recipe.method_options else self.space.largest
+    def followed(self) -> dict[str, Subnet]:
+        """The subnets whose accuracy says something of the training: the one, under the names that every table has."""
+        return dict.fromkeys(("smallest", "middle", "largest"), self.subnet)
