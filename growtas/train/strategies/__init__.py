@@ -6,18 +6,40 @@ from typing import TYPE_CHECKING
 
 from growtas.errors import ConfigError, choices
 from growtas.space import SearchSpace
+from growtas.train.strategies.auto import AutoProgressive
 from growtas.train.strategies.base import Pass, Strategy, Tools
 from growtas.train.strategies.fixed import Fixed
+from growtas.train.strategies.focusformer import FocusFormer
 from growtas.train.strategies.growtas import Progressive
 from growtas.train.strategies.growtas_plus import ProgressivePlus
+from growtas.train.strategies.prenas import PreNas
+from growtas.train.strategies.sandwich import Sandwich
+from growtas.train.strategies.shrinking import Shrinking
 from growtas.train.strategies.uniform import Uniform
 
 if TYPE_CHECKING:
     from growtas.train.recipe import Recipe
 
-__all__ = ["STRATEGIES", "Fixed", "Pass", "Progressive", "ProgressivePlus", "Strategy", "Tools", "Uniform", "make_strategy"]
+__all__ = [
+    "STRATEGIES",
+    "AutoProgressive",
+    "Fixed",
+    "FocusFormer",
+    "Pass",
+    "PreNas",
+    "Progressive",
+    "ProgressivePlus",
+    "Sandwich",
+    "Shrinking",
+    "Strategy",
+    "Tools",
+    "Uniform",
+    "make_strategy",
+]
 
-STRATEGIES: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in (Progressive, ProgressivePlus, Uniform, Fixed)}
+STRATEGIES: dict[str, type[Strategy]] = {
+    strategy.name: strategy for strategy in (Progressive, ProgressivePlus, Uniform, Sandwich, Shrinking, PreNas, FocusFormer, Fixed)
+}
 
 
 def make_strategy(recipe: Recipe, space: SearchSpace) -> Strategy:
@@ -28,4 +50,6 @@ def make_strategy(recipe: Recipe, space: SearchSpace) -> Strategy:
     """
     if recipe.method not in STRATEGIES:
         raise ConfigError(f"method is {recipe.method!r}; it must be {choices(STRATEGIES)}")
+    if recipe.method == Progressive.name and recipe.transitions == "auto":
+        return AutoProgressive(space, recipe)
     return STRATEGIES[recipe.method](space, recipe)

@@ -1,0 +1,205 @@
+"""GrowTAS with transitions that the training finds itself (``transitions: auto``); not in the paper.
+
+The paper picks T_1 by hand for each space (Section 4.1.2). Here a subspace is left when it has converged: when training it for
+another epoch gains little against what an epoch gained at best since it was opened.
+
+**What is watched.** Two series of the open stage, a value an epoch: the mean accuracy of subnets inside the open subspace (the
+space's smallest, and the probes of this subspace and the earlier ones, where they are measured), and the training loss. A
+series has converged when its smoothed gain is at most ``share`` of the largest smoothed gain of the stage. All series that
+can be judged have to agree: accuracy alone is noisy on few images, and loss alone also falls by learning the images by heart.
+
+**Smoothing.** The gain at an epoch is the slope of a straight line fitted to the last ``window`` values.
+
+**The learning rate** follows one cosine over the whole training, so gains shrink towards its end just because steps do. Gains
+are therefore counted against the sum of learning rates and not against epochs: a slope says what an epoch at the full rate
+would gain. A gain that has halved because the rate has is no convergence.
+
+**Warm-up.** Epochs that begin inside the warm-up are not part of the first series: their gains say how the rate rose.
+
+**Bounds.** A stage lasts at least ``least`` and at most ``most`` of an equal share of the epochs, and never so long that those
+after it can't have their ``least``. At the upper bound it ends, converged or not.
+
+**Nothing to judge.** Without a finite accuracy the loss decides alone, and the other way round. With neither, a stage ends after an
+equal share, the paper's default.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from growtas.errors import ConfigError
+from growtas.space import SearchSpace
+from growtas.train.strategies.growtas import Progressive
+from growtas.train.strategies.options import check_real, check_whole
+
+if TYPE_CHECKING:
+    from growtas.train.recipe import Recipe
+
+_PROBE = re.compile(r"A(\d+) ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoOptions:
+    """Settings of ``growtas`` with ``transitions: auto``.
+
+    Attributes:
+        share: of the stage's largest gain, at or below which a series has converged.
+        window: epochs that a gain is fitted to, or 0 for a twentieth of the epochs, at least 3.
+        least: shortest stage, as a share of the epochs divided by the number of stages.
+        most: longest stage but for the last, as a share of the same.
+    """
+
+    share: float = 0.1
+    window: int = 0
+    least: float = 0.5
+    most: float = 1.25
+
+    def __post_init__(self) -> None:
+        check_real("share", self.share, 0, 1)
+        check_whole("window", self.window, 0)
+        check_real("least", self.least, 0, 1)
+        check_real("most", self.most, 1, 100)
+        if 0 < self.window < 2:
+            raise ConfigError("method_options: window is 1; a gain needs 2 epochs or more (0 for the default)")
+
+
+class AutoProgressive(Progressive):
+    """One subnet a step, uniformly from the open subspace; the next one is opened when it has converged.
+
+    Attributes:
+        transitions: the epochs chosen so far, whole ones.
+        reasons: for each, ``converged``, ``bound`` or ``unmeasured``.
+    """
+
+    name: ClassVar[str] = "growtas"
+    Options: ClassVar[type[AutoOptions]] = AutoOptions
+
+    def __init__(self, space: SearchSpace, recipe: Recipe) -> None:
+        super().__init__(space, recipe)
+        if recipe.epochs < len(self.growth.subspaces):
+            raise ConfigError(
+                f"transitions: auto opens a subspace after a whole epoch: {len(self.growth.subspaces)} stages need as many epochs, "
+                f"and there are {recipe.epochs}"
+            )
+        self.window: int = self.options.window or max(3, round(recipe.epochs / 20))
+        self.transitions: list[int] = []
+        self.reasons: list[str] = []
+        # The open stage alone: epoch, loss, accuracy of the smallest subnet, mean with the probes, learning rate.
+        self._history: list[dict[str, Any]] = []
+
+    def stage(self, epoch: float) -> int:
+        """See :class:`Strategy`."""
+        return sum(epoch >= transition for transition in self.transitions)
+
+    def after_epoch(self, epochs: int, metrics: Mapping[str, Any]) -> None:
+        """See :class:`Strategy`: open the next subspace if it is time."""
+        stage = len(self.transitions)
+        if stage == len(self.growth.subspaces) - 1 or (self._history and epochs <= self._history[-1]["epoch"]):
+            return
+        self._history.append({"epoch": epochs, **_readings(metrics, stage)})
+        reason = self._reason_to_go_on(stage, epochs)
+        if reason is not None:
+            self.transitions.append(epochs)
+            self.reasons.append(reason)
+            self._history = []
+
+    def bounds(self, stage: int) -> tuple[int, int]:
+        """First and last epoch at which an open stage may end, counted from the start of the training."""
+        stages, epochs = len(self.growth.subspaces), self.recipe.epochs
+        equal, opened = epochs / stages, self.transitions[stage - 1] if stage else 0
+        later = stages - 1 - stage
+        # Each later stage gets an epoch at the very least; the small number keeps 0.1 * 30 from being 3.0000000000000004.
+        last = min(
+            math.floor(opened + self.options.most * equal + 1e-9),
+            epochs - later * max(1, math.ceil(self.options.least * equal - 1e-9)),
+        )
+        last = min(max(last, opened + 1), epochs - later)
+        return min(max(math.ceil(opened + self.options.least * equal - 1e-9), opened + 1), last), last
+
+    def gains(self) -> dict[str, list[float]]:
+        """The smoothed gains of each series of the open stage that can be judged, a value an epoch at the full learning rate."""
+        first = math.ceil(self.recipe.warmup_epochs)
+        entries = [entry for entry in self._history if entry["epoch"] > first]
+        rates = [entry["lr"] for entry in entries]
+        known = all(rate is not None for rate in rates)
+        place = np.cumsum([rate / self.recipe.lr if known else 1.0 for rate in rates])
+        found = {}
+        for name, sources, sign in (("accuracy", ("probes", "smallest"), 1.0), ("loss", ("loss",), -1.0)):
+            for source in sources:
+                points = [(x, sign * entry[source]) for x, entry in zip(place, entries, strict=True) if entry[source] is not None]
+                if len(points) >= self.window and points[-1][0] == place[-1]:
+                    found[name] = _slopes(points, self.window)
+                    break
+        return found
+
+    def _reason_to_go_on(self, stage: int, epochs: int) -> str | None:
+        earliest, latest = self.bounds(stage)
+        if epochs < earliest:
+            return None
+        gains = self.gains()
+        if gains and all(slopes[-1] <= self.options.share * max(slopes) for slopes in gains.values()):
+            return "converged"
+        if epochs >= latest:
+            return "bound"
+        opened = self.transitions[stage - 1] if stage else 0
+        return "unmeasured" if not gains and epochs >= opened + self.recipe.epochs / len(self.growth.subspaces) else None
+
+    def state(self) -> dict[str, Any]:
+        """See :class:`Strategy`."""
+        return {"transitions": list(self.transitions), "reasons": list(self.reasons), "history": [dict(e) for e in self._history]}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """See :class:`Strategy`."""
+        self.transitions, self.reasons = list(state["transitions"]), list(state["reasons"])
+        self._history = [dict(entry) for entry in state["history"]]
+
+    def summary(self) -> str | None:
+        """See :class:`Strategy`."""
+        if not self.transitions:
+            return None
+        why = {"converged": "converged", "bound": "at the upper bound", "unmeasured": "an equal share, nothing could be judged"}
+        chosen = (
+            f"T_{k} = {epoch} ({why[reason]})"
+            for k, (epoch, reason) in enumerate(zip(self.transitions, self.reasons, strict=True), 1)
+        )
+        return f"transitions chosen by the training: {', '.join(chosen)}"
+
+
+def _readings(metrics: Mapping[str, Any], stage: int) -> dict[str, float | None]:
+    """What the rule reads of an epoch's metrics, in numbers that are finite or None."""
+    smallest = _finite((metrics.get("accuracy") or {}).get("smallest"))
+    probes = [
+        _finite(accuracy)
+        for label, accuracy in (metrics.get("probes") or {}).items()
+        if (match := _PROBE.match(label)) and int(match[1]) <= stage + 1
+    ]
+    inside = [accuracy for accuracy in (smallest, *probes) if accuracy is not None]
+    complete = bool(probes) and len(inside) == len(probes) + 1
+    return {
+        "loss": _finite(metrics.get("loss")),
+        "smallest": smallest,
+        "probes": sum(inside) / len(inside) if complete else None,
+        "lr": _finite(metrics.get("lr")),
+    }
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _slopes(points: Sequence[tuple[float, float]], window: int) -> list[float]:
+    """Slopes of the lines through each ``window`` points in a row, by least squares."""
+    slopes = []
+    for end in range(window, len(points) + 1):
+        x, y = np.array(points[end - window : end]).T
+        x = x - x.mean()
+        spread = float((x * x).sum())
+        # A learning rate of zero moves nothing.
+        slopes.append(float((x * y).sum()) / spread if spread > 0 else 0.0)
+    return slopes
