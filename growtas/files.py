@@ -32,10 +32,13 @@ def ensure_writable(folder: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     """A temporary sibling of ``path`` to write to; it takes the place of ``path`` when the block ends without an error.
 
-    Works for a file, and for a folder that does not exist yet; on an error the sibling is removed.
+    Works for a file, and for a folder; a folder that is there already is removed just before. On an error the sibling is removed.
+
+    Args:
+        sync: have the content on the disk first, so that a machine that loses power doesn't leave an empty file of that name.
 
     Raises:
         OutputError: the place can't be written.
@@ -46,11 +49,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
     _remove(temporary)
     try:
         yield temporary
+        if sync:
+            for written in [temporary, *temporary.rglob("*")]:
+                _sync(written)
+        if path.is_dir() and temporary.is_dir():
+            shutil.rmtree(path)
         os.replace(temporary, path)
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror or error})") from None
     finally:
         _remove(temporary)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _remove(path: Path) -> None:

@@ -1,60 +1,179 @@
-"""Checkpoints of a training: written whole or not at all, the last two kept."""
+"""Checkpoints of a training: written whole or not at all, the newest few and the best kept."""
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim import AdamW
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from torch.optim import Optimizer
 
-from growtas.checkpoint import load_supernet, load_tensors, save_supernet, save_tensors
+from growtas.checkpoint import load_model, load_supernet, load_tensors, save_model, save_supernet, save_tensors
 from growtas.errors import CheckpointError
 from growtas.files import read_json, replacing, write_json
 from growtas.nn.supernet import Supernet
+from growtas.nn.vit import VisionTransformer
 from growtas.runs import Run
 from growtas.train.optimizer import load_optimizer_tensors, optimizer_tensors
 
-FORMAT = "growtas-checkpoint/1"
-KEEP = 2
+FORMAT = "growtas-checkpoint/2"
+_OPTIMIZER, _WEIGHTS = "optimizer/", "weights/"
 
 
-def save_checkpoint(run: Run, supernet: Supernet, optimizer: AdamW, epoch: int, step: int) -> Path:
-    """Write ``checkpoints/epoch-NNNN`` and remove all but the last two.
+@dataclass
+class Place:
+    """How far a training has come.
+
+    Attributes:
+        epoch: epochs that are complete, so the next is the one of this number (counted from 0).
+        batch: batches of the next epoch that are done already.
+        step: steps that are complete.
+        sums: what the running epoch has added up so far.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """The checkpoint's name; names sort by time."""
+        return f"epoch-{self.epoch:04d}" + (f"-batch-{self.batch:06d}" if self.batch else "")
+
+
+@dataclass
+class Training:
+    """Everything that a training changes.
+
+    Attributes:
+        supernet, optimizer: in training.
+        average: an exponential moving average of the weights, or None.
+        scaler: the loss scaler; its state is empty where it is not in use.
+        teacher: the largest subnet as it was, where the method kept it.
+    """
+
+    supernet: Supernet
+    optimizer: Optimizer
+    average: ModelEmaV3 | None
+    scaler: torch.amp.GradScaler
+    teacher: VisionTransformer | None = None
+
+    @property
+    def result(self) -> Supernet:
+        """The supernet that evaluation, search and export get: the average where there is one."""
+        if self.average is None:
+            return self.supernet
+        module = self.average.module
+        assert isinstance(module, Supernet)
+        return module
+
+
+def save_checkpoint(run: Run, training: Training, place: Place, strategy: dict[str, Any], keep: int) -> Path:
+    """Write a checkpoint's folder and remove all but the newest ``keep``.
 
     Args:
-        epoch: epochs that are complete, so the next is the one of this number (counted from 0).
-        step: steps that are complete.
+        strategy: the state of the training's method.
     """
-    folder = run.path / "checkpoints" / f"epoch-{epoch:04d}"
-    with replacing(folder) as temporary:
+    folder = run.path / "checkpoints" / place.folder
+    with replacing(folder, sync=True) as temporary:
         temporary.mkdir(parents=True)
-        save_supernet(temporary / "supernet.safetensors", supernet)
-        save_tensors(temporary / "trainer.safetensors", optimizer_tensors(supernet, optimizer), {"kind": "adamw"})
-        scalars = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.state_dict()["param_groups"]]
-        write_json(temporary / "state.json", {"format": FORMAT, "epoch": epoch, "step": step, "optimizer": {"groups": scalars}})
-    for old in run.checkpoints[:-KEEP]:
+        save_supernet(temporary / "supernet.safetensors", training.result)
+        tensors = {_OPTIMIZER + name: value for name, value in optimizer_tensors(training.supernet, training.optimizer).items()}
+        if training.average is not None:
+            tensors |= {_WEIGHTS + name: value for name, value in training.supernet.state_dict().items()}
+        save_tensors(temporary / "trainer.safetensors", tensors, {"kind": "trainer"})
+        if training.teacher is not None:
+            save_model(temporary / "teacher.safetensors", training.teacher)
+        scalars = [{k: v for k, v in group.items() if k != "params"} for group in training.optimizer.state_dict()["param_groups"]]
+        state = {
+            "format": FORMAT,
+            "epoch": place.epoch,
+            "batch": place.batch,
+            "step": place.step,
+            "sums": place.sums,
+            "optimizer": {"groups": scalars},
+            "scaler": training.scaler.state_dict(),
+            "strategy": strategy,
+        }
+        write_json(temporary / "state.json", state)
+    for old in run.checkpoints[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
-def load_checkpoint(folder: Path, supernet: Supernet, optimizer: AdamW) -> dict[str, Any]:
-    """Put a checkpoint's weights and optimiser state in place, and return its ``state.json``.
+def keep_best(run: Run, checkpoint: Path, score: float) -> bool:
+    """Keep a checkpoint's supernet as the best where its score is the highest so far; whether it was.
+
+    The new best is complete before the old one goes.
+    """
+    best = run.best
+    if best is not None and read_json(best / "best.json", "best checkpoint")["score"] >= score:
+        return False
+    with replacing(run.path / "checkpoints" / f"best-{checkpoint.name}") as temporary:
+        temporary.mkdir(parents=True)
+        try:
+            os.link(checkpoint / "supernet.safetensors", temporary / "supernet.safetensors")
+        except OSError:  # a file system without links
+            shutil.copyfile(checkpoint / "supernet.safetensors", temporary / "supernet.safetensors")
+        write_json(temporary / "best.json", {"score": score, "checkpoint": checkpoint.name})
+    if best is not None:
+        shutil.rmtree(best, ignore_errors=True)
+    return True
+
+
+def load_newest(run: Run, training: Training, note: Callable[[str], None]) -> tuple[Place, dict[str, Any]]:
+    """Put the newest checkpoint that is whole in place; where it stands, and the state of the training's method.
+
+    One that can't be read is set aside as ``broken-NAME``, said, and the one before is taken.
 
     Raises:
-        CheckpointError: it can't be read or does not fit.
+        CheckpointError: there are checkpoints, but none can be read.
     """
+    folders = run.checkpoints
+    for folder in reversed(folders):
+        try:
+            return _load(folder, training)
+        except CheckpointError as error:
+            if folder == folders[0]:
+                raise
+            folder.rename(folder.with_name(f"broken-{folder.name}"))
+            note(f"{error}; it is set aside as broken-{folder.name}, and the checkpoint before is taken")
+    return Place(), {}
+
+
+def _load(folder: Path, training: Training) -> tuple[Place, dict[str, Any]]:
     state = read_json(folder / "state.json", "checkpoint state")
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{folder / 'state.json'}: not a training checkpoint of format {FORMAT}")
-    supernet.load_state_dict(load_supernet(folder / "supernet.safetensors").state_dict())
+    result = load_supernet(folder / "supernet.safetensors").state_dict()
     tensors, _ = load_tensors(folder / "trainer.safetensors", "optimiser state")
+    weights = _under(_WEIGHTS, tensors) or result
+    teacher = load_model(folder / "teacher.safetensors") if (folder / "teacher.safetensors").exists() else None
     try:
-        load_optimizer_tensors(supernet, optimizer, tensors)
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'trainer.safetensors'}: the optimiser state does not fit the network ({error})") from None
-    return state
+        training.supernet.load_state_dict(weights)
+        if training.average is not None:
+            training.average.module.load_state_dict(result)
+        load_optimizer_tensors(training.supernet, training.optimizer, _under(_OPTIMIZER, tensors))
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder / 'trainer.safetensors'}: the state does not fit the network ({str(error).splitlines()[0]})"
+        ) from None
+    if state["scaler"]:
+        training.scaler.load_state_dict(state["scaler"])
+    if teacher is not None:
+        training.teacher = teacher.to(training.supernet.cls_token.device).requires_grad_(False)
+    return Place(state["epoch"], state["batch"], state["step"], state["sums"]), state["strategy"]
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def all_finite(supernet: Supernet) -> bool:

@@ -1,4 +1,4 @@
-"""AdamW and its schedule.
+"""The optimiser and its schedule.
 
 What a step moves: gradients are set to None before it, so a parameter that the drawn subnet doesn't touch at all (every weight of a
 block that its depth leaves out) is not stepped. A parameter that it cuts is stepped whole: the entries outside the cut have zero
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
-from torch.optim import AdamW
+from torch.optim import SGD, AdamW, Optimizer
 
 from growtas.nn.supernet import Supernet
 from growtas.train.recipe import Recipe
@@ -19,14 +19,17 @@ NO_WEIGHT_DECAY = ("cls_token", "pos_embed", "relative_key", "relative_value")
 """Parameters without weight decay besides biases and norms: those with one of these in their name."""
 
 
-def make_optimizer(supernet: Supernet, recipe: Recipe) -> AdamW:
-    """AdamW over all weights; only matrices decay."""
+def make_optimizer(supernet: Supernet, recipe: Recipe) -> Optimizer:
+    """The recipe's optimiser over all weights that take gradients; only matrices decay."""
     excluded = [name for name, _ in supernet.named_parameters() if any(part in name for part in NO_WEIGHT_DECAY)]
     groups = param_groups_weight_decay(supernet, recipe.weight_decay, no_weight_decay_list=excluded)
+    if recipe.optimizer == "sgd":
+        # Without momentum torch has no Nesterov; its fused form fails when only some parameters have stepped before.
+        return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
     return AdamW(groups, lr=recipe.lr, fused=True)
 
 
-def make_scheduler(optimizer: AdamW, recipe: Recipe, steps_per_epoch: int) -> CosineLRScheduler:
+def make_scheduler(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> CosineLRScheduler:
     """Linear warm-up, then a cosine over the whole training; ``step_update(step)`` sets the rate of a step."""
     return CosineLRScheduler(
         optimizer,
@@ -38,20 +41,25 @@ def make_scheduler(optimizer: AdamW, recipe: Recipe, steps_per_epoch: int) -> Co
     )
 
 
-def parameter_names(supernet: Supernet, optimizer: AdamW) -> list[str]:
+def parameter_names(supernet: Supernet, optimizer: Optimizer) -> list[str]:
     """Names of the optimiser's parameters, in its order."""
     names = {id(parameter): name for name, parameter in supernet.named_parameters()}
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def optimizer_tensors(supernet: Supernet, optimizer: AdamW) -> dict[str, torch.Tensor]:
+def optimizer_tensors(supernet: Supernet, optimizer: Optimizer) -> dict[str, torch.Tensor]:
     """The optimiser's state as ``NAME/KEY`` tensors: ``exp_avg``, ``exp_avg_sq``, ``step`` of each parameter that was stepped."""
     state = optimizer.state_dict()["state"]
     names = parameter_names(supernet, optimizer)
-    return {f"{names[index]}/{key}": value for index, entries in state.items() for key, value in entries.items()}
+    return {
+        f"{names[index]}/{key}": value
+        for index, entries in state.items()
+        for key, value in entries.items()
+        if value is not None  # SGD's momentum before the first step
+    }
 
 
-def load_optimizer_tensors(supernet: Supernet, optimizer: AdamW, tensors: dict[str, torch.Tensor]) -> None:
+def load_optimizer_tensors(supernet: Supernet, optimizer: Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """The inverse of :func:`optimizer_tensors`."""
     index_of = {name: index for index, name in enumerate(parameter_names(supernet, optimizer))}
     state: dict[int, dict[str, torch.Tensor]] = {}

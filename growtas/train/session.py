@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,23 +15,28 @@ import numpy as np
 import torch
 
 from growtas import __version__
+from growtas.checkpoint import save_supernet
 from growtas.data.evaluation import EvaluationSet, cut_search_split, search_indices
 from growtas.data.images import Subset, Track, silent
-from growtas.data.loaders import FileLoader, Loader, MemoryLoader
-from growtas.data.pixels import MEMORY_LIMIT, Pixels
-from growtas.data.preprocess import preprocess_record, training_transform
+from growtas.data.parts import Parts
+from growtas.data.preprocess import preprocess_record
 from growtas.data.sources import Data, open_data
-from growtas.data.split import complement
-from growtas.errors import ConfigError, DataError, DeviceError, GrowtasError, UsageError
+from growtas.errors import ConfigError, DeviceError, GrowtasError, UsageError
 from growtas.files import ensure_writable, read_json, read_json_lines, write_json
+from growtas.nn.supernet import Supernet
 from growtas.runs import Run, check_run_name, create_run
-from growtas.space import load_space
+from growtas.space import SearchSpace, load_space
 from growtas.train.config import read_config
+from growtas.train.distributed import World, join_world
+from growtas.train.feeding import check_memory, make_loader
+from growtas.train.observer import Logging, Observer, Silent
+from growtas.train.probes import subnet_accuracies
 from growtas.train.recipe import Recipe
+from growtas.train.start import Start
 from growtas.train.strategies import make_strategy
-from growtas.train.trainer import Observer, Trainer, subnet_accuracies
+from growtas.train.trainer import Trainer
 
-FREE_ON_RESUME = ("workers",)
+FREE_ON_RESUME = ("workers", "keep_checkpoints", "save_minutes")
 """Recipe fields that may change when a run is continued, because the result doesn't hang on them."""
 
 
@@ -41,40 +49,84 @@ class Session:
         recipe: what will be done.
         data: the opened data set.
         device: where it will be done.
+        world: the processes that will do it.
     """
 
     run: Run
     recipe: Recipe
     data: Data
     device: torch.device
+    world: World = World()  # noqa: RUF009 (a frozen value)
 
-    def train(self, observer: Observer | None = None, track: Track[Any] = silent) -> dict[str, Any]:
+    def train(
+        self,
+        observer: Observer | None = None,
+        track: Track[Any] = silent,
+        *,
+        tensorboard: bool = False,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> dict[str, Any]:
         """Train, measure the three subnets on the test set, and return the run's final entries.
+
+        Args:
+            observer: is told of the progress; on process 0 only.
+            track: shows the progress of decoding images.
+            tensorboard: write the metrics for TensorBoard too, into the run's folder.
+            note: says remarks to the user.
 
         Raises:
             TrainingError, DataError: see :class:`growtas.train.trainer.Trainer`.
+            MissingExtra: TensorBoard is not installed.
             KeyboardInterrupt: stopped; the run's state says so, and it can be resumed.
         """
-        self.run.update(state="training")
+        main = self.world.is_main
+        if main:
+            self.run.update(state="training", process={"pid": os.getpid(), "host": socket.gethostname()})
         try:
-            split = read_json(self.run.path / "split.json", "search split")
-            record = self.run.info["preprocess"]
-            search = Subset(self.data.train, search_indices(split))
-            monitor = EvaluationSet(search, record, self.data.class_names).subset(self.recipe.monitor_images)
-            loader = make_loader(self.data, split, record, self.recipe, self.device, track)
-            strategy = make_strategy(self.recipe, self.run.space)
-            supernet = Trainer(self.run, self.recipe, strategy, loader, monitor, self.device, observer).train()
+            with _logged(observer if main else None, self.run if main and tensorboard else None) as watching:
+                supernet = self._trainer(watching, track, note).train()
             start = time.perf_counter()
+            record = self.run.info["preprocess"]
             test = EvaluationSet(self.data.test, record, self.data.class_names)
-            accuracies = subnet_accuracies(supernet, test, self.device)
+            accuracies = subnet_accuracies(supernet, test, self.device, world=self.world)
         except (KeyboardInterrupt, GrowtasError):
-            self.run.update(state="interrupted")
+            if main:
+                self.run.update(state="interrupted", process=None)
             raise
         # From the epochs' own lines, so that a run that was stopped and continued counts them all.
         epochs = sum(line["seconds"] for line in read_json_lines(self.run.path / "metrics.jsonl"))
         seconds = epochs + time.perf_counter() - start
-        self.run.update(state="finished", test_accuracy=accuracies, seconds=round(seconds, 1))
+        if main:
+            self.run.update(state="finished", process=None, test_accuracy=accuracies, seconds=round(seconds, 1))
+        self.world.wait()
         return self.run.info
+
+    def _trainer(self, observer: Observer | None, track: Track[Any], note: Callable[[str], None]) -> Trainer:
+        split = read_json(self.run.path / "split.json", "search split")
+        record = self.run.info["preprocess"]
+        search = Subset(self.data.train, search_indices(split))
+        monitor = EvaluationSet(search, record, self.data.class_names).subset(self.recipe.monitor_images)
+        world = self.world
+        parts = Parts.of_process(world.rank, world.size, self.recipe.accumulate)
+        loader = make_loader(self.data, split, record, self.recipe, self.device, track, parts)
+        strategy = make_strategy(self.recipe, self.run.space)
+        return Trainer(self.run, self.recipe, strategy, loader, monitor, self.device, observer, world, note)
+
+
+@contextlib.contextmanager
+def _logged(observer: Observer | None, run: Run | None) -> Iterator[Observer]:
+    """The observer, or one that writes for TensorBoard besides, into a run's folder."""
+    if run is None:
+        yield observer or Silent()
+        return
+    from growtas.watch.tensorboard import TensorBoardLog
+
+    first = len(read_json_lines(run.path / "metrics.jsonl"))
+    log = TensorBoardLog(run.path / "tensorboard", first)
+    try:
+        yield Logging(observer or Silent(), log.add)
+    finally:
+        log.close()
 
 
 def start_session(
@@ -85,27 +137,52 @@ def start_session(
     data_dir: str | None = None,
     device: str = "auto",
     track: Track[Any] = silent,
+    space: SearchSpace | None = None,
+    weights: Callable[[SearchSpace], Supernet] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Session:
     """Check the output folder, open and check the data, and create the run.
+
+    Under torchrun every process calls this; process 0 creates the run.
+
+    Args:
+        recipe: what to do.
+        out: folder of the runs.
+        name: of the run's folder.
+        data_dir: where the data's files are.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        track: shows progress.
+        space: instead of the one that the recipe names; its number of classes becomes the data's.
+        weights: makes the supernet to start from, given the space; without it the recipe's ``init`` does, or chance.
+        extra: more entries for ``run.json``.
 
     Raises:
         OutputError: ``out`` can't be written.
         DataError: the data can't be used.
         UsageError: a run of this name exists.
+        CheckpointError: ``init`` can't be read, or is of another space.
+        ConfigError: the method's options don't fit the space.
     """
     chosen = pick_device(device)
-    check_run_name(out, name)
+    world = join_world(chosen)
+    if world.is_main:
+        check_run_name(out, name)
     created = not out.exists()
-    ensure_writable(out)
+    if world.is_main:
+        ensure_writable(out)
     try:
-        space = load_space(recipe.space)
-        data = open_data(recipe.data, data_dir, track=track, check_images=True)
+        start = Start.of(recipe) if weights is None else None
+        space = space or load_space(recipe.space)
+        recipe = start.inherit(recipe) if start else recipe
+        data = _open_in_turn(world, recipe.data, data_dir, track)
         space = space.replace(num_classes=len(data.class_names))
+        make_strategy(recipe, space)
         split = cut_search_split(data, recipe.seed, recipe.search_images)
         record = preprocess_record(space, data)
-        _check_memory(data, record, recipe)
+        check_memory(data, record, recipe)
+        initial = weights(space) if weights else start.supernet(recipe, space.num_classes) if start else None
     except (GrowtasError, KeyboardInterrupt):
-        if created and not any(out.iterdir()):
+        if created and world.is_main and not any(out.iterdir()):
             out.rmdir()
         raise
     info = {
@@ -118,10 +195,27 @@ def start_session(
         "preprocess": record,
         "class_names": list(data.class_names),
         "versions": {"growtas": __version__, "torch": torch.__version__, "numpy": np.__version__},
+        "starts_from": start.record if start else {} if initial is not None else None,
+        **(extra or {}),
     }
-    run = create_run(out, name, info)
-    write_json(run.path / "split.json", split)
-    return Session(run, recipe, data, chosen)
+    path = None
+    if world.is_main:
+        run = create_run(out, name, info)
+        if initial is not None:
+            save_supernet(run.path / "init.safetensors", initial)
+        write_json(run.path / "split.json", split)
+        path = str(run.path)
+    return Session(Run(Path(world.share(path))), recipe, data, chosen, world)
+
+
+def _open_in_turn(world: World, name: str, data_dir: str | None, track: Track[Any]) -> Data:
+    """The data, opened by process 0 first: where files are fetched or decoded, the others find them."""
+    if not world.is_main:
+        world.wait()
+    data = open_data(name, data_dir, track=track, check_images=world.is_main)
+    if world.is_main:
+        world.wait()
+    return data
 
 
 def resume_session(
@@ -156,11 +250,16 @@ def resume_session(
                 f"{run.path}: {key} is {_show(old)} in this run and can't become {_show(value)}; start a new run for that"
             )
     recipe = recipe.override({key: given[key] for key in FREE_ON_RESUME if key in given})
+    if info.get("starts_from") is not None and not (run.path / "init.safetensors").exists():
+        raise UsageError(f"{run.path}: the run was stopped before its first weights were saved; start a new one")
+    chosen = pick_device(device)
+    world = join_world(chosen)
     data = open_data(info["data"]["name"], data_dir or info["data"]["data_dir"])
     data.check_unchanged(info["data"])
-    if not (run.path / "split.json").is_file():  # stopped between the run's first two files
+    if world.is_main and not (run.path / "split.json").is_file():  # stopped between the run's first files
         write_json(run.path / "split.json", cut_search_split(data, recipe.seed, recipe.search_images))
-    return Session(run, recipe, data, pick_device(device))
+    world.wait()
+    return Session(run, recipe, data, chosen, world)
 
 
 def pick_device(name: str) -> torch.device:
@@ -174,46 +273,6 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise DeviceError("no CUDA device that torch can use; train with --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def make_loader(
-    data: Data,
-    split: Mapping[str, Any],
-    record: Mapping[str, Any],
-    recipe: Recipe,
-    device: torch.device,
-    track: Track[Any] = silent,
-) -> Loader:
-    """The training images without the search split, in batches.
-
-    Raises:
-        DataError: an image is unreadable.
-    """
-    images = Subset(data.train, complement(search_indices(split), len(data.train)))
-    common = {"batch_size": recipe.batch_size, "seed": recipe.seed}
-    if recipe.augment == "paper":
-        transform = training_transform(
-            record,
-            auto_augment=recipe.auto_augment,
-            re_prob=recipe.random_erasing,
-            hflip=recipe.hflip,
-            color_jitter=recipe.color_jitter or None,
-        )
-        on_gpu = device.type == "cuda"
-        return FileLoader(images, transform, **common, repeats=recipe.repeated_aug, workers=recipe.workers, pin_memory=on_gpu)
-    pixels = Pixels(images, record).load_all(track, "decoding training images")
-    light = {"crop_padding": recipe.crop_padding, "hflip": recipe.hflip} if recipe.augment == "light" else {}
-    return MemoryLoader(pixels, images.labels, record, **common, **light)  # type: ignore[arg-type]
-
-
-def _check_memory(data: Data, record: Mapping[str, Any], recipe: Recipe) -> None:
-    size = Pixels(data.train, record).size if recipe.augment != "paper" else 0
-    if size > MEMORY_LIMIT:
-        raise DataError(
-            f"{data.data_dir or data.name}: {len(data.train)} images of {record['image_size']} px are {size / 1e9:.1f} GB, "
-            f"and augment: {recipe.augment} holds at most {MEMORY_LIMIT / 1e9:g} GB in memory; "
-            f"set augment: paper in a --config file"
-        )
 
 
 def _same_folder(key: str, value: Any, info: Mapping[str, Any]) -> bool:

@@ -2,108 +2,60 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.data import Mixup
+from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from growtas.data.evaluation import EvaluationSet, count_correct
+from growtas.checkpoint import load_supernet
+from growtas.costs import count_costs
+from growtas.data.evaluation import EvaluationSet
 from growtas.data.loaders import Batch, Loader
 from growtas.data.seeding import preserved_globals, seed_globals
 from growtas.errors import TrainingError
 from growtas.files import append_json_line, read_json_lines, replacing
 from growtas.growth import Subspace
+from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run
-from growtas.space import SearchSpace
 from growtas.subnet import Subnet
-from growtas.train.checkpoints import all_finite, load_checkpoint, save_checkpoint
+from growtas.train.checkpoints import Place, Training, all_finite, keep_best, load_newest, save_checkpoint
+from growtas.train.clock import Clock
+from growtas.train.distributed import World
+from growtas.train.freezing import FrozenEntries, used_regions
+from growtas.train.interrupts import Interrupts
+from growtas.train.observer import Observer, Silent
 from growtas.train.optimizer import make_optimizer, make_scheduler
+from growtas.train.probes import monitored, stage_probes, subnet_accuracies
 from growtas.train.recipe import Recipe
-from growtas.train.strategies import Strategy
+from growtas.train.step import Stepper, StepResult
+from growtas.train.strategies import ProgressivePlus, Strategy
+from growtas.train.teacher import load_teacher
 
 _INITIAL_WEIGHTS = 2**32
 """Seed stream of the initialisation: above every step, whose number is the stream of a step's drop path and Mixup."""
 
 
-class Observer(Protocol):
-    """Is told how the training gets on; may raise KeyboardInterrupt to stop it."""
-
-    def on_start(self, first_step: int, steps: int) -> None:
-        """The training is about to begin, or to go on, at a step out of ``steps``."""
-
-    def on_step(self, step: int, epoch: int, stage: int, loss: float) -> None:
-        """A step is done."""
-
-    def on_epoch(self, metrics: dict[str, Any]) -> None:
-        """An epoch is done and saved; ``metrics`` is its line of ``metrics.jsonl``."""
-
-
-class Silent:
-    """An observer that shows nothing."""
-
-    def on_start(self, first_step: int, steps: int) -> None:
-        """Nothing."""
-
-    def on_step(self, step: int, epoch: int, stage: int, loss: float) -> None:
-        """Nothing."""
-
-    def on_epoch(self, metrics: dict[str, Any]) -> None:
-        """Nothing."""
-
-
-def monitored(space: SearchSpace) -> dict[str, Subnet]:
-    """The three subnets whose accuracy is followed."""
-    return {"smallest": space.smallest, "middle": space.middle(), "largest": space.largest}
-
-
-def subnet_accuracies(supernet: Supernet, images: EvaluationSet, device: torch.device) -> dict[str, float]:
-    """Accuracy (0..1) of the smallest, a middle and the largest subnet; the supernet is left in eval mode."""
-    supernet.eval()
-
-    def logits(batch: Tensor, subnet: Subnet) -> Tensor:
-        return supernet(batch.to(device), subnet)
-
-    chosen = monitored(supernet.space).items()
-    return {name: count_correct(partial(logits, subnet=subnet), images) / len(images) for name, subnet in chosen}
-
-
-@dataclass
-class _Clock:
-    """Seconds an activity; whatever runs inside ``with clock("name")`` counts for it."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def __call__(self, activity: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[activity] = self.seconds.get(activity, 0.0) + time.perf_counter() - start
-
-
 class Trainer:
     """Trains a supernet in a run's folder, from its last checkpoint on where there is one.
 
-    On one machine's CPU the weights are a function of recipe and data alone: a run that was stopped and continued ends
-    bit-identical to one that wasn't.
+    On one machine's CPU the weights are a function of recipe and data alone: a run that was stopped, or killed at any moment, and
+    continued ends bit-identical to one that wasn't.
 
     Args:
-        run: the folder, with its ``run.json``.
+        run: the folder, with its ``run.json``; weights to start from lie in its ``init.safetensors``.
         recipe: what to do.
         strategy: which subnets a step updates.
-        loader: the training images.
+        loader: the training images, this process's share.
         monitor: images for the accuracies after each epoch.
         device: where to compute.
         observer: is told of the progress.
+        world: the processes that train together.
+        note: says remarks to the user.
     """
 
     def __init__(
@@ -115,106 +67,221 @@ class Trainer:
         monitor: EvaluationSet,
         device: torch.device,
         observer: Observer | None = None,
+        world: World | None = None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.run, self.recipe, self.strategy, self.loader, self.monitor = run, recipe, strategy, loader, monitor
-        self.device, self.observer = device, observer or Silent()
+        self.device, self.observer, self.world, self._note = device, observer or Silent(), world or World(), note
         self.space = run.space
-        self._mixup = self._make_mixup()
+        self._probes = stage_probes(self.space, strategy.subspaces())
+        self._extra_macs = 0.0
+        self._subsets: dict[int, EvaluationSet] = {}
+        self._saved = time.monotonic()
+        self._save_seconds = 0.0
+        """Of the last checkpoint; an epoch's line has that of the one before, its own comes after it."""
 
     def train(self) -> Supernet:
-        """Train to the last epoch, saving after each.
+        """Train to the last epoch, saving after each; the supernet, or its average where the recipe has one.
 
         Raises:
             TrainingError: a loss or a weight is not finite; the last checkpoint stays.
             DataError: an image is unreadable.
-            KeyboardInterrupt: the training was stopped; the last checkpoint stays.
+            KeyboardInterrupt: the training was stopped; a checkpoint of where it was, or the last one, stays.
         """
-        with preserved_globals():
-            seed_globals(self.recipe.seed, _INITIAL_WEIGHTS)
-            supernet = Supernet(self.space, drop_path_rate=self.recipe.drop_path).to(self.device)
-            optimizer = make_optimizer(supernet, self.recipe)
-            first_epoch = 0
-            if checkpoints := self.run.checkpoints:
-                first_epoch = load_checkpoint(checkpoints[-1], supernet, optimizer)["epoch"]
-            self._drop_metrics_after(first_epoch)
-            scheduler = make_scheduler(optimizer, self.recipe, self.loader.steps)
-            self.observer.on_start(first_epoch * self.loader.steps, self.recipe.epochs * self.loader.steps)
-            for epoch in range(first_epoch, self.recipe.epochs):
-                self._train_epoch(epoch, supernet, optimizer, scheduler)
-        return supernet
+        with preserved_globals(), Interrupts(self.world) as self._interrupts:
+            place, fresh = self._prepare()
+            training, strategy = self._training, self.strategy
+            if fresh:
+                strategy.prepare(self)
+            elif place.batch == 0:
+                self._keep_best(place)
+            scheduler = make_scheduler(training.optimizer, self.recipe, self.loader.steps)
+            self.observer.on_start(place.step, self.recipe.epochs * self.loader.steps)
+            while place.epoch < self.recipe.epochs:
+                self._train_epoch(place, scheduler)
+        return training.result
 
-    def _train_epoch(self, epoch: int, supernet: Supernet, optimizer: torch.optim.AdamW, scheduler: Any) -> None:
-        start, clock, losses, images_seen = time.perf_counter(), _Clock(), 0.0, 0
-        supernet.train()
-        step, place = epoch * self.loader.steps, float(epoch)
-        for batch in _timed(self.loader.batches(epoch), clock):
-            place = step / self.loader.steps
-            with clock("train"):
-                scheduler.step_update(step)
-                loss = self._step(step, place, batch, supernet, optimizer)
-            step += 1
-            losses += loss
-            images_seen += len(batch[0])
-            self.observer.on_step(step, epoch, self.strategy.stage(place), loss)
-        if not all_finite(supernet):
+    def _prepare(self) -> tuple[Place, bool]:
+        """Network, optimiser and what goes with them, from the newest checkpoint where there is one; and whether there was none."""
+        recipe = self.recipe
+        seed_globals(recipe.seed, _INITIAL_WEIGHTS)
+        supernet = Supernet(self.space, drop_path_rate=recipe.drop_path)
+        initial = self.run.path / "init.safetensors"
+        if initial.exists():
+            supernet.load_state_dict(load_supernet(initial).state_dict())
+        supernet.to(self.device)
+        self.world.share_weights(supernet)
+        frozen = None
+        if isinstance(self.strategy, ProgressivePlus):
+            frozen = FrozenEntries(supernet, used_regions(supernet, self.strategy.frozen))
+        average = ModelEmaV3(supernet, recipe.ema_decay, use_warmup=True) if recipe.ema_decay is not None else None
+        optimizer = make_optimizer(supernet, recipe)
+        teacher = load_teacher(recipe, self.run.info["preprocess"], self.space.num_classes)
+        self._stepper = Stepper(
+            supernet,
+            optimizer,
+            recipe,
+            self.world,
+            self.device,
+            teacher=teacher.to(self.device) if teacher is not None else None,
+            frozen=frozen,
+            average=average,
+        )
+        self._training = Training(supernet, optimizer, average, self._stepper.scaler)
+        if not self.world.is_main:
+            self.world.wait()  # until process 0 has set aside what can't be read
+        fresh = not self.run.checkpoints
+        place, state = load_newest(self.run, self._training, self._note)
+        if self.world.is_main:
+            self.world.wait()
+        self._stepper.frozen_teacher = self._training.teacher
+        if not fresh:
+            self.strategy.load_state(state)
+        if self.world.is_main:
+            self._drop_metrics_after(place.epoch)
+        return place, fresh
+
+    def _train_epoch(self, place: Place, scheduler: Any) -> None:
+        start, clock, epoch, images_here = time.perf_counter(), Clock(self.device), place.epoch, 0
+        training = self._training
+        training.supernet.train()
+        earlier = place.sums.pop("seconds", 0.0)
+        where = float(epoch)
+        for batch in _timed(self.loader.batches(epoch, place.batch), clock):
+            where = place.step / self.loader.steps
+            scheduler.step_update(place.step)
+            self._before_step(place.step, where, clock)
+            with clock.step(place.step):
+                passes = self.strategy.draw(place.step, where)
+                result = self._stepper(place.step, batch, passes, clock, self._requests())
+            place.step += 1
+            place.batch += 1
+            images = len(batch[0]) * self.world.size
+            images_here += images
+            self._add(place.sums, result, images)
+            self.observer.on_step(place.step, epoch, self.strategy.stage(where), sum(result.losses) / len(result.losses))
+            self._answer(result.requests, place, earlier + time.perf_counter() - start)
+        if not all_finite(training.supernet):
             raise TrainingError(
                 f"epoch {epoch + 1}: a weight is not finite any more; lower lr ({self.recipe.lr:g}) or set clip_grad"
             )
-        with clock("evaluate"):
-            accuracies = subnet_accuracies(supernet, self.monitor, self.device)
-        metrics = {
-            "epoch": epoch + 1,
-            "step": step,
-            "stage": self.strategy.stage(place) + 1,
-            "subspace": _caps(self.strategy.subspace(place)),
-            "loss": losses / self.loader.steps,
-            "lr": optimizer.param_groups[0]["lr"],
-            "accuracy": accuracies,
-            "images_per_s": round(images_seen / (clock.seconds["data"] + clock.seconds["train"]), 1),
-            "time": {activity: round(seconds, 3) for activity, seconds in clock.seconds.items()},
-            "seconds": round(time.perf_counter() - start, 3),
-        }
-        # The line goes first: a line without its checkpoint is dropped on resuming, the other way round it would be missing.
-        append_json_line(self.run.path / "metrics.jsonl", metrics)
-        save_checkpoint(self.run, supernet, optimizer, epoch + 1, step)
+        sums, place.sums = place.sums, {}
+        place.epoch, place.batch = epoch + 1, 0
+        metrics = self._measure(place, where, sums, images_here, clock)
+        metrics["seconds"] = round(earlier + time.perf_counter() - start, 3)
+        self.strategy.after_epoch(place.epoch, metrics)
+        if self.world.is_main:
+            # The line goes first: a line without its checkpoint is dropped on resuming, the other way round it would be missing.
+            append_json_line(self.run.path / "metrics.jsonl", metrics)
+            self._save(place)
+            self._keep_best(place, metrics)
         self.observer.on_epoch(metrics)
 
-    def _step(self, step: int, epoch: float, batch: Batch, supernet: Supernet, optimizer: torch.optim.AdamW) -> float:
-        """One optimiser step over the strategy's subnets; returns the mean loss."""
-        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
-        seed_globals(self.recipe.seed, step)
-        smoothing, target = self.recipe.label_smoothing, labels
-        if self._mixup is not None:
-            images, target = self._mixup(images, labels)
-            smoothing = 0.0  # Mixup's targets are smoothed already
-        optimizer.zero_grad(set_to_none=True)
-        subnets = [chosen.subnet for chosen in self.strategy.draw(step, epoch)]
-        total = 0.0
-        for subnet in subnets:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp == "bf16"):
-                loss = F.cross_entropy(supernet(images, subnet).float(), target, label_smoothing=smoothing)
-            value = float(loss.detach())
-            if not abs(value) < float("inf"):
-                raise TrainingError(
-                    f"step {step + 1}: the loss is {value} for the subnet ({subnet}); lower lr ({self.recipe.lr:g}) "
-                    f"or set clip_grad; the last checkpoint in {self.run.path / 'checkpoints'} is kept"
-                )
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += value
-        if self.recipe.clip_grad is not None:
-            torch.nn.utils.clip_grad_norm_(supernet.parameters(), self.recipe.clip_grad)
-        optimizer.step()
-        return total / len(subnets)
+    def _before_step(self, step: int, epoch: float, clock: Clock) -> None:
+        """What the method does before a step, and keeping the teacher that it asks for."""
+        with clock("method"):
+            self.strategy.before_step(step, epoch, self)
+            if self._training.teacher is None and self.strategy.keeps_teacher(epoch):
+                self._training.teacher = extract(self._training.result, self.space.largest).requires_grad_(False)
+                self._stepper.frozen_teacher = self._training.teacher
+        if not self._training.supernet.training:
+            self._training.supernet.train()
 
-    def _make_mixup(self) -> Mixup | None:
-        if not (self.recipe.mixup or self.recipe.cutmix):
-            return None
-        return Mixup(  # type: ignore[no-untyped-call]
-            mixup_alpha=self.recipe.mixup,
-            cutmix_alpha=self.recipe.cutmix,
-            label_smoothing=self.recipe.label_smoothing,
-            num_classes=self.space.num_classes,
-        )
+    def _add(self, sums: dict[str, float], result: StepResult, images: int) -> None:
+        own, self._extra_macs = self._extra_macs, 0.0
+        values = {
+            "loss": sum(result.losses) / len(result.losses),
+            "images": images,
+            "passes": len(result.losses),
+            "macs": result.macs,
+            "extra_macs": result.extra_macs + own,
+        }
+        for key, value in values.items():
+            sums[key] = sums.get(key, 0.0) + value
+
+    def _measure(self, place: Place, where: float, sums: dict[str, float], images: int, clock: Clock) -> dict[str, Any]:
+        """The epoch's line of ``metrics.jsonl``."""
+        epoch, last = place.epoch, place.epoch == self.recipe.epochs
+        metrics: dict[str, Any] = {
+            "epoch": epoch,
+            "step": place.step,
+            "stage": self.strategy.stage(where) + 1,
+            "subspace": _caps(self.strategy.subspace(where)),
+            "loss": sums["loss"] / self.loader.steps,
+            "lr": self._training.optimizer.param_groups[0]["lr"],
+        }
+        if epoch % self.recipe.probe_epochs == 0 or last:
+            with clock("evaluate"):
+                probes = {**monitored(self.space), **self._probes}
+                found = subnet_accuracies(self._training.result, self.monitor, self.device, probes, self.world)
+            metrics["accuracy"] = {name: found.pop(name) for name in monitored(self.space)}
+            metrics["probes"] = found
+        seconds = clock.seconds()
+        busy = clock.step_seconds + seconds.get("data", 0.0) + seconds.get("method", 0.0)
+        metrics["images_per_s"] = round(images / busy, 1) if busy else 0.0
+        metrics["time"] = {**seconds, "save": round(self._save_seconds, 3)}
+        metrics["compute"] = {key: sums[key] for key in ("passes", "macs", "extra_macs")}
+        return metrics
+
+    def _save(self, place: Place) -> None:
+        start = time.monotonic()
+        save_checkpoint(self.run, self._training, place, self.strategy.state(), self.recipe.keep_checkpoints)
+        self._saved = time.monotonic()
+        self._save_seconds = self._saved - start
+
+    def _keep_best(self, place: Place, metrics: dict[str, Any] | None = None) -> None:
+        """Keep the epoch's supernet if its followed subnets are the best on average so far."""
+        lines = [metrics] if metrics else [m for m in read_json_lines(self.run.path / "metrics.jsonl") if m["epoch"] == place.epoch]
+        if self.world.is_main and lines and "accuracy" in lines[-1]:
+            accuracies = lines[-1]["accuracy"].values()
+            keep_best(self.run, self.run.path / "checkpoints" / place.folder, math.fsum(accuracies) / len(accuracies))
+
+    def _requests(self) -> tuple[bool, bool]:
+        """Whether this process wants a checkpoint now, and whether it wants to stop."""
+        limit = self.recipe.save_minutes * 60
+        return self.world.is_main and 0 < limit < time.monotonic() - self._saved, self._interrupts.wanted
+
+    def _answer(self, requests: list[float], place: Place, seconds: float) -> None:
+        """Save, or save and stop, when any process asked for it before the step; at an epoch's end that is done anyway."""
+        save, stop = requests
+        if (save or stop) and place.batch < self.loader.steps:
+            place.sums["seconds"] = seconds
+            if self.world.is_main:
+                self._save(place)
+            del place.sums["seconds"]
+            if stop:
+                raise KeyboardInterrupt
+
+    # What strategies may ask for: growtas.train.strategies.base.Tools.
+
+    @property
+    def supernet(self) -> Supernet:
+        """The supernet in training."""
+        return self._training.supernet
+
+    def accuracy(self, subnet: Subnet, count: int | None = None) -> float:
+        """See :class:`growtas.train.strategies.base.Tools`."""
+        wanted = len(self.monitor) if count is None else count
+        images = self._subsets.setdefault(wanted, self.monitor.subset(wanted))
+        found = subnet_accuracies(self.supernet, images, self.device, {"asked": subnet}, self.world)
+        self.count_macs(float(count_costs(self.space, subnet).macs) * len(images))
+        return found["asked"]
+
+    def sample_batch(self, index: int) -> tuple[Tensor, Tensor]:
+        """See :class:`growtas.train.strategies.base.Tools`."""
+        batches = self.loader.batches(0, index % self.num_parts)
+        images, labels = self.world.share(next(batches))
+        batches.close()  # type: ignore[attr-defined]
+        return images.to(self.device), labels.to(self.device)
+
+    @property
+    def num_parts(self) -> int:
+        """See :class:`growtas.train.strategies.base.Tools`."""
+        return self.loader.steps
+
+    def count_macs(self, macs: float) -> None:
+        """See :class:`growtas.train.strategies.base.Tools`."""
+        self._extra_macs += macs
 
     def _drop_metrics_after(self, epoch: int) -> None:
         """Remove the lines of epochs that have no checkpoint: they are trained again."""
@@ -228,7 +295,7 @@ class Trainer:
                     append_json_line(temporary, line)
 
 
-def _timed(batches: Iterator[Batch], clock: _Clock) -> Iterator[Batch]:
+def _timed(batches: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
     """The batches, with the wait for each counted as ``data``."""
     while True:
         with clock("data"):

@@ -4,12 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from growtas.errors import CheckpointError
-from growtas.files import read_json, write_json
 from growtas.nn.supernet import Supernet
-from growtas.runs import create_run
 from growtas.space import load_space
-from growtas.train.checkpoints import all_finite, load_checkpoint, save_checkpoint
 from growtas.train.optimizer import make_optimizer, make_scheduler, parameter_names
 from growtas.train.recipe import Recipe
 
@@ -62,49 +58,3 @@ def test_a_skipped_block_is_not_moved(supernet):
     step(supernet, optimizer, space.smallest)
     for name, parameter in supernet.named_parameters():
         assert torch.equal(parameter, before[name]) == name.startswith("blocks.1."), name
-
-
-def test_a_checkpoint_continues_bit_for_bit(supernet, tmp_path):
-    space, recipe = supernet.space, Recipe(lr=1e-2)
-    run = create_run(tmp_path / "runs", "r", {"space": space.to_dict()})
-    optimizer = make_optimizer(supernet, recipe)
-    step(supernet, optimizer, space.smallest)  # the second block has no optimiser state yet
-    save_checkpoint(run, supernet, optimizer, 1, 1)
-    other = Supernet(space)
-    other_optimizer = make_optimizer(other, recipe)
-    state = load_checkpoint(run.checkpoints[-1], other, other_optimizer)
-    assert (state["epoch"], state["step"]) == (1, 1)
-    for seed, subnet in enumerate((space.largest, space.smallest, space.largest)):
-        step(supernet, optimizer, subnet, seed)
-        step(other, other_optimizer, subnet, seed)
-    for name, tensor in supernet.state_dict().items():
-        assert torch.equal(tensor, other.state_dict()[name]), name
-
-
-def test_the_last_two_checkpoints_are_kept(supernet, tmp_path):
-    run = create_run(tmp_path / "runs", "r", {"space": supernet.space.to_dict()})
-    for epoch in range(1, 5):
-        folder = save_checkpoint(run, supernet, make_optimizer(supernet, Recipe()), epoch, 10 * epoch)
-        assert sorted(path.name for path in folder.iterdir()) == ["state.json", "supernet.safetensors", "trainer.safetensors"]
-    assert [path.name for path in run.checkpoints] == ["epoch-0003", "epoch-0004"]
-    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["epoch-0003", "epoch-0004"]
-
-
-def test_a_broken_checkpoint(supernet, tmp_path):
-    run = create_run(tmp_path / "runs", "r", {"space": supernet.space.to_dict()})
-    optimizer = make_optimizer(supernet, Recipe())
-    step(supernet, optimizer, supernet.space.smallest)
-    folder = save_checkpoint(run, supernet, optimizer, 1, 1)
-    write_json(folder / "state.json", {**read_json(folder / "state.json"), "format": "growtas-checkpoint/9"})
-    with pytest.raises(CheckpointError, match="not a training checkpoint of format growtas-checkpoint/1"):
-        load_checkpoint(folder, supernet, optimizer)
-    folder = save_checkpoint(run, supernet, optimizer, 2, 2)
-    (folder / "trainer.safetensors").write_bytes((folder / "trainer.safetensors").read_bytes()[:-10])
-    with pytest.raises(CheckpointError, match="the optimiser state is truncated"):
-        load_checkpoint(folder, supernet, optimizer)
-
-
-def test_all_finite(supernet):
-    assert all_finite(supernet)
-    supernet.head.bias.data[3] = float("inf")
-    assert not all_finite(supernet)

@@ -18,7 +18,8 @@ from growtas.errors import ConfigError, DataError, DeviceError, OutputError, Tra
 from growtas.files import read_json, read_json_lines
 from growtas.train import trainer as trainer_module
 from growtas.train.resolve import resolve_recipe
-from growtas.train.session import make_loader, pick_device, resume_session, start_session
+from growtas.train.feeding import make_loader
+from growtas.train.session import pick_device, resume_session, start_session
 from growtas.train.strategies import Pass, Uniform, make_strategy
 
 
@@ -92,7 +93,7 @@ def test_a_run_leaves_what_the_next_steps_need(begin):
     assert lines[0]["subspace"] == {"max_embed_dim": 8, "max_mlp_ratio": None}
     assert lines[-1]["loss"] < lines[0]["loss"] < math.log(10) + 0.2
     assert all(set(line["accuracy"]) == {"smallest", "middle", "largest"} for line in lines)
-    assert all(set(line["time"]) == {"data", "train", "evaluate"} for line in lines)
+    assert all(set(line["time"]) == {"data", "method", "forward", "backward", "optimiser", "evaluate", "save"} for line in lines)
     assert [path.name for path in run.checkpoints] == ["epoch-0002", "epoch-0003"]
     # The accuracies are those of the weights on disk, on images that no step saw.
     supernet, test = load_supernet(run.supernet), open_test_set(run)
@@ -175,11 +176,11 @@ def test_a_line_without_its_checkpoint_is_dropped(begin, monkeypatch):
     save = trainer_module.save_checkpoint
     killed = []
 
-    def killed_once(run, supernet, optimizer, epoch, step):
-        if epoch == 2 and not killed:
-            killed.append(epoch)
+    def killed_once(run, training, place, strategy, keep):
+        if place.epoch == 2 and not killed:
+            killed.append(place.epoch)
             raise KeyboardInterrupt
-        return save(run, supernet, optimizer, epoch, step)
+        return save(run, training, place, strategy, keep)
 
     monkeypatch.setattr(trainer_module, "save_checkpoint", killed_once)
     with pytest.raises(KeyboardInterrupt):
@@ -287,9 +288,9 @@ def test_nothing_is_left_of_a_start_that_failed(begin, tmp_path):
 
 
 def test_too_large_for_memory(begin, tmp_path, monkeypatch):
-    from growtas.train import session as session_module
+    from growtas.train import feeding as feeding_module
 
-    monkeypatch.setattr(session_module, "MEMORY_LIMIT", 1000)
+    monkeypatch.setattr(feeding_module, "MEMORY_LIMIT", 1000)
     with pytest.raises(DataError, match="holds at most 1e-06 GB in memory; set augment: paper"):
         begin(data=str(image_folder(tmp_path / "colours")))
 

@@ -1,0 +1,87 @@
+"""Weights that a training starts from: another run's supernet, or a file of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from growtas.checkpoint import load_supernet
+from growtas.errors import CheckpointError, ConfigError
+from growtas.files import sha256
+from growtas.nn.supernet import Supernet
+from growtas.runs import Run
+from growtas.space import SearchSpace, load_space
+from growtas.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the first weights come from.
+
+    Attributes:
+        path: a ``supernet.safetensors``.
+        run: the run that it belongs to, where a run was named.
+    """
+
+    path: Path
+    run: Run | None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Start | None:
+        """What the recipe's ``init`` names, or None where it names nothing.
+
+        Raises:
+            CheckpointError: there is no run and no file of that name, or the run has no checkpoint.
+        """
+        if recipe.init is None:
+            return None
+        path = Path(recipe.init).expanduser().absolute()
+        if (path / "run.json").is_file():
+            return cls(Run(path).supernet, Run(path))
+        if path.is_file():
+            return cls(path, None)
+        raise CheckpointError(f"{recipe.init}: init must be a run's folder or a supernet.safetensors, and there is neither")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What ``run.json`` keeps."""
+        return {"path": str(self.path), "sha256": sha256(self.path)}
+
+    def inherit(self, recipe: Recipe) -> Recipe:
+        """The recipe with the growth of the run that it goes on from: GrowTAS+ must leave that run's A_1 alone."""
+        info: Mapping[str, Any] = (self.run.info.get("recipe") or {}) if self.run is not None else {}
+        if recipe.method != "growtas-plus" or recipe.subspaces is not None or info.get("method") != "growtas":
+            return recipe
+        old = Recipe.from_dict(info, source=str(self.path))
+        return replace(recipe, stages=old.stages, subspaces=old.subspaces)
+
+    def supernet(self, recipe: Recipe, classes: int) -> Supernet:
+        """The weights, in the recipe's space with the data's number of classes.
+
+        The head is kept where its number of classes is the data's, and made anew otherwise.
+
+        Raises:
+            CheckpointError: the file can't be read.
+            ConfigError: it is of another space; for ``growtas-plus`` also of another number of classes.
+        """
+        source = load_supernet(self.path)
+        wanted = load_space(recipe.space).replace(num_classes=classes)
+        if _shape(source.space) != _shape(wanted):
+            raise ConfigError(f"{self.path}: the supernet is of the space {source.space.name}, not of {wanted.name} (--space)")
+        if source.space.num_classes == classes:
+            return source
+        if recipe.method == "growtas-plus":
+            raise ConfigError(
+                f"{self.path}: the supernet has {source.space.num_classes} classes and the data {classes}; "
+                f"growtas-plus goes on with the classes it was trained with"
+            )
+        supernet = Supernet(wanted)
+        kept = {name: value for name, value in source.state_dict().items() if not name.startswith("head.")}
+        supernet.load_state_dict(kept, strict=False)
+        return supernet
+
+
+def _shape(space: SearchSpace) -> SearchSpace:
+    return space.replace(name="", num_classes=1)

@@ -1,0 +1,233 @@
+"""One step of a training: every part's passes forward and backward, the sum over processes, and the optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from torch.optim import Optimizer
+
+from growtas.costs import count_costs
+from growtas.data.loaders import Batch
+from growtas.data.seeding import seed_globals
+from growtas.errors import DeviceError, TrainingError
+from growtas.nn.supernet import Supernet
+from growtas.nn.vit import VisionTransformer
+from growtas.subnet import Subnet
+from growtas.train.clock import Clock
+from growtas.train.distributed import World
+from growtas.train.freezing import FrozenEntries
+from growtas.train.recipe import Recipe
+from growtas.train.strategies import Pass
+from growtas.train.teacher import Teacher
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+BACKWARD = 2
+"""A backward pass in forward passes' multiply-accumulates."""
+
+
+def autocast_type(amp: str, device: torch.device) -> torch.dtype | None:
+    """The reduced type of a recipe's ``amp`` on a device, None for float32.
+
+    Raises:
+        DeviceError: the device can't compute in it.
+    """
+    if amp == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise DeviceError(f"{torch.cuda.get_device_name(device)} has no bf16; set amp to fp16 or fp32")
+    return _TYPES.get(amp)
+
+
+def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy against a teacher's soft outputs, both divided by a temperature; scaled by its square (Hinton et al., 2015).
+
+    Args:
+        logits, teacher: ``(n, classes)``.
+    """
+    target = F.softmax(teacher.float() / temperature, dim=-1)
+    return F.cross_entropy(logits / temperature, target) * temperature**2
+
+
+@dataclass
+class StepResult:
+    """What a step did.
+
+    Attributes:
+        losses: mean over the batch for each pass.
+        macs: multiply-accumulates of the passes, all images and processes, forward and backward.
+        extra_macs: those of teachers.
+        requests: how many processes asked for each of the step's requests.
+    """
+
+    losses: list[float]
+    macs: float
+    extra_macs: float
+    requests: list[float]
+
+
+class Stepper:
+    """Runs steps on a supernet.
+
+    Args:
+        supernet, optimizer: in training.
+        recipe: the training.
+        world: the processes.
+        device: of this process.
+        teacher: an external teacher, for every pass that learns from labels.
+        frozen: entries that must not change.
+        average: an exponential moving average of the weights.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        optimizer: Optimizer,
+        recipe: Recipe,
+        world: World,
+        device: torch.device,
+        *,
+        teacher: Teacher | None = None,
+        frozen: FrozenEntries | None = None,
+        average: ModelEmaV3 | None = None,
+    ) -> None:
+        self.supernet, self.optimizer, self.recipe, self.world, self.device = supernet, optimizer, recipe, world, device
+        self.teacher, self.frozen, self.average = teacher, frozen, average
+        self.frozen_teacher: VisionTransformer | None = None
+        self._type = autocast_type(recipe.amp, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self._type == torch.float16)
+        self._mixup = _make_mixup(recipe, supernet.space.num_classes)
+        self._parameters = [parameter for parameter in supernet.parameters() if parameter.requires_grad]
+        self._macs: dict[Subnet, float] = {}
+
+    def __call__(self, step: int, batch: Batch, passes: Sequence[Pass], clock: Clock, requests: Sequence[bool] = ()) -> StepResult:
+        """Do one step.
+
+        Args:
+            step: counted from the start of the training; seeds Mixup and drop path.
+            batch: this process's images and labels, its parts one after the other.
+            passes: what runs, the same on every process.
+            requests: questions to all processes, such as whether to save; answered with the step's communication.
+
+        Raises:
+            TrainingError: a loss is not finite; nothing was updated.
+        """
+        accumulate = self.recipe.accumulate
+        parts = accumulate * self.world.size
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = torch.zeros(len(passes), device=self.device)
+        pieces = [tensor.to(self.device, non_blocking=True).chunk(accumulate) for tensor in batch]
+        for index, (images, labels) in enumerate(zip(*pieces, strict=True)):
+            self._part(step, self.world.rank * accumulate + index, parts, images, labels, passes, losses, clock)
+        with clock("optimiser", step=True):
+            totals = torch.cat([losses, torch.tensor([float(r) for r in requests], device=self.device)])
+            self.world.sum_gradients(self._parameters, totals)
+            values = totals.tolist()
+            self._check_finite(step, values[: len(passes)], passes)
+            self._update(step)
+        images_seen = len(batch[0]) * self.world.size
+        return StepResult(values[: len(passes)], *self._count_macs(passes, images_seen), values[len(passes) :])
+
+    def _part(
+        self,
+        step: int,
+        number: int,
+        parts: int,
+        images: Tensor,
+        labels: Tensor,
+        passes: Sequence[Pass],
+        losses: Tensor,
+        clock: Clock,
+    ) -> None:
+        """Forward and backward of every pass on one part of the batch."""
+        seed_globals(self.recipe.seed, step)
+        smoothing, target = self.recipe.label_smoothing, labels
+        if self._mixup is not None:
+            images, target = self._mixup(images, labels)
+            smoothing = 0.0  # Mixup's targets are smoothed already
+        if parts > 1:  # the parts share Mixup's draws, but not drop path's
+            seed_globals(self.recipe.seed, step, number)
+        with clock("forward", step=True):
+            taught = self._soft_outputs(images, passes)
+        for index, chosen in enumerate(passes):
+            with clock("forward", step=True):
+                with torch.autocast(self.device.type, self._type, enabled=self._type is not None):
+                    logits = self.supernet(images, chosen.subnet)
+                logits = logits.float()
+                loss = self._loss(logits, target, smoothing, chosen, taught) / parts
+            if index == 0:
+                taught["first"] = logits.detach()
+            with clock("backward", step=True):
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            losses[index] += loss.detach()
+
+    def _soft_outputs(self, images: Tensor, passes: Sequence[Pass]) -> dict[str, Tensor]:
+        taught: dict[str, Tensor] = {}
+        with torch.no_grad(), torch.autocast(self.device.type, self._type, enabled=self._type is not None):
+            if self.teacher is not None:
+                taught["external"] = self.teacher(images)
+            if self.frozen_teacher is not None and any(p.soft and p.teacher == "frozen" for p in passes):
+                taught["frozen"] = self.frozen_teacher(images)
+        return taught
+
+    def _loss(self, logits: Tensor, target: Tensor, smoothing: float, chosen: Pass, taught: dict[str, Tensor]) -> Tensor:
+        loss, temperature = logits.new_zeros(()), self.recipe.temperature
+        if chosen.labels:
+            share = self.recipe.teacher_weight if "external" in taught else 0.0
+            if share < 1:
+                loss = loss + chosen.labels * (1 - share) * F.cross_entropy(logits, target, label_smoothing=smoothing)
+            if share:
+                loss = loss + chosen.labels * share * soft_cross_entropy(logits, taught["external"], temperature)
+        # Before the frozen teacher exists its passes learn from labels alone.
+        if chosen.soft and chosen.teacher in taught:
+            loss = loss + chosen.soft * soft_cross_entropy(logits, taught[chosen.teacher], temperature)
+        return loss
+
+    def _check_finite(self, step: int, losses: list[float], passes: Sequence[Pass]) -> None:
+        for loss, chosen in zip(losses, passes, strict=True):
+            if not abs(loss) < float("inf"):
+                raise TrainingError(
+                    f"step {step + 1}: the loss is {loss} for the subnet ({chosen.subnet}); lower lr ({self.recipe.lr:g}) "
+                    f"or set clip_grad; the last checkpoint is kept"
+                )
+
+    def _update(self, step: int) -> None:
+        """The optimiser's step with what hangs on it."""
+        self.scaler.unscale_(self.optimizer)
+        if self.frozen is not None:
+            self.frozen.clear_gradients()
+        if self.recipe.clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.frozen is not None:
+            self.frozen.restore()
+        if self.average is not None:
+            self.average.update(self.supernet, step)
+            if self.frozen is not None:
+                self.frozen.restore_in(self.average.module)
+
+    def _count_macs(self, passes: Sequence[Pass], images: int) -> tuple[float, float]:
+        forward = sum(self._subnet_macs(chosen.subnet) for chosen in passes)
+        extra = 0.0
+        if self.frozen_teacher is not None and any(p.soft and p.teacher == "frozen" for p in passes):
+            extra = self._subnet_macs(self.supernet.space.largest)
+        return (1 + BACKWARD) * forward * images, extra * images
+
+    def _subnet_macs(self, subnet: Subnet) -> float:
+        if subnet not in self._macs:
+            self._macs[subnet] = float(count_costs(self.supernet.space, subnet).macs)
+        return self._macs[subnet]
+
+
+def _make_mixup(recipe: Recipe, classes: int) -> Mixup | None:
+    if not (recipe.mixup or recipe.cutmix):
+        return None
+    return Mixup(  # type: ignore[no-untyped-call]
+        mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes
+    )

@@ -1,0 +1,140 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.utils import ModelEmaV3
+
+from growtas.checkpoint import load_supernet
+from growtas.errors import CheckpointError
+from growtas.files import read_json, write_json
+from growtas.nn.extract import extract
+from growtas.nn.supernet import Supernet
+from growtas.runs import create_run
+from growtas.space import load_space
+from growtas.train.checkpoints import Place, Training, all_finite, keep_best, load_newest, save_checkpoint
+from growtas.train.optimizer import make_optimizer
+from growtas.train.recipe import Recipe
+
+
+def make_training(space, *, ema=False, seed=0, **recipe):
+    torch.manual_seed(seed)
+    supernet = Supernet(space)
+    average = ModelEmaV3(supernet, 0.9) if ema else None
+    return Training(
+        supernet, make_optimizer(supernet, Recipe(lr=1e-2, **recipe)), average, torch.amp.GradScaler("cpu", enabled=False)
+    )
+
+
+def advance(training, subnet, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images, labels = torch.randn(4, 3, 8, 8, generator=generator), torch.randint(0, 10, (4,), generator=generator)
+    training.optimizer.zero_grad(set_to_none=True)
+    F.cross_entropy(training.supernet(images, subnet), labels).backward()
+    training.optimizer.step()
+    if training.average is not None:
+        training.average.update(training.supernet)
+
+
+@pytest.fixture
+def space(tiny):
+    return load_space(tiny)
+
+
+@pytest.fixture
+def run(space, tmp_path):
+    return create_run(tmp_path / "runs", "r", {"space": space.to_dict()})
+
+
+def assert_same_weights(one, two):
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, two.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("recipe", [{}, {"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.0}])
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_checkpoint_continues_bit_for_bit(space, run, recipe, ema):
+    one, two = make_training(space, ema=ema, **recipe), make_training(space, ema=ema, seed=1, **recipe)
+    advance(one, space.smallest)  # the second block has no optimiser state yet
+    save_checkpoint(run, one, Place(1, 0, 1), {"chosen": [1.5]}, keep=2)
+    place, state = load_newest(run, two, pytest.fail)
+    assert (place.epoch, place.batch, place.step, state) == (1, 0, 1, {"chosen": [1.5]})
+    for seed, subnet in enumerate((space.largest, space.smallest, space.largest)):
+        advance(one, subnet, seed)
+        advance(two, subnet, seed)
+    assert_same_weights(one.supernet, two.supernet)
+    assert_same_weights(one.result, two.result)
+
+
+def test_search_and_export_get_the_average(space, run):
+    training = make_training(space, ema=True)
+    advance(training, space.largest)
+    folder = save_checkpoint(run, training, Place(1), {}, keep=1)
+    saved = load_supernet(folder / "supernet.safetensors")
+    assert_same_weights(saved, training.average.module)
+    assert not torch.equal(saved.head.weight, training.supernet.head.weight)
+
+
+def test_a_kept_teacher_comes_back(space, run):
+    one, two = make_training(space), make_training(space, seed=1)
+    one.teacher = extract(one.supernet, space.largest)
+    save_checkpoint(run, one, Place(1), {}, keep=1)
+    load_newest(run, two, pytest.fail)
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(two.teacher(images), one.teacher(images))
+    assert not any(parameter.requires_grad for parameter in two.teacher.parameters())
+
+
+def test_the_newest_few_are_kept_in_the_order_of_time(space, run):
+    training = make_training(space)
+    for epoch, batch in ((0, 7), (1, 0), (1, 90), (1, 100), (2, 0)):
+        save_checkpoint(run, training, Place(epoch, batch, sums={"loss": 0.1 + 0.2}), {}, keep=3)
+        assert load_newest(run, training, pytest.fail)[0] == Place(epoch, batch, sums={"loss": 0.1 + 0.2})
+    names = ["epoch-0001-batch-000090", "epoch-0001-batch-000100", "epoch-0002"]
+    assert [path.name for path in run.checkpoints] == names
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == names
+
+
+def test_the_best_stays_when_its_checkpoint_goes(space, run):
+    training, weights = make_training(space), {}
+    for epoch, score in enumerate((0.2, 0.5, 0.4, 0.5), 1):
+        advance(training, space.largest, epoch)
+        weights[epoch] = training.supernet.head.weight.detach().clone()
+        folder = save_checkpoint(run, training, Place(epoch), {}, keep=1)
+        assert keep_best(run, folder, score) == (epoch in (1, 2))
+    assert run.best.name == "best-epoch-0002"
+    assert len(list((run.path / "checkpoints").iterdir())) == 2
+    assert torch.equal(load_supernet(run.best / "supernet.safetensors").head.weight, weights[2])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "format", "no file"])
+def test_what_cannot_be_read_is_set_aside(space, run, damage):
+    training, said = make_training(space), []
+    save_checkpoint(run, training, Place(1), {}, keep=5)
+    before = {name: value.clone() for name, value in training.supernet.state_dict().items()}
+    advance(training, space.largest)
+    folder = save_checkpoint(run, training, Place(2), {}, keep=5)
+    if damage == "truncated":
+        (folder / "trainer.safetensors").write_bytes((folder / "trainer.safetensors").read_bytes()[:-10])
+    elif damage == "format":
+        write_json(folder / "state.json", {**read_json(folder / "state.json"), "format": "growtas-checkpoint/9"})
+    else:
+        (folder / "supernet.safetensors").unlink()
+    assert load_newest(run, training, said.append)[0].epoch == 1
+    assert len(said) == 1
+    assert "set aside as broken-epoch-0002, and the checkpoint before is taken" in said[0]
+    assert_same_weights(training.supernet, type("Before", (), {"state_dict": lambda self: before})())
+    assert [path.name for path in run.checkpoints] == ["epoch-0001"]
+
+
+def test_nothing_that_can_be_read(space, run):
+    folder = save_checkpoint(run, make_training(space), Place(1), {}, keep=5)
+    (folder / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="the checkpoint state is not JSON"):
+        load_newest(run, make_training(space), pytest.fail)
+    assert folder.exists()
+
+
+def test_all_finite(space):
+    supernet = Supernet(space)
+    assert all_finite(supernet)
+    supernet.head.bias.data[3] = float("inf")
+    assert not all_finite(supernet)
