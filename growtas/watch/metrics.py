@@ -1,0 +1,164 @@
+"""A run's ``metrics.jsonl``, read for people: curves, stages, where the time went, and when it will be done."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from growtas.files import read_json_lines
+from growtas.runs import Run
+
+_RECENT = 5
+"""Epochs whose mean duration the rest is expected to take."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve.
+
+    Attributes:
+        label: what it shows.
+        epochs: where it was measured, ascending.
+        values: what was measured there; NaN where that was not a finite number, so that the curve has a hole.
+    """
+
+    label: str
+    epochs: tuple[int, ...]
+    values: tuple[float, ...]
+
+    @property
+    def last(self) -> float | None:
+        """The last finite value, None where there is none."""
+        return next((value for value in reversed(self.values) if math.isfinite(value)), None)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The epochs of a run.
+
+    Attributes:
+        lines: a mapping an epoch, ascending in ``epoch``, as the trainer wrote them; any entry but ``epoch`` may be absent.
+        written: when the last line was written, in seconds since 1970; None without lines.
+    """
+
+    lines: tuple[Mapping[str, Any], ...] = ()
+    written: float | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, run: Run) -> Metrics:
+        """Read a run's metrics; a run without them has no lines.
+
+        Of an epoch that is there twice, the later line counts.
+
+        Raises:
+            CheckpointError: a line is not JSON.
+        """
+        path = run.path / "metrics.jsonl"
+        lines = {line["epoch"]: line for line in read_json_lines(path) if _is_epoch(line)}
+        written = path.stat().st_mtime if lines else None
+        return cls(tuple(lines[epoch] for epoch in sorted(lines)), written)
+
+    @property
+    def done(self) -> int:
+        """Epochs that are complete."""
+        return int(self.lines[-1]["epoch"]) if self.lines else 0
+
+    def series(self, *path: str) -> Series:
+        """The curve of one entry, as in ``series("loss")`` or ``series("accuracy", "smallest")``; named after the last part."""
+        points = [(line["epoch"], _number(line, path)) for line in self.lines]
+        known = [(epoch, value) for epoch, value in points if value is not None]
+        return Series(path[-1], tuple(epoch for epoch, _ in known), tuple(value for _, value in known))
+
+    def group(self, name: str) -> list[Series]:
+        """The curves of all entries of a group such as ``accuracy`` or ``probes``, in the order in which they came up."""
+        keys = dict.fromkeys(key for line in self.lines if isinstance(line.get(name), Mapping) for key in line[name])
+        return [self.series(name, key) for key in keys]
+
+    @cached_property
+    def stages(self) -> tuple[tuple[int, int], ...]:
+        """(stage, first epoch that ended in it), in order, for the stages after the one that the run begins with."""
+        found, before = [], None
+        for line in self.lines:
+            stage = line.get("stage")
+            if isinstance(stage, int) and before is not None and stage != before:
+                found.append((stage, int(line["epoch"])))
+            before = stage if isinstance(stage, int) else before
+        return tuple(found)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all epochs."""
+        return math.fsum(self._finite("seconds"))
+
+    def time(self) -> dict[str, float]:
+        """Seconds of each activity over all epochs, longest first; ``other`` is what no activity claims, where it is over 1 %."""
+        totals = {series.label: math.fsum(v for v in series.values if math.isfinite(v)) for series in self.group("time")}
+        rest = self.seconds - math.fsum(totals.values())
+        if rest > 0.01 * self.seconds:
+            totals["other"] = totals.get("other", 0.0) + rest
+        return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+    def images_per_second(self) -> dict[str, float]:
+        """``last`` and ``median`` over the epochs; empty where it was not measured."""
+        rates = self._finite("images_per_s")
+        return {"last": rates[-1], "median": statistics.median(rates)} if rates else {}
+
+    def compute(self) -> dict[str, float]:
+        """Sums over the epochs of what each of them counted: ``macs``, ``extra_macs``, ``passes``."""
+        return {series.label: math.fsum(v for v in series.values if math.isfinite(v)) for series in self.group("compute")}
+
+    def seconds_left(self, epochs: int, now: float | None = None) -> float | None:
+        """Seconds until ``epochs`` epochs are done, at the pace of the last few; None before the first.
+
+        What has passed since the last line is taken off, down to zero.
+
+        Args:
+            epochs: of the whole training.
+            now: seconds since 1970; the clock's by default.
+        """
+        paces = self._finite("seconds")[-_RECENT:]
+        if not paces or self.written is None:
+            return None
+        passed = max(0.0, (time.time() if now is None else now) - self.written)
+        return max(0.0, (epochs - self.done) * statistics.fmean(paces) - passed)
+
+    def best(self) -> tuple[int, float] | None:
+        """(epoch, mean accuracy) of the epoch whose followed subnets have the highest mean accuracy; the first of equals."""
+        means = []
+        for line in self.lines:
+            accuracies = line.get("accuracy")
+            values = [_number(line, ("accuracy", key)) for key in accuracies] if isinstance(accuracies, Mapping) else []
+            if values and all(value is not None and math.isfinite(value) for value in values):
+                means.append((int(line["epoch"]), statistics.fmean(value for value in values if value is not None)))
+        return max(means, key=lambda entry: (entry[1], -entry[0])) if means else None
+
+    def not_finite(self) -> list[int]:
+        """Epochs whose loss is not a finite number."""
+        loss = self.series("loss")
+        return [epoch for epoch, value in zip(loss.epochs, loss.values, strict=True) if not math.isfinite(value)]
+
+    def _finite(self, key: str) -> list[float]:
+        return [value for value in self.series(key).values if math.isfinite(value)]
+
+
+def _is_epoch(line: Any) -> bool:
+    return isinstance(line, Mapping) and isinstance(line.get("epoch"), int) and not isinstance(line["epoch"], bool)
+
+
+def _number(line: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
+    """The number at a path; NaN where it is infinite or, as JSON has no NaN, null; None where it is absent or no number."""
+    value: Any = line
+    for key in path:
+        if not isinstance(value, Mapping) or key not in value:
+            return None
+        value = value[key]
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else math.nan

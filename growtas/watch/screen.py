@@ -1,0 +1,204 @@
+"""A run in the terminal: what it is, its curves, where the time goes, what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from growtas.units import format_bytes, format_count
+from growtas.watch.chart import Chart, draw
+from growtas.watch.report import Report
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_SIDE_BY_SIDE = 100
+"""Columns from which two charts stand beside each other."""
+_RECIPE = (
+    ("batch", "batch_size"), ("", "optimizer"), ("warm-up epochs", "warmup_epochs"),
+    ("weight decay", "weight_decay"), ("augment", "augment"), ("mixup", "mixup"), ("cutmix", "cutmix"),
+    ("label smoothing", "label_smoothing"), ("drop path", "drop_path"), ("teacher", "teacher"), ("seed", "seed"),
+)  # fmt: skip
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print a run, as wide as the console; without colours where it has none."""
+    for renderable in _renderables(report, console):
+        console.print(renderable, markup=True)
+
+
+def charts(report: Report) -> list[Chart]:
+    """The curves that a run has: loss, learning rate, accuracy of the followed subnets, and of the probes."""
+    metrics = report.metrics
+    boundaries = [(epoch, f"stage {stage}") for stage, epoch in metrics.stages]
+    found = [
+        Chart("loss", [metrics.series("loss")], lambda value: f"{value:.3g}", boundaries),
+        Chart("learning rate", [metrics.series("lr")], lambda value: f"{value:.2g}", boundaries),
+        Chart("accuracy, search split", metrics.group("accuracy"), _percent, boundaries, percent=True),
+        Chart("accuracy of the probes, search split", metrics.group("probes"), _percent, boundaries, percent=True),
+    ]
+    return [chart for chart in found if chart.measured]
+
+
+def format_seconds(seconds: float) -> str:
+    """``7.2 s``, ``3 min 20 s``, ``5 h 12 min``, ``2 d 3 h``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if seconds < 600:
+        whole = round(seconds)
+        return f"{whole // 60} min {whole % 60} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def _renderables(report: Report, console: Console) -> Iterator[RenderableType]:
+    yield _header(report)
+    yield from _drawn(charts(report), console)
+    if report.metrics.lines:
+        yield ""
+        yield from _time(report, plain=console.options.ascii_only)
+    if report.checkpoints:
+        yield ""
+        yield _kept(report)
+
+
+def _header(report: Report) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    info = report.info
+    table.add_row("run", Text(str(report.run.path), "bold"))
+    table.add_row("state", _state_line(report))
+    if isinstance(info.get("error"), str):
+        table.add_row("error", Text(info["error"], "red"))
+    space = info.get("space")
+    table.add_row("what", f"{space.get('name', '?') if isinstance(space, Mapping) else '?'}, method {info.get('method', '?')}")
+    table.add_row("data", _data_line(info))
+    if isinstance(info.get("recipe"), Mapping):
+        table.add_row("recipe", _recipe_line(info["recipe"]))
+    if isinstance(info.get("source"), Mapping):
+        table.add_row("source", str(info["source"].get("file")))
+    table.add_row("begun", f"{report.run.created:%Y-%m-%d %H:%M}")
+    accuracy, measured_on = report.accuracy
+    if accuracy:
+        label = "test accuracy" if measured_on == "test" else "accuracy"
+        where = "" if measured_on == "test" else f"   ({measured_on}, epoch {report.metrics.done})"
+        table.add_row(label, "   ".join(f"{name} {value:.2%}" for name, value in accuracy.items()) + where)
+    if bad := report.metrics.not_finite():
+        table.add_row("loss", Text(f"not finite in epoch {', '.join(map(str, bad[:8]))}{' ...' if len(bad) > 8 else ''}", "red"))
+    return table
+
+
+def _state_line(report: Report) -> str:
+    done, total, left = report.metrics.done, report.epochs, report.seconds_left
+    parts = [str(report.state)]
+    if total is not None:
+        parts.append(f"{done} of {total} epochs")
+    if report.metrics.lines:
+        parts.append(format_seconds(report.info.get("seconds") or report.metrics.seconds))
+    elif total is not None:
+        parts.append("no epoch is complete yet")
+    if left is not None:
+        parts.append(f"about {format_seconds(left)} left")
+    return ", ".join(parts)
+
+
+def _data_line(info: Mapping[str, Any]) -> str:
+    data, names = info.get("data"), info.get("class_names")
+    if not isinstance(data, Mapping):
+        return "not known (the run was not trained here)"
+    sizes = [f"{data[key]:,} {what} images" for key, what in (("train_size", "training"), ("test_size", "test")) if key in data]
+    classes = [f"{len(names)} classes"] if isinstance(names, list) else []
+    return ", ".join([str(data.get("name")), *sizes, *classes])
+
+
+def _recipe_line(recipe: Mapping[str, Any]) -> str:
+    shown = [
+        f"{what} {_short(recipe[key])}".strip()
+        for what, key in _RECIPE
+        if recipe.get(key) not in (None, 0, "none") or (key == "seed" and key in recipe)
+    ]
+    rate = f"lr {_short(recipe.get('lr'))} to {_short(recipe.get('min_lr'))}"
+    return f"{recipe.get('name', 'custom')}: {recipe.get('epochs')} epochs, {rate}, {', '.join(shown)}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _drawn(found: list[Chart], console: Console) -> Iterator[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    width, plain = max(console.width, 40), console.options.ascii_only
+    beside = width >= _SIDE_BY_SIDE
+    for row in [found[i : i + 2] for i in range(0, len(found), 2)] if beside else [[chart] for chart in found]:
+        each = (width - 3) // 2 if beside else width
+        grid = Table.grid(padding=(0, 3, 0, 0) if beside else 0)
+        high = 11 if row[0].percent or beside else 5 if row[0].title == "learning rate" else 9
+        drawn = [Text("\n").join(Text.assemble(*line) for line in draw(chart, each, high, plain=plain)) for chart in row]
+        for text in drawn:
+            text.no_wrap, text.overflow = True, "crop"
+            grid.add_column(width=each, no_wrap=True)
+        grid.add_row(*drawn)
+        yield ""
+        yield grid
+
+
+def _time(report: Report, *, plain: bool) -> Iterator[RenderableType]:
+    from rich.table import Table
+
+    metrics = report.metrics
+    spent = metrics.time()
+    total = sum(spent.values())
+    if total:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold")
+        for justify in ("right", "left", "right"):
+            table.add_column(justify=justify)
+        table.add_row("time", "", "", "")
+        for activity, seconds in spent.items():
+            bar = ("#" if plain else "█") * round(30 * seconds / total)
+            table.add_row(f"[not bold]{activity}", f"{seconds / total:.1%}", bar, format_seconds(seconds))
+        yield table
+    parts = []
+    if rate := metrics.images_per_second():
+        parts.append(f"{rate['median']:,.0f} images/s (median; last epoch {rate['last']:,.0f})")
+    compute = metrics.compute()
+    if compute.get("macs"):
+        parts.append(f"{format_count(compute['macs'])} MACs of training")
+    if compute.get("extra_macs"):
+        parts.append(f"{format_count(compute['extra_macs'])} MACs of the method's own")
+    if compute.get("passes"):
+        parts.append(f"{compute['passes']:,.0f} passes")
+    if parts:
+        yield ", ".join(parts)
+
+
+def _kept(report: Report) -> RenderableType:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    for justify in ("left", "right", "left"):
+        table.add_column(justify=justify)
+    table.add_row("checkpoints", "", "", "")
+    for kept in report.checkpoints:
+        score = "" if kept.score is None else f"mean accuracy {kept.score:.2%}"
+        table.add_row(f"[not bold]{kept.path.name}", kept.kind, format_bytes(kept.bytes), score)
+    best = report.metrics.best()
+    if best is not None and not any(kept.kind == "best" for kept in report.checkpoints):
+        table.add_row("[not bold]best epoch", str(best[0]), "", f"mean accuracy {best[1]:.2%}")
+    return table
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}"

@@ -1,0 +1,59 @@
+"""A run's metrics as scalars for TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from growtas.errors import MissingExtra
+
+_GROUPS = ("accuracy", "probes", "time", "compute")
+_SINGLE = ("loss", "lr", "images_per_s", "stage", "epoch", "seconds")
+
+
+class TensorBoardLog:
+    """Writes the lines of ``metrics.jsonl`` as scalars, at the number of steps that were complete then.
+
+    The tags are ``loss``, ``lr``, ``images_per_s``, ``stage``, ``epoch``, ``seconds``, and those of the groups, such as
+    ``accuracy/smallest``, ``probes/A1 smallest``, ``time/forward`` and ``compute/macs``. Every line is on the disk when
+    :meth:`add` returns.
+
+    A training that goes on opens the same folder again; what was written of steps after ``first_step`` is then hidden, as those
+    steps are done once more.
+
+    Args:
+        folder: where the event files go, ``RUN/tensorboard``.
+        first_step: steps that are complete before the first one to come, 0 for a new training.
+
+    Raises:
+        MissingExtra: the package tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        try:
+            import tensorboard  # noqa: F401
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise MissingExtra("tensorboard", "watch", "logging for TensorBoard") from None
+        # TensorBoard hides this step too, and a line's step is the number of those that are complete.
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)  # type: ignore[no-untyped-call]
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Write a line of ``metrics.jsonl``; entries that are no numbers are left out."""
+        for tag, value in _scalars(metrics):
+            self._writer.add_scalar(tag, value, metrics["step"])  # type: ignore[no-untyped-call]
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Close the event file; more than once is fine."""
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+def _scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    entries = {key: metrics.get(key) for key in _SINGLE}
+    for group in _GROUPS:
+        entries |= {f"{group}/{key}": value for key, value in (metrics.get(group) or {}).items()}
+    for tag, value in entries.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield tag, float(value)
