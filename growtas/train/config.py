@@ -1,21 +1,24 @@
-"""Recipe fields from YAML files and from ``--set KEY=VALUE``."""
+"""Recipe fields from YAML files and from ``--set KEY=VALUE``, and a recipe as such a file."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from growtas.errors import ConfigError
 from growtas.train.recipe import Recipe, check_keys, is_float
+from growtas.train.recipes import find_recipe
+
+_BASE = "recipe"
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The fields that a YAML file sets.
+def read_layer(path: Path) -> tuple[str | None, dict[str, Any]]:
+    """What a YAML file sets: the name of the recipe that it goes on from (its ``recipe``, if it has one), and its fields.
 
     Raises:
-        ConfigError: it can't be read, is not YAML, or has unknown fields.
+        ConfigError: it can't be read, is not YAML, or has unknown fields or an unknown recipe.
     """
     import yaml
 
@@ -27,32 +30,64 @@ def read_config(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         raise ConfigError(f"{path}: not YAML{f' (line {mark.line + 1})' if mark else ''}") from None
     data = {} if data is None else data
+    base = data.pop(_BASE, None) if isinstance(data, dict) else None
     check_keys(data, str(path))
-    return _with_numbers(data)
+    if base is not None:
+        try:
+            find_recipe(base)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    return base, _with_numbers(data)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The fields that a YAML file sets; where it goes on from a named recipe, all of them.
+
+    Raises:
+        ConfigError: as for :func:`read_layer`; and wrong values, where it goes on from a named recipe.
+    """
+    base, fields = read_layer(path)
+    return fields if base is None else find_recipe(base)().override(fields).to_dict()
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """A recipe as YAML with every field, which :func:`read_config` reads back to the same recipe."""
+    import yaml
+
+    return yaml.safe_dump(recipe.to_dict(), sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """The fields that ``--set`` gives, each as ``KEY=VALUE`` with a YAML value; ``method_options.NAME=VALUE`` sets one of those.
 
     Raises:
-        ConfigError: no ``=``, a value that isn't YAML, or an unknown field.
+        ConfigError: no ``=``, a value that isn't YAML, a key that is given twice, or an unknown field.
     """
     import yaml
 
     given: dict[str, Any] = {}
+    seen: set[str] = set()
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals:
+        key = key.strip()
+        if not equals or not key:
             raise ConfigError(f"--set {setting!r} must be KEY=VALUE, as in warmup_epochs=2")
+        if key in seen:
+            raise ConfigError(f"--set gives {key} twice; give it once")
+        seen.add(key)
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise ConfigError(f"--set {setting!r}: the value is not YAML") from None
-        outer, dot, inner = key.strip().partition(".")
-        if dot and outer == "method_options":
-            given.setdefault(outer, {})[inner] = _number(value)
+        outer, dot, inner = key.partition(".")
+        if dot and outer == "method_options" and inner:
+            if not isinstance(given.setdefault(outer, {}), Mapping):
+                raise ConfigError(f"--set gives {outer} as {given[outer]!r} and {key} too; give the options one by one")
+            given[outer] = {**given[outer], inner: _number(value)}
+        elif key == "method_options" and isinstance(value, Mapping):
+            given[key] = {**given.get(key, {}), **value}
         else:
-            given[key.strip()] = value
+            given[key] = value
     check_keys(given, "--set")
     return _with_numbers(given)
 

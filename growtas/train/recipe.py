@@ -180,34 +180,46 @@ class Recipe:
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
 
-    def override(self, changes: Mapping[str, Any]) -> Recipe:
-        """A copy with some fields changed.
+    def override(self, *layers: Mapping[str, Any]) -> Recipe:
+        """A copy with some fields changed, layer by layer; values are checked when all are in place.
 
-        What hangs on a changed field goes with it where it isn't given too: warm-up and transitions scale with ``epochs``,
-        transitions are reset by ``stages`` or ``subspaces``, and by a method without stages.
+        What hangs on a changed field goes with it where the same layer doesn't give it too: warm-up and transitions scale with
+        ``epochs``, transitions are reset by ``stages`` or ``subspaces``, and by a method without stages. ``method_options`` are
+        added to those of the same method, and replace another method's.
 
         Raises:
             ConfigError: an unknown key or a wrong value.
         """
-        changes = dict(changes)
-        check_keys(changes, "recipe")
-        restaged = any(key in changes and _lists(changes[key]) != _lists(getattr(self, key)) for key in ("stages", "subspaces"))
-        if restaged:
-            changes.setdefault("transitions", None)
-        epochs = changes.get("epochs", self.epochs)
-        if LEGAL["epochs"][0](epochs) and epochs != self.epochs:
-            factor = epochs / self.epochs
-            changes.setdefault("warmup_epochs", self.warmup_epochs * factor)
-            if isinstance(self.transitions, tuple):
-                changes.setdefault("transitions", tuple(t * factor for t in self.transitions))
-        method = changes.get("method", self.method)
-        if method != "growtas":
-            changes.setdefault("transitions", None)
-        if method not in STAGED:
-            changes.setdefault("subspaces", None)
-        if method != self.method:
-            changes.setdefault("method_options", {})
-        return dataclasses.replace(self, **changes)
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        for layer in layers:
+            check_keys(layer, "recipe")
+            values = _changed(values, layer)
+        return Recipe(**values)
+
+
+def _changed(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields after one layer of :meth:`Recipe.override`; nothing is known to be legal yet."""
+    changes = dict(layer)
+    method = changes.get("method", values["method"])
+    if method != "growtas":
+        changes.setdefault("transitions", None)
+    if method not in STAGED:
+        changes.setdefault("subspaces", None)
+    if any(key in changes and _lists(changes[key]) != _lists(values[key]) for key in ("stages", "subspaces")):
+        changes.setdefault("transitions", None)
+    epochs = changes.get("epochs", values["epochs"])
+    if epochs != values["epochs"] and all(LEGAL["epochs"][0](number) for number in (epochs, values["epochs"])):
+        factor = epochs / values["epochs"]
+        if LEGAL["warmup_epochs"][0](values["warmup_epochs"]):
+            changes.setdefault("warmup_epochs", values["warmup_epochs"] * factor)
+        transitions = values["transitions"]
+        if isinstance(transitions, list | tuple) and LEGAL["transitions"][0](transitions):
+            changes.setdefault("transitions", tuple(time * factor for time in transitions))
+    if method != values["method"]:
+        changes.setdefault("method_options", {})
+    elif all(isinstance(source.get("method_options"), Mapping) for source in (values, changes)):
+        changes["method_options"] = {**values["method_options"], **changes["method_options"]}
+    return {**values, **changes}
 
 
 def is_float(field: dataclasses.Field[Any]) -> bool:

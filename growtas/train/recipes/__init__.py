@@ -1,0 +1,66 @@
+"""The recipes that come with growtas, a function each, and which one a space and a data set get by default.
+
+A docstring gives the command, where the numbers come from, and the accuracy to expect, saying who measured it.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from growtas.errors import ConfigError, choices
+from growtas.train.recipe import Recipe
+from growtas.train.recipes import baselines, finetuning, imagenet, small
+from growtas.train.recipes.baselines import baseline
+from growtas.train.recipes.entry import NOT_MEASURED, Entry
+from growtas.train.recipes.finetuning import transfer
+from growtas.train.recipes.imagenet import PAPER_SPACES, paper, paper_dagger, paper_plus
+from growtas.train.recipes.small import digits_demo, fashion_mnist_micro, small_images
+
+__all__ = [
+    "NOT_MEASURED",
+    "RECIPES",
+    "Entry",
+    "baseline",
+    "default_recipe",
+    "digits_demo",
+    "fashion_mnist_micro",
+    "find_recipe",
+    "paper",
+    "paper_dagger",
+    "paper_plus",
+    "small_images",
+    "transfer",
+]
+
+RECIPES: dict[str, Entry] = {
+    entry.name: entry for entry in (*small.ENTRIES, *imagenet.ENTRIES, *baselines.ENTRIES, *finetuning.ENTRIES)
+}
+"""Every recipe by its name; ``RECIPES["growtas-t"]()`` is one."""
+
+
+def find_recipe(name: str) -> Entry:
+    """The entry of a name.
+
+    Raises:
+        ConfigError: no recipe has it; the message names the nearest.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(str(name), RECIPES, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {choices(RECIPES)}"
+        raise ConfigError(f"no recipe is called {str(name)!r}; {hint}")
+    return RECIPES[name]
+
+
+def default_recipe(space: str, data: str, method: str = "growtas") -> Recipe:
+    """The recipe for a space and a data set, named as ``--space`` and ``--data`` take them, and a method.
+
+    Only ``growtas-plus`` on AutoFormer's spaces has a default of its own; the other methods take the one of GrowTAS, with their
+    method in it.
+    """
+    if (space, data) == ("micro", "digits"):
+        return digits_demo()
+    if (space, data) == ("micro", "fashion-mnist"):
+        return fashion_mnist_micro()
+    if space in PAPER_SPACES and data not in ("digits", "fashion-mnist"):
+        return paper_plus(space, data) if method == "growtas-plus" else paper(space, data)
+    return small_images(space, data)
