@@ -6,6 +6,7 @@ from growtas.cli.bench import bench
 from growtas.cli.cost import cost
 from growtas.cli.devices import devices
 from growtas.cli.export import export
+from growtas.cli.finetune import finetune
 from growtas.cli.import_ import import_app
 from growtas.cli.main import app
 from growtas.cli.runs import runs
@@ -18,6 +19,7 @@ app.command()(runs)
 app.command()(show)
 app.command()(search)
 app.command()(export)
+app.command()(finetune)
 app.command()(bench)
 app.command()(cost)
 app.command()(devices)

@@ -55,7 +55,8 @@ def resample(
         ConfigError: an illegal size, number of channels or way.
     """
     old = model.architecture
-    size, chans = image_size or old.image_size, in_chans or old.in_chans
+    size = old.image_size if image_size is None else image_size
+    chans = old.in_chans if in_chans is None else in_chans
     if size < 1 or size % old.patch_size:
         raise ConfigError(f"image_size is {size}; it must be a multiple of the model's patch_size, which is {old.patch_size}")
     if chans not in (1, 3):

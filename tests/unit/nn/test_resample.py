@@ -191,6 +191,8 @@ def test_another_normalisation_gives_the_same_logits(chans):
     [
         ({"image_size": 18}, "image_size is 18; it must be a multiple of the model's patch_size, which is 4"),
         ({"image_size": -4}, "image_size is -4"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"in_chans": 0}, "in_chans is 0"),
         ({"in_chans": 2}, "in_chans is 2; legal are 1"),
         ({"relative": "stretch"}, "relative is 'stretch'; it must be interpolate or clip"),
     ],
