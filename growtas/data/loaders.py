@@ -17,14 +17,32 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from growtas.data.augment import draw_flips, draw_shifts, flip, random_flip, random_shift, shift
 from growtas.data.images import ImageSet
-from growtas.data.preprocess import normalise
+from growtas.data.parts import Parts, check_parts, part_rows
+from growtas.data.prefetch import prefetched
+from growtas.data.preprocess import array_normaliser
 from growtas.data.seeding import seed_globals
 from growtas.errors import DataError
 
+__all__ = [
+    "Batch",
+    "FileLoader",
+    "Loader",
+    "MemoryLoader",
+    "Parts",
+    "batch_indices",
+    "epoch_order",
+    "part_rows",
+    "random_flip",
+    "random_shift",
+]
+
 Batch = tuple[Tensor, Tensor]
 _ORDER, _AUGMENT, _TRANSFORM = range(3)
-"""Streams of random numbers within an epoch; each is seeded by (seed, epoch, stream)."""
+"""Streams of random numbers within an epoch; each is seeded by (seed, epoch, stream, place)."""
+_AHEAD = 64
+"""Images that a worker process prepares ahead at least."""
 
 
 class Loader(Protocol):
@@ -36,8 +54,15 @@ class Loader(Protocol):
 
     steps: int
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """float32 images ``(n, C, H, W)`` and int64 labels ``(n,)``; the same for the same seed and epoch.
+
+        Where a loader has some parts of a batch only, ``n`` is their size, one part after the other; each image is what it would be
+        in the whole batch.
+
+        Args:
+            epoch: from 0.
+            first: the batch to begin with, to go on in the middle of an epoch.
 
         Raises:
             DataError: an image is unreadable.
@@ -59,20 +84,31 @@ def batch_indices(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.
     if len(order) < batch_size:
         return [order[: max(len(order) // 2 * 2, 1)]]
     steps = len(order) // batch_size
-    return list(order[: steps * batch_size].reshape(steps, batch_size))
+    return list(order[: steps * batch_size].reshape(steps, batch_size, *order.shape[1:]))
+
+
+def _cut(size: int, batch_size: int, parts: Parts) -> tuple[int, NDArray[np.int64]]:
+    """Batches an epoch of ``size`` images, and the rows of each that belong to the parts."""
+    batches = batch_indices(np.arange(size), batch_size)
+    check_parts(batch_size, size, len(batches[0]), parts)
+    return len(batches), parts.rows(len(batches[0]))
 
 
 class MemoryLoader:
-    """Batches from images in memory.
+    """Batches from images in memory, made in a background thread.
 
     Args:
         pixels: uint8 ``(n, C, H, W)``.
         labels: ``(n,)``.
         record: the preprocessing.
-        batch_size: images a batch.
+        batch_size: images a batch, over all processes.
         seed: of order and augmentation.
         crop_padding: pixels by which images are shifted at most, up, down and sideways; 0 for no shift.
         hflip: probability of a horizontal flip.
+        parts: what of each batch this process gets.
+
+    Raises:
+        ConfigError: the batches can't be cut into so many parts.
     """
 
     def __init__(
@@ -85,38 +121,29 @@ class MemoryLoader:
         seed: int,
         crop_padding: int = 0,
         hflip: float = 0.0,
+        parts: Parts = Parts(),  # noqa: B008 (frozen)
     ) -> None:
         self.pixels, self.labels, self.record = pixels, torch.from_numpy(np.array(labels)), record
         self.batch_size, self.seed, self.crop_padding, self.hflip = batch_size, seed, crop_padding, hflip
-        self.steps = len(batch_indices(np.arange(len(labels)), batch_size))
+        self.steps, self._rows = _cut(len(labels), batch_size, parts)
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """See :class:`Loader`."""
-        rng = np.random.default_rng((self.seed, epoch, _AUGMENT))
-        for indices in batch_indices(epoch_order(len(self.labels), self.seed, epoch), self.batch_size):
-            chosen = torch.from_numpy(indices)
-            pixels = self.pixels[chosen]
+        return prefetched(self._make(epoch, first))
+
+    def _make(self, epoch: int, first: int) -> Iterator[Batch]:
+        everything, labels, normalise = self.pixels.numpy(), self.labels.numpy(), array_normaliser(self.record)
+        order = epoch_order(len(labels), self.seed, epoch)
+        for number, indices in enumerate(batch_indices(order, self.batch_size)[first:], first):
+            count, mine, rows = len(indices), indices[self._rows], self._rows
+            rng = np.random.default_rng((self.seed, epoch, _AUGMENT, number))
+            pixels = everything[mine]
+            # Drawn for the whole batch, whatever part of it is made here.
             if self.crop_padding:
-                pixels = random_shift(pixels, self.crop_padding, rng)
+                pixels = shift(pixels, draw_shifts(count, self.crop_padding, rng)[rows], self.crop_padding)
             if self.hflip:
-                pixels = random_flip(pixels, self.hflip, rng)
-            yield normalise(pixels, self.record), self.labels[chosen]
-
-
-def random_shift(pixels: Tensor, limit: int, rng: np.random.Generator) -> Tensor:
-    """Shift every image of ``(n, C, H, W)`` by up to ``limit`` pixels each way, filling with zeros: pad and random crop."""
-    count, _, height, width = pixels.shape
-    padded = torch.nn.functional.pad(pixels, (limit,) * 4)
-    top, left = (torch.from_numpy(rng.integers(0, 2 * limit + 1, (count, 1))) for _ in range(2))
-    rows, cols = top + torch.arange(height), left + torch.arange(width)
-    shifted = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows[:, :, None], cols[:, None, :]]
-    return shifted.permute(0, 3, 1, 2)
-
-
-def random_flip(pixels: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
-    """Mirror each image of ``(n, C, H, W)`` left to right with a probability."""
-    flip = torch.from_numpy(rng.random(len(pixels)) < probability)
-    return torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
+                pixels = flip(pixels, draw_flips(count, self.hflip, rng)[rows])
+            yield torch.from_numpy(normalise(pixels)), torch.from_numpy(labels[mine])
 
 
 class FileLoader:
@@ -125,11 +152,15 @@ class FileLoader:
     Args:
         images: the training images.
         transform: image -> float32 ``(C, H, W)``; what it draws from the global generators is seeded by (seed, epoch, place).
-        batch_size: images a batch.
+        batch_size: images a batch, over all processes.
         seed: of order and augmentation.
         repeats: repeated augmentation, see :func:`epoch_order`.
-        workers: processes; 0 decodes in this one. The number does not change the batches.
+        workers: processes that decode; 0 decodes in this one. The number does not change the batches.
         pin_memory: for copies to a GPU.
+        parts: what of each batch this process gets.
+
+    Raises:
+        ConfigError: the batches can't be cut into so many parts.
     """
 
     def __init__(
@@ -142,28 +173,31 @@ class FileLoader:
         repeats: int = 1,
         workers: int = 0,
         pin_memory: bool = False,
+        parts: Parts = Parts(),  # noqa: B008 (frozen)
     ) -> None:
         self.batch_size, self.seed, self.repeats = batch_size, seed, repeats
         self._size = len(images)
         self._places = _Places()
-        self.steps = len(batch_indices(np.arange(self._size), batch_size))
+        self.steps, self._rows = _cut(self._size, batch_size, parts)
         self._loader: DataLoader[Any] = DataLoader(
             _TransformedImages(images, transform, seed),
             batch_sampler=self._places,
             num_workers=workers,
             collate_fn=_collate,
             persistent_workers=workers > 0,
+            # Batches that a worker makes ahead: two, or so many small ones that a slow image can't make the network wait.
+            prefetch_factor=max(2, _AHEAD // len(self._rows)) if workers else None,
             # Image sets hold functions, which only a fork can take along.
             multiprocessing_context="fork" if workers else None,
             pin_memory=pin_memory,
         )
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """See :class:`Loader`."""
         order = epoch_order(self._size, self.seed, epoch, self.repeats)
         places = np.stack([order, np.arange(self._size)], 1)
         self._places.epoch = epoch
-        self._places.batches = [places[index] for index in batch_indices(np.arange(self._size), self.batch_size)]
+        self._places.batches = [batch[self._rows] for batch in batch_indices(places, self.batch_size)[first:]]
         for batch in self._loader:
             if isinstance(batch, DataError):
                 raise batch

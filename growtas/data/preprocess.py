@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from timm.data import auto_augment, create_transform
 from torch import Tensor
@@ -63,6 +65,29 @@ def normalise(pixels: Tensor, record: Mapping[str, Any]) -> Tensor:
     shape = (1, -1, 1, 1)
     mean = torch.tensor(record["mean"], device=pixels.device).view(shape)
     return (values - mean).div_(torch.tensor(record["std"], device=pixels.device).view(shape))
+
+
+def array_normaliser(record: Mapping[str, Any]) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """:func:`normalise` for arrays, to the last bit, in few passes, and on the calling thread alone."""
+    channels: int = record["in_chans"]
+    mean, std = (np.array(record[key], np.float32).reshape(1, -1, 1, 1) for key in ("mean", "std"))
+    alike = (mean == mean[:, :1]).all() and (std == std[:, :1]).all()
+
+    def apply(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        values = pixels.astype(np.float32)
+        values /= np.float32(255)
+        if values.shape[1] == channels:
+            values -= mean
+            values /= std
+            return values
+        if not alike:
+            return np.divide(values - mean, std)
+        # The channels stay copies of one another: one is computed.
+        values -= mean[:, :1]
+        values /= std[:, :1]
+        return np.repeat(values, channels, 1)
+
+    return apply
 
 
 def evaluation_transform(record: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:

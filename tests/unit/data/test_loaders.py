@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from growtas.data.images import file_set
 from growtas.data.loaders import FileLoader, MemoryLoader, batch_indices, epoch_order, random_flip, random_shift
-from growtas.data.preprocess import training_transform
+from growtas.data.preprocess import normalise, training_transform
 from growtas.errors import DataError
 
 RECORD = {"image_size": 8, "in_chans": 1, "mean": [0.0], "std": [1.0], "interpolation": "bilinear", "crop_pct": 1.0}
@@ -140,3 +140,32 @@ def test_a_corrupt_image_is_named_even_from_a_worker(files, workers):
         list(loader.batches(0))
     assert str(caught.value).startswith(f"{path}: the image can't be read (")
     assert "\n" not in str(caught.value)
+
+
+def test_an_abandoned_epoch_leaves_nothing_behind(files):
+    want = [list(file_loader(files).batches(epoch)) for epoch in (0, 1)]
+    loader = file_loader(files, workers=2)
+    for epoch, stop in ((0, 2), (1, 9), (0, 1), (0, 9)):
+        got = [batch for batch, _ in zip(loader.batches(epoch), range(stop), strict=False)]
+        for (a, la), (b, lb) in zip(got, want[epoch], strict=False):
+            assert torch.equal(a, b)
+            assert torch.equal(la, lb)
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("alike", [True, False])
+def test_batches_are_normalised_to_the_last_bit(in_chans, channels, alike):
+    if in_chans < channels:
+        pytest.skip("no such pixels")
+    record = {**RECORD, "in_chans": in_chans, "mean": [0.5, 0.47, 0.1], "std": [0.23, 0.3, 0.9]}
+    record = {**record, **{key: record[key][:1] * in_chans if alike else record[key][:in_chans] for key in ("mean", "std")}}
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, channels, 8, 8)).astype(np.uint8))
+    before = pixels.clone()
+    (images, labels), *_ = MemoryLoader(pixels, np.arange(40), record, batch_size=20, seed=0).batches(0)
+    assert torch.equal(images, normalise(pixels[labels], record))
+    assert images.is_contiguous()
+    assert images.data_ptr() != pixels.data_ptr()
+    (images, _), *_ = MemoryLoader(pixels, np.arange(40), record, batch_size=20, seed=0, hflip=1.0).batches(0)
+    assert torch.equal(images, normalise(pixels[labels].flip(-1), record))
+    assert torch.equal(pixels, before)
