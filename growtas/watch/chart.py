@@ -39,6 +39,11 @@ class Chart:
     percent: bool = False
 
     @property
+    def named(self) -> bool:
+        """Whether the curves need their names: one of several, or one subnet's, of which there may be more in the next epoch."""
+        return self.percent or len(self.series) > 1
+
+    @property
     def measured(self) -> bool:
         """Whether there is anything to draw."""
         return any(series.last is not None for series in self.series)
@@ -101,8 +106,9 @@ def draw(chart: Chart, width: int, height: int, *, plain: bool = False) -> list[
     tick_texts = [f"{100 * tick:g}%" if chart.percent else f"{tick:g}" for tick in ticks]
     left = max(map(len, tick_texts)) + 2
     labels = _labels(chart)
-    right = max(max((len(text) for _, text, _ in labels), default=0), len(" epoch"))
-    canvas = _Canvas(max(width - left - right, 10), height, plain)
+    # The drawing keeps ten columns; labels too long for the rest are cut.
+    right = min(max(len(" epoch"), *(len(text) for _, text, _ in labels)), width - left - 10)
+    canvas = _Canvas(width - left - right, height, plain)
 
     dots_wide, dots_high = canvas.width * canvas.dots_x, canvas.height * canvas.dots_y
 
@@ -117,7 +123,7 @@ def draw(chart: Chart, width: int, height: int, *, plain: bool = False) -> list[
     for index, series in enumerate(thinned):
         _draw_series(canvas, series, index, len(chart.series), x_of, y_of)
     rows_of_ticks = {y_of(tick) // canvas.dots_y: text for tick, text in zip(ticks, tick_texts, strict=True)}
-    placed = _place_labels([(y_of(value) // canvas.dots_y, text, style) for value, text, style in labels], height)
+    placed = _place_labels([(y_of(value) // canvas.dots_y, text[:right], style) for value, text, style in labels], height)
     lines = [[(chart.title, "bold")]]
     for row in range(height):
         text = rows_of_ticks.get(row)
@@ -144,11 +150,10 @@ def thin(series: Series, most: int) -> Series:
 
 def _labels(chart: Chart) -> list[tuple[float, str, str]]:
     """(last value, text, style) of each curve, from high to low."""
-    named = len(chart.series) > 1
     found = []
     for index, series in enumerate(chart.series):
         if (last := series.last) is not None:
-            text = f" {series.label} {chart.form(last)}" if named else f" {chart.form(last)}"
+            text = f" {series.label} {chart.form(last)}" if chart.named else f" {chart.form(last)}"
             found.append((last, text, _style(index, len(chart.series))))
     return sorted(found, key=lambda label: -label[0])
 

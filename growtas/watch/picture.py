@@ -88,9 +88,8 @@ def _draw_chart(axes: Axes, chart: Chart) -> None:
             text, (epoch - 0.5, 1.0), xycoords=("data", "axes fraction"), xytext=(3, -3), textcoords="offset points",
             va="top", fontsize=7.5, color="0.4",
         )  # fmt: skip
-    named = len(chart.series) > 1
     last = chart.series[0].last
-    axes.set_title(chart.title if named or last is None else f"{chart.title}: {chart.form(last)}", fontsize=10, loc="left")
+    axes.set_title(chart.title if chart.named or last is None else f"{chart.title}: {chart.form(last)}", fontsize=10, loc="left")
     axes.set_xlabel("epoch", fontsize=9)
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if chart.percent:
@@ -98,7 +97,7 @@ def _draw_chart(axes: Axes, chart: Chart) -> None:
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    if named:
+    if chart.named:
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(handles[::-1], labels[::-1], fontsize=8, frameon=False)
 

@@ -23,8 +23,12 @@ _RECIPE = (
 
 def print_report(report: Report, console: Console) -> None:
     """Print a run, as wide as the console; without colours where it has none."""
+    from rich.text import Text
+
+    # A path is not folded: it is there to be copied.
+    console.print(Text(str(report.run.path), "bold"), soft_wrap=True)
     for renderable in _renderables(report, console):
-        console.print(renderable, markup=True)
+        console.print(renderable, markup=False)
 
 
 def charts(report: Report) -> list[Chart]:
@@ -42,12 +46,14 @@ def charts(report: Report) -> list[Chart]:
 
 def format_seconds(seconds: float) -> str:
     """``7.2 s``, ``3 min 20 s``, ``5 h 12 min``, ``2 d 3 h``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if seconds < 600:
-        whole = round(seconds)
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 600:
         return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"
     if minutes < 48 * 60:
@@ -71,29 +77,30 @@ def _header(report: Report) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    info = report.info
-    table.add_row("run", Text(str(report.run.path), "bold"))
-    table.add_row("state", _state_line(report))
+    info, rows = report.info, [("state", _state_line(report), "")]
     if isinstance(info.get("error"), str):
-        table.add_row("error", Text(info["error"], "red"))
+        rows.append(("error", info["error"], "red"))
     space = info.get("space")
-    table.add_row("what", f"{space.get('name', '?') if isinstance(space, Mapping) else '?'}, method {info.get('method', '?')}")
-    table.add_row("data", _data_line(info))
+    name = space.get("name", "?") if isinstance(space, Mapping) else "?"
+    rows.append(("what", f"{name}, method {info.get('method', '?')}", ""))
+    rows.append(("data", _data_line(info), ""))
     if isinstance(info.get("recipe"), Mapping):
-        table.add_row("recipe", _recipe_line(info["recipe"]))
+        rows.append(("recipe", _recipe_line(info["recipe"]), ""))
     if isinstance(info.get("source"), Mapping):
-        table.add_row("source", str(info["source"].get("file")))
-    table.add_row("begun", f"{report.run.created:%Y-%m-%d %H:%M}")
+        rows.append(("source", str(info["source"].get("file")), ""))
+    rows.append(("begun", f"{report.run.created:%Y-%m-%d %H:%M}", ""))
     accuracy, measured_on = report.accuracy
     if accuracy:
         label = "test accuracy" if measured_on == "test" else "accuracy"
         where = "" if measured_on == "test" else f"   ({measured_on}, epoch {report.metrics.done})"
-        table.add_row(label, "   ".join(f"{name} {value:.2%}" for name, value in accuracy.items()) + where)
+        rows.append((label, "   ".join(f"{name} {value:.2%}" for name, value in accuracy.items()) + where, ""))
     if bad := report.metrics.not_finite():
-        table.add_row("loss", Text(f"not finite in epoch {', '.join(map(str, bad[:8]))}{' ...' if len(bad) > 8 else ''}", "red"))
+        rows.append(("loss", f"not finite in epoch {', '.join(map(str, bad[:8]))}{' ...' if len(bad) > 8 else ''}", "red"))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for label, text, style in rows:
+        table.add_row(label, Text(text, style))
     return table
 
 
@@ -155,6 +162,7 @@ def _drawn(found: list[Chart], console: Console) -> Iterator[RenderableType]:
 
 def _time(report: Report, *, plain: bool) -> Iterator[RenderableType]:
     from rich.table import Table
+    from rich.text import Text
 
     metrics = report.metrics
     spent = metrics.time()
@@ -167,7 +175,7 @@ def _time(report: Report, *, plain: bool) -> Iterator[RenderableType]:
         table.add_row("time", "", "", "")
         for activity, seconds in spent.items():
             bar = ("#" if plain else "█") * round(30 * seconds / total)
-            table.add_row(f"[not bold]{activity}", f"{seconds / total:.1%}", bar, format_seconds(seconds))
+            table.add_row(Text(activity, "not bold"), f"{seconds / total:.1%}", bar, format_seconds(seconds))
         yield table
     parts = []
     if rate := metrics.images_per_second():
@@ -185,6 +193,7 @@ def _time(report: Report, *, plain: bool) -> Iterator[RenderableType]:
 
 def _kept(report: Report) -> RenderableType:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
@@ -193,10 +202,10 @@ def _kept(report: Report) -> RenderableType:
     table.add_row("checkpoints", "", "", "")
     for kept in report.checkpoints:
         score = "" if kept.score is None else f"mean accuracy {kept.score:.2%}"
-        table.add_row(f"[not bold]{kept.path.name}", kept.kind, format_bytes(kept.bytes), score)
+        table.add_row(Text(kept.path.name, "not bold"), kept.kind, format_bytes(kept.bytes), score)
     best = report.metrics.best()
     if best is not None and not any(kept.kind == "best" for kept in report.checkpoints):
-        table.add_row("[not bold]best epoch", str(best[0]), "", f"mean accuracy {best[1]:.2%}")
+        table.add_row(Text("best epoch", "not bold"), str(best[0]), "", f"mean accuracy {best[1]:.2%}")
     return table
 
 
