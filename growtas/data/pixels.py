@@ -1,4 +1,7 @@
-"""Decoded images in memory, resized and cropped but not normalised: a quarter of the float tensors' size."""
+"""Decoded images in memory, resized and cropped but not normalised: a quarter of the float tensors' size.
+
+Those that come from files are kept on disk too, see :mod:`growtas.data.cache`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from growtas.data.cache import files_key, load_entry, store_entry
 from growtas.data.images import ArraySet, ImageSet, Track, resolve, silent
 from growtas.data.preprocess import geometry
 
@@ -37,6 +41,8 @@ class Pixels:
         self.size = len(images) * int(np.prod(self._shape))
         self._kept = torch.empty((len(images), *self._shape), dtype=torch.uint8) if self.size <= MEMORY_LIMIT else None
         self._known = np.zeros(len(images), bool)
+        self._key: str | None = None
+        self._asked_cache = False
 
     def __len__(self) -> int:
         return len(self._images)
@@ -50,9 +56,11 @@ class Pixels:
         if self._kept is None:
             return self._read(indices)
         missing = np.unique(indices[~self._known[indices]])
-        if len(missing):
+        if len(missing) and not self._load_cached():
             self._kept[missing] = self._read(missing)
             self._known[missing] = True
+            if self._known.all() and self._key is not None and self._key == self._cache_key():  # no file changed meanwhile
+                store_entry(self._key, self._kept.numpy())
         return self._kept[torch.from_numpy(indices)]
 
     def load_all(self, track: Track[Any] = silent, title: str = "decoding images") -> Tensor:
@@ -60,6 +68,26 @@ class Pixels:
         chunks = np.array_split(np.arange(len(self)), max(1, len(self) // 256))
         parts = [self.take(chunk) for chunk in track(chunks, title)]
         return self._kept if self._kept is not None else torch.cat(parts)
+
+    def _cache_key(self) -> str | None:
+        """Names the cache's entry for these images; None for images that aren't files."""
+        paths = getattr(self._base, "paths", None)
+        if paths is None:
+            return None
+        resize = {key: self._record[key] for key in ("image_size", "crop_pct", "interpolation")}
+        return files_key((paths[index] for index in self._indices.tolist()), shape=self._shape, **resize)
+
+    def _load_cached(self) -> bool:
+        """Take all images from the cache, at the first time of asking."""
+        if self._asked_cache:
+            return False
+        self._asked_cache = True
+        self._key = self._cache_key()
+        entry = load_entry(self._key, (len(self), *self._shape)) if self._key is not None else None
+        if entry is not None:
+            self._kept = torch.from_numpy(entry)
+            self._known[:] = True
+        return entry is not None
 
     def _read(self, indices: NDArray[np.int64]) -> Tensor:
         if isinstance(self._base, ArraySet) and self._base.pixels.shape[1:3] == self._shape[1:]:

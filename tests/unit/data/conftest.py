@@ -6,6 +6,13 @@ import pytest
 from PIL import Image
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache of decoded images for each test."""
+    monkeypatch.setenv("GROWTAS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pixels"
+
+
 @pytest.fixture
 def write_tree():
     """Writes ``{"train/cat": 3, ...}``: noise images of odd sizes, so many in each class folder."""

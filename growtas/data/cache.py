@@ -1,0 +1,141 @@
+"""Decoded images on disk, so that a set is decoded once and not at every start.
+
+An entry is a ``.npy`` file of uint8 ``(n, C, height, width)`` that is mapped into memory. Its name is a hash over what its pixels
+hang on: path, size and modification time of every image file in order, how they were resized and cut, and the versions of the
+packages that did it. So an image that changed is never served as it was; the entry is just not found any more.
+
+The cache lies in ``$GROWTAS_CACHE``, else in ``~/.cache/growtas``; ``GROWTAS_CACHE=off`` does without. It is never the reason for an
+error: what can't be written is left out, what can't be read is decoded again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import timm
+import torchvision
+from numpy.typing import NDArray
+
+from growtas.errors import OutputError
+from growtas.files import replacing
+
+ENTRY_LIMIT = 2_000_000_000
+"""Bytes of an entry at most."""
+TOTAL_LIMIT = 5 * ENTRY_LIMIT
+"""Bytes of all entries; beyond it those that were not used for longest are removed."""
+_VERSION = 1
+_LIBRARIES = (PIL, torchvision, timm)
+_ABANDONED = 24 * 3600
+"""Seconds after which a half-written file belongs to a process that was killed."""
+
+
+def cache_folder() -> Path | None:
+    """The folder of the entries; None where there is to be no cache."""
+    named = os.environ.get("GROWTAS_CACHE", "")
+    if named == "off":
+        return None
+    try:
+        return Path(named).expanduser() if named else Path.home() / ".cache" / "growtas"
+    except RuntimeError:  # no home folder
+        return None
+
+
+def files_key(paths: Iterable[str], **facts: Any) -> str | None:
+    """Name of the entry made from some files.
+
+    Args:
+        paths: the files, in the order of their images.
+        facts: what else the pixels hang on, as JSON can hold it.
+
+    Returns:
+        64 hex digits, or None where a file can't be looked at: whoever decodes it will say what is wrong.
+    """
+    versions = [str(library.__version__) for library in _LIBRARIES]
+    digest = hashlib.sha256(json.dumps([_VERSION, versions, facts], sort_keys=True).encode())
+    try:
+        for path in paths:
+            stat = os.stat(path)
+            digest.update(os.fsencode(os.path.abspath(path)) + f"\0{stat.st_size} {stat.st_mtime_ns}\n".encode())
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def load_entry(key: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """The pixels of an entry, mapped into memory; what is written to them stays in this process.
+
+    Returns:
+        None where there is no whole entry of this shape.
+    """
+    if (path := _path(key)) is None:
+        return None
+    try:
+        pixels = np.lib.format.open_memmap(path, mode="c")
+        whole = pixels.shape == shape and pixels.dtype == np.uint8 and path.stat().st_size == pixels.offset + pixels.nbytes
+    except (OSError, ValueError, EOFError, MemoryError):  # absent, cut short, or not such a file at all
+        return None
+    if not whole or not pixels.flags.c_contiguous:
+        return None
+    with contextlib.suppress(OSError):  # another user's, or read-only
+        os.utime(path)  # was used now
+    return pixels
+
+
+def store_entry(key: str, pixels: NDArray[np.uint8]) -> bool:
+    """Keep pixels for :func:`load_entry`; several processes may do so at once.
+
+    Returns:
+        Whether they were kept; not so where they are too large, the disk is nearly full, or the folder can't be written.
+    """
+    path = _path(key)
+    if path is None or pixels.nbytes > ENTRY_LIMIT:
+        return False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(path.parent).free < 2 * pixels.nbytes:
+            return False
+        with replacing(path) as temporary:
+            # Written and not mapped: a disk that fills up meanwhile is an error here, but would kill a process that writes to a map.
+            with open(temporary, "wb") as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(pixels), allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
+        _tidy(path)
+    except (OSError, OutputError):
+        return False
+    return True
+
+
+def _path(key: str) -> Path | None:
+    folder = cache_folder()
+    return folder / "pixels" / f"{key}.npy" if folder is not None else None
+
+
+def _tidy(newest: Path) -> None:
+    """Remove what killed processes left half-written, and the oldest entries beyond the limit."""
+    entries = []
+    for path in newest.parent.iterdir():
+        try:
+            stat = path.stat()
+            if path.suffix == ".tmp" and stat.st_mtime < time.time() - _ABANDONED:
+                path.unlink()
+            elif path.suffix == ".npy":
+                entries.append((stat.st_mtime_ns, stat.st_size, path))
+        except FileNotFoundError:
+            continue  # another process was faster
+    total = sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries, key=lambda entry: (entry[2] == newest, entry[0])):
+        if total <= TOTAL_LIMIT:
+            return
+        path.unlink(missing_ok=True)  # whoever has it mapped keeps it
+        total -= size
