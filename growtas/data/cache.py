@@ -4,8 +4,8 @@ An entry is a ``.npy`` file of uint8 ``(n, C, height, width)`` that is mapped in
 hang on: path, size and modification time of every image file in order, how they were resized and cut, and the versions of the
 packages that did it. So an image that changed is never served as it was; the entry is just not found any more.
 
-The cache lies in ``$GROWTAS_CACHE``, else in ``~/.cache/growtas``; ``GROWTAS_CACHE=off`` does without. It is never the reason for an
-error: what can't be written is left out, what can't be read is decoded again.
+The cache lies in ``$GROWTAS_CACHE``, else in ``~/.cache/growtas``; ``GROWTAS_CACHE=off`` does without. It is never the reason for
+an error: what can't be written is left out, what can't be read is decoded again.
 """
 
 from __future__ import annotations
@@ -104,12 +104,11 @@ def store_entry(key: str, pixels: NDArray[np.uint8]) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(path.parent).free < 2 * pixels.nbytes:
             return False
-        with replacing(path) as temporary:
-            # Written and not mapped: a disk that fills up meanwhile is an error here, but would kill a process that writes to a map.
-            with open(temporary, "wb") as file:
-                np.lib.format.write_array(file, np.ascontiguousarray(pixels), allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
+        # Written and not mapped: a disk that fills up is an error here, but would kill a process that writes to a map.
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.lib.format.write_array(file, np.ascontiguousarray(pixels), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
         _tidy(path)
     except (OSError, OutputError):
         return False
