@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,42 +13,112 @@ import typer
 from growtas.cli.output import JsonOption, console, note, print_json, print_table, progress_console
 
 if TYPE_CHECKING:
+    from growtas.train.recipe import Recipe
     from growtas.train.session import Session
+
+
+_RECIPE, _DATA, _METHOD, _COMPUTE, _RUN = "Recipe", "Data", "Method", "Computing", "Run"
+"""Panels of ``--help``."""
 
 
 def train(
     run: Annotated[Path | None, typer.Argument(help="With --resume: the run's folder, by default the newest in --out.")] = None,
-    space: Annotated[str | None, typer.Option(help="Search space: a preset's name or a YAML file. Default: micro.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A recipe by its name, as `growtas recipes` lists them; by default chosen by space, data and method.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with recipe fields; goes before the recipe.", rich_help_panel=_RECIPE)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A recipe field, as in warmup_epochs=2; any number of them. Goes before --config.",
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Passes over the training images; warm-up and transitions scale along.", rich_help_panel=_RECIPE),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step, over all processes.", rich_help_panel=_RECIPE)] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=_RECIPE)] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(help="Decay of a moving average of the weights, which is then the result: 0.999.", rich_help_panel=_RECIPE),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Learn from a timm model, or a model.safetensors of growtas, too.", rich_help_panel=_RECIPE),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Start from the weights of a run, or of a supernet.safetensors.", rich_help_panel=_RECIPE),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.", rich_help_panel=_RECIPE)] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Images: digits (embedded, the default), fashion-mnist, a folder, or a timm name such as torch/cifar10."),
+        typer.Option(
+            help="Images: digits (embedded, the default), fashion-mnist, a folder, or a timm name such as torch/cifar10.",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data's files.")] = None,
-    method: Annotated[str | None, typer.Option(help="growtas (from small to large) or uniform.")] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training images; warm-up and transitions scale along.")
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data's files.", rich_help_panel=_DATA)] = None,
+    space: Annotated[
+        str | None, typer.Option(help="Search space: a preset's name or a YAML file. Default: micro.", rich_help_panel=_METHOD)
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="growtas (from small to large), growtas-plus, uniform, sandwich, shrinking, prenas or focusformer; "
+            "its own options are set with --set method_options.NAME=VALUE.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     transitions: Annotated[
-        str | None, typer.Option(help="Epochs T_1, T_2 ... at which the next subspace opens, as in 10,20.")
+        str | None,
+        typer.Option(help="Epochs T_1, T_2 ... at which the next subspace opens, as in 10,20; or auto.", rich_help_panel=_METHOD),
     ] = None,
-    stages: Annotated[int | None, typer.Option(help="Number K of nested subspaces.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
-    name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file with recipe fields; options given here go before it.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto (a GPU where there is one).")] = "auto",
-    workers: Annotated[int | None, typer.Option(help="Processes that decode images (recipes with augment: paper).")] = None,
+    stages: Annotated[int | None, typer.Option(help="Number K of nested subspaces.", rich_help_panel=_METHOD)] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto (a GPU where there is one).", rich_help_panel=_COMPUTE)] = "auto",
+    amp: Annotated[
+        str | None,
+        typer.Option(help="fp32, bf16, fp16, or auto (bf16 on a GPU that has it, the default).", rich_help_panel=_COMPUTE),
+    ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(
+            help="Parts that a batch is worked through in, one after the other, to save memory.", rich_help_panel=_COMPUTE
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that decode images (recipes with augment: paper).", rich_help_panel=_COMPUTE),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the runs.", rich_help_panel=_RUN)] = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="Name of the run's folder.", rich_help_panel=_RUN)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.", rich_help_panel=_RUN)] = False,
+    keep: Annotated[int | None, typer.Option(help="Newest checkpoints to keep, besides the best.", rich_help_panel=_RUN)] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.", rich_help_panel=_RUN)
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only show stages, steps, compute, memory and time; write nothing.", rich_help_panel=_RUN),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Train a supernet, from small subnets to large.
 
     Without options: the micro space on scikit-learn's digits, about a minute on two CPU cores. Every epoch is saved; Ctrl-C
-    loses at most the one that is running.
+    loses at most the one that is running. Options go before --set, --set before --config, --config before the recipe.
 
-    Example: growtas train --data fashion-mnist
+    Example: growtas train --data fashion-mnist --set label_smoothing=0.1 --dry-run
     """
     options: dict[str, Any] = {
         "space": space,
@@ -60,18 +131,27 @@ def train(
         "transitions": _epoch_list(transitions),
         "stages": stages,
         "workers": workers,
+        "init": init,
+        "accumulate": accumulate,
+        "ema_decay": ema,
+        "amp": amp,
+        "teacher": teacher,
+        "keep_checkpoints": keep,
     }
-    given = {key: value for key, value in options.items() if value is not None}
+    chosen = Chosen(recipe, config, settings or [], {key: value for key, value in options.items() if value is not None})
     folder = str(data_dir) if data_dir else None
+    if dry_run:
+        _show_plan(run, chosen, folder, device, resume=resume, as_json=json_)
+        return
     if resume:
-        session = _resumed(run, out, name, config, given, folder, device)
+        session = _resumed(run, out, name, chosen, folder, device)
     else:
-        session = _started(run, out, name, config, given, folder, device, quiet=json_)
+        session = _started(run, out, name, chosen, folder, device, quiet=json_)
     if not json_:
         _announce(session)
     try:
         with _progress(quiet=json_) as (observer, track):
-            info = session.train(observer, track)
+            info = session.train(observer, track, tensorboard=tensorboard, note=_silence if json_ else note)
     except KeyboardInterrupt:
         note(f"growtas: interrupted; continue with: growtas train --resume {session.run.path}")
         raise typer.Exit(130) from None
@@ -82,23 +162,63 @@ def train(
     _show_result(session, info)
 
 
-def _epoch_list(text: str | None) -> list[float] | None:
+@dataclass(frozen=True)
+class Chosen:
+    """What the command line says of the recipe.
+
+    Attributes:
+        recipe: its name.
+        config: a YAML file.
+        settings: ``KEY=VALUE`` each.
+        options: fields that have an option of their own.
+    """
+
+    recipe: str | None
+    config: Path | None
+    settings: Sequence[str]
+    options: Mapping[str, Any]
+
+    def resolve(self) -> Recipe:
+        """The recipe.
+
+        Raises:
+            ConfigError, SpaceError: see :func:`growtas.train.resolve.resolve_recipe`.
+        """
+        from growtas.train.config import parse_settings
+        from growtas.train.resolve import resolve_recipe
+
+        return resolve_recipe(self.config, self.options, recipe=self.recipe, settings=parse_settings(self.settings))
+
+
+def _silence(text: str) -> None:
+    del text
+
+
+def _epoch_list(text: str | None) -> list[float] | str | None:
     from growtas.errors import ConfigError
 
-    if text is None:
-        return None
+    if text is None or text == "auto":
+        return text
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--transitions {text!r} must be epochs divided by commas, as in 10,20") from None
+        raise ConfigError(f"--transitions {text!r} must be epochs divided by commas, as in 10,20, or auto") from None
+
+
+def _show_plan(run: Path | None, chosen: Chosen, folder: str | None, device: str, *, resume: bool, as_json: bool) -> None:
+    from growtas.cli.plan_view import show_plan
+    from growtas.errors import UsageError
+
+    if resume or run is not None:
+        raise UsageError("--dry-run is about a new training; leave out the run's folder and --resume")
+    show_plan(chosen.resolve(), folder, device, as_json=as_json)
 
 
 def _started(
     run: Path | None,
     out: Path,
     name: str | None,
-    config: Path | None,
-    given: dict[str, Any],
+    chosen: Chosen,
     folder: str | None,
     device: str,
     *,
@@ -109,10 +229,9 @@ def _started(
     if run is not None:
         raise UsageError(f"{run}: a run's folder is only for --resume; where new runs go is said with --out and --name")
     _check_place(out)
-    from growtas.train.resolve import resolve_recipe
     from growtas.train.session import start_session
 
-    recipe = resolve_recipe(config, given)
+    recipe = chosen.resolve()
     with _progress(quiet=quiet) as (_, track):
         return start_session(recipe, out=out, name=name, data_dir=folder, device=device, track=track)
 
@@ -128,14 +247,19 @@ def _check_place(out: Path) -> None:
     ensure_writable(nearest)
 
 
-def _resumed(
-    run: Path | None, out: Path, name: str | None, config: Path | None, given: dict[str, Any], folder: str | None, device: str
-) -> Session:
+def _resumed(run: Path | None, out: Path, name: str | None, chosen: Chosen, folder: str | None, device: str) -> Session:
+    from growtas.errors import UsageError
     from growtas.runs import find_run
+    from growtas.train.config import parse_settings
     from growtas.train.session import resume_session
 
     found = find_run(run if run is not None else out / name if name else None, out)
-    return resume_session(found, config=config, options=given, data_dir=folder, device=device)
+    if chosen.recipe is not None:
+        raise UsageError(
+            f"{found.path}: a run is continued with its own recipe; leave out --recipe, or start a new run without --resume"
+        )
+    given = {**parse_settings(chosen.settings), **chosen.options}
+    return resume_session(found, config=chosen.config, options=given, data_dir=folder, device=device)
 
 
 def _announce(session: Session) -> None:
@@ -169,7 +293,7 @@ class _Bar:
 def _progress(*, quiet: bool) -> Iterator[tuple[Any, Any]]:
     """An observer of the training and a tracker of loops, with a bar on stderr where that is a terminal."""
     from growtas.data.images import silent
-    from growtas.train.trainer import Silent
+    from growtas.train.observer import Silent
 
     if quiet or not progress_console().is_terminal:
         yield Silent(), silent
@@ -190,7 +314,7 @@ def _show_result(session: Session, info: dict[str, Any]) -> None:
     from rich.table import Table
 
     from growtas.costs import count_costs
-    from growtas.train.trainer import monitored
+    from growtas.train.probes import monitored
     from growtas.units import format_count
 
     space = session.run.space

@@ -9,13 +9,17 @@ import time
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 from growtas.checkpoint import load_tensors
 from growtas.cli import app
-from growtas.errors import ConfigError, OutputError, UsageError
+from growtas.cli.recipes import recipes
+from growtas.errors import CheckpointError, ConfigError, DataError, DeviceError, OutputError, UsageError
 from growtas.files import read_json_lines
 from growtas.runs import Run
+from growtas.train.recipes import RECIPES
+from growtas.train.resolve import resolve_recipe
 
 TINY = {
     "name": "tiny", "embed_dim": [8, 16], "num_heads": [1, 2], "mlp_ratio": [1, 2], "depth": [1, 2], "head_dim": 8,
@@ -123,11 +127,22 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
     ("arguments", "error", "message"),
     [
         (["--epochs", 0], ConfigError, "epochs is 0; it must be a whole number from 1"),
-        (["--transitions", "1,x"], ConfigError, "--transitions '1,x' must be epochs divided by commas, as in 10,20"),
+        (["--transitions", "1,x"], ConfigError, "--transitions '1,x' must be epochs divided by commas, as in 10,20, or auto"),
         (["--transitions", "3,2", "--stages", 3], ConfigError, "transitions must ascend"),
         (["--method", "grow"], ConfigError, "method is 'grow'; it must be growtas, growtas-plus, uniform"),
         (["--config", "no.yaml"], ConfigError, "no.yaml: the recipe can't be read"),
         (["runs/x"], UsageError, "a run's folder is only for --resume"),
+        (["--recipe", "growtas-q"], ConfigError, "no recipe is called 'growtas-q'; did you mean growtas-"),
+        (["--recipe", "transfer-cars"], ConfigError, "run it with `growtas finetune`"),
+        (["--set", "epochs"], ConfigError, "--set 'epochs' must be KEY=VALUE, as in warmup_epochs=2"),
+        (["--set", "method_options.randon=1", "--method", "sandwich"], ConfigError, "no option 'randon'; did you mean random?"),
+        (["--set", "epoch=3", "--dry-run"], ConfigError, "--set: unknown field 'epoch'; did you mean epochs?"),
+        (["--method", "growtas-plus", "--init", "none", "--dry-run"], CheckpointError, "none: init must be a run's folder"),
+        (["--dry-run", "--resume"], UsageError, "--dry-run is about a new training"),
+        (["--dry-run", "--data", "nowhere"], DataError, "'nowhere' is neither a known data set nor a folder"),
+        (["--dry-run", "--device", "tpu"], DeviceError, "unknown device 'tpu'"),
+        (["--ema", 2], ConfigError, "ema_decay is 2.0; it must be a number from 0 to 0.999999 or null"),
+        (["--accumulate", 3, "--dry-run"], ConfigError, "batch_size is 32, which can't be cut into 3 parts"),
         (["--resume"], UsageError, "no run in runs/; make one with `growtas train`"),
         (["runs/x", "--resume"], UsageError, "runs/x: no run here"),
         (["--out", "file/runs"], OutputError, "can't be written"),
@@ -147,3 +162,109 @@ def test_a_config_file(folder):
     invoke("--config", "recipe.yaml", "--name", "r", "--seed", 7)
     recipe = Run(folder / "runs" / "r").info["recipe"]
     assert (recipe["lr"], recipe["epochs"], recipe["seed"], recipe["subspaces"]) == (2e-3, 1, 7, [[8, 1], [None, None]])
+
+
+def test_options_go_before_set_before_the_file_before_the_recipe(folder):
+    (folder / "mine.yaml").write_text("recipe: digits-demo\nspace: ../tiny.yaml\nlr: 0.004\nmin_lr: 0.0002\nbatch_size: 64\n")
+    result = invoke(
+        "--config", "mine.yaml", "--set", "lr=5e-3", "--set", "min_lr=1e-4", "--set", "epochs=4", "--lr", 0.002,
+        "--dry-run", "--json",
+    )  # fmt: skip
+    recipe = json.loads(result.stdout)["recipe"]
+    assert (recipe["lr"], recipe["min_lr"], recipe["batch_size"], recipe["epochs"]) == (0.002, 0.0001, 64, 4)
+    assert (recipe["name"], recipe["crop_padding"]) == ("digits-demo", 1)
+    assert recipe["transitions"] == [pytest.approx(20 * 4 / 36)]
+
+
+def test_every_option_reaches_its_field(folder):
+    result = invoke(
+        "--space", "../tiny.yaml", "--transitions", "auto", "--accumulate", 2, "--ema", 0.99, "--amp", "bf16", "--teacher", "vit",
+        "--keep", 5, "--workers", 1, "--batch-size", 64, "--epochs", 4, "--seed", 3, "--stages", 2, "--dry-run", "--json",
+    )  # fmt: skip
+    content = json.loads(result.stdout)
+    wanted = {
+        "space": "../tiny.yaml", "transitions": "auto", "accumulate": 2, "ema_decay": 0.99, "amp": "bf16", "teacher": "vit",
+        "keep_checkpoints": 5, "workers": 1, "batch_size": 64, "epochs": 4, "seed": 3, "stages": 2,
+    }  # fmt: skip
+    assert {key: content["recipe"][key] for key in wanted} == wanted
+    assert len(content["remarks"]) == 2
+
+
+def test_a_dry_run_writes_nothing(folder):
+    result = invoke("--space", "../tiny.yaml", "--epochs", 4, "--set", "transitions=[1]", "--out", "new/runs", "--dry-run")
+    assert list(folder.iterdir()) == []
+    for text in (
+        "growtas on tiny, digits: 1,151 training images, 2 stages",
+        "embed_dim <= 8",
+        "32 (8 an epoch) of 128 images; 4,096 in all",
+        "0 to 1",
+        "1 to 4",
+    ):
+        assert text in result.stdout
+    assert "estimated from 9 timed passes of 32 images on this machine" in result.stdout
+    # Everything after the heading is a file for --config.
+    written = folder.parent / "shown.yaml"
+    written.write_text(result.stdout.partition("# the recipe, as --config takes it")[2])
+    again = json.loads(invoke("--config", written, "--dry-run", "--json").stdout)
+    assert again["recipe"]["transitions"] == [1.0]
+    assert [stage["steps"] for stage in again["stages"]] == [8, 24]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_dry_run_for_cuda_needs_no_gpu(folder):
+    result = invoke("--space", "../tiny.yaml", "--dry-run", "--device", "cuda")
+    assert "a process on cuda" in result.stdout
+    assert "no time is estimated" in result.stdout
+    assert "timed passes" not in result.stdout
+
+
+def test_a_dry_run_under_torchrun_shares_the_batch(folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    content = json.loads(invoke("--space", "../tiny.yaml", "--dry-run", "--json").stdout)
+    assert (content["processes"], content["batch_images"]) == (4, 128)
+
+
+def test_growtas_plus_goes_on_from_a_run(folder):
+    invoke("--space", "../tiny.yaml", "--epochs", 2, "--name", "first", "--set", "subspaces=[[8, 1], [null, null]]")
+    arguments = ("--space", "../tiny.yaml", "--method", "growtas-plus", "--init", "runs/first", "--epochs", 1)
+    planned = json.loads(invoke(*arguments, "--dry-run", "--json").stdout)
+    assert planned["recipe"]["subspaces"] == [[8, 1], [None, None]]
+    invoke(*arguments, "--name", "second")
+    assert Run(folder / "runs" / "second").info["recipe"] == planned["recipe"]
+
+
+def test_resuming_takes_no_recipe(folder):
+    invoke("--space", "../tiny.yaml", "--epochs", 1, "--name", "r")
+    run = Run(folder / "runs" / "r")
+    run.update(state="interrupted")
+    result = invoke("--resume", "--recipe", "digits-demo", fails=True)
+    assert "a run is continued with its own recipe" in str(result.exception)
+    result = invoke("--resume", "--set", "lr=1", fails=True)
+    assert "lr is 0.001 in this run and can't become 1.0" in str(result.exception)
+
+
+def recipes_command(*arguments, fails=False):
+    application = typer.Typer()
+    application.command()(recipes)
+    result = CliRunner().invoke(application, [*map(str, arguments)], catch_exceptions=fails)
+    assert fails or result.exit_code == 0, result.output
+    return result
+
+
+def test_the_list_of_recipes():
+    listed = json.loads(recipes_command("--json").stdout)["recipes"]
+    assert [entry["name"] for entry in listed] == list(RECIPES)
+    table = recipes_command().stdout
+    for entry in listed:
+        (line,) = [line for line in table.splitlines() if line.split()[:1] == [entry["name"]]]
+        assert line.split()[1:5] == [entry["space"], entry["data"], entry["method"], str(entry["epochs"])]
+        assert line.rstrip().endswith(entry["source"])
+
+
+def test_a_shown_recipe_is_a_file_for_config(folder):
+    shown = recipes_command("sandwich-s").stdout
+    assert "# measured: not measured with growtas" in shown
+    (folder / "mine.yaml").write_text(shown)
+    assert resolve_recipe(folder / "mine.yaml", {}) == RECIPES["sandwich-s"]()
+    assert json.loads(recipes_command("sandwich-s", "--json").stdout)["recipe"] == RECIPES["sandwich-s"]().to_dict()
+    assert "did you mean sandwich-" in str(recipes_command("sandwich-x", fails=True).exception)

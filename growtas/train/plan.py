@@ -1,0 +1,298 @@
+"""What a training will do, before it does it: stages, steps, learning rates, compute, memory and time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from growtas.costs import Costs, count_costs
+from growtas.data.loaders import batch_indices
+from growtas.data.parts import Parts, check_parts
+from growtas.errors import TrainingError
+from growtas.growth import Subspace
+from growtas.sampling import sample
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
+from growtas.train.estimates import MemoryEstimate, TimeEstimate, estimate_memory, time_passes
+from growtas.train.optimizer import make_scheduler
+from growtas.train.recipe import Recipe
+from growtas.train.step import BACKWARD
+from growtas.train.strategies import Fixed, Pass, ProgressivePlus, Shrinking, Strategy, make_strategy
+
+_DRAWS = 256
+"""Steps of a stage whose passes are drawn for its mean costs."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage.
+
+    Attributes:
+        number: from 1.
+        subspace: its caps.
+        subnets: how many different ones can be drawn, where caps say it; None where the method decides while it trains.
+        smallest, largest: costs of the smallest and the largest subnet that can be drawn, for one image.
+        first_epoch, epochs: when it begins and how long it is; fractions are legal.
+        steps: optimiser steps.
+        passes: forward and backward passes a step, on average.
+        macs: multiply-accumulates of a step's passes for one image, forward only, on average.
+    """
+
+    number: int
+    subspace: Subspace
+    subnets: int | None
+    smallest: Costs
+    largest: Costs
+    first_epoch: float
+    epochs: float
+    steps: int
+    passes: float
+    macs: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training before it begins.
+
+    Attributes:
+        recipe: what is planned.
+        space: the search space, with the data's number of classes.
+        device: ``cpu`` or ``cuda``.
+        processes: how many share a batch.
+        train_images: without the search split.
+        steps_per_epoch: optimiser steps.
+        batch_images: images a step; less than the recipe's ``batch_size`` where the set is smaller.
+        stages: in order.
+        lr: learning rate of the first step, the highest one, and that of the last step.
+        memory: estimated peak of a process.
+        time: estimated, or None where the device is not at hand.
+        remarks: what the numbers don't hold, a sentence each.
+    """
+
+    recipe: Recipe
+    space: SearchSpace
+    device: str
+    processes: int
+    train_images: int
+    steps_per_epoch: int
+    batch_images: int
+    stages: tuple[StagePlan, ...]
+    lr: tuple[float, float, float]
+    memory: MemoryEstimate
+    time: TimeEstimate | None
+    remarks: tuple[str, ...]
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def images(self) -> int:
+        """Images that all steps see together."""
+        return self.steps * self.batch_images
+
+    @property
+    def passes(self) -> float:
+        """Mean passes a step."""
+        return sum(stage.passes * stage.steps for stage in self.stages) / self.steps
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates of all passes, forward and backward (two forward passes' worth), teachers left out."""
+        return sum(stage.macs * stage.steps for stage in self.stages) * self.batch_images * (1 + BACKWARD)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form: counts, bytes, seconds, MACs."""
+        stages = []
+        for stage in self.stages:
+            caps = dataclasses.asdict(stage.subspace)
+            entry = {**dataclasses.asdict(stage), "subspace": {key: None if math.isinf(cap) else cap for key, cap in caps.items()}}
+            stages.append(entry)
+        return {
+            "space": self.space.name,
+            "device": self.device,
+            "processes": self.processes,
+            "train_images": self.train_images,
+            "steps_per_epoch": self.steps_per_epoch,
+            "batch_images": self.batch_images,
+            "steps": self.steps,
+            "images": self.images,
+            "passes": self.passes,
+            "macs": self.macs,
+            "lr": dict(zip(("start", "peak", "end"), self.lr, strict=True)),
+            "stages": stages,
+            "memory_bytes": {**dataclasses.asdict(self.memory), "total": self.memory.total},
+            "time": self.time.to_dict() if self.time else None,
+            "remarks": list(self.remarks),
+            "recipe": self.recipe.to_dict(),
+        }
+
+
+def make_plan(
+    recipe: Recipe,
+    space: SearchSpace,
+    train_images: int,
+    device: torch.device,
+    processes: int = 1,
+    *,
+    timed: bool = True,
+) -> Plan:
+    """Plan a training; nothing is written, and the global random generators stay as they are.
+
+    Args:
+        recipe: what to do.
+        space: with the data's number of classes.
+        train_images: without the search split.
+        device: where it is to be done; without a GPU, ``cuda`` is planned but not timed.
+        processes: how many share a batch.
+        timed: whether to time a few passes on the device.
+
+    Raises:
+        ConfigError: the recipe doesn't fit the space, or a batch can't be cut into so many parts.
+        DeviceError: the device can't compute in the recipe's precision.
+    """
+    strategy = make_strategy(recipe, space)
+    batches = batch_indices(np.arange(train_images), recipe.batch_size)
+    steps_per_epoch, batch_images = len(batches), len(batches[0])
+    check_parts(recipe.batch_size, train_images, batch_images, Parts.of_process(0, processes, recipe.accumulate))
+    remarks: list[str] = []
+    if recipe.transitions == "auto":
+        remarks.append("transitions are found during the training; the stages here are equally long")
+    if recipe.teacher is not None or recipe.method == "shrinking":
+        remarks.append("the teacher's forward passes and memory are not in the numbers")
+    stages = tuple(_stages(_scheduled(strategy), steps_per_epoch, remarks))
+    images_per_part = math.ceil(batch_images / (processes * recipe.accumulate))
+    largest = strategy.subnet if isinstance(strategy, Fixed) else space.largest
+    time = None
+    if timed and (device.type != "cuda" or torch.cuda.is_available()):
+        subnets = (largest,) if isinstance(strategy, Fixed) else (space.smallest, space.middle(), space.largest)
+        measured = time_passes(recipe, space, subnets, images_per_part, device)
+        time = TimeEstimate.of(measured, [(stage.steps, stage.passes, stage.macs) for stage in stages], batch_images / processes)
+    elif timed:
+        remarks.append("no time is estimated: torch finds no CUDA device here")
+    return Plan(
+        recipe=recipe,
+        space=space,
+        device=device.type,
+        processes=processes,
+        train_images=train_images,
+        steps_per_epoch=steps_per_epoch,
+        batch_images=batch_images,
+        stages=stages,
+        lr=learning_rates(recipe, steps_per_epoch),
+        memory=estimate_memory(recipe, space, largest, images_per_part, device),
+        time=time,
+        remarks=tuple(remarks),
+    )
+
+
+def learning_rates(recipe: Recipe, steps_per_epoch: int) -> tuple[float, float, float]:
+    """Learning rate of the first step, the highest one, and that of the last step, as the training's own scheduler gives them."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=recipe.lr)
+    scheduler = make_scheduler(optimizer, recipe, steps_per_epoch)
+    last = recipe.epochs * steps_per_epoch - 1
+    warmed = round(recipe.warmup_epochs * steps_per_epoch)
+    rates = []
+    # The rate rises to the end of the warm-up and falls from there on.
+    for step in (0, max(warmed - 1, 0), min(warmed, last), last):
+        scheduler.step_update(step)
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+    return rates[0], max(rates), rates[-1]
+
+
+def _scheduled(strategy: Strategy) -> Strategy:
+    """The strategy itself; for ``transitions: auto`` the one with equal stages, since nobody knows the real ones yet."""
+    if strategy.recipe.transitions != "auto":
+        return strategy
+    return make_strategy(dataclasses.replace(strategy.recipe, transitions=None, method_options={}), strategy.space)
+
+
+def _stages(strategy: Strategy, steps_per_epoch: int, remarks: list[str]) -> Iterator[StagePlan]:
+    steps = strategy.recipe.epochs * steps_per_epoch
+    first = 0
+    while first < steps:
+        stage = strategy.stage(first / steps_per_epoch)
+        after = _first_step_beyond(strategy, stage, first, steps, steps_per_epoch)
+        subnets, smallest, largest = _pool(strategy, stage, first / steps_per_epoch)
+        passes, macs = _mean_step(strategy, first, after, steps_per_epoch, remarks)
+        yield StagePlan(
+            number=stage + 1,
+            subspace=strategy.subspace(first / steps_per_epoch),
+            subnets=subnets,
+            smallest=smallest,
+            largest=largest,
+            first_epoch=first / steps_per_epoch,
+            epochs=(after - first) / steps_per_epoch,
+            steps=after - first,
+            passes=passes,
+            macs=macs,
+        )
+        first = after
+
+
+def _first_step_beyond(strategy: Strategy, stage: int, first: int, steps: int, steps_per_epoch: int) -> int:
+    """The first step of a later stage, by bisection: stages never go back."""
+    low, high = first, steps
+    while high - low > 1:
+        middle = (low + high) // 2
+        if strategy.stage(middle / steps_per_epoch) > stage:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _pool(strategy: Strategy, stage: int, epoch: float) -> tuple[int | None, Costs, Costs]:
+    """How many subnets a stage draws from, and the costs of the smallest and the largest of them."""
+    space = strategy.space
+    if isinstance(strategy, Fixed):
+        costs = count_costs(space, strategy.subnet)
+        return 1, costs, costs
+    if isinstance(strategy, ProgressivePlus):
+        count = space.size - strategy.frozen.restrict(space).size
+        return count, smallest_outside(space, strategy.frozen), count_costs(space, space.largest)
+    drawn = strategy.phases[stage] if isinstance(strategy, Shrinking) else strategy.subspace(epoch).restrict(space)
+    count_known = strategy.name != "prenas"
+    return drawn.size if count_known else None, count_costs(space, drawn.smallest), count_costs(space, drawn.largest)
+
+
+def smallest_outside(space: SearchSpace, inner: Subspace) -> Costs:
+    """The least params, and the least MACs, of a subnet of the space that a subspace doesn't hold.
+
+    Either the width is the first one above the cap, or a single block's MLP ratio is.
+    """
+    candidates = []
+    least = space.smallest
+    wider = [dim for dim in space.embed_dim if dim > inner.max_embed_dim]
+    if wider:
+        candidates.append(Subnet(wider[0], least.num_heads, least.mlp_ratio))
+    higher = [ratio for ratio in space.mlp_ratio if ratio > inner.max_mlp_ratio]
+    if higher:
+        candidates.append(Subnet(least.embed_dim, least.num_heads, (higher[0], *least.mlp_ratio[1:])))
+    costs = [count_costs(space, candidate) for candidate in candidates]
+    return Costs(params=min(cost.params for cost in costs), macs=min(cost.macs for cost in costs))
+
+
+def _mean_step(strategy: Strategy, first: int, after: int, steps_per_epoch: int, remarks: list[str]) -> tuple[float, float]:
+    """Mean passes of a stage's steps, and mean MACs of all of a step's passes, over steps spread evenly over the stage."""
+    steps = np.unique(np.linspace(first, after - 1, min(_DRAWS, after - first)).round().astype(int)).tolist()
+    draws = []
+    for step in steps:
+        try:
+            drawn = strategy.draw(step, step / steps_per_epoch)
+        except TrainingError:
+            # The method chooses its subnets with the data in hand, which comes later.
+            drawn = (Pass(sample(strategy.space, strategy.rng(step))),)
+            remark = f"{strategy.name} chooses its subnets when the training begins; the mean costs are of uniform draws"
+            if remark not in remarks:
+                remarks.append(remark)
+        draws.append(drawn)
+    macs = [sum(count_costs(strategy.space, chosen.subnet).macs for chosen in drawn) for drawn in draws]
+    return float(np.mean([len(drawn) for drawn in draws])), float(np.mean(macs))
