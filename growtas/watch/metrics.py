@@ -82,13 +82,8 @@ class Metrics:
     @cached_property
     def stages(self) -> tuple[tuple[int, int], ...]:
         """(stage, first epoch that ended in it), in order, for the stages after the one that the run begins with."""
-        found, before = [], None
-        for line in self.lines:
-            stage = line.get("stage")
-            if isinstance(stage, int) and before is not None and stage != before:
-                found.append((stage, int(line["epoch"])))
-            before = stage if isinstance(stage, int) else before
-        return tuple(found)
+        known = [(line["stage"], int(line["epoch"])) for line in self.lines if isinstance(line.get("stage"), int)]
+        return tuple(entry for entry, before in zip(known[1:], known, strict=False) if entry[0] != before[0])
 
     @property
     def seconds(self) -> float:

@@ -37,17 +37,17 @@ class TensorBoardLog:
         except ImportError:
             raise MissingExtra("tensorboard", "watch", "logging for TensorBoard") from None
         # TensorBoard hides this step too, and a line's step is the number of those that are complete.
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def add(self, metrics: Mapping[str, Any]) -> None:
         """Write a line of ``metrics.jsonl``; entries that are no numbers are left out."""
         for tag, value in _scalars(metrics):
-            self._writer.add_scalar(tag, value, metrics["step"])  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(tag, value, metrics["step"])
+        self._writer.flush()
 
     def close(self) -> None:
         """Close the event file; more than once is fine."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 def _scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
