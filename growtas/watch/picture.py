@@ -93,7 +93,7 @@ def _draw_chart(axes: Axes, chart: Chart) -> None:
     last = chart.series[0].last
     axes.set_title(chart.title if chart.named or last is None else f"{chart.title}: {chart.form(last)}", fontsize=10, loc="left")
     axes.set_xlabel("epoch", fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     if chart.percent:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
     axes.tick_params(labelsize=8)

@@ -184,7 +184,7 @@ def _time(report: Report, *, plain: bool) -> Iterator[RenderableType]:
     if compute.get("macs"):
         parts.append(f"{format_count(compute['macs'])} MACs of training")
     if compute.get("extra_macs"):
-        parts.append(f"{format_count(compute['extra_macs'])} MACs of the method's own")
+        parts.append(f"{format_count(compute['extra_macs'])} MACs of teachers and the method itself")
     if compute.get("passes"):
         parts.append(f"{compute['passes']:,.0f} passes")
     if parts:
