@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
@@ -150,17 +152,52 @@ def decode(file: IO[bytes]) -> Image.Image:
         return image
 
 
+def unreadable(images: ImageSet, track: Track[Any] = silent, title: str = "checking images") -> list[DataError]:
+    """Decode every image once, and give the errors of those that can't be, in order."""
+    base, indices = resolve(images)
+    if isinstance(base, ArraySet):
+        return []
+
+    def attempt(index: int) -> DataError | None:
+        try:
+            base.load(index)
+        except DataError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        chunks = np.array_split(indices, max(1, len(indices) // 64))
+        failures = [failure for chunk in track(chunks, title) for failure in pool.map(attempt, chunk.tolist())]
+    return [failure for failure in failures if failure is not None]
+
+
+def raise_unreadable(failures: Sequence[DataError], where: str) -> None:
+    """Raise the errors of unreadable images as one, if there are any.
+
+    Raises:
+        DataError: a single image's own; for more, how many there are, and which are the first.
+    """
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        # Each is "NAME: the image can't be read (REASON)".
+        named = [str(failure).replace(": the image can't be read", "") for failure in failures]
+        raise DataError(f"{where}: {len(failures)} images can't be read; replace or remove {listed(named, 5)}")
+
+
 def verify(images: ImageSet, track: Track[Any] = silent, title: str = "checking images") -> None:
     """Decode every image once.
 
     Raises:
-        DataError: naming the first that is unreadable.
+        DataError: some are unreadable; the message says how many, and names the first.
     """
-    base, indices = resolve(images)
-    if isinstance(base, ArraySet):
-        return
-    for index in track(indices.tolist(), title):
-        base.load(index)
+    raise_unreadable(unreadable(images, track, title), "the images")
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """``a, b and 7 more``: the first names, and the number of the rest."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _reason(error: Exception) -> str:

@@ -14,7 +14,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from growtas.data.folder import open_folder
 from growtas.data.idx import find_idx, read_idx
-from growtas.data.images import ArraySet, ImageSet, Subset, Track, resolve, silent, verify
+from growtas.data.images import ArraySet, ImageSet, Subset, Track, raise_unreadable, resolve, silent, unreadable
 from growtas.data.readers import PREFIXES, open_timm
 from growtas.data.split import complement, stratified_split
 from growtas.errors import DataError, choices
@@ -98,7 +98,7 @@ def open_data(name: str, data_dir: str | Path | None = None, *, track: Track[Any
 
     Raises:
         DataError: the set is unknown, absent or empty, has one class, a class without images, test images of other classes, or
-            an unreadable image.
+            unreadable images, of which the message names the first and counts the rest.
     """
     folder = Path(data_dir).expanduser().absolute() if data_dir is not None else None
     if name == "digits":
@@ -120,8 +120,8 @@ def open_data(name: str, data_dir: str | Path | None = None, *, track: Track[Any
         raise DataError(f"{name!r} is neither a known data set nor a folder; {hint}legal are {LEGAL}")
     data = _checked(_open_folder(path))
     if check_images and len(data.train) + len(data.test) <= VERIFY_LIMIT:
-        verify(data.train, track, "checking training images")
-        verify(data.test, track, "checking test images")
+        bad = [*unreadable(data.train, track, "checking training images"), *unreadable(data.test, track, "checking test images")]
+        raise_unreadable(bad, str(path))
     return data
 
 

@@ -18,10 +18,11 @@ def stratified_split(labels: NDArray[np.int64], count: int, rng: Generator) -> N
     """
     classes, sizes = np.unique(labels, return_counts=True)
     quota = sizes * count / max(len(labels), 1)
-    take = np.floor(quota).astype(np.int64)
+    take = np.minimum(np.floor(quota).astype(np.int64), sizes - 1)
     missing = count - int(take.sum())
-    take[np.argsort(-(quota - take), kind="stable")[:missing]] += 1
-    take = np.minimum(take, sizes - 1)
+    # A class that has no image to spare gets no remainder either; it goes to the next one.
+    able = np.flatnonzero(take < sizes - 1)
+    take[able[np.argsort(-(quota - take)[able], kind="stable")[:missing]]] += 1
     parts = [rng.permutation(np.flatnonzero(labels == c))[:k] for c, k in zip(classes, take, strict=True)]
     return np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.int64)
 

@@ -46,6 +46,18 @@ def test_too_few_images_for_a_split(tmp_path, write_tree):
         cut_search_split(data, 0)
 
 
+def test_tiny_classes_keep_an_image_and_the_split_says_what_it_took(tmp_path, write_tree):
+    counts = {"one": 1, "two": 2, "many": 41, "more": 56}
+    write_tree(tmp_path, {f"train/{name}": count for name, count in counts.items()} | {"val/one": 1})
+    data = open_data(str(tmp_path))
+    for seed in range(5):
+        split = cut_search_split(data, seed)
+        taken = np.bincount(data.train.labels[split["search"]], minlength=4)
+        assert split["per_class"] == dict(zip(data.class_names, taken.tolist(), strict=True))
+        assert split["per_class"] == {"many": 8, "more": 11, "one": 0, "two": 1}
+        assert len(set(split["search"])) == 20
+
+
 def test_sets_of_a_run(tmp_path):
     data = open_data("digits")
     run = make_run(tmp_path, data)

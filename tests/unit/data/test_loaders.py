@@ -152,12 +152,9 @@ def test_an_abandoned_epoch_leaves_nothing_behind(files):
             assert torch.equal(la, lb)
 
 
-@pytest.mark.parametrize("in_chans", [1, 3])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("channels", "in_chans"), [(1, 1), (1, 3), (3, 3)])
 @pytest.mark.parametrize("alike", [True, False])
 def test_batches_are_normalised_to_the_last_bit(in_chans, channels, alike):
-    if in_chans < channels:
-        pytest.skip("no such pixels")
     record = {**RECORD, "in_chans": in_chans, "mean": [0.5, 0.47, 0.1], "std": [0.23, 0.3, 0.9]}
     record = {**record, **{key: record[key][:1] * in_chans if alike else record[key][:in_chans] for key in ("mean", "std")}}
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, channels, 8, 8)).astype(np.uint8))

@@ -1,7 +1,10 @@
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from growtas.data.images import verify
 from growtas.data.sources import FASHION_MNIST_CLASSES, open_data
 from growtas.errors import DataError
 
@@ -119,6 +122,30 @@ def test_a_corrupt_image_is_found_before_the_training(tmp_path, write_tree, cut)
     with pytest.raises(DataError, match=r"^[^\n]*dog/3\.png: the image can't be read \([^\n]*\)$"):
         open_data(str(tmp_path), track=track, check_images=True)
     assert shown[0] == "checking training images"
+
+
+def test_all_corrupt_images_are_counted(tmp_path, write_tree):
+    write_tree(tmp_path, {"train/cat": 90, "train/dog": 5, "val/cat": 3})
+    broken = [f"train/cat/{i}.png" for i in (3, 12, 40, 77)] + ["train/dog/1.png", "val/cat/0.png", "val/cat/2.png"]
+    for name in broken:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        open_data(str(tmp_path), check_images=True)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}: 7 images can't be read; replace or remove {tmp_path}/train/")
+    assert message.endswith("(no image format that Pillow knows) and 2 more")
+    assert [name for name in broken if f"{tmp_path}/{name} (no image" in message] == broken[:5]
+
+
+def test_two_corrupt_images_are_both_named(tmp_path, write_tree):
+    images = open_data(str(write_tree(tmp_path, {"cat": 5, "dog": 5}))).train
+    broken = [images.describe(2), images.describe(5)]
+    for path in broken:
+        open(path, "wb").close()
+    reason = "no image format that Pillow knows"
+    message = f"the images: 2 images can't be read; replace or remove {broken[0]} ({reason}), {broken[1]} ({reason})"
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        verify(images)
 
 
 @pytest.mark.parametrize(

@@ -33,3 +33,23 @@ def test_complement():
     assert complement(np.array([1, 3]), 5).tolist() == [0, 2, 4]
     with pytest.raises(IndexError):
         complement(np.array([5]), 5)
+
+
+def test_classes_of_one_or_two_images():
+    # 0 and 1 have one image, 2 to 5 have two, 6 has ninety: a fifth of 100 is wanted, 18 of them from class 6.
+    labels = np.array([0, 1, *[2, 3, 4, 5] * 2, *[6] * 90])
+    for seed in range(20):
+        counts = np.bincount(labels[stratified_split(labels, 20, np.random.default_rng(seed))], minlength=7)
+        assert counts.tolist() == [0, 0, 1, 1, 0, 0, 18]
+
+
+def test_what_single_images_cannot_give_comes_from_other_classes():
+    labels = np.array([*range(30), *[30] * 31, *[31] * 31])
+    counts = np.bincount(labels[stratified_split(labels, 18, np.random.default_rng(0))], minlength=32)
+    assert counts[:30].sum() == 0
+    # 30 single images would give 5.9 of 18 and can't; each class takes at most one above its share of 6.07.
+    assert counts[30:].tolist() == [7, 7]
+
+
+def test_nothing_to_spare():
+    assert len(stratified_split(np.arange(9), 3, np.random.default_rng(0))) == 0

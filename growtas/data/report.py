@@ -1,0 +1,265 @@
+"""What a data set holds, and what is odd about it: looked at before the first step of a training."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from growtas.data.evaluation import search_indices
+from growtas.data.images import ArraySet, ImageSet, Subset, Track, listed, raise_unreadable, resolve, silent
+from growtas.data.sources import VERIFY_LIMIT, Data
+from growtas.data.split import complement
+from growtas.errors import DataError
+
+SAMPLED = 200
+"""Images of a split whose size and mode are looked at, at most."""
+IMBALANCE = 10
+"""How many times the images of the smallest class the largest may have before the report warns."""
+_GREY = ("1", "L", "LA", "La", "I", "I;16", "F")
+_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What one split holds.
+
+    Attributes:
+        name: ``train`` (without the search images), ``search`` or ``test``.
+        images: how many.
+        classes: how many of the set's classes have images here.
+        smallest, largest: the classes with the fewest and the most images; the first of them by label where several have as many.
+        fewest, median, most: images a class, over all classes of the set.
+        sizes: ``WIDTHxHEIGHT`` of the sampled images and how many have it, the most frequent first.
+        modes: Pillow's colour modes of the sampled images, likewise.
+        sampled: how many images were sampled.
+    """
+
+    name: str
+    images: int
+    classes: int
+    smallest: str
+    largest: str
+    fewest: int
+    median: float
+    most: int
+    sizes: Mapping[str, int]
+    modes: Mapping[str, int]
+    sampled: int
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What a data set holds.
+
+    Attributes:
+        name, data_dir: as in :class:`growtas.data.sources.Data`.
+        classes: how many the set has.
+        image_size, in_chans: what the network takes.
+        splits: train, search and test.
+        duplicates: test images that lie in the training set too, as (test image, training image); None where it was not looked at,
+            because there are too many.
+        warnings: a sentence for each thing that is odd but possible.
+    """
+
+    name: str
+    data_dir: str | None
+    classes: int
+    image_size: int
+    in_chans: int
+    splits: tuple[SplitReport, ...]
+    duplicates: tuple[tuple[str, str], ...] | None
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in JSON's types."""
+        return dataclasses.asdict(self)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The report as (label, value) lines to print."""
+        where = f" in {self.data_dir}" if self.data_dir else ""
+        rows = [("data", f"{self.name}{where}, {self.classes} classes")]
+        for split in self.splits:
+            classes = "" if split.classes == self.classes else f" of {split.classes} classes"
+            each = f"{split.fewest} to {split.most}, median {split.median:g}" if split.fewest < split.most else str(split.most)
+            rows.append((split.name, f"{split.images:,} images{classes}, {each} a class"))
+        train = self.splits[0]
+        if train.fewest < train.most:
+            rows.append(("classes", f"smallest {train.smallest} ({train.fewest}), largest {train.largest} ({train.most})"))
+        modes = ", ".join(dict.fromkeys(mode for split in self.splits for mode in split.modes))
+        rows.append(("images", f"sizes {_size_range(self.splits)}, modes {modes}"))
+        rows.append(("network input", f"{self.image_size}x{self.image_size}, {_channels(self.in_chans)}"))
+        if self.duplicates is not None:
+            rows.append(("duplicates", f"{len(self.duplicates) or 'no'} test images are training images too"))
+        return [*rows, *(("warning", warning) for warning in self.warnings)]
+
+
+def check_data(data: Data, split: Mapping[str, Any], record: Mapping[str, Any], track: Track[Any] = silent) -> DataReport:
+    """Look at a data set before the training.
+
+    Args:
+        data: the set.
+        split: its search split, as ``split.json`` has it.
+        record: the preprocessing.
+        track: shows progress.
+
+    Raises:
+        DataError: sampled images are unreadable; the message counts them and names the first.
+    """
+    search = search_indices(split)
+    parts = {
+        "train": Subset(data.train, complement(search, len(data.train))),
+        "search": Subset(data.train, search),
+        "test": data.test,
+    }
+    failures: list[DataError] = []
+    splits = tuple(_look_at(name, images, data.class_names, track, failures) for name, images in parts.items())
+    raise_unreadable(failures, data.data_dir or data.name)
+    duplicates = find_duplicates(data.train, data.test, track)
+    return DataReport(
+        name=data.name,
+        data_dir=data.data_dir,
+        classes=len(data.class_names),
+        image_size=record["image_size"],
+        in_chans=record["in_chans"],
+        splits=splits,
+        duplicates=duplicates,
+        warnings=tuple(_warnings(data, parts, splits, record, duplicates or ())),
+    )
+
+
+def find_duplicates(train: ImageSet, test: ImageSet, track: Track[Any] = silent) -> tuple[tuple[str, str], ...] | None:
+    """Test images that are training images too, byte for byte: names of the test image and of the first training image like it.
+
+    Files are compared as files, images in memory by their pixels.
+
+    Returns:
+        None where there are more than :data:`growtas.data.sources.VERIFY_LIMIT` images, or where they can't be compared undecoded.
+    """
+    contents = [_contents(images) for images in (train, test)]
+    if len(train) + len(test) > VERIFY_LIMIT or contents[0] is None or contents[1] is None:
+        return None
+    (train_sizes, read_train), (test_sizes, read_test) = contents[0], contents[1]
+    # Only what has the size of an image of the other set need be read.
+    alike = np.intersect1d(train_sizes, test_sizes)
+    seen: dict[bytes, int] = {}
+    for index in track(np.flatnonzero(np.isin(train_sizes, alike)).tolist(), "looking for duplicates"):
+        seen.setdefault(read_train(index), index)
+    found = []
+    for index in np.flatnonzero(np.isin(test_sizes, alike)).tolist():
+        if (other := seen.get(read_test(index))) is not None:
+            found.append((test.describe(index), train.describe(other)))
+    return tuple(found)
+
+
+def _contents(images: ImageSet) -> tuple[NDArray[np.int64], Callable[[int], bytes]] | None:
+    """Size in bytes of each image, and a function that hashes one; None where there are neither arrays nor files."""
+    base, indices = resolve(images)
+    if isinstance(base, ArraySet):
+        pixels = base.pixels
+        sizes = np.full(len(images), pixels[0].nbytes if len(pixels) else 0)
+        return sizes, lambda index: hashlib.sha256(pixels[indices[index]].tobytes()).digest()
+    paths: Sequence[str] | None = getattr(base, "paths", None)
+    if paths is None:
+        return None
+    chosen = [Path(paths[index]) for index in indices.tolist()]
+    try:
+        sizes = np.array([path.stat().st_size for path in chosen], np.int64)
+    except OSError as error:
+        raise DataError(f"{error.filename}: the image can't be read ({error.strerror})") from None
+    return sizes, lambda index: hashlib.sha256(chosen[index].read_bytes()).digest()
+
+
+def _look_at(
+    name: str, images: ImageSet, class_names: tuple[str, ...], track: Track[Any], failures: list[DataError]
+) -> SplitReport:
+    counts = np.bincount(images.labels, minlength=len(class_names))
+    sizes: Counter[str] = Counter()
+    modes: Counter[str] = Counter()
+    places = np.unique(np.linspace(0, len(images) - 1, min(SAMPLED, len(images))).round().astype(np.int64))
+    for index in track(places.tolist(), f"looking at {name} images"):
+        try:
+            image = images.load(index)
+        except DataError as error:
+            failures.append(error)
+            continue
+        sizes[f"{image.width}x{image.height}"] += 1
+        modes[_mode(image)] += 1
+    return SplitReport(
+        name=name,
+        images=len(images),
+        classes=int((counts > 0).sum()),
+        smallest=class_names[int(counts.argmin())],
+        largest=class_names[int(counts.argmax())],
+        fewest=int(counts.min()),
+        median=float(np.median(counts)),
+        most=int(counts.max()),
+        sizes=dict(sizes.most_common()),
+        modes=dict(modes.most_common()),
+        sampled=len(places),
+    )
+
+
+def _mode(image: Image.Image) -> str:
+    """Pillow's mode; a palette with transparent colours goes as the PA that it is."""
+    return "PA" if image.mode == "P" and "transparency" in image.info else image.mode
+
+
+def _warnings(
+    data: Data,
+    parts: Mapping[str, ImageSet],
+    splits: tuple[SplitReport, ...],
+    record: Mapping[str, Any],
+    duplicates: Sequence[tuple[str, str]],
+) -> list[str]:
+    train = splits[0]
+    warnings = []
+    if train.most > IMBALANCE * train.fewest:
+        warnings.append(
+            f"the classes are uneven: {train.largest} has {train.most} training images, {train.smallest} only {train.fewest}"
+        )
+    for split in splits:
+        absent = np.setdiff1d(np.arange(len(data.class_names)), parts[split.name].labels)
+        if len(absent):
+            names = listed([data.class_names[label] for label in absent], 5)
+            warnings.append(f"{split.name}: {len(absent)} of {len(data.class_names)} classes have no image ({names})")
+    if small := [size for split in splits for size in split.sizes if min(_sides(size)) < record["image_size"]]:
+        smallest = min(small, key=lambda size: min(_sides(size)))
+        warnings.append(f"images as small as {smallest} are enlarged to the network's {record['image_size']} pixels")
+    modes = {mode for split in splits for mode in split.modes}
+    if record["in_chans"] == 3 and (grey := sorted(modes & set(_GREY))):
+        warnings.append(f"grey images ({', '.join(grey)}) are converted to RGB, three channels alike; in_chans: 1 would need fewer")
+    if record["in_chans"] == 1 and (coloured := sorted(modes - set(_GREY))):
+        warnings.append(f"colour images ({', '.join(coloured)}) are converted to grey, the network's one channel")
+    if alpha := sorted(modes & set(_ALPHA)):
+        warnings.append(f"transparency ({', '.join(alpha)}) is dropped: transparent pixels show the colour that is stored in them")
+    if duplicates:
+        pairs = listed([f"{test} = {train}" for test, train in duplicates], 3)
+        warnings.append(f"{len(duplicates)} of {len(data.test)} test images are training images too, byte for byte ({pairs})")
+    return warnings
+
+
+def _sides(size: str) -> tuple[int, int]:
+    width, height = size.split("x")
+    return int(width), int(height)
+
+
+def _size_range(splits: Sequence[SplitReport]) -> str:
+    """The sizes of all splits: each where they are few, else the smallest and the largest by area."""
+    sizes = list(dict.fromkeys(size for split in splits for size in split.sizes))
+    if len(sizes) <= 3:
+        return ", ".join(sizes)
+    ordered = sorted(sizes, key=lambda size: int(np.prod(_sides(size))))
+    return f"{ordered[0]} to {ordered[-1]} ({len(sizes)} different)"
+
+
+def _channels(count: int) -> str:
+    return "1 channel (grey)" if count == 1 else f"{count} channels"
