@@ -1,7 +1,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growtas.errors import ConfigError
@@ -48,7 +48,7 @@ def test_settings_of_method_options_come_together():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("given_text", "message"),
     [
         (["epochs"], "--set 'epochs' must be KEY=VALUE, as in warmup_epochs=2"),
         (["=3"], "--set '=3' must be KEY=VALUE"),
@@ -61,9 +61,9 @@ def test_settings_of_method_options_come_together():
         (["recipe=growtas-t"], "--set: unknown field 'recipe'"),
     ],
 )
-def test_wrong_settings(settings, message):
+def test_wrong_settings(given_text, message):
     with pytest.raises(ConfigError, match=message):
-        parse_settings(settings)
+        parse_settings(given_text)
 
 
 # Precedence
@@ -156,6 +156,7 @@ def test_every_recipe_is_read_back(tmp_path, name):
     assert resolve_recipe(path, {}, methods=methods) == recipe
 
 
+@settings(deadline=None)  # a file is written
 @given(
     lr=st.floats(1e-30, 1e30),
     decay=st.none() | st.floats(0, 0.999999),

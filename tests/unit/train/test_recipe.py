@@ -118,3 +118,35 @@ def test_a_wrong_file(tmp_path, text, message):
 def test_an_absent_file(tmp_path):
     with pytest.raises(ConfigError, match="the recipe can't be read"):
         read_config(tmp_path / "no.yaml")
+
+
+def test_layers_follow_each_other():
+    base = Recipe(epochs=30, warmup_epochs=3, transitions=[20])
+    both = base.override({"epochs": 60, "warmup_epochs": 9}, {"epochs": 20})
+    assert both == base.override({"epochs": 60, "warmup_epochs": 9}).override({"epochs": 20})
+    assert (both.warmup_epochs, both.transitions) == (3, (pytest.approx(40 / 3),))
+
+
+def test_only_the_outcome_of_layers_must_be_legal():
+    assert Recipe().override({"lr": 1e-9}, {"min_lr": 0}).lr == 1e-9
+    assert Recipe().override({"epochs": "many", "warmup_epochs": "few"}, {"epochs": 3, "warmup_epochs": 1}).epochs == 3
+    with pytest.raises(ConfigError, match="epochs is 'many'; it must be a whole number"):
+        Recipe().override({"epochs": "many"}, {"lr": 1})
+    with pytest.raises(ConfigError, match="recipe: unknown field 'epoch'"):
+        Recipe().override({}, {"epoch": 3})
+
+
+def test_a_method_without_transitions_drops_them_whatever_else_changes():
+    recipe = Recipe(epochs=30, transitions=[20], subspaces=[[32, None], [None, None]])
+    plus = recipe.override({"method": "growtas-plus", "init": "x", "epochs": 10})
+    assert (plus.transitions, plus.subspaces) == (None, recipe.subspaces)
+    assert recipe.override({"method": "sandwich", "epochs": 10}).subspaces is None
+
+
+def test_method_options_add_up_within_a_method():
+    recipe = Recipe(method="focusformer", method_options={"every": 3, "budgets": 2})
+    assert recipe.override({"method_options": {"every": 4}}).method_options == {"every": 4, "budgets": 2}
+    assert recipe.override({"method": "sandwich", "method_options": {"random": 1}}).method_options == {"random": 1}
+    assert recipe.override({"method": "sandwich"}).method_options == {}
+    with pytest.raises(ConfigError, match="method_options is 3; it must be a mapping"):
+        recipe.override({"method_options": 3})

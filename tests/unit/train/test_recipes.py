@@ -1,5 +1,6 @@
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 from timm.data import create_dataset
@@ -117,3 +118,28 @@ def test_every_field_has_its_line_and_its_check():
     from growtas.train.legal import LEGAL
 
     assert set(LEGAL) == set(names)
+
+
+DOCS = (Path(__file__).parents[3] / "docs" / "recipes.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_page_says_what_the_registry_says(name):
+    entry = RECIPES[name]
+    assert f"| {name} | `{entry.command}` | {entry.source} | {entry.expected} | {entry.measured} |" in DOCS.splitlines()
+
+
+def test_the_page_names_no_other_recipes():
+    rows = re.findall(r"^\| ([\w-]+) \| `growtas", DOCS, re.MULTILINE)
+    assert sorted(rows) == sorted(RECIPES)
+
+
+def test_the_page_s_example_is_a_recipe(tmp_path):
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(example)
+    recipe = resolve_recipe(path, {})
+    assert (recipe.warmup_epochs, recipe.transitions) == (4, (50,))  # as the page says below
+    assert (recipe.lr, recipe.batch_size, recipe.ema_decay, recipe.auto_augment) == (5e-4, 512, 0.9998, "rand-m9-mstd0.5-inc1")
+    assert resolve_recipe(path, {"epochs": 50}).warmup_epochs == 2
+    assert resolve_recipe(path, {"epochs": 50}, settings={"warmup_epochs": 4}).warmup_epochs == 4
