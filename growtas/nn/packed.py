@@ -1,114 +1,287 @@
-"""The attention of :mod:`growtas.nn.relative` for the CPU: one autograd function over the packed q, k, v.
+"""The attention half of a block for the CPU, as one autograd function; see :mod:`growtas.nn.fused`.
 
-PyTorch's CPU flash attention recomputes the logits in its backward pass, wants the one-hot columns in every product (their
-gradients too, which nobody needs), and autograd copies q, k and v several times on the way in and out. At the lengths of image
-tokens it is faster to keep the attention weights and to write each intermediate once, where it is needed.
+The formulas are those of :mod:`growtas.nn.relative`. PyTorch's CPU flash attention recomputes the logits in its backward pass and
+wants the one-hot columns in every product (their gradients too, which nobody needs). At the lengths of image tokens it is faster
+to keep the attention weights. Kept besides are the tokens, q, k, v, the masses and the projection's input; all else is computed
+again, a few images at a time.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from growtas.nn.fused import Gradient, leading, normalise, normalise_backward, parts
 
 if TYPE_CHECKING:
     from growtas.nn.relative import GridIndex
 
-_PART_BYTES = 1 << 20
+PART_BYTES = 2 << 20
 
 
-def packed_attention(qkv: Tensor, key_table: Tensor, value_table: Tensor, heads: int, grid: GridIndex) -> Tensor:
-    """Attention with the relative terms; the constant cls value is not added.
+@dataclass(frozen=True)
+class Layout:
+    """How the tokens' channels are cut.
+
+    Attributes:
+        heads: number of heads.
+        grid: the indices for the tokens.
+        interleaved: rows 0, 3, 6, ... of the qkv weight are q's, 1, 4, 7, ... k's, 2, 5, 8, ... v's, instead of three blocks.
+        residual: add the tokens to the result.
+    """
+
+    heads: int
+    grid: GridIndex
+    interleaved: bool
+    residual: bool
+
+    def parts(self, batch: int, tokens: int) -> list[slice]:
+        """The batch in parts with at most ``PART_BYTES`` of attention weights (float32): softmax finds them in the cache."""
+        return parts(batch, max(1, PART_BYTES // (4 * self.heads * tokens * tokens)))
+
+    def rows(self, weight: Tensor, width: int, dim: int) -> Tensor:
+        """The used block of a qkv weight in q, k, v order, ``(3, width, dim)``: a view."""
+        block = leading(weight, 3 * width, dim)
+        return block.unflatten(0, (width, 3)).transpose(0, 1) if self.interleaved else block.unflatten(0, (3, width))
+
+
+def fused_attention(
+    x: Tensor,
+    norm: nn.LayerNorm | None,
+    qkv: nn.Linear,
+    tables: tuple[Tensor, Tensor, Tensor],
+    proj: nn.Linear,
+    layout: Layout,
+) -> Tensor:
+    """``proj(attention(qkv(norm(x))))`` with the leading blocks of the weights, where :func:`growtas.nn.fused.fusable` allows it.
 
     Args:
-        qkv: ``(batch, N, 3 * heads * head_dim)``: q, k and v, each head by head.
-        key_table, value_table: unrolled tables, ``(D, head_dim)``; see :func:`growtas.nn.relative.unroll_tables`.
-        heads: number of heads.
-        grid: the indices for these N tokens.
+        x: ``(batch, N, dim)``.
+        norm, qkv, proj: at least as wide as is needed; without ``norm``, x is normalised already.
+        tables: the unrolled key and value tables, ``(D, head_dim)``, and the constant cls value, ``(head_dim,)``; see
+            :func:`growtas.nn.relative.unroll_tables`.
+        layout: heads and indices.
 
     Returns:
-        ``(batch, N, heads * head_dim)``.
+        ``(batch, N, dim)``.
     """
-    return _PackedAttention.apply(qkv, key_table, value_table, heads, grid)
+    norms = (None, None) if norm is None else (norm.weight, norm.bias)
+    inputs = (x, *norms, qkv.weight, qkv.bias, *tables, proj.weight, proj.bias)
+    if torch.is_grad_enabled():
+        return _FusedAttention.apply(*inputs, layout)
+    return _forward(*inputs, layout, None)
 
 
-class _PackedAttention(torch.autograd.Function):
-    """Tensors are kept as (batch * heads, N, columns); "wide" ones hold head_dim columns, then the L grid lines."""
+class _Kept:
+    """What the backward pass wants of the forward pass; each is written part by part."""
 
+    def __init__(self, x: Tensor, width: int, layout: Layout) -> None:
+        batch, tokens, _ = x.shape
+        groups, lines = batch * layout.heads, layout.grid.onehot.shape[1]
+        self.qkv, self.context = x.new_empty(batch * tokens, 3 * width), x.new_empty(batch * tokens, width)
+        self.weights, self.masses = x.new_empty(groups, tokens, tokens), x.new_empty(groups, tokens, lines)
+
+
+class _Part:
+    """Views of one part's rows and scratch memory. "Wide" tensors hold head_dim columns, then the L grid lines."""
+
+    def __init__(self, like: Tensor, images: int, tokens: int, head_dim: int, layout: Layout) -> None:
+        self.heads, self.tokens, self.head_dim, self.grid = layout.heads, tokens, head_dim, layout.grid
+        self.lines = layout.grid.onehot.shape[1]
+        self.like, self.groups = like, images * layout.heads
+        self.onehot = layout.grid.onehot.to(like.dtype)
+
+    def wide(self, *, onehot: bool = False) -> Tensor:
+        """Scratch memory ``(groups, N, head_dim + L)``, on request with the constant columns filled in."""
+        scratch = self.like.new_empty(self.groups, self.tokens, self.head_dim + self.lines)
+        if onehot:
+            scratch[..., self.head_dim :] = self.onehot
+        return scratch
+
+    def by_head(self, grouped: Tensor) -> Tensor:
+        """The leading head_dim columns of ``(groups, N, columns)`` as ``(images, heads, N, head_dim)``: a view."""
+        return grouped.view(-1, self.heads, self.tokens, grouped.shape[-1])[..., : self.head_dim]
+
+    def split(self, qkv: Tensor) -> Tensor:
+        """Rows of q, k, v as ``(3, images, heads, N, head_dim)``: a view."""
+        return qkv.view(-1, self.tokens, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+
+    def narrow(self, wide: Tensor) -> Tensor:
+        """The leading head_dim columns of a wide tensor as a matrix: a view."""
+        return wide.view(-1, wide.shape[-1])[:, : self.head_dim]
+
+    def to_lines(self, by_distance: Tensor, groups: int) -> Tensor:
+        """``(groups * N, D)`` -> ``(groups, N, L)``: what belongs to each query's grid lines."""
+        return by_distance.view(groups, self.tokens, -1).gather(-1, self.grid.lines.expand(groups, -1, -1))
+
+    def to_distances(self, by_line: Tensor) -> Tensor:
+        """The inverse: ``(groups, N, L)`` -> ``(groups * N, D)``."""
+        placed = by_line.gather(-1, self.grid.distances.expand(len(by_line), -1, -1))
+        return placed.view(-1, placed.shape[-1])
+
+
+def _forward(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    key_table: Tensor,
+    value_table: Tensor,
+    cls_value: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    layout: Layout,
+    kept: _Kept | None,
+) -> Tensor:
+    batch, tokens, dim = x.shape
+    heads, head_dim = layout.heads, key_table.shape[1]
+    width, x = heads * head_dim, x.contiguous().view(-1, dim)
+    weight = layout.rows(qkv_weight, width, dim).reshape(3 * width, dim).t()
+    bias, to_out, out_bias = qkv_bias[: 3 * width], leading(proj_weight, dim, width).t(), proj_bias[:dim]
+    slices = layout.parts(batch, tokens)
+    images = slices[0].stop if slices else 0
+    part = _Part(x, images, tokens, head_dim, layout)
+    scratch = None if kept is not None else _Kept(x.view(batch, tokens, dim)[:images], width, layout)
+    query, key, out = part.wide(), part.wide(onehot=True), torch.empty_like(x)
+
+    for slots in slices:
+        count, rows = slots.stop - slots.start, slice(slots.start * tokens, slots.stop * tokens)
+        groups = slice(slots.start * heads, slots.stop * heads)
+        if kept is None:
+            assert scratch is not None
+            held, held_rows, held_groups = scratch, slice(0, count * tokens), slice(0, count * heads)
+        else:
+            held, held_rows, held_groups = kept, rows, groups
+        tokens_in = x[rows]
+        normed = tokens_in if norm_weight is None or norm_bias is None else normalise(tokens_in, norm_weight, norm_bias)[0]
+        q, k, v = part.split(torch.addmm(bias, normed, weight, out=held.qkv[held_rows]))
+
+        query_part, key_part = query[: count * heads], key[: count * heads]
+        torch.mul(q, head_dim**-0.5, out=part.by_head(query_part))
+        query_part[..., head_dim:] = part.to_lines(part.narrow(query_part) @ key_table.t(), count * heads)
+        part.by_head(key_part).copy_(k)
+        # With one image the reshape alone would be a view with q, k and v's strides.
+        value = v.reshape(count * heads, tokens, head_dim).contiguous()
+
+        weights, masses = held.weights[held_groups], held.masses[held_groups]
+        torch.bmm(query_part, key_part.transpose(1, 2), out=weights)
+        torch.softmax(weights, -1, out=weights)
+        torch.mm(weights.view(-1, tokens), part.onehot, out=masses.view(-1, part.lines))
+        attended = torch.bmm(weights, value)
+        attended.view(-1, head_dim).addmm_(part.to_distances(masses), value_table)
+
+        context = held.context[held_rows]
+        torch.add(part.by_head(attended).transpose(1, 2), cls_value, out=context.view(count, tokens, heads, head_dim))
+        torch.addmm(out_bias, context, to_out, out=out[rows])
+        if layout.residual:
+            out[rows].add_(tokens_in)
+    return out.view(batch, tokens, dim)
+
+
+class _FusedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, key_table: Tensor, value_table: Tensor, heads: int, grid: GridIndex) -> Tensor:
-        batch, tokens, width = qkv.shape
-        head_dim, lines = width // (3 * heads), grid.onehot.shape[1]
-        groups, wide, split = batch * heads, head_dim + lines, (batch, heads, tokens, head_dim)
-        q, k, v = qkv.view(batch, tokens, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
-        onehot = grid.onehot.to(qkv.dtype)
-
-        query, key = qkv.new_empty(groups, tokens, wide), qkv.new_empty(groups, tokens, wide)
-        torch.mul(q, head_dim**-0.5, out=query.view(*split[:3], wide)[..., :head_dim])
-        terms = query.view(-1, wide)[:, :head_dim] @ key_table.t()
-        query[..., head_dim:] = terms.view(groups, tokens, -1).gather(-1, grid.lines.expand(groups, -1, -1))
-        key.view(*split[:3], wide)[..., :head_dim] = k
-        key[..., head_dim:] = onehot
-        # At batch 1 the reshape alone would be a view with the packed strides.
-        value = v.reshape(groups, tokens, head_dim).contiguous()
-
-        weights, attended = qkv.new_empty(groups, tokens, tokens), torch.empty_like(value)
-        masses = qkv.new_empty(groups, tokens, lines)
-        for part in _parts(groups, tokens):
-            torch.bmm(query[part], key[part].transpose(1, 2), out=weights[part])
-            torch.softmax(weights[part], -1, out=weights[part])
-            torch.bmm(weights[part], value[part], out=attended[part])
-            torch.mm(weights[part].view(-1, tokens), onehot, out=masses[part].view(-1, lines))
-        placed = masses.gather(-1, grid.distances.expand(groups, -1, -1))
-        attended.view(-1, head_dim).addmm_(placed.view(groups * tokens, -1), value_table)
-
-        ctx.save_for_backward(query, key, value, weights, masses, key_table, value_table)
-        ctx.heads, ctx.grid = heads, grid
-        return attended.view(split).transpose(1, 2).reshape(batch, tokens, heads * head_dim)
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
+        *weights, layout = rest
+        x, key_table = x.contiguous(), weights[4]
+        kept = _Kept(x, layout.heads * key_table.shape[1], layout)
+        out = _forward(x, *weights, layout, kept)
+        ctx.save_for_backward(x, kept.qkv, kept.context, kept.weights, kept.masses, *weights)
+        ctx.layout = layout
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, weights, masses, key_table, value_table = ctx.saved_tensors
-        heads, grid = ctx.heads, ctx.grid
-        groups, tokens, wide = query.shape
-        batch, head_dim = groups // heads, value.shape[-1]
-        split = (batch, heads, tokens, head_dim)
-        lines, distances = grid.lines.expand(groups, -1, -1), grid.distances.expand(groups, -1, -1)
+        x, kept_qkv, kept_context, kept_weights, kept_masses, *weights = ctx.saved_tensors
+        norm_weight, norm_bias, qkv_weight, qkv_bias, key_table, value_table, cls_value, proj_weight, proj_bias = weights
+        layout: Layout = ctx.layout
+        batch, tokens, dim = x.shape
+        heads, head_dim, wanted = layout.heads, key_table.shape[1], ctx.needs_input_grad
+        width, x, grad = heads * head_dim, x.view(-1, dim), grads[0].reshape(-1, dim).contiguous()
+        weight = layout.rows(qkv_weight, width, dim).reshape(3 * width, dim)
+        to_out = leading(proj_weight, dim, width)
 
-        # Values: out = weights v + placed masses x table.
-        grad = query.new_empty(groups, tokens, wide)
-        grad.view(*split[:3], wide)[..., :head_dim] = grads[0].view(batch, tokens, heads, head_dim).transpose(1, 2)
-        narrow = grad.view(-1, wide)[:, :head_dim]
-        grad_value_table = masses.gather(-1, distances).view(groups * tokens, -1).t() @ narrow
-        grad[..., head_dim:] = (narrow @ value_table.t()).view(groups, tokens, -1).gather(-1, lines)
-        wide_value = torch.cat([value, key[..., head_dim:]], dim=-1)
+        has_norm = norm_weight is not None
+        into_norm = (Gradient(norm_weight, (dim,), wanted[1]), Gradient(norm_bias, (dim,), wanted[2])) if has_norm else ()
+        into_weight = Gradient(weight, (3 * width, dim), wanted[3])
+        into_bias = Gradient(qkv_bias, (3 * width,), wanted[4])
+        into_key, into_value = Gradient(key_table, (), wanted[5]), Gradient(value_table, (), wanted[6])
+        into_cls = Gradient(cls_value, (), wanted[7])
+        into_out, into_out_bias = Gradient(proj_weight, (dim, width), wanted[8]), Gradient(proj_bias, (dim,), wanted[9])
+        grad_x = torch.empty_like(x) if any(wanted[:3]) else None
 
-        # Keys and queries: logits = [q, terms] [k, onehot], terms from q x table.
-        grad_query, grad_key, grad_value = torch.empty_like(query), torch.empty_like(value), torch.empty_like(value)
-        scratch = query.new_empty(_parts(groups, tokens)[0].stop, tokens, tokens)
-        for part in _parts(groups, tokens):
-            grad_logits = scratch[: part.stop - part.start]
-            torch.bmm(grad[part], wide_value[part].transpose(1, 2), out=grad_logits)
-            torch.ops.aten._softmax_backward_data.out(grad_logits, weights[part], -1, weights.dtype, grad_input=grad_logits)
-            torch.bmm(grad_logits, key[part], out=grad_query[part])
-            torch.bmm(grad_logits.transpose(1, 2), query[part][..., :head_dim], out=grad_key[part])
-            torch.bmm(weights[part].transpose(1, 2), grad[part][..., :head_dim], out=grad_value[part])
-        grad_terms = grad_query[..., head_dim:].gather(-1, distances).view(groups * tokens, -1)
-        grad_key_table = grad_terms.t() @ query.view(-1, wide)[:, :head_dim]
-        grad_query.view(-1, wide)[:, :head_dim].addmm_(grad_terms, key_table)
+        slices = layout.parts(batch, tokens)
+        images = slices[0].stop if slices else 0
+        part = _Part(x, images, tokens, head_dim, layout)
+        wide_key, wide_value, wide_grad, wide_grad_query = part.wide(onehot=True), part.wide(onehot=True), part.wide(), part.wide()
+        logits, queries = x.new_empty(images * heads, tokens, tokens), x.new_empty(images * heads, tokens, head_dim)
+        grad_qkv = x.new_empty(images * tokens, 3 * width)
+        for slots in slices:
+            count, rows = slots.stop - slots.start, slice(slots.start * tokens, slots.stop * tokens)
+            some, groups = count * heads, slice(slots.start * heads, slots.stop * heads)
+            grad_rows, attention = grad[rows], kept_weights[groups]
+            q, k, v = part.split(kept_qkv[rows])
+            key, value, grad_out, grad_query = (t[:some] for t in (wide_key, wide_value, wide_grad, wide_grad_query))
 
-        grad_qkv = query.new_empty(batch, tokens, 3, heads, head_dim)
-        into = grad_qkv.permute(2, 0, 3, 1, 4)
-        torch.mul(grad_query.view(*split[:3], wide)[..., :head_dim], head_dim**-0.5, out=into[0])
-        into[1].copy_(grad_key.view(split))
-        into[2].copy_(grad_value.view(split))
-        return grad_qkv.view(batch, tokens, -1), grad_key_table, grad_value_table, None, None
+            # Projection.
+            into_out_bias.add_rows(grad_rows)
+            into_out.add_product(grad_rows.t(), kept_context[rows])
+            grad_context = (grad_rows @ to_out).view(count, tokens, heads, head_dim)
+            into_cls.add_rows(grad_context.view(-1, head_dim))
+
+            # Values: out = weights v + placed masses x table.
+            part.by_head(grad_out).copy_(grad_context.transpose(1, 2))
+            narrow = part.narrow(grad_out)
+            into_value.add_product(part.to_distances(kept_masses[groups]).t(), narrow)
+            grad_out[..., head_dim:] = part.to_lines(narrow @ value_table.t(), some)
+
+            # Keys and queries: logits = [q, terms] [k, onehot], terms from q x table.
+            query = queries[:some]
+            torch.mul(q, head_dim**-0.5, out=part.by_head(query))
+            part.by_head(key).copy_(k)
+            part.by_head(value).copy_(v)
+            grad_logits = logits[:some]
+            torch.bmm(grad_out, value.transpose(1, 2), out=grad_logits)
+            torch.ops.aten._softmax_backward_data.out(grad_logits, attention, -1, attention.dtype, grad_input=grad_logits)
+            torch.bmm(grad_logits, key, out=grad_query)
+            grad_terms = part.to_distances(grad_query[..., head_dim:])
+            into_key.add_product(grad_terms.t(), query.view(-1, head_dim))
+            part.narrow(grad_query).addmm_(grad_terms, key_table)
+            into_q, into_k, into_v = part.split(grad_qkv[: count * tokens])
+            torch.mul(part.by_head(grad_query), head_dim**-0.5, out=into_q)
+            into_k.copy_(part.by_head(torch.bmm(grad_logits.transpose(1, 2), query)))
+            into_v.copy_(part.by_head(torch.bmm(attention.transpose(1, 2), grad_out[..., :head_dim])))
+
+            # q, k, v from the tokens.
+            grad_part, tokens_in = grad_qkv[: count * tokens], x[rows]
+            normed, mean, rstd = normalise(tokens_in, norm_weight, norm_bias) if has_norm else (tokens_in, None, None)
+            into_bias.add_rows(grad_part)
+            into_weight.add_product(grad_part.t(), normed)
+            if grad_x is not None:
+                to_tokens = grad_part @ weight
+                if has_norm:
+                    to_tokens = normalise_backward(to_tokens, tokens_in, mean, rstd, norm_weight, *into_norm)
+                if layout.residual:
+                    torch.add(to_tokens, grad_rows, out=grad_x[rows])
+                else:
+                    grad_x[rows] = to_tokens
+
+        qkv_gradient = _whole_qkv(into_weight.whole, qkv_weight, layout, width, dim)
+        norms = tuple(gradient.whole for gradient in into_norm) if has_norm else (None, None)
+        to_x = grad_x.view(batch, tokens, dim) if grad_x is not None and wanted[0] else None
+        rest = (into_bias, into_key, into_value, into_cls, into_out, into_out_bias)
+        return to_x, *norms, qkv_gradient, *(gradient.whole for gradient in rest), None
 
 
-def _parts(groups: int, tokens: int) -> list[slice]:
-    """Slices of the batch whose attention weights (float32) fit a core's cache, so that softmax finds them there."""
-    size = max(1, _PART_BYTES // (4 * tokens * tokens))
-    return [slice(start, min(start + size, groups)) for start in range(0, groups, size)]
+def _whole_qkv(gradient: Tensor | None, weight: Tensor, layout: Layout, width: int, dim: int) -> Tensor | None:
+    """A gradient in q, k, v order, put back into the rows of the whole weight."""
+    if gradient is None or (gradient.shape == weight.shape and not layout.interleaved):
+        return gradient
+    whole = torch.zeros_like(weight)
+    layout.rows(whole, width, dim).copy_(gradient.view(3, width, dim))
+    return whole

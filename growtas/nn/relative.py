@@ -32,8 +32,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growtas.nn.packed import packed_attention
-
 
 @dataclass(frozen=True)
 class GridIndex:
@@ -113,6 +111,9 @@ def relative_attention(
 ) -> Tensor:
     """Attention with 2-D relative position on keys and values (AutoFormer, Section 3; layout in the module's text).
 
+    The general form, by scaled_dot_product_attention: for GPUs, exporters and autocast. :mod:`growtas.nn.packed` computes the same
+    on the CPU.
+
     Args:
         qkv: ``(batch, N, 3 * heads * head_dim)``: q, k and v, each head by head.
         key_tables, value_tables: (vertical, horizontal), each ``(2 * max_relative_position + 2, head_dim)``.
@@ -124,13 +125,6 @@ def relative_attention(
     """
     key_table, _ = unroll_tables(*key_tables, grid)
     value_table, cls_value = unroll_tables(*value_tables, grid)
-    fused = qkv.device.type == "cpu" and qkv.dtype == key_table.dtype and not torch.compiler.is_compiling()
-    attend = packed_attention if fused else _sdpa_attention
-    return attend(qkv, key_table, value_table, heads, grid) + cls_value.to(qkv.dtype).repeat(heads)
-
-
-def _sdpa_attention(qkv: Tensor, key_table: Tensor, value_table: Tensor, heads: int, grid: GridIndex) -> Tensor:
-    """The same as :func:`growtas.nn.packed.packed_attention`, by scaled_dot_product_attention: for GPUs and exporters."""
     batch, tokens, width = qkv.shape
     head_dim = width // (3 * heads)
     q, k, v = qkv.view(batch, tokens, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
@@ -142,4 +136,4 @@ def _sdpa_attention(qkv: Tensor, key_table: Tensor, value_table: Tensor, heads: 
     )
     masses = attended[..., head_dim:].gather(-1, grid.distances.expand(every))
     out = attended[..., :head_dim] + masses @ value_table.to(q.dtype)
-    return out.transpose(1, 2).reshape(batch, tokens, heads * head_dim)
+    return out.transpose(1, 2).reshape(batch, tokens, heads * head_dim) + cls_value.to(qkv.dtype).repeat(heads)

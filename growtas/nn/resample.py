@@ -9,6 +9,8 @@ The patch size stays, so another resolution is another grid of patches. What a m
 
 Why not keep the tables, with distances beyond m clipped as in training? Then each head would look at the same number of patches and
 so at 1 / s of the image, while the absolute positions are stretched over the whole of it. Interpolation keeps what a head looks at.
+Measured on a ``micro`` supernet trained on digits of 28 pixels, with images of 56 (largest subnet, no training there): 85.8 %
+interpolated, 69.9 % clipped; docs/finetune.md has more.
 
 Three details:
 

@@ -11,8 +11,10 @@ from timm.layers import drop_path
 from torch import Tensor, nn
 
 from growtas.nn.architecture import Architecture
+from growtas.nn.fused import LAYER_NORM_EPS, fusable
+from growtas.nn.mlp import fused_mlp
 from growtas.nn.relative import grid_index, relative_attention
-from growtas.nn.vit import LAYER_NORM_EPS, Attention, Block, VisionTransformer
+from growtas.nn.vit import Attention, Block, VisionTransformer
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
@@ -73,12 +75,20 @@ class Supernet(nn.Module):
         """The attention half of block ``index`` with its residual; ``(batch, N, embed_dim)`` -> the same shape."""
         block = self.blocks[index]
         assert isinstance(block, Block)
+        if block.attn.fusable(x, block.norm1):
+            keep = not self._drop_rate(index)
+            out = block.attn.fused(x, block.norm1, residual=keep, num_heads=num_heads, interleaved=True)
+            return out if keep else x + self._drop_path(out, index)
         return x + self._drop_path(self._attention(_layer_norm(x, block.norm1), block.attn, num_heads), index)
 
     def mlp_layer(self, x: Tensor, index: int, hidden_dim: int) -> Tensor:
         """The MLP half of block ``index`` with its residual; ``(batch, N, embed_dim)`` -> the same shape."""
         block = self.blocks[index]
         assert isinstance(block, Block)
+        if fusable(x, (block.norm2, block.fc1, block.fc2)):
+            keep = not self._drop_rate(index)
+            out = fused_mlp(x, block.norm2, block.fc1, block.fc2, hidden_dim, residual=keep)
+            return out if keep else x + self._drop_path(out, index)
         dim = x.shape[-1]
         y = F.linear(_layer_norm(x, block.norm2), block.fc1.weight[:hidden_dim, :dim], block.fc1.bias[:hidden_dim])
         return x + self._drop_path(F.linear(F.gelu(y), block.fc2.weight[:dim, :hidden_dim], block.fc2.bias[:dim]), index)
@@ -97,8 +107,11 @@ class Supernet(nn.Module):
         return F.linear(out, attn.proj.weight[:dim, :width], attn.proj.bias[:dim])
 
     def _drop_path(self, x: Tensor, index: int) -> Tensor:
-        rate = self.drop_path_rate * index / max(self.space.max_depth - 1, 1)
+        rate = self._drop_rate(index)
         return drop_path(x, rate, self.training) if rate else x
+
+    def _drop_rate(self, index: int) -> float:
+        return self.drop_path_rate * index / max(self.space.max_depth - 1, 1) if self.training else 0.0
 
 
 def _layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:

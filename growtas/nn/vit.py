@@ -13,9 +13,10 @@ from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
 from growtas.nn.architecture import Architecture
-from growtas.nn.relative import grid_index, relative_attention
-
-LAYER_NORM_EPS = 1e-5
+from growtas.nn.fused import LAYER_NORM_EPS, fusable
+from growtas.nn.mlp import fused_mlp
+from growtas.nn.packed import Layout, fused_attention
+from growtas.nn.relative import grid_index, relative_attention, unroll_tables
 
 
 class RelativeTables(nn.Module):
@@ -49,6 +50,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, N, embed_dim)`` -> the same shape."""
+        if self.fusable(x, None):
+            return self.fused(x, None, residual=False)
         batch, tokens, _ = x.shape
         qkv = self.qkv(x)
         if self.max_relative_position is None:
@@ -58,6 +61,28 @@ class Attention(nn.Module):
             grid = grid_index(self.grid_size, self.grid_size, self.max_relative_position, str(x.device))
             out = relative_attention(qkv, self.relative_key(), self.relative_value(), self.num_heads, grid)
         return self.proj(out)
+
+    def fusable(self, x: Tensor, norm: nn.Module | None) -> bool:
+        """Whether :meth:`fused` may stand in for ``norm``, if given, and this module; see :func:`growtas.nn.fused.fusable`."""
+        if self.max_relative_position is None:
+            return False
+        norms = () if norm is None else (norm,)
+        # This module's own hooks are somebody's business who calls it, and then they are not left out.
+        holders = (self.relative_key, self.relative_value) if norm is None else (self, self.relative_key, self.relative_value)
+        return fusable(x, (self.qkv, self.proj, *norms), holders)
+
+    def fused(
+        self, x: Tensor, norm: nn.LayerNorm | None, *, residual: bool, num_heads: int | None = None, interleaved: bool = False
+    ) -> Tensor:
+        """The fused form for tokens of any width up to the weights': ``forward(norm(x))``, plus ``x`` with ``residual``.
+
+        ``num_heads`` and ``interleaved`` are a supernet's: fewer heads, and its order of the qkv weight's rows.
+        """
+        assert self.max_relative_position is not None
+        grid = grid_index(self.grid_size, self.grid_size, self.max_relative_position, "cpu")
+        key_table, _ = unroll_tables(*self.relative_key(), grid)
+        layout = Layout(num_heads or self.num_heads, grid, interleaved, residual)
+        return fused_attention(x, norm, self.qkv, (key_table, *unroll_tables(*self.relative_value(), grid)), self.proj, layout)
 
 
 class Block(nn.Module):
@@ -75,7 +100,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, N, embed_dim)`` -> the same shape."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+        keep = not self.training or isinstance(self.drop_path, nn.Identity)
+        if type(self.attn) is Attention and self.attn.fusable(x, self.norm1):
+            out = self.attn.fused(x, self.norm1, residual=keep)
+            x = out if keep else x + self.drop_path(out)
+        else:
+            x = x + self.drop_path(self.attn(self.norm1(x)))
+        if fusable(x, (self.norm2, self.fc1, self.fc2)):
+            out = fused_mlp(x, self.norm2, self.fc1, self.fc2, self.fc1.out_features, residual=keep)
+            return out if keep else x + self.drop_path(out)
         return x + self.drop_path(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 
 

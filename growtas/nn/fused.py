@@ -1,0 +1,116 @@
+"""When the halves of a block may run as one autograd function each, and what those functions share.
+
+Plain autograd keeps every intermediate of a block. The functions of :mod:`growtas.nn.packed` and :mod:`growtas.nn.mlp` keep the
+few that are dear to compute again, and go through the batch in parts whose intermediates stay in the processor's cache: what
+lies between two matrix products is then read and written there, and never becomes a tensor as long as the batch.
+
+Weights are handed over whole, and the leading block that belongs to the tokens' width is cut inside: a view, not a copy that
+autograd would keep. Their gradients are whole as well, zero outside of the block.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-5
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def fusable(x: Tensor, layers: Iterable[nn.Module], holders: Iterable[nn.Module] = ()) -> bool:
+    """Whether a fused half may stand in for the modules: an ordinary CPU tensor in float32 (or float64), and nobody watching.
+
+    Compilers, exporters, autocast and functorch need operations that they can see; hooks, and layers that were replaced or
+    parametrised, need to be called.
+
+    Args:
+        x: the half's input.
+        layers: the half's layers; each must be a Linear with bias or a LayerNorm, and nothing derived from them.
+        holders: modules whose own forward pass would be left out, or that hold parameters used.
+    """
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or type(x) not in (Tensor, nn.Parameter):
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
+        return False
+    # Function.apply asks the same question, to raise an error.
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return all(_is_plain(layer, x.dtype) for layer in layers) and not any(_is_watched(holder, x.dtype) for holder in holders)
+
+
+def _is_plain(layer: nn.Module, dtype: torch.dtype) -> bool:
+    if type(layer) not in (nn.Linear, nn.LayerNorm) or _is_watched(layer, dtype):
+        return False
+    return all(type(value) in (Tensor, nn.Parameter) for value in (layer.weight, layer.bias))
+
+
+def _is_watched(module: nn.Module, dtype: torch.dtype) -> bool:
+    hooked = any(getattr(module, name) for name in _HOOKS)
+    return hooked or any(p.dtype != dtype or p.device.type != "cpu" for p in module.parameters(recurse=False))
+
+
+class Gradient:
+    """The gradient of a weight of which a block was used: whole, zero at first and outside of the block; summed up part by part.
+
+    Attributes:
+        whole: in the weight's shape; None where no gradient is asked for.
+        block: the used block, a view of ``whole``.
+    """
+
+    def __init__(self, weight: Tensor, block: tuple[int, ...], wanted: bool) -> None:
+        self.whole = torch.zeros_like(weight, memory_format=torch.contiguous_format) if wanted else None
+        self.block = None if self.whole is None else leading(self.whole, *block)
+
+    def add(self, value: Tensor) -> None:
+        """Add a part's gradient."""
+        if self.block is not None:
+            self.block.add_(value)
+
+    def add_rows(self, value: Tensor) -> None:
+        """Add the sum over the leading axis: a bias' gradient."""
+        if self.block is not None:
+            self.block.add_(value.sum(0))
+
+    def add_product(self, a: Tensor, b: Tensor) -> None:
+        """Add the matrix product ``a @ b``."""
+        if self.block is not None:
+            self.block.addmm_(a, b)
+
+
+def leading(weight: Tensor, *sizes: int) -> Tensor:
+    """The leading block of a weight, as a view."""
+    for axis, size in enumerate(sizes):
+        weight = weight.narrow(axis, 0, size)
+    return weight
+
+
+def normalise(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer norm of ``(rows, dim)`` with the leading entries of weight and bias; also the mean and the inverse deviation."""
+    dim = x.shape[1]
+    return torch.native_layer_norm(x, (dim,), weight[:dim], bias[:dim], LAYER_NORM_EPS)
+
+
+def normalise_backward(
+    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, grad_weight: Gradient, grad_bias: Gradient
+) -> Tensor:
+    """Gradient of :func:`normalise` for the input; the parameters' are added up."""
+    dim = x.shape[1]
+    mask = [True, grad_weight.whole is not None, grad_bias.whole is not None]
+    weight = weight[:dim]
+    grad_x, to_weight, to_bias = torch.ops.aten.native_layer_norm_backward(grad, x, (dim,), mean, rstd, weight, weight, mask)
+    grad_weight.add(to_weight)
+    grad_bias.add(to_bias)
+    return grad_x
+
+
+def parts(count: int, most: int) -> list[slice]:
+    """``range(count)`` in as few slices of at most ``most`` as can be, of sizes as equal as can be; none is longer than the first.
+
+    Matrix products pay for every part, and more for a small one, so there is no short rest at the end.
+    """
+    number = -(-count // most)
+    bounds = [-(-count * i // number) for i in range(number + 1)] if number else [0]
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
