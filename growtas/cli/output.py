@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
     from rich.table import Table
 
+MAIN = os.environ.get("RANK", "0") == "0"
+"""Whether this process talks: among those that torchrun started, only number 0 does."""
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
 
 
@@ -21,7 +25,7 @@ def console() -> Console:
     """The console for tables and results (stdout)."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, quiet=not MAIN)
 
 
 @cache
@@ -29,7 +33,7 @@ def progress_console() -> Console:
     """The console for progress bars and notes (stderr), so that stdout stays clean for results."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, quiet=not MAIN)
 
 
 def progress(*columns: ProgressColumn, hidden: bool) -> Progress:
@@ -48,15 +52,17 @@ def print_table(table: Table) -> None:
         from rich.measure import Measurement
 
         wide = out.options.update(max_width=10_000)
-        out = Console(highlight=False, width=max(out.width, Measurement.get(out, wide, table).maximum))
+        out = Console(highlight=False, quiet=not MAIN, width=max(out.width, Measurement.get(out, wide, table).maximum))
     out.print(table)
 
 
 def note(text: str) -> None:
     """A remark on stderr, for people; never part of a result."""
-    typer.echo(text, err=True)
+    if MAIN:
+        typer.echo(text, err=True)
 
 
 def print_json(data: Any) -> None:
     """One JSON document on stdout."""
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    if MAIN:
+        typer.echo(json.dumps(data, indent=2, ensure_ascii=False))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from growtas.data.sources import Data, open_data
 from growtas.errors import ConfigError, DeviceError, GrowtasError, UsageError
 from growtas.files import ensure_writable, read_json, read_json_lines, write_json
 from growtas.nn.supernet import Supernet
-from growtas.runs import Run, check_run_name, create_run
+from growtas.runs import Run, check_run_name, create_run, this_process
 from growtas.space import SearchSpace, load_space
 from growtas.train.config import read_config
 from growtas.train.distributed import World, join_world
@@ -81,7 +80,7 @@ class Session:
         """
         main = self.world.is_main
         if main:
-            self.run.update(state="training", process={"pid": os.getpid(), "host": socket.gethostname()})
+            self.run.update(state="training", error=None, process=this_process())
         try:
             with _logged(observer if main else None, self.run if main and tensorboard else None) as watching:
                 supernet = self._trainer(watching, track, note).train()
@@ -89,9 +88,13 @@ class Session:
             record = self.run.info["preprocess"]
             test = EvaluationSet(self.data.test, record, self.data.class_names)
             accuracies = subnet_accuracies(supernet, test, self.device, world=self.world)
-        except (KeyboardInterrupt, GrowtasError):
+        except KeyboardInterrupt:
             if main:
                 self.run.update(state="interrupted", process=None)
+            raise
+        except GrowtasError as error:
+            if main:
+                self.run.update(state="interrupted", process=None, error=str(error))
             raise
         # From the epochs' own lines, so that a run that was stopped and continued counts them all.
         epochs = sum(line["seconds"] for line in read_json_lines(self.run.path / "metrics.jsonl"))
@@ -143,7 +146,8 @@ def start_session(
 ) -> Session:
     """Check the output folder, open and check the data, and create the run.
 
-    Under torchrun every process calls this; process 0 creates the run.
+    Under torchrun every process calls this; process 0 creates the run. When torchrun starts the processes anew because one died, the
+    run of this name is continued.
 
     Args:
         recipe: what to do.
@@ -159,12 +163,16 @@ def start_session(
     Raises:
         OutputError: ``out`` can't be written.
         DataError: the data can't be used.
-        UsageError: a run of this name exists.
+        UsageError: a run of this name exists; or torchrun may restart, and no name says which run to go on with.
         CheckpointError: ``init`` can't be read, or is of another space.
         ConfigError: the method's options don't fit the space.
     """
     chosen = pick_device(device)
     world = join_world(chosen)
+    if world.restarts and name is not None and (out / name / "run.json").is_file():
+        return resume_session(Run(out / name), data_dir=data_dir, device=device)
+    if name is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+        raise UsageError("torchrun --max-restarts needs growtas train --name, by which restarted processes find the run again")
     if world.is_main:
         check_run_name(out, name)
     created = not out.exists()
@@ -241,6 +249,8 @@ def resume_session(
         raise UsageError(
             f"{run.path}: the run is {info['state']}, there is nothing to resume; start a new one with `growtas train`"
         )
+    if run.state().busy and not int(os.environ.get("RANK", "0")):
+        raise UsageError(f"{run.path}: process {run.state().pid} is training this run; wait for it, or stop it first")
     recipe = Recipe.from_dict(info["recipe"], source=str(run.path / "run.json"))
     given = {**(read_config(config) if config else {}), **(options or {})}
     for key, value in recipe.override(given).to_dict().items():

@@ -1,0 +1,140 @@
+"""Trainings of several processes, started by torchrun on this machine, with gloo."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from growtas.checkpoint import load_tensors
+from growtas.files import read_json_lines
+from growtas.runs import Run
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the processes of a training from /proc")
+
+
+@pytest.fixture
+def space_file(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        "{name: tiny, embed_dim: [8, 16], num_heads: [1, 2], mlp_ratio: [1, 2], depth: [1, 2], head_dim: 8, image_size: 8, "
+        "patch_size: 4, max_relative_position: 1}"
+    )
+    return path
+
+
+def environment():
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("RANK", "WORLD", "LOCAL_", "TORCHELASTIC", "MASTER"))
+    }
+    return {**kept, "OMP_NUM_THREADS": "1"}
+
+
+def train(folder, space, name, *options, processes=1, restarts=0, wait=True):
+    """``growtas train``, by torchrun where there are several processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "growtas", "train", "--space", space, "--name", name]
+    command += ["--batch-size", "64", "--device", "cpu", *options]
+    process = subprocess.Popen(
+        [str(part) for part in command], cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    if not wait:
+        return process
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def weights(folder, name):
+    return load_tensors(Run(folder / "runs" / name).supernet)[0]
+
+
+def steady(line):
+    return {key: value for key, value in line.items() if key not in ("time", "seconds", "images_per_s")}
+
+
+OPTIONS = ["--epochs", "2", "--set", "mixup=0.8", "--set", "cutmix=1.0", "--set", "clip_grad=1.0", "--set", "lr=0.01"]
+
+
+def test_two_processes_agree_with_one(tmp_path, space_file):
+    train(tmp_path, space_file, "one", *OPTIONS)
+    out = train(tmp_path, space_file, "two", *OPTIONS, processes=2)
+    assert out.count("accuracy on the 359 test images") == 1  # process 1 is silent
+    one, two = weights(tmp_path, "one"), weights(tmp_path, "two")
+    steps = read_json_lines(tmp_path / "runs" / "one" / "metrics.jsonl")[-1]["step"]
+    assert steps >= 20
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5, msg=name)
+    assert any(tensor.abs().max() > 0.05 for tensor in one.values())
+    lines = [read_json_lines(tmp_path / "runs" / name / "metrics.jsonl")[-1] for name in ("one", "two")]
+    assert lines[0]["compute"] == lines[1]["compute"]
+    assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], abs=1e-5)
+
+
+def test_accumulated_parts_are_what_processes_would_do(tmp_path, space_file):
+    options = [*OPTIONS, "--set", "drop_path=0.2"]
+    train(tmp_path, space_file, "parts", *options, "--set", "accumulate=2")
+    train(tmp_path, space_file, "processes", *options, processes=2)
+    one, two = weights(tmp_path, "parts"), weights(tmp_path, "processes")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def workers(torchrun):
+    """Process ids of torchrun's workers, by rank."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/stat") as file:
+                parent = int(file.read().rpartition(")")[2].split()[1])
+            with open(f"/proc/{entry}/environ") as file:
+                values = dict(item.partition("=")[::2] for item in file.read().split("\0"))
+        except (OSError, ValueError):
+            continue
+        if parent == torchrun and "RANK" in values:
+            found[int(values["RANK"])] = int(entry)
+    return found
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_worker_is_replaced(tmp_path, space_file, victim):
+    options = [*OPTIONS[2:], "--epochs", "6", "--set", "save_minutes=0.005"]
+    train(tmp_path, space_file, "calm", *options, processes=2)
+    torchrun = train(tmp_path, space_file, "killed", *options, processes=2, restarts=1, wait=False)
+    run, deadline = Run(tmp_path / "runs" / "killed"), time.monotonic() + 120
+    while not run.checkpoints and time.monotonic() < deadline and torchrun.poll() is None:
+        time.sleep(0.02)
+    os.kill(workers(torchrun.pid)[victim], signal.SIGKILL)
+    _, err = torchrun.communicate(timeout=300)
+    assert torchrun.returncode == 0, err
+    assert run.info["state"] == "finished"
+    calm, killed = weights(tmp_path, "calm"), weights(tmp_path, "killed")
+    assert all(torch.equal(tensor, killed[name]) for name, tensor in calm.items())
+    lines = [read_json_lines(tmp_path / "runs" / name / "metrics.jsonl") for name in ("calm", "killed")]
+    assert [steady(line) for line in lines[0]] == [steady(line) for line in lines[1]]
+
+
+def test_restarts_need_a_name(tmp_path, space_file):
+    process = subprocess.run(
+        [sys.executable, "-m", "growtas", "train", "--space", str(space_file)],
+        cwd=tmp_path,
+        env={**environment(), "TORCHELASTIC_MAX_RESTARTS": "3"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 2
+    assert "torchrun --max-restarts needs growtas train --name" in process.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_batch_that_cannot_be_shared(tmp_path, space_file):
+    process = train(tmp_path, space_file, "odd", "--set", "batch_size=66", processes=2, wait=False)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "batch_size is 66, which can't be cut into 2 parts" in err
+    assert "legal is a multiple of 4, such as 64 or 68" in err
