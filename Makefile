@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 DEMO := build/demo
 
-.PHONY: help demo test test-gpu lint bench evidence clean
+.PHONY: help demo test test-gpu lint bench evidence evidence-methods evidence-kills clean
 
 help:
 	@echo "make demo      train, search, export and bench on embedded images (minutes)"
@@ -13,6 +13,8 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     the speed table, as ratios against timm's DeiT-T"
 	@echo "make evidence  the slow runs behind docs/EVIDENCE.md (Fashion-MNIST, a quarter of an hour)"
+	@echo "make evidence-methods  every training method on Fashion-MNIST, as a table (about an hour)"
+	@echo "make evidence-kills    a training killed 40 times at random moments, and continued (minutes)"
 	@echo "make test-gpu  the tests that need a CUDA device"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -52,6 +54,13 @@ bench: $(VENV)/.installed
 
 evidence: $(VENV)/.installed
 	$(BIN)/python -m tests.evidence
+
+evidence-methods: $(VENV)/.installed
+	$(BIN)/python -m tests.evidence.methods
+
+evidence-kills: $(VENV)/.installed
+	rm -rf build/kills
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.evidence.kills build/kills --kills 40 --options '{"ema_decay": 0.99, "mixup": 0.2, "drop_path": 0.1}'
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
