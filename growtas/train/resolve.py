@@ -1,8 +1,9 @@
 """From a named recipe, a configuration file, ``--set`` and options to the recipe of a training.
 
 Of the recipe (by name, else by space, data and method), the file, ``--set`` and the options, what comes later goes before what
-comes earlier. The file is one layer and the command line another: where the command line changes ``epochs``, the file's warm-up and
-transitions scale along, but a ``--set warmup_epochs=2`` beside ``--epochs 50`` stays 2.
+comes earlier. A run that ``init`` names gives its space and data before all of these. The file is one layer and the command line
+another: where the command line changes ``epochs``, the file's warm-up and transitions scale along, but a ``--set warmup_epochs=2``
+beside ``--epochs 50`` stays 2.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from growtas.train.config import read_layer
 from growtas.train.legal import METHODS
 from growtas.train.recipe import Recipe
 from growtas.train.recipes import default_recipe, find_recipe
+from growtas.train.start import initial_fields
 from growtas.train.strategies import make_strategy
 
 
@@ -53,6 +55,8 @@ def resolve_recipe(
     name = recipe if recipe is not None else base
     if name is None:
         method = method or methods[0]
+        fields = {**initial_fields(given.get("init")), **fields}
+        given = {**fields, **command_line}
         start = default_recipe(given.get("space", "micro"), given.get("data", "digits"), method)
         fields = {"method": method, **fields}
     else:

@@ -182,6 +182,8 @@ def start_session(
         start = Start.of(recipe) if weights is None else None
         space = space or load_space(recipe.space)
         recipe = start.inherit(recipe) if start else recipe
+        if data_dir is None and start is not None:
+            data_dir = start.data_dir(recipe.data)
         data = _open_in_turn(world, recipe.data, data_dir, track)
         space = space.replace(num_classes=len(data.class_names))
         make_strategy(recipe, space)

@@ -57,6 +57,11 @@ class Start:
         old = Recipe.from_dict(info, source=str(self.path))
         return replace(recipe, stages=old.stages, subspaces=old.subspaces)
 
+    def data_dir(self, name: str) -> str | None:
+        """Where the run that it goes on from had its images, if they are of this name."""
+        data: Mapping[str, Any] = (self.run.info.get("data") or {}) if self.run is not None else {}
+        return data.get("data_dir") if data.get("name") == name else None
+
     def supernet(self, recipe: Recipe, classes: int) -> Supernet:
         """The weights, in the recipe's space with the data's number of classes.
 
@@ -85,3 +90,12 @@ class Start:
 
 def _shape(space: SearchSpace) -> SearchSpace:
     return space.replace(name="", num_classes=1)
+
+
+def initial_fields(init: Any) -> dict[str, Any]:
+    """The space and data of a run that a training goes on from, as recipe fields; nothing where ``init`` is no such run."""
+    path = Path(init).expanduser() if isinstance(init, str) else None
+    if path is None or not (path / "run.json").is_file():
+        return {}
+    recipe: Mapping[str, Any] = Run(path).info.get("recipe") or {}
+    return {key: recipe[key] for key in ("space", "data") if key in recipe}

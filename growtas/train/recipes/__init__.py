@@ -14,7 +14,7 @@ from growtas.train.recipes.baselines import baseline
 from growtas.train.recipes.entry import NOT_MEASURED, Entry
 from growtas.train.recipes.finetuning import transfer
 from growtas.train.recipes.imagenet import PAPER_SPACES, paper, paper_dagger, paper_plus
-from growtas.train.recipes.small import digits_demo, fashion_mnist_micro, small_images
+from growtas.train.recipes.small import digits_demo, fashion_mnist_micro, small_images, small_plus
 
 __all__ = [
     "NOT_MEASURED",
@@ -54,13 +54,10 @@ def find_recipe(name: str) -> Entry:
 def default_recipe(space: str, data: str, method: str = "growtas") -> Recipe:
     """The recipe for a space and a data set, named as ``--space`` and ``--data`` take them, and a method.
 
-    Only ``growtas-plus`` on AutoFormer's spaces has a default of its own; the other methods take the one of GrowTAS, with their
-    method in it.
+    ``growtas-plus`` has defaults of its own; the other methods take the one of GrowTAS, with their method in it.
     """
-    if (space, data) == ("micro", "digits"):
-        return digits_demo()
-    if (space, data) == ("micro", "fashion-mnist"):
-        return fashion_mnist_micro()
     if space in PAPER_SPACES and data not in ("digits", "fashion-mnist"):
         return paper_plus(space, data) if method == "growtas-plus" else paper(space, data)
-    return small_images(space, data)
+    small = {("micro", "digits"): digits_demo, ("micro", "fashion-mnist"): fashion_mnist_micro}.get((space, data))
+    recipe = small() if small else small_images(space, data)
+    return small_plus(recipe) if method == "growtas-plus" else recipe

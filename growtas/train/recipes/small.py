@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from growtas.train.recipe import Recipe
 from growtas.train.recipes.entry import Entry
 
@@ -75,3 +77,25 @@ ENTRIES = (
         "in 11 minutes on two CPU cores partly busy with other work",
     ),
 )
+
+
+def small_plus(first: Recipe) -> Recipe:
+    """``growtas train --method growtas-plus --init RUN``: GrowTAS+ after a training with a small recipe.
+
+    The paper's proportions (Section 4.1.2): a twenty-fifth of the first training's epochs, at a twentieth of its learning rate falling
+    to a hundredth, without warm-up. A starting point, not tuned; no accuracy is claimed.
+
+    Args:
+        first: the recipe of the first training, or the one that its space and data have by default.
+    """
+    return replace(
+        first,
+        name=f"{first.name}-plus",
+        method="growtas-plus",
+        init="RUN",
+        epochs=max(1, round(first.epochs / 25)),
+        lr=first.lr / 20,
+        min_lr=first.lr / 100,
+        warmup_epochs=0.0,
+        transitions=None,
+    )

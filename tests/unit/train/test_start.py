@@ -36,11 +36,12 @@ def test_growtas_plus_leaves_a1_alone(trained, tiny, tmp_path, options):
     recipe = resolve_recipe(
         None,
         {
-            "space": tiny, "method": "growtas-plus", "init": str(trained.path), "epochs": 2, "batch_size": 64,
+            "method": "growtas-plus", "init": str(trained.path), "epochs": 2, "batch_size": 64,
             "lr": 0.01, "warmup_epochs": 0, **options,
         },
     )  # fmt: skip
     session = start_session(recipe, out=tmp_path / "runs", name="plus", device="cpu")
+    assert (session.recipe.space, session.recipe.data) == (tiny, "digits")
     assert session.recipe.subspaces == ((None, 1), (None, None))  # of the run that it goes on from
     session.train()
     before, after = load_supernet(trained.supernet), load_supernet(session.run.supernet)
@@ -49,9 +50,11 @@ def test_growtas_plus_leaves_a1_alone(trained, tiny, tmp_path, options):
     for subnet in list(sample_batch(before.space, 100, np.random.default_rng(0))):
         with torch.no_grad():
             same = torch.equal(before(images, subnet), after(images, subnet))
-        assert same == small.holds(subnet), subnet
-        large += not same
-    assert large > 20
+        # A narrow subnet outside of A_1 may lie in a wide one's entries.
+        assert same or not small.holds(subnet), subnet
+        inside, changed = inside + small.holds(subnet), changed + (not same)
+    assert inside > 5
+    assert changed > 20
     record = session.run.info["starts_from"]
     assert record["path"] == str(trained.supernet)
 
