@@ -57,6 +57,8 @@ def resolve_recipe(
         method = method or methods[0]
         fields = {**initial_fields(given.get("init")), **fields}
         given = {**fields, **command_line}
+        if method == "growtas-plus" and given.get("init") is None:
+            raise ConfigError("growtas-plus goes on from a trained supernet; name its run with init (--init RUN)")
         start = default_recipe(given.get("space", "micro"), given.get("data", "digits"), method)
         fields = {"method": method, **fields}
     else:

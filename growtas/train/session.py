@@ -146,8 +146,8 @@ def start_session(
 ) -> Session:
     """Check the output folder, open and check the data, and create the run.
 
-    Under torchrun every process calls this; process 0 creates the run. When torchrun starts the processes anew because one died, the
-    run of this name is continued.
+    Under torchrun every process calls this; process 0 creates the run. When torchrun starts the processes anew because one died,
+    the run of this name is continued.
 
     Args:
         recipe: what to do.

@@ -82,8 +82,8 @@ ENTRIES = (
 def small_plus(first: Recipe) -> Recipe:
     """``growtas train --method growtas-plus --init RUN``: GrowTAS+ after a training with a small recipe.
 
-    The paper's proportions (Section 4.1.2): a twenty-fifth of the first training's epochs, at a twentieth of its learning rate falling
-    to a hundredth, without warm-up. A starting point, not tuned; no accuracy is claimed.
+    The paper's proportions (Section 4.1.2): a twenty-fifth of the first training's epochs, at a twentieth of its learning rate
+    falling to a hundredth, without warm-up. A starting point, not tuned; no accuracy is claimed.
 
     Args:
         first: the recipe of the first training, or the one that its space and data have by default.
