@@ -41,9 +41,10 @@ def finetune(
     out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
     name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto (a GPU where there is one).")] = "auto",
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Train an extracted model on, on another data set and at another resolution if need be.
+    """Go on training an extracted model, on another data set and at another resolution if need be.
 
     The head is made anew for the data's classes; positions and relative tables are interpolated for another --image-size. The
     result is a run like any other: export and bench it, and continue it with `growtas train --resume` where it was stopped.
@@ -76,7 +77,7 @@ def finetune(
         _say_changes(session.run.info["finetune"])
     try:
         with _progress(quiet=json_) as (observer, track):
-            info = session.train(observer, track)
+            info = session.train(observer, track, tensorboard=tensorboard, note=(lambda text: None) if json_ else note)
     except KeyboardInterrupt:
         note(f"growtas: interrupted; continue with: growtas train --resume {session.run.path}")
         raise typer.Exit(130) from None

@@ -140,9 +140,9 @@ def _kind(file: Path) -> str | None:
 def finetune_recipe(data: str, image_size: int) -> Recipe:
     """``growtas finetune MODEL --data FOLDER``: a starting point for a model on a set of some thousand images.
 
-    AdamW at a tenth of the usual learning rate of a training from scratch, with little regularisation. Up to 64 pixels images are
-    held in memory, shifted and flipped; larger ones get timm's transforms. Not tuned for any set, and no accuracy is claimed; the
-    paper's own are the recipes called transfer-....
+    AdamW with little regularisation. Up to 64 pixels images are held in memory, shifted and flipped, and the learning rate is a
+    third of what ``micro`` is trained with; larger ones get timm's transforms and a tenth of the usual rate. A starting point: the
+    only trial so far is in docs/finetune.md. The paper's own recipes are those called transfer-....
     """
     small = image_size <= _SMALL_IMAGE
     return Recipe(
@@ -152,7 +152,7 @@ def finetune_recipe(data: str, image_size: int) -> Recipe:
         method="finetune",
         epochs=20,
         batch_size=64,
-        lr=1e-4,
+        lr=1e-3 if small else 1e-4,
         min_lr=1e-6,
         warmup_epochs=1,
         weight_decay=0.05,
