@@ -4,6 +4,7 @@
 
     runs/20260101-120000-micro/
         run.json                state, space, recipe, data (with preprocessing and class names), versions
+        data.json               what the data set holds, and what is odd about it
         split.json              indices of the training images set aside for the search
         metrics.jsonl           one line an epoch
         recipe.yaml             the whole recipe, as --config reads it

@@ -267,7 +267,10 @@ def _announce(session: Session) -> None:
     done = session.run.checkpoints
     verb = f"continuing after {done[-1].name.replace('-', ' ')}" if done else "training"
     images = f"{data.name} ({len(data.train):,} training, {len(data.test):,} test images, {len(data.class_names)} classes)"
-    note(f"{verb}: {session.run.space.name} on {images}, {recipe.method}, {recipe.epochs} epochs, on {session.device}")
+    where = str(session.device) + (f", {session.world.size} processes" if session.world.size > 1 else "")
+    note(f"{verb}: {session.run.space.name} on {images}, {recipe.method}, {recipe.epochs} epochs, on {where}")
+    for label, value in session.report.rows()[1:] if session.report else ():
+        note(f"  {label:<13} {value}")
     note(f"run: {session.run.path}")
 
 

@@ -19,13 +19,14 @@ from growtas.data.evaluation import EvaluationSet, cut_search_split, search_indi
 from growtas.data.images import Subset, Track, silent
 from growtas.data.parts import Parts
 from growtas.data.preprocess import preprocess_record
+from growtas.data.report import DataReport, check_data
 from growtas.data.sources import Data, open_data
 from growtas.errors import ConfigError, DeviceError, GrowtasError, UsageError
-from growtas.files import ensure_writable, read_json, read_json_lines, write_json
+from growtas.files import ensure_writable, read_json, read_json_lines, replacing, write_json
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run, check_run_name, create_run, this_process
 from growtas.space import SearchSpace, load_space
-from growtas.train.config import read_config
+from growtas.train.config import dump_recipe, read_config
 from growtas.train.distributed import World, join_world
 from growtas.train.feeding import check_memory, make_loader
 from growtas.train.observer import Logging, Observer, Silent
@@ -49,6 +50,7 @@ class Session:
         data: the opened data set.
         device: where it will be done.
         world: the processes that will do it.
+        report: what the data hold, as far as this process looked; None for a run that is continued.
     """
 
     run: Run
@@ -56,6 +58,7 @@ class Session:
     data: Data
     device: torch.device
     world: World = World()  # noqa: RUF009 (a frozen value)
+    report: DataReport | None = None
 
     def train(
         self,
@@ -190,6 +193,7 @@ def start_session(
         split = cut_search_split(data, recipe.seed, recipe.search_images)
         record = preprocess_record(space, data)
         check_memory(data, record, recipe)
+        report = check_data(data, split, record, track) if world.is_main else None
         initial = weights(space) if weights else start.supernet(recipe, space.num_classes) if start else None
     except (GrowtasError, KeyboardInterrupt):
         if created and world.is_main and not any(out.iterdir()):
@@ -214,8 +218,12 @@ def start_session(
         if initial is not None:
             save_supernet(run.path / "init.safetensors", initial)
         write_json(run.path / "split.json", split)
+        with replacing(run.path / "recipe.yaml") as temporary:
+            temporary.write_text(dump_recipe(recipe), encoding="utf-8")
+        if report is not None:
+            write_json(run.path / "data.json", report.to_dict())
         path = str(run.path)
-    return Session(Run(Path(world.share(path))), recipe, data, chosen, world)
+    return Session(Run(Path(world.share(path))), recipe, data, chosen, world, report)
 
 
 def _open_in_turn(world: World, name: str, data_dir: str | None, track: Track[Any]) -> Data:
