@@ -59,9 +59,9 @@ def place(model: VisionTransformer, space: SearchSpace | None = None) -> Superne
     """
     own = single_subnet_space(model.architecture, space.name if space else "model")
     space = space or own
-    for field, value in _geometry(model.architecture).items():
-        if getattr(space, field) != value:
-            raise SpaceError(f"{field} of {space.name} is {getattr(space, field)}, but {value} in the model; it must be the same")
+    for field, wanted in _geometry(model.architecture).items():
+        if getattr(space, field) != wanted:
+            raise SpaceError(f"{field} of {space.name} is {getattr(space, field)}, but {wanted} in the model; it must be the same")
     subnet = space.validate(model.architecture.subnet)
     supernet = Supernet(space).to(model.cls_token)
     widths = [heads * space.head_dim for heads in subnet.num_heads]
@@ -70,9 +70,9 @@ def place(model: VisionTransformer, space: SearchSpace | None = None) -> Superne
             parameter.zero_()
         full = supernet.state_dict()
         for name, value in model.state_dict().items():
-            if name.endswith("attn.qkv.weight"):
-                value = interleaved(value, widths[int(name.split(".")[1])])
-            full[name][tuple(slice(0, size) for size in value.shape)] = value
+            qkv = name.endswith("attn.qkv.weight")
+            placed = interleaved(value, widths[int(name.split(".")[1])]) if qkv else value
+            full[name][tuple(slice(0, size) for size in value.shape)] = placed
     return supernet.eval()
 
 
