@@ -54,7 +54,8 @@ def dump_recipe(recipe: Recipe) -> str:
     """A recipe as YAML with every field, which :func:`read_config` reads back to the same recipe."""
     import yaml
 
-    return yaml.safe_dump(recipe.to_dict(), sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+    # allow_unicode would write some of Unicode's line breaks as they are, which are read back as spaces.
+    return yaml.safe_dump(recipe.to_dict(), sort_keys=False, default_flow_style=None, width=120)
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

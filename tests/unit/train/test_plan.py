@@ -67,7 +67,7 @@ def test_steps_of_stages_are_those_that_are_counted_one_by_one(recipe):
 
 @pytest.mark.parametrize("caps", [[8, None], [None, 1], [8, 1]])
 def test_what_growtas_plus_draws_from(tiny, caps):
-    space = load_space(tiny)
+    space = load_space(tiny).replace(embed_dim=(8, 12, 16), mlp_ratio=(1, 1.5, 2))
     recipe = Recipe(space=tiny, method="growtas-plus", init="x", subspaces=[caps, [None, None]], epochs=2, warmup_epochs=0)
     (stage,) = plan(recipe, space=space).stages
     inner = Subspace(*(math.inf if cap is None else cap for cap in caps))
