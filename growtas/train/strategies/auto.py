@@ -8,7 +8,8 @@ space's smallest, and the probes of this subspace and the earlier ones, where th
 series has converged when its smoothed gain is at most ``share`` of the largest smoothed gain of the stage. All series that
 can be judged have to agree: accuracy alone is noisy on few images, and loss alone also falls by learning the images by heart.
 
-**Smoothing.** The gain at an epoch is the slope of a straight line fitted to the last ``window`` values.
+**Smoothing.** The gain at an epoch is the slope of a straight line fitted to the last ``window`` values; of accuracies that are
+measured every few epochs only, to those of about as long a time, at least 3. Between measurements the last gain stands.
 
 **The learning rate** follows one cosine over the whole training, so gains shrink towards its end just because steps do. Gains
 are therefore counted against the sum of learning rates and not against epochs: a slope says what an epoch at the full rate
@@ -19,8 +20,9 @@ would gain. A gain that has halved because the rate has is no convergence.
 **Bounds.** A stage lasts at least ``least`` and at most ``most`` of an equal share of the epochs, and never so long that those
 after it can't have their ``least``. At the upper bound it ends, converged or not.
 
-**Nothing to judge.** Without a finite accuracy the loss decides alone, and the other way round. With neither, a stage ends after an
-equal share, the paper's default.
+**Nothing to judge.** Without a finite accuracy the loss decides alone, and the other way round; where accuracies are measured, but
+are too few yet, the loss has to wait for them up to an equal share. With neither, a stage ends after an equal share, the paper's
+default.
 """
 
 from __future__ import annotations
@@ -100,7 +102,9 @@ class AutoProgressive(Progressive):
     def after_epoch(self, epochs: int, metrics: Mapping[str, Any]) -> None:
         """See :class:`Strategy`: open the next subspace if it is time."""
         stage = len(self.transitions)
-        if stage == len(self.growth.subspaces) - 1 or (self._history and epochs <= self._history[-1]["epoch"]):
+        known = self._history[-1]["epoch"] if self._history else max(self.transitions, default=0)
+        # An epoch that is reported again, after a checkpoint that already holds it, must not count twice.
+        if epochs <= known or stage == len(self.growth.subspaces) - 1:
             return
         self._history.append({"epoch": epochs, **_readings(metrics, stage)})
         reason = self._reason_to_go_on(stage, epochs)
@@ -114,27 +118,30 @@ class AutoProgressive(Progressive):
         stages, epochs = len(self.growth.subspaces), self.recipe.epochs
         equal, opened = epochs / stages, self.transitions[stage - 1] if stage else 0
         later = stages - 1 - stage
-        # Each later stage gets an epoch at the very least; the small number keeps 0.1 * 30 from being 3.0000000000000004.
-        last = min(
-            math.floor(opened + self.options.most * equal + 1e-9),
-            epochs - later * max(1, math.ceil(self.options.least * equal - 1e-9)),
-        )
+        # The small number keeps 0.1 * 30 from being 3.0000000000000004.
+        last = math.floor(min(opened + self.options.most * equal, epochs - later * self.options.least * equal) + 1e-9)
+        # Whatever the options say, each stage has an epoch.
         last = min(max(last, opened + 1), epochs - later)
         return min(max(math.ceil(opened + self.options.least * equal - 1e-9), opened + 1), last), last
 
     def gains(self) -> dict[str, list[float]]:
-        """The smoothed gains of each series of the open stage that can be judged, a value an epoch at the full learning rate."""
+        """The smoothed gains of each series of the open stage that can be judged, per epoch at the full learning rate."""
         first = math.ceil(self.recipe.warmup_epochs)
         entries = [entry for entry in self._history if entry["epoch"] > first]
         rates = [entry["lr"] for entry in entries]
         known = all(rate is not None for rate in rates)
         place = np.cumsum([rate / self.recipe.lr if known else 1.0 for rate in rates])
+        # Accuracies that are not measured every epoch need fewer of them for the same stretch of time, but enough for a line.
+        sparse = max(min(3, self.window), math.ceil(self.window / self.recipe.probe_epochs))
         found = {}
-        for name, sources, sign in (("accuracy", ("probes", "smallest"), 1.0), ("loss", ("loss",), -1.0)):
+        for name, sources, sign, window in (
+            ("accuracy", ("probes", "smallest"), 1.0, sparse),
+            ("loss", ("loss",), -1.0, self.window),
+        ):
             for source in sources:
                 points = [(x, sign * entry[source]) for x, entry in zip(place, entries, strict=True) if entry[source] is not None]
-                if len(points) >= self.window and points[-1][0] == place[-1]:
-                    found[name] = _slopes(points, self.window)
+                if len(points) >= window:
+                    found[name] = _slopes(points, window)
                     break
         return found
 
@@ -142,13 +149,16 @@ class AutoProgressive(Progressive):
         earliest, latest = self.bounds(stage)
         if epochs < earliest:
             return None
-        gains = self.gains()
-        if gains and all(slopes[-1] <= self.options.share * max(slopes) for slopes in gains.values()):
+        gains, passed = self.gains(), epochs - (self.transitions[stage - 1] if stage else 0)
+        late = passed >= self.recipe.epochs / len(self.growth.subspaces)
+        # Accuracies that are on their way are worth waiting for, but not for longer than an equal share.
+        coming = passed < self.recipe.probe_epochs or any(entry["smallest"] is not None for entry in self._history)
+        waiting = "accuracy" not in gains and coming and not late
+        if gains and not waiting and all(slopes[-1] <= self.options.share * max(slopes) for slopes in gains.values()):
             return "converged"
         if epochs >= latest:
             return "bound"
-        opened = self.transitions[stage - 1] if stage else 0
-        return "unmeasured" if not gains and epochs >= opened + self.recipe.epochs / len(self.growth.subspaces) else None
+        return "unmeasured" if late and not gains else None
 
     def state(self) -> dict[str, Any]:
         """See :class:`Strategy`."""

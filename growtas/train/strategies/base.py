@@ -44,13 +44,20 @@ class Tools(Protocol):
     """What a strategy may ask of the training; the same answer on every process. What it costs is counted as the method's own.
 
     Attributes:
-        supernet: the weights in training; a strategy leaves them and their gradients as they were.
-        device: where they are.
-        num_parts: how often :meth:`sample_batch` gives something new.
+        device: where the weights are.
     """
 
-    supernet: Supernet
     device: torch.device
+
+    @property
+    def supernet(self) -> Supernet:
+        """The weights in training; a strategy leaves them and their gradients as they were."""
+        ...
+
+    @property
+    def num_parts(self) -> int:
+        """How many indices :meth:`sample_batch` gives something new for."""
+        ...
 
     def accuracy(self, subnet: Subnet, count: int | None = None) -> float:
         """Accuracy (0..1) on the first ``count`` images (all, by default) of the search split's monitored part, in eval mode."""
@@ -133,6 +140,10 @@ class Strategy:
     def subspaces(self) -> tuple[Subspace, ...]:
         """Every subspace that is ever open, in order; their subnets are followed during the training."""
         return (Subspace(),)
+
+    def followed(self) -> dict[str, Subnet]:
+        """The subnets whose accuracy is measured every epoch and at the end, as ``smallest``, ``middle`` and ``largest``."""
+        return {"smallest": self.space.smallest, "middle": self.space.middle(), "largest": self.space.largest}
 
     def prepare(self, tools: Tools) -> None:
         """Called once, before the first step of a training (not when it is resumed)."""

@@ -40,7 +40,7 @@ class FocusFormerOptions:
         images: validation images that each of them is measured on.
         lr: by how much one subnet of typical advantage moves the logits.
         penalty: what a subnet that misses its budget by its whole size loses in reward, in accuracy (0..1).
-        entropy: weight of the bonus for a distribution that stays broad.
+        entropy: weight of the bonus for a distribution that stays broad; it keeps noise from deciding what accuracy doesn't.
         epsilon: share of training steps whose subnet is drawn uniformly all the same.
     """
 
@@ -49,9 +49,9 @@ class FocusFormerOptions:
     every: int = 200
     samples: int = 8
     images: int = 500
-    lr: float = 0.1
+    lr: float = 0.05
     penalty: float = 0.5
-    entropy: float = 0.01
+    entropy: float = 0.1
     epsilon: float = 0.1
 
     def __post_init__(self) -> None:

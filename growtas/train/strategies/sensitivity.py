@@ -16,6 +16,7 @@ from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.train.strategies.base import Tools
 
+_IMAGES = 64
 _NORMALISED = ("attn.qkv.weight", "fc1.weight", "fc2.weight")
 
 
@@ -53,13 +54,15 @@ class Sensitivity:
         try:
             for index in range(count):
                 images, labels = tools.sample_batch(index)
-                with torch.enable_grad():
-                    loss = F.cross_entropy(supernet(images, largest).float(), labels)
-                    # Not backward(), which would add to the parameters' own gradients.
-                    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-                for total, grad in zip(mean, grads, strict=True):
-                    if grad is not None:
-                        total += grad / count
+                # In pieces, since a batch of all processes may be more than one device can hold.
+                for piece, target in zip(torch.split(images, _IMAGES), torch.split(labels, _IMAGES), strict=True):
+                    with torch.enable_grad():
+                        loss = F.cross_entropy(supernet(piece, largest).float(), target, reduction="sum")
+                        # Not backward(), which would add to the parameters' own gradients.
+                        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+                    for total, grad in zip(mean, grads, strict=True):
+                        if grad is not None:
+                            total += grad / (count * len(images))
                 tools.count_macs(3.0 * count_costs(space, largest).macs * len(images))
         finally:
             supernet.train(training)

@@ -133,6 +133,18 @@ def test_preparing_leaves_the_supernet_as_it_was(space, tools):
     assert tools.macs == 2 * 6 * 3 * count_costs(space, space.largest).macs
 
 
+def test_a_large_batch_is_taken_in_pieces(space, make_tools, monkeypatch):
+    whole = Sensitivity.measure(space, make_tools(), 2)
+    sizes = []
+    tools = make_tools()
+    tools.supernet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    monkeypatch.setattr("growtas.train.strategies.sensitivity._IMAGES", 4)
+    pieces = Sensitivity.measure(space, tools, 2)
+    assert sizes == [4, 2, 4, 2]
+    for one, other in zip(vars(whole).values(), vars(pieces).values(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4)
+
+
 def test_no_batch_is_asked_for_twice(space, make_tools):
     tools = make_tools(num_parts=3)
     _prenas(space, batches=50).prepare(tools)
