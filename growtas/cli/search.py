@@ -52,7 +52,7 @@ def search(
     Example: growtas search --device a10 --max-latency 5ms
     """
     from growtas.cli.search_view import show_found
-    from growtas.errors import ConfigError, DeviceError, choices
+    from growtas.errors import ConfigError, DeviceError, UsageError, choices
     from growtas.latency.profile import CPU, device_names, load_profile
     from growtas.search.evolution import EvolutionConfig
     from growtas.search.limits import Limits
@@ -77,6 +77,8 @@ def search(
     chosen, said = _find(run, space)
     note(f"run: {chosen.path} ({said})")
     state = chosen.info.get("state")
+    if chosen.info.get("method") == "finetune":
+        raise UsageError(f"{chosen.path}: a fine-tuned run holds one subnet and nothing to search; go on with growtas export")
     if state not in ("finished", "imported"):
         note(f"the training of this run is not finished ({state}); searching its newest checkpoint")
     searched = _search_space(chosen, space)

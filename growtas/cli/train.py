@@ -317,7 +317,7 @@ def _show_result(session: Session, info: dict[str, Any]) -> None:
     from rich.table import Table
 
     from growtas.costs import count_costs
-    from growtas.train.probes import monitored
+    from growtas.train.strategies import make_strategy
     from growtas.units import format_count
 
     space = session.run.space
@@ -326,9 +326,13 @@ def _show_result(session: Session, info: dict[str, Any]) -> None:
         table.add_column(column)
     for column in ("params", "MACs", "accuracy"):
         table.add_column(column, justify="right")
-    for label, subnet in monitored(space).items():
+    followed = make_strategy(session.recipe, space).followed()
+    for label, subnet in followed.items():
         costs = count_costs(space, subnet)
         accuracy = f"{info['test_accuracy'][label]:.2%}"
         table.add_row(label, str(subnet), format_count(costs.params), format_count(costs.macs), accuracy)
+        if len(set(followed.values())) == 1:
+            break
     print_table(table)
-    console().print(f"run {session.run.path}   {info['seconds']:.0f} s   next: growtas search", soft_wrap=True)
+    step = "export" if session.recipe.method == "finetune" else "search"
+    console().print(f"run {session.run.path}   {info['seconds']:.0f} s   next: growtas {step}", soft_wrap=True)

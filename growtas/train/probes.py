@@ -52,11 +52,11 @@ def subnet_accuracies(
     """
     chosen = monitored(supernet.space) if subnets is None else subnets
     supernet.eval()
-    correct = dict.fromkeys(chosen, 0)
+    correct = dict.fromkeys(chosen.values(), 0)
     for start in range(world.rank * _BATCH, len(images), world.size * _BATCH):
         batch = images.images(start, start + _BATCH).to(device)
         labels: Tensor = images.labels[start : start + _BATCH]
-        for name, subnet in chosen.items():
-            correct[name] += int((supernet(batch, subnet).argmax(1).cpu() == labels).sum())
-    counts = world.sum_counts(list(correct.values()), device)
-    return {name: count / len(images) for name, count in zip(chosen, counts, strict=True)}
+        for subnet in correct:
+            correct[subnet] += int((supernet(batch, subnet).argmax(1).cpu() == labels).sum())
+    counts = dict(zip(correct, world.sum_counts(list(correct.values()), device), strict=True))
+    return {name: counts[subnet] / len(images) for name, subnet in chosen.items()}

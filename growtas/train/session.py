@@ -90,7 +90,8 @@ class Session:
             start = time.perf_counter()
             record = self.run.info["preprocess"]
             test = EvaluationSet(self.data.test, record, self.data.class_names)
-            accuracies = subnet_accuracies(supernet, test, self.device, world=self.world)
+            followed = make_strategy(self.recipe, self.run.space).followed()
+            accuracies = subnet_accuracies(supernet, test, self.device, followed, self.world)
         except KeyboardInterrupt:
             if main:
                 self.run.update(state="interrupted", process=None)
@@ -175,7 +176,7 @@ def start_session(
     if world.restarts and name is not None and (out / name / "run.json").is_file():
         return resume_session(Run(out / name), data_dir=data_dir, device=device)
     if name is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
-        raise UsageError("torchrun --max-restarts needs growtas train --name, by which restarted processes find the run again")
+        raise UsageError("torchrun --max-restarts needs --name, by which restarted processes find the run again")
     if world.is_main:
         check_run_name(out, name)
     created = not out.exists()

@@ -30,7 +30,7 @@ from growtas.train.freezing import FrozenEntries, used_regions
 from growtas.train.interrupts import Interrupts
 from growtas.train.observer import Observer, Silent
 from growtas.train.optimizer import make_optimizer, make_scheduler
-from growtas.train.probes import monitored, stage_probes, subnet_accuracies
+from growtas.train.probes import stage_probes, subnet_accuracies
 from growtas.train.recipe import Recipe
 from growtas.train.step import Stepper, StepResult
 from growtas.train.strategies import ProgressivePlus, Strategy
@@ -212,9 +212,9 @@ class Trainer:
         }
         if epoch % self.recipe.probe_epochs == 0 or last:
             with clock("evaluate"):
-                probes = {**monitored(self.space), **self._probes}
+                probes = {**self.strategy.followed(), **self._probes}
                 found = subnet_accuracies(self._training.result, self.monitor, self.device, probes, self.world)
-            metrics["accuracy"] = {name: found.pop(name) for name in monitored(self.space)}
+            metrics["accuracy"] = {name: found.pop(name) for name in self.strategy.followed()}
             metrics["probes"] = found
         seconds = clock.seconds()
         busy = clock.step_seconds + seconds.get("data", 0.0) + seconds.get("method", 0.0)

@@ -128,7 +128,7 @@ def test_restarts_need_a_name(tmp_path, space_file):
         text=True,
     )
     assert process.returncode == 2
-    assert "torchrun --max-restarts needs growtas train --name" in process.stderr
+    assert "torchrun --max-restarts needs --name" in process.stderr
     assert not (tmp_path / "runs").exists()
 
 

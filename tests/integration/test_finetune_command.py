@@ -91,6 +91,14 @@ def test_from_a_trained_run_to_a_benched_artifact(cli: Cli, images: Path) -> Non
     assert Path(json.loads(out)["run"]).name == "tuned"
     assert (run.path / "bench" / "bench.json").is_file()
 
+    # Its accuracies are the one subnet's, and there is nothing to search.
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert all(len(set(line["accuracy"].values())) == 1 for line in lines)
+    assert set(run.info["test_accuracy"].values()) == {run.info["finetune"]["test_accuracy"]}
+    code, said = cli.fails("search", "runs/tuned", "--max-params", "1M")
+    assert code == 2
+    assert "a fine-tuned run holds one subnet" in said
+
     # And the exported model of that run can be fine-tuned further; its classes are the data's, so its head stays.
     arguments = ("runs/tuned/export/small.onnx", "--data", images, "--epochs", "1", "--name", "again", "--device", "cpu", "--json")
     code, out, err = cli("finetune", *arguments)
