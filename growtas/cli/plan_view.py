@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from growtas.costs import Costs
+    from growtas.data.report import DataReport
     from growtas.growth import Subspace
     from growtas.train.plan import Plan, StagePlan
     from growtas.train.recipe import Recipe
@@ -28,6 +29,7 @@ def show_plan(recipe: Recipe, data_dir: str | None, device: str, *, as_json: boo
     """
     from growtas.data.evaluation import cut_search_split, search_indices
     from growtas.data.preprocess import preprocess_record
+    from growtas.data.report import check_data
     from growtas.data.sources import open_data
     from growtas.space import load_space
     from growtas.train.feeding import check_memory
@@ -39,13 +41,15 @@ def show_plan(recipe: Recipe, data_dir: str | None, device: str, *, as_json: boo
     chosen = _device(device)
     data = open_data(recipe.data, data_dir)
     space = load_space(recipe.space).replace(num_classes=len(data.class_names))
-    images = len(data.train) - len(search_indices(cut_search_split(data, recipe.seed, recipe.search_images)))
-    check_memory(data, preprocess_record(space, data), recipe)
+    split, record = cut_search_split(data, recipe.seed, recipe.search_images), preprocess_record(space, data)
+    check_memory(data, record, recipe)
+    report = check_data(data, split, record)
+    images = len(data.train) - len(search_indices(split))
     plan = make_plan(recipe, space, images, chosen, int(os.environ.get("WORLD_SIZE", "1")))
     if as_json:
-        print_json(plan.to_dict())
+        print_json({**plan.to_dict(), "data": report.to_dict()})
         return
-    _print(plan, data.name)
+    _print(plan, data.name, report)
 
 
 def _device(name: str) -> torch.device:
@@ -57,7 +61,7 @@ def _device(name: str) -> torch.device:
     return torch.device(name) if name == "cuda" else pick_device(name)
 
 
-def _print(plan: Plan, data: str) -> None:
+def _print(plan: Plan, data: str, report: DataReport) -> None:
     from rich.table import Table
 
     from growtas.train.config import dump_recipe
@@ -89,6 +93,8 @@ def _print(plan: Plan, data: str) -> None:
         lines["time"] = f"about {format_duration(plan.time.seconds)}, {plan.time.label}; data, evaluation and saving come on top"
     for name, text in lines.items():
         console().print(f"{name:14}{text}", soft_wrap=True)
+    for label, value in report.rows()[1:]:
+        console().print(f"{label:14}{value}", soft_wrap=True)
     for remark in plan.remarks:
         console().print(f"{'note':14}{remark}", soft_wrap=True)
     console().print("\n# the recipe, as --config takes it")

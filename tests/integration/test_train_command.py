@@ -16,8 +16,10 @@ from growtas.checkpoint import load_tensors
 from growtas.cli import app
 from growtas.cli.recipes import recipes
 from growtas.errors import CheckpointError, ConfigError, DataError, DeviceError, OutputError, UsageError
-from growtas.files import read_json_lines
+from growtas.files import read_json, read_json_lines
 from growtas.runs import Run
+from growtas.train.config import read_config
+from growtas.train.recipe import Recipe
 from growtas.train.recipes import RECIPES
 from growtas.train.resolve import resolve_recipe
 
@@ -230,7 +232,10 @@ def test_growtas_plus_goes_on_from_a_run(folder):
     planned = json.loads(invoke(*arguments, "--dry-run", "--json").stdout)
     assert planned["recipe"]["subspaces"] == [[8, 1], [None, None]]
     invoke(*arguments, "--name", "second")
-    assert Run(folder / "runs" / "second").info["recipe"] == planned["recipe"]
+    run = Run(folder / "runs" / "second")
+    assert run.info["recipe"] == planned["recipe"]
+    assert Recipe.from_dict(read_config(run.path / "recipe.yaml")).to_dict() == planned["recipe"]
+    assert planned["data"] == read_json(run.path / "data.json", "report")
 
 
 def test_resuming_takes_no_recipe(folder):

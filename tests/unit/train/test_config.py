@@ -44,6 +44,7 @@ def test_settings_of_method_options_come_together():
         "method_options": {"random": 3, "rate": 0.01}
     }
     assert parse_settings(["method_options={random: 3}", "method_options.rate=1"]) == {"method_options": {"random": 3, "rate": 1}}
+    assert parse_settings(["method_options.rate=1", "method_options={random: 3}"]) == {"method_options": {"rate": 1, "random": 3}}
     assert parse_settings([]) == {}
 
 
