@@ -119,7 +119,11 @@ def join_world(device: torch.device) -> World:
         torch.cuda.set_device(local)
     if size > 1 and not dist.is_initialized():
         try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            store, _, _ = next(dist.rendezvous("env://"))
+            # torchrun keeps its store over a restart: without a name of its own, a new group may find what the dead one left, and
+            # wait for processes that are gone.
+            store = dist.PrefixStore(f"growtas/{world.restarts}", store)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
         except (RuntimeError, ValueError) as error:
             raise DeviceError(f"the {size} processes can't meet ({' '.join(str(error).split())[:200]})") from None
     return world

@@ -17,8 +17,8 @@ from growtas.data.evaluation import test_set as open_test_set
 from growtas.errors import ConfigError, DataError, DeviceError, OutputError, TrainingError, UsageError
 from growtas.files import read_json, read_json_lines
 from growtas.train import trainer as trainer_module
-from growtas.train.resolve import resolve_recipe
 from growtas.train.feeding import make_loader
+from growtas.train.resolve import resolve_recipe
 from growtas.train.session import pick_device, resume_session, start_session
 from growtas.train.strategies import Pass, Uniform, make_strategy
 
