@@ -99,6 +99,7 @@ def test_another_geometry_is_another_entry(folder, change):
     pixels, decoded = read(folder, record)
     assert decoded == COUNT
     assert torch.equal(pixels, direct(folder, record))
+    assert read(folder)[1] == read(folder, record)[1] == 0
 
 
 def test_a_normalisation_is_no_other_entry(folder):
