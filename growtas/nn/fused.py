@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-5
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_TENSORS = (Tensor, nn.Parameter)
 
 
 def fusable(x: Tensor, layers: Iterable[nn.Module], holders: Iterable[nn.Module] = ()) -> bool:
@@ -31,7 +31,7 @@ def fusable(x: Tensor, layers: Iterable[nn.Module], holders: Iterable[nn.Module]
         layers: the half's layers; each must be a Linear with bias or a LayerNorm, and nothing derived from them.
         holders: modules whose own forward pass would be left out, or that hold parameters used.
     """
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or type(x) not in (Tensor, nn.Parameter):
+    if not x.is_cpu or x.dtype not in (torch.float32, torch.float64) or type(x) not in _TENSORS:
         return False
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
         return False
@@ -44,12 +44,15 @@ def fusable(x: Tensor, layers: Iterable[nn.Module], holders: Iterable[nn.Module]
 def _is_plain(layer: nn.Module, dtype: torch.dtype) -> bool:
     if type(layer) not in (nn.Linear, nn.LayerNorm) or _is_watched(layer, dtype):
         return False
-    return all(type(value) in (Tensor, nn.Parameter) for value in (layer.weight, layer.bias))
+    parameters = layer._parameters
+    return type(parameters.get("weight")) in _TENSORS and type(parameters.get("bias")) in _TENSORS
 
 
 def _is_watched(module: nn.Module, dtype: torch.dtype) -> bool:
-    hooked = any(getattr(module, name) for name in _HOOKS)
-    return hooked or any(p.dtype != dtype or p.device.type != "cpu" for p in module.parameters(recurse=False))
+    # Asked for every layer of every pass: without parameters(), whose generator takes longer than all the rest.
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return True
+    return any(value is not None and not (value.dtype == dtype and value.is_cpu) for value in module._parameters.values())
 
 
 class Gradient:

@@ -12,10 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from growtas.nn.fused import Gradient, leading, normalise, normalise_backward, parts
+from growtas.nn.fused import Gradient, fusable, leading, normalise, normalise_backward, parts
 
 # Smaller parts cost the matrix products more (3 % at 400 rows) than the cache gives back to GELU.
 ROWS = 1024
+
+
+def mlp_fusable(x: Tensor, norm: nn.Module, fc1: nn.Module, fc2: nn.Module) -> bool:
+    """Whether :func:`fused_mlp` may and should stand in for the layers: without gradients a single part gains nothing."""
+    return (torch.is_grad_enabled() or x.shape[:-1].numel() > ROWS) and fusable(x, (norm, fc1, fc2))
 
 
 def fused_mlp(x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, hidden_dim: int, *, residual: bool) -> Tensor:
@@ -55,11 +60,10 @@ def _forward(
     weight2, bias2 = leading(fc2_weight, dim, hidden_dim).t(), fc2_bias[:dim]
     out = torch.empty_like(x)
     slices = parts(len(x), ROWS)
-    scratch = x.new_empty(2, slices[0].stop if slices else 0, hidden_dim)
+    scratch = x.new_empty(slices[0].stop if slices else 0, hidden_dim)
     for part in slices:
-        rows = x[part]
-        before = scratch[0, : len(rows)] if hidden is None else hidden[part]
-        after = scratch[1, : len(rows)]
+        rows, after = x[part], scratch[: part.stop - part.start]
+        before = after if hidden is None else hidden[part]
         torch.addmm(bias1, normalise(rows, norm_weight, norm_bias)[0], weight1, out=before)
         torch.ops.aten.gelu.out(before, out=after)
         torch.addmm(bias2, after, weight2, out=out[part])

@@ -11,8 +11,8 @@ from timm.layers import drop_path
 from torch import Tensor, nn
 
 from growtas.nn.architecture import Architecture
-from growtas.nn.fused import LAYER_NORM_EPS, fusable
-from growtas.nn.mlp import fused_mlp
+from growtas.nn.fused import LAYER_NORM_EPS
+from growtas.nn.mlp import fused_mlp, mlp_fusable
 from growtas.nn.relative import grid_index, relative_attention
 from growtas.nn.vit import Attention, Block, VisionTransformer
 from growtas.space import SearchSpace
@@ -85,7 +85,7 @@ class Supernet(nn.Module):
         """The MLP half of block ``index`` with its residual; ``(batch, N, embed_dim)`` -> the same shape."""
         block = self.blocks[index]
         assert isinstance(block, Block)
-        if fusable(x, (block.norm2, block.fc1, block.fc2)):
+        if mlp_fusable(x, block.norm2, block.fc1, block.fc2):
             keep = not self._drop_rate(index)
             out = fused_mlp(x, block.norm2, block.fc1, block.fc2, hidden_dim, residual=keep)
             return out if keep else x + self._drop_path(out, index)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from growtas.nn.architecture import Architecture
 from growtas.nn.fused import LAYER_NORM_EPS, fusable
-from growtas.nn.mlp import fused_mlp
+from growtas.nn.mlp import fused_mlp, mlp_fusable
 from growtas.nn.packed import Layout, fused_attention
 from growtas.nn.relative import grid_index, relative_attention, unroll_tables
 
@@ -106,7 +106,7 @@ class Block(nn.Module):
             x = out if keep else x + self.drop_path(out)
         else:
             x = x + self.drop_path(self.attn(self.norm1(x)))
-        if fusable(x, (self.norm2, self.fc1, self.fc2)):
+        if mlp_fusable(x, self.norm2, self.fc1, self.fc2):
             out = fused_mlp(x, self.norm2, self.fc1, self.fc2, self.fc1.out_features, residual=keep)
             return out if keep else x + self.drop_path(out)
         return x + self.drop_path(self.fc2(F.gelu(self.fc1(self.norm2(x)))))

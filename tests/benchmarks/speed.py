@@ -12,7 +12,7 @@ import onnxruntime
 import onnxslim
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from growtas import VisionTransformer, load_space
 from growtas.batch import SubnetBatch
@@ -22,6 +22,7 @@ from growtas.export.onnx import DEFAULT_OPSET, export_onnx
 from growtas.nn.vit import Attention
 from growtas.sampling import sample_batch, sample_feasible
 from tests.benchmarks import models
+from tests.benchmarks.memory import peak_bytes
 from tests.benchmarks.timing import Entry, in_turns, medians, ratio
 
 MAC_RATIO = models.PUBLISHED_MACS / models.DEIT_MACS
@@ -29,35 +30,44 @@ MAC_RATIO = models.PUBLISHED_MACS / models.DEIT_MACS
 
 def training_step() -> Iterator[Entry]:
     """Forward, backward and AdamW on 16 images of 224 px in float32."""
-    images, labels = torch.randn(16, 3, 224, 224), torch.randint(1000, (16,))
-
-    def step(model: nn.Module, forward: Callable[[Tensor], Tensor]) -> Callable[[], None]:
-        model.train()
-        optimizer = torch.optim.AdamW(model.parameters())
-
-        def run() -> None:
-            F.cross_entropy(forward(images), labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return run
-
-    supernet, static, deit = models.supernet(), models.static(), models.deit_tiny()
-    times = in_turns(
-        {
-            "supernet": step(supernet, lambda x: supernet(x, models.PUBLISHED)),
-            "static": step(static, static),
-            "DeiT-T": step(deit, deit),
-        },
-        rounds=9,
-        warmup=2,
-    )
-    yield Entry("training step, supernet / DeiT-T, per MAC", ratio(times, "supernet", "DeiT-T") / MAC_RATIO, 1.25, medians(times))
-    yield Entry("training step, static ViT / DeiT-T, per MAC", ratio(times, "static", "DeiT-T") / MAC_RATIO, 1.25, medians(times))
-    naive, public = models.naive(models.OracleAttention), models.naive(models.PublicOrderAttention)
-    programs = {"static": step(static, static), "naive": step(naive, naive), "public order": step(public, public)}
+    programs = {name: _training(name) for name in ("supernet", "static", "DeiT-T")}
+    times = in_turns(programs, rounds=9, warmup=2)
+    yield Entry("training step, supernet / DeiT-T, per MAC", ratio(times, "supernet", "DeiT-T") / MAC_RATIO, 1.15, medians(times))
+    yield Entry("training step, static ViT / DeiT-T, per MAC", ratio(times, "static", "DeiT-T") / MAC_RATIO, 1.15, medians(times))
+    yield Entry("training step, supernet / static ViT", ratio(times, "supernet", "static"), 1.05, medians(times))
+    programs = {"static": programs["static"], **{name: _training(name) for name in ("naive", "public order")}}
     times = in_turns(programs, rounds=5)
     yield Entry("training step, static ViT / naive attention", ratio(times, "static", "naive"), 0.5, medians(times))
+
+
+def training_memory() -> Iterator[Entry]:
+    """Most bytes that are held at once in two training steps, weights, gradients and AdamW's state included."""
+    peaks = {name: peak_bytes(lambda name=name: _training(name), calls=2) for name in ("supernet", "static", "DeiT-T", "naive")}
+    detail = ", ".join(f"{name} {peak / 1e6:.0f} MB" for name, peak in peaks.items())
+    for name, title in (("static", "static ViT"), ("supernet", "supernet")):
+        yield Entry(f"training memory, {title} / DeiT-T, per MAC", peaks[name] / peaks["DeiT-T"] / MAC_RATIO, 1.15, detail)
+
+
+def _training(name: str) -> Callable[[], None]:
+    """A training step of one of the networks; everything it holds is allocated here or in the step."""
+    make: dict[str, Callable[[], nn.Module]] = {
+        "supernet": models.supernet,
+        "static": models.static,
+        "DeiT-T": models.deit_tiny,
+        "naive": lambda: models.naive(models.OracleAttention),
+        "public order": lambda: models.naive(models.PublicOrderAttention),
+    }
+    model = make[name]().train()
+    arguments = (models.PUBLISHED,) if name == "supernet" else ()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    images, labels = torch.randn(16, 3, 224, 224), torch.randint(1000, (16,))
+
+    def step() -> None:
+        F.cross_entropy(model(images, *arguments), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def attention_layer() -> Iterator[Entry]:
@@ -152,4 +162,5 @@ def entries() -> Iterator[Entry]:
         yield from onnx_runtime(Path(name))
         yield from plan_memory(Path(name))
     yield from attention_layer()
+    yield from training_memory()
     yield from training_step()

@@ -171,8 +171,9 @@ def _model(kind, *, drop_path=0.0):
 
 
 def _never(monkeypatch):
+    monkeypatch.setattr(vit, "fusable", lambda *_: False)
     for module in (vit, supernet):
-        monkeypatch.setattr(module, "fusable", lambda *_: False)
+        monkeypatch.setattr(module, "mlp_fusable", lambda *_: False)
 
 
 def _gradients(model, forward, images):
