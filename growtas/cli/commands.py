@@ -9,12 +9,14 @@ from growtas.cli.export import export
 from growtas.cli.finetune import finetune
 from growtas.cli.import_ import import_app
 from growtas.cli.main import app
+from growtas.cli.recipes import recipes
 from growtas.cli.runs import runs
 from growtas.cli.search import search
 from growtas.cli.show import show
 from growtas.cli.train import train
 
 app.command()(train)
+app.command()(recipes)
 app.command()(runs)
 app.command()(show)
 app.command()(search)

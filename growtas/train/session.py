@@ -28,7 +28,7 @@ from growtas.runs import Run, check_run_name, create_run, this_process
 from growtas.space import SearchSpace, load_space
 from growtas.train.config import dump_recipe, read_config
 from growtas.train.distributed import World, join_world
-from growtas.train.feeding import check_memory, make_loader
+from growtas.train.feeding import check_batches, check_memory, make_loader
 from growtas.train.observer import Logging, Observer, Silent
 from growtas.train.probes import subnet_accuracies
 from growtas.train.recipe import Recipe
@@ -194,6 +194,7 @@ def start_session(
         split = cut_search_split(data, recipe.seed, recipe.search_images)
         record = preprocess_record(space, data)
         check_memory(data, record, recipe)
+        check_batches(recipe, len(data.train) - len(split["search"]), world)
         report = check_data(data, split, record, track) if world.is_main else None
         initial = weights(space) if weights else start.supernet(recipe, space.num_classes) if start else None
     except (GrowtasError, KeyboardInterrupt):

@@ -93,6 +93,8 @@ class Trainer:
             training, strategy = self._training, self.strategy
             if fresh:
                 strategy.prepare(self)
+                # GPUs may differ in a last bit, and so may what was chosen by it.
+                strategy.load_state(self.world.share(strategy.state()))
             elif place.batch == 0:
                 self._keep_best(place)
             scheduler = make_scheduler(training.optimizer, self.recipe, self.loader.steps)
