@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from growtas.errors import DeviceError
 
@@ -56,7 +58,7 @@ class World:
             pending.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
         for bucket, flat, work in pending:
             work.wait()
-            for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+            for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
     def sum_counts(self, counts: list[int], device: torch.device) -> list[int]:
@@ -119,10 +121,10 @@ def join_world(device: torch.device) -> World:
         torch.cuda.set_device(local)
     if size > 1 and not dist.is_initialized():
         try:
-            store, _, _ = next(dist.rendezvous("env://"))
+            store, _, _ = next(rendezvous("env://"))
             # torchrun keeps its store over a restart: without a name of its own, a new group may find what the dead one left, and
             # wait for processes that are gone.
-            store = dist.PrefixStore(f"growtas/{world.restarts}", store)
+            store = PrefixStore(f"growtas/{world.restarts}", store)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
         except (RuntimeError, ValueError) as error:
             raise DeviceError(f"the {size} processes can't meet ({' '.join(str(error).split())[:200]})") from None

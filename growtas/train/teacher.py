@@ -76,11 +76,11 @@ def _timm_teacher(recipe: Recipe, record: Mapping[str, Any], classes: int) -> Te
         reason = " ".join(str(error).split())[:200]
         where = f"with the weights {checkpoint}" if checkpoint else "with its pretrained weights (or name some: teacher_checkpoint)"
         raise ConfigError(f"the teacher {name} can't be made by timm {where}: {reason}") from None
-    config = model.pretrained_cfg
+    config: Mapping[str, Any] = getattr(model, "pretrained_cfg")  # noqa: B009 (nn.Module's attributes are tensors or modules to mypy)
     mean, std = (_channels(config.get(key, default), record["in_chans"]) for key, default in (("mean", 0.5), ("std", 0.5)))
     own_mean, own_std = (_channels(record[key], record["in_chans"]) for key in ("mean", "std"))
     size = tuple(config["input_size"][-2:]) if config.get("fixed_input_size") else None
-    return Teacher(model, size, own_std / std, (own_mean - mean) / std)  # type: ignore[arg-type]
+    return Teacher(model, size, own_std / std, (own_mean - mean) / std)
 
 
 def _channels(values: Any, count: int) -> Tensor:
