@@ -56,7 +56,7 @@ evidence: $(VENV)/.installed
 	$(BIN)/python -m tests.evidence
 
 evidence-methods: $(VENV)/.installed
-	$(BIN)/python -m tests.evidence.methods
+	$(BIN)/python -m tests.evidence.methods $(ARGUMENTS)
 
 evidence-kills: $(VENV)/.installed
 	rm -rf build/kills

@@ -3,7 +3,7 @@
 Writes build/methods.json, and prints the table of docs/EVIDENCE.md. A method's run is kept in build/methods/runs and not trained
 again; one that was stopped goes on. GrowTAS+ is GrowTAS with an epoch less, and that epoch then spent on what its A_1 leaves out,
 so that its steps are as many. Accuracies are on the 10,000 test images; those between the smallest and the largest subnet are means
-over ten random subnets, the same for every method, whose parameters lie nearest to 25, 50 and 75 % of the way. The test images
+over ten (``--each``) random subnets, the same for every method, whose parameters lie nearest to 25, 50 and 75 % of the way. The test images
 choose nothing.
 """
 
@@ -35,7 +35,6 @@ FOLDER = Path("build/methods")
 METHODS = ("growtas", "growtas-plus", "uniform", "sandwich", "shrinking", "prenas", "focusformer")
 ALSO = {"growtas-auto": ["--method", "growtas", "--transitions", "auto"]}
 PLACES = ("25 %", "50 %", "75 %")
-EACH = 10
 
 
 def train(name: str, epochs: int, arguments: list[str]) -> None:
@@ -60,23 +59,23 @@ def train_method(method: str, epochs: int) -> None:
         train(method, epochs, ALSO.get(method, ["--method", method]))
 
 
-def probes(space: SearchSpace) -> dict[str, list[Subnet]]:
+def probes(space: SearchSpace, each: int) -> dict[str, list[Subnet]]:
     """The subnets of each column."""
     batch = sample_batch(space, 20_000, np.random.default_rng(2024))
     params = count_costs_batch(space, batch)[0]
     low, high = (count_costs(space, subnet).params for subnet in (space.smallest, space.largest))
     columns = {"smallest": [space.smallest]}
     for place, share in zip(PLACES, (0.25, 0.5, 0.75), strict=True):
-        nearest = np.argsort(np.abs(params - (low + share * (high - low))), kind="stable")[:EACH]
+        nearest = np.argsort(np.abs(params - (low + share * (high - low))), kind="stable")[:each]
         columns[place] = [batch.subnet(int(row)) for row in nearest]
     return {**columns, "largest": [space.largest]}
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str, each: int) -> dict[str, Any]:
     """A method's accuracies, and what its training cost."""
     run = Run(FOLDER / "runs" / name)
     space, images = run.space, test_set(run)
-    columns = probes(space)
+    columns = probes(space, each)
     named = {f"{column} {i}": subnet for column, subnets in columns.items() for i, subnet in enumerate(subnets)}
     found = subnet_accuracies(load_supernet(run.supernet), images, torch.device("cpu"), named)
     accuracy = {column: float(np.mean([found[f"{column} {i}"] for i in range(len(columns[column]))])) for column in columns}
@@ -103,14 +102,17 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time, with one thread each")
     parser.add_argument("--methods", default=",".join((*METHODS, *ALSO)))
+    parser.add_argument("--each", type=int, default=10, help="subnets of each column between the smallest and the largest")
     options = parser.parse_args()
     methods = options.methods.split(",")
     FOLDER.mkdir(parents=True, exist_ok=True)
     longest_first = sorted(methods, key=lambda method: (method != "sandwich", method != "growtas-plus"))
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda method: train_method(method, options.epochs), longest_first))
-    rows = [measure(method) for method in methods]
-    Path("build/methods.json").write_text(json.dumps({"epochs": options.epochs, "rows": rows}, indent=2) + "\n")
+    rows = [measure(method, options.each) for method in methods]
+    Path("build/methods.json").write_text(
+        json.dumps({"epochs": options.epochs, "each": options.each, "rows": rows}, indent=2) + "\n"
+    )
     sys.stdout.write(table(rows) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -125,6 +126,25 @@ def test_killed_workers_are_replaced(tmp_path, space_file):
     assert all(torch.equal(tensor, killed[name]) for name, tensor in calm.items())
     lines = [read_json_lines(tmp_path / "runs" / name / "metrics.jsonl") for name in ("calm", "killed")]
     assert [steady(line) for line in lines[0]] == [steady(line) for line in lines[1]]
+
+
+def test_two_machines_meet(tmp_path, space_file):
+    """Two agents on this machine, each with a process, as two machines would be."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=1"]
+    command = [sys.executable, *launcher, f"--rdzv-endpoint=localhost:{port}", "-m", "growtas", "train", "--space", str(space_file)]
+    command += ["--name", "machines", "--batch-size", "64", "--device", "cpu", *OPTIONS]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    agents = [subprocess.Popen(command, cwd=tmp_path, env=environment(), **pipes) for _ in range(2)]
+    outputs = [agent.communicate(timeout=300) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert sum(out.count("accuracy on the 359 test images") for out, _ in outputs) == 1
+    train(tmp_path, space_file, "one", *OPTIONS)
+    one, machines = weights(tmp_path, "one"), weights(tmp_path, "machines")
+    for name, tensor in one.items():
+        torch.testing.assert_close(machines[name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
 def test_restarts_need_a_name(tmp_path, space_file):
