@@ -22,6 +22,7 @@ from growtas.export.onnx import DEFAULT_OPSET, export_onnx
 from growtas.nn.vit import Attention
 from growtas.sampling import sample_batch, sample_feasible
 from tests.benchmarks import models
+from tests.benchmarks.feeding import data_loading
 from tests.benchmarks.memory import peak_bytes
 from tests.benchmarks.timing import Entry, in_turns, medians, ratio
 
@@ -163,4 +164,5 @@ def entries() -> Iterator[Entry]:
         yield from plan_memory(Path(name))
     yield from attention_layer()
     yield from training_memory()
+    yield from data_loading()
     yield from training_step()
