@@ -11,12 +11,17 @@ autograd would keep. Their gradients are whole as well, zero outside of the bloc
 from __future__ import annotations
 
 import itertools
+import math
+import threading
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-5
+_KEPT_BYTES = 16 << 20
+_thread = threading.local()
 _TENSORS = (Tensor, nn.Parameter)
 
 
@@ -33,12 +38,16 @@ def fusable(x: Tensor, layers: Iterable[nn.Module], holders: Iterable[nn.Module]
     """
     if not x.is_cpu or x.dtype not in (torch.float32, torch.float64) or type(x) not in _TENSORS:
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or _is_tracing() or torch.is_autocast_enabled("cpu"):
         return False
     # Function.apply asks the same question, to raise an error.
     if torch._C._are_functorch_transforms_active():
         return False
     return all(_is_plain(layer, x.dtype) for layer in layers) and not any(_is_watched(holder, x.dtype) for holder in holders)
+
+
+def _is_tracing() -> bool:
+    return torch._C._get_tracing_state() is not None
 
 
 def _is_plain(layer: nn.Module, dtype: torch.dtype) -> bool:
@@ -56,31 +65,49 @@ def _is_watched(module: nn.Module, dtype: torch.dtype) -> bool:
 
 
 class Gradient:
-    """The gradient of a weight of which a block was used: whole, zero at first and outside of the block; summed up part by part.
-
-    Attributes:
-        whole: in the weight's shape; None where no gradient is asked for.
-        block: the used block, a view of ``whole``.
-    """
+    """The gradient of a weight of which a leading block was used: whole, zero outside of the block; summed up part by part."""
 
     def __init__(self, weight: Tensor, block: tuple[int, ...], wanted: bool) -> None:
-        self.whole = torch.zeros_like(weight, memory_format=torch.contiguous_format) if wanted else None
-        self.block = None if self.whole is None else leading(self.whole, *block)
+        self._whole: Tensor | None = None
+        # The first part is written, not added: only what no part writes has to be zero.
+        self._written = False
+        if wanted:
+            make = torch.empty_like if block == weight.shape else torch.zeros_like
+            self._whole = make(weight, memory_format=torch.contiguous_format)
+            self._block = leading(self._whole, *block)
+
+    def __bool__(self) -> bool:
+        """Whether the gradient is asked for."""
+        return self._whole is not None
+
+    def result(self) -> Tensor | None:
+        """The sum, in the weight's shape; None where it isn't asked for."""
+        if self._whole is not None and not self._written:
+            self._whole.zero_()
+        return self._whole
 
     def add(self, value: Tensor) -> None:
         """Add a part's gradient."""
-        if self.block is not None:
-            self.block.add_(value)
+        if self:
+            if self._written:
+                self._block.add_(value)
+            else:
+                self._block.copy_(value)
+            self._written = True
 
     def add_rows(self, value: Tensor) -> None:
         """Add the sum over the leading axis: a bias' gradient."""
-        if self.block is not None:
-            self.block.add_(value.sum(0))
+        if self:
+            self.add(value.sum(0))
 
     def add_product(self, a: Tensor, b: Tensor) -> None:
         """Add the matrix product ``a @ b``."""
-        if self.block is not None:
-            self.block.addmm_(a, b)
+        if self:
+            if self._written:
+                self._block.addmm_(a, b)
+            else:
+                torch.mm(a, b, out=self._block)
+            self._written = True
 
 
 def leading(weight: Tensor, *sizes: int) -> Tensor:
@@ -101,12 +128,30 @@ def normalise_backward(
 ) -> Tensor:
     """Gradient of :func:`normalise` for the input; the parameters' are added up."""
     dim = x.shape[1]
-    mask = [True, grad_weight.whole is not None, grad_bias.whole is not None]
+    mask = [True, bool(grad_weight), bool(grad_bias)]
     weight = weight[:dim]
     grad_x, to_weight, to_bias = torch.ops.aten.native_layer_norm_backward(grad, x, (dim,), mean, rstd, weight, weight, mask)
     grad_weight.add(to_weight)
     grad_bias.add(to_bias)
     return grad_x
+
+
+def scratch(like: Tensor, slot: str, *shape: int) -> Tensor:
+    """Uninitialised memory in ``like``'s type, which the thread's next call for the same slot gets again.
+
+    Memory from malloc for every half of every block would be given back to the system and faulted in anew, page by page, which
+    takes longer than GELU does. What is larger than ``_KEPT_BYTES`` is not held back: there the work outweighs it.
+    """
+    size = math.prod(shape)
+    if size * like.element_size() > _KEPT_BYTES:
+        return torch.empty(shape, dtype=like.dtype)
+    buffers: dict[Any, Tensor] = _thread.__dict__
+    buffer = buffers.get((slot, like.dtype))
+    if buffer is None or buffer.numel() < size:
+        # It outlives the caller's mode.
+        with torch.inference_mode(False):
+            buffer = buffers[slot, like.dtype] = torch.empty(size, dtype=like.dtype, device="cpu")
+    return buffer[:size].view(shape)
 
 
 def parts(count: int, most: int) -> list[slice]:

@@ -1,9 +1,9 @@
 """The attention half of a block for the CPU, as one autograd function; see :mod:`growtas.nn.fused`.
 
 The formulas are those of :mod:`growtas.nn.relative`. PyTorch's CPU flash attention recomputes the logits in its backward pass and
-wants the one-hot columns in every product (their gradients too, which nobody needs). At the lengths of image tokens it is faster
-to keep the attention weights. Kept besides are the tokens, q, k, v, the masses and the projection's input; all else is computed
-again, a few images at a time.
+wants the one-hot columns' gradients too, which nobody needs. At the lengths of image tokens it is faster to keep the attention
+weights. Kept besides are the tokens, q, k, v, the masses by distance and the projection's input; all else is computed again, some
+images at a time.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from growtas.nn.fused import Gradient, leading, normalise, normalise_backward, parts
+from growtas.nn.fused import Gradient, leading, normalise, normalise_backward, parts, scratch
 
 if TYPE_CHECKING:
     from growtas.nn.relative import GridIndex
 
-PART_BYTES = 2 << 20
+# Attention weights (float32) of a part of the batch, and of what goes through softmax at a time: that fits a core's cache.
+PART_BYTES, SOFTMAX_BYTES = 8 << 20, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,14 @@ class Layout:
     residual: bool
 
     def parts(self, batch: int, tokens: int) -> list[slice]:
-        """The batch in parts with at most ``PART_BYTES`` of attention weights (float32): softmax finds them in the cache."""
+        """The batch in parts with at most ``PART_BYTES`` of attention weights."""
         return parts(batch, max(1, PART_BYTES // (4 * self.heads * tokens * tokens)))
 
     def rows(self, weight: Tensor, width: int, dim: int) -> Tensor:
         """The used block of a qkv weight in q, k, v order, ``(3, width, dim)``: a view."""
         block = leading(weight, 3 * width, dim)
-        return block.unflatten(0, (width, 3)).transpose(0, 1) if self.interleaved else block.unflatten(0, (3, width))
+        shape = (width, 3, *block.shape[1:]) if self.interleaved else (3, width, *block.shape[1:])
+        return block.view(shape).transpose(0, 1) if self.interleaved else block.view(shape)
 
 
 def fused_attention(
@@ -73,17 +75,20 @@ def fused_attention(
     inputs = (x, *norms, qkv.weight, qkv.bias, *tables, proj.weight, proj.bias)
     if torch.is_grad_enabled():
         return _FusedAttention.apply(*inputs, layout)
-    return _forward(*inputs, layout, None)
+    return _forward(*inputs, layout, None)  # type: ignore[call-arg]  # as many as its signature has
 
 
 class _Kept:
-    """What the backward pass wants of the forward pass; each is written part by part."""
+    """What the backward pass wants of the forward pass, written part by part; or scratch memory for one part of it."""
 
-    def __init__(self, x: Tensor, width: int, layout: Layout) -> None:
-        batch, tokens, _ = x.shape
-        groups, lines = batch * layout.heads, layout.grid.onehot.shape[1]
-        self.qkv, self.context = x.new_empty(batch * tokens, 3 * width), x.new_empty(batch * tokens, width)
-        self.weights, self.masses = x.new_empty(groups, tokens, tokens), x.new_empty(groups, tokens, lines)
+    def __init__(self, x: Tensor, batch: int, tokens: int, width: int, layout: Layout, *, reused: bool = False) -> None:
+        groups, distances = batch * layout.heads, layout.grid.distances.shape[1]
+
+        def memory(slot: str, *shape: int) -> Tensor:
+            return scratch(x, slot, *shape) if reused else x.new_empty(shape)
+
+        self.qkv, self.context = memory("qkv", batch * tokens, 3 * width), memory("context", batch * tokens, width)
+        self.weights, self.placed = memory("weights", groups, tokens, tokens), memory("placed", groups, tokens, distances)
 
 
 class _Part:
@@ -95,12 +100,12 @@ class _Part:
         self.like, self.groups = like, images * layout.heads
         self.onehot = layout.grid.onehot.to(like.dtype)
 
-    def wide(self, *, onehot: bool = False) -> Tensor:
+    def wide(self, slot: str, *, onehot: bool = False) -> Tensor:
         """Scratch memory ``(groups, N, head_dim + L)``, on request with the constant columns filled in."""
-        scratch = self.like.new_empty(self.groups, self.tokens, self.head_dim + self.lines)
+        memory = scratch(self.like, slot, self.groups, self.tokens, self.head_dim + self.lines)
         if onehot:
-            scratch[..., self.head_dim :] = self.onehot
-        return scratch
+            memory[..., self.head_dim :] = self.onehot
+        return memory
 
     def by_head(self, grouped: Tensor) -> Tensor:
         """The leading head_dim columns of ``(groups, N, columns)`` as ``(images, heads, N, head_dim)``: a view."""
@@ -114,13 +119,15 @@ class _Part:
         """The leading head_dim columns of a wide tensor as a matrix: a view."""
         return wide.view(-1, wide.shape[-1])[:, : self.head_dim]
 
-    def to_lines(self, by_distance: Tensor, groups: int) -> Tensor:
-        """``(groups * N, D)`` -> ``(groups, N, L)``: what belongs to each query's grid lines."""
-        return by_distance.view(groups, self.tokens, -1).gather(-1, self.grid.lines.expand(groups, -1, -1))
+    def to_lines(self, by_distance: Tensor, wide: Tensor) -> None:
+        """Put what belongs to each query's grid lines, of ``(groups * N, D)``, into the last columns of a wide tensor."""
+        groups = len(wide)
+        index = self.grid.lines.expand(groups, -1, -1)
+        torch.gather(by_distance.view(groups, self.tokens, -1), -1, index, out=wide[..., self.head_dim :])
 
-    def to_distances(self, by_line: Tensor) -> Tensor:
-        """The inverse: ``(groups, N, L)`` -> ``(groups * N, D)``."""
-        placed = by_line.gather(-1, self.grid.distances.expand(len(by_line), -1, -1))
+    def to_distances(self, wide: Tensor, placed: Tensor) -> Tensor:
+        """The inverse, into ``(groups, N, D)``; returns it as ``(groups * N, D)``."""
+        torch.gather(wide[..., self.head_dim :], -1, self.grid.distances.expand(len(wide), -1, -1), out=placed)
         return placed.view(-1, placed.shape[-1])
 
 
@@ -146,34 +153,30 @@ def _forward(
     slices = layout.parts(batch, tokens)
     images = slices[0].stop if slices else 0
     part = _Part(x, images, tokens, head_dim, layout)
-    scratch = None if kept is not None else _Kept(x.view(batch, tokens, dim)[:images], width, layout)
-    query, key, out = part.wide(), part.wide(onehot=True), torch.empty_like(x)
+    held = kept or _Kept(x, images, tokens, width, layout, reused=True)
+    query, key, value = part.wide("query"), part.wide("key", onehot=True), part.wide("value", onehot=True)
+    wide_attended, out = part.wide("gradient"), torch.empty_like(x)
 
     for slots in slices:
         count, rows = slots.stop - slots.start, slice(slots.start * tokens, slots.stop * tokens)
         groups = slice(slots.start * heads, slots.stop * heads)
-        if kept is None:
-            assert scratch is not None
-            held, held_rows, held_groups = scratch, slice(0, count * tokens), slice(0, count * heads)
-        else:
-            held, held_rows, held_groups = kept, rows, groups
+        held_rows, held_groups = (rows, groups) if kept else (slice(count * tokens), slice(count * heads))
         tokens_in = x[rows]
         normed = tokens_in if norm_weight is None or norm_bias is None else normalise(tokens_in, norm_weight, norm_bias)[0]
         q, k, v = part.split(torch.addmm(bias, normed, weight, out=held.qkv[held_rows]))
 
-        query_part, key_part = query[: count * heads], key[: count * heads]
+        query_part, key_part, value_part, attended = (t[: count * heads] for t in (query, key, value, wide_attended))
         torch.mul(q, head_dim**-0.5, out=part.by_head(query_part))
-        query_part[..., head_dim:] = part.to_lines(part.narrow(query_part) @ key_table.t(), count * heads)
+        part.to_lines(part.narrow(query_part) @ key_table.t(), query_part)
         part.by_head(key_part).copy_(k)
-        # With one image the reshape alone would be a view with q, k and v's strides.
-        value = v.reshape(count * heads, tokens, head_dim).contiguous()
+        part.by_head(value_part).copy_(v)
 
-        weights, masses = held.weights[held_groups], held.masses[held_groups]
-        torch.bmm(query_part, key_part.transpose(1, 2), out=weights)
-        torch.softmax(weights, -1, out=weights)
-        torch.mm(weights.view(-1, tokens), part.onehot, out=masses.view(-1, part.lines))
-        attended = torch.bmm(weights, value)
-        attended.view(-1, head_dim).addmm_(part.to_distances(masses), value_table)
+        weights, placed = held.weights[held_groups], held.placed[held_groups]
+        for some in _softmax_parts(weights):
+            torch.bmm(query_part[some], key_part[some].transpose(1, 2), out=weights[some])
+            torch.softmax(weights[some], -1, out=weights[some])
+            torch.bmm(weights[some], value_part[some], out=attended[some])
+        part.narrow(attended).addmm_(part.to_distances(attended, placed), value_table)
 
         context = held.context[held_rows]
         torch.add(part.by_head(attended).transpose(1, 2), cls_value, out=context.view(count, tokens, heads, head_dim))
@@ -183,21 +186,27 @@ def _forward(
     return out.view(batch, tokens, dim)
 
 
+def _softmax_parts(weights: Tensor) -> list[slice]:
+    """Groups of ``(groups, N, N)`` in parts of ``SOFTMAX_BYTES`` at most."""
+    groups, tokens, _ = weights.shape
+    return parts(groups, max(1, SOFTMAX_BYTES // (4 * tokens * tokens)))
+
+
 class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
         *weights, layout = rest
         x, key_table = x.contiguous(), weights[4]
-        kept = _Kept(x, layout.heads * key_table.shape[1], layout)
-        out = _forward(x, *weights, layout, kept)
-        ctx.save_for_backward(x, kept.qkv, kept.context, kept.weights, kept.masses, *weights)
+        kept = _Kept(x, x.shape[0], x.shape[1], layout.heads * key_table.shape[1], layout)
+        out = _forward(x, *weights, layout, kept)  # type: ignore[call-arg]
+        ctx.save_for_backward(x, kept.qkv, kept.context, kept.weights, kept.placed, *weights)
         ctx.layout = layout
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, kept_qkv, kept_context, kept_weights, kept_masses, *weights = ctx.saved_tensors
+        x, kept_qkv, kept_context, kept_weights, kept_placed, *weights = ctx.saved_tensors
         norm_weight, norm_bias, qkv_weight, qkv_bias, key_table, value_table, cls_value, proj_weight, proj_bias = weights
         layout: Layout = ctx.layout
         batch, tokens, dim = x.shape
@@ -210,17 +219,23 @@ class _FusedAttention(torch.autograd.Function):
         into_norm = (Gradient(norm_weight, (dim,), wanted[1]), Gradient(norm_bias, (dim,), wanted[2])) if has_norm else ()
         into_weight = Gradient(weight, (3 * width, dim), wanted[3])
         into_bias = Gradient(qkv_bias, (3 * width,), wanted[4])
-        into_key, into_value = Gradient(key_table, (), wanted[5]), Gradient(value_table, (), wanted[6])
-        into_cls = Gradient(cls_value, (), wanted[7])
+        into_key = Gradient(key_table, key_table.shape, wanted[5])
+        into_value = Gradient(value_table, value_table.shape, wanted[6])
+        into_cls = Gradient(cls_value, cls_value.shape, wanted[7])
         into_out, into_out_bias = Gradient(proj_weight, (dim, width), wanted[8]), Gradient(proj_bias, (dim,), wanted[9])
         grad_x = torch.empty_like(x) if any(wanted[:3]) else None
 
         slices = layout.parts(batch, tokens)
         images = slices[0].stop if slices else 0
         part = _Part(x, images, tokens, head_dim, layout)
-        wide_key, wide_value, wide_grad, wide_grad_query = part.wide(onehot=True), part.wide(onehot=True), part.wide(), part.wide()
-        logits, queries = x.new_empty(images * heads, tokens, tokens), x.new_empty(images * heads, tokens, head_dim)
-        grad_qkv = x.new_empty(images * tokens, 3 * width)
+        wide_key, wide_value = part.wide("key", onehot=True), part.wide("value", onehot=True)
+        wide_grad, wide_grad_query = part.wide("gradient"), part.wide("query")
+        distances = scratch(x, "placed", images * heads, tokens, layout.grid.distances.shape[1])
+        logits = scratch(x, "weights", _softmax_parts(kept_weights)[0].stop if batch else 0, tokens, tokens)
+        narrow_query, narrow_key, narrow_value = (
+            scratch(x, slot, images * heads, tokens, head_dim) for slot in ("narrow", "narrow key", "narrow value")
+        )
+        grad_qkv = scratch(x, "qkv", images * tokens, 3 * width)
         for slots in slices:
             count, rows = slots.stop - slots.start, slice(slots.start * tokens, slots.stop * tokens)
             some, groups = count * heads, slice(slots.start * heads, slots.stop * heads)
@@ -237,25 +252,30 @@ class _FusedAttention(torch.autograd.Function):
             # Values: out = weights v + placed masses x table.
             part.by_head(grad_out).copy_(grad_context.transpose(1, 2))
             narrow = part.narrow(grad_out)
-            into_value.add_product(part.to_distances(kept_masses[groups]).t(), narrow)
-            grad_out[..., head_dim:] = part.to_lines(narrow @ value_table.t(), some)
+            placed = kept_placed[groups]
+            into_value.add_product(placed.view(-1, placed.shape[-1]).t(), narrow)
+            part.to_lines(narrow @ value_table.t(), grad_out)
 
             # Keys and queries: logits = [q, terms] [k, onehot], terms from q x table.
-            query = queries[:some]
+            query, grad_key, grad_value = narrow_query[:some], narrow_key[:some], narrow_value[:some]
             torch.mul(q, head_dim**-0.5, out=part.by_head(query))
             part.by_head(key).copy_(k)
             part.by_head(value).copy_(v)
-            grad_logits = logits[:some]
-            torch.bmm(grad_out, value.transpose(1, 2), out=grad_logits)
-            torch.ops.aten._softmax_backward_data.out(grad_logits, attention, -1, attention.dtype, grad_input=grad_logits)
-            torch.bmm(grad_logits, key, out=grad_query)
-            grad_terms = part.to_distances(grad_query[..., head_dim:])
+            for few in _softmax_parts(attention):
+                weights_few = attention[few]
+                grad_logits = logits[: len(weights_few)]
+                torch.bmm(grad_out[few], value[few].transpose(1, 2), out=grad_logits)
+                torch.ops.aten._softmax_backward_data.out(grad_logits, weights_few, -1, weights_few.dtype, grad_input=grad_logits)
+                torch.bmm(grad_logits, key[few], out=grad_query[few])
+                torch.bmm(grad_logits.transpose(1, 2), query[few], out=grad_key[few])
+                torch.bmm(weights_few.transpose(1, 2), grad_out[few, :, :head_dim], out=grad_value[few])
+            grad_terms = part.to_distances(grad_query, distances[:some])
             into_key.add_product(grad_terms.t(), query.view(-1, head_dim))
             part.narrow(grad_query).addmm_(grad_terms, key_table)
             into_q, into_k, into_v = part.split(grad_qkv[: count * tokens])
             torch.mul(part.by_head(grad_query), head_dim**-0.5, out=into_q)
-            into_k.copy_(part.by_head(torch.bmm(grad_logits.transpose(1, 2), query)))
-            into_v.copy_(part.by_head(torch.bmm(attention.transpose(1, 2), grad_out[..., :head_dim])))
+            into_k.copy_(part.by_head(grad_key))
+            into_v.copy_(part.by_head(grad_value))
 
             # q, k, v from the tokens.
             grad_part, tokens_in = grad_qkv[: count * tokens], x[rows]
@@ -265,17 +285,17 @@ class _FusedAttention(torch.autograd.Function):
             if grad_x is not None:
                 to_tokens = grad_part @ weight
                 if has_norm:
-                    to_tokens = normalise_backward(to_tokens, tokens_in, mean, rstd, norm_weight, *into_norm)
+                    to_tokens = normalise_backward(to_tokens, tokens_in, mean, rstd, norm_weight, *into_norm)  # type: ignore[arg-type]
                 if layout.residual:
                     torch.add(to_tokens, grad_rows, out=grad_x[rows])
                 else:
                     grad_x[rows] = to_tokens
 
-        qkv_gradient = _whole_qkv(into_weight.whole, qkv_weight, layout, width, dim)
-        norms = tuple(gradient.whole for gradient in into_norm) if has_norm else (None, None)
+        qkv_gradient = _whole_qkv(into_weight.result(), qkv_weight, layout, width, dim)
+        norms = tuple(gradient.result() for gradient in into_norm) if has_norm else (None, None)
         to_x = grad_x.view(batch, tokens, dim) if grad_x is not None and wanted[0] else None
         rest = (into_bias, into_key, into_value, into_cls, into_out, into_out_bias)
-        return to_x, *norms, qkv_gradient, *(gradient.whole for gradient in rest), None
+        return to_x, *norms, qkv_gradient, *(gradient.result() for gradient in rest), None
 
 
 def _whole_qkv(gradient: Tensor | None, weight: Tensor, layout: Layout, width: int, dim: int) -> Tensor | None:

@@ -80,9 +80,10 @@ class Attention(nn.Module):
         """
         assert self.max_relative_position is not None
         grid = grid_index(self.grid_size, self.grid_size, self.max_relative_position, "cpu")
-        key_table, _ = unroll_tables(*self.relative_key(), grid)
+        key_table, _ = unroll_tables(self.relative_key.vertical, self.relative_key.horizontal, grid)
         layout = Layout(num_heads or self.num_heads, grid, interleaved, residual)
-        return fused_attention(x, norm, self.qkv, (key_table, *unroll_tables(*self.relative_value(), grid)), self.proj, layout)
+        value_tables = unroll_tables(self.relative_value.vertical, self.relative_value.horizontal, grid)
+        return fused_attention(x, norm, self.qkv, (key_table, *value_tables), self.proj, layout)
 
 
 class Block(nn.Module):

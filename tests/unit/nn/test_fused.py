@@ -101,9 +101,10 @@ def test_the_mlp_half_agrees_with_autograd(seed, batch, layout, residual, frozen
 @given(
     **shapes, rows=st.integers(1, 4), cols=st.integers(1, 4), heads=st.integers(1, 3), head_dim=st.integers(1, 8),
     dim=st.integers(2, 9), spare=st.integers(0, 3), interleaved=st.booleans(), normed=st.booleans(), part=st.integers(1, 5000),
+    few=st.integers(1, 2000),
 )  # fmt: skip
 def test_the_attention_half_agrees_with_autograd(
-    seed, batch, layout, residual, frozen, rows, cols, heads, head_dim, dim, spare, interleaved, normed, part
+    seed, batch, layout, residual, frozen, rows, cols, heads, head_dim, dim, spare, interleaved, normed, part, few
 ):
     generator, grid, width = torch.Generator().manual_seed(seed), grid_index(rows, cols, 2), heads * head_dim
     x = _tokens(generator, batch, rows * cols + 1, dim, layout=layout)
@@ -138,6 +139,7 @@ def test_the_attention_half_agrees_with_autograd(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed, "PART_BYTES", part)
+        patch.setattr(packed, "SOFTMAX_BYTES", few)
         _agree(fused, plain, leaves)
         with torch.no_grad():
             torch.testing.assert_close(fused(), plain(), rtol=1e-10, atol=1e-10)
@@ -227,6 +229,20 @@ def test_gradients_can_be_accumulated_and_weights_are_not_aliased():
     F.cross_entropy(forward(images), torch.arange(2)).backward()
     for name, gradient in once.items():
         torch.testing.assert_close(model.get_parameter(name).grad, 2 * gradient)
+
+
+@pytest.mark.parametrize("kind", ["static", "supernet"])
+def test_an_empty_batch_has_zero_gradients(kind):
+    model, _ = _model(kind)
+    tokens = torch.zeros(0, 10, 20, requires_grad=True)
+    if kind == "static":
+        out = model.blocks[0](tokens)
+    else:
+        out = model.mlp_layer(model.attention_layer(tokens, 0, 2), 0, 30)
+    assert out.shape == tokens.shape
+    out.sum().backward()
+    for parameter in model.blocks[0].parameters():
+        assert not parameter.grad.any()
 
 
 def test_a_changed_weight_is_noticed():
