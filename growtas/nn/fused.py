@@ -11,17 +11,12 @@ autograd would keep. Their gradients are whole as well, zero outside of the bloc
 from __future__ import annotations
 
 import itertools
-import math
-import threading
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-5
-_KEPT_BYTES = 16 << 20
-_thread = threading.local()
 _TENSORS = (Tensor, nn.Parameter)
 
 
@@ -134,24 +129,6 @@ def normalise_backward(
     grad_weight.add(to_weight)
     grad_bias.add(to_bias)
     return grad_x
-
-
-def scratch(like: Tensor, slot: str, *shape: int) -> Tensor:
-    """Uninitialised memory in ``like``'s type, which the thread's next call for the same slot gets again.
-
-    Memory from malloc for every half of every block would be given back to the system and faulted in anew, page by page, which
-    takes longer than GELU does. What is larger than ``_KEPT_BYTES`` is not held back: there the work outweighs it.
-    """
-    size = math.prod(shape)
-    if size * like.element_size() > _KEPT_BYTES:
-        return torch.empty(shape, dtype=like.dtype)
-    buffers: dict[Any, Tensor] = _thread.__dict__
-    buffer = buffers.get((slot, like.dtype))
-    if buffer is None or buffer.numel() < size:
-        # It outlives the caller's mode.
-        with torch.inference_mode(False):
-            buffer = buffers[slot, like.dtype] = torch.empty(size, dtype=like.dtype, device="cpu")
-    return buffer[:size].view(shape)
 
 
 def parts(count: int, most: int) -> list[slice]:

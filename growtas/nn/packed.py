@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from growtas.nn.fused import Gradient, leading, normalise, normalise_backward, parts, scratch
+from growtas.nn.fused import Gradient, leading, normalise, normalise_backward, parts
 
 if TYPE_CHECKING:
     from growtas.nn.relative import GridIndex
 
 # Attention weights (float32) of a part of the batch, and of what goes through softmax at a time: that fits a core's cache.
-PART_BYTES, SOFTMAX_BYTES = 8 << 20, 1 << 20
+PART_BYTES, SOFTMAX_BYTES = 4 << 20, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,12 @@ def fused_attention(
 
 
 class _Kept:
-    """What the backward pass wants of the forward pass, written part by part; or scratch memory for one part of it."""
+    """What the backward pass wants of the forward pass, written part by part; or, for one part's images, scratch memory."""
 
-    def __init__(self, x: Tensor, batch: int, tokens: int, width: int, layout: Layout, *, reused: bool = False) -> None:
+    def __init__(self, x: Tensor, batch: int, tokens: int, width: int, layout: Layout) -> None:
         groups, distances = batch * layout.heads, layout.grid.distances.shape[1]
-
-        def memory(slot: str, *shape: int) -> Tensor:
-            return scratch(x, slot, *shape) if reused else x.new_empty(shape)
-
-        self.qkv, self.context = memory("qkv", batch * tokens, 3 * width), memory("context", batch * tokens, width)
-        self.weights, self.placed = memory("weights", groups, tokens, tokens), memory("placed", groups, tokens, distances)
+        self.qkv, self.context = x.new_empty(batch * tokens, 3 * width), x.new_empty(batch * tokens, width)
+        self.weights, self.placed = x.new_empty(groups, tokens, tokens), x.new_empty(groups, tokens, distances)
 
 
 class _Part:
@@ -100,9 +96,9 @@ class _Part:
         self.like, self.groups = like, images * layout.heads
         self.onehot = layout.grid.onehot.to(like.dtype)
 
-    def wide(self, slot: str, *, onehot: bool = False) -> Tensor:
+    def wide(self, *, onehot: bool = False) -> Tensor:
         """Scratch memory ``(groups, N, head_dim + L)``, on request with the constant columns filled in."""
-        memory = scratch(self.like, slot, self.groups, self.tokens, self.head_dim + self.lines)
+        memory = self.like.new_empty(self.groups, self.tokens, self.head_dim + self.lines)
         if onehot:
             memory[..., self.head_dim :] = self.onehot
         return memory
@@ -153,9 +149,9 @@ def _forward(
     slices = layout.parts(batch, tokens)
     images = slices[0].stop if slices else 0
     part = _Part(x, images, tokens, head_dim, layout)
-    held = kept or _Kept(x, images, tokens, width, layout, reused=True)
-    query, key, value = part.wide("query"), part.wide("key", onehot=True), part.wide("value", onehot=True)
-    wide_attended, out = part.wide("gradient"), torch.empty_like(x)
+    held = kept or _Kept(x, images, tokens, width, layout)
+    query, key, value = part.wide(), part.wide(onehot=True), part.wide(onehot=True)
+    wide_attended, out = part.wide(), torch.empty_like(x)
 
     for slots in slices:
         count, rows = slots.stop - slots.start, slice(slots.start * tokens, slots.stop * tokens)
@@ -228,14 +224,12 @@ class _FusedAttention(torch.autograd.Function):
         slices = layout.parts(batch, tokens)
         images = slices[0].stop if slices else 0
         part = _Part(x, images, tokens, head_dim, layout)
-        wide_key, wide_value = part.wide("key", onehot=True), part.wide("value", onehot=True)
-        wide_grad, wide_grad_query = part.wide("gradient"), part.wide("query")
-        distances = scratch(x, "placed", images * heads, tokens, layout.grid.distances.shape[1])
-        logits = scratch(x, "weights", _softmax_parts(kept_weights)[0].stop if batch else 0, tokens, tokens)
-        narrow_query, narrow_key, narrow_value = (
-            scratch(x, slot, images * heads, tokens, head_dim) for slot in ("narrow", "narrow key", "narrow value")
-        )
-        grad_qkv = scratch(x, "qkv", images * tokens, 3 * width)
+        wide_key, wide_value = part.wide(onehot=True), part.wide(onehot=True)
+        wide_grad, wide_grad_query = part.wide(), part.wide()
+        distances = x.new_empty(images * heads, tokens, layout.grid.distances.shape[1])
+        logits = x.new_empty(_softmax_parts(kept_weights)[0].stop if batch else 0, tokens, tokens)
+        narrow_query, narrow_key, narrow_value = (x.new_empty(images * heads, tokens, head_dim) for _ in range(3))
+        grad_qkv = x.new_empty(images * tokens, 3 * width)
         for slots in slices:
             count, rows = slots.stop - slots.start, slice(slots.start * tokens, slots.stop * tokens)
             some, groups = count * heads, slice(slots.start * heads, slots.stop * heads)
