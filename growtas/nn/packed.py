@@ -168,7 +168,7 @@ def _forward(
         part.by_head(value_part).copy_(v)
 
         weights, placed = held.weights[held_groups], held.placed[held_groups]
-        for some in _softmax_parts(weights):
+        for some in parts(count * heads, _softmax_groups(tokens)):
             torch.bmm(query_part[some], key_part[some].transpose(1, 2), out=weights[some])
             torch.softmax(weights[some], -1, out=weights[some])
             torch.bmm(weights[some], value_part[some], out=attended[some])
@@ -182,10 +182,9 @@ def _forward(
     return out.view(batch, tokens, dim)
 
 
-def _softmax_parts(weights: Tensor) -> list[slice]:
-    """Groups of ``(groups, N, N)`` in parts of ``SOFTMAX_BYTES`` at most."""
-    groups, tokens, _ = weights.shape
-    return parts(groups, max(1, SOFTMAX_BYTES // (4 * tokens * tokens)))
+def _softmax_groups(tokens: int) -> int:
+    """How many groups' attention weights make up ``SOFTMAX_BYTES``."""
+    return max(1, SOFTMAX_BYTES // (4 * tokens * tokens))
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -227,7 +226,7 @@ class _FusedAttention(torch.autograd.Function):
         wide_key, wide_value = part.wide(onehot=True), part.wide(onehot=True)
         wide_grad, wide_grad_query = part.wide(), part.wide()
         distances = x.new_empty(images * heads, tokens, layout.grid.distances.shape[1])
-        logits = x.new_empty(_softmax_parts(kept_weights)[0].stop if batch else 0, tokens, tokens)
+        logits = x.new_empty(min(images * heads, _softmax_groups(tokens)), tokens, tokens)
         narrow_query, narrow_key, narrow_value = (x.new_empty(images * heads, tokens, head_dim) for _ in range(3))
         grad_qkv = x.new_empty(images * tokens, 3 * width)
         for slots in slices:
@@ -255,7 +254,7 @@ class _FusedAttention(torch.autograd.Function):
             torch.mul(q, head_dim**-0.5, out=part.by_head(query))
             part.by_head(key).copy_(k)
             part.by_head(value).copy_(v)
-            for few in _softmax_parts(attention):
+            for few in parts(some, _softmax_groups(tokens)):
                 weights_few = attention[few]
                 grad_logits = logits[: len(weights_few)]
                 torch.bmm(grad_out[few], value[few].transpose(1, 2), out=grad_logits)

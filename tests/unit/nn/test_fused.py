@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -98,6 +98,10 @@ def test_the_mlp_half_agrees_with_autograd(seed, batch, layout, residual, frozen
 
 
 @settings(max_examples=60, deadline=None)
+@example(  # The parts of a part are larger than those of the whole batch would be.
+    seed=0, batch=5, layout="plain", residual=False, frozen=set(), rows=1, cols=1, heads=2, head_dim=1, dim=2, spare=0,
+    interleaved=False, normed=False, part=96, few=96,
+)  # fmt: skip
 @given(
     **shapes, rows=st.integers(1, 4), cols=st.integers(1, 4), heads=st.integers(1, 3), head_dim=st.integers(1, 8),
     dim=st.integers(2, 9), spare=st.integers(0, 3), interleaved=st.booleans(), normed=st.booleans(), part=st.integers(1, 5000),
