@@ -47,6 +47,8 @@ class Attention(nn.Module):
         if self.max_relative_position is not None:
             self.relative_key = RelativeTables(self.max_relative_position, head_dim)
             self.relative_value = RelativeTables(self.max_relative_position, head_dim)
+            # Computed for the first time by an exporter, the cached indices would be tensors of its tracing.
+            grid_index(self.grid_size, self.grid_size, self.max_relative_position, "cpu")
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, N, embed_dim)`` -> the same shape."""

@@ -325,6 +325,7 @@ class TestWhereTheFusedFormMustNotStandIn:
             whole = parameters[name].grad
             torch.testing.assert_close(gradient, torch.zeros_like(gradient) if whole is None else whole, rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # The exporter's own business.
     def test_export_sees_ordinary_operations(self):
         model, _ = _model("static")
         images = torch.randn(2, 3, 12, 12)
@@ -333,6 +334,22 @@ class TestWhereTheFusedFormMustNotStandIn:
         assert any("scaled_dot_product_attention" in name for name in names)
         assert any("gelu.default" in name for name in names)
         torch.testing.assert_close(program.module()(images), model(images), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+    @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
+    def test_compilers_see_ordinary_operations(self):
+        names = set()
+
+        def backend(graph, _):
+            names.update(str(node.target) for node in graph.graph.nodes)
+            return graph.forward
+
+        model, _ = _model("static")
+        images = torch.randn(2, 3, 12, 12)
+        compiled = torch.compile(model, backend=backend)
+        torch.testing.assert_close(compiled(images), model(images), rtol=1e-4, atol=1e-4)
+        assert any("scaled_dot_product_attention" in name for name in names)
+        assert any("gelu" in name for name in names)
 
     def test_copies_and_deep_copies_keep_working(self):
         model, forward = _model("static")
