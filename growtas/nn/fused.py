@@ -67,9 +67,11 @@ class Gradient:
         # The first part is written, not added: only what no part writes has to be zero.
         self._written = False
         if wanted:
-            make = torch.empty_like if block == weight.shape else torch.zeros_like
-            self._whole = make(weight, memory_format=torch.contiguous_format)
-            self._block = leading(self._whole, *block)
+            if block == weight.shape:
+                self._whole = self._block = torch.empty_like(weight, memory_format=torch.contiguous_format)
+            else:
+                self._whole = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+                self._block = leading(self._whole, *block)
 
     def __bool__(self) -> bool:
         """Whether the gradient is asked for."""
@@ -108,7 +110,8 @@ class Gradient:
 def leading(weight: Tensor, *sizes: int) -> Tensor:
     """The leading block of a weight, as a view."""
     for axis, size in enumerate(sizes):
-        weight = weight.narrow(axis, 0, size)
+        if size != weight.shape[axis]:
+            weight = weight.narrow(axis, 0, size)
     return weight
 
 

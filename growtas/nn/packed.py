@@ -8,54 +8,24 @@ images at a time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from growtas.nn.fused import Gradient, leading, normalise, normalise_backward, parts
-
-if TYPE_CHECKING:
-    from growtas.nn.relative import GridIndex
+from growtas.nn.layout import Layout
 
 # Attention weights (float32) of a part of the batch, and of what goes through softmax at a time: that fits a core's cache.
 PART_BYTES, SOFTMAX_BYTES = 4 << 20, 1 << 20
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the tokens' channels are cut.
-
-    Attributes:
-        heads: number of heads.
-        grid: the indices for the tokens.
-        interleaved: rows 0, 3, 6, ... of the qkv weight are q's, 1, 4, 7, ... k's, 2, 5, 8, ... v's, instead of three blocks.
-        residual: add the tokens to the result.
-    """
-
-    heads: int
-    grid: GridIndex
-    interleaved: bool
-    residual: bool
-
-    def parts(self, batch: int, tokens: int) -> list[slice]:
-        """The batch in parts with at most ``PART_BYTES`` of attention weights."""
-        return parts(batch, max(1, PART_BYTES // (4 * self.heads * tokens * tokens)))
-
-    def rows(self, weight: Tensor, width: int, dim: int) -> Tensor:
-        """The used block of a qkv weight in q, k, v order, ``(3, width, dim)``: a view."""
-        block = leading(weight, 3 * width, dim)
-        shape = (width, 3, *block.shape[1:]) if self.interleaved else (3, width, *block.shape[1:])
-        return block.view(shape).transpose(0, 1) if self.interleaved else block.view(shape)
 
 
 def fused_attention(
     x: Tensor,
     norm: nn.LayerNorm | None,
     qkv: nn.Linear,
-    tables: tuple[Tensor, Tensor, Tensor],
+    tables: tuple[Tensor, Tensor, Tensor, Tensor],
     proj: nn.Linear,
     layout: Layout,
 ) -> Tensor:
@@ -64,8 +34,7 @@ def fused_attention(
     Args:
         x: ``(batch, N, dim)``.
         norm, qkv, proj: at least as wide as is needed; without ``norm``, x is normalised already.
-        tables: the unrolled key and value tables, ``(D, head_dim)``, and the constant cls value, ``(head_dim,)``; see
-            :func:`growtas.nn.relative.unroll_tables`.
+        tables: the vertical and horizontal key tables, then the value tables, ``(2 * max_relative_position + 2, head_dim)`` each.
         layout: heads and indices.
 
     Returns:
@@ -133,20 +102,23 @@ def _forward(
     norm_bias: Tensor | None,
     qkv_weight: Tensor,
     qkv_bias: Tensor,
-    key_table: Tensor,
-    value_table: Tensor,
-    cls_value: Tensor,
+    key_vertical: Tensor,
+    key_horizontal: Tensor,
+    value_vertical: Tensor,
+    value_horizontal: Tensor,
     proj_weight: Tensor,
     proj_bias: Tensor,
     layout: Layout,
     kept: _Kept | None,
 ) -> Tensor:
     batch, tokens, dim = x.shape
-    heads, head_dim = layout.heads, key_table.shape[1]
+    heads, head_dim = layout.heads, key_vertical.shape[1]
+    key_table, _ = layout.unroll(key_vertical, key_horizontal)
+    value_table, cls_value = layout.unroll(value_vertical, value_horizontal)
     width, x = heads * head_dim, x.contiguous().view(-1, dim)
     weight = layout.rows(qkv_weight, width, dim).reshape(3 * width, dim).t()
     bias, to_out, out_bias = qkv_bias[: 3 * width], leading(proj_weight, dim, width).t(), proj_bias[:dim]
-    slices = layout.parts(batch, tokens)
+    slices = parts(batch, _within(PART_BYTES, heads, tokens))
     images = slices[0].stop if slices else 0
     part = _Part(x, images, tokens, head_dim, layout)
     held = kept or _Kept(x, images, tokens, width, layout)
@@ -168,7 +140,7 @@ def _forward(
         part.by_head(value_part).copy_(v)
 
         weights, placed = held.weights[held_groups], held.placed[held_groups]
-        for some in parts(count * heads, _softmax_groups(tokens)):
+        for some in parts(count * heads, _within(SOFTMAX_BYTES, 1, tokens)):
             torch.bmm(query_part[some], key_part[some].transpose(1, 2), out=weights[some])
             torch.softmax(weights[some], -1, out=weights[some])
             torch.bmm(weights[some], value_part[some], out=attended[some])
@@ -182,17 +154,17 @@ def _forward(
     return out.view(batch, tokens, dim)
 
 
-def _softmax_groups(tokens: int) -> int:
-    """How many groups' attention weights make up ``SOFTMAX_BYTES``."""
-    return max(1, SOFTMAX_BYTES // (4 * tokens * tokens))
+def _within(size: int, heads: int, tokens: int) -> int:
+    """How many times the attention weights of so many heads fit ``size`` bytes; 1 at least."""
+    return max(1, size // (4 * heads * tokens * tokens))
 
 
 class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
         *weights, layout = rest
-        x, key_table = x.contiguous(), weights[4]
-        kept = _Kept(x, x.shape[0], x.shape[1], layout.heads * key_table.shape[1], layout)
+        x, head_dim = x.contiguous(), weights[4].shape[1]
+        kept = _Kept(x, x.shape[0], x.shape[1], layout.heads * head_dim, layout)
         out = _forward(x, *weights, layout, kept)  # type: ignore[call-arg]
         ctx.save_for_backward(x, kept.qkv, kept.context, kept.weights, kept.placed, *weights)
         ctx.layout = layout
@@ -202,8 +174,10 @@ class _FusedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, kept_qkv, kept_context, kept_weights, kept_placed, *weights = ctx.saved_tensors
-        norm_weight, norm_bias, qkv_weight, qkv_bias, key_table, value_table, cls_value, proj_weight, proj_bias = weights
+        norm_weight, norm_bias, qkv_weight, qkv_bias, *tables, proj_weight, proj_bias = weights
         layout: Layout = ctx.layout
+        key_table, _ = layout.unroll(*tables[:2])
+        value_table, cls_value = layout.unroll(*tables[2:])
         batch, tokens, dim = x.shape
         heads, head_dim, wanted = layout.heads, key_table.shape[1], ctx.needs_input_grad
         width, x, grad = heads * head_dim, x.view(-1, dim), grads[0].reshape(-1, dim).contiguous()
@@ -214,19 +188,19 @@ class _FusedAttention(torch.autograd.Function):
         into_norm = (Gradient(norm_weight, (dim,), wanted[1]), Gradient(norm_bias, (dim,), wanted[2])) if has_norm else ()
         into_weight = Gradient(weight, (3 * width, dim), wanted[3])
         into_bias = Gradient(qkv_bias, (3 * width,), wanted[4])
-        into_key = Gradient(key_table, key_table.shape, wanted[5])
-        into_value = Gradient(value_table, value_table.shape, wanted[6])
-        into_cls = Gradient(cls_value, cls_value.shape, wanted[7])
-        into_out, into_out_bias = Gradient(proj_weight, (dim, width), wanted[8]), Gradient(proj_bias, (dim,), wanted[9])
+        into_key = Gradient(key_table, key_table.shape, any(wanted[5:7]))
+        into_value = Gradient(value_table, value_table.shape, any(wanted[7:9]))
+        into_cls = Gradient(cls_value, cls_value.shape, any(wanted[7:9]))
+        into_out, into_out_bias = Gradient(proj_weight, (dim, width), wanted[9]), Gradient(proj_bias, (dim,), wanted[10])
         grad_x = torch.empty_like(x) if any(wanted[:3]) else None
 
-        slices = layout.parts(batch, tokens)
+        slices = parts(batch, _within(PART_BYTES, heads, tokens))
         images = slices[0].stop if slices else 0
         part = _Part(x, images, tokens, head_dim, layout)
         wide_key, wide_value = part.wide(onehot=True), part.wide(onehot=True)
         wide_grad, wide_grad_query = part.wide(), part.wide()
         distances = x.new_empty(images * heads, tokens, layout.grid.distances.shape[1])
-        logits = x.new_empty(min(images * heads, _softmax_groups(tokens)), tokens, tokens)
+        logits = x.new_empty(min(images * heads, _within(SOFTMAX_BYTES, 1, tokens)), tokens, tokens)
         narrow_query, narrow_key, narrow_value = (x.new_empty(images * heads, tokens, head_dim) for _ in range(3))
         grad_qkv = x.new_empty(images * tokens, 3 * width)
         for slots in slices:
@@ -254,7 +228,7 @@ class _FusedAttention(torch.autograd.Function):
             torch.mul(q, head_dim**-0.5, out=part.by_head(query))
             part.by_head(key).copy_(k)
             part.by_head(value).copy_(v)
-            for few in parts(some, _softmax_groups(tokens)):
+            for few in parts(some, _within(SOFTMAX_BYTES, 1, tokens)):
                 weights_few = attention[few]
                 grad_logits = logits[: len(weights_few)]
                 torch.bmm(grad_out[few], value[few].transpose(1, 2), out=grad_logits)
@@ -287,8 +261,11 @@ class _FusedAttention(torch.autograd.Function):
         qkv_gradient = _whole_qkv(into_weight.result(), qkv_weight, layout, width, dim)
         norms = tuple(gradient.result() for gradient in into_norm) if has_norm else (None, None)
         to_x = grad_x.view(batch, tokens, dim) if grad_x is not None and wanted[0] else None
-        rest = (into_bias, into_key, into_value, into_cls, into_out, into_out_bias)
-        return to_x, *norms, qkv_gradient, *(gradient.result() for gradient in rest), None
+        to_tables = (
+            *layout.unroll_backward(into_key.result(), None),
+            *layout.unroll_backward(into_value.result(), into_cls.result()),
+        )
+        return to_x, *norms, qkv_gradient, into_bias.result(), *to_tables, into_out.result(), into_out_bias.result(), None
 
 
 def _whole_qkv(gradient: Tensor | None, weight: Tensor, layout: Layout, width: int, dim: int) -> Tensor | None:

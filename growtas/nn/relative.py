@@ -46,6 +46,8 @@ class GridIndex:
         lines: for each query and grid line the distance that holds its term, or a padded one; shape ``(N, L)``.
         distances: the inverse, for each query and distance the grid line, or a padded one; shape ``(N, D)``.
         onehot: row and column of each token, zeros for cls and the padding; shape ``(N, L)``, float32.
+        unroll: what :func:`unroll_tables` does, as a matrix on both tables, vertical first: ``D`` rows give the table, one more
+            the cls entry; shape ``(D + 1, 2 * (2 * max_relative_position + 2))``, float32.
         num_lines: ``S``.
     """
 
@@ -54,6 +56,7 @@ class GridIndex:
     lines: Tensor
     distances: Tensor
     onehot: Tensor
+    unroll: Tensor
     num_lines: int
 
 
@@ -78,9 +81,14 @@ def grid_index(rows: int, cols: int, max_relative_position: int, device: str = "
             offset = torch.arange(-(length - 1), length)
             return offset.clamp(-max_relative_position, max_relative_position) + max_relative_position + 1
 
-        tensors = (entries(rows), entries(cols), lines, distances, onehot)
-    row_entries, col_entries, lines, distances, onehot = (tensor.to(device) for tensor in tensors)
-    return GridIndex(row_entries, col_entries, lines, distances, onehot, num_lines)
+        height = 2 * max_relative_position + 2
+        unroll = torch.zeros(distances.shape[1] + 1, 2 * height)
+        unroll[: 2 * rows - 1].scatter_(1, entries(rows)[:, None], 1.0)
+        unroll[2 * rows - 1 : num_distances].scatter_(1, height + entries(cols)[:, None], 1.0)
+        unroll[2 * rows - 1 : num_distances, [0, height]] = -1.0
+        unroll[-1, [0, height]] = 1.0
+        tensors = (entries(rows), entries(cols), lines, distances, onehot, unroll)
+    return GridIndex(*(tensor.to(device) for tensor in tensors), num_lines)
 
 
 def _padded(count: int) -> int:

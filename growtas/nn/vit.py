@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from growtas.nn.architecture import Architecture
 from growtas.nn.fused import LAYER_NORM_EPS, fusable
+from growtas.nn.layout import Layout
 from growtas.nn.mlp import fused_mlp, mlp_fusable
-from growtas.nn.packed import Layout, fused_attention
-from growtas.nn.relative import grid_index, relative_attention, unroll_tables
+from growtas.nn.packed import fused_attention
+from growtas.nn.relative import grid_index, relative_attention
 
 
 class RelativeTables(nn.Module):
@@ -82,10 +83,10 @@ class Attention(nn.Module):
         """
         assert self.max_relative_position is not None
         grid = grid_index(self.grid_size, self.grid_size, self.max_relative_position, "cpu")
-        key_table, _ = unroll_tables(self.relative_key.vertical, self.relative_key.horizontal, grid)
         layout = Layout(num_heads or self.num_heads, grid, interleaved, residual)
-        value_tables = unroll_tables(self.relative_value.vertical, self.relative_value.horizontal, grid)
-        return fused_attention(x, norm, self.qkv, (key_table, *value_tables), self.proj, layout)
+        key, value = self.relative_key, self.relative_value
+        tables = (key.vertical, key.horizontal, value.vertical, value.horizontal)
+        return fused_attention(x, norm, self.qkv, tables, self.proj, layout)
 
 
 class Block(nn.Module):

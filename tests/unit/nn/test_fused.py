@@ -12,9 +12,10 @@ from torch import nn
 from growtas import Architecture, SearchSpace, Subnet, Supernet, VisionTransformer, extract
 from growtas.nn import mlp, packed, supernet, vit
 from growtas.nn.fused import fusable, parts
+from growtas.nn.layout import Layout
 from growtas.nn.mlp import fused_mlp
-from growtas.nn.packed import Layout, fused_attention
-from growtas.nn.relative import grid_index, unroll_tables
+from growtas.nn.packed import fused_attention
+from growtas.nn.relative import grid_index
 from tests.reference import naive_relative_attention
 
 SPACE = SearchSpace(
@@ -122,10 +123,8 @@ def test_the_attention_half_agrees_with_autograd(
         leaves[index].requires_grad_(False)
 
     def fused():
-        key_table, _ = unroll_tables(tables[0], tables[1], grid)
         cut = Layout(heads, grid, interleaved, residual)
-        values = unroll_tables(tables[2], tables[3], grid)
-        return fused_attention(x, norm if normed else None, qkv, (key_table, *values), proj, cut)
+        return fused_attention(x, norm if normed else None, qkv, tuple(tables), proj, cut)
 
     def plain():
         y = _norm(x, norm) if normed else x
@@ -154,15 +153,12 @@ def test_the_functions_own_gradients_pass_gradcheck():
     x = _tokens(generator, 2, 5, 3)
     layers = nn.ModuleList([nn.LayerNorm(4), nn.Linear(4, 15), nn.Linear(5, 4)]).double()
     _randomise(layers, generator)
-    tables = [torch.randn(size, 4, dtype=torch.float64, generator=generator) for size in (grid.distances.shape[1],) * 2]
-    for table in tables:
-        table[grid.distances.max() + 1 :] = 0
-    cls_value = torch.randn(4, dtype=torch.float64, generator=generator, requires_grad=True)
+    tables = [torch.randn(4, 4, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(4)]
 
-    def attention(x, cls_value, *_):
-        return fused_attention(x, layers[0], layers[1], (*tables, cls_value), layers[2], Layout(1, grid, True, True))
+    def attention(x, *_):
+        return fused_attention(x, layers[0], layers[1], tuple(tables), layers[2], Layout(1, grid, True, True))
 
-    assert torch.autograd.gradcheck(attention, (x, cls_value, *layers.parameters()))
+    assert torch.autograd.gradcheck(attention, (x, *tables, *layers.parameters()))
 
 
 def _model(kind, *, drop_path=0.0):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growtas.nn.relative import grid_index, relative_attention
+from growtas.nn.relative import grid_index, relative_attention, unroll_tables
 from tests.reference import naive_relative_attention
 
 
@@ -60,3 +60,11 @@ def test_bfloat16_inputs_keep_their_type():
     exact, _ = _both(qkv, tables, 4, 4, 3)
     assert ours.dtype == torch.bfloat16
     assert ((ours.float() - exact).abs().max() / exact.abs().max()).item() < 0.05
+
+
+@given(rows=st.integers(1, 6), cols=st.integers(1, 6), clip=st.integers(1, 7))
+def test_the_unrolling_matrix_does_what_the_function_does(rows, cols, clip):
+    grid = grid_index(rows, cols, clip)
+    vertical, horizontal = (torch.randn(2 * clip + 2, 3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    table, cls_entry = unroll_tables(vertical, horizontal, grid)
+    torch.testing.assert_close(grid.unroll @ torch.cat([vertical, horizontal]), torch.cat([table, cls_entry[None]]))
