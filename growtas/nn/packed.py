@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 from growtas.nn.fused import Gradient, leading, normalise, normalise_backward, parts
 from growtas.nn.layout import Layout
 
-# Attention weights (float32) of a part of the batch, and of what goes through softmax at a time: that fits a core's cache.
-PART_BYTES, SOFTMAX_BYTES = 4 << 20, 1 << 20
+# Attention weights (float32) of a part of the batch.
+PART_BYTES = 4 << 20
 
 
 def fused_attention(
@@ -118,7 +118,7 @@ def _forward(
     width, x = heads * head_dim, x.contiguous().view(-1, dim)
     weight = layout.rows(qkv_weight, width, dim).reshape(3 * width, dim).t()
     bias, to_out, out_bias = qkv_bias[: 3 * width], leading(proj_weight, dim, width).t(), proj_bias[:dim]
-    slices = parts(batch, _within(PART_BYTES, heads, tokens))
+    slices = _parts(batch, heads, tokens)
     images = slices[0].stop if slices else 0
     part = _Part(x, images, tokens, head_dim, layout)
     held = kept or _Kept(x, images, tokens, width, layout)
@@ -140,10 +140,9 @@ def _forward(
         part.by_head(value_part).copy_(v)
 
         weights, placed = held.weights[held_groups], held.placed[held_groups]
-        for some in parts(count * heads, _within(SOFTMAX_BYTES, 1, tokens)):
-            torch.bmm(query_part[some], key_part[some].transpose(1, 2), out=weights[some])
-            torch.softmax(weights[some], -1, out=weights[some])
-            torch.bmm(weights[some], value_part[some], out=attended[some])
+        torch.bmm(query_part, key_part.transpose(1, 2), out=weights)
+        torch.softmax(weights, -1, out=weights)
+        torch.bmm(weights, value_part, out=attended)
         part.narrow(attended).addmm_(part.to_distances(attended, placed), value_table)
 
         context = held.context[held_rows]
@@ -154,9 +153,9 @@ def _forward(
     return out.view(batch, tokens, dim)
 
 
-def _within(size: int, heads: int, tokens: int) -> int:
-    """How many times the attention weights of so many heads fit ``size`` bytes; 1 at least."""
-    return max(1, size // (4 * heads * tokens * tokens))
+def _parts(batch: int, heads: int, tokens: int) -> list[slice]:
+    """The batch in parts with at most ``PART_BYTES`` of attention weights."""
+    return parts(batch, max(1, PART_BYTES // (4 * heads * tokens * tokens)))
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -194,13 +193,13 @@ class _FusedAttention(torch.autograd.Function):
         into_out, into_out_bias = Gradient(proj_weight, (dim, width), wanted[9]), Gradient(proj_bias, (dim,), wanted[10])
         grad_x = torch.empty_like(x) if any(wanted[:3]) else None
 
-        slices = parts(batch, _within(PART_BYTES, heads, tokens))
+        slices = _parts(batch, heads, tokens)
         images = slices[0].stop if slices else 0
         part = _Part(x, images, tokens, head_dim, layout)
         wide_key, wide_value = part.wide(onehot=True), part.wide(onehot=True)
         wide_grad, wide_grad_query = part.wide(), part.wide()
         distances = x.new_empty(images * heads, tokens, layout.grid.distances.shape[1])
-        logits = x.new_empty(min(images * heads, _within(SOFTMAX_BYTES, 1, tokens)), tokens, tokens)
+        logits = x.new_empty(images * heads, tokens, tokens)
         narrow_query, narrow_key, narrow_value = (x.new_empty(images * heads, tokens, head_dim) for _ in range(3))
         grad_qkv = x.new_empty(images * tokens, 3 * width)
         for slots in slices:
@@ -228,14 +227,12 @@ class _FusedAttention(torch.autograd.Function):
             torch.mul(q, head_dim**-0.5, out=part.by_head(query))
             part.by_head(key).copy_(k)
             part.by_head(value).copy_(v)
-            for few in parts(some, _within(SOFTMAX_BYTES, 1, tokens)):
-                weights_few = attention[few]
-                grad_logits = logits[: len(weights_few)]
-                torch.bmm(grad_out[few], value[few].transpose(1, 2), out=grad_logits)
-                torch.ops.aten._softmax_backward_data.out(grad_logits, weights_few, -1, weights_few.dtype, grad_input=grad_logits)
-                torch.bmm(grad_logits, key[few], out=grad_query[few])
-                torch.bmm(grad_logits.transpose(1, 2), query[few], out=grad_key[few])
-                torch.bmm(weights_few.transpose(1, 2), grad_out[few, :, :head_dim], out=grad_value[few])
+            grad_logits = logits[:some]
+            torch.bmm(grad_out, value.transpose(1, 2), out=grad_logits)
+            torch.ops.aten._softmax_backward_data.out(grad_logits, attention, -1, attention.dtype, grad_input=grad_logits)
+            torch.bmm(grad_logits, key, out=grad_query)
+            torch.bmm(grad_logits.transpose(1, 2), query, out=grad_key)
+            torch.bmm(attention.transpose(1, 2), grad_out[..., :head_dim], out=grad_value)
             grad_terms = part.to_distances(grad_query, distances[:some])
             into_key.add_product(grad_terms.t(), query.view(-1, head_dim))
             part.narrow(grad_query).addmm_(grad_terms, key_table)

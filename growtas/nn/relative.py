@@ -88,7 +88,8 @@ def grid_index(rows: int, cols: int, max_relative_position: int, device: str = "
         unroll[2 * rows - 1 : num_distances, [0, height]] = -1.0
         unroll[-1, [0, height]] = 1.0
         tensors = (entries(rows), entries(cols), lines, distances, onehot, unroll)
-    return GridIndex(*(tensor.to(device) for tensor in tensors), num_lines)
+    row_entries, col_entries, lines, distances, onehot, unroll = (tensor.to(device) for tensor in tensors)
+    return GridIndex(row_entries, col_entries, lines, distances, onehot, unroll, num_lines)
 
 
 def _padded(count: int) -> int:
