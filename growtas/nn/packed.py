@@ -2,8 +2,8 @@
 
 The formulas are those of :mod:`growtas.nn.relative`. PyTorch's CPU flash attention recomputes the logits in its backward pass and
 wants the one-hot columns' gradients too, which nobody needs. At the lengths of image tokens it is faster to keep the attention
-weights. Kept besides are the tokens, q, k, v, the masses by distance and the projection's input; all else is computed again, some
-images at a time.
+weights. Kept besides are the tokens, q, k, v as the logits' and the values' products want them, the masses by distance and the
+projection's input; all else is computed again, some images at a time.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class _Kept:
 
     def __init__(self, x: Tensor, batch: int, tokens: int, width: int, layout: Layout) -> None:
         groups, distances = batch * layout.heads, layout.grid.distances.shape[1]
-        self.qkv, self.context = x.new_empty(batch * tokens, 3 * width), x.new_empty(batch * tokens, width)
+        wide = width // layout.heads + layout.grid.onehot.shape[1]
+        self.query, self.key, self.value = (x.new_empty(groups, tokens, wide) for _ in range(3))
+        self.context = x.new_empty(batch * tokens, width)
         self.weights, self.placed = x.new_empty(groups, tokens, tokens), x.new_empty(groups, tokens, distances)
 
 
@@ -122,8 +124,8 @@ def _forward(
     images = slices[0].stop if slices else 0
     part = _Part(x, images, tokens, head_dim, layout)
     held = kept or _Kept(x, images, tokens, width, layout)
-    query, key, value = part.wide(), part.wide(onehot=True), part.wide(onehot=True)
-    wide_attended, out = part.wide(), torch.empty_like(x)
+    held.key[..., head_dim:] = held.value[..., head_dim:] = part.onehot
+    qkv, wide_attended, out = x.new_empty(images * tokens, 3 * width), part.wide(), torch.empty_like(x)
 
     for slots in slices:
         count, rows = slots.stop - slots.start, slice(slots.start * tokens, slots.stop * tokens)
@@ -131,18 +133,18 @@ def _forward(
         held_rows, held_groups = (rows, groups) if kept else (slice(count * tokens), slice(count * heads))
         tokens_in = x[rows]
         normed = tokens_in if norm_weight is None or norm_bias is None else normalise(tokens_in, norm_weight, norm_bias)[0]
-        q, k, v = part.split(torch.addmm(bias, normed, weight, out=held.qkv[held_rows]))
+        q, k, v = part.split(torch.addmm(bias, normed, weight, out=qkv[: count * tokens]))
 
-        query_part, key_part, value_part, attended = (t[: count * heads] for t in (query, key, value, wide_attended))
-        torch.mul(q, head_dim**-0.5, out=part.by_head(query_part))
-        part.to_lines(part.narrow(query_part) @ key_table.t(), query_part)
-        part.by_head(key_part).copy_(k)
-        part.by_head(value_part).copy_(v)
+        query, key, value = (t[held_groups] for t in (held.query, held.key, held.value))
+        torch.mul(q, head_dim**-0.5, out=part.by_head(query))
+        part.to_lines(part.narrow(query) @ key_table.t(), query)
+        part.by_head(key).copy_(k)
+        part.by_head(value).copy_(v)
 
-        weights, placed = held.weights[held_groups], held.placed[held_groups]
-        torch.bmm(query_part, key_part.transpose(1, 2), out=weights)
+        weights, placed, attended = held.weights[held_groups], held.placed[held_groups], wide_attended[: count * heads]
+        torch.bmm(query, key.transpose(1, 2), out=weights)
         torch.softmax(weights, -1, out=weights)
-        torch.bmm(weights, value_part, out=attended)
+        torch.bmm(weights, value, out=attended)
         part.narrow(attended).addmm_(part.to_distances(attended, placed), value_table)
 
         context = held.context[held_rows]
@@ -165,14 +167,14 @@ class _FusedAttention(torch.autograd.Function):
         x, head_dim = x.contiguous(), weights[4].shape[1]
         kept = _Kept(x, x.shape[0], x.shape[1], layout.heads * head_dim, layout)
         out = _forward(x, *weights, layout, kept)  # type: ignore[call-arg]
-        ctx.save_for_backward(x, kept.qkv, kept.context, kept.weights, kept.placed, *weights)
+        ctx.save_for_backward(x, kept.query, kept.key, kept.value, kept.context, kept.weights, kept.placed, *weights)
         ctx.layout = layout
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, kept_qkv, kept_context, kept_weights, kept_placed, *weights = ctx.saved_tensors
+        x, kept_query, kept_key, kept_value, kept_context, kept_weights, kept_placed, *weights = ctx.saved_tensors
         norm_weight, norm_bias, qkv_weight, qkv_bias, *tables, proj_weight, proj_bias = weights
         layout: Layout = ctx.layout
         key_table, _ = layout.unroll(*tables[:2])
@@ -196,18 +198,17 @@ class _FusedAttention(torch.autograd.Function):
         slices = _parts(batch, heads, tokens)
         images = slices[0].stop if slices else 0
         part = _Part(x, images, tokens, head_dim, layout)
-        wide_key, wide_value = part.wide(onehot=True), part.wide(onehot=True)
         wide_grad, wide_grad_query = part.wide(), part.wide()
         distances = x.new_empty(images * heads, tokens, layout.grid.distances.shape[1])
         logits = x.new_empty(images * heads, tokens, tokens)
-        narrow_query, narrow_key, narrow_value = (x.new_empty(images * heads, tokens, head_dim) for _ in range(3))
+        narrow_key, narrow_value = (x.new_empty(images * heads, tokens, head_dim) for _ in range(2))
         grad_qkv = x.new_empty(images * tokens, 3 * width)
         for slots in slices:
             count, rows = slots.stop - slots.start, slice(slots.start * tokens, slots.stop * tokens)
             some, groups = count * heads, slice(slots.start * heads, slots.stop * heads)
             grad_rows, attention = grad[rows], kept_weights[groups]
-            q, k, v = part.split(kept_qkv[rows])
-            key, value, grad_out, grad_query = (t[:some] for t in (wide_key, wide_value, wide_grad, wide_grad_query))
+            query, key, value = kept_query[groups, :, :head_dim], kept_key[groups], kept_value[groups]
+            grad_out, grad_query = wide_grad[:some], wide_grad_query[:some]
 
             # Projection.
             into_out_bias.add_rows(grad_rows)
@@ -223,18 +224,14 @@ class _FusedAttention(torch.autograd.Function):
             part.to_lines(narrow @ value_table.t(), grad_out)
 
             # Keys and queries: logits = [q, terms] [k, onehot], terms from q x table.
-            query, grad_key, grad_value = narrow_query[:some], narrow_key[:some], narrow_value[:some]
-            torch.mul(q, head_dim**-0.5, out=part.by_head(query))
-            part.by_head(key).copy_(k)
-            part.by_head(value).copy_(v)
-            grad_logits = logits[:some]
+            grad_logits, grad_key, grad_value = logits[:some], narrow_key[:some], narrow_value[:some]
             torch.bmm(grad_out, value.transpose(1, 2), out=grad_logits)
             torch.ops.aten._softmax_backward_data.out(grad_logits, attention, -1, attention.dtype, grad_input=grad_logits)
             torch.bmm(grad_logits, key, out=grad_query)
             torch.bmm(grad_logits.transpose(1, 2), query, out=grad_key)
             torch.bmm(attention.transpose(1, 2), grad_out[..., :head_dim], out=grad_value)
             grad_terms = part.to_distances(grad_query, distances[:some])
-            into_key.add_product(grad_terms.t(), query.view(-1, head_dim))
+            into_key.add_product(grad_terms.t(), part.narrow(kept_query[groups]))
             part.narrow(grad_query).addmm_(grad_terms, key_table)
             into_q, into_k, into_v = part.split(grad_qkv[: count * tokens])
             torch.mul(part.by_head(grad_query), head_dim**-0.5, out=into_q)
