@@ -33,7 +33,10 @@ from growtas.train.probes import subnet_accuracies
 
 FOLDER = Path("build/methods")
 METHODS = ("growtas", "growtas-plus", "uniform", "sandwich", "shrinking", "prenas", "focusformer")
-ALSO = {"growtas-auto": ["--method", "growtas", "--transitions", "auto"]}
+ALSO = {
+    "growtas-auto": ["--method", "growtas", "--transitions", "auto"],
+    "sandwich-sum": ["--method", "sandwich", "--set", "method_options.students=3"],
+}
 PLACES = ("25 %", "50 %", "75 %")
 
 
@@ -106,7 +109,7 @@ def main() -> None:
     options = parser.parse_args()
     methods = options.methods.split(",")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    longest_first = sorted(methods, key=lambda method: (method != "sandwich", method != "growtas-plus"))
+    longest_first = sorted(methods, key=lambda method: ("sandwich" not in method, method != "growtas-plus"))
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda method: train_method(method, options.epochs), longest_first))
     rows = [measure(method, options.each) for method in methods]

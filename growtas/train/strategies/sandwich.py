@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from growtas.sampling import sample_batch
 from growtas.train.strategies.base import Pass, Strategy
-from growtas.train.strategies.options import check_whole
+from growtas.train.strategies.options import check_real, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +19,16 @@ class SandwichOptions:
 
     Attributes:
         random: subnets a step that are drawn uniformly, besides the largest and the smallest.
+        students: weight of the losses of all subnets that are taught, together; the largest's is 1. The paper adds the losses
+            up, so there every one weighs 1: ``1 + random`` together.
     """
 
     random: int = 2
+    students: float = 1.0
 
     def __post_init__(self) -> None:
         check_whole("random", self.random, 0, 100)
+        check_real("students", self.students, 0, 100, above=True)
 
 
 class Sandwich(Strategy):
@@ -32,6 +36,10 @@ class Sandwich(Strategy):
 
     The largest learns from the labels, the others from its soft outputs of the same images alone. A step is ``2 + random``
     passes long.
+
+    The students' losses are averaged, not added up as in the paper: at the start the largest has nothing to teach, and three
+    losses that hold the shared weights to its outputs outweigh the one that improves them. NASViT (Gong et al., ICLR 2022) saw
+    Vision Transformers saturate early under the rule and traced it to such conflicts of gradients.
     """
 
     name: ClassVar[str] = "sandwich"
@@ -41,4 +49,5 @@ class Sandwich(Strategy):
         """See :class:`Strategy`; the largest comes first, since it teaches."""
         del epoch
         students = [self.space.smallest, *sample_batch(self.space, self.options.random, self.rng(step))]
-        return (Pass(self.space.largest), *(Pass(student, labels=0.0, soft=1.0, teacher="first") for student in students))
+        soft = self.options.students / len(students)
+        return (Pass(self.space.largest), *(Pass(student, labels=0.0, soft=soft, teacher="first") for student in students))

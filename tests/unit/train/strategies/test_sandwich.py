@@ -15,8 +15,13 @@ def test_the_largest_learns_from_labels_and_teaches_the_rest(space, random):
     assert first == Pass(space.largest, labels=1.0, soft=0.0)
     assert second.subnet == space.smallest
     assert len(rest) == random
-    assert all((p.labels, p.soft, p.teacher) == (0.0, 1.0, "first") for p in (second, *rest))
+    assert all((p.labels, p.soft, p.teacher) == (0.0, 1 / (1 + random), "first") for p in (second, *rest))
     assert all(space.holds(p.subnet) for p in rest)
+
+
+def test_the_papers_sum_of_the_students_losses(space):
+    _, *students = _sandwich(space, students=3.0).draw(7, 0.5)
+    assert [p.soft for p in students] == [1.0, 1.0, 1.0]
 
 
 def test_two_random_subnets_by_default_that_change_with_the_step(space):
@@ -30,7 +35,12 @@ def test_two_random_subnets_by_default_that_change_with_the_step(space):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"random": -1}, "random is -1; it must be"), ({"randon": 1}, "did you mean random")]
+    ("options", "message"),
+    [
+        ({"random": -1}, "random is -1; it must be"),
+        ({"students": 0}, "students is 0; it must be a number above 0"),
+        ({"randon": 1}, "did you mean random"),
+    ],
 )
 def test_wrong_options(space, options, message):
     with pytest.raises(ConfigError, match=message):
