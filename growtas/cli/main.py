@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from growtas.allocator import keep_memory
 from growtas.errors import GrowtasError
 
 app = typer.Typer(
@@ -46,8 +47,7 @@ def main() -> None:
     # Must be set before torch loads OpenMP. Its threads spin while they wait for each other: beside one other busy process, eight
     # epochs of micro on digits took over 45 s spinning and 27 s sleeping; on two idle cores 20 s and 22 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Likewise before torch is loaded: large tensors in huge pages, which saves a training step some page faults.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    keep_memory()
     # Every subcommand takes --debug too: people add it at the end of the line that failed.
     arguments = sys.argv[1:]
     debug = "--debug" in arguments

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-# Huge pages for every program's tensors; torch reads it when it is imported.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
 import json
 import logging
 import sys
