@@ -9,7 +9,7 @@ if sys.argv[1] == "kept":
     keep_memory()
 import torch
 torch.set_num_threads(1)
-for _ in range(2):
+for _ in range(15):
     torch.ones(10_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
