@@ -66,9 +66,10 @@ def _forward(
         before = after if hidden is None else hidden[part]
         torch.addmm(bias1, normalise(rows, norm_weight, norm_bias)[0], weight1, out=before)
         torch.ops.aten.gelu.out(before, out=after)
-        torch.addmm(bias2, after, weight2, out=out[part])
         if residual:
-            out[part].add_(rows)
+            torch.add(rows, bias2, out=out[part]).addmm_(after, weight2)
+        else:
+            torch.addmm(bias2, after, weight2, out=out[part])
     return out.view(shape)
 
 

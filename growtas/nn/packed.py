@@ -19,6 +19,11 @@ from growtas.nn.layout import Layout
 
 # Attention weights (float32) of a part of the batch.
 PART_BYTES = 4 << 20
+# Rows of the attention weights are as long as a multiple of this many numbers (a cache line of float32), where that adds little:
+# 208 keys for 197 tokens. The matrix products for the logits are 10 to 15 % faster, softmax as well.
+ALIGNED = 16
+# The logit of a key that only fills a row up: its weight is exactly zero.
+MASKED = -1e30
 
 
 def fused_attention(
@@ -52,10 +57,20 @@ class _Kept:
 
     def __init__(self, x: Tensor, batch: int, tokens: int, width: int, layout: Layout) -> None:
         groups, distances = batch * layout.heads, layout.grid.distances.shape[1]
-        wide = width // layout.heads + layout.grid.onehot.shape[1]
-        self.query, self.key, self.value = (x.new_empty(groups, tokens, wide) for _ in range(3))
+        wide, keys = width // layout.heads + layout.grid.onehot.shape[1], padded_keys(tokens)
+        self.query = x.new_empty(groups, tokens, wide)
+        self.key, self.value = (x.new_empty(groups, keys, wide) for _ in range(2))
         self.context = x.new_empty(batch * tokens, width)
-        self.weights, self.placed = x.new_empty(groups, tokens, tokens), x.new_empty(groups, tokens, distances)
+        self.weights, self.placed = x.new_empty(groups, tokens, keys), x.new_empty(groups, tokens, distances)
+
+    def fill_constants(self, onehot: Tensor) -> None:
+        """The one-hot columns, and keys and values beyond the tokens."""
+        tokens, lines = onehot.shape
+        for wide in (self.key, self.value):
+            wide[:, :tokens, -lines:] = onehot
+            wide[:, tokens:] = 0
+        # The last column belongs to no grid line (see GridIndex); queries have a one in it.
+        self.key[:, tokens:, -1] = MASKED
 
 
 class _Part:
@@ -65,18 +80,14 @@ class _Part:
         self.heads, self.tokens, self.head_dim, self.grid = layout.heads, tokens, head_dim, layout.grid
         self.lines = layout.grid.onehot.shape[1]
         self.like, self.groups = like, images * layout.heads
-        self.onehot = layout.grid.onehot.to(like.dtype)
 
-    def wide(self, *, onehot: bool = False) -> Tensor:
-        """Scratch memory ``(groups, N, head_dim + L)``, on request with the constant columns filled in."""
-        memory = self.like.new_empty(self.groups, self.tokens, self.head_dim + self.lines)
-        if onehot:
-            memory[..., self.head_dim :] = self.onehot
-        return memory
+    def wide(self) -> Tensor:
+        """Scratch memory ``(groups, N, head_dim + L)``."""
+        return self.like.new_empty(self.groups, self.tokens, self.head_dim + self.lines)
 
     def by_head(self, grouped: Tensor) -> Tensor:
-        """The leading head_dim columns of ``(groups, N, columns)`` as ``(images, heads, N, head_dim)``: a view."""
-        return grouped.view(-1, self.heads, self.tokens, grouped.shape[-1])[..., : self.head_dim]
+        """The tokens' leading head_dim columns of ``(groups, N or more, columns)``, ``(images, heads, N, head_dim)``: a view."""
+        return grouped.unflatten(0, (-1, self.heads))[:, :, : self.tokens, : self.head_dim]
 
     def split(self, qkv: Tensor) -> Tensor:
         """Rows of q, k, v as ``(3, images, heads, N, head_dim)``: a view."""
@@ -124,7 +135,7 @@ def _forward(
     images = slices[0].stop if slices else 0
     part = _Part(x, images, tokens, head_dim, layout)
     held = kept or _Kept(x, images, tokens, width, layout)
-    held.key[..., head_dim:] = held.value[..., head_dim:] = part.onehot
+    held.fill_constants(layout.grid.onehot.to(x.dtype))
     qkv, wide_attended, out = x.new_empty(images * tokens, 3 * width), part.wide(), torch.empty_like(x)
 
     for slots in slices:
@@ -138,6 +149,7 @@ def _forward(
         query, key, value = (t[held_groups] for t in (held.query, held.key, held.value))
         torch.mul(q, head_dim**-0.5, out=part.by_head(query))
         part.to_lines(part.narrow(query) @ key_table.t(), query)
+        query[..., -1] = 1
         part.by_head(key).copy_(k)
         part.by_head(value).copy_(v)
 
@@ -149,10 +161,17 @@ def _forward(
 
         context = held.context[held_rows]
         torch.add(part.by_head(attended).transpose(1, 2), cls_value, out=context.view(count, tokens, heads, head_dim))
-        torch.addmm(out_bias, context, to_out, out=out[rows])
         if layout.residual:
-            out[rows].add_(tokens_in)
+            torch.add(tokens_in, out_bias, out=out[rows]).addmm_(context, to_out)
+        else:
+            torch.addmm(out_bias, context, to_out, out=out[rows])
     return out.view(batch, tokens, dim)
+
+
+def padded_keys(tokens: int) -> int:
+    """Keys a query's row of attention weights has room for: the tokens, filled up to whole cache lines where that is cheap."""
+    aligned = -(-tokens // ALIGNED) * ALIGNED
+    return aligned if aligned - tokens <= tokens // 16 else tokens
 
 
 def _parts(batch: int, heads: int, tokens: int) -> list[slice]:
@@ -200,8 +219,9 @@ class _FusedAttention(torch.autograd.Function):
         part = _Part(x, images, tokens, head_dim, layout)
         wide_grad, wide_grad_query = part.wide(), part.wide()
         distances = x.new_empty(images * heads, tokens, layout.grid.distances.shape[1])
-        logits = x.new_empty(images * heads, tokens, tokens)
-        narrow_key, narrow_value = (x.new_empty(images * heads, tokens, head_dim) for _ in range(2))
+        keys = kept_weights.shape[2]
+        logits = x.new_empty(images * heads, tokens, keys)
+        narrow_key, narrow_value = (x.new_empty(images * heads, keys, head_dim) for _ in range(2))
         grad_qkv = x.new_empty(images * tokens, 3 * width)
         for slots in slices:
             count, rows = slots.stop - slots.start, slice(slots.start * tokens, slots.stop * tokens)

@@ -102,9 +102,10 @@ def test_the_mlp_half_agrees_with_autograd(seed, batch, layout, residual, frozen
 @given(
     **shapes, rows=st.integers(1, 4), cols=st.integers(1, 4), heads=st.integers(1, 3), head_dim=st.integers(1, 8),
     dim=st.integers(2, 9), spare=st.integers(0, 3), interleaved=st.booleans(), normed=st.booleans(), part=st.integers(1, 5000),
+    filled=st.integers(0, 3),
 )  # fmt: skip
 def test_the_attention_half_agrees_with_autograd(
-    seed, batch, layout, residual, frozen, rows, cols, heads, head_dim, dim, spare, interleaved, normed, part
+    seed, batch, layout, residual, frozen, rows, cols, heads, head_dim, dim, spare, interleaved, normed, part, filled
 ):
     generator, grid, width = torch.Generator().manual_seed(seed), grid_index(rows, cols, 2), heads * head_dim
     x = _tokens(generator, batch, rows * cols + 1, dim, layout=layout)
@@ -137,9 +138,15 @@ def test_the_attention_half_agrees_with_autograd(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed, "PART_BYTES", part)
+        patch.setattr(packed, "padded_keys", lambda tokens: tokens + filled)
         _agree(fused, plain, leaves)
         with torch.no_grad():
             torch.testing.assert_close(fused(), plain(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("tokens", "keys"), [(197, 208), (257, 272), (577, 592), (31, 32), (32, 32), (50, 50), (17, 17), (1, 1)])
+def test_rows_are_filled_up_where_that_is_cheap(tokens, keys):
+    assert packed.padded_keys(tokens) == keys
 
 
 def test_the_functions_own_gradients_pass_gradcheck():
