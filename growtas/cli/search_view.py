@@ -1,94 +1,33 @@
-"""What ``growtas search`` shows: live progress on stderr, and the subnet that was found."""
+"""What ``growtas search`` shows when it is done: the subnet that was found, and what its numbers are worth."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any
-
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any
 
 from growtas.cli.output import console, print_table, progress
-from growtas.latency.estimate import Latency
-from growtas.search.evolution import GenerationResult
-from growtas.search.journal import Evaluation
-from growtas.search.limits import Limits
-from growtas.search.search import Found, Score
-from growtas.subnet import Subnet
-from growtas.units import format_count, format_ms
+from growtas.units import format_bytes, format_count, format_ms
 
-
-class EvolutionBar:
-    """Generation, best and median accuracy, evaluations a second and the time that is left; a context manager.
-
-    Args:
-        generations, population: how many evaluations to expect.
-        hidden: show nothing.
-    """
-
-    def __init__(self, generations: int, population: int, *, hidden: bool) -> None:
-        self._generations, self._population = generations, population
-        self._progress = progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            hidden=hidden,
-        )
-        self._task = self._progress.add_task(self._said(0, None), total=generations * population, rate="")
-        self._accuracies: list[float] = []
-        self._number, self._fresh = 1, 0
-        self._started = time.perf_counter()
-
-    def __enter__(self) -> EvolutionBar:
-        self._progress.start()
-        self._started = time.perf_counter()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._progress.stop()
-
-    def _said(self, number: int, best: float | None, median: float | None = None) -> str:
-        said = f"generation {number}/{self._generations}" if number else "first generation"
-        if best is not None:
-            said += f"  best {best:.2%}"
-        return said if median is None else f"{said}  median {median:.2%}"
-
-    def evaluated(self, subnet: Subnet, evaluation: Evaluation, reused: bool) -> None:
-        """One more subnet."""
-        self._fresh += not reused
-        self._accuracies.append(evaluation.accuracy)
-        rate = self._fresh / max(time.perf_counter() - self._started, 1e-6)
-        recent = self._accuracies[-self._population :]
-        description = self._said(self._number, max(self._accuracies), statistics.median(recent))
-        self._progress.update(
-            self._task, advance=1, description=description, rate=f"{rate:.1f} evaluations/s" if self._fresh else ""
-        )
-
-    def generation(self, result: GenerationResult[Score]) -> None:
-        """A generation is complete."""
-        self._number = min(result.number + 1, self._generations)
-
-    def finalist(self, subnet: Subnet) -> None:
-        """A finalist is about to be measured."""
-        self._progress.update(self._task, description=f"measuring a finalist: {subnet}")
+if TYPE_CHECKING:
+    from growtas.latency.estimate import Latency
+    from growtas.search.finalists import Found
+    from growtas.search.limits import Limits
+    from growtas.space import SearchSpace
+    from growtas.subnet import Subnet
 
 
 @contextmanager
 def measuring_bar(count: int, *, hidden: bool) -> Iterator[Callable[[Subnet, float], None]]:
     """Progress of the first measurements; yields what to call after each of them."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
     with progress(*columns, hidden=hidden) as bar:
         task = bar.add_task("measuring subnets on this machine", total=count)
 
         def step(subnet: Subnet, ms: float) -> None:
-            bar.update(task, advance=1, description=f"measuring subnets on this machine, last {format_ms(ms)}")
+            bar.update(task, advance=1, description=f"measuring subnets on this machine, last {format_ms(ms)} (measured)")
 
         yield step
 
@@ -109,29 +48,73 @@ def latency_note(latency: Latency | None, limit_ms: float | None) -> str | None:
     return f"{text}; it meets the limit even at the upper end, {format_ms(highest)}"
 
 
-def show_found(found: Found, limits: Limits, report: dict[str, Any]) -> None:
-    """The subnet with its costs beside the limits, and how it was found; on stdout."""
+def show_found(space: SearchSpace, found: Found, limits: Limits, report: dict[str, Any]) -> None:
+    """The subnet with its costs beside the limits, drawn, and how it was found; on stdout."""
+    from growtas.watch.diagram import subnet_text
+
+    _show_costs(found, limits, report)
+    for latency in found.latencies:
+        if (said := latency_note(latency.judged, latency.max_ms)) is not None:
+            console().print(f"latency of {latency.device}: {said}", soft_wrap=True)
+    if found.latencies:
+        _show_latencies(found)
+    console().print(subnet_text(space, found.subnet), soft_wrap=True, markup=False)
+    misses = sum(not finalist.meets for finalist in found.finalists)
+    if misses:
+        console().print(f"{misses} better subnets were measured and miss a limit", soft_wrap=True)
+    reused = f", {report['reused']} more taken from the journal" if report["reused"] else ""
+    console().print(f"{report['evaluated']} subnets evaluated in {report['seconds']:.1f} s{reused}", soft_wrap=True)
+    if (front := report.get("front")) is not None:
+        volume, count = front["hypervolume"], front["subnets"]
+        console().print(f"front: {count} subnets, hypervolume {volume:.4f}; {report['files']['front']}", soft_wrap=True)
+    if "picture" not in report["files"]:
+        console().print("no picture: matplotlib is not installed (pip install 'growtas[watch]')", soft_wrap=True, markup=False)
+    drawn = ", ".join(report["files"][name] for name in ("subnet", "report", "picture") if name in report["files"])
+    console().print(f"written to {drawn}", soft_wrap=True)
+
+
+def _show_costs(found: Found, limits: Limits, report: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for heading in ("", "subnet found", "limit"):
         table.add_column(heading, overflow="fold")
     table.add_row("subnet", str(found.subnet), "")
-    table.add_row("params", format_count(found.costs.params), _at_most(limits.max_params, format_count))
-    table.add_row("MACs", format_count(found.costs.macs), _at_most(limits.max_macs, format_count))
-    table.add_row("accuracy", f"{found.evaluation.accuracy:.2%} ({report['images']['count']} search images)", "")
-    if found.latency is not None:
-        label = f"latency, {found.latency.kind}"
-        table.add_row(label, f"{found.latency}, {found.latency.conditions}", _at_most(limits.max_latency_ms, format_ms))
+    table.add_row("params", format_count(found.costs["params"]), _at_most(limits.max_params, format_count))
+    table.add_row("MACs", format_count(found.costs["macs"]), _at_most(limits.max_macs, format_count))
+    memory = ("activation memory, modelled", "activation_bytes", limits.max_activation_bytes)
+    for label, name, limit in (memory, ("weights, modelled", "size_bytes", limits.max_size_bytes)):
+        if limit is not None:
+            said = f"{format_bytes(found.costs[name])} (batch {limits.batch}, {limits.precision})"
+            table.add_row(label, said, _at_most(limit, format_bytes))
+    count = report["images"]["count"]
+    images = f" ({count} search images)" if count is not None else " (as recorded)"
+    table.add_row("accuracy", f"{found.evaluation.accuracy:.2%}{images}", "")
+    for latency in found.latencies:
+        if (judged := latency.judged) is not None:
+            label = f"latency, {judged.kind}"
+            table.add_row(label, f"{judged}, {judged.conditions}", _at_most(latency.max_ms, format_ms))
     print_table(table)
-    if report["latency_note"] is not None:
-        console().print(f"latency: {report['latency_note']}", soft_wrap=True)
-    misses = len(report["measured_finalists"]) - 1
-    if misses > 0 and limits.max_latency_ms is not None:
-        console().print(f"{misses} better subnets were measured and miss the limit", soft_wrap=True)
-    reused = f", {report['reused']} more taken from the journal" if report["reused"] else ""
-    console().print(f"{report['evaluated']} subnets evaluated in {report['seconds']:.1f} s{reused}", soft_wrap=True)
-    console().print(f"written to {report['files']['subnet']}", soft_wrap=True)
+
+
+def _show_latencies(found: Found) -> None:
+    """Predicted and measured side by side, with kinds, and which of them the limit was judged on."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("latency on", "predicted", "measured", "limit", "judged on"):
+        table.add_column(heading, no_wrap=True)
+    for latency in found.latencies:
+        limit = latency.max_ms
+        judged = latency.judged.kind if latency.judged is not None and limit is not None else "-"
+        table.add_row(
+            latency.device,
+            str(latency.predicted or "-"),
+            str(latency.measured or "- (not at hand)"),
+            _at_most(limit, format_ms),
+            judged,
+        )
+    print_table(table)
 
 
 def _at_most(limit: float | None, form: Callable[[float], str]) -> str:

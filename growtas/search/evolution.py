@@ -6,7 +6,7 @@ Pure: what a subnet is worth, which are legal and where randomness comes from ar
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -152,12 +152,28 @@ def _children(
         half = config.population - config.population // 2
         breed(lambda: mutate(space, pick(), rng, config.mutation_probability), half)
         breed(lambda: crossover(pick(), pick(), rng), config.population - half)
+    fill_up(children, space, seen, feasible, rng, config.population)
+    return list(children)
+
+
+def fill_up(
+    children: dict[Subnet, None],
+    space: SearchSpace,
+    seen: Mapping[Subnet, Any],
+    feasible: Feasible,
+    rng: Generator,
+    size: int,
+) -> None:
+    """Add random legal subnets that are not yet seen to ``children``, up to ``size`` where there are so many.
+
+    Raises:
+        LimitError: no subnet is legal.
+    """
     for _ in range(_RANDOM_ROUNDS):
-        missing = config.population - len(children)
+        missing = size - len(children)
         if not missing:
             break
         # Draws beyond the missing ones cost next to nothing, and find the last few new subnets of a small space.
         draws = sample_feasible(space, missing if not seen else max(missing, _RANDOM_DRAWS), rng, feasible)
         new = dict.fromkeys(subnet for subnet in draws if subnet not in seen and subnet not in children)
         children.update(itertools.islice(((subnet, None) for subnet in new), missing))
-    return list(children)

@@ -3,95 +3,106 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
-from growtas.costs import count_costs, count_costs_batch
-from growtas.errors import ConfigError, LimitError
-from growtas.latency.estimate import Conditions, LatencyEstimator
+from growtas.costs import count_costs_batch
+from growtas.errors import LimitError
+from growtas.latency.estimate import Conditions
 from growtas.latency.profile import Kind
 from growtas.sampling import Feasible
+from growtas.search.memory import activation_bytes, weight_bytes
 from growtas.space import SearchSpace
-from growtas.units import format_count, format_ms
+from growtas.subnet import Subnet
+from growtas.units import format_bytes, format_count, format_ms
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Upper bounds, inclusive; None is no limit.
+    """Upper bounds on what needs no device, inclusive; None is no limit. Latencies are :class:`growtas.search.targets.Target`'s.
 
     Attributes:
         max_params: parameters.
         max_macs: multiply-accumulates for one image.
-        max_latency_ms: milliseconds; needs an estimator wherever it is applied.
+        max_activation_bytes: modelled peak of the live activations at ``batch`` and ``precision``.
+        max_size_bytes: bytes of the weights at ``precision``, modelled.
+        batch: images at once.
+        precision: of activations and weights.
     """
 
     max_params: int | None = None
     max_macs: int | None = None
-    max_latency_ms: float | None = None
+    max_activation_bytes: int | None = None
+    max_size_bytes: int | None = None
+    batch: int = 1
+    precision: str = "fp32"
 
-    def feasible(self, space: SearchSpace, latency: LatencyEstimator | None = None) -> Feasible:
-        """The monotone predicate over a batch: which subnets meet every limit.
-
-        Raises:
-            ConfigError: a latency limit without an estimator.
-        """
-        if self.max_latency_ms is not None and latency is None:
-            raise ConfigError("a latency limit needs a device whose latency is meant")
+    def feasible(self, space: SearchSpace) -> Feasible:
+        """The monotone predicate over a batch: which subnets meet every limit."""
+        limited = [(limit, costs) for limit, costs, _, _ in self._terms(space) if limit is not None]
 
         def predicate(batch: SubnetBatch) -> NDArray[np.bool_]:
             legal = np.ones(len(batch), bool)
-            if self.max_params is not None or self.max_macs is not None:
-                params, macs = count_costs_batch(space, batch)
-                legal &= params <= (math.inf if self.max_params is None else self.max_params)
-                legal &= macs <= (math.inf if self.max_macs is None else self.max_macs)
-            if self.max_latency_ms is not None and latency is not None:
-                legal &= latency.predict_ms(batch) <= self.max_latency_ms
+            for limit, costs in limited:
+                legal &= costs(batch) <= limit
             return legal
 
         return predicate
 
-    def check(self, space: SearchSpace, latency: LatencyEstimator | None = None) -> None:
+    def check(self, space: SearchSpace) -> None:
         """Make sure that some subnet meets all limits.
 
         Every cost is lowest at the space's smallest subnet, so it alone decides, for one limit as for all of them together.
 
-        Args:
-            latency: predicts the smallest subnet's latency; without it the latency limit is left for :meth:`check_latency`.
-
         Raises:
             LimitError: no subnet does; the message names each such limit and the nearest value that one meets.
         """
-        costs = count_costs(space, space.smallest)
+        smallest = SubnetBatch.from_subnets([space.smallest])
         problems = []
-        if self.max_params is not None and costs.params > self.max_params:
-            problems.append(_too_low("params", format_count(self.max_params), ceil_count(costs.params)))
-        if self.max_macs is not None and costs.macs > self.max_macs:
-            problems.append(_too_low("MACs", format_count(self.max_macs), ceil_count(costs.macs)))
+        for limit, costs, what, form in self._terms(space):
+            if limit is not None and (lowest := float(costs(smallest)[0])) > limit:
+                problems.append(_too_low(what, form(limit), form(_ceil_3_digits(lowest))))
         if problems:
             raise LimitError(f"no subnet of {space.name} has {', and none has '.join(problems)}")
-        if latency is not None:
-            smallest_ms = float(latency.predict_ms(SubnetBatch.from_subnets([space.smallest]))[0])
-            self.check_latency(space, smallest_ms, latency.kind, latency.conditions)
 
-    def check_latency(self, space: SearchSpace, smallest_ms: float, kind: Kind, conditions: Conditions) -> None:
-        """Make sure that the smallest subnet, whose latency is given in milliseconds, meets the latency limit.
-
-        Raises:
-            LimitError: it does not; the message says how slow it is.
-        """
-        if self.max_latency_ms is not None and smallest_ms > self.max_latency_ms:
-            what = f"{kind} latency ({conditions})"
-            raise LimitError(
-                f"no subnet of {space.name} has {_too_low(what, format_ms(self.max_latency_ms), ceil_ms(smallest_ms))}"
-            )
+    def costs(self, space: SearchSpace, subnet: Subnet) -> dict[str, int]:
+        """Params, MACs, and the modelled bytes of activations and weights of one subnet."""
+        batch = SubnetBatch.from_subnets([subnet])
+        names = ("params", "macs", "activation_bytes", "size_bytes")
+        return {name: int(costs(batch)[0]) for name, (_, costs, _, _) in zip(names, self._terms(space), strict=True)}
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {"max_params": self.max_params, "max_macs": self.max_macs, "max_latency_ms": self.max_latency_ms}
+        """The JSON form; the limits, and what the modelled ones are meant for."""
+        return asdict(self)
+
+    def _terms(
+        self, space: SearchSpace
+    ) -> list[tuple[int | None, Callable[[SubnetBatch], NDArray[Any]], str, Callable[[float], str]]]:
+        """Of each cost its limit, its values, what it is called and how it is written."""
+        images, precision = self.batch, self.precision
+        memory = f"activation memory (modelled, batch {images}, {precision})"
+        return [
+            (self.max_params, lambda batch: count_costs_batch(space, batch)[0], "params", format_count),
+            (self.max_macs, lambda batch: count_costs_batch(space, batch)[1], "MACs", format_count),
+            (self.max_activation_bytes, lambda batch: activation_bytes(space, batch, images, precision), memory, format_bytes),
+            (self.max_size_bytes, lambda batch: weight_bytes(space, batch, precision), f"of weights in {precision}", format_bytes),
+        ]
+
+
+def check_latency(space: SearchSpace, max_ms: float | None, smallest_ms: float, kind: Kind, conditions: Conditions) -> None:
+    """Make sure that the smallest subnet, whose latency is given in milliseconds, meets a latency limit.
+
+    Raises:
+        LimitError: it does not; the message says how slow it is.
+    """
+    if max_ms is not None and smallest_ms > max_ms:
+        what = f"{kind} latency ({conditions})"
+        raise LimitError(f"no subnet of {space.name} has {_too_low(what, format_ms(max_ms), ceil_ms(smallest_ms))}")
 
 
 def _too_low(what: str, limit: str, lowest: str) -> str:
@@ -101,7 +112,7 @@ def _too_low(what: str, limit: str, lowest: str) -> str:
 def _ceil_3_digits(value: float) -> float:
     """The value rounded up to three significant digits, so that it is a legal limit when typed back."""
     step = 10.0 ** (math.floor(math.log10(value)) - 2)
-    return math.ceil(round(value / step, 6)) * step
+    return math.ceil(round(value / step, 10)) * step
 
 
 def ceil_count(value: float) -> str:

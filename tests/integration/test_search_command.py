@@ -127,7 +127,10 @@ def test_what_is_written_is_what_the_export_reads(run, growtas):
     costs = count_costs(SPACE, SPACE.validate(subnet, strict=True))
     assert (data["params"], data["macs"]) == (costs.params, costs.macs)
     assert (costs.params <= 90_000, costs.macs <= 2_500_000) == (True, True)
-    assert data["limits"] == {"max_params": 90_000, "max_macs": 2_500_000, "max_latency_ms": None}
+    assert data["limits"] == {
+        "max_params": 90_000, "max_macs": 2_500_000, "max_latency_ms": None, "max_activation_bytes": None, "max_size_bytes": None,
+        "batch": 1, "precision": "fp32",
+    }  # fmt: skip
     assert (data["device"], data["latency"], data["space"]) == (None, None, "micro")
     assert data["checkpoint_sha256"] == report["checkpoint_sha256"]
     assert 0 <= data["accuracy"] <= 1

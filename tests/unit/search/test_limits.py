@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs
-from growtas.errors import ConfigError, LimitError
+from growtas.errors import LimitError
 from growtas.latency.estimate import Conditions
 from growtas.latency.profile import load_profile
 from growtas.latency.roofline import RooflineLatency
 from growtas.sampling import sample_batch
-from growtas.search.limits import Limits, ceil_count, ceil_ms
+from growtas.search.limits import Limits, ceil_count, ceil_ms, check_latency
+from growtas.search.memory import activation_bytes, parse_bytes, weight_bytes
+from growtas.search.search import Search
+from growtas.search.targets import Target
 from growtas.space import PRESETS, SearchSpace
 from growtas.subnet import Subnet
 from growtas.units import parse_count, parse_latency_ms
@@ -39,6 +42,10 @@ class PerBlock:
         return batch.depth.astype(float)
 
 
+def per_block(max_ms):
+    return Target(device="toy", max_ms=float(max_ms), estimator=PerBlock())
+
+
 def every_subnet(space):
     for dim, depth in itertools.product(space.embed_dim, space.depth):
         for heads in itertools.product(space.num_heads, repeat=depth):
@@ -48,18 +55,28 @@ def every_subnet(space):
 
 def test_the_predicate_is_what_the_single_costs_say():
     batch = sample_batch(MICRO, 300, np.random.default_rng(0))
-    limits = Limits(max_params=150_000, max_macs=8_000_000, max_latency_ms=5)
-    expected = [count_costs(MICRO, s).params <= 150_000 and count_costs(MICRO, s).macs <= 8_000_000 and s.depth <= 5 for s in batch]
+    limits = Limits(max_params=150_000, max_macs=8_000_000)
+    expected = [count_costs(MICRO, s).params <= 150_000 and count_costs(MICRO, s).macs <= 8_000_000 for s in batch]
     assert 20 < sum(expected) < 280
-    assert limits.feasible(MICRO, PerBlock())(batch).tolist() == expected
+    assert limits.feasible(MICRO)(batch).tolist() == expected
+    assert per_block(5).feasible(MICRO)(batch).tolist() == [s.depth <= 5 for s in batch]
     assert Limits().feasible(MICRO)(batch).all()
 
 
 def test_limits_are_inclusive():
     costs = count_costs(MICRO, MICRO.smallest)
-    exact = Limits(max_params=costs.params, max_macs=costs.macs, max_latency_ms=4.0)
-    exact.check(MICRO, PerBlock())
-    assert exact.feasible(MICRO, PerBlock())(SubnetBatch.from_subnets([MICRO.smallest])).all()
+    smallest = SubnetBatch.from_subnets([MICRO.smallest])
+    size, memory = int(weight_bytes(MICRO, smallest)[0]), int(activation_bytes(MICRO, smallest)[0])
+    exact = Limits(max_params=costs.params, max_macs=costs.macs, max_size_bytes=size, max_activation_bytes=memory)
+    exact.check(MICRO)
+    per_block(4).check(MICRO)
+    assert exact.feasible(MICRO)(smallest).all()
+    assert per_block(4).feasible(MICRO)(smallest).all()
+    for field in ("max_params", "max_macs", "max_size_bytes", "max_activation_bytes"):
+        below = replace(exact, **{field: getattr(exact, field) - 1})
+        assert not below.feasible(MICRO)(smallest).any()
+        with pytest.raises(LimitError, match="the smallest has"):
+            below.check(MICRO)
 
 
 def test_an_infeasible_limit_names_the_nearest_feasible_value():
@@ -77,30 +94,36 @@ def test_an_infeasible_limit_names_the_nearest_feasible_value():
 def test_an_infeasible_latency_says_its_kind_and_conditions():
     latency = RooflineLatency(profile=load_profile("a10"), space=MICRO)
     with pytest.raises(LimitError) as caught:
-        Limits(max_latency_ms=0.001).check(MICRO, latency)
+        Target(device="a10", max_ms=0.001, estimator=latency).check(MICRO)
     message = str(caught.value)
     assert "at most 0.001 ms modelled latency (p50, batch 1, fp16, tensorrt on a10)" in message
-    Limits(max_latency_ms=parse_latency_ms(message.rsplit("has ", 1)[1].replace(" ", ""))).check(MICRO, latency)
+    named = parse_latency_ms(message.rsplit("has ", 1)[1].replace(" ", ""))
+    Target(device="a10", max_ms=named, estimator=latency).check(MICRO)
     with pytest.raises(LimitError, match=r"measured latency .*; the smallest has 7\.26 ms"):
-        Limits(max_latency_ms=5).check_latency(MICRO, 7.2512, "measured", PerBlock().conditions)
+        check_latency(MICRO, 5, 7.2512, "measured", PerBlock().conditions)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1_000, 12_000), st.integers(50_000, 900_000), st.integers(1, 3))
 def test_check_agrees_with_looking_at_every_subnet(max_params, max_macs, max_depth):
-    limits = Limits(max_params=max_params, max_macs=max_macs, max_latency_ms=float(max_depth))
+    search = Search(space=SMALL, limits=Limits(max_params=max_params, max_macs=max_macs), targets=(per_block(max_depth),))
     everything = SubnetBatch.from_subnets(list(every_subnet(SMALL)))
-    possible = bool(limits.feasible(SMALL, PerBlock())(everything).any())
+    possible = bool(search.feasible()(everything).any())
     if possible:
-        limits.check(SMALL, PerBlock())
+        search.limits.check(SMALL)
     else:
         with pytest.raises(LimitError):
-            limits.check(SMALL, PerBlock())
+            search.limits.check(SMALL)
 
 
-def test_a_latency_limit_needs_an_estimator():
-    with pytest.raises(ConfigError, match="device"):
-        Limits(max_latency_ms=5).feasible(MICRO)
+def test_limits_on_memory_and_size_say_the_nearest_value_that_is_legal():
+    for field, what in (("max_size_bytes", "of weights in fp16"), ("max_activation_bytes", "modelled, batch 8, fp16")):
+        with pytest.raises(LimitError, match=what) as caught:
+            Limits(**{field: 10}, batch=8, precision="fp16").check(MICRO)
+        named = parse_bytes(str(caught.value).rsplit("has ", 1)[1])
+        Limits(**{field: named}, batch=8, precision="fp16").check(MICRO)
+        with pytest.raises(LimitError):
+            Limits(**{field: int(named * 0.98)}, batch=8, precision="fp16").check(MICRO)
 
 
 @given(st.integers(1, 10**12))

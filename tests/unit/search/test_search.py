@@ -12,9 +12,12 @@ from growtas.latency.profile import load_profile
 from growtas.latency.roofline import RooflineLatency
 from growtas.latency.samples import LatencySamples, Setup
 from growtas.search.evolution import EvolutionConfig
+from growtas.search.finalists import MAX_FINALISTS
 from growtas.search.journal import Evaluation, Journal
 from growtas.search.limits import Limits
-from growtas.search.search import MAX_FINALISTS, Scorer, Search
+from growtas.search.scoring import Scorer
+from growtas.search.search import Search
+from growtas.search.targets import Target
 from growtas.space import PRESETS
 from growtas.subnet import Subnet
 
@@ -65,9 +68,10 @@ class Machine:
         return Timing(self.ms(architecture.subnet))
 
 
-def _run(tmp_path, evaluate, limits=None, latency=None, seed=0, **more):
+def _run(tmp_path, evaluate, limits=None, *targets, seed=0, **more):
     scorer = Scorer(MICRO, evaluate, Journal(tmp_path / "journal.jsonl", "c", "d", {}))
-    return *Search(space=MICRO, limits=limits or Limits(), latency=latency, **more).run(scorer, CONFIG, seed), scorer
+    outcome = Search(space=MICRO, limits=limits or Limits(), targets=targets, **more).run(scorer, CONFIG, seed)
+    return outcome.found, outcome.result, scorer
 
 
 def test_a_killed_search_goes_on_and_evaluates_nothing_twice(tmp_path):
@@ -106,7 +110,7 @@ def test_a_modelled_latency_limits_and_stays_modelled(tmp_path):
     smallest, largest = latency.predict_ms(SubnetBatch.from_subnets([MICRO.smallest, MICRO.largest]))
     limit = float((smallest + largest) / 2)
     evaluate = Evaluator()
-    found, _, _ = _run(tmp_path, evaluate, Limits(max_latency_ms=limit), latency)
+    found, _, _ = _run(tmp_path, evaluate, None, Target(device="a10", max_ms=limit, estimator=latency))
     assert (latency.predict_ms(SubnetBatch.from_subnets(evaluate.seen)) <= limit).all()
     data = found.to_dict()["latency"]
     assert (data["kind"], data["device"], data["percentile"], data["batch"]) == ("modelled", "a10", "p50", 1)
@@ -119,7 +123,8 @@ def _measured(tmp_path, machine, limit, **more):
     samples = LatencySamples(tmp_path / "cpu-latency.jsonl", MICRO, SETUP, machine)
     subnets = sample_subnets(MICRO, Limits().feasible(MICRO))
     model = fit_latency(MICRO, subnets, samples.measure_all(subnets), samples.conditions)
-    return _run(tmp_path, Evaluator(), Limits(max_latency_ms=limit), model, samples=samples, fitted_to=tuple(subnets), **more)
+    target = Target(device="cpu", max_ms=limit, estimator=model, stopwatch=samples, fitted_to=tuple(subnets))
+    return _run(tmp_path, Evaluator(), None, target, **more)
 
 
 def test_the_chosen_subnet_was_measured_and_truly_meets_the_limit(tmp_path):
@@ -130,9 +135,9 @@ def test_the_chosen_subnet_was_measured_and_truly_meets_the_limit(tmp_path):
         assert (data["kind"], data["device"], data["ms"]) == ("measured", "cpu", machine.ms(found.subnet))
         assert "relative_uncertainty" not in data
         assert machine.ms(found.subnet) <= 7.0
-        *missed, last = found.measured_finalists
-        assert last[0] == found.subnet
-        assert all(ms > 7.0 for _, ms in missed)
+        *missed, last = found.finalists
+        assert (last.subnet, last.meets) == (found.subnet, True)
+        assert all(finalist.latencies[0].measured.ms > 7.0 and not finalist.meets for finalist in missed)
         # Nothing that was measured to meet the limit was better.
         better = [s for s, score in result.ranked if score[0] > found.evaluation.accuracy]
         assert not [s for s in better if s in machine.timed and machine.ms(s) <= 7.0]
@@ -157,7 +162,7 @@ def test_when_all_finalists_miss_the_smallest_is_the_answer(tmp_path):
     found, _, _ = _measured(tmp_path, machine, limit * 1.2)
     assert found.subnet == MICRO.smallest
     assert found.latency.ms == limit
-    assert len(found.measured_finalists) <= MAX_FINALISTS + 1
+    assert len(found.finalists) <= MAX_FINALISTS + 1
     exact, _, _ = _measured(tmp_path / "exact", machine, limit)
     assert exact.subnet == MICRO.smallest
 
@@ -165,7 +170,7 @@ def test_when_all_finalists_miss_the_smallest_is_the_answer(tmp_path):
 def test_without_a_limit_the_best_alone_is_measured(tmp_path):
     machine = Machine()
     samples = LatencySamples(tmp_path / "cpu-latency.jsonl", MICRO, SETUP, machine)
-    found, result, _ = _run(tmp_path, Evaluator(), samples=samples)
+    found, result, _ = _run(tmp_path, Evaluator(), None, Target(device="cpu", stopwatch=samples))
     assert machine.timed == [found.subnet] == [result.ranked[0][0]]
     assert found.latency.kind == "measured"
 
@@ -180,10 +185,10 @@ def test_a_found_subnet_reads_back(tmp_path):
 
 def test_everything_evaluated_meets_all_limits_at_once(tmp_path):
     latency = RooflineLatency(profile=load_profile("t4"), space=MICRO)
-    limits = Limits(max_params=150_000, max_macs=9_000_000, max_latency_ms=0.75)
+    limits, target = Limits(max_params=150_000, max_macs=9_000_000), Target(device="t4", max_ms=0.75, estimator=latency)
     for seed in range(3):
         evaluate = Evaluator()
-        _run(tmp_path / str(seed), evaluate, limits, latency, seed=seed)
+        _run(tmp_path / str(seed), evaluate, limits, target, seed=seed)
         batch = SubnetBatch.from_subnets(evaluate.seen)
-        assert limits.feasible(MICRO, latency)(batch).all()
+        assert (limits.feasible(MICRO)(batch) & (latency.predict_ms(batch) <= 0.75)).all()
         assert np.ptp(latency.predict_ms(batch)) > 0

@@ -1,0 +1,195 @@
+"""What ``growtas search`` is asked for: the run, the devices with their limits, and who knows latencies there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from growtas.cli.output import note
+
+if TYPE_CHECKING:
+    from growtas.runs import Run
+    from growtas.search.limits import Limits
+    from growtas.search.targets import Target
+    from growtas.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Device:
+    """A ``--device``.
+
+    Attributes:
+        name: ``cpu`` or a profile's.
+        max_ms: its limit in milliseconds, or None.
+        precision: that its latency is meant for.
+    """
+
+    name: str
+    max_ms: float | None
+    precision: str
+
+
+def parse_devices(given: list[str], max_latency: str | None, precision: str | None, *, sizes: bool) -> tuple[Device, ...]:
+    """``--device NAME`` or ``NAME:LIMIT``, as often as wanted; ``--max-latency`` is for those that name no limit.
+
+    Args:
+        sizes: whether a size or memory is limited, which a precision is for even without a device.
+
+    Raises:
+        DeviceError: an unknown device, one that is named twice, a precision that it does not have, or a limit without a device.
+        UnitError: a limit without a unit.
+    """
+    from growtas.errors import DeviceError, choices
+    from growtas.latency.profile import CPU, device_names, load_profile
+    from growtas.units import parse_latency_ms
+
+    shared = parse_latency_ms(max_latency, "--max-latency", "5ms") if max_latency is not None else None
+    if not given and (shared is not None or (precision is not None and not sizes)):
+        option = "--max-latency" if shared is not None else "--precision"
+        raise DeviceError(f"{option} needs --device: cpu to measure on this machine, or {choices(device_names()[1:])}")
+    devices: list[Device] = []
+    for text in given:
+        name, colon, limit = text.partition(":")
+        max_ms = parse_latency_ms(limit, f"--device {text}: the limit", "a10:5ms") if colon else shared
+        if any(device.name == name for device in devices):
+            raise DeviceError(f"--device {name} is given twice; a device has one limit")
+        if name == CPU:
+            if precision not in (None, "fp32") and len(given) == 1:
+                raise DeviceError(f"cpu is measured in fp32, not {precision!r}; leave --precision out, or name a GPU with --device")
+            devices.append(Device(CPU, max_ms, "fp32"))
+        else:
+            profile = load_profile(name)
+            profile.peak_ops(precision or profile.precision)
+            devices.append(Device(name, max_ms, precision or profile.precision))
+    return tuple(devices)
+
+
+def widest(devices: tuple[Device, ...], precision: str | None) -> str:
+    """The precision that sizes and memory are limited at: of several devices the one with the most bytes."""
+    from growtas.latency.profile import BYTES
+
+    return max((device.precision for device in devices), key=BYTES.__getitem__, default=precision or "fp32")
+
+
+def find_supernet(run: Path | None, space: str | None) -> tuple[Run, str]:
+    """The run to search, and how it was chosen: the newest one that holds a supernet, saying which newer ones do not.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from growtas.errors import CheckpointError, UsageError
+    from growtas.runs import RUNS, find_run, list_runs
+    from growtas.space import load_space
+
+    if run is not None:
+        found = find_run(run)
+        if found.info.get("method") == "finetune":
+            raise UsageError(f"{found.path}: a fine-tuned run holds one subnet and nothing to search; go on with growtas export")
+        return found, "named"
+    name = load_space(space).name if space is not None else None
+    for candidate in list_runs():
+        try:
+            info = candidate.info
+        except CheckpointError:
+            note(f"skipped {candidate.path}: its run.json can't be read")
+            continue
+        if name is not None and (info.get("space") or {}).get("name") != name:
+            continue
+        if info.get("method") == "finetune":
+            note(f"skipped {candidate.path}: a fine-tuned run holds one subnet and nothing to search")
+        elif not candidate.checkpoints:
+            note(f"skipped {candidate.path}: it has no checkpoint yet")
+        else:
+            return candidate, f"the newest{f' of {name}' if name else ''} in {RUNS}/"
+    if name is not None:
+        raise UsageError(
+            f"no run of the space {name} in {RUNS}/; make one with `growtas train --space {space}`, or name its folder"
+        )
+    raise UsageError(f"no run with a supernet in {RUNS}/; make one with `growtas train`, or name its folder")
+
+
+def searched_space(run: Run, space: str | None) -> SearchSpace:
+    """The run's space, with the choices of ``--space`` where it is given; the supernet's bounds and geometry stay.
+
+    Raises:
+        SpaceError: the choices go beyond the supernet.
+    """
+    from growtas.errors import SpaceError
+    from growtas.space import load_space
+
+    trained = run.space
+    if space is None:
+        return trained
+    wanted = load_space(space)
+    dimensions = ("embed_dim", "num_heads", "mlp_ratio", "depth")
+    for field in dimensions:
+        highest, bound = getattr(wanted, field)[-1], getattr(trained, f"max_{field}")
+        if highest > bound:
+            raise SpaceError(f"--space {space}: {field} goes up to {highest:g}, but the supernet of {run.path} only to {bound:g}")
+    return trained.replace(name=wanted.name, **{field: getattr(wanted, field) for field in dimensions})
+
+
+def modelled_target(device: Device, space: SearchSpace, batch: int) -> Target:
+    """A device that is not at hand: the profile's model, and infeasible limits raise here.
+
+    Raises:
+        LimitError: no subnet meets the limit.
+    """
+    from growtas.latency.profile import load_profile
+    from growtas.latency.roofline import RooflineLatency
+    from growtas.search.targets import Target
+
+    model = RooflineLatency(profile=load_profile(device.name), space=space, batch=batch, precision=device.precision)
+    target = Target(device=device.name, max_ms=device.max_ms, estimator=model)
+    target.check(space)
+    return target
+
+
+def measured_target(
+    device: Device, space: SearchSpace, limits: Limits, batch: int, out: Path, *, predict: bool, hidden: bool
+) -> Target:
+    """This machine: some subnets are measured and the model that prunes is fitted to them.
+
+    Args:
+        out: folder of the file that keeps what was measured.
+        predict: a front needs predictions even without a limit, which otherwise only has the winner measured.
+        hidden: show no progress.
+
+    Raises:
+        LimitError: not even the smallest subnet meets the limit.
+    """
+    import onnxruntime
+
+    from growtas.cli.search_view import measuring_bar
+    from growtas.export.backends.base import available_threads
+    from growtas.export.measure import environment, measure_architecture
+    from growtas.latency.fitted import fit_latency, sample_subnets
+    from growtas.latency.samples import LatencySamples, Setup
+    from growtas.search.limits import check_latency
+    from growtas.search.targets import Target
+
+    threads = available_threads()
+    setup = Setup(
+        batch=batch,
+        threads=threads,
+        runtime="onnxruntime",
+        runtime_version=onnxruntime.__version__,
+        precision="fp32",
+        machine=str(environment()["cpu"]),
+    )
+    samples = LatencySamples(
+        out / "cpu-latency.jsonl",
+        space,
+        setup,
+        lambda architecture: measure_architecture(architecture, batch=batch, threads=threads),
+    )
+    if device.max_ms is None and not predict:
+        return Target(device=device.name, stopwatch=samples)
+    subnets = sample_subnets(space, limits.feasible(space))
+    with measuring_bar(len(subnets), hidden=hidden) as step:
+        check_latency(space, device.max_ms, samples.measure_ms(space.smallest), "measured", samples.conditions)
+        values = samples.measure_all(subnets, step)
+    model = fit_latency(space, subnets, values, samples.conditions)
+    note(f"latency model for pruning: {len(subnets)} subnets measured here, held-out error up to {model.held_out_error:.0%}")
+    return Target(device=device.name, max_ms=device.max_ms, estimator=model, stopwatch=samples, fitted_to=tuple(subnets))

@@ -1,0 +1,139 @@
+"""The subnet that a search chooses: the best one that meets every limit, measured wherever a device is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from growtas.latency.estimate import Latency
+from growtas.search.journal import Evaluation
+from growtas.search.limits import Limits, check_latency
+from growtas.search.scoring import Score
+from growtas.search.targets import DeviceLatency, Target
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
+
+MAX_FINALISTS = 8
+"""Finalists that are measured before the search falls back on the smallest subnet."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A subnet that was considered.
+
+    Attributes:
+        subnet: the architecture.
+        accuracy: on the search split.
+        latencies: one a device, in their order.
+    """
+
+    subnet: Subnet
+    accuracy: float
+    latencies: tuple[DeviceLatency, ...]
+
+    @property
+    def meets(self) -> bool:
+        """Whether it is within the limit of every device."""
+        return all(latency.meets for latency in self.latencies)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "subnet": self.subnet.to_dict(),
+            "accuracy": self.accuracy,
+            "latencies": [latency.to_dict() for latency in self.latencies],
+            "meets": self.meets,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The subnet that a search chose.
+
+    Attributes:
+        subnet: the architecture.
+        costs: params, macs, and modelled bytes of activations and weights; see :meth:`growtas.search.limits.Limits.costs`.
+        evaluation: on the search split.
+        finalists: what was considered, in the order of its scores; the last one was chosen.
+    """
+
+    subnet: Subnet
+    costs: dict[str, int]
+    evaluation: Evaluation
+    finalists: tuple[Finalist, ...]
+
+    @property
+    def latencies(self) -> tuple[DeviceLatency, ...]:
+        """The chosen subnet's latency on each device."""
+        return self.finalists[-1].latencies
+
+    @property
+    def latency(self) -> Latency | None:
+        """The number that the first device's limit was judged on; None where no device was named."""
+        return self.latencies[0].judged if self.latencies else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form: the subnet's keys and its costs, accuracy, loss and latencies."""
+        modelled = {f"modelled_{name}": self.costs[name] for name in ("activation_bytes", "size_bytes")}
+        return {
+            **self.subnet.to_dict(),
+            "params": self.costs["params"],
+            "macs": self.costs["macs"],
+            **modelled,
+            "accuracy": self.evaluation.accuracy,
+            "loss": self.evaluation.loss if np.isfinite(self.evaluation.loss) else None,
+            "latency": self.latency.to_dict() if self.latency else None,
+            "latencies": [latency.to_dict() for latency in self.latencies],
+        }
+
+
+def choose(
+    space: SearchSpace,
+    limits: Limits,
+    targets: Sequence[Target],
+    ranked: Sequence[tuple[Subnet, Score]],
+    scorer: Callable[[Sequence[Subnet]], Sequence[Score]],
+    on_finalist: Callable[[Subnet], None] | None = None,
+) -> Found:
+    """The best score whose latencies are within all limits: as measured on devices at hand, as predicted for the others.
+
+    A finalist that misses is added to what the devices' models are fitted to, and whatever then is predicted to miss is left out.
+    After ``MAX_FINALISTS`` misses it is the smallest subnet, which is known to meet the limits.
+
+    Args:
+        ranked: evaluated subnets that are predicted to be legal, best first.
+        scorer: evaluates the smallest subnet, where it comes to that.
+        on_finalist: called before a subnet is measured.
+
+    Raises:
+        LimitError: not even the smallest subnet meets a limit.
+    """
+    tried: list[Finalist] = []
+
+    def consider(subnet: Subnet, score: Score) -> Found | None:
+        if on_finalist and any(target.stopwatch for target in targets):
+            on_finalist(subnet)
+        latencies = tuple(target.latency(subnet, measure=True) for target in targets)
+        tried.append(Finalist(subnet, score[0], latencies))
+        if not tried[-1].meets:
+            if subnet != space.smallest:
+                return None
+            for latency in latencies:
+                if (judged := latency.judged) is not None:
+                    check_latency(space, latency.max_ms, judged.ms, judged.kind, judged.conditions)
+        costs, evaluation = limits.costs(space, subnet), Evaluation(score[0], -score[1])
+        return Found(subnet=subnet, costs=costs, evaluation=evaluation, finalists=tuple(tried))
+
+    left = list(ranked)
+    while left and len(tried) < MAX_FINALISTS:
+        if found := consider(*left.pop(0)):
+            return found
+        subnets, missed = [subnet for subnet, _ in left], [finalist.subnet for finalist in tried]
+        keep = np.logical_and.reduce([target.meets(space, subnets, missed) for target in targets])
+        left = [item for item, stays in zip(left, keep, strict=True) if stays]
+    found = consider(space.smallest, scorer([space.smallest])[0])
+    assert found is not None
+    return found

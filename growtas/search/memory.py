@@ -1,0 +1,133 @@
+"""What a subnet takes: bytes of its weights, and the peak of the activations of its exported graph. Both are modelled.
+
+The activation memory is the largest sum of tensors that are alive at once when the graph of ``growtas/export/deploy.py`` runs node
+by node: what a node reads, what it writes, and what a later node still needs. The patch convolution reads the images; of a block
+count the residual, the normalised input, queries, keys and values with their one-hot columns, logits, attention weights, masses
+on grid lines, and the hidden layer before and after its GELU. A runtime fuses some of these nodes and rounds sizes up, so its own
+number differs: TensorRT-RTX's was close to twice the peak plus 8.15 MB that every plan has, and that is the number given here.
+docs/search.md has the comparison. Every tensor grows with the subnet, hence so does the peak.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from growtas.batch import SubnetBatch
+from growtas.costs import count_costs_batch
+from growtas.errors import ConfigError, UnitError, choices
+from growtas.latency.profile import BYTES
+from growtas.space import SearchSpace
+
+_FIXED_BYTES, _PER_PEAK = 8_150_000, 2.0
+"""Fitted to what TensorRT-RTX 1.7 reports for four fp32 plans at batch 1 and 8 (micro and AutoFormer-T): largest error 10 %."""
+_BYTES = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
+_AMOUNT = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*([a-zA-Z]*)\s*")
+
+_Sizes = dict[str, Any]
+_Steps = Sequence[tuple[str, Sequence[str]]]
+
+# What each node of a block writes and reads. "x" is the residual stream, read by both sums.
+_BLOCK: _Steps = (
+    ("normed", ("x",)),
+    ("q", ("normed",)),
+    ("v", ("normed",)),
+    ("far", ("q",)),
+    ("terms", ("far",)),
+    ("k", ("normed",)),
+    ("keys", ("k",)),
+    ("queries", ("q", "terms")),
+    ("logits", ("queries", "keys")),
+    ("attention", ("logits",)),
+    ("masses", ("attention",)),
+    ("distances", ("masses",)),
+    ("attended", ("attention", "v")),
+    ("relative", ("distances",)),
+    ("summed", ("attended", "relative")),
+    ("rows", ("summed",)),
+    ("projected", ("rows",)),
+    ("x2", ("x", "projected")),
+    ("normed2", ("x2",)),
+    ("hidden", ("normed2",)),
+    ("gelu", ("hidden",)),
+    ("out", ("gelu",)),
+    ("x3", ("x2", "out")),
+)
+
+
+def activation_bytes(space: SearchSpace, batch: SubnetBatch, images: int = 1, precision: str = "fp32") -> NDArray[np.float64]:
+    """Modelled peak of the live activations of each subnet, in bytes, shape ``(len(batch),)``.
+
+    Args:
+        images: the graph's batch.
+        precision: of the activations; int8 graphs keep theirs in fp16, since only weights and products are quantised.
+
+    Raises:
+        ConfigError: no image, or an unknown precision.
+    """
+    if images < 1:
+        raise ConfigError(f"the batch of the activation memory is {images}; it must be 1 or more")
+    _known(precision)
+    dim, heads = batch.embed_dim[:, None], batch.num_heads
+    hidden = (dim * batch.mlp_ratio).astype(np.int64)
+    tokens, grid, rows = space.num_tokens, space.grid_size, images * space.num_tokens
+    per_head, width = rows * heads, rows * heads * space.head_dim
+    distances = 2 * (2 * grid - 1) + 1
+    lines = 2 * grid
+    stream = rows * dim
+    sizes: _Sizes = dict.fromkeys(("x", "normed", "projected", "x2", "normed2", "out", "x3"), stream)
+    sizes |= dict.fromkeys(("q", "v", "k", "attended", "relative", "summed", "rows"), width)
+    sizes |= {"far": per_head * distances, "terms": per_head * lines, "masses": per_head * (lines + 1)}
+    sizes |= {"distances": per_head * distances, "keys": width + per_head * lines, "queries": width + per_head * lines}
+    sizes |= dict.fromkeys(("logits", "attention"), per_head * tokens) | dict.fromkeys(("hidden", "gelu"), rows * hidden)
+    blocks = np.where(heads > 0, _peak(_BLOCK, sizes, "x3"), 0).max(axis=1)
+    patches = images * (tokens - 1) * batch.embed_dim
+    stem = images * space.in_chans * space.image_size**2 + patches
+    # Patches, their transpose with positions added, then the tokens with cls.
+    stem = np.maximum(stem, 2 * patches + images * batch.embed_dim)
+    peak = np.maximum(blocks, stem) * max(BYTES[precision], 2)
+    return np.asarray(_FIXED_BYTES + _PER_PEAK * peak, np.float64)
+
+
+def weight_bytes(space: SearchSpace, batch: SubnetBatch, precision: str = "fp32") -> NDArray[np.float64]:
+    """Bytes of each subnet's parameters at a precision, shape ``(len(batch),)``: modelled, without what a file adds.
+
+    Raises:
+        ConfigError: an unknown precision.
+    """
+    _known(precision)
+    return np.asarray(count_costs_batch(space, batch)[0] * BYTES[precision], np.float64)
+
+
+def parse_bytes(text: str, what: str = "size", example: str = "20MB") -> int:
+    """An amount of memory in bytes: ``20MB`` -> 20_000_000, ``1MiB`` -> 1_048_576.
+
+    Raises:
+        UnitError: no unit, an unknown unit, or a value that is not above zero.
+    """
+    match = _AMOUNT.fullmatch(text)
+    if match is None or match[2] not in _BYTES:
+        raise UnitError(f"{what} {text!r} is no amount of memory with a unit ({choices(_BYTES)}); write {example}")
+    if (value := round(float(match[1]) * _BYTES[match[2]])) < 1:
+        raise UnitError(f"{what} {text!r} must be at least one byte, as in {example}")
+    return value
+
+
+def _known(precision: str) -> None:
+    if precision not in BYTES:
+        raise ConfigError(f"precision is {precision!r}; legal are {choices(BYTES)}")
+
+
+def _peak(steps: _Steps, sizes: _Sizes, result: str) -> Any:
+    """The largest sum of live tensors over the steps; a tensor lives from its step to the last one that reads it."""
+    last = {name: index for index, (_, reads) in enumerate(steps) for name in reads} | {result: len(steps)}
+    alive, peak = {"x"}, sizes["x"] * 0
+    for index, (written, _) in enumerate(steps):
+        alive.add(written)
+        peak = np.maximum(peak, sum(sizes[name] for name in sorted(alive)))
+        alive = {name for name in alive if last.get(name, -1) > index}
+    return peak

@@ -1,0 +1,178 @@
+"""Fronts: which subnets no other one beats in everything, how good such a set is, and NSGA-II to find one.
+
+Of NSGA-II (Deb et al. 2002), selection by dominance and crowding and survival are pymoo's. How subnets are drawn, mutated and
+crossed, and which are legal, is ours, so that no subnet beyond a limit is ever evaluated, and none twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from growtas.batch import SubnetBatch
+from growtas.errors import MissingExtra
+from growtas.sampling import Feasible, crossover, mutate
+from growtas.search.evolution import EvolutionConfig, EvolutionResult, GenerationResult, fill_up
+from growtas.search.scoring import Score
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
+
+_ATTEMPTS = 10
+
+
+def non_dominated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which points no other one dominates: none is as good in all columns and better in one. Lower is better.
+
+    Args:
+        values: shape ``(n, objectives)``. Of equal points all stay.
+
+    Returns:
+        Shape ``(n,)``.
+    """
+    front = np.ones(len(values), bool)
+    for row, point in enumerate(values):
+        front[row] = not np.any((values <= point).all(axis=1) & (values < point).any(axis=1))
+    return front
+
+
+def hypervolume(values: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
+    """The volume that points dominate below a reference; lower values are better, so a larger volume is.
+
+    By slicing: exact for any number of objectives, and quick for the two to four of a search.
+
+    Args:
+        values: shape ``(n, objectives)``; points that are not below the reference count nothing.
+        reference: shape ``(objectives,)``.
+    """
+    points = values[(values < reference).all(axis=1)]
+    if not len(points):
+        return 0.0
+    points = np.unique(points[non_dominated(points)], axis=0)  # sorted by the first objective
+    if points.shape[1] == 1:
+        return float(reference[0] - points[0, 0])
+    ends = np.append(points[1:, 0], reference[0])
+    slabs = ((end - point[0], row) for row, (point, end) in enumerate(zip(points, ends, strict=True)))
+    return float(sum(width * hypervolume(points[: row + 1, 1:], reference[1:]) for width, row in slabs if width > 0))
+
+
+def evolve_front(
+    space: SearchSpace,
+    evaluate: Callable[[Sequence[Subnet]], Sequence[Score]],
+    costs: Callable[[SubnetBatch], NDArray[np.float64]],
+    feasible: Feasible,
+    rng: Generator,
+    config: EvolutionConfig | None = None,
+    on_generation: Callable[[GenerationResult[Score]], None] | None = None,
+) -> EvolutionResult[Score]:
+    """NSGA-II over accuracy, the first entry of a score, and costs.
+
+    Args:
+        evaluate: scores of subnets, in their order; higher is better.
+        costs: what else counts, lower is better, shape ``(n, costs)``.
+        feasible: the monotone predicate of the limits.
+        rng: the only source of randomness.
+        config: generations, population and mutation probability; NSGA-II takes its parents from the whole population.
+        on_generation: called after each generation.
+
+    Returns:
+        Every evaluated subnet, best accuracy first.
+
+    Raises:
+        MissingExtra: pymoo is not installed.
+        LimitError: no subnet is legal.
+    """
+    config = config or EvolutionConfig()
+    select = _Nsga2(rng, config.population)
+    scores: dict[Subnet, Score] = {}
+    history: list[GenerationResult[Score]] = []
+    for number in range(1, config.generations + 1):
+        children = _children(space, select.pairs(), scores, feasible, rng, config)
+        if not children:
+            break
+        values = evaluate(children)
+        scores.update(zip(children, values, strict=True))
+        errors = np.array([-float(value[0]) for value in values])
+        select.survive(children, np.column_stack([errors, costs(SubnetBatch.from_subnets(children))]))
+        generation = sorted(zip(children, values, strict=True), key=lambda item: item[1], reverse=True)
+        history.append(GenerationResult(number, tuple(generation), max(scores.items(), key=lambda item: item[1])))
+        if on_generation:
+            on_generation(history[-1])
+    ranked = sorted(scores.items(), key=lambda item: item[1], reverse=True)
+    return EvolutionResult(tuple(ranked), tuple(history))
+
+
+def _children(
+    space: SearchSpace,
+    pairs: Iterator[tuple[Subnet, Subnet]] | None,
+    seen: dict[Subnet, Any],
+    feasible: Feasible,
+    rng: Generator,
+    config: EvolutionConfig,
+) -> list[Subnet]:
+    """The next generation: legal, new, half by mutation and half by crossover; random ones where those don't suffice."""
+    children: dict[Subnet, None] = {}
+    for _ in range(_ATTEMPTS * config.population if pairs is not None else 0):
+        if len(children) == config.population:
+            break
+        assert pairs is not None
+        first, second = next(pairs)
+        if rng.random() < 0.5:
+            child = mutate(space, first, rng, config.mutation_probability)
+        else:
+            child = crossover(first, second, rng)
+        if child not in seen and child not in children and feasible(SubnetBatch.from_subnets([child]))[0]:
+            children[child] = None
+    fill_up(children, space, seen, feasible, rng, config.population)
+    return list(children)
+
+
+class _Nsga2:
+    """The population, and pymoo's choice of who mates in it and who survives.
+
+    Args:
+        rng: seeds pymoo's own generator.
+        size: of the population.
+
+    Raises:
+        MissingExtra: pymoo is not installed.
+    """
+
+    def __init__(self, rng: Generator, size: int) -> None:
+        try:
+            from pymoo.algorithms.moo.nsga2 import binary_tournament
+            from pymoo.core.population import Population
+            from pymoo.core.problem import Problem
+            from pymoo.operators.selection.tournament import TournamentSelection
+            from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
+        except ImportError:
+            raise MissingExtra("pymoo", "pareto", "a search for a Pareto front") from None
+        self._new, self._problem, self._size = Population.new, Problem(n_var=1, n_obj=2), size
+        self._merge, self._survival = Population.merge, RankAndCrowding()
+        self._selection = TournamentSelection(func_comp=binary_tournament)
+        self._random = np.random.default_rng(int(rng.integers(2**32)))
+        self._population: Any = None
+
+    def survive(self, children: Sequence[Subnet], objectives: NDArray[np.float64]) -> None:
+        """Add evaluated children, lower objectives being better, and keep the best fronts, the sparsest of the last one."""
+        values = np.empty((len(children), 1), object)
+        values[:, 0] = children
+        new = self._new("X", values, "F", objectives)
+        everyone = new if self._population is None else self._merge(self._population, new)
+        self._population = self._survival.do(self._problem, everyone, n_survive=self._size, random_state=self._random)
+
+    def pairs(self) -> Iterator[tuple[Subnet, Subnet]] | None:
+        """Parents by binary tournaments, without end; None while there is no population."""
+        return None if self._population is None else self._draw()
+
+    def _draw(self) -> Iterator[tuple[Subnet, Subnet]]:
+        rules = SimpleNamespace(tournament_type="comp_by_dom_and_crowding", random_state=self._random)
+        while True:
+            rows = self._selection.do(
+                self._problem, self._population, self._size, n_parents=2, to_pop=False, algorithm=rules, random_state=self._random
+            )
+            yield from ((self._population[int(a)].X[0], self._population[int(b)].X[0]) for a, b in rows)

@@ -1,0 +1,121 @@
+"""What a search found, as points to draw and as a page to read."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from growtas.batch import SubnetBatch
+from growtas.costs import count_costs_batch
+from growtas.search.evolution import EvolutionResult
+from growtas.search.pareto import non_dominated
+from growtas.search.scoring import Score
+from growtas.search.search import Outcome, Search
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
+from growtas.units import format_count, format_ms
+
+
+def history(result: EvolutionResult[Score]) -> list[dict[str, Any]]:
+    """The generations in numbers."""
+    return [
+        {
+            "generation": generation.number,
+            "subnets": len(generation.ranked),
+            "best_accuracy": generation.best[1][0],
+            "generation_best_accuracy": generation.ranked[0][1][0],
+            "median_accuracy": statistics.median(score[0] for _, score in generation.ranked),
+        }
+        for generation in result.history
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchReport:
+    """A search, ready to be drawn.
+
+    Attributes:
+        data: what ``result.json`` holds.
+        space, chosen: the subnet found, for its diagram.
+        axis: what the costs are, with unit and kind: ``latency of a10, ms (modelled)``.
+        latency: whether they are milliseconds.
+        costs, accuracies: of every evaluated subnet.
+        front: rows that no other one beats in both, by rising cost.
+        limit: on the cost; None without one.
+        chosen_row: of the subnet found.
+        measured: (measured ms, accuracy, within all limits) of finalists, where the axis is the latency of a device at hand.
+    """
+
+    data: dict[str, Any]
+    space: SearchSpace
+    chosen: Subnet
+    axis: str
+    latency: bool
+    costs: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    front: tuple[int, ...]
+    limit: float | None
+    chosen_row: int | None
+    measured: tuple[tuple[float, float, bool], ...]
+
+    @classmethod
+    def of(cls, search: Search, outcome: Outcome, data: dict[str, Any]) -> SearchReport:
+        """Lay a search out over the first device's predicted latency, or over params where none is predicted."""
+        subnets = [subnet for subnet, _ in outcome.result.ranked]
+        batch = SubnetBatch.from_subnets(subnets)
+        accuracies = np.array([score[0] for _, score in outcome.result.ranked])
+        target = next((target for target in search.targets if target.estimator is not None), None)
+        measured: list[tuple[float, float, bool]] = []
+        if target is not None and target.estimator is not None:
+            costs, limit = np.asarray(target.estimator.predict_ms(batch)), target.max_ms
+            axis = f"latency of {target.device}, ms ({target.estimator.kind})"
+            index = search.targets.index(target)
+            for finalist in outcome.found.finalists:
+                if (timed := finalist.latencies[index].measured) is not None:
+                    measured.append((timed.ms, finalist.accuracy, finalist.meets))
+        else:
+            costs, limit, axis = count_costs_batch(search.space, batch)[0].astype(float), search.limits.max_params, "params"
+        rows = np.flatnonzero(non_dominated(np.column_stack([costs, -accuracies])))
+        return cls(
+            data=data,
+            space=search.space,
+            chosen=outcome.found.subnet,
+            axis=axis,
+            latency=target is not None,
+            costs=tuple(map(float, costs)),
+            accuracies=tuple(map(float, accuracies)),
+            front=tuple(int(row) for row in rows[np.argsort(costs[rows], kind="stable")]),
+            limit=limit,
+            chosen_row=subnets.index(outcome.found.subnet) if outcome.found.subnet in subnets else None,
+            measured=tuple(measured),
+        )
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether matplotlib is installed, which the PNG needs and the page does not."""
+        return importlib.util.find_spec("matplotlib") is not None
+
+    def said(self, cost: float) -> str:
+        """A cost as text, with its unit."""
+        return format_ms(cost) if self.latency else format_count(cost)
+
+    def write(self, page: Path, picture: Path | None) -> None:
+        """Write the HTML page, and the PNG where a path is given.
+
+        Raises:
+            OutputError: a place can't be written.
+            MissingExtra: a picture without matplotlib.
+        """
+        from growtas.files import replacing
+        from growtas.watch.search_html import search_page
+        from growtas.watch.search_picture import draw_search_png
+
+        with replacing(page) as temporary:
+            Path(temporary).write_text(search_page(self), encoding="utf-8")
+        if picture is not None:
+            draw_search_png(self, picture)
