@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ WARMUP_RUNS = 5
 WARMUP_SECONDS = 0.2
 MIN_RUNS = 30
 MAX_SECONDS = 30.0
+TURN_ROUNDS = 9
+TURN_SECONDS = 0.1
+TURN_RUNS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +134,27 @@ def measure_session(
     return summarise(collect(timer, seconds=seconds, min_runs=min_runs), session.info, batch=batch, precision=precision)
 
 
+def measure_in_turns(
+    timers: Sequence[Timer], *, rounds: int = TURN_ROUNDS, seconds: float = TURN_SECONDS, min_runs: int = TURN_RUNS
+) -> list[list[float]]:
+    """Median milliseconds of each timer in each round, shape ``(len(timers), rounds)``.
+
+    Everyone gets a short block a round, so that a second of other work on the machine spoils one block of some and not all of one.
+    The order turns around every round: what heats the machine for its successor changes sides.
+
+    Args:
+        seconds, min_runs: length of a block at least.
+    """
+    blocks: list[list[float]] = [[] for _ in timers]
+    for round_ in range(rounds):
+        order = range(len(timers)) if round_ % 2 == 0 else reversed(range(len(timers)))
+        for index in order:
+            # The others' weights have filled the caches since this one's last block.
+            warm_up(timers[index], runs=2 if round_ else WARMUP_RUNS, seconds=0.0 if round_ else WARMUP_SECONDS)
+            blocks[index].append(float(np.median(collect(timers[index], seconds=seconds, min_runs=min_runs))))
+    return blocks
+
+
 def measure_onnx(
     path: str | Path,
     *,
@@ -161,18 +186,19 @@ def measure_architecture(
 ) -> Measurement:
     """Latency of an architecture here, as an exported ONNX file with random weights in ONNX Runtime.
 
-    The weights' values do not change the time; the file is built in a temporary folder and removed.
+    The weights' values do not change the time, as long as none is zero or equal to another (see
+    :func:`growtas.export.assembly.random_network`); the file is built in a temporary folder and removed.
 
     Raises:
         BuildError: the export failed.
         ConfigError: a batch below one.
     """
+    from growtas.export.assembly import random_network
     from growtas.export.onnx import export_onnx
-    from growtas.nn.vit import VisionTransformer
 
     with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(VisionTransformer(architecture).eval(), path)
+        export_onnx(random_network(architecture), path)
         return measure_onnx(path, batch=batch, threads=threads, seconds=seconds, min_runs=min_runs)
 
 
@@ -189,6 +215,36 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
     }
+
+
+def clocks() -> dict[str, Any]:
+    """Clocks and driver, as far as the system tells: what a profile must name beside the device. Values are texts or numbers.
+
+    ``governor``, ``mhz`` and ``max_mhz`` of the first CPU; ``driver``, ``sm_mhz``, ``memory_mhz``, ``power_limit_w`` and
+    ``throttled`` (a bit mask, ``0x0...0`` for none) of the first GPU.
+    """
+    found: dict[str, Any] = {}
+    folder = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+    for name, file in (("governor", "scaling_governor"), ("mhz", "scaling_cur_freq"), ("max_mhz", "cpuinfo_max_freq")):
+        try:
+            text = (folder / file).read_text(encoding="utf-8").strip()
+        except OSError:
+            continue
+        found[name] = round(int(text) / 1e3) if text.isdigit() else text
+    queries = {
+        "driver": "driver_version",
+        "sm_mhz": "clocks.sm",
+        "memory_mhz": "clocks.mem",
+        "power_limit_w": "power.limit",
+        "throttled": "clocks_throttle_reasons.active",
+    }
+    command = ["nvidia-smi", f"--query-gpu={','.join(queries.values())}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return found
+    values = [value.strip() for value in answer.splitlines()[0].split(",")] if answer.strip() else []
+    return found | dict(zip(queries, values, strict=False))
 
 
 def _cpu_model() -> str:

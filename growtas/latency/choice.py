@@ -1,8 +1,8 @@
 """Which subnets to measure: those that tell a model's terms best apart.
 
-A plain random draw measures much the same thing again and again: with a dozen blocks, every draw has about the average number of heads
-and the average ratio. The choice here is D-optimal, greedily: of a pool, each next subnet is the one that the terms measured so far
-predict with the largest variance (V. V. Fedorov, "Theory of Optimal Experiments", 1972).
+A plain random draw measures much the same thing again and again: with a dozen blocks, every draw has about the average number of
+heads and the average ratio. The choice here is D-optimal, greedily: of a pool, each next subnet is the one that the terms measured
+so far predict with the largest variance (V. V. Fedorov, "Theory of Optimal Experiments", 1972).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A latency model fitted to some measured subnets; it prunes, and never stands in for a measurement.
 
-The model is a non-negative mixture of the terms of :mod:`growtas.latency.terms`, so it is monotone as they are. Which set of terms, and
-how strongly coefficients are held down, is chosen by cross-validation among the measured samples. How far a prediction may be off
-comes from the same samples: each is predicted by a model, chosen and fitted without it.
+The model is a non-negative mixture of the terms of :mod:`growtas.latency.terms`, so it is monotone as they are. Which set of terms,
+and how strongly coefficients are held down, is chosen by cross-validation among the measured samples. How far a prediction may be
+off comes from the same samples: each is predicted by a model, chosen and fitted without it.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class FittedLatency:
         """Bounds that hold a subnet's measured latency with probability ``level``: two arrays of shape ``(len(batch),)``.
 
         Conformal: the half width is the order statistic of the residuals that covers a new one drawn like them. Samples that were
-        chosen, not drawn, lie at the edges of the space and make it wider rather than narrower. Too few residuals for the level give
-        bounds of zero and infinity.
+        chosen, not drawn, lie at the edges of the space and make it wider rather than narrower. Too few residuals for the level
+        give bounds of zero and infinity.
 
         Raises:
             ConfigError: a level outside 0 to 1.
@@ -169,7 +169,7 @@ def _folds(count: int, folds: int) -> Iterator[tuple[NDArray[np.int64], NDArray[
 
 
 def _solve(table: NDArray[np.float64], ms: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
-    """Non-negative coefficients with the least squared relative error, plus ``ridge`` times their squares, for columns of one size."""
+    """Non-negative coefficients with the least squared relative error, plus a ridge on columns scaled alike."""
     from scipy.optimize import nnls
 
     scale = table.max(axis=0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -42,7 +44,7 @@ def test_the_macs_term_is_the_count_of_macs():
 def test_each_basis_holds_the_one_before():
     names = [term_names(TINY, basis) for basis in BASES]
     assert all(
-        longer[: len(shorter)] == shorter and len(longer) > len(shorter) for shorter, longer in zip(names, names[1:], strict=False)
+        longer[: len(shorter)] == shorter and len(longer) > len(shorter) for shorter, longer in pairwise(names)
     )
     assert len(set(names[-1])) == len(names[-1])
 
