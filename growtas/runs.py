@@ -260,7 +260,7 @@ def check_run_name(root: Path, name: str | None) -> None:
 
 
 def find_run(given: str | Path | None, root: Path = RUNS) -> Run:
-    """The run that was named, or the newest in ``root``.
+    """The run that was named, or the newest in ``root``; one whose ``run.json`` can't be read is as old as that file.
 
     Raises:
         UsageError: there is none.
@@ -272,7 +272,7 @@ def find_run(given: str | Path | None, root: Path = RUNS) -> Run:
     runs = [path.parent for path in root.glob("*/run.json")]
     if not runs:
         raise UsageError(f"no run in {root}/; make one with `growtas train`, or name its folder")
-    return Run(max(runs, key=lambda path: (Run(path).info.get("created", ""), path.name)))
+    return Run(max(runs, key=lambda path: (Run(path).created, path.name)))
 
 
 def list_runs(root: Path = RUNS) -> list[Run]:

@@ -12,6 +12,9 @@ import pytest
 import growtas
 
 ROOT = Path(growtas.__file__).parent
+COMMANDS = (
+    "train", "recipes", "runs", "show", "search", "export", "finetune", "bench", "cost", "devices", "import autoformer",
+)  # fmt: skip
 
 
 def _imports(path: Path) -> set[str]:
@@ -46,7 +49,7 @@ def test_public_names_are_there_and_documented():
         _ = growtas.Nothing
 
 
-@pytest.mark.parametrize("command", ["", "train", "search", "export", "bench"])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_imports_nothing_heavy_and_has_an_example(command):
     code = (
         "import sys; sys.argv = ['growtas', *sys.argv[1:]]\n"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from growtas.errors import CheckpointError, UsageError
@@ -17,6 +19,12 @@ def test_the_newest_run_is_found(tmp_path):
     first, second = create_run(tmp_path, "b", _info()), create_run(tmp_path, "a", _info())
     first.update(created="2026-01-01T00:00:00+00:00")
     second.update(created="2026-01-02T00:00:00+00:00")
+    assert find_run(None, tmp_path).path == tmp_path / "a"
+    # One that can't be read is as old as its file, and in nobody's way while there is a newer one.
+    broken = tmp_path / "c" / "run.json"
+    broken.parent.mkdir()
+    broken.write_text("{")
+    os.utime(broken, (0, 0))
     assert find_run(None, tmp_path).path == tmp_path / "a"
     assert find_run(tmp_path / "b").path == tmp_path / "b"
     assert find_run(None, tmp_path).space == PRESETS["micro"]
