@@ -93,8 +93,8 @@ def test_turns_go_back_and_forth_and_give_the_median_of_each_block(monkeypatch: 
 
 def test_one_slow_second_spoils_one_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "WARMUP_SECONDS", 0.0)
-    # Ten runs before the second block's timed ones, two of them untimed; then ten slow runs in two blocks.
-    times = iter([4.0] * 12 + [50.0] * 10 + [4.0] * 1000)
+    # Twelve runs up to the second block, two of them its untimed ones; then slow for its five, and the untimed ones after it.
+    times = iter([4.0] * 12 + [50.0] * 7 + [4.0] * 1000)
     (blocks,) = measure_in_turns([lambda: next(times)], rounds=9, seconds=0.0, min_runs=5)
     assert blocks == [4.0, 50.0, 4.0, *[4.0] * 6]
 

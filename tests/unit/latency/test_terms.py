@@ -43,9 +43,7 @@ def test_the_macs_term_is_the_count_of_macs():
 
 def test_each_basis_holds_the_one_before():
     names = [term_names(TINY, basis) for basis in BASES]
-    assert all(
-        longer[: len(shorter)] == shorter and len(longer) > len(shorter) for shorter, longer in pairwise(names)
-    )
+    assert all(longer[: len(shorter)] == shorter and len(longer) > len(shorter) for shorter, longer in pairwise(names))
     assert len(set(names[-1])) == len(names[-1])
 
 
