@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from growtas.costs import count_costs
 from growtas.data.seeding import preserved_globals, seed_globals
+from growtas.nn.packed import padded_keys
 from growtas.nn.relative import grid_index
 from growtas.nn.supernet import Supernet
 from growtas.space import SearchSpace
@@ -55,9 +56,10 @@ def estimate_memory(recipe: Recipe, space: SearchSpace, subnet: Subnet, images: 
     - activations: what is kept for the backward pass, for each image and block as below, and one block more for what the backward
       pass itself needs; besides the images, three times (as loaded, on the way to being mixed, and mixed).
 
-    What a block keeps for a token, with dim, hidden, heads, d (head_dim), N (tokens) and L (grid lines, padded to a multiple of 8):
+    What a block keeps for a token, with dim, hidden, heads, d (head_dim), N (tokens), M (keys: N, or N filled up to whole cache
+    lines), L (grid lines) and D (distances), both padded to a multiple of 8:
 
-    - float32 on a CPU, where a block's halves are fused: ``2 dim + hidden + heads (4 d + N + L)`` floats;
+    - float32 on a CPU, where a block's halves are fused: ``2 dim + hidden + heads ((d + L)(1 + 2 M/N) + d + M + D)`` floats;
     - elsewhere: residuals and normalised tokens ``4 dim``, ``2 hidden``, and ``heads (9 d + 6 L)``; under autocast all but the
       residuals are 2 bytes each, and the weights are kept a second time in 2 bytes.
 
@@ -73,12 +75,13 @@ def estimate_memory(recipe: Recipe, space: SearchSpace, subnet: Subnet, images: 
     known = device.type == "cpu" or torch.cuda.is_available()
     half = autocast_type(recipe.amp, device) is not None if known else recipe.amp != "fp32"
     fused = device.type == "cpu" and not half
-    lines = grid_index(space.grid_size, space.grid_size, space.max_relative_position).onehot.shape[1]
+    grid = grid_index(space.grid_size, space.grid_size, space.max_relative_position)
+    lines, distances, keys = grid.onehot.shape[1], grid.distances.shape[1], padded_keys(space.num_tokens)
     kept = []
     for block, heads in enumerate(subnet.num_heads):
         dim, hidden, d, n = subnet.embed_dim, subnet.hidden_dim(block), space.head_dim, space.num_tokens
         if fused:
-            kept.append(4 * n * (2 * dim + hidden + heads * (4 * d + n + lines)))
+            kept.append(4 * (n * (2 * dim + hidden) + heads * ((d + lines) * (n + 2 * keys) + n * (d + keys + distances))))
         else:
             residuals, rest = 2 * dim, 2 * dim + 2 * hidden + heads * (9 * d + 6 * lines)
             kept.append(n * (4 * residuals + (2 if half else 4) * rest))
