@@ -1,7 +1,7 @@
 """``python -m tests.evidence.methods``: every training method on micro and Fashion-MNIST with equally many steps, as a table.
 
-Writes build/methods.json, and prints the table of docs/EVIDENCE.md. A method's run is kept in build/methods/runs and not trained
-again; one that was stopped goes on. GrowTAS+ is GrowTAS with an epoch less, and that epoch then spent on what its A_1 leaves out,
+Writes build/methods.json, and prints the table of docs/EVIDENCE.md. A method's run is kept in build/methods/runs and its accuracies in
+build/methods: neither is made again, and a training that was stopped goes on. GrowTAS+ is GrowTAS with an epoch less, and that epoch then spent on what its A_1 leaves out,
 so that its steps are as many. Accuracies are on the 10,000 test images; those between the smallest and the largest subnet are means
 over ten (``--each``) random subnets, the same for every method, whose parameters lie nearest to 25, 50 and 75 % of the way. The
 test images choose nothing.
@@ -37,6 +37,7 @@ ALSO = {
     "growtas-auto": ["--method", "growtas", "--transitions", "auto"],
     "sandwich-sum": ["--method", "sandwich", "--set", "method_options.students=3"],
 }
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 PLACES = ("25 %", "50 %", "75 %")
 
 
@@ -47,8 +48,7 @@ def train(name: str, epochs: int, arguments: list[str]) -> None:
         return
     start = ["--data", "fashion-mnist", "--name", name, "--epochs", str(epochs), *arguments]
     command = ["--resume", f"runs/{name}"] if run.path.exists() else start
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "growtas", "train", "--json", *command], cwd=FOLDER, env=environment, check=True)
+    subprocess.run([sys.executable, "-m", "growtas", "train", "--json", *command], cwd=FOLDER, env=ONE_THREAD, check=True)
 
 
 def train_method(method: str, epochs: int) -> None:
@@ -72,6 +72,17 @@ def probes(space: SearchSpace, each: int) -> dict[str, list[Subnet]]:
         nearest = np.argsort(np.abs(params - (low + share * (high - low))), kind="stable")[:each]
         columns[place] = [batch.subnet(int(row)) for row in nearest]
     return {**columns, "largest": [space.largest]}
+
+
+def row(method: str, epochs: int, each: int) -> dict[str, Any]:
+    """Train a method, measure it in a process of its own, and return its row."""
+    train_method(method, epochs)
+    path = FOLDER / f"{method}-{each}.json"
+    if not path.exists():
+        command = [sys.executable, "-m", "tests.evidence.methods", "--measure", method, "--each", str(each)]
+        subprocess.run(command, env=ONE_THREAD, check=True)
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def measure(name: str, each: int) -> dict[str, Any]:
@@ -106,13 +117,18 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time, with one thread each")
     parser.add_argument("--methods", default=",".join((*METHODS, *ALSO)))
     parser.add_argument("--each", type=int, default=10, help="subnets of each column between the smallest and the largest")
+    parser.add_argument("--measure", metavar="METHOD", help="only measure a trained method, into build/methods/METHOD-EACH.json")
     options = parser.parse_args()
+    if options.measure is not None:
+        found = measure(options.measure, options.each)
+        (FOLDER / f"{options.measure}-{options.each}.json").write_text(json.dumps(found, indent=2) + "\n")
+        return
     methods = options.methods.split(",")
     FOLDER.mkdir(parents=True, exist_ok=True)
     longest_first = sorted(methods, key=lambda method: ("sandwich" not in method, method != "growtas-plus"))
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda method: train_method(method, options.epochs), longest_first))
-    rows = [measure(method, options.each) for method in methods]
+        done = list(pool.map(lambda method: row(method, options.epochs, options.each), longest_first))
+    rows = sorted(done, key=lambda found: methods.index(found["method"]))
     Path("build/methods.json").write_text(
         json.dumps({"epochs": options.epochs, "each": options.each, "rows": rows}, indent=2) + "\n"
     )
