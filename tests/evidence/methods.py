@@ -1,10 +1,10 @@
 """``python -m tests.evidence.methods``: every training method on micro and Fashion-MNIST with equally many steps, as a table.
 
-Writes build/methods.json, and prints the table of docs/EVIDENCE.md. A method's run is kept in build/methods/runs and its accuracies in
-build/methods: neither is made again, and a training that was stopped goes on. GrowTAS+ is GrowTAS with an epoch less, and that epoch then spent on what its A_1 leaves out,
-so that its steps are as many. Accuracies are on the 10,000 test images; those between the smallest and the largest subnet are means
-over ten (``--each``) random subnets, the same for every method, whose parameters lie nearest to 25, 50 and 75 % of the way. The
-test images choose nothing.
+Writes build/methods.json, and prints the table of docs/EVIDENCE.md. A method's run is kept in build/methods/runs and its accuracies
+in build/methods: neither is made again, and a training that was stopped goes on. GrowTAS+ is GrowTAS with an epoch less, and that
+epoch then spent on what its A_1 leaves out, so that its steps are as many. Accuracies are on the 10,000 test images; those between
+the smallest and the largest subnet are means over ten (``--each``) random subnets, the same for every method, whose parameters lie
+nearest to 25, 50 and 75 % of the way. The test images choose nothing.
 """
 
 from __future__ import annotations
