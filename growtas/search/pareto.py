@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
 from growtas.errors import MissingExtra
-from growtas.sampling import Feasible, crossover, mutate
+from growtas.sampling import Feasible, crossover, mutate, sample_feasible
 from growtas.search.evolution import EvolutionConfig, EvolutionResult, GenerationResult, fill_up
 from growtas.search.scoring import Score
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
-_ATTEMPTS = 10
+_ATTEMPTS, _SPREAD = 10, 16
 
 
 def non_dominated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -91,7 +91,11 @@ def evolve_front(
     scores: dict[Subnet, Score] = {}
     history: list[GenerationResult[Score]] = []
     for number in range(1, config.generations + 1):
-        children = _children(space, select.pairs(), scores, feasible, rng, config)
+        pairs = select.pairs()
+        if pairs is None:
+            children = _first(space, costs, feasible, rng, config.population)
+        else:
+            children = _children(space, pairs, scores, feasible, rng, config)
         if not children:
             break
         values = evaluate(children)
@@ -106,9 +110,34 @@ def evolve_front(
     return EvolutionResult(tuple(ranked), tuple(history))
 
 
+def _first(
+    space: SearchSpace,
+    costs: Callable[[SubnetBatch], NDArray[np.float64]],
+    feasible: Feasible,
+    rng: Generator,
+    size: int,
+) -> list[Subnet]:
+    """The first generation: the smallest subnet, the cheap end of every front, and random ones spread over each cost in turn.
+
+    Uniform draws crowd in the middle of the costs; a front has two ends.
+    """
+    draws = [space.smallest, *sample_feasible(space, _SPREAD * size, rng, feasible)]
+    draws = list(dict.fromkeys(draws))
+    values = costs(SubnetBatch.from_subnets(draws))
+    children: dict[Subnet, None] = {}
+    share = -(-size // values.shape[1])
+    for column in values.T:
+        order = np.argsort(column, kind="stable")
+        picks = order[np.linspace(0, len(order) - 1, min(share, len(order))).round().astype(np.int64)]
+        children.update(dict.fromkeys(draws[pick] for pick in picks))
+    children = dict.fromkeys(list(children)[:size])
+    fill_up(children, space, {}, feasible, rng, size)
+    return list(children)
+
+
 def _children(
     space: SearchSpace,
-    pairs: Iterator[tuple[Subnet, Subnet]] | None,
+    pairs: Iterator[tuple[Subnet, Subnet]],
     seen: dict[Subnet, Any],
     feasible: Feasible,
     rng: Generator,
@@ -116,10 +145,9 @@ def _children(
 ) -> list[Subnet]:
     """The next generation: legal, new, half by mutation and half by crossover; random ones where those don't suffice."""
     children: dict[Subnet, None] = {}
-    for _ in range(_ATTEMPTS * config.population if pairs is not None else 0):
+    for _ in range(_ATTEMPTS * config.population):
         if len(children) == config.population:
             break
-        assert pairs is not None
         first, second = next(pairs)
         if rng.random() < 0.5:
             child = mutate(space, first, rng, config.mutation_probability)

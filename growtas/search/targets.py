@@ -77,7 +77,7 @@ class Target:
 
     def meets(self, space: SearchSpace, subnets: Sequence[Subnet], missed: Sequence[Subnet]) -> NDArray[np.bool_]:
         """Which subnets are predicted to meet the limit, after some finalists were measured to miss it."""
-        if self.max_ms is None or self.stopwatch is None or not subnets:
+        if self.max_ms is None or self.stopwatch is None or self.estimator is None or not subnets:
             return np.ones(len(subnets), bool)
         measured = [*self.fitted_to, *missed]
         values = self.stopwatch.measure_all(measured)

@@ -105,6 +105,9 @@ def judge(table: dict[str, Any], seeds: int) -> dict[str, Any]:
         # From the worst accuracy of the table, not from zero: else any subnet would do.
         return hypervolume(values, np.array([-min(accuracy for accuracy, _ in rows.values()), worst[1]]))
 
+    def costs(subnets: SubnetBatch) -> Any:
+        return latency.predict_ms(subnets)[:, None]
+
     results, budget = [], int(SHARE * len(everything))
     for seed in range(seeds):
         rng = np.random.default_rng(1000 + seed)
@@ -120,10 +123,10 @@ def judge(table: dict[str, Any], seeds: int) -> dict[str, Any]:
             row[f"behind_{population}"] = best - found.ranked[0][1][0]
         draws = rng.permutation(len(legal))[:allowed]
         row["behind_random"] = best - max(rows[legal[draw]][0] for draw in draws)
-        costs = latency.predict_ms
-        config = EvolutionConfig(population=50, generations=allowed // 50)
-        front = evolve_front(space, scores, lambda b: costs(b)[:, None], feasible, np.random.default_rng(seed), config)
-        row["hypervolume_share"] = volume([subnet for subnet, _ in front.ranked]) / volume(legal)
+        for population in (50, 25):
+            config = EvolutionConfig(population=population, generations=allowed // population)
+            front = evolve_front(space, scores, costs, feasible, np.random.default_rng(seed), config)
+            row[f"hypervolume_{population}"] = volume([subnet for subnet, _ in front.ranked]) / volume(legal)
         row["hypervolume_random"] = volume([legal[draw] for draw in draws]) / volume(legal)
         results.append(row)
     summary = {
@@ -136,8 +139,11 @@ def judge(table: dict[str, Any], seeds: int) -> dict[str, Any]:
         "subnets": len(everything),
         "seeds": seeds,
         **summary,
-        "least_hypervolume_share": min(row["hypervolume_share"] for row in results),
-        "least_hypervolume_random": min(row["hypervolume_random"] for row in results),
+        **{f"least_hypervolume_{name}": min(row[f"hypervolume_{name}"] for row in results) for name in ("50", "25", "random")},
+        **{
+            f"mean_hypervolume_{name}": float(np.mean([row[f"hypervolume_{name}"] for row in results]))
+            for name in ("50", "25", "random")
+        },
         "results": results,
     }
 
