@@ -47,7 +47,11 @@ class EvaluationSet:
         Raises:
             DataError: an image is unreadable; the message names it.
         """
-        return normalise(self._pixels.take(np.arange(*slice(start, stop).indices(len(self)))), self._record)
+        return self.take(np.arange(*slice(start, stop).indices(len(self))))
+
+    def take(self, indices: NDArray[np.int64]) -> Tensor:
+        """Images picked by position, ``(len(indices), in_chans, image_size, image_size)``; as :meth:`images` otherwise."""
+        return normalise(self._pixels.take(indices), self._record)
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in order, ``batch_size`` at a time, with their labels."""

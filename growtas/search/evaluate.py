@@ -3,25 +3,35 @@
 Children of one parent mostly begin with the same blocks. The supernet is run layer by layer, and what came out of a common
 beginning is kept, so that only the rest is computed again; the numbers are the same, bit for bit. On a CPU the images are divided
 among the threads, which for networks this small is faster than dividing every matrix product.
+
+In a race (:mod:`growtas.search.racing`) all subnets see the first images, those that are still in it the next ones, and so on.
+
+:func:`make_evaluator` is what a search calls; with several processes it divides the subnets among them, see
+:mod:`growtas.search.workers`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from growtas.errors import DataError
 from growtas.nn.supernet import Supernet
 from growtas.search.journal import Evaluation
+from growtas.search.racing import Race
+from growtas.search.workers import SharedEvaluator
 from growtas.subnet import Subnet
+from growtas.train.distributed import World
 
 _TOKENS_A_BATCH = 4096
 """On a CPU, batches of so many tokens: the activations of a layer stay in the cache."""
@@ -32,10 +42,13 @@ _FINGERPRINT_IMAGES = 32
 
 
 class Images(Protocol):
-    """The part of an evaluation set that is needed: images by position, and labels."""
+    """The part of an evaluation set that is needed: images by position, in order or picked, and labels."""
 
     def images(self, start: int, stop: int, /) -> Tensor:
         """Preprocessed images, ``(stop - start, C, H, W)``, float32."""
+
+    def take(self, indices: NDArray[np.int64], /) -> Tensor:
+        """Preprocessed images at ``indices``, ``(len(indices), C, H, W)``, float32."""
 
     @property
     def labels(self) -> Tensor:
@@ -95,7 +108,7 @@ class SubnetEvaluator:
         first = tuple(data.images(0, 1).shape[1:])
         if first != image_shape:
             raise DataError(f"the search split's images are {first}, the supernet takes {image_shape} (channels, height, width)")
-        self._chunk = max(self._batch, image_bytes // (4 * space.in_chans * space.image_size**2))
+        self._block = max(self._batch, image_bytes // (4 * space.in_chans * space.image_size**2))
         self._workers = [_Worker(self.supernet, activation_bytes // workers) for _ in range(workers)]
         self._pools = (
             [ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) for _ in range(workers)] if on_cpu else []
@@ -103,7 +116,7 @@ class SubnetEvaluator:
         if on_cpu:
             # Each worker computes on one thread. The setting is partly global, and close() sets it back.
             torch.set_num_threads(1)
-        self._loaded: tuple[int, int] | None = None
+        self._loaded: tuple[int, int, NDArray[np.int64] | None] | None = None
 
     def __enter__(self) -> SubnetEvaluator:
         return self
@@ -117,43 +130,117 @@ class SubnetEvaluator:
             pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self._previous_threads)
 
-    def __call__(self, subnets: Sequence[Subnet]) -> Iterator[tuple[Subnet, Evaluation]]:
-        """Evaluate subnets; each comes as soon as it is done, in an order that shares most work, not the given one."""
+    def __call__(self, subnets: Sequence[Subnet], race: Race | None = None) -> Iterator[tuple[Subnet, Evaluation]]:
+        """Evaluate subnets; each comes as soon as it is done, in an order that shares most work, not the given one.
+
+        Args:
+            race: drop what can't become a parent. Without it all evaluations are complete.
+        """
         for subnet in subnets:
             self.supernet.space.validate(subnet)
-        ordered = sorted(
-            subnets, key=lambda s: (s.embed_dim, [gene for block in zip(s.num_heads, s.mlp_ratio, strict=True) for gene in block])
-        )
         total = len(self._data)
-        sums = dict.fromkeys(ordered, (0, 0.0))
-        for start in range(0, total, self._chunk):
-            stop = min(start + self._chunk, total)
-            self._load(start, stop)
-            pending = [[self._submit(i, subnet) for i in range(len(self._workers))] for subnet in ordered]
-            for subnet, parts in zip(ordered, pending, strict=True):
-                results = [part.result() for part in parts]
-                correct, loss = sums[subnet]
-                sums[subnet] = (correct + sum(c for c, _ in results), loss + sum(value for _, value in results))
-                if stop == total:
-                    yield subnet, Evaluation(sums[subnet][0] / total, sums[subnet][1] / total)
+        running = {subnet: _Tally(total) for subnet in by_beginning(subnets)}
+        parts = race.parts() if race else [slice(0, total)]
+        order = race.order if race else None
+        seen = 0
+        for start, stop in _blocks(parts, self._block):
+            if not running:
+                return
+            inside = [part for part in _cut(parts, start, stop) if part.start < part.stop]
+            self._load(order, start, stop, inside)
+            for number, part in enumerate(inside):
+                seen = part.stop
+                for subnet, tally in self._run_part(running, number):
+                    if seen == total:
+                        yield subnet, tally.evaluation()
+                if race is None or seen == total:
+                    continue
+                for subnet, tally in list(running.items()):
+                    if race.is_lost(tally.correct, total - seen):
+                        del running[subnet]
+                        yield subnet, Evaluation(tally.correct / seen, np.inf, seen=seen)
 
-    def _load(self, start: int, stop: int) -> None:
+    def _run_part(self, running: Mapping[Subnet, _Tally], number: int) -> Iterator[tuple[Subnet, _Tally]]:
+        """All subnets on one part of the images that the workers hold; each with its tally when it is done."""
+        pending = [[self._submit(i, subnet, number) for i in range(len(self._workers))] for subnet in running]
+        for (subnet, tally), answers in zip(running.items(), pending, strict=True):
+            for answer in answers:
+                tally.add(*answer.result())
+            yield subnet, tally
+
+    def _load(self, order: NDArray[np.int64] | None, start: int, stop: int, parts: Sequence[slice]) -> None:
         """Give the workers their images; nothing to do where they have them."""
-        if self._loaded == (start, stop):
+        if self._loaded is not None and self._loaded[:2] == (start, stop) and _equal(self._loaded[2], order):
             return
-        images, labels = self._data.images(start, stop).to(self._device), self._labels[start:stop]
-        share = -(-(stop - start) // len(self._workers))
-        for i, worker in enumerate(self._workers):
-            rows = slice(i * share, (i + 1) * share)
-            worker.load(torch.split(images[rows], self._batch), torch.split(labels[rows], self._batch))
-        self._loaded = (start, stop)
+        rows = np.arange(start, stop) if order is None else order[start:stop]
+        images = (self._data.images(start, stop) if order is None else self._data.take(rows)).to(self._device)
+        labels = self._labels[torch.from_numpy(rows).to(self._device)]
+        shares: list[list[list[_Batch]]] = [[] for _ in self._workers]
+        for part in parts:
+            share = -(-(part.stop - part.start) // len(self._workers))
+            for i, held in enumerate(shares):
+                first, last = (min(part.start + share * n, part.stop) for n in (i, i + 1))
+                cuts = [slice(at - start, min(at + self._batch, last) - start) for at in range(first, last, self._batch)]
+                held.append([(images[cut], labels[cut], rows[cut]) for cut in cuts])
+        for worker, held in zip(self._workers, shares, strict=True):
+            worker.load(held)
+        self._loaded = (start, stop, order)
 
-    def _submit(self, index: int, subnet: Subnet) -> Future[tuple[int, float]]:
+    def _submit(self, index: int, subnet: Subnet, part: int) -> Future[tuple[NDArray[np.int64], Tensor, Tensor]]:
         if self._pools:
-            return self._pools[index].submit(self._workers[index].evaluate, subnet)
-        future: Future[tuple[int, float]] = Future()
-        future.set_result(self._workers[index].evaluate(subnet))
+            return self._pools[index].submit(self._workers[index].evaluate, subnet, part)
+        future: Future[tuple[NDArray[np.int64], Tensor, Tensor]] = Future()
+        future.set_result(self._workers[index].evaluate(subnet, part))
         return future
+
+
+_Batch = tuple[Tensor, Tensor, NDArray[np.int64]]
+"""Images, labels, and the images' positions in the split."""
+
+
+def by_beginning(subnets: Sequence[Subnet]) -> list[Subnet]:
+    """Subnets sorted so that those with the longest common beginnings are neighbours; equal ones once."""
+    return sorted(
+        dict.fromkeys(subnets),
+        key=lambda s: (s.embed_dim, [gene for block in zip(s.num_heads, s.mlp_ratio, strict=True) for gene in block]),
+    )
+
+
+def _blocks(parts: Sequence[slice], images: int) -> list[tuple[int, int]]:
+    """Ranges of at most ``images`` images that cover the parts: whole parts where one fits, and pieces of one where it does not."""
+    found: list[tuple[int, int]] = []
+    for part in parts:
+        if found and part.stop - found[-1][0] <= images:
+            found[-1] = found[-1][0], part.stop
+        else:
+            found += [(start, min(start + images, part.stop)) for start in range(part.start, part.stop, images)]
+    return found
+
+
+def _equal(one: NDArray[np.int64] | None, other: NDArray[np.int64] | None) -> bool:
+    return one is other or (one is not None and other is not None and np.array_equal(one, other))
+
+
+def _cut(parts: Sequence[slice], start: int, stop: int) -> list[slice]:
+    """What of each part lies between ``start`` and ``stop``."""
+    return [slice(max(part.start, start), min(part.stop, stop)) for part in parts]
+
+
+class _Tally:
+    """A subnet's answers so far. Losses are added up in the split's order at the end: so the sum depends on nothing else."""
+
+    def __init__(self, images: int) -> None:
+        self._right, self._losses, self.correct = np.zeros(images, bool), np.zeros(images), 0
+
+    def add(self, rows: NDArray[np.int64], right: Tensor, losses: Tensor) -> None:
+        self._right[rows], self._losses[rows] = right.numpy(), losses.numpy()
+        self.correct += int(right.sum())
+
+    def evaluation(self) -> Evaluation:
+        """The complete evaluation."""
+        total = len(self._right)
+        answers = np.packbits(self._right).tobytes()
+        return Evaluation(self.correct / total, float(self._losses.sum()) / total, answers=answers)
 
 
 class _Worker:
@@ -165,26 +252,30 @@ class _Worker:
 
     def __init__(self, supernet: Supernet, activation_bytes: int) -> None:
         self._supernet, self._budget = supernet, activation_bytes
-        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._parts: list[list[_Batch]] = []
         self._kept: list[dict[tuple[int, ...], Tensor]] = [{} for _ in range(2 * supernet.space.max_depth + 1)]
         self._bytes = 0
         self.layers_run = 0
 
-    def load(self, images: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
-        self._batches = [pair for pair in zip(images, labels, strict=True) if len(pair[1])]
+    def load(self, parts: list[list[_Batch]]) -> None:
+        self._parts = parts
         self._bytes = 0
         for kept in self._kept:
             kept.clear()
 
     @torch.inference_mode()
-    def evaluate(self, subnet: Subnet) -> tuple[int, float]:
-        """Correct answers and summed cross-entropy."""
-        correct, loss = 0, 0.0
-        for index, (images, labels) in enumerate(self._batches):
+    def evaluate(self, subnet: Subnet, part: int) -> tuple[NDArray[np.int64], Tensor, Tensor]:
+        """Positions of a part's images, whether each is answered right, and its cross-entropy."""
+        before = sum(map(len, self._parts[:part]))
+        rights, losses, rows = [], [], [np.empty(0, np.int64)]
+        for index, (images, labels, positions) in enumerate(self._parts[part], start=before):
             logits = self._supernet.classify(self._tokens(index, images, subnet)).float()
-            correct += int((logits.argmax(dim=1) == labels).sum())
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        return correct, loss
+            rights.append(logits.argmax(dim=1) == labels)
+            losses.append(F.cross_entropy(logits, labels, reduction="none"))
+            rows.append(positions)
+        if not rights:
+            return rows[0], torch.empty(0, dtype=torch.bool), torch.empty(0)
+        return np.concatenate(rows), torch.cat(rights).cpu(), torch.cat(losses).cpu()
 
     def _tokens(self, index: int, images: Tensor, subnet: Subnet) -> Tensor:
         """Tokens after the last block, from the longest beginning that is kept."""
@@ -217,3 +308,26 @@ class _Worker:
                 dropped = candidates.pop(key)
                 self._bytes -= dropped.numel() * dropped.element_size()
         return x
+
+
+def make_evaluator(supernet: Supernet, data: Images, *, device: str = "cpu", world: World | None = None) -> SharedEvaluator:
+    """The evaluator of a search, on one process or on the several of torchrun.
+
+    Every process makes one and enters it; process 0 searches with it, the others call its ``serve()``, which returns when process 0
+    leaves the ``with`` block::
+
+        with make_evaluator(supernet, images, device=device, world=world) as evaluate:
+            if not world.is_main:
+                evaluate.serve()
+                return
+            racing = None if exact else Racing(config.parents, len(images))
+            scorer = Scorer(space, evaluate, journal, on_evaluation, racing)
+
+    Args:
+        supernet, data, device: as for :class:`SubnetEvaluator`; ``data`` must be the same images in the same order everywhere.
+        world: the processes; None for this one alone.
+
+    Raises:
+        DataError: there are no images, they don't fit the supernet, or a label has no class.
+    """
+    return SharedEvaluator(SubnetEvaluator(supernet, data, device=device), world or World(), by_beginning)

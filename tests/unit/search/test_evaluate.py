@@ -31,6 +31,10 @@ class Images:
         self.read += stop - start
         return self.pixels[start:stop]
 
+    def take(self, indices):
+        self.read += len(indices)
+        return self.pixels[indices]
+
 
 @pytest.fixture(scope="module")
 def supernet():
