@@ -9,6 +9,7 @@ from growtas.cli.export import export
 from growtas.cli.finetune import finetune
 from growtas.cli.import_ import import_app
 from growtas.cli.main import app
+from growtas.cli.profile import profile
 from growtas.cli.recipes import recipes
 from growtas.cli.runs import runs
 from growtas.cli.search import search
@@ -25,4 +26,5 @@ app.command()(finetune)
 app.command()(bench)
 app.command()(cost)
 app.command()(devices)
+app.command()(profile)
 app.add_typer(import_app, name="import")

@@ -2,46 +2,84 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from growtas.cli.output import JsonOption, console, print_json, print_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from growtas.latency.measured import MeasuredProfile
+    from growtas.latency.profile import DeviceProfile
 
 
 def devices(json_: JsonOption = False) -> None:
     """List the devices whose latency a search can limit.
 
-    A modelled profile is a roofline from the datasheet: nothing was timed on that device.
+    A modelled profile is a roofline from the datasheet: nothing was timed on that device. A measured one was made by
+    `growtas profile`; of subnets that it did not time, it predicts the latency.
 
     Example: growtas devices
     """
-    from growtas.latency.profile import CPU, load_profile, profile_names
+    from growtas.latency.catalogue import measured_profiles, modelled_profiles
+    from growtas.latency.profile import CPU, user_folder
 
-    profiles = [load_profile(name) for name in profile_names()]
+    modelled, measured = modelled_profiles(), measured_profiles()
     if json_:
         cpu = {"name": CPU, "kind": "measured", "precision": "fp32", "runtime": "onnxruntime", "description": "this machine"}
-        print_json({"devices": [cpu, *(profile.to_dict() for profile in profiles)]})
+        entries = [{**profile.to_dict(), "origin": origin} for origin, profile in modelled]
+        print_json({"devices": [cpu, *entries, *(_entry(*item) for item in measured)], "folder": str(user_folder())})
         return
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("device", "what it is", "kind", "target", "precision", "runtime", "date", "uncertainty", "calibration error"):
+    for heading in ("device", "what it is", "kind", "space", "target", "precision", "runtime", "batch", "date", "error", "from"):
         table.add_column(heading, no_wrap=True)
-    table.add_row(CPU, "this machine", "measured", "-", "fp32", "onnxruntime", "when searched", "-", "-")
-    for profile in profiles:
-        calibration = profile.calibration
-        error = f"{calibration.max_error:.1%}" + ("" if calibration.own_reference else " (of other devices)")
-        table.add_row(
-            profile.name,
-            profile.description,
-            profile.kind,
-            profile.compute_capability,
-            profile.precision,
-            profile.runtime,
-            profile.date,
-            f"+-{profile.relative_uncertainty:.0%}",
-            error,
-        )
+    table.add_row(CPU, "this machine", "measured", "any", "-", "fp32", "onnxruntime", "any", "when searched", "-", "-")
+    for row in sorted([*(_measured(*item) for item in measured), *(_modelled(*item) for item in modelled)]):
+        table.add_row(*row)
     print_table(table)
     console().print(
-        "calibration error: largest miss on public ViT-B/16 latencies (fp16, batch 1 to 32) of the device; "
-        "where there are none, of predicting the T4 from the A100 and back",
+        "error of a measured profile: 95th percentile on held-out subnets; of a modelled one: its uncertainty, a judgement, after how "
+        "far it misses public ViT-B/16 latencies (fp16, batch 1 to 32)\n"
+        f"your own profiles go before the shipped ones; they lie in {user_folder()}, and `growtas profile` measures one",
         soft_wrap=True,
+    )
+
+
+def _entry(path: Path, profile: MeasuredProfile) -> dict[str, Any]:
+    """A measured profile in JSON, without its samples."""
+    data = {key: value for key, value in profile.to_dict().items() if key not in ("samples", "coefficients", "space")}
+    return {**data, "space": profile.space.name, "samples": len(profile.samples), "origin": str(path)}
+
+
+def _measured(path: Path, profile: MeasuredProfile) -> tuple[str, ...]:
+    return (
+        profile.name,
+        profile.description,
+        profile.kind,
+        profile.space.name,
+        "-",
+        profile.precision,
+        profile.runtime,
+        str(profile.batch),
+        profile.date,
+        f"{profile.held_out.p95:.1%}",
+        path.name,
+    )
+
+
+def _modelled(origin: str, profile: DeviceProfile) -> tuple[str, ...]:
+    return (
+        profile.name,
+        profile.description,
+        profile.kind,
+        "any",
+        profile.compute_capability,
+        profile.precision,
+        profile.runtime,
+        "any",
+        profile.date,
+        f"+-{profile.relative_uncertainty:.0%}",
+        origin,
     )

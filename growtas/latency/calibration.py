@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
-from growtas.latency.profile import Calibration, DeviceProfile, Efficiency, load_profile, profile_names
+from growtas.latency.profile import Calibration, DeviceProfile, Efficiency, load_profile, shipped_names
 from growtas.latency.roofline import RooflineLatency
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
@@ -104,5 +104,5 @@ def calibrate(profiles: dict[str, DeviceProfile]) -> dict[str, DeviceProfile]:
 if __name__ == "__main__":
     import sys
 
-    shipped = {name: load_profile(name) for name in profile_names()}
+    shipped = {name: load_profile(name) for name in shipped_names()}
     sys.stdout.write(json.dumps([profile.to_dict() for profile in calibrate(shipped).values()], indent=2) + "\n")

@@ -1,7 +1,8 @@
 """Device profiles: what a device can do, and whether that was measured or only modelled.
 
 The profiles are data: one JSON a device in ``growtas.profiles``, with ``schema.json`` beside them. All that ship are ``modelled``:
-a roofline from the datasheet, not a measurement. ``cpu`` is a device too, but has no profile: it means this machine, measured.
+a roofline from the datasheet, not a measurement. A folder of the user's goes before them (:func:`user_folder`); what
+``growtas profile`` measured lies there too, and :mod:`growtas.latency.catalogue` finds it. ``cpu`` is this machine.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any, Literal
 
 from growtas.errors import ConfigError, DeviceError, choices
@@ -148,9 +152,9 @@ class DeviceProfile:
         """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise ConfigError(f"{source}: not a device profile of format {FORMAT}")
-        fields = _checked(cls, {key: value for key, value in data.items() if key != "format"}, source, "")
+        fields = checked_fields(cls, {key: value for key, value in data.items() if key != "format"}, source, "")
         for name, part in (("peaks", Peaks), ("efficiency", Efficiency), ("calibration", Calibration)):
-            fields[name] = part(**_checked(part, fields[name], source, f"{name}."))
+            fields[name] = part(**checked_fields(part, fields[name], source, f"{name}."))
         profile = cls(**fields)
         calibration = profile.calibration
         if len(calibration.reference_ms) != len(calibration.modelled_ms) or (
@@ -205,6 +209,14 @@ _RULES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(
         ("efficiency.compute", "efficiency.memory", "relative_uncertainty"), (_fraction, "a fraction above 0, at most 1")
     ),
+    "runtime_version": (_text, "a text"),
+    "basis": (_text, "a text"),
+    "batch": (_whole, "a whole number above zero"),
+    **dict.fromkeys(("threads", "remeasured"), (lambda v: v == 0 or _whole(v), "a whole number from zero up")),
+    **dict.fromkeys(("space", "machine"), (lambda v: isinstance(v, Mapping), "an object")),
+    "samples": (lambda v: isinstance(v, list | tuple) and v, "a list of samples"),
+    "coefficients": (lambda v: isinstance(v, Mapping) and all(map(_error, v.values())), "milliseconds by term, zero or more"),
+    **dict.fromkeys(("max_cv", "max_drift"), (_fraction, "a fraction above 0, at most 1")),
     "efficiency.launch_us": (_error, "microseconds, zero or more"),
     "calibration.max_error": (_error, "a number, zero or more"),
     "calibration.own_reference": (lambda v: isinstance(v, bool), "true or false"),
@@ -216,8 +228,12 @@ _RULES: dict[str, tuple[Any, str]] = {
 }
 
 
-def _checked(part: type, data: Mapping[str, Any], source: str, prefix: str) -> dict[str, Any]:
-    """The fields of one level of a profile, each tested by its rule; lists become tuples."""
+def checked_fields(part: type, data: Mapping[str, Any], source: str, prefix: str) -> dict[str, Any]:
+    """The fields of one level of a profile, a dataclass ``part``, each tested by its rule; lists become tuples.
+
+    Raises:
+        ConfigError: a field that is missing, unknown or wrong; the message names it and the legal values.
+    """
     names = [field.name for field in dataclasses.fields(part)]
     for name in data:
         if name not in names:
@@ -231,34 +247,72 @@ def _checked(part: type, data: Mapping[str, Any], source: str, prefix: str) -> d
     return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
 
 
-def profile_names() -> list[str]:
+def user_folder() -> Path:
+    """Where a user's own profiles lie: ``$GROWTAS_PROFILES``, else ``growtas/profiles`` in the XDG configuration folder."""
+    named = os.environ.get("GROWTAS_PROFILES")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "growtas" / "profiles"
+
+
+def shipped_names() -> list[str]:
     """Names of the profiles that ship, sorted."""
     files = (entry.name for entry in resources.files("growtas.profiles").iterdir())
     return sorted(name.removesuffix(".json") for name in files if name.endswith(".json") and name != "schema.json")
 
 
+def profile_names() -> list[str]:
+    """Names of the modelled profiles, the shipped and the user's own, sorted."""
+    # A measured profile has dots in its file's name: the device, the space and what was timed.
+    own = (path.stem for path in user_folder().glob("*.json") if "." not in path.stem)
+    return sorted({*shipped_names(), *own})
+
+
+def measured_names() -> list[str]:
+    """Names of the devices that the user's folder holds measured profiles of, sorted."""
+    return sorted({path.stem.partition(".")[0] for path in user_folder().glob("*.*.json")})
+
+
 def device_names() -> list[str]:
-    """Every legal ``--device``: ``cpu`` (this machine) and the profiles."""
-    return [CPU, *profile_names()]
+    """Every legal ``--device``: ``cpu`` (this machine), then what has a profile, modelled or measured, sorted."""
+    return [CPU, *sorted({*profile_names(), *measured_names()} - {CPU})]
 
 
 def load_profile(name: str) -> DeviceProfile:
-    """The shipped profile of a device.
+    """The modelled profile of a device, the user's own if there is one, else the shipped one.
 
     Raises:
         DeviceError: there is none of this name; the message lists the legal ones.
-        ConfigError: the file holds a wrong field.
+        ConfigError: the file can't be read, or holds a wrong field.
     """
     if name == CPU:
         raise DeviceError(f"cpu has no profile, it is measured on this machine; profiles are {choices(profile_names())}")
     if name not in profile_names():
+        if name in measured_names():
+            raise DeviceError(f"{name} has a measured profile but no modelled one; modelled are {choices(profile_names())}")
         raise DeviceError(f"unknown device {name!r}; legal are {choices(device_names())}")
-    text = (resources.files("growtas.profiles") / f"{name}.json").read_text(encoding="utf-8")
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"profile {name}: not JSON (line {error.lineno}: {error.msg})") from None
-    profile = DeviceProfile.from_dict(data, source=f"profile {name}")
+    own = user_folder() / f"{name}.json"
+    source = f"profile {own}" if own.exists() else f"profile {name}"
+    profile = DeviceProfile.from_dict(read_profile_json(own if own.exists() else shipped_file(name), source), source=source)
     if profile.name != name:
-        raise ConfigError(f"profile {name}: its name is {profile.name!r}; it must be that of the file")
+        raise ConfigError(f"{source}: its name is {profile.name!r}; it must be that of the file")
     return profile
+
+
+def shipped_file(name: str) -> Traversable:
+    """The file of a shipped profile."""
+    return resources.files("growtas.profiles") / f"{name}.json"
+
+
+def read_profile_json(file: Path | Traversable, source: str) -> Any:
+    """The JSON of a profile's file, unchecked.
+
+    Raises:
+        ConfigError: it can't be read, or is not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source}: can't be read ({getattr(error, 'strerror', None) or 'not text'})") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{source}: not JSON (line {error.lineno}: {error.msg})") from None

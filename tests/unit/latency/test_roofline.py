@@ -11,7 +11,7 @@ from growtas.batch import SubnetBatch
 from growtas.costs import count_costs
 from growtas.errors import ConfigError, DeviceError
 from growtas.latency.calibration import REFERENCE_MS, calibrate, modelled_ms
-from growtas.latency.profile import load_profile, profile_names
+from growtas.latency.profile import load_profile, shipped_names
 from growtas.latency.roofline import RooflineLatency
 from growtas.sampling import sample
 from growtas.space import PRESETS
@@ -36,7 +36,7 @@ def test_the_model_reproduces_the_public_latencies(device):
 
 
 def test_the_shipped_efficiencies_are_what_the_fit_gives():
-    shipped = {name: load_profile(name) for name in profile_names()}
+    shipped = {name: load_profile(name) for name in shipped_names()}
     assert calibrate(shipped) == shipped
 
 
@@ -81,7 +81,7 @@ def test_more_images_less_precision_and_relative_positions_cost_what_they_should
     assert _ms(subnet, relative=False) < _ms(subnet)
 
 
-@pytest.mark.parametrize("device", profile_names())
+@pytest.mark.parametrize("device", shipped_names())
 def test_never_faster_than_the_datasheet_allows(device):
     profile, subnet, batch = load_profile(device), TINY.largest, 64
     costs = count_costs(TINY, subnet)

@@ -1,0 +1,148 @@
+"""Subnets of a space built for one runtime and timed against each other, for a measured profile."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from growtas.errors import DeviceError, choices
+from growtas.export.assembly import Assembler, export_graph, signature
+from growtas.export.backends import nvinfer
+from growtas.export.backends.base import PlanBuilder, RuntimeInfo, Session, is_installed
+from growtas.export.images import noise
+from growtas.export.measure import TURN_ROUNDS, TURN_SECONDS, measure_in_turns
+from growtas.nn.architecture import Architecture
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
+
+RUNTIMES = ("onnxruntime", "tensorrt", "tensorrt-rtx", "openvino")
+PRECISION = "fp32"
+
+
+def check_runtime(runtime: str, precision: str) -> None:
+    """Refuse a runtime or precision that can't be measured here, before any work.
+
+    Raises:
+        DeviceError: an unknown runtime, one without a backend, another precision than growtas builds, or no GPU for a plan.
+        MissingExtra: the runtime's package is not installed.
+    """
+    if runtime not in RUNTIMES:
+        raise DeviceError(f"--runtime is {runtime!r}; legal are {choices(RUNTIMES)}")
+    if precision != PRECISION:
+        raise DeviceError(f"--precision is {precision!r}; the artifacts that growtas builds, and so measures, are {PRECISION}")
+    if runtime == "openvino":
+        if not is_installed("openvino"):
+            raise DeviceError("--runtime openvino needs the package openvino, which is not installed: pip install openvino")
+        raise DeviceError("--runtime openvino: this growtas has no backend that runs OpenVINO; measure with onnxruntime")
+    if runtime != "onnxruntime":
+        here = nvinfer.local_target()
+        if here is None:
+            raise DeviceError(
+                f"--runtime {runtime} needs an NVIDIA GPU with a driver on this machine; without one, use onnxruntime"
+            )
+        _builder(runtime).check((here,), precision)
+
+
+def _builder(runtime: str) -> PlanBuilder:
+    from growtas.export.backends.tensorrt import TensorRTBuilder
+    from growtas.export.backends.tensorrt_rtx import TensorRTRTXBuilder
+
+    return TensorRTBuilder() if runtime == "tensorrt" else TensorRTRTXBuilder()
+
+
+class ArchitectureTurns:
+    """Times subnets against each other; what :class:`growtas.latency.campaign.Campaign` calls.
+
+    Args:
+        space: geometry of the images.
+        subnets: all that will be timed.
+        runtime: of :data:`RUNTIMES`; see :func:`check_runtime`.
+        batch: images a run.
+        threads: CPU threads.
+        rounds, seconds: blocks of each subnet, and their length at least.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        subnets: Sequence[Subnet],
+        *,
+        runtime: str,
+        batch: int,
+        threads: int,
+        rounds: int = TURN_ROUNDS,
+        seconds: float = TURN_SECONDS,
+    ) -> None:
+        self.space, self.runtime, self.batch, self.threads = space, runtime, batch, threads
+        self.rounds, self.seconds = rounds, seconds
+        self._assembler = Assembler(space, subnets)
+        self._exporter_for_each = False
+
+    def check_against_exporter(self, subnet: Subnet) -> bool:
+        """Whether the assembled graph of a subnet is what the exporter writes; if not, every subnet is exported from now on."""
+        exported = export_graph(Architecture.of(self.space, subnet))
+        self._exporter_for_each = signature(self._assembler.graph(subnet)) != signature(exported)
+        return not self._exporter_for_each
+
+    def info(self, subnet: Subnet) -> RuntimeInfo:
+        """Runtime, version, device and threads, from a session that is loaded for it.
+
+        Raises:
+            BuildError, CheckpointError: the subnet can't be built or loaded.
+        """
+        with tempfile.TemporaryDirectory(prefix="growtas-") as folder, self._session(subnet, Path(folder)) as session:
+            return session.info
+
+    def __call__(self, subnets: Sequence[Subnet]) -> list[list[float]]:
+        """Median milliseconds of each subnet in each round, shape ``(len(subnets), rounds)``.
+
+        Raises:
+            BuildError, CheckpointError: a subnet can't be built or loaded.
+        """
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="growtas-")))
+            sessions = [stack.enter_context(self._session(subnet, folder)) for subnet in subnets]
+            timers = [session.timer(noise(self.batch, session.image_shape)) for session in sessions]
+            return measure_in_turns(timers, rounds=self.rounds, seconds=self.seconds)
+
+    def _session(self, subnet: Subnet, folder: Path) -> Session:
+        graph = export_graph(Architecture.of(self.space, subnet)) if self._exporter_for_each else self._assembler.graph(subnet)
+        if self.runtime == "onnxruntime":
+            from growtas.export.backends.onnxruntime import OnnxRuntimeSession
+
+            return OnnxRuntimeSession(graph.SerializeToString(), threads=self.threads)
+        return _plan_session(graph.SerializeToString(), self.runtime, self.batch, folder)
+
+
+def _plan_session(model: bytes, runtime: str, batch: int, folder: Path) -> Session:
+    """Compile for this machine's GPU and load; the files are gone when this returns."""
+    from growtas.export.backends import open_session
+
+    onnx, plan = folder / "model.onnx", folder / "model.plan"
+    onnx.write_bytes(model)
+    plan.write_bytes(_builder(runtime).build(onnx, (str(nvinfer.local_target()),), max_batch=batch).data)
+    try:
+        return open_session(plan, runtime=runtime)
+    finally:
+        onnx.unlink()
+        plan.unlink()
+
+
+def check_device(name: str, known: Sequence[str], device: str) -> None:
+    """Refuse to call a measurement by a known device's name if it ran on another.
+
+    Args:
+        name: what the user calls this machine.
+        known: names of GPUs that have a shipped profile.
+        device: what the runtime ran on, ``cpu`` or the GPU's name.
+
+    Raises:
+        DeviceError: the name is another device's.
+    """
+    words = device.lower().replace("-", " ").split()
+    if name == "cpu" and device != "cpu":
+        raise DeviceError(f"--device cpu: this runtime runs on {device}; name it otherwise")
+    if name in known and not any(name.replace("-", " ").split() == words[i : i + len(name.split("-"))] for i in range(len(words))):
+        raise DeviceError(f"--device {name}: this runtime runs on {device}, not on such a GPU; give it a name of its own")
