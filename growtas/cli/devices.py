@@ -40,8 +40,8 @@ def devices(json_: JsonOption = False) -> None:
         table.add_row(*row)
     print_table(table)
     console().print(
-        "error of a measured profile: 95th percentile on held-out subnets; of a modelled one: its uncertainty, a judgement, after how "
-        "far it misses public ViT-B/16 latencies (fp16, batch 1 to 32)\n"
+        "error of a measured profile: 95th percentile on held-out subnets; of a modelled one: its uncertainty, a judgement, after "
+        "how far it misses public ViT-B/16 latencies (fp16, batch 1 to 32)\n"
         f"your own profiles go before the shipped ones; they lie in {user_folder()}, and `growtas profile` measures one",
         soft_wrap=True,
     )

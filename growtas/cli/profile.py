@@ -44,7 +44,7 @@ def profile(
     """Measure this machine's latencies of a space, and fit the model that a search prunes with.
 
     Subnets that tell the model's terms best apart are built and timed, and others, drawn at random, to test it. Samples of a busy
-    or throttled machine are refused. All are journalled beside the profile: what was stopped goes on when the same command runs again.
+    or throttled machine are refused. All are journalled beside the profile: the same command goes on where it was stopped.
 
     Example: growtas profile --device cpu --space micro
     """

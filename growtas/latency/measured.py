@@ -270,9 +270,9 @@ def _sample(item: Any, source: str, space: SearchSpace) -> tuple[Role, Sample]:
                 f"{source}: {name} is {value!r}; it must be a finite number {'above zero' if lowest else 'from zero up'}"
             )
     try:
-        subnet = space.validate(Subnet.from_dict(item["subnet"], source=source))
+        subnet = space.validate(Subnet.from_dict(item["subnet"]))
     except SubnetError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"{source}: {error}") from None
     role: Role = item["role"]
     visit = int(role == "repeat")
     return role, Sample(subnet=subnet, p50_ms=item["p50_ms"], cv=item["cv"], reference_ms=item["reference_ms"], visit=visit)

@@ -2,32 +2,47 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from importlib import resources
 
 import pytest
 
 from growtas.errors import ConfigError, DeviceError
-from growtas.latency.profile import Calibration, DeviceProfile, Efficiency, Peaks, device_names, load_profile, profile_names
+from growtas.latency.measured import HeldOut, MeasuredProfile, Repeatability
+from growtas.latency.profile import (
+    Calibration,
+    DeviceProfile,
+    Efficiency,
+    Peaks,
+    device_names,
+    load_profile,
+    profile_names,
+    shipped_names,
+)
+from tests.unit.latency.json_schema import problems
 
 SCHEMA = json.loads((resources.files("growtas.profiles") / "schema.json").read_text())
 
 
 def test_the_shipped_profiles_are_modelled_and_say_where_their_numbers_come_from():
-    assert profile_names() == ["a10", "a100", "a6000", "h100", "l4", "orin", "t4"]
+    assert profile_names() == ["a10", "a100", "a6000", "h100", "l4", "orin", "rtx-4090", "rtx-5090", "t4"]
     for name in profile_names():
         profile = load_profile(name)
         assert (profile.name, profile.kind, profile.precision) == (name, "modelled", "fp16")
-        assert "datasheet" in " ".join(profile.sources)
+        assert re.search(r"Peaks: .*(datasheet|whitepaper)", profile.sources[0])
         assert profile.relative_uncertainty >= profile.calibration.max_error
 
 
 def test_compute_capabilities():
     expected = {"t4": "sm75", "a10": "sm86", "a6000": "sm86", "l4": "sm89", "a100": "sm80", "h100": "sm90", "orin": "sm87"}
+    expected |= {"rtx-4090": "sm89", "rtx-5090": "sm120"}
     assert {name: load_profile(name).compute_capability for name in profile_names()} == expected
 
 
 def test_an_unknown_device_is_answered_with_the_legal_ones():
-    with pytest.raises(DeviceError, match=r"unknown device 'a11'; legal are cpu, a10, a100, a6000, h100, l4, orin or t4"):
+    with pytest.raises(
+        DeviceError, match=r"unknown device 'a11'; legal are cpu, a10, a100, a6000, h100, l4, orin, rtx-4090, rtx-5090 or t4"
+    ):
         load_profile("a11")
     with pytest.raises(DeviceError, match="measured on this machine"):
         load_profile("cpu")
@@ -51,9 +66,26 @@ def test_the_schema_has_the_fields_of_the_classes():
     def names(part):
         return {field.name for field in dataclasses.fields(part)}
 
-    assert set(SCHEMA["properties"]) == set(SCHEMA["required"]) == names(DeviceProfile) | {"format"}
-    for key, part in (("peaks", Peaks), ("efficiency", Efficiency), ("calibration", Calibration)):
-        assert set(SCHEMA["properties"][key]["properties"]) == set(SCHEMA["properties"][key]["required"]) == names(part)
+    modelled, measured = SCHEMA["$defs"]["modelled"], SCHEMA["$defs"]["measured"]
+    assert set(modelled["properties"]) == set(modelled["required"]) == names(DeviceProfile) | {"format"}
+    extra = {"format", "kind", "held_out", "repeatability"}
+    assert set(measured["properties"]) == set(measured["required"]) == names(MeasuredProfile) | extra
+    for form, key, part in (
+        (modelled, "peaks", Peaks),
+        (modelled, "efficiency", Efficiency),
+        (modelled, "calibration", Calibration),
+        (measured, "held_out", HeldOut),
+        (measured, "repeatability", Repeatability),
+    ):
+        assert set(form["properties"][key]["properties"]) == set(form["properties"][key]["required"]) == names(part)
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_shipped_profile_is_what_the_schema_says(name):
+    data = json.loads((resources.files("growtas.profiles") / f"{name}.json").read_text())
+    assert problems(data, SCHEMA) == []
+    assert problems({**data, "kind": "measured"}, SCHEMA)
+    assert problems({**data, "peaks": {**data["peaks"], "sms": 0}}, SCHEMA)
 
 
 def _paths(data, prefix=()):
@@ -83,7 +115,8 @@ def test_every_field_is_checked(path, change):
 @pytest.mark.parametrize(
     ("field", "value", "legal"),
     [
-        ("kind", "guessed", "measured or modelled"),
+        ("kind", "guessed", "must be modelled"),
+        ("kind", "measured", "growtas profile"),
         ("compute_capability", "8.6", "as sm86"),
         ("precision", "fp8", "fp32, tf32, fp16 or int8"),
     ],

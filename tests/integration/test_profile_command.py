@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from growtas.export import turns
+from growtas.export.backends.base import is_installed
+from growtas.latency.catalogue import latency_estimator, load_measured
+from growtas.space import load_space
+from tests.export_helpers import TINY, Cli
+
+QUICK = ("--samples", "6", "--held-out", "4", "--repeats", "2", "--seconds", "0.001", "--threads", "1")
+# Whatever else the machine does, a test of the command must not fail for it.
+LENIENT = ("--max-cv", "1", "--max-drift", "1")
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GROWTAS_PROFILES", str(tmp_path / "mine"))
+    space = {**TINY.to_dict(), "name": "tiny"}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(space))
+    return Cli(monkeypatch, capsys)
+
+
+class Clockwork:
+    """Stands in for the timers: a subnet takes its width in microseconds; counts how many were timed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.timed: list[int] = []
+        self.die_after = 10**9
+        self.speed = 1.0
+        monkeypatch.setattr(turns.ArchitectureTurns, "__call__", lambda job, subnets: self(subnets))
+        monkeypatch.setattr(turns.ArchitectureTurns, "check_against_exporter", lambda job, subnet: True)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+    def __call__(self, subnets):
+        if len(self.timed) >= self.die_after:
+            raise KeyboardInterrupt
+        self.timed.append(len(subnets) - 1)
+        return [[self.speed * (s.embed_dim + sum(s.num_heads) + sum(s.mlp_ratio)) / 1000] * 5 for s in subnets]
+
+
+@pytest.mark.slow
+def test_the_line_as_typed_measures_writes_and_is_listed(cli: Cli, tmp_path: Path) -> None:
+    code, out, err = cli("profile", "--device", "cpu", "--space", "tiny.yaml", *QUICK, *LENIENT)
+    assert code == 0, err
+    path = tmp_path / "mine" / "cpu.tiny.onnxruntime-fp32-b1.json"
+    assert f"written to {path}" in out
+    profile = load_measured(path)
+    assert (len(profile.samples), profile.threads, profile.runtime) == (12, 1, "onnxruntime")
+    assert f"p95 {profile.held_out.p95:.2%}" in out
+    assert "exporting each subnet" not in err
+    assert latency_estimator("cpu", load_space("tiny.yaml")).kind == "modelled"
+    code, out, _ = cli("devices")
+    line = next(line for line in out.splitlines() if path.name in line)
+    assert line.split()[0] == "cpu"
+    assert f"{profile.held_out.p95:.1%}" in line
+    assert " measured " in line
+    code, out, _ = cli("devices", "--json")
+    entry = json.loads(out)["devices"][-1]
+    assert (entry["kind"], entry["space"], entry["origin"], entry["samples"]) == ("measured", "tiny", str(path), 12)
+
+
+@pytest.mark.slow
+def test_a_stopped_profile_goes_on_and_json_is_one_document(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock = Clockwork(monkeypatch)
+    clock.die_after = 1
+    command = ("profile", "--device", "box", "--space", "tiny.yaml", *QUICK, "--json")
+    code, out, err = cli(*command)
+    assert (code, out) == (130, "")
+    assert "the same command goes on from there" in err
+    assert clock.timed == [9]
+    clock.die_after = 99
+    code, out, err = cli(*command)
+    assert code == 0, err
+    assert clock.timed == [9, 1, 2]
+    report = json.loads(out)
+    assert (report["kind"], report["name"], report["held_out"]["count"]) == ("measured", "box", 4)
+    assert report["held_out"]["max"] < 0.2
+    assert Path(report["file"]).is_file()
+    assert len(Path(report["journal"]).read_text().splitlines()) == 12
+
+
+def test_a_busy_machine_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock = Clockwork(monkeypatch)
+    steady = clock.__call__
+
+    def restless(job, subnets):
+        clock.speed *= 1.1
+        return steady(subnets)
+
+    monkeypatch.setattr(turns.ArchitectureTurns, "__call__", restless)
+    code, sentence = cli.fails("profile", "--device", "cpu", "--space", "tiny.yaml", *QUICK)
+    assert code == 1
+    assert "the machine is too busy, or its clocks change: the reference subnet took +" in sentence
+    assert not (tmp_path / "mine" / "cpu.tiny.onnxruntime-fp32-b1.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--runtime", "tflite"), "legal are onnxruntime, tensorrt, tensorrt-rtx or openvino"),
+        (("--precision", "int8"), "are fp32"),
+        (("--samples", "1"), "--samples is 1"),
+        (("--held-out", "0"), "--held-out is 0"),
+        (("--batch", "0"), "--batch is 0"),
+        (("--threads", "0"), "--threads is 0"),
+        (("--seconds", "0"), "--seconds is 0"),
+        (("--max-cv", "0"), "cv is 0"),
+        (("--space", "nano"), "unknown search space"),
+        (("--out", "here.txt"), "must end in .json"),
+    ],
+)
+def test_what_is_refused_at_once(cli: Cli, arguments: tuple[str, ...], message: str) -> None:
+    code, sentence = cli.fails("profile", "--device", "cpu", "--space", "micro", *arguments)
+    assert code == 2
+    assert message in sentence
+
+
+def test_names_of_devices(cli: Cli) -> None:
+    code, sentence = cli.fails("profile", "--device", "My GPU", "--space", "micro")
+    assert code == 2
+    assert "lower-case letters" in sentence
+    # This runtime runs on the CPU, which is no A10.
+    code, sentence = cli.fails("profile", "--device", "a10", "--runtime", "onnxruntime", "--space", "tiny.yaml", *QUICK)
+    assert code == 2
+    assert "--device a10: this runtime runs on cpu" in sentence
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_a_plan_needs_a_gpu(cli: Cli) -> None:
+    code, sentence = cli.fails("profile", "--device", "a10", "--space", "micro")
+    assert code == 2
+    assert "--runtime tensorrt needs an NVIDIA GPU" in sentence
+
+
+@pytest.mark.skipif(is_installed("openvino"), reason="says what happens without it")
+def test_openvino_is_asked_for_by_name(cli: Cli) -> None:
+    code, sentence = cli.fails("profile", "--device", "cpu", "--space", "micro", "--runtime", "openvino")
+    assert code == 2
+    assert "needs the package openvino" in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "refused"),
+    [
+        ("a10", "NVIDIA A10", False),
+        ("a10", "NVIDIA A100-PCIE-40GB", True),
+        ("rtx-4090", "NVIDIA GeForce RTX 4090", False),
+        ("rtx-4090", "NVIDIA GeForce RTX 5090", True),
+        ("t4", "Tesla T4", False),
+        ("cpu", "Tesla T4", True),
+        ("my-box", "Tesla T4", False),
+    ],
+)
+def test_a_known_name_is_for_that_device_only(name: str, device: str, refused: bool) -> None:
+    from growtas.errors import DeviceError
+
+    known = ("a10", "rtx-4090", "t4")
+    if not refused:
+        turns.check_device(name, known, device)
+        return
+    with pytest.raises(DeviceError, match=f"--device {name}"):
+        turns.check_device(name, known, device)
