@@ -194,7 +194,7 @@ class Job:
             **more,
             "time": outcome.spent.to_dict(),
             "best": found.to_dict(),
-            "latency_note": latency_note(found.latency, r.devices[0].max_ms) if found.latency else None,
+            "latency_note": latency_note(found.latencies[0]) if found.latencies else None,
             "finalists": [finalist.to_dict() for finalist in found.finalists],
             "history": history(outcome.result),
         }

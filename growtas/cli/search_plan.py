@@ -23,11 +23,13 @@ class Device:
         name: ``cpu`` or a profile's.
         max_ms: its limit in milliseconds, or None.
         precision: that its latency is meant for.
+        asked: the precision that ``--precision`` named, if it did.
     """
 
     name: str
     max_ms: float | None
     precision: str
+    asked: str | None = None
 
 
 def parse_devices(given: list[str], max_latency: str | None, precision: str | None, *, sizes: bool) -> tuple[Device, ...]:
@@ -41,7 +43,7 @@ def parse_devices(given: list[str], max_latency: str | None, precision: str | No
         UnitError: a limit without a unit.
     """
     from growtas.errors import DeviceError, choices
-    from growtas.latency.profile import CPU, device_names, load_profile
+    from growtas.latency.profile import CPU, device_names, load_profile, measured_names, profile_names
     from growtas.units import parse_latency_ms
 
     shared = parse_latency_ms(max_latency, "--max-latency", "5ms") if max_latency is not None else None
@@ -59,10 +61,24 @@ def parse_devices(given: list[str], max_latency: str | None, precision: str | No
                 raise DeviceError(f"cpu is measured in fp32, not {precision!r}; leave --precision out, or name a GPU with --device")
             devices.append(Device(CPU, max_ms, "fp32"))
         else:
-            profile = load_profile(name)
-            profile.peak_ops(precision or profile.precision)
-            devices.append(Device(name, max_ms, precision or profile.precision))
+            devices.append(Device(name, max_ms, precision or _default_precision(name), precision))
+            if precision is not None and name in profile_names() and name not in measured_names():
+                load_profile(name).peak_ops(precision)
     return tuple(devices)
+
+
+def _default_precision(device: str) -> str:
+    """Of the newest measurement, else of the modelled profile.
+
+    Raises:
+        DeviceError: the device is unknown.
+    """
+    from growtas.latency.catalogue import measured_profiles
+    from growtas.latency.profile import load_profile, measured_names
+
+    if device in measured_names():
+        return measured_profiles(device)[0][1].precision
+    return load_profile(device).precision
 
 
 def widest(devices: tuple[Device, ...], precision: str | None) -> str:
@@ -131,16 +147,16 @@ def searched_space(run: Run, space: str | None) -> SearchSpace:
 
 
 def modelled_target(device: Device, space: SearchSpace, batch: int) -> Target:
-    """A device that is not at hand: the profile's model, and infeasible limits raise here.
+    """A device that is not at hand: a measured profile that fits, else the modelled one; infeasible limits raise here.
 
     Raises:
+        DeviceError: no profile fits.
         LimitError: no subnet meets the limit.
     """
-    from growtas.latency.profile import load_profile
-    from growtas.latency.roofline import RooflineLatency
+    from growtas.latency.catalogue import latency_estimator
     from growtas.search.targets import Target
 
-    model = RooflineLatency(profile=load_profile(device.name), space=space, batch=batch, precision=device.precision)
+    model = latency_estimator(device.name, space, batch=batch, precision=device.asked)
     target = Target(device=device.name, max_ms=device.max_ms, estimator=model)
     target.check(space)
     return target

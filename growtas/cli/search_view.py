@@ -10,9 +10,9 @@ from growtas.cli.output import console, print_table, progress
 from growtas.units import format_bytes, format_count, format_ms
 
 if TYPE_CHECKING:
-    from growtas.latency.estimate import Latency
     from growtas.search.finalists import Found
     from growtas.search.limits import Limits
+    from growtas.search.targets import DeviceLatency
     from growtas.space import SearchSpace
     from growtas.subnet import Subnet
 
@@ -32,14 +32,15 @@ def measuring_bar(count: int, *, hidden: bool) -> Iterator[Callable[[Subnet, flo
         yield step
 
 
-def latency_note(latency: Latency | None, limit_ms: float | None) -> str | None:
+def latency_note(found: DeviceLatency) -> str | None:
     """What kind of number a latency is, in words; None without one."""
+    latency, limit_ms = found.judged, found.max_ms
     if latency is None:
         return None
     if latency.kind == "measured":
         return f"measured on this machine ({latency.conditions})"
     spread = latency.relative_uncertainty or 0.0
-    text = f"modelled from the datasheet, not measured; uncertainty +-{spread:.0%} ({latency.conditions})"
+    text = f"{found.provenance}, not measured; uncertainty +-{spread:.0%} ({latency.conditions})"
     highest = latency.ms * (1 + spread)
     if limit_ms is None:
         return text
@@ -54,7 +55,7 @@ def show_found(space: SearchSpace, found: Found, limits: Limits, report: dict[st
 
     _show_costs(found, limits, report)
     for latency in found.latencies:
-        if (said := latency_note(latency.judged, latency.max_ms)) is not None:
+        if (said := latency_note(latency)) is not None:
             console().print(f"latency of {latency.device}: {said}", soft_wrap=True)
     if found.latencies:
         _show_latencies(found)

@@ -100,6 +100,14 @@ class Target:
         """Measure where the device is at hand; None elsewhere."""
         return self._timed(self.stopwatch.measure_ms(subnet), self.stopwatch.conditions) if self.stopwatch else None
 
+    @property
+    def provenance(self) -> str:
+        """Where its predictions come from, in words; empty without an estimator."""
+        if self.estimator is None:
+            return ""
+        fitted = getattr(self.estimator, "provenance", "")
+        return f"{self.estimator.kind}: {fitted}" if fitted else f"{self.estimator.kind} from the datasheet"
+
     def latency(self, subnet: Subnet, *, measure: bool) -> DeviceLatency:
         """Both numbers side by side.
 
@@ -107,7 +115,7 @@ class Target:
             measure: measure now, where the device is at hand; otherwise what was measured before.
         """
         measured = self.measure(subnet) if measure else self.measured(subnet)
-        return DeviceLatency(self.device, self.max_ms, self.predicted(subnet), measured)
+        return DeviceLatency(self.device, self.max_ms, self.predicted(subnet), measured, self.provenance)
 
     @staticmethod
     def _timed(ms: float, conditions: Conditions) -> Latency:
@@ -127,12 +135,14 @@ class DeviceLatency:
         max_ms: the limit there, in milliseconds; None is no limit.
         predicted: by the estimator, where there is one.
         measured: on the device, where it is at hand.
+        provenance: where the prediction comes from, for people.
     """
 
     device: str
     max_ms: float | None
     predicted: Latency | None
     measured: Latency | None
+    provenance: str = ""
 
     @property
     def judged(self) -> Latency | None:
@@ -150,6 +160,6 @@ class DeviceLatency:
             "device": self.device,
             "max_latency_ms": self.max_ms,
             "judged_on": self.judged.kind if self.judged and self.max_ms is not None else None,
-            "predicted": self.predicted.to_dict() if self.predicted else None,
+            "predicted": {**self.predicted.to_dict(), "provenance": self.provenance} if self.predicted else None,
             "measured": self.measured.to_dict() if self.measured else None,
         }

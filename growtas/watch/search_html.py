@@ -86,11 +86,8 @@ def scatter_svg(report: SearchReport) -> str:
         x, y = place(cost, accuracy)
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}"><title>{escape(said)}</title></circle>'
 
-    kind = report.axis.rpartition("(")[2].rstrip(")") if report.latency else ""
-    said = [
-        f"{accuracy:.2%}, {report.said(cost)} {kind}".strip()
-        for cost, accuracy in zip(report.costs, report.accuracies, strict=True)
-    ]
+    pairs = list(zip(report.costs, report.accuracies, strict=True))
+    said = [f"{accuracy:.2%}, {report.said(cost, 'predicted')}" for cost, accuracy in pairs]
     parts = [
         mark(cost, accuracy, "#c4c4c4", 2.2, text)
         for cost, accuracy, text in zip(report.costs, report.accuracies, said, strict=True)
@@ -100,7 +97,7 @@ def scatter_svg(report: SearchReport) -> str:
     parts += [mark(report.costs[row], report.accuracies[row], "#2166ac", 3, f"front: {said[row]}") for row in report.front]
     for ms, accuracy, meets in report.measured:
         parts.append(
-            mark(ms, accuracy, "#1b7837" if meets else "#b2182b", 5, f"finalist: {accuracy:.2%}, {format_ms(ms)} measured")
+            mark(ms, accuracy, "#1b7837" if meets else "#b2182b", 5, f"finalist: {accuracy:.2%}, {format_ms(ms)} (measured)")
         )
     if (row := report.chosen_row) is not None:
         parts.append(mark(report.costs[row], report.accuracies[row], "#d9881c", 6, f"found: {said[row]}"))
@@ -111,7 +108,7 @@ def scatter_svg(report: SearchReport) -> str:
     base = _HEIGHT - _BOTTOM
     parts.append(f'<path d="M{_LEFT} 12V{base}H{_WIDTH - 16}" fill="none" stroke="#888"/>')
     for cost, anchor in ((left, "start"), (right, "end")):
-        parts.append(f'<text x="{place(cost, low)[0]:.1f}" y="{base + 18}" text-anchor="{anchor}">{report.said(cost)}</text>')
+        parts.append(f'<text x="{place(cost, low)[0]:.1f}" y="{base + 18}" text-anchor="{anchor}">{_tick(report, cost)}</text>')
     for accuracy in dict.fromkeys((low, high)):
         parts.append(f'<text x="{_LEFT - 6}" y="{place(left, accuracy)[1] + 4:.1f}" text-anchor="end">{accuracy:.1%}</text>')
     parts.append(f'<text x="{(_LEFT + _WIDTH) / 2}" y="{base + 38}" text-anchor="middle">{escape(report.axis)}</text>')
@@ -119,6 +116,11 @@ def scatter_svg(report: SearchReport) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" '
         f'font-family="sans-serif" font-size="12"><title>accuracy over {escape(report.axis)}</title>{"".join(parts)}</svg>'
     )
+
+
+def _tick(report: SearchReport, cost: float) -> str:
+    """A number at the axis, whose label has the unit and the kind."""
+    return f"{cost:.3g}" if report.latency else report.said(cost)
 
 
 def _table(head: tuple[str, ...], rows: Any) -> str:

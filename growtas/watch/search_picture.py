@@ -36,7 +36,7 @@ def draw_search_png(report: SearchReport, path: Path) -> None:
             label = f"finalist measured {'within' if meets else 'beyond'} the limits"
             axes.scatter(*zip(*points, strict=True), s=36, marker=marker, color=colour, zorder=3, label=label)
     if (row := report.chosen_row) is not None:
-        label = f"found: {accuracies[row]:.2f}%, {report.said(report.costs[row])}"
+        label = f"found: {accuracies[row]:.2f}%, {report.said(report.costs[row], 'predicted')}"
         axes.scatter(
             [report.costs[row]], [accuracies[row]], s=110, marker="*", color="#d9881c", edgecolors="0.2", zorder=4, label=label
         )

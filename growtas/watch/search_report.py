@@ -14,7 +14,7 @@ from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
 from growtas.search.evolution import EvolutionResult
 from growtas.search.pareto import non_dominated
-from growtas.search.scoring import Score
+from growtas.search.scoring import DROPPED, Score
 from growtas.search.search import Outcome, Search
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
@@ -29,7 +29,8 @@ def history(result: EvolutionResult[Score]) -> list[dict[str, Any]]:
             "subnets": len(generation.ranked),
             "best_accuracy": generation.best[1][0],
             "generation_best_accuracy": generation.ranked[0][1][0],
-            "median_accuracy": statistics.median(score[0] for _, score in generation.ranked),
+            # Those dropped from a race have no accuracy.
+            "median_accuracy": statistics.median([score[0] for _, score in generation.ranked if score[0] != DROPPED] or [0.0]),
         }
         for generation in result.history
     ]
@@ -44,6 +45,7 @@ class SearchReport:
         space, chosen: the subnet found, for its diagram.
         axis: what the costs are, with unit and kind: ``latency of a10, ms (modelled)``.
         latency: whether they are milliseconds.
+        kind: of the latencies; empty for params.
         costs, accuracies: of every evaluated subnet.
         front: rows that no other one beats in both, by rising cost.
         limit: on the cost; None without one.
@@ -56,6 +58,7 @@ class SearchReport:
     chosen: Subnet
     axis: str
     latency: bool
+    kind: str
     costs: tuple[float, ...]
     accuracies: tuple[float, ...]
     front: tuple[int, ...]
@@ -66,9 +69,9 @@ class SearchReport:
     @classmethod
     def of(cls, search: Search, outcome: Outcome, data: dict[str, Any]) -> SearchReport:
         """Lay a search out over the first device's predicted latency, or over params where none is predicted."""
-        subnets = [subnet for subnet, _ in outcome.result.ranked]
+        ranked = [(subnet, score[0]) for subnet, score in outcome.result.ranked if score[0] != DROPPED]
+        subnets, accuracies = [subnet for subnet, _ in ranked], np.array([accuracy for _, accuracy in ranked])
         batch = SubnetBatch.from_subnets(subnets)
-        accuracies = np.array([score[0] for _, score in outcome.result.ranked])
         target = next((target for target in search.targets if target.estimator is not None), None)
         measured: list[tuple[float, float, bool]] = []
         if target is not None and target.estimator is not None:
@@ -87,6 +90,7 @@ class SearchReport:
             chosen=outcome.found.subnet,
             axis=axis,
             latency=target is not None,
+            kind=target.estimator.kind if target is not None and target.estimator is not None else "",
             costs=tuple(map(float, costs)),
             accuracies=tuple(map(float, accuracies)),
             front=tuple(int(row) for row in rows[np.argsort(costs[rows], kind="stable")]),
@@ -100,9 +104,11 @@ class SearchReport:
         """Whether matplotlib is installed, which the PNG needs and the page does not."""
         return importlib.util.find_spec("matplotlib") is not None
 
-    def said(self, cost: float) -> str:
-        """A cost as text, with its unit."""
-        return format_ms(cost) if self.latency else format_count(cost)
+    def said(self, cost: float, kind: str = "") -> str:
+        """A cost as text, with its unit; a latency with its kind, ``predicted`` for the axis' own."""
+        if not self.latency:
+            return format_count(cost)
+        return f"{format_ms(cost)} ({self.kind if kind == 'predicted' else kind})" if kind else format_ms(cost)
 
     def write(self, page: Path, picture: Path | None) -> None:
         """Write the HTML page, and the PNG where a path is given.

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
+import growtas as growtas_package
 from growtas.checkpoint import save_supernet
 from growtas.cli.main import main
 from growtas.costs import count_costs
@@ -76,7 +79,7 @@ class Timing:
     precision: str = "fp32"
 
     def to_dict(self):
-        return asdict(self)
+        return {"kind": "measured", **asdict(self)}
 
 
 @pytest.fixture
@@ -186,6 +189,15 @@ def test_a_search_stopped_in_the_middle_goes_on(run, growtas, monkeypatch):
         (("--device", "a10", "--max-latency", "1us"), "modelled latency (p50, batch 1, fp16, tensorrt on a10); the smallest has"),
         (("--space", "autoformer-t"), "no run of the space autoformer-t in runs/"),
         (("nowhere",), "nowhere: no run here"),
+        (("--device", "a10:5"), "bare number"),
+        (("--device", "a10:5ms", "--device", "a10:6ms"), "--device a10 is given twice"),
+        (("--device", "a10:5ms", "--device", "t4:1us"), "modelled latency (p50, batch 1, fp16, tensorrt on t4); the smallest has"),
+        (("--max-size", "10kB"), "no subnet of micro has at most 10 kB of weights in fp32; the smallest has"),
+        (("--max-activation-memory", "1MB", "--batch", "4"), "activation memory (modelled, batch 4, fp32); the smallest has"),
+        (("--max-size", "12M"), "no amount of memory"),
+        (("--objective", "speed"), "legal are accuracy or pareto"),
+        (("--front", "accuracy,params"), "--front needs --objective pareto"),
+        (("--objective", "pareto", "--front", "accuracy,latency"), "a latency needs --device"),
     ],
 )
 def test_wrong_input_gets_one_sentence_and_exit_code_2(run, growtas, arguments, said):
@@ -240,6 +252,7 @@ def test_cpu_measures_here_and_the_result_truly_meets_the_limit(run, growtas, st
     assert code == 0, err
     assert "latency, measured" in out
     assert "held-out error" in err
+    assert "latency of cpu: measured on this machine (p50, batch 1, fp32, onnxruntime on cpu)" in out
     data = json.loads((run / "search" / "subnet.json").read_text())
     subnet = Subnet.from_dict(data)
     assert data["latency"] == {
@@ -279,10 +292,182 @@ def test_cpu_for_real(run, growtas):
 
 
 def test_devices(growtas):
+    folder = Path(growtas_package.__file__).parent.parent / "profiles"
+    shipped = {path.stem for path in folder.glob("*.json") if path.stem != "schema"}
+    assert {"a10", "t4", "h100"} <= shipped
     code, out, _ = growtas("devices")
     assert code == 0
-    assert out.count("modelled") == 7
-    assert "sm86" in out
+    assert len(re.findall(r"^\S+ .* modelled .* sm\d+ .* shipped", out, re.MULTILINE)) == len(shipped)
     code, out, _ = growtas("devices", "--json")
     listed = {device["name"]: device["kind"] for device in json.loads(out)["devices"]}
-    assert listed == {"cpu": "measured", **dict.fromkeys(("a10", "a100", "a6000", "h100", "l4", "orin", "t4"), "modelled")}
+    assert listed == {"cpu": "measured", **dict.fromkeys(shipped, "modelled")}
+
+
+def test_a_limit_for_each_of_several_devices(run, growtas, stopwatch):
+    arguments = ("search", "--device", "a10:5ms", "--device", "cpu:1.2ms", "--device", "t4", "--max-latency", "4ms", *QUICK)
+    code, out, err = growtas(*arguments)
+    assert code == 0, err
+    data = json.loads((run / "search" / "subnet.json").read_text())
+    a10, cpu, t4 = data["latencies"]
+    assert [(x["device"], x["max_latency_ms"], x["judged_on"]) for x in (a10, cpu, t4)] == [
+        ("a10", 5.0, "modelled"), ("cpu", 1.2, "measured"), ("t4", 4.0, "modelled"),
+    ]  # fmt: skip
+    assert cpu["measured"]["ms"] == _fake_ms(Subnet.from_dict(data)) <= 1.2
+    assert cpu["predicted"]["kind"] == "modelled"
+    assert (a10["measured"], a10["predicted"]["ms"] <= 5, t4["predicted"]["ms"] <= 4) == (None, True, True)
+    assert (data["device"], data["limits"]["max_latency_ms"]) == ("a10", 5.0)
+    assert "- (not at hand)" in out
+
+
+def test_a_front(run, growtas):
+    code, out, err = growtas("search", "--objective", "pareto", "--device", "a10", "--front", "accuracy,latency,params", *QUICK)
+    assert code == 0, err
+    front = json.loads((run / "search" / "front.json").read_text())
+    result = json.loads((run / "search" / "result.json").read_text())
+    assert [axis["name"] for axis in front["axes"]] == ["accuracy", "latency a10", "params"]
+    assert f"front: {len(front['subnets'])} subnets" in out
+    assert (result["objective"], result["evaluated"], result["front"]["hypervolume"]) == ("pareto", 10, front["hypervolume"])
+    best = {key: result["best"][key] for key in ("depth", "embed_dim", "num_heads", "mlp_ratio")}
+    assert best in [row["subnet"] for row in front["subnets"]]
+    assert result["best"]["accuracy"] == max(row["accuracy"] for row in front["subnets"])
+    code, out, _ = growtas(
+        "search", "--objective", "pareto", "--device", "a10", "--front", "accuracy,latency,params", *QUICK, "--json"
+    )
+    assert (code, json.loads(out)["evaluated"], json.loads(out)["best"]) == (0, 0, result["best"])
+
+
+def test_replay_evaluates_nothing_and_says_when_the_journal_is_thin(run, growtas, monkeypatch):
+    code, _, err = growtas("search", "--replay")
+    assert (code, "no journal to replay" in err) == (2, True)
+    growtas("search", *QUICK)
+    lines = (run / "search" / "journal.jsonl").read_text()
+    monkeypatch.setattr("growtas.search.evaluate.SubnetEvaluator.__call__", None)
+    known = [json.loads(line) for line in lines.splitlines() if '"evaluation"' in line]
+    limit = sorted(line["params"] for line in known)[4]
+    legal = [line for line in known if line["params"] <= limit]
+    code, out, err = growtas("search", "--replay", "--max-params", f"{limit / 1e3}K", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["best"]["accuracy"] == max(line["accuracy"] for line in legal)
+    assert report["best"]["params"] <= limit
+    assert report["replay"] == {"journal": report["replay"]["journal"], "recorded": 10, "legal": 5, "enough": False}
+    assert "only 5 subnets within these limits (of 10)" in err
+    assert (run / "search" / "journal.jsonl").read_text() == lines
+    smallest = count_costs(SPACE, SPACE.smallest).params
+    code, _, err = growtas("search", "--replay", "--max-params", f"{smallest / 1e3}K")
+    assert (code, "search without --replay" in err) == (2, True)
+
+
+def test_memory_and_size_are_limited_and_reported(run, growtas):
+    arguments = ("--max-activation-memory", "8.3MB", "--max-size", "300kB", "--batch", "2", *QUICK)
+    code, out, err = growtas("search", *arguments)
+    assert code == 0, err
+    data = json.loads((run / "search" / "subnet.json").read_text())
+    assert data["modelled_size_bytes"] == 4 * data["params"] <= 300_000
+    assert data["modelled_activation_bytes"] <= 8_300_000
+    assert "activation memory, modelled" in out
+    assert "at most 300 kB" in out
+
+
+def test_the_newest_run_that_holds_a_supernet_is_taken(run, growtas):
+    root = run.parent.parent
+    _make_run(root, "tuned", method="finetune", created="2099-01-01T00:00:00+00:00")
+    empty = _make_run(root, "empty", created="2098-01-01T00:00:00+00:00")
+    for path in sorted(empty.path.glob("checkpoints/*/*")):
+        path.unlink()
+    code, _, err = growtas("search", *QUICK)
+    assert code == 0, err
+    assert "skipped runs/tuned: a fine-tuned run" in err
+    assert "skipped runs/empty: it has no checkpoint" in err
+    assert "run: runs/first (the newest in runs/)" in err
+    code, _, err = growtas("search", "runs/tuned", *QUICK)
+    assert (code, "nothing to search" in err) == (2, True)
+
+
+def test_what_is_drawn(run, growtas, monkeypatch):
+    code, out, _ = growtas("search", "--device", "a10", "--max-latency", "5ms", *QUICK)
+    assert (run / "search" / "search.png").read_bytes().startswith(b"\x89PNG")
+    page = (run / "search" / "report.html").read_text()
+    assert page.count("<circle") > 10
+    assert page.count("<svg") == page.count("</svg>") == 2
+    data = json.loads((run / "search" / "subnet.json").read_text())
+    for index, (heads, ratio) in enumerate(zip(data["num_heads"], data["mlp_ratio"], strict=True), start=1):
+        assert f"block {index}: {heads} heads, mlp_ratio {ratio:g}" in page
+        assert re.search(rf"block +{index} +{'o' * heads} +{heads} heads +=+ +mlp {ratio:g} ", out)
+    monkeypatch.setattr("growtas.watch.search_report.SearchReport.can_draw", False)
+    (run / "search" / "search.png").unlink()
+    code, out, _ = growtas("search", *QUICK)
+    assert (code, "pip install 'growtas[watch]'" in out, (run / "search" / "search.png").exists()) == (0, True, False)
+
+
+KINDS = ("measured", "modelled")
+_TIME = re.compile(r"(?<![\w.])\d[\d.]* (ms|us)\b")
+_NO_LATENCY = re.compile(r"(max_.*|limit|load)_ms")
+
+
+def untold(value, path="", told=False):
+    """Places in a JSON document that hold a latency without saying its kind: beside it, or in what encloses it."""
+    if isinstance(value, dict):
+        told = told or value.get("kind") in KINDS or any(isinstance(v, dict) and v.get("kind") in KINDS for v in value.values())
+        for key, item in value.items():
+            place = f"{path}.{key}"
+            is_latency = (key == "ms" or key.endswith("_ms")) and not _NO_LATENCY.fullmatch(key) and key != "measured_ms"
+            if is_latency and item is not None and not told:
+                yield place
+            yield from untold(item, place, told)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from untold(item, f"{path}[{index}]", told)
+
+
+def untold_lines(text):
+    """Lines with a latency that say neither its kind nor that it is a limit; and table headings in ms without a column for it."""
+    for line in text.splitlines():
+        if _TIME.search(line) and not any(word in line for word in (*KINDS, "at most", "limit")):
+            yield line
+        if re.search(r"\b(p50|p95|latency) ms\b", line) and "kind" not in line:
+            yield line
+
+
+def test_the_walk_itself_finds_what_is_untold():
+    assert list(untold({"a": [{"ms": 1.0}], "load_ms": 2})) == [".a[0].ms"]
+    assert list(untold({"kind": "measured", "a": {"p50_ms": 1.0}})) == []
+    assert list(untold({"kind": "guessed", "interval_ms": [1.0]})) == [".interval_ms"]
+    assert list(untold_lines("a 4 ms\nb 4 ms (measured)\nat most 4 ms\np50 ms  images/s")) == ["a 4 ms", "p50 ms  images/s"]
+
+
+def test_every_latency_that_is_printed_or_written_says_its_kind(tmp_path, growtas, monkeypatch, stopwatch):
+    from tests.export_helpers import make_run
+
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs")
+    cheap = ("--generations", "2", "--population", "4", "--limit-images", "20")
+    timed = ("--batch", "1", "--rounds", "1", "--seconds", "0.02")
+    commands = [
+        ("search", "--device", "a10:5ms", "--device", "cpu:900ms", "--objective", "pareto", *cheap),
+        ("search", "--device", "a10:5ms", "--device", "cpu:900ms", *cheap),
+        ("search", "--replay", "--device", "cpu:900ms"),
+        ("devices",),
+        ("export", "--format", "onnx"),
+        ("bench", *timed),
+    ]
+    seen = 0
+    for command in commands:
+        for form in ((), ("--json",)):
+            code, out, err = growtas(*command, *form)
+            assert code == 0, err
+            if form:
+                assert list(untold(json.loads(out))) == [], command
+            else:
+                assert list(untold_lines(out + err)) == [], command
+        for path in tmp_path.glob("runs/**/*.json*"):
+            if path.name in ("recipe.json", "metrics.jsonl"):
+                continue
+            text = path.read_text()
+            documents = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else [json.loads(text)]
+            assert list(untold(documents)) == [], path
+            seen += '_ms"' in text or '"ms"' in text
+        for path in tmp_path.glob("runs/**/*.html"):
+            assert _TIME.search(path.read_text())
+            assert list(untold_lines(re.sub(r"</(tr|text|title)>", "\n", path.read_text()))) == [], path
+    assert seen > 10
