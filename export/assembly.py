@@ -30,7 +30,8 @@ Block = tuple[int, float]
 def random_network(architecture: Architecture, seed: int = 0) -> Any:
     """A static ViT whose every parameter is random, as in a trained one.
 
-    Exporters drop a bias of zeros and merge equal tensors: a freshly initialised network makes another graph, and a faster one. The same seed gives the same weights.
+    Exporters drop a bias of zeros and merge equal tensors: a freshly initialised network makes another graph, and a faster one. The
+    same seed gives the same weights.
     """
     import torch
 
