@@ -75,7 +75,7 @@ class Recorded:
             LimitError: none does.
         """
         scores = self.scores(space)
-        legal = feasible(SubnetBatch.from_subnets(list(scores))) if scores else []
+        legal = feasible(SubnetBatch.from_subnets(list(scores))).tolist() if scores else list[bool]()
         kept = [item for item, stays in zip(scores.items(), legal, strict=True) if stays]
         if not kept:
             raise LimitError(

@@ -34,7 +34,8 @@ def draw_search_png(report: SearchReport, path: Path) -> None:
         points = [(ms, 100 * accuracy) for ms, accuracy, within in report.measured if within is meets]
         if points:
             label = f"finalist measured {'within' if meets else 'beyond'} the limits"
-            axes.scatter(*zip(*points, strict=True), s=36, marker=marker, color=colour, zorder=3, label=label)
+            x, y = ([point[column] for point in points] for column in (0, 1))
+            axes.scatter(x, y, s=36, marker=marker, color=colour, zorder=3, label=label)
     if (row := report.chosen_row) is not None:
         label = f"found: {accuracies[row]:.2f}%, {report.said(report.costs[row], 'predicted')}"
         axes.scatter(
