@@ -41,7 +41,7 @@ class Evaluation:
     answers: bytes | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.loss):
+        if not math.isfinite(self.loss) or self.seen is not None:
             object.__setattr__(self, "loss", math.inf)
 
     @property

@@ -4,11 +4,18 @@ import torch
 
 from growtas.data.evaluation import EvaluationSet, count_correct, cut_search_split, search_set
 from growtas.data.evaluation import test_set as open_test_set
+from growtas.data.images import ReaderSet
 from growtas.data.preprocess import evaluation_transform, preprocess_record
 from growtas.data.sources import open_data
 from growtas.errors import DataError
 from growtas.files import write_json
+from growtas.nn.supernet import Supernet
 from growtas.runs import create_run
+from growtas.search.evaluate import fingerprint, make_evaluator
+from growtas.search.evolution import EvolutionConfig, evolve
+from growtas.search.journal import Journal
+from growtas.search.racing import Racing
+from growtas.search.scoring import Scorer
 from growtas.space import PRESETS
 
 MICRO = PRESETS["micro"]
@@ -130,3 +137,34 @@ def test_another_number_of_classes_is_refused(tmp_path, write_tree):
     write_tree(tmp_path / "pets", {"cat": 20, "dog": 20})
     with pytest.raises(DataError, match=r"pets: 2 classes, but the run .* has 10"):
         open_test_set(run, data=str(tmp_path / "pets"))
+
+
+def test_images_can_be_picked():
+    data = open_data("digits")
+    images = EvaluationSet(data.test, preprocess_record(MICRO, data), data.class_names)
+    picked = np.array([300, 4, 4, 17])
+    assert torch.equal(images.take(picked), torch.cat([images.images(i, i + 1) for i in picked]))
+
+
+def test_a_search_touches_no_test_image(tmp_path, write_tree, monkeypatch):
+    write_tree(tmp_path / "data", {f"{part}/{name}": 15 for part in ("train", "val") for name in ("cat", "dog")})
+    data = open_data(str(tmp_path / "data"))
+    run = make_run(tmp_path / "runs", data)
+    opened = []
+    load = ReaderSet.load
+    monkeypatch.setattr(ReaderSet, "load", lambda self, index: opened.append(self.describe(index)) or load(self, index))
+    monkeypatch.setenv("GROWTAS_CACHE", "off")
+    space = run.space
+    torch.manual_seed(0)
+    images = search_set(run)
+    journal = Journal(tmp_path / "journal", "c", fingerprint(images, {}), {})
+    with make_evaluator(Supernet(space), images) as evaluate:
+        scorer = Scorer(space, evaluate, journal, racing=Racing(2, len(images)))
+        config = EvolutionConfig(generations=2, population=4, parents=2)
+        evolve(space, scorer, lambda batch: np.ones(len(batch), bool), np.random.default_rng(0), config)
+    assert scorer.evaluated + scorer.dropped == 8
+    # Each search image is decoded once, and nothing else is.
+    split = cut_search_split(data, 0)["search"]
+    assert sorted(opened) == sorted(data.train.describe(index) for index in split)
+    open_test_set(run).images(0, 2)
+    assert len(opened) == len(split) + 2

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from growtas.errors import DataError
 from growtas.nn.supernet import Supernet
 from growtas.sampling import mutate, sample
-from growtas.search.evaluate import SubnetEvaluator, fingerprint
+from growtas.search.evaluate import SubnetEvaluator, _blocks, fingerprint
 from growtas.space import PRESETS
 from growtas.subnet import Subnet
 
@@ -71,6 +71,22 @@ def test_agrees_with_the_plain_forward_pass(supernet, subnets, options, monkeypa
             assert set(found) == set(subnets)
             for subnet, evaluation in found.items():
                 assert (evaluation.accuracy, evaluation.loss) == pytest.approx(plain(supernet, images, subnet), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 23])
+def test_is_the_plain_forward_pass_of_the_same_batches_bit_for_bit(supernet, subnets, batch, monkeypatch):
+    monkeypatch.setattr("growtas.search.evaluate._TOKENS_A_BATCH", 17 * batch)
+    images = Images()
+    with SubnetEvaluator(supernet, images, threads=1) as evaluate:
+        found = dict(evaluate(subnets))
+    for subnet in subnets:
+        with torch.inference_mode():
+            logits = torch.cat([supernet(pixels, subnet) for pixels in images.pixels.split(batch)])
+            losses = F.cross_entropy(logits, images.labels, reduction="none").double()
+        right = logits.argmax(1) == images.labels
+        assert found[subnet].accuracy == int(right.sum()) / 23
+        assert found[subnet].right_answers(23).tolist() == right.tolist()
+        assert found[subnet].loss == float(np.sum(losses.numpy())) / 23
 
 
 def test_a_common_beginning_is_computed_once_within_the_memory(supernet, monkeypatch):
@@ -150,3 +166,11 @@ def test_the_fingerprint_tells_images_apart():
     others = [fingerprint(Images(), {"name": "b"}), fingerprint(Images(22), {"name": "a"})]
     others += [fingerprint(other_label, {"name": "a"}), fingerprint(other_pixel, {"name": "a"})]
     assert len({one, *others}) == 5
+
+
+def test_blocks_hold_whole_parts_where_one_fits():
+    parts = [slice(0, 10), slice(10, 20), slice(20, 25)]
+    assert _blocks(parts, 100) == [(0, 25)]
+    assert _blocks(parts, 20) == [(0, 20), (20, 25)]
+    assert _blocks(parts, 10) == [(0, 10), (10, 20), (20, 25)]
+    assert _blocks([slice(0, 10)], 4) == [(0, 4), (4, 8), (8, 10)]

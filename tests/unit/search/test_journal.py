@@ -68,3 +68,52 @@ def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         _journal(tmp_path / "file" / "journal.jsonl")
+
+
+def test_answers_and_drops_are_there_again(tmp_path):
+    path = tmp_path / "j"
+    journal = _journal(path)
+    journal.record(SMALLEST, Evaluation(0.5, 1.0, answers=b"\xa0\x80"))
+    journal.record(LARGEST, Evaluation(0.25, 1.0, seen=4), needed=7)
+    journal.record(LARGEST, Evaluation(0.5, 1.0, seen=6), needed=9)
+    again = _journal(path)
+    assert again.get(SMALLEST).right_answers(10).tolist() == [1, 0, 1, 0, 0, 0, 0, 0, 1, 0]
+    assert again.get(SMALLEST).right_answers(20) is None
+    assert again.get(LARGEST) is None
+    assert again.get(LARGEST, 6) is None
+    for known in (journal, again):
+        assert known.get(LARGEST, 7) == known.get(LARGEST, 9) == Evaluation(0.25, math.inf, seen=4)
+    assert len(again) == 2
+    # A complete evaluation does not undo the drop for a race that would drop it again.
+    again.record(LARGEST, Evaluation(0.5, 1.5))
+    for known in (again, _journal(path)):
+        assert known.get(LARGEST) == known.get(LARGEST, 6) == Evaluation(0.5, 1.5)
+        assert known.get(LARGEST, 8) == Evaluation(0.25, math.inf, seen=4)
+        assert len(known) == 2
+
+
+@pytest.mark.parametrize("damage", [{"answers": "?"}, {"accuracy": "x"}, {"type": "dropped"}])
+def test_a_damaged_field_is_an_error(tmp_path, damage):
+    path = tmp_path / "j"
+    _journal(path).record(SMALLEST, Evaluation(0.5, 1.0, answers=b"\xa0"))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in (lines[0], lines[1] | damage)))
+    with pytest.raises(CheckpointError, match="entry 2"):
+        _journal(path)
+
+
+def test_other_journals_lend_their_complete_evaluations(tmp_path):
+    other = _journal(tmp_path / "other")
+    other.record(SMALLEST, Evaluation(0.5, 1.0))
+    other.record(LARGEST, Evaluation(0.25, 1.0, seen=4), needed=7)
+    (tmp_path / "damaged").write_text("nonsense\n{}\n")
+    others = [tmp_path / name for name in ("other", "damaged", "absent", "j")]
+    before = (tmp_path / "other").read_bytes()
+    journal = Journal(tmp_path / "j", "c", "d", {}, others)
+    assert journal.get(SMALLEST) == Evaluation(0.5, 1.0)
+    assert journal.get(LARGEST, 9) is None
+    assert Journal(tmp_path / "k", "c", "elsewhere", {}, others).get(SMALLEST) is None
+    assert (tmp_path / "other").read_bytes() == before
+    # Its own line goes first.
+    journal.record(SMALLEST, Evaluation(0.75, 1.0))
+    assert Journal(tmp_path / "j", "c", "d", {}, others).get(SMALLEST) == Evaluation(0.75, 1.0)
