@@ -10,7 +10,7 @@ from growtas.costs import count_costs
 from growtas.errors import ConfigError, UnitError
 from growtas.sampling import sample
 from growtas.search.memory import _peak, activation_bytes, parse_bytes, weight_bytes
-from growtas.space import PRESETS
+from growtas.space import PRESETS, SearchSpace
 from growtas.subnet import Subnet
 
 MICRO = PRESETS["micro"]
@@ -87,3 +87,16 @@ def test_amounts_of_memory(text, expected):
 def test_amounts_without_a_legal_unit_are_refused(text):
     with pytest.raises(UnitError, match="20MB"):
         parse_bytes(text)
+
+
+def test_attention_weights_are_the_peak_where_tokens_are_many():
+    space = SearchSpace(
+        name="s", embed_dim=(8,), num_heads=(2,), mlp_ratio=(2.0,), depth=(1,), head_dim=4, image_size=56, patch_size=4, in_chans=1
+    )
+    tokens, heads, width = 14 * 14 + 1, 2, 2 * 4
+    # The residual, the values, the logits and the weights that come of them.
+    peak = tokens * (8 + width) + 2 * heads * tokens * tokens
+    fixed = memory(space.smallest, 1, space=space) - 2 * 4 * peak
+    assert fixed == 8_150_000
+    assert memory(space.smallest, 3, space=space) == fixed + 3 * 2 * 4 * peak
+    assert memory(space.smallest, 3, "fp16", space=space) == fixed + 3 * 2 * 2 * peak
