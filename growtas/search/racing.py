@@ -6,8 +6,8 @@ whole numbers and no estimate. So a search with racing has the parents of an exa
 and ends with the same best subnets.
 
 What makes it fast is the order of the images. Good subnets of one supernet agree on most of them, so the images that many get wrong
-come first, those that all get right last: the first eighth or so decides. (A random order would want nearly all images: among
-10,000, subnets differ by a few dozen. Nor could a statistical bound that is to hold for a whole search do with much less.)
+come first, those that all get right last: the first eighth decides. (In a random order the bound would want nearly all images:
+among 10,000, subnets differ by a few dozen. A statistical bound that is to hold for a whole search would still want most of them.)
 
 Dropping is decided against what earlier generations found, never against candidates of the same one. So it does not depend on the
 order in which candidates get done, and a search that was stopped goes on as if it had not been.
