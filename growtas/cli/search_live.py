@@ -15,7 +15,7 @@ from rich.table import Table
 from growtas.cli.output import progress_console
 from growtas.search.evolution import GenerationResult
 from growtas.search.journal import Evaluation
-from growtas.search.scoring import Score
+from growtas.search.scoring import DROPPED, Score
 from growtas.subnet import Subnet
 
 _ROWS = 8
@@ -63,8 +63,9 @@ class EvolutionTable:
     def evaluated(self, subnet: Subnet, evaluation: Evaluation, reused: bool) -> None:
         """One more subnet."""
         self._fresh += not reused
-        self._current.append(evaluation.accuracy)
-        self._best = max(self._best, evaluation.accuracy)
+        if evaluation.complete:  # else it was dropped from a race, and its accuracy is of some images only
+            self._current.append(evaluation.accuracy)
+            self._best = max(self._best, evaluation.accuracy)
         rate = self._fresh / max(time.perf_counter() - self._started, 1e-6)
         said = f"generation {self._number}/{self._generations}"
         self._progress.update(
@@ -75,7 +76,9 @@ class EvolutionTable:
     def generation(self, result: GenerationResult[Score]) -> None:
         """A generation is complete."""
         now = time.perf_counter()
-        self._rows.append(self._row(result.number, [score[0] for _, score in result.ranked], result.best[1][0], now))
+        self._rows.append(
+            self._row(result.number, [score[0] for _, score in result.ranked if score[0] != DROPPED], result.best[1][0], now)
+        )
         self._current, self._begun, self._fresh_before = [], now, self._fresh
         self._number = min(result.number + 1, self._generations)
         self._show()
@@ -99,7 +102,7 @@ class EvolutionTable:
     def _row(self, number: int, accuracies: list[float], best: float, now: float) -> tuple[str, ...]:
         fresh = self._fresh - self._fresh_before
         rate = f"{fresh / max(now - self._begun, 1e-6):.1f}" if fresh else "journal"
-        shares = (best, max(accuracies), statistics.median(accuracies))
+        shares = (best, max(accuracies, default=0.0), statistics.median(accuracies or [0.0]))
         return (f"{number}/{self._generations}", str(len(accuracies)), *(f"{share:.2%}" for share in shares), rate)
 
     def _show(self) -> None:

@@ -10,7 +10,7 @@ from growtas.batch import SubnetBatch
 from growtas.costs import count_costs
 from growtas.search.evolution import EvolutionResult
 from growtas.search.pareto import hypervolume, non_dominated
-from growtas.search.scoring import Score
+from growtas.search.scoring import DROPPED, Score
 from growtas.search.search import Search
 
 
@@ -24,7 +24,7 @@ def front_report(search: Search, result: EvolutionResult[Score]) -> dict[str, An
         search: with the axes of a front.
         result: every evaluated subnet.
     """
-    axes, ranked = search.axes(), result.ranked
+    axes, ranked = search.axes(), [item for item in result.ranked if item[1][0] != DROPPED]
     batch = SubnetBatch.from_subnets([subnet for subnet, _ in ranked])
     costs = np.column_stack([axis.costs(batch) for axis in axes])
     errors = np.array([1 - score[0] for _, score in ranked])
