@@ -128,8 +128,7 @@ class Campaign:
                     reference_ms=float(line["reference_ms"]),
                     visit=int(line["visit"]),
                 )
-                if line.get("architecture") == self._architecture(subnet):
-                    self._known[str(line["architecture"]), sample.visit] = sample
+                self._known[str(line.get("architecture")), sample.visit] = sample
 
     def _architecture(self, subnet: Subnet) -> dict[str, Any]:
         return Architecture.of(self.space, subnet).to_dict()

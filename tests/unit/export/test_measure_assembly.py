@@ -27,7 +27,7 @@ def assembler() -> Assembler:
     return Assembler(TINY, SUBNETS)
 
 
-@pytest.mark.parametrize("subnet", SUBNETS[:2] + SUBNETS[3:], ids=str)
+@pytest.mark.parametrize("subnet", [SUBNETS[0], *SUBNETS[2:]], ids=str)
 def test_an_assembled_graph_is_the_exported_one(assembler: Assembler, subnet: Subnet) -> None:
     exported, assembled = export_graph(Architecture.of(TINY, subnet)), assembler.graph(subnet)
     onnx.checker.check_model(assembled, full_check=True)

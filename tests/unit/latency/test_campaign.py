@@ -66,6 +66,9 @@ def test_goes_on_from_the_journal_also_after_a_torn_line(tmp_path):
     assert campaign.known(SUBNETS[0]).p50_ms == true_ms(SUBNETS[0])
     assert [s.subnet for s in campaign.measure(SUBNETS)] == SUBNETS
     assert [s for call in machine.calls for s in call[:-1]] == SUBNETS[4:]
+    again = Machine()
+    assert len(_campaign(tmp_path, again).measure(SUBNETS)) == len(SUBNETS)
+    assert again.calls == []
 
 
 @pytest.mark.parametrize("change", [{"batch": 2}, {"threads": 1}, {"precision": "fp16"}, {"machine": "other"}])

@@ -65,6 +65,7 @@ def test_the_smallest_and_the_largest_legal_subnets_are_measured():
     chosen = choose_subnets(TINY, anything, 12)
     assert (chosen[0], chosen[-1]) == (TINY.smallest, TINY.largest)
     assert len(set(chosen)) == 12
+    assert choose_subnets(TINY, anything, 2) == [TINY.smallest, TINY.largest]
     assert chosen == choose_subnets(TINY, anything, 12)
     macs = [count_costs(TINY, subnet).macs for subnet in chosen]
     assert macs == sorted(macs)

@@ -55,6 +55,13 @@ def test_a_plan_holds_nothing_out_that_it_fits_and_repeats_what_comes_first():
     assert {MICRO.smallest, MICRO.largest} <= set(plan.fit)
 
 
+def test_nothing_is_held_out_that_is_fitted_where_both_are_nearly_all_there_is():
+    few = MICRO.replace(depth=(1,))
+    plan = plan_profile(few, samples=15, held_out=12, repeats=0)
+    assert few.size == 27
+    assert len({*plan.fit, *plan.held_out}) == 27
+
+
 @pytest.mark.parametrize(("option", "value"), [("samples", 3), ("held_out", 1), ("repeats", -1)])
 def test_plans_that_are_too_small_or_too_large_are_refused(option, value):
     with pytest.raises(ConfigError, match=f"--{option.replace('_', '-')} is {value}"):
@@ -226,6 +233,16 @@ def test_a_device_that_was_only_measured_is_legal_and_answers_for_what_was_measu
     path.rename(folder / "other.micro.json")
     with pytest.raises(ConfigError, match="its name is 'box'"):
         measured_profiles()
+
+
+def test_the_newest_measurement_answers(tmp_path, folder):
+    profile = build(tmp_path)
+    save(dataclasses.replace(profile, date="2026-01-01"), folder)
+    newer = dataclasses.replace(profile, date="2026-02-01", runtime="tensorrt")
+    save(newer, folder)
+    assert [found.date for _, found in measured_profiles("box")] == ["2026-02-01", "2026-01-01"]
+    assert latency_estimator("box", MICRO).conditions.runtime == "tensorrt"
+    assert latency_estimator("box", MICRO, runtime="onnxruntime").conditions.runtime == "onnxruntime"
 
 
 def test_this_machines_own_profile_is_found_under_cpu(tmp_path, folder):
