@@ -25,6 +25,7 @@ from growtas.export.onnx import DEFAULT_OPSET, export_onnx
 from growtas.nn.vit import Attention
 from growtas.sampling import sample_batch, sample_feasible
 from tests.benchmarks import models
+from tests.benchmarks.evaluation import evaluation
 from tests.benchmarks.feeding import data_loading
 from tests.benchmarks.memory import peak_bytes
 from tests.benchmarks.steps import MAC_RATIO, training
@@ -155,4 +156,5 @@ def entries() -> Iterator[Entry]:
     yield from attention_layer()
     yield from training_memory()
     yield from data_loading()
+    yield from evaluation()
     yield from training_step()

@@ -1,0 +1,116 @@
+"""How fast a search evaluates the subnets of an evolution, against one subnet at a time in a plain loop."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from growtas import Subnet, Supernet, extract, load_space
+from growtas.batch import SubnetBatch
+from growtas.data.evaluation import EvaluationSet, cut_search_split, search_indices
+from growtas.data.images import Subset
+from growtas.data.preprocess import evaluation_transform, preprocess_record
+from growtas.sampling import sample
+from growtas.search.evaluate import SubnetEvaluator
+from growtas.search.evolution import EvolutionConfig, evolve
+from growtas.space import SearchSpace
+from tests.benchmarks.feeding import fashion_mnist
+from tests.benchmarks.models import OracleAttention, PublicOrderAttention
+from tests.benchmarks.timing import Entry
+
+IMAGES, GENERATIONS, POPULATION, PLAIN_BATCH = 300, 8, 50, 256
+"""As many images as the search split of digits has."""
+PLAIN_SUBNETS = 2
+"""Subnets of a generation that a plain loop evaluates: it takes as long for each."""
+
+
+def generations(space: SearchSpace) -> list[list[Subnet]]:
+    """The children of an evolution, generation by generation, whose aim is a random linear function of the genes.
+
+    So its children inherit as a search's do, and no image is needed to make them.
+    """
+    weights = np.random.default_rng(1).standard_normal(2 * space.max_depth)
+    found: list[list[Subnet]] = []
+
+    def score(subnets: Sequence[Subnet]) -> list[float]:
+        found.append(list(subnets))
+        genes = ([*subnet.num_heads, *subnet.mlp_ratio] for subnet in subnets)
+        return [float(np.dot(weights[: len(row)], row)) for row in genes]
+
+    def every(batch: SubnetBatch) -> NDArray[np.bool_]:
+        return np.ones(len(batch), bool)
+
+    evolve(space, score, every, np.random.default_rng(0), EvolutionConfig(generations=GENERATIONS, population=POPULATION))
+    return found
+
+
+class PlainLoop:
+    """A subnet's accuracy as it is written first: images from the data set, transformed anew, and the attention's formulas.
+
+    On as many threads as the evaluator has, which divides the images and sets torch's own number to 1 meanwhile.
+    """
+
+    def __init__(self, supernet: Supernet, images: Subset, record: dict[str, object], attention: type[nn.Module]) -> None:
+        self._supernet, self._images, self._attention = supernet, images, attention
+        self._transform, self._threads = evaluation_transform(record), torch.get_num_threads()
+
+    def __call__(self, subnet: Subnet) -> float:
+        torch.set_num_threads(self._threads)
+        try:
+            return self._accuracy(subnet)
+        finally:
+            torch.set_num_threads(1)
+
+    @torch.inference_mode()
+    def _accuracy(self, subnet: Subnet) -> float:
+        model = extract(self._supernet, subnet).eval()
+        for block in model.blocks:
+            block.attn = self._attention(block.attn)
+        correct, labels = 0, torch.from_numpy(self._images.labels)
+        for start in range(0, len(labels), PLAIN_BATCH):
+            rows = range(start, min(start + PLAIN_BATCH, len(labels)))
+            batch = torch.stack([self._transform(self._images.load(index)) for index in rows])
+            correct += int((model(batch).argmax(1) == labels[start : rows.stop]).sum())
+        return correct / len(labels)
+
+
+def evaluation() -> Iterator[Entry]:
+    """Seconds a subnet of the evaluator over those of two plain loops, in turns: a generation, then some of its subnets plainly.
+
+    Every generation is evaluated once, so that what is kept from one to the next is what a search would keep.
+    """
+    data, named = fashion_mnist()
+    torch.manual_seed(0)
+    space = load_space("micro").replace(num_classes=len(data.class_names))
+    supernet, record = Supernet(space).eval(), preprocess_record(space, data)
+    indices = search_indices(cut_search_split(data, 0, IMAGES))
+    images = Subset(data.train, indices)
+    plain = {
+        "formulas": PlainLoop(supernet, images, record, OracleAttention),
+        "public order": PlainLoop(supernet, images, record, PublicOrderAttention),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ("growtas", *plain)}
+    with SubnetEvaluator(supernet, EvaluationSet(images, record, data.class_names)) as evaluate:
+        list(evaluate([sample(space, np.random.default_rng(9))]))
+        for children in generations(space):
+            start = time.perf_counter()
+            found = dict(evaluate(children))
+            times["growtas"].append((time.perf_counter() - start) / len(children))
+            for name, loop in plain.items():
+                start = time.perf_counter()
+                for subnet in children[-PLAIN_SUBNETS:]:
+                    if abs(loop(subnet) - found[subnet].accuracy) > 2 / len(images):
+                        raise AssertionError(f"{subnet} got another accuracy in the plain loop")
+                times[name].append((time.perf_counter() - start) / PLAIN_SUBNETS)
+    detail = ", ".join(f"{name} {1 / statistics.median(seconds):.3g} subnets/s" for name, seconds in times.items())
+    for name, title in (("formulas", "the formulas' attention"), ("public order", "the public code's order")):
+        ratio = statistics.median(a / b for a, b in zip(times["growtas"], times[name], strict=True))
+        yield Entry(
+            f"evaluating an evolution, growtas / plain loop with {title}", ratio, 0.2, f"{len(images)} of {named}; {detail}"
+        )
