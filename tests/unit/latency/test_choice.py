@@ -8,7 +8,7 @@ import pytest
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs, count_costs_batch
 from growtas.errors import ConfigError
-from growtas.latency.choice import _d_optimal, choose_subnets
+from growtas.latency.choice import _SEED, POOL, _candidates, _d_optimal, choose_subnets
 from growtas.latency.estimate import Conditions
 from growtas.latency.fitted import fit_latency
 from growtas.latency.terms import terms
@@ -75,6 +75,8 @@ def test_limits_hold_and_what_is_near_them_is_measured():
     def few(batch):
         return count_costs_batch(TINY, batch)[1] <= 1_200_000_000
 
+    pool = _candidates(TINY, few, POOL, np.random.default_rng(_SEED))
+    assert choose_subnets(TINY, few, 2)[-1] == max(pool, key=lambda subnet: count_costs(TINY, subnet).macs)
     chosen = choose_subnets(TINY, few, 20)
     assert few(SubnetBatch.from_subnets(chosen)).all()
     assert count_costs(TINY, chosen[-1]).macs > 1_195_000_000
