@@ -61,11 +61,11 @@ class GrowthSchedule:
     def __post_init__(self) -> None:
         if not self.subspaces or len(self.transitions) != len(self.subspaces) - 1:
             raise ConfigError(
-                f"a growth schedule with {len(self.subspaces)} subspaces has {len(self.subspaces) - 1} transitions, "
-                f"got {len(self.transitions)}"
+                f"transitions has {len(self.transitions)} epochs ({_epochs(self.transitions)}); a training of "
+                f"{len(self.subspaces)} stages has {max(len(self.subspaces) - 1, 0)}"
             )
         if any(b <= a for a, b in zip((0.0, *self.transitions), self.transitions, strict=False)):
-            raise ConfigError(f"transitions must ascend from above zero, got {list(self.transitions)}")
+            raise ConfigError(f"transitions ({_epochs(self.transitions)}) must ascend from above zero")
         for inner, outer in zip(self.subspaces, self.subspaces[1:], strict=False):
             if not inner.within(outer):
                 raise ConfigError(f"subspaces must be nested, but {inner} is not inside {outer}")
@@ -114,5 +114,9 @@ def growth_schedule(
     steps = len(spaces)
     times = tuple(transitions) if transitions is not None else tuple(epochs * k / steps for k in range(1, steps))
     if any(not 0 < time < epochs for time in times):
-        raise ConfigError(f"transitions {[f'{t:g}' for t in times]} must lie inside the training of {epochs:g} epochs")
+        raise ConfigError(f"transitions ({_epochs(times)}) must lie inside the training of {epochs:g} epochs")
     return GrowthSchedule(spaces, times)
+
+
+def _epochs(times: Sequence[float]) -> str:
+    return ", ".join(f"{time:g}" for time in times) or "none"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from growtas.cli.output import JsonOption, console, note, print_json, print_table
-from growtas.cli.train import _announce, _check_place, _progress
+from growtas.cli.train import _announce, _check_place
+from growtas.cli.train_progress import training_progress
 
 if TYPE_CHECKING:
     from growtas.train.session import Session
@@ -60,7 +61,7 @@ def finetune(
     start = load_start(model, subnet)
     size = start.model.architecture.image_size if image_size is None else image_size
     chosen = resolve_finetune(size, config, given, recipe=recipe, settings=parse_settings(settings or []))
-    with _progress(quiet=json_) as (_, track):
+    with training_progress(quiet=json_) as (_, track):
         session = start_finetune(
             start,
             chosen,
@@ -76,7 +77,7 @@ def finetune(
         _announce(session)
         _say_changes(session.run.info["finetune"])
     try:
-        with _progress(quiet=json_) as (observer, track):
+        with training_progress(quiet=json_) as (observer, track):
             info = session.train(observer, track, tensorboard=tensorboard, note=(lambda text: None) if json_ else note)
     except KeyboardInterrupt:
         note(f"growtas: interrupted; continue with: growtas train --resume {session.run.path}")

@@ -35,7 +35,9 @@ def show_plan(recipe: Recipe, data_dir: str | None, device: str, *, as_json: boo
     from growtas.train.feeding import check_memory
     from growtas.train.plan import make_plan
     from growtas.train.start import Start
+    from growtas.train.teacher import check_teacher
 
+    check_teacher(recipe)
     start = Start.of(recipe)
     recipe = start.inherit(recipe) if start else recipe
     chosen = _device(device)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def show(
     run: Annotated[Path | None, typer.Argument(help="The run's folder, by default the newest in ./runs.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Draw the curves into this PNG file too (needs growtas[watch]).")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the curves into this PNG file too (needs growtas\\[watch]).")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Show how a training goes or went.

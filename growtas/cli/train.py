@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from growtas.cli.output import JsonOption, console, note, print_json, print_table, progress_console
+from growtas.cli.output import JsonOption, console, note, print_json, print_table
+from growtas.cli.train_progress import training_progress
 
 if TYPE_CHECKING:
     from growtas.train.recipe import Recipe
@@ -31,7 +31,7 @@ def train(
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file with recipe fields; goes before the recipe.", rich_help_panel=_RECIPE)
+        Path | None, typer.Option(help="YAML file with recipe fields; it overrides the recipe.", rich_help_panel=_RECIPE)
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -116,7 +116,8 @@ def train(
     """Train a supernet, from small subnets to large.
 
     Without options: the micro space on scikit-learn's digits, about a minute on two CPU cores. Every epoch is saved; Ctrl-C
-    loses at most the one that is running. Options go before --set, --set before --config, --config before the recipe.
+    finishes the running step and saves it, and --resume goes on from there. An option overrides --set, --set overrides --config,
+    and --config the recipe.
 
     Example: growtas train --data fashion-mnist --set label_smoothing=0.1 --dry-run
     """
@@ -141,7 +142,7 @@ def train(
     chosen = Chosen(recipe, config, settings or [], {key: value for key, value in options.items() if value is not None})
     folder = str(data_dir) if data_dir else None
     if dry_run:
-        _show_plan(run, chosen, folder, device, resume=resume, as_json=json_)
+        _show_plan(run, out, name, chosen, folder, device, resume=resume, as_json=json_)
         return
     if resume:
         session = _resumed(run, out, name, chosen, folder, device)
@@ -150,7 +151,7 @@ def train(
     if not json_:
         _announce(session)
     try:
-        with _progress(quiet=json_) as (observer, track):
+        with training_progress(quiet=json_) as (observer, track):
             info = session.train(observer, track, tensorboard=tensorboard, note=_silence if json_ else note)
     except KeyboardInterrupt:
         note(f"growtas: interrupted; continue with: growtas train --resume {session.run.path}")
@@ -205,12 +206,24 @@ def _epoch_list(text: str | None) -> list[float] | str | None:
         raise ConfigError(f"--transitions {text!r} must be epochs divided by commas, as in 10,20, or auto") from None
 
 
-def _show_plan(run: Path | None, chosen: Chosen, folder: str | None, device: str, *, resume: bool, as_json: bool) -> None:
+def _show_plan(
+    run: Path | None,
+    out: Path,
+    name: str | None,
+    chosen: Chosen,
+    folder: str | None,
+    device: str,
+    *,
+    resume: bool,
+    as_json: bool,
+) -> None:
     from growtas.cli.plan_view import show_plan
     from growtas.errors import UsageError
+    from growtas.runs import check_run_name
 
     if resume or run is not None:
         raise UsageError("--dry-run is about a new training; leave out the run's folder and --resume")
+    check_run_name(out, name)
     show_plan(chosen.resolve(), folder, device, as_json=as_json)
 
 
@@ -232,7 +245,7 @@ def _started(
     from growtas.train.session import start_session
 
     recipe = chosen.resolve()
-    with _progress(quiet=quiet) as (_, track):
+    with training_progress(quiet=quiet) as (_, track):
         return start_session(recipe, out=out, name=name, data_dir=folder, device=device, track=track)
 
 
@@ -272,45 +285,6 @@ def _announce(session: Session) -> None:
     for label, value in session.report.rows()[1:] if session.report else ():
         note(f"  {label:<13} {value}")
     note(f"run: {session.run.path}")
-
-
-class _Bar:
-    """A progress bar over the steps."""
-
-    def __init__(self, progress: Any) -> None:
-        self._progress = progress
-        self._task: Any = None
-
-    def on_start(self, first_step: int, steps: int) -> None:
-        self._task = self._progress.add_task("training", total=steps, completed=first_step)
-
-    def on_step(self, step: int, epoch: int, stage: int, loss: float) -> None:
-        text = f"epoch {epoch + 1}, stage {stage + 1}, loss {loss:.3f}"
-        self._progress.update(self._task, completed=step, description=text)
-
-    def on_epoch(self, metrics: dict[str, Any]) -> None:
-        """The bar goes by steps; the accuracies are in metrics.jsonl."""
-
-
-@contextlib.contextmanager
-def _progress(*, quiet: bool) -> Iterator[tuple[Any, Any]]:
-    """An observer of the training and a tracker of loops, with a bar on stderr where that is a terminal."""
-    from growtas.data.images import silent
-    from growtas.train.observer import Silent
-
-    if quiet or not progress_console().is_terminal:
-        yield Silent(), silent
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    text = TextColumn("{task.description}")
-    columns = (text, BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(compact=True), TextColumn("left"))
-    with Progress(*columns, console=progress_console(), transient=True) as progress:
-
-        def track(items: Sequence[Any], title: str) -> Iterable[Any]:
-            yield from progress.track(items, description=title)
-
-        yield _Bar(progress), track
 
 
 def _show_result(session: Session, info: dict[str, Any]) -> None:

@@ -87,7 +87,7 @@ class _Part:
 
     def by_head(self, grouped: Tensor) -> Tensor:
         """The tokens' leading head_dim columns of ``(groups, N or more, columns)``, ``(images, heads, N, head_dim)``: a view."""
-        return grouped.unflatten(0, (-1, self.heads))[:, :, : self.tokens, : self.head_dim]
+        return grouped.view(-1, self.heads, *grouped.shape[1:])[:, :, : self.tokens, : self.head_dim]
 
     def split(self, qkv: Tensor) -> Tensor:
         """Rows of q, k, v as ``(3, images, heads, N, head_dim)``: a view."""

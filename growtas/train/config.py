@@ -23,12 +23,16 @@ def read_layer(path: Path) -> tuple[str | None, dict[str, Any]]:
     import yaml
 
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = yaml.safe_load(text)
+        twice = _given_twice(yaml.compose(text, Loader=yaml.SafeLoader))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the recipe can't be read ({getattr(error, 'strerror', None) or 'not text'})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise ConfigError(f"{path}: not YAML{f' (line {mark.line + 1})' if mark else ''}") from None
+    if twice is not None:
+        raise ConfigError(f"{path}: {twice} is given twice; give it once")
     data = {} if data is None else data
     base = data.pop(_BASE, None) if isinstance(data, dict) else None
     check_keys(data, str(path))
@@ -38,6 +42,18 @@ def read_layer(path: Path) -> tuple[str | None, dict[str, Any]]:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
     return base, _with_numbers(data)
+
+
+def _given_twice(node: Any) -> str | None:
+    """A key that a YAML mapping, or one inside it, has more than once: YAML takes the last one and says nothing."""
+    seen: set[str] = set()
+    for key, value in node.value if node is not None and node.id == "mapping" else ():
+        if key.value in seen:
+            return str(key.value)
+        seen.add(str(key.value))
+        if (inner := _given_twice(value)) is not None:
+            return f"{key.value}.{inner}"
+    return None
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def resolve_finetune(
         image_size: pixels a side of the model to be trained.
         config: YAML file with recipe fields; its ``recipe`` names the one that it goes on from.
         options: fields that named options give.
-        recipe: name of a recipe; goes before the file's.
+        recipe: name of a recipe; overrides the file's.
         settings: fields that ``--set`` gives.
 
     Raises:

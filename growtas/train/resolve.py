@@ -1,6 +1,6 @@
 """From a named recipe, a configuration file, ``--set`` and options to the recipe of a training.
 
-Of the recipe (by name, else by space, data and method), the file, ``--set`` and the options, what comes later goes before what
+Of the recipe (by name, else by space, data and method), the file, ``--set`` and the options, what comes later overrides what
 comes earlier. A run that ``init`` names gives its space and data before all of these. The file is one layer and the command line
 another: where the command line changes ``epochs``, the file's warm-up and transitions scale along, but a ``--set warmup_epochs=2``
 beside ``--epochs 50`` stays 2.
@@ -35,7 +35,7 @@ def resolve_recipe(
     Args:
         config: YAML file with recipe fields; its ``recipe`` names the one that it goes on from.
         options: fields that named options give.
-        recipe: name of a recipe; goes before the file's.
+        recipe: name of a recipe; overrides the file's.
         settings: fields that ``--set`` gives.
         methods: legal methods.
 

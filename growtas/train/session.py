@@ -34,6 +34,7 @@ from growtas.train.probes import subnet_accuracies
 from growtas.train.recipe import Recipe
 from growtas.train.start import Start
 from growtas.train.strategies import make_strategy
+from growtas.train.teacher import check_teacher, load_teacher
 from growtas.train.trainer import Trainer
 
 FREE_ON_RESUME = ("workers", "keep_checkpoints", "save_minutes")
@@ -169,8 +170,9 @@ def start_session(
         DataError: the data can't be used.
         UsageError: a run of this name exists; or torchrun may restart, and no name says which run to go on with.
         CheckpointError: ``init`` can't be read, or is of another space.
-        ConfigError: the method's options don't fit the space.
+        ConfigError: the method's options don't fit the space; or no such teacher.
     """
+    check_teacher(recipe)
     chosen = pick_device(device)
     world = join_world(chosen)
     if world.restarts and name is not None and (out / name / "run.json").is_file():
@@ -196,6 +198,8 @@ def start_session(
         check_memory(data, record, recipe)
         check_batches(recipe, len(data.train) - len(split["search"]), world)
         report = check_data(data, split, record, track) if world.is_main else None
+        if world.is_main:
+            load_teacher(recipe, record, len(data.class_names))  # fetched and fitting, before there is a run
         initial = weights(space) if weights else start.supernet(recipe, space.num_classes) if start else None
     except (GrowtasError, KeyboardInterrupt):
         if created and world.is_main and not any(out.iterdir()):
@@ -269,7 +273,8 @@ def resume_session(
         old = recipe.to_dict()[key]
         if key in given and key not in FREE_ON_RESUME and value != old and not _same_folder(key, value, info):
             raise ConfigError(
-                f"{run.path}: {key} is {_show(old)} in this run and can't become {_show(value)}; start a new run for that"
+                f"{run.path}: {key} is {_show(old)} in this run and can't become {_show(value)}; start a new run for that, "
+                f"with --init {run.path} from these weights"
             )
     recipe = recipe.override({key: given[key] for key in FREE_ON_RESUME if key in given})
     if info.get("starts_from") is not None and not (run.path / "init.safetensors").exists():

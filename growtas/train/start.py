@@ -42,7 +42,7 @@ class Start:
             return cls(Run(path).supernet, Run(path))
         if path.is_file():
             return cls(path, None)
-        raise CheckpointError(f"{recipe.init}: init must be a run's folder or a supernet.safetensors, and there is neither")
+        raise CheckpointError(f"{recipe.init}: --init must name a run's folder or a supernet.safetensors; neither is there")
 
     @property
     def record(self) -> dict[str, Any]:

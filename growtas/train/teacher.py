@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,30 @@ class Teacher(nn.Module):
         return logits
 
 
+def check_teacher(recipe: Recipe) -> None:
+    """Refuse a teacher that is named wrongly, before anything is opened; nothing is loaded.
+
+    Raises:
+        ConfigError: timm knows no such model.
+        CheckpointError: a file is absent.
+    """
+    name, checkpoint = recipe.teacher, recipe.teacher_checkpoint
+    if name is None:
+        return
+    if name.endswith(".safetensors"):
+        if not Path(name).is_file():
+            raise CheckpointError(f"{name}: no such safetensors file with a teacher")
+        return
+    if checkpoint is not None and not (checkpoint.endswith(".safetensors") and Path(checkpoint).is_file()):
+        raise CheckpointError(f"{checkpoint}: no such safetensors file with a teacher's weights")
+    # A name with a source, as in hf-hub:timm/..., is looked up there.
+    if ":" not in name and not timm.is_model(name):
+        near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), 1)
+        raise ConfigError(
+            f"teacher is {name!r}; it must be a model of timm{f' (did you mean {near[0]}?)' if near else ''} or a model.safetensors"
+        )
+
+
 def load_teacher(recipe: Recipe, record: Mapping[str, Any], classes: int) -> Teacher | None:
     """The recipe's teacher in eval mode, or None where it has none.
 
@@ -65,9 +90,8 @@ def load_teacher(recipe: Recipe, record: Mapping[str, Any], classes: int) -> Tea
 
 
 def _timm_teacher(recipe: Recipe, record: Mapping[str, Any], classes: int) -> Teacher:
+    check_teacher(recipe)
     name, checkpoint = str(recipe.teacher), recipe.teacher_checkpoint
-    if checkpoint is not None and not (checkpoint.endswith(".safetensors") and Path(checkpoint).is_file()):
-        raise CheckpointError(f"{checkpoint}: no such safetensors file with a teacher's weights")
     try:
         model = timm.create_model(
             name, pretrained=checkpoint is None, checkpoint_path=checkpoint or "", num_classes=classes, in_chans=record["in_chans"]

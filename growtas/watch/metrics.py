@@ -86,6 +86,12 @@ class Metrics:
         return tuple(entry for entry, before in zip(known[1:], known, strict=False) if entry[0] != before[0])
 
     @property
+    def all_stages(self) -> tuple[tuple[int, int], ...]:
+        """As :attr:`stages`, and before them the stage that the run begins with."""
+        first = [(line["stage"], int(line["epoch"])) for line in self.lines if isinstance(line.get("stage"), int)][:1]
+        return (*first, *self.stages)
+
+    @property
     def seconds(self) -> float:
         """Seconds of all epochs."""
         return math.fsum(self._finite("seconds"))

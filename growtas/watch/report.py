@@ -86,7 +86,7 @@ class Report:
                 "accuracy": values,
                 "accuracy_on": measured_on,
                 "best_epoch": None if best is None else {"epoch": best[0], "mean_accuracy": best[1]},
-                "stages": [{"stage": stage, "first_epoch": epoch} for stage, epoch in metrics.stages],
+                "stages": [{"stage": stage, "first_epoch": epoch} for stage, epoch in metrics.all_stages],
                 "seconds": metrics.seconds,
                 "time": metrics.time(),
                 "images_per_s": metrics.images_per_second(),

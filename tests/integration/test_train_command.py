@@ -130,7 +130,7 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
     [
         (["--epochs", 0], ConfigError, "epochs is 0; it must be a whole number from 1"),
         (["--transitions", "1,x"], ConfigError, "--transitions '1,x' must be epochs divided by commas, as in 10,20, or auto"),
-        (["--transitions", "3,2", "--stages", 3], ConfigError, "transitions must ascend"),
+        (["--transitions", "3,2", "--stages", 3], ConfigError, "transitions (3, 2) must ascend"),
         (["--method", "grow"], ConfigError, "method is 'grow'; it must be growtas, growtas-plus, uniform"),
         (["--config", "no.yaml"], ConfigError, "no.yaml: the recipe can't be read"),
         (["runs/x"], UsageError, "a run's folder is only for --resume"),
@@ -139,7 +139,7 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
         (["--set", "epochs"], ConfigError, "--set 'epochs' must be KEY=VALUE, as in warmup_epochs=2"),
         (["--set", "method_options.randon=1", "--method", "sandwich"], ConfigError, "no option 'randon'; did you mean random?"),
         (["--set", "epoch=3", "--dry-run"], ConfigError, "--set: unknown field 'epoch'; did you mean epochs?"),
-        (["--method", "growtas-plus", "--init", "none", "--dry-run"], CheckpointError, "none: init must be a run's folder"),
+        (["--method", "growtas-plus", "--init", "none", "--dry-run"], CheckpointError, "none: --init must name a run's folder"),
         (["--dry-run", "--resume"], UsageError, "--dry-run is about a new training"),
         (["--dry-run", "--data", "nowhere"], DataError, "'nowhere' is neither a known data set nor a folder"),
         (["--dry-run", "--device", "tpu"], DeviceError, "unknown device 'tpu'"),
@@ -147,6 +147,10 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
         (["--accumulate", 3, "--dry-run"], ConfigError, "batch_size is 32, which can't be cut into 3 parts"),
         (["--resume"], UsageError, "no run in runs/; make one with `growtas train`"),
         (["runs/x", "--resume"], UsageError, "runs/x: no run here"),
+        (["--teacher", "nope"], ConfigError, "teacher is 'nope'; it must be a model of timm"),
+        (["--teacher", "nope", "--dry-run"], ConfigError, "teacher is 'nope'; it must be a model of timm"),
+        (["--name", "../x", "--dry-run"], UsageError, "the run's name '../x' must be a plain folder name"),
+        (["--transitions", "3", "--stages", 3], ConfigError, "transitions has 1 epochs (3); a training of 3 stages has 2"),
         (["--out", "file/runs"], OutputError, "can't be written"),
     ],
 )
@@ -157,6 +161,23 @@ def test_one_sentence_and_nothing_left(folder, arguments, error, message):
     assert message in str(result.exception)
     assert "\n" not in str(result.exception)
     assert [path.name for path in folder.iterdir()] == ["file"]
+
+
+def test_a_teacher_that_cannot_be_loaded_leaves_no_run(folder):
+    (folder / "bad.safetensors").write_bytes(b"x" * 100)
+    arguments = ["--space", "../tiny.yaml", "--teacher", "test_vit", "--set", "teacher_checkpoint=bad.safetensors", "--epochs", 1]
+    assert "the teacher test_vit can't be made by timm" in str(invoke(*arguments, fails=True).exception)
+    assert [path.name for path in folder.iterdir()] == ["bad.safetensors"]
+
+
+def test_where_there_is_no_terminal_every_epoch_is_a_line(folder):
+    (folder / "recipe.yaml").write_text("space: ../tiny.yaml\nepochs: 2\n")
+    lines = invoke("--config", "recipe.yaml", "--name", "r").stderr.splitlines()
+    first, second = (line for line in lines if line.startswith("epoch "))
+    metrics = read_json_lines(folder / "runs" / "r" / "metrics.jsonl")
+    assert first.startswith(f"epoch 1, stage 1, loss {metrics[0]['loss']:.3f}, accuracy ")
+    assert first.endswith(" left")
+    assert (second.startswith("epoch 2, stage 2"), "left" in second) == (True, False)
 
 
 def test_a_config_file(folder):
@@ -180,12 +201,12 @@ def test_options_go_before_set_before_the_file_before_the_recipe(folder):
 
 def test_every_option_reaches_its_field(folder):
     result = invoke(
-        "--space", "../tiny.yaml", "--transitions", "auto", "--accumulate", 2, "--ema", 0.99, "--amp", "bf16", "--teacher", "vit",
-        "--keep", 5, "--workers", 1, "--batch-size", 64, "--epochs", 4, "--seed", 3, "--stages", 2, "--dry-run", "--json",
+        "--space", "../tiny.yaml", "--transitions", "auto", "--accumulate", 2, "--ema", 0.99, "--amp", "bf16",
+        "--teacher", "test_vit", "--keep", 5, "--workers", 1, "--batch-size", 64, "--epochs", 4, "--seed", 3, "--stages", 2, "--dry-run", "--json",
     )  # fmt: skip
     content = json.loads(result.stdout)
     wanted = {
-        "space": "../tiny.yaml", "transitions": "auto", "accumulate": 2, "ema_decay": 0.99, "amp": "bf16", "teacher": "vit",
+        "space": "../tiny.yaml", "transitions": "auto", "accumulate": 2, "ema_decay": 0.99, "amp": "bf16", "teacher": "test_vit",
         "keep_checkpoints": 5, "workers": 1, "batch_size": 64, "epochs": 4, "seed": 3, "stages": 2,
     }  # fmt: skip
     assert {key: content["recipe"][key] for key in wanted} == wanted

@@ -176,3 +176,13 @@ def test_any_recipe_is_read_back(tmp_path_factory, lr, decay, transitions, name,
 def test_the_file_has_every_field_in_order():
     lines = [line for line in dump_recipe(Recipe()).splitlines() if not line.startswith(" ")]
     assert [line.partition(":")[0] for line in lines] == [field.name for field in dataclasses.fields(Recipe)]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("epochs: 2\nlr: 1\nepochs: 3\n", "epochs"), ("method_options:\n  random: 1\n  random: 2\n", "method_options.random")],
+)
+def test_a_key_that_is_given_twice(tmp_path, text, key):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"r.yaml: {key} is given twice; give it once"):
+        read_config(tmp_path / "r.yaml")

@@ -81,7 +81,7 @@ def test_another_number_of_classes_gets_a_new_head(tiny, tmp_path):
 
 
 def test_wrong_starts(tiny, tmp_path):
-    with pytest.raises(CheckpointError, match="init must be a run's folder or a supernet.safetensors, and there is neither"):
+    with pytest.raises(CheckpointError, match="--init must name a run's folder or a supernet.safetensors; neither is there"):
         Start.of(Recipe(init=str(tmp_path / "no")))
     save_supernet(tmp_path / "s.safetensors", Supernet(load_space(tiny)))
     with pytest.raises(ConfigError, match="the supernet is of the space tiny, not of micro"):

@@ -10,7 +10,7 @@ from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
 from growtas.space import load_space
 from growtas.train.recipe import Recipe
-from growtas.train.teacher import load_teacher
+from growtas.train.teacher import check_teacher, load_teacher
 
 RECORD = {"image_size": 8, "in_chans": 3, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
@@ -55,5 +55,13 @@ def test_wrong_teachers(tmp_path):
     with pytest.raises(ConfigError, match="the teacher test_vit can't be made by timm with the weights"):
         load_teacher(Recipe(teacher="test_vit", teacher_checkpoint=str(tmp_path / "bad.safetensors")), RECORD, 10)
     (tmp_path / "any.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(ConfigError, match="the teacher no_such_model can't be made"):
-        load_teacher(Recipe(teacher="no_such_model", teacher_checkpoint=str(tmp_path / "any.safetensors")), RECORD, 10)
+    recipe = Recipe(teacher="deit_tyny_patch16_224", teacher_checkpoint=str(tmp_path / "any.safetensors"))
+    for check in (lambda: load_teacher(recipe, RECORD, 10), lambda: check_teacher(recipe)):
+        with pytest.raises(
+            ConfigError, match=r"teacher is 'deit_tyny.*must be a model of timm \(did you mean deit_tiny_patch16_224\?\)"
+        ):
+            check()
+    with pytest.raises(CheckpointError, match="no such safetensors file with a teacher"):
+        check_teacher(Recipe(teacher=str(tmp_path / "no.safetensors")))
+    for fine in (None, "hf-hub:timm/any", "deit_tiny_patch16_224.fb_in1k", str(tmp_path / "any.safetensors")):
+        check_teacher(Recipe(teacher=fine))
