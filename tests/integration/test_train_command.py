@@ -202,7 +202,8 @@ def test_options_go_before_set_before_the_file_before_the_recipe(folder):
 def test_every_option_reaches_its_field(folder):
     result = invoke(
         "--space", "../tiny.yaml", "--transitions", "auto", "--accumulate", 2, "--ema", 0.99, "--amp", "bf16",
-        "--teacher", "test_vit", "--keep", 5, "--workers", 1, "--batch-size", 64, "--epochs", 4, "--seed", 3, "--stages", 2, "--dry-run", "--json",
+        "--teacher", "test_vit", "--keep", 5, "--workers", 1, "--batch-size", 64, "--epochs", 4, "--seed", 3,
+        "--stages", 2, "--dry-run", "--json",
     )  # fmt: skip
     content = json.loads(result.stdout)
     wanted = {
