@@ -43,6 +43,10 @@ def search(
     replay: Annotated[
         bool, typer.Option("--replay", help="Choose among what the journal holds, under these limits; nothing is evaluated.")
     ] = False,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="Evaluate every subnet on all images, even those that can't become parents any more."),
+    ] = False,
     generations: Annotated[int, typer.Option(help="Generations of the evolution.")] = 20,
     population: Annotated[int, typer.Option(help="New subnets a generation.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
@@ -103,6 +107,7 @@ def search(
         limits=limits,
         devices=devices,
         axes=parse_axes(front, bool(devices)) if objective == "pareto" else (),
+        exact=exact,
         config=config,
         seed=seed,
         limit_images=limit_images,

@@ -27,6 +27,7 @@ class Request:
     Attributes:
         said: how the run was chosen.
         axes: of the front; empty without one.
+        exact: evaluate every subnet on all images, though it can't become a parent.
         hidden: show no progress.
     """
 
@@ -36,6 +37,7 @@ class Request:
     limits: Limits
     devices: tuple[Device, ...]
     axes: tuple[str, ...]
+    exact: bool
     config: EvolutionConfig
     seed: int
     limit_images: int | None
@@ -61,6 +63,7 @@ class Job:
         from growtas.files import ensure_writable, sha256
         from growtas.search.evaluate import SubnetEvaluator, fingerprint
         from growtas.search.journal import Journal
+        from growtas.search.racing import Racing
         from growtas.search.scoring import Scorer
 
         r = self.request
@@ -82,14 +85,19 @@ class Job:
                 SubnetEvaluator(supernet, images, device=torch_device) as evaluate,
                 EvolutionTable(r.config.generations, r.config.population, hidden=r.hidden) as table,
             ):
-                scorer = Scorer(r.space, evaluate, journal, table.evaluated)
+                # A front wants every accuracy, and so do finalists that may miss a measured limit: the next best is wanted then.
+                exact = r.exact or bool(r.axes) or any(target.stopwatch and target.max_ms is not None for target in search.targets)
+                racing = None if exact else Racing(r.config.parents, len(images))
+                scorer = Scorer(r.space, evaluate, journal, table.evaluated, racing)
                 outcome = search.run(scorer, r.config, r.seed, table.generation, table.finalist)
         except KeyboardInterrupt:
             note(f"{len(journal)} evaluations are kept in {journal.path}; the same command goes on from there")
             raise
         more = {
             "images": {"split": "search", "count": len(images), "fingerprint": data_digest},
+            "exact": exact,
             "evaluated": scorer.evaluated,
+            "dropped": scorer.dropped,
             "reused": scorer.reused,
             "evaluated_on": torch_device,
             "seconds": time.perf_counter() - started,
@@ -134,6 +142,7 @@ class Job:
         more = {
             "images": {"split": "search", "count": None, "fingerprint": recorded.data_fingerprint},
             "evaluated": 0,
+            "dropped": 0,
             "reused": len(scores),
             "replay": {"journal": str(recorded.path), "recorded": len(scores), "legal": legal, "enough": enough},
             "seconds": time.perf_counter() - started,

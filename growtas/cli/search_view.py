@@ -64,7 +64,8 @@ def show_found(space: SearchSpace, found: Found, limits: Limits, report: dict[st
     if misses:
         console().print(f"{misses} better subnets were measured and miss a limit", soft_wrap=True)
     reused = f", {report['reused']} more taken from the journal" if report["reused"] else ""
-    console().print(f"{report['evaluated']} subnets evaluated in {report['seconds']:.1f} s{reused}", soft_wrap=True)
+    dropped = f", {report['dropped']} left early that could not become parents" if report["dropped"] else ""
+    console().print(f"{report['evaluated']} subnets evaluated in {report['seconds']:.1f} s{dropped}{reused}", soft_wrap=True)
     if (front := report.get("front")) is not None:
         volume, count = front["hypervolume"], front["subnets"]
         console().print(f"front: {count} subnets, hypervolume {volume:.4f}; {report['files']['front']}", soft_wrap=True)
