@@ -315,7 +315,7 @@ def test_resolving(tmp_path, tiny):
     assert resolve_recipe(None, {}).name == "digits-demo"
     with pytest.raises(ConfigError, match=r"stages is 5; micro has 3 choices"):
         resolve_recipe(None, {"stages": 5})
-    with pytest.raises(ConfigError, match=r"transitions \['99'\] must lie inside the training of 36 epochs"):
+    with pytest.raises(ConfigError, match=r"transitions \(99\) must lie inside the training of 36 epochs"):
         resolve_recipe(None, {"transitions": [99]})
 
 
