@@ -7,16 +7,18 @@ from pathlib import Path
 from growtas.errors import UsageError, choices
 from growtas.export.backends.base import Session
 
-SUFFIXES = (".safetensors", ".onnx", ".plan")
+SUFFIXES = (".safetensors", ".onnx", ".xml", ".plan")
 
 
 def open_session(path: str | Path, *, threads: int | None = None, runtime: str | None = None) -> Session:
     """Load an artifact in the runtime that its suffix asks for.
 
     Args:
-        path: a ``.safetensors`` (torch), ``.onnx`` (ONNX Runtime) or ``.plan`` (TensorRT or TensorRT-RTX) file.
+        path: a ``.safetensors`` (torch), ``.onnx`` (ONNX Runtime, or OpenVINO), ``.xml`` with its ``.bin`` beside it (OpenVINO) or
+            ``.plan`` (TensorRT or TensorRT-RTX) file.
         threads: CPU threads; by default all that this process may use.
-        runtime: for a plan, ``tensorrt`` or ``tensorrt-rtx``, as its manifest says; tensorrt-rtx if not given.
+        runtime: for an ONNX file, ``onnxruntime`` or ``openvino``; onnxruntime if not given. For a plan, ``tensorrt`` or
+            ``tensorrt-rtx``, as its manifest says; tensorrt-rtx if not given.
 
     Raises:
         CheckpointError: the file can't be loaded.
@@ -25,6 +27,10 @@ def open_session(path: str | Path, *, threads: int | None = None, runtime: str |
         UsageError: another suffix.
     """
     path = Path(path)
+    if path.suffix == ".xml" or (path.suffix == ".onnx" and runtime == "openvino"):
+        from growtas.export.backends.openvino import OpenVINOSession
+
+        return OpenVINOSession(path, threads=threads)
     if path.suffix == ".onnx":
         from growtas.export.backends.onnxruntime import OnnxRuntimeSession
 

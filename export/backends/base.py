@@ -21,7 +21,7 @@ class RuntimeInfo:
     """What runs an artifact.
 
     Attributes:
-        runtime: ``onnxruntime``, ``torch``, ``tensorrt``, ``tensorrt-rtx`` or ``fake``.
+        runtime: ``onnxruntime``, ``openvino``, ``torch``, ``tensorrt``, ``tensorrt-rtx`` or ``fake``.
         version: of that package.
         device: ``cpu``, or the GPU's name.
         threads: CPU threads of the computation; 0 on a GPU.

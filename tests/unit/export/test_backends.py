@@ -28,7 +28,7 @@ def test_the_suffix_chooses_the_runtime(onnx_file: Path, model: VisionTransforme
         assert (in_onnx.info.threads, in_torch.info.threads) == (1, 1)
         np.testing.assert_allclose(in_onnx.run(images), in_torch.run(images), rtol=1e-4, atol=1e-5)
     with pytest.raises(
-        UsageError, match=r"model\.pt: not an artifact; legal are files that end in \.safetensors, \.onnx or \.plan"
+        UsageError, match=r"model\.pt: not an artifact; legal are files that end in \.safetensors, \.onnx, \.xml or \.plan"
     ):
         open_session("model.pt")
 
