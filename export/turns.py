@@ -25,7 +25,7 @@ def check_runtime(runtime: str, precision: str) -> None:
     """Refuse a runtime or precision that can't be measured here, before any work.
 
     Raises:
-        DeviceError: an unknown runtime, one without a backend, another precision than growtas builds, or no GPU for a plan.
+        DeviceError: an unknown runtime, another precision than growtas builds, no openvino, or no GPU for a plan.
         MissingExtra: the runtime's package is not installed.
     """
     if runtime not in RUNTIMES:
@@ -34,9 +34,10 @@ def check_runtime(runtime: str, precision: str) -> None:
         raise DeviceError(f"--precision is {precision!r}; the artifacts that growtas builds, and so measures, are {PRECISION}")
     if runtime == "openvino":
         if not is_installed("openvino"):
-            raise DeviceError("--runtime openvino needs the package openvino, which is not installed: pip install openvino")
-        raise DeviceError("--runtime openvino: this growtas has no backend that runs OpenVINO; measure with onnxruntime")
-    if runtime != "onnxruntime":
+            raise DeviceError(
+                "--runtime openvino needs the package openvino, which is not installed: pip install 'growtas[openvino]'"
+            )
+    elif runtime != "onnxruntime":
         here = nvinfer.local_target()
         if here is None:
             raise DeviceError(
@@ -113,6 +114,10 @@ class ArchitectureTurns:
             from growtas.export.backends.onnxruntime import OnnxRuntimeSession
 
             return OnnxRuntimeSession(graph.SerializeToString(), threads=self.threads)
+        if self.runtime == "openvino":
+            from growtas.export.backends.openvino import OpenVINOSession
+
+            return OpenVINOSession(graph.SerializeToString(), threads=self.threads)
         return _plan_session(graph.SerializeToString(), self.runtime, self.batch, folder)
 
 

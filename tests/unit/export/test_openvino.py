@@ -14,12 +14,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from growtas.errors import BuildError, CheckpointError, MissingExtra, OutputError, UsageError
+from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtra, OutputError, UsageError
+from growtas.export import turns
 from growtas.export.backends import open_session, openvino
 from growtas.export.backends.base import is_installed
 from growtas.export.backends.onnxruntime import OnnxRuntimeSession
 from growtas.export.backends.openvino import OpenVINOSession, write_ir
 from growtas.export.images import noise
+from growtas.subnet import Subnet
+from tests.export_helpers import SUBNET, TINY
 
 needs_openvino = pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
 SHAPE = (3, 16, 16)
@@ -141,6 +144,33 @@ def test_a_timer_runs_its_images_and_nothing_else(onnx_file: Path, monkeypatch: 
         session.run(images)
         timer()
         np.testing.assert_array_equal(created[0].get_output_tensor().data, expected)
+
+
+def test_a_profile_asks_for_the_package_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "is_installed", lambda name: name != "openvino")
+    with pytest.raises(DeviceError, match=r"--runtime openvino needs the package openvino.*pip install 'growtas\[openvino\]'"):
+        turns.check_runtime("openvino", "fp32")
+    monkeypatch.setattr(turns, "is_installed", lambda name: True)
+    turns.check_runtime("openvino", "fp32")
+    with pytest.raises(DeviceError, match="--precision is 'fp16'"):
+        turns.check_runtime("openvino", "fp16")
+
+
+@needs_openvino
+def test_subnets_are_timed_in_openvino(tmp_path: Path) -> None:
+    subnets = [SUBNET, Subnet(24, (1, 2), (2.0, 3.0))]
+    timed, other = (
+        turns.ArchitectureTurns(TINY, subnets, runtime=runtime, batch=2, threads=1, rounds=3, seconds=0.001)
+        for runtime in ("openvino", "onnxruntime")
+    )
+    assert (timed.info(SUBNET).runtime, timed.info(SUBNET).threads) == ("openvino", 1)
+    medians = np.array(timed(subnets))
+    assert medians.shape == (2, 3)
+    assert (medians > 0).all()
+    images = noise(2, SHAPE)
+    for subnet in subnets:
+        with timed._session(subnet, tmp_path) as session, other._session(subnet, tmp_path) as reference:
+            assert _relative(session.run(images), reference.run(images)) < 1e-4
 
 
 @needs_openvino
