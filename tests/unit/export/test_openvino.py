@@ -108,12 +108,32 @@ def test_threads_are_what_the_runtime_says_that_it_uses(onnx_file: Path) -> None
 
 
 @needs_openvino
-def test_fp32_one_stream_for_latency_and_no_pinning(onnx_file: Path) -> None:
-    with OpenVINOSession(onnx_file, threads=1) as session:
+def test_fp32_one_stream_for_latency_and_no_pinning(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino as ov
+
+    # What was asked for, and not only what holds here: a CPU without bf16 computes in fp32 whether asked to or not.
+    asked: list[dict[str, object]] = []
+    compile_model = ov.Core.compile_model
+
+    def spy(self: Any, model: Any, device: str, settings: dict[str, object]) -> Any:
+        asked.append({"device": device, **settings})
+        return compile_model(self, model, device, settings)
+
+    monkeypatch.setattr(ov.Core, "compile_model", spy)
+    with OpenVINOSession(onnx_file, threads=2) as session:
         said = session._compiled.get_property
         assert said("INFERENCE_PRECISION_HINT").to_string() == "f32"
-        assert str(said("PERFORMANCE_HINT")).endswith("LATENCY")
         assert (said("NUM_STREAMS"), said("ENABLE_CPU_PINNING")) == (1, False)
+    expected = {
+        "device": "CPU",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": 2,
+        "NUM_STREAMS": 1,
+        "ENABLE_HYPER_THREADING": True,
+        "ENABLE_CPU_PINNING": False,
+    }
+    assert asked == [expected]
 
 
 @needs_openvino
