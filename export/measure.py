@@ -17,6 +17,7 @@ import numpy as np
 
 from growtas.export.backends.base import RuntimeInfo, Session, Timer, available_threads
 from growtas.export.images import noise
+from growtas.latency.local import cpu_name
 from growtas.nn.architecture import Architecture
 
 WARMUP_RUNS = 5
@@ -206,7 +207,7 @@ def environment() -> dict[str, Any]:
     """The machine that numbers were measured on: CPU, cores, load, system, Python."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_name(),
         "cpu_threads_available": available_threads(),
         "cpu_threads_total": os.cpu_count(),
         "load_average_1min": load,
@@ -245,17 +246,6 @@ def clocks() -> dict[str, Any]:
         return found
     values = [value.strip() for value in answer.splitlines()[0].split(",")] if answer.strip() else []
     return found | dict(zip(queries, values, strict=False))
-
-
-def _cpu_model() -> str:
-    """The CPU's marketing name where the system tells it, else its family."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _gpu_name() -> str | None:

@@ -19,6 +19,7 @@ from growtas.subnet import Subnet
 
 RUNTIMES = ("onnxruntime", "tensorrt", "tensorrt-rtx", "openvino")
 PRECISION = "fp32"
+_KEPT = 12
 
 
 def check_runtime(runtime: str, precision: str) -> None:
@@ -58,7 +59,7 @@ class ArchitectureTurns:
 
     Args:
         space: geometry of the images.
-        subnets: all that will be timed.
+        subnets: those whose graphs are assembled from pieces; any other one is exported when it is timed.
         runtime: of :data:`RUNTIMES`; see :func:`check_runtime`.
         batch: images a run.
         threads: CPU threads.
@@ -78,14 +79,24 @@ class ArchitectureTurns:
     ) -> None:
         self.space, self.runtime, self.batch, self.threads = space, runtime, batch, threads
         self.rounds, self.seconds = rounds, seconds
-        self._assembler = Assembler(space, subnets)
+        self._assembler, self._announced = Assembler(space, subnets), frozenset(subnets)
+        self._exported: dict[Subnet, bytes] = {}
         self._exporter_for_each = False
 
     def check_against_exporter(self, subnet: Subnet) -> bool:
         """Whether the assembled graph of a subnet is what the exporter writes; if not, every subnet is exported from now on."""
-        exported = export_graph(Architecture.of(self.space, subnet))
-        self._exporter_for_each = signature(self._assembler.graph(subnet)) != signature(exported)
+        self._exporter_for_each = signature(self._assembler.graph(subnet)) != self.signature(subnet)
         return not self._exporter_for_each
+
+    def signature(self, subnet: Subnet) -> str:
+        """Digest of what the exporter writes for a subnet, names and weights aside; see :func:`growtas.export.assembly.signature`.
+
+        Raises:
+            BuildError: the exporter failed.
+        """
+        import onnx
+
+        return signature(onnx.load_from_string(self._export(subnet)))
 
     def info(self, subnet: Subnet) -> RuntimeInfo:
         """Runtime, version, device and threads, from a session that is loaded for it.
@@ -109,16 +120,25 @@ class ArchitectureTurns:
             return measure_in_turns(timers, rounds=self.rounds, seconds=self.seconds)
 
     def _session(self, subnet: Subnet, folder: Path) -> Session:
-        graph = export_graph(Architecture.of(self.space, subnet)) if self._exporter_for_each else self._assembler.graph(subnet)
+        assembled = subnet in self._announced and not self._exporter_for_each
+        graph = self._assembler.graph(subnet).SerializeToString() if assembled else self._export(subnet)
         if self.runtime == "onnxruntime":
             from growtas.export.backends.onnxruntime import OnnxRuntimeSession
 
-            return OnnxRuntimeSession(graph.SerializeToString(), threads=self.threads)
+            return OnnxRuntimeSession(graph, threads=self.threads)
         if self.runtime == "openvino":
             from growtas.export.backends.openvino import OpenVINOSession
 
-            return OpenVINOSession(graph.SerializeToString(), threads=self.threads)
-        return _plan_session(graph.SerializeToString(), self.runtime, self.batch, folder)
+            return OpenVINOSession(graph, threads=self.threads)
+        return _plan_session(graph, self.runtime, self.batch, folder)
+
+    def _export(self, subnet: Subnet) -> bytes:
+        """What the exporter writes; the last ones are kept, since a subnet is timed more than once and the reference always."""
+        graph = self._exported.pop(subnet, None) or export_graph(Architecture.of(self.space, subnet)).SerializeToString()
+        self._exported[subnet] = graph
+        while len(self._exported) > _KEPT:
+            del self._exported[next(iter(self._exported))]
+        return graph
 
 
 def _plan_session(model: bytes, runtime: str, batch: int, folder: Path) -> Session:

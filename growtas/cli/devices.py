@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from growtas.cli.output import JsonOption, console, print_json, print_table
 
 if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
     from pathlib import Path
 
     from growtas.latency.measured import MeasuredProfile
@@ -17,7 +18,8 @@ def devices(json_: JsonOption = False) -> None:
     """List the devices whose latency a search can limit.
 
     A modelled profile is a roofline from the datasheet: nothing was timed on that device. A measured one was made by
-    `growtas profile`; of subnets that it did not time, it predicts the latency.
+    `growtas profile`; of subnets that it did not time, it predicts the latency. One of cpu counts on the machine that
+    it was made on.
 
     Example: growtas devices
     """
@@ -42,21 +44,26 @@ def devices(json_: JsonOption = False) -> None:
     console().print(
         "error of a measured profile: 95th percentile on held-out subnets; of a modelled one: its uncertainty, a judgement, after "
         "how far it misses public ViT-B/16 latencies (fp16, batch 1 to 32)\n"
+        "a measured profile of cpu counts where CPU, threads and runtime are the same and its reference subnet takes as long\n"
         f"your own profiles go before the shipped ones; they lie in {user_folder()}, and `growtas profile` measures one",
         soft_wrap=True,
     )
 
 
-def _entry(path: Path, profile: MeasuredProfile) -> dict[str, Any]:
+def _entry(path: Path | Traversable, profile: MeasuredProfile) -> dict[str, Any]:
     """A measured profile in JSON, without its samples."""
+    from growtas.latency.catalogue import origin
+
     data = {key: value for key, value in profile.to_dict().items() if key not in ("samples", "coefficients", "space")}
-    return {**data, "space": profile.space.name, "samples": len(profile.samples), "origin": str(path)}
+    return {**data, "space": profile.space.name, "samples": len(profile.samples), "origin": origin(path)}
 
 
-def _measured(path: Path, profile: MeasuredProfile) -> tuple[str, ...]:
+def _measured(path: Path | Traversable, profile: MeasuredProfile) -> tuple[str, ...]:
+    from growtas.latency.catalogue import SHIPPED, origin
+
     return (
         profile.name,
-        profile.description,
+        f"{profile.description}, {profile.threads} threads" if profile.threads else profile.description,
         profile.kind,
         profile.space.name,
         "-",
@@ -65,7 +72,7 @@ def _measured(path: Path, profile: MeasuredProfile) -> tuple[str, ...]:
         str(profile.batch),
         profile.date,
         f"{profile.held_out.p95:.1%}",
-        path.name,
+        path.name if origin(path) != SHIPPED else SHIPPED,
     )
 
 

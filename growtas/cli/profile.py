@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 def profile(
     device: Annotated[str, typer.Option(help="What this machine is to be called: cpu, or a name for its GPU, such as a10.")],
+    new_device: Annotated[
+        bool, typer.Option("--new-device", help="The name is meant, though it looks like a slip of a known one.")
+    ] = False,
     space: Annotated[str, typer.Option(help="Search space: a preset or a YAML file.")] = "autoformer-t",
     runtime: Annotated[
         str | None,
@@ -56,7 +59,7 @@ def profile(
     from growtas.space import load_space
 
     chosen = runtime or ("tensorrt" if device in shipped_names() else "onnxruntime")
-    _check_name(device)
+    _check_name(device, meant=new_device)
     for option, value in (("--batch", batch), ("--threads", threads)):
         if value is not None and value < 1:
             raise ConfigError(f"{option} is {value}; it must be 1 or more")
@@ -80,13 +83,20 @@ def profile(
     _print(made, report)
 
 
-def _check_name(device: str) -> None:
+def _check_name(device: str, *, meant: bool) -> None:
+    """Refuse a name that is none, or that looks like a slip of a known one; any other new one is noted."""
     import re
 
-    from growtas.errors import ConfigError
+    from growtas.errors import ConfigError, DeviceError
+    from growtas.latency.catalogue import near_name
+    from growtas.latency.profile import device_names
 
+    if not meant and (near := near_name(device)) is not None:
+        raise DeviceError(f"--device is {device!r}, no known device: did you mean {near}? --new-device says that the name is meant")
     if not re.fullmatch(r"[a-z0-9-]+", device):
         raise ConfigError(f"--device is {device!r}; a name is lower-case letters, digits and hyphens, such as a10")
+    if device not in device_names():
+        note(f"{device} is a new device; search for it later with --device {device}")
 
 
 class _Job:

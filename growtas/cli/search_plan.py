@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from growtas.cli.output import note
+from growtas.cli.search_here import measured_target as measured_target  # the other kind of target, from one place
 
 if TYPE_CHECKING:
     from growtas.runs import Run
-    from growtas.search.limits import Limits
     from growtas.search.targets import Target
     from growtas.space import SearchSpace
 
@@ -43,6 +43,7 @@ def parse_devices(given: list[str], max_latency: str | None, precision: str | No
         UnitError: a limit without a unit.
     """
     from growtas.errors import DeviceError, choices
+    from growtas.latency.catalogue import near_name
     from growtas.latency.profile import CPU, device_names, load_profile, measured_names, profile_names
     from growtas.units import parse_latency_ms
 
@@ -56,6 +57,8 @@ def parse_devices(given: list[str], max_latency: str | None, precision: str | No
         max_ms = parse_latency_ms(limit, f"--device {text}: the limit", "a10:5ms") if colon else shared
         if any(device.name == name for device in devices):
             raise DeviceError(f"--device {name} is given twice; a device has one limit")
+        if (near := near_name(name)) is not None:
+            raise DeviceError(f"--device is {name!r}, no known device: did you mean {near}?")
         if name == CPU:
             if precision not in (None, "fp32") and len(given) == 1:
                 raise DeviceError(f"cpu is measured in fp32, not {precision!r}; leave --precision out, or name a GPU with --device")
@@ -160,52 +163,3 @@ def modelled_target(device: Device, space: SearchSpace, batch: int) -> Target:
     target = Target(device=device.name, max_ms=device.max_ms, estimator=model)
     target.check(space)
     return target
-
-
-def measured_target(
-    device: Device, space: SearchSpace, limits: Limits, batch: int, out: Path, *, predict: bool, hidden: bool
-) -> Target:
-    """This machine: some subnets are measured and the model that prunes is fitted to them.
-
-    Args:
-        out: folder of the file that keeps what was measured.
-        predict: a front needs predictions even without a limit, which otherwise only has the winner measured.
-        hidden: show no progress.
-
-    Raises:
-        LimitError: not even the smallest subnet meets the limit.
-    """
-    import onnxruntime
-
-    from growtas.cli.search_view import measuring_bar
-    from growtas.export.backends.base import available_threads
-    from growtas.export.measure import environment, measure_architecture
-    from growtas.latency.fitted import fit_latency, sample_subnets
-    from growtas.latency.samples import LatencySamples, Setup
-    from growtas.search.limits import check_latency
-    from growtas.search.targets import Target
-
-    threads = available_threads()
-    setup = Setup(
-        batch=batch,
-        threads=threads,
-        runtime="onnxruntime",
-        runtime_version=onnxruntime.__version__,
-        precision="fp32",
-        machine=str(environment()["cpu"]),
-    )
-    samples = LatencySamples(
-        out / "cpu-latency.jsonl",
-        space,
-        setup,
-        lambda architecture: measure_architecture(architecture, batch=batch, threads=threads),
-    )
-    if device.max_ms is None and not predict:
-        return Target(device=device.name, stopwatch=samples)
-    subnets = sample_subnets(space, limits.feasible(space))
-    with measuring_bar(len(subnets), hidden=hidden) as step:
-        check_latency(space, device.max_ms, samples.measure_ms(space.smallest), "measured", samples.conditions)
-        values = samples.measure_all(subnets, step)
-    model = fit_latency(space, subnets, values, samples.conditions)
-    note(f"latency model for pruning: {len(subnets)} subnets measured here, held-out error up to {model.held_out_error:.0%}")
-    return Target(device=device.name, max_ms=device.max_ms, estimator=model, stopwatch=samples, fitted_to=tuple(subnets))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from growtas.errors import ConfigError, DeviceError
 from growtas.latency.estimate import LatencyEstimator
+from growtas.latency.local import local_setup, why_not_here
 from growtas.latency.measured import MeasuredProfile
 from growtas.latency.profile import (
     CPU,
@@ -16,10 +19,13 @@ from growtas.latency.profile import (
     measured_names,
     profile_names,
     read_profile_json,
+    shipped_file,
+    shipped_measured,
     shipped_names,
     user_folder,
 )
 from growtas.latency.roofline import RooflineLatency
+from growtas.latency.samples import Setup
 from growtas.space import SearchSpace
 
 SHIPPED = "shipped"
@@ -37,7 +43,7 @@ def measured_file(profile: MeasuredProfile, folder: Path | None = None) -> Path:
     )
 
 
-def load_measured(path: Path) -> MeasuredProfile:
+def load_measured(path: Path | Traversable) -> MeasuredProfile:
     """A measured profile from its file.
 
     Raises:
@@ -45,19 +51,51 @@ def load_measured(path: Path) -> MeasuredProfile:
     """
     source = f"profile {path}"
     profile = MeasuredProfile.from_dict(read_profile_json(path, source), source=source)
-    if path.parent == user_folder() and path.name.partition(".")[0] != profile.name:
+    if isinstance(path, Path) and path.parent == user_folder() and path.name.partition(".")[0] != profile.name:
         raise ConfigError(f"{source}: its name is {profile.name!r}; the file's name must begin with it and a dot")
     return profile
 
 
-def measured_profiles(device: str | None = None) -> list[tuple[Path, MeasuredProfile]]:
-    """The user's measured profiles, of one device or of all, the newest first.
+def measured_profiles(device: str | None = None) -> list[tuple[Path | Traversable, MeasuredProfile]]:
+    """The measured profiles, of one device or of all: the user's own, the newest first, then those that ship, the newest first.
 
     Raises:
         ConfigError: one of them can't be read; the message names it.
     """
-    found = [(path, load_measured(path)) for path in sorted(user_folder().glob(f"{device or '*'}.*.json"))]
-    return sorted(found, key=lambda item: item[1].date, reverse=True)
+
+    def newest(files: list[Path | Traversable]) -> list[tuple[Path | Traversable, MeasuredProfile]]:
+        return sorted(((file, load_measured(file)) for file in files), key=lambda item: item[1].date, reverse=True)
+
+    shipped = [name for name in shipped_measured() if device is None or name.partition(".")[0] == device]
+    own = newest([*sorted(user_folder().glob(f"{device or '*'}.*.json"))])
+    return own + newest([shipped_file(name.removesuffix(".json")) for name in shipped])
+
+
+def origin(file: Path | Traversable) -> str:
+    """Where a measured profile is from: ``shipped``, or the user's file."""
+    return str(file) if isinstance(file, Path) and file.parent == user_folder() else SHIPPED
+
+
+def near_name(name: str) -> str | None:
+    """The known device that a name is likely a slip of; None for a known name, and for one that is near none.
+
+    Looked at are one changed, missing, additional or swapped character, and letters that look like digits. Another number is
+    another device: ``a30`` is no slip of ``a10``.
+    """
+    known = device_names()
+    if name in known:
+        return None
+    # What is left of a10, A10 or a-10?, when letters that look like digits are those digits.
+    alike = str.maketrans("oil", "011")
+
+    def plain(text: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", text.lower()).translate(alike)
+
+    same = [other for other in known if plain(other) == plain(name)]
+    numbers = re.findall(r"\d+", name)
+    alphabetic = [other for other in known if re.findall(r"\d+", other) == numbers]
+    near = same or [other for other in alphabetic if difflib.SequenceMatcher(None, other, name).ratio() >= 0.75]
+    return max(near, key=lambda other: difflib.SequenceMatcher(None, other, name).ratio(), default=None)
 
 
 def modelled_profiles() -> list[tuple[str, DeviceProfile]]:
@@ -74,13 +112,50 @@ def _origin(name: str) -> str:
     return str(own) if name not in shipped_names() or own.exists() else SHIPPED
 
 
+def fitting_profile(
+    device: str,
+    space: SearchSpace,
+    *,
+    batch: int = 1,
+    precision: str | None = None,
+    runtime: str | None = None,
+    here: Setup | None = None,
+) -> tuple[MeasuredProfile | None, list[str]]:
+    """The measured profile that answers for a space, and why those before it don't; arguments as :func:`latency_estimator`'s.
+
+    Raises:
+        ConfigError: a profile that can't be read.
+    """
+    reasons: list[str] = []
+    for _, profile in measured_profiles(device) if device in measured_names() else ():
+        why = profile.why_not(space, batch=batch, precision=precision)
+        if not why and runtime not in (None, profile.runtime):
+            why = f"it was measured in {profile.runtime}, not {runtime}"
+        if not why and device == CPU:
+            why = why_not_here(profile, here or local_setup(batch=batch, runtime=profile.runtime, precision=profile.precision))
+        if not why:
+            return profile, reasons
+        reasons.append(why)
+    return None, reasons
+
+
 def latency_estimator(
-    device: str, space: SearchSpace, *, batch: int = 1, precision: str | None = None, runtime: str | None = None
+    device: str,
+    space: SearchSpace,
+    *,
+    batch: int = 1,
+    precision: str | None = None,
+    runtime: str | None = None,
+    here: Setup | None = None,
 ) -> LatencyEstimator:
     """Who predicts a device's latencies of a space: a measured profile that fits, else the modelled one.
 
+    A profile of ``cpu`` fits the machine that it was made on, as far as that tells its name, threads and runtime; a search
+    also times it (:func:`growtas.latency.local.check_profile`).
+
     Args:
         precision, runtime: by default whatever there is, the newest measurement first.
+        here: what a profile of ``cpu`` must have been measured with; by default this machine.
 
     Raises:
         DeviceError: an unknown device, or one without a profile that fits; the message says what would be right.
@@ -89,14 +164,9 @@ def latency_estimator(
     if device not in device_names():
         # Its message lists the legal ones.
         load_profile(device)
-    reasons = []
-    for _, profile in measured_profiles(device) if device in measured_names() else ():
-        why = profile.why_not(space, batch=batch, precision=precision)
-        if runtime not in (None, profile.runtime):
-            why = f"it was measured in {profile.runtime}, not {runtime}"
-        if not why:
-            return profile.estimator(space, batch=batch, precision=precision)
-        reasons.append(why)
+    profile, reasons = fitting_profile(device, space, batch=batch, precision=precision, runtime=runtime, here=here)
+    if profile is not None:
+        return profile.estimator(space, batch=batch, precision=precision)
     if device in profile_names() and device != CPU:
         modelled = load_profile(device)
         if runtime in (None, modelled.runtime):

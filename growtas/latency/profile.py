@@ -1,8 +1,9 @@
 """Device profiles: what a device can do, and whether that was measured or only modelled.
 
-The profiles are data: one JSON a device in ``growtas.profiles``, with ``schema.json`` beside them. All that ship are ``modelled``:
-a roofline from the datasheet, not a measurement. A folder of the user's goes before them (:func:`user_folder`); what
-``growtas profile`` measured lies there too, and :mod:`growtas.latency.catalogue` finds it. ``cpu`` is this machine.
+The profiles are data: JSON files in ``growtas.profiles``, with ``schema.json`` beside them. This module reads the ``modelled``
+ones, one a device: a roofline from the datasheet, not a measurement. A folder of the user's goes before them
+(:func:`user_folder`). What ``growtas profile`` measured has dots in its file's name, and :mod:`growtas.latency.catalogue` finds it.
+``cpu`` is this machine.
 """
 
 from __future__ import annotations
@@ -255,9 +256,18 @@ def user_folder() -> Path:
 
 
 def shipped_names() -> list[str]:
-    """Names of the profiles that ship, sorted."""
-    files = (entry.name for entry in resources.files("growtas.profiles").iterdir())
-    return sorted(name.removesuffix(".json") for name in files if name.endswith(".json") and name != "schema.json")
+    """Names of the modelled profiles that ship, sorted."""
+    stems = (name.removesuffix(".json") for name in _shipped())
+    return sorted(stem for stem in stems if "." not in stem and stem != "schema")
+
+
+def shipped_measured() -> list[str]:
+    """File names of the measured profiles that ship, sorted."""
+    return sorted(name for name in _shipped() if "." in name.removesuffix(".json"))
+
+
+def _shipped() -> list[str]:
+    return [entry.name for entry in resources.files("growtas.profiles").iterdir() if entry.name.endswith(".json")]
 
 
 def profile_names() -> list[str]:
@@ -268,8 +278,10 @@ def profile_names() -> list[str]:
 
 
 def measured_names() -> list[str]:
-    """Names of the devices that the user's folder holds measured profiles of, sorted."""
-    return sorted({path.stem.partition(".")[0] for path in user_folder().glob("*.*.json")})
+    """Names of the devices that have measured profiles, the shipped and the user's own, sorted."""
+    return sorted(
+        {name.partition(".")[0] for name in (*shipped_measured(), *(path.name for path in user_folder().glob("*.*.json")))}
+    )
 
 
 def device_names() -> list[str]:
@@ -288,7 +300,10 @@ def load_profile(name: str) -> DeviceProfile:
         raise DeviceError(f"cpu has no profile, it is measured on this machine; profiles are {choices(profile_names())}")
     if name not in profile_names():
         if name in measured_names():
-            raise DeviceError(f"{name} has a measured profile but no modelled one; modelled are {choices(profile_names())}")
+            raise DeviceError(
+                f"{name} has a measured profile but no modelled one, which a compute capability would come from; "
+                f"name that with --target, such as sm86, or one of {choices(profile_names())}"
+            )
         raise DeviceError(f"unknown device {name!r}; legal are {choices(device_names())}")
     own = user_folder() / f"{name}.json"
     source = f"profile {own}" if own.exists() else f"profile {name}"
@@ -299,7 +314,7 @@ def load_profile(name: str) -> DeviceProfile:
 
 
 def shipped_file(name: str) -> Traversable:
-    """The file of a shipped profile."""
+    """The file of a shipped profile; of a measured one the name has dots."""
     return resources.files("growtas.profiles") / f"{name}.json"
 
 

@@ -98,7 +98,7 @@ def choose(
     scorer: Callable[[Sequence[Subnet]], Sequence[Score]],
     on_finalist: Callable[[Subnet], None] | None = None,
 ) -> Found:
-    """The best score whose latencies are within all limits: as measured on devices at hand, as predicted for the others.
+    """The best score whose latencies are within all limits: as measured, with a margin, at hand, and as predicted elsewhere.
 
     A finalist that misses is added to what the devices' models are fitted to, and whatever then is predicted to miss is left out.
     After ``MAX_FINALISTS`` misses it is the smallest subnet, which is known to meet the limits.
@@ -122,8 +122,8 @@ def choose(
             if subnet != space.smallest:
                 return None
             for latency in latencies:
-                if (judged := latency.judged) is not None:
-                    check_latency(space, latency.max_ms, judged.ms, judged.kind, judged.conditions)
+                if (judged := latency.judged) is not None and (compared := latency.judged_ms) is not None:
+                    check_latency(space, latency.max_ms, compared, judged.kind, judged.conditions)
         costs, evaluation = limits.costs(space, subnet), Evaluation(score[0], -score[1])
         return Found(subnet=subnet, costs=costs, evaluation=evaluation, finalists=tuple(tried))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,27 +12,29 @@ from numpy.typing import NDArray
 from growtas.batch import SubnetBatch
 from growtas.latency.estimate import Conditions, Latency, LatencyEstimator
 from growtas.latency.fitted import fit_latency
+from growtas.latency.timings import LEAST_MARGIN, Timed
 from growtas.sampling import Feasible
 from growtas.search.limits import check_latency
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
+ROOM_LEVEL = 0.8
+"""Share of subnets whose measured latency the room above a prediction is to hold."""
+_COMMON = 3
+
 
 class Stopwatch(Protocol):
-    """Measures subnets on a device that is at hand; :class:`growtas.latency.samples.LatencySamples` is one."""
+    """Measures subnets on a device that is at hand; :class:`growtas.latency.timings.Timings` is one."""
 
     @property
     def conditions(self) -> Conditions:
         """What its numbers are of."""
 
-    def known_ms(self, subnet: Subnet) -> float | None:
-        """What was measured before, in milliseconds."""
+    def known(self, subnet: Subnet) -> Timed | None:
+        """What was measured before."""
 
-    def measure_ms(self, subnet: Subnet) -> float:
-        """The median in milliseconds, measured now where it is not known."""
-
-    def measure_all(self, subnets: Iterable[Subnet], on_sample: Callable[[Subnet, float], None] | None = None) -> list[float]:
-        """Medians of several subnets in milliseconds, in their order."""
+    def measure(self, subnet: Subnet) -> Timed:
+        """The median and its margin, measured now where they are not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +46,17 @@ class Target:
         max_ms: limit on the latency in milliseconds; None is no limit.
         estimator: predicts latencies; needed for a limit.
         stopwatch: measures on the device; with it the estimator only prunes, and what is chosen was measured.
-        fitted_to: the measured subnets that the estimator was fitted to; what misses the limit is added to them.
+        fitted_to: milliseconds of measured subnets; a finalist that misses is added to them, and the model is fitted again. Without
+            them the estimator stays as it is.
+        margin: that a measurement is going to have at least; predictions leave room for it.
     """
 
     device: str
     max_ms: float | None = None
     estimator: LatencyEstimator | None = None
     stopwatch: Stopwatch | None = None
-    fitted_to: tuple[Subnet, ...] = ()
+    fitted_to: Mapping[Subnet, float] | None = None
+    margin: float = LEAST_MARGIN
 
     def check(self, space: SearchSpace) -> None:
         """Make sure that some subnet meets the limit, by the prediction; a device at hand was asked by whoever measured.
@@ -63,12 +68,16 @@ class Target:
             check_latency(space, self.max_ms, self._predict(space.smallest), self.estimator.kind, self.estimator.conditions)
 
     def feasible(self, space: SearchSpace) -> Feasible:
-        """The monotone predicate of the limit. A smallest subnet that was measured counts, whatever is predicted for it."""
+        """The monotone predicate of the limit. A smallest subnet that was measured counts, whatever is predicted for it.
+
+        Where finalists are measured, a prediction must leave room for their margin and its own error (:func:`room`): a search for
+        accuracy ends at the limit, and would choose among subnets that miss it.
+        """
         estimator, limit = self.estimator, self.max_ms
         if estimator is None or limit is None:
             return lambda batch: np.ones(len(batch), bool)
         if self.stopwatch is not None:
-            limit = max(limit, self._predict(space.smallest))
+            limit = max(limit / ((1 + room(estimator)) * (1 + self.margin)), self._predict(space.smallest))
 
         def predicate(batch: SubnetBatch) -> NDArray[np.bool_]:
             return np.asarray(estimator.predict_ms(batch) <= limit)
@@ -76,13 +85,22 @@ class Target:
         return predicate
 
     def meets(self, space: SearchSpace, subnets: Sequence[Subnet], missed: Sequence[Subnet]) -> NDArray[np.bool_]:
-        """Which subnets are predicted to meet the limit, after some finalists were measured to miss it."""
+        """Which subnets are predicted to meet the limit, after some finalists were measured to miss it.
+
+        The model is fitted again with them. What three of them or more have in common beyond it, others will have too.
+        """
         if self.max_ms is None or self.stopwatch is None or self.estimator is None or not subnets:
             return np.ones(len(subnets), bool)
-        measured = [*self.fitted_to, *missed]
-        values = self.stopwatch.measure_all(measured)
-        model = fit_latency(space, measured, values, self.stopwatch.conditions)
-        return np.asarray(model.predict_ms(SubnetBatch.from_subnets(subnets)) <= self.max_ms)
+        found = {subnet: timed for subnet in missed if (timed := self.stopwatch.known(subnet)) is not None}
+        model: LatencyEstimator = self.estimator
+        if self.fitted_to:
+            measured = {**self.fitted_to, **{subnet: timed.ms for subnet, timed in found.items()}}
+            model = fit_latency(space, list(measured), list(measured.values()), self.stopwatch.conditions)
+        needed = (1 + room(model)) * (1 + self.margin)
+        if len(found) >= _COMMON:
+            predicted = model.predict_ms(SubnetBatch.from_subnets(list(found)))
+            needed = max(needed, min(timed.upper_ms / ms for timed, ms in zip(found.values(), predicted, strict=True)))
+        return np.asarray(model.predict_ms(SubnetBatch.from_subnets(subnets)) * needed <= self.max_ms)
 
     def predicted(self, subnet: Subnet) -> Latency | None:
         """The prediction, with its kind; None without an estimator."""
@@ -92,13 +110,13 @@ class Target:
         return Latency(ms=self._predict(subnet), kind=e.kind, conditions=e.conditions, relative_uncertainty=e.relative_uncertainty)
 
     def measured(self, subnet: Subnet) -> Latency | None:
-        """What was measured of a subnet so far; None where nothing was."""
-        ms = self.stopwatch.known_ms(subnet) if self.stopwatch else None
-        return None if ms is None or self.stopwatch is None else self._timed(ms, self.stopwatch.conditions)
+        """What was measured of a subnet so far; None where nothing was. Its uncertainty is the margin."""
+        timed = self.stopwatch.known(subnet) if self.stopwatch else None
+        return None if timed is None or self.stopwatch is None else _latency(timed, self.stopwatch.conditions)
 
     def measure(self, subnet: Subnet) -> Latency | None:
         """Measure where the device is at hand; None elsewhere."""
-        return self._timed(self.stopwatch.measure_ms(subnet), self.stopwatch.conditions) if self.stopwatch else None
+        return _latency(self.stopwatch.measure(subnet), self.stopwatch.conditions) if self.stopwatch else None
 
     @property
     def provenance(self) -> str:
@@ -117,13 +135,25 @@ class Target:
         measured = self.measure(subnet) if measure else self.measured(subnet)
         return DeviceLatency(self.device, self.max_ms, self.predicted(subnet), measured, self.provenance)
 
-    @staticmethod
-    def _timed(ms: float, conditions: Conditions) -> Latency:
-        return Latency(ms=ms, kind="measured", conditions=conditions)
-
     def _predict(self, subnet: Subnet) -> float:
         assert self.estimator is not None
         return float(self.estimator.predict_ms(SubnetBatch.from_subnets([subnet]))[0])
+
+
+def room(estimator: LatencyEstimator) -> float:
+    """How far above a prediction :data:`ROOM_LEVEL` of the measured latencies lie at most, relative to it; at least 0.
+
+    From the estimator's residuals on subnets that it was not fitted to, measured over predicted less 1; without any its error.
+    """
+    residuals = np.sort(np.asarray(getattr(estimator, "residuals", ()), np.float64))
+    if not residuals.size:
+        return estimator.relative_uncertainty or 0.0
+    rank = min(int(np.ceil((len(residuals) + 1) * ROOM_LEVEL)), len(residuals))
+    return max(float(residuals[rank - 1]), 0.0)
+
+
+def _latency(timed: Timed, conditions: Conditions) -> Latency:
+    return Latency(ms=timed.ms, kind="measured", conditions=conditions, relative_uncertainty=timed.margin)
 
 
 @dataclass(frozen=True)
@@ -134,7 +164,7 @@ class DeviceLatency:
         device: its name.
         max_ms: the limit there, in milliseconds; None is no limit.
         predicted: by the estimator, where there is one.
-        measured: on the device, where it is at hand.
+        measured: on the device, where it is at hand; its uncertainty is the measurement's margin.
         provenance: where the prediction comes from, for people.
     """
 
@@ -150,16 +180,26 @@ class DeviceLatency:
         return self.measured or self.predicted
 
     @property
+    def judged_ms(self) -> float | None:
+        """Milliseconds that were compared with the limit: a measured median with its margin, or a bare prediction."""
+        judged = self.judged
+        if judged is None:
+            return None
+        return judged.ms * (1 + (judged.relative_uncertainty or 0.0)) if judged is self.measured else judged.ms
+
+    @property
     def meets(self) -> bool:
         """Whether that number is within the limit."""
-        return self.max_ms is None or (self.judged is not None and self.judged.ms <= self.max_ms)
+        return self.max_ms is None or (self.judged_ms is not None and self.judged_ms <= self.max_ms)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form: both numbers with their kinds, the limit, and which of them it was judged on."""
+        """The JSON form: both numbers with their kinds, the limit, which of them decided, and what was compared with it."""
+        limited = self.judged if self.max_ms is not None else None
         return {
             "device": self.device,
             "max_latency_ms": self.max_ms,
-            "judged_on": self.judged.kind if self.judged and self.max_ms is not None else None,
+            "judged_on": limited.kind if limited else None,
+            "judged": {"ms": self.judged_ms, "kind": limited.kind} if limited else None,
             "predicted": {**self.predicted.to_dict(), "provenance": self.provenance} if self.predicted else None,
             "measured": self.measured.to_dict() if self.measured else None,
         }

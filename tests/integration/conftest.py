@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from growtas.cli.main import main
-from tests.search_helpers import Timing, fake_ms
+from growtas.export.turns import ArchitectureTurns
+from tests.search_helpers import fake_ms
 
 
 @pytest.fixture
@@ -25,14 +26,27 @@ def growtas(monkeypatch, capsys):
     return call
 
 
+class Stopwatch(list):
+    """Stands for the measuring of exported graphs: milliseconds in proportion to MACs; lists what was timed beside the reference.
+
+    ``speed`` multiplies the milliseconds of a turn, by its number.
+    """
+
+    def __init__(self, monkeypatch):
+        self.turns, self.speed = 0, lambda turn: 1.0
+        monkeypatch.setattr(ArchitectureTurns, "__call__", lambda turns, subnets: self.take(turns, subnets))
+        monkeypatch.setattr(ArchitectureTurns, "check_against_exporter", lambda turns, subnet: True)
+        monkeypatch.setattr(ArchitectureTurns, "signature", lambda turns, subnet: f"graph of {subnet}")
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+    def take(self, turns, subnets):
+        assert len(subnets) == 1 or subnets[-1] == turns.space.middle()
+        self += [subnet for subnet in subnets[:-1] if subnet not in self]
+        speed = turns.batch * self.speed(self.turns)
+        self.turns += 1
+        return [[fake_ms(subnet) * speed] * 5 for subnet in subnets]
+
+
 @pytest.fixture
 def stopwatch(monkeypatch):
-    """Stands for the measuring of the export: milliseconds in proportion to MACs."""
-    timed = []
-
-    def measure(architecture, *, batch, threads):
-        timed.append(architecture.subnet)
-        return Timing(fake_ms(architecture.subnet) * batch)
-
-    monkeypatch.setattr("growtas.export.measure.measure_architecture", measure)
-    return timed
+    return Stopwatch(monkeypatch)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,11 +8,13 @@ import pytest
 import torch
 import yaml
 
+from growtas.errors import DeviceError
 from growtas.export import turns
 from growtas.export.backends.base import is_installed
 from growtas.latency.catalogue import latency_estimator, load_measured
+from growtas.latency.local import local_setup
 from growtas.space import load_space
-from tests.export_helpers import TINY, Cli
+from tests.export_helpers import TINY, Cli, make_run
 
 QUICK = ("--samples", "6", "--held-out", "4", "--repeats", "2", "--seconds", "0.001", "--threads", "1")
 # Whatever else the machine does, a test of the command must not fail for it.
@@ -55,14 +58,18 @@ def test_the_line_as_typed_measures_writes_and_is_listed(cli: Cli, tmp_path: Pat
     assert (len(profile.samples), profile.threads, profile.runtime) == (12, 1, "onnxruntime")
     assert f"p95 {profile.held_out.p95:.2%}" in out
     assert "exporting each subnet" not in err
-    assert latency_estimator("cpu", load_space("tiny.yaml")).kind == "modelled"
+    # It was measured with one thread: that it answers for.
+    here = dataclasses.replace(local_setup(), threads=1)
+    assert latency_estimator("cpu", load_space("tiny.yaml"), here=here).kind == "modelled"
+    with pytest.raises(DeviceError, match="measured with 1 threads, not 3"):
+        latency_estimator("cpu", load_space("tiny.yaml"), here=dataclasses.replace(here, threads=3))
     code, out, _ = cli("devices")
     line = next(line for line in out.splitlines() if path.name in line)
     assert line.split()[0] == "cpu"
     assert f"{profile.held_out.p95:.1%}" in line
     assert " measured " in line
     code, out, _ = cli("devices", "--json")
-    entry = json.loads(out)["devices"][-1]
+    entry = next(entry for entry in json.loads(out)["devices"] if entry.get("space") == "tiny")
     assert (entry["kind"], entry["space"], entry["origin"], entry["samples"]) == ("measured", "tiny", str(path), 12)
 
 
@@ -120,6 +127,48 @@ def test_what_is_refused_at_once(cli: Cli, arguments: tuple[str, ...], message: 
     code, sentence = cli.fails("profile", "--device", "cpu", "--space", "micro", *arguments)
     assert code == 2
     assert message in sentence
+
+
+@pytest.mark.parametrize(("name", "near"), [("a1O", "a10"), ("a10g", "a10"), ("cpuu", "cpu")])
+def test_a_slip_is_asked_about_unless_it_is_meant(cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str, near: str) -> None:
+    Clockwork(monkeypatch)
+    command = ("profile", "--device", name, "--runtime", "onnxruntime", "--space", "tiny.yaml", *QUICK)
+    code, sentence = cli.fails(*command)
+    assert code == 2
+    assert f"--device is {name!r}, no known device: did you mean {near}? --new-device" in sentence
+    code, _, err = cli(*command, "--new-device")
+    # A capital letter is in no name.
+    assert (code, "lower-case letters" in err) == ((2, True) if name == "a1O" else (0, False)), err
+
+
+def test_another_unknown_name_is_noted_and_known_afterwards(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clockwork(monkeypatch)
+    command = ("profile", "--device", "my-box", "--space", "tiny.yaml", *QUICK)
+    code, _, err = cli(*command)
+    assert code == 0, err
+    assert "my-box is a new device" in err
+    assert "new device" not in cli(*command)[2]
+    code, sentence = cli.fails("profile", "--device", "mybox", "--space", "tiny.yaml", *QUICK)
+    assert "did you mean my-box?" in sentence
+
+
+def test_a_device_that_was_only_measured_is_searched_for_and_has_no_plan_without_a_target(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Clockwork(monkeypatch)
+    assert cli("profile", "--device", "my-box", "--space", "tiny.yaml", *QUICK)[0] == 0
+    make_run(tmp_path / "runs")
+    quick = ("--generations", "1", "--population", "3", "--limit-images", "20")
+    code, out, err = cli("search", "--device", "my-box", "--max-latency", "1ms", *quick)
+    assert code == 0, err
+    assert "predicted from 6 measured subnets" in out
+    code, sentence = cli.fails("search", "--device", "my-box", "--max-latency", "1ms", "--precision", "fp16", *quick)
+    assert (code, "it was measured in fp32, not fp16" in sentence) == (2, True)
+    for arguments in ((), ("--device", "my-box")):
+        code, sentence = cli.fails("export", str(tmp_path / "runs" / "tiny"), "--format", "trt", *arguments)
+        assert code == 2
+        assert "my-box has a measured profile but no modelled one" in sentence
+        assert "--target, such as sm86" in sentence
 
 
 def test_names_of_devices(cli: Cli) -> None:

@@ -11,7 +11,15 @@ from scipy.stats import spearmanr
 from growtas.batch import SubnetBatch
 from growtas.errors import ConfigError, DeviceError
 from growtas.latency.campaign import Campaign
-from growtas.latency.catalogue import latency_estimator, load_measured, measured_file, measured_profiles, modelled_profiles
+from growtas.latency.catalogue import (
+    latency_estimator,
+    load_measured,
+    measured_file,
+    measured_profiles,
+    modelled_profiles,
+    near_name,
+    origin,
+)
 from growtas.latency.measured import MeasuredProfile, held_out_errors
 from growtas.latency.profile import device_names, load_profile, profile_names, user_folder
 from growtas.latency.profiling import make_profile, measure_plan, plan_profile
@@ -228,8 +236,8 @@ def test_a_device_that_was_only_measured_is_legal_and_answers_for_what_was_measu
         load_profile("box")
     with pytest.raises(DeviceError, match="unknown device 'boks'; legal are cpu, .*box"):
         latency_estimator("boks", MICRO)
-    with pytest.raises(DeviceError, match="cpu has no profile; measure one with `growtas profile --device cpu"):
-        latency_estimator("cpu", MICRO)
+    with pytest.raises(DeviceError, match="cpu has no profile that fits .*at batch 1, not 3.*`growtas profile --device cpu"):
+        latency_estimator("cpu", MICRO, batch=3)
     path.rename(folder / "other.micro.json")
     with pytest.raises(ConfigError, match="its name is 'box'"):
         measured_profiles()
@@ -245,10 +253,37 @@ def test_the_newest_measurement_answers(tmp_path, folder):
     assert latency_estimator("box", MICRO, runtime="onnxruntime").conditions.runtime == "onnxruntime"
 
 
-def test_this_machines_own_profile_is_found_under_cpu(tmp_path, folder):
-    save(build(tmp_path, "cpu"), folder)
-    assert latency_estimator("cpu", MICRO).kind == "modelled"
+def test_a_profile_of_cpu_answers_on_the_machine_that_it_was_made_on_and_the_user_s_goes_first(tmp_path, folder):
+    here = dataclasses.replace(SETUP, machine="A box")
+    with pytest.raises(DeviceError, match="measured on AMD EPYC, and this is A box"):
+        latency_estimator("cpu", MICRO, here=here)
+    path = save(build(tmp_path, "cpu"), folder)
+    assert latency_estimator("cpu", MICRO, here=here).provenance.startswith("predicted from 30")
     assert device_names().count("cpu") == 1
+    first, *others = measured_profiles("cpu")
+    assert (first[0], origin(first[0])) == (path, str(path))
+    assert [origin(file) for file, _ in others] == ["shipped", "shipped"]
+    shipped = next(profile for _, profile in others if profile.space == MICRO)
+    there = dataclasses.replace(here, machine="AMD EPYC", runtime_version=shipped.runtime_version)
+    assert latency_estimator("cpu", MICRO, here=there).provenance.startswith("predicted from 60")
+    with pytest.raises(DeviceError, match="with 2 threads, not 1; .* on AMD EPYC, and this is A box"):
+        latency_estimator("cpu", MICRO, here=dataclasses.replace(here, threads=1, machine="A box"))
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("a1O", "a10"), ("a1o", "a10"), ("a10g", "a10"), ("cpuu", "cpu"), ("A10", "a10"), ("rtx4090", "rtx-4090"), ("h10O", "h100"),
+        ("rtx_4090", "rtx-4090"), ("orinn", "orin"), ("t4g", "t4"), ("boox", "box"),
+        # Another number is another device, and these are none's slips.
+        ("a30", None), ("h200", None), ("rtx-3090", None), ("l40", None), ("my-gpu", None), ("jetson", None), ("box2", None),
+        # Known.
+        ("a10", None), ("cpu", None), ("box", None),
+    ],
+)  # fmt: skip
+def test_names_that_look_like_slips(tmp_path, folder, name, near):
+    save(build(tmp_path, samples=8, held_out=4, repeats=1), folder)
+    assert near_name(name) == near
 
 
 def test_a_strange_name_of_a_space_makes_no_strange_file(tmp_path, folder):

@@ -16,7 +16,9 @@ from growtas.latency.profile import (
     Peaks,
     device_names,
     load_profile,
+    measured_names,
     profile_names,
+    shipped_measured,
     shipped_names,
 )
 from tests.unit.latency.json_schema import problems
@@ -86,6 +88,17 @@ def test_every_shipped_profile_is_what_the_schema_says(name):
     assert problems(data, SCHEMA) == []
     assert problems({**data, "kind": "measured"}, SCHEMA)
     assert problems({**data, "peaks": {**data["peaks"], "sms": 0}}, SCHEMA)
+
+
+def test_measured_profiles_ship_too_and_are_what_the_schema_says():
+    assert shipped_measured() == ["cpu.autoformer-t.onnxruntime-fp32-b1.json", "cpu.micro.onnxruntime-fp32-b1.json"]
+    assert measured_names() == ["cpu"]
+    for name in shipped_measured():
+        data = json.loads((resources.files("growtas.profiles") / name).read_text())
+        assert problems(data, SCHEMA) == []
+        assert problems({**data, "kind": "modelled"}, SCHEMA)
+        # What it claims is what its samples give.
+        assert MeasuredProfile.from_dict(data, source=name).held_out.count == 40
 
 
 def _paths(data, prefix=()):

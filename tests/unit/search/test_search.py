@@ -1,16 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs
+from growtas.errors import LimitError
+from growtas.latency.campaign import Campaign
 from growtas.latency.fitted import fit_latency, sample_subnets
 from growtas.latency.profile import load_profile
 from growtas.latency.roofline import RooflineLatency
-from growtas.latency.samples import LatencySamples, Setup
+from growtas.latency.samples import Setup
+from growtas.latency.timings import LEAST_MARGIN, Timings
 from growtas.search.evolution import EvolutionConfig
 from growtas.search.finalists import MAX_FINALISTS
 from growtas.search.journal import Evaluation, Journal
@@ -44,18 +45,8 @@ class Evaluator:
             yield subnet, Evaluation(count_costs(MICRO, subnet).macs / 2e7, 1.0)
 
 
-@dataclass
-class Timing:
-    p50_ms: float
-    runtime: str = "toy"
-    precision: str = "fp32"
-
-    def to_dict(self):
-        return {"p50_ms": self.p50_ms}
-
-
 class Machine:
-    """Times architectures: proportional to MACs, but half as much again for an odd number of heads in the first block."""
+    """Times subnets: proportional to MACs, but half as much again for an odd number of heads in the first block."""
 
     def __init__(self, surprise=1.5):
         self.timed, self.surprise = [], surprise
@@ -63,9 +54,11 @@ class Machine:
     def ms(self, subnet):
         return count_costs(MICRO, subnet).macs / 1e6 * (self.surprise if subnet.num_heads[0] == 3 else 1.0)
 
-    def __call__(self, architecture):
-        self.timed.append(architecture.subnet)
-        return Timing(self.ms(architecture.subnet))
+    def __call__(self, subnets):
+        *subnets_, reference = subnets
+        assert reference == MICRO.middle()
+        self.timed += [subnet for subnet in subnets_ if subnet not in self.timed]
+        return [[self.ms(subnet)] * 5 for subnet in subnets_] + [[1.0] * 5]
 
 
 def _run(tmp_path, evaluate, limits=None, *targets, seed=0, **more):
@@ -120,10 +113,12 @@ def test_a_modelled_latency_limits_and_stays_modelled(tmp_path):
 
 
 def _measured(tmp_path, machine, limit, **more):
-    samples = LatencySamples(tmp_path / "cpu-latency.jsonl", MICRO, SETUP, machine)
+    watch = Timings(Campaign(tmp_path / "timings.jsonl", MICRO, SETUP, machine))
     subnets = sample_subnets(MICRO, Limits().feasible(MICRO))
-    model = fit_latency(MICRO, subnets, samples.measure_all(subnets), samples.conditions)
-    target = Target(device="cpu", max_ms=limit, estimator=model, stopwatch=samples, fitted_to=tuple(subnets))
+    values = watch.samples_ms(subnets)
+    model = fit_latency(MICRO, subnets, values, watch.conditions)
+    fitted_to = dict(zip(subnets, values, strict=True))
+    target = Target(device="cpu", max_ms=limit, estimator=model, stopwatch=watch, fitted_to=fitted_to)
     return _run(tmp_path, Evaluator(), None, target, **more)
 
 
@@ -133,14 +128,16 @@ def test_the_chosen_subnet_was_measured_and_truly_meets_the_limit(tmp_path):
         found, result, _ = _measured(tmp_path / str(seed), machine, 7.0, seed=seed)
         data = found.to_dict()["latency"]
         assert (data["kind"], data["device"], data["ms"]) == ("measured", "cpu", machine.ms(found.subnet))
-        assert "relative_uncertainty" not in data
-        assert machine.ms(found.subnet) <= 7.0
+        # With the margin of its measurement it is within the limit still.
+        assert data["relative_uncertainty"] == LEAST_MARGIN
+        assert machine.ms(found.subnet) * (1 + LEAST_MARGIN) <= 7.0
+        assert found.latencies[0].to_dict()["judged"] == {"ms": pytest.approx(1.02 * data["ms"]), "kind": "measured"}
         *missed, last = found.finalists
         assert (last.subnet, last.meets) == (found.subnet, True)
-        assert all(finalist.latencies[0].measured.ms > 7.0 and not finalist.meets for finalist in missed)
+        assert all(finalist.latencies[0].measured.ms * 1.02 > 7.0 and not finalist.meets for finalist in missed)
         # Nothing that was measured to meet the limit was better.
         better = [s for s, score in result.ranked if score[0] > found.evaluation.accuracy]
-        assert not [s for s in better if s in machine.timed and machine.ms(s) <= 7.0]
+        assert not [s for s in better if s in machine.timed and machine.ms(s) * 1.02 <= 7.0]
 
 
 def test_measuring_again_measures_nothing(tmp_path):
@@ -163,14 +160,16 @@ def test_when_all_finalists_miss_the_smallest_is_the_answer(tmp_path):
     assert found.subnet == MICRO.smallest
     assert found.latency.ms == limit
     assert len(found.finalists) <= MAX_FINALISTS + 1
-    exact, _, _ = _measured(tmp_path / "exact", machine, limit)
+    exact, _, _ = _measured(tmp_path / "exact", machine, limit * (1 + LEAST_MARGIN))
     assert exact.subnet == MICRO.smallest
+    with pytest.raises(LimitError, match="the smallest has"):
+        _measured(tmp_path / "within the margin", machine, limit * 1.01)
 
 
 def test_without_a_limit_the_best_alone_is_measured(tmp_path):
     machine = Machine()
-    samples = LatencySamples(tmp_path / "cpu-latency.jsonl", MICRO, SETUP, machine)
-    found, result, _ = _run(tmp_path, Evaluator(), None, Target(device="cpu", stopwatch=samples))
+    watch = Timings(Campaign(tmp_path / "timings.jsonl", MICRO, SETUP, machine))
+    found, result, _ = _run(tmp_path, Evaluator(), None, Target(device="cpu", stopwatch=watch))
     assert machine.timed == [found.subnet] == [result.ranked[0][0]]
     assert found.latency.kind == "measured"
 

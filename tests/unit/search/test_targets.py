@@ -8,17 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growtas.batch import SubnetBatch
-from growtas.costs import count_costs
+from growtas.costs import count_costs, count_costs_batch
 from growtas.errors import ConfigError, LimitError
+from growtas.latency.fitted import FittedLatency
 from growtas.latency.profile import load_profile
 from growtas.latency.roofline import RooflineLatency
+from growtas.latency.terms import term_names
+from growtas.latency.timings import Timed
+from growtas.sampling import sample_batch
 from growtas.search.finalists import choose
 from growtas.search.front import front_report
 from growtas.search.limits import Limits
 from growtas.search.objective import parse_axes
 from growtas.search.scoring import Scorer
 from growtas.search.search import Search
-from growtas.search.targets import Target
+from growtas.search.targets import ROOM_LEVEL, Target, room
 from growtas.space import PRESETS
 from tests.unit.search.test_limits import TOY
 from tests.unit.search.test_search import CONFIG, Evaluator, _run
@@ -38,17 +42,14 @@ class Stopwatch:
 
     conditions = TOY
 
-    def __init__(self, ms):
-        self.ms, self.known = ms, {}
+    def __init__(self, ms, margin=0.0):
+        self.ms, self.margin, self.timed = ms, margin, {}
 
-    def known_ms(self, subnet):
-        return self.known.get(subnet)
+    def known(self, subnet):
+        return self.timed.get(subnet)
 
-    def measure_ms(self, subnet):
-        return self.known.setdefault(subnet, self.ms(subnet))
-
-    def measure_all(self, subnets, on_sample=None):
-        return [self.measure_ms(subnet) for subnet in subnets]
+    def measure(self, subnet):
+        return self.timed.setdefault(subnet, Timed(ms=self.ms(subnet), margin=self.margin))
 
 
 @settings(max_examples=8, deadline=None)
@@ -95,6 +96,77 @@ def test_where_even_the_smallest_misses_as_measured_nothing_is_chosen():
     target = Target(device="toy", max_ms=2.0, stopwatch=Stopwatch(lambda subnet: 9.0))
     with pytest.raises(LimitError, match=r"measured latency .* the smallest has 9 ms"):
         choose(MICRO, Limits(), (target,), [(MICRO.smallest, (0.9, 0.0, 0))], lambda subnets: [(0.9, 0.0, 0)])
+
+
+@pytest.mark.parametrize(("margin", "meets"), [(0.03, True), (0.06, False)])
+def test_a_limit_is_judged_on_the_measurement_with_its_margin(margin, meets):
+    watch = Stopwatch(lambda subnet: 1.9 if subnet == MICRO.largest else 1.0, margin)
+    target = Target(device="toy", max_ms=2.0, stopwatch=watch)
+    ranked = [(MICRO.largest, (0.9, 0.0, 0)), (MICRO.middle(), (0.8, 0.0, 0))]
+    found = choose(MICRO, Limits(), (target,), ranked, lambda subnets: [])
+    assert (found.subnet == MICRO.largest) == meets
+    first = found.finalists[0].to_dict()["latencies"][0]
+    assert first["judged"] == {"ms": pytest.approx(1.9 * (1 + margin)), "kind": "measured"}
+    assert (first["measured"]["ms"], first["measured"]["relative_uncertainty"]) == (1.9, margin)
+    assert first["measured"]["interval_ms"][1] == pytest.approx(1.9 * (1 + margin))
+
+
+def test_a_bare_prediction_is_judged_without_a_margin():
+    target = modelled("a10", 0.5)
+    found = choose(MICRO, Limits(), (target,), [(MICRO.smallest, (0.9, 0.0, 0))], lambda subnets: [])
+    judged = found.latencies[0].to_dict()["judged"]
+    assert judged == {"ms": found.latencies[0].predicted.ms, "kind": "modelled"}
+    assert Target(device="a10", estimator=target.estimator).latency(MICRO.largest, measure=False).to_dict()["judged"] is None
+
+
+def fitted(residuals, factor=1.0):
+    """Predicts MACs in millions, times a factor, with these residuals."""
+    names = term_names(MICRO, "coarse")
+    coefficients = np.array([1e-6 * factor if name == "macs" else 0.0 for name in names])
+    return FittedLatency(MICRO, TOY, coefficients, held_out_error=0.3, residuals=tuple(residuals))
+
+
+@given(st.lists(st.floats(-0.2, 0.2), min_size=10, max_size=40))
+def test_a_room_holds_the_share_of_measurements_that_it_promises(residuals):
+    held = room(fitted(residuals))
+    assert held >= 0
+    assert np.mean(np.array(residuals) <= held) >= ROOM_LEVEL
+    # Not more than needed: whatever is below the second next residual is too little.
+    assert held == 0 or np.mean(np.array(residuals) < held) <= ROOM_LEVEL + 1 / len(residuals)
+
+
+def test_without_residuals_the_room_is_the_uncertainty():
+    assert room(fitted(())) == 0.3
+    assert room(modelled("a10", 1).estimator) == 0.5
+
+
+def test_predictions_leave_room_for_their_error_and_for_the_margin():
+    draws = sample_batch(MICRO, 400, np.random.default_rng(0))
+    macs = count_costs_batch(MICRO, draws)[1] / 1e6
+    model, limit = fitted([0.05] * 20), float(np.median(macs))
+    bare = Target(device="t4", max_ms=limit, estimator=model).feasible(MICRO)(draws)
+    target = Target(device="toy", max_ms=limit, estimator=model, stopwatch=Stopwatch(None), margin=0.04)
+    kept = target.feasible(MICRO)(draws)
+    assert (bare == (macs <= limit)).all()
+    assert (kept == (macs * 1.05 * 1.04 <= limit)).all()
+    assert 0 < kept.sum() < bare.sum()
+    # The smallest subnet was measured, whatever is predicted for it.
+    tight = Target(device="toy", max_ms=1e-3, estimator=model, stopwatch=Stopwatch(None)).feasible(MICRO)
+    assert tight(SubnetBatch.from_subnets([MICRO.smallest, MICRO.largest])).tolist() == [True, False]
+
+
+def test_what_several_misses_have_in_common_is_asked_of_the_others():
+    """A machine that takes a quarter longer than predicted: two misses are chance, three are a rule."""
+    watch = Stopwatch(lambda subnet: 1.25 * count_costs(MICRO, subnet).macs / 1e6)
+    missed = [MICRO.largest, MICRO.middle(), *sample_batch(MICRO, 1, np.random.default_rng(0))]
+    for subnet in missed:
+        watch.measure(subnet)
+    draws = sample_batch(MICRO, 400, np.random.default_rng(1))
+    macs = count_costs_batch(MICRO, draws)[1] / 1e6
+    limit = float(np.median(macs))
+    target = Target(device="toy", max_ms=limit, estimator=fitted([0.0] * 20), stopwatch=watch, margin=0.0)
+    assert (target.meets(MICRO, list(draws), missed[:2]) == (macs <= limit)).all()
+    assert (target.meets(MICRO, list(draws), missed) == (macs * 1.25 <= limit)).all()
 
 
 def front_of(tmp_path, names, *targets, **limits):
