@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 DEMO := build/demo
 
-.PHONY: help demo test test-gpu lint bench evidence evidence-methods evidence-kills clean
+.PHONY: help demo test test-gpu lint bench evidence evidence-methods evidence-kills evidence-limits clean
 
 help:
 	@echo "make demo      train, search, export and bench on embedded images (minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make evidence  the slow runs behind docs/EVIDENCE.md (Fashion-MNIST, a quarter of an hour)"
 	@echo "make evidence-methods  every training method on Fashion-MNIST, as a table (about an hour)"
 	@echo "make evidence-kills    a training killed 40 times at random moments, and continued (minutes)"
+	@echo "make evidence-limits   20 searches under latency limits on this machine: RUN=a trained run's folder (ten minutes)"
 	@echo "make test-gpu  the tests that need a CUDA device"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -61,6 +62,9 @@ evidence-methods: $(VENV)/.installed
 evidence-kills: $(VENV)/.installed
 	rm -rf build/kills
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.evidence.kills build/kills --kills 40 --options '{"ema_decay": 0.99, "mixup": 0.2, "drop_path": 0.1}'
+
+evidence-limits: $(VENV)/.installed
+	$(BIN)/python -m tests.evidence.latency_limits $(RUN) $(ARGUMENTS)
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
