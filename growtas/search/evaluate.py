@@ -1,8 +1,8 @@
 """Accuracy of subnets on the search split, sharing the work that they have in common.
 
-Children of one parent mostly begin with the same blocks. The supernet is run layer by layer, and what came out of a common
-beginning is kept, so that only the rest is computed again; the numbers are the same, bit for bit. On a CPU the images are divided
-among the threads, which for networks this small is faster than dividing every matrix product.
+Children of one parent mostly begin with the same blocks. They are evaluated a group at a time, along the tree of their beginnings,
+and what came out of a beginning is kept for the next ones; see :mod:`growtas.search.walk`. On a CPU the images are divided among
+the threads, which for networks this small is faster than dividing every matrix product.
 
 In a race (:mod:`growtas.search.racing`) all subnets see the first images, those that are still in it the next ones, and so on.
 
@@ -21,14 +21,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from growtas.errors import DataError
+from growtas.nn.siblings import SiblingLayers
 from growtas.nn.supernet import Supernet
 from growtas.search.journal import Evaluation
 from growtas.search.racing import Race
+from growtas.search.walk import Answers, Batch, Walker
 from growtas.search.workers import SharedEvaluator
 from growtas.subnet import Subnet
 from growtas.train.distributed import World
@@ -37,7 +38,9 @@ _TOKENS_A_BATCH = 4096
 """On a CPU, batches of so many tokens: the activations of a layer stay in the cache."""
 _CUDA_BATCH = 256
 _IMAGE_BYTES = 2 << 30
-_ACTIVATION_BYTES = 768 << 20
+_ACTIVATION_BYTES = 1 << 30
+GROUP = 16
+"""Subnets that go through the layers together, and come out together."""
 _FINGERPRINT_IMAGES = 32
 
 
@@ -109,7 +112,8 @@ class SubnetEvaluator:
         if first != image_shape:
             raise DataError(f"the search split's images are {first}, the supernet takes {image_shape} (channels, height, width)")
         self._block = max(self._batch, image_bytes // (4 * space.in_chans * space.image_size**2))
-        self._workers = [_Worker(self.supernet, activation_bytes // workers) for _ in range(workers)]
+        layers = SiblingLayers(self.supernet)
+        self._walkers = [Walker(self.supernet, layers, activation_bytes // workers) for _ in range(workers)]
         self._pools = (
             [ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) for _ in range(workers)] if on_cpu else []
         )
@@ -162,11 +166,15 @@ class SubnetEvaluator:
 
     def _run_part(self, running: Mapping[Subnet, _Tally], number: int) -> Iterator[tuple[Subnet, _Tally]]:
         """All subnets on one part of the images that the workers hold; each with its tally when it is done."""
-        pending = [[self._submit(i, subnet, number) for i in range(len(self._workers))] for subnet in running]
-        for (subnet, tally), answers in zip(running.items(), pending, strict=True):
+        everyone = list(running)
+        groups = [everyone[start : start + GROUP] for start in range(0, len(everyone), GROUP)]
+        pending = [[self._submit(i, group, number) for i in range(len(self._walkers))] for group in groups]
+        for group, answers in zip(groups, pending, strict=True):
             for answer in answers:
-                tally.add(*answer.result())
-            yield subnet, tally
+                for subnet, own in zip(group, answer.result(), strict=True):
+                    running[subnet].add(*own)
+            for subnet in group:
+                yield subnet, running[subnet]
 
     def _load(self, order: NDArray[np.int64] | None, start: int, stop: int, parts: Sequence[slice]) -> None:
         """Give the workers their images; nothing to do where they have them."""
@@ -175,27 +183,23 @@ class SubnetEvaluator:
         rows = np.arange(start, stop) if order is None else order[start:stop]
         images = (self._data.images(start, stop) if order is None else self._data.take(rows)).to(self._device)
         labels = self._labels[torch.from_numpy(rows).to(self._device)]
-        shares: list[list[list[_Batch]]] = [[] for _ in self._workers]
+        shares: list[list[list[Batch]]] = [[] for _ in self._walkers]
         for part in parts:
-            share = -(-(part.stop - part.start) // len(self._workers))
+            share = -(-(part.stop - part.start) // len(self._walkers))
             for i, held in enumerate(shares):
                 first, last = (min(part.start + share * n, part.stop) for n in (i, i + 1))
                 cuts = [slice(at - start, min(at + self._batch, last) - start) for at in range(first, last, self._batch)]
                 held.append([(images[cut], labels[cut], rows[cut]) for cut in cuts])
-        for worker, held in zip(self._workers, shares, strict=True):
-            worker.load(held)
+        for walker, held in zip(self._walkers, shares, strict=True):
+            walker.load(held)
         self._loaded = (start, stop, order)
 
-    def _submit(self, index: int, subnet: Subnet, part: int) -> Future[tuple[NDArray[np.int64], Tensor, Tensor]]:
+    def _submit(self, index: int, group: Sequence[Subnet], part: int) -> Future[list[Answers]]:
         if self._pools:
-            return self._pools[index].submit(self._workers[index].evaluate, subnet, part)
-        future: Future[tuple[NDArray[np.int64], Tensor, Tensor]] = Future()
-        future.set_result(self._workers[index].evaluate(subnet, part))
+            return self._pools[index].submit(self._walkers[index].evaluate, group, part)
+        future: Future[list[Answers]] = Future()
+        future.set_result(self._walkers[index].evaluate(group, part))
         return future
-
-
-_Batch = tuple[Tensor, Tensor, NDArray[np.int64]]
-"""Images, labels, and the images' positions in the split."""
 
 
 def by_beginning(subnets: Sequence[Subnet]) -> list[Subnet]:
@@ -241,73 +245,6 @@ class _Tally:
         total = len(self._right)
         answers = np.packbits(self._right).tobytes()
         return Evaluation(self.correct / total, float(self._losses.sum()) / total, answers=answers)
-
-
-class _Worker:
-    """Evaluates subnets on a share of the images, and keeps the activations of their beginnings.
-
-    A key is the batch, the width and the genes up to a layer. Only what comes out of attention is kept, which costs most: so twice
-    as many beginnings fit. Where memory runs out, the longest go first: the short ones are few, and shared by more subnets.
-    """
-
-    def __init__(self, supernet: Supernet, activation_bytes: int) -> None:
-        self._supernet, self._budget = supernet, activation_bytes
-        self._parts: list[list[_Batch]] = []
-        self._kept: list[dict[tuple[int, ...], Tensor]] = [{} for _ in range(2 * supernet.space.max_depth + 1)]
-        self._bytes = 0
-        self.layers_run = 0
-
-    def load(self, parts: list[list[_Batch]]) -> None:
-        self._parts = parts
-        self._bytes = 0
-        for kept in self._kept:
-            kept.clear()
-
-    @torch.inference_mode()
-    def evaluate(self, subnet: Subnet, part: int) -> tuple[NDArray[np.int64], Tensor, Tensor]:
-        """Positions of a part's images, whether each is answered right, and its cross-entropy."""
-        before = sum(map(len, self._parts[:part]))
-        rights, losses, rows = [], [], [np.empty(0, np.int64)]
-        for index, (images, labels, positions) in enumerate(self._parts[part], start=before):
-            logits = self._supernet.classify(self._tokens(index, images, subnet)).float()
-            rights.append(logits.argmax(dim=1) == labels)
-            losses.append(F.cross_entropy(logits, labels, reduction="none"))
-            rows.append(positions)
-        if not rights:
-            return rows[0], torch.empty(0, dtype=torch.bool), torch.empty(0)
-        return np.concatenate(rows), torch.cat(rights).cpu(), torch.cat(losses).cpu()
-
-    def _tokens(self, index: int, images: Tensor, subnet: Subnet) -> Tensor:
-        """Tokens after the last block, from the longest beginning that is kept."""
-        genes = [gene for i, heads in enumerate(subnet.num_heads) for gene in (heads, subnet.hidden_dim(i))]
-        keys = [(index, subnet.embed_dim, *genes[:length]) for length in range(len(genes) + 1)]
-        x, length = None, len(genes) + 1
-        while x is None and length > 0:
-            length -= 1
-            x = self._kept[length].get(keys[length])
-        if x is None:
-            x = self._supernet.embed(images, subnet.embed_dim)
-        for step in range(length, len(genes)):
-            self.layers_run += 1
-            if step % 2:
-                x = self._supernet.mlp_layer(x, step // 2, genes[step])
-            else:
-                x = self._keep(keys, step + 1, self._supernet.attention_layer(x, step // 2, genes[step]))
-        return x
-
-    def _keep(self, path: list[tuple[int, ...]], length: int, x: Tensor) -> Tensor:
-        """Keep the activations of ``path[length]``; entries of the path itself are not dropped for it."""
-        self._kept[length][path[length]] = x
-        self._bytes += x.numel() * x.element_size()
-        for longest in range(len(self._kept) - 1, -1, -1):
-            candidates, needed = self._kept[longest], path[longest] if longest < len(path) else None
-            while self._bytes > self._budget:
-                key = next((key for key in candidates if key != needed), None)
-                if key is None:
-                    break
-                dropped = candidates.pop(key)
-                self._bytes -= dropped.numel() * dropped.element_size()
-        return x
 
 
 def make_evaluator(supernet: Supernet, data: Images, *, device: str = "cpu", world: World | None = None) -> SharedEvaluator:

@@ -1,14 +1,17 @@
-"""How fast a search evaluates the subnets of an evolution, against one subnet at a time in a plain loop."""
+"""How fast a search evaluates the subnets of an evolution, against one subnet at a time in a plain loop over image files."""
 
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from growtas import Subnet, Supernet, extract, load_space
@@ -51,13 +54,20 @@ def generations(space: SearchSpace) -> list[list[Subnet]]:
 
 
 class PlainLoop:
-    """A subnet's accuracy as it is written first: images from the data set, transformed anew, and the attention's formulas.
+    """A subnet's accuracy as it is written first: images from their files, decoded and transformed anew, and the attention's formulas.
 
     On as many threads as the evaluator has, which divides the images and sets torch's own number to 1 meanwhile.
     """
 
-    def __init__(self, supernet: Supernet, images: Subset, record: dict[str, object], attention: type[nn.Module]) -> None:
-        self._supernet, self._images, self._attention = supernet, images, attention
+    def __init__(
+        self,
+        supernet: Supernet,
+        files: Sequence[Path],
+        labels: NDArray[np.int64],
+        record: dict[str, object],
+        attention: type[nn.Module],
+    ) -> None:
+        self._supernet, self._files, self._labels, self._attention = supernet, files, torch.from_numpy(labels), attention
         self._transform, self._threads = evaluation_transform(record), torch.get_num_threads()
 
     def __call__(self, subnet: Subnet) -> float:
@@ -72,12 +82,24 @@ class PlainLoop:
         model = extract(self._supernet, subnet).eval()
         for block in model.blocks:
             block.attn = self._attention(block.attn)
-        correct, labels = 0, torch.from_numpy(self._images.labels)
-        for start in range(0, len(labels), PLAIN_BATCH):
-            rows = range(start, min(start + PLAIN_BATCH, len(labels)))
-            batch = torch.stack([self._transform(self._images.load(index)) for index in rows])
-            correct += int((model(batch).argmax(1) == labels[start : rows.stop]).sum())
-        return correct / len(labels)
+        correct = 0
+        for start in range(0, len(self._files), PLAIN_BATCH):
+            batch = torch.stack([self._transform(_decoded(file)) for file in self._files[start : start + PLAIN_BATCH]])
+            correct += int((model(batch).argmax(1) == self._labels[start : start + PLAIN_BATCH]).sum())
+        return correct / len(self._files)
+
+
+def _decoded(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        return image.convert("RGB")
+
+
+def _write(images: Subset, folder: Path) -> list[Path]:
+    """The images as PNG files, as a data set of small images mostly lies on disk."""
+    files = [folder / f"{index:04d}.png" for index in range(len(images.labels))]
+    for index, file in enumerate(files):
+        images.load(index).save(file)
+    return files
 
 
 def evaluation() -> Iterator[Entry]:
@@ -91,12 +113,19 @@ def evaluation() -> Iterator[Entry]:
     supernet, record = Supernet(space).eval(), preprocess_record(space, data)
     indices = search_indices(cut_search_split(data, 0, IMAGES))
     images = Subset(data.train, indices)
-    plain = {
-        "formulas": PlainLoop(supernet, images, record, OracleAttention),
-        "public order": PlainLoop(supernet, images, record, PublicOrderAttention),
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        files = _write(images, Path(folder))
+        plain = {
+            "formulas": PlainLoop(supernet, files, images.labels, record, OracleAttention),
+            "public order": PlainLoop(supernet, files, images.labels, record, PublicOrderAttention),
+        }
+        yield from _compared(supernet, EvaluationSet(images, record, data.class_names), plain, named)
+
+
+def _compared(supernet: Supernet, images: EvaluationSet, plain: dict[str, PlainLoop], named: str) -> Iterator[Entry]:
+    space = supernet.space
     times: dict[str, list[float]] = {name: [] for name in ("growtas", *plain)}
-    with SubnetEvaluator(supernet, EvaluationSet(images, record, data.class_names)) as evaluate:
+    with SubnetEvaluator(supernet, images) as evaluate:
         list(evaluate([sample(space, np.random.default_rng(9))]))
         for children in generations(space):
             start = time.perf_counter()
@@ -112,5 +141,8 @@ def evaluation() -> Iterator[Entry]:
     for name, title in (("formulas", "the formulas' attention"), ("public order", "the public code's order")):
         ratio = statistics.median(a / b for a, b in zip(times["growtas"], times[name], strict=True))
         yield Entry(
-            f"evaluating an evolution, growtas / plain loop with {title}", ratio, 0.2, f"{len(images)} of {named}; {detail}"
+            f"evaluating an evolution, growtas / plain loop with {title}",
+            ratio,
+            0.2,
+            f"{len(images)} PNG files of {named}; {detail}",
         )

@@ -73,51 +73,64 @@ def test_agrees_with_the_plain_forward_pass(supernet, subnets, options, monkeypa
                 assert (evaluation.accuracy, evaluation.loss) == pytest.approx(plain(supernet, images, subnet), rel=1e-5)
 
 
-@pytest.mark.parametrize("batch", [1, 5, 23])
-def test_is_the_plain_forward_pass_of_the_same_batches_bit_for_bit(supernet, subnets, batch, monkeypatch):
-    monkeypatch.setattr("growtas.search.evaluate._TOKENS_A_BATCH", 17 * batch)
+def test_a_subnet_gets_the_same_bits_in_any_company(supernet, subnets):
     images = Images()
     with SubnetEvaluator(supernet, images, threads=1) as evaluate:
-        found = dict(evaluate(subnets))
+        together = dict(evaluate(subnets))
+    with SubnetEvaluator(supernet, images, threads=2, activation_bytes=0) as evaluate:
+        # The images are divided otherwise, and with them the batches: answers are whole numbers, losses are rounded.
+        for subnet, evaluation in evaluate(subnets):
+            assert evaluation.right_answers(23).tolist() == together[subnet].right_answers(23).tolist()
+            assert evaluation.loss == pytest.approx(together[subnet].loss, rel=1e-6)
     for subnet in subnets:
-        with torch.inference_mode():
-            logits = torch.cat([supernet(pixels, subnet) for pixels in images.pixels.split(batch)])
-            losses = F.cross_entropy(logits, images.labels, reduction="none").double()
-        right = logits.argmax(1) == images.labels
-        assert found[subnet].accuracy == int(right.sum()) / 23
-        assert found[subnet].right_answers(23).tolist() == right.tolist()
-        assert found[subnet].loss == float(np.sum(losses.numpy())) / 23
+        with SubnetEvaluator(supernet, images, threads=1, activation_bytes=0) as evaluate:
+            alone = dict(evaluate([subnet]))[subnet]
+        assert (alone.accuracy, alone.loss, alone.answers) == (
+            together[subnet].accuracy,
+            together[subnet].loss,
+            together[subnet].answers,
+        )
 
 
-def test_a_common_beginning_is_computed_once_within_the_memory(supernet, monkeypatch):
+def test_a_common_beginning_is_computed_once_within_the_memory(supernet):
     block = (2, 3, 4, 2), (2.0, 3.0, 2.0, 4.0)
     first = Subnet(32, *block)
     last_ratio = Subnet(32, block[0], (2.0, 3.0, 2.0, 2.0))
     deeper = Subnet(32, (*block[0], 3), (*block[1], 2.0))
+    other_width = Subnet(48, *block)
     images = Images()
     with SubnetEvaluator(supernet, images, threads=1) as evaluate:
-        worker = evaluate._workers[0]
+        walker = evaluate._walkers[0]
         list(evaluate([first]))
-        assert worker.layers_run == 8
+        assert walker.layers_run == 8
         list(evaluate([last_ratio, deeper]))
-        # The MLP layer of the last common block runs again, the rest is shared.
-        assert worker.layers_run == 8 + 1 + 3
+        assert walker.layers_run == 8 + 1 + 2
+        list(evaluate([first, last_ratio, deeper]))
+        assert walker.layers_run == 8 + 1 + 2
+        list(evaluate([other_width]))
+        assert walker.layers_run == 8 + 1 + 2 + 8
     with SubnetEvaluator(supernet, images, threads=1, activation_bytes=0) as evaluate:
-        list(evaluate([first]))
+        walker = evaluate._walkers[0]
+        # Within a group nothing needs to be kept; the next call begins anew.
+        list(evaluate([first, last_ratio, deeper]))
+        assert walker.layers_run == 8 + 1 + 2
         list(evaluate([deeper]))
-        # Only the path of the last subnet is left.
-        assert sum(len(kept) for kept in evaluate._workers[0]._kept) <= 5
+        assert walker.layers_run == 8 + 1 + 2 + 10
 
 
-def test_memory_for_activations_is_bounded(supernet, subnets):
-    budget = 200_000
-    with SubnetEvaluator(supernet, Images(), threads=1, activation_bytes=budget) as evaluate:
+def test_memory_for_activations_is_bounded_and_holds_the_short_beginnings(supernet, subnets):
+    place = 23 * 17 * 64 * 4
+    with SubnetEvaluator(supernet, Images(), threads=1, activation_bytes=5 * place + 3) as evaluate:
+        walker = evaluate._walkers[0]
+        for chosen in (subnets, subnets[::-1]):
+            list(evaluate(chosen))
+            assert sum(len(block) for block in walker._slots._blocks) == 5
+            kept = [key for kept in walker._kept for key in kept]
+            assert len(kept) == 5
+            assert max(len(path) for _, path in kept) <= 4
+    with SubnetEvaluator(supernet, Images(), threads=1, activation_bytes=place - 1) as evaluate:
         list(evaluate(subnets))
-        worker = evaluate._workers[0]
-        held = sum(x.numel() * 4 for kept in worker._kept for x in kept.values())
-        assert held == worker._bytes
-        path = SPACE.max_depth * 23 * 17 * 64 * 4
-        assert held <= max(budget, path)
+        assert not any(evaluate._walkers[0]._kept)
 
 
 def test_images_that_fit_are_read_once_and_others_for_every_call(supernet, subnets):
@@ -141,10 +154,26 @@ def test_threads_are_set_back(supernet):
 
 
 def test_results_come_as_they_are_done(supernet, subnets):
+    more = list(dict.fromkeys([*subnets, *(sample(SPACE, np.random.default_rng(seed)) for seed in range(60))]))
+    seen = []
     with SubnetEvaluator(supernet, Images(), threads=1) as evaluate:
-        results = iter(evaluate(subnets))
-        next(results)
-        assert evaluate._workers[0].layers_run < 2 * sum(s.depth for s in subnets)
+        for _ in evaluate(more):
+            seen.append(evaluate._walkers[0].layers_run)
+            # As a slow reader would: the thread may have gone on with the next groups, but not past the end.
+    assert len(seen) == len(more)
+    assert len(set(seen)) > 1
+
+
+def test_a_place_in_use_is_not_given_away(supernet, monkeypatch):
+    """With room for three nodes, all of them starts of the walk, what the walk computes has nowhere to go, and spoils nothing."""
+    rng = np.random.default_rng(5)
+    parents = [sample(SPACE, rng) for _ in range(3)]
+    children = list(dict.fromkeys(mutate(SPACE, parents[i % 3], rng) for i in range(30)))
+    images = Images()
+    with SubnetEvaluator(supernet, images, threads=1, activation_bytes=3 * 23 * 17 * 64 * 4) as evaluate:
+        for chosen in (parents, children, parents, children[::-1]):
+            for subnet, evaluation in evaluate(chosen):
+                assert (evaluation.accuracy, evaluation.loss) == pytest.approx(plain(supernet, images, subnet), rel=1e-5)
 
 
 @pytest.mark.parametrize(

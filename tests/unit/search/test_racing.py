@@ -91,13 +91,20 @@ def search(path, evaluate, seed, *, exact=False, die_after=None):
     return evolve(SPACE, scorer, every, np.random.default_rng(seed), CONFIG), scorer, journal
 
 
+def same(ranked, others):
+    """Whether both have the same subnets in the same order, with the same accuracies, and losses up to rounding in other batches."""
+    if [(s, score[0], score[2]) for s, score in ranked] != [(s, score[0], score[2]) for s, score in others]:
+        return False
+    return [score[1] for _, score in ranked] == pytest.approx([score[1] for _, score in others], rel=1e-6)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_racing_finds_what_an_exact_search_finds(tmp_path, evaluate, seed):
     exact, _, full = search(tmp_path / "exact", evaluate, seed, exact=True)
     raced, scorer, journal = search(tmp_path / "raced", evaluate, seed)
-    assert raced.ranked[: CONFIG.parents] == exact.ranked[: CONFIG.parents]
+    assert same(raced.ranked[: CONFIG.parents], exact.ranked[: CONFIG.parents])
     assert {subnet for subnet, _ in raced.ranked} == {subnet for subnet, _ in exact.ranked}
-    assert [generation.best for generation in raced.history] == [generation.best for generation in exact.history]
+    assert same([generation.best for generation in raced.history], [generation.best for generation in exact.history])
     dropped = [subnet for subnet, score in raced.ranked if score[0] == DROPPED]
     assert scorer.dropped == len(dropped) > 5
     worst = exact.ranked[CONFIG.parents - 1][1][0]
@@ -107,9 +114,9 @@ def test_racing_finds_what_an_exact_search_finds(tmp_path, evaluate, seed):
         assert found.seen < IMAGES
         assert journal.get(subnet) is None
         assert full.get(subnet).accuracy < worst
-    # What is not dropped has the very numbers of the exact search, and ranks above what is.
+    # What is not dropped has the numbers of the exact search, and ranks above what is.
     kept = [(subnet, score) for subnet, score in raced.ranked if score[0] != DROPPED]
-    assert kept == [item for item in exact.ranked if item[0] not in set(dropped)]
+    assert same(kept, [item for item in exact.ranked if item[0] not in set(dropped)])
     assert list(raced.ranked[: len(kept)]) == kept
 
 
@@ -157,8 +164,8 @@ def test_a_later_exact_search_evaluates_in_full_what_was_dropped(tmp_path, evalu
     raced, first, _ = search(tmp_path / "j", evaluate, 2)
     exact, scorer, journal = search(tmp_path / "j", evaluate, 2, exact=True)
     assert scorer.evaluated == first.dropped > 0
-    assert exact.ranked[:4] == raced.ranked[:4]
-    assert exact == search(tmp_path / "alone", evaluate, 2, exact=True)[0]
+    assert same(exact.ranked[:4], raced.ranked[:4])
+    assert same(exact.ranked, search(tmp_path / "alone", evaluate, 2, exact=True)[0].ranked)
     # The race, repeated, goes the same way, though everything is known in full by now.
     again, scorer, _ = search(tmp_path / "j", evaluate, 2)
     assert again == raced
