@@ -27,8 +27,8 @@ from tests.benchmarks.feeding import fashion_mnist
 from tests.benchmarks.models import OracleAttention, PublicOrderAttention
 from tests.benchmarks.timing import Entry
 
-IMAGES, GENERATIONS, POPULATION, PLAIN_BATCH = 300, 8, 50, 256
-"""As many images as the search split of digits has."""
+IMAGES, GENERATIONS, POPULATION, PLAIN_BATCH = 300, 20, 50, 256
+"""As many images as the search split of digits has, and the evolution that `growtas search` runs."""
 PLAIN_SUBNETS = 2
 """Subnets of a generation that a plain loop evaluates: it takes as long for each."""
 
@@ -54,7 +54,7 @@ def generations(space: SearchSpace) -> list[list[Subnet]]:
 
 
 class PlainLoop:
-    """A subnet's accuracy as it is written first: images from their files, decoded and transformed anew, and the attention's formulas.
+    """A subnet's accuracy as it is written first: image files, decoded and transformed anew, and the attention's formulas.
 
     On as many threads as the evaluator has, which divides the images and sets torch's own number to 1 meanwhile.
     """

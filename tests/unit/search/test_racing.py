@@ -92,7 +92,7 @@ def search(path, evaluate, seed, *, exact=False, die_after=None):
 
 
 def same(ranked, others):
-    """Whether both have the same subnets in the same order, with the same accuracies, and losses up to rounding in other batches."""
+    """Whether both have the same subnets in the same order with the same accuracies, and losses up to rounding."""
     if [(s, score[0], score[2]) for s, score in ranked] != [(s, score[0], score[2]) for s, score in others]:
         return False
     return [score[1] for _, score in ranked] == pytest.approx([score[1] for _, score in others], rel=1e-6)
