@@ -45,7 +45,8 @@ class Latency:
         ms: milliseconds for one batch.
         kind: ``measured``, or ``modelled`` for whatever was not timed.
         conditions: device, percentile, batch, precision and runtime.
-        relative_uncertainty: half width of the interval around a modelled number; None for a measured one.
+        relative_uncertainty: half width of the interval around the number; of a measured one the margin that it was judged with, or
+            None.
     """
 
     ms: float
@@ -54,7 +55,7 @@ class Latency:
     relative_uncertainty: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form, with the interval in milliseconds where the number is modelled."""
+        """The JSON form, with the interval in milliseconds where the number has one."""
         c = self.conditions
         data: dict[str, Any] = {
             "ms": self.ms,
