@@ -7,6 +7,8 @@
     ├── ParityError             an artifact does not compute what it should
     ├── MissingExtra            an optional package is not installed
     ├── TrainingError           training can't go on (a loss that is not finite)
+    ├── WorkerError             a process of a search failed, or is gone
+    ├── UnsteadyMachine         too busy to measure latencies (growtas.latency.campaign)
     └── UsageError              exit code 2: the input is wrong
         ├── SpaceError          a search space (name, YAML file, field)
         ├── SubnetError         a subnet that the space doesn't hold
@@ -42,6 +44,10 @@ class ParityError(GrowtasError):
 
 class TrainingError(GrowtasError):
     """Training can't go on, for example because the loss is not finite."""
+
+
+class WorkerError(GrowtasError):
+    """A process of a search could not evaluate what it was dealt, or is gone."""
 
 
 class MissingExtra(GrowtasError):

@@ -12,7 +12,8 @@
         checkpoints/epoch-0010/ supernet.safetensors, trainer.safetensors, state.json; epoch-0010-batch-000200 within epoch 11
         checkpoints/best-...    supernet.safetensors of the epoch with the highest mean accuracy of the three followed subnets
         tensorboard/            event files, where they were asked for
-        search/                 journal.jsonl, result.json, subnet.json
+        search/                 journal.jsonl, result.json, subnet.json, report.html, search.png (with matplotlib), front.json (of a
+                                front), cpu-timings.jsonl (of --device cpu)
         export/                 model.safetensors, NAME.onnx, NAME.plan, each with its .json manifest
         bench/                  bench.json
 """

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growtas.cli.output import note
+import typer
+
+from growtas.cli.output import MAIN, note
 
 if TYPE_CHECKING:
+    from growtas.cli.search_load import Loaded
     from growtas.cli.search_plan import Device
     from growtas.runs import Run
     from growtas.search.evolution import EvolutionConfig
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
     from growtas.search.limits import Limits
     from growtas.search.search import Outcome, Search
     from growtas.search.targets import Target
+    from growtas.search.workers import Crew
     from growtas.space import SearchSpace
 
 
@@ -54,35 +60,50 @@ class Job:
         self.request = request
 
     def search(self) -> tuple[Found, dict[str, Any]]:
-        """Search, write the results, and return the subnet found and what ``--json`` prints."""
-        import torch
+        """Search, write the results, and return the subnet found and what ``--json`` prints.
 
-        from growtas.checkpoint import load_supernet
+        Of several processes that torchrun started only process 0 returns; the others evaluate for it.
+
+        Raises:
+            typer.Exit: on the others, when process 0 is done, or has failed: it has said why.
+        """
+        from growtas.search.workers import crew
+
+        with crew() as world:
+            if world.is_main:
+                return self._lead(world)
+            self._serve(world)
+        raise typer.Exit
+
+    def _lead(self, world: Crew) -> tuple[Found, dict[str, Any]]:
         from growtas.cli.search_live import EvolutionTable
-        from growtas.data.evaluation import search_set
-        from growtas.files import ensure_writable, sha256
-        from growtas.search.evaluate import SubnetEvaluator, fingerprint
+        from growtas.errors import WorkerError
+        from growtas.files import ensure_writable
+        from growtas.search.evaluate import make_evaluator
         from growtas.search.journal import Journal
         from growtas.search.racing import Racing
         from growtas.search.scoring import Scorer
 
         r = self.request
-        ensure_writable(r.out)
-        modelled = self._modelled()
-        checkpoint = r.run.supernet
-        supernet, digest = load_supernet(checkpoint), sha256(checkpoint)
-        images = search_set(r.run, data=r.data, data_dir=r.data_dir)
-        if r.limit_images is not None:
-            images = images.subset(r.limit_images)
-        description = {"data": r.data or r.run.info["data"], "preprocess": r.run.info["preprocess"]}
-        data_digest = fingerprint(images, description)
-        search = self._plan(modelled)
-        journal = Journal(r.out / "journal.jsonl", digest, data_digest, self._settings())
-        torch_device = "cuda" if torch.cuda.is_available() else "cpu"
-        started = time.perf_counter()
         try:
+            ensure_writable(r.out)
+            modelled = self._modelled()
+            # A training that goes on writes newer ones meanwhile.
+            loaded = self._load(r.run.supernet)
+            if world.size > 1:
+                loaded.decode()
+            search = self._plan(modelled)
+            journal = Journal(r.out / "journal.jsonl", loaded.digest, loaded.data_digest, self._settings(), self._others())
+            evaluator = make_evaluator(loaded.supernet, loaded.images, device=world.device, world=world)
+        except Exception:
+            with contextlib.suppress(WorkerError):
+                world.share(None)
+            raise
+        images, started = loaded.images, time.perf_counter()
+        try:
+            world.share((loaded.checkpoint, loaded.digest, loaded.data_digest))
             with (
-                SubnetEvaluator(supernet, images, device=torch_device) as evaluate,
+                evaluator as evaluate,
                 EvolutionTable(r.config.generations, r.config.population, hidden=r.hidden) as table,
             ):
                 # A front wants every accuracy, and so do finalists that may miss a measured limit: the next best is wanted then.
@@ -90,24 +111,64 @@ class Job:
                 racing = None if exact else Racing(r.config.parents, len(images))
                 scorer = Scorer(r.space, evaluate, journal, table.evaluated, racing)
                 outcome = search.run(scorer, r.config, r.seed, table.generation, table.finalist)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, WorkerError):
             note(f"{len(journal)} evaluations are kept in {journal.path}; the same command goes on from there")
             raise
+        if journal.borrowed:
+            counts = {journal.path: scorer.reused - sum(journal.borrowed.values()), **journal.borrowed}
+            note(f"evaluations reused: {_counted(counts)}")
         more = {
-            "images": {"split": "search", "count": len(images), "fingerprint": data_digest},
+            "images": {"split": "search", "count": len(images), "fingerprint": loaded.data_digest},
             "exact": exact,
             "evaluated": scorer.evaluated,
             "dropped": scorer.dropped,
             "reused": scorer.reused,
-            "evaluated_on": torch_device,
+            "reused_from_others": {str(path): count for path, count in journal.borrowed.items()},
+            "evaluated_on": world.device.partition(":")[0],
+            "processes": world.size,
             "seconds": time.perf_counter() - started,
         }
-        return outcome.found, self._write(search, outcome, digest, more)
+        return outcome.found, self._write(search, outcome, loaded.checkpoint, loaded.digest, more)
+
+    def _serve(self, world: Crew) -> None:
+        """On a process that is not the first: evaluate what process 0 deals out. Every failure is process 0's to tell."""
+        from growtas.errors import CheckpointError, WorkerError
+        from growtas.search.evaluate import make_evaluator
+        from growtas.search.workers import SharedEvaluator, Unfit
+
+        try:
+            # Process 0 may measure this machine first, and decodes the images into the cache: nothing is loaded before it is done.
+            message = world.share(None)
+            if message is None:
+                return
+            checkpoint, *digests = message
+            try:
+                loaded = self._load(checkpoint)
+                if [loaded.digest, loaded.data_digest] != digests:
+                    raise CheckpointError(f"{checkpoint} or the images differ from those of process 0")
+                evaluator = make_evaluator(loaded.supernet, loaded.images, device=world.device, world=world)
+            except Exception as error:
+                evaluator = SharedEvaluator(Unfit(error), world)
+            with evaluator as evaluate:
+                evaluate.serve()
+        except WorkerError:
+            raise typer.Exit(1) from None
+
+    def _load(self, checkpoint: Path) -> Loaded:
+        from growtas.cli.search_load import load
+
+        r = self.request
+        return load(r.run, checkpoint, data=r.data, data_dir=r.data_dir, limit_images=r.limit_images)
+
+    def _others(self) -> list[Path]:
+        """The journals of all searches in the run's folder."""
+        return sorted(self.request.run.path.glob("search*/journal.jsonl"))
 
     def replay(self) -> tuple[Found, dict[str, Any]]:
-        """Choose among what the journal holds; as :meth:`search`, but nothing is evaluated.
+        """Choose among what the run's journals hold; as :meth:`search`, but nothing is evaluated, by process 0 alone.
 
         Raises:
+            typer.Exit: on the other processes of torchrun.
             UsageError: the journal does not hold what is needed.
             LimitError: no recorded subnet meets the limits.
         """
@@ -115,10 +176,13 @@ class Job:
         from growtas.files import ensure_writable, sha256
         from growtas.search.replay import ENOUGH, Recorded
 
+        if not MAIN:
+            raise typer.Exit
         r, started = self.request, time.perf_counter()
         ensure_writable(r.out)
-        digest = sha256(r.run.supernet)
-        recorded = Recorded.read(r.out / "journal.jsonl", digest)
+        checkpoint = r.run.supernet
+        digest = sha256(checkpoint)
+        recorded = Recorded.read(r.out / "journal.jsonl", digest, self._others())
         search = self._plan(self._modelled())
         result, scores = recorded.ranked(r.space, search.feasible()), recorded.scores(r.space)
 
@@ -134,9 +198,13 @@ class Job:
         outcome = search.choose(result, known)
         legal = len(result.ranked)
         enough = legal >= ENOUGH
+        if recorded.lent:
+            counts = {recorded.path: len(recorded.evaluations) - sum(recorded.lent.values()), **recorded.lent}
+            note(f"recorded evaluations: {_counted(counts)}")
+        holder = "the run's journals hold" if recorded.lent else "the journal holds"
         if not enough:
             note(
-                f"the journal holds only {legal} subnets within these limits (of {len(scores)}), fewer than {ENOUGH}: "
+                f"{holder} only {legal} subnets within these limits (of {len(scores)}), fewer than {ENOUGH}: "
                 "a search without --replay would likely find a better one"
             )
         more = {
@@ -144,10 +212,11 @@ class Job:
             "evaluated": 0,
             "dropped": 0,
             "reused": len(scores),
+            "reused_from_others": {str(path): count for path, count in recorded.lent.items()},
             "replay": {"journal": str(recorded.path), "recorded": len(scores), "legal": legal, "enough": enough},
             "seconds": time.perf_counter() - started,
         }
-        return outcome.found, self._write(search, outcome, digest, more)
+        return outcome.found, self._write(search, outcome, checkpoint, digest, more)
 
     def _modelled(self) -> dict[str, Target]:
         """Targets that are not at hand; before anything slow, since infeasible limits raise here."""
@@ -186,7 +255,7 @@ class Job:
             "population": r.config.population,
         }
 
-    def _write(self, search: Search, outcome: Outcome, digest: str, more: dict[str, Any]) -> dict[str, Any]:
+    def _write(self, search: Search, outcome: Outcome, checkpoint: Path, digest: str, more: dict[str, Any]) -> dict[str, Any]:
         from growtas.cli.search_view import latency_note
         from growtas.files import write_json
         from growtas.search.front import front_report
@@ -197,7 +266,7 @@ class Job:
         report: dict[str, Any] = {
             "run": str(r.run.path),
             "run_chosen": r.said,
-            "checkpoint": str(r.run.supernet),
+            "checkpoint": str(checkpoint),
             "checkpoint_sha256": digest,
             **settings,
             **more,
@@ -220,3 +289,7 @@ class Job:
         write_json(files["subnet"], {**subnet, "space": r.run.space.name, "checkpoint_sha256": digest})
         drawn.write(files["report"], files.get("picture"))
         return report
+
+
+def _counted(counts: Mapping[Path, int]) -> str:
+    return ", ".join(f"{count} from {path}" for path, count in counts.items() if count)

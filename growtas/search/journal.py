@@ -2,6 +2,9 @@
 
 A search is a function of its seed, and evaluating a subnet is a function of the checkpoint and the images. So resuming needs no
 saved state: the same command runs again, and what the journal knows of the same checkpoint and images is not evaluated again.
+
+Other journals can lend theirs. What was in them when a search began is written in its header, and only that is lent when it goes
+on: a subnet that the search would have dropped from a race ranks otherwise once its whole accuracy is known.
 """
 
 from __future__ import annotations
@@ -9,7 +12,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import json
 import math
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,9 +71,10 @@ class Journal:
     Args:
         path: the file; made if absent. A torn last line, as a killed process leaves it, is dropped.
         checkpoint_sha256, data_fingerprint: what is evaluated, and on which images; only lines of both are reused.
-        header: anything else that a reader should know (limits, seed); written as a line of its own.
+        header: anything else that a reader should know (limits, seed); written as a line of its own. The same header again is the
+            same search, which goes on.
         others: journals of other searches, from which complete evaluations of both are reused too; only read. One that can't be
-            read counts as empty.
+            read counts as empty. A search that goes on borrows what they held when it began.
 
     Raises:
         CheckpointError: a line in the middle is not the journal's.
@@ -86,27 +93,41 @@ class Journal:
         self._key = hashlib.sha256(f"{checkpoint_sha256} {data_fingerprint}".encode()).hexdigest()[:16]
         ensure_writable(self.path.parent)
         drop_torn_line(self.path)
-        self._known: dict[Subnet, Evaluation] = {}
-        self._dropped: dict[Subnet, tuple[int, Evaluation]] = {}
-        for other in others:
-            if Path(other).resolve() != self.path.resolve():
-                with contextlib.suppress(CheckpointError, OSError, UnicodeDecodeError):
-                    self._known |= self._read(Path(other))[0]
-        known, self._dropped = self._read(self.path)
-        self._known |= known
+        head = {"type": "header", "key": self._key, "checkpoint_sha256": checkpoint_sha256, "data_fingerprint": data_fingerprint}
+        # As JSON gives it back, to be compared with what is in the file.
+        self._header: dict[str, Any] = json.loads(json.dumps({**head, **header}))
+        lines = read_json_lines(self.path)
+        self._known, self._dropped = self._read(self.path, lines)
+        self._lent: dict[Subnet, tuple[Evaluation, Path]] = {}
+        self._borrowed: dict[Subnet, Path] = {}
+        lenders = self._lenders(lines, [Path(other) for other in others])
+        for other, size in lenders.items():
+            with contextlib.suppress(CheckpointError, OSError, UnicodeDecodeError):
+                for subnet, evaluation in self._read(other, _lines_within(other, size))[0].items():
+                    self._lent.setdefault(subnet, (evaluation, other))
         self._append(
-            {
-                "type": "header",
-                "key": self._key,
-                "checkpoint_sha256": checkpoint_sha256,
-                "data_fingerprint": data_fingerprint,
-                **header,
-            }
+            {**self._header, **({"others": {self._name(path): size for path, size in lenders.items()}} if lenders else {})}
         )
 
-    def _read(self, path: Path) -> tuple[dict[Subnet, Evaluation], dict[Subnet, tuple[int, Evaluation]]]:
+    def _lenders(self, lines: Iterable[Any], others: Iterable[Path]) -> dict[Path, int]:
+        """The other journals, and how many of their bytes count: all that are there, or were when a search that goes on began."""
+        here = {self._name(path): path for path in others if path.resolve() != self.path.resolve()}
+        for line in lines:
+            if all(line.get(key) == value for key, value in self._header.items()):
+                began = line.get("others")
+                if not isinstance(began, dict):
+                    return {}
+                return {path: size for name, path in here.items() if isinstance(size := began.get(name), int)}
+        with_size = {path: path.stat().st_size for path in here.values() if path.is_file()}
+        return {path: size for path, size in with_size.items() if size}
+
+    def _name(self, other: Path) -> str:
+        """Another journal as the header names it, from this one's folder on: a run may be moved."""
+        return Path(os.path.relpath(other.resolve(), self.path.parent.resolve())).as_posix()
+
+    def _read(self, path: Path, lines: Iterable[Any]) -> tuple[dict[Subnet, Evaluation], dict[Subnet, tuple[int, Evaluation]]]:
         known, dropped = dict[Subnet, Evaluation](), dict[Subnet, tuple[int, Evaluation]]()
-        for number, line in enumerate(read_json_lines(path), start=1):
+        for number, line in enumerate(lines, start=1):
             try:
                 if line["type"] not in ("evaluation", "dropped") or line["key"] != self._key:
                     continue
@@ -129,8 +150,13 @@ class Journal:
             dropped[subnet] = needed, evaluation
 
     def __len__(self) -> int:
-        """Subnets evaluated, or dropped from a race, with this checkpoint and these images."""
+        """Subnets evaluated, or dropped from a race, with this checkpoint and these images; without what others lend."""
         return len(self._known.keys() | self._dropped.keys())
+
+    @property
+    def borrowed(self) -> dict[Path, int]:
+        """How many subnets :meth:`get` has answered from each of the other journals."""
+        return dict(Counter(self._borrowed.values()))
 
     def get(self, subnet: Subnet, needed: int | None = None) -> Evaluation | None:
         """The recorded evaluation, if there is one.
@@ -141,7 +167,10 @@ class Journal:
         """
         if needed is not None and subnet in self._dropped and self._dropped[subnet][0] <= needed:
             return self._dropped[subnet][1]
-        return self._known.get(subnet)
+        if subnet in self._known or subnet not in self._lent:
+            return self._known.get(subnet)
+        evaluation, self._borrowed[subnet] = self._lent[subnet]
+        return evaluation
 
     def record(self, subnet: Subnet, evaluation: Evaluation, *, needed: int | None = None, **extra: Any) -> None:
         """Append an evaluation; it is on disk when this returns.
@@ -169,3 +198,18 @@ class Journal:
             append_json_line(self.path, line)
         except OSError as error:
             raise OutputError(f"{self.path}: the search journal can't be written ({error.strerror})") from None
+
+
+def _lines_within(path: Path, size: int) -> list[Any]:
+    """The whole lines within a file's first bytes.
+
+    Raises:
+        CheckpointError: one is not JSON.
+        OSError, UnicodeDecodeError: it can't be read, or is not text.
+    """
+    with open(path, "rb") as file:
+        content = file.read(size)
+    try:
+        return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].decode().split("\n") if line]
+    except json.JSONDecodeError:
+        raise CheckpointError(f"{path}: a line is not JSON") from None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
-from growtas.errors import CheckpointError, LimitError, UsageError
+from growtas.errors import CheckpointError, LimitError, SubnetError, UsageError
 from growtas.files import read_json_lines
 from growtas.sampling import Feasible
 from growtas.search.evolution import EvolutionResult
@@ -23,41 +26,54 @@ ENOUGH = 50
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a journal knows of one checkpoint on one set of images.
+    """What journals know of one checkpoint on one set of images.
 
     Attributes:
-        path: the journal.
-        evaluations: every subnet that was evaluated in full, in the order of evaluation.
+        path: the journal that was asked for.
+        evaluations: every subnet that was evaluated in full, in the order of evaluation, those of other journals last.
         data_fingerprint: the images; of several sets the one of the last search.
+        lent: how many of the evaluations are from which other journal.
     """
 
     path: Path
     evaluations: dict[Subnet, Evaluation]
     data_fingerprint: str
+    lent: Mapping[Path, int] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path, checkpoint_sha256: str) -> Recorded:
-        """Read a journal without changing it; a torn last line counts nothing.
+    def read(cls, path: Path, checkpoint_sha256: str, others: Iterable[Path] = ()) -> Recorded:
+        """Read journals without changing them; a torn last line counts nothing.
+
+        Args:
+            others: journals that are read too. A complete evaluation of the same checkpoint on the same images is worth the same
+                wherever it was made. Which images, the first journal says that knows the checkpoint. Of the others, one that can't
+                be read counts as empty.
 
         Raises:
-            UsageError: there is no journal, or it holds nothing of this checkpoint.
-            CheckpointError: a line is not a journal's.
+            UsageError: there is no journal, or none holds anything of this checkpoint.
+            CheckpointError: a line of the journal itself is not a journal's.
         """
-        if not path.is_file():
+        journals: dict[Path, list[Any]] = {}
+        if path.is_file():
+            journals[path] = _lines(path)
+        for other in others:
+            if other.resolve() != path.resolve() and other.is_file():
+                with contextlib.suppress(CheckpointError):
+                    journals[other] = _lines(other)
+        if not journals:
             raise UsageError(f"{path}: no journal to replay; search without --replay first")
-        try:
-            lines = list(read_json_lines(path))
-            headers = [line for line in lines if line["type"] == "header" and line["checkpoint_sha256"] == checkpoint_sha256]
-            if not headers:
-                raise UsageError(f"{path}: the journal holds nothing of the run's newest checkpoint; search without --replay first")
-            key, evaluations = headers[-1]["key"], {}
-            for line in lines:
-                if line["type"] == "evaluation" and line["key"] == key:
-                    loss = math.inf if line["loss"] is None else float(line["loss"])
-                    evaluations[Subnet.from_dict(line["subnet"])] = Evaluation(float(line["accuracy"]), loss)
-        except (KeyError, TypeError, ValueError):
-            raise CheckpointError(f"{path}: not a search journal; move the file away to start anew") from None
-        return cls(path, evaluations, str(headers[-1]["data_fingerprint"]))
+        headers = [_last_header(lines, checkpoint_sha256) for lines in journals.values()]
+        header = next((header for header in headers if header), None)
+        if header is None:
+            raise UsageError(f"{path}: the journal holds nothing of the run's newest checkpoint; search without --replay first")
+        found, lent = dict[Subnet, Evaluation](), dict[Path, int]()
+        for journal, lines in journals.items():
+            with contextlib.nullcontext() if journal == path else contextlib.suppress(CheckpointError):
+                new = {s: e for s, e in _evaluations(journal, lines, header["key"]).items() if s not in found}
+                found |= new
+                if journal != path and new:
+                    lent[journal] = len(new)
+        return cls(path, found, str(header["data_fingerprint"]), lent)
 
     def scores(self, space: SearchSpace) -> dict[Subnet, Score]:
         """The scores of all recorded subnets that are choices of the space."""
@@ -78,8 +94,42 @@ class Recorded:
         legal = feasible(SubnetBatch.from_subnets(list(scores))).tolist() if scores else list[bool]()
         kept = [item for item, stays in zip(scores.items(), legal, strict=True) if stays]
         if not kept:
+            more = " and other journals of the run" if self.lent else ""
             raise LimitError(
-                f"none of the {len(scores)} subnets in {self.path} meets the limits; "
+                f"none of the {len(scores)} subnets in {self.path}{more} meets the limits; "
                 "search without --replay to evaluate some that do"
             )
         return EvolutionResult(tuple(sorted(kept, key=lambda item: item[1], reverse=True)), ())
+
+
+def _lines(path: Path) -> list[Any]:
+    """Raises CheckpointError where it is no journal."""
+    try:
+        lines = read_json_lines(path)
+        for line in lines:
+            if line["type"] == "header" and not line.keys() >= {"checkpoint_sha256", "key", "data_fingerprint"}:
+                raise _no_journal(path)
+    except (KeyError, TypeError, AttributeError, OSError, UnicodeDecodeError):
+        raise _no_journal(path) from None
+    return lines
+
+
+def _last_header(lines: Iterable[Any], checkpoint_sha256: str) -> dict[str, Any] | None:
+    of_it = [line for line in lines if line["type"] == "header" and line["checkpoint_sha256"] == checkpoint_sha256]
+    return of_it[-1] if of_it else None
+
+
+def _evaluations(path: Path, lines: Iterable[Any], key: str) -> dict[Subnet, Evaluation]:
+    evaluations: dict[Subnet, Evaluation] = {}
+    try:
+        for line in lines:
+            if line["type"] == "evaluation" and line["key"] == key:
+                loss = math.inf if line["loss"] is None else float(line["loss"])
+                evaluations[Subnet.from_dict(line["subnet"])] = Evaluation(float(line["accuracy"]), loss)
+    except (KeyError, TypeError, ValueError, SubnetError):
+        raise _no_journal(path) from None
+    return evaluations
+
+
+def _no_journal(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path}: not a search journal; move the file away to start anew")

@@ -84,3 +84,34 @@ def test_what_is_no_journal_is_said(tmp_path):
     (tmp_path / "j").write_text(json.dumps({"type": "header", "checkpoint_sha256": "checkpoint"}) + "\n")
     with pytest.raises(CheckpointError, match="not a search journal"):
         Recorded.read(tmp_path / "j", "checkpoint")
+
+
+def test_other_journals_of_the_same_images_are_read_too(tmp_path):
+    paths = [tmp_path / name for name in ("own", "other", "foreign", "damaged", "absent")]
+    own, other, foreign = (Journal(path, "checkpoint", images, {}) for path, images in zip(paths, ("i", "i", "j"), strict=False))
+    own.record(MICRO.smallest, Evaluation(0.3, 1.0))
+    other.record(MICRO.smallest, Evaluation(0.4, 1.0))
+    other.record(MICRO.largest, Evaluation(0.5, 1.0))
+    foreign.record(MICRO.middle(), Evaluation(0.6, 1.0))
+    paths[3].write_text("nonsense\n{}\n")
+    recorded = Recorded.read(paths[0], "checkpoint", paths)
+    assert recorded.evaluations == {MICRO.smallest: Evaluation(0.3, 1.0), MICRO.largest: Evaluation(0.5, 1.0)}
+    assert (recorded.lent, recorded.data_fingerprint) == ({paths[1]: 1}, "i")
+    with pytest.raises(LimitError, match="none of the 2 subnets in .*own and other journals of the run meets"):
+        recorded.ranked(MICRO, Limits(max_params=1).feasible(MICRO))
+    # Without an own one the first other journal that knows the checkpoint says which images.
+    recorded = Recorded.read(tmp_path / "new", "checkpoint", [paths[3], paths[2], paths[1]])
+    assert (recorded.evaluations, recorded.data_fingerprint) == ({MICRO.middle(): Evaluation(0.6, 1.0)}, "j")
+    # The journal itself has to be whole.
+    with pytest.raises(CheckpointError):
+        Recorded.read(paths[3], "checkpoint", paths)
+
+
+def test_an_entry_that_is_damaged_is_said_of_the_own_journal_only(tmp_path):
+    for name in ("own", "other"):
+        Journal(tmp_path / name, "checkpoint", "images", {}).record(MICRO.smallest, Evaluation(0.3, 1.0))
+    damaged = tmp_path / "other"
+    damaged.write_text(damaged.read_text().replace('"accuracy": 0.3', '"accuracy": "x"'))
+    assert Recorded.read(tmp_path / "own", "checkpoint", [damaged]).lent == {}
+    with pytest.raises(CheckpointError, match="not a search journal"):
+        Recorded.read(damaged, "checkpoint", [tmp_path / "own"])

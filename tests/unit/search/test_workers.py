@@ -10,9 +10,11 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
+from growtas.errors import DeviceError
 from growtas.search.journal import Evaluation
-from growtas.search.workers import SharedEvaluator
+from growtas.search.workers import SharedEvaluator, Unfit, crew
 from growtas.space import PRESETS
 from growtas.train.distributed import World
 
@@ -142,3 +144,54 @@ def test_it_is_closed_after_an_error(error):
     with pytest.raises(error), SharedEvaluator(local, World()):
         raise error
     assert local.closed
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (2, "cuda")])
+def test_alone_a_process_takes_what_there_is(monkeypatch, gpus, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with crew() as world:
+        assert (world.rank, world.size, world.device, world.share(7), world.gather(8)) == (0, 1, device, 7, [8])
+
+
+def test_each_process_needs_a_gpu_of_its_own_where_there_are_some(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with (
+        pytest.raises(DeviceError, match="has 2 GPUs for 3 processes, and each needs its own; give torchrun --nproc-per-node 2"),
+        crew(),
+    ):
+        pass
+    # The first process of the machine has said it.
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as silent, crew():
+        pass
+    assert silent.value.code == 0
+
+
+GPUS = """
+import json, sys, torch
+taken = []
+torch.cuda.is_available, torch.cuda.device_count, torch.cuda.set_device = lambda: True, lambda: 2, taken.append
+from growtas.search.workers import crew
+with crew() as world:
+    sys.stdout.write(json.dumps([world.device, taken, world.gather(world.device), torch.distributed.get_backend()]))
+"""
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch):
+    # Without a GPU only what they would choose can be seen.
+    monkeypatch.setattr("tests.unit.search.test_workers.PROGRAM", GPUS)
+    first, second = (json.loads(out) for out, _ in start(2))
+    assert first == ["cuda:0", [0], ["cuda:0", "cuda:1"], "gloo"]
+    assert second == ["cuda:1", [1], [], "gloo"]
+
+
+def test_an_unfit_process_says_why():
+    evaluate = SharedEvaluator(Unfit(ValueError("no such file")), World())
+    with pytest.raises(ValueError, match="no such file"):
+        list(evaluate([MICRO.smallest]))
