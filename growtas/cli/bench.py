@@ -48,6 +48,8 @@ def bench(
     with _progress(hidden=json_) as step:
         report = run_bench(paths, options, note=note, step=step)
     report["run"] = str(run_folder) if run_folder else None
+    for artifact, path in zip(report["artifacts"], paths, strict=True):
+        artifact["limits"] = _limits(path, _run_of(path), artifact)
     if report_file is not None:
         write_json(report_file, report)
     if json_:
@@ -123,24 +125,70 @@ def _not_runnable_line(artifact: dict[str, Any]) -> str:
     return said + (f", for {', '.join(artifact['targets'])}" if artifact["targets"] else "")
 
 
+def _limits(path: Path, run: Path | None, artifact: dict[str, Any]) -> list[dict[str, Any]]:
+    """The search's latency limits, one a device, each compared with what was measured on that device alone.
+
+    A manifest knows the first device's; the others are in the subnet file that was exported, where it still lies in the run.
+    """
+    from growtas.export.bench import check_limit
+    from growtas.export.manifest import read_manifest
+
+    manifest = read_manifest(path, verify=False) or {}
+    search = manifest.get("search")
+    if not isinstance(search, dict):
+        return []
+    latencies = search.get("latencies") or (_subnet_file(run, manifest, search) if run else {}).get("latencies")
+    if not latencies:
+        return [artifact["limit"]] if artifact["limit"] else []
+    asked = [
+        {
+            "limits": {"max_latency_ms": latency["max_latency_ms"]},
+            "device": latency["device"],
+            "latency": latency["measured"] or latency["predicted"],
+        }
+        for latency in latencies
+    ]
+    return [found for one in asked if (found := check_limit(one, artifact["results"])) is not None]
+
+
+def _subnet_file(run: Path, manifest: dict[str, Any], search: dict[str, Any]) -> dict[str, Any]:
+    """The searched subnet that a manifest is of, as it was written; empty where another search took its place."""
+    from growtas.errors import CheckpointError
+    from growtas.files import read_json
+
+    for path in sorted(run.glob("search*/subnet.json")):
+        try:
+            written = read_json(path, "subnet file")
+        except CheckpointError:
+            continue
+        same = isinstance(written, dict) and all(written.get(key) == value for key, value in search.items())
+        if same and all(written.get(key) == value for key, value in manifest["subnet"].items()):
+            return dict(written)
+    return {}
+
+
 def _limit_lines(artifacts: list[dict[str, Any]]) -> list[str]:
-    """A verdict for each artifact that the search's limit is about; one line that it was not checked where there is none."""
-    limited = [artifact for artifact in artifacts if artifact["limit"]]
-    judged = [artifact for artifact in limited if artifact["limit"]["holds"] is not None]
-    return list(dict.fromkeys(_limit_line(artifact) for artifact in judged or limited))
+    """A verdict for each artifact that a device's limit is about; one line that it was not checked where there is none."""
+    lines: list[str] = []
+    devices = dict.fromkeys(limit["device"] for artifact in artifacts for limit in artifact["limits"])
+    for device in devices:
+        limited = [(artifact["file"], limit) for artifact in artifacts for limit in artifact["limits"] if limit["device"] == device]
+        judged = [item for item in limited if item[1]["holds"] is not None]
+        lines += [_limit_line(*item) for item in judged or limited]
+    return list(dict.fromkeys(lines))
 
 
-def _limit_line(artifact: dict[str, Any]) -> str:
+def _limit_line(file: str, limit: dict[str, Any]) -> str:
     from growtas.units import format_ms
 
-    limit, promised = artifact["limit"], artifact["limit"]["promised"]
+    promised = limit["promised"]
     said = f"the search's latency limit {format_ms(limit['limit_ms'])} on {limit['device']}"
     if promised:
         said += f" (then {format_ms(promised['ms'])}, {promised['kind']})"
     if limit["holds"] is None:
         return f"{said}: not checked here; {limit['unchecked_because']}"
     verdict = "holds" if limit["holds"] else "does NOT hold"
-    return f"{artifact['file']}: {said} {verdict}: {format_ms(limit['measured_ms'])}, measured"
+    return f"{file}: {said} {verdict}: {format_ms(limit['measured_ms'])}, measured"
 
 
 class _progress:

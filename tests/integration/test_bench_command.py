@@ -76,6 +76,59 @@ def test_a_limit_for_this_machine_is_judged(cli: Cli, run: Run) -> None:
     assert "the search's latency limit 10000 ms on cpu (then 2 ms, measured) holds" in out
 
 
+def _two_devices(run: Run, *, cpu_limit: float | None = 10_000.0, a10_limit: float | None = 5.0, **changes: object) -> Path:
+    """A search for an a10 first and this cpu second, and what was exported of it."""
+    conditions = {"percentile": "p50", "batch": 1}
+    modelled = {"ms": 0.4, "kind": "modelled", "device": "a10", **conditions, "precision": "fp16", "runtime": "tensorrt"}
+    measured = {"ms": 2.0, "kind": "measured", "device": "cpu", **conditions, "precision": "fp32", "runtime": "torch"}
+    latencies = [
+        {"device": "a10", "max_latency_ms": a10_limit, "predicted": modelled, "measured": None},
+        {
+            "device": "cpu",
+            "max_latency_ms": cpu_limit,
+            "predicted": {**measured, "ms": 3.0, "kind": "modelled"},
+            "measured": measured,
+        },
+    ]
+    limits = {"max_params": None, "max_macs": None, "max_latency_ms": a10_limit}
+    path = add_search(run, device="a10", latency=modelled, limits=limits, latencies=latencies, **changes)
+    export_subnet(run, ExportOptions(format="torch"))
+    return path
+
+
+def test_every_device_s_limit_is_judged_on_that_device_alone(cli: Cli, run: Run) -> None:
+    path = _two_devices(run)
+    code, out, _ = cli("bench", *QUICK)
+    assert code == 0
+    lines = [line for line in out.splitlines() if "latency limit" in line]
+    a10 = "the search's latency limit 5 ms on a10 (then 0.4 ms, modelled): not checked here; the limit is for p50, batch 1"
+    assert lines[0].startswith(a10)
+    cpu = "tiny-subnet.safetensors: the search's latency limit 10000 ms on cpu (then 2 ms, measured) holds: "
+    assert lines[1].startswith(cpu)
+    assert len(lines) == 2
+    _two_devices(run, cpu_limit=1e-6)
+    _, out, _ = cli("bench", *QUICK, "--json")
+    first, second = json.loads(out)["artifacts"][0]["limits"]
+    assert (first["device"], first["holds"], first["measured_ms"]) == ("a10", None, None)
+    assert (second["device"], second["holds"], second["limit_ms"]) == ("cpu", False, 1e-6)
+    assert second["measured_ms"] == json.loads(out)["artifacts"][0]["results"][0]["p50_ms"]
+    # A limit is only where one was set.
+    _two_devices(run, a10_limit=None)
+    _, out, _ = cli("bench", *QUICK, "--json")
+    assert [limit["device"] for limit in json.loads(out)["artifacts"][0]["limits"]] == ["cpu"]
+    # Once another search has taken the subnet file's place, the first device's limit is what the manifest knows.
+    _two_devices(run)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "accuracy": 0.125}))
+    _, out, _ = cli("bench", *QUICK, "--json")
+    assert [limit["device"] for limit in json.loads(out)["artifacts"][0]["limits"]] == ["a10"]
+    moved = run.path / "search-2"
+    path.parent.rename(moved)
+    _two_devices(run)
+    (run.path / "search").rename(run.path / "search-3")
+    _, out, _ = cli("bench", *QUICK, "--json")
+    assert [limit["device"] for limit in json.loads(out)["artifacts"][0]["limits"]] == ["a10", "cpu"]
+
+
 def test_named_artifacts_of_a_run_report_into_that_run(cli: Cli, run: Run) -> None:
     artifact = run.path / "export" / "tiny-subnet.safetensors"
     code, out, _ = cli("bench", artifact, *QUICK)
