@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -24,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from growtas.allocator import usable_memory
 from growtas.errors import DataError
 from growtas.nn.siblings import SiblingLayers
 from growtas.nn.supernet import Supernet
@@ -38,7 +40,7 @@ _TOKENS_A_BATCH = 4096
 """On a CPU, batches of so many tokens: the activations of a layer stay in the cache."""
 _CUDA_BATCH = 256
 _IMAGE_BYTES = 2 << 30
-_ACTIVATION_BYTES = 1 << 30
+_MOST_ACTIVATION_BYTES = 4 << 30
 GROUP = 16
 """Subnets that go through the layers together, and come out together."""
 _FINGERPRINT_IMAGES = 32
@@ -76,8 +78,9 @@ class SubnetEvaluator:
         data: the search split.
         device: ``cpu`` or a CUDA device.
         threads: CPU threads; by default torch's.
-        image_bytes, activation_bytes: memory that decoded images, and kept activations, may take. Images beyond it are read
-            again for every call.
+        image_bytes: memory that decoded images may take; beyond it they are read again for every call.
+        activation_bytes: memory that kept activations may take; by default a quarter of the machine's, container's or GPU's,
+            and 4 GiB at most.
 
     Raises:
         DataError: there are no images, they don't fit the supernet, or a label has no class.
@@ -91,7 +94,7 @@ class SubnetEvaluator:
         device: str = "cpu",
         threads: int | None = None,
         image_bytes: int = _IMAGE_BYTES,
-        activation_bytes: int = _ACTIVATION_BYTES,
+        activation_bytes: int | None = None,
     ) -> None:
         space = supernet.space
         if not len(data):
@@ -107,11 +110,15 @@ class SubnetEvaluator:
         self._previous_threads = torch.get_num_threads()
         self._batch = max(1, _TOKENS_A_BATCH // space.num_tokens) if on_cpu else _CUDA_BATCH
         workers = min(threads or self._previous_threads, -(-len(data) // self._batch)) if on_cpu else 1
+        # Smaller batches cost more an image than dropping a subnet a little earlier saves.
+        self._least = workers * self._batch // 2
         image_shape = (space.in_chans, space.image_size, space.image_size)
         first = tuple(data.images(0, 1).shape[1:])
         if first != image_shape:
             raise DataError(f"the search split's images are {first}, the supernet takes {image_shape} (channels, height, width)")
         self._block = max(self._batch, image_bytes // (4 * space.in_chans * space.image_size**2))
+        if activation_bytes is None:
+            activation_bytes = min(_MOST_ACTIVATION_BYTES, _memory(self._device) // 4)
         layers = SiblingLayers(self.supernet)
         self._walkers = [Walker(self.supernet, layers, activation_bytes // workers) for _ in range(workers)]
         self._pools = (
@@ -144,7 +151,7 @@ class SubnetEvaluator:
             self.supernet.space.validate(subnet)
         total = len(self._data)
         running = {subnet: _Tally(total) for subnet in by_beginning(subnets)}
-        parts = race.parts() if race else [slice(0, total)]
+        parts = _merged(race.parts(), self._least) if race else [slice(0, total)]
         order = race.order if race else None
         seen = 0
         for start, stop in _blocks(parts, self._block):
@@ -202,12 +209,30 @@ class SubnetEvaluator:
         return future
 
 
+def _memory(device: torch.device) -> int:
+    """Bytes that this process could use: its share, where torchrun started several on this machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return usable_memory() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def by_beginning(subnets: Sequence[Subnet]) -> list[Subnet]:
     """Subnets sorted so that those with the longest common beginnings are neighbours; equal ones once."""
     return sorted(
         dict.fromkeys(subnets),
         key=lambda s: (s.embed_dim, [gene for block in zip(s.num_heads, s.mlp_ratio, strict=True) for gene in block]),
     )
+
+
+def _merged(parts: Sequence[slice], least: int) -> list[slice]:
+    """Consecutive parts put together until each has ``least`` images; the last one has what is left."""
+    found: list[slice] = []
+    for part in parts:
+        if found and found[-1].stop - found[-1].start < least:
+            found[-1] = slice(found[-1].start, part.stop)
+        else:
+            found.append(part)
+    return found
 
 
 def _blocks(parts: Sequence[slice], images: int) -> list[tuple[int, int]]:

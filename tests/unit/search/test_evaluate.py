@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from growtas.errors import DataError
 from growtas.nn.supernet import Supernet
 from growtas.sampling import mutate, sample
-from growtas.search.evaluate import SubnetEvaluator, _blocks, fingerprint
+from growtas.search.evaluate import SubnetEvaluator, _blocks, _merged, fingerprint
 from growtas.space import PRESETS
 from growtas.subnet import Subnet
 
@@ -195,6 +195,14 @@ def test_the_fingerprint_tells_images_apart():
     others = [fingerprint(Images(), {"name": "b"}), fingerprint(Images(22), {"name": "a"})]
     others += [fingerprint(other_label, {"name": "a"}), fingerprint(other_pixel, {"name": "a"})]
     assert len({one, *others}) == 5
+
+
+def test_parts_are_put_together_until_they_are_worth_a_batch():
+    parts = [slice(0, 10), slice(10, 20), slice(20, 30), slice(30, 35)]
+    assert _merged(parts, 1) == parts
+    assert _merged(parts, 15) == [slice(0, 20), slice(20, 35)]
+    assert _merged(parts, 25) == [slice(0, 30), slice(30, 35)]
+    assert _merged(parts, 100) == [slice(0, 35)]
 
 
 def test_blocks_hold_whole_parts_where_one_fits():

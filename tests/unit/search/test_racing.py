@@ -64,6 +64,7 @@ def images(supernet):
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     monkeypatch.setattr(racing, "LEAST_IMAGES", 5)
+    monkeypatch.setattr("growtas.search.evaluate._TOKENS_A_BATCH", 17 * 10)
 
 
 @pytest.fixture

@@ -26,13 +26,15 @@ PROGRAM = textwrap.dedent(
     import numpy as np, torch
     from growtas.nn.supernet import Supernet
     from growtas.sampling import sample_batch
-    from growtas.search import racing, workers
+    from growtas.search import evaluate as evaluation, racing, workers
     from growtas.search.evaluate import make_evaluator
     from growtas.search.racing import Race
     from growtas.space import PRESETS
     from growtas.train.distributed import join_world, leave_world
 
     workers.ROUND, racing.LEAST_IMAGES = 3, 2
+    # One image a batch, or parts would be put together.
+    evaluation._TOKENS_A_BATCH = 17
     torch.set_num_threads(1)
     torch.manual_seed(0)
     space = PRESETS["micro"].replace(image_size=16, in_chans=1, num_classes=3)
