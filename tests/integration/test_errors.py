@@ -195,3 +195,19 @@ def test_an_unknown_option_is_clicks_usage_error(growtas):
 def test_debug_shows_the_traceback(growtas):
     with pytest.raises(Exception, match="autoformer-x"):
         growtas("train", "--space", "autoformer-x", "--debug")
+
+
+def test_tests_do_not_see_the_user_s_own_profiles(growtas, tmp_path):
+    from growtas.latency.profile import user_folder
+
+    named = user_folder()
+    assert list(named.iterdir()) == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("GROWTAS_PROFILES")
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+        theirs = user_folder()
+        theirs.mkdir(parents=True)
+        (theirs / "cpu.micro.onnxruntime-fp32-b1.json").write_text("{}")
+        assert growtas("devices")[0] == 2  # a damaged one would stop the command
+        patch.setenv("GROWTAS_PROFILES", str(named))
+        assert growtas("devices")[0] == 0
