@@ -107,7 +107,6 @@ def test_by_torchrun_it_finds_and_writes_what_one_process_does(tmp_path, templat
     assert err.count("run: runs/tiny") == 1
     one, two = (documents(tmp_path / name / "runs" / "tiny" / "search") for name in ("one", "two"))
     assert (one[0], two[0]) == (1, 2)
-    assert one[1]["dropped"] > 0  # there were races too
     assert one[1:] == two[1:]
     assert len(one[3]) == 3 * 12 + 1
     files = [sorted(path.name for path in (tmp_path / name / "runs/tiny/search").iterdir()) for name in ("one", "two")]
