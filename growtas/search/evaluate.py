@@ -137,8 +137,6 @@ class SubnetEvaluator:
 
     def close(self) -> None:
         """Stop the threads and set torch's number of threads back."""
-        for walker in self._walkers:
-            walker.stopped = True
         for pool in self._pools:
             pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self._previous_threads)

@@ -8,7 +8,6 @@ of the nodes are kept while there is memory, since the next generation's subnets
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import CancelledError
 
 import numpy as np
 import torch
@@ -40,7 +39,6 @@ class Walker:
 
     Attributes:
         layers_run: halves of blocks that were computed, over all batches.
-        stopped: set from another thread, it ends an evaluation before the next batch, so that nobody waits for a whole group.
     """
 
     def __init__(self, supernet: Supernet, layers: SiblingLayers, activation_bytes: int) -> None:
@@ -51,7 +49,6 @@ class Walker:
         self._in_use: set[tuple[int, Path]] = set()
         self._slots: Slots | None = None
         self.layers_run = 0
-        self.stopped = False
 
     def load(self, parts: list[list[Batch]]) -> None:
         """Take over images, part by part, and forget what was kept of others."""
@@ -72,8 +69,6 @@ class Walker:
         before = sum(map(len, self._parts[:part]))
         found: list[list[Answers]] = [[] for _ in subnets]
         for number, (images, labels, positions) in enumerate(self._parts[part], start=before):
-            if self.stopped:
-                raise CancelledError
             logits = self._walk(number, images, paths)
             for path, answers in zip(paths, found, strict=True):
                 own = logits[path]

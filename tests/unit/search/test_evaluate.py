@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from concurrent.futures import CancelledError
-
 import numpy as np
 import pytest
 import torch
@@ -213,22 +211,3 @@ def test_blocks_hold_whole_parts_where_one_fits():
     assert _blocks(parts, 20) == [(0, 20), (20, 25)]
     assert _blocks(parts, 10) == [(0, 10), (10, 20), (20, 25)]
     assert _blocks([slice(0, 10)], 4) == [(0, 4), (4, 8), (8, 10)]
-
-
-def test_leaving_does_not_wait_for_the_rest_of_a_group(supernet, subnets, monkeypatch):
-    monkeypatch.setattr("growtas.search.evaluate._TOKENS_A_BATCH", 17)
-    evaluate = SubnetEvaluator(supernet, Images(), threads=1)
-    walker = evaluate._walkers[0]
-    walk, batches = walker._walk, []
-
-    def leave(*arguments):
-        batches.append(arguments[0])
-        # As Ctrl-C in the main thread does, in the middle of the first group.
-        walker.stopped = True
-        return walk(*arguments)
-
-    monkeypatch.setattr(walker, "_walk", leave)
-    with pytest.raises(CancelledError), evaluate:
-        list(evaluate(subnets))
-    assert batches == [0]
-    assert walker.stopped
