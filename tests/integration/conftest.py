@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import shutil
 import sys
 
 import pytest
 
 from growtas.cli.main import main
 from growtas.export.turns import ArchitectureTurns
-from tests.search_helpers import fake_ms
+from tests.search_helpers import fake_ms, make_run
 
 
 @pytest.fixture
@@ -50,3 +51,15 @@ class Stopwatch(list):
 @pytest.fixture
 def stopwatch(monkeypatch):
     return Stopwatch(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture
+def run(tmp_path, template, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(template.path, tmp_path / "runs" / "first")
+    return tmp_path / "runs" / "first"

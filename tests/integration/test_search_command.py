@@ -5,56 +5,19 @@ import re
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
-import yaml
 
 import growtas as growtas_package
 from growtas.checkpoint import load_supernet, save_supernet
 from growtas.costs import count_costs
-from growtas.data import open_data, preprocess_record
-from growtas.data.evaluation import cut_search_split, search_set
-from growtas.export.backends.base import RuntimeInfo, available_threads
-from growtas.export.turns import ArchitectureTurns
-from growtas.files import write_json
-from growtas.nn.supernet import Supernet
-from growtas.runs import Run, create_run
+from growtas.data.evaluation import search_set
+from growtas.runs import Run
 from growtas.sampling import sample
 from growtas.subnet import Subnet
-from tests.search_helpers import SPACE, fake_ms
+from tests.search_helpers import SPACE, fake_ms, make_run
 
 QUICK = ("--generations", "2", "--population", "5", "--limit-images", "30")
-
-
-def _make_run(root, name="first", space=SPACE, **changes):
-    data = open_data("digits")
-    info = {
-        "state": "finished", "space": space.to_dict(), "method": "growtas", "recipe": {}, "seed": 0, "data": data.record(),
-        "preprocess": preprocess_record(space, data), "class_names": list(data.class_names), "versions": {}, **changes,
-    }  # fmt: skip
-    run = create_run(root / "runs", name, info)
-    write_json(run.path / "split.json", cut_search_split(data, 0))
-    folder = run.path / "checkpoints" / "epoch-0001"
-    folder.mkdir(parents=True)
-    torch.manual_seed(0)
-    save_supernet(folder / "supernet.safetensors", Supernet(space))
-    write_json(folder / "state.json", {})
-    return run
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    return _make_run(tmp_path_factory.mktemp("template"))
-
-
-@pytest.fixture
-def run(tmp_path, template, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    import shutil
-
-    shutil.copytree(template.path, tmp_path / "runs" / "first")
-    return tmp_path / "runs" / "first"
 
 
 def test_a_modelled_latency_is_called_modelled_wherever_it_is_shown(run, growtas):
@@ -182,7 +145,7 @@ def test_an_output_folder_that_cannot_be_written(run, growtas):
 
 def test_an_imported_run_needs_images(tmp_path, growtas, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _make_run(tmp_path, data=None, state="imported")
+    make_run(tmp_path, data=None, state="imported")
     code, _, err = growtas("search", *QUICK)
     assert (code, "--data" in err) == (2, True)
     code, _, err = growtas("search", "--data", "digits", *QUICK)
@@ -203,145 +166,6 @@ def test_other_choices_within_the_supernet(run, growtas):
     code, out, err = growtas("search", "--space", "micro", *QUICK)
     assert (code, "the newest of micro in runs/" in err) == (0, True)
     assert f"next: growtas export {run.relative_to(run.parent.parent)} --format trt" in out
-
-
-def test_cpu_measures_here_and_the_result_truly_meets_the_limit(run, growtas, stopwatch):
-    arguments = ("search", "--device", "cpu", "--max-latency", "1.2ms", *QUICK)
-    code, out, err = growtas(*arguments)
-    assert code == 0, err
-    assert "latency, measured" in out
-    assert "held-out error" in err
-    assert "latency of cpu: measured on this machine (p50, batch 1, fp32, onnxruntime on cpu)" in out
-    data = json.loads((run / "search" / "subnet.json").read_text())
-    subnet = Subnet.from_dict(data)
-    upper = 1.02 * fake_ms(subnet)
-    assert data["latency"] == {
-        "ms": fake_ms(subnet), "kind": "measured", "device": "cpu", "percentile": "p50", "batch": 1, "precision": "fp32",
-        "runtime": "onnxruntime", "relative_uncertainty": 0.02, "interval_ms": pytest.approx([0.98 * fake_ms(subnet), upper]),
-    }  # fmt: skip
-    assert data["latencies"][0]["judged"] == {"ms": pytest.approx(upper), "kind": "measured"}
-    assert upper <= 1.2
-    assert subnet in stopwatch
-    assert "no measured profile fits this search" in err
-    assert "`growtas profile --device cpu --space micro` makes one" in err
-    assert len(stopwatch) <= 12 + len(json.loads((run / "search" / "result.json").read_text())["finalists"])
-    turns = stopwatch.turns
-    code, out, _ = growtas(*arguments, "--json")
-    # The reference subnet alone is timed: whether the timings in the journal are of this machine as it is now.
-    assert (code, stopwatch.turns, json.loads(out)["evaluated"]) == (0, turns + 1, 0)
-    growtas(*arguments, "--batch", "2", "--max-latency", "3ms")
-    assert stopwatch.turns > turns + 3
-
-
-def test_cpu_says_how_fast_the_smallest_is_where_the_limit_is_out_of_reach(run, growtas, stopwatch):
-    code, _, err = growtas("search", "--device", "cpu", "--max-latency", "1us", *QUICK)
-    assert (code, stopwatch) == (2, [SPACE.smallest])
-    assert "measured latency (p50, batch 1, fp32, onnxruntime on cpu); the smallest has" in err
-
-
-def own_profile(growtas, run):
-    """A profile of SPACE in the user's folder, measured by the stopwatch."""
-    space = run.parent.parent / "space.yaml"
-    space.write_text(yaml.safe_dump(SPACE.to_dict()))
-    counts = ("--samples", "20", "--held-out", "12", "--repeats", "3")
-    code, out, err = growtas("profile", "--device", "cpu", "--space", space, *counts, "--json")
-    assert code == 0, err
-    assert json.loads(out)["held_out"]["p95"] < 0.05
-
-
-@pytest.fixture
-def profiled(run, growtas, stopwatch, monkeypatch):
-    monkeypatch.setenv("GROWTAS_PROFILES", str(run.parent.parent / "mine"))
-    info = RuntimeInfo(runtime="onnxruntime", version=onnxruntime.__version__, device="cpu", threads=available_threads())
-    monkeypatch.setattr(ArchitectureTurns, "info", lambda turns, subnet: info)
-    own_profile(growtas, run)
-    stopwatch.clear()
-    stopwatch.turns = 0
-    return stopwatch
-
-
-def test_with_a_profile_nothing_is_measured_beforehand_but_its_reference(run, growtas, profiled):
-    code, _, err = growtas("search", "--device", "cpu", "--max-latency", "1.2ms", *QUICK)
-    assert code == 0, err
-    assert "latency model for pruning: the profile of micro" in err
-    assert "its reference subnet takes" in err
-    report = json.loads((run / "search" / "result.json").read_text())
-    latency = report["best"]["latencies"][0]
-    assert latency["predicted"]["provenance"].startswith("modelled: predicted from 20 measured subnets")
-    assert latency["measured"]["ms"] == fake_ms(Subnet.from_dict(report["best"]))
-    assert latency["judged"]["ms"] <= 1.2
-    # Once the reference, and every finalist twice.
-    assert profiled.turns == 1 + 2 * len(report["finalists"])
-    assert set(profiled) == {Subnet.from_dict(finalist["subnet"]) for finalist in report["finalists"]}
-
-
-def test_a_machine_that_is_slower_by_one_factor_scales_the_profile(run, growtas, profiled):
-    profiled.speed = lambda turn: 1.25
-    code, _, err = growtas("search", "--device", "cpu", "--max-latency", "1.2ms", *QUICK)
-    assert code == 0, err
-    assert "the profile's reference subnet takes 1.25 times what it took then, and so do the smallest and the largest" in err
-    best = json.loads((run / "search" / "subnet.json").read_text())
-    latency = best["latencies"][0]
-    assert latency["measured"]["ms"] == pytest.approx(1.25 * fake_ms(Subnet.from_dict(best)))
-    assert latency["predicted"]["ms"] == pytest.approx(latency["measured"]["ms"], rel=0.1)
-    assert latency["predicted"]["provenance"].endswith(", times 1.25")
-
-
-def test_a_machine_that_is_another_measures_afresh(run, growtas, profiled):
-    profiled.speed = lambda turn: 3.0
-    code, _, err = growtas("search", "--device", "cpu", "--max-latency", "3.6ms", *QUICK)
-    assert code == 0, err
-    assert "is not used: the profile's reference subnet takes 3.00 times what it took then" in err
-    assert "12 subnets measured here" in err
-    assert json.loads((run / "search" / "subnet.json").read_text())["latencies"][0]["judged"]["ms"] <= 3.6
-
-
-def test_a_machine_that_gets_busy_is_refused_in_a_sentence_and_nothing_is_lost(run, growtas, profiled):
-    profiled.speed = lambda turn: 1.0 if turn < 1 else 1.3
-    arguments = ("search", "--device", "cpu", "--max-latency", "1.2ms", *QUICK)
-    code, out, err = growtas(*arguments)
-    assert (code, out) == (1, "")
-    said = [line for line in err.splitlines() if line.startswith("growtas: ")]
-    assert len(said) == 1
-    assert "the machine is too busy, or its clocks change" in said[0]
-    assert "nothing was lost" in said[0]
-    profiled.speed = lambda turn: 1.0
-    code, out, err = growtas(*arguments, "--json")
-    assert (code, json.loads(out)["evaluated"], json.loads(out)["reused"]) == (0, 0, 10)
-
-
-def test_timings_of_earlier_versions_and_of_another_speed_are_not_reused(run, growtas, stopwatch):
-    arguments = ("search", "--device", "cpu", "--max-latency", "1.2ms", *QUICK)
-    (run / "search").mkdir()
-    (run / "search" / "cpu-latency.jsonl").write_text("no JSON at all")
-    assert growtas(*arguments)[0] == 0
-    assert (run / "search" / "cpu-latency.jsonl").read_text() == "no JSON at all"
-    turns = stopwatch.turns
-    stopwatch.speed = lambda turn: 0.8
-    code, _, err = growtas(*arguments)
-    assert code == 0, err
-    assert "are set aside" in err
-    assert stopwatch.turns > turns + 3
-    assert (run / "search" / "cpu-timings.old.jsonl").is_file()
-    best = json.loads((run / "search" / "subnet.json").read_text())
-    assert best["latency"]["ms"] == pytest.approx(0.8 * fake_ms(Subnet.from_dict(best)))
-
-
-def test_cpu_without_a_limit_measures_the_winner_alone(run, growtas, stopwatch):
-    code, _, err = growtas("search", "--device", "cpu", *QUICK)
-    assert code == 0, err
-    data = json.loads((run / "search" / "subnet.json").read_text())
-    assert stopwatch == [Subnet.from_dict(data)]
-    assert data["latency"]["kind"] == "measured"
-
-
-@pytest.mark.slow
-def test_cpu_for_real(run, growtas):
-    code, out, err = growtas("search", "--device", "cpu", *QUICK, "--json")
-    assert code == 0, err
-    best = json.loads(out)["best"]
-    assert best["latency"]["kind"] == "measured"
-    assert 0 < best["latency"]["ms"] < 10_000
 
 
 def test_devices(growtas):
@@ -464,8 +288,8 @@ def test_measured_limits_and_fronts_want_every_accuracy(run, growtas, stopwatch)
 
 def test_the_newest_run_that_holds_a_supernet_is_taken(run, growtas):
     root = run.parent.parent
-    _make_run(root, "tuned", method="finetune", created="2099-01-01T00:00:00+00:00")
-    empty = _make_run(root, "empty", created="2098-01-01T00:00:00+00:00")
+    make_run(root, "tuned", method="finetune", created="2099-01-01T00:00:00+00:00")
+    empty = make_run(root, "empty", created="2098-01-01T00:00:00+00:00")
     for path in sorted(empty.path.glob("checkpoints/*/*")):
         path.unlink()
     code, _, err = growtas("search", *QUICK)
