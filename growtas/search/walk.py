@@ -2,7 +2,8 @@
 
 Subnets that begin with the same blocks are one path of a tree until they part. Every batch of images is taken through the whole
 tree once: what leaves one node enters all of its children, which are computed together (:mod:`growtas.nn.siblings`). The outputs
-of the nodes are kept while there is memory, since the next generation's subnets begin like this one's.
+of the nodes are kept while there is memory, since the next generation's subnets begin like this one's: a node that is kept needs
+no computing, and one with a smaller sibling that is kept only what it has more.
 """
 
 from __future__ import annotations
@@ -17,15 +18,13 @@ from torch import Tensor
 
 from growtas.nn.siblings import SiblingLayers
 from growtas.nn.supernet import Supernet
+from growtas.search.kept import KeptOutputs, Path
 from growtas.subnet import Subnet
 
 Batch = tuple[Tensor, Tensor, NDArray[np.int64]]
 """Images, labels, and the images' positions in the split."""
-Path = tuple[int, ...]
-"""The width, then heads and hidden channels of block after block: a node of the tree, or, in full, a subnet."""
 Answers = tuple[NDArray[np.int64], Tensor, Tensor]
 """Positions of images, whether each is answered right, and its cross-entropy."""
-_BLOCK_BYTES = 64 << 20
 
 
 class Walker:
@@ -34,33 +33,22 @@ class Walker:
     Args:
         supernet: in eval mode.
         layers: its layers, shared by all threads.
-        activation_bytes: memory for the outputs of nodes. Where it runs out, the longest paths go first: the short ones are few,
-            and shared by more subnets; among equals the one that was not used for longest.
+        activation_bytes: memory for the outputs of nodes.
 
     Attributes:
         layers_run: halves of blocks that were computed, over all batches.
     """
 
     def __init__(self, supernet: Supernet, layers: SiblingLayers, activation_bytes: int) -> None:
-        self._supernet, self._layers, self._budget = supernet, layers, activation_bytes
+        self._supernet, self._layers = supernet, layers
         self._parts: list[list[Batch]] = []
-        # By the length of the path; beside it the number of the batch.
-        self._kept: list[dict[tuple[int, Path], Tensor]] = [{} for _ in range(2 * supernet.space.max_depth + 2)]
-        self._in_use: set[tuple[int, Path]] = set()
-        self._slots: Slots | None = None
+        self._kept = KeptOutputs(activation_bytes, 2 * supernet.space.max_depth + 1, supernet.cls_token)
         self.layers_run = 0
 
     def load(self, parts: list[list[Batch]]) -> None:
         """Take over images, part by part, and forget what was kept of others."""
         self._parts = parts
-        for kept in self._kept:
-            kept.clear()
-        most = max((images.shape[0] for part in parts for images, _, _ in part), default=0)
-        space, weight = self._supernet.space, self._supernet.cls_token
-        numbers = most * space.num_tokens * max(space.embed_dim)
-        if self._slots is None or self._slots.numbers < numbers:
-            self._slots = Slots(numbers, self._budget // (weight.element_size() * max(numbers, 1)), weight)
-        self._slots.empty()
+        self._kept.clear()
 
     @torch.inference_mode()
     def evaluate(self, subnets: Sequence[Subnet], part: int) -> list[Answers]:
@@ -79,7 +67,7 @@ class Walker:
     def _walk(self, number: int, images: Tensor, paths: Sequence[Path]) -> dict[Path, Tensor]:
         """The logits of every path, float32 (or as the supernet computes, where that is wider)."""
         starts, children = self._plan(number, paths)
-        self._in_use = {(number, node) for node in starts}
+        self._kept.use(number, starts)
         ends, logits = set(paths), dict[Path, Tensor]()
 
         def visit(node: Path, x: Tensor) -> None:
@@ -90,15 +78,32 @@ class Walker:
             if not genes:
                 return
             self.layers_run += len(genes)
-            block, is_mlp = divmod(len(node) - 1, 2)
-            half = self._layers.mlp if is_mlp else self._layers.attention
-            for gene, out in zip(genes, half(x, block, genes), strict=True):
-                self._keep((number, (*node, gene)), out)
+            for gene, out in zip(genes, self._grow(number, node, x, genes), strict=True):
                 visit((*node, gene), out)
 
         for node, x in starts.items():
             visit(node, self._supernet.embed(images, node[0]) if x is None else x)
+        self._kept.release(number, starts)
         return logits
+
+    def _grow(self, number: int, node: Path, x: Tensor, genes: Sequence[int]) -> list[Tensor]:
+        """What leaves a node's children, of which ``x`` leaves the node itself; all are written where they are kept.
+
+        That is safe: while the children's own children are computed, only paths longer than theirs go.
+        """
+        block, is_mlp = divmod(len(node) - 1, 2)
+        choices = self._layers.hidden_choices(node[0]) if is_mlp else self._layers.head_choices
+        begun = None
+        for choice in choices:
+            if choice < min(genes) and (kept := self._kept.get(number, (*node, choice))) is not None:
+                begun = choice, kept
+        busy = [(*node, gene) for gene in (*genes, *(begun[:1] if begun else ()))]
+        self._kept.use(number, busy)
+        into = [self._kept.reserve(number, (*node, gene), tuple(x.shape)) for gene in genes]
+        half = self._layers.mlp if is_mlp else self._layers.attention
+        outs = half(x, block, genes, into, begun)
+        self._kept.release(number, busy)
+        return outs
 
     def _plan(self, number: int, paths: Sequence[Path]) -> tuple[dict[Path, Tensor | None], dict[Path, list[int]]]:
         """Where the walk begins, with what is kept there (None before the first block), and the genes to compute after nodes."""
@@ -108,10 +113,8 @@ class Walker:
         for path in paths:
             length = len(path)
             while length > 1 and path[:length] not in reached:
-                kept = self._kept[length].pop((number, path[:length]), None)
+                kept = self._kept.get(number, path[:length])
                 if kept is not None:
-                    # Put back as the last that was used.
-                    self._kept[length][number, path[:length]] = kept
                     starts[path[:length]] = kept
                     break
                 length -= 1
@@ -122,60 +125,6 @@ class Walker:
                 children.setdefault(path[:shorter], []).append(path[shorter])
                 reached.add(path[: shorter + 1])
         return starts, children
-
-    def _keep(self, key: tuple[int, Path], x: Tensor) -> None:
-        assert self._slots is not None
-        length = len(key[1])
-        place = self._slots.take()
-        if place is None:
-            place = self._drop(length)
-        if place is not None:
-            self._kept[length][key] = self._slots.fill(place, x)
-
-    def _drop(self, length: int) -> Tensor | None:
-        """The place of what was kept of a path at least so long; None where all that is kept is shorter, or in use."""
-        for kept in reversed(self._kept[length:]):
-            key = next((key for key in kept if key not in self._in_use), None)
-            if key is not None:
-                return kept.pop(key)
-        return None
-
-
-class Slots:
-    """Places of one size for activations.
-
-    A new page of memory costs the system several times what writing it costs, so places are made once, many at a time, in blocks
-    that fit the system's large pages, and used again.
-
-    Args:
-        numbers: that a place holds.
-        most: places at most.
-        like: a tensor of the device and type.
-    """
-
-    def __init__(self, numbers: int, most: int, like: Tensor) -> None:
-        self.numbers, self._most, self._like = numbers, most, like.detach()
-        self._blocks: list[Tensor] = []
-        self._free: list[Tensor] = []
-
-    def empty(self) -> None:
-        """All places are free again."""
-        self._free = [place for block in self._blocks for place in block]
-
-    def take(self) -> Tensor | None:
-        """A free place; None where there is none."""
-        if not self._free:
-            made = sum(map(len, self._blocks))
-            count = min(self._most - made, max(1, _BLOCK_BYTES // (self.numbers * self._like.element_size())))
-            if count <= 0:
-                return None
-            self._blocks.append(self._like.new_empty(count, self.numbers))
-            self._free.extend(self._blocks[-1])
-        return self._free.pop()
-
-    def fill(self, place: Tensor, x: Tensor) -> Tensor:
-        """A copy of ``x`` there, in its shape; of a place that held something else the rest is left as it is."""
-        return place.as_strided((x.numel(),), (1,)).copy_(x.reshape(-1)).view_as(x)
 
 
 def _path(subnet: Subnet) -> Path:

@@ -52,10 +52,21 @@ def test_a_subnets_bits_do_not_depend_on_its_siblings(data):
     before = x.clone()
     heads = data.draw(st.lists(st.sampled_from(space.num_heads), min_size=1, unique=True))
     sizes = data.draw(st.lists(st.sampled_from([int(dim * ratio) for ratio in space.mlp_ratio]), min_size=1, unique=True))
-    for half, genes in ((layers.attention, heads), (layers.mlp, sizes)):
+    for half, genes, choices in (
+        (layers.attention, heads, layers.head_choices),
+        (layers.mlp, sizes, layers.hidden_choices(dim)),
+    ):
         together = half(x, 1, genes)
         for gene, out in zip(genes, together, strict=True):
             assert torch.equal(out, half(x, 1, [gene])[0])
+        # Going on from a smaller sibling, and writing to a given place.
+        for smaller in (choice for choice in choices if choice < min(genes)):
+            begun = half(x, 1, [smaller])[0]
+            untouched, places = begun.clone(), [torch.empty_like(x), *[None] * (len(genes) - 1)]
+            again = half(x, 1, genes, places, (smaller, begun))
+            assert all(torch.equal(one, other) for one, other in zip(again, together, strict=True))
+            assert again[0] is places[0]
+            assert torch.equal(begun, untouched)
     assert torch.equal(x, before)
 
 

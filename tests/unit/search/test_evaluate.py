@@ -119,18 +119,19 @@ def test_a_common_beginning_is_computed_once_within_the_memory(supernet):
 
 
 def test_memory_for_activations_is_bounded_and_holds_the_short_beginnings(supernet, subnets):
-    place = 23 * 17 * 64 * 4
-    with SubnetEvaluator(supernet, Images(), threads=1, activation_bytes=5 * place + 3) as evaluate:
-        walker = evaluate._walkers[0]
+    place = 23 * 17 * 32 * 4
+    with SubnetEvaluator(supernet, Images(), threads=1, activation_bytes=5 * place + 3000) as evaluate:
+        outputs = evaluate._walkers[0]._kept
         for chosen in (subnets, subnets[::-1]):
             list(evaluate(chosen))
-            assert sum(len(block) for block in walker._slots._blocks) == 5
-            kept = [key for kept in walker._kept for key in kept]
-            assert len(kept) == 5
-            assert max(len(path) for _, path in kept) <= 4
+            assert sum(4 * len(block) for block in outputs._arena._blocks) <= 5 * place + 3000
+            kept = [path for held in outputs._outputs for _, path in held]
+            # Wider ones take more room.
+            assert 5 * 32 - 64 < sum(path[0] for path in kept) <= 5 * 32
+            assert max(len(path) for path in kept) <= 4
     with SubnetEvaluator(supernet, Images(), threads=1, activation_bytes=place - 1) as evaluate:
         list(evaluate(subnets))
-        assert not any(evaluate._walkers[0]._kept)
+        assert not any(evaluate._walkers[0]._kept._outputs)
 
 
 def test_images_that_fit_are_read_once_and_others_for_every_call(supernet, subnets):
