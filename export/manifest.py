@@ -16,7 +16,7 @@ from growtas.errors import CheckpointError
 from growtas.files import read_json, sha256, write_json
 
 FORMAT = "growtas-artifact/1"
-KINDS = {".safetensors": "torch", ".onnx": "onnx", ".plan": "plan"}
+KINDS = {".safetensors": "torch", ".pt2": "program", ".onnx": "onnx", ".xml": "openvino", ".plan": "plan"}
 _PACKAGES = (
     "torch", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "numpy",
 )  # fmt: skip
