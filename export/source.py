@@ -12,6 +12,8 @@ from growtas.files import read_json, sha256
 from growtas.runs import Run
 from growtas.subnet import Subnet
 
+_SEARCHED = ("accuracy", "latency", "latencies", "device", "devices", "limits", "checkpoint_sha256")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -41,7 +43,7 @@ def find_source(run: Run, subnet_file: Path | None, note: Callable[[str], None] 
     digest = sha256(checkpoint)
     search = None
     if isinstance(written, Mapping) and "accuracy" in written:
-        search = {key: written.get(key) for key in ("accuracy", "latency", "device", "limits", "checkpoint_sha256")}
+        search = {key: written.get(key) for key in _SEARCHED}
         if search["checkpoint_sha256"] not in (None, digest):
             note(f"{path}: the subnet was searched on another checkpoint; the newest is exported, so search again to be sure")
     if info.get("state") in ("training", "interrupted"):

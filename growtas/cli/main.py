@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import Annotated
 
 import typer
@@ -21,6 +22,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
+
+_PATIENCE_SECONDS = 5.0
 
 
 def _version(value: bool) -> None:
@@ -57,6 +60,9 @@ def main() -> None:
     except GrowtasError as error:
         if debug:
             raise
+        if os.environ.get("RANK", "0") != "0":
+            # Of torchrun's processes the first one speaks for all; when it has failed too, torchrun ends the others meanwhile.
+            time.sleep(_PATIENCE_SECONDS)
         typer.echo(f"growtas: {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

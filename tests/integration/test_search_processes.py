@@ -131,6 +131,14 @@ def test_what_process_0_finds_wrong_is_said_once_and_ends_all(folder, arguments,
     assert others == [(0, "", "")] * 2
 
 
+def test_a_wrong_option_is_said_once_under_torchrun(folder):
+    """Before a search begins the processes don't know of each other: all of them see what is wrong."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3")
+    code, _, err = run((*launcher, "-m", "growtas", "search", "--max-params", "six"), folder)
+    assert code == 1
+    assert [line.startswith("growtas: ") for line in err.splitlines()].count(True) == 1
+
+
 def test_a_replay_is_for_process_0(folder):
     code, _, err = run(("-m", "growtas", "search", *QUICK), folder)
     assert code == 0, err
