@@ -209,6 +209,7 @@ class Campaign:
                 "architecture": architecture,
                 "subnet": sample.subnet.to_dict(),
                 "visit": sample.visit,
+                "kind": "measured",
                 "p50_ms": sample.p50_ms,
                 "cv": sample.cv,
                 "reference_ms": sample.reference_ms,
