@@ -1,0 +1,124 @@
+"""Dynamic batching: requests that wait at the same time run together, up to the largest batch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from growtas.export.backends.base import Array
+from growtas.export.serving.metrics import Metrics
+from growtas.export.serving.protocol import RequestRefused
+
+
+@dataclass
+class _Waiting:
+    images: NDArray[Any]
+    answer: asyncio.Future[Array]
+    since: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """Runs images in one thread, in the order they came, as many together as are there.
+
+    Only requests of one image shape share a batch, and none is split. The first one in waits at most ``max_delay_s`` for company;
+    while a batch runs, the next one gathers by itself.
+
+    Args:
+        run: logits of at most ``max_batch`` images.
+        max_queue: requests that may wait; more are refused with status 503.
+    """
+
+    def __init__(
+        self, run: Callable[[NDArray[Any]], Array], *, max_batch: int, max_delay_s: float, max_queue: int, metrics: Metrics
+    ) -> None:
+        self._run, self._max_batch, self._max_delay, self._max_queue = run, max_batch, max_delay_s, max_queue
+        self._metrics = metrics
+        self._waiting: deque[_Waiting] = deque()
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="growtas-infer")
+        self._task: asyncio.Task[None] | None = None
+
+    async def submit(self, images: NDArray[Any]) -> Array:
+        """Logits of one request's images.
+
+        Raises:
+            RequestRefused: the queue is full (503), or the runtime failed (500).
+        """
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._work())
+        if len(self._waiting) >= self._max_queue:
+            raise RequestRefused(f"{self._max_queue} requests are waiting already; try again later", 503, retry_after=1)
+        entry = _Waiting(images, asyncio.get_running_loop().create_future())
+        self._waiting.append(entry)
+        self._metrics.queue.set(len(self._waiting))
+        self._arrived.set()
+        return await entry.answer
+
+    async def close(self) -> None:
+        """Stop; what waits is cancelled."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for entry in self._waiting:
+            entry.answer.cancel()
+        self._waiting.clear()
+        self._thread.shutdown()
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = await self._gather()
+            if not batch:
+                continue
+            start = time.perf_counter()
+            try:
+                images = batch[0].images if len(batch) == 1 else np.concatenate([entry.images for entry in batch])
+                logits = await loop.run_in_executor(self._thread, self._run, images)
+                if len(logits) != len(images):
+                    raise RuntimeError(f"{len(logits)} answers for {len(images)} images")
+            # Whatever the runtime raises belongs to these requests; the server goes on.
+            except Exception as error:
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                for entry in batch:
+                    if not entry.answer.done():
+                        entry.answer.set_exception(RequestRefused(f"the runtime failed: {reason}", 500))
+                continue
+            self._metrics.compute.observe(time.perf_counter() - start)
+            self._metrics.batches.observe(len(images))
+            place = 0
+            for entry in batch:
+                if not entry.answer.done():
+                    entry.answer.set_result(logits[place : place + len(entry.images)])
+                place += len(entry.images)
+
+    async def _gather(self) -> list[_Waiting]:
+        """The next batch: waits for a first request, and for more until it is full or the first has waited long enough."""
+        batch: list[_Waiting] = []
+        rows = 0
+        while True:
+            while self._waiting:
+                entry = self._waiting[0]
+                if batch and (rows + len(entry.images) > self._max_batch or entry.images.shape[1:] != batch[0].images.shape[1:]):
+                    return batch
+                self._waiting.popleft()
+                self._metrics.queue.set(len(self._waiting))
+                if not entry.answer.done():  # its client may have left
+                    batch.append(entry)
+                    rows += len(entry.images)
+            left = batch[0].since + self._max_delay - time.monotonic() if batch else None
+            if rows >= self._max_batch or (left is not None and left <= 0):
+                return batch
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return batch

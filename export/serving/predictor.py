@@ -1,0 +1,133 @@
+"""An artifact and its manifest, ready to answer: images in, logits and the best classes out. Nothing else of the run is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from growtas.errors import CheckpointError, UsageError, choices
+from growtas.export.backends import open_session
+from growtas.export.backends.base import Array, RuntimeInfo
+from growtas.export.manifest import KINDS, read_manifest
+from growtas.export.serving.signature import Signature, read_signature
+
+PREFERRED = (".onnx", ".xml", ".pt2", ".safetensors", ".plan")
+"""Which artifact of an export answers, where none is named."""
+
+
+class Predictor:
+    """A loaded artifact. A context manager: leaving it frees what the runtime holds.
+
+    Args:
+        path: the artifact; its manifest lies beside it, and its hash is compared before anything is loaded.
+        threads: CPU threads; by default all that this process may use.
+
+    Raises:
+        CheckpointError: the artifact or its manifest is absent or unreadable, or they don't belong together.
+        DeviceError: a plan, and no GPU that runs it.
+        MissingExtra: its runtime is not installed.
+        UsageError: not an artifact.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        self.path = Path(path)
+        if self.path.suffix not in KINDS:
+            raise UsageError(f"{path}: not an artifact; legal are files that end in {choices(KINDS)}")
+        manifest = read_manifest(self.path)
+        if manifest is None:
+            raise CheckpointError(
+                f"{path}: no manifest {self.path.name}.json beside it, which says what goes in; export it again, or copy both"
+            )
+        self.manifest: Mapping[str, Any] = manifest
+        self.signature: Signature = read_signature(manifest, self.path)
+        runtime = manifest.get("runtime") if self.path.suffix == ".plan" else None
+        self._session = open_session(self.path, threads=threads, runtime=runtime)
+
+    @property
+    def info(self) -> RuntimeInfo:
+        """What runs it."""
+        return self._session.info
+
+    def logits(self, images: NDArray[Any]) -> Array:
+        """Logits ``(n, classes)``, float32, of ``(n, *signature.shape)`` of the signature's type; in pieces of ``max_batch``."""
+        most = self.signature.max_batch
+        return np.concatenate([self.run(images[start : start + most]) for start in range(0, len(images), most)])
+
+    def run(self, images: NDArray[Any]) -> Array:
+        """:meth:`logits` of at most ``max_batch`` images, in one piece."""
+        return self._session.run(np.ascontiguousarray(images))
+
+    def prepare(self, image: Image.Image) -> NDArray[Any]:
+        """An image of any size and mode, as one image of the artifact's input.
+
+        Resized, cropped and normalised as the manifest's record says, as far as the graph doesn't do it itself.
+
+        Raises:
+            CheckpointError: the manifest has no such record.
+        """
+        from growtas.data.preprocess import color_mode, evaluation_transform, geometry
+
+        record = self.signature.preprocess
+        if record is None:
+            raise CheckpointError(
+                f"{self.path}: its manifest has no record of the preprocessing, so images can't be prepared for it"
+            )
+        if self.signature.any_size:
+            pixels = np.asarray(image.convert(color_mode(record)), np.uint8)
+            return pixels if pixels.ndim == 3 else pixels[..., None]
+        if self.signature.takes_pixels:
+            return np.ascontiguousarray(geometry(record)(image).permute(1, 2, 0).numpy())
+        return evaluation_transform(record)(image).numpy()
+
+    def top(self, logits: Array, count: int) -> list[dict[str, Any]]:
+        """The best classes of one image's logits ``(classes,)``, best first: ``class``, ``label``, ``probability``, ``logit``."""
+        exact = logits.astype(np.float64)
+        shares = np.exp(exact - exact.max())
+        shares /= shares.sum()
+        # Stable, so that of equal logits the first class wins, as argmax has it.
+        best = np.argsort(-exact, kind="stable")[:count]
+        return [
+            {
+                "class": int(index),
+                "label": self.signature.label(int(index)),
+                "probability": float(shares[index]),
+                "logit": float(logits[index]),
+            }
+            for index in best
+        ]
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._session.__exit__(kind, error, trace)
+
+
+def group(prepared: Sequence[NDArray[Any]], most: int) -> list[list[int]]:
+    """Indices of images that can run together: neighbours of one shape, at most ``most``."""
+    groups: list[list[int]] = []
+    for index, image in enumerate(prepared):
+        if groups and len(groups[-1]) < most and prepared[groups[-1][-1]].shape == image.shape:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def newest_artifact(folder: str | Path) -> Path:
+    """The artifact to answer with in an export folder: the newest ``.onnx``, without one the newest of :data:`PREFERRED`'s next.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for suffix in PREFERRED:
+        found = [path for path in Path(folder).glob(f"*{suffix}") if path.with_name(path.name + ".json").is_file()]
+        if found:
+            return max(found, key=lambda path: (path.stat().st_mtime, path.name))
+    raise UsageError(f"{folder}: no artifact here; make one with `growtas export`, or name one with --model")

@@ -1,0 +1,248 @@
+"""The open inference protocol's (KServe v2) inference request and response, as bytes: JSON, and its binary tensor data extension.
+
+A binary body is JSON followed by the raw little-endian values; the header ``Inference-Header-Content-Length`` says how long the
+JSON is. Which tensors there are, and of what type and shape, an artifact's signature decides.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from growtas.errors import UsageError
+from growtas.export.backends.base import Array
+from growtas.export.serving.signature import Signature
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+class RequestRefused(UsageError):
+    """A request that is not answered with a result.
+
+    Args:
+        message: one sentence, sent as ``{"error": message}``.
+        status: HTTP status.
+        retry_after: seconds after which to try again, where that helps.
+    """
+
+    def __init__(self, message: str, status: int = 400, *, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferRequest:
+    """A request that can be run.
+
+    Attributes:
+        id: the client's, given back.
+        images: ``(batch, *signature.shape)`` of the signature's type.
+        binary: answer with raw values after the JSON.
+        classification: answer with this many best classes as ``value:index:label`` text; 0 for the logits themselves.
+    """
+
+    id: str | None
+    images: NDArray[Any]
+    binary: bool
+    classification: int
+
+
+def parse_request(body: bytes | bytearray, header_length: str | None, signature: Signature) -> InferRequest:
+    """Read an inference request.
+
+    Args:
+        header_length: the value of :data:`HEADER_LENGTH`, where that header was sent.
+
+    Raises:
+        RequestRefused: anything about it is wrong; status 400.
+    """
+    end = len(body)
+    if header_length is not None:
+        if not header_length.isascii() or not header_length.isdigit() or int(header_length[:12]) > len(body):
+            raise RequestRefused(
+                f"{HEADER_LENGTH} is {header_length[:40]!r}; it must be a number of bytes of this body ({len(body)})"
+            )
+        end = int(header_length)
+    document = _json(body[:end])
+    identity = document.get("id")
+    if identity is not None and not isinstance(identity, str):
+        raise RequestRefused("id must be a string")
+    images = _input(document, memoryview(body)[end:], signature)
+    binary, classification = _output(document, signature)
+    return InferRequest(id=identity, images=images, binary=binary, classification=classification)
+
+
+def encode_response(
+    request: InferRequest, logits: Array, signature: Signature, *, model: str, version: str
+) -> tuple[bytes, int | None]:
+    """The answer's body, and the length of its JSON where raw values follow.
+
+    Args:
+        logits: ``(batch, classes)``.
+
+    Raises:
+        RequestRefused: the logits are not finite, which JSON can't say.
+    """
+    datatype, shape, values = "FP32", list(logits.shape), logits
+    texts: list[str] = []
+    if request.classification:
+        texts = _classes(logits, request.classification, signature)
+        datatype, shape = "BYTES", [len(logits), request.classification]
+    output: dict[str, Any] = {"name": signature.output_name, "datatype": datatype, "shape": shape}
+    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [output]}
+    if request.id is not None:
+        document["id"] = request.id
+    if request.binary:
+        if texts:
+            encoded = [text.encode() for text in texts]
+            raw = b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
+        else:
+            raw = np.ascontiguousarray(values, "<f4").tobytes()
+        output["parameters"] = {"binary_data_size": len(raw)}
+        head = json.dumps(document).encode()
+        return head + raw, len(head)
+    output["data"] = texts or values.ravel().tolist()
+    try:
+        return json.dumps(document, allow_nan=False).encode(), None
+    except ValueError:
+        raise RequestRefused("the outputs are not finite numbers, which JSON can't hold; ask for binary data") from None
+
+
+def _json(text: bytes | bytearray) -> dict[str, Any]:
+    try:
+        document = json.loads(str(text, "utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        raise RequestRefused("the request is not JSON (not UTF-8)") from None
+    except json.JSONDecodeError as error:
+        raise RequestRefused(f"the request is not JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
+    except RecursionError:
+        raise RequestRefused("the request is not JSON that can be read (nested too deeply)") from None
+    except ValueError as error:
+        raise RequestRefused(f"the request is not JSON that can be read ({' '.join(str(error).split())[:80]})") from None
+    if not isinstance(document, dict):
+        raise RequestRefused("the request must be a JSON object with inputs")
+    return document
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _parameters(entry: dict[str, Any], what: str) -> dict[str, Any]:
+    parameters = entry.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise RequestRefused(f"parameters of {what} must be an object")
+    return parameters
+
+
+def _input(document: dict[str, Any], raw: memoryview, signature: Signature) -> NDArray[Any]:
+    inputs = document.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise RequestRefused(f"inputs must be a list of one object, the input {signature.input_name}")
+    entry = inputs[0]
+    name = entry.get("name")
+    if name != signature.input_name:
+        raise RequestRefused(f"the input is named {_short(name)}; legal is {signature.input_name}")
+    if entry.get("datatype") != signature.datatype:
+        raise RequestRefused(f"datatype of {name} is {_short(entry.get('datatype'))}; legal is {signature.datatype}")
+    shape = _shape(entry.get("shape"), signature)
+    parameters = _parameters(entry, f"the input {name}")
+    size = parameters.get("binary_data_size")
+    if size is None:
+        if "data" not in entry:
+            raise RequestRefused(f"the input {name} has neither data nor binary_data_size")
+        if len(raw):
+            raise RequestRefused(f"{len(raw)} bytes follow the JSON, but the input {name} has no binary_data_size")
+        values = _listed(entry["data"], shape, signature)
+    else:
+        if "data" in entry:
+            raise RequestRefused(f"the input {name} has both data and binary_data_size")
+        wanted = math.prod(shape) * signature.numpy_dtype.itemsize
+        if isinstance(size, bool) or not isinstance(size, int) or size != wanted or len(raw) != wanted:
+            raise RequestRefused(
+                f"binary_data_size of {name} is {_short(size)} and {len(raw)} bytes follow the JSON; "
+                f"{signature.datatype} of shape {list(shape)} is {wanted} bytes"
+            )
+        values = np.frombuffer(raw, signature.numpy_dtype).reshape(shape)
+    if signature.dtype == "float32" and not np.isfinite(values).all():
+        raise RequestRefused(f"the input {name} holds numbers that are not finite in 32 bits")
+    return values
+
+
+def _shape(shape: object, signature: Signature) -> tuple[int, ...]:
+    wanted = ["batch", *("any" if size is None else size for size in signature.shape)]
+    legal = f"legal is [{', '.join(map(str, wanted))}] with a batch from 1 to {signature.max_batch}"
+    sizes = [size for size in shape if isinstance(size, int) and not isinstance(size, bool)] if isinstance(shape, list) else []
+    if not isinstance(shape, list) or len(sizes) != len(shape) or len(sizes) != len(wanted):
+        raise RequestRefused(f"shape of {signature.input_name} is {_short(shape)}; {legal}")
+    fits = all(size > 0 if want is None else size == want for size, want in zip(sizes[1:], signature.shape, strict=True))
+    if not fits or not 1 <= sizes[0] <= signature.max_batch:
+        raise RequestRefused(f"shape of {signature.input_name} is {_short(shape)}; {legal}")
+    return tuple(sizes)
+
+
+def _listed(data: object, shape: tuple[int, ...], signature: Signature) -> NDArray[Any]:
+    """JSON numbers, flat or nested as the shape is."""
+    name = signature.input_name
+    if not isinstance(data, list):
+        raise RequestRefused(f"data of {name} must be a list of numbers")
+    try:
+        found = np.array(data)
+    except (ValueError, OverflowError):
+        raise RequestRefused(f"data of {name} is not a list of numbers of one shape") from None
+    kinds = "iu" if signature.dtype == "uint8" else "iuf"
+    if found.dtype.kind not in kinds:
+        raise RequestRefused(f"data of {name} must be {'whole ' if signature.dtype == 'uint8' else ''}numbers")
+    if found.size != math.prod(shape) or (found.ndim > 1 and found.shape != shape):
+        raise RequestRefused(f"data of {name} holds {found.size} numbers of shape {list(found.shape)}; its shape is {list(shape)}")
+    if signature.dtype == "uint8" and (found.min() < 0 or found.max() > 255):
+        raise RequestRefused(f"data of {name} must be whole numbers from 0 to 255")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused by the caller
+        return found.astype(signature.numpy_dtype).reshape(shape)
+
+
+def _output(document: dict[str, Any], signature: Signature) -> tuple[bool, int]:
+    """Whether to answer in binary, and how many classes to name."""
+    default = _flag(_parameters(document, "the request"), "binary_data_output", default=False)
+    outputs = document.get("outputs")
+    if outputs is None:
+        return default, 0
+    name = signature.output_name
+    if not isinstance(outputs, list) or len(outputs) != 1 or not isinstance(outputs[0], dict):
+        raise RequestRefused(f"outputs must be a list of one object, the output {name}")
+    if outputs[0].get("name") != name:
+        raise RequestRefused(f"the output is named {_short(outputs[0].get('name'))}; legal is {name}")
+    parameters = _parameters(outputs[0], f"the output {name}")
+    count = parameters.get("classification", 0)
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise RequestRefused(f"classification of {name} is {_short(count)}; it must be a number of classes")
+    return _flag(parameters, "binary_data", default=default), min(count, signature.classes)
+
+
+def _flag(parameters: dict[str, Any], key: str, *, default: bool) -> bool:
+    value = parameters.get(key, default)
+    if not isinstance(value, bool):
+        raise RequestRefused(f"{key} is {_short(value)}; it must be true or false")
+    return value
+
+
+def _classes(logits: Array, count: int, signature: Signature) -> list[str]:
+    """``value:index:label`` of the best classes, as Triton's classification extension writes them."""
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    return [
+        f"{values[index]:f}:{index}:{signature.label(int(index))}"
+        for values, row in zip(logits, best, strict=True)
+        for index in row
+    ]
+
+
+def _short(value: object) -> str:
+    """A value of the client's as a message shows it: never long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

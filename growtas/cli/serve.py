@@ -1,0 +1,64 @@
+"""``growtas serve``: an artifact behind the open inference protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from growtas.cli.output import note
+
+
+def serve(
+    artifact: Annotated[
+        Path | None, typer.Argument(help="Artifact with its manifest beside it; by default the newest ONNX file of the newest run.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is reached from this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    name: Annotated[str | None, typer.Option(help="The model's name; by default the artifact's without suffix.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; by default all that this process may use.")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="Largest batch; by default, and at most, what the export checked.")] = None,
+    max_delay_us: Annotated[int, typer.Option(help="Microseconds that a request may wait for others to share its batch.")] = 0,
+    queue: Annotated[int, typer.Option(help="Requests that may be under way; more are answered 503.")] = 128,
+    max_body: Annotated[int | None, typer.Option(help="Bytes of one request; by default enough for the largest batch.")] = None,
+    max_connections: Annotated[int, typer.Option(help="Connections at the same time; more are answered 503.")] = 256,
+    timeout: Annotated[float, typer.Option(help="Seconds for a request's head, its body, and for taking its answer, each.")] = 20.0,
+    drain: Annotated[float, typer.Option(help="Seconds that a stop waits for requests under way.")] = 30.0,
+) -> None:
+    """Serve an artifact over HTTP: KServe v2, with health, metadata, inference (JSON and binary tensors) and Prometheus metrics.
+
+    SIGTERM finishes what is under way, refuses what is new with 503, and exits 0.
+
+    Example: growtas serve runs/first/export/micro-subnet.onnx --port 8000
+    """
+    from importlib.util import find_spec
+
+    from growtas.errors import MissingExtra
+
+    for package, module in (("fastapi", "fastapi"), ("uvicorn", "uvicorn"), ("prometheus-client", "prometheus_client")):
+        if find_spec(module) is None:
+            raise MissingExtra(package, "serve", "serving")
+    from growtas.export.serving.predictor import newest_artifact
+    from growtas.export.serving.server import ServeOptions
+    from growtas.export.serving.server import serve as run_server
+    from growtas.runs import find_run
+
+    if artifact is None:
+        artifact = newest_artifact(find_run(None).path / "export")
+    options = ServeOptions(
+        host=host,
+        port=port,
+        name=name,
+        threads=threads,
+        max_batch=max_batch,
+        max_delay_us=max_delay_us,
+        queue=queue,
+        max_body=max_body,
+        connections=max_connections,
+        timeout_s=timeout,
+        drain_s=drain,
+    )
+    code = run_server(artifact, options, note=note)
+    if code:
+        raise typer.Exit(code)

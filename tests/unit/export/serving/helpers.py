@@ -1,0 +1,163 @@
+"""Small artifacts with manifests, made without the exporter: a linear classifier, whose logits NumPy computes too."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from growtas.export.manifest import write_manifest
+
+SIZE, CHANNELS, CLASSES, MAX_BATCH = 8, 3, 5, 4
+NAMES = ["shoe", "hat, woollen", "bag", "Über-Hemd", "coat"]
+RECORD = {
+    "image_size": SIZE,
+    "in_chans": CHANNELS,
+    "mean": [0.2, 0.5, 0.6],
+    "std": [0.3, 0.25, 0.5],
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+}
+
+
+def weights(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(SIZE * SIZE * CHANNELS, CLASSES)).astype(np.float32) * 0.1
+
+
+def reference(images: np.ndarray) -> np.ndarray:
+    """Logits of normalised images ``(n, 3, 8, 8)``, in float64."""
+    return images.reshape(len(images), -1).astype(np.float64) @ weights().astype(np.float64)
+
+
+def artifact(folder: Path, *, pixels: bool = False, name: str = "net", **changes: Any) -> Path:
+    """``folder/name.onnx`` with its manifest: float32 ``images``, or uint8 ``pixels`` that are only cast and turned."""
+    shape = ["batch", SIZE, SIZE, CHANNELS] if pixels else ["batch", CHANNELS, SIZE, SIZE]
+    entry = "pixels" if pixels else "images"
+    nodes = []
+    if pixels:
+        nodes = [
+            helper.make_node("Transpose", ["pixels"], ["turned"], perm=[0, 3, 1, 2]),
+            helper.make_node("Cast", ["turned"], ["images"], to=TensorProto.FLOAT),
+        ]
+    nodes += [helper.make_node("Flatten", ["images"], ["flat"]), helper.make_node("MatMul", ["flat", "weight"], ["logits"])]
+    kind = TensorProto.UINT8 if pixels else TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info(entry, kind, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
+        [numpy_helper.from_array(weights(), "weight")],
+    )
+    path = folder / f"{name}.onnx"
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    manifest = {
+        "precision": "fp32",
+        "runtime": "onnxruntime",
+        "input": {
+            "name": entry,
+            "dtype": "uint8" if pixels else "float32",
+            "shape": shape,
+            "batch": {"min": 1, "max": MAX_BATCH},
+        },
+        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", CLASSES]},
+        "preprocess": RECORD,
+        "class_names": NAMES,
+        **changes,
+    }
+    write_manifest(path, manifest)
+    return path
+
+
+class Running:
+    """A ``growtas serve`` of its own process."""
+
+    def __init__(self, process: subprocess.Popen[str], said: list[str]) -> None:
+        self.process, self.said = process, said
+        match = re.search(r"http://[^/]*:(\d+)/v2/models/([\w.-]+)", said[0])
+        assert match, said
+        self.port, self.name = int(match[1]), match[2]
+
+    def connect(self, receive_buffer: int | None = None) -> socket.socket:
+        connection = socket.socket()
+        if receive_buffer:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", self.port))
+        return connection
+
+    def ask(self, data: bytes) -> tuple[int, dict[str, str], bytes]:
+        """One request on a connection of its own, as bytes."""
+        with self.connect() as connection:
+            connection.sendall(data)
+            return answer(connection)
+
+    def memory(self, key: str) -> int:
+        """Of the process, in bytes: ``VmRSS`` now, ``VmHWM`` at most so far."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(rf"{key}:\s+(\d+) kB", status)[1]) * 1024
+
+    def metric(self, name: str) -> float:
+        text = self.ask(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")[2].decode()
+        return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> tuple[int, str]:
+        """Exit code and what was said since the start."""
+        _, err = self.process.communicate(timeout=30)
+        return self.process.returncode, err
+
+
+@contextlib.contextmanager
+def serving(path: Path, *options: str) -> Iterator[Running]:
+    """A server on a free port; killed at the end if it still runs."""
+    command = [sys.executable, "-m", "growtas", "serve", str(path), "--port", "0", "--threads", "1", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        assert first.startswith(path.name), first + process.stderr.read()
+        yield Running(process, [first])
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers (lower case) and body of the next response on a connection."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        piece = connection.recv(65536)
+        if not piece:
+            raise ConnectionError(f"closed after {received!r}")
+        received += piece
+    head, _, body = received.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = {key.lower(): value for key, _, value in (line.partition(": ") for line in lines)}
+    while len(body) < int(headers["content-length"]):
+        piece = connection.recv(65536)
+        if not piece:
+            raise ConnectionError(f"closed after {len(body)} bytes of the body")
+        body += piece
+    return int(first.split()[1]), headers, body
+
+
+def post(name: str, body: bytes, *headers: str, length: int | str | None = None) -> bytes:
+    """An inference request as bytes."""
+    lines = [f"POST /v2/models/{name}/infer HTTP/1.1", "Host: a", *headers]
+    lines.append(f"Content-Length: {len(body) if length is None else length}")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
