@@ -13,7 +13,7 @@ from growtas.export.backends.base import Array
 from growtas.export.images import gate_images
 from growtas.runs import Run
 
-MOST_IMAGES, FEWEST_IMAGES = 512, 48
+MOST_IMAGES, MOST_IMAGES_COARSE, FEWEST_IMAGES = 512, 2000, 48
 # An artifact and its reference take about 25 ms each for an image of 1.3 GMACs on one core: 154 images of it are 8 s.
 _MACS_BUDGET = 200_000_000_000
 
@@ -48,13 +48,18 @@ class LabelledImages:
         return len(self.images)
 
 
-def images_for(macs: int) -> int:
+def images_for(macs: int, precision: str = "fp32") -> int:
     """How many images a verification takes by default: 512 of a small network, fewer of a large one, 48 at least.
+
+    In int8 and fp8 it is up to 2,000: images change sides in both directions there, and only many of them tell a loss of half a
+    point from chance.
 
     Args:
         macs: multiplications and additions of one image.
+        precision: of the artifact.
     """
-    return max(FEWEST_IMAGES, min(MOST_IMAGES, _MACS_BUDGET // max(macs, 1)))
+    most = MOST_IMAGES_COARSE if precision in ("int8", "fp8") else MOST_IMAGES
+    return max(FEWEST_IMAGES, min(most, _MACS_BUDGET // max(macs, 1)))
 
 
 def labelled_images(run: Run, count: int, *, data: str | None = None, data_dir: str | None = None) -> LabelledImages:

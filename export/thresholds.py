@@ -70,14 +70,15 @@ THRESHOLDS: Mapping[str, Thresholds] = MappingProxyType(
     {
         # Rounding alone is 1e-6 or so: 1e-4 is a hundred times that and far below any fault seen. One image in 300 may tip over.
         "fp32": Thresholds(relative_error=1e-4, cosine=0.99999, top1_agreement=0.995, accuracy_drop_points=0.3),
-        # 11 bits of mantissa: 5e-4 a rounding, which grows over the blocks.
-        "fp16": Thresholds(relative_error=2e-2, cosine=0.999, top1_agreement=0.99, accuracy_drop_points=0.3),
+        # 11 bits of mantissa, 5e-4 a rounding; 7e-4 in the logits of five blocks was measured, and it grows with their number.
+        "fp16": Thresholds(relative_error=1e-2, cosine=0.9995, top1_agreement=0.99, accuracy_drop_points=0.3),
         # 8 bits of mantissa: eight times the error of fp16.
-        "bf16": Thresholds(relative_error=1e-1, cosine=0.99, top1_agreement=0.97, accuracy_drop_points=0.5),
-        # Logits move visibly, so that what they are for decides: the accuracy.
-        "int8": Thresholds(relative_error=3e-1, cosine=0.95, top1_agreement=0.95, accuracy_drop_points=0.5),
-        # 4 bits of mantissa, as coarse as int8 near its maximum and finer near zero.
-        "fp8": Thresholds(relative_error=3e-1, cosine=0.95, top1_agreement=0.95, accuracy_drop_points=0.5),
+        "bf16": Thresholds(relative_error=8e-2, cosine=0.99, top1_agreement=0.97, accuracy_drop_points=0.5),
+        # Every product in int8 moved single logits by a third and one image in twenty to another class, and lost 0.6 points of
+        # accuracy: that is what decides, and the other three are there to find what is broken.
+        "int8": Thresholds(relative_error=5e-1, cosine=0.8, top1_agreement=0.93, accuracy_drop_points=0.5),
+        # 4 bits of mantissa: as coarse as int8 near the largest number and finer near zero.
+        "fp8": Thresholds(relative_error=5e-1, cosine=0.8, top1_agreement=0.93, accuracy_drop_points=0.5),
     }
 )
 """What passes by default, a row a precision."""

@@ -54,6 +54,7 @@ class Verification:
         cosine_min, cosine_mean: of an image's logits with the reference's; 0 unless ``finite``.
         top1_agreement: share of images with the same first class, 0 to 1.
         accuracy, reference_accuracy: shares of images with the right class, by its name where names are known; None without labels.
+        accuracy_drop_error_points: standard error of the drop, from the images that only one of the two gets right.
         better_order: where another order of the class names would make many more answers right, the two names that are most often
             taken for each other; None otherwise.
     """
@@ -76,6 +77,7 @@ class Verification:
     top1_agreement: float
     accuracy: float | None
     reference_accuracy: float | None
+    accuracy_drop_error_points: float | None
     better_order: tuple[str, str] | None
 
     @property
@@ -243,9 +245,12 @@ def measure_artifact(
         "finite": finite,
     }
     if not finite:
-        nothing = {"max_abs_error": math.inf, "relative_error": math.inf, "relative_error_by_batch": {}, "top1_agreement": 0.0}
         return Verification(
-            **common, **nothing, cosine_min=0.0, cosine_mean=0.0, accuracy=None, reference_accuracy=None, better_order=None
+            **common,
+            **dict.fromkeys(("max_abs_error", "relative_error"), math.inf),
+            **dict.fromkeys(("cosine_min", "cosine_mean", "top1_agreement"), 0.0),
+            **dict.fromkeys(("accuracy", "reference_accuracy", "accuracy_drop_error_points", "better_order"), None),
+            relative_error_by_batch={},
         )
     got, want = (np.concatenate([run[side] for run in runs]).astype(np.float64) for side in (1, 2))
     errors, scale = np.abs(got - want).max(1), float(np.abs(want).max())
@@ -253,13 +258,12 @@ def measure_artifact(
     by_batch = {batch: _relative(float(errors[of_batch == batch].max()), scale) for batch in common["batches"]}
     cosines = _cosines(got, want)
     first, expected = got.argmax(1)[: len(images)], want.argmax(1)[: len(images)]
-    accuracy = reference_accuracy = order = None
+    accuracy = reference_accuracy = drop_error = order = None
     if images.labels is not None:
         theirs, ours = labels_of_outputs(images, class_names, got.shape[1])
-        accuracy, reference_accuracy = (
-            float((theirs[first] == images.labels).mean()),
-            float((ours[expected] == images.labels).mean()),
-        )
+        right, rightly = theirs[first] == images.labels, ours[expected] == images.labels
+        accuracy, reference_accuracy = float(right.mean()), float(rightly.mean())
+        drop_error = 100 * float(np.std(rightly.astype(float) - right)) / math.sqrt(len(images))
         order = better_order(theirs[first], images)
     return Verification(
         **common,
@@ -271,6 +275,7 @@ def measure_artifact(
         top1_agreement=float((first == expected).mean()),
         accuracy=accuracy,
         reference_accuracy=reference_accuracy,
+        accuracy_drop_error_points=drop_error,
         better_order=order,
     )
 

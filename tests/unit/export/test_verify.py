@@ -145,6 +145,14 @@ def test_a_drop_of_exactly_the_threshold_passes() -> None:
         assert measure(answering(answers), thresholds=limits).passed == passes
 
 
+def test_the_standard_error_of_a_drop_is_that_of_the_pairs() -> None:
+    # Nine images are lost and three won: the drop is the mean of 9 times 1, 3 times -1 and 108 times 0.
+    won, lost = np.arange(COUNT) < 3, np.arange(COUNT) >= COUNT - 9
+    found = measure(answering((LABELS + lost) % CLASSES), answering((LABELS + won) % CLASSES))
+    assert found.accuracy_drop_points == pytest.approx(5)
+    assert found.accuracy_drop_error_points == pytest.approx(100 * math.sqrt((12 / COUNT - 0.05**2) / COUNT))
+
+
 def test_a_gain_is_no_drop() -> None:
     worse = answering((LABELS + (np.arange(COUNT) < 6)) % CLASSES)
     found = measure(TRUTH, worse)
