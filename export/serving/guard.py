@@ -62,6 +62,13 @@ class GuardedProtocol(H11Protocol):
             if self.conn.their_state is h11.SEND_BODY:
                 self._acknowledge()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP as every other error is answered; where another answer is being sent, only close."""
+        if self._between():
+            self._refuse(400, "Bad Request", "this is no HTTP request that can be read", "no http")
+        else:
+            self.transport.close()
+
     def sweep(self, now: float) -> None:
         """End the connection if its client is too slow.
 
