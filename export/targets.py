@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from growtas.errors import ConfigError, DeviceError, choices
 from growtas.export.backends.base import PlanBuilder
 
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+# The compute capabilities from which on GPUs have a type's matrix products; the others have none at all. NVIDIA's CUDA C++
+# Programming Guide, "Arithmetic Instructions", and the fact that the compiler refuses them with the same words.
+_SINCE = {"bf16": ((8, 0), "Ampere"), "fp8": ((8, 9), "Ada")}
 _TARGET = re.compile(r"(?:sm_?)?(\d{1,2})\.?(\d)", re.IGNORECASE)
 
 
@@ -25,6 +30,34 @@ def parse_targets(text: str) -> tuple[str, ...]:
         if target not in targets:
             targets.append(target)
     return tuple(targets)
+
+
+def check_precision(targets: Sequence[str], precision: str, legal: Sequence[str] = ()) -> None:
+    """Refuse a precision that a target's GPUs don't have.
+
+    Args:
+        legal: targets to name in the message, as far as they have it.
+
+    Raises:
+        DeviceError: with the reason.
+    """
+    if precision not in PRECISIONS:
+        raise DeviceError(f"--precision is {precision!r}; a plan's is {choices(PRECISIONS)}")
+    if precision not in _SINCE:
+        return
+    since, generation = _SINCE[precision]
+    lacking = [target for target in targets if _capability(target) < since]
+    if lacking:
+        having = [target for target in legal if _capability(target) >= since]
+        instead = f"legal targets for {precision} are {choices(having)}" if having else "take fp16 or int8 there"
+        first = f"sm{since[0]}{since[1]} ({generation})"
+        raise DeviceError(f"{precision} matrix products came with {first}, {choices(lacking)} has none; {instead}")
+
+
+def _capability(target: str) -> tuple[int, int]:
+    """``sm120`` -> ``(12, 0)``."""
+    digits = target.removeprefix("sm")
+    return int(digits[:-1]), int(digits[-1])
 
 
 def device_target(device: str) -> str:

@@ -7,22 +7,23 @@ from pathlib import Path
 from growtas.errors import UsageError, choices
 from growtas.export.backends.base import Session
 
-SUFFIXES = (".safetensors", ".onnx", ".xml", ".plan")
+SUFFIXES = (".safetensors", ".pt2", ".onnx", ".xml", ".plan")
 
 
-def open_session(path: str | Path, *, threads: int | None = None, runtime: str | None = None) -> Session:
+def open_session(path: str | Path, *, threads: int | None = None, runtime: str | None = None, trusted: bool = False) -> Session:
     """Load an artifact in the runtime that its suffix asks for.
 
     Args:
-        path: a ``.safetensors`` (torch), ``.onnx`` (ONNX Runtime, or OpenVINO), ``.xml`` with its ``.bin`` beside it (OpenVINO) or
-            ``.plan`` (TensorRT or TensorRT-RTX) file.
+        path: a ``.safetensors`` (torch), ``.pt2`` (torch.export), ``.onnx`` (ONNX Runtime, or OpenVINO), ``.xml`` with its ``.bin``
+            beside it (OpenVINO) or ``.plan`` (TensorRT or TensorRT-RTX) file.
         threads: CPU threads; by default all that this process may use.
         runtime: for an ONNX file, ``onnxruntime`` or ``openvino``; onnxruntime if not given. For a plan, ``tensorrt`` or
-            ``tensorrt-rtx``, as its manifest says; tensorrt-rtx if not given.
+            ``tensorrt-rtx``; what its manifest says if not given.
+        trusted: load a plan that has no manifest, which is refused otherwise; see :mod:`growtas.export.safety`.
 
     Raises:
         CheckpointError: the file can't be loaded.
-        DeviceError: a plan, and no GPU at hand.
+        DeviceError: a plan, and no GPU at hand, or another than it was built for, or another version of the runtime.
         MissingExtra: the runtime is not installed.
         UsageError: another suffix.
     """
@@ -39,8 +40,12 @@ def open_session(path: str | Path, *, threads: int | None = None, runtime: str |
         from growtas.export.backends.pytorch import TorchSession
 
         return TorchSession(path, threads=threads)
-    if path.suffix == ".plan":
-        from growtas.export.backends import tensorrt, tensorrt_rtx
+    if path.suffix == ".pt2":
+        from growtas.export.backends.program import ProgramSession
 
-        return tensorrt.open_plan(path) if runtime == "tensorrt" else tensorrt_rtx.open_plan(path)
+        return ProgramSession(path, threads=threads)
+    if path.suffix == ".plan":
+        from growtas.export.backends.plans import open_plan
+
+        return open_plan(path, runtime=runtime, trusted=trusted)
     raise UsageError(f"{path}: not an artifact; legal are files that end in {choices(SUFFIXES)}")

@@ -7,13 +7,33 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
+from growtas.errors import ConfigError
+
 Array = NDArray[np.float32]
 Timer = Callable[[], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimerParts:
+    """One run, taken apart, in milliseconds.
+
+    Attributes:
+        host_ms: the CPU's time until everything is enqueued: images into pinned memory, copies and computation launched.
+        h2d_ms, device_ms, d2h_ms: images to the device, the computation, logits back; as the device's own events say.
+    """
+
+    host_ms: float
+    h2d_ms: float
+    device_ms: float
+    d2h_ms: float
+
+
+PartsTimer = Callable[[], TimerParts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +78,84 @@ class Session(Protocol):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
+class BuildSettings(TypedDict, total=False):
+    """Keyword arguments of :meth:`PlanBuilder.build`; :class:`BuildOptions` says what they mean."""
+
+    max_batch: int
+    profile: Shapes
+    precision: str
+    cache_dir: Path | None
+    workspace: int | None
+    version_compatible: bool
+    refit: bool
+    strip: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Batches of a plan: the smallest and the largest that it takes, and the one that it is tuned for.
+
+    Raises:
+        ConfigError: not ``1 <= min <= opt <= max``.
+    """
+
+    min: int = 1
+    opt: int = 1
+    max: int = 8
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise ConfigError(
+                f"a plan's batches are {self.min}, {self.opt} and {self.max} (smallest, tuned for, largest); "
+                f"they must be 1 or more, each at least the one before"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How a plan is compiled.
+
+    Attributes:
+        max_batch: short for a ``profile`` from 1, tuned for 1.
+        profile: batches; the images' other dimensions are the ONNX file's.
+        precision: what most of the file's weights are multiplied in; the build fails if they aren't.
+        cache_dir: where timings of kernels are kept between builds (TensorRT only; see :mod:`growtas.export.caches`).
+        workspace: bytes of device memory that a layer may use while it computes; the compiler's own limit if None.
+        version_compatible: have later TensorRT versions load the plan too (TensorRT only).
+        refit, strip: a plan whose weights can be replaced; one without them. TensorRT-RTX needs a GPU for either.
+
+    Raises:
+        ConfigError: both ``max_batch`` and ``profile``, a wrong one of them, or no bytes of workspace.
+    """
+
+    max_batch: int | None = None
+    profile: Shapes | None = None
+    precision: str = "fp32"
+    cache_dir: Path | None = None
+    workspace: int | None = None
+    version_compatible: bool = False
+    refit: bool = False
+    strip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.profile is not None and self.max_batch is not None:
+            raise ConfigError("max_batch and profile both name a plan's batches; give one of them")
+        if self.workspace is not None and self.workspace < 1:
+            raise ConfigError(f"workspace is {self.workspace}; it must be a number of bytes from 1 up")
+        _ = self.batches
+
+    @property
+    def batches(self) -> Shapes:
+        """The profile, or what stands for it."""
+        return self.profile or Shapes(max=Shapes.max if self.max_batch is None else self.max_batch)
+
+    @property
+    def recorded(self) -> dict[str, object]:
+        """Switches that shape what is loaded and computed, as a manifest keeps them."""
+        chosen = {"version_compatible": self.version_compatible, "refit": self.refit, "strip": self.strip}
+        return {"tf32": False, **{name: True for name, is_on in chosen.items() if is_on}}
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuiltPlan:
     """A compiled plan, not yet on disk.
@@ -70,6 +168,10 @@ class BuiltPlan:
             builder reports it; None where it didn't.
         seconds: duration of the build.
         settings: switches that shape the numerics, such as ``{"tf32": False}``.
+        precision: what was asked for, and found in what was compiled.
+        batches: smallest, tuned for, largest.
+        inspection: what was found, as JSON data; see :mod:`growtas.export.backends.nvinspect`. None where nothing looked.
+        timing_cache: file name of the cache that the build read and wrote; None without one.
     """
 
     data: bytes = field(repr=False)
@@ -80,6 +182,10 @@ class BuiltPlan:
     weights_memory_bytes: int | None
     seconds: float
     settings: dict[str, object]
+    precision: str = "fp32"
+    batches: Shapes = Shapes()
+    inspection: dict[str, object] | None = None
+    timing_cache: str | None = None
 
 
 class PlanBuilder(Protocol):
@@ -95,11 +201,12 @@ class PlanBuilder(Protocol):
             MissingExtra: the package is not installed.
         """
 
-    def build(self, onnx: Path, targets: tuple[str, ...], *, max_batch: int) -> BuiltPlan:
-        """Compile for batches 1 to ``max_batch``, optimised for batch 1.
+    def build(self, onnx: Path, targets: tuple[str, ...], **settings: Unpack[BuildSettings]) -> BuiltPlan:
+        """Compile for all targets; ``settings`` are those of :class:`BuildOptions`, by default fp32 for batches 1 to 8.
 
         Raises:
-            BuildError: the compiler refused the graph; the message holds its reason.
+            BuildError: the compiler refused the graph, the message holds its reason; or the graph isn't in the precision asked for.
+            ConfigError, DeviceError: settings that don't go together, or that the builder doesn't have.
         """
 
     def why_not_runnable(self, targets: tuple[str, ...]) -> str | None:

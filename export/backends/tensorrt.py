@@ -1,13 +1,16 @@
-"""TensorRT proper: builds for the GPU at hand, and runs there. Needs the package and a GPU."""
+"""TensorRT proper, 10 and 11: builds for the GPU at hand, and runs there. Needs the package and a GPU."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from growtas.errors import DeviceError, MissingExtra
 from growtas.export.backends import nvinfer
-from growtas.export.backends.base import BuiltPlan, is_installed
+from growtas.export.backends.base import BuildOptions, BuildSettings, BuiltPlan, is_installed
+from growtas.export.backends.nvplan import build_plan
+from growtas.export.caches import CacheKey, TimingCache, driver_version
+from growtas.export.targets import check_precision
 
 NAME = "tensorrt"
 
@@ -31,13 +34,12 @@ class TensorRTBuilder:
     name = NAME
 
     def check(self, targets: tuple[str, ...], precision: str) -> None:
-        """Only this machine's GPU can be a target.
+        """Only this machine's GPU can be a target, in a precision that it has.
 
         Raises:
-            DeviceError: no GPU, or another target.
+            DeviceError: no GPU, another target, or a precision that it doesn't have.
             MissingExtra: tensorrt is not installed.
         """
-        del precision
         _module("building a TensorRT plan")
         here = nvinfer.local_target()
         if targets != (here,):
@@ -45,21 +47,24 @@ class TensorRTBuilder:
             raise DeviceError(
                 f"TensorRT builds only for the GPU of the machine it runs on, which {where}; asked was {', '.join(targets)}"
             )
+        check_precision(targets, precision)
 
-    def build(self, onnx: Path, targets: tuple[str, ...], *, max_batch: int) -> BuiltPlan:
+    def build(self, onnx: Path, targets: tuple[str, ...], **settings: Unpack[BuildSettings]) -> BuiltPlan:
         """Compile; see :class:`growtas.export.backends.base.PlanBuilder`."""
+        options = BuildOptions(**settings)
         trt = _module("building a TensorRT plan")
-        return nvinfer.build_plan(trt, onnx, targets, runtime=NAME, max_batch=max_batch, configure=lambda trt, config: None)
+        cache = None
+        if options.cache_dir is not None:
+            version, target = str(trt.__version__), targets[0]
+            key = CacheKey(kind="timing", package=NAME, version=version, target=target, driver=driver_version())
+            cache = TimingCache(options.cache_dir, key)
+
+        def configure(trt: Any, config: Any) -> None:
+            # Types and formats of layers, for whoever inspects the engine; it costs some kilobytes.
+            config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+
+        return build_plan(trt, onnx, targets, options, runtime=NAME, configure=configure, timing_cache=cache)
 
     def why_not_runnable(self, targets: tuple[str, ...]) -> str | None:
         """None on the GPU that it was built for."""
         return nvinfer.why_not_here(targets)
-
-
-def open_plan(path: str | Path) -> nvinfer.PlanSession:
-    """A TensorRT plan, ready to run on this machine's GPU.
-
-    Raises:
-        CheckpointError, DeviceError, MissingExtra: as :func:`growtas.export.backends.open_session`.
-    """
-    return nvinfer.PlanSession(_module("running a TensorRT plan"), Path(path), NAME)

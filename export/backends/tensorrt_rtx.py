@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from growtas.errors import DeviceError, MissingExtra, choices
+from growtas.errors import ConfigError, DeviceError, MissingExtra, choices
 from growtas.export.backends import nvinfer
-from growtas.export.backends.base import BuiltPlan, is_installed
+from growtas.export.backends.base import BuildOptions, BuildSettings, BuiltPlan, is_installed
+from growtas.export.backends.nvplan import build_plan
+from growtas.export.targets import check_precision
 
 NAME = "tensorrt-rtx"
 TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
@@ -38,8 +40,18 @@ class TensorRTRTXBuilder:
         check_targets(targets, precision)
         _module("building a plan ahead of time")
 
-    def build(self, onnx: Path, targets: tuple[str, ...], *, max_batch: int) -> BuiltPlan:
-        """Compile; see :class:`growtas.export.backends.base.PlanBuilder`."""
+    def build(self, onnx: Path, targets: tuple[str, ...], **settings: Unpack[BuildSettings]) -> BuiltPlan:
+        """Compile; see :class:`growtas.export.backends.base.PlanBuilder`.
+
+        ``cache_dir`` is not used: a timing cache changes nothing in a plan of TensorRT-RTX, and makes the compiler look for a GPU
+        (release notes of TensorRT-RTX 1.1).
+        """
+        options = BuildOptions(**settings)
+        if options.version_compatible:
+            raise ConfigError("TensorRT-RTX has no version-compatible plans: each release loads only its own; build with TensorRT")
+        # Tried with 1.7.1: the compiler asks the CUDA driver and fails inside.
+        if (options.refit or options.strip) and nvinfer.local_target() is None:
+            raise DeviceError("TensorRT-RTX builds refittable or stripped plans only on a machine with an NVIDIA GPU")
         trt = _module("building a plan ahead of time")
 
         def configure(trt: Any, config: Any) -> None:
@@ -48,7 +60,7 @@ class TensorRTRTXBuilder:
             for index, target in enumerate(targets):
                 config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
 
-        return nvinfer.build_plan(trt, onnx, targets, runtime=NAME, max_batch=max_batch, configure=configure)
+        return build_plan(trt, onnx, targets, options, runtime=NAME, configure=configure)
 
     def why_not_runnable(self, targets: tuple[str, ...]) -> str | None:
         """None on a machine with a GPU of one of the targets."""
@@ -72,14 +84,7 @@ def check_targets(targets: tuple[str, ...], precision: str) -> None:
     if precision == "fp32" and "sm75" in targets:
         legal = choices(target for target in TARGETS if target != "sm75")
         raise DeviceError(
-            f"TensorRT-RTX compiles no fp32 matrix products for sm75 (T4, Turing); legal targets for fp32 are {legal}"
+            f"TensorRT-RTX compiles no fp32 matrix products for sm75 (T4, Turing); legal targets for fp32 are {legal}, "
+            f"and fp16 or int8 compile for sm75"
         )
-
-
-def open_plan(path: str | Path) -> nvinfer.PlanSession:
-    """A TensorRT-RTX plan, ready to run on this machine's GPU.
-
-    Raises:
-        CheckpointError, DeviceError, MissingExtra: as :func:`growtas.export.backends.open_session`.
-    """
-    return nvinfer.PlanSession(_module("running a TensorRT-RTX plan"), Path(path), NAME)
+    check_precision(targets, precision, legal=TARGETS)
