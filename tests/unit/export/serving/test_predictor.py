@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from growtas.errors import CheckpointError, DataError, UsageError
+from growtas.export.serving.images import find_images, read_image
+from growtas.export.serving.predictor import Predictor, group, newest_artifact
+from tests.unit.export.serving.helpers import CLASSES, MAX_BATCH, NAMES, RECORD, SIZE, artifact, reference
+
+GREEN, RED = (20, 200, 40), (200, 20, 40)
+
+
+def noise(seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def by_hand(image: Image.Image) -> np.ndarray:
+    """What the record says of an image that needs no resizing: a 255th, minus mean, over std, channels first."""
+    values = np.asarray(image.convert("RGB"), np.float64) / 255
+    return ((values - RECORD["mean"]) / RECORD["std"]).transpose(2, 0, 1)
+
+
+def test_images_are_prepared_as_the_manifest_says_and_classes_named(tmp_path: Path) -> None:
+    images = [noise(seed) for seed in range(MAX_BATCH + 3)]
+    with Predictor(artifact(tmp_path), threads=1) as predictor:
+        prepared = np.stack([predictor.prepare(image) for image in images])
+        want = np.stack([by_hand(image) for image in images])
+        assert prepared.dtype == np.float32
+        np.testing.assert_allclose(prepared, want, atol=1e-6)
+        logits = predictor.logits(prepared)
+        np.testing.assert_allclose(logits, reference(want), atol=1e-5)
+        top = predictor.top(logits[0], 3)
+    exact = reference(want)[0]
+    order = np.argsort(-exact)[:3]
+    assert [each["class"] for each in top] == order.tolist()
+    assert [each["label"] for each in top] == [NAMES[index] for index in order]
+    np.testing.assert_allclose([each["probability"] for each in top], (np.exp(exact) / np.exp(exact).sum())[order], rtol=1e-4)
+
+
+def test_pixels_go_in_as_they_are_where_the_graph_normalises(tmp_path: Path) -> None:
+    image = noise(3)
+    with Predictor(artifact(tmp_path, pixels=True), threads=1) as predictor:
+        prepared = predictor.prepare(image)
+        assert prepared.dtype == np.uint8
+        np.testing.assert_array_equal(prepared, np.asarray(image))
+        want = reference(np.asarray(image, np.float64).transpose(2, 0, 1)[None])
+        np.testing.assert_allclose(predictor.logits(prepared[None]), want, rtol=1e-5, atol=1e-3)
+
+
+def test_a_larger_image_is_resized_on_its_short_side_and_cropped(tmp_path: Path) -> None:
+    """Left and right of the middle square there is red, which must not be seen."""
+    wide = Image.new("RGB", (96, 32), RED)
+    wide.paste(GREEN, (32, 0, 64, 32))
+    with Predictor(artifact(tmp_path, pixels=True), threads=1) as predictor:
+        inner = predictor.prepare(wide)[:, 2:-2]
+    np.testing.assert_array_equal(inner, np.broadcast_to(GREEN, inner.shape))
+
+
+def test_a_graph_that_resizes_gets_the_whole_image(tmp_path: Path) -> None:
+    entry = {"name": "pixels", "dtype": "uint8", "shape": ["batch", "height", "width", 3], "batch": {"max": MAX_BATCH}}
+    with Predictor(artifact(tmp_path, pixels=True, input=entry), threads=1) as predictor:
+        image = noise(1, (13, 7))
+        np.testing.assert_array_equal(predictor.prepare(image), np.asarray(image))
+
+
+def test_equal_logits_name_the_first_class_first(tmp_path: Path) -> None:
+    with Predictor(artifact(tmp_path, class_names=None), threads=1) as predictor:
+        top = predictor.top(np.array([1, 5, 2, 5, 0], np.float32), CLASSES)
+    assert [each["class"] for each in top] == [1, 3, 2, 0, 4]
+    assert [each["label"] for each in top] == ["1", "3", "2", "0", "4"]
+
+
+def test_neighbours_of_one_shape_go_together() -> None:
+    shapes = [(1, 2), (1, 2), (1, 2), (3, 3), (1, 2)]
+    assert group([np.zeros(shape) for shape in shapes], 2) == [[0, 1], [2], [3], [4]]
+    assert group([], 2) == []
+
+
+def test_what_cannot_be_loaded(tmp_path: Path) -> None:
+    made = artifact(tmp_path)
+    with pytest.raises(UsageError, match="legal are files that end in"):
+        Predictor(tmp_path / "net.png")
+    with pytest.raises(CheckpointError, match="no such artifact"):
+        Predictor(tmp_path / "other.onnx")
+    made.write_bytes(made.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="SHA-256 differs"):
+        Predictor(made)
+    made.with_name("net.onnx.json").unlink()
+    with pytest.raises(CheckpointError, match="no manifest net.onnx.json beside it"):
+        Predictor(made)
+    with Predictor(artifact(tmp_path, preprocess=None), threads=1) as predictor, pytest.raises(CheckpointError, match="no record"):
+        predictor.prepare(noise())
+
+
+def test_the_newest_onnx_file_answers(tmp_path: Path) -> None:
+    import os
+
+    with pytest.raises(UsageError, match="no artifact here; make one with `growtas export`"):
+        newest_artifact(tmp_path)
+    old, new = artifact(tmp_path, name="b"), artifact(tmp_path, name="a")
+    os.utime(old, (1, 1))
+    bare = artifact(tmp_path, name="z")
+    bare.with_name("z.onnx.json").unlink()
+    for suffix in (".safetensors", ".plan"):
+        (tmp_path / f"newer{suffix}").write_bytes(b"")
+        (tmp_path / f"newer{suffix}.json").write_bytes(b"")
+    assert newest_artifact(tmp_path) == new
+    for path in (old, new):
+        path.unlink()
+    assert newest_artifact(tmp_path) == tmp_path / "newer.safetensors"
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16"]
+)
+def test_every_mode_of_pillow_is_prepared(tmp_path: Path, mode: str) -> None:
+    grey = np.tile(np.arange(SIZE, dtype=np.uint8) * 30, (SIZE, 1))
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 256 + 17)
+    elif mode in ("PA", "LAB", "HSV", "RGBX"):
+        image = Image.new(mode, (SIZE, SIZE))
+    else:
+        image = Image.fromarray(grey).convert(mode)
+    path = tmp_path / "image.tiff"
+    if mode in ("PA", "HSV", "RGBX"):  # no format holds them
+        pass
+    else:
+        image.save(path)
+        image = read_image(path)
+    with Predictor(artifact(tmp_path, pixels=True), threads=1) as predictor:
+        pixels = predictor.prepare(image)
+    assert pixels.shape == (SIZE, SIZE, 3)
+    if mode in ("L", "LA", "RGB", "RGBA", "I", "F", "I;16", "P"):
+        np.testing.assert_array_equal(pixels[..., 0], grey)
+
+
+def test_palettes_with_transparency_keep_their_colours_without_a_warning(tmp_path: Path) -> None:
+    image = Image.new("P", (SIZE, SIZE), 1)
+    image.putpalette([*RED, *GREEN])
+    image.save(tmp_path / "a.png", transparency=b"\xff\x40")
+    with Predictor(artifact(tmp_path, pixels=True), threads=1) as predictor:
+        assert (predictor.prepare(read_image(tmp_path / "a.png")) == GREEN).all()
+
+
+def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
+    """A photograph stored on its side, as cameras do: what is stored left is shown at the top (orientation 6)."""
+    image = Image.new("RGB", (SIZE, SIZE), GREEN)
+    image.paste(RED, (0, 0, SIZE // 2, SIZE))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    shown = np.asarray(read_image(tmp_path / "turned.png"))
+    np.testing.assert_array_equal(shown[0], np.broadcast_to(RED, (SIZE, 3)))
+    np.testing.assert_array_equal(shown[-1], np.broadcast_to(GREEN, (SIZE, 3)))
+
+
+def test_files_that_are_no_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    noise(size=(64, 64)).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    for name, match in (
+        ("text.png", "not an image that Pillow knows"),
+        ("half.png", "can't be read"),
+        ("empty.jpg", "not an image that Pillow knows"),
+        ("none.png", "no such image"),
+        (".", "can't be read"),
+    ):
+        with pytest.raises(DataError, match=match) as error:
+            read_image(tmp_path / name)
+        assert str(tmp_path / name) in str(error.value)
+        assert "\n" not in str(error.value)
+    for limit in (3000, 1500):  # Pillow warns of the first, and raises for the second
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(DataError, match=f"too large \\(over {limit} pixels\\)"):
+            read_image(tmp_path / "whole.png")
+
+
+def test_names_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.png", "a.JPG", "in/c.png", "notes.txt", "odd[1].png", "empty/notes.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(b"")
+    assert [str(path) for path in find_images(["b.png", "nothing.png", "notes.txt"])] == ["b.png", "nothing.png", "notes.txt"]
+    assert [str(path) for path in find_images(["."])] == ["a.JPG", "b.png", "in/c.png", "odd[1].png"]
+    assert [str(path) for path in find_images(["*.png", "odd[1].png"])] == ["b.png", "odd[1].png", "odd[1].png"]
+    assert [str(path) for path in find_images(["**/*.png"])] == ["b.png", "in/c.png", "odd[1].png"]
+    with pytest.raises(DataError, match="empty: no images in this folder"):
+        find_images(["empty"])
+    with pytest.raises(DataError, match=r"\*.gif: no file matches"):
+        find_images(["*.gif"])
