@@ -8,6 +8,7 @@ from growtas.cli.devices import devices
 from growtas.cli.export import export
 from growtas.cli.finetune import finetune
 from growtas.cli.import_ import import_app
+from growtas.cli.inspect import inspect
 from growtas.cli.main import app
 from growtas.cli.predict import predict
 from growtas.cli.profile import profile
@@ -26,6 +27,7 @@ app.command()(show)
 app.command()(search)
 app.command()(export)
 app.command()(verify)
+app.command()(inspect)
 app.command()(finetune)
 app.command()(bench)
 app.command()(predict)

@@ -1,0 +1,254 @@
+"""What artifact files hold, read without running or deserialising them: operators, inputs, outputs, and weights by type."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import xml.etree.ElementTree as ElementTree
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from growtas.errors import CheckpointError
+
+LAYOUT_OPS = ("Transpose", "Slice", "Concat")
+_MAX_HEADER_BYTES = 100_000_000
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I64": 64, "I32": 32, "I8": 8, "U8": 8, "BOOL": 8}
+_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "I64": "int64", "I32": "int32", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+    "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "i64": "int64",
+    "i32": "int32", "i8": "int8", "u8": "uint8", "boolean": "bool",
+}  # fmt: skip
+# torch.export's numbers of scalar types.
+_TORCH = {
+    1: "uint8",
+    2: "int8",
+    3: "int16",
+    4: "int32",
+    5: "int64",
+    6: "float16",
+    7: "float32",
+    8: "float64",
+    12: "bool",
+    13: "bfloat16",
+}
+_PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
+
+
+def read_graph(path: Path) -> dict[str, Any]:
+    """What a file holds.
+
+    Returns:
+        ``bytes_by_type`` (of weights and constants), ``tensors``, ``precision`` (what the weights are stored in, None where nothing
+        says so), and what the format has: ``inputs``, ``outputs`` (``name``, ``dtype``, ``shape``), ``nodes``, ``operators``,
+        ``layout_operators``, ``opset`` and more. Of a plan nothing: it is not readable without running native code.
+
+    Raises:
+        CheckpointError: absent, damaged, or not what its suffix says.
+    """
+    readers = {".onnx": _read_onnx, ".safetensors": _read_safetensors, ".xml": _read_ir, ".pt2": _read_program}
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such artifact")
+    reader = readers.get(path.suffix)
+    if reader is None:
+        return {}
+    try:
+        return reader(path)
+    except CheckpointError:
+        raise
+    except Exception as error:  # each format's parser has exceptions of its own
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise CheckpointError(f"{path}: not a readable {path.suffix} file ({reason})") from None
+
+
+def _read_onnx(path: Path) -> dict[str, Any]:
+    import onnx
+
+    proto = onnx.load(path, load_external_data=False)
+    if not proto.graph.node:
+        raise CheckpointError(f"{path}: not a readable .onnx file (it holds no nodes)")
+    sizes: Counter[str] = Counter()
+    for tensor in proto.graph.initializer:
+        sizes[_onnx_type(tensor.data_type)] += _tensor_bytes(tensor)
+    operators = Counter(node.op_type for node in proto.graph.node)
+    quantised = sorted({_onnx_type(t) for t in _zero_point_types(proto.graph)})
+    precision = _precision(sizes)
+    if operators["QuantizeLinear"] or operators["DequantizeLinear"]:
+        precision = "fp8" if any(kind.startswith("float8") for kind in quantised) else "int8"
+    return {
+        "opset": next((int(entry.version) for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None),
+        "ir_version": int(proto.ir_version),
+        "other_domains": sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx"}),
+        **_counted(operators),
+        "inputs": [_onnx_value(value) for value in proto.graph.input],
+        "outputs": [_onnx_value(value) for value in proto.graph.output],
+        "tensors": len(proto.graph.initializer),
+        "bytes_by_type": dict(sizes.most_common()),
+        "quantised_to": quantised,
+        "metadata": sorted(entry.key for entry in proto.metadata_props),
+        "precision": precision,
+    }
+
+
+def _zero_point_types(graph: Any) -> Iterable[int]:
+    """Element types of what quantising nodes make and take."""
+    types = {tensor.name: int(tensor.data_type) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero_point = node.input[2] if len(node.input) > 2 else ""
+            if zero_point in types:
+                yield types[zero_point]
+
+
+def _onnx_type(number: int) -> str:
+    import onnx
+
+    name = onnx.TensorProto.DataType.Name(number).lower()
+    return {"float": "float32", "double": "float64", "float8e4m3fn": "float8_e4m3fn", "float8e5m2": "float8_e5m2"}.get(name, name)
+
+
+def _tensor_bytes(tensor: Any) -> int:
+    """Bytes of the values, wherever they are stored."""
+    import onnx
+
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return sum(len(value) for value in tensor.string_data)
+    item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(math.prod(tensor.dims) * item)
+
+
+def _onnx_value(value: Any) -> dict[str, Any]:
+    tensor = value.type.tensor_type
+    shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+    return {"name": value.name, "dtype": _onnx_type(tensor.elem_type), "shape": shape}
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """The header alone: eight bytes of length, then JSON."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(_MAX_HEADER_BYTES, path.stat().st_size - 8):
+            raise CheckpointError(f"{path}: not a readable .safetensors file (its header is missing or cut)")
+        header = json.loads(file.read(length))
+    metadata = header.pop("__metadata__", {})
+    sizes: Counter[str] = Counter()
+    params = 0
+    for entry in header.values():
+        begin, end = entry["data_offsets"]
+        count = math.prod(entry["shape"])
+        if (end - begin) * 8 != count * _BITS.get(entry["dtype"], (end - begin) * 8 / max(count, 1)):
+            raise CheckpointError(f"{path}: not a readable .safetensors file (a tensor's size does not fit its shape)")
+        sizes[_NAMES.get(entry["dtype"], entry["dtype"].lower())] += end - begin
+        params += count
+    if 8 + length + sum(sizes.values()) != path.stat().st_size:
+        raise CheckpointError(f"{path}: not a readable .safetensors file (it is truncated, or longer than its tensors)")
+    described = json.loads(metadata.get("growtas", "{}"))
+    return {
+        "tensors": len(header),
+        "params": params,
+        "bytes_by_type": dict(sizes.most_common()),
+        "holds": described.get("kind"),
+        "precision": _precision(sizes),
+    }
+
+
+def _read_ir(path: Path) -> dict[str, Any]:
+    """The graph of an OpenVINO IR: layers with their types, shapes and sizes; the weights stay unread in the ``.bin``."""
+    data = path.read_bytes()
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        raise CheckpointError(f"{path}: not a readable .xml file (an IR declares no document type)")
+    root = ElementTree.fromstring(data)
+    if root.tag != "net" or root.find("layers") is None:
+        raise CheckpointError(f"{path}: not a readable .xml file (no OpenVINO IR)")
+    sizes: Counter[str] = Counter()
+    operators: Counter[str] = Counter()
+    inputs, outputs, constants = [], [], 0
+    for layer in root.iterfind("layers/layer"):
+        kind, settings = layer.get("type", ""), layer.find("data")
+        if kind == "Const" and settings is not None:
+            element = settings.get("element_type", "")
+            sizes[_NAMES.get(element, element)] += int(settings.get("size", 0))
+            constants += 1
+            continue
+        operators[kind] += kind != "Result"
+        port = layer.find("output/port") if kind == "Parameter" else layer.find("input/port") if kind == "Result" else None
+        if port is not None:
+            dims = [int(dim.text or 0) for dim in port.iterfind("dim")]
+            element = port.get("precision", "").lower().replace("fp", "f")
+            name = (port.get("names") or layer.get("name", "")).split(",")[0].split("/sink_port_")[0]
+            value = {
+                "name": name,
+                "dtype": _NAMES.get(element, element),
+                "shape": ["dynamic" if dim == -1 else dim for dim in dims],
+            }
+            (inputs if kind == "Parameter" else outputs).append(value)
+    operators = +operators
+    precision = "int8" if operators["FakeQuantize"] or sizes["int8"] > sizes["float32"] else _precision(sizes)
+    weights = path.with_suffix(".bin")
+    return {
+        "ir_version": int(root.get("version", 0)),
+        **_counted(operators),
+        "inputs": inputs,
+        "outputs": outputs,
+        "tensors": constants,
+        "bytes_by_type": {kind: size for kind, size in sizes.most_common() if size},
+        "weights_file": weights.name,
+        "weights_file_bytes": weights.stat().st_size if weights.is_file() else None,
+        "precision": precision,
+    }
+
+
+def _read_program(path: Path) -> dict[str, Any]:
+    """The JSON parts of a torch.export program; nothing of it is unpickled."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name.split("/", 1)[-1]: name for name in archive.namelist()}
+
+        def read(name: str) -> Any:
+            if name not in members:
+                raise CheckpointError(f"{path}: not a readable .pt2 file ({name} is missing)")
+            return json.loads(archive.read(members[name]))
+
+        program = read("models/model.json")
+        tensors = [
+            entry["tensor_meta"]
+            for config in ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
+            for entry in read(config)["config"].values()
+        ]
+        stored = {name: archive.getinfo(member).file_size for name, member in members.items()}
+    sizes: Counter[str] = Counter()
+    for meta in tensors:
+        kind = _TORCH.get(meta["dtype"], str(meta["dtype"]))
+        item = {"int8": 1, "uint8": 1, "bool": 1, "float16": 2, "bfloat16": 2, "int16": 2, "int64": 8, "float64": 8}.get(kind, 4)
+        sizes[kind] += item * math.prod(size["as_int"] for size in meta["sizes"])
+    graph = program["graph_module"]["graph"]
+    operators = Counter(node["target"].removeprefix("torch.ops.") for node in graph["nodes"])
+    ranges = [(bounds["min_val"], bounds["max_val"]) for bounds in program["range_constraints"].values()]
+    return {
+        "torch_version": program.get("torch_version"),
+        "batch": dict(zip(("min", "max"), ranges[0], strict=True)) if ranges else None,
+        "nodes": sum(operators.values()),
+        "operators": dict(operators.most_common()),
+        "tensors": len(tensors),
+        "bytes_by_type": dict(sizes.most_common()),
+        "pickled_bytes": sum(size for name, size in stored.items() if name.endswith(".pt")),
+        "precision": _precision(sizes),
+    }
+
+
+def _counted(operators: Counter[str]) -> dict[str, Any]:
+    return {
+        "nodes": sum(operators.values()),
+        "operators": dict(operators.most_common()),
+        "layout_operators": {name: operators[name] for name in LAYOUT_OPS},
+    }
+
+
+def _precision(sizes: Mapping[str, int]) -> str | None:
+    """What most floating-point bytes are stored in."""
+    floats = {kind: size for kind, size in sizes.items() if kind in _PRECISIONS and size}
+    return _PRECISIONS[max(floats, key=lambda kind: floats[kind])] if floats else None

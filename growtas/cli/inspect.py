@@ -1,0 +1,166 @@
+"""``growtas inspect``: what an artifact is, read from its manifest and from the file itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from growtas.cli.output import JsonOption, console, print_json, print_table
+
+
+def inspect(
+    artifact: Annotated[Path, typer.Argument(help="File (.onnx, .safetensors, .pt2, .xml, .plan).")],
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Fail where the file contradicts its manifest or its format's rules, not only its hash."),
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Show an artifact: manifest, graph, precision as found in the file, costs, parity, latencies.
+
+    Nothing is run, and of a plan only the manifest is shown. A file that is not the one its manifest describes is shown and fails.
+
+    Example: growtas inspect runs/first/export/micro-subnet.onnx
+    """
+    from growtas.errors import CheckpointError
+    from growtas.export.manifest import read_manifest
+    from growtas.export.summary import summarise
+
+    manifest = read_manifest(artifact, verify=False)
+    summary = summarise(artifact, manifest, thorough=verify)
+    if json_:
+        print_json(summary)
+    else:
+        _print(summary)
+    if summary["problems"] and (verify or summary["matches_manifest"] is False):
+        raise CheckpointError(summary["problems"][0])
+
+
+def _print(summary: Mapping[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column("what", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    for what, value in _rows(summary):
+        # As Text: a path may hold brackets, which are markup in plain strings.
+        table.add_row(what, Text(value))
+    print_table(table)
+    for problem in summary["problems"]:
+        console().print(problem, soft_wrap=True, markup=False)
+
+
+def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    from growtas.units import format_bytes, format_count
+
+    manifest = summary["manifest"] or {}
+    matches = {None: "no manifest", True: "as in the manifest", False: "NOT as in the manifest"}[summary["matches_manifest"]]
+    yield "file", f"{summary['path']}, {summary['kind']}, {format_bytes(summary['bytes'])}"
+    yield "SHA-256", f"{summary['sha256']} ({matches})"
+    if manifest.get("created"):
+        yield "made", f"{manifest['created']} of run {_part(manifest, 'source', 'run')}, {_part(manifest, 'source', 'checkpoint')}"
+    subnet = manifest.get("subnet")
+    if isinstance(subnet, Mapping):
+        heads, ratios = (_compact(subnet.get(key)) for key in ("num_heads", "mlp_ratio"))
+        yield "subnet", f"{manifest.get('space')}: embed_dim {subnet.get('embed_dim')}, num_heads {heads}, mlp_ratio {ratios}"
+    if summary["params"] is not None:
+        macs = "" if summary["macs"] is None else f", MACs {format_count(summary['macs'])}"
+        yield "costs", f"params {format_count(summary['params'])}{macs}"
+    yield "precision", _precision(summary)
+    yield from _ends(summary)
+    yield from _graph(summary["graph"])
+    yield from _checks(summary)
+    plan = manifest.get("plan")
+    if isinstance(plan, Mapping):
+        targets = ", ".join(map(str, plan.get("targets", [])))
+        yield "plan", f"{plan.get('runtime')} {plan.get('runtime_version')} for {targets}, batches up to {plan.get('max_batch')}"
+        if isinstance(plan.get("activation_memory_bytes"), int):
+            yield "", f"activation memory {format_bytes(plan['activation_memory_bytes'])}"
+    for index, latency in enumerate(summary["latencies"]):
+        yield "" if index else "latency", latency_text(latency)
+
+
+def latency_text(latency: Mapping[str, Any]) -> str:
+    """A latency with its kind and conditions: ``4.21 ms modelled, p50, batch 1, fp16, on a10 (tensorrt)``."""
+    from growtas.units import format_ms
+
+    kind = latency["kind"] if latency["kind"] != "not stated" else "of a kind that is not stated"
+    conditions = [str(latency[key]) for key in ("percentile", "precision") if latency.get(key)]
+    conditions += [f"batch {latency['batch']}"] if latency.get("batch") else []
+    where = f", on {latency['device']}" if latency.get("device") else ""
+    runtime = f" ({latency['runtime']})" if latency.get("runtime") else ""
+    return ", ".join([f"{format_ms(latency['ms'])} {kind}", *conditions]) + where + runtime
+
+
+def _precision(summary: Mapping[str, Any]) -> str:
+    from growtas.units import format_bytes
+
+    stated, found = summary["precision"]["stated"], summary["precision"]["found"]
+    sizes = summary["graph"].get("bytes_by_type", {})
+    held = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in sizes.items())
+    quantised = summary["graph"].get("quantised_to")
+    notes = [f"weights and constants: {held}"] if held else []
+    notes += [f"quantised to {', '.join(quantised)}"] if quantised else []
+    found_text = f"{found} in the file" if found else "the file is not read" if summary["kind"] == "plan" else "unknown in the file"
+    return "; ".join([f"{stated or 'nothing'} in the manifest, {found_text}", *notes])
+
+
+def _ends(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    manifest, graph = summary["manifest"] or {}, summary["graph"]
+    for what in ("input", "output"):
+        values = graph.get(f"{what}s") or [manifest[what]] if what in manifest else graph.get(f"{what}s", [])
+        for value in values:
+            shape = ", ".join(map(str, value.get("shape", [])))
+            yield what, f"{value.get('name')} {value.get('dtype')} ({shape})"
+
+
+def _graph(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if not graph.get("operators"):
+        return
+    version = f"opset {graph['opset']}, " if graph.get("opset") else ""
+    layout = graph.get("layout_operators", {})
+    counts = ", ".join(f"{name} {count}" for name, count in layout.items())
+    yield "graph", f"{version}{graph['nodes']} nodes" + (f" ({counts})" if counts else "")
+    yield "operators", ", ".join(f"{name} {count}" for name, count in graph["operators"].items())
+
+
+def _checks(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    parity, checked = summary["parity"], summary["verification"]
+    if isinstance(parity, Mapping):
+        error, agreement = parity.get("relative_error"), parity.get("top1_agreement")
+        yield (
+            "parity",
+            f"relative error {_number(error, '.1e')}, top-1 agreement {_number(agreement, '.1%')} on {parity.get('images')}",
+        )
+    if isinstance(checked, Mapping):
+        accuracy, reference = checked.get("accuracy"), checked.get("reference_accuracy")
+        said = f"relative error {_number(checked.get('relative_error'), '.1e')}, top-1 agreement "
+        said += f"{_number(checked.get('top1_agreement'), '.1%')}"
+        if accuracy is not None:
+            said += f", accuracy {_number(accuracy, '.1%')} ({checked.get('reference')}: {_number(reference, '.1%')})"
+        yield "verified", f"{said} on {checked.get('images')}"
+    manifest = summary["manifest"] or {}
+    if manifest.get("executed") is False:
+        yield "not run", str(manifest.get("not_executed_because"))
+
+
+def _part(manifest: Mapping[str, Any], *keys: str) -> Any:
+    value: Any = manifest
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _number(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else "unknown"
+
+
+def _compact(values: Any) -> str:
+    """``[3, 3, 3]`` as ``3 x3``, others as they are."""
+    if not isinstance(values, list) or not values:
+        return str(values)
+    return f"{values[0]} x{len(values)}" if len(set(values)) == 1 else " ".join(map(str, values))
