@@ -167,7 +167,9 @@ def _read_ir(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a readable .xml file (no OpenVINO IR)")
     sizes: Counter[str] = Counter()
     operators: Counter[str] = Counter()
-    inputs, outputs, constants = [], [], 0
+    inputs: list[dict[str, Any]] = []
+    outputs: list[dict[str, Any]] = []
+    constants = 0
     for layer in root.iterfind("layers/layer"):
         kind, settings = layer.get("type", ""), layer.find("data")
         if kind == "Const" and settings is not None:
@@ -180,7 +182,7 @@ def _read_ir(path: Path) -> dict[str, Any]:
         if port is not None:
             dims = [int(dim.text or 0) for dim in port.iterfind("dim")]
             element = port.get("precision", "").lower().replace("fp", "f")
-            name = (port.get("names") or layer.get("name", "")).split(",")[0].split("/sink_port_")[0]
+            name = (port.get("names") or layer.get("name") or "").split(",")[0].split("/sink_port_")[0]
             value = {
                 "name": name,
                 "dtype": _NAMES.get(element, element),

@@ -98,7 +98,7 @@ def check_resizing(record: Mapping[str, Any], opset: int, path: Path) -> dict[st
     if opset < OPSET:
         raise UsageError(f"{path}: resizing in the graph needs opset {OPSET} or newer, and the file is of opset {opset}")
     differences = np.concatenate(_differences(record, opset))
-    error = {
+    error: dict[str, Any] = {
         "max_levels": int(differences.max()),
         "mean_levels": round(float(differences.mean()), 4),
         "share_apart": round(float((differences > 1).mean()), 6),

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.export.passes import move_to_device_pass
 
 from growtas.errors import BuildError, CheckpointError, ConfigError, UsageError
 from growtas.export.backends.base import Array, RuntimeInfo, Timer, available_threads
@@ -101,7 +102,7 @@ class ProgramSession:
             program = torch.export.load(io.BytesIO(data))
             self._shape, self._max_batch = _input(program)
             if device != "cpu":
-                program = torch.export.passes.move_to_device_pass(program, device)
+                program = move_to_device_pass(program, device)
             self._module = program.module()
         except Exception as error:  # torch's deserialiser raises whatever it stumbles over
             raise CheckpointError(f"{path}: torch can't load the program ({' '.join(str(error).split())[:160]})") from None
