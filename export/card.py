@@ -1,0 +1,150 @@
+"""The model card of an export: README.md beside the artifacts, from their manifests alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from growtas.errors import OutputError
+from growtas.export.summary import latencies
+from growtas.files import replacing
+from growtas.units import format_bytes, format_count, format_ms
+
+CARD = "README.md"
+# What a card of ours begins with, behind the front matter: another README is not written over.
+_MARK = "<!-- made by growtas export -->"
+_CLASSES = 10
+
+
+def write_card(folder: str | Path, manifests: Sequence[Mapping[str, Any]], *, licence: str | None = None) -> Path | None:
+    """Write the card of artifacts of one subnet.
+
+    Args:
+        folder: where the artifacts lie.
+        manifests: theirs, in the order of the table; not empty.
+        licence: of weights and data, as the user names it.
+
+    Returns:
+        The card; None where there is a README.md that growtas did not write, which stays.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    path = Path(folder) / CARD
+    try:
+        if path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
+            return None
+        with replacing(path) as temporary:
+            temporary.write_text(card(manifests, licence=licence), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: the model card can't be written ({error.strerror or error})") from None
+    return path
+
+
+def card(manifests: Sequence[Mapping[str, Any]], *, licence: str | None = None) -> str:
+    """The card's text; see :func:`write_card`."""
+    first = manifests[0]
+    subnet, preprocess = first["subnet"], first.get("preprocess") or {}
+    front = ["---", "library_name: growtas", "pipeline_tag: image-classification", "tags: [vision-transformer]"]
+    front += [f"license: {json.dumps(licence)}"] if licence else []
+    rows = "\n".join(_row(manifest) for manifest in manifests)
+    parts = [
+        "\n".join([*front, "---", _MARK]),
+        f"# {Path(first['artifact']['file']).stem}",
+        f"A Vision Transformer for {first['output']['shape'][-1]} classes, cut out of the supernet of run "
+        f"`{first['source']['run']}` (space {first['space']}).",
+        "| | |\n| --- | --- |\n"
+        f"| subnet | embed_dim {subnet['embed_dim']}, num_heads {_list(subnet['num_heads'])}, "
+        f"mlp_ratio {_list(subnet['mlp_ratio'])} |\n"
+        f"| params | {format_count(first['params'])} |\n| MACs | {format_count(first['macs'])} |\n"
+        f"| images | {preprocess.get('image_size', '?')} px, mean {preprocess.get('mean')}, std {preprocess.get('std')}, "
+        f"{preprocess.get('interpolation', '?')} |\n"
+        f"| classes | {_classes(first.get('class_names'))} |\n| licence of weights and data | {licence or 'not stated'} |",
+        "## Files",
+        "| file | precision | size | accuracy here | of the source | top-1 agreement | rel. error | run when exported |\n"
+        f"| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |\n{rows}",
+        _checked(manifests),
+        "## Latencies",
+        _latencies(first),
+        "## Use",
+        _use(manifests),
+        "## Made by",
+        ", ".join(f"{name} {version}" for name, version in first["versions"].items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(manifest: Mapping[str, Any]) -> str:
+    found = manifest.get("verification") or {}
+    ran = "yes" if manifest.get("executed") else f"no: {manifest.get('not_executed_because')}"
+    cells = [
+        f"`{manifest['artifact']['file']}`",
+        manifest["precision"],
+        format_bytes(manifest["artifact"]["bytes"]),
+        _percent(found.get("accuracy")),
+        _percent(found.get("reference_accuracy")),
+        _percent(found.get("top1_agreement")),
+        "not measured" if found.get("relative_error") is None else f"{found['relative_error']:.1e}",
+        ran,
+    ]
+    return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"
+
+
+def _checked(manifests: Sequence[Mapping[str, Any]]) -> str:
+    for manifest in manifests:
+        found = manifest.get("verification")
+        if found:
+            labels = (
+                "" if found["labelled"] else f" They have no labels ({found['unlabelled_because']}), so accuracies are unknown."
+            )
+            return f"Measured on {found['images']}. The tolerances are in the manifests (`FILE.json`).{labels}"
+    return "Nothing was verified."
+
+
+def _latencies(manifest: Mapping[str, Any]) -> str:
+    rows = []
+    for each in latencies(manifest):
+        conditions = [
+            str(each.get("percentile") or ""),
+            f"batch {each['batch']}" if each.get("batch") else "",
+        ]
+        conditions += [str(each.get(key)) for key in ("precision", "runtime") if each.get(key)]
+        device = each.get("device") or (manifest.get("search") or {}).get("device") or "?"
+        rows.append(f"| {device} | {format_ms(each['ms'])} | **{each['kind']}** | {', '.join(filter(None, conditions))} |")
+    if not rows:
+        return "The search had no latency limit. `growtas bench` measures on the machine at hand."
+    return (
+        "What the search went by; modelled numbers come from datasheets and were not measured.\n\n"
+        "| device | latency | kind | conditions |\n| --- | ---: | --- | --- |\n" + "\n".join(rows)
+    )
+
+
+def _use(manifests: Sequence[Mapping[str, Any]]) -> str:
+    parts = ["`growtas predict IMAGE --model FILE` answers from a file and its manifest; `growtas serve FILE` serves it."]
+    onnx = next((each for each in manifests if each["kind"] == "onnx" and each["input"]["dtype"] == "float32"), None)
+    if onnx is not None:
+        _, *shape = onnx["input"]["shape"]
+        parts.append(
+            "```python\nimport numpy, onnxruntime\n\n"
+            f'session = onnxruntime.InferenceSession("{onnx["artifact"]["file"]}", providers=["CPUExecutionProvider"])\n'
+            f"images = numpy.zeros((1, {', '.join(map(str, shape))}), numpy.float32)  # normalised as above\n"
+            f'logits = session.run(["{onnx["output"]["name"]}"], {{"{onnx["input"]["name"]}": images}})[0]\n```'
+        )
+    return "\n\n".join(parts)
+
+
+def _classes(names: Sequence[str] | None) -> str:
+    if not names:
+        return "no names"
+    more = f" and {len(names) - _CLASSES} more" if len(names) > _CLASSES else ""
+    return (", ".join(names[:_CLASSES]) + more).replace("|", "/")
+
+
+def _list(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{100 * value:.2f} %"

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from growtas.export.card import CARD, card, write_card
+from growtas.export.manifest import write_manifest
+from tests.export_helpers import DIGITS_PREPROCESS, SUBNET
+
+
+def described(**changes: Any) -> dict[str, Any]:
+    latency = {
+        "ms": 0.4,
+        "kind": "modelled",
+        "device": "a10",
+        "percentile": "p50",
+        "batch": 1,
+        "precision": "fp16",
+        "runtime": "trt",
+    }
+    verification = {
+        "images": "200 test images of digits",
+        "labelled": True,
+        "unlabelled_because": None,
+        "accuracy": 0.8125,
+        "reference_accuracy": 0.825,
+        "top1_agreement": 0.99,
+        "relative_error": 2e-7,
+    }
+    return {
+        "precision": "fp32",
+        "space": "tiny",
+        "subnet": SUBNET.to_dict(),
+        "params": 4218,
+        "macs": 88000,
+        "input": {"name": "images", "dtype": "float32", "shape": ["batch", 3, 16, 16]},
+        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", 10]},
+        "preprocess": DIGITS_PREPROCESS,
+        "class_names": [f"digit {index}" for index in range(12)],
+        "source": {"run": "first"},
+        "search": {"latency": latency},
+        "verification": verification,
+        "executed": True,
+        **changes,
+    }
+
+
+@pytest.fixture
+def made(onnx_file: Path, tmp_path: Path) -> Path:
+    shutil.copy(onnx_file, tmp_path / "tiny.onnx")
+    return tmp_path / "tiny.onnx"
+
+
+def test_the_card_says_what_the_manifest_says(made: Path) -> None:
+    text = card([write_manifest(made, described())], licence="CC0-1.0")
+    for said in (
+        "# tiny",
+        "embed_dim 16",
+        "4.22K",
+        "88K",
+        "81.25 %",
+        "82.50 %",
+        "99.00 %",
+        "2.0e-07",
+        "200 test images of digits",
+        "| a10 | 0.4 ms | **modelled** | p50, batch 1, fp16, trt |",
+        "digit 9 and 2 more",
+        "CC0-1.0",
+        "onnxruntime",
+    ):
+        assert said in text
+    assert "**measured**" not in text
+
+
+def test_what_nobody_said_or_measured_is_called_so(made: Path) -> None:
+    unknown = described(search=None, verification=None, class_names=None, executed=False, not_executed_because="no GPU")
+    text = card([write_manifest(made, unknown)])
+    for said in ("not stated", "not measured", "no: no GPU", "no names", "Nothing was verified"):
+        assert said in text
+
+
+def test_the_onnx_lines_run(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = card([write_manifest(made, described())])
+    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert found
+    monkeypatch.chdir(made.parent)
+    names: dict[str, Any] = {}
+    exec(found[1], names)
+    assert names["logits"].shape == (1, 10)
+    assert np.isfinite(names["logits"]).all()
+
+
+def test_another_readme_stays_and_an_own_one_is_renewed(made: Path) -> None:
+    manifests = [write_manifest(made, described())]
+    assert write_card(made.parent, manifests) == made.parent / CARD
+    assert write_card(made.parent, manifests, licence="MIT") == made.parent / CARD
+    assert "MIT" in (made.parent / CARD).read_text()
+    (made.parent / CARD).write_text("mine")
+    assert write_card(made.parent, manifests) is None
+    assert (made.parent / CARD).read_text() == "mine"
