@@ -37,7 +37,7 @@ class RequestLimits:
         held_bytes: of all bodies that are in memory at the same time.
         body_seconds: for a body to arrive.
         linger_seconds: how long the rest of a refused body is read and thrown away, so that the client gets to read why.
-        queue: requests that may be under way; more are told 503.
+        queue: requests that may wait for a batch; more are told 503.
         max_delay_us: how long a request may wait for others to share its batch.
     """
 
@@ -135,8 +135,8 @@ class Serving:
     async def _admitted(self) -> AsyncIterator[None]:
         if self.draining:
             raise RequestRefused("the server is stopping", 503, retry_after=1)
-        if self.under_way >= self.limits.queue:
-            raise RequestRefused(f"{self.limits.queue} requests are under way already; try again later", 503, retry_after=1)
+        # Before the body is read; who is still sending takes no place in the queue, or slow clients could fill it.
+        self.batcher.check()
         self.under_way += 1
         self._idle.clear()
         try:
@@ -217,7 +217,7 @@ def error_body(message: str) -> bytes:
 
 def build_app(serving: Serving, *, server_version: str) -> FastAPI:
     """The web application of one served artifact."""
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
 
     def say(content: Any, status: int = 200) -> Response:
         return Response(json.dumps(content, ensure_ascii=False).encode(), status, media_type="application/json")

@@ -54,13 +54,21 @@ class Batcher:
         """
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._work())
-        if len(self._waiting) >= self._max_queue:
-            raise RequestRefused(f"{self._max_queue} requests are waiting already; try again later", 503, retry_after=1)
+        self.check()
         entry = _Waiting(images, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
         self._metrics.queue.set(len(self._waiting))
         self._arrived.set()
         return await entry.answer
+
+    def check(self) -> None:
+        """Make sure that the queue has room.
+
+        Raises:
+            RequestRefused: it is full (503).
+        """
+        if len(self._waiting) >= self._max_queue:
+            raise RequestRefused(f"{self._max_queue} requests are waiting already; try again later", 503, retry_after=1)
 
     async def close(self) -> None:
         """Stop; what waits is cancelled."""

@@ -46,8 +46,7 @@ class Predictor:
             )
         self.manifest: Mapping[str, Any] = manifest
         self.signature: Signature = read_signature(manifest, self.path)
-        runtime = manifest.get("runtime") if self.path.suffix == ".plan" else None
-        self._session = open_session(self.path, threads=threads, runtime=runtime)
+        self._session = open_session(self.path, threads=threads)
 
     @property
     def info(self) -> RuntimeInfo:

@@ -45,7 +45,7 @@ class ServeOptions:
         threads: CPU threads; by default all that this process may use.
         max_batch: by default, and at most, the manifest's.
         max_delay_us: how long a request may wait for others to share its batch.
-        queue: requests that may be under way.
+        queue: requests that may wait for a batch.
         max_body: bytes of one request; by default enough for the largest batch.
         connections: at the same time.
         timeout_s: for a request's head, for its body, and for its answer to be taken, each.
@@ -148,6 +148,7 @@ class _Server(uvicorn.Server):
         super().__init__(settings)
         self._serving, self._drain_s, self._note = serving, drain_s, note
         self.drained = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -164,7 +165,10 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; a second signal ends at once. The signal is not raised again, so that the exit code is ours."""
-        self._loop.call_soon_threadsafe(self._stop)
+        if self._loop is None:  # nothing has been taken yet
+            self.drained = self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:
         if self._stopping is not None:
@@ -172,7 +176,7 @@ class _Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
             return
         self._note(f"stopping: {self._serving.under_way} requests are under way")
-        self._stopping = self._loop.create_task(self._drain())
+        self._stopping = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
         try:
@@ -186,7 +190,7 @@ class _Server(uvicorn.Server):
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            now = self._loop.time()
+            now = asyncio.get_running_loop().time()
             for connection in list(self.server_state.connections):
                 if isinstance(connection, GuardedProtocol):
                     connection.sweep(now)

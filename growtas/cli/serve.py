@@ -20,7 +20,7 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default all that this process may use.")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Largest batch; by default, and at most, what the export checked.")] = None,
     max_delay_us: Annotated[int, typer.Option(help="Microseconds that a request may wait for others to share its batch.")] = 0,
-    queue: Annotated[int, typer.Option(help="Requests that may be under way; more are answered 503.")] = 128,
+    queue: Annotated[int, typer.Option(help="Requests that may wait for a batch; more are answered 503.")] = 128,
     max_body: Annotated[int | None, typer.Option(help="Bytes of one request; by default enough for the largest batch.")] = None,
     max_connections: Annotated[int, typer.Option(help="Connections at the same time; more are answered 503.")] = 256,
     timeout: Annotated[float, typer.Option(help="Seconds for a request's head, its body, and for taking its answer, each.")] = 20.0,
