@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from growtas.errors import DataError
 
@@ -61,7 +61,7 @@ def read_image(path: str | Path) -> Image.Image:
         raise DataError(f"{path}: the image is too large (over {Image.MAX_IMAGE_PIXELS} pixels)") from None
     except FileNotFoundError:
         raise DataError(f"{path}: no such image") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise DataError(f"{path}: not an image that Pillow knows") from None
     # Pillow's decoders raise what they like for a broken file.
     except Exception as error:
