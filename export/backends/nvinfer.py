@@ -20,7 +20,7 @@ def capturing_logger(trt: Module) -> Any:
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)
+            super().__init__()
             self.messages: list[tuple[str, str]] = []
 
         def log(self, severity: Any, message: str) -> None:

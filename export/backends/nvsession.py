@@ -88,7 +88,8 @@ class PlanSession:
         # TensorRT-RTX records graphs by itself and keeps compiled kernels; TensorRT knows neither.
         self._is_rtx = hasattr(trt, "CudaGraphStrategy")
         self._cuda_graph = cuda_graph
-        self._cache_file, self._runtime_config = runtime_cache, self._configure()
+        self._cache_file = runtime_cache
+        self._runtime_config = self._configure()
         self._bindings: OrderedDict[tuple[int, ...], _Binding] = OrderedDict()
 
     def _refuse_invalid(self, data: bytes) -> None:

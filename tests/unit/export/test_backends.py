@@ -9,7 +9,7 @@ import pytest
 from growtas.checkpoint import save_model
 from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtra, UsageError
 from growtas.export.backends import nvinfer, open_session, tensorrt, tensorrt_rtx
-from growtas.export.backends.base import available_threads, is_installed
+from growtas.export.backends.base import available_threads
 from growtas.export.backends.fake import FakePlanBuilder
 from growtas.export.backends.onnxruntime import OnnxRuntimeSession
 from growtas.export.backends.tensorrt import TensorRTBuilder
