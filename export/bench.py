@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from growtas.errors import ConfigError, DeviceError, GrowtasError, UsageError, choices
-from growtas.export.backends import SUFFIXES, nvinfer, open_session
-from growtas.export.backends.base import Session, Timer, available_threads
-from growtas.export.images import noise
+from growtas.data.cache import cache_folder
+from growtas.errors import ConfigError, DeviceError, GrowtasError, MissingExtra, UsageError, choices
+from growtas.export.backends import SUFFIXES, nvinfer
+from growtas.export.backends.base import available_threads
+from growtas.export.benching import zoo
+from growtas.export.benching.entry import Entry
+from growtas.export.benching.inputs import DESCRIPTION, bench_images, bytes_moved
+from growtas.export.benching.limits import check_limit
+from growtas.export.benching.peaks import PeakMeter, weight_bytes
+from growtas.export.benching.power import Consumption, Metering
+from growtas.export.benching.report import artifact_report, compared
+from growtas.export.benching.sessions import check_device, open_subject
+from growtas.export.benching.subjects import Subject, find_baseline, name_baseline, normalise, subjects_of
 from growtas.export.manifest import read_manifest, versions
-from growtas.export.measure import collect, environment, summarise, warm_up
+from growtas.export.measure import clocks, collect, environment, warm_up
 from growtas.export.probe import probe
 
 FORMAT = "growtas-bench/1"
+_PART_RUNS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +40,20 @@ class BenchOptions:
         threads: CPU threads; by default all that this process may use.
         rounds: how often every artifact gets its turn; they are interleaved, so that a slow minute hits all.
         seconds: time for each artifact and batch, all rounds together.
+        runtimes: of :data:`growtas.export.benching.subjects.RUNTIMES`; by default each artifact's own.
+        baseline: what the others are compared with: one of the artifacts, a runtime, or a timm model that is benched beside.
+        device: ``cpu`` or ``cuda``, for PyTorch and ONNX Runtime.
+        roofline: measure this machine's peaks too.
     """
 
     batches: tuple[int, ...] = (1, 8)
     threads: int | None = None
     rounds: int = 5
     seconds: float = 1.0
+    runtimes: tuple[str, ...] = ()
+    baseline: str | None = None
+    device: str = "cpu"
+    roofline: bool = True
 
     def __post_init__(self) -> None:
         if not self.batches or any(batch < 1 for batch in self.batches):
@@ -62,21 +78,8 @@ def find_artifacts(folder: Path) -> list[Path]:
     return found
 
 
-@dataclass(kw_only=True)
-class _Entry:
-    """One artifact under measurement."""
-
-    path: Path
-    manifest: dict[str, Any] | None
-    session: Session | None = None
-    not_runnable_because: str | None = None
-    timers: dict[int, Timer] = field(default_factory=dict)
-    samples: dict[int, list[list[float]]] = field(default_factory=dict)
-    memory: dict[str, Any] | None = None
-
-
 def bench(
-    artifacts: Sequence[Path],
+    artifacts: Sequence[Path | str],
     options: BenchOptions,
     *,
     note: Callable[[str], None] = lambda text: None,
@@ -85,173 +88,190 @@ def bench(
     """Measure artifacts against each other on this machine.
 
     An artifact that can't run here (a plan without a GPU) is reported with its size and the activation memory from its manifest.
+    A KeyboardInterrupt ends the measuring; what was measured until then is reported, with ``interrupted`` set.
 
     Args:
+        artifacts: files, or ``timm:NAME``.
         note: told what the user should know.
         step: told what is being measured, how many turns are done, and how many there are.
 
     Returns:
-        The report as JSON data; see :func:`_report`.
+        The report as JSON data; ``docs/bench.md`` has its fields.
 
     Raises:
         CheckpointError: an artifact is absent, can't be loaded, or is not what its manifest says.
         ConfigError: a batch above what a plan was built for.
-        UsageError: a file that is no artifact, or the same twice.
+        DeviceError: a device that isn't at hand.
+        MissingExtra: no artifact can run, and one for want of a package.
+        UsageError: a file that is no artifact, the same twice, a runtime that takes none of them, or an unknown timm model.
+        KeyboardInterrupt: before anything was measured.
     """
-    paths = [Path(path) for path in artifacts]
-    for path in paths:
-        if path.suffix not in SUFFIXES:
-            raise UsageError(f"{path}: not an artifact; legal are files that end in {choices(SUFFIXES)}")
-    if len({path.resolve() for path in paths}) < len(paths):
+    check_device(options.device)
+    names = [normalise(name) for name in artifacts]
+    if len({name if name.startswith(zoo.TIMM) else Path(name).resolve() for name in names}) < len(names):
         raise UsageError("the same artifact is named twice")
+    added = name_baseline(options.baseline, names) if options.baseline else None
+    names = [added, *names] if added else names
     # Every manifest is verified before anything is loaded.
-    entries = [_Entry(path=path, manifest=read_manifest(path)) for path in paths]
+    manifests = {name: read_manifest(name) for name in names if not name.startswith(zoo.TIMM)}
+    subjects = subjects_of(names, manifests, options.runtimes)
+    baseline = find_baseline(added or options.baseline, subjects) if options.baseline else None
     threads = options.threads or available_threads()
-    for entry in entries:
-        if entry.manifest is None:
-            note(f"{entry.path}: no manifest beside it, so it is taken as it is")
+    for name, manifest in manifests.items():
+        if manifest is None:
+            note(f"{name}: no manifest beside it, so it is taken as it is")
     before = environment()
     if (before["load_average_1min"] or 0) > before["cpu_threads_available"] / 2:
         note(f"other work is running here (load average {before['load_average_1min']:.1f}); expect the numbers to be disturbed")
+    clocks_before = clocks()
     with contextlib.ExitStack() as stack:
-        for entry in entries:
-            _load(entry, options, threads, stack)
+        exported = _with_graphs(subjects, stack, lambda what: step(what, 0, 1))
+        entries = [Entry(subject=subject) for subject in exported]
+        failures = [_load(entry, options, threads, stack) for entry in entries]
         running = [entry for entry in entries if entry.session is not None]
-        total = options.rounds * len(options.batches) * len(running) + len(running)
-        done = 0
-        for entry in running:
-            step(f"memory of {entry.path.name}", done, total)
-            if entry.path.suffix != ".plan":
-                entry.memory = _memory(entry.path, max(options.batches), threads, note)
-            done += 1
-        for round_ in range(options.rounds):
-            for batch in options.batches:
-                # Back and forth: what heats the machine for its successor changes sides.
-                for entry in running if round_ % 2 == 0 else running[::-1]:
-                    step(f"{entry.path.name}, batch {batch}", done, total)
-                    _turn(entry, batch, options)
-                    done += 1
-        report = [_report(entry, options) for entry in entries]
+        if not running and (missing := next((error for error in failures if isinstance(error, MissingExtra)), None)):
+            raise missing
+        devices = list(dict.fromkeys(entry.device for entry in running))
+        metering = Metering(devices)
+        peaks = {device: PeakMeter(device, threads) for device in devices} if options.roofline else {}
+        interrupted = _rounds(running, options, threads, peaks, metering, note, step)
+        measured_peaks = {device: peak for device, meter in peaks.items() if (peak := meter.report())}
+        report = [artifact_report(entry, options.batches, measured_peaks) for entry in entries]
+    compared(report, baseline.label if baseline else None)
+    for artifact in report:
+        artifact["limit"] = check_limit((artifact.pop("manifest") or {}).get("search"), artifact["results"])
     return {
         "format": FORMAT,
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "interrupted": interrupted,
         "environment": {**before, "threads": threads},
+        "clocks": {"before": clocks_before, "after": clocks()} if clocks_before else None,
+        "power": metering.report(),
+        "peaks": list(measured_peaks.values()),
         "versions": versions(),
         "settings": {
             "batches": list(options.batches),
             "rounds": options.rounds,
             "seconds_per_artifact_and_batch": options.seconds,
-            "input": "normal noise, always the same",
+            "runtimes": list(options.runtimes),
+            "baseline": baseline.label if baseline else None,
+            "device": options.device,
+            "input": DESCRIPTION,
         },
         "artifacts": report,
     }
 
 
-def _load(entry: _Entry, options: BenchOptions, threads: int, stack: contextlib.ExitStack) -> None:
-    manifest = entry.manifest or {}
-    plan = manifest.get("plan") or {}
-    if entry.path.suffix == ".plan":
+def _with_graphs(subjects: list[Subject], stack: contextlib.ExitStack, say: Callable[[str], None]) -> list[Subject]:
+    """The subjects, with timm models exported where a runtime needs their graph, and otherwise described."""
+    graphs: dict[str, tuple[Path, dict[str, Any]]] = {}
+    known = []
+    for subject in subjects:
+        if subject.timm is None:
+            known.append(subject)
+        elif not subject.needs_graph:
+            known.append(subject.known(None, zoo.describe(subject.timm)))
+        else:
+            if subject.timm not in graphs:
+                say(f"exporting {subject.name}")
+                cache = cache_folder()
+                folder = cache / "bench" if cache else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="growtas-")))
+                graphs[subject.timm] = zoo.exported(subject.timm, folder)
+            known.append(subject.known(*graphs[subject.timm]))
+    return known
+
+
+def _load(entry: Entry, options: BenchOptions, threads: int, stack: contextlib.ExitStack) -> GrowtasError | None:
+    """Load, place the images, compile; returns why the subject can't run here."""
+    subject = entry.subject
+    plan = (subject.manifest or {}).get("plan") or {}
+    if subject.path is not None and subject.path.suffix == ".plan":
         targets = tuple(plan.get("targets") or ())
         # Without a manifest nobody knows what it was built for: only trying tells.
         entry.not_runnable_because = nvinfer.why_not_here(targets or (nvinfer.local_target() or "",))
         if entry.not_runnable_because is not None:
-            return
+            return None
         if max(options.batches) > plan.get("max_batch", max(options.batches)):
-            raise ConfigError(f"{entry.path}: built for batches up to {plan['max_batch']}; --batch asks for {max(options.batches)}")
+            raise ConfigError(
+                f"{subject.path}: built for batches up to {plan['max_batch']}; --batch asks for {max(options.batches)}"
+            )
     try:
-        session = open_session(entry.path, threads=threads, runtime=plan.get("runtime"))
-    except DeviceError as error:
+        opened = open_subject(subject, threads=threads, device=options.device, max_batch=max(options.batches))
+        session = stack.enter_context(opened)
+        for batch in options.batches:
+            images = bench_images(batch, session.image_shape, subject.manifest)
+            entry.timers[batch] = session.timer(images)
+            if (parts := getattr(session, "timer_parts", None)) is not None:
+                entry.parts[batch] = parts(images)
+            entry.samples[batch], entry.part_samples[batch], entry.power[batch] = [], [], Consumption()
+            entry.io_bytes[batch] = bytes_moved(images, _outputs(subject.manifest))
+    except (DeviceError, MissingExtra) as error:
         entry.not_runnable_because = str(error)
-        return
-    entry.session = stack.enter_context(session)
-    for batch in options.batches:
-        entry.timers[batch] = session.timer(noise(batch, session.image_shape))
-        entry.samples[batch] = []
+        return error
+    entry.session = session
+    if options.roofline:
+        # A timm model in PyTorch is float32.
+        entry.weight_bytes = weight_bytes(subject.path) if subject.path else 4 * int((subject.manifest or {})["params"])
+    return None
 
 
-def _memory(path: Path, batch: int, threads: int, note: Callable[[str], None]) -> dict[str, Any] | None:
+def _outputs(manifest: Mapping[str, Any] | None) -> int:
+    shape = ((manifest or {}).get("output") or {}).get("shape") or [0]
+    return int(shape[-1]) if isinstance(shape[-1], int) else 0
+
+
+def _rounds(
+    running: list[Entry],
+    options: BenchOptions,
+    threads: int,
+    peaks: Mapping[str, PeakMeter],
+    metering: Metering,
+    note: Callable[[str], None],
+    step: Callable[[str, int, int], None],
+) -> bool:
+    """Memory first, then all rounds; whether they were interrupted, which is raised where nothing was measured yet."""
+    total = options.rounds * len(options.batches) * len(running) + len(running)
+    done = 0
     try:
-        return probe(path, batch=batch, threads=threads)
+        for entry in running:
+            step(f"memory of {entry.subject.label}", done, total)
+            entry.memory = _memory(entry.subject, options, threads, note)
+            done += 1
+        for round_ in range(options.rounds):
+            for meter in peaks.values():
+                meter.measure()
+            for batch in options.batches:
+                # Back and forth: what heats the machine for its successor changes sides.
+                for entry in running if round_ % 2 == 0 else running[::-1]:
+                    step(f"{entry.subject.label}, batch {batch}", done, total)
+                    _turn(entry, batch, options, metering)
+                    done += 1
+    except KeyboardInterrupt:
+        if not any(samples for entry in running for samples in entry.samples.values()):
+            raise
+        return True
+    return False
+
+
+def _memory(subject: Subject, options: BenchOptions, threads: int, note: Callable[[str], None]) -> dict[str, Any] | None:
+    if subject.path is not None and subject.path.suffix == ".plan":
+        return None  # its memory is the GPU's; the manifest has it
+    target: Path | str = subject.path or subject.name
+    try:
+        return probe(target, batch=max(options.batches), threads=threads, runtime=subject.runtime, device=options.device)
     except GrowtasError as error:
         note(f"memory not measured: {error}")
         return None
 
 
-def _turn(entry: _Entry, batch: int, options: BenchOptions) -> None:
-    """One artifact's turn at one batch: a short warm-up, then its share of the time."""
+def _turn(entry: Entry, batch: int, options: BenchOptions, metering: Metering) -> None:
+    """One subject's turn at one batch: a short warm-up, then its share of the time."""
     timer = entry.timers[batch]
     first = not entry.samples[batch]
     warm_up(timer, runs=5 if first else 1, seconds=0.2 if first else 0.02)
-    share = options.seconds / options.rounds
-    entry.samples[batch].append(collect(timer, seconds=share, min_runs=3))
-
-
-def _report(entry: _Entry, options: BenchOptions) -> dict[str, Any]:
-    """One artifact's part of the report."""
-    manifest = entry.manifest or {}
-    plan = manifest.get("plan") or {}
-    precision = str(manifest.get("precision", "unknown"))
-    results = []
-    if entry.session is not None:
-        for batch in options.batches:
-            rounds = entry.samples[batch]
-            pooled = [sample for samples in rounds for sample in samples]
-            measurement = summarise(pooled, entry.session.info, batch=batch, precision=precision)
-            results.append({**measurement.to_dict(), "p50_ms_of_rounds": [float(np.median(samples)) for samples in rounds]})
-    return {
-        "file": entry.path.name,
-        "path": str(entry.path),
-        "bytes": entry.path.stat().st_size,
-        "kind": manifest.get("kind") or entry.path.suffix[1:],
-        "precision": precision,
-        "verified": entry.manifest is not None,
-        "runnable": entry.session is not None,
-        "not_runnable_because": entry.not_runnable_because,
-        "targets": plan.get("targets"),
-        "max_batch": plan.get("max_batch"),
-        "activation_memory_bytes": plan.get("activation_memory_bytes"),
-        "memory": entry.memory,
-        "results": results,
-        "limit": check_limit(manifest.get("search"), results),
-    }
-
-
-def check_limit(search: Mapping[str, Any] | None, results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Whether the latency limit of the search holds in what was measured.
-
-    Args:
-        search: the manifest's ``search``.
-        results: measurements, as :meth:`growtas.export.measure.Measurement.to_dict` gives them.
-
-    Returns:
-        None where the search had no latency limit. Otherwise ``limit_ms``, ``device``, ``promised`` (the search's latency with its
-        ``kind``), ``measured_ms`` and ``holds``; both None, with the reason, where these measurements can't tell.
-    """
-    limit_ms = ((search or {}).get("limits") or {}).get("max_latency_ms")
-    if search is None or limit_ms is None:
-        return None
-    promised = search.get("latency") or {}
-    percentile, batch = str(promised.get("percentile") or "p50"), int(promised.get("batch") or 1)
-    answer = {
-        "limit_ms": limit_ms,
-        "device": search.get("device"),
-        "promised": promised or None,
-        "measured_ms": None,
-        "holds": None,
-    }
-    result = next((result for result in results if result["batch"] == batch), None)
-    if result is None or not _is_device(search.get("device"), result["device"]) or not _agree(promised, result):
-        asked = f"{percentile}, batch {batch}, {promised.get('precision') or 'any precision'} on {search.get('device')}"
-        return {**answer, "unchecked_because": f"the limit is for {asked}, which was not measured here"}
-    measured = result.get(f"{percentile}_ms")
-    return {**answer, "measured_ms": measured, "holds": measured is not None and measured <= limit_ms}
-
-
-def _is_device(searched: object, measured: str) -> bool:
-    """Whether ``a10`` is what the runtime calls ``NVIDIA A10``."""
-    return str(searched).lower() in re.split(r"[^a-z0-9]+", measured.lower())
-
-
-def _agree(promised: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
-    """Whether a measurement is of what the search spoke of, as far as it said."""
-    return all(promised.get(key) in (None, result[key]) for key in ("precision", "runtime"))
+    metering.begin(entry.device)
+    samples = collect(timer, seconds=options.seconds / options.rounds, min_runs=3)
+    metering.end(entry.device, entry.power[batch], batch * len(samples))
+    entry.samples[batch].append(samples)
+    if batch in entry.parts:
+        entry.part_samples[batch] += [entry.parts[batch]() for _ in range(_PART_RUNS)]

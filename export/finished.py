@@ -130,6 +130,8 @@ class _Work:
             raise CheckpointError(
                 f"{path}: no manifest beside it, which says what it was made from; name a reference with --against"
             )
+        if found is None:
+            return {}
         if self.options.against is None and not (isinstance(found.get("source"), dict) and "subnet" in found):
             raise CheckpointError(f"{manifest_path(path)}: it names no source and no subnet; export the artifact again")
         return found
@@ -141,7 +143,9 @@ class _Work:
         precision = manifest.get("precision", "fp32")
         finding = Finding(path=path, precision=precision)
         thresholds = self.thresholds(precision)
-        count = self.options.images or images_for(int(manifest.get("macs", 0)), precision)
+        count = self.options.images
+        if count is None:
+            count = images_for(int(manifest.get("macs", 0)), precision)
         run = self.options.run
         preprocess = run.info["preprocess"] if run else manifest.get("preprocess")
         if preprocess is None:
@@ -159,8 +163,9 @@ class _Work:
             return dataclasses.replace(finding, not_run_because=str(error))
         except CheckpointError as error:
             # Types that a runtime has no kernels for are no fault of the file.
-            where = "not_run_because" if "find an implementation" in str(error) else "problem"
-            return dataclasses.replace(finding, **{where: str(error)})
+            if "find an implementation" in str(error):
+                return dataclasses.replace(finding, not_run_because=str(error))
+            return dataclasses.replace(finding, problem=str(error))
         if self.options.bisect:
             finding = self._bisect(finding, feed, images.images[:_BISECT_IMAGES], reference)
         return finding

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import CheckpointError
+from growtas.export.companions import KEY, check_companions, companion_records, companions
 from growtas.files import read_json, sha256, write_json
 
 FORMAT = "growtas-artifact/1"
@@ -40,10 +41,13 @@ def write_manifest(artifact: str | Path, content: Mapping[str, Any], *, name: st
         The manifest.
     """
     artifact = Path(artifact)
+    files: dict[str, Any] = {"file": name or artifact.name, "sha256": sha256(artifact), "bytes": artifact.stat().st_size}
+    if companions(artifact):
+        files[KEY] = companion_records(artifact)
     manifest = {
         "format": FORMAT,
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "artifact": {"file": name or artifact.name, "sha256": sha256(artifact), "bytes": artifact.stat().st_size},
+        "artifact": files,
         "kind": KINDS[artifact.suffix],
         **content,
         "versions": versions(),
@@ -56,7 +60,7 @@ def read_manifest(artifact: str | Path, *, verify: bool = True) -> dict[str, Any
     """An artifact's manifest; None where there is none.
 
     Args:
-        verify: compare the artifact's hash with the recorded one.
+        verify: compare the hash of the artifact, and of the files that belong to it, with the recorded one.
 
     Raises:
         CheckpointError: the artifact is absent, the manifest is unreadable or of another format, or the hash differs.
@@ -72,6 +76,8 @@ def read_manifest(artifact: str | Path, *, verify: bool = True) -> dict[str, Any
         raise CheckpointError(f"{path}: not a manifest of format {FORMAT}")
     if verify and manifest["artifact"].get("sha256") != sha256(artifact):
         raise CheckpointError(f"{artifact}: the file is not the one that its manifest describes (SHA-256 differs); export it again")
+    if verify:
+        check_companions(artifact, manifest)
     return manifest
 
 

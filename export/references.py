@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from growtas.checkpoint import load_supernet
-from growtas.errors import ParityError
+from growtas.errors import CheckpointError, ParityError
 from growtas.export.backends import open_session
 from growtas.export.backends.base import Array
 from growtas.export.backends.pytorch import TorchSession
+from growtas.export.companions import check_companions
 from growtas.export.feed import Feed, feed_of
 from growtas.export.manifest import read_manifest
 from growtas.export.parity import DEFAULT_TOLERANCE, Logits, compare
@@ -83,13 +84,18 @@ class References:
 
 
 def check_hash(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Make sure that a file is what its manifest, if there is one, describes.
+    """Make sure that a file, with the files that belong to it, is what its manifest, if there is one, describes.
 
     Raises:
         ParityError: it isn't.
     """
     if manifest and manifest["artifact"].get("sha256") != sha256(path):
         raise ParityError(f"{path}: the file is not the one that its manifest describes (SHA-256 differs); export it again")
+    if manifest:
+        try:
+            check_companions(path, manifest)
+        except CheckpointError as error:
+            raise ParityError(str(error)) from None
 
 
 def runtime_of(path: Path, manifest: Mapping[str, Any]) -> str | None:

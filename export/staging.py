@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from growtas.errors import OutputError
+from growtas.export.companions import companions
 from growtas.export.manifest import manifest_path
 from growtas.files import ensure_writable
 
@@ -33,7 +34,7 @@ def staging(out: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def move_into_place(artifacts: list[Path], out: Path) -> None:
-    """Move finished artifacts and their manifests to a folder on the same file system.
+    """Move finished artifacts, what belongs to them, and their manifests to a folder on the same file system.
 
     Raises:
         OutputError: a file can't be moved.
@@ -42,6 +43,8 @@ def move_into_place(artifacts: list[Path], out: Path) -> None:
         final = out / artifact.name
         try:
             # The manifest goes last: an artifact whose manifest is older does not pass its hash check.
+            for beside in companions(artifact):
+                os.replace(beside, out / beside.name)
             os.replace(artifact, final)
             os.replace(manifest_path(artifact), manifest_path(final))
         except OSError as error:

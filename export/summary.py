@@ -63,7 +63,12 @@ def latencies(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not isinstance(search, Mapping):
         return []
     listed = search.get("latencies")
-    found = [search.get("latency"), *(listed if isinstance(listed, list) else [])]
+    found: list[Any] = [search.get("latency")]
+    for entry in listed if isinstance(listed, list) else []:
+        if isinstance(entry, Mapping):
+            # A device's entry holds what was predicted and, where it was at hand, measured.
+            both = [each for each in (entry.get("measured"), entry.get("predicted")) if isinstance(each, Mapping)]
+            found += both or [entry]
     unique: list[dict[str, Any]] = []
     for entry in found:
         if isinstance(entry, Mapping) and isinstance(entry.get("ms"), int | float):

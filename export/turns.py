@@ -130,7 +130,7 @@ class ArchitectureTurns:
             from growtas.export.backends.openvino import OpenVINOSession
 
             return OpenVINOSession(graph, threads=self.threads)
-        return _plan_session(graph, self.runtime, self.batch, folder)
+        return plan_session(graph, self.runtime, self.batch, folder)
 
     def _export(self, subnet: Subnet) -> bytes:
         """What the exporter writes; the last ones are kept, since a subnet is timed more than once and the reference always."""
@@ -141,8 +141,20 @@ class ArchitectureTurns:
         return graph
 
 
-def _plan_session(model: bytes, runtime: str, batch: int, folder: Path) -> Session:
-    """Compile for this machine's GPU and load; the files are gone when this returns."""
+def plan_session(model: bytes, runtime: str, batch: int, folder: Path) -> Session:
+    """Compile an ONNX model for this machine's GPU and load it; the files are gone when this returns.
+
+    Args:
+        model: the ONNX file's bytes.
+        runtime: ``tensorrt`` or ``tensorrt-rtx``.
+        batch: the largest batch that it takes.
+        folder: for the files.
+
+    Raises:
+        BuildError, CheckpointError: it can't be built or loaded.
+        DeviceError: no GPU.
+        MissingExtra: the package is not installed.
+    """
     from growtas.export.backends import open_session
 
     onnx, plan = folder / "model.onnx", folder / "model.plan"

@@ -247,10 +247,16 @@ def measure_artifact(
     if not finite:
         return Verification(
             **common,
-            **dict.fromkeys(("max_abs_error", "relative_error"), math.inf),
-            **dict.fromkeys(("cosine_min", "cosine_mean", "top1_agreement"), 0.0),
-            **dict.fromkeys(("accuracy", "reference_accuracy", "accuracy_drop_error_points", "better_order"), None),
+            max_abs_error=math.inf,
+            relative_error=math.inf,
             relative_error_by_batch={},
+            cosine_min=0.0,
+            cosine_mean=0.0,
+            top1_agreement=0.0,
+            accuracy=None,
+            reference_accuracy=None,
+            accuracy_drop_error_points=None,
+            better_order=None,
         )
     got, want = (np.concatenate([run[side] for run in runs]).astype(np.float64) for side in (1, 2))
     errors, scale = np.abs(got - want).max(1), float(np.abs(want).max())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,13 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from growtas.checkpoint import save_supernet
+from growtas.checkpoint import load_supernet, save_model, save_supernet
+from growtas.costs import count_costs
 from growtas.data import test_set as open_test_set
 from growtas.export.manifest import read_manifest, write_manifest
+from growtas.export.onnx import export_onnx
+from growtas.export.precision import convert
+from growtas.files import sha256
 from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run
@@ -47,6 +50,33 @@ def knowing_run(root: Path, *, change: Callable[[Supernet], None] = lambda super
     save_supernet(run.supernet, supernet)
     add_search(run, TWO_BLOCKS)
     return run
+
+
+def export_by_hand(run: Run) -> Path:
+    """The run's static ViT as safetensors and ONNX with manifests, not gated by anything; gives the ONNX file."""
+    folder = run.path / "export"
+    folder.mkdir()
+    model = extract(load_supernet(run.supernet), TWO_BLOCKS)
+    onnx_file = folder / "tiny-subnet.onnx"
+    save_model(onnx_file.with_suffix(".safetensors"), model)
+    export_onnx(model, onnx_file)
+    content = {
+        "precision": "fp32",
+        "subnet": TWO_BLOCKS.to_dict(),
+        "macs": count_costs(run.space, TWO_BLOCKS).macs,
+        "input": {"name": "images", "dtype": "float32", "batch": {"min": 1, "max": 8, "checked": [1, 3, 8]}},
+        "preprocess": run.info["preprocess"],
+        "class_names": run.info["class_names"],
+        "source": {
+            "run": run.path.name,
+            "checkpoint": run.supernet.relative_to(run.path).as_posix(),
+            "checkpoint_sha256": sha256(run.supernet),
+            "subnet_file": "subnet.json",
+        },
+    }
+    for path in (onnx_file.with_suffix(".safetensors"), onnx_file):
+        write_manifest(path, content)
+    return onnx_file
 
 
 def initializer(proto: onnx.ModelProto, name: str) -> onnx.TensorProto:
@@ -84,13 +114,13 @@ def swapped_classes(proto: onnx.ModelProto) -> None:
 
 
 def in_precision(source: Path, target: Path, precision: str, images: np.ndarray) -> None:
-    """An fp32 file in another precision: fp16 by casting every weight, int8 by Q/DQ around every product."""
+    """An fp32 file in another precision: fp16 by casting every weight, int8 as growtas makes it."""
     if precision == "fp32":
         target.write_bytes(source.read_bytes())
     elif precision == "fp16":
         onnx.save(to_fp16(onnx.load(source)), target)
     else:
-        to_int8(source, target, images)
+        convert(source, target, precision, calibration=np.ascontiguousarray(images, np.float32))
 
 
 def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -105,34 +135,6 @@ def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
     proto.graph.ClearField("value_info")
     onnx.checker.check_model(proto, full_check=True)
     return proto
-
-
-def to_int8(source: Path, target: Path, images: np.ndarray) -> None:
-    import logging
-
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.batches = iter([{"images": images[start : start + 16]} for start in range(0, len(images), 16)])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.batches, None)
-
-    logging.getLogger().setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantize_static(
-            str(source),
-            str(target),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            weight_type=QuantType.QInt8,
-            activation_type=QuantType.QInt8,
-        )
-    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(target).graph.node)
 
 
 def in_pixels(proto: onnx.ModelProto, *, mean: float = 0.5, std: float = 0.5, normalise: bool = True) -> onnx.ModelProto:

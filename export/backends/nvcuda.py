@@ -23,7 +23,7 @@ class Cuda:
     """A stream of this process's current device, and what is placed and timed on it."""
 
     def __init__(self) -> None:
-        self.stream: Any = torch.cuda.Stream()
+        self.stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     @property
     def name(self) -> str:

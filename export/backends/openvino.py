@@ -62,6 +62,8 @@ class OpenVINOSession:
         model, what = _read(ov, path)
         shape = model.input(0).get_partial_shape()
         self._shape = (shape[1].get_length(), shape[2].get_length(), shape[3].get_length())
+        # With the preprocessing in the graph these are pixels, uint8.
+        self._dtype = model.input(0).get_element_type().to_dtype()
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
@@ -91,7 +93,7 @@ class OpenVINOSession:
 
     def run(self, images: Array) -> Array:
         """Logits of images; see :class:`growtas.export.backends.base.Session`."""
-        result = self._request.infer([np.ascontiguousarray(images, np.float32)], share_inputs=True, share_outputs=True)
+        result = self._request.infer([np.ascontiguousarray(images, self._dtype)], share_inputs=True, share_outputs=True)
         # A copy: the next run writes over the request's own memory.
         return np.array(result[0], np.float32)
 
@@ -100,7 +102,7 @@ class OpenVINOSession:
         ov = _module("running a model in OpenVINO")
         request = self._compiled.create_infer_request()
         # A tensor with a copy of its own: one that shares an array's memory doesn't keep the array.
-        request.set_input_tensor(ov.Tensor(np.ascontiguousarray(images, np.float32), shared_memory=False))
+        request.set_input_tensor(ov.Tensor(np.ascontiguousarray(images, self._dtype), shared_memory=False))
 
         def once() -> float:
             start = time.perf_counter_ns()
@@ -172,7 +174,8 @@ def _read(ov: Any, path: str | Path | bytes) -> tuple[Any, str]:
         model = frontend.convert(frontend.load(io.BytesIO(path) if isinstance(path, bytes) else what))
     except Exception as error:  # the readers' exceptions share no base class
         raise CheckpointError(f"{what}: OpenVINO can't load it ({_reason(error)})") from None
-    if (len(model.inputs), len(model.outputs)) != (1, 1):
+    # Logits come first; probabilities and classes may follow.
+    if len(model.inputs) != 1 or not model.outputs:
         raise CheckpointError(
             f"{what}: OpenVINO can't load it ({len(model.inputs)} inputs and {len(model.outputs)} outputs, not images and logits)"
         )

@@ -12,34 +12,104 @@ from growtas.cli.output import JsonOption, console, note, print_json, print_tabl
 if TYPE_CHECKING:
     from growtas.export.pipeline import Artifact
 
+_PLAN, _PRECISION, _ENDS, _CHECKS, _SERVING = "Plans", "Precision", "Ends of the graph", "Checks", "Serving"
+
 
 def export(
     run: Annotated[Path | None, typer.Argument(help="Run folder; by default the newest in ./runs.")] = None,
     subnet: Annotated[Path | None, typer.Option(help="Subnet file; by default what `growtas search` chose.")] = None,
     format: Annotated[
-        str, typer.Option(help="torch (safetensors), onnx, or trt (a TensorRT plan); each makes what comes before it too.")
+        str,
+        typer.Option(
+            help="torch (safetensors), program (torch.export), onnx, openvino (IR) or trt (a TensorRT plan), several with commas; "
+            "each makes what it is made from too."
+        ),
     ] = "onnx",
-    target: Annotated[
-        str | None, typer.Option(help="Compute capabilities of a plan, such as sm86 or sm86,sm89 (ahead of time, no GPU needed).")
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, fp16, bf16, int8 or fp8; by default what a plan's latency was searched for, else fp32."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Device of a plan, such as a10; by default what the search was for.")] = None,
-    max_batch: Annotated[int, typer.Option(help="Largest batch that is checked, and that a plan takes.")] = 8,
     name: Annotated[str | None, typer.Option(help="Name of the files; by default SPACE-subnet.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files; by default RUN/export.")] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 22.")] = 20,
-    tolerance: Annotated[float, typer.Option(help="Largest relative error of the logits that passes.")] = 1e-4,
-    data: Annotated[str | None, typer.Option(help="Data set for the check, where the run's own is not at hand.")] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Folder of that data set.")] = None,
+    max_batch: Annotated[int, typer.Option(help="Largest batch that is checked, and that a plan takes.")] = 8,
+    opt_batch: Annotated[int, typer.Option(help="Batch that a plan is tuned for.", rich_help_panel=_PLAN)] = 1,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Compute capabilities of a plan, such as sm86 or sm86,sm89 (ahead of time, no GPU needed).", rich_help_panel=_PLAN
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Device of a plan, such as a10; by default what the search was for.", rich_help_panel=_PLAN),
+    ] = None,
+    keep: Annotated[
+        str,
+        typer.Option(
+            help="Layers that stay in fp32: auto (those that hurt, where a threshold is missed), none, or names with commas.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = "auto",
+    calibration_images: Annotated[
+        int, typer.Option(help="Images of the search split that int8 is calibrated on.", rich_help_panel=_PRECISION)
+    ] = 128,
+    preprocess: Annotated[
+        bool,
+        typer.Option("--preprocess", help="Take uint8 pixels (N, H, W, C): normalisation in the graph.", rich_help_panel=_ENDS),
+    ] = False,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="With --preprocess: pixels of any size, resized and cropped.", rich_help_panel=_ENDS)
+    ] = False,
+    softmax: Annotated[
+        bool, typer.Option("--softmax", help="Give probabilities beside the logits.", rich_help_panel=_ENDS)
+    ] = False,
+    top_k: Annotated[int | None, typer.Option(help="Give the best classes and their scores.", rich_help_panel=_ENDS)] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest relative error of fp32 logits that passes.", rich_help_panel=_CHECKS)
+    ] = 1e-4,
+    images: Annotated[
+        int | None, typer.Option(help="Labelled test images for verification; by default up to 512.", rich_help_panel=_CHECKS)
+    ] = None,
+    max_error: Annotated[float | None, typer.Option(help="Largest relative error of the logits.", rich_help_panel=_CHECKS)] = None,
+    min_cosine: Annotated[float | None, typer.Option(help="Least cosine of an image's logits.", rich_help_panel=_CHECKS)] = None,
+    min_agreement: Annotated[
+        float | None, typer.Option(help="Least share of images with the same first class.", rich_help_panel=_CHECKS)
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None, typer.Option(help="Points of accuracy that may be lost.", rich_help_panel=_CHECKS)
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set for the checks, where the run's own is not at hand.", rich_help_panel=_CHECKS)
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder of that data set.", rich_help_panel=_CHECKS)] = None,
+    triton: Annotated[
+        Path | None, typer.Option(help="Triton model repository to write the model to.", rich_help_panel=_SERVING)
+    ] = None,
+    instances: Annotated[int, typer.Option(help="Copies of the model that Triton runs.", rich_help_panel=_SERVING)] = 1,
+    max_delay_us: Annotated[
+        int, typer.Option(help="Microseconds that a request waits for others in Triton.", rich_help_panel=_SERVING)
+    ] = 500,
+    licence: Annotated[
+        str | None, typer.Option(help="Licence of weights and data, for the model card.", rich_help_panel=_SERVING)
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Cut a subnet out of the supernet and export it, verified.
 
     Every artifact's logits are compared with the static ViT's and the supernet's on real images, at batch 1, an odd batch and
-    --max-batch; out of tolerance, nothing is left in place. Each file gets a manifest beside it.
+    --max-batch, and its accuracy on labelled ones; out of tolerance, nothing is left in place. Each file gets a manifest beside it,
+    and the folder a model card (README.md).
 
     Example: growtas export --format trt
+
+    For ONNX Runtime and Triton: growtas export --precision int8 --preprocess --triton repo
     """
+    from growtas.errors import ConfigError
+    from growtas.export.card import write_card
     from growtas.export.pipeline import ExportOptions, export_subnet
+    from growtas.export.triton import write_triton
+    from growtas.files import ensure_writable
     from growtas.runs import find_run
 
     found = find_run(run)
@@ -48,22 +118,64 @@ def export(
     options = ExportOptions(
         format=format,
         subnet=subnet,
+        precision=precision,
+        keep=keep,
+        calibration_images=calibration_images,
         target=target,
         device=device,
         max_batch=max_batch,
+        opt_batch=opt_batch,
         name=name,
         out=out,
         opset=opset,
         tolerance=tolerance,
+        images=images,
+        max_error=max_error,
+        min_cosine=min_cosine,
+        min_agreement=min_agreement,
+        max_accuracy_drop=max_accuracy_drop,
         data=data,
         data_dir=data_dir,
+        preprocess=preprocess,
+        resize=resize,
+        softmax=softmax,
+        top_k=top_k,
     )
+    if triton is not None:
+        if "onnx" not in options.formats:
+            raise ConfigError("--triton serves an ONNX file or a plan of TensorRT; add --format onnx")
+        ensure_writable(triton)
     with _Stages(hidden=json_) as stages:
         artifacts = export_subnet(found, options, note=note, stage=stages)
+        if triton is not None:
+            served = _served(artifacts)
+            stages(f"writing {served.path.name} to the Triton repository")
+            model = write_triton(triton, served.path, served.manifest, instances=instances, max_delay_us=max_delay_us)
+    written = write_card(artifacts[0].path.parent, [artifact.manifest for artifact in artifacts], licence=licence)
+    if written is None:
+        note(f"{artifacts[0].path.parent}/README.md is not growtas', so no model card was written")
     if json_:
-        print_json({"run": str(found.path), "artifacts": [{"path": str(item.path), **item.manifest} for item in artifacts]})
+        print_json(
+            {
+                "run": str(found.path),
+                "artifacts": [{"path": str(item.path), **item.manifest} for item in artifacts],
+                "card": None if written is None else str(written),
+                "triton": None if triton is None else str(model),
+            }
+        )
         return
     _print(artifacts)
+    if triton is not None:
+        console().print(f"{served.path.name} is in the Triton repository: {model}", soft_wrap=True)
+
+
+def _served(artifacts: list[Artifact]) -> Artifact:
+    """What Triton gets: a plan of TensorRT, which it can load, else the last ONNX file, which has all that was asked for."""
+    for artifact in reversed(artifacts):
+        runtime = artifact.manifest.get("plan", {}).get("runtime")
+        if runtime == "tensorrt" or artifact.path.suffix == ".onnx":
+            return artifact
+    return artifacts[-1]
 
 
 def _print(artifacts: list[Artifact]) -> None:
@@ -75,35 +187,41 @@ def _print(artifacts: list[Artifact]) -> None:
     console().print(f"{first['space']}: params {format_count(first['params'])}, MACs {format_count(first['macs'])}")
     table = Table(box=None, pad_edge=False)
     table.add_column("file", overflow="fold")
-    for heading in ("format", "size", "precision", "rel. error", "target", "run here"):
+    for heading in ("size", "precision", "rel. error", "top-1 agr.", "accuracy", "target", "run here"):
         table.add_column(heading, no_wrap=True)
     for artifact in artifacts:
         manifest = artifact.manifest
+        found = _verification(manifest)
+        accuracy = found.get("accuracy")
         table.add_row(
             artifact.path.name,
-            manifest["kind"],
             format_bytes(manifest["artifact"]["bytes"]),
             manifest["precision"],
-            f"{_report(manifest)['relative_error']:.1e}",
+            f"{found['relative_error']:.1e}" if found else "-",
+            f"{found['top1_agreement']:.1%}" if found else "-",
+            "-" if accuracy is None else f"{accuracy:.2%}",
             ", ".join(manifest.get("plan", {}).get("targets", [])) or "any",
             "yes" if manifest["executed"] else "no",
         )
     print_table(table)
-    agreement = min(_report(artifact.manifest)["top1_agreement"] for artifact in artifacts)
-    console().print(
-        f"in {artifacts[0].path.parent}; checked on {first['parity']['images']}, top-1 agreement {agreement:.0%}", soft_wrap=True
-    )
+    checked = first["verification"]
+    lines = [f"in {artifacts[0].path.parent}; checked on {checked['images']}"]
     for artifact in artifacts:
         if not artifact.manifest["executed"]:
-            why = artifact.manifest["not_executed_because"]
-            said = f"{artifact.path.name} was built, not run: {why}; its error is that of the ONNX it was compiled from"
-            console().print(said, soft_wrap=True)
+            said = f"{artifact.path.name} was made, not run: {artifact.manifest['not_executed_because']}"
+            if _verification(artifact.manifest):
+                said += (
+                    f"; its numbers are those of {artifact.manifest['plan']['compiled_from']['file']}, which it was compiled from"
+                )
+            lines.append(said)
+    for line in lines:
+        console().print(line, soft_wrap=True)
 
 
-def _report(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The artifact's parity report; of the ONNX file where the plan itself was not run."""
-    report: dict[str, Any] = manifest["parity"] or manifest["plan"]["compiled_from"]["parity"]
-    return report
+def _verification(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The artifact's verification; of the ONNX file where the plan itself was not run; empty where that was not run either."""
+    found: dict[str, Any] | None = manifest["verification"] or manifest.get("plan", {}).get("compiled_from", {}).get("verification")
+    return found or {}
 
 
 class _Stages:

@@ -11,7 +11,7 @@ from growtas.export.pipeline import ExportOptions, export_subnet
 from growtas.runs import Run
 from tests.export_helpers import Cli, add_search, make_run, needs_rtx, without_gpu
 
-QUICK = ("--seconds", "0.05", "--rounds", "2", "--threads", "1", "--batch", "1,2")
+QUICK = ("--no-roofline", "--seconds", "0.05", "--rounds", "2", "--threads", "1", "--batch", "1,2")
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_the_line_as_typed_after_an_export(cli: Cli, tmp_path: Path) -> None:
     code, out, err = cli("bench", *QUICK)
     assert code == 0, err
     assert f"artifacts: all in {Path('runs/tiny/export')} (the newest run)" in err
-    assert "tiny-subnet.plan: not runnable here (no NVIDIA GPU with a driver on this machine)" in out
+    assert "tiny-subnet.fp16.plan: not runnable here (no NVIDIA GPU with a driver on this machine)" in out
     assert "activation memory" in out
     assert "for sm86" in out
     # The modelled promise is called modelled, and what was measured is called measured.
@@ -58,8 +58,8 @@ def test_the_line_as_typed_after_an_export(cli: Cli, tmp_path: Path) -> None:
     )
     report = json.loads((run.path / "bench" / "bench.json").read_text())
     by_file = {artifact["file"]: artifact for artifact in report["artifacts"]}
-    assert set(by_file) == {"tiny-subnet.onnx", "tiny-subnet.plan", "tiny-subnet.safetensors"}
-    assert by_file["tiny-subnet.plan"]["runnable"] is False
+    assert set(by_file) == {f"tiny-subnet.{end}" for end in ("onnx", "fp16.onnx", "fp16.plan", "safetensors")}
+    assert by_file["tiny-subnet.fp16.plan"]["runnable"] is False
     assert [result["batch"] for result in by_file["tiny-subnet.onnx"]["results"]] == [1, 2]
     assert all(result["kind"] == "measured" for artifact in report["artifacts"] for result in artifact["results"])
 
@@ -116,17 +116,30 @@ def test_every_device_s_limit_is_judged_on_that_device_alone(cli: Cli, run: Run)
     _two_devices(run, a10_limit=None)
     _, out, _ = cli("bench", *QUICK, "--json")
     assert [limit["device"] for limit in json.loads(out)["artifacts"][0]["limits"]] == ["cpu"]
-    # Once another search has taken the subnet file's place, the first device's limit is what the manifest knows.
+    # The manifest knows all of them, whatever became of the subnet file.
     _two_devices(run)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "accuracy": 0.125}))
-    _, out, _ = cli("bench", *QUICK, "--json")
-    assert [limit["device"] for limit in json.loads(out)["artifacts"][0]["limits"]] == ["a10"]
-    moved = run.path / "search-2"
-    path.parent.rename(moved)
-    _two_devices(run)
-    (run.path / "search").rename(run.path / "search-3")
+    path.unlink()
     _, out, _ = cli("bench", *QUICK, "--json")
     assert [limit["device"] for limit in json.loads(out)["artifacts"][0]["limits"]] == ["a10", "cpu"]
+
+
+def test_manifests_that_know_one_device_s_limit_only(cli: Cli, run: Run) -> None:
+    path = _two_devices(run)
+    manifest = manifest_path(run.path / "export" / "tiny-subnet.safetensors")
+    written = json.loads(manifest.read_text())
+    del written["search"]["latencies"], written["search"]["devices"]
+    manifest.write_text(json.dumps(written))
+    # The others' are in the subnet file that was exported, also where the search's folder has another name now.
+    for _ in range(2):
+        _, out, _ = cli("bench", *QUICK, "--json")
+        assert [limit["device"] for limit in json.loads(out)["artifacts"][0]["limits"]] == ["a10", "cpu"]
+        if path.parent.exists():
+            path.parent.rename(run.path / "search-2")
+    # Once another search has taken its place, the first device's limit is what is left.
+    moved = run.path / "search-2" / path.name
+    moved.write_text(json.dumps({**json.loads(moved.read_text()), "accuracy": 0.125}))
+    _, out, _ = cli("bench", *QUICK, "--json")
+    assert [limit["device"] for limit in json.loads(out)["artifacts"][0]["limits"]] == ["a10"]
 
 
 def test_named_artifacts_of_a_run_report_into_that_run(cli: Cli, run: Run) -> None:

@@ -41,22 +41,25 @@ def test_the_line_as_typed(cli: Cli, run: Run) -> None:
     code, out, err = cli("export", "--format", "trt")
     assert code == 0, err
     folder = run.path / "export"
-    names = ["tiny-subnet.safetensors", "tiny-subnet.onnx", "tiny-subnet.plan"]
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*names, *(f"{name}.json" for name in names)])
+    # The search's 5 ms are for fp16, so that is what the plan is in.
+    names = ["tiny-subnet.safetensors", "tiny-subnet.onnx", "tiny-subnet.fp16.onnx", "tiny-subnet.fp16.plan"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["README.md", *names, *(f"{name}.json" for name in names)])
     for name in names:
         assert name in out
     assert "runs/tiny (the newest)" in err
     assert "sm86" in out
-    assert "tiny-subnet.plan was built, not run: no NVIDIA GPU with a driver on this machine" in out
+    assert "tiny-subnet.fp16.plan was made, not run: no NVIDIA GPU with a driver on this machine" in out
     assert max(map(len, out.splitlines())) < 200
-    manifest = json.loads((folder / "tiny-subnet.plan.json").read_text())
+    manifest = json.loads((folder / "tiny-subnet.fp16.plan.json").read_text())
     assert manifest["kind"] == "plan"
-    assert manifest["artifact"]["sha256"] == sha256(folder / "tiny-subnet.plan")
+    assert manifest["artifact"]["sha256"] == sha256(folder / "tiny-subnet.fp16.plan")
     assert manifest["plan"]["runtime"] == "tensorrt-rtx"
     assert manifest["plan"]["targets"] == ["sm86"]
     assert manifest["plan"]["activation_memory_bytes"] > 0
     assert (manifest["executed"], manifest["parity"]) == (False, None)
-    assert manifest["plan"]["compiled_from"]["parity"]["passed"] is True
+    assert manifest["precision"] == "fp16"
+    assert manifest["plan"]["inspection"]["products"].keys() == {"fp16"}
+    assert manifest["plan"]["compiled_from"]["verification"]["passed"] is True
     # The ONNX file computes what the supernet computes, on the run's own test images.
     images = open_test_set(run).images(0, 8)
     with torch.no_grad():
@@ -82,12 +85,13 @@ def test_onnx_is_the_default(cli: Cli, run: Run) -> None:
     code, out, err = cli("export", run.path, "--name", "net", "--out", "made")
     assert code == 0, err
     assert sorted(path.name for path in Path("made").iterdir()) == [
+        "README.md",
         "net.onnx",
         "net.onnx.json",
         "net.safetensors",
         "net.safetensors.json",
     ]
-    assert "checked on 12 test images of digits, top-1 agreement 100%" in out
+    assert "checked on 359 of 359" in out
     assert not (run.path / "export").exists()
 
 
@@ -99,7 +103,7 @@ def test_a_run_without_data_says_which_images_it_was_checked_on(cli: Cli, tmp_pa
     assert "crops of scikit-learn's sample photographs: the run has no data of its own" in err
     code, out, err = cli("export", "--format", "torch", "--data", "digits")
     assert code == 0, err
-    assert "12 test images of digits" in out
+    assert "checked on 359 of 359" in out
     assert "photographs" not in out + err
 
 
@@ -111,7 +115,7 @@ def test_a_newer_checkpoint_than_the_searched_one_is_noted(cli: Cli, run: Run) -
 
 
 def test_a_fault_is_exit_code_one_and_leaves_nothing(cli: Cli, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from growtas.export import pipeline
+    from growtas.export import work
 
     def other_weights(supernet: Any, subnet: Subnet) -> Any:
         from growtas.nn.extract import extract
@@ -119,7 +123,7 @@ def test_a_fault_is_exit_code_one_and_leaves_nothing(cli: Cli, run: Run, monkeyp
 
         return extract(random_supernet(seed=3), subnet)
 
-    monkeypatch.setattr(pipeline, "extract", other_weights)
+    monkeypatch.setattr(work, "extract", other_weights)
     code, sentence = cli.fails("export", "--format", "onnx")
     assert code == 1
     assert "differ from the supernet's" in sentence
@@ -210,7 +214,7 @@ def test_an_output_place_that_cannot_be_written(cli: Cli, run: Run) -> None:
 
 def test_other_wrong_options(cli: Cli, run: Run) -> None:
     for arguments, match in (
-        (("--format", "tflite"), "legal are torch, onnx or trt"),
+        (("--format", "tflite"), "legal are torch, program, onnx, openvino or trt"),
         (("--opset", "23"), "legal are 18 to 22"),
         (("--max-batch", "0"), "from 1 to 1024"),
         (("--tolerance", "0"), "--tolerance is 0"),

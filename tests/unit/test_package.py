@@ -13,7 +13,8 @@ import growtas
 
 ROOT = Path(growtas.__file__).parent
 COMMANDS = (
-    "train", "recipes", "runs", "show", "search", "export", "finetune", "bench", "cost", "devices", "profile",
+    "train", "recipes", "runs", "show", "search", "export", "verify", "inspect", "predict", "serve", "finetune", "bench", "cost",
+    "devices", "profile",
     "import autoformer",
 )  # fmt: skip
 

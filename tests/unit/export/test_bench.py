@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,19 @@ import numpy as np
 import pytest
 
 from growtas.checkpoint import save_model
-from growtas.errors import BuildError, CheckpointError, ConfigError, UsageError
+from growtas.errors import BuildError, CheckpointError, ConfigError, MissingExtra, UsageError
 from growtas.export import bench as bench_module
 from growtas.export.backends import open_session
 from growtas.export.backends.fake import FakeSession
-from growtas.export.bench import BenchOptions, bench, check_limit, find_artifacts
+from growtas.export.bench import BenchOptions, bench, find_artifacts
+from growtas.export.benching.limits import check_limit
+from growtas.export.benching.subjects import Subject
 from growtas.export.manifest import write_manifest
 from growtas.export.probe import probe
 from growtas.nn.vit import VisionTransformer
 from tests.export_helpers import without_gpu
 
-QUICK = BenchOptions(batches=(1, 3), threads=1, rounds=2, seconds=0.02)
+QUICK = BenchOptions(batches=(1, 3), threads=1, rounds=2, seconds=0.02, roofline=False)
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_probe: None) -> di
     }
     for name in sessions:
         (tmp_path / name).write_bytes(name.encode())
-    monkeypatch.setattr(bench_module, "open_session", lambda path, **options: sessions[path.name])
+    monkeypatch.setattr(bench_module, "open_subject", lambda subject, **options: sessions[subject.path.name])
     return sessions
 
 
@@ -86,6 +89,119 @@ def test_real_artifacts_run(onnx_file: Path, model: VisionTransformer, tmp_path:
     assert report["artifacts"][0]["memory"]["peak_rss_bytes"] < report["artifacts"][1]["memory"]["peak_rss_bytes"] / 2
     assert report["environment"]["threads"] == 1
     assert report["versions"]["onnxruntime"]
+
+
+def test_what_was_measured_before_an_interrupt_is_reported(tmp_path: Path, fakes: dict[str, FakeSession]) -> None:
+    options = BenchOptions(batches=(1, 3), threads=1, rounds=3, seconds=0.02, roofline=False, baseline="b.onnx")
+
+    def stop(what: str, done: int, total: int) -> None:
+        # Two memories and six turns are done: all of the first round, and the second one at batch 1.
+        if done == 8:
+            raise KeyboardInterrupt
+
+    report = bench(paths(tmp_path, "a.onnx", "b.onnx"), options, step=stop)
+    assert report["interrupted"] is True
+    for artifact in report["artifacts"]:
+        assert [len(result["p50_ms_of_rounds"]) for result in artifact["results"]] == [2, 1]
+        assert [result["ratio"]["rounds"] for result in artifact["results"]] == [2, 1]
+    assert all(session.closed for session in fakes.values())
+
+    def stop_first(what: str, done: int, total: int) -> None:
+        if "batch" in what:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench(paths(tmp_path, "a.onnx", "b.onnx"), options, step=stop_first)
+    assert bench(paths(tmp_path, "a.onnx", "b.onnx"), QUICK)["interrupted"] is False
+
+
+def test_ratios_are_to_the_baseline_at_the_same_batch(tmp_path: Path, fakes: dict[str, FakeSession]) -> None:
+    fakes["a.onnx"]._latencies, fakes["b.onnx"]._latencies = (5.0,), (10.0,)
+    for name, macs in (("a.onnx", 100), ("b.onnx", 400)):
+        write_manifest(tmp_path / name, {"precision": "fp32", "macs": macs})
+    options = BenchOptions(batches=(1, 3), threads=1, rounds=2, seconds=0.02, roofline=False, baseline="b.onnx")
+    report = bench(paths(tmp_path, "a.onnx", "b.onnx"), options)
+    assert report["settings"]["baseline"] == "b.onnx"
+    assert [artifact["baseline"] for artifact in report["artifacts"]] == [False, True]
+    for result in report["artifacts"][0]["results"]:
+        assert result["ratio"] == {"median": 0.5, "low": 0.5, "high": 0.5, "rounds": 2}
+        # Half the time for a quarter of the work.
+        assert result["ratio_per_mac"] == 2.0
+    assert all(
+        result["ratio"] is None
+        for artifact in bench(paths(tmp_path, "a.onnx"), QUICK)["artifacts"]
+        for result in artifact["results"]
+    )
+
+
+def test_a_baseline_that_is_not_named_among_them_is_benched_first(tmp_path: Path, fakes: dict[str, FakeSession]) -> None:
+    options = BenchOptions(batches=(1,), threads=1, rounds=1, seconds=0.02, roofline=False, baseline=str(tmp_path / "b.onnx"))
+    report = bench(paths(tmp_path, "a.onnx"), options)
+    assert [(artifact["label"], artifact["baseline"]) for artifact in report["artifacts"]] == [("b.onnx", True), ("a.onnx", False)]
+
+
+def test_one_artifact_in_several_runtimes(onnx_file: Path, no_probe: None) -> None:
+    options = BenchOptions(
+        batches=(2,), threads=1, rounds=2, seconds=0.02, runtimes=("onnxruntime", "openvino"), baseline="openvino"
+    )
+    report = bench([onnx_file], options)
+    found = {artifact["label"]: artifact["results"][0]["runtime"] for artifact in report["artifacts"]}
+    assert found == {"tiny.onnx in onnxruntime": "onnxruntime", "tiny.onnx in openvino": "openvino"}
+    assert report["settings"]["baseline"] == "tiny.onnx in openvino"
+    (peak,) = report["peaks"]
+    assert (peak["device"], peak["threads"], peak["kind"]) == ("cpu", 1, "measured")
+    assert peak["gemm_flops_per_s"] > 1e8
+    # Without a manifest nobody knows the MACs.
+    assert all(artifact["results"][0]["roofline"] is None for artifact in report["artifacts"])
+
+
+def test_the_roofline_uses_the_manifest_and_the_file(onnx_file: Path, tmp_path: Path, no_probe: None) -> None:
+    shutil.copy(onnx_file, tmp_path / "m.onnx")
+    described = {"macs": 1000, "output": {"shape": ["batch", 10]}}
+    write_manifest(tmp_path / "m.onnx", {"precision": "fp32", **described})
+    report = bench([tmp_path / "m.onnx"], BenchOptions(batches=(2,), threads=1, rounds=1, seconds=0.02))
+    (artifact,) = report["artifacts"]
+    (result,), (peak,) = artifact["results"], report["peaks"]
+    found = result["roofline"]
+    assert found["flops"] == 2 * 1000 * 2
+    assert found["bytes"] == artifact["weight_bytes"] + 2 * (3 * 16 * 16 * 4 + 10 * 4)
+    assert found["gemm_share"] == pytest.approx(found["flops"] / (result["p50_ms"] / 1e3) / peak["gemm_flops_per_s"])
+
+
+@dataclass(frozen=True)
+class Parts:
+    host_ms: float
+    device_ms: float
+
+
+def test_host_and_device_times_are_told_where_a_session_knows_them(
+    tmp_path: Path, fakes: dict[str, FakeSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fakes["a.onnx"], "timer_parts", lambda images: lambda: Parts(0.25, len(images) / 2), raising=False)
+    report = bench(paths(tmp_path, "a.onnx", "b.onnx"), QUICK)
+    told = [[result["parts"] for result in artifact["results"]] for artifact in report["artifacts"]]
+    samples = told[0][0]["samples"]
+    assert samples > 1
+    assert told == [
+        [{"host_ms": 0.25, "device_ms": 0.5, "samples": samples}, {"host_ms": 0.25, "device_ms": 1.5, "samples": samples}],
+        [None, None],
+    ]
+
+
+def test_a_missing_package_is_an_error_only_where_nothing_else_runs(
+    tmp_path: Path, fakes: dict[str, FakeSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_subject(subject: Subject, **options: Any) -> FakeSession:
+        if subject.label == "b.onnx":
+            raise MissingExtra("openvino", "openvino", "running a model in OpenVINO")
+        return fakes[subject.label]
+
+    monkeypatch.setattr(bench_module, "open_subject", open_subject)
+    report = bench(paths(tmp_path, "a.onnx", "b.onnx"), QUICK)
+    assert [artifact["runnable"] for artifact in report["artifacts"]] == [True, False]
+    assert "pip install 'growtas[openvino]'" in report["artifacts"][1]["not_runnable_because"]
+    with pytest.raises(MissingExtra):
+        bench(paths(tmp_path, "b.onnx"), QUICK)
 
 
 @without_gpu
@@ -213,8 +329,8 @@ def test_sessions_see_the_same_images(onnx_file: Path, monkeypatch: pytest.Monke
     seen: list[np.ndarray] = []
 
     class Recording:
-        def __init__(self, path: Path, **options: Any) -> None:
-            self._session = open_session(path, **options)
+        def __init__(self, subject: Subject, **options: Any) -> None:
+            self._session = open_session(subject.path, threads=1)
             self.info, self.image_shape = self._session.info, self._session.image_shape
 
         def timer(self, images: np.ndarray) -> Any:
@@ -226,7 +342,7 @@ def test_sessions_see_the_same_images(onnx_file: Path, monkeypatch: pytest.Monke
 
         def __exit__(self, *exception: object) -> None: ...
 
-    monkeypatch.setattr(bench_module, "open_session", Recording)
+    monkeypatch.setattr(bench_module, "open_subject", Recording)
     bench([onnx_file], QUICK)
     assert [images.shape for images in seen] == [(1, 3, 16, 16), (3, 3, 16, 16)]
     assert all(images.std() > 0.5 for images in seen)

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from growtas.checkpoint import load_model, load_supernet
 from growtas.costs import count_costs
 from growtas.errors import BuildError, ConfigError, ParityError, SubnetError
-from growtas.export import pipeline
+from growtas.export import pipeline, work
 from growtas.export.backends import open_session
 from growtas.export.backends.fake import FakePlanBuilder
 from growtas.export.images import noise
@@ -109,7 +109,7 @@ def test_a_faulty_onnx_never_gets_into_place(
     before = {path.name: path.read_bytes() for path in folder.glob("*")}
     monkeypatch.setattr(pipeline, "export_onnx", exporter)
     with pytest.raises(ParityError, match=r"tiny-subnet\.onnx in ONNX Runtime: logits differ .* nothing was exported"):
-        export_subnet(run, ExportOptions(format="trt"))
+        export_subnet(run, ExportOptions(format="trt", precision="fp32"))
     assert {path.name: path.read_bytes() for path in folder.glob("*")} == before
     assert folder.exists() == exported_before
 
@@ -122,19 +122,19 @@ def test_a_wrongly_cut_subnet_never_gets_into_place(run: Run, monkeypatch: pytes
             weight.copy_(supernet.blocks[0].attn.qkv.weight[: weight.shape[0], : weight.shape[1]])
         return model
 
-    monkeypatch.setattr(pipeline, "extract", cut_without_the_interleaving)
+    monkeypatch.setattr(work, "extract", cut_without_the_interleaving)
     with pytest.raises(ParityError, match="differ from the supernet's"):
         export_subnet(run, ExportOptions(format="torch"))
     assert not (run.path / "export").exists()
 
 
 def test_a_plan_that_fails_to_build_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: FakePlanBuilder, onnx: Path, targets: tuple[str, ...], *, max_batch: int) -> None:
+    def fail(self: FakePlanBuilder, onnx: Path, targets: tuple[str, ...], **settings: Any) -> None:
         raise BuildError("no")
 
     monkeypatch.setattr(FakePlanBuilder, "build", fail)
     with pytest.raises(BuildError):
-        export_subnet(run, ExportOptions(format="trt"))
+        export_subnet(run, ExportOptions(format="trt", precision="fp32"))
     assert not (run.path / "export").exists()
 
 
@@ -144,7 +144,7 @@ def test_an_interrupt_leaves_nothing(run: Run) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_subnet(run, ExportOptions(format="trt"), stage=stage)
+        export_subnet(run, ExportOptions(format="trt", precision="fp32"), stage=stage)
     assert not (run.path / "export").exists()
 
 
@@ -154,13 +154,13 @@ def test_a_plan_in_another_precision_than_the_searchs_is_said(run: Run, precisio
     found = json.loads(path.read_text())
     path.write_text(json.dumps({**found, "latency": {**found["latency"], "precision": precision}}))
     notes: list[str] = []
-    export_subnet(run, ExportOptions(format="trt"), note=notes.append)
+    export_subnet(run, ExportOptions(format="trt", precision="fp32"), note=notes.append)
     assert any(f"is for {precision}; this plan is fp32" in note for note in notes) is said
 
 
 def test_formats_cumulate_and_every_file_has_its_manifest(run: Run) -> None:
     stages: list[str] = []
-    made = export_subnet(run, ExportOptions(format="trt", max_batch=4), stage=stages.append)
+    made = export_subnet(run, ExportOptions(format="trt", precision="fp32", max_batch=4), stage=stages.append)
     names = ["tiny-subnet.safetensors", "tiny-subnet.onnx", "tiny-subnet.plan"]
     assert [artifact.path.name for artifact in made] == names
     assert files(run.path / "export") == {*names, *(f"{name}.json" for name in names)}
@@ -222,9 +222,9 @@ def test_a_plan_that_can_run_goes_through_the_gate(run: Run, monkeypatch: pytest
         opened.append(options["runtime"])
         return Wrong()
 
-    monkeypatch.setattr(pipeline, "open_session", open_plan)
+    monkeypatch.setattr(work, "open_session", open_plan)
     with pytest.raises(ParityError, match=r"tiny-subnet\.plan in fake"):
-        export_subnet(run, ExportOptions(format="trt"))
+        export_subnet(run, ExportOptions(format="trt", precision="fp32"))
     assert opened == ["fake"]
     assert not (run.path / "export").exists()
 
@@ -277,7 +277,7 @@ def test_a_subnet_beyond_the_space_is_refused(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"format": "tflite"}, "--format is 'tflite'; legal are torch, onnx or trt"),
+        ({"format": "tflite"}, "--format is 'tflite'; legal are torch, program, onnx, openvino or trt"),
         ({"opset": 23}, "--opset is 23; legal are 18 to 22"),
         ({"max_batch": 0}, "--max-batch is 0"),
         ({"target": "sm86"}, "add --format trt"),

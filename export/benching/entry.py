@@ -1,0 +1,41 @@
+"""A subject under measurement: its session, its timers, and what they gave so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from growtas.export.backends.base import Session, Timer
+from growtas.export.benching.power import Consumption
+from growtas.export.benching.subjects import Subject
+
+
+@dataclass(kw_only=True)
+class Entry:
+    """One subject under measurement.
+
+    Attributes:
+        timers, samples: by batch; ``samples`` has a list of milliseconds for each round that is done.
+        parts, part_samples: by batch, where the session tells host, transfer and device time apart.
+        io_bytes: inputs and outputs of a run, by batch.
+        weight_bytes: None where the roofline isn't asked for.
+    """
+
+    subject: Subject
+    session: Session | None = None
+    not_runnable_because: str | None = None
+    timers: dict[int, Timer] = field(default_factory=dict)
+    samples: dict[int, list[list[float]]] = field(default_factory=dict)
+    parts: dict[int, Callable[[], Any]] = field(default_factory=dict)
+    part_samples: dict[int, list[Any]] = field(default_factory=dict)
+    power: dict[int, Consumption] = field(default_factory=dict)
+    io_bytes: dict[int, int] = field(default_factory=dict)
+    weight_bytes: int | None = None
+    memory: dict[str, Any] | None = None
+
+    @property
+    def device(self) -> str:
+        """What the loaded session runs on."""
+        assert self.session is not None
+        return self.session.info.device

@@ -1,0 +1,143 @@
+"""A machine's own peaks, measured beside the artifacts: matrix product and memory copy; and an artifact's share of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+GEMM_SIZE = 1536
+COPY_BYTES = 128 << 20
+_CUDA_SCALE = 4
+_REPEATS = 3
+
+
+class PeakMeter:
+    """Measures float32 matrix products and copies on one device, a little each round; the best round counts as the peak.
+
+    Args:
+        device: ``cpu``, or what a session calls its GPU.
+        threads: CPU threads; ignored on a GPU.
+        gemm_size: rows of the square matrices (four times as many on a GPU).
+        copy_bytes: bytes that are read, and again written, in a copy: more than caches hold.
+    """
+
+    def __init__(self, device: str, threads: int, *, gemm_size: int = GEMM_SIZE, copy_bytes: int = COPY_BYTES) -> None:
+        import torch
+
+        self.device, self.threads = device, 0 if device != "cpu" else threads
+        placed = "cpu" if device == "cpu" else "cuda"
+        self._size = gemm_size if placed == "cpu" else gemm_size * _CUDA_SCALE
+        generator = torch.Generator().manual_seed(0)
+        self._a, self._b = (torch.randn(self._size, self._size, generator=generator).to(placed) for _ in range(2))
+        self._product = torch.empty_like(self._a)
+        self._from = torch.ones(copy_bytes // 4, device=placed)
+        self._to = torch.empty_like(self._from)
+        self.gemm_flops_per_s: list[float] = []
+        self.copy_bytes_per_s: list[float] = []
+
+    def measure(self) -> None:
+        """One round: the best of a few products, and of a few copies."""
+        import torch
+
+        before = torch.get_num_threads()
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        try:
+            with torch.inference_mode():
+                seconds = self._best(lambda: torch.mm(self._a, self._b, out=self._product))
+                self.gemm_flops_per_s.append(2 * self._size**3 / seconds)
+                seconds = self._best(lambda: self._to.copy_(self._from))
+                self.copy_bytes_per_s.append(2 * self._from.nbytes / seconds)
+        finally:
+            torch.set_num_threads(before)
+
+    def _best(self, work: Callable[[], object]) -> float:
+        best = float("inf")
+        for _ in range(_REPEATS):
+            self._wait()
+            start = time.perf_counter()
+            work()
+            self._wait()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    def _wait(self) -> None:
+        if self.device != "cpu":
+            import torch
+
+            torch.cuda.synchronize()
+
+    def report(self) -> dict[str, Any] | None:
+        """The peaks as JSON data; None before the first round."""
+        if not self.gemm_flops_per_s:
+            return None
+        return {
+            "kind": "measured",
+            "device": self.device,
+            "threads": self.threads,
+            "precision": "fp32",
+            "gemm_size": self._size,
+            "gemm_flops_per_s": max(self.gemm_flops_per_s),
+            "gemm_flops_per_s_of_rounds": self.gemm_flops_per_s,
+            "copy_bytes_per_s": max(self.copy_bytes_per_s),
+            "copy_bytes_per_s_of_rounds": self.copy_bytes_per_s,
+        }
+
+
+def roofline(peaks: dict[str, Any], *, macs: int, weight_bytes: int, io_bytes: int, batch: int, ms: float) -> dict[str, Any]:
+    """What share of a machine's peaks a run reached.
+
+    Args:
+        peaks: of :meth:`PeakMeter.report`.
+        macs: of one image; two operations each.
+        weight_bytes: read once a run, however many images it has.
+        io_bytes: inputs and outputs of the whole run. Intermediate tensors are not counted, so the share of the bandwidth is
+            a lower bound; weights that stay in a cache can take it above one.
+        batch: images a run.
+        ms: the run's median.
+
+    Returns:
+        ``flops``, ``bytes``, ``flops_per_byte``, ``gemm_share``, ``bandwidth_share``, and ``nearer_to``: the peak, ``gemm`` or
+        ``bandwidth``, of which the larger share is used.
+    """
+    flops, moved, seconds = 2 * macs * batch, weight_bytes + io_bytes, ms / 1e3
+    gemm, bandwidth = flops / seconds / peaks["gemm_flops_per_s"], moved / seconds / peaks["copy_bytes_per_s"]
+    return {
+        "flops": flops,
+        "bytes": moved,
+        "flops_per_byte": flops / moved,
+        "gemm_share": gemm,
+        "bandwidth_share": bandwidth,
+        "nearer_to": "gemm" if gemm >= bandwidth else "bandwidth",
+    }
+
+
+def weight_bytes(path: Path) -> int:
+    """Bytes of an artifact's weights: tensors of a safetensors or ONNX file, an IR's ``.bin``, otherwise the whole file."""
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return sum(entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__")
+    if path.suffix == ".onnx":
+        import onnx
+
+        graph = onnx.load(path, load_external_data=False).graph
+        return sum(_tensor_bytes(tensor) for tensor in graph.initializer)
+    if path.suffix == ".xml" and path.with_suffix(".bin").is_file():
+        return path.with_suffix(".bin").stat().st_size
+    return path.stat().st_size
+
+
+def _tensor_bytes(tensor: Any) -> int:
+    import math
+
+    import onnx
+
+    # By shape and type, since values lie in one of many fields, or in another file.
+    bits = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}.get(tensor.data_type)
+    if bits is None:
+        bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return math.prod(tensor.dims) * bits // 8

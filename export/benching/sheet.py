@@ -1,0 +1,51 @@
+"""A bench report as CSV: a line for each artifact and batch."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from growtas.files import replacing
+
+COLUMNS = (
+    "label", "path", "runtime", "runtime_version", "device", "threads", "precision", "batch", "kind", "p50_ms", "p95_ms", "p99_ms",
+    "mean_ms", "cv", "steady", "samples", "images_per_second", "ratio", "ratio_low", "ratio_high", "ratio_per_mac", "gemm_share",
+    "bandwidth_share", "watts", "joules_per_image", "load_ms", "first_run_ms", "peak_rss_bytes", "not_runnable_because",
+)  # fmt: skip
+
+
+def rows(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A dict of :data:`COLUMNS` for each artifact and batch; what can't run here has one line, without numbers."""
+    for artifact in report["artifacts"]:
+        memory = artifact["memory"] or {}
+        common = {
+            **{name: artifact[name] for name in ("label", "path", "precision", "not_runnable_because")},
+            **{name: memory.get(name) for name in ("load_ms", "first_run_ms", "peak_rss_bytes")},
+        }
+        for result in artifact["results"]:
+            ratio, power, roofline = (result[name] or {} for name in ("ratio", "power", "roofline"))
+            yield {
+                **common,
+                **{name: result[name] for name in COLUMNS if name in result and name != "ratio"},
+                "ratio": ratio.get("median"),
+                "ratio_low": ratio.get("low"),
+                "ratio_high": ratio.get("high"),
+                **{name: roofline.get(name) for name in ("gemm_share", "bandwidth_share")},
+                **{name: power.get(name) for name in ("watts", "joules_per_image")},
+            }
+        if not artifact["results"]:
+            yield common
+
+
+def write_csv(report: dict[str, Any], path: Path) -> None:
+    """Write :func:`rows`; what is unknown is empty, numbers have all their digits.
+
+    Raises:
+        OutputError: the place can't be written.
+    """
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows(report))

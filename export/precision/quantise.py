@@ -1,0 +1,182 @@
+"""int8 and fp8: Q/DQ around Linear layers. One file serves ONNX Runtime, OpenVINO and TensorRT.
+
+What is quantised, and how, was chosen by measurement (docs/precision.md):
+
+* Linear layers inside the blocks, with constant weights. The products of attention and of the relative position stay: they are
+  small, and quantising what they read costs as much as they save.
+* Symmetric, with zero points of 0, as TensorRT asks; a scale a tensor for activations, a scale an output channel for weights.
+* int8 weights span -64 to 64. CPUs with AVX2 alone add pairs of products in 16 bits that saturate: 2 * 255 * 64 is the most that
+  fits.
+* Layers that read the same tensor become one. ONNX Runtime has a fast product only where a quantised tensor is read once.
+* A bias is added after the product, in the precision of what surrounds it: TensorRT takes no quantised ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from growtas.export.precision.graph import attribute, constants, is_linear, layer_name, replace_nodes, tensor
+
+# int8 activations, and int8 weights that don't saturate; the largest number of float8e4m3fn.
+ACTIVATION_TOP, WEIGHT_TOP, FP8_TOP = 127, 64, 448
+# Smallest normal number of fp16: scales below lose bits where what surrounds them is fp16.
+_MIN_SCALE = 2.0**-14
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantisation:
+    """How numbers are quantised.
+
+    Attributes:
+        kind: ``TensorProto.INT8`` or ``FLOAT8E4M3FN``.
+        activation_top, weight_top: the number that the largest magnitude becomes.
+        half_scales: whether scales are rounded to fp16 at once, because they will be stored so.
+    """
+
+    kind: int
+    activation_top: int
+    weight_top: int
+    half_scales: bool = False
+
+    def scale(self, magnitude: Any, top: int) -> Any:
+        """float32 scales of magnitudes; where all is zero, any scale will do."""
+        scale = np.maximum(np.asarray(magnitude, np.float64) / top, _MIN_SCALE if self.half_scales else 1e-12)
+        return np.asarray(scale.astype(np.float16) if self.half_scales else scale, np.float32)
+
+    def quantised(self, values: Any, scale: Any, top: int) -> Any:
+        """Numbers as stored, before the cast to :attr:`kind`."""
+        import onnx
+
+        scaled = np.clip(values / scale, -top, top)
+        return np.rint(scaled) if self.kind == onnx.TensorProto.INT8 else scaled
+
+
+def int8(*, half_scales: bool = False) -> Quantisation:
+    """Symmetric int8."""
+    import onnx
+
+    return Quantisation(kind=onnx.TensorProto.INT8, activation_top=ACTIVATION_TOP, weight_top=WEIGHT_TOP, half_scales=half_scales)
+
+
+def fp8(*, half_scales: bool = False) -> Quantisation:
+    """float8e4m3fn."""
+    import onnx
+
+    return Quantisation(kind=onnx.TensorProto.FLOAT8E4M3FN, activation_top=FP8_TOP, weight_top=FP8_TOP, half_scales=half_scales)
+
+
+def merge_linears(proto: Any) -> None:
+    """Make one Linear, and a Split of its outputs, of those that read the same tensor (q, k and v); in place, exact.
+
+    A layer without a bias gets one of zeros. Of ``a.q``, ``a.k`` and ``a.v`` the new weight is called ``a.q+k+v``.
+    """
+    import onnx
+
+    weights = constants(proto)
+    readers: dict[str, list[Any]] = {}
+    for node in proto.graph.node:
+        if node.op_type == "Gemm" and is_linear(node, weights):
+            readers.setdefault(node.input[0], []).append(node)
+    merged = {node.output[0]: group for group in readers.values() if len(group) > 1 for node in group}
+    nodes: list[Any] = []
+    for node in proto.graph.node:
+        group = merged.get(node.output[0])
+        if group is None:
+            nodes.append(node)
+        elif node is group[0]:
+            matrices = [_matrix(each, weights) for each in group]
+            name = _joined([layer_name(each, weights) for each in group])
+            biases = [_bias(each, weights, matrix.shape[1]) for each, matrix in zip(group, matrices, strict=True)]
+            sizes = np.array([matrix.shape[1] for matrix in matrices])
+            proto.graph.initializer.extend(
+                [
+                    tensor(f"{name}.weight", np.concatenate(matrices, axis=1), onnx.TensorProto.FLOAT),
+                    tensor(f"{name}.bias", np.concatenate(biases), onnx.TensorProto.FLOAT),
+                    tensor(f"{name}.sizes", sizes, onnx.TensorProto.INT64),
+                ]
+            )
+            make = onnx.helper.make_node
+            nodes.append(make("Gemm", [node.input[0], f"{name}.weight", f"{name}.bias"], [f"{name}.out"], name=name))
+            outputs = [each.output[0] for each in group]
+            nodes.append(make("Split", [f"{name}.out", f"{name}.sizes"], outputs, name=f"{name}.split", axis=1))
+    replace_nodes(proto, nodes)
+
+
+def quantise_linears(proto: Any, clipping: Mapping[str, float], chosen: Callable[[Any], bool], how: Quantisation) -> None:
+    """Put Q/DQ before the chosen Linear layers, in place.
+
+    Args:
+        clipping: magnitude of what each chosen layer reads, by the tensor's name.
+        chosen: whether a node, which must be a Linear, is quantised.
+        how: see there.
+    """
+    import onnx
+
+    weights = constants(proto)
+    make, add = onnx.helper.make_node, proto.graph.initializer.extend
+    nodes: list[Any] = []
+    done: set[str] = set()
+
+    def activation(name: str) -> str:
+        parts = [f"{name}_scale", f"{name}_zero"]
+        if name not in done:
+            done.add(name)
+            scale = how.scale(clipping[name], how.activation_top)
+            add([tensor(parts[0], scale, onnx.TensorProto.FLOAT), tensor(parts[1], np.zeros(()), how.kind)])
+            nodes.append(make("QuantizeLinear", [name, *parts], [f"{name}_q"], name=f"{name}_q"))
+            nodes.append(make("DequantizeLinear", [f"{name}_q", *parts], [f"{name}_dq"], name=f"{name}_dq"))
+        return f"{name}_dq"
+
+    def weight(node: Any) -> str:
+        matrix, name = _matrix(node, weights), node.input[1]
+        if name not in done:
+            done.add(name)
+            scale = how.scale(np.abs(matrix).max(axis=0), how.weight_top)
+            parts = [f"{name}_q", f"{name}_scale", f"{name}_zero"]
+            add(
+                [
+                    tensor(parts[0], how.quantised(matrix, scale, how.weight_top), how.kind),
+                    tensor(parts[1], scale, onnx.TensorProto.FLOAT),
+                    tensor(parts[2], np.zeros(scale.shape), how.kind),
+                ]
+            )
+            nodes.append(make("DequantizeLinear", parts, [f"{name}_dq"], name=f"{name}_dq", axis=1))
+        return f"{name}_dq"
+
+    for node in proto.graph.node:
+        if not chosen(node):
+            nodes.append(node)
+            continue
+        inputs, out = [activation(node.input[0]), weight(node)], node.output[0]
+        biased = len(node.input) > 2 and bool(_bias(node, weights, 1).any())
+        nodes.append(make(node.op_type, inputs, [f"{out}_product" if biased else out], name=node.name))
+        if biased:
+            nodes.append(make("Add", [f"{out}_product", node.input[2]], [out], name=f"{node.name}_bias"))
+    replace_nodes(proto, nodes)
+
+
+def _matrix(node: Any, weights: dict[str, Any]) -> Any:
+    """A Linear's weight, ``(inputs, outputs)``."""
+    import onnx
+
+    matrix = onnx.numpy_helper.to_array(weights[node.input[1]])
+    return matrix.T if attribute(node, "transB", 0) else matrix
+
+
+def _bias(node: Any, weights: dict[str, Any], outputs: int) -> Any:
+    import onnx
+
+    return onnx.numpy_helper.to_array(weights[node.input[2]]) if len(node.input) > 2 else np.zeros(outputs, np.float32)
+
+
+def _joined(layers: list[str]) -> str:
+    """``a.q``, ``a.k`` -> ``a.q+k``."""
+    parents = {layer.rpartition(".")[0] for layer in layers}
+    if len(parents) > 1:
+        return "+".join(layers)
+    parent = parents.pop()
+    return (f"{parent}." if parent else "") + "+".join(layer.rpartition(".")[2] for layer in layers)
