@@ -1,0 +1,161 @@
+"""Conversions judged from outside: types as onnx reads them, numbers as ONNX Runtime computes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+
+from growtas.errors import BuildError, ConfigError
+from growtas.export.images import noise
+from growtas.export.onnx import export_onnx
+from growtas.export.precision import check_precision, convert, inspect_precision
+from growtas.export.precision.sensitivity import find_sensitive
+from growtas.nn.extract import extract
+from tests.export_helpers import SUBNET, random_supernet
+
+IMAGES = noise(16, (3, 16, 16))
+
+
+@pytest.fixture(scope="module")
+def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
+    with torch.no_grad():
+        export_onnx(extract(random_supernet(), SUBNET).eval(), path)
+    return path
+
+
+def logits(path: Path) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"images": IMAGES})[0])
+
+
+def error(path: Path, fp32: Path) -> float:
+    want = logits(fp32)
+    return float(np.abs(logits(path) - want).max() / np.abs(want).max())
+
+
+def stored(path: Path) -> set[int]:
+    """Types of the matrices in a file."""
+    return {entry.data_type for entry in onnx.load(path).graph.initializer if len(entry.dims) == 2 and "weight" in entry.name}
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.BFLOAT16)])
+def test_halves_are_stored_as_halves(fp32: Path, tmp_path: Path, precision: str, kind: int) -> None:
+    path = tmp_path / "half.onnx"
+    info = convert(fp32, path, precision, calibration=IMAGES, calibration_are="noise")
+    assert stored(path) == {kind}
+    assert info.runs_here == (precision == "fp16")
+    proto = onnx.load(path)
+    assert [value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)] == [TensorProto.FLOAT] * 2
+    if precision == "fp16":
+        assert 1e-6 < error(path, fp32) < 1e-2
+
+
+def test_int8_is_symmetric_per_channel_and_close(fp32: Path, tmp_path: Path) -> None:
+    path = tmp_path / "int8.onnx"
+    info = convert(fp32, path, "int8", calibration=IMAGES, calibration_are="noise")
+    assert 1e-4 < error(path, fp32) < 0.2
+    assert info.calibration == {"images": "noise", "count": 16, "method": "minmax"}
+    graph = onnx.load(path).graph
+    values = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
+    quantised = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert quantised
+    for node in quantised:
+        # TensorRT takes int8 around zero only.
+        assert all(values[name].dtype == np.int8 and not values[name].any() for name in node.input[2:])
+    weights = [node for node in quantised if node.op_type == "DequantizeLinear" and node.input[0] in values]
+    assert weights
+    assert all(values[node.input[1]].size > 1 for node in weights)
+
+
+def test_a_weight_beyond_fp16_stays_and_is_named(fp32: Path, tmp_path: Path) -> None:
+    proto = onnx.load(fp32)
+    (entry,) = [entry for entry in proto.graph.initializer if entry.name.endswith("blocks.0.fc1.weight")]
+    entry.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(entry) * np.float32(1e7), entry.name))
+    onnx.save(proto, tmp_path / "large.onnx")
+    info = convert(tmp_path / "large.onnx", tmp_path / "half.onnx", "fp16", calibration=IMAGES)
+    assert "blocks.0.fc1" in info.kept
+    assert "fp16 ends at 65504" in info.kept["blocks.0.fc1"]
+    assert np.isfinite(logits(tmp_path / "half.onnx")).all()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_kept_layers_are_exactly_those(fp32: Path, tmp_path: Path, precision: str) -> None:
+    path = tmp_path / "mixed.onnx"
+    info = convert(fp32, path, precision, calibration=IMAGES, keep=["blocks.0.fc2"])
+    assert info.layers["blocks.0.fc2"] == "fp32"
+    assert info.layers["blocks.0.fc1"] == precision
+    check_precision(path, precision, kept=info.kept)
+    with pytest.raises(BuildError, match="blocks.0.fc2"):
+        check_precision(path, precision)
+
+
+def test_a_file_is_in_what_it_is_in(fp32: Path, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="not in fp16"):
+        check_precision(fp32, "fp16")
+    assert set(inspect_precision(fp32)["layers"].values()) == {"fp32"}
+    convert(fp32, tmp_path / "half.onnx", "fp16")
+    with pytest.raises(ConfigError, match="not an fp32 file"):
+        convert(tmp_path / "half.onnx", tmp_path / "again.onnx", "int8", calibration=IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "match"),
+    [
+        ("fp12", {}, "legal are fp32, fp16, bf16, int8 or fp8"),
+        ("int8", {}, "int8 needs calibration images"),
+        ("int8", {"calibration": IMAGES, "method": "magic"}, "magic"),
+        ("fp16", {"keep": ["blocks.9"]}, "no layer blocks.9 to keep"),
+    ],
+)
+def test_wrong_wishes(fp32: Path, tmp_path: Path, precision: str, options: dict, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        convert(fp32, tmp_path / "out.onnx", precision, **options)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_the_layer_that_hurts_is_found(fp32: Path, tmp_path: Path) -> None:
+    """One weight among small ones takes the whole scale of its channel; with that layer kept, the rest may go low."""
+    proto = onnx.load(fp32)
+    for entry in proto.graph.initializer:
+        if entry.name.endswith("blocks.0.fc2.weight"):
+            weight = numpy_helper.to_array(entry).copy()
+            # fc2 reads the GELU; its other weights then have next to no steps left.
+            weight[:, 0] = 40.0
+            entry.CopyFrom(numpy_helper.from_array(weight, entry.name))
+    source = tmp_path / "spoilt.onnx"
+    onnx.save(proto, source)
+    path = tmp_path / "mixed.onnx"
+    whole = convert(source, path, "int8", calibration=IMAGES)
+    bad = error(path, source)
+    layers = [name for name, kind in whole.layers.items() if kind == "int8"]
+    found = find_sensitive(
+        source,
+        path,
+        "int8",
+        layers,
+        error=lambda candidate: error(candidate, source),
+        passes=lambda candidate: error(candidate, source) < bad / 2,
+        calibration=IMAGES,
+    )
+    assert found is not None
+    assert found.kept[0] == max(found.errors, key=found.errors.__getitem__)
+    assert error(path, source) < bad / 2
+    assert set(found.errors) == set(layers)
+    # Fewer would not do.
+    fewer = found.kept[:-1]
+    convert(source, path, "int8", calibration=IMAGES, keep=fewer)
+    assert error(path, source) >= bad / 2
+
+
+def test_where_nothing_may_be_low_nothing_is_found(fp32: Path, tmp_path: Path) -> None:
+    whole = convert(fp32, tmp_path / "a.onnx", "int8", calibration=IMAGES)
+    layers = [name for name, kind in whole.layers.items() if kind == "int8"]
+    settings = {"error": lambda candidate: 1.0, "passes": lambda candidate: False, "calibration": IMAGES}
+    assert find_sensitive(fp32, tmp_path / "b.onnx", "int8", layers, **settings) is None
