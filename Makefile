@@ -16,7 +16,7 @@ help:
 	@echo "make evidence-methods  every training method on Fashion-MNIST, as a table (about an hour)"
 	@echo "make evidence-kills    a training killed 40 times at random moments, and continued (minutes)"
 	@echo "make evidence-limits   20 searches under latency limits on this machine: RUN=a trained run's folder (ten minutes)"
-	@echo "make test-gpu  the tests that need a CUDA device"
+	@echo "make test-gpu  the tests that need a CUDA device; writes docs/GPU_RUNS.md"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,7 +38,7 @@ test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n auto --dist worksteal
 
 test-gpu: $(VENV)/.installed
-	$(BIN)/python -m pytest -m gpu -v
+	$(BIN)/python -m tests.gpu.report
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -161,7 +161,7 @@ def plan_session(model: bytes, runtime: str, batch: int, folder: Path) -> Sessio
     onnx.write_bytes(model)
     plan.write_bytes(_builder(runtime).build(onnx, (str(nvinfer.local_target()),), max_batch=batch).data)
     try:
-        return open_session(plan, runtime=runtime)
+        return open_session(plan, runtime=runtime, trusted=True)
     finally:
         onnx.unlink()
         plan.unlink()

@@ -26,7 +26,7 @@ needs_tensorrt = pytest.mark.skipif(not is_installed("tensorrt"), reason="tensor
 def test_a_tensorrt_plan_is_built_run_and_benchmarked(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     add_search(run)
-    made = export_subnet(run, ExportOptions(format="trt"))
+    made = export_subnet(run, ExportOptions(format="trt", precision="fp32"))
     plan = made[-1].manifest
     assert plan["plan"]["runtime"] == "tensorrt"
     assert plan["plan"]["targets"] == [nvinfer.local_target()]
@@ -35,6 +35,17 @@ def test_a_tensorrt_plan_is_built_run_and_benchmarked(tmp_path: Path) -> None:
     (artifact,) = bench([made[-1].path], BenchOptions(seconds=0.2))["artifacts"]
     assert artifact["runnable"] is True
     assert all(result["p50_ms"] > 0 and result["threads"] == 0 for result in artifact["results"])
+
+
+@needs_tensorrt
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_a_low_precision_plan_passes_its_thresholds(tmp_path: Path, precision: str) -> None:
+    run = make_run(tmp_path)
+    add_search(run)
+    plan = export_subnet(run, ExportOptions(format="trt", precision=precision))[-1].manifest
+    assert plan["precision"] == precision
+    assert plan["executed"] is True
+    assert plan["verification"]["passed"] is True
 
 
 @needs_tensorrt
@@ -59,7 +70,7 @@ def _check(folder: Path, builder: tensorrt.TensorRTBuilder | TensorRTRTXBuilder,
     def reference(images):
         return model(torch.from_numpy(images)).numpy()
 
-    with open_session(folder / "m.plan", runtime=runtime) as session:
+    with open_session(folder / "m.plan", runtime=runtime, trusted=True) as session:
         images = noise(12, (3, 16, 16))
         report = run_gate(session.run, {"static ViT": reference}, images, subject="plan", images_are="noise", max_batch=8)
         assert report.passed
