@@ -20,15 +20,14 @@ from growtas.export.precision.graph import (
     save_graph,
     tensor_types,
 )
-from growtas.export.precision.halves import FP16_MAX, cast_floats, over_range, without_type
+from growtas.export.precision.halves import FP16_MAX, cast_floats, over_range
 from growtas.export.precision.inspect import PRECISIONS, QUANTISED, check_precision
 from growtas.export.precision.quantise import fp8, int8, merge_linears, quantise_linears
 
 RESTS = ("fp32", "fp16", "bf16")
 DEFAULT_METHOD = "minmax"
-_ASKED = _ASKED
-_BF16_OPSET = 22
 _ASKED = "asked for"
+_BF16_OPSET = 22
 _NO_BF16 = "ONNX Runtime's CPU provider computes nothing in bf16; a plan for a GPU is built from this file"
 
 
@@ -197,24 +196,21 @@ def _half(
             worst = [beyond[name] for name in (*node.input, *node.output) if name in beyond]
             if worst:
                 kept.setdefault(layer_name(node, weights), f"reads or writes {max(worst):.3g}, fp16 ends at {FP16_MAX:.0f}")
-    return kept | _halve(proto, precision, kept, subject), recorded
+    _halve(proto, precision, kept, subject)
+    return kept, recorded
 
 
-def _halve(proto: Any, precision: str, kept: Collection[str], subject: str) -> dict[str, str]:
-    """Cast all but what is kept; returns what stays beside that because ONNX has no such operator, with the reason."""
+def _halve(proto: Any, precision: str, kept: Collection[str], subject: str) -> None:
     import onnx
 
     kind = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
+    if precision == "bf16":
+        # Convolutions take bfloat16 from opset 22 on; from 18 to 22 the operators used here got more types and no other meaning.
+        for entry in proto.opset_import:
+            if entry.domain in ("", "ai.onnx"):
+                entry.version = max(entry.version, _BF16_OPSET)
     weights = constants(proto)
-    lacking = without_type(proto, kind)
-    more = {
-        layer_name(node, weights): f"ONNX has no {node.op_type} of {precision} in this opset"
-        for node in proto.graph.node
-        if node.op_type in lacking
-    }
-    high = {*kept, *more}
-    cast_floats(proto, kind, lambda node: is_kept(layer_name(node, weights), high), subject)
-    return {name: why for name, why in more.items() if not is_kept(name, kept)}
+    cast_floats(proto, kind, lambda node: is_kept(layer_name(node, weights), kept), subject)
 
 
 def _quantise(proto: Any, precision: str, calibration: Array, keep: Collection[str], rest: str, method: str) -> dict[str, str]:

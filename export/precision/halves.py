@@ -20,22 +20,6 @@ def over_range(largest: dict[str, float]) -> dict[str, float]:
     return {name: size for name, size in largest.items() if not size * HEADROOM <= FP16_MAX}
 
 
-def without_type(proto: Any, kind: int) -> set[str]:
-    """Operators of a graph that read or write floats, and have no form for a type in the graph's opset (Conv: bf16 came with 22)."""
-    import onnx
-
-    opset = max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    name = f"tensor({'float16' if kind == onnx.TensorProto.FLOAT16 else 'bfloat16'})"
-
-    def lacks(operator: str) -> bool:
-        schema = onnx.defs.get_schema(operator, opset)
-        return any(
-            "tensor(float)" in types and name not in types for types in (c.allowed_type_strs for c in schema.type_constraints)
-        )
-
-    return {operator for operator in {node.op_type for node in proto.graph.node} if lacks(operator)}
-
-
 def cast_floats(proto: Any, kind: int, high: Callable[[Any], bool], subject: str) -> None:
     """Change fp32 tensors to ``kind``, in place; the graph's inputs and outputs stay as they are.
 

@@ -25,7 +25,6 @@ from growtas.export.precision.graph import attribute, constants, is_linear, laye
 ACTIVATION_TOP, WEIGHT_TOP, FP8_TOP = 127, 64, 448
 # Smallest normal number of fp16: scales below lose bits where what surrounds them is fp16.
 _MIN_SCALE = 2.0**-14
-_SMALLEST = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +90,12 @@ def merge_linears(proto: Any) -> None:
         elif node is group[0]:
             matrices = [_matrix(each, weights) for each in group]
             name = _joined([layer_name(each, weights) for each in group])
-            bias = np.concatenate([_bias(each, weights, len(matrix.T)) for each, matrix in zip(group, matrices, strict=True)])
+            biases = [_bias(each, weights, matrix.shape[1]) for each, matrix in zip(group, matrices, strict=True)]
             sizes = np.array([matrix.shape[1] for matrix in matrices])
             proto.graph.initializer.extend(
                 [
                     tensor(f"{name}.weight", np.concatenate(matrices, axis=1), onnx.TensorProto.FLOAT),
-                    tensor(f"{name}.bias", bias if bias.any() else bias + _SMALLEST, onnx.TensorProto.FLOAT),
+                    tensor(f"{name}.bias", np.concatenate(biases), onnx.TensorProto.FLOAT),
                     tensor(f"{name}.sizes", sizes, onnx.TensorProto.INT64),
                 ]
             )
