@@ -97,9 +97,12 @@ def _precision(options: ExportOptions, source: Source) -> str:
     if "trt" not in options.formats or options.target:
         return "fp32"
     search = source.search or {}
-    latencies = [each for each in (*(search.get("latencies") or ()), search.get("latency")) if each]
     wanted = options.device or search.get("device")
-    return next((str(each["precision"]) for each in latencies if each.get("device", search.get("device")) == wanted), "fp32")
+    for each in search.get("latencies") or ():
+        if each["device"] == wanted:
+            return str((each["measured"] or each["predicted"])["precision"])
+    latency = search.get("latency") or {}
+    return str(latency.get("precision", "fp32")) if wanted == search.get("device") else "fp32"
 
 
 def _make(work: Work, formats: tuple[str, ...], precision: str, planned: tuple[PlanBuilder, tuple[str, ...]] | None) -> None:

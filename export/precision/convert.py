@@ -226,7 +226,7 @@ def _quantise(proto: Any, precision: str, calibration: Array, keep: Collection[s
         if is_kept(name, keep):
             kept[name] = _ASKED
         elif not linear:
-            kept[name] = "a convolution: the first layer, 2 % of the work"
+            kept[name] = "a convolution: the first layer, little of the work"
         elif _is_last(node, proto):
             kept[name] = "the classifier: no work to save, and the logits' own scale"
         else:

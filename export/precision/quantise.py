@@ -1,9 +1,9 @@
 """int8 and fp8: Q/DQ around Linear layers. One file serves ONNX Runtime, OpenVINO and TensorRT.
 
-What is quantised, and how, was chosen by measurement (docs/precision.md):
+What is quantised, and how:
 
 * Linear layers inside the blocks, with constant weights. The products of attention and of the relative position stay: they are
-  small, and quantising what they read costs as much as they save.
+  small, and by an estimate quantising what they read costs as much as they save.
 * Symmetric, with zero points of 0, as TensorRT asks; a scale a tensor for activations, a scale an output channel for weights.
 * int8 weights span -64 to 64. CPUs with AVX2 alone add pairs of products in 16 bits that saturate: 2 * 255 * 64 is the most that
   fits.

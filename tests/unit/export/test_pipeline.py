@@ -291,3 +291,25 @@ def test_wrong_options_are_found_before_any_work(run: Run, options: dict[str, An
     with pytest.raises(ConfigError, match=match):
         export_subnet(run, ExportOptions(**options), stage=stages.append)
     assert stages == []
+
+
+@pytest.mark.parametrize(("measured", "device", "precision"), [(None, None, "fp16"), ("fp32", None, "fp32"), (None, "l4", "fp32")])
+def test_a_plan_is_in_what_its_devices_limit_was_for(
+    run: Run, measured: str | None, device: str | None, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search writes a list with an entry a device, whose conditions lie in what was predicted and measured."""
+    path = run.path / "search" / "subnet.json"
+    found = json.loads(path.read_text())
+    latency = {**found["latency"], "precision": "fp16"}
+    entry = {"device": "a10", "predicted": latency, "measured": measured and {**latency, "precision": measured}}
+    path.write_text(json.dumps({**found, "latency": latency, "latencies": [entry]}))
+    asked: list[str] = []
+
+    def choose(**options: Any) -> Any:
+        asked.append(options["precision"])
+        raise BuildError("enough")
+
+    monkeypatch.setattr(pipeline, "choose_builder", choose)
+    with pytest.raises(BuildError, match="enough"):
+        export_subnet(run, ExportOptions(format="trt", device=device))
+    assert asked == [precision]
