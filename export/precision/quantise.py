@@ -1,4 +1,4 @@
-"""int8 and fp8: Q/DQ around Linear layers. One file serves ONNX Runtime, OpenVINO and TensorRT.
+"""int8 and fp8: Q/DQ around Linear layers. One file serves ONNX Runtime and TensorRT.
 
 What is quantised, and how:
 
