@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,10 @@ from safetensors.torch import save
 
 from growtas.checkpoint import load_model, load_supernet
 from growtas.costs import count_costs
-from growtas.errors import BuildError, ConfigError, ParityError, SubnetError
+from growtas.errors import BuildError, CheckpointError, ConfigError, ParityError, SubnetError
 from growtas.export import pipeline, work
 from growtas.export.backends import open_session
+from growtas.export.backends.base import is_installed
 from growtas.export.backends.fake import FakePlanBuilder
 from growtas.export.images import noise
 from growtas.export.manifest import read_manifest
@@ -284,6 +286,16 @@ def test_a_subnet_beyond_the_space_is_refused(run: Run, tmp_path: Path) -> None:
         ({"device": "a10", "format": "torch"}, "add --format trt"),
         ({"name": "../up"}, "--name is '../up'"),
         ({"name": ".hidden"}, "--name is '.hidden'"),
+        ({"precision": "fp12"}, "--precision is 'fp12'; legal are fp32, fp16, bf16, int8 or fp8"),
+        ({"precision": "int8", "format": "torch"}, "--precision is for an ONNX file"),
+        ({"precision": "int8", "format": "openvino"}, "--precision int8 does not go with OpenVINO"),
+        ({"preprocess": True, "format": "program"}, "--preprocess is for an ONNX file"),
+        ({"top_k": 3, "format": "torch"}, "--top-k is for an ONNX file"),
+        ({"resize": True}, "--resize is a part of --preprocess"),
+        ({"resize": True, "preprocess": True, "format": "openvino"}, "--resize goes with ONNX only"),
+        ({"calibration_images": 0}, "--calibration-images is 0"),
+        ({"opt_batch": 9}, "--opt-batch is 9; it must be from 1 to --max-batch"),
+        ({"min_cosine": 2.0}, "--min-cosine is 2"),
     ],
 )
 def test_wrong_options_are_found_before_any_work(run: Run, options: dict[str, Any], match: str) -> None:
@@ -313,3 +325,54 @@ def test_a_plan_is_in_what_its_devices_limit_was_for(
     with pytest.raises(BuildError, match="enough"):
         export_subnet(run, ExportOptions(format="trt", device=device))
     assert asked == [precision]
+
+
+def test_other_precisions_and_ends_are_verified_and_described(run: Run) -> None:
+    options = ExportOptions(precision="int8", preprocess=True, softmax=True, top_k=2, calibration_images=16, max_accuracy_drop=100)
+    made = export_subnet(run, dataclasses.replace(options, min_cosine=0.0, min_agreement=0.0, max_error=1.0))
+    names = [artifact.path.name for artifact in made]
+    assert names == [f"tiny-subnet.{end}" for end in ("safetensors", "onnx", "int8.onnx", "int8.pixels.onnx")]
+    low, pixels = made[2].manifest, made[3].manifest
+    assert (low["precision"], low["parity"], low["verification"]["passed"]) == ("int8", None, True)
+    assert low["conversion"]["calibration"] == {
+        "images": "16 images of the search split of digits",
+        "count": 16,
+        "method": "minmax",
+    }
+    assert (pixels["input"]["name"], pixels["input"]["dtype"], pixels["input"]["layout"]) == ("pixels", "uint8", "NHWC")
+    assert pixels["postprocess"]["outputs"] == ["logits", "probabilities", "top_scores", "top_classes"]
+    # What the files say themselves.
+    kinds = {node.op_type for node in onnx.load(made[2].path).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    with open_session(made[2].path) as plain, open_session(made[3].path) as whole:
+        levels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+        mean, std = (np.asarray(run.info["preprocess"][key], np.float32) for key in ("mean", "std"))
+        images = ((levels / np.float32(255) - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+        np.testing.assert_allclose(whole.run(levels), plain.run(np.ascontiguousarray(images)), rtol=1e-3, atol=1e-3)
+
+
+def test_layers_that_hurt_stay_high_and_are_said(run: Run) -> None:
+    notes: list[str] = []
+    options = ExportOptions(precision="int8", calibration_images=16, max_accuracy_drop=100, min_agreement=0.0, max_error=1.0)
+    as_is = export_subnet(run, dataclasses.replace(options, min_cosine=0.0))[-1].manifest
+    strict = (1 + as_is["verification"]["cosine_min"]) / 2
+    mixed = export_subnet(run, dataclasses.replace(options, min_cosine=strict), note=notes.append)[-1].manifest
+    assert mixed["verification"]["cosine_min"] >= strict > as_is["verification"]["cosine_min"]
+    assert mixed["sensitivity"]["kept"]
+    assert set(mixed["sensitivity"]["kept"]) <= set(mixed["conversion"]["kept"])
+    assert any(f"stay in fp32, or int8 would miss: {', '.join(mixed['sensitivity']['kept'])}" in note for note in notes)
+    with pytest.raises(ParityError, match=r"tiny-subnet\.int8\.onnx in ONNX Runtime: the worst cosine"):
+        export_subnet(run, dataclasses.replace(options, min_cosine=strict, keep="none"))
+
+
+def test_formats_beside_onnx(run: Run) -> None:
+    if not is_installed("openvino"):
+        pytest.skip("openvino is not installed")
+    made = export_subnet(run, ExportOptions(format="program,openvino"))
+    assert [artifact.path.suffix for artifact in made] == [".safetensors", ".pt2", ".onnx", ".xml"]
+    assert all(artifact.manifest["verification"]["passed"] for artifact in made)
+    (weights,) = made[-1].manifest["artifact"]["companions"]
+    assert sha256(run.path / "export" / weights["file"]) == weights["sha256"]
+    (run.path / "export" / weights["file"]).write_bytes(b"others")
+    with pytest.raises(CheckpointError, match=r"tiny-subnet\.bin is not the one"):
+        read_manifest(made[-1].path)
