@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from growtas.cli.output import JsonOption, console, note, print_json, print_table, progress
+from growtas.cli.output import JsonOption, Spinner, console, note, print_json, print_table
 
 if TYPE_CHECKING:
     from growtas.export.pipeline import Artifact
@@ -145,7 +145,7 @@ def export(
         if "onnx" not in options.formats:
             raise ConfigError("--triton serves an ONNX file or a plan of TensorRT; add --format onnx")
         ensure_writable(triton)
-    with _Stages(hidden=json_) as stages:
+    with Spinner(hidden=json_) as stages:
         artifacts = export_subnet(found, options, note=note, stage=stages)
         if triton is not None:
             served = _served(artifacts)
@@ -222,23 +222,3 @@ def _verification(manifest: dict[str, Any]) -> dict[str, Any]:
     """The artifact's verification; of the ONNX file where the plan itself was not run; empty where that was not run either."""
     found: dict[str, Any] | None = manifest["verification"] or manifest.get("plan", {}).get("compiled_from", {}).get("verification")
     return found or {}
-
-
-class _Stages:
-    """A spinner on stderr that names what is being done; silent where stderr is no terminal."""
-
-    def __init__(self, *, hidden: bool) -> None:
-        from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        self._progress = progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), hidden=hidden)
-
-    def __enter__(self) -> _Stages:
-        self._progress.start()
-        self._task = self._progress.add_task("starting", total=None)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, stage: str) -> None:
-        self._progress.update(self._task, description=stage)

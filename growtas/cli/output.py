@@ -44,6 +44,27 @@ def progress(*columns: ProgressColumn, hidden: bool) -> Progress:
     return Progress(*columns, console=screen, transient=True, disable=hidden or not screen.is_terminal)
 
 
+class Spinner:
+    """A spinner on stderr that names what is being done; silent where stderr is no terminal."""
+
+    def __init__(self, *, hidden: bool) -> None:
+        from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._progress = progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), hidden=hidden)
+
+    def __enter__(self) -> Spinner:
+        self._progress.start()
+        self._task = self._progress.add_task("starting", total=None)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, stage: str) -> None:
+        """Say what is being done now."""
+        self._progress.update(self._task, description=stage)
+
+
 def print_table(table: Table) -> None:
     """A table on stdout, as wide as its content where stdout is no terminal: what programs and logs read must not be cut."""
     out = console()

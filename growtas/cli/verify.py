@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from growtas.cli.output import JsonOption, console, note, print_json, print_table, progress
+from growtas.cli.output import JsonOption, Spinner, console, note, print_json, print_table
 
 if TYPE_CHECKING:
     from growtas.export.bisect import Bisection
@@ -61,7 +61,7 @@ def verify(
     options = VerifyOptions(
         run=found, against=against, images=images, bisect=bisect, data=data, data_dir=data_dir, overrides=overrides
     )
-    with _Spinner(hidden=json_) as stage:
+    with Spinner(hidden=json_) as stage:
         findings = verify_finished(paths, options, stage=stage)
     error = worst_of(findings)
     if json_:
@@ -153,23 +153,3 @@ def _print_layers(found: Bisection) -> None:
         table.add_row(layer.layer, layer.tensor, *numbers, mark, style="bold" if mark else "")
     print_table(table)
     console().print(found.summary, soft_wrap=True)
-
-
-class _Spinner:
-    """A spinner on stderr that names what is being done; silent where stderr is no terminal."""
-
-    def __init__(self, *, hidden: bool) -> None:
-        from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        self._progress = progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), hidden=hidden)
-
-    def __enter__(self) -> _Spinner:
-        self._progress.start()
-        self._task = self._progress.add_task("starting", total=None)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, stage: str) -> None:
-        self._progress.update(self._task, description=stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -121,8 +122,10 @@ class Running:
 
     def wait(self) -> tuple[int, str]:
         """Exit code and what was said since the start."""
-        _, err = self.process.communicate(timeout=30)
-        return self.process.returncode, err
+        assert self.process.stderr is not None
+        self.process.wait(timeout=30)
+        # Not communicate(): it reads past what readline() took beyond the first line.
+        return self.process.returncode, self.process.stderr.read()
 
 
 @contextlib.contextmanager
@@ -138,7 +141,9 @@ def serving(path: Path, *options: str) -> Iterator[Running]:
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
 
 
 def answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
@@ -165,3 +170,33 @@ def post(name: str, body: bytes, *headers: str, length: int | str | None = None)
     lines = [f"POST /v2/models/{name}/infer HTTP/1.1", "Host: a", *headers]
     lines.append(f"Content-Length: {len(body) if length is None else length}")
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+SHAPE = (CHANNELS, SIZE, SIZE)
+GET = "GET {} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+
+
+def images(count, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, *SHAPE)).astype(np.float32)
+
+
+def get(server, path):
+    return server.ask(GET.format(path).encode())
+
+
+def ask(server, body, *headers, **options):
+    status, _, content = server.ask(post(server.name, body, *headers, **options))
+    return status, json.loads(content)
+
+
+def plain(values):
+    entry = {"name": "images", "shape": list(values.shape), "datatype": "FP32", "data": values.ravel().tolist()}
+    return json.dumps({"inputs": [entry]}).encode()
+
+
+def still_answers(server):
+    values = images(1, seed=5)
+    status, content = ask(server, plain(values))
+    assert status == 200
+    assert np.allclose(content["outputs"][0]["data"], reference(values)[0], atol=1e-5)
+    return True
