@@ -14,6 +14,8 @@ from growtas.files import sha256
 
 KINDS_OF_LATENCY = ("measured", "modelled")
 
+_SAME_LATENCY = ("device", "ms", "kind", "percentile", "batch", "precision", "runtime")
+
 
 def summarise(path: Path, manifest: Mapping[str, Any] | None, *, thorough: bool = False) -> dict[str, Any]:
     """What is known of an artifact; the file is read, never run, and a plan not even read.
@@ -74,7 +76,8 @@ def latencies(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         if isinstance(entry, Mapping) and isinstance(entry.get("ms"), int | float):
             kind = entry.get("kind")
             latency = {**entry, "kind": kind if kind in KINDS_OF_LATENCY else "not stated"}
-            if latency not in unique:
+            # The first device's latency stands twice in a manifest, once with more about where it comes from.
+            if all(any(each.get(key) != latency.get(key) for key in _SAME_LATENCY) for each in unique):
                 unique.append(latency)
     return unique
 
