@@ -11,10 +11,10 @@ from pathlib import Path
 from growtas.errors import ConfigError, choices
 from growtas.export.onnx import DEFAULT_OPSET, OPSETS
 from growtas.export.parity import DEFAULT_TOLERANCE, gate_batches
+from growtas.export.precision import PRECISIONS
 from growtas.export.thresholds import Thresholds, thresholds_for
 
 FORMATS = ("torch", "program", "onnx", "openvino", "trt")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 KEEP_AUTO, KEEP_NONE = "auto", "none"
 # A format makes what it is made from.
 _NEEDS = {

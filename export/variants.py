@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from growtas.export.precision import PrecisionInfo
     from growtas.export.precision.sensitivity import Sensitivity
 
-_RANKING_IMAGES = 32
-
 
 def add_ends(work: Work, onnx: Path, precision: str) -> Path:
     """A copy of an ONNX file that takes pixels, or gives more than logits; verified on whole pixels."""
@@ -136,9 +134,9 @@ def _mixed(
     settings: dict[str, Any],
 ) -> Sensitivity | None:
     """Look for the layers that have to stay in fp32; ``path`` is then the file that passes."""
-    from growtas.export.precision.sensitivity import find_sensitive
+    from growtas.export.precision.sensitivity import RANKING_IMAGES, find_sensitive
 
-    few = np.ascontiguousarray(work.labelled.images[:_RANKING_IMAGES])
+    few = np.ascontiguousarray(work.labelled.images[:RANKING_IMAGES])
     want = work.references[STATIC](few)
 
     def error(candidate: Path) -> float:
