@@ -123,6 +123,12 @@ def _latencies(manifest: Mapping[str, Any]) -> str:
 
 def _use(manifests: Sequence[Mapping[str, Any]]) -> str:
     parts = ["`growtas predict IMAGE --model FILE` answers from a file and its manifest; `growtas serve FILE` serves it."]
+    module = next((each["module"]["file"] for each in manifests if each.get("module")), None)
+    if module is not None:
+        parts.append(
+            f"`{module}` is the network in plain PyTorch, which needs neither growtas nor timm:\n\n"
+            f"```python\nfrom {Path(module).stem} import load\n\nmodel = load()\n```"
+        )
     onnx = next((each for each in manifests if each["kind"] == "onnx" and each["input"]["dtype"] == "float32"), None)
     if onnx is not None:
         _, *shape = onnx["input"]["shape"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from growtas.costs import count_costs
 from growtas.export.backends import open_session
 from growtas.export.backends.base import PlanBuilder
 from growtas.export.images import gate_images
-from growtas.export.labelled import images_for, labelled_images
+from growtas.export.labelled import LabelledImages, images_for, labelled_images
 from growtas.export.manifest import KINDS, read_manifest
 from growtas.export.onnx import export_onnx
 from growtas.export.options import ExportOptions
@@ -66,8 +67,13 @@ def export_subnet(
     stage("loading the supernet")
     supernet = load_supernet(source.checkpoint)
     images = gate_images(run, sum(gate_batches(options.max_batch)), data=options.data, data_dir=options.data_dir)
-    count = options.images or images_for(count_costs(supernet.space, source.subnet).macs)
-    labelled = labelled_images(run, count, data=options.data, data_dir=options.data_dir)
+    macs = count_costs(supernet.space, source.subnet).macs
+
+    @functools.cache
+    def labelled(precision: str) -> LabelledImages:
+        count = options.images or images_for(macs, precision)
+        return labelled_images(run, count, data=options.data, data_dir=options.data_dir)
+
     if images.fell_back_because:
         note(f"parity is checked on {images.description}: {images.fell_back_because}")
     with _one_thread(), staging(options.out or run.path / "export") as (staged, out):
@@ -84,7 +90,7 @@ def export_subnet(
         )
         _make(work, formats, precision, planned)
         stage("moving the files into place")
-        move_into_place(paths(work.made), out)
+        move_into_place(paths(work.made), out, work.beside)
     artifacts = [Artifact(path=out / artifact.path.name, manifest=artifact.manifest) for artifact in work.made]
     _note_leftovers(out, work.name, artifacts, note)
     return artifacts

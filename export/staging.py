@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from growtas.errors import OutputError
@@ -33,19 +33,28 @@ def staging(out: Path) -> Iterator[tuple[Path, Path]]:
         raise
 
 
-def move_into_place(artifacts: list[Path], out: Path) -> None:
+def move_into_place(artifacts: list[Path], out: Path, beside: Iterable[Path] = ()) -> None:
     """Move finished artifacts, what belongs to them, and their manifests to a folder on the same file system.
+
+    Args:
+        beside: files without a manifest, which go first.
 
     Raises:
         OutputError: a file can't be moved.
     """
+    for path in beside:
+        _move(path, out / path.name)
     for artifact in artifacts:
         final = out / artifact.name
-        try:
-            # The manifest goes last: an artifact whose manifest is older does not pass its hash check.
-            for beside in companions(artifact):
-                os.replace(beside, out / beside.name)
-            os.replace(artifact, final)
-            os.replace(manifest_path(artifact), manifest_path(final))
-        except OSError as error:
-            raise OutputError(f"{final}: can't be written ({error.strerror or error})") from None
+        # The manifest goes last: an artifact whose manifest is older does not pass its hash check.
+        for path in companions(artifact):
+            _move(path, out / path.name)
+        _move(artifact, final)
+        _move(manifest_path(artifact), manifest_path(final))
+
+
+def _move(path: Path, final: Path) -> None:
+    try:
+        os.replace(path, final)
+    except OSError as error:
+        raise OutputError(f"{final}: can't be written ({error.strerror or error})") from None

@@ -24,6 +24,7 @@ from growtas.export.onnx import INPUT, OUTPUT
 from growtas.export.options import ExportOptions
 from growtas.export.parity import Logits, ParityReport, gate_batches, run_gate
 from growtas.export.source import Source
+from growtas.export.standalone import load_module, module_name, write_module
 from growtas.export.verify import verify_artifact
 from growtas.files import replacing, sha256
 from growtas.nn.architecture import Architecture
@@ -50,10 +51,11 @@ class Work:
         source: the subnet and the checkpoint.
         options: what was asked for.
         folder: where files are made; ``name`` is theirs without suffix.
-        images: for the strict gate of fp32, ``labelled``: for every artifact's verification.
+        images: for the strict gate of fp32.
+        labelled: the images that artifacts of a precision are verified on; coarse ones need more.
         supernet: whose weights the subnet takes.
         stage: told what is being done; ``note``: what the user should know.
-        made: artifacts so far; ``references``: what they are compared with.
+        made: artifacts so far; ``beside``: other files; ``references``: what artifacts are compared with.
     """
 
     source: Source
@@ -61,11 +63,12 @@ class Work:
     folder: Path
     name: str
     images: GateImages
-    labelled: LabelledImages
+    labelled: Callable[[str], LabelledImages]
     supernet: Supernet
     stage: Callable[[str], None]
     note: Callable[[str], None]
     made: list[Artifact] = field(default_factory=list)
+    beside: list[Path] = field(default_factory=list)
     references: dict[str, Logits] = field(default_factory=dict)
 
     def export_torch(self) -> VisionTransformer:
@@ -77,9 +80,33 @@ class Work:
         session = TorchSession(path, threads=1)
         static = _remembering(session.run)
         checked = self.check(static, path, "PyTorch", against=SUPERNET)
-        self.add(path, {**checked, "executed": True, "runtime": "torch"})
         self.references = {STATIC: static, **self.references}
+        self.add(path, {**checked, "executed": True, "runtime": "torch", "module": self._module(path, session.model.architecture)})
         return session.model
+
+    def _module(self, weights: Path, architecture: Architecture) -> dict[str, Any]:
+        """A module in plain PyTorch beside the weights; loaded, run and compared."""
+        self.stage("writing the plain PyTorch module")
+        info, path = self.source.run.info, weights.with_name(f"{module_name(self.name)}.py")
+        described = {"preprocess": info.get("preprocess"), "class_names": info.get("class_names")}
+        write_module(path, architecture, weights=weights.name, **described)
+        model = load_module(path).load()
+
+        def logits(images: Array) -> Array:
+            with torch.inference_mode():
+                return np.asarray(model(torch.from_numpy(images)).numpy(), np.float32)
+
+        report = run_gate(
+            logits,
+            self.references,
+            self.images.images,
+            subject=f"{path.name} in PyTorch",
+            images_are=self.images.description,
+            max_batch=self.options.max_batch,
+            tolerance=self.options.tolerance,
+        )
+        self.beside.append(path)
+        return {"file": path.name, "sha256": sha256(path), "parity": report.to_dict()}
 
     def export_program(self, model: VisionTransformer) -> None:
         """The program of torch.export, loaded anew and compared."""
@@ -168,10 +195,11 @@ class Work:
                 max_batch=self.options.max_batch,
                 tolerance=self.options.tolerance,
             )
+        labelled = self.labelled(precision)
         verification = verify_artifact(
             artifact,
             self.references[against],
-            dataclasses.replace(self.labelled, images=images(self.labelled.images)),
+            dataclasses.replace(labelled, images=images(labelled.images)),
             precision=precision,
             subject=subject,
             batches=gate_batches(self.options.max_batch)[::-1],

@@ -204,6 +204,9 @@ def _print(artifacts: list[Artifact]) -> None:
             "yes" if manifest["executed"] else "no",
         )
     print_table(table)
+    module = next((each.manifest["module"]["file"] for each in artifacts if each.manifest.get("module")), None)
+    if module is not None:
+        console().print(f"{module}: the network in plain PyTorch, without growtas", soft_wrap=True)
     checked = first["verification"]
     lines = [f"in {artifacts[0].path.parent}; checked on {checked['images']}"]
     for artifact in artifacts:

@@ -26,7 +26,7 @@ from growtas.nn.vit import Attention
 from growtas.sampling import sample_batch, sample_feasible
 from tests.benchmarks import models
 from tests.benchmarks.deployed import deployed
-from tests.benchmarks.evaluation import evaluation
+from tests.benchmarks.evaluation import evaluation, evaluation_of_photographs
 from tests.benchmarks.feeding import data_loading
 from tests.benchmarks.memory import peak_bytes
 from tests.benchmarks.steps import MAC_RATIO, training
@@ -160,4 +160,5 @@ def entries() -> Iterator[Entry]:
     yield from training_memory()
     yield from data_loading()
     yield from evaluation()
+    yield from evaluation_of_photographs()
     yield from training_step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 
 from growtas.checkpoint import load_supernet, save_supernet
 from growtas.data import test_set as open_test_set
-from growtas.export import references
+from growtas.export import ends, plainvit, references, standalone
+from growtas.export.ends import add_preprocess
 from growtas.export.onnx import OnnxInfo
 from growtas.files import sha256
 from growtas.nn.extract import extract
@@ -107,6 +109,55 @@ def test_a_faulty_export_leaves_nothing(cli: Cli, run: Run, artifact: Path, faul
     assert code == 1
     assert "nothing was exported" in sentence
     assert not artifact.parent.exists()
+
+
+def export_refuses(cli: Cli, *arguments: str | Path) -> str:
+    """The sentence of an export that failed at a gate; it must have left nothing."""
+    code, sentence = cli.fails("export", *arguments, "--out", "out")
+    assert code == 1
+    assert "nothing was exported" in sentence
+    assert not Path("out").exists()
+    return sentence
+
+
+def test_an_export_whose_activations_leave_fp16_leaves_nothing(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU the logits are right all the same; a conversion that sees the range keeps the layers in fp32."""
+    with torch.no_grad():
+        run = knowing_run(tmp_path / "scaled", change=scale_a_hidden_layer)
+    arguments = (run.path, "--precision", "fp16", "--keep", "none")
+    code, _, err = cli("export", *arguments, "--out", "control")
+    assert code == 0, err
+    monkeypatch.setattr(sys.modules["growtas.export.precision.convert"], "over_range", lambda sizes: {})
+    assert "overflows fp16, which ends at 65504" in export_refuses(cli, *arguments)
+
+
+def test_an_export_that_forgets_to_normalise_leaves_nothing(cli: Cli, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (run.path, "--preprocess")
+    code, _, err = cli("export", *arguments, "--out", "control")
+    assert code == 0, err
+
+    def forgetful(source: Path, out: Path, record: dict[str, Any], **options: Any) -> dict[str, Any]:
+        return add_preprocess(source, out, {**record, "mean": [0.0] * 3, "std": [1.0] * 3}, **options)
+
+    monkeypatch.setattr(ends, "add_preprocess", forgetful)
+    assert "tiny-subnet.pixels.onnx in ONNX Runtime: logits differ" in export_refuses(cli, *arguments)
+
+
+def test_an_export_with_class_names_in_a_wrong_order_leaves_nothing(cli: Cli, run: Run) -> None:
+    run.update(class_names=list(reversed(run.info["class_names"])))
+    assert "the class names are in a wrong order" in export_refuses(cli, run.path)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("(1, 0, 1, 0)", "(0, 1, 0, 1)"), ("[None, :] - line[:, None]", "[:, None] - line[None, :]")]
+)
+def test_a_plain_module_that_computes_something_else_leaves_nothing(
+    cli: Cli, run: Run, right: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(plainvit.__file__).read_text()
+    assert source.count(right) == 1
+    monkeypatch.setattr(standalone.inspect, "getsource", lambda module: source.replace(right, wrong))
+    assert "tiny_subnet.py in PyTorch" in export_refuses(cli, run.path, "--format", "torch")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -15,8 +15,9 @@ from safetensors.torch import save
 
 from growtas.checkpoint import load_model, load_supernet
 from growtas.costs import count_costs
+from growtas.data import test_set as open_test_set
 from growtas.errors import BuildError, CheckpointError, ConfigError, ParityError, SubnetError
-from growtas.export import pipeline, work
+from growtas.export import labelled, pipeline, work
 from growtas.export.backends import open_session
 from growtas.export.backends.base import is_installed
 from growtas.export.backends.fake import FakePlanBuilder
@@ -165,7 +166,7 @@ def test_formats_cumulate_and_every_file_has_its_manifest(run: Run) -> None:
     made = export_subnet(run, ExportOptions(format="trt", precision="fp32", max_batch=4), stage=stages.append)
     names = ["tiny-subnet.safetensors", "tiny-subnet.onnx", "tiny-subnet.plan"]
     assert [artifact.path.name for artifact in made] == names
-    assert files(run.path / "export") == {*names, *(f"{name}.json" for name in names)}
+    assert files(run.path / "export") == {*names, *(f"{name}.json" for name in names), "tiny_subnet.py"}
     assert len(stages) >= 4
     costs, digest = count_costs(TINY, SUBNET), sha256(run.supernet)
     for artifact in made:
@@ -349,6 +350,36 @@ def test_other_precisions_and_ends_are_verified_and_described(run: Run) -> None:
         mean, std = (np.asarray(run.info["preprocess"][key], np.float32) for key in ("mean", "std"))
         images = ((levels / np.float32(255) - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
         np.testing.assert_allclose(whole.run(levels), plain.run(np.ascontiguousarray(images)), rtol=1e-3, atol=1e-3)
+
+
+def test_the_plain_module_lies_beside_its_weights(run: Run) -> None:
+    (artifact,) = export_subnet(run, ExportOptions(format="torch"))
+    module = artifact.manifest["module"]
+    path = artifact.path.with_name("tiny_subnet.py")
+    assert (module["file"], module["sha256"]) == (path.name, sha256(path))
+    assert module["parity"]["relative_error"] < 1e-4
+    assert sorted(each.name for each in path.parent.iterdir()) == [
+        "tiny-subnet.safetensors",
+        "tiny-subnet.safetensors.json",
+        "tiny_subnet.py",
+    ]
+
+
+def test_coarse_precisions_are_verified_on_more_images(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelled, "MOST_IMAGES", 64)
+    options = ExportOptions(precision="int8", calibration_images=16, max_accuracy_drop=100, min_agreement=0.0, max_error=1.0)
+    made = export_subnet(run, dataclasses.replace(options, min_cosine=0.0))
+    counts = [artifact.manifest["verification"]["count"] for artifact in made]
+    assert counts[:2] == [64, 64]
+    assert counts[2] == min(2000, len(open_test_set(run))) > 64
+    asked = export_subnet(run, dataclasses.replace(options, min_cosine=0.0, images=32))
+    assert {artifact.manifest["verification"]["count"] for artifact in asked} == {32}
+
+
+def test_how_near_fp16_comes_to_its_end_is_recorded(run: Run) -> None:
+    half = export_subnet(run, ExportOptions(precision="fp16", calibration_images=16))[-1].manifest
+    assert half["half_range"]["tensors"] > 20
+    assert 0 < half["half_range"]["largest"] < 65504
 
 
 def test_layers_that_hurt_stay_high_and_are_said(run: Run) -> None:

@@ -1,0 +1,130 @@
+"""A Vision Transformer with 2-D relative position, as growtas exported it: plain PyTorch, without growtas.
+
+    from micro_subnet import load
+
+    model = load()                      # eval mode; the weights are the .safetensors file beside this one
+    logits = model(images)              # (batch, in_chans, image_size, image_size) -> (batch, num_classes)
+
+Images are resized, cropped and normalised as ``CONFIG["preprocess"]`` says; ``CONFIG["class_names"]`` names the outputs.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONFIG: dict[str, Any] = {}
+EPS = 1e-5
+
+
+class Tables(nn.Module):
+    """Vectors for the distances between two patches, along columns and rows of the grid; entry 0 is for the cls token."""
+
+    def __init__(self, distance: int, head_dim: int) -> None:
+        super().__init__()
+        self.vertical = nn.Parameter(torch.zeros(2 * distance + 2, head_dim))
+        self.horizontal = nn.Parameter(torch.zeros(2 * distance + 2, head_dim))
+
+
+class Attention(nn.Module):
+    """Self-attention; each key and each value gets a vector added that depends on its distance from the query."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, grid: int, distance: int | None) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.relative = heads, head_dim, distance is not None
+        self.qkv = nn.Linear(dim, 3 * heads * head_dim)
+        self.proj = nn.Linear(heads * head_dim, dim)
+        if distance is not None:
+            self.relative_key = Tables(distance, head_dim)
+            self.relative_value = Tables(distance, head_dim)
+            place = torch.arange(grid * grid)
+            for name, line in (("rows", place // grid), ("columns", place % grid)):
+                # Entry of the tables for every query and key, (N, N).
+                entry = (line[None, :] - line[:, None]).clamp(-distance, distance) + distance + 1
+                self.register_buffer(name, F.pad(entry, (1, 0, 1, 0)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, N, dim)`` -> the same shape."""
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        logits = q @ k.transpose(-2, -1)
+        if self.relative:
+            for table, entries in self._pairs(self.relative_key):
+                logits = logits + (q @ table.t()).gather(-1, entries.expand_as(logits))
+        weights = (logits * self.head_dim**-0.5).softmax(dim=-1)
+        out = weights @ v
+        if self.relative:
+            for table, entries in self._pairs(self.relative_value):
+                # The attention that lies on each distance, (batch, heads, N, entries).
+                mass = weights.new_zeros(*weights.shape[:-1], len(table)).scatter_add(-1, entries.expand_as(weights), weights)
+                out = out + mass @ table
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def _pairs(self, tables: Any) -> tuple[tuple[Tensor, Tensor], ...]:
+        return (tables.vertical, self.get_buffer("rows")), (tables.horizontal, self.get_buffer("columns"))
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each on normalised tokens and added to them."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, hidden_dim: int, grid: int, distance: int | None) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=EPS)
+        self.attn = Attention(dim, heads, head_dim, grid, distance)
+        self.norm2 = nn.LayerNorm(dim, eps=EPS)
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, N, dim)`` -> the same shape."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class VisionTransformer(nn.Module):
+    """The network; its head takes the mean of the patches' tokens."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        dim, grid = config["embed_dim"], config["image_size"] // config["patch_size"]
+        self.patch_embed = nn.Conv2d(config["in_chans"], dim, config["patch_size"], config["patch_size"])
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, grid * grid + 1, dim))
+        self.blocks = nn.Sequential(
+            *(
+                Block(dim, heads, config["head_dim"], hidden_dim, grid, config["max_relative_position"])
+                for heads, hidden_dim in zip(config["num_heads"], config["hidden_dims"], strict=True)
+            )
+        )
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.head = nn.Linear(dim, config["num_classes"]) if config["num_classes"] else nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(batch, in_chans, image_size, image_size)`` -> logits ``(batch, num_classes)``."""
+        x = self.patch_embed(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        return self.head(self.norm(self.blocks(x))[:, 1:].mean(dim=1))
+
+
+def load(path: str | Path | None = None) -> VisionTransformer:
+    """The network with its weights, in eval mode.
+
+    Args:
+        path: the weights; by default the file that was exported with this module, beside it.
+    """
+    from safetensors.torch import load_file
+
+    model = VisionTransformer(CONFIG)
+    model.load_state_dict(load_file(path or Path(__file__).with_name(CONFIG["weights"])))
+    return model.eval()
+
+
+if __name__ == "__main__":
+    network = load()
+    example = torch.zeros(1, CONFIG["in_chans"], CONFIG["image_size"], CONFIG["image_size"])
+    count = sum(parameter.numel() for parameter in network.parameters())
+    sys.stdout.write(json.dumps({"params": count, "logits": list(network(example).shape)}) + "\n")
