@@ -165,8 +165,8 @@ def bisect_onnx(
         # The worst of what the node reads; what has no counterpart hands on the error of what it read itself.
         before = max((reached.get(source, 0.0) for source in node.input), default=0.0)
         a, b = (got[name], want[pairs[name]]) if name in pairs else (np.zeros(0), np.zeros(0))
-        comparable = name in pairs and a.shape == b.shape and a.dtype.kind == b.dtype.kind == "f"
-        after = _error(np.asarray(a, np.float64), np.asarray(b, np.float64)) if comparable else before
+        comparable = name in pairs and _alike(a, b) and a.dtype.kind == b.dtype.kind == "f"
+        after = _error(np.asarray(a, np.float64), np.asarray(b, np.float64).reshape(a.shape)) if comparable else before
         reached |= dict.fromkeys(node.output, after)
         if comparable:
             layers.append(LayerError(layer=f"{node.op_type} {name}", tensor=name, before=before, after=after, own=after))
@@ -195,6 +195,11 @@ def _first(layers: Sequence[LayerError], precision: str, *, adds_up: bool) -> La
         if not layer.own <= never or (layer.own > usual and layer.own > _STANDS_OUT * ordinary):
             return layer
     return None
+
+
+def _alike(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether two tensors hold the same things: of tokens, one may have images and tokens as axes and the other one both as rows."""
+    return a.shape == b.shape or (a.size == b.size and a.shape[-1:] == b.shape[-1:] and {a.ndim, b.ndim} == {2, 3})
 
 
 def _error(got: Values, want: Values) -> float:

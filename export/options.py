@@ -105,9 +105,8 @@ class ExportOptions:
             raise ConfigError("--resize is a part of --preprocess; add it")
         if "openvino" in formats and self.resize:
             raise ConfigError("--resize goes with ONNX only; OpenVINO's IR takes pixels of one size (--preprocess alone)")
-        if "openvino" in formats and self.precision not in (None, "fp32", "fp16"):
-            # OpenVINO 2026.4 moves the scales of the quantised products through the reshape behind them, and fails there.
-            raise ConfigError(f"--precision {self.precision} does not go with OpenVINO's IR; legal there are fp32 or fp16")
+        if "openvino" in formats and self.precision not in (None, "fp32", "fp16", "int8"):
+            raise ConfigError(f"--precision {self.precision} does not go with OpenVINO's IR; legal there are fp32, fp16 or int8")
         if self.calibration_images < 1:
             raise ConfigError(f"--calibration-images is {self.calibration_images}; it must be 1 or more")
         if self.name is not None and (Path(self.name).name != self.name or self.name.startswith(".")):

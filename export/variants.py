@@ -123,8 +123,8 @@ def convert_precision(work: Work, onnx: Path, precision: str, rest: str = "fp32"
 
 
 def _check_in_onnxruntime(work: Work, path: Path, precision: str) -> dict[str, Any]:
-    # What overflows on a GPU need not do so here, where ONNX Runtime computes much of fp16 in fp32. It comes first: where an overflow
-    # moves the logits as well, it is the reason.
+    # What overflows on a GPU need not do so here, where ONNX Runtime computes much of fp16 in fp32. It comes first: where an
+    # overflow moves the logits as well, it is the reason.
     few = np.ascontiguousarray(work.labelled(precision).images[:_RANGE_IMAGES])
     found = check_half_range(path, few, subject=path.name, consequence="nothing was exported")
     with open_session(path, threads=1) as session:

@@ -23,6 +23,7 @@ from growtas.export.precision.graph import (
 from growtas.export.precision.halves import FP16_MAX, cast_floats, over_range
 from growtas.export.precision.inspect import PRECISIONS, QUANTISED, check_precision
 from growtas.export.precision.quantise import fp8, int8, merge_linears, quantise_linears
+from growtas.export.precision.tokens import part_images
 
 RESTS = ("fp32", "fp16", "bf16")
 DEFAULT_METHOD = "minmax"
@@ -121,6 +122,7 @@ def convert(
         if calibration is None:
             raise ConfigError(f"{precision} needs calibration images, and none were given")
         merge_linears(proto)
+        part_images(proto)
     _require_layers(proto, keep)
     if precision in QUANTISED and calibration is not None:
         kept = _quantise(proto, precision, calibration, keep, rest, method)

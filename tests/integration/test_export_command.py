@@ -43,7 +43,9 @@ def test_the_line_as_typed(cli: Cli, run: Run) -> None:
     folder = run.path / "export"
     # The search's 5 ms are for fp16, so that is what the plan is in.
     names = ["tiny-subnet.safetensors", "tiny-subnet.onnx", "tiny-subnet.fp16.onnx", "tiny-subnet.fp16.plan"]
-    assert sorted(path.name for path in folder.iterdir()) == sorted(["README.md", "tiny_subnet.py", *names, *(f"{name}.json" for name in names)])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["README.md", "tiny_subnet.py", *names, *(f"{name}.json" for name in names)]
+    )
     for name in names:
         assert name in out
     assert "runs/tiny (the newest)" in err

@@ -289,7 +289,7 @@ def test_a_subnet_beyond_the_space_is_refused(run: Run, tmp_path: Path) -> None:
         ({"name": ".hidden"}, "--name is '.hidden'"),
         ({"precision": "fp12"}, "--precision is 'fp12'; legal are fp32, fp16, bf16, int8 or fp8"),
         ({"precision": "int8", "format": "torch"}, "--precision is for an ONNX file"),
-        ({"precision": "int8", "format": "openvino"}, "--precision int8 does not go with OpenVINO"),
+        ({"precision": "fp8", "format": "openvino"}, "--precision fp8 does not go with OpenVINO"),
         ({"preprocess": True, "format": "program"}, "--preprocess is for an ONNX file"),
         ({"top_k": 3, "format": "torch"}, "--top-k is for an ONNX file"),
         ({"resize": True}, "--resize is a part of --preprocess"),
@@ -394,6 +394,21 @@ def test_layers_that_hurt_stay_high_and_are_said(run: Run) -> None:
     assert any(f"stay in fp32, or int8 would miss: {', '.join(mixed['sensitivity']['kept'])}" in note for note in notes)
     with pytest.raises(ParityError, match=r"tiny-subnet\.int8\.onnx in ONNX Runtime: the worst cosine"):
         export_subnet(run, dataclasses.replace(options, min_cosine=strict, keep="none"))
+
+
+@pytest.mark.parametrize("preprocess", [False, True])
+def test_an_int8_ir_is_run_in_openvino(run: Run, preprocess: bool) -> None:
+    if not is_installed("openvino"):
+        pytest.skip("openvino is not installed")
+    options = ExportOptions(format="openvino", precision="int8", preprocess=preprocess, calibration_images=16, images=64)
+    loose = dataclasses.replace(options, max_accuracy_drop=100, min_cosine=0.0, min_agreement=0.0, max_error=1.0)
+    last = export_subnet(run, loose)[-1]
+    manifest = last.manifest
+    assert (last.path.suffix, manifest["precision"], manifest["runtime"]) == (".xml", "int8", "openvino")
+    assert manifest["executed"] is True
+    assert manifest["verification"]["passed"] is True
+    assert 1e-6 < manifest["verification"]["relative_error"] < 0.3
+    assert 'element_type="i8"' in last.path.read_text()
 
 
 def test_formats_beside_onnx(run: Run) -> None:
