@@ -198,7 +198,7 @@ def _first(layers: Sequence[LayerError], precision: str, *, adds_up: bool) -> La
 
 
 def _alike(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    """Whether two tensors hold the same things: tokens may be rows of a matrix in one, and have an axis for the images in the other."""
+    """Whether two tensors hold the same things: tokens may be rows of a matrix in one, and keep an axis for images in the other."""
     return a.shape == b.shape or (a.size == b.size and a.shape[-1:] == b.shape[-1:] and {a.ndim, b.ndim} == {2, 3})
 
 
