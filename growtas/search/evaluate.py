@@ -136,7 +136,9 @@ class SubnetEvaluator:
         self.close()
 
     def close(self) -> None:
-        """Stop the threads and set torch's number of threads back."""
+        """Stop the threads and set torch's threads back; what is being evaluated ends with the batch of images at hand."""
+        for walker in self._walkers:
+            walker.stop()
         for pool in self._pools:
             pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self._previous_threads)

@@ -9,6 +9,7 @@ no computing, and one with a smaller sibling that is kept only what it has more.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 
 import numpy as np
 import torch
@@ -44,6 +45,11 @@ class Walker:
         self._parts: list[list[Batch]] = []
         self._kept = KeptOutputs(activation_bytes, 2 * supernet.space.max_depth + 1, supernet.cls_token)
         self.layers_run = 0
+        self._stopped = False
+
+    def stop(self) -> None:
+        """From another thread: end the evaluation that is under way, and all later ones, with a ``CancelledError``."""
+        self._stopped = True
 
     def load(self, parts: list[list[Batch]]) -> None:
         """Take over images, part by part, and forget what was kept of others."""
@@ -52,11 +58,17 @@ class Walker:
 
     @torch.inference_mode()
     def evaluate(self, subnets: Sequence[Subnet], part: int) -> list[Answers]:
-        """The answers of each subnet to a part's images."""
+        """The answers of each subnet to a part's images.
+
+        Raises:
+            CancelledError: :meth:`stop` was called.
+        """
         paths = [_path(subnet) for subnet in subnets]
         before = sum(map(len, self._parts[:part]))
         found: list[list[Answers]] = [[] for _ in subnets]
         for number, (images, labels, positions) in enumerate(self._parts[part], start=before):
+            if self._stopped:
+                raise CancelledError
             logits = self._walk(number, images, paths)
             for path, answers in zip(paths, found, strict=True):
                 own = logits[path]

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import CancelledError
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from growtas.errors import DataError
 from growtas.nn.supernet import Supernet
 from growtas.sampling import mutate, sample
 from growtas.search.evaluate import SubnetEvaluator, _blocks, _merged, fingerprint
+from growtas.search.walk import Walker
 from growtas.space import PRESETS
 from growtas.subnet import Subnet
 
@@ -163,6 +167,38 @@ def test_results_come_as_they_are_done(supernet, subnets):
             # As a slow reader would: the thread may have gone on with the next groups, but not past the end.
     assert len(seen) == len(more)
     assert len(set(seen)) > 1
+
+
+def test_leaving_ends_the_group_under_way_with_its_batch(supernet, subnets, monkeypatch):
+    """As an interrupted search does: a group of subnets may take minutes."""
+    begun, left = threading.Event(), threading.Event()
+    batches = []
+    walk = Walker._walk
+
+    def slow(self, number, images, paths):
+        batches.append(number)
+        begun.set()
+        assert left.wait(60)
+        return walk(self, number, images, paths)
+
+    stop = Walker.stop
+
+    def stopped(self):
+        stop(self)
+        left.set()
+
+    monkeypatch.setattr("growtas.search.evaluate._TOKENS_A_BATCH", 17)
+    monkeypatch.setattr(Walker, "_walk", slow)
+    monkeypatch.setattr(Walker, "stop", stopped)
+    data = Images()
+    with pytest.raises(KeyboardInterrupt), SubnetEvaluator(supernet, data, threads=1) as evaluate:
+        evaluate._load(None, 0, len(data), [slice(0, len(data))])
+        pending = evaluate._submit(0, subnets, 0)
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+    assert batches == [0]
+    with pytest.raises(CancelledError):
+        pending.result()
 
 
 def test_a_place_in_use_is_not_given_away(supernet, monkeypatch):
