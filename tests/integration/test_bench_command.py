@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from growtas.export.manifest import manifest_path
 from growtas.export.pipeline import ExportOptions, export_subnet
@@ -211,3 +214,85 @@ def test_threads_are_put_back_for_what_comes_after(cli: Cli, run: Run) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_runtimes_beside_a_baseline_as_table_csv_and_picture(cli: Cli, run: Run) -> None:
+    export_subnet(run, ExportOptions(format="onnx"))
+    folder = run.path / "export"
+    artifacts = (folder / "tiny-subnet.onnx", folder / "tiny-subnet.safetensors")
+    files = ("--csv", "out/all.csv", "--png", "out/all.png", "--out", "out/all.json")
+    code, out, err = cli("bench", *artifacts, "--runtime", "onnxruntime,eager", "--baseline", "eager", *files, *QUICK)
+    assert code == 0, err
+    report = json.loads(Path("out/all.json").read_text())
+    assert report["settings"]["baseline"] == "tiny-subnet.safetensors"
+    by_label = {artifact["label"]: artifact for artifact in report["artifacts"]}
+    onnx, eager = by_label["tiny-subnet.onnx"], by_label["tiny-subnet.safetensors"]
+    assert [result["runtime"] for result in (onnx["results"][0], eager["results"][0])] == ["onnxruntime", "torch"]
+    for batch in (0, 1):
+        ratio = onnx["results"][batch]["ratio"]
+        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+        assert (eager["results"][batch]["ratio"] or {"median": 1})["median"] == 1
+    with Path("out/all.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["label"], line["batch"]) for line in lines] == [(label, batch) for label in by_label for batch in "12"]
+    for line in lines:
+        (found,) = [result for result in by_label[line["label"]]["results"] if str(result["batch"]) == line["batch"]]
+        assert float(line["p50_ms"]) == found["p50_ms"]
+        assert line["kind"] == "measured"
+    with Image.open("out/all.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 200
+    for name in ("all.csv", "all.png", "all.json"):
+        assert name in out
+
+
+def test_an_interrupt_shows_what_was_measured_and_leaves_the_last_report(
+    cli: Cli, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from growtas.export import bench as bench_module
+
+    assert cli("bench", *QUICK)[0] == 0
+    file = run.path / "bench" / "bench.json"
+    before, turn = file.read_bytes(), bench_module._turn
+
+    def interrupted(entry: Any, batch: int, *rest: Any) -> None:
+        if batch == 2:
+            raise KeyboardInterrupt
+        turn(entry, batch, *rest)
+
+    monkeypatch.setattr(bench_module, "_turn", interrupted)
+    code, out, err = cli("bench", *QUICK, "--out", "part.json")
+    assert code == 130
+    assert "interrupted: this is what was measured so far" in err
+    part = json.loads(Path("part.json").read_text())
+    assert part["interrupted"] is True
+    assert [result["batch"] for result in part["artifacts"][0]["results"]] == [1]
+    assert "tiny-subnet.safetensors" in out
+    code, _, err = cli("bench", *QUICK)
+    assert code == 130
+    assert "left as it was" in err
+    assert file.read_bytes() == before
+
+
+def test_an_interrupt_before_anything_was_measured(cli: Cli, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from growtas.export import bench as bench_module
+
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_module, "_turn", interrupted)
+    code, out, _ = cli("bench", *QUICK, "--csv", "none.csv")
+    assert (code, out) == (130, "")
+    assert not Path("none.csv").exists()
+    assert not (run.path / "bench" / "bench.json").exists()
+
+
+def test_a_timm_model_beside(cli: Cli, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROWTAS_CACHE", str(run.path / "cache"))
+    artifact = run.path / "export" / "tiny-subnet.safetensors"
+    code, out, err = cli("bench", artifact, "--runtime", "eager", "--baseline", "test_vit", *QUICK)
+    assert code == 0, err
+    assert "timm:test_vit" in out
+    code, sentence = cli.fails("bench", artifact, "--baseline", "no_such_model", *QUICK)
+    assert code == 2
+    assert "no_such_model" in sentence
