@@ -11,7 +11,8 @@ from pathlib import Path
 from growtas.errors import ConfigError, choices
 from growtas.export.onnx import DEFAULT_OPSET, OPSETS
 from growtas.export.parity import DEFAULT_TOLERANCE, gate_batches
-from growtas.export.precision import PRECISIONS
+from growtas.export.precision import DEFAULT_METHOD, PRECISIONS
+from growtas.export.precision.calibration import METHODS
 from growtas.export.thresholds import Thresholds, thresholds_for
 
 FORMATS = ("torch", "program", "onnx", "openvino", "trt")
@@ -36,7 +37,8 @@ class ExportOptions:
         precision: of the ONNX file and of what is compiled from it; by default in a plan what the search's latency was for, else
             fp32.
         keep: layers that stay in fp32: ``auto`` (those that hurt, where the thresholds are missed), ``none``, or names with commas.
-        calibration_images: of the search split, for int8 and fp8.
+        calibration_images: of the search split, for int8 and fp8; ``calibration_method``: see
+            :func:`growtas.export.precision.calibration.clipping_points`.
         target, device: what a plan is for; see :func:`growtas.export.targets.choose_builder`.
         max_batch: the largest batch that is checked, and that a plan takes.
         opt_batch: the batch that a plan is tuned for.
@@ -58,6 +60,7 @@ class ExportOptions:
     precision: str | None = None
     keep: str = KEEP_AUTO
     calibration_images: int = 128
+    calibration_method: str = DEFAULT_METHOD
     target: str | None = None
     device: str | None = None
     max_batch: int = 8
@@ -109,6 +112,8 @@ class ExportOptions:
             raise ConfigError(f"--precision {self.precision} does not go with OpenVINO's IR; legal there are fp32, fp16 or int8")
         if self.calibration_images < 1:
             raise ConfigError(f"--calibration-images is {self.calibration_images}; it must be 1 or more")
+        if self.calibration_method not in METHODS:
+            raise ConfigError(f"--calibration-method is {self.calibration_method!r}; legal are {choices(METHODS)}")
         if self.name is not None and (Path(self.name).name != self.name or self.name.startswith(".")):
             raise ConfigError(f"--name is {self.name!r}; it must be a file name without folders")
         gate_batches(self.max_batch)

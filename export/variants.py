@@ -99,7 +99,9 @@ def convert_precision(work: Work, onnx: Path, precision: str, rest: str = "fp32"
     path = work.folder / f"{work.name}.{precision}.onnx"
     work.stage(f"converting to {precision}")
     calibration, named = _calibration(work)
-    settings: dict[str, Any] = {"calibration_are": named, "rest": rest if precision in QUANTISED else "fp32"}
+    settings: dict[str, Any] = {"calibration_are": named}
+    if precision in QUANTISED:
+        settings |= {"rest": rest, "method": options.calibration_method}
     info = convert(onnx, path, precision, calibration=calibration, keep=options.kept, **settings)
     content: dict[str, Any] = {"runtime": "onnxruntime", "executed": info.runs_here}
     if not info.runs_here:

@@ -54,6 +54,12 @@ def export(
     calibration_images: Annotated[
         int, typer.Option(help="Images of the search split that int8 is calibrated on.", rich_help_panel=_PRECISION)
     ] = 128,
+    calibration_method: Annotated[
+        str,
+        typer.Option(
+            help="minmax (nothing is clipped), percentile (the largest in ten thousand) or entropy.", rich_help_panel=_PRECISION
+        ),
+    ] = "minmax",
     preprocess: Annotated[
         bool,
         typer.Option("--preprocess", help="Take uint8 pixels (N, H, W, C): normalisation in the graph.", rich_help_panel=_ENDS),
@@ -121,6 +127,7 @@ def export(
         precision=precision,
         keep=keep,
         calibration_images=calibration_images,
+        calibration_method=calibration_method,
         target=target,
         device=device,
         max_batch=max_batch,

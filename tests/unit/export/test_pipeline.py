@@ -295,6 +295,7 @@ def test_a_subnet_beyond_the_space_is_refused(run: Run, tmp_path: Path) -> None:
         ({"resize": True}, "--resize is a part of --preprocess"),
         ({"resize": True, "preprocess": True, "format": "openvino"}, "--resize goes with ONNX only"),
         ({"calibration_images": 0}, "--calibration-images is 0"),
+        ({"calibration_method": "mean"}, "--calibration-method is 'mean'; legal are minmax, percentile or entropy"),
         ({"opt_batch": 9}, "--opt-batch is 9; it must be from 1 to --max-batch"),
         ({"min_cosine": 2.0}, "--min-cosine is 2"),
     ],
@@ -374,6 +375,17 @@ def test_coarse_precisions_are_verified_on_more_images(run: Run, monkeypatch: py
     assert counts[2] == min(2000, len(open_test_set(run))) > 64
     asked = export_subnet(run, dataclasses.replace(options, min_cosine=0.0, images=32))
     assert {artifact.manifest["verification"]["count"] for artifact in asked} == {32}
+
+
+def test_the_calibration_method_is_used_and_recorded(run: Run) -> None:
+    options = ExportOptions(precision="int8", calibration_images=16, max_accuracy_drop=100, min_agreement=0.0, max_error=1.0)
+    files = {}
+    for method in ("minmax", "percentile"):
+        loose = dataclasses.replace(options, min_cosine=0.0, images=32, calibration_method=method)
+        low = export_subnet(run, loose)[-1]
+        assert low.manifest["conversion"]["calibration"]["method"] == method
+        files[method] = low.path.read_bytes()
+    assert files["minmax"] != files["percentile"]
 
 
 def test_how_near_fp16_comes_to_its_end_is_recorded(run: Run) -> None:
