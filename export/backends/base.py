@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, TypedDict, Unpack
+from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +76,22 @@ class Session(Protocol):
     def __enter__(self) -> Session: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+@runtime_checkable
+class NamedOutputs(Protocol):
+    """What a :class:`Session` of a format that may hold more outputs than logits offers besides."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The artifact's outputs, in its order."""
+
+    def run_named(self, images: Array, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """These outputs of one run, in this order, each of the type that the artifact gives; images as for ``run``.
+
+        Args:
+            names: among ``output_names``.
+        """
 
 
 class BuildSettings(TypedDict, total=False):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from growtas.errors import CheckpointError, DeviceError, MissingExtra
 from growtas.export.backends.base import Array, RuntimeInfo, Timer, available_threads, is_installed
@@ -44,7 +46,8 @@ class OnnxRuntimeSession:
         except Exception as error:  # the runtime's exceptions share no base class
             what = "the model" if isinstance(path, bytes) else str(path)
             raise CheckpointError(f"{what}: ONNX Runtime can't load it ({_reason(error)})") from None
-        self._input, self._output = self._session.get_inputs()[0], self._session.get_outputs()[0].name
+        self.output_names = tuple(output.name for output in self._session.get_outputs())
+        self._input, self._output = self._session.get_inputs()[0], self.output_names[0]
         self._device = device
         # On a GPU the CPU's threads do no work worth a number.
         cpu_threads = options.intra_op_num_threads if device == "cpu" else 0
@@ -60,6 +63,10 @@ class OnnxRuntimeSession:
         """Logits of images; see :class:`growtas.export.backends.base.Session`."""
         (logits,) = self._session.run([self._output], {self._input.name: images})
         return np.asarray(logits, np.float32)
+
+    def run_named(self, images: Array, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Several outputs of one run; see :class:`growtas.export.backends.base.NamedOutputs`."""
+        return dict(zip(names, self._session.run(list(names), {self._input.name: images}), strict=True))
 
     def timer(self, images: Array) -> Timer:
         """A timed run on bound inputs; see :class:`growtas.export.backends.base.Session`."""

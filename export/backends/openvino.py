@@ -8,11 +8,13 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from growtas.errors import BuildError, CheckpointError, MissingExtra, OutputError, UsageError
 from growtas.export.backends.base import Array, RuntimeInfo, Timer, available_threads, is_installed
@@ -79,6 +81,7 @@ class OpenVINOSession:
         except RuntimeError as error:
             raise CheckpointError(f"{what}: OpenVINO can't compile it ({_reason(error)})") from None
         self._request = self._compiled.create_infer_request()
+        self._places = {name: place for place, output in enumerate(self._compiled.outputs) for name in output.get_names()}
         self.info = RuntimeInfo(
             runtime=NAME,
             version=str(ov.__version__).split("-")[0],
@@ -91,11 +94,21 @@ class OpenVINOSession:
         """Channels, height and width of the input."""
         return self._shape
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The model's outputs, in its order; one that was given two names is there under both."""
+        return tuple(self._places)
+
     def run(self, images: Array) -> Array:
         """Logits of images; see :class:`growtas.export.backends.base.Session`."""
         result = self._request.infer([np.ascontiguousarray(images, self._dtype)], share_inputs=True, share_outputs=True)
         # A copy: the next run writes over the request's own memory.
         return np.array(result[0], np.float32)
+
+    def run_named(self, images: Array, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Several outputs of one run; see :class:`growtas.export.backends.base.NamedOutputs`."""
+        result = self._request.infer([np.ascontiguousarray(images, self._dtype)], share_inputs=True, share_outputs=True)
+        return {name: np.array(result[self._places[name]]) for name in names}
 
     def timer(self, images: Array) -> Timer:
         """A timed run on inputs that are set before; see :class:`growtas.export.backends.base.Session`."""

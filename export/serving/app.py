@@ -17,8 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from growtas.export.backends.base import Array
-from growtas.export.serving.batching import Batcher
+from growtas.export.serving.batching import Batcher, Outputs
 from growtas.export.serving.metrics import CONTENT_TYPE, Metrics
 from growtas.export.serving.protocol import HEADER_LENGTH, InferRequest, RequestRefused, encode_response, parse_request
 from growtas.export.serving.signature import Signature
@@ -58,13 +57,13 @@ class Serving:
     """One artifact being served: its state, and what the endpoints do.
 
     Args:
-        run: logits of at most ``signature.max_batch`` images.
+        run: the signature's outputs of at most ``signature.max_batch`` images.
         about: more to say in the model's metadata, such as the artifact's hash.
     """
 
     def __init__(
         self,
-        run: Callable[[NDArray[Any]], Array],
+        run: Callable[[NDArray[Any]], Outputs],
         signature: Signature,
         *,
         name: str,
@@ -102,7 +101,9 @@ class Serving:
             "versions": [VERSION],
             "platform": self.platform,
             "inputs": [{"name": signature.input_name, "datatype": signature.datatype, "shape": shape}],
-            "outputs": [{"name": signature.output_name, "datatype": "FP32", "shape": [-1, signature.classes]}],
+            "outputs": [
+                {"name": output.name, "datatype": output.datatype, "shape": [-1, *output.shape]} for output in signature.outputs
+            ],
             "parameters": {"max_batch": str(signature.max_batch), **self.about},
         }
 
@@ -115,11 +116,11 @@ class Serving:
                 try:
                     await self._read(request, body)
                     parsed = await self._parse(body, request.headers.get(HEADER_LENGTH))
-                    logits = await self.batcher.submit(parsed.images)
+                    outputs = await self.batcher.submit(parsed.images)
                 finally:
                     self._held -= len(body)
-                images = len(logits)
-                response = self._respond(parsed, logits)
+                images = len(parsed.images)
+                response = self._respond(parsed, outputs)
         except RequestRefused as refusal:
             code = refusal.status
             return Refusal(refusal, self.limits.linger_seconds, closing=self.draining)
@@ -172,8 +173,8 @@ class Serving:
             return await asyncio.to_thread(parse_request, body, header_length, self.signature)
         return parse_request(body, header_length, self.signature)
 
-    def _respond(self, request: InferRequest, logits: Array) -> Response:
-        content, head = encode_response(request, logits, self.signature, model=self.name, version=VERSION)
+    def _respond(self, request: InferRequest, outputs: Outputs) -> Response:
+        content, head = encode_response(request, outputs, self.signature, model=self.name, version=VERSION)
         if head is None:
             return Response(content, media_type="application/json")
         return Response(content, media_type="application/octet-stream", headers={HEADER_LENGTH: str(head)})

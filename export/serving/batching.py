@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from growtas.export.backends.base import Array
 from growtas.export.serving.metrics import Metrics
 from growtas.export.serving.protocol import RequestRefused
+
+Outputs = Mapping[str, NDArray[Any]]
+"""Outputs by name, each ``(images, ...)``."""
 
 
 @dataclass
 class _Waiting:
     images: NDArray[Any]
-    answer: asyncio.Future[Array]
+    answer: asyncio.Future[Outputs]
     since: float = field(default_factory=time.monotonic)
 
 
@@ -32,12 +34,12 @@ class Batcher:
     while a batch runs, the next one gathers by itself.
 
     Args:
-        run: logits of at most ``max_batch`` images.
+        run: the outputs of at most ``max_batch`` images.
         max_queue: requests that may wait; more are refused with status 503.
     """
 
     def __init__(
-        self, run: Callable[[NDArray[Any]], Array], *, max_batch: int, max_delay_s: float, max_queue: int, metrics: Metrics
+        self, run: Callable[[NDArray[Any]], Outputs], *, max_batch: int, max_delay_s: float, max_queue: int, metrics: Metrics
     ) -> None:
         self._run, self._max_batch, self._max_delay, self._max_queue = run, max_batch, max_delay_s, max_queue
         self._metrics = metrics
@@ -46,8 +48,8 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="growtas-infer")
         self._task: asyncio.Task[None] | None = None
 
-    async def submit(self, images: NDArray[Any]) -> Array:
-        """Logits of one request's images.
+    async def submit(self, images: NDArray[Any]) -> Outputs:
+        """The outputs of one request's images.
 
         Raises:
             RequestRefused: the queue is full (503), or the runtime failed (500).
@@ -89,9 +91,10 @@ class Batcher:
             start = time.perf_counter()
             try:
                 images = batch[0].images if len(batch) == 1 else np.concatenate([entry.images for entry in batch])
-                logits = await loop.run_in_executor(self._thread, self._run, images)
-                if len(logits) != len(images):
-                    raise RuntimeError(f"{len(logits)} answers for {len(images)} images")
+                outputs = await loop.run_in_executor(self._thread, self._run, images)
+                for name, values in outputs.items():
+                    if len(values) != len(images):
+                        raise RuntimeError(f"{len(values)} answers of {name} for {len(images)} images")
             # Whatever the runtime raises belongs to these requests; the server goes on.
             except Exception as error:
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -103,9 +106,10 @@ class Batcher:
             self._metrics.batches.observe(len(images))
             place = 0
             for entry in batch:
+                end = place + len(entry.images)
                 if not entry.answer.done():
-                    entry.answer.set_result(logits[place : place + len(entry.images)])
-                place += len(entry.images)
+                    entry.answer.set_result({name: values[place:end] for name, values in outputs.items()})
+                place = end
 
     async def _gather(self) -> list[_Waiting]:
         """The next batch: waits for a first request, and for more until it is full or the first has waited long enough."""

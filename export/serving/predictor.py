@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ from PIL import Image
 
 from growtas.errors import CheckpointError, UsageError, choices
 from growtas.export.backends import open_session
-from growtas.export.backends.base import Array, RuntimeInfo
+from growtas.export.backends.base import Array, NamedOutputs, RuntimeInfo
 from growtas.export.manifest import KINDS, read_manifest
 from growtas.export.serving.signature import Signature, read_signature
 
@@ -47,6 +48,8 @@ class Predictor:
         self.manifest: Mapping[str, Any] = manifest
         self.signature: Signature = read_signature(manifest, self.path)
         self._session = open_session(self.path, threads=threads)
+        if not isinstance(self._session, NamedOutputs):
+            self.signature = dataclasses.replace(self.signature, outputs=self.signature.outputs[:1])
 
     @property
     def info(self) -> RuntimeInfo:
@@ -61,6 +64,33 @@ class Predictor:
     def run(self, images: NDArray[Any]) -> Array:
         """:meth:`logits` of at most ``max_batch`` images, in one piece."""
         return self._session.run(np.ascontiguousarray(images))
+
+    def run_all(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Every output of the signature, by name and in its order, ``(n, *output.shape)`` each; of at most ``max_batch`` images."""
+        outputs = self.signature.outputs
+        if len(outputs) == 1 or not isinstance(self._session, NamedOutputs):
+            return {outputs[0].name: self.run(images)}
+        found = self._session.run_named(np.ascontiguousarray(images), [output.name for output in outputs])
+        return {output.name: np.asarray(found[output.name], output.dtype) for output in outputs}
+
+    def warm_up(self, batch: int) -> None:
+        """Run ``batch`` images of zeros: a runtime's first run allocates, and shows whether the manifest is right.
+
+        Raises:
+            CheckpointError: the artifact lacks an output that its manifest lists, or gives one of another shape.
+        """
+        signature = self.signature
+        names = [output.name for output in signature.outputs]
+        if len(names) > 1 and isinstance(self._session, NamedOutputs):
+            held = self._session.output_names
+            lacking = [name for name in names if name not in held]
+            if lacking:
+                raise CheckpointError(f"{self.path}: its manifest lists an output {lacking[0]}; it has {' and '.join(held)}")
+        found = self.run_all(np.zeros((batch, *signature.example()), signature.numpy_dtype))
+        for output in signature.outputs:
+            want, got = [batch, *output.shape], list(found[output.name].shape)
+            if got != want:
+                raise CheckpointError(f"{self.path}: it gives {output.name} of shape {got}, and its manifest says {want}")
 
     def prepare(self, image: Image.Image) -> NDArray[Any]:
         """An image of any size and mode, as one image of the artifact's input.

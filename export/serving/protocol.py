@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from growtas.errors import UsageError
-from growtas.export.backends.base import Array
-from growtas.export.serving.signature import Signature
+from growtas.errors import UsageError, choices
+from growtas.export.serving.signature import Output, Signature
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -37,20 +37,32 @@ class RequestRefused(UsageError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """An output that a request asks for.
+
+    Attributes:
+        binary: as raw values after the JSON.
+        classification: as this many best classes, ``value:index:label`` text; 0 for the values themselves.
+    """
+
+    output: Output
+    binary: bool
+    classification: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class InferRequest:
     """A request that can be run.
 
     Attributes:
         id: the client's, given back.
         images: ``(batch, *signature.shape)`` of the signature's type.
-        binary: answer with raw values after the JSON.
-        classification: answer with this many best classes as ``value:index:label`` text; 0 for the logits themselves.
+        wanted: what to answer with, in this order.
     """
 
     id: str | None
     images: NDArray[Any]
-    binary: bool
-    classification: int
+    wanted: tuple[Wanted, ...]
 
 
 def parse_request(body: bytes | bytearray, header_length: str | None, signature: Signature) -> InferRequest:
@@ -74,44 +86,51 @@ def parse_request(body: bytes | bytearray, header_length: str | None, signature:
     if identity is not None and not isinstance(identity, str):
         raise RequestRefused("id must be a string")
     images = _input(document, memoryview(body)[end:], signature)
-    binary, classification = _output(document, signature)
-    return InferRequest(id=identity, images=images, binary=binary, classification=classification)
+    return InferRequest(id=identity, images=images, wanted=_wanted(document, signature))
 
 
 def encode_response(
-    request: InferRequest, logits: Array, signature: Signature, *, model: str, version: str
+    request: InferRequest, outputs: Mapping[str, NDArray[Any]], signature: Signature, *, model: str, version: str
 ) -> tuple[bytes, int | None]:
     """The answer's body, and the length of its JSON where raw values follow.
 
     Args:
-        logits: ``(batch, classes)``.
+        outputs: by name, all that the request wants, ``(batch, *output.shape)`` each.
 
     Raises:
-        RequestRefused: the logits are not finite, which JSON can't say.
+        RequestRefused: numbers that are not finite, which JSON can't say.
     """
-    datatype, shape, values = "FP32", list(logits.shape), logits
-    texts: list[str] = []
-    if request.classification:
-        texts = _classes(logits, request.classification, signature)
-        datatype, shape = "BYTES", [len(logits), request.classification]
-    output: dict[str, Any] = {"name": signature.output_name, "datatype": datatype, "shape": shape}
-    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [output]}
+    raws: list[bytes] = []
+    entries = [_entry(wanted, outputs[wanted.output.name], signature, raws) for wanted in request.wanted]
+    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
     if request.id is not None:
         document["id"] = request.id
-    if request.binary:
-        if texts:
-            encoded = [text.encode() for text in texts]
-            raw = b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
-        else:
-            raw = np.ascontiguousarray(values, "<f4").tobytes()
-        output["parameters"] = {"binary_data_size": len(raw)}
-        head = json.dumps(document).encode()
-        return head + raw, len(head)
-    output["data"] = texts or values.ravel().tolist()
     try:
-        return json.dumps(document, allow_nan=False).encode(), None
+        head = json.dumps(document, allow_nan=False).encode()
     except ValueError:
         raise RequestRefused("the outputs are not finite numbers, which JSON can't hold; ask for binary data") from None
+    return (b"".join([head, *raws]), len(head)) if raws else (head, None)
+
+
+def _entry(wanted: Wanted, values: NDArray[Any], signature: Signature, raws: list[bytes]) -> dict[str, Any]:
+    """An output in the answer's JSON; what follows as raw values is added to ``raws``."""
+    output = wanted.output
+    entry: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(values.shape)}
+    texts: list[str] = []
+    if wanted.classification:
+        texts = _classes(values, wanted.classification, signature)
+        entry |= {"datatype": "BYTES", "shape": [len(values), wanted.classification]}
+    if not wanted.binary:
+        entry["data"] = texts or values.ravel().tolist()
+        return entry
+    if texts:
+        encoded = [text.encode() for text in texts]
+        raw = b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
+    else:
+        raw = np.ascontiguousarray(values, output.numpy_dtype).tobytes()
+    entry["parameters"] = {"binary_data_size": len(raw)}
+    raws.append(raw)
+    return entry
 
 
 def _json(text: bytes | bytearray) -> dict[str, Any]:
@@ -207,22 +226,42 @@ def _listed(data: object, shape: tuple[int, ...], signature: Signature) -> NDArr
         return found.astype(signature.numpy_dtype).reshape(shape)
 
 
-def _output(document: dict[str, Any], signature: Signature) -> tuple[bool, int]:
-    """Whether to answer in binary, and how many classes to name."""
+def _wanted(document: dict[str, Any], signature: Signature) -> tuple[Wanted, ...]:
+    """What to answer with: every output where the request names none."""
     default = _flag(_parameters(document, "the request"), "binary_data_output", default=False)
-    outputs = document.get("outputs")
-    if outputs is None:
-        return default, 0
-    name = signature.output_name
-    if not isinstance(outputs, list) or len(outputs) != 1 or not isinstance(outputs[0], dict):
-        raise RequestRefused(f"outputs must be a list of one object, the output {name}")
-    if outputs[0].get("name") != name:
-        raise RequestRefused(f"the output is named {_short(outputs[0].get('name'))}; legal is {name}")
-    parameters = _parameters(outputs[0], f"the output {name}")
+    asked = document.get("outputs")
+    if asked is None:
+        return tuple(Wanted(output=output, binary=default) for output in signature.outputs)
+    known = {output.name: output for output in signature.outputs}
+    if not isinstance(asked, list) or not asked:
+        raise RequestRefused(f"outputs must be a list of objects, each naming an output; legal is {choices(known)}")
+    found: dict[str, Wanted] = {}
+    for entry in asked:
+        if not isinstance(entry, dict):
+            raise RequestRefused(f"outputs holds {_short(entry)}; it must be a list of objects, each naming an output")
+        name = entry.get("name")
+        if not isinstance(name, str) or name not in known:
+            raise RequestRefused(f"the output is named {_short(name)}; legal is {choices(known)}")
+        if name in found:
+            raise RequestRefused(f"the output {name} is asked for twice; once is legal")
+        found[name] = _asked(entry, known[name], signature, default=default)
+    return tuple(found.values())
+
+
+def _asked(entry: dict[str, Any], output: Output, signature: Signature, *, default: bool) -> Wanted:
+    name = output.name
+    parameters = _parameters(entry, f"the output {name}")
     count = parameters.get("classification", 0)
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
         raise RequestRefused(f"classification of {name} is {_short(count)}; it must be a number of classes")
-    return _flag(parameters, "binary_data", default=default), min(count, signature.classes)
+    if count and not output.per_class:
+        legal = choices(each.name for each in signature.outputs if each.per_class)
+        raise RequestRefused(f"classification of {name} is not possible; legal is that of {legal}")
+    return Wanted(
+        output=output,
+        binary=_flag(parameters, "binary_data", default=default),
+        classification=min(count, signature.classes),
+    )
 
 
 def _flag(parameters: dict[str, Any], key: str, *, default: bool) -> bool:
@@ -232,12 +271,12 @@ def _flag(parameters: dict[str, Any], key: str, *, default: bool) -> bool:
     return value
 
 
-def _classes(logits: Array, count: int, signature: Signature) -> list[str]:
+def _classes(scores: NDArray[Any], count: int, signature: Signature) -> list[str]:
     """``value:index:label`` of the best classes, as Triton's classification extension writes them."""
-    best = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     return [
         f"{values[index]:f}:{index}:{signature.label(int(index))}"
-        for values, row in zip(logits, best, strict=True)
+        for values, row in zip(scores, best, strict=True)
         for index in row
     ]
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import numpy as np
 import uvicorn
 
 from growtas.errors import ConfigError, OutputError
@@ -88,8 +87,7 @@ def serve(artifact: Path, options: ServeOptions, *, note: Callable[[str], None] 
             if not 1 <= options.max_batch <= signature.max_batch:
                 raise ConfigError(f"--max-batch is {options.max_batch}; the artifact was exported for 1 to {signature.max_batch}")
             signature = dataclasses.replace(signature, max_batch=options.max_batch)
-        # The first run of a runtime allocates, and shows that the artifact takes what its manifest says.
-        predictor.run(np.zeros((signature.max_batch, *signature.example()), signature.numpy_dtype))
+        predictor.warm_up(signature.max_batch)
         listener = _bind(options.host, options.port)
         with contextlib.closing(listener):
             metrics = Metrics()
@@ -105,7 +103,7 @@ def serve(artifact: Path, options: ServeOptions, *, note: Callable[[str], None] 
             about = {"artifact": artifact.name, "sha256": str(predictor.manifest["artifact"]["sha256"])}
             about["precision"] = str(predictor.manifest.get("precision", "unknown"))
             serving = Serving(
-                predictor.run,
+                predictor.run_all,
                 signature,
                 name=name,
                 platform=_PLATFORMS[artifact.suffix],

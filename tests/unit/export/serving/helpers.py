@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from growtas.export.ends import add_postprocess
 from growtas.export.manifest import write_manifest
 
 SIZE, CHANNELS, CLASSES, MAX_BATCH = 8, 3, 5, 4
@@ -41,8 +42,13 @@ def reference(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1).astype(np.float64) @ weights().astype(np.float64)
 
 
-def artifact(folder: Path, *, pixels: bool = False, name: str = "net", **changes: Any) -> Path:
-    """``folder/name.onnx`` with its manifest: float32 ``images``, or uint8 ``pixels`` that are only cast and turned."""
+def artifact(
+    folder: Path, *, pixels: bool = False, name: str = "net", softmax: bool = False, top_k: int | None = None, **changes: Any
+) -> Path:
+    """``folder/name.onnx`` with its manifest: float32 ``images``, or uint8 ``pixels`` that are only cast and turned.
+
+    With ``softmax`` or ``top_k`` there are more outputs after the logits, put there as the exporter does.
+    """
     shape = ["batch", SIZE, SIZE, CHANNELS] if pixels else ["batch", CHANNELS, SIZE, SIZE]
     entry = "pixels" if pixels else "images"
     nodes = []
@@ -63,6 +69,8 @@ def artifact(folder: Path, *, pixels: bool = False, name: str = "net", **changes
     path = folder / f"{name}.onnx"
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    if softmax or top_k:
+        changes = {"postprocess": add_postprocess(path, path, softmax=softmax, top_k=top_k, class_names=NAMES), **changes}
     manifest = {
         "precision": "fp32",
         "runtime": "onnxruntime",
@@ -79,6 +87,18 @@ def artifact(folder: Path, *, pixels: bool = False, name: str = "net", **changes
     }
     write_manifest(path, manifest)
     return path
+
+
+def as_ir(path: Path) -> Path:
+    """The same model as an OpenVINO IR, with a manifest of its own."""
+    from growtas.export.backends.openvino import write_ir
+
+    xml = path.with_suffix(".xml")
+    write_ir(path, xml)
+    manifest = json.loads(path.with_name(path.name + ".json").read_text())
+    kept = ("precision", "input", "output", "preprocess", "class_names", "postprocess")
+    write_manifest(xml, {"runtime": "openvino", **{key: manifest[key] for key in kept if key in manifest}})
+    return xml
 
 
 class Running:

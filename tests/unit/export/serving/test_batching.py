@@ -12,20 +12,22 @@ from growtas.export.serving.protocol import RequestRefused
 
 
 class Model:
-    """Doubles its input, remembers the batches, and can be held up."""
+    """Doubles its input, says which number of how many it was, remembers the batches, and can be held up."""
 
     def __init__(self):
         self.batches = []
         self.go = threading.Event()
         self.go.set()
         self.error = None
+        self.more = {}
 
     def __call__(self, images):
         assert self.go.wait(10)
         self.batches.append(images.ravel().tolist())
         if self.error:
             raise self.error
-        return images.reshape(len(images), -1) * 2
+        places = np.array([[place, len(images)] for place in range(len(images))], np.int64)
+        return {"doubled": images.reshape(len(images), -1) * 2, "places": places, **self.more}
 
 
 def run(test, *, max_batch=4, max_delay_s=0.0, max_queue=100):
@@ -59,8 +61,11 @@ def test_what_waits_while_a_batch_runs_goes_together_and_comes_apart_again():
         await asyncio.sleep(0.05)
         rest = await started(batcher, images(2, 3), images(4), images(5, 6), images(7))
         model.go.set()
-        answers = [answer.ravel().tolist() for answer in await asyncio.gather(*first, *rest)]
-        assert answers == [[2], [4, 6], [8], [10, 12], [14]]
+        answers = await asyncio.gather(*first, *rest)
+        assert [list(answer) for answer in answers] == [["doubled", "places"]] * 5
+        assert [answer["doubled"].ravel().tolist() for answer in answers] == [[2], [4, 6], [8], [10, 12], [14]]
+        places = [answer["places"].tolist() for answer in answers]
+        assert places == [[[0, 1]], [[0, 3], [1, 3]], [[2, 3]], [[0, 3], [1, 3]], [[2, 3]]]
         # No request is split, and their order is kept.
         assert model.batches == [[1], [2, 3, 4], [5, 6, 7]]
 
@@ -110,7 +115,7 @@ def test_a_full_queue_is_refused_and_empties_again():
         assert (refused.value.status, refused.value.retry_after) == (503, 1)
         model.go.set()
         await asyncio.gather(*tasks)
-        assert (await batcher.submit(images(5))).tolist() == [[10]]
+        assert (await batcher.submit(images(5)))["doubled"].tolist() == [[10]]
 
     run(test, max_queue=2)
 
@@ -122,7 +127,11 @@ def test_a_failing_runtime_fails_its_batch_alone():
             await batcher.submit(images(1))
         assert refused.value.status == 500
         model.error = None
-        assert (await batcher.submit(images(2))).tolist() == [[4]]
+        model.more = {"scores": np.zeros((3, 5), np.float32)}
+        with pytest.raises(RequestRefused, match="the runtime failed: 3 answers of scores for 1 images"):
+            await batcher.submit(images(1))
+        model.more = {}
+        assert (await batcher.submit(images(2)))["doubled"].tolist() == [[4]]
 
     run(test)
 
@@ -138,6 +147,6 @@ def test_a_client_that_left_takes_no_place():
         model.go.set()
         await asyncio.gather(*first, stays)
         assert model.batches == [[1], [3]]
-        assert stays.result().tolist() == [[6]]
+        assert stays.result()["doubled"].tolist() == [[6]]
 
     run(test)

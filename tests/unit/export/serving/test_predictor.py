@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 
 from growtas.errors import CheckpointError, DataError, UsageError
+from growtas.export.backends.base import is_installed
+from growtas.export.backends.fake import FakeSession
+from growtas.export.serving import predictor as module
 from growtas.export.serving.images import find_images, read_image
 from growtas.export.serving.predictor import Predictor, group, newest_artifact
-from tests.unit.export.serving.helpers import CLASSES, MAX_BATCH, NAMES, RECORD, SIZE, artifact, reference
+from tests.unit.export.serving.helpers import CLASSES, MAX_BATCH, NAMES, RECORD, SHAPE, SIZE, artifact, as_ir, images, reference
 
+needs_openvino = pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
 GREEN, RED = (20, 200, 40), (200, 20, 40)
 
 
@@ -194,3 +201,97 @@ def test_names_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         find_images(["empty"])
     with pytest.raises(DataError, match=r"\*.gif: no file matches"):
         find_images(["*.gif"])
+
+
+MORE: tuple[dict[str, Any], ...] = ({}, {"softmax": True}, {"top_k": 2}, {"softmax": True, "top_k": CLASSES})
+
+
+def directly(path: Path, given: np.ndarray) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"images": given}), strict=True))
+
+
+@pytest.mark.parametrize("more", MORE)
+@pytest.mark.parametrize("suffix", [".onnx", pytest.param(".xml", marks=needs_openvino)])
+def test_every_output_is_the_runtimes_own(tmp_path: Path, more: dict[str, Any], suffix: str) -> None:
+    path = artifact(tmp_path, **more)
+    given = images(MAX_BATCH)
+    want = directly(path, given)
+    if suffix == ".xml":
+        path = as_ir(path)
+    with Predictor(path, threads=1) as predictor:
+        predictor.warm_up(MAX_BATCH)
+        got = predictor.run_all(given)
+        kept = {name: values.copy() for name, values in got.items()}
+        signature = predictor.signature
+        logits = predictor.logits(given)
+        # The last run: what it computes must not show in an earlier answer.
+        predictor.run_all(-given)
+    assert list(got) == list(want) == [output.name for output in signature.outputs]
+    for output in signature.outputs:
+        values = got[output.name]
+        assert (values.dtype, values.shape) == (output.dtype, (MAX_BATCH, *output.shape))
+        assert values.dtype == want[output.name].dtype
+        np.testing.assert_allclose(values, want[output.name], atol=1e-5)
+        np.testing.assert_array_equal(values, kept[output.name])
+    np.testing.assert_array_equal(got["logits"], logits)
+    np.testing.assert_allclose(logits, reference(given), atol=1e-5)
+    if "top_classes" in got:
+        best = np.argsort(-reference(given), axis=1)[:, : more["top_k"]]
+        np.testing.assert_array_equal(got["top_classes"], best)
+
+
+def test_an_image_alone_is_answered_as_it_is_among_others(tmp_path: Path) -> None:
+    given = images(3)
+    with Predictor(artifact(tmp_path, softmax=True, top_k=3), threads=1) as predictor:
+        together = predictor.run_all(given)
+        for place in range(3):
+            for name, values in predictor.run_all(given[place : place + 1]).items():
+                np.testing.assert_allclose(values[0], together[name][place], atol=1e-6)
+
+
+def test_a_runtime_of_logits_alone_is_served_with_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = artifact(tmp_path, softmax=True)
+    monkeypatch.setattr(module, "open_session", lambda path, threads: FakeSession(reference, image_shape=SHAPE))
+    with Predictor(path) as predictor:
+        assert [output.name for output in predictor.signature.outputs] == ["logits"]
+        predictor.warm_up(2)
+        got = predictor.run_all(images(2))
+    assert list(got) == ["logits"]
+    np.testing.assert_allclose(got["logits"], reference(images(2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("made", "said", "match"),
+    [
+        ({}, {"outputs": ["logits", "probabilities"], "top_k": None}, "its manifest lists an output probabilities; it has logits"),
+        (
+            {"softmax": True},
+            {"outputs": ["logits", "probabilities", "top_scores"], "top_k": 2},
+            "an output top_scores; it has logits and probabilities",
+        ),
+        (
+            {"top_k": 3},
+            {"outputs": ["logits", "top_scores", "top_classes"], "top_k": 2},
+            r"gives top_scores of shape \[2, 3\], and its manifest says \[2, 2\]",
+        ),
+    ],
+)
+def test_a_file_that_is_not_what_its_manifest_says_is_found_by_the_first_run(
+    tmp_path: Path, made: dict[str, Any], said: dict[str, Any], match: str
+) -> None:
+    with (
+        Predictor(artifact(tmp_path, **made, postprocess=said), threads=1) as predictor,
+        pytest.raises(CheckpointError, match=match) as error,
+    ):
+        predictor.warm_up(2)
+    assert "\n" not in str(error.value)
+
+
+def test_another_number_of_classes_than_the_manifests_is_found_by_the_first_run(tmp_path: Path) -> None:
+    with Predictor(artifact(tmp_path), threads=1) as predictor:
+        wrong = dataclasses.replace(predictor.signature.outputs[0], shape=(CLASSES + 1,))
+        predictor.signature = dataclasses.replace(predictor.signature, outputs=(wrong,))
+        with pytest.raises(CheckpointError, match=r"gives logits of shape \[1, 5\], and its manifest says \[1, 6\]"):
+            predictor.warm_up(1)
