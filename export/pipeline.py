@@ -119,9 +119,9 @@ def _make(work: Work, formats: tuple[str, ...], precision: str, planned: tuple[P
         return
     onnx = _export_onnx(work, model)
     if precision != "fp32":
-        # TensorRT-RTX has no fp32 products for Turing: there what surrounds quantised layers must be half as well.
-        rest = "fp16" if planned is not None and "sm75" in planned[1] else "fp32"
-        onnx = convert_precision(work, onnx, precision, rest)
+        # For a GPU what surrounds quantised layers is half as well: attention is one kernel then, and for Turing TensorRT-RTX has
+        # no other products.
+        onnx = convert_precision(work, onnx, precision, "fp32" if planned is None else "fp16")
     if planned is not None:
         work.export_plan(*planned, onnx, precision)
     if work.options.preprocess or work.options.softmax or work.options.top_k:

@@ -9,6 +9,7 @@ from typing import Any
 
 from growtas.errors import BuildError, ConfigError, choices
 from growtas.export.backends.base import Array
+from growtas.export.precision.attention import fuse_attention
 from growtas.export.precision.calibration import clipping_points, largest
 from growtas.export.precision.graph import (
     constants,
@@ -25,7 +26,8 @@ from growtas.export.precision.inspect import PRECISIONS, QUANTISED, check_precis
 from growtas.export.precision.quantise import fp8, int8, merge_linears, quantise_linears
 from growtas.export.precision.tokens import part_images
 
-RESTS = ("fp32", "fp16", "bf16")
+_HALVES = ("fp16", "bf16")
+RESTS = ("fp32", *_HALVES)
 DEFAULT_METHOD = "minmax"
 _ASKED = "asked for"
 _BF16_OPSET = 22
@@ -118,6 +120,10 @@ def convert(
     _require_fp32(proto, source)
     kept: dict[str, str] = {}
     recorded: dict[str, Any] | None = None
+    if precision in _HALVES or (precision in QUANTISED and rest in _HALVES):
+        # Half precision is for GPUs.
+        fuse_attention(proto)
+        proto = _inferred(proto)
     if precision in QUANTISED:
         if calibration is None:
             raise ConfigError(f"{precision} needs calibration images, and none were given")
@@ -131,7 +137,7 @@ def convert(
             # Q/DQ nodes are new: their types are not known yet.
             proto = _inferred(proto)
             _halve(proto, rest, {name for name, why in kept.items() if why == _ASKED}, source.name)
-    elif precision in ("fp16", "bf16"):
+    elif precision in _HALVES:
         kept, recorded = _half(proto, precision, calibration, calibration_are, keep, source.name)
     save_graph(proto, out)
     try:
