@@ -17,9 +17,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from growtas.export.serving.answers import encode_response
 from growtas.export.serving.batching import Batcher, Outputs
 from growtas.export.serving.metrics import CONTENT_TYPE, Metrics
-from growtas.export.serving.protocol import HEADER_LENGTH, InferRequest, RequestRefused, encode_response, parse_request
+from growtas.export.serving.protocol import HEADER_LENGTH, InferRequest, RequestRefused, parse_request
 from growtas.export.serving.signature import Signature
 
 VERSION = "1"
@@ -33,7 +34,7 @@ class RequestLimits:
 
     Attributes:
         body_bytes: of one request.
-        held_bytes: of all bodies that are in memory at the same time.
+        held_bytes: of all bodies that are in memory at the same time, where there are several.
         body_seconds: for a body to arrive.
         linger_seconds: how long the rest of a refused body is read and thrown away, so that the client gets to read why.
         queue: requests that may wait for a batch; more are told 503.
@@ -49,8 +50,8 @@ class RequestLimits:
 
 
 def default_body_bytes(signature: Signature) -> int:
-    """Enough for the largest batch as JSON, with up to 24 characters a number, and a megabyte."""
-    return (1 << 20) + 24 * signature.max_batch * signature.values
+    """Enough for the largest batch as JSON, with up to 24 characters a number, and a megabyte; at most what all bodies may have."""
+    return min((1 << 20) + 24 * signature.max_batch * signature.values, RequestLimits.held_bytes)
 
 
 class Serving:
@@ -126,6 +127,11 @@ class Serving:
             return Refusal(refusal, self.limits.linger_seconds, closing=self.draining)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
+        # Left to the framework, it would be a page that is no JSON, and a traceback on stderr for every such request.
+        except Exception as error:
+            code = 500
+            failure = RequestRefused(f"the server failed at this request ({type(error).__name__})", code)
+            return Refusal(failure, self.limits.linger_seconds, closing=self.draining)
         else:
             code = 200
             return response
@@ -161,7 +167,7 @@ class Serving:
                 async for chunk in request.stream():
                     if len(body) + len(chunk) > most:
                         raise RequestRefused(f"the body has over {most} bytes; no more are taken", 413)
-                    if self._held + len(chunk) > self.limits.held_bytes:
+                    if self._held > len(body) and self._held + len(chunk) > self.limits.held_bytes:
                         raise RequestRefused("too much is being sent at the same time; try again later", 503, retry_after=1)
                     body += chunk
                     self._held += len(chunk)

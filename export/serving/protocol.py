@@ -1,4 +1,4 @@
-"""The open inference protocol's (KServe v2) inference request and response, as bytes: JSON, and its binary tensor data extension.
+"""The open inference protocol's (KServe v2) inference request, as bytes: JSON, and its binary tensor data extension.
 
 A binary body is JSON followed by the raw little-endian values; the header ``Inference-Header-Content-Length`` says how long the
 JSON is. Which tensors there are, and of what type and shape, an artifact's signature decides.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import reprlib
+from array import array
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,6 +21,10 @@ from growtas.errors import UsageError, choices
 from growtas.export.serving.signature import Output, Signature
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+LARGEST_SIDE, LARGEST_ASPECT = 16384, 64
+"""Pixels of a side, and times that one side may be the other, where the graph resizes: as the short side becomes the model's, the
+long one grows with it, and an image of 1 x 65535 pixels would be resized to gigabytes."""
+_MAX_DIGITS = 18
 
 
 class RequestRefused(UsageError):
@@ -76,7 +82,8 @@ def parse_request(body: bytes | bytearray, header_length: str | None, signature:
     """
     end = len(body)
     if header_length is not None:
-        if not header_length.isascii() or not header_length.isdigit() or int(header_length[:12]) > len(body):
+        is_number = header_length.isascii() and header_length.isdigit() and len(header_length) <= _MAX_DIGITS
+        if not is_number or int(header_length) > len(body):
             raise RequestRefused(
                 f"{HEADER_LENGTH} is {header_length[:40]!r}; it must be a number of bytes of this body ({len(body)})"
             )
@@ -87,50 +94,6 @@ def parse_request(body: bytes | bytearray, header_length: str | None, signature:
         raise RequestRefused("id must be a string")
     images = _input(document, memoryview(body)[end:], signature)
     return InferRequest(id=identity, images=images, wanted=_wanted(document, signature))
-
-
-def encode_response(
-    request: InferRequest, outputs: Mapping[str, NDArray[Any]], signature: Signature, *, model: str, version: str
-) -> tuple[bytes, int | None]:
-    """The answer's body, and the length of its JSON where raw values follow.
-
-    Args:
-        outputs: by name, all that the request wants, ``(batch, *output.shape)`` each.
-
-    Raises:
-        RequestRefused: numbers that are not finite, which JSON can't say.
-    """
-    raws: list[bytes] = []
-    entries = [_entry(wanted, outputs[wanted.output.name], signature, raws) for wanted in request.wanted]
-    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
-    if request.id is not None:
-        document["id"] = request.id
-    try:
-        head = json.dumps(document, allow_nan=False).encode()
-    except ValueError:
-        raise RequestRefused("the outputs are not finite numbers, which JSON can't hold; ask for binary data") from None
-    return (b"".join([head, *raws]), len(head)) if raws else (head, None)
-
-
-def _entry(wanted: Wanted, values: NDArray[Any], signature: Signature, raws: list[bytes]) -> dict[str, Any]:
-    """An output in the answer's JSON; what follows as raw values is added to ``raws``."""
-    output = wanted.output
-    entry: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(values.shape)}
-    texts: list[str] = []
-    if wanted.classification:
-        texts = _classes(values, wanted.classification, signature)
-        entry |= {"datatype": "BYTES", "shape": [len(values), wanted.classification]}
-    if not wanted.binary:
-        entry["data"] = texts or values.ravel().tolist()
-        return entry
-    if texts:
-        encoded = [text.encode() for text in texts]
-        raw = b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
-    else:
-        raw = np.ascontiguousarray(values, output.numpy_dtype).tobytes()
-    entry["parameters"] = {"binary_data_size": len(raw)}
-    raws.append(raw)
-    return entry
 
 
 def _json(text: bytes | bytearray) -> dict[str, Any]:
@@ -188,7 +151,8 @@ def _input(document: dict[str, Any], raw: memoryview, signature: Signature) -> N
                 f"binary_data_size of {name} is {_short(size)} and {len(raw)} bytes follow the JSON; "
                 f"{signature.datatype} of shape {list(shape)} is {wanted} bytes"
             )
-        values = np.frombuffer(raw, signature.numpy_dtype).reshape(shape)
+        # A copy where JSON of an odd length comes before: runtimes read floats at multiples of their size.
+        values = np.require(np.frombuffer(raw, signature.numpy_dtype), requirements="A").reshape(shape)
     if signature.dtype == "float32" and not np.isfinite(values).all():
         raise RequestRefused(f"the input {name} holds numbers that are not finite in 32 bits")
     return values
@@ -200,30 +164,52 @@ def _shape(shape: object, signature: Signature) -> tuple[int, ...]:
     sizes = [size for size in shape if isinstance(size, int) and not isinstance(size, bool)] if isinstance(shape, list) else []
     if not isinstance(shape, list) or len(sizes) != len(shape) or len(sizes) != len(wanted):
         raise RequestRefused(f"shape of {signature.input_name} is {_short(shape)}; {legal}")
-    fits = all(size > 0 if want is None else size == want for size, want in zip(sizes[1:], signature.shape, strict=True))
+    if signature.any_size:
+        sides = [size for size, want in zip(sizes[1:], signature.shape, strict=True) if want is None]
+        if not (min(sides) > 0 and max(sides) <= LARGEST_SIDE and max(sides) <= LARGEST_ASPECT * min(sides)):
+            raise RequestRefused(
+                f"shape of {signature.input_name} is {_short(shape)}; {legal}, "
+                f"sides from 1 to {LARGEST_SIDE} and none over {LARGEST_ASPECT} times the other"
+            )
+    fits = all(want is None or size == want for size, want in zip(sizes[1:], signature.shape, strict=True))
     if not fits or not 1 <= sizes[0] <= signature.max_batch:
         raise RequestRefused(f"shape of {signature.input_name} is {_short(shape)}; {legal}")
     return tuple(sizes)
 
 
 def _listed(data: object, shape: tuple[int, ...], signature: Signature) -> NDArray[Any]:
-    """JSON numbers, flat or nested as the shape is."""
-    name = signature.input_name
+    """JSON numbers, flat or nested as the shape is.
+
+    NumPy gets to see nothing but numbers: it would make texts as wide as the widest of them, gigabytes out of a small request.
+    """
+    name, whole = signature.input_name, signature.dtype == "uint8"
     if not isinstance(data, list):
         raise RequestRefused(f"data of {name} must be a list of numbers")
+    flat = _flattened(data, shape) if data and isinstance(data[0], list) else data
+    if flat is None:
+        raise RequestRefused(f"data of {name} is nested otherwise than its shape {list(shape)}")
+    if len(flat) != math.prod(shape):
+        raise RequestRefused(f"data of {name} holds {len(flat)} values; shape {list(shape)} has {math.prod(shape)}")
+    # By type: true and false are numbers to Python.
+    if not set(map(type, flat)) <= ({int} if whole else {int, float}):
+        raise RequestRefused(f"data of {name} must be {'whole ' if whole else ''}numbers")
     try:
-        found = np.array(data)
-    except (ValueError, OverflowError):
-        raise RequestRefused(f"data of {name} is not a list of numbers of one shape") from None
-    kinds = "iu" if signature.dtype == "uint8" else "iuf"
-    if found.dtype.kind not in kinds:
-        raise RequestRefused(f"data of {name} must be {'whole ' if signature.dtype == 'uint8' else ''}numbers")
-    if found.size != math.prod(shape) or (found.ndim > 1 and found.shape != shape):
-        raise RequestRefused(f"data of {name} holds {found.size} numbers of shape {list(found.shape)}; its shape is {list(shape)}")
-    if signature.dtype == "uint8" and (found.min() < 0 or found.max() > 255):
-        raise RequestRefused(f"data of {name} must be whole numbers from 0 to 255")
+        numbers = array("B" if whole else "d", flat)
+    except OverflowError:
+        reason = "must be whole numbers from 0 to 255" if whole else "holds numbers that are not finite in 32 bits"
+        raise RequestRefused(f"data of {name} {reason}") from None
     with np.errstate(over="ignore"):  # what becomes infinite is refused by the caller
-        return found.astype(signature.numpy_dtype).reshape(shape)
+        return np.asarray(numbers).astype(signature.numpy_dtype, copy=False).reshape(shape)
+
+
+def _flattened(data: list[Any], shape: tuple[int, ...]) -> list[Any] | None:
+    """The values of lists in lists; None where they are not nested as the shape is."""
+    rows = [data]
+    for size in shape:
+        if not all(type(row) is list and len(row) == size for row in rows):
+            return None
+        rows = list(chain.from_iterable(rows))
+    return rows
 
 
 def _wanted(document: dict[str, Any], signature: Signature) -> tuple[Wanted, ...]:
@@ -271,17 +257,9 @@ def _flag(parameters: dict[str, Any], key: str, *, default: bool) -> bool:
     return value
 
 
-def _classes(scores: NDArray[Any], count: int, signature: Signature) -> list[str]:
-    """``value:index:label`` of the best classes, as Triton's classification extension writes them."""
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    return [
-        f"{values[index]:f}:{index}:{signature.label(int(index))}"
-        for values, row in zip(scores, best, strict=True)
-        for index in row
-    ]
-
-
 def _short(value: object) -> str:
-    """A value of the client's as a message shows it: never long."""
-    text = repr(value)
+    """A value of the client's as a message shows it: never long, and never long in the making."""
+    shown = reprlib.Repr()
+    shown.maxlevel, shown.maxlist, shown.maxdict = 3, 8, 4
+    text = shown.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

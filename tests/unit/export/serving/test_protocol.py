@@ -2,58 +2,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import struct
-from pathlib import Path
-from typing import Any
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growtas.errors import CheckpointError, GrowtasError
-from growtas.export.manifest import read_manifest
-from growtas.export.serving.protocol import RequestRefused, encode_response, parse_request
-from growtas.export.serving.signature import Output, Signature, read_signature
-from tests.unit.export.serving.helpers import CHANNELS, CLASSES, MAX_BATCH, NAMES, RECORD, SIZE, artifact
-
-LOGITS_OUT = Output(name="logits", dtype="float32", shape=(3,), per_class=True)
-
-
-def signature(**changes: Any) -> Signature:
-    fields = {
-        "input_name": "images",
-        "dtype": "float32",
-        "shape": (1, 2, 2),
-        "max_batch": 3,
-        "outputs": (LOGITS_OUT,),
-        "class_names": ("a", "b", "c"),
-        "preprocess": None,
-    }
-    return Signature(**{**fields, **changes})
-
-
-FLOATS = signature()
-MORE = signature(
-    outputs=(
-        LOGITS_OUT,
-        Output(name="probabilities", dtype="float32", shape=(3,), per_class=True),
-        Output(name="top_scores", dtype="float32", shape=(2,)),
-        Output(name="top_classes", dtype="int64", shape=(2,)),
-    )
-)
-NAMED = "logits, probabilities, top_scores or top_classes"
-PIXELS = signature(input_name="pixels", dtype="uint8", shape=(2, 2, 1))
-DATA = [0.5, -1.0, 2.0, 3.25]
-
-
-def request(**changes: Any) -> dict[str, Any]:
-    entry = {"name": "images", "datatype": "FP32", "shape": [1, 1, 2, 2], "data": DATA, **changes}
-    return {"inputs": [{key: value for key, value in entry.items() if value is not ...}]}
-
-
-def parse(document: Any, sign: Signature = FLOATS) -> Any:
-    return parse_request(json.dumps(document).encode(), None, sign)
+from growtas.errors import GrowtasError
+from growtas.export.serving.protocol import RequestRefused, parse_request
+from tests.unit.export.serving.requests import DATA, FLOATS, MORE, NAMED, PIXELS, parse, request, signature
 
 
 @pytest.mark.parametrize("data", [DATA, [[[[0.5, -1.0], [2.0, 3.25]]]]])
@@ -110,14 +70,16 @@ def test_any_size_where_the_graph_resizes():
         (request(shape=[1.0, 1, 2, 2]), "shape of images"),
         (request(shape="1122"), "shape of images is '1122'"),
         (request(shape=[1, 1, 2, 10**30]), "shape of images"),
-        (request(data=DATA[:3]), r"holds 3 numbers of shape \[3\]; its shape is \[1, 1, 2, 2\]"),
-        (request(data=[DATA]), r"holds 4 numbers of shape \[1, 4\]"),
-        (request(data=[1, [2], 3, 4]), "not a list of numbers of one shape"),
+        (request(data=DATA[:3]), r"data of images holds 3 values; shape \[1, 1, 2, 2\] has 4"),
+        (request(data=[]), "data of images holds 0 values"),
+        (request(data=[DATA]), r"data of images is nested otherwise than its shape \[1, 1, 2, 2\]"),
+        (request(data=[1, [2], 3, 4]), "must be numbers"),
+        (request(data=[1, 2, True, 4]), "must be numbers"),
         (request(data=["1", "2", "3", "4"]), "must be numbers"),
         (request(data=[None] * 4), "must be numbers"),
         (request(data=[True] * 4), "must be numbers"),
         (request(data=[1e39, 0, 0, 0]), "not finite in 32 bits"),
-        (request(data=[10**400, 0, 0, 0]), "must be numbers|not a list of numbers"),
+        (request(data=[10**400, 0, 0, 0]), "not finite in 32 bits"),
         (request(data="abcd"), "must be a list of numbers"),
         (request(data=...), "neither data nor binary_data_size"),
         (request(parameters={"binary_data_size": 16}), "both data and binary_data_size"),
@@ -169,10 +131,106 @@ def test_bodies_that_are_no_json(body, match):
         parse_request(body, None, FLOATS)
 
 
-@pytest.mark.parametrize("length", ["", "-1", "1e3", "99999", "9" * 500, "\u0664"])
+@pytest.mark.parametrize("length", ["", "-1", "1e3", "99999", "9" * 500, "0" * 12 + "9" * 5000, "0" * 5000, "\u0664"])
 def test_a_wrong_length_of_the_json(length):
     with pytest.raises(RequestRefused, match="must be a number of bytes of this body"):
         parse_request(b"{}", length, FLOATS)
+
+
+def test_texts_for_numbers_take_no_more_memory_than_the_request():
+    """NumPy would make every text as wide as the widest: of 20 kB of JSON, gigabytes."""
+    sign = signature(shape=(1, 20, 20))
+    body = json.dumps(request(shape=[1, 1, 20, 20], data=["x" * 50_000] + [""] * 399)).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestRefused, match="data of images must be numbers"):
+            parse_request(body, None, sign)
+        assert tracemalloc.get_traced_memory()[1] < 10 * len(body)
+    finally:
+        tracemalloc.stop()
+
+
+def test_nesting_of_every_depth_is_refused():
+    """Some depths can just be read, and then not be shown."""
+    for depth in [*range(1, 40), *range(500, 1050)]:
+        nested = b"[" * depth + b"]" * depth
+        for field in (b"name", b"shape", b"datatype", b"data"):
+            body = json.dumps(request(**{field.decode(): "HERE"})).encode().replace(b'"HERE"', nested)
+            with pytest.raises(RequestRefused) as refused:
+                parse_request(body, None, FLOATS)
+            assert len(str(refused.value)) < 300
+
+
+def test_values_of_the_clients_are_shown_short():
+    for value in ("x" * 10**6, [1] * 10**6, 10**4000, {"a" * 1000: ["b" * 1000] * 50}, [[[[[[1] * 100] * 100]]]]):
+        for field in ("name", "datatype", "shape"):
+            with pytest.raises(RequestRefused) as refused:
+                parse(request(**{field: value}))
+            assert len(str(refused.value)) < 200
+
+
+@given(st.data())
+def test_lists_are_numbers_flat_or_nested_and_nothing_else(data):
+    """Against NumPy's own reading of the same list."""
+    shape = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)))
+    number = st.integers(-(10**6), 10**6) | st.floats(-1e30, 1e30, allow_nan=False)
+    values = data.draw(st.lists(number, min_size=math.prod(shape), max_size=math.prod(shape)))
+    nested = np.array(values, object).reshape(shape).tolist()
+    sign = signature(shape=shape[1:])
+    for listed in (values, nested):
+        got = parse(request(shape=list(shape), data=listed), sign).images
+        np.testing.assert_array_equal(got, np.array(values, np.float64).astype(np.float32).reshape(shape))
+    # One thing wrong somewhere: a row too few, a number where a list belongs, something else for a number.
+    place = tuple(data.draw(st.integers(0, size - 1)) for size in shape)
+    depth = data.draw(st.integers(1, 4))
+    row = nested
+    for index in place[: depth - 1]:
+        row = row[index]
+    wrong = data.draw(st.sampled_from([..., None, True, "1", {}, [], [[1.0]]]))
+    if wrong is ...:
+        del row[place[depth - 1]]
+    else:
+        row[place[depth - 1]] = wrong
+    with pytest.raises(RequestRefused):
+        parse(request(shape=list(shape), data=nested), sign)
+
+
+@pytest.mark.parametrize(
+    ("sides", "legal"),
+    [
+        ((1, 1), True),
+        ((64, 1), True),
+        ((1, 64), True),
+        ((16384, 256), True),
+        ((65, 1), False),
+        ((1, 65), False),
+        ((16385, 16384), False),
+        ((1, 10**3000), False),
+        ((10**3000, 10**3000), False),
+    ],
+)
+def test_sides_that_resizing_would_make_gigabytes_of_are_refused(sides, legal):
+    """The short side becomes the model's, and the long one grows with it."""
+    free = signature(input_name="pixels", dtype="uint8", shape=(None, None, 1))
+    size = math.prod(sides) if legal else 5
+    for kept in ({"data": ..., "parameters": {"binary_data_size": size}}, {"data": [1, 2, 3]}):
+        head = json.dumps(request(name="pixels", datatype="UINT8", shape=[1, *sides, 1], **kept)).encode()
+        raw = b"\x07" * size if "parameters" in kept else b""
+        if legal and raw:
+            assert parse_request(head + raw, str(len(head)), free).images.shape == (1, *sides, 1)
+            continue
+        with pytest.raises(RequestRefused, match="holds 3|holds 1" if legal else "sides from 1 to 16384") as refused:
+            parse_request(head + raw, str(len(head)), free)
+        assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("spaces", range(4))
+def test_raw_values_start_where_a_runtime_may_read_them(spaces):
+    """Behind JSON of any length, yet at an address that a float may have."""
+    head = json.dumps(request(data=..., parameters={"binary_data_size": 16})).encode() + b" " * spaces
+    got = parse_request(bytearray(head + struct.pack("<4f", *DATA)), str(len(head)), FLOATS).images
+    assert got.flags.aligned
+    assert got.ravel().tolist() == DATA
 
 
 def test_bytes_after_the_json_that_nobody_announced():
@@ -231,197 +289,3 @@ def test_no_list_of_outputs_gets_past_as_another_error(outputs):
     with contextlib.suppress(RequestRefused):
         wanted = parse({**request(), "outputs": outputs}, MORE).wanted
         assert 1 <= len({each.output.name for each in wanted}) == len(wanted)
-
-
-LOGITS = np.array([[0.25, 3.0, -1.5], [2.0, 2.0, 1.0]], np.float32)
-
-
-def test_the_answer_as_json_and_as_bytes_is_the_same():
-    parsed = parse({**request(), "id": "é"})
-    body, head = encode_response(parsed, {"logits": LOGITS}, FLOATS, model="m", version="1")
-    assert head is None
-    document = json.loads(body)
-    assert document == {
-        "model_name": "m",
-        "model_version": "1",
-        "id": "é",
-        "outputs": [{"name": "logits", "datatype": "FP32", "shape": [2, 3], "data": LOGITS.ravel().tolist()}],
-    }
-    parsed = parse({**request(), "parameters": {"binary_data_output": True}})
-    body, head = encode_response(parsed, {"logits": LOGITS}, FLOATS, model="m", version="1")
-    assert head is not None
-    document = json.loads(body[:head])
-    assert document["outputs"][0]["parameters"] == {"binary_data_size": 24}
-    assert struct.unpack("<6f", body[head:]) == tuple(LOGITS.ravel().tolist())
-
-
-def test_the_output_says_how_it_is_wanted():
-    wanted = [{"name": "logits", "parameters": {"binary_data": False, "classification": 2}}]
-    parsed = parse({**request(), "parameters": {"binary_data_output": True}, "outputs": wanted})
-    document = json.loads(encode_response(parsed, {"logits": LOGITS}, FLOATS, model="m", version="1")[0])
-    assert document["outputs"][0] == {
-        "name": "logits",
-        "datatype": "BYTES",
-        "shape": [2, 2],
-        "data": ["3.000000:1:b", "0.250000:0:a", "2.000000:0:a", "2.000000:1:b"],
-    }
-    parsed = parse({**request(), "outputs": [{"name": "logits", "parameters": {"binary_data": True, "classification": 99}}]})
-    body, head = encode_response(parsed, {"logits": LOGITS[:1]}, FLOATS, model="m", version="1")
-    assert (
-        body[head:]
-        == b"".join(struct.pack("<I", 12) + b"3.000000:1:b" for _ in range(1))
-        + struct.pack("<I", 12)
-        + b"0.250000:0:a"
-        + struct.pack("<I", 13)
-        + b"-1.500000:2:c"
-    )
-
-
-ANSWERS = {
-    "logits": LOGITS,
-    "probabilities": np.array([[0.0625, 0.875, 0.0625], [0.375, 0.5, 0.125]], np.float32),
-    "top_scores": np.array([[0.875, 0.0625], [0.5, 0.375]], np.float32),
-    "top_classes": np.array([[1, 0], [1, 1 << 40]], np.int64),
-}
-KINDS = {"logits": "FP32", "probabilities": "FP32", "top_scores": "FP32", "top_classes": "INT64"}
-
-
-def taken(body: bytes, head: int | None) -> dict[str, list[Any]]:
-    """Flat values by name, in the answer's order; raw ones are read from where the ones before end."""
-    document = json.loads(body[:head])
-    found, place = {}, head
-    for entry in document["outputs"]:
-        size = entry.get("parameters", {}).get("binary_data_size")
-        assert (size is None) == ("data" in entry)
-        assert entry["datatype"] == KINDS[entry["name"]]
-        assert entry["shape"] == list(ANSWERS[entry["name"]].shape)
-        if size is None:
-            found[entry["name"]] = entry["data"]
-        else:
-            form = "<f" if entry["datatype"] == "FP32" else "<q"
-            found[entry["name"]] = [value for (value,) in struct.iter_unpack(form, body[place : place + size])]
-            place += size
-    assert place is None or place == len(body)
-    return found
-
-
-def everything(names: Any = ANSWERS) -> dict[str, list[Any]]:
-    return {name: ANSWERS[name].ravel().tolist() for name in names}
-
-
-@pytest.mark.parametrize("binary", [True, False])
-def test_every_output_is_given_where_none_is_named(binary):
-    parsed = parse({**request(), "parameters": {"binary_data_output": binary}}, MORE)
-    body, head = encode_response(parsed, ANSWERS, MORE, model="m", version="1")
-    assert (head is not None) == binary
-    got = taken(body, head)
-    assert got == everything()
-    assert list(got) == list(ANSWERS)
-    assert list(taken(*encode_response(parse(request(), MORE), ANSWERS, MORE, model="m", version="1"))) == list(ANSWERS)
-
-
-@given(
-    st.lists(st.sampled_from(list(ANSWERS)), min_size=1, unique=True),
-    st.lists(st.sampled_from([None, True, False]), min_size=4, max_size=4),
-    st.booleans(),
-)
-def test_what_is_named_is_given_in_its_order_and_each_as_it_is_wanted(names, forms, default):
-    outputs = [
-        {"name": name, **({} if form is None else {"parameters": {"binary_data": form}})}
-        for name, form in zip(names, forms, strict=False)
-    ]
-    parsed = parse({**request(), "parameters": {"binary_data_output": default}, "outputs": outputs}, MORE)
-    body, head = encode_response(parsed, ANSWERS, MORE, model="m", version="1")
-    got = taken(body, head)
-    assert got == everything(names)
-    assert list(got) == names
-    given = {entry["name"]: "data" not in entry for entry in json.loads(body[:head])["outputs"]}
-    assert given == {name: default if form is None else form for name, form in zip(names, forms, strict=False)}
-
-
-def test_classes_of_the_probabilities_and_numbers_of_the_rest():
-    outputs = [{"name": "top_classes"}, {"name": "probabilities", "parameters": {"classification": 1}}]
-    body, _ = encode_response(parse({**request(), "outputs": outputs}, MORE), ANSWERS, MORE, model="m", version="1")
-    assert json.loads(body)["outputs"] == [
-        {"name": "top_classes", "datatype": "INT64", "shape": [2, 2], "data": [1, 0, 1, 1 << 40]},
-        {"name": "probabilities", "datatype": "BYTES", "shape": [2, 1], "data": ["0.875000:1:b", "0.500000:1:b"]},
-    ]
-
-
-def test_answers_that_json_cannot_hold():
-    broken = np.array([[np.nan, 1, 2]], np.float32)
-    with pytest.raises(RequestRefused, match="ask for binary data"):
-        encode_response(parse(request()), {"logits": broken}, FLOATS, model="m", version="1")
-    # In an answer of both forms, it is the JSON's numbers that matter.
-    for name, refused in (("logits", True), ("probabilities", False)):
-        outputs = [{"name": "logits"}, {"name": "probabilities", "parameters": {"binary_data": True}}]
-        parsed = parse({**request(), "outputs": outputs}, MORE)
-        with pytest.raises(RequestRefused, match="ask for binary data") if refused else contextlib.nullcontext():
-            encode_response(parsed, {**ANSWERS, name: broken}, MORE, model="m", version="1")
-
-
-def test_the_signature_is_the_manifests(tmp_path: Path):
-    path = artifact(tmp_path)
-    found = read_signature(read_manifest(path), path)
-    assert (found.input_name, found.datatype, found.shape, found.takes_pixels) == ("images", "FP32", (CHANNELS, SIZE, SIZE), False)
-    assert (found.max_batch, found.classes, found.output_name) == (MAX_BATCH, CLASSES, "logits")
-    assert found.class_names == tuple(NAMES)
-    assert found.preprocess == RECORD
-    pixels = artifact(tmp_path, pixels=True, name="pixels")
-    found = read_signature(read_manifest(pixels), pixels)
-    assert (found.input_name, found.datatype, found.shape, found.takes_pixels) == ("pixels", "UINT8", (SIZE, SIZE, CHANNELS), True)
-    free = read_signature({**read_manifest(path), "input": {**INPUT, "shape": ["batch", "height", -1, 3]}}, path)
-    assert (free.shape, free.any_size, free.example()) == ((None, None, 3), True, (SIZE, SIZE, 3))
-    plan = read_signature({**read_manifest(path), "plan": {"max_batch": 2}}, path)
-    assert plan.max_batch == 2
-
-
-@pytest.mark.parametrize(
-    ("more", "added"),
-    [
-        ({}, []),
-        ({"softmax": True}, [("probabilities", "FP32", (CLASSES,), True)]),
-        ({"top_k": 2}, [("top_scores", "FP32", (2,), False), ("top_classes", "INT64", (2,), False)]),
-        (
-            {"softmax": True, "top_k": CLASSES},
-            [
-                ("probabilities", "FP32", (CLASSES,), True),
-                ("top_scores", "FP32", (CLASSES,), False),
-                ("top_classes", "INT64", (CLASSES,), False),
-            ],
-        ),
-        ({"postprocess": None}, []),
-    ],
-)
-def test_the_outputs_are_the_manifests(tmp_path: Path, more, added):
-    path = artifact(tmp_path, **more)
-    found = read_signature(read_manifest(path), path)
-    got = [(each.name, each.datatype, each.shape, each.per_class) for each in found.outputs]
-    assert got == [("logits", "FP32", (CLASSES,), True), *added]
-
-
-INPUT = {"name": "x", "dtype": "uint8", "shape": ["batch", 8, 8, 3], "batch": {"max": 4}}
-
-
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"input": None}, "does not say what goes in and out"),
-        ({"input": {"name": "images"}}, "no 'dtype'"),
-        ({"input": {**INPUT, "dtype": "float16"}}, "type float16"),
-        ({"input": {**INPUT, "shape": ["batch", 3]}}, "2 dimensions"),
-        ({"output": {"name": "logits", "shape": []}}, "does not say what goes in and out"),
-        ({"class_names": ["a"]}, "1 class names for 5 classes"),
-        ({"postprocess": {"softmax": True}}, "no 'outputs'"),
-        ({"postprocess": ["probabilities"]}, "does not say what goes in and out"),
-        ({"postprocess": {"outputs": ["logits", "scores"]}}, "an output 'scores'"),
-        ({"postprocess": {"outputs": ["logits", ["scores"]]}}, "an output"),
-        ({"postprocess": {"outputs": ["top_scores"], "top_k": None}}, "does not say what goes in and out"),
-        ({"postprocess": {"outputs": ["top_scores"], "top_k": 6}}, "a top_k of 6 for 5 classes"),
-        ({"postprocess": {"outputs": ["top_classes"], "top_k": 0}}, "a top_k of 0 for 5 classes"),
-    ],
-)
-def test_manifests_that_do_not_say_enough(tmp_path: Path, changes, match):
-    path = artifact(tmp_path, **changes)
-    with pytest.raises(CheckpointError, match=match):
-        read_signature(read_manifest(path), path)

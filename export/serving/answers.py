@@ -1,0 +1,67 @@
+"""The open inference protocol's inference response, as bytes: JSON, and raw little-endian values after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from growtas.export.serving.protocol import InferRequest, RequestRefused, Wanted
+from growtas.export.serving.signature import Signature
+
+
+def encode_response(
+    request: InferRequest, outputs: Mapping[str, NDArray[Any]], signature: Signature, *, model: str, version: str
+) -> tuple[bytes, int | None]:
+    """The answer's body, and the length of its JSON where raw values follow.
+
+    Args:
+        outputs: by name, all that the request wants, ``(batch, *output.shape)`` each.
+
+    Raises:
+        RequestRefused: numbers that are not finite, which JSON can't say.
+    """
+    raws: list[bytes] = []
+    entries = [_entry(wanted, outputs[wanted.output.name], signature, raws) for wanted in request.wanted]
+    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
+    if request.id is not None:
+        document["id"] = request.id
+    try:
+        head = json.dumps(document, allow_nan=False).encode()
+    except ValueError:
+        raise RequestRefused("the outputs are not finite numbers, which JSON can't hold; ask for binary data") from None
+    return (b"".join([head, *raws]), len(head)) if raws else (head, None)
+
+
+def _entry(wanted: Wanted, values: NDArray[Any], signature: Signature, raws: list[bytes]) -> dict[str, Any]:
+    """An output in the answer's JSON; what follows as raw values is added to ``raws``."""
+    output = wanted.output
+    entry: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(values.shape)}
+    texts: list[str] = []
+    if wanted.classification:
+        texts = _classes(values, wanted.classification, signature)
+        entry |= {"datatype": "BYTES", "shape": [len(values), wanted.classification]}
+    if not wanted.binary:
+        entry["data"] = texts or values.ravel().tolist()
+        return entry
+    if texts:
+        encoded = [text.encode() for text in texts]
+        raw = b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
+    else:
+        raw = np.ascontiguousarray(values, output.numpy_dtype).tobytes()
+    entry["parameters"] = {"binary_data_size": len(raw)}
+    raws.append(raw)
+    return entry
+
+
+def _classes(scores: NDArray[Any], count: int, signature: Signature) -> list[str]:
+    """``value:index:label`` of the best classes, as Triton's classification extension writes them."""
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return [
+        f"{values[index]:f}:{index}:{signature.label(int(index))}"
+        for values, row in zip(scores, best, strict=True)
+        for index in row
+    ]
