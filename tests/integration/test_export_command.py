@@ -90,6 +90,7 @@ def test_onnx_is_the_default(cli: Cli, run: Run) -> None:
         "README.md",
         "net.onnx",
         "net.onnx.json",
+        "net.py",
         "net.safetensors",
         "net.safetensors.json",
     ]
