@@ -1,4 +1,12 @@
+import signal
+
 import pytest
+
+
+def pytest_configure():
+    """Shells let programs that they start in the background ignore Ctrl-C, and so would all that the tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
