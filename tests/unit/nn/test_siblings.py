@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from growtas.nn import kernels
 from growtas.nn.siblings import SiblingLayers
 from growtas.nn.supernet import Supernet
 from growtas.space import PRESETS
@@ -27,8 +28,12 @@ def supernet_of(name, dtype=torch.float32):
 
 @pytest.mark.parametrize("name", SPACES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("compiled", [True, False])
 @torch.inference_mode()
-def test_all_siblings_agree_with_the_supernet(name, dtype):
+def test_all_siblings_agree_with_the_supernet(monkeypatch, name, dtype, compiled):
+    if not compiled:
+        # As where growtas was installed without a compiler.
+        monkeypatch.setattr(kernels, "_compiled", None)
     space, supernet = SPACES[name], supernet_of(name, dtype)
     layers, tolerance = SiblingLayers(supernet), 1e-5 if dtype == torch.float32 else 1e-12
     for dim in space.embed_dim:
