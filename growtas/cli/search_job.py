@@ -79,6 +79,7 @@ class Job:
         from growtas.cli.search_live import EvolutionTable
         from growtas.errors import WorkerError
         from growtas.files import ensure_writable
+        from growtas.nn import kernels
         from growtas.search.evaluate import make_evaluator
         from growtas.search.journal import Journal
         from growtas.search.racing import Racing
@@ -100,6 +101,9 @@ class Job:
                 world.share(None)
             raise
         images, started = loaded.images, time.perf_counter()
+        on_cpu = world.device == "cpu"
+        if on_cpu and kernels.instructions() is None:
+            note("evaluation does without its compiled kernels, and is slower: there was no C compiler when growtas was installed")
         try:
             world.share((loaded.checkpoint, loaded.digest, loaded.data_digest))
             with (
@@ -125,6 +129,7 @@ class Job:
             "reused": scorer.reused,
             "reused_from_others": {str(path): count for path, count in journal.borrowed.items()},
             "evaluated_on": world.device.partition(":")[0],
+            "kernels": kernels.instructions() if on_cpu else None,
             "processes": world.size,
             "seconds": time.perf_counter() - started,
         }

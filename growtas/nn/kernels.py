@@ -81,8 +81,21 @@ def attend(qkv: Tensor, query_bias: Tensor, tables: PositionTables, images: int)
     out = torch.empty(images * tokens, heads * head_dim)
     at_once = max(1, min(images, _SCRATCH_BYTES // (4 * heads * tokens * (head_dim + lines))))
     qkv, query_bias = qkv.contiguous(), query_bias.contiguous()
-    pointers = (qkv, query_bias, tables.key, tables.value, tables.lines_of_keys, tables.lines_of_values, out)
-    _compiled.attend(*(tensor.data_ptr() for tensor in pointers), images, tokens, heads, head_dim, lines, at_once)
+    _compiled.attend(
+        qkv.data_ptr(),
+        query_bias.data_ptr(),
+        tables.key.data_ptr(),
+        tables.value.data_ptr(),
+        tables.lines_of_keys.data_ptr(),
+        tables.lines_of_values.data_ptr(),
+        out.data_ptr(),
+        images,
+        tokens,
+        heads,
+        head_dim,
+        lines,
+        at_once,
+    )
     return out
 
 
@@ -90,7 +103,7 @@ def bias_gelu_(x: Tensor, bias: Tensor) -> Tensor:
     """``gelu(x + bias)``, the exact one, in place; ``(rows, columns)``, in one piece, and ``(columns,)``."""
     assert x.is_contiguous()
     bias = bias.contiguous()
-    _compiled.bias_gelu(x.data_ptr(), bias.data_ptr(), *x.shape)
+    _compiled.bias_gelu(x.data_ptr(), bias.data_ptr(), x.shape[0], x.shape[1])
     return x
 
 
@@ -98,5 +111,6 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Layer norm of ``(rows, columns)`` with the leading ``columns`` entries of weight and bias."""
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     out = torch.empty_like(x)
-    _compiled.layer_norm(x.data_ptr(), out.data_ptr(), weight.data_ptr(), bias.data_ptr(), *x.shape, eps)
+    rows, columns = x.shape
+    _compiled.layer_norm(x.data_ptr(), out.data_ptr(), weight.data_ptr(), bias.data_ptr(), rows, columns, eps)
     return out

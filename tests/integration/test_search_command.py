@@ -315,3 +315,18 @@ def test_what_is_drawn(run, growtas, monkeypatch):
     (run / "search" / "search.png").unlink()
     code, out, _ = growtas("search", *QUICK)
     assert (code, "pip install 'growtas[watch]'" in out, (run / "search" / "search.png").exists()) == (0, True, False)
+
+
+def test_a_search_without_the_compiled_kernels_says_so_and_finds_the_same(run, growtas, monkeypatch):
+    from growtas.nn import kernels
+
+    found = []
+    for out_folder, compiled in (("with", kernels._compiled), ("without", None)):
+        monkeypatch.setattr(kernels, "_compiled", compiled)
+        code, out, err = growtas("search", "--max-params", "90K", *QUICK, "--json", "--out", str(run / out_folder))
+        assert code == 0, err
+        report = json.loads(out)
+        assert report["kernels"] == kernels.instructions()
+        assert ("does without its compiled kernels" in err) == (compiled is None)
+        found.append(report["best"]["num_heads"])
+    assert found[0] == found[1]
