@@ -195,7 +195,39 @@ def _read(ov: Any, path: str | Path | bytes) -> tuple[Any, str]:
     shape = model.input(0).get_partial_shape()
     if shape.rank.is_dynamic or len(shape) != 4 or any(shape[axis].is_dynamic for axis in (1, 2, 3)):
         raise CheckpointError(f"{what}: its input is {shape}, not (batch, channels, height, width) of one image size")
+    _flatten_gathers(model)
     return model, what
+
+
+def _flatten_gathers(model: Any) -> None:
+    """Write GatherElements whose index is the same for all images and heads as Gather by one flat index; in place, exact.
+
+    OpenVINO has compiled code for the one and not for the other: on one core of an Intel Xeon the 26 of AutoFormer-T's published
+    subnet take 0.5 ms instead of 4.6 ms, of 45 ms in fp32. ONNX Runtime has it the other way round, so it isn't done in the file.
+    """
+    from openvino import opset8
+
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "GatherElements":
+            continue
+        data, broadcast = op.input_value(0), op.input_value(1).get_node()
+        shape, wanted = data.get_partial_shape(), op.get_output_partial_shape(0)
+        if broadcast.get_type_name() != "Broadcast" or broadcast.input_value(0).get_node().get_type_name() != "Constant":
+            continue
+        index = np.asarray(broadcast.input_value(0).get_node().get_data())
+        # (batch, heads, N, columns) by (1, 1, N, taken): what is expanded are the two first axes.
+        if len(shape) != 4 or index.ndim != 4 or index.shape[:2] != (1, 1) or shape[2].is_dynamic or shape[3].is_dynamic:
+            continue
+        rows, columns = shape[2].get_length(), shape[3].get_length()
+        whole = tuple(wanted[axis].get_length() if wanted[axis].is_static else None for axis in (2, 3))
+        if op.get_attributes()["axis"] not in (-1, 3) or index.shape[2] != rows or index.shape[2:] != whole or index.min() < 0:
+            continue
+        flat = (np.arange(rows)[:, None] * columns + index[0, 0]).astype(np.int32)
+        # Zeros stand for the sizes that are there.
+        matrix = opset8.reshape(data, np.array([0, 0, rows * columns]), special_zero=True)
+        gather = opset8.gather(matrix, flat, np.array(2))
+        gather.set_friendly_name(op.get_friendly_name())
+        op.output(0).replace(gather.output(0))
 
 
 def _reason(error: Exception) -> str:

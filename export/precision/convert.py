@@ -24,7 +24,7 @@ from growtas.export.precision.graph import (
 from growtas.export.precision.halves import FP16_MAX, cast_floats, over_range
 from growtas.export.precision.inspect import PRECISIONS, QUANTISED, check_precision
 from growtas.export.precision.quantise import fp8, int8, merge_linears, quantise_linears
-from growtas.export.precision.tokens import part_images
+from growtas.export.precision.tokens import part_images, part_norms
 
 _HALVES = ("fp16", "bf16")
 RESTS = ("fp32", *_HALVES)
@@ -100,8 +100,8 @@ def convert(
             them what outgrows its range.
         calibration_are: which images they are, for the manifest.
         keep: layers that stay in fp32, or parts of the model such as ``blocks.3``.
-        rest: for int8 and fp8, what surrounds the quantised layers: fp32 is for every runtime, fp16 and bf16 are for GPUs (and for
-            sm75 the only ones: TensorRT-RTX has no fp32 products there).
+        rest: for int8 and fp8, what surrounds the quantised layers: fp32 is for CPUs (int8's biases are quantised then, which
+            TensorRT refuses), fp16 and bf16 are for GPUs (and for sm75 the only ones: TensorRT-RTX has no fp32 products there).
         method: of :data:`~growtas.export.precision.calibration.METHODS`.
 
     Raises:
@@ -128,7 +128,7 @@ def convert(
         if calibration is None:
             raise ConfigError(f"{precision} needs calibration images, and none were given")
         merge_linears(proto)
-        part_images(proto)
+        (part_norms if _for_cpus(precision, rest) else part_images)(proto)
     _require_layers(proto, keep)
     if precision in QUANTISED and calibration is not None:
         kept = _quantise(proto, precision, calibration, keep, rest, method)
@@ -243,8 +243,14 @@ def _quantise(proto: Any, precision: str, calibration: Array, keep: Collection[s
         raise BuildError(f"there is no Linear layer to be in {precision}: {enumerate_names(kept) or 'the graph has none'} stay")
     names = list(dict.fromkeys(node.input[0] for node in chosen.values()))
     how = (int8 if precision == "int8" else fp8)(half_scales=rest != "fp32")
-    quantise_linears(proto, clipping_points(proto, names, calibration, method), lambda node: node.name in chosen, how)
+    clipping = clipping_points(proto, names, calibration, method)
+    quantise_linears(proto, clipping, lambda node: node.name in chosen, how, for_cpus=_for_cpus(precision, rest))
     return kept
+
+
+def _for_cpus(precision: str, rest: str) -> bool:
+    """Whether a quantised file is in the form for ONNX Runtime and OpenVINO, which TensorRT doesn't take."""
+    return precision == "int8" and rest == "fp32"
 
 
 def _is_last(node: Any, proto: Any) -> bool:

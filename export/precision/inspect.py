@@ -90,6 +90,9 @@ def _kinds(proto: Any) -> list[tuple[Any, str]]:
 
     def operand(name: str) -> str:
         maker = makers.get(name)
+        while maker is not None and maker.op_type == "Reshape":
+            name = maker.input[0]
+            maker = makers.get(name)
         return _name(types.get(maker.input[0] if maker is not None and maker.op_type == "DequantizeLinear" else name, 0))
 
     found = []

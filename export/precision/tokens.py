@@ -1,8 +1,13 @@
 """A graph whose Linear layers work on matrices of ``batch * N`` rows, in the form ``(batch, N, channels)``.
 
-The fp32 graph keeps tokens as a matrix (:mod:`growtas.export.deploy`). Quantised products must not: OpenVINO moves their scales
-through the reshape to heads behind them, which fails where that reshape also parts the images. In ONNX Runtime the two forms take
-the same time (28.5 and 28.8 ms on one thread for AutoFormer-T's published subnet in int8).
+The fp32 graph keeps tokens as a matrix (:mod:`growtas.export.deploy`). What is quantised does not, or not everywhere:
+
+* For GPUs all tokens get their batch axis back (:func:`part_images`), and biases are added behind the products.
+* For CPUs products stay Gemm, whose bias is inside, and only norms work on ``(batch, N, channels)`` (:func:`part_norms`): in a
+  matrix OpenVINO does not quantise what a norm gives while it is made.
+
+OpenVINO moves the products' scales through the reshape to heads behind them, and fails where that parts the images as well. An
+Add of a bias keeps it from that.
 """
 
 from __future__ import annotations
@@ -63,6 +68,52 @@ def part_images(proto: Any) -> None:
     replace_nodes(proto, nodes)
     # Shapes are others now.
     proto.graph.ClearField("value_info")
+
+
+def part_norms(proto: Any) -> None:
+    """Let norms of rows work on ``(batch, N, channels)``, by reshapes around them, in place and exact.
+
+    A graph without tokens as a matrix stays as it is.
+
+    Args:
+        proto: a graph with the shapes of its tensors inferred.
+    """
+    import onnx
+
+    make, weights = onnx.helper.make_node, constants(proto)
+    ranks, tokens = _ranks(proto), _tokens(proto, weights)
+    if tokens is None:
+        return
+    added: set[str] = set()
+    nodes: list[Any] = []
+    same: dict[str, str] = {}
+    rows: dict[str, str] = {}
+
+    def shape(*sizes: int) -> str:
+        name = f"shape.{'.'.join(map(str, sizes))}"
+        if name not in added:
+            added.add(name)
+            proto.graph.initializer.append(tensor(name, np.array([-1, *sizes]), onnx.TensorProto.INT64))
+        return name
+
+    for node in proto.graph.node:
+        source, out = node.input[0] if node.input else "", node.output[0]
+        if source in rows and _shape(node, weights) is not None and len(node.input) == 2 and ranks.get(out) == 3:
+            # What pools the tokens parts them itself.
+            same[out] = rows[source]
+            continue
+        node.input[:] = [same.get(name, name) for name in node.input]
+        if node.op_type != "LayerNormalization" or ranks.get(source) != 2 or node.input[1] not in weights:
+            nodes.append(node)
+            continue
+        (channels,) = weights[node.input[1]].dims
+        parted, normed = f"{out}_parted", f"{out}_normed"
+        nodes.append(make("Reshape", [source, shape(tokens, channels)], [parted], name=parted))
+        node.input[0], node.output[0] = parted, normed
+        nodes += [node, make("Reshape", [normed, shape(channels)], [out], name=f"{out}_rows")]
+        rows[out] = normed
+    read = {name for node in nodes for name in node.input}
+    replace_nodes(proto, [node for node in nodes if node.output[0] in read or node.name != f"{node.output[0]}_rows"])
 
 
 def _ranks(proto: Any) -> dict[str, int]:

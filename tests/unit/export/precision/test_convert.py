@@ -62,16 +62,63 @@ def test_int8_is_symmetric_per_channel_and_close(fp32: Path, tmp_path: Path) -> 
     info = convert(fp32, path, "int8", calibration=IMAGES, calibration_are="noise")
     assert 1e-4 < error(path, fp32) < 0.2
     assert info.calibration == {"images": "noise", "count": 16, "method": "minmax"}
-    graph = onnx.load(path).graph
-    values = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
-    quantised = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    assert quantised
-    for node in quantised:
-        # TensorRT takes int8 around zero only.
-        assert all(values[name].dtype == np.int8 and not values[name].any() for name in node.input[2:])
-    weights = [node for node in quantised if node.op_type == "DequantizeLinear" and node.input[0] in values]
+    nodes, values = quantising(path)
+    for node in nodes:
+        kind = np.int32 if "bias" in node.name else np.int8
+        assert all(values[name].dtype == kind and not values[name].any() for name in node.input[2:])
+    weights = [node for node in nodes if node.input[0] in values]
     assert weights
     assert all(values[node.input[1]].size > 1 for node in weights)
+
+
+def quantising(path: Path) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """Q and DQ of a file, and its constants."""
+    graph = onnx.load(path).graph
+    nodes = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert nodes
+    return nodes, {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
+
+
+def test_beside_halves_no_bias_is_quantised(fp32: Path, tmp_path: Path) -> None:
+    """TensorRT takes int8 around zero only, and no int32."""
+    path = tmp_path / "int8.onnx"
+    convert(fp32, path, "int8", calibration=IMAGES, rest="fp16")
+    nodes, values = quantising(path)
+    assert all(values[name].dtype == np.int8 and not values[name].any() for node in nodes for name in node.input[2:])
+
+
+def test_onnx_runtime_fuses_every_quantised_layer(fp32: Path, tmp_path: Path) -> None:
+    """With its bias, and in products of unsigned by signed numbers, the only ones that are fast everywhere."""
+    path, seen = tmp_path / "int8.onnx", tmp_path / "optimised.onnx"
+    info = convert(fp32, path, "int8", calibration=IMAGES)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(seen), 4
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    proto = onnx.load(seen)
+    kinds = {entry.name: entry.data_type for entry in proto.graph.initializer}
+    fused = [node for node in proto.graph.node if node.op_type == "QGemm"]
+    assert len(fused) == list(info.layers.values()).count("int8") == 4
+    # a, its scale and zero point, b, its scale and zero point, bias
+    assert {(kinds[node.input[2]], kinds[node.input[3]], kinds[node.input[6]]) for node in fused} == {
+        (TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32)
+    }
+    assert not [node for node in proto.graph.node if node.op_type == "DequantizeLinear"]
+
+
+def test_channels_without_weights_keep_their_biases(fp32: Path, tmp_path: Path) -> None:
+    """In steps of such a channel's products a bias would be beyond int32."""
+    proto = onnx.load(fp32)
+    for entry in proto.graph.initializer:
+        if entry.name.endswith("blocks.0.fc2.weight"):
+            weight = numpy_helper.to_array(entry).copy()
+            weight[:] = 0.0
+            entry.CopyFrom(numpy_helper.from_array(weight, entry.name))
+        if entry.name.endswith("blocks.0.fc2.bias"):
+            entry.CopyFrom(numpy_helper.from_array(np.linspace(-3, 3, *entry.dims, dtype=np.float32), entry.name))
+    source, path = tmp_path / "hollow.onnx", tmp_path / "int8.onnx"
+    onnx.save(proto, source)
+    convert(source, path, "int8", calibration=IMAGES, keep=["blocks.0.fc1", "blocks.0.attn"])
+    assert error(path, source) < 1e-5
 
 
 def test_a_weight_beyond_fp16_stays_and_is_named(fp32: Path, tmp_path: Path) -> None:

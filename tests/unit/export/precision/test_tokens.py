@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from growtas.export.onnx import export_onnx
 from growtas.export.precision import convert
 from growtas.export.precision.graph import load_graph
 from growtas.export.precision.quantise import merge_linears
-from growtas.export.precision.tokens import part_images
+from growtas.export.precision.tokens import part_images, part_norms
 from growtas.nn.architecture import Architecture
 
 IMAGES = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
@@ -48,13 +49,16 @@ def run(proto: onnx.ModelProto, images: np.ndarray = IMAGES) -> np.ndarray:
 @given(
     blocks=st.lists(st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from([1.0, 2.0, 3.5])), min_size=1, max_size=3),
     merged=st.booleans(),
+    change=st.sampled_from([part_images, part_norms]),
 )
-def test_it_is_exact(tmp_path: Path, blocks: list[tuple[int, float]], merged: bool) -> None:
+def test_it_is_exact(
+    tmp_path: Path, blocks: list[tuple[int, float]], merged: bool, change: Callable[[onnx.ModelProto], None]
+) -> None:
     path = exported(tmp_path, tuple(h for h, _ in blocks), tuple(r for _, r in blocks))
     proto = load_graph(path)
     if merged:
         merge_linears(proto)
-    part_images(proto)
+    change(proto)
     onnx.checker.check_model(proto, full_check=True)
     for count in (1, 3):
         want = run(onnx.load(path), IMAGES[:count])
@@ -78,6 +82,21 @@ def test_no_matrix_of_tokens_is_left(tmp_path: Path, distance: int | None) -> No
     assert {"blocks.0.fc1.weight", "blocks.1.attn.proj.bias"} <= names
 
 
+def test_norms_get_their_batch_axis(tmp_path: Path) -> None:
+    proto = load_graph(exported(tmp_path, (2, 1), (2.0, 1.0)))
+    count = len(proto.graph.node)
+    part_norms(proto)
+    proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in proto.graph.value_info}
+    norms = [node for node in proto.graph.node if node.op_type == "LayerNormalization"]
+    assert [ranks[node.input[0]] for node in norms] == [3] * 5
+    # The last one is read by the pooling, which had a reshape already.
+    assert len(proto.graph.node) == count + 2 * 4
+    again = onnx.ModelProto.FromString(proto.SerializeToString())
+    part_norms(again)
+    assert [node.op_type for node in again.graph.node] == [node.op_type for node in proto.graph.node]
+
+
 def test_twice_is_once(tmp_path: Path) -> None:
     proto = load_graph(exported(tmp_path, (2,), (2.0,)))
     part_images(proto)
@@ -89,11 +108,19 @@ def test_twice_is_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
-def test_openvino_compiles_what_is_quantised(tmp_path: Path) -> None:
-    """Where tokens are a matrix it fails: the reason for this form."""
+@pytest.mark.parametrize("distance", [2, None])
+@pytest.mark.parametrize("biases", [True, False])
+def test_openvino_compiles_what_is_quantised(tmp_path: Path, distance: int | None, biases: bool) -> None:
+    """Where a product of rows goes straight to heads it fails, which these forms avoid."""
     from growtas.export.backends.openvino import OpenVINOSession
 
-    source, low = exported(tmp_path, (2, 3), (2.0, 1.0)), tmp_path / "low.onnx"
+    source, low = exported(tmp_path, (2, 3), (2.0, 1.0), distance), tmp_path / "low.onnx"
+    if not biases:
+        proto = onnx.load(source)
+        for entry in proto.graph.initializer:
+            if entry.name.endswith(".bias"):
+                entry.CopyFrom(onnx.numpy_helper.from_array(np.zeros(tuple(entry.dims), np.float32), entry.name))
+        onnx.save(proto, source)
     convert(source, low, "int8", calibration=IMAGES, calibration_are="noise")
     want = run(onnx.load(low))
     with OpenVINOSession(low, threads=1) as session:
