@@ -22,6 +22,7 @@ from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
 from growtas.export.backends.tensorrt_rtx import TensorRTRTXBuilder
 from growtas.export.onnx import DEFAULT_OPSET, export_onnx
+from growtas.export.precision import convert
 from growtas.nn.vit import Attention
 from growtas.sampling import sample_batch, sample_feasible
 from tests.benchmarks import models
@@ -122,12 +123,22 @@ def _export(model: nn.Module, path: Path) -> None:
 
 
 def plan_memory(folder: Path) -> Iterator[Entry]:
-    """Activation memory that the TensorRT-RTX builder reports for SM86; uses the graphs of :func:`onnx_runtime`."""
+    """Activation memory and size of plans for SM86 from the TensorRT-RTX builder; uses the graphs of :func:`onnx_runtime`."""
     builder = TensorRTRTXBuilder()
-    ours, theirs = (
-        builder.build(folder / f"{name}.onnx", ("sm86",), max_batch=1).activation_memory_bytes or 0 for name in ("growtas", "deit")
-    )
-    yield Entry("plan for sm86, activation memory, growtas / DeiT-T", ours / theirs, 1.15, f"{ours:,} and {theirs:,} bytes")
+    for precision in ("fp32", "fp16"):
+        files = {name: folder / f"{name}.onnx" for name in ("growtas", "deit")}
+        if precision != "fp32":
+            for name, source in files.items():
+                files[name] = folder / f"{name}.{precision}.onnx"
+                convert(source, files[name], precision)
+        sizes: list[float] = []
+        for batch in (1, 8, 64):
+            plans = {name: builder.build(path, ("sm86",), max_batch=batch, precision=precision) for name, path in files.items()}
+            ours, theirs = (plan.activation_memory_bytes or 0 for plan in plans.values())
+            title = f"plan for sm86, {precision}, activation memory at batch {batch}, growtas / DeiT-T"
+            yield Entry(title, ours / theirs, 1.10, f"{ours:,} and {theirs:,} bytes")
+            sizes = [len(plan.data) / (plan.weights_memory_bytes or 1) for plan in plans.values()]
+        yield Entry(f"plan for sm86, {precision}, bytes / weights' bytes", sizes[0], 1.3, f"DeiT-T's {sizes[1]:.2f}, batch 64")
 
 
 def subnets() -> Iterator[Entry]:
