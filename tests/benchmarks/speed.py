@@ -21,12 +21,13 @@ from growtas import VisionTransformer, load_space
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
 from growtas.export.backends.tensorrt_rtx import TensorRTRTXBuilder
+from growtas.export.images import noise
 from growtas.export.onnx import DEFAULT_OPSET, export_onnx
 from growtas.export.precision import convert
 from growtas.nn.vit import Attention
 from growtas.sampling import sample_batch, sample_feasible
 from tests.benchmarks import models
-from tests.benchmarks.deployed import deployed
+from tests.benchmarks.deployed import IMAGE, deployed
 from tests.benchmarks.evaluation import evaluation, evaluation_of_photographs
 from tests.benchmarks.feeding import data_loading
 from tests.benchmarks.memory import peak_bytes
@@ -125,12 +126,14 @@ def _export(model: nn.Module, path: Path) -> None:
 def plan_memory(folder: Path) -> Iterator[Entry]:
     """Activation memory and size of plans for SM86 from the TensorRT-RTX builder; uses the graphs of :func:`onnx_runtime`."""
     builder = TensorRTRTXBuilder()
-    for precision in ("fp32", "fp16"):
+    _name_linears(folder / "deit.onnx")
+    for precision in ("fp32", "fp16", "int8"):
         files = {name: folder / f"{name}.onnx" for name in ("growtas", "deit")}
         if precision != "fp32":
+            images = noise(4, IMAGE) if precision == "int8" else None
             for name, source in files.items():
-                files[name] = folder / f"{name}.{precision}.onnx"
-                convert(source, files[name], precision)
+                files[name] = folder / f"{name}.{precision}.plan.onnx"
+                convert(source, files[name], precision, calibration=images, calibration_are="noise", rest="fp16")
         sizes: list[float] = []
         for batch in (1, 8, 64):
             plans = {name: builder.build(path, ("sm86",), max_batch=batch, precision=precision) for name, path in files.items()}
@@ -139,6 +142,17 @@ def plan_memory(folder: Path) -> Iterator[Entry]:
             yield Entry(title, ours / theirs, 1.10, f"{ours:,} and {theirs:,} bytes")
             sizes = [len(plan.data) / (plan.weights_memory_bytes or 1) for plan in plans.values()]
         yield Entry(f"plan for sm86, {precision}, bytes / weights' bytes", sizes[0], 1.3, f"DeiT-T's {sizes[1]:.2f}, batch 64")
+
+
+def _name_linears(path: Path) -> None:
+    """Name the constant matrices of timm's products as weights, in the file: so the conversion knows them for Linear layers."""
+    proto = onnx.load(path)
+    constants = {entry.name: entry for entry in proto.graph.initializer}
+    for number, node in enumerate(proto.graph.node):
+        weight = constants.get(node.input[1]) if node.op_type == "MatMul" else None
+        if weight is not None and len(weight.dims) == 2 and not weight.name.endswith(".weight"):
+            weight.name = node.input[1] = f"linear.{number}.weight"
+    onnx.save(proto, path)
 
 
 def subnets() -> Iterator[Entry]:

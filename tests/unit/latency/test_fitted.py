@@ -64,7 +64,9 @@ def test_the_held_out_error_is_that_of_leaving_each_sample_out():
     model = fit_latency(MICRO, subnets, ms, HERE)
     rest = fit_latency(MICRO, subnets[:4] + subnets[5:], ms[:4] + ms[5:], HERE)
     missed = abs(rest.predict_ms(SubnetBatch.from_subnets([subnets[4]]))[0] / ms[4] - 1)
-    assert model.held_out_error >= missed > 0.5
+    # The two fits may differ in their last bits.
+    assert model.held_out_error > missed - 1e-9
+    assert missed > 0.5
 
 
 @settings(max_examples=30, deadline=None)
