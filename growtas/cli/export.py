@@ -206,7 +206,7 @@ def _print(artifacts: list[Artifact]) -> None:
             manifest["precision"],
             f"{found['relative_error']:.1e}" if found else "-",
             f"{found['top1_agreement']:.1%}" if found else "-",
-            "-" if accuracy is None else f"{accuracy:.2%}",
+            "-" if accuracy is None else f"{accuracy:.2%} ({0 - found['accuracy_drop_points']:+.2f})",
             ", ".join(manifest.get("plan", {}).get("targets", [])) or "any",
             "yes" if manifest["executed"] else "no",
         )
@@ -216,7 +216,12 @@ def _print(artifacts: list[Artifact]) -> None:
         console().print(f"{module}: the network in plain PyTorch, without growtas", soft_wrap=True)
     checked = first["verification"]
     lines = [f"in {artifacts[0].path.parent}; checked on {checked['images']}"]
+    if checked.get("accuracy") is not None:
+        lines.append("accuracy: in brackets the points won or lost against the network it was made from, on the same images")
     for artifact in artifacts:
+        own = _verification(artifact.manifest).get("images", checked["images"])
+        if own != checked["images"]:
+            lines.append(f"{artifact.path.name} was checked on {own}")
         if not artifact.manifest["executed"]:
             said = f"{artifact.path.name} was made, not run: {artifact.manifest['not_executed_because']}"
             if _verification(artifact.manifest):

@@ -95,6 +95,8 @@ def test_onnx_is_the_default(cli: Cli, run: Run) -> None:
         "net.safetensors.json",
     ]
     assert "checked on 359 of 359" in out
+    assert "% (+0.00)" in out
+    assert "against the network it was made from, on the same images" in out
     assert not (run.path / "export").exists()
 
 
