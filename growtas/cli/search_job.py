@@ -103,7 +103,7 @@ class Job:
         images, started = loaded.images, time.perf_counter()
         on_cpu = world.device == "cpu"
         if on_cpu and kernels.instructions() is None:
-            note("evaluation does without its compiled kernels, and is slower: there was no C compiler when growtas was installed")
+            note("evaluation is slower without its kernels: growtas was installed without a C compiler or Python's headers")
         try:
             world.share((loaded.checkpoint, loaded.digest, loaded.data_digest))
             with (
