@@ -30,8 +30,8 @@ Block = tuple[int, float]
 def random_network(architecture: Architecture, seed: int = 0) -> Any:
     """A static ViT whose every parameter is random, as in a trained one.
 
-    Exporters drop a bias of zeros and merge equal tensors: a freshly initialised network makes another graph, and a faster one. The
-    same seed gives the same weights.
+    Equal tensors are kept once in an exported file: a freshly initialised network holds less, and is faster. The same seed gives the
+    same weights.
     """
     import torch
 

@@ -19,6 +19,7 @@ from growtas.export.intermediates import HalfRange, check_half_range
 from growtas.export.labelled import LabelledImages, images_for, labelled_images
 from growtas.export.manifest import manifest_path, read_manifest
 from growtas.export.references import Reference, References, check_hash, runtime_of
+from growtas.export.running import one_thread
 from growtas.export.verify import Thresholds, Verification, measure_artifact, thresholds_for
 from growtas.runs import Run
 
@@ -180,7 +181,7 @@ class _Work:
         reference: Reference,
     ) -> Finding:
         path = finding.path
-        with open_session(path, runtime=runtime_of(path, manifest)) as session:
+        with one_thread(), open_session(path, threads=1, runtime=runtime_of(path, manifest)) as session:
             runtime = session.info.runtime
 
             def artifact(batch: Array) -> Array:

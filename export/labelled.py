@@ -14,8 +14,8 @@ from growtas.export.images import gate_images
 from growtas.runs import Run
 
 MOST_IMAGES, MOST_IMAGES_COARSE, FEWEST_IMAGES = 512, 2000, 48
-# An artifact and its reference take about 25 ms each for an image of 1.3 GMACs on one core: 154 images of it are 8 s.
-_MACS_BUDGET = 200_000_000_000
+# An artifact and its reference take about 35 ms each for an image of 1.3 GMACs on one core: 123 images of it are 9 s of one core.
+_MACS_BUDGET, _MACS_BUDGET_COARSE = 160_000_000_000, 400_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +51,16 @@ class LabelledImages:
 def images_for(macs: int, precision: str = "fp32") -> int:
     """How many images a verification takes by default: 512 of a small network, fewer of a large one, 48 at least.
 
-    In int8 and fp8 it is up to 2,000: images change sides in both directions there, and only many of them tell a loss of half a
-    point from chance.
+    In int8 and fp8 it is up to 2,000, and more than twice as many of a large network: images change sides in both directions there,
+    and only many of them tell a loss of half a point from chance.
 
     Args:
         macs: multiplications and additions of one image.
         precision: of the artifact.
     """
-    most = MOST_IMAGES_COARSE if precision in ("int8", "fp8") else MOST_IMAGES
-    return max(FEWEST_IMAGES, min(most, _MACS_BUDGET // max(macs, 1)))
+    coarse = precision in ("int8", "fp8")
+    most, budget = (MOST_IMAGES_COARSE, _MACS_BUDGET_COARSE) if coarse else (MOST_IMAGES, _MACS_BUDGET)
+    return max(FEWEST_IMAGES, min(most, budget // max(macs, 1)))
 
 
 def labelled_images(run: Run, count: int, *, data: str | None = None, data_dir: str | None = None) -> LabelledImages:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,11 @@ import numpy as np
 
 from growtas.errors import ConfigError, ParityError
 from growtas.export.backends.base import Array
+from growtas.export.running import Logits, run_all, take_around
 
 DEFAULT_TOLERANCE = 1e-4
 ODD_BATCH = 3
 MAX_MAX_BATCH = 1024
-
-Logits = Callable[[Array], Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +118,7 @@ def run_gate(
     """Compare an artifact with every reference at every batch size of :func:`gate_batches`.
 
     Args:
-        artifact: images to logits.
+        artifact: images to logits; it and the references may be called from several threads at once.
         references: name to the same function, computed by the source.
         images: real images, ``(at least max_batch, channels, height, width)``; each batch takes other ones as far as they reach.
         subject: what to call the artifact.
@@ -131,12 +130,15 @@ def run_gate(
     """
     if not 0 < tolerance < 1:
         raise ConfigError(f"--tolerance is {tolerance:g}; it must be between 0 and 1 (relative error, 1e-4 by default)")
-    comparisons, start = [], 0
+    chunks, start = [], 0
     for batch in gate_batches(max_batch):
-        chunk = np.ascontiguousarray(np.take(images, range(start, start + batch), axis=0, mode="wrap"))
+        chunks.append(take_around(images, start, batch))
         start += batch
-        got = artifact(chunk)
-        comparisons += [compare(got, reference(chunk), against=name) for name, reference in references.items()]
+    comparisons = [
+        compare(got, want, against=name)
+        for got, *wanted in run_all((artifact, *references.values()), chunks)
+        for name, want in zip(references, wanted, strict=True)
+    ]
     report = ParityReport(subject=subject, tolerance=tolerance, images=images_are, comparisons=tuple(comparisons))
     if not report.passed:
         failed = [comparison for comparison in comparisons if not comparison.relative_error <= tolerance]

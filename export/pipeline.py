@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from growtas.checkpoint import load_supernet
 from growtas.costs import count_costs
@@ -19,6 +16,7 @@ from growtas.export.manifest import KINDS, read_manifest
 from growtas.export.onnx import export_onnx
 from growtas.export.options import ExportOptions
 from growtas.export.parity import gate_batches
+from growtas.export.running import one_thread
 from growtas.export.source import Source, find_source
 from growtas.export.staging import move_into_place, staging
 from growtas.export.targets import choose_builder
@@ -76,7 +74,7 @@ def export_subnet(
 
     if images.fell_back_because:
         note(f"parity is checked on {images.description}: {images.fell_back_because}")
-    with _one_thread(), staging(options.out or run.path / "export") as (staged, out):
+    with one_thread(), staging(options.out or run.path / "export") as (staged, out):
         work = Work(
             source=source,
             options=options,
@@ -141,18 +139,6 @@ def _export_onnx(work: Work, model: VisionTransformer) -> Path:
     graph = {"opset": info.opset, "ir_version": info.ir_version, "nodes": info.nodes, "operators": info.operators}
     work.add(path, {**checked, "executed": True, "runtime": "onnxruntime", "onnx": graph})
     return path
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """One CPU thread for torch: OpenMP's threads spin while they wait for each other, and where other work takes their cores the
-    few images of the gate then take minutes (measured on two busy cores: 55 s against 1.5 s)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _note_leftovers(out: Path, name: str, artifacts: list[Artifact], note: Callable[[str], None]) -> None:

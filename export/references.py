@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from growtas.export.backends.pytorch import TorchSession
 from growtas.export.companions import check_companions
 from growtas.export.feed import Feed, feed_of
 from growtas.export.manifest import read_manifest
-from growtas.export.parity import DEFAULT_TOLERANCE, Logits, compare
+from growtas.export.parity import DEFAULT_TOLERANCE, compare
+from growtas.export.running import Logits, remembering
 from growtas.files import sha256
 from growtas.nn.extract import extract
 from growtas.nn.vit import VisionTransformer
@@ -78,7 +78,7 @@ class References:
         if key not in self._known:
             model = _cut(checkpoint, subnet, images())
             self._known[key] = Reference(
-                logits=_remembering(_logits(model)), name="static ViT", feed=feed_of(path, {}, preprocess), model=model
+                logits=remembering(_logits(model)), name="static ViT", feed=feed_of(path, {}, preprocess), model=model
             )
         return self._known[key]
 
@@ -106,9 +106,9 @@ def runtime_of(path: Path, manifest: Mapping[str, Any]) -> str | None:
 def _other(path: Path, preprocess: Mapping[str, Any]) -> Reference:
     manifest = read_manifest(path, verify=False) or {}
     check_hash(path, manifest)
-    session, feed = open_session(path, runtime=runtime_of(path, manifest)), feed_of(path, manifest, preprocess)
+    session, feed = open_session(path, threads=1, runtime=runtime_of(path, manifest)), feed_of(path, manifest, preprocess)
     return Reference(
-        logits=_remembering(lambda images: session.run(feed.images(images))),
+        logits=remembering(lambda images: session.run(feed.images(images))),
         name=path.name,
         feed=feed,
         model=session.model if isinstance(session, TorchSession) else None,
@@ -145,16 +145,3 @@ def _logits(model: VisionTransformer) -> Logits:
             return np.asarray(model(torch.from_numpy(images)).numpy(), np.float32)
 
     return function
-
-
-def _remembering(function: Logits) -> Logits:
-    """The function, computed once for the same images."""
-    known: dict[bytes, Array] = {}
-
-    def remembered(images: Array) -> Array:
-        key = hashlib.blake2b(images.tobytes(), digest_size=16).digest()
-        if key not in known:
-            known[key] = function(images)
-        return known[key]
-
-    return remembered

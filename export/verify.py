@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from growtas.errors import ConfigError, ParityError
 from growtas.export.backends.base import Array
 from growtas.export.labelled import LabelledImages, better_order, labels_of_outputs
-from growtas.export.parity import Logits
+from growtas.export.running import Logits, run_all, take_around
 from growtas.export.thresholds import THRESHOLDS, Thresholds, thresholds_for
 
 __all__ = ["THRESHOLDS", "Failure", "Thresholds", "Verification", "measure_artifact", "thresholds_for", "verify_artifact"]
@@ -210,7 +210,7 @@ def measure_artifact(
     """Run an artifact and its reference on all images, in batches of each size in turn, and compare.
 
     Args:
-        artifact, reference: images to logits ``(batch, num_classes)``.
+        artifact, reference: images to logits ``(batch, num_classes)``; they may be called from several threads at once.
         precision: a key of :data:`THRESHOLDS`, whose thresholds are taken unless others are given.
         subject, reference_is: what to call the two.
         batches: batch sizes; the last images are filled up with the first ones where they are fewer,
@@ -224,14 +224,14 @@ def measure_artifact(
     limits = thresholds_for(precision) if thresholds is None else thresholds
     if not batches or min(batches) < 1:
         raise ConfigError(f"the batch sizes are {list(batches)}; they must be 1 or more")
-    runs: list[tuple[int, Array, Array]] = []
+    chunks: list[Array] = []
     start = 0
-    while start < len(images) or len(runs) < len(batches):
-        batch = batches[len(runs) % len(batches)]
-        chunk = np.ascontiguousarray(np.take(images.images, range(start, start + batch), axis=0, mode="wrap"))
-        runs.append((batch, artifact(chunk), reference(chunk)))
+    while start < len(images) or len(chunks) < len(batches):
+        batch = batches[len(chunks) % len(batches)]
+        chunks.append(take_around(images.images, start, batch))
         start += batch
-    finite = all(got.shape == want.shape and np.isfinite(got).all() and np.isfinite(want).all() for _, got, want in runs)
+    runs = run_all((artifact, reference), chunks)
+    finite = all(got.shape == want.shape and np.isfinite(got).all() and np.isfinite(want).all() for got, want in runs)
     common: dict[str, Any] = {
         "subject": subject,
         "reference": reference_is,
@@ -258,9 +258,10 @@ def measure_artifact(
             accuracy_drop_error_points=None,
             better_order=None,
         )
-    got, want = (np.concatenate([run[side] for run in runs]).astype(np.float64) for side in (1, 2))
+    got, want = (np.concatenate([run[side] for run in runs]).astype(np.float64) for side in (0, 1))
     errors, scale = np.abs(got - want).max(1), float(np.abs(want).max())
-    of_batch = np.repeat([run[0] for run in runs], [run[0] for run in runs])
+    sizes = [len(chunk) for chunk in chunks]
+    of_batch = np.repeat(sizes, sizes)
     by_batch = {batch: _relative(float(errors[of_batch == batch].max()), scale) for batch in common["batches"]}
     cosines = _cosines(got, want)
     first, expected = got.argmax(1)[: len(images)], want.argmax(1)[: len(images)]

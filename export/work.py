@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,8 @@ from growtas.export.labelled import LabelledImages
 from growtas.export.manifest import write_manifest
 from growtas.export.onnx import INPUT, OUTPUT
 from growtas.export.options import ExportOptions
-from growtas.export.parity import Logits, ParityReport, gate_batches, run_gate
+from growtas.export.parity import ParityReport, gate_batches, run_gate
+from growtas.export.running import Logits, remembering
 from growtas.export.source import Source
 from growtas.export.standalone import load_module, module_name, write_module
 from growtas.export.verify import verify_artifact
@@ -76,9 +76,9 @@ class Work:
         self.stage("extracting the subnet")
         path = self.folder / f"{self.name}.safetensors"
         save_model(path, extract(self.supernet, self.source.subnet))
-        self.references = {SUPERNET: _remembering(self._supernet)}
+        self.references = {SUPERNET: remembering(self._supernet)}
         session = TorchSession(path, threads=1)
-        static = _remembering(session.run)
+        static = remembering(session.run)
         checked = self.check(static, path, "PyTorch", against=SUPERNET)
         self.references = {STATIC: static, **self.references}
         self.add(path, {**checked, "executed": True, "runtime": "torch", "module": self._module(path, session.model.architecture)})
@@ -246,16 +246,3 @@ class Work:
 def paths(artifacts: Iterable[Artifact]) -> list[Path]:
     """Where the artifacts lie."""
     return [artifact.path for artifact in artifacts]
-
-
-def _remembering(function: Logits) -> Logits:
-    """The function, computed once for the same images: every artifact's gate asks the references for the same batches."""
-    known: dict[bytes, Array] = {}
-
-    def remembered(images: Array) -> Array:
-        key = hashlib.sha256(images.tobytes()).digest()
-        if key not in known:
-            known[key] = function(images)
-        return known[key]
-
-    return remembered

@@ -65,7 +65,10 @@ class Session(Protocol):
         """Channels, height and width of the input."""
 
     def run(self, images: Array) -> Array:
-        """Logits ``(batch, num_classes)`` of images ``(batch, in_chans, height, width)``, both float32."""
+        """Logits ``(batch, num_classes)`` of images ``(batch, in_chans, height, width)``, both float32.
+
+        Several threads may call it at once; a session whose runtime can't do that lets them in one by one.
+        """
 
     def timer(self, images: Array) -> Timer:
         """A function that runs these images once and returns the milliseconds of the computation alone.

@@ -6,6 +6,7 @@ own, because a recorded graph keeps the addresses and shapes of the context that
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -91,6 +92,8 @@ class PlanSession:
         self._cache_file = runtime_cache
         self._runtime_config = self._configure()
         self._bindings: OrderedDict[tuple[int, ...], _Binding] = OrderedDict()
+        # A batch size has one set of buffers and one context.
+        self._one_at_a_time = threading.Lock()
 
     def _refuse_invalid(self, data: bytes) -> None:
         """TensorRT-RTX's own look at the plan's header, before the plan is loaded."""
@@ -138,6 +141,10 @@ class PlanSession:
 
     def run(self, images: Array) -> Array:
         """Logits of images; see :class:`growtas.export.backends.base.Session`."""
+        with self._one_at_a_time:
+            return self._run(images)
+
+    def _run(self, images: Array) -> Array:
         binding = self._binding(images)
         with self._cuda.on_stream():
             binding.place(images)

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +81,7 @@ class OpenVINOSession:
             self._compiled = ov.Core().compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise CheckpointError(f"{what}: OpenVINO can't compile it ({_reason(error)})") from None
-        self._request = self._compiled.create_infer_request()
+        self._request, self._one_at_a_time = self._compiled.create_infer_request(), threading.Lock()
         self._places = {name: place for place, output in enumerate(self._compiled.outputs) for name in output.get_names()}
         self.info = RuntimeInfo(
             runtime=NAME,
@@ -101,14 +102,16 @@ class OpenVINOSession:
 
     def run(self, images: Array) -> Array:
         """Logits of images; see :class:`growtas.export.backends.base.Session`."""
-        result = self._request.infer([np.ascontiguousarray(images, self._dtype)], share_inputs=True, share_outputs=True)
-        # A copy: the next run writes over the request's own memory.
-        return np.array(result[0], np.float32)
+        with self._one_at_a_time:
+            result = self._request.infer([np.ascontiguousarray(images, self._dtype)], share_inputs=True, share_outputs=True)
+            # A copy: the next run writes over the request's own memory.
+            return np.array(result[0], np.float32)
 
     def run_named(self, images: Array, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Several outputs of one run; see :class:`growtas.export.backends.base.NamedOutputs`."""
-        result = self._request.infer([np.ascontiguousarray(images, self._dtype)], share_inputs=True, share_outputs=True)
-        return {name: np.array(result[self._places[name]]) for name in names}
+        with self._one_at_a_time:
+            result = self._request.infer([np.ascontiguousarray(images, self._dtype)], share_inputs=True, share_outputs=True)
+            return {name: np.array(result[self._places[name]]) for name in names}
 
     def timer(self, images: Array) -> Timer:
         """A timed run on inputs that are set before; see :class:`growtas.export.backends.base.Session`."""

@@ -29,6 +29,7 @@ from growtas.sampling import sample_batch, sample_feasible
 from tests.benchmarks import models
 from tests.benchmarks.deployed import IMAGE, deployed
 from tests.benchmarks.evaluation import evaluation, evaluation_of_photographs
+from tests.benchmarks.exporting import export_time
 from tests.benchmarks.feeding import data_loading
 from tests.benchmarks.memory import peak_bytes
 from tests.benchmarks.steps import MAC_RATIO, training
@@ -127,6 +128,7 @@ def plan_memory(folder: Path) -> Iterator[Entry]:
     """Activation memory and size of plans for SM86 from the TensorRT-RTX builder; uses the graphs of :func:`onnx_runtime`."""
     builder = TensorRTRTXBuilder()
     _name_linears(folder / "deit.onnx")
+    seconds: list[float] = []
     for precision in ("fp32", "fp16", "int8"):
         files = {name: folder / f"{name}.onnx" for name in ("growtas", "deit")}
         if precision != "fp32":
@@ -137,11 +139,14 @@ def plan_memory(folder: Path) -> Iterator[Entry]:
         sizes: list[float] = []
         for batch in (1, 8, 64):
             plans = {name: builder.build(path, ("sm86",), max_batch=batch, precision=precision) for name, path in files.items()}
+            seconds.append(plans["growtas"].seconds)
             ours, theirs = (plan.activation_memory_bytes or 0 for plan in plans.values())
             title = f"plan for sm86, {precision}, activation memory at batch {batch}, growtas / DeiT-T"
             yield Entry(title, ours / theirs, 1.10, f"{ours:,} and {theirs:,} bytes")
             sizes = [len(plan.data) / (plan.weights_memory_bytes or 1) for plan in plans.values()]
         yield Entry(f"plan for sm86, {precision}, bytes / weights' bytes", sizes[0], 1.3, f"DeiT-T's {sizes[1]:.2f}, batch 64")
+    each = " ".join(f"{value:.1f}" for value in seconds)
+    yield Entry("compile a plan for sm86, slowest, seconds / 20 s", max(seconds) / 20, 1.0, f"fp32, fp16, int8 by batch: {each}")
 
 
 def _name_linears(path: Path) -> None:
@@ -181,6 +186,7 @@ def entries() -> Iterator[Entry]:
         yield from onnx_runtime(Path(name))
         yield from plan_memory(Path(name))
         yield from deployed(Path(name), _export)
+    yield from export_time()
     yield from attention_layer()
     yield from training_memory()
     yield from data_loading()

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+import onnxslim
 import pytest
 import torch
+from onnx import helper
 
 from growtas.errors import BuildError, ConfigError, OutputError
 from growtas.export import onnx as export_onnx_module
+from growtas.export.deploy import deployable
 from growtas.export.onnx import export_onnx, read_input_shape
 from growtas.nn.extract import extract
 from growtas.nn.vit import VisionTransformer
@@ -67,6 +72,60 @@ def test_nothing_but_the_batch_size_is_computed_from_shapes(onnx_file: Path) -> 
     operators = [node.op_type for node in onnx.load(onnx_file).graph.node]
     assert operators.count("Shape") <= 1
     assert not {"Range", "Where", "ConstantOfShape", "NonZero", "Loop", "If", "Cast"} & set(operators)
+
+
+def test_tracing_once_gives_what_the_exporters_two_passes_give(tmp_path: Path) -> None:
+    space = load_space("micro").replace(depth=(2,))
+    model = extract(random_supernet(space), space.largest)
+    info = export_onnx(model, tmp_path / "once.onnx")
+    size = space.image_size
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            deployable(model),
+            (torch.zeros(2, 3, size, size),),
+            dynamo=True,
+            opset_version=20,
+            dynamic_shapes=({0: batch},),
+            verbose=False,
+        )
+    assert program is not None
+    twice = onnxslim.slim(program.model_proto)
+    assert info.operators == dict(Counter(node.op_type for node in twice.graph.node))
+
+
+def _sizes(last: list[int], end: int = 1) -> onnx.GraphProto:
+    """``b`` as a list of one, made by way of a number; read by an Expand."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["sizes"], start=0, end=end),
+        helper.make_node("Squeeze", ["sizes"], ["number"]),
+        helper.make_node("Reshape", ["number", "last"], ["list"]),
+        helper.make_node("Expand", ["one", "list"], ["y"]),
+    ]
+    ends = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None]) for name in "xy")
+    given, made = ends
+    constants = [onnx.numpy_helper.from_array(np.array(last, np.int64), "last")]
+    constants.append(onnx.numpy_helper.from_array(np.ones(1, np.float32), "one"))
+    return helper.make_graph(nodes, "g", [given], [made], constants)
+
+
+def test_a_size_is_no_number_in_between() -> None:
+    graph = _sizes([-1])
+    export_onnx_module._keep_sizes_as_lists(graph)
+    assert [(node.op_type, *node.input) for node in graph.node] == [("Shape", "x"), ("Expand", "one", "sizes")]
+    assert [constant.name for constant in graph.initializer] == ["one"]
+    session = onnxruntime.InferenceSession(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9).SerializeToString()
+    )
+    assert session.run(None, {"x": np.zeros(5, np.float32)})[0].shape == (5,)
+
+
+def test_other_shapes_are_left_alone() -> None:
+    for graph in (_sizes([1, 1]), _sizes([-1], end=2)):
+        before = graph.SerializeToString()
+        export_onnx_module._keep_sizes_as_lists(graph)
+        assert graph.SerializeToString() == before
 
 
 def test_the_file_says_nothing_of_the_machine_that_made_it(onnx_file: Path) -> None:

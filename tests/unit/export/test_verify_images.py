@@ -78,7 +78,7 @@ def test_data_that_were_named_must_be_usable(run: Run) -> None:
 def test_large_networks_take_fewer_images() -> None:
     assert images_for(7_000_000) == images_for(7_000_000, "fp16") == 512
     assert images_for(7_000_000, "int8") == 2000
-    assert images_for(1_300_000_000, "int8") == images_for(1_300_000_000)
+    assert 300 < images_for(1_300_000_000, "int8") < 400
     assert 100 < images_for(1_300_000_000) < 200
     assert images_for(17_000_000_000) == 48
 
