@@ -30,8 +30,8 @@ Block = tuple[int, float]
 def random_network(architecture: Architecture, seed: int = 0) -> Any:
     """A static ViT whose every parameter is random, as in a trained one.
 
-    Equal tensors are kept once in an exported file: a freshly initialised network holds less, and is faster. The same seed gives the
-    same weights.
+    Equal tensors are kept once in an exported file: a freshly initialised network holds less, and is faster. The same seed gives
+    the same weights.
     """
     import torch
 
