@@ -14,8 +14,8 @@ from growtas.export.images import gate_images
 from growtas.runs import Run
 
 MOST_IMAGES, MOST_IMAGES_COARSE, FEWEST_IMAGES = 512, 2000, 48
-# An artifact and its reference take about 35 ms each for an image of 1.3 GMACs on one core: 123 images of it are 9 s of one core.
-_MACS_BUDGET, _MACS_BUDGET_COARSE = 160_000_000_000, 400_000_000_000
+# An artifact and its reference take about 35 ms each for an image of 1.3 GMACs on one core: 101 images of it are 7 s of one core.
+_MACS_BUDGET, _MACS_BUDGET_ROUNDED = 130_000_000_000, 450_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +51,16 @@ class LabelledImages:
 def images_for(macs: int, precision: str = "fp32") -> int:
     """How many images a verification takes by default: 512 of a small network, fewer of a large one, 48 at least.
 
-    In int8 and fp8 it is up to 2,000, and more than twice as many of a large network: images change sides in both directions there,
-    and only many of them tell a loss of half a point from chance.
+    In fp32 no image may change sides, so few tell. In other precisions it is three times as many of a large network, where one that
+    does should be less than the 0.3 points that may be lost; and in int8 and fp8 up to 2,000: images change sides in both
+    directions there, and only many of them tell a loss of half a point from chance.
 
     Args:
         macs: multiplications and additions of one image.
         precision: of the artifact.
     """
-    coarse = precision in ("int8", "fp8")
-    most, budget = (MOST_IMAGES_COARSE, _MACS_BUDGET_COARSE) if coarse else (MOST_IMAGES, _MACS_BUDGET)
+    most = MOST_IMAGES_COARSE if precision in ("int8", "fp8") else MOST_IMAGES
+    budget = _MACS_BUDGET if precision == "fp32" else _MACS_BUDGET_ROUNDED
     return max(FEWEST_IMAGES, min(most, budget // max(macs, 1)))
 
 
