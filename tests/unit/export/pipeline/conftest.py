@@ -1,0 +1,29 @@
+"""A run to export from; plans are the fake builder's, and every network goes through the exporter once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from growtas.export import pipeline
+from growtas.export.backends.fake import FakePlanBuilder
+from growtas.runs import Run
+from tests.export_helpers import add_search, export_once, make_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = make_run(tmp_path)
+    add_search(run, device="a10")
+    return run
+
+
+@pytest.fixture(autouse=True)
+def fake_builder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "choose_builder", lambda **options: (FakePlanBuilder(), ("sm86",)))
+
+
+@pytest.fixture(autouse=True)
+def quick_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "export_onnx", export_once)

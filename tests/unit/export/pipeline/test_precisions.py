@@ -1,0 +1,113 @@
+"""Precisions, ends and formats beside ONNX, through the whole export."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+
+from growtas.data import test_set as open_test_set
+from growtas.errors import CheckpointError, ParityError
+from growtas.export import labelled
+from growtas.export.backends import open_session
+from growtas.export.backends.base import is_installed
+from growtas.export.manifest import read_manifest
+from growtas.export.pipeline import ExportOptions, export_subnet
+from growtas.files import sha256
+from growtas.runs import Run
+
+
+def test_other_precisions_and_ends_are_verified_and_described(run: Run) -> None:
+    options = ExportOptions(precision="int8", preprocess=True, softmax=True, top_k=2, calibration_images=16, max_accuracy_drop=100)
+    made = export_subnet(run, dataclasses.replace(options, min_cosine=0.0, min_agreement=0.0, max_error=1.0))
+    names = [artifact.path.name for artifact in made]
+    assert names == [f"tiny-subnet.{end}" for end in ("safetensors", "onnx", "int8.onnx", "int8.pixels.onnx")]
+    low, pixels = made[2].manifest, made[3].manifest
+    assert (low["precision"], low["parity"], low["verification"]["passed"]) == ("int8", None, True)
+    assert low["conversion"]["calibration"] == {
+        "images": "16 images of the search split of digits",
+        "count": 16,
+        "method": "minmax",
+    }
+    assert (pixels["input"]["name"], pixels["input"]["dtype"], pixels["input"]["layout"]) == ("pixels", "uint8", "NHWC")
+    assert pixels["postprocess"]["outputs"] == ["logits", "probabilities", "top_scores", "top_classes"]
+    # What the files say themselves.
+    kinds = {node.op_type for node in onnx.load(made[2].path).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    with open_session(made[2].path) as plain, open_session(made[3].path) as whole:
+        levels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+        mean, std = (np.asarray(run.info["preprocess"][key], np.float32) for key in ("mean", "std"))
+        images = ((levels / np.float32(255) - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+        np.testing.assert_allclose(whole.run(levels), plain.run(np.ascontiguousarray(images)), rtol=1e-3, atol=1e-3)
+
+
+def test_coarse_precisions_are_verified_on_more_images(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelled, "MOST_IMAGES", 64)
+    options = ExportOptions(precision="int8", calibration_images=16, max_accuracy_drop=100, min_agreement=0.0, max_error=1.0)
+    made = export_subnet(run, dataclasses.replace(options, min_cosine=0.0))
+    counts = [artifact.manifest["verification"]["count"] for artifact in made]
+    assert counts[:2] == [64, 64]
+    assert counts[2] == min(2000, len(open_test_set(run))) > 64
+    asked = export_subnet(run, dataclasses.replace(options, min_cosine=0.0, images=32))
+    assert {artifact.manifest["verification"]["count"] for artifact in asked} == {32}
+
+
+def test_the_calibration_method_is_used_and_recorded(run: Run) -> None:
+    options = ExportOptions(precision="int8", calibration_images=16, max_accuracy_drop=100, min_agreement=0.0, max_error=1.0)
+    files = {}
+    for method in ("minmax", "percentile"):
+        loose = dataclasses.replace(options, min_cosine=0.0, images=32, calibration_method=method)
+        low = export_subnet(run, loose)[-1]
+        assert low.manifest["conversion"]["calibration"]["method"] == method
+        files[method] = low.path.read_bytes()
+    assert files["minmax"] != files["percentile"]
+
+
+def test_how_near_fp16_comes_to_its_end_is_recorded(run: Run) -> None:
+    half = export_subnet(run, ExportOptions(precision="fp16", calibration_images=16))[-1].manifest
+    assert half["half_range"]["tensors"] > 20
+    assert 0 < half["half_range"]["largest"] < 65504
+
+
+def test_layers_that_hurt_stay_high_and_are_said(run: Run) -> None:
+    notes: list[str] = []
+    options = ExportOptions(precision="int8", calibration_images=16, max_accuracy_drop=100, min_agreement=0.0, max_error=1.0)
+    as_is = export_subnet(run, dataclasses.replace(options, min_cosine=0.0))[-1].manifest
+    strict = (1 + as_is["verification"]["cosine_min"]) / 2
+    mixed = export_subnet(run, dataclasses.replace(options, min_cosine=strict), note=notes.append)[-1].manifest
+    assert mixed["verification"]["cosine_min"] >= strict > as_is["verification"]["cosine_min"]
+    assert mixed["sensitivity"]["kept"]
+    assert set(mixed["sensitivity"]["kept"]) <= set(mixed["conversion"]["kept"])
+    assert any(f"stay in fp32, or int8 would miss: {', '.join(mixed['sensitivity']['kept'])}" in note for note in notes)
+    with pytest.raises(ParityError, match=r"tiny-subnet\.int8\.onnx in ONNX Runtime: the worst cosine"):
+        export_subnet(run, dataclasses.replace(options, min_cosine=strict, keep="none"))
+
+
+@pytest.mark.parametrize("preprocess", [False, True])
+def test_an_int8_ir_is_run_in_openvino(run: Run, preprocess: bool) -> None:
+    if not is_installed("openvino"):
+        pytest.skip("openvino is not installed")
+    options = ExportOptions(format="openvino", precision="int8", preprocess=preprocess, calibration_images=16, images=64)
+    loose = dataclasses.replace(options, max_accuracy_drop=100, min_cosine=0.0, min_agreement=0.0, max_error=1.0)
+    last = export_subnet(run, loose)[-1]
+    manifest = last.manifest
+    assert (last.path.suffix, manifest["precision"], manifest["runtime"]) == (".xml", "int8", "openvino")
+    assert manifest["executed"] is True
+    assert manifest["verification"]["passed"] is True
+    assert 1e-6 < manifest["verification"]["relative_error"] < 0.3
+    assert 'element_type="i8"' in last.path.read_text()
+
+
+def test_formats_beside_onnx(run: Run) -> None:
+    if not is_installed("openvino"):
+        pytest.skip("openvino is not installed")
+    made = export_subnet(run, ExportOptions(format="program,openvino"))
+    assert [artifact.path.suffix for artifact in made] == [".safetensors", ".pt2", ".onnx", ".xml"]
+    assert all(artifact.manifest["verification"]["passed"] for artifact in made)
+    (weights,) = made[-1].manifest["artifact"]["companions"]
+    assert sha256(run.path / "export" / weights["file"]) == weights["sha256"]
+    (run.path / "export" / weights["file"]).write_bytes(b"others")
+    with pytest.raises(CheckpointError, match=r"tiny-subnet\.bin is not the one"):
+        read_manifest(made[-1].path)
