@@ -231,7 +231,7 @@ class PlanSession:
             execute()
         self._cuda.synchronize()
         launch = self._cuda.record(execute) if self._cuda_graph and not self._is_rtx else execute
-        return _Binding(self._input, host, device, launch)
+        return _Binding(self._input, host, device, launch, context)
 
     def __enter__(self) -> PlanSession:
         return self
@@ -251,8 +251,10 @@ class _Binding:
     """Buffers of one batch size, and what enqueues its execution."""
 
     def __init__(
-        self, input_: str, host: dict[str, torch.Tensor], device: dict[str, torch.Tensor], launch: Callable[[], None]
+        self, input_: str, host: dict[str, torch.Tensor], device: dict[str, torch.Tensor], launch: Callable[[], None], context: Any
     ) -> None:
+        # A recorded graph holds the addresses of the context's scratch memory, but not the context.
+        self._context = context
         self._host_input, self._device_input = host.pop(input_), device.pop(input_)
         self.host_outputs, self._device_outputs, self.launch = host, device, launch
 

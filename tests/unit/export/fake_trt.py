@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import enum
+import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -113,9 +114,12 @@ class _Context:
     def execute_async_v3(self, handle: int) -> bool:
         self.clock.calls.append(f"execute on {handle}")
         addresses, batch = dict(self.addresses), self.shape[0]
+        # As in CUDA, a recorded graph uses the context's memory without keeping it.
+        clock, alive = self.clock, weakref.ref(self)
 
         def run() -> None:
-            self.clock.now += 5
+            assert alive() is not None, "the context of a recorded graph was freed"
+            clock.now += 5
             images = _view(addresses["images"], (batch, *IMAGE))
             sums = images.reshape(batch, -1).sum(axis=1)
             _view(addresses["logits"], (batch, NUM_LOGITS))[:] = sums[:, None] * np.arange(1, NUM_LOGITS + 1)
