@@ -79,6 +79,7 @@ def export_subnet(
             source=source,
             options=options,
             folder=staged,
+            out=out,
             name=options.stem(run.space.name),
             images=images,
             labelled=labelled,

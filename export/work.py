@@ -13,6 +13,7 @@ import torch
 
 from growtas.checkpoint import save_model
 from growtas.costs import count_costs
+from growtas.export.arranged import check_arranged
 from growtas.export.backends import open_session
 from growtas.export.backends.base import Array, PlanBuilder, Shapes
 from growtas.export.backends.pytorch import TorchSession
@@ -50,7 +51,7 @@ class Work:
     Attributes:
         source: the subnet and the checkpoint.
         options: what was asked for.
-        folder: where files are made; ``name`` is theirs without suffix.
+        folder: where files are made; ``out`` is where they will lie, and ``name`` is theirs without suffix.
         images: for the strict gate of fp32.
         labelled: the images that artifacts of a precision are verified on; coarse ones need more.
         supernet: whose weights the subnet takes.
@@ -61,6 +62,7 @@ class Work:
     source: Source
     options: ExportOptions
     folder: Path
+    out: Path
     name: str
     images: GateImages
     labelled: Callable[[str], LabelledImages]
@@ -123,11 +125,13 @@ class Work:
         """The plan, compiled from a checked ONNX file; run and compared where a GPU of a target is at hand."""
         self.stage(f"compiling a plan for {', '.join(targets)}")
         shapes = Shapes(opt=self.options.opt_batch, max=self.options.max_batch)
-        plan = builder.build(onnx, targets, profile=shapes, precision=precision)
+        plan = builder.build(onnx, targets, profile=shapes, precision=precision, cache_dir=self.out)
         path = onnx.with_suffix(".plan")
         with replacing(path) as temporary:
             temporary.write_bytes(plan.data)
         why_not = builder.why_not_runnable(targets)
+        self.stage("checking what the plan is compiled from")
+        arranged = check_arranged(plan, onnx, self.images, max_batch=self.options.max_batch)
         compiled_from = next(made.manifest for made in self.made if made.path == onnx)
         content = {
             # Without a run of the plan, what was checked of the ONNX file stands for what was compiled, and says so.
@@ -151,6 +155,7 @@ class Work:
                     "file": onnx.name,
                     "sha256": sha256(onnx),
                     **{key: compiled_from.get(key) for key in ("parity", "verification", "executed", "not_executed_because")},
+                    "arranged": arranged,
                 },
             },
         }

@@ -191,6 +191,7 @@ class BuiltPlan:
         batches: smallest, tuned for, largest.
         inspection: what was found, as JSON data; see :mod:`growtas.export.backends.nvinspect`. None where nothing looked.
         timing_cache: file name of the cache that the build read and wrote; None without one.
+        graph: the ONNX graph that was compiled, where it isn't the file as it is but one that computes the same, serialised.
     """
 
     data: bytes = field(repr=False)
@@ -205,6 +206,7 @@ class BuiltPlan:
     batches: Shapes = Shapes()
     inspection: dict[str, object] | None = None
     timing_cache: str | None = None
+    graph: bytes | None = field(default=None, repr=False)
 
 
 class PlanBuilder(Protocol):

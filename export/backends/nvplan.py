@@ -49,9 +49,11 @@ def build_plan(
         BuildError: the parser or the compiler refused the graph, or it isn't in the precision asked for.
     """
     start = time.perf_counter()
-    graphs = plan_graphs(onnx)
+    file, graphs = onnx.read_bytes(), plan_graphs(onnx)
     plans = [
-        _compile(trt, onnx, graph, targets, options, runtime, configure, timing_cache)
+        replace(
+            _compile(trt, onnx, graph, targets, options, runtime, configure, timing_cache), graph=None if graph == file else graph
+        )
         for graph in (graphs[:1] if runtime == "tensorrt" else graphs)
     ]
     best = min(plans, key=lambda plan: plan.activation_memory_bytes or 0)

@@ -62,6 +62,7 @@ def test_the_line_as_typed(cli: Cli, run: Run) -> None:
     assert manifest["precision"] == "fp16"
     assert manifest["plan"]["inspection"]["products"].keys() == {"fp16"}
     assert manifest["plan"]["compiled_from"]["verification"]["passed"] is True
+    assert manifest["plan"]["compiled_from"]["arranged"]["parity"]["passed"] is True
     # The ONNX file computes what the supernet computes, on the run's own test images.
     images = open_test_set(run).images(0, 8)
     with torch.no_grad():
