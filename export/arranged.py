@@ -6,12 +6,13 @@ A plan that can't run here has no numbers but the file's, and these say nothing 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from growtas.errors import CheckpointError
 from growtas.export.backends import open_session
-from growtas.export.backends.base import BuiltPlan
+from growtas.export.backends.base import Array, BuiltPlan
 from growtas.export.backends.onnxruntime import OnnxRuntimeSession
 from growtas.export.images import GateImages
 from growtas.export.parity import DEFAULT_TOLERANCE, run_gate
@@ -20,14 +21,17 @@ TOLERANCES = {"fp32": DEFAULT_TOLERANCE, "fp16": 1e-2, "int8": 5e-2, "fp8": 5e-2
 """Largest relative error that passes: both hold the same weights, so it is rounding (AutoFormer-T's: 3e-7, 1e-4, 2e-3, 4e-3)."""
 
 
-def check_arranged(plan: BuiltPlan, onnx: Path, images: GateImages, *, max_batch: int) -> dict[str, Any] | None:
+def check_arranged(
+    plan: BuiltPlan, onnx: Path, images: GateImages, *, max_batch: int, feed: Callable[[Array], Any] = lambda images: images
+) -> dict[str, Any] | None:
     """Compare the graph that a plan was compiled from with its ONNX file.
 
     Args:
         plan: with its ``graph``.
         onnx: the file, which is checked itself.
-        images: float images, as the file takes them.
+        images: normalised images.
         max_batch: as of :func:`growtas.export.parity.gate_batches`.
+        feed: makes of images what the file takes.
 
     Returns:
         For the manifest: the graph's ``sha256``, and ``parity`` with the file, or None and why it was ``not_executed_because``.
@@ -47,8 +51,8 @@ def check_arranged(plan: BuiltPlan, onnx: Path, images: GateImages, *, max_batch
         return {**found, "not_executed_because": str(error)}
     with arranged, file:
         report = run_gate(
-            arranged.run,
-            {onnx.name: file.run},
+            lambda batch: arranged.run(feed(batch)),
+            {onnx.name: lambda batch: file.run(feed(batch))},
             images.images,
             subject=f"the graph that the plan of {onnx.name} is compiled from",
             images_are=images.description,

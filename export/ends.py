@@ -110,10 +110,10 @@ def add_postprocess(
     proto = _load(onnx_in)
     graph = proto.graph
     if not softmax and top_k is None:
-        raise ConfigError("--postprocess has nothing to add; legal are softmax, top-k or both")
+        raise ConfigError("there is nothing to add after the logits; legal are --softmax, --top-k or both")
     name, element, classes, batch = _logits_output(graph, onnx_in)
     if top_k is not None and not 1 <= top_k <= classes:
-        raise ConfigError(f"top-k is {top_k}; the model has {classes} classes, so it must be from 1 to {classes}")
+        raise ConfigError(f"--top-k is {top_k}; the model has {classes} classes, so it must be from 1 to {classes}")
     if class_names is not None and len(class_names) != classes:
         raise ConfigError(f"there are {len(class_names)} class names, and the model has {classes} classes")
     nodes: list[Any] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from growtas.checkpoint import load_supernet
 from growtas.costs import count_costs
+from growtas.errors import ConfigError
 from growtas.export.backends import open_session
 from growtas.export.backends.base import PlanBuilder
 from growtas.export.images import gate_images
@@ -52,6 +53,8 @@ def export_subnet(
     """
     formats = options.check().formats
     source = find_source(run, options.subnet, note)
+    if options.top_k is not None and options.top_k > run.space.num_classes:
+        raise ConfigError(f"--top-k is {options.top_k}; the model has {run.space.num_classes} classes")
     precision = _precision(options, source)
     planned: tuple[PlanBuilder, tuple[str, ...]] | None = None
     if "trt" in formats:
@@ -121,10 +124,13 @@ def _make(work: Work, formats: tuple[str, ...], precision: str, planned: tuple[P
         # For a GPU what surrounds quantised layers is half as well: attention is one kernel then, and for Turing TensorRT-RTX has
         # no other products.
         onnx = convert_precision(work, onnx, precision, "fp32" if planned is None else "fp16")
-    if planned is not None:
-        work.export_plan(*planned, onnx, precision)
+    plain = onnx
     if work.options.preprocess or work.options.softmax or work.options.top_k:
         onnx = add_ends(work, onnx, precision)
+    if planned is not None:
+        if work.options.resize:
+            work.note("the plan takes normalised images of the model's size; only the ONNX file resizes pixels")
+        work.export_plan(*planned, plain if work.options.resize else onnx, precision)
     if "openvino" in formats:
         export_ir(work, onnx, precision)
 

@@ -32,21 +32,21 @@ def add_ends(work: Work, onnx: Path, precision: str) -> Path:
     names = work.source.run.info.get("class_names")
     source = onnx
     if options.softmax or options.top_k:
-        content["postprocess"] = add_postprocess(source, path, softmax=options.softmax, top_k=options.top_k, class_names=names)
-        source = path
-    if not options.preprocess:
+        # Not the file itself where pixels come before it: resizing is put in front a second time, below.
+        source = onnx.with_name(f"{onnx.stem}.with-outputs.onnx") if options.preprocess else path
+        content["postprocess"] = add_postprocess(onnx, source, softmax=options.softmax, top_k=options.top_k, class_names=names)
+    if options.preprocess:
+        content["input"] = add_preprocess(source, path, record)
+    made = next(each.manifest for each in work.made if each.path == onnx)
+    checked: dict[str, Any] = {key: made.get(key) for key in ("parity", "verification", "not_executed_because")}
+    if made["executed"]:
         with open_session(path, threads=1) as session:
-            checked = work.check(session.run, path, "ONNX Runtime", precision=precision)
-        work.add(path, {**checked, **content, "executed": True, "runtime": "onnxruntime"}, precision=precision)
-        return path
-    plain = source
-    entry = add_preprocess(plain, path, record)
-    with open_session(path, threads=1) as session:
-        checked = _check_pixels(work, session, path, "ONNX Runtime", precision)
+            check = check_pixels if options.preprocess else Work.check_session
+            checked = check(work, session, path, "ONNX Runtime", precision)
     if options.resize:
         # The graph was verified on pixels of its own size; what resizing adds is compared with the evaluation's on its own.
-        entry = add_preprocess(plain, path, record, resize=True)
-    work.add(path, {**checked, **content, "input": entry, "executed": True, "runtime": "onnxruntime"}, precision=precision)
+        content["input"] = add_preprocess(source, path, record, resize=True)
+    work.add(path, {**checked, **content, "executed": made["executed"], "runtime": "onnxruntime"}, precision=precision)
     return path
 
 
@@ -60,14 +60,14 @@ def export_ir(work: Work, onnx: Path, precision: str) -> None:
     made = next(each.manifest for each in work.made if each.path == onnx)
     with open_session(path, threads=1) as session:
         if made["input"]["dtype"] == "uint8":
-            checked = _check_pixels(work, session, path, "OpenVINO", precision)
+            checked = check_pixels(work, session, path, "OpenVINO", precision)
         else:
             checked = work.check(session.run, path, "OpenVINO", precision=precision)
     content: dict[str, Any] = {key: made[key] for key in ("input", "postprocess") if key in made}
     work.add(path, {**checked, **content, "executed": True, "runtime": "openvino"}, precision=precision)
 
 
-def _check_pixels(work: Work, session: Session, path: Path, runtime: str, precision: str) -> dict[str, Any]:
+def check_pixels(work: Work, session: Session, path: Path, runtime: str, precision: str) -> dict[str, Any]:
     """Compare what takes pixels with the references on the images that these pixels are."""
     from growtas.export.ends import pixels_of
 

@@ -15,7 +15,7 @@ from growtas.checkpoint import save_model
 from growtas.costs import count_costs
 from growtas.export.arranged import check_arranged
 from growtas.export.backends import open_session
-from growtas.export.backends.base import Array, PlanBuilder, Shapes
+from growtas.export.backends.base import Array, PlanBuilder, Session, Shapes
 from growtas.export.backends.pytorch import TorchSession
 from growtas.export.images import GateImages
 from growtas.export.labelled import LabelledImages
@@ -123,6 +123,9 @@ class Work:
 
     def export_plan(self, builder: PlanBuilder, targets: tuple[str, ...], onnx: Path, precision: str) -> None:
         """The plan, compiled from a checked ONNX file; run and compared where a GPU of a target is at hand."""
+        from growtas.export.ends import pixels_of
+        from growtas.export.variants import check_pixels
+
         self.stage(f"compiling a plan for {', '.join(targets)}")
         shapes = Shapes(opt=self.options.opt_batch, max=self.options.max_batch)
         plan = builder.build(onnx, targets, profile=shapes, precision=precision, cache_dir=self.out)
@@ -131,9 +134,12 @@ class Work:
             temporary.write_bytes(plan.data)
         why_not = builder.why_not_runnable(targets)
         self.stage("checking what the plan is compiled from")
-        arranged = check_arranged(plan, onnx, self.images, max_batch=self.options.max_batch)
         compiled_from = next(made.manifest for made in self.made if made.path == onnx)
+        takes_pixels = compiled_from["input"]["dtype"] == "uint8"
+        feed = (lambda images: pixels_of(images, self.source.run.info["preprocess"])) if takes_pixels else (lambda images: images)
+        arranged = check_arranged(plan, onnx, self.images, max_batch=self.options.max_batch, feed=feed)
         content = {
+            **{key: compiled_from[key] for key in ("input", "postprocess") if key in compiled_from},
             # Without a run of the plan, what was checked of the ONNX file stands for what was compiled, and says so.
             "parity": None,
             "verification": None,
@@ -163,7 +169,8 @@ class Work:
         if why_not is None:
             self.stage("checking the plan against PyTorch")
             with open_session(path, runtime=builder.name) as session:
-                checked = self.check(session.run, path, builder.name, precision=precision)
+                check = check_pixels if takes_pixels else Work.check_session
+                checked = check(self, session, path, builder.name, precision)
             self.made.pop()
             self.add(path, {**content, **checked}, precision=precision)
 
@@ -214,6 +221,10 @@ class Work:
             consequence="nothing was exported",
         )
         return {"parity": parity and parity.to_dict(), "verification": verification.to_dict()}
+
+    def check_session(self, session: Session, path: Path, runtime: str, precision: str) -> dict[str, Any]:
+        """:meth:`check` of what takes normalised images."""
+        return self.check(session.run, path, runtime, precision=precision)
 
     def add(self, path: Path, content: Mapping[str, Any], *, precision: str = "fp32") -> None:
         """Write an artifact's manifest, and count it as made."""

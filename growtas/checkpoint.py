@@ -23,7 +23,11 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[st
     """Write tensors and JSON metadata to one safetensors file, atomically."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
+        # The library's files are for their owner alone; these are for whoever may read what else the process writes.
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(state, temporary, {"growtas": json.dumps(metadata or {})})
+        temporary.chmod(mode)
 
 
 def load_tensors(path: str | Path, what: str = "checkpoint") -> tuple[dict[str, Tensor], dict[str, Any]]:

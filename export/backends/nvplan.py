@@ -17,7 +17,6 @@ from growtas.export.backends.base import BuildOptions, BuiltPlan
 from growtas.export.backends.nvinfer import Module, capturing_logger, last_error, parser_error, reported_bytes
 from growtas.export.backends.nvinspect import inspect_network, require_precision
 from growtas.export.caches import TimingCache
-from growtas.export.onnx import INPUT, read_input_shape
 from growtas.export.precision.layouts import plan_graphs
 
 
@@ -86,9 +85,12 @@ def _compile(
     _set_flags(trt, config, options)
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
-    image, batches = read_input_shape(onnx), options.batches
+    given, batches = network.get_input(0), options.batches
+    image = tuple(given.shape)[1:]
+    if min(image) < 1:
+        raise BuildError(f"{onnx.name}: height and width of its input are free, and a plan's are fixed; export it without --resize")
     profile = builder.create_optimization_profile()
-    profile.set_shape(INPUT, (batches.min, *image), (batches.opt, *image), (batches.max, *image))
+    profile.set_shape(given.name, (batches.min, *image), (batches.opt, *image), (batches.max, *image))
     if config.add_optimization_profile(profile) < 0:
         raise BuildError(f"{onnx.name}: {runtime} takes no batches {batches.min} to {batches.max} ({last_error(logger)})")
     if timing_cache is not None:

@@ -30,12 +30,35 @@ def plan_graphs(path: Path) -> list[bytes]:
     except (BuildError, CheckpointError):
         # The compiler says what is wrong.
         return [path.read_bytes()]
+    numbers_first(proto)
     patches_as_rows(proto)
     if fuse_attention(proto, joined=True):
         # In fp32 both arrangements need the same.
         return [proto.SerializeToString()]
     graphs = [proto.SerializeToString()]
     return [*graphs, proto.SerializeToString()] if gather_values(proto) else [path.read_bytes()]
+
+
+def numbers_first(proto: Any) -> int:
+    """Make numbers of pixels before their layout changes, in place; returns how often. TensorRT casts uint8, but moves none."""
+    import onnx
+
+    pixels = {value.name for value in proto.graph.input if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8}
+    instead: dict[str, Any] = {}
+    for node in proto.graph.node:
+        readers = [reader for reader in proto.graph.node if node.output[0] in reader.input]
+        if node.op_type == "Transpose" and node.input[0] in pixels and [reader.op_type for reader in readers] == ["Cast"]:
+            # The tensor between the two keeps its name.
+            moved, cast = (onnx.NodeProto.FromString(each.SerializeToString()) for each in (node, readers[0]))
+            cast.input[0], cast.output[0] = node.input[0], node.output[0]
+            moved.input[0], moved.output[0] = node.output[0], readers[0].output[0]
+            instead |= {node.output[0]: cast, readers[0].output[0]: moved}
+            known = [value for value in proto.graph.value_info if value.name != node.output[0]]
+            proto.graph.ClearField("value_info")
+            proto.graph.value_info.extend(known)
+    if instead:
+        replace_nodes(proto, [instead.get(node.output[0], node) for node in proto.graph.node])
+    return len(instead) // 2
 
 
 def patches_as_rows(proto: Any) -> int:

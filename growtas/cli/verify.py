@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def verify(
     artifacts: Annotated[
         list[Path] | None,
-        typer.Argument(help="Files (.onnx, .safetensors, .xml, .plan); by default all in the run's export folder."),
+        typer.Argument(help="Files (.onnx, .safetensors, .pt2, .xml, .plan); by default all in the run's export folder."),
     ] = None,
     run: Annotated[
         Path | None, typer.Option(help="Run folder; by default the one that the first file lies in, or the newest in ./runs.")

@@ -49,3 +49,9 @@ def test_one_kind_is_not_taken_for_another(tmp_path, supernet):
         load_supernet(tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match="no such supernet checkpoint"):
         load_supernet(tmp_path / "none.safetensors")
+
+
+def test_files_are_readable_for_whom_other_files_are(tmp_path, supernet):
+    save_supernet(tmp_path / "supernet.safetensors", supernet)
+    (tmp_path / "other").write_text("")
+    assert (tmp_path / "supernet.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode

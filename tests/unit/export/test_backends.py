@@ -14,7 +14,9 @@ from growtas.export.backends.fake import FakePlanBuilder
 from growtas.export.backends.onnxruntime import OnnxRuntimeSession
 from growtas.export.backends.tensorrt import TensorRTBuilder
 from growtas.export.backends.tensorrt_rtx import TARGETS, TensorRTRTXBuilder
+from growtas.export.ends import add_postprocess, add_preprocess
 from growtas.export.images import noise
+from growtas.export.precision import convert
 from growtas.nn.vit import VisionTransformer
 from tests.export_helpers import needs_rtx, without_gpu
 
@@ -98,6 +100,25 @@ def test_a_plan_is_built_without_a_gpu(onnx_file: Path, targets: tuple[str, ...]
     assert 0 < plan.weights_memory_bytes < 10 * onnx_file.stat().st_size
     assert plan.activation_memory_bytes is not None
     assert plan.activation_memory_bytes > 0
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_plan_takes_pixels_and_gives_the_best_classes(onnx_file: Path, precision: str, tmp_path: Path) -> None:
+    record = {"image_size": 16, "in_chans": 3, "mean": [0.4] * 3, "std": [0.3] * 3, "interpolation": "bicubic", "crop_pct": 1.0}
+    path = tmp_path / "whole.onnx"
+    if precision == "fp16":
+        convert(onnx_file, path, "fp16", calibration=noise(4, (3, 16, 16)), calibration_are="noise")
+    add_postprocess(onnx_file if precision == "fp32" else path, path, softmax=True, top_k=2, class_names=None)
+    add_preprocess(path, path, record)
+    plan = TensorRTRTXBuilder().build(path, ("sm86", "sm120"), max_batch=8, precision=precision)
+    assert b"pixels" in plan.data
+    assert b"top_classes" in plan.data
+    # Any height and width: a plan has fixed ones.
+    add_postprocess(onnx_file, path, softmax=True, top_k=2, class_names=None)
+    add_preprocess(path, tmp_path / "free.onnx", {**record, "crop_pct": 0.9}, resize=True)
+    with pytest.raises(BuildError, match=r"free\.onnx: (height and width of its input are free|tensorrt-rtx can't parse)"):
+        TensorRTRTXBuilder().build(tmp_path / "free.onnx", ("sm86",), max_batch=2)
 
 
 @needs_rtx

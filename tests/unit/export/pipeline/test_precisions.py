@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import onnx
@@ -111,3 +112,36 @@ def test_formats_beside_onnx(run: Run) -> None:
     (run.path / "export" / weights["file"]).write_bytes(b"others")
     with pytest.raises(CheckpointError, match=r"tiny-subnet\.bin is not the one"):
         read_manifest(made[-1].path)
+
+
+def test_a_plan_has_the_ends_that_were_asked_for(run: Run) -> None:
+    options = ExportOptions(format="trt", precision="fp32", target="sm86", preprocess=True, top_k=2, images=32)
+    made = export_subnet(run, options)
+    assert [artifact.path.name for artifact in made][-2:] == ["tiny-subnet.pixels.onnx", "tiny-subnet.pixels.plan"]
+    onnx_, plan = made[-2].manifest, made[-1].manifest
+    assert plan["input"] == onnx_["input"]
+    assert plan["postprocess"] == onnx_["postprocess"]
+    assert plan["plan"]["compiled_from"]["file"] == "tiny-subnet.pixels.onnx"
+    notes: list[str] = []
+    made = export_subnet(run, dataclasses.replace(options, resize=True), note=notes.append)
+    assert made[-1].path.name == "tiny-subnet.plan"
+    assert made[-1].manifest["input"]["dtype"] == "float32"
+    assert "the plan takes normalised images of the model's size; only the ONNX file resizes pixels" in notes
+
+
+def test_resizing_and_the_best_classes_go_together(run: Run) -> None:
+    made = export_subnet(run, ExportOptions(preprocess=True, resize=True, softmax=True, top_k=2, images=32))[-1]
+    assert made.manifest["input"]["resize"] is True
+    with open_session(made.path) as session:
+        pixels: Any = np.random.default_rng(0).integers(0, 256, (2, 30, 20, 3), np.uint8)
+        found = session.run_named(pixels, ["probabilities", "top_scores"])  # type: ignore[attr-defined]
+    np.testing.assert_allclose(np.sort(found["probabilities"])[:, :-3:-1], found["top_scores"], rtol=1e-6)
+
+
+def test_ends_around_what_can_not_be_run_are_written_and_say_so(run: Run) -> None:
+    low, whole = export_subnet(run, ExportOptions(precision="bf16", preprocess=True, softmax=True, images=32))[-2:]
+    for each in (low, whole):
+        assert (each.manifest["executed"], each.manifest["verification"]) == (False, None)
+        assert "nothing in bf16" in each.manifest["not_executed_because"]
+    assert whole.path.name == "tiny-subnet.bf16.pixels.onnx"
+    assert [value.name for value in onnx.load(whole.path).graph.output] == ["logits", "probabilities"]

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from growtas.export.backends.base import is_installed
+from growtas.export.ends import add_preprocess
 from growtas.export.precision import convert
 from growtas.export.precision.graph import load_graph
-from growtas.export.precision.layouts import gather_values, patches_as_rows, plan_graphs
+from growtas.export.precision.layouts import gather_values, numbers_first, patches_as_rows, plan_graphs
 from tests.unit.export.precision.test_attention import exported, run
 
 BLOCKS = [(3, 2.0), (2, 1.0)]
@@ -114,3 +116,22 @@ def test_the_plan_that_needs_less_memory_is_kept(tmp_path: Path, monkeypatch: py
         return plan.activation_memory_bytes
 
     assert needed(graphs) == min(needed([graph]) for graph in graphs)
+
+
+RECORD = {"image_size": 16, "in_chans": 3, "mean": [0.4] * 3, "std": [0.3] * 3, "interpolation": "bicubic", "crop_pct": 1.0}
+
+
+def test_pixels_become_numbers_before_they_are_moved(onnx_file: Path, tmp_path: Path) -> None:
+    add_preprocess(onnx_file, tmp_path / "pixels.onnx", RECORD)
+    proto = onnx.load(tmp_path / "pixels.onnx")
+    assert numbers_first(proto) == 1
+    assert [node.op_type for node in proto.graph.node][:2] == ["Cast", "Transpose"]
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    graphs = [(tmp_path / "pixels.onnx").read_bytes(), proto.SerializeToString(), *plan_graphs(tmp_path / "pixels.onnx")]
+    sessions = [onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]) for graph in graphs]
+    want, *others = (np.asarray(session.run(["logits"], {"pixels": pixels})[0]) for session in sessions)
+    assert len(others) == 2
+    for got in others:
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    # Where there are no pixels there is nothing to do.
+    assert numbers_first(onnx.load(onnx_file)) == 0
