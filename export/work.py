@@ -138,7 +138,7 @@ class Work:
         takes_pixels = compiled_from["input"]["dtype"] == "uint8"
         feed = (lambda images: pixels_of(images, self.source.run.info["preprocess"])) if takes_pixels else (lambda images: images)
         arranged = check_arranged(plan, onnx, self.images, max_batch=self.options.max_batch, feed=feed)
-        content = {
+        content: dict[str, Any] = {
             **{key: compiled_from[key] for key in ("input", "postprocess") if key in compiled_from},
             # Without a run of the plan, what was checked of the ONNX file stands for what was compiled, and says so.
             "parity": None,
