@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class Feed:
         mean, std: of the run's images, ``(1, channels, 1, 1)``.
         own_mean, own_std: what the artifact's manifest says.
         pixels: the artifact takes uint8 pixels ``(batch, height, width, channels)`` and normalises them itself.
-        margin: pixels on each side that a graph which resizes and crops would cut off.
+        margin: pixels that a graph which resizes and crops would cut off, before and after the image on either axis.
     """
 
     mean: Array
@@ -34,14 +35,13 @@ class Feed:
     own_mean: Array
     own_std: Array
     pixels: bool
-    margin: int = 0
+    margin: tuple[int, int] = (0, 0)
 
     def images(self, images: Array) -> NDArray[Any]:
         """The artifact's input for images ``(batch, channels, height, width)``."""
         if self.pixels:
             levels = _levels(images, self.mean, self.std).transpose(0, 2, 3, 1)
-            edge = (self.margin, self.margin)
-            return np.ascontiguousarray(np.pad(levels, ((0, 0), edge, edge, (0, 0)), mode="edge"))
+            return np.ascontiguousarray(np.pad(levels, ((0, 0), self.margin, self.margin, (0, 0)), mode="edge"))
         if np.array_equal(self.mean, self.own_mean) and np.array_equal(self.std, self.own_std):
             return images
         return np.ascontiguousarray((images * self.std + self.mean - self.own_mean) / self.own_std, np.float32)
@@ -87,14 +87,23 @@ def feed_of(path: Path, manifest: Mapping[str, Any], preprocess: Mapping[str, An
         return values
 
     taken = manifest.get("input") or {}
-    size, margin = int(preprocess["image_size"]), 0
-    if taken.get("resize"):
-        margin = max(0, (int(size / float(preprocess.get("crop_pct") or 1.0)) - size) // 2)
     return Feed(
         mean=plane(preprocess, "mean"),
         std=plane(preprocess, "std"),
         own_mean=plane(own, "mean"),
         own_std=plane(own, "std"),
         pixels=taken.get("dtype") == "uint8",
-        margin=margin,
+        margin=_margin(preprocess) if taken.get("resize") else (0, 0),
     )
+
+
+def _margin(preprocess: Mapping[str, Any]) -> tuple[int, int]:
+    """What has to lie around an image so that the graph's resizing finds nothing to do, and its crop is the image.
+
+    As :func:`growtas.export.resizing.resize_nodes` has it: the sides rounded down, the corner half to even. An odd number of pixels
+    is one more on one side; left out, every pixel would be resampled.
+    """
+    size = int(preprocess["image_size"])
+    both = max(0, math.floor(size / float(preprocess.get("crop_pct") or 1.0)) - size)
+    before = round(both / 2)
+    return before, both - before

@@ -16,7 +16,7 @@ from growtas.export.bisect import Bisection, bisect_artifact, bisect_onnx
 from growtas.export.feed import Feed, feed_of
 from growtas.export.images import sample_photographs
 from growtas.export.intermediates import HalfRange, check_half_range
-from growtas.export.labelled import LabelledImages, images_for, labelled_images
+from growtas.export.labelled import LabelledImages, images_for, labelled_images, spread
 from growtas.export.manifest import manifest_path, read_manifest
 from growtas.export.references import Reference, References, check_hash, runtime_of
 from growtas.export.running import one_thread
@@ -168,7 +168,7 @@ class _Work:
                 return dataclasses.replace(finding, not_run_because=str(error))
             return dataclasses.replace(finding, problem=str(error))
         if self.options.bisect:
-            finding = self._bisect(finding, feed, images.images[:_BISECT_IMAGES], reference)
+            finding = self._bisect(finding, feed, spread(images.images, _BISECT_IMAGES), reference)
         return finding
 
     def _measure(
@@ -204,7 +204,7 @@ class _Work:
         finding = dataclasses.replace(finding, verification=verification, problem=verification.summary or None)
         if path.suffix == ".onnx" and finding.precision != "fp32":
             try:
-                found = check_half_range(path, feed.images(images.images[:_RANGE_IMAGES]), subject=path.name)
+                found = check_half_range(path, feed.images(spread(images.images, _RANGE_IMAGES)), subject=path.name)
                 finding = dataclasses.replace(finding, half_range=found)
             except ParityError as error:
                 finding = dataclasses.replace(finding, problem=str(error))

@@ -48,6 +48,11 @@ class LabelledImages:
         return len(self.images)
 
 
+def spread(images: Array, count: int) -> Array:
+    """At most ``count`` of the images, evenly spaced: they are often sorted by class, and the first ones show one class only."""
+    return np.ascontiguousarray(images[np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)])
+
+
 def images_for(macs: int, precision: str = "fp32") -> int:
     """How many images a verification takes by default: 512 of a small network, fewer of a large one, 48 at least.
 

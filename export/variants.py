@@ -11,6 +11,7 @@ from growtas.errors import DataError, ParityError
 from growtas.export.backends import open_session
 from growtas.export.backends.base import Array, Session
 from growtas.export.intermediates import check_half_range
+from growtas.export.labelled import spread
 from growtas.export.options import KEEP_AUTO
 from growtas.export.work import STATIC, Work
 
@@ -127,7 +128,7 @@ def convert_precision(work: Work, onnx: Path, precision: str, rest: str = "fp32"
 def _check_in_onnxruntime(work: Work, path: Path, precision: str) -> dict[str, Any]:
     # What overflows on a GPU need not do so here, where ONNX Runtime computes much of fp16 in fp32. It comes first: where an
     # overflow moves the logits as well, it is the reason.
-    few = np.ascontiguousarray(work.labelled(precision).images[:_RANGE_IMAGES])
+    few = spread(work.labelled(precision).images, _RANGE_IMAGES)
     found = check_half_range(path, few, subject=path.name, consequence="nothing was exported")
     with open_session(path, threads=1) as session:
         checked = work.check(session.run, path, "ONNX Runtime", precision=precision)
@@ -146,7 +147,7 @@ def _mixed(
     """Look for the layers that have to stay in fp32; ``path`` is then the file that passes."""
     from growtas.export.precision.sensitivity import RANKING_IMAGES, find_sensitive
 
-    few = np.ascontiguousarray(work.labelled(precision).images[:RANKING_IMAGES])
+    few = spread(work.labelled(precision).images, RANKING_IMAGES)
     want = work.references[STATIC](few)
 
     def error(candidate: Path) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 from growtas.errors import BuildError
 from growtas.export.backends.base import Array
+from growtas.export.labelled import spread
 from growtas.export.precision.convert import PrecisionInfo, convert
 
 RANKING_IMAGES = 32
@@ -70,7 +71,7 @@ def find_sensitive(
     Raises:
         BuildError, ConfigError, OutputError: as the conversion.
     """
-    few = None if calibration is None else calibration[:RANKING_IMAGES]
+    few = None if calibration is None else spread(calibration, RANKING_IMAGES)
     errors: dict[str, float] = {}
     for number, layer in enumerate(layers):
         on_layer(number, len(layers))

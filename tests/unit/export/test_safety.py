@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,17 @@ import numpy as np
 import pytest
 
 from growtas.errors import CheckpointError, DeviceError, GrowtasError
-from growtas.export import safety
+from growtas.export import pipeline, safety
 from growtas.export.backends import fake, nvinfer, open_session, plans
 from growtas.export.backends.fake import FakeMachine, FakePlanBuilder
 from growtas.export.bench import BenchOptions, bench
 from growtas.export.images import noise
-from growtas.export.manifest import manifest_path, write_manifest
+from growtas.export.manifest import manifest_path, read_manifest, write_manifest
 from growtas.export.safety import check_plan
+from growtas.export.targets import parse_targets
+from growtas.files import write_json
+from growtas.subnet import Subnet
+from tests.export_helpers import Cli, add_search, export_once, make_run
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +35,11 @@ def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_plan(folder: Path, onnx: Path, *, built_for: tuple[str, ...] = ("sm86", "sm89"), **changes: Any) -> Path:
-    """A fake plan with its manifest; ``changes`` replace parts of the manifest's ``plan``."""
-    built = FakePlanBuilder().build(onnx, built_for, max_batch=4)
-    path = folder / "m.plan"
+    """A fake plan with its manifest in a run's export folder; ``changes`` replace parts of the manifest's ``plan``."""
+    built = FakePlanBuilder().build(onnx, built_for, max_batch=8)
+    path = folder / "tiny-run" / "export" / "tiny-subnet.plan"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path.parent.parent / "run.json", {})
     path.write_bytes(built.data)
     plan = {
         "runtime": built.runtime,
@@ -42,7 +49,7 @@ def write_plan(folder: Path, onnx: Path, *, built_for: tuple[str, ...] = ("sm86"
         "settings": built.settings,
         **changes,
     }
-    write_manifest(path, {"precision": built.precision, "source": {"run": "tiny-run"}, "plan": plan})
+    write_manifest(path, {"precision": built.precision, "space": "tiny", "source": {"run": "tiny-run"}, "plan": plan})
     return path
 
 
@@ -68,7 +75,7 @@ def test_what_was_hashed_is_what_is_loaded(tmp_path: Path, onnx_file: Path) -> N
     assert checked.sha256 == json.loads(manifest_path(path).read_text())["artifact"]["sha256"]
 
 
-REBUILD = "build it anew: growtas export tiny-run --format trt --target "
+REBUILD = r"build it anew: growtas export \S+/tiny-run --format trt --target "
 
 
 @pytest.mark.parametrize(
@@ -117,7 +124,9 @@ def test_a_manifest_of_another_plan_is_refused(tmp_path: Path, onnx_file: Path) 
 def test_a_plan_without_a_manifest_is_refused_unless_trusted(tmp_path: Path, onnx_file: Path) -> None:
     path = write_plan(tmp_path, onnx_file)
     manifest_path(path).unlink()
-    with pytest.raises(CheckpointError, match=r"m\.plan\.json is missing; export it again \(growtas export RUN --format trt\)"):
+    with pytest.raises(
+        CheckpointError, match=r"tiny-subnet\.plan\.json is missing; export it again \(growtas export RUN --format trt\)"
+    ):
         open_session(path)
     with open_session(path, runtime="fake", trusted=True) as session:
         assert session.run(noise(1, (3, 16, 16))).shape == (1, 10)
@@ -192,6 +201,97 @@ def test_the_rebuild_line_keeps_the_precision(tmp_path: Path, onnx_file: Path, m
         open_session(path)
 
 
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The real command line in an empty folder, with the fake builder and a quick exporter behind it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "choose_builder", lambda **asked: (FakePlanBuilder(), parse_targets(asked["target"])))
+    monkeypatch.setattr(pipeline, "export_onnx", export_once)
+    return Cli(monkeypatch, capsys)
+
+
+OTHER = Subnet(24, (1, 2), (2.0, 2.0))
+EVERYTHING = "--precision fp16 --max-batch 4 --opt-batch 2 --subnet other.json --name mine --out made --min-agreement 0.5"
+
+
+@pytest.mark.parametrize(
+    ("options", "plan", "from_folder", "searched_since", "said"),
+    [
+        ("", "runs/my run/export/tiny-subnet.plan", ".", False, ""),
+        ("--opt-batch 8", "export/tiny-subnet.plan", "runs/my run", False, "--opt-batch 8"),
+        ("", "tiny-subnet.plan", "runs/my run/export", True, "--subnet tiny-subnet.plan.json"),
+        ("--max-batch 2 --tolerance 0.01", "runs/my run/export/tiny-subnet.plan", ".", False, "--max-batch 2 --tolerance 0.01"),
+        (
+            EVERYTHING,
+            "made/mine.fp16.plan",
+            ".",
+            False,
+            "--precision fp16 --max-batch 4 --opt-batch 2 --min-agreement 0.5 "
+            "--subnet made/mine.fp16.plan.json --name mine --out made",
+        ),
+        (EVERYTHING, "../made/mine.fp16.plan", "elsewhere", False, None),
+        ("--precision fp16 --softmax --top-k 2", None, ".", False, None),
+        ("--preprocess", None, ".", False, None),
+    ],
+)
+def test_the_rebuild_line_makes_the_same_plan(
+    tmp_path: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    options: str,
+    plan: str | None,
+    from_folder: str,
+    searched_since: bool,
+    said: str | None,
+) -> None:
+    """It is taken from the message and typed: where the plan was asked for, or, where the run is out of sight, beside runs/."""
+    run = make_run(tmp_path / "runs", name="my run")
+    add_search(run)
+    write_json("other.json", OTHER.to_dict())
+    (tmp_path / "elsewhere").mkdir()
+    code, out, err = cli("export", "runs/my run", "--format", "trt", "--target", "sm86", *shlex.split(options), "--json")
+    assert code == 0, err
+    made = next(Path(each["path"]).resolve() for each in json.loads(out)["artifacts"] if each["kind"] == "plan")
+    before = read_manifest(made)
+    if searched_since:
+        add_search(run, OTHER)
+    monkeypatch.setattr(fake, "MACHINE", FakeMachine(gpu="sm86", version="2.2"))
+    monkeypatch.chdir(from_folder)
+    with pytest.raises(DeviceError, match="built with fake 2.1, installed is 2.2; build it anew: ") as caught:
+        check_plan(plan or made)
+    words = shlex.split(str(caught.value).partition("build it anew: ")[2])
+    if said is not None:
+        assert " ".join(words).partition(" --target sm86")[2].strip() == said
+    if from_folder == "elsewhere":
+        monkeypatch.chdir(tmp_path)
+    made.unlink()
+    code, _, err = cli(*words[1:])
+    assert code == 0, err
+    assert words[:2] == ["growtas", "export"]
+    assert check_plan(made).sha256
+    after = read_manifest(made)
+    assert before is not None
+    assert after is not None
+    for key in ("precision", "subnet", "input", "output", "postprocess", "kind"):
+        assert after.get(key) == before.get(key), key
+    for key in ("runtime", "targets", "max_batch", "optimised_for_batch", "settings"):
+        assert after["plan"][key] == before["plan"][key], key
+    assert after["artifact"]["file"] == before["artifact"]["file"]
+    assert after["verification"]["thresholds"] == before["verification"]["thresholds"]
+
+
+def test_the_rebuild_line_points_nowhere_but_into_runs(tmp_path: Path, onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest came with the plan, from wherever that came from; what it says is quoted for a shell."""
+    path = write_plan(tmp_path, onnx_file)
+    manifest = json.loads(manifest_path(path).read_text())
+    manifest_path(path).write_text(json.dumps({**manifest, "source": {"run": "../../a; reboot"}}))
+    (path.parent.parent / "run.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fake, "MACHINE", FakeMachine(gpu="sm80", version="2.1"))
+    with pytest.raises(DeviceError, match="growtas export 'runs/a; reboot' --format trt --target sm80 --out "):
+        open_session(path)
+
+
 def test_bench_passes_through(tmp_path: Path, onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_plan(tmp_path, onnx_file, runtime="tensorrt-rtx", runtime_version="1.6.0")
     version_of(monkeypatch, "1.7.1")
@@ -219,7 +319,7 @@ def test_where_compiled_kernels_are_kept(tmp_path: Path, onnx_file: Path, monkey
     manifest_path(path).unlink()
     plans.open_plan(path, trusted=True)
     folders = [options["runtime_cache"] and options["runtime_cache"].path.parent for options in opened]
-    assert folders == [tmp_path, tmp_path / "caches", None, None]
+    assert folders == [path.parent, tmp_path / "caches", None, None]
     assert [options["cuda_graph"] for options in opened] == [True, True, False, True]
     key = opened[0]["runtime_cache"].key
     assert (key.kind, key.version, key.target, key.plan) == (
