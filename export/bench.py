@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from growtas.data.cache import cache_folder
-from growtas.errors import ConfigError, DeviceError, GrowtasError, MissingExtra, UsageError, choices
-from growtas.export.backends import SUFFIXES, nvinfer
+from growtas.errors import BuildError, ConfigError, GrowtasError, UsageError, choices
+from growtas.export.backends import SUFFIXES
 from growtas.export.backends.base import available_threads
 from growtas.export.benching import zoo
 from growtas.export.benching.entry import Entry
-from growtas.export.benching.inputs import DESCRIPTION, bench_images, bytes_moved
+from growtas.export.benching.inputs import DESCRIPTION, bytes_moved, fed_to
 from growtas.export.benching.limits import check_limit
 from growtas.export.benching.peaks import PeakMeter, weight_bytes
 from growtas.export.benching.power import Consumption, Metering
+from growtas.export.benching.prepare import check_plan, judge, with_graphs
 from growtas.export.benching.report import artifact_report, compared
 from growtas.export.benching.sessions import check_device, open_subject
 from growtas.export.benching.subjects import Subject, find_baseline, name_baseline, normalise, subjects_of
@@ -87,7 +86,8 @@ def bench(
 ) -> dict[str, Any]:
     """Measure artifacts against each other on this machine.
 
-    An artifact that can't run here (a plan without a GPU) is reported with its size and the activation memory from its manifest.
+    An artifact that can't run here (a plan without a GPU) is reported with its size and the activation memory from its manifest,
+    one that can't be loaded or fails in its first run with its error; the others are measured.
     A KeyboardInterrupt ends the measuring; what was measured until then is reported, with ``interrupted`` set.
 
     Args:
@@ -99,11 +99,10 @@ def bench(
         The report as JSON data; ``docs/bench.md`` has its fields.
 
     Raises:
-        CheckpointError: an artifact is absent, can't be loaded, or is not what its manifest says.
-        ConfigError: a batch above what a plan was built for.
+        CheckpointError: an artifact is absent, or is not what its manifest says.
         DeviceError: a device that isn't at hand.
-        MissingExtra: no artifact can run, and one for want of a package.
         UsageError: a file that is no artifact, the same twice, a runtime that takes none of them, or an unknown timm model.
+        GrowtasError: none of the artifacts can be measured; the first one's error, such as a :class:`~growtas.errors.MissingExtra`.
         KeyboardInterrupt: before anything was measured.
     """
     check_device(options.device)
@@ -125,19 +124,23 @@ def bench(
         note(f"other work is running here (load average {before['load_average_1min']:.1f}); expect the numbers to be disturbed")
     clocks_before = clocks()
     with contextlib.ExitStack() as stack:
-        exported = _with_graphs(subjects, stack, lambda what: step(what, 0, 1))
-        entries = [Entry(subject=subject) for subject in exported]
-        failures = [_load(entry, options, threads, stack) for entry in entries]
+        entries = with_graphs(subjects, stack, lambda what: step(what, 0, 1))
+        for entry in entries:
+            if entry.not_runnable_because is None:
+                _load(entry, options, threads, stack)
+        no_baseline_because = judge(entries, baseline, added, note)
         running = [entry for entry in entries if entry.session is not None]
-        if not running and (missing := next((error for error in failures if isinstance(error, MissingExtra)), None)):
-            raise missing
+        for entry in running:
+            if entry.fed is not None and (entry.fed.dtype != "float32" or entry.fed.any_size):
+                note(f"{entry.subject.label}: measured on images {entry.fed}")
         devices = list(dict.fromkeys(entry.device for entry in running))
         metering = Metering(devices)
         peaks = {device: PeakMeter(device, threads) for device in devices} if options.roofline else {}
         interrupted = _rounds(running, options, threads, peaks, metering, note, step)
         measured_peaks = {device: peak for device, meter in peaks.items() if (peak := meter.report())}
         report = [artifact_report(entry, options.batches, measured_peaks) for entry in entries]
-    compared(report, baseline.label if baseline else None)
+    compared_with = baseline.label if baseline and no_baseline_because is None else None
+    compared(report, compared_with)
     for artifact in report:
         artifact["limit"] = check_limit((artifact.pop("manifest") or {}).get("search"), artifact["results"])
     return {
@@ -154,7 +157,8 @@ def bench(
             "rounds": options.rounds,
             "seconds_per_artifact_and_batch": options.seconds,
             "runtimes": list(options.runtimes),
-            "baseline": baseline.label if baseline else None,
+            "baseline": compared_with,
+            "no_baseline_because": no_baseline_because,
             "device": options.device,
             "input": DESCRIPTION,
         },
@@ -162,57 +166,40 @@ def bench(
     }
 
 
-def _with_graphs(subjects: list[Subject], stack: contextlib.ExitStack, say: Callable[[str], None]) -> list[Subject]:
-    """The subjects, with timm models exported where a runtime needs their graph, and otherwise described."""
-    graphs: dict[str, tuple[Path, dict[str, Any]]] = {}
-    known = []
-    for subject in subjects:
-        if subject.timm is None:
-            known.append(subject)
-        elif not subject.needs_graph:
-            known.append(subject.known(None, zoo.describe(subject.timm)))
-        else:
-            if subject.timm not in graphs:
-                say(f"exporting {subject.name}")
-                cache = cache_folder()
-                folder = cache / "bench" if cache else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="growtas-")))
-                graphs[subject.timm] = zoo.exported(subject.timm, folder)
-            known.append(subject.known(*graphs[subject.timm]))
-    return known
-
-
-def _load(entry: Entry, options: BenchOptions, threads: int, stack: contextlib.ExitStack) -> GrowtasError | None:
-    """Load, place the images, compile; returns why the subject can't run here."""
-    subject = entry.subject
-    plan = (subject.manifest or {}).get("plan") or {}
-    if subject.path is not None and subject.path.suffix == ".plan":
-        targets = tuple(plan.get("targets") or ())
-        # Without a manifest nobody knows what it was built for: only trying tells.
-        entry.not_runnable_because = nvinfer.why_not_here(targets or (nvinfer.local_target() or "",))
-        if entry.not_runnable_because is not None:
-            return None
-        if max(options.batches) > plan.get("max_batch", max(options.batches)):
-            raise ConfigError(
-                f"{subject.path}: built for batches up to {plan['max_batch']}; --batch asks for {max(options.batches)}"
-            )
+def _load(entry: Entry, options: BenchOptions, threads: int, stack: contextlib.ExitStack) -> None:
+    """Load, place the images, compile, run once; an entry that can't is given the reason."""
+    subject, largest = entry.subject, max(options.batches)
     try:
-        opened = open_subject(subject, threads=threads, device=options.device, max_batch=max(options.batches))
-        session = stack.enter_context(opened)
-        for batch in options.batches:
-            images = bench_images(batch, session.image_shape, subject.manifest)
-            entry.timers[batch] = session.timer(images)
-            if (parts := getattr(session, "timer_parts", None)) is not None:
-                entry.parts[batch] = parts(images)
-            entry.samples[batch], entry.part_samples[batch], entry.power[batch] = [], [], Consumption()
-            entry.io_bytes[batch] = bytes_moved(images, _outputs(subject.manifest))
-    except (DeviceError, MissingExtra) as error:
-        entry.not_runnable_because = str(error)
-        return error
-    entry.session = session
+        check_plan(entry, largest)
+        if entry.not_runnable_because is None:
+            # What fails after it was loaded is closed at once: the others are measured without it in memory.
+            with contextlib.ExitStack() as own:
+                _open(entry, own, options, threads)
+                stack.enter_context(own.pop_all())
+    except GrowtasError as error:
+        entry.failed(error)
+    except (MemoryError, RuntimeError) as error:  # torch, OpenVINO and CUDA have no others
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        entry.failed(BuildError(f"{subject.label}: {subject.runtime} can't run it ({reason})"))
+
+
+def _open(entry: Entry, stack: contextlib.ExitStack, options: BenchOptions, threads: int) -> None:
+    subject, largest = entry.subject, max(options.batches)
+    opened = open_subject(subject, threads=threads, device=options.device, max_batch=largest, batches=options.batches)
+    session = stack.enter_context(opened)
+    entry.fed = fed_to(subject.path, subject.manifest, session)
+    for batch in options.batches:
+        images = entry.fed.images(batch)
+        entry.timers[batch] = session.timer(images)
+        entry.timers[batch]()
+        if (parts := getattr(session, "timer_parts", None)) is not None:
+            entry.parts[batch] = parts(images)
+        entry.samples[batch], entry.part_samples[batch], entry.power[batch] = [], [], Consumption()
+        entry.io_bytes[batch] = bytes_moved(images, _outputs(subject.manifest))
     if options.roofline:
         # A timm model in PyTorch is float32.
         entry.weight_bytes = weight_bytes(subject.path) if subject.path else 4 * int((subject.manifest or {})["params"])
-    return None
+    entry.session = session
 
 
 def _outputs(manifest: Mapping[str, Any] | None) -> int:

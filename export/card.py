@@ -77,8 +77,10 @@ def card(manifests: Sequence[Mapping[str, Any]], *, licence: str | None = None) 
 
 
 def _row(manifest: Mapping[str, Any]) -> str:
-    found = manifest.get("verification") or {}
+    found, stands_for = _verification(manifest), _compiled_from(manifest)
     ran = "yes" if manifest.get("executed") else f"no: {manifest.get('not_executed_because')}"
+    if stands_for is not None:
+        ran += f"; the numbers are those of `{stands_for['file']}`, which it was compiled from"
     cells = [
         f"`{manifest['artifact']['file']}`",
         manifest["precision"],
@@ -92,15 +94,32 @@ def _row(manifest: Mapping[str, Any]) -> str:
     return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"
 
 
+def _compiled_from(manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The verified file that a plan was compiled from, where its numbers stand for those of a plan that was not run."""
+    source: Mapping[str, Any] = (manifest.get("plan") or {}).get("compiled_from") or {}
+    return None if manifest.get("verification") or not source.get("verification") else source
+
+
+def _verification(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The numbers of a row; empty where there are none."""
+    return manifest.get("verification") or (_compiled_from(manifest) or {}).get("verification") or {}
+
+
 def _checked(manifests: Sequence[Mapping[str, Any]]) -> str:
+    """Which images the numbers are from: precisions are verified on different numbers of them."""
+    files: dict[str, list[str]] = {}
     for manifest in manifests:
-        found = manifest.get("verification")
+        found = _verification(manifest)
         if found:
             labels = (
-                "" if found["labelled"] else f" They have no labels ({found['unlabelled_because']}), so accuracies are unknown."
+                "" if found["labelled"] else f"; they have no labels ({found['unlabelled_because']}), so accuracies are unknown"
             )
-            return f"Measured on {found['images']}. The tolerances are in the manifests (`FILE.json`).{labels}"
-    return "Nothing was verified."
+            files.setdefault(f"{found['images']}{labels}", []).append(f"`{manifest['artifact']['file']}`")
+    if not files:
+        return "Nothing was verified."
+    lines = [f"- {', '.join(names)}: {images}." for images, names in files.items()]
+    said = "\n".join(["Measured on:", "", *lines])
+    return f"{said}\n\nThe tolerances are in the manifests (`FILE.json`)."
 
 
 def _latencies(manifest: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from growtas.errors import ConfigError, choices
+from growtas.export.labelled import MOST_IMAGES
 from growtas.export.onnx import DEFAULT_OPSET, OPSETS
 from growtas.export.parity import DEFAULT_TOLERANCE, gate_batches
 from growtas.export.precision import DEFAULT_METHOD, PRECISIONS
@@ -110,6 +111,8 @@ class ExportOptions:
             raise ConfigError("--resize goes with ONNX only; OpenVINO's IR takes pixels of one size (--preprocess alone)")
         if "openvino" in formats and self.precision not in (None, "fp32", "fp16", "int8"):
             raise ConfigError(f"--precision {self.precision} does not go with OpenVINO's IR; legal there are fp32, fp16 or int8")
+        if self.images is not None and self.images < 1:
+            raise ConfigError(f"--images is {self.images}; it must be 1 or more (by default up to {MOST_IMAGES})")
         if self.calibration_images < 1:
             raise ConfigError(f"--calibration-images is {self.calibration_images}; it must be 1 or more")
         if self.calibration_method not in METHODS:

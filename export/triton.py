@@ -22,6 +22,8 @@ PLATFORMS = {".onnx": "onnxruntime_onnx", ".plan": "tensorrt_plan"}
 KINDS = ("cpu", "gpu")
 LABELS, CONFIG, README, MANIFEST = "labels.txt", "config.pbtxt", "README.md", "manifest.json"
 VERSION = "1"
+_NO_KERNELS = "ONNX Runtime's CPU provider has no kernels for bf16"
+_LEGAL = "fp32, fp16, int8 or fp8, or a plan that TensorRT builds where a GPU is"
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "int64": "TYPE_INT64", "int32": "TYPE_INT32"}
 
 
@@ -30,6 +32,24 @@ class _Tensor:
     name: str
     type: str
     dims: tuple[int, ...]
+
+
+def check_triton(*, name: str, instances: int, max_delay_us: int, precision: str | None, plan_runtime: str | None) -> None:
+    """Find before an export what :func:`write_triton` would refuse after it.
+
+    Args:
+        name, instances, max_delay_us: as for :func:`write_triton`.
+        precision: of what is going to be exported, as far as it was named.
+        plan_runtime: what the plan will be for, where one is going to be built; any but ``tensorrt`` leaves the ONNX file to serve.
+
+    Raises:
+        ConfigError: one of them is out of range, or Triton could not load what is made.
+    """
+    _check_model(name, instances, max_delay_us)
+    if precision == "bf16" and plan_runtime != "tensorrt":
+        raise ConfigError(
+            f"--precision bf16 does not go with --triton: an ONNX file would be served, and {_NO_KERNELS}; legal are {_LEGAL}"
+        )
 
 
 def write_triton(
@@ -62,7 +82,7 @@ def write_triton(
         CheckpointError: the artifact is not what the manifest describes.
         ConfigError: an option is out of range.
         OutputError: the place can't be written, or holds something else.
-        UsageError: an artifact that Triton's backends don't load, a plan of TensorRT-RTX among them.
+        UsageError: an artifact that Triton's backends don't load, a plan of TensorRT-RTX or an ONNX file in bf16 among them.
     """
     repo, artifact = Path(repo), Path(artifact)
     if artifact.suffix not in PLATFORMS:
@@ -79,6 +99,8 @@ def write_triton(
     name = artifact.stem if name is None else name
     kind = ("gpu" if artifact.suffix == ".plan" else "cpu") if kind is None else kind
     _check(name, instances, kind, max_delay_us, preferred_batches, signature, artifact)
+    if kind == "cpu" and "bf16" in (manifest.get("precision"), (manifest.get("conversion") or {}).get("rest")):
+        raise UsageError(f"{artifact}: Triton could not load it, for {_NO_KERNELS}; legal are {_LEGAL}")
     folder = repo / name
     if folder.exists() and not (folder / CONFIG).is_file():
         raise OutputError(f"{folder}: holds something that is no Triton model, which is not written over")
@@ -118,19 +140,25 @@ def _check(
     signature: Signature,
     artifact: Path,
 ) -> None:
-    if not re.fullmatch(r"[\w-][\w.-]*", name, re.ASCII):
-        raise ConfigError(f"the model's name is {name!r}; it must be of letters, digits, dots, hyphens and underscores")
+    _check_model(name, instances, max_delay_us)
     if kind not in KINDS:
         raise ConfigError(f"the kind of the instances is {kind!r}; legal are {choices(KINDS)}")
     if kind == "cpu" and artifact.suffix == ".plan":
         raise ConfigError("the kind of the instances is 'cpu', and a TensorRT plan runs on a GPU alone; legal is gpu")
-    if not 1 <= instances <= 64:
-        raise ConfigError(f"instances is {instances}; it must be from 1 to 64")
-    if not 0 <= max_delay_us <= 10_000_000:
-        raise ConfigError(f"the largest delay is {max_delay_us} us; it must be from 0 to 10000000")
     for batch in preferred_batches:
         if not 1 <= batch <= signature.max_batch:
             raise ConfigError(f"a preferred batch is {batch}; the artifact was exported for 1 to {signature.max_batch}")
+
+
+def _check_model(name: str, instances: int, max_delay_us: int) -> None:
+    if not re.fullmatch(r"[\w-][\w.-]*", name, re.ASCII):
+        raise ConfigError(
+            f"the model's name is {name!r}; it must be of letters, digits, dots, hyphens and underscores (set it with --name)"
+        )
+    if not 1 <= instances <= 64:
+        raise ConfigError(f"--instances is {instances}; it must be from 1 to 64")
+    if not 0 <= max_delay_us <= 10_000_000:
+        raise ConfigError(f"--max-delay-us is {max_delay_us}; it must be from 0 to 10000000 microseconds")
 
 
 def _tensors(artifact: Path, signature: Signature) -> tuple[_Tensor, list[_Tensor]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from growtas.errors import DeviceError, choices
 from growtas.export.assembly import Assembler, export_graph, signature
 from growtas.export.backends import nvinfer
-from growtas.export.backends.base import PlanBuilder, RuntimeInfo, Session, is_installed
+from growtas.export.backends.base import PlanBuilder, RuntimeInfo, Session, Shapes, is_installed
 from growtas.export.images import noise
 from growtas.export.measure import TURN_ROUNDS, TURN_SECONDS, measure_in_turns
 from growtas.nn.architecture import Architecture
@@ -141,25 +141,30 @@ class ArchitectureTurns:
         return graph
 
 
-def plan_session(model: bytes, runtime: str, batch: int, folder: Path) -> Session:
+def plan_session(model: bytes, runtime: str, batch: int, folder: Path, *, precision: str = PRECISION) -> Session:
     """Compile an ONNX model for this machine's GPU and load it; the files are gone when this returns.
 
     Args:
         model: the ONNX file's bytes.
         runtime: ``tensorrt`` or ``tensorrt-rtx``.
-        batch: the largest batch that it takes.
+        batch: the largest batch that it takes, and the one that it is tuned for.
         folder: for the files.
+        precision: what most of the model's weights are multiplied in.
 
     Raises:
-        BuildError, CheckpointError: it can't be built or loaded.
-        DeviceError: no GPU.
+        BuildError, CheckpointError: it can't be built or loaded, or isn't in that precision.
+        DeviceError: no GPU, or one that the runtime or the precision isn't for.
         MissingExtra: the package is not installed.
     """
     from growtas.export.backends import open_session
 
+    target, builder = str(nvinfer.local_target()), _builder(runtime)
+    builder.check((target,), precision)
     onnx, plan = folder / "model.onnx", folder / "model.plan"
     onnx.write_bytes(model)
-    plan.write_bytes(_builder(runtime).build(onnx, (str(nvinfer.local_target()),), max_batch=batch).data)
+    # Kernels are chosen for one batch: a plan that is tuned for another says nothing about what this one can take.
+    built = builder.build(onnx, (target,), profile=Shapes(opt=batch, max=batch), precision=precision)
+    plan.write_bytes(built.data)
     try:
         return open_session(plan, runtime=runtime, trusted=True)
     finally:

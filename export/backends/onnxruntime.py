@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from growtas.errors import CheckpointError, DeviceError, MissingExtra
+from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtra, choices
 from growtas.export.backends.base import Array, RuntimeInfo, Timer, available_threads, is_installed
+
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(uint8)": "uint8"}
 
 
 class OnnxRuntimeSession:
@@ -41,11 +44,11 @@ class OnnxRuntimeSession:
         options.intra_op_num_threads = threads or available_threads()
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
+        self._name = "the model" if isinstance(path, bytes) else str(path)
         try:
             self._session = ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=[provider])
         except Exception as error:  # the runtime's exceptions share no base class
-            what = "the model" if isinstance(path, bytes) else str(path)
-            raise CheckpointError(f"{what}: ONNX Runtime can't load it ({_reason(error)})") from None
+            raise CheckpointError(f"{self._name}: ONNX Runtime can't load it ({_reason(error)})") from None
         self.output_names = tuple(output.name for output in self._session.get_outputs())
         self._input, self._output = self._session.get_inputs()[0], self.output_names[0]
         self._device = device
@@ -55,9 +58,30 @@ class OnnxRuntimeSession:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the input."""
-        channels, height, width = self._input.shape[1:]
-        return int(channels), int(height), int(width)
+        """Channels, height and width of the input, in its order; where they are free, of the size that the model was made for.
+
+        That size is in the ``preprocess`` of a file that growtas exported with its resizing.
+
+        Raises:
+            CheckpointError: the input is no batch of images, or nothing says of which size they are.
+        """
+        written = self._input.shape[1:]
+        fixed = [isinstance(size, int) and size > 0 for size in written]
+        size = 0 if all(fixed) else self._image_size()
+        if len(written) != 3 or not (all(fixed) or size):
+            raise CheckpointError(
+                f"{self._name}: its input is {list(self._input.shape)}, and nothing says of which size its images are; "
+                "legal are (batch, channels, height, width) and (batch, height, width, channels)"
+            )
+        first, second, third = (int(each if is_fixed else size) for each, is_fixed in zip(written, fixed, strict=True))
+        return first, second, third
+
+    def _image_size(self) -> int:
+        """Height and width that the file's own record of the preprocessing names; 0 without one."""
+        try:
+            return int(json.loads(self._session.get_modelmeta().custom_metadata_map["preprocess"])["image_size"])
+        except (KeyError, TypeError, ValueError):
+            return 0
 
     def run(self, images: Array) -> Array:
         """Logits of images; see :class:`growtas.export.backends.base.Session`."""
@@ -69,19 +93,29 @@ class OnnxRuntimeSession:
         return dict(zip(names, self._session.run(list(names), {self._input.name: images}), strict=True))
 
     def timer(self, images: Array) -> Timer:
-        """A timed run on bound inputs; see :class:`growtas.export.backends.base.Session`."""
+        """A timed run on bound inputs, in the type that the model takes; see :class:`growtas.export.backends.base.Session`.
+
+        Raises:
+            BuildError: by the function that is returned; ONNX Runtime can't run the model on these images.
+            CheckpointError: the model takes another type than images have.
+        """
         import onnxruntime as ort
 
+        if self._input.type not in _DTYPES:
+            raise CheckpointError(f"{self._name}: its input is {self._input.type}; images are {choices(_DTYPES.values())}")
         binding: Any = self._session.io_binding()
-        value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(images, np.float32), self._device, 0)
-        binding.bind_ortvalue_input(self._input.name, value)
+        placed = np.ascontiguousarray(images, _DTYPES[self._input.type])
+        binding.bind_ortvalue_input(self._input.name, ort.OrtValue.ortvalue_from_numpy(placed, self._device, 0))
         binding.bind_output(self._output, self._device, 0)
-        session = self._session
+        session, name = self._session, self._name
 
         def once() -> float:
             start = time.perf_counter_ns()
-            session.run_with_iobinding(binding)
-            binding.synchronize_outputs()
+            try:
+                session.run_with_iobinding(binding)
+                binding.synchronize_outputs()
+            except Exception as error:  # the runtime's exceptions share no base class
+                raise BuildError(f"{name}: ONNX Runtime can't run it ({_reason(error)})") from None
             return (time.perf_counter_ns() - start) / 1e6
 
         return once

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from growtas.errors import GrowtasError
 from growtas.export.backends.base import Session, Timer
+from growtas.export.benching.inputs import Fed
 from growtas.export.benching.power import Consumption
 from growtas.export.benching.subjects import Subject
 
@@ -16,6 +18,9 @@ class Entry:
     """One subject under measurement.
 
     Attributes:
+        not_runnable_because: why nothing is measured; None where ``session`` is open.
+        failure: the error that says so; None where no error did, as for a plan of a GPU that isn't at hand.
+        fed: what the session is fed.
         timers, samples: by batch; ``samples`` has a list of milliseconds for each round that is done.
         parts, part_samples: by batch, where the session tells host, transfer and device time apart.
         io_bytes: inputs and outputs of a run, by batch.
@@ -25,6 +30,8 @@ class Entry:
     subject: Subject
     session: Session | None = None
     not_runnable_because: str | None = None
+    failure: GrowtasError | None = None
+    fed: Fed | None = None
     timers: dict[int, Timer] = field(default_factory=dict)
     samples: dict[int, list[list[float]]] = field(default_factory=dict)
     parts: dict[int, Callable[[], Any]] = field(default_factory=dict)
@@ -33,6 +40,12 @@ class Entry:
     io_bytes: dict[int, int] = field(default_factory=dict)
     weight_bytes: int | None = None
     memory: dict[str, Any] | None = None
+
+    def failed(self, error: GrowtasError) -> None:
+        """Nothing is measured, for this reason."""
+        self.not_runnable_because, self.failure, self.fed = str(error), error, None
+        for kept in (self.timers, self.samples, self.parts, self.part_samples, self.power, self.io_bytes):
+            kept.clear()
 
     @property
     def device(self) -> str:

@@ -34,8 +34,7 @@ def artifact_report(entry: Entry, batches: Sequence[int], peaks: Mapping[str, di
         "precision": _precision(entry),
         "params": manifest.get("params"),
         "macs": manifest.get("macs"),
-        "image_shape": list(entry.session.image_shape) if entry.session else None,
-        "input_dtype": (manifest.get("input") or {}).get("dtype", "float32"),
+        **_input(entry, manifest),
         "verified": path is not None and subject.manifest is not None,
         "runnable": entry.session is not None,
         "not_runnable_because": entry.not_runnable_because,
@@ -46,6 +45,17 @@ def artifact_report(entry: Entry, batches: Sequence[int], peaks: Mapping[str, di
         "results": results,
         # For judging the limit; taken out before the report is given away.
         "manifest": entry.subject.manifest,
+    }
+
+
+def _input(entry: Entry, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What it was fed; of what can't run the type alone, as its manifest says it."""
+    fed = entry.fed
+    return {
+        "image_shape": list(fed.shape) if fed else None,
+        "image_layout": fed.layout if fed else None,
+        "any_image_size": fed.any_size if fed else None,
+        "input_dtype": fed.dtype if fed else (manifest.get("input") or {}).get("dtype", "float32"),
     }
 
 

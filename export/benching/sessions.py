@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -43,13 +43,17 @@ def check_device(device: str) -> None:
             raise DeviceError("--device cuda needs an NVIDIA GPU with a driver on this machine")
 
 
-def open_subject(subject: Subject, *, threads: int, device: str = "cpu", max_batch: int = 1) -> Session:
+def open_subject(
+    subject: Subject, *, threads: int, device: str = "cpu", max_batch: int = 1, batches: Sequence[int] = ()
+) -> Session:
     """Load a subject in its runtime.
 
     Args:
         threads: CPU threads.
         device: ``cpu`` or ``cuda``, for PyTorch and ONNX Runtime; plans run on a GPU in any case, OpenVINO on the CPU.
-        max_batch: the largest batch that a plan is compiled for, where an ONNX file is to run in TensorRT.
+        max_batch: the largest batch that is run.
+        batches: those that are run; ``max_batch`` alone if not given. Where an ONNX file is to run in TensorRT, a plan is compiled
+            for each, in the file's precision.
 
     Raises:
         BuildError, CheckpointError: it can't be built or loaded.
@@ -77,23 +81,14 @@ def open_subject(subject: Subject, *, threads: int, device: str = "cpu", max_bat
             return ModuleSession(deployable(loaded), shape, threads=threads, device=device, compiled=True)
         return TorchSession(path, threads=threads, device=device)
     if path.suffix == ".onnx" and runtime in _TENSORRT:
-        return _compiled_plan(path, runtime, max_batch)
+        from growtas.export.benching.compiled import compile_plans
+
+        return compile_plans(path, runtime, batches or (max_batch,), subject.manifest)
     if path.suffix == ".onnx" and runtime == "onnxruntime" and device == "cuda":
         from growtas.export.backends.onnxruntime import OnnxRuntimeSession
 
         return OnnxRuntimeSession(path, threads=threads, device=device)
     return open_session(path, threads=threads, runtime=runtime)
-
-
-def _compiled_plan(onnx: Path, runtime: str, max_batch: int) -> Session:
-    # Here, since it imports torch, whose memory a process that measures ONNX Runtime's must not have.
-    from growtas.export.backends import nvinfer
-    from growtas.export.turns import plan_session
-
-    if nvinfer.local_target() is None:
-        raise DeviceError("no NVIDIA GPU with a driver on this machine")
-    with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-        return plan_session(onnx.read_bytes(), runtime, max_batch, Path(folder))
 
 
 def require_compiler(device: str = "cpu") -> None:

@@ -10,7 +10,8 @@ import typer
 from growtas.cli.output import JsonOption, Spinner, console, note, print_json, print_table
 
 if TYPE_CHECKING:
-    from growtas.export.pipeline import Artifact
+    from growtas.export.pipeline import Artifact, ExportOptions
+    from growtas.runs import Run
 
 _PLAN, _PRECISION, _ENDS, _CHECKS, _SERVING = "Plans", "Precision", "Ends of the graph", "Checks", "Serving"
 
@@ -151,6 +152,7 @@ def export(
     if triton is not None:
         if "onnx" not in options.formats:
             raise ConfigError("--triton serves an ONNX file or a plan of TensorRT; add --format onnx")
+        _check_triton(found, options, instances=instances, max_delay_us=max_delay_us)
         ensure_writable(triton)
     with Spinner(hidden=json_) as stages:
         artifacts = export_subnet(found, options, note=note, stage=stages)
@@ -174,6 +176,22 @@ def export(
     _print(artifacts)
     if triton is not None:
         console().print(f"{served.path.name} is in the Triton repository: {model}", soft_wrap=True)
+
+
+def _check_triton(run: Run, options: ExportOptions, *, instances: int, max_delay_us: int) -> None:
+    """Refuse before any work what would be refused after it."""
+    from growtas.export.source import find_source
+    from growtas.export.targets import choose_builder
+    from growtas.export.triton import check_triton
+
+    options.check()
+    runtime = None
+    if options.precision == "bf16" and "trt" in options.formats:
+        searched = (find_source(run, options.subnet).search or {}).get("device")
+        builder, _ = choose_builder(target=options.target, device=options.device, searched_device=searched, precision="bf16")
+        runtime = builder.name
+    name = options.stem(run.space.name)
+    check_triton(name=name, instances=instances, max_delay_us=max_delay_us, precision=options.precision, plan_runtime=runtime)
 
 
 def _served(artifacts: list[Artifact]) -> Artifact:

@@ -246,9 +246,10 @@ def _race(folder, start, answers):
 
 
 def test_processes_may_race_for_an_entry(folder, cache):
-    fork = multiprocessing.get_context("fork")
-    start, answers = fork.Barrier(4), fork.Queue()
-    racers = [fork.Process(target=_race, args=(folder, start, answers)) for _ in range(4)]
+    # Not by a fork of this process, whose threads (of torch, of ONNX Runtime) a child would wait for in vain.
+    spawn = multiprocessing.get_context("spawn")
+    start, answers = spawn.Barrier(4), spawn.Queue()
+    racers = [spawn.Process(target=_race, args=(folder, start, answers)) for _ in range(4)]
     for racer in racers:
         racer.start()
     got = [answers.get(timeout=60) for _ in racers]

@@ -11,7 +11,7 @@ import pytest
 from growtas.checkpoint import save_model
 from growtas.errors import BuildError, CheckpointError, ConfigError, MissingExtra, UsageError
 from growtas.export import bench as bench_module
-from growtas.export.backends import open_session
+from growtas.export.backends import nvinfer, open_session
 from growtas.export.backends.fake import FakeSession
 from growtas.export.bench import BenchOptions, bench, find_artifacts
 from growtas.export.benching.limits import check_limit
@@ -224,7 +224,7 @@ def test_a_changed_artifact_is_not_even_loaded(tmp_path: Path, fakes: dict[str, 
 
 
 def test_a_batch_beyond_a_plan_is_refused(tmp_path: Path, fakes: dict[str, FakeSession], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_module.nvinfer, "why_not_here", lambda targets: None)
+    monkeypatch.setattr(nvinfer, "why_not_here", lambda targets: None)
     (tmp_path / "m.plan").write_bytes(b"plan")
     write_manifest(tmp_path / "m.plan", {"plan": {"targets": ["sm86"], "max_batch": 2}})
     with pytest.raises(ConfigError, match="built for batches up to 2; --batch asks for 3"):

@@ -84,6 +84,49 @@ def test_what_nobody_said_or_measured_is_called_so(made: Path) -> None:
         assert said in text
 
 
+def row(text: str, name: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| `{name}`")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_every_row_says_which_images_it_is_from(made: Path) -> None:
+    """int8 is verified on more images; a plan that was not run has the numbers of the file that it was compiled from."""
+    first = described()
+    coarse = {**first["verification"], "images": "359 test images of digits", "accuracy": 0.79, "top1_agreement": 0.95}
+    unlabelled = {**coarse, "images": "9 crops", "labelled": False, "unlabelled_because": "no data", "accuracy": None}
+    manifests = [write_manifest(made, first)]
+    for name, changes in (
+        ("tiny.int8.onnx", {"precision": "int8", "verification": coarse}),
+        ("tiny.fp16.onnx", {"precision": "fp16", "verification": unlabelled}),
+        ("tiny.bf16.onnx", {"precision": "bf16", "verification": None, "executed": False, "not_executed_because": "no kernels"}),
+        (
+            "tiny.int8.plan",
+            {
+                "precision": "int8",
+                "verification": None,
+                "executed": False,
+                "not_executed_because": "no GPU",
+                "plan": {"compiled_from": {"file": "tiny.int8.onnx", "verification": coarse}},
+            },
+        ),
+        ("tiny.bf16.plan", {"verification": None, "plan": {"compiled_from": {"file": "tiny.bf16.onnx", "verification": None}}}),
+    ):
+        path = Path(shutil.copy(made, made.with_name(name)))
+        manifests.append(write_manifest(path, described(**changes)))
+    text = card(manifests)
+    lines = text.splitlines()
+    assert "- `tiny.onnx`: 200 test images of digits." in lines
+    assert "- `tiny.int8.onnx`, `tiny.int8.plan`: 359 test images of digits." in lines
+    assert "- `tiny.fp16.onnx`: 9 crops; they have no labels (no data), so accuracies are unknown." in lines
+    assert row(text, "tiny.int8.plan")[3:7] == row(text, "tiny.int8.onnx")[3:7] == ["79.00 %", "82.50 %", "95.00 %", "2.0e-07"]
+    assert row(text, "tiny.int8.plan")[7] == "no: no GPU; the numbers are those of `tiny.int8.onnx`, which it was compiled from"
+    assert row(text, "tiny.int8.onnx")[7] == "yes"
+    for name in ("tiny.bf16.onnx", "tiny.bf16.plan"):
+        assert row(text, name)[3:7] == ["not measured"] * 4
+        assert f"`{name}`" not in text.partition("Measured on:")[2].partition("## Latencies")[0]
+    assert row(text, "tiny.bf16.onnx")[7] == "no: no kernels"
+
+
 def test_the_onnx_lines_run(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = card([write_manifest(made, described())])
     found = re.search(r"```python\n(.*?)```", text, re.DOTALL)

@@ -185,7 +185,7 @@ def test_a_failure_on_the_way_leaves_what_was_there(tmp_path, monkeypatch):
         ({"name": ""}, "the model's name is"),
         ({"kind": "tpu"}, "legal are cpu or gpu"),
         ({"instances": 0}, "instances is 0"),
-        ({"max_delay_us": -1}, "-1 us"),
+        ({"max_delay_us": -1}, "--max-delay-us is -1"),
         ({"preferred_batches": (2, 5)}, "a preferred batch is 5; the artifact was exported for 1 to 4"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from growtas.data import test_set as open_test_set
 from growtas.errors import ConfigError, DataError
-from growtas.export.labelled import LabelledImages, images_for, labelled_images
+from growtas.export.labelled import LabelledImages, images_for, labelled_images, spread
 from growtas.runs import Run
 from tests.export_helpers import make_run
 
@@ -73,6 +73,15 @@ def test_data_that_were_named_must_be_usable(run: Run) -> None:
         labelled_images(run, 5, data="no-such-data")
     with pytest.raises(ConfigError, match="--images is 0"):
         labelled_images(run, 0)
+
+
+def test_a_few_of_many_are_spread_over_all_of_them() -> None:
+    images = np.repeat(np.arange(10, dtype=np.float32), 50).reshape(500, 1, 1, 1)  # sorted by class
+    few = spread(images, 16)
+    assert few.shape == (16, 1, 1, 1)
+    assert sorted(set(few.ravel().tolist())) == list(range(10))
+    assert spread(images, 1000).ravel().tolist() == images.ravel().tolist()
+    assert spread(images, 1).shape == (1, 1, 1, 1)
 
 
 def test_large_networks_take_fewer_images() -> None:

@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 from growtas.errors import BuildError, ConfigError
 from growtas.export.images import noise
 from growtas.export.onnx import export_onnx
-from growtas.export.precision import check_precision, convert, inspect_precision
+from growtas.export.precision import check_precision, convert, inspect_precision, sensitivity
 from growtas.export.precision.sensitivity import find_sensitive
 from growtas.nn.extract import extract
 from tests.export_helpers import SUBNET, random_supernet
@@ -199,6 +199,26 @@ def test_the_layer_that_hurts_is_found(fp32: Path, tmp_path: Path) -> None:
     fewer = found.kept[:-1]
     convert(source, path, "int8", calibration=IMAGES, keep=fewer)
     assert error(path, source) >= bad / 2
+
+
+def test_layers_are_ranked_on_calibration_images_of_every_class(
+    fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images come sorted by class, a class of 40 as one level of grey here."""
+    classes = np.repeat(np.arange(5, dtype=np.float32), 40)
+    images = np.ascontiguousarray(np.broadcast_to(classes.reshape(-1, 1, 1, 1), (200, 3, 16, 16)))
+    used: list[np.ndarray] = []
+
+    def record(*arguments, calibration, **options):
+        used.append(calibration[:, 0, 0, 0])
+        return convert(*arguments, calibration=calibration, **options)
+
+    monkeypatch.setattr(sensitivity, "convert", record)
+    settings = {"error": lambda candidate: 1.0, "passes": lambda candidate: True, "calibration": images}
+    found = find_sensitive(fp32, tmp_path / "a.onnx", "int8", ["blocks.0.fc1", "blocks.0.fc2"], **settings)
+    assert found is not None
+    assert [len(levels) for levels in used[:2]] == [sensitivity.RANKING_IMAGES] * 2
+    assert all(set(levels.tolist()) == set(range(5)) for levels in used[:2])
 
 
 def test_where_nothing_may_be_low_nothing_is_found(fp32: Path, tmp_path: Path) -> None:
