@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from growtas.errors import OutputError
+from growtas.errors import CheckpointError, OutputError
+from growtas.export.companions import recorded_bytes
+from growtas.export.manifest import KINDS, network_of, read_manifest
 from growtas.export.summary import latencies
 from growtas.files import replacing
 from growtas.units import format_bytes, format_count, format_ms
@@ -41,6 +43,25 @@ def write_card(folder: str | Path, manifests: Sequence[Mapping[str, Any]], *, li
     except OSError as error:
         raise OutputError(f"{path}: the model card can't be written ({error.strerror or error})") from None
     return path
+
+
+def same_network(folder: str | Path, manifests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Manifests of a folder's other artifacts that hold the network of ``manifests``, by file name: the card goes on naming them.
+
+    A file that is not the one its manifest describes is left out.
+    """
+    fresh = {manifest["artifact"]["file"] for manifest in manifests}
+    found = []
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix not in KINDS or path.name in fresh or path.name.startswith("."):
+            continue
+        try:
+            manifest = read_manifest(path)
+        except (CheckpointError, OSError):
+            continue
+        if manifest is not None and network_of(manifest) == network_of(manifests[0]):
+            found.append(manifest)
+    return found
 
 
 def card(manifests: Sequence[Mapping[str, Any]], *, licence: str | None = None) -> str:
@@ -84,7 +105,7 @@ def _row(manifest: Mapping[str, Any]) -> str:
     cells = [
         f"`{manifest['artifact']['file']}`",
         manifest["precision"],
-        format_bytes(manifest["artifact"]["bytes"]),
+        format_bytes(recorded_bytes(manifest)),
         _percent(found.get("accuracy")),
         _percent(found.get("reference_accuracy")),
         _percent(found.get("top1_agreement")),

@@ -34,6 +34,12 @@ def companion_records(artifact: str | Path) -> list[dict[str, Any]]:
     return found
 
 
+def recorded_bytes(manifest: Mapping[str, Any]) -> int:
+    """Size of an artifact with the files that belong to it, as its manifest recorded them."""
+    artifact = manifest["artifact"]
+    return int(artifact["bytes"]) + sum(int(entry["bytes"]) for entry in artifact.get(KEY) or ())
+
+
 def check_companions(artifact: str | Path, manifest: Mapping[str, Any]) -> None:
     """Compare the files beside an artifact with what its manifest recorded.
 

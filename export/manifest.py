@@ -81,6 +81,11 @@ def read_manifest(artifact: str | Path, *, verify: bool = True) -> dict[str, Any
     return manifest
 
 
+def network_of(manifest: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What tells whether two artifacts hold the same network: the subnet, and the hash of the checkpoint it was cut out of."""
+    return manifest.get("subnet"), (manifest.get("source") or {}).get("checkpoint_sha256")
+
+
 def versions() -> dict[str, str]:
     """Versions of growtas, Python and every installed package that makes or runs an artifact."""
     from growtas import __version__

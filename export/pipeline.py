@@ -13,7 +13,7 @@ from growtas.export.backends import open_session
 from growtas.export.backends.base import PlanBuilder
 from growtas.export.images import gate_images
 from growtas.export.labelled import LabelledImages, images_for, labelled_images
-from growtas.export.manifest import KINDS, read_manifest
+from growtas.export.manifest import KINDS, network_of, read_manifest
 from growtas.export.onnx import export_onnx
 from growtas.export.options import ExportOptions
 from growtas.export.parity import gate_batches
@@ -156,8 +156,5 @@ def _note_leftovers(out: Path, name: str, artifacts: list[Artifact], note: Calla
         if path.name in fresh or path.suffix not in KINDS:
             continue
         old = read_manifest(path, verify=False) or {}
-        if (old.get("subnet"), old.get("source", {}).get("checkpoint_sha256")) != (
-            now["subnet"],
-            now["source"]["checkpoint_sha256"],
-        ):
+        if network_of(old) != network_of(now):
             note(f"{path}: left from an earlier export of another subnet or checkpoint")

@@ -15,22 +15,32 @@ from growtas.files import ensure_writable
 
 
 @contextlib.contextmanager
+def kept_where_it_succeeds(folder: Path) -> Iterator[None]:
+    """Make a folder; after an error it is gone again where it was new and nothing is in it.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    was_there = folder.exists()
+    ensure_writable(folder)
+    try:
+        yield
+    except BaseException:
+        if not was_there:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def staging(out: Path) -> Iterator[tuple[Path, Path]]:
     """A temporary folder inside ``out``, and ``out``; after an error both are gone, ``out`` only where it was new.
 
     Raises:
         OutputError: the folder can't be written.
     """
-    was_there = out.exists()
-    ensure_writable(out)
-    try:
-        with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
-            yield Path(folder), out
-    except BaseException:
-        if not was_there:
-            with contextlib.suppress(OSError):
-                out.rmdir()
-        raise
+    with kept_where_it_succeeds(out), tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
+        yield Path(folder), out
 
 
 def move_into_place(artifacts: list[Path], out: Path, beside: Iterable[Path] = ()) -> None:

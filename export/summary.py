@@ -39,7 +39,7 @@ def summarise(path: Path, manifest: Mapping[str, Any] | None, *, thorough: bool 
     graph = read_graph(path)
     said = manifest or {}
     digest = sha256(path)
-    problem = None if manifest is None else _hash_problem(path, said, digest)
+    problem = _incomplete(path) if manifest is None else _hash_problem(path, said, digest)
     problems = ([problem] if problem else []) + contradictions(path, said, graph) + (_rule_problems(path) if thorough else [])
     return {
         "path": str(path),
@@ -125,6 +125,11 @@ def _hash_problem(path: Path, manifest: Mapping[str, Any], digest: str) -> str |
     except CheckpointError as error:
         return str(error)
     return None
+
+
+def _incomplete(path: Path) -> str | None:
+    absent = [other.name for other in companions(path) if not other.is_file()]
+    return f"{path}: {absent[0]} is missing beside it" if absent else None
 
 
 def _rule_problems(path: Path) -> list[str]:

@@ -126,7 +126,7 @@ def write_triton(
             # A label is a line.
             labels = [" ".join(label.split()) for label in signature.class_names]
             (staged / LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-        (staged / README).write_text(_readme(name, artifact, signature), encoding="utf-8")
+        (staged / README).write_text(_readme(name, artifact, signature, outputs), encoding="utf-8")
         write_json(staged / MANIFEST, dict(manifest))
     return folder
 
@@ -172,9 +172,9 @@ def _tensors(artifact: Path, signature: Signature) -> tuple[_Tensor, list[_Tenso
         type=_TYPES[signature.dtype],
         dims=tuple(-1 if size is None else size for size in signature.shape),
     )
-    logits = _Tensor(name=signature.output_name, type="TYPE_FP32", dims=(signature.classes,))
+    given = [_Tensor(name=output.name, type=_TYPES[output.dtype], dims=output.shape) for output in signature.outputs]
     if artifact.suffix != ".onnx":
-        return said, [logits]
+        return said, given
     import onnx
 
     try:
@@ -183,8 +183,8 @@ def _tensors(artifact: Path, signature: Signature) -> tuple[_Tensor, list[_Tenso
     except Exception as error:
         raise CheckpointError(f"{artifact}: not an ONNX file that can be read ({' '.join(str(error).split())[:100]})") from None
     inputs, outputs = ([_tensor(value) for value in values] for values in (graph.input, graph.output))
-    if inputs != [said] or logits not in outputs:
-        raise CheckpointError(f"{artifact}: its manifest says {said.name} in and {logits.name} out, its graph has other ends")
+    if inputs != [said] or given[0] not in outputs:
+        raise CheckpointError(f"{artifact}: its manifest says {said.name} in and {given[0].name} out, its graph has other ends")
     return said, outputs
 
 
@@ -247,7 +247,7 @@ def _text(value: str) -> str:
     return json.dumps(value)
 
 
-def _readme(name: str, artifact: Path, signature: Signature) -> str:
+def _readme(name: str, artifact: Path, signature: Signature, outputs: Sequence[_Tensor]) -> str:
     shape = ", ".join("any" if size is None else str(size) for size in signature.shape)
     lines = [f"# {name}", "", f"Made from `{artifact.name}` by `growtas export`; `manifest.json` is the artifact's manifest.", ""]
     lines += [f"Input `{signature.input_name}`: {signature.datatype}, (batch, {shape}), batches up to {signature.max_batch}.", ""]
@@ -270,6 +270,10 @@ def _readme(name: str, artifact: Path, signature: Signature) -> str:
             "An artifact that takes pixels does steps 2 and 3 itself: `growtas export --preprocess`.",
         ]
     lines += ["", f"Output `{signature.output_name}`: FP32, (batch, {signature.classes}), logits."]
+    for output in outputs:
+        if output.name != signature.output_name:
+            dims = ", ".join("any" if size < 0 else str(size) for size in output.dims)
+            lines += ["", f"Output `{output.name}`: {output.type.removeprefix('TYPE_')}, (batch, {dims})."]
     if signature.class_names:
         lines += [f"`{LABELS}` names the classes; ask for a classification of {signature.output_name} to get them."]
     return "\n".join(lines) + "\n"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from growtas.errors import CheckpointError, UsageError, choices
+from growtas.errors import CheckpointError, ConfigError, UsageError, choices
 from growtas.export.backends import open_session
 from growtas.export.backends.base import Array, NamedOutputs, RuntimeInfo
 from growtas.export.manifest import KINDS, read_manifest
@@ -31,6 +31,7 @@ class Predictor:
 
     Raises:
         CheckpointError: the artifact or its manifest is absent or unreadable, or they don't belong together.
+        ConfigError: ``threads`` below 1.
         DeviceError: a plan, and no GPU that runs it.
         MissingExtra: its runtime is not installed.
         UsageError: not an artifact.
@@ -38,6 +39,8 @@ class Predictor:
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
         self.path = Path(path)
+        if threads is not None and threads < 1:
+            raise ConfigError(f"--threads is {threads}; it must be 1 or more")
         if self.path.suffix not in KINDS:
             raise UsageError(f"{path}: not an artifact; legal are files that end in {choices(KINDS)}")
         manifest = read_manifest(self.path)

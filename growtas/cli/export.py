@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,10 +114,10 @@ def export(
     For ONNX Runtime and Triton: growtas export --precision int8 --preprocess --triton repo
     """
     from growtas.errors import ConfigError
-    from growtas.export.card import write_card
+    from growtas.export.card import same_network, write_card
     from growtas.export.pipeline import ExportOptions, export_subnet
+    from growtas.export.staging import kept_where_it_succeeds
     from growtas.export.triton import write_triton
-    from growtas.files import ensure_writable
     from growtas.runs import find_run
 
     found = find_run(run)
@@ -153,16 +154,17 @@ def export(
         if "onnx" not in options.formats:
             raise ConfigError("--triton serves an ONNX file or a plan of TensorRT; add --format onnx")
         _check_triton(found, options, instances=instances, max_delay_us=max_delay_us)
-        ensure_writable(triton)
-    with Spinner(hidden=json_) as stages:
+    repository = contextlib.nullcontext() if triton is None else kept_where_it_succeeds(triton)
+    with repository, Spinner(hidden=json_) as stages:
         artifacts = export_subnet(found, options, note=note, stage=stages)
         if triton is not None:
             served = _served(artifacts)
             stages(f"writing {served.path.name} to the Triton repository")
             model = write_triton(triton, served.path, served.manifest, instances=instances, max_delay_us=max_delay_us)
-    written = write_card(artifacts[0].path.parent, [artifact.manifest for artifact in artifacts], licence=licence)
+    folder, manifests = artifacts[0].path.parent, [artifact.manifest for artifact in artifacts]
+    written = write_card(folder, [*manifests, *same_network(folder, manifests)], licence=licence)
     if written is None:
-        note(f"{artifacts[0].path.parent}/README.md is not growtas', so no model card was written")
+        note(f"{folder}/README.md is not growtas', so no model card was written")
     if json_:
         print_json(
             {
@@ -206,6 +208,7 @@ def _served(artifacts: list[Artifact]) -> Artifact:
 def _print(artifacts: list[Artifact]) -> None:
     from rich.table import Table
 
+    from growtas.export.companions import recorded_bytes
     from growtas.units import format_bytes, format_count
 
     first = artifacts[0].manifest
@@ -220,7 +223,7 @@ def _print(artifacts: list[Artifact]) -> None:
         accuracy = found.get("accuracy")
         table.add_row(
             artifact.path.name,
-            format_bytes(manifest["artifact"]["bytes"]),
+            format_bytes(recorded_bytes(manifest)),
             manifest["precision"],
             f"{found['relative_error']:.1e}" if found else "-",
             f"{found['top1_agreement']:.1%}" if found else "-",

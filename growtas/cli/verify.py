@@ -127,8 +127,13 @@ def _print(findings: list[Finding]) -> None:
     for finding in findings:
         if finding.not_run_because:
             console().print(f"{finding.path.name} was not run: {finding.not_run_because}", soft_wrap=True)
-    for line in dict.fromkeys(_compared(finding.verification) for finding in findings if finding.verification):
-        console().print(line, soft_wrap=True)
+    compared: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.verification:
+            compared.setdefault(_compared(finding.verification), []).append(finding.path.name)
+    for line, names in compared.items():
+        # Precisions are verified on different numbers of images.
+        console().print(line if len(compared) == 1 else f"{', '.join(names)}: {line}", soft_wrap=True)
     for finding in findings:
         if finding.bisection is not None:
             _print_layers(finding.bisection)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from growtas.export.card import CARD, card, write_card
+from growtas.export.card import CARD, card, same_network, write_card
 from growtas.export.manifest import write_manifest
 from tests.export_helpers import DIGITS_PREPROCESS, SUBNET
 
@@ -125,6 +125,28 @@ def test_every_row_says_which_images_it_is_from(made: Path) -> None:
         assert row(text, name)[3:7] == ["not measured"] * 4
         assert f"`{name}`" not in text.partition("Measured on:")[2].partition("## Latencies")[0]
     assert row(text, "tiny.bf16.onnx")[7] == "no: no kernels"
+
+
+def test_a_file_s_size_is_that_of_all_that_belongs_to_it(made: Path) -> None:
+    manifest = write_manifest(made, described())
+    manifest["artifact"] |= {"bytes": 1000, "companions": [{"file": "tiny.bin", "sha256": "", "bytes": 5_000_000}]}
+    assert row(card([manifest]), "tiny.onnx")[2] == "5 MB"
+
+
+def test_files_of_earlier_exports_stay_on_the_card_where_they_hold_the_same_network(made: Path) -> None:
+    fresh = write_manifest(made, described())
+    for name, changes in (
+        ("tiny.int8.onnx", {}),
+        ("other-subnet.onnx", {"subnet": {**SUBNET.to_dict(), "embed_dim": 24}}),
+        ("other-run.onnx", {"source": {"run": "first", "checkpoint_sha256": "00"}}),
+        ("changed.onnx", {}),
+    ):
+        write_manifest(Path(shutil.copy(made, made.with_name(name))), described(**changes))
+    made.with_name("changed.onnx").write_bytes(b"something else")
+    shutil.copy(made, made.with_name("unknown.onnx"))
+    shutil.copy(made, made.with_name(".growtas-part.onnx"))
+    found = same_network(made.parent, [fresh])
+    assert [manifest["artifact"]["file"] for manifest in found] == ["tiny.int8.onnx"]
 
 
 def test_the_onnx_lines_run(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

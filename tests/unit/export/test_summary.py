@@ -229,3 +229,11 @@ def test_the_weights_of_an_ir_are_covered(tmp_path: Path) -> None:
     del manifest["artifact"]["companions"]
     with pytest.raises(CheckpointError, match=r"does not describe m\.bin"):
         check_companions(xml, manifest)
+
+
+def test_an_ir_without_its_weights_is_said_without_a_manifest_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.xml"
+    path.write_text('<net version="11"><layers/></net>')
+    assert summarise(path, None)["problems"] == [f"{path}: a.bin is missing beside it"]
+    path.with_suffix(".bin").write_bytes(b"")
+    assert summarise(path, None)["problems"] == []

@@ -95,7 +95,10 @@ def test_pixels_and_further_outputs_are_as_the_graph_has_them(tmp_path):
     ]
     assert (config.instance_group[0].count, config.instance_group[0].kind) == (3, model_config_pb2.ModelInstanceGroup.KIND_GPU)
     assert list(config.dynamic_batching.preferred_batch_size) == [2, 4]
-    assert "clients send decoded pixels, channels last, 0 to 255, of exactly this size" in (folder / "README.md").read_text()
+    said = (folder / "README.md").read_text()
+    assert "clients send decoded pixels, channels last, 0 to 255, of exactly this size" in said
+    for output in ("Output `top_scores`: FP32, (batch, 2).", "Output `top_classes`: INT64, (batch, 2)."):
+        assert output in said.splitlines()
 
 
 def test_any_size_in_the_graph(tmp_path):
@@ -122,6 +125,18 @@ def test_a_plan(tmp_path):
     assert (folder / "1" / "model.plan").read_bytes() == b"a plan"
     with pytest.raises(ConfigError, match="runs on a GPU alone"):
         write_triton(tmp_path / "repo", made, manifest_of(made), kind="cpu")
+
+
+def test_a_plan_gives_what_its_manifest_says(tmp_path):
+    made = plan(tmp_path)
+    manifest = manifest_of(made) | {"postprocess": {"outputs": ["probabilities", "top_scores", "top_classes"], "top_k": 2}}
+    folder = write_triton(tmp_path / "repo", made, manifest)
+    assert [(each.name, each.data_type, list(each.dims)) for each in parsed(folder).output] == [
+        ("logits", model_config_pb2.TYPE_FP32, [CLASSES]),
+        ("probabilities", model_config_pb2.TYPE_FP32, [CLASSES]),
+        ("top_scores", model_config_pb2.TYPE_FP32, [2]),
+        ("top_classes", model_config_pb2.TYPE_INT64, [2]),
+    ]
 
 
 def test_a_plan_of_another_runtime_is_refused(tmp_path):
