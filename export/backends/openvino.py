@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import shutil
@@ -46,6 +47,25 @@ def _module(purpose: str) -> Any:
     return openvino
 
 
+_CORE_LOCK = threading.Lock()
+
+
+def _core(ov: Any) -> Any:
+    """The process's one Core, which is never given back.
+
+    On CPUs with large registers OpenVINO's CPU plugin gives the thread that loads it another stack for signals, and puts back what
+    was there when the last user of that Core goes. With two Cores that go in the order they came in, what is put back is gone: the
+    next signal (Ctrl-C, or a child that ends) then kills the process.
+    """
+    with _CORE_LOCK:
+        return _only_core(ov)
+
+
+@functools.cache
+def _only_core(ov: Any) -> Any:
+    return ov.Core()
+
+
 class OpenVINOSession:
     """An ONNX file or an IR in OpenVINO, on the CPU.
 
@@ -78,7 +98,7 @@ class OpenVINOSession:
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            self._compiled = ov.Core().compile_model(model, "CPU", settings)
+            self._compiled = _core(ov).compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise CheckpointError(f"{what}: OpenVINO can't compile it ({_reason(error)})") from None
         self._request, self._one_at_a_time = self._compiled.create_infer_request(), threading.Lock()

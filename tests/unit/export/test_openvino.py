@@ -389,3 +389,20 @@ def test_loading_reports_nothing_to_anyone(onnx_file: Path, tmp_path: Path) -> N
     subprocess.run(command, check=True, timeout=100, env=environment)
     assert list(home.iterdir()) == []
     assert not (tmp_path / "imported").exists()
+
+
+@needs_openvino
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+def test_signals_are_handled_after_sessions_closed_in_any_order(onnx_file: Path) -> None:
+    # A process of its own: where it goes wrong, the process is gone.
+    code = (
+        "import os, signal, sys; from growtas.export.backends.openvino import OpenVINOSession\n"
+        "handled = []\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: handled.append(1))\n"
+        "first, second = (OpenVINOSession(sys.argv[1], threads=1) for _ in range(2))\n"
+        "for session in (first, second):\n"
+        "    session.__exit__(None, None, None)\n"
+        "    os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "assert len(handled) == 2\n"
+    )
+    assert subprocess.run([sys.executable, "-X", "faulthandler", "-c", code, str(onnx_file)], timeout=100).returncode == 0
