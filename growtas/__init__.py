@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
+
+# From 1.29 on ONNX Runtime leaves an identifier of the device in the user's home, and tells its maker over the network which models
+# are run (names of files, hashes of weights), unless this is set before it is imported. Whoever wants that sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

@@ -1,0 +1,23 @@
+"""Nothing is told to a runtime's maker, and nothing is left in the user's home."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = "from growtas.export.backends.onnxruntime import OnnxRuntimeSession\nwith OnnxRuntimeSession(sys.argv[1], threads=1): pass\n"
+# Also where nothing but growtas itself was imported before.
+PLAIN = "import growtas\nimport onnxruntime\nonnxruntime.InferenceSession(sys.argv[1])\n"
+
+
+@pytest.mark.parametrize("code", [RUN, PLAIN], ids=["session", "plain"])
+def test_onnx_runtime_leaves_nothing_in_the_home(onnx_file: Path, tmp_path: Path, code: str) -> None:
+    # In CI, and in its own tests, ONNX Runtime is silent by itself.
+    silent = ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "GITHUB_ACTIONS", "TF_BUILD", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in silent} | {"HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", "import sys\n" + code, str(onnx_file)], check=True, timeout=100, env=environment)
+    assert list(tmp_path.iterdir()) == []
