@@ -86,13 +86,13 @@ def check_pixels(work: Work, session: Session, path: Path, runtime: str, precisi
 
 
 def convert_precision(work: Work, onnx: Path, precision: str, rest: str = "fp32") -> Path:
-    """The ONNX file in another precision, verified where it runs here; layers that hurt stay in fp32, and are said.
+    """The ONNX file in another precision, verified where it runs here; layers that hurt stay higher, and are said.
 
     Args:
         rest: what surrounds quantised layers.
 
     Raises:
-        ParityError: the thresholds are missed, whatever stays in fp32.
+        ParityError: the thresholds are missed, whatever stays higher.
     """
     from growtas.export.precision import QUANTISED, convert
 
@@ -120,7 +120,8 @@ def convert_precision(work: Work, onnx: Path, precision: str, rest: str = "fp32"
                 raise error from None
             info, content["sensitivity"] = found.info, found.to_dict()
             content |= _check_in_onnxruntime(work, path, precision)
-            work.note(f"{path.name}: {len(found.kept)} layers stay in fp32, or {precision} would miss: {', '.join(found.kept)}")
+            high = info.rest if precision in QUANTISED else "fp32"
+            work.note(f"{path.name}: {len(found.kept)} layers stay in {high}, or {precision} would miss: {', '.join(found.kept)}")
     work.add(path, {**content, "conversion": info.to_dict()}, precision=precision)
     return path
 
@@ -144,7 +145,7 @@ def _mixed(
     calibration: Array,
     settings: dict[str, Any],
 ) -> Sensitivity | None:
-    """Look for the layers that have to stay in fp32; ``path`` is then the file that passes."""
+    """Look for the layers that have to stay higher; ``path`` is then the file that passes."""
     from growtas.export.precision.sensitivity import RANKING_IMAGES, find_sensitive
 
     few = spread(work.labelled(precision).images, RANKING_IMAGES)

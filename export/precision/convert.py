@@ -99,7 +99,7 @@ def convert(
         calibration: real images ``(count, channels, height, width)``, preprocessed, float32. int8 and fp8 need them; fp16 finds by
             them what outgrows its range.
         calibration_are: which images they are, for the manifest.
-        keep: layers that stay in fp32, or parts of the model such as ``blocks.3``.
+        keep: layers that stay in fp32, or parts of the model such as ``blocks.3``; beside int8 and fp8 they stay in ``rest``.
         rest: for int8 and fp8, what surrounds the quantised layers: fp32 is for CPUs (int8's biases are quantised then, which
             TensorRT refuses), fp16 and bf16 are for GPUs (and for sm75 the only ones: TensorRT-RTX has no fp32 products there).
         method: of :data:`~growtas.export.precision.calibration.METHODS`.
@@ -133,14 +133,17 @@ def convert(
         else:
             # Not merged: q, k and v as products of their own take up to a sixth less of a plan's memory for activations.
             part_images(proto)
+            proto = _inferred(proto)
     _require_layers(proto, keep)
     if precision in QUANTISED and calibration is not None:
-        kept = _quantise(proto, precision, calibration, keep, rest, method)
+        beyond = _beyond_fp16(proto, calibration) if rest == "fp16" else {}
+        # What is not quantised is as what surrounds it: fp32 in between would cost casts, and sm75 has no products in it.
+        kept = _quantise(proto, precision, calibration, [*keep, *beyond], rest, method) | beyond
         recorded = {"images": calibration_are, "count": len(calibration), "method": method}
         if rest != "fp32":
             # Q/DQ nodes are new: their types are not known yet.
             proto = _inferred(proto)
-            _halve(proto, rest, {name for name, why in kept.items() if why == _ASKED}, source.name)
+            _halve(proto, rest, beyond, source.name)
     elif precision in _HALVES:
         kept, recorded = _half(proto, precision, calibration, calibration_are, keep, source.name)
     save_graph(proto, out)
@@ -186,30 +189,39 @@ def _half(
     proto: Any, precision: str, calibration: Array | None, calibration_are: str, keep: Collection[str], subject: str
 ) -> tuple[dict[str, str], dict[str, Any] | None]:
     """Cast all but what is kept or outgrows fp16."""
+    weights = constants(proto)
+    kept = {name: _ASKED for node in proto.graph.node if is_kept(name := layer_name(node, weights), keep)}
+    recorded = None
+    if precision == "fp16":
+        kept = _beyond_fp16(proto, calibration) | kept
+        if calibration is not None:
+            recorded = {"images": calibration_are, "count": len(calibration), "method": "largest magnitude"}
+    _halve(proto, precision, kept, subject)
+    return kept, recorded
+
+
+def _beyond_fp16(proto: Any, calibration: Array | None) -> dict[str, str]:
+    """Layers that read or write, or whose weights are, what fp16 can't hold; each with the reason."""
     import numpy as np
     import onnx
 
     weights, types = constants(proto), tensor_types(proto)
-    kept = {name: _ASKED for node in proto.graph.node if is_kept(name := layer_name(node, weights), keep)}
-    recorded = None
-    if precision == "fp16":
-        sizes = {}
-        if calibration is not None:
-            floats = [o for n in proto.graph.node for o in n.output if types.get(o) == onnx.TensorProto.FLOAT]
-            sizes = largest(proto, [*floats, proto.graph.input[0].name], calibration)
-            recorded = {"images": calibration_are, "count": len(calibration), "method": "largest magnitude"}
-        for name, entry in weights.items():
-            if entry.data_type == onnx.TensorProto.FLOAT:
-                top = float(np.abs(onnx.numpy_helper.to_array(entry)).max(initial=0))
-                # A weight is what it is: no headroom.
-                sizes[name] = top if not top <= FP16_MAX else 0.0
-        beyond = over_range(sizes)
-        for node in proto.graph.node:
-            worst = [beyond[name] for name in (*node.input, *node.output) if name in beyond]
-            if worst:
-                kept.setdefault(layer_name(node, weights), f"reads or writes {max(worst):.3g}, fp16 ends at {FP16_MAX:.0f}")
-    _halve(proto, precision, kept, subject)
-    return kept, recorded
+    sizes: dict[str, float] = {}
+    if calibration is not None:
+        floats = [o for n in proto.graph.node for o in n.output if types.get(o) == onnx.TensorProto.FLOAT]
+        sizes = largest(proto, [*floats, proto.graph.input[0].name], calibration)
+    for name, entry in weights.items():
+        if entry.data_type == onnx.TensorProto.FLOAT:
+            top = float(np.abs(onnx.numpy_helper.to_array(entry)).max(initial=0))
+            # A weight is what it is: no headroom.
+            sizes[name] = top if not top <= FP16_MAX else 0.0
+    beyond = over_range(sizes)
+    found: dict[str, str] = {}
+    for node in proto.graph.node:
+        worst = [beyond[name] for name in (*node.input, *node.output) if name in beyond]
+        if worst:
+            found.setdefault(layer_name(node, weights), f"reads or writes {max(worst):.3g}, fp16 ends at {FP16_MAX:.0f}")
+    return found
 
 
 def _halve(proto: Any, precision: str, kept: Collection[str], subject: str) -> None:

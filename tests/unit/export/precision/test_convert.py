@@ -122,11 +122,7 @@ def test_channels_without_weights_keep_their_biases(fp32: Path, tmp_path: Path) 
 
 
 def test_a_weight_beyond_fp16_stays_and_is_named(fp32: Path, tmp_path: Path) -> None:
-    proto = onnx.load(fp32)
-    (entry,) = [entry for entry in proto.graph.initializer if entry.name.endswith("blocks.0.fc1.weight")]
-    entry.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(entry) * np.float32(1e7), entry.name))
-    onnx.save(proto, tmp_path / "large.onnx")
-    info = convert(tmp_path / "large.onnx", tmp_path / "half.onnx", "fp16", calibration=IMAGES)
+    info = convert(large_weights(fp32, tmp_path), tmp_path / "half.onnx", "fp16", calibration=IMAGES)
     assert "blocks.0.fc1" in info.kept
     assert "fp16 ends at 65504" in info.kept["blocks.0.fc1"]
     assert np.isfinite(logits(tmp_path / "half.onnx")).all()
@@ -141,6 +137,35 @@ def test_kept_layers_are_exactly_those(fp32: Path, tmp_path: Path, precision: st
     check_precision(path, precision, kept=info.kept)
     with pytest.raises(BuildError, match="blocks.0.fc2"):
         check_precision(path, precision)
+
+
+def large_weights(fp32: Path, folder: Path) -> Path:
+    """The model with a layer whose weights fp16 can't hold."""
+    proto = onnx.load(fp32)
+    (entry,) = [entry for entry in proto.graph.initializer if entry.name.endswith("blocks.0.fc1.weight")]
+    entry.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(entry) * np.float32(1e7), entry.name))
+    onnx.save(proto, folder / "large.onnx")
+    return folder / "large.onnx"
+
+
+def test_beside_halves_what_is_not_quantised_is_half_as_well(fp32: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mixed.onnx"
+    info = convert(fp32, path, "int8", calibration=IMAGES, rest="fp16", keep=["blocks.0.fc2"])
+    assert info.kept["blocks.0.fc2"] == "asked for"
+    assert (info.layers["blocks.0.fc2"], info.layers["blocks.0.fc1"]) == ("fp16", "int8")
+    # Of the casts to fp32 only the logits' is left: nothing in between is computed so.
+    casts = [node for node in onnx.load(path).graph.node if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT]
+    assert [name for node in casts for name in node.output] == ["logits"]
+    assert error(path, fp32) < 0.2
+
+
+def test_beside_halves_a_layer_that_fp16_can_not_hold_stays_in_fp32(fp32: Path, tmp_path: Path) -> None:
+    source, path = large_weights(fp32, tmp_path), tmp_path / "mixed.onnx"
+    info = convert(source, path, "int8", calibration=IMAGES, rest="fp16")
+    assert info.layers["blocks.0.fc1"] == "fp32"
+    assert "fp16 ends at 65504" in info.kept["blocks.0.fc1"]
+    assert np.isfinite(logits(path)).all()
+    assert error(path, source) < 0.2
 
 
 def test_a_file_is_in_what_it_is_in(fp32: Path, tmp_path: Path) -> None:
