@@ -371,27 +371,6 @@ def test_a_crash_between_the_two_files_leaves_no_mixed_pair(
 
 
 @needs_openvino
-def test_loading_reports_nothing_to_anyone(onnx_file: Path, tmp_path: Path) -> None:
-    # A stand-in for the telemetry package tells whether anything imports it, in a fresh process with a home of its own.
-    package = tmp_path / "path" / "openvino_telemetry"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\nraise ImportError\n")
-    home = tmp_path / "home"
-    home.mkdir()
-    code = (
-        "import sys; from growtas.export.backends.openvino import OpenVINOSession, write_ir\n"
-        "with OpenVINOSession(sys.argv[1], threads=1): pass\n"
-        "write_ir(*sys.argv[1:])\n"
-        "assert 'openvino_telemetry' not in sys.modules\n"
-    )
-    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(package.parent)}
-    command = [sys.executable, "-c", code, str(onnx_file), str(tmp_path / "m.xml")]
-    subprocess.run(command, check=True, timeout=100, env=environment)
-    assert list(home.iterdir()) == []
-    assert not (tmp_path / "imported").exists()
-
-
-@needs_openvino
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 def test_signals_are_handled_after_sessions_closed_in_any_order(onnx_file: Path) -> None:
     # A process of its own: where it goes wrong, the process is gone.
