@@ -5,15 +5,16 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 DEMO := build/demo
 
-.PHONY: help demo test test-gpu lint bench evidence evidence-methods evidence-kills evidence-limits clean
+.PHONY: help demo test test-gpu lint bench evidence evidence-tables evidence-search evidence-kills evidence-limits clean
 
 help:
 	@echo "make demo      train, search, export and bench on embedded images (minutes)"
 	@echo "make test      the test suite"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     the speed table, as ratios against timm's DeiT-T"
-	@echo "make evidence  the slow runs behind docs/EVIDENCE.md (Fashion-MNIST, a quarter of an hour)"
-	@echo "make evidence-methods  every training method on Fashion-MNIST, as a table (about an hour)"
+	@echo "make evidence  train what is missing of the evidence plan, and append to docs/evidence/trainings.jsonl (hours; can be stopped)"
+	@echo "make evidence-tables   draw the tables and figures of docs/EVIDENCE.md from that ledger (a second)"
+	@echo "make evidence-search   train micro on Fashion-MNIST, search it, and compare with random subnets (a quarter of an hour)"
 	@echo "make evidence-kills    a training killed 40 times at random moments, and continued (minutes)"
 	@echo "make evidence-limits   20 searches under latency limits on this machine: RUN=a trained run's folder (ten minutes)"
 	@echo "make test-gpu  the tests that need a CUDA device; writes docs/GPU_RUNS.md"
@@ -54,10 +55,13 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m tests.benchmarks
 
 evidence: $(VENV)/.installed
-	$(BIN)/python -m tests.evidence
+	nice -n 19 $(BIN)/python -m tests.evidence $(ARGUMENTS)
 
-evidence-methods: $(VENV)/.installed
-	$(BIN)/python -m tests.evidence.methods $(ARGUMENTS)
+evidence-tables: $(VENV)/.installed
+	$(BIN)/python -m tests.evidence.tables
+
+evidence-search: $(VENV)/.installed
+	$(BIN)/python -m tests.evidence.search_gain $(ARGUMENTS)
 
 evidence-kills: $(VENV)/.installed
 	rm -rf build/kills

@@ -1,0 +1,97 @@
+"""Clean copies of commits, each with its own installed growtas: long trainings must not see the tree that is being edited."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from growtas.errors import BuildError, UsageError
+
+_DONE = ".installed"
+
+
+@dataclass(frozen=True)
+class CleanCopy:
+    """A copy of a commit.
+
+    Attributes:
+        root: its files.
+        python: an interpreter that imports ``growtas`` as installed from those files, and ``tests`` from them.
+    """
+
+    root: Path
+    python: Path
+
+
+def head(repository: Path) -> str:
+    """The commit that is checked out.
+
+    Raises:
+        UsageError: the folder is no git checkout.
+    """
+    try:
+        return _git(repository, "rev-parse", "HEAD").strip()
+    except (BuildError, FileNotFoundError):
+        raise UsageError(f"{repository}: no git checkout with a commit; the evidence is trained from a clean copy of one") from None
+
+
+def has_commit(repository: Path, commit: str) -> bool:
+    """Whether the repository still has a commit."""
+    try:
+        _git(repository, "cat-file", "-e", f"{commit}^{{commit}}")
+    except BuildError:
+        return False
+    return True
+
+
+def clean_copy(repository: Path, commit: str, folder: Path) -> CleanCopy:
+    """The copy of a commit, made if it is not there yet: a git worktree in ``folder``, with a virtual environment of its own.
+
+    The environment holds growtas alone. Its other packages are those of the environment that runs this program, by a line in a
+    ``.pth`` file: editable installations among them are not active there, since Python reads ``.pth`` files of the first environment only.
+
+    Raises:
+        BuildError: git or pip fails.
+    """
+    root = folder / commit[:12]
+    environment = root / ".venv"
+    copy = CleanCopy(root, environment / "bin" / "python")
+    if (environment / _DONE).is_file():
+        return copy
+    shutil.rmtree(root, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    _git(repository, "worktree", "prune")
+    _git(repository, "worktree", "add", "--force", "--detach", str(root.absolute()), commit)
+    _run([sys.executable, "-m", "venv", "--without-pip", str(environment)])
+    packages = next(environment.glob("lib/python*/site-packages"))
+    (packages / "evidence.pth").write_text(f"{root.absolute()}\n{sysconfig.get_path('purelib')}\n")
+    pip = [sys.executable, "-m", "pip", "--python", str(copy.python), "--disable-pip-version-check", "install", "-q"]
+    _run([*pip, "--no-deps", str(root)])
+    (environment / _DONE).touch()
+    return copy
+
+
+def remove_copies(repository: Path, folder: Path, keep: Iterable[str]) -> None:
+    """Remove the copies of all commits but some."""
+    names = {commit[:12] for commit in keep}
+    for path in folder.glob("*"):
+        if path.name not in names:
+            shutil.rmtree(path, ignore_errors=True)
+    _git(repository, "worktree", "prune")
+
+
+def _git(repository: Path, *arguments: str) -> str:
+    return _run(["git", "-C", str(repository), *arguments])
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
+        raise BuildError(f"`{' '.join(command)}` failed: {reason[-1]}")
+    return done.stdout

@@ -1,0 +1,188 @@
+"""The plan of the evidence: which supernets are trained, in which order, and what is measured of each of them.
+
+Everything that decides a result is written out here, so that a training's key depends on no default of the program. A change of a
+setting gives a training another key, and so another line of the ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+EPOCHS = 20
+SEEDS = (0, 1, 2)
+RATE = 2e-3
+"""Peak learning rate of every method: the best of RATES for ``uniform``, whose supernets AutoFormer and SPOS train."""
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+TUNING_SEED = 100
+"""Seed of the trainings that RATE was chosen by; no table of methods uses it."""
+SETTINGS: Mapping[str, Any] = {
+    "space": "micro",
+    "data": "fashion-mnist",
+    "batch_size": 64,
+    "optimizer": "adamw",
+    "lr": RATE,
+    "min_lr": 1e-5,
+    "warmup_epochs": 1.0,
+    "weight_decay": 0.05,
+    "label_smoothing": 0.0,
+    "augment": "light",
+    "crop_padding": 1,
+    "hflip": 0.5,
+    "search_images": 10_000,
+    "monitor_images": 1_000,
+    "amp": "fp32",
+}
+"""Recipe fields that all trainings have in common."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training of a supernet.
+
+    Attributes:
+        name: the method and its variant, for people; the same for every seed.
+        group: ``steps`` (as many steps as ``uniform``), ``compute`` (about as many multiply-accumulates as ``uniform``), or
+            ``rate`` (a trial of a learning rate).
+        method: a name that ``growtas train --method`` takes.
+        seed: of everything random.
+        epochs: passes over the training images.
+        options: all other recipe fields that are not left at their defaults.
+        starts_from: the training whose weights this one goes on from.
+        measure: what is measured besides the probes; see :class:`Measurements`.
+    """
+
+    name: str
+    group: str
+    method: str
+    seed: int
+    epochs: int = EPOCHS
+    options: Mapping[str, Any] = field(default_factory=dict)
+    starts_from: Training | None = None
+    measure: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that decides the weights; name, group and measurements do not."""
+        start = self.starts_from.key if self.starts_from else None
+        facts = [self.method, self.seed, self.epochs, dict(self.options), start]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def title(self) -> str:
+        """The name with the seed."""
+        return f"{self.name}, seed {self.seed}"
+
+    def recipe_fields(self) -> dict[str, Any]:
+        """The recipe's fields, without the path of the weights to start from."""
+        return {**self.options, "name": "evidence", "method": self.method, "seed": self.seed, "epochs": self.epochs}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, read back by :meth:`from_dict`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Training:
+        """The training of a JSON form."""
+        start = data["starts_from"]
+        return cls(**{**data, "starts_from": cls.from_dict(start) if start else None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """What is measured of a trained supernet besides the probes.
+
+    Attributes:
+        limits: parameter limits; the best subnet under each is searched for by evolution, with the search split's images.
+        generations, population: of that evolution.
+        search_images: images of the search split that the evolution evaluates on; its winners are measured on all of them.
+        band: whether the accuracies of the 200 subnets in the parameter band are measured.
+    """
+
+    limits: tuple[int, ...] = (60_000, 80_000, 110_000, 150_000, 200_000, 260_000)
+    generations: int = 10
+    population: int = 20
+    search_images: int = 1_000
+    band: bool = False
+
+
+def _equal_compute(seed: int) -> list[Training]:
+    """Trainings that take about as many multiply-accumulates as ``uniform`` does in EPOCHS epochs.
+
+    Epochs are whole, so the compute is not quite equal; each line of the ledger has what was spent.
+    """
+    epochs = {"prenas": 14, "focusformer": 17, "sandwich": 4, "shrinking": 9, "growtas": 26}
+    return [
+        Training(
+            name="growtas, T_1 at 0.5" if method == "growtas" else method,
+            group="compute",
+            method=method,
+            seed=seed,
+            epochs=count,
+            options={**SETTINGS, "transitions": [count / 2]} if method == "growtas" else SETTINGS,
+            measure={"band": method in ("prenas", "growtas")},
+        )
+        for method, count in epochs.items()
+    ]
+
+
+def _growtas(seed: int, share: float) -> Training:
+    """GrowTAS with its transition at a share of the epochs."""
+    return Training(
+        name=f"growtas, T_1 at {share:g}",
+        group="steps",
+        method="growtas",
+        seed=seed,
+        options={**SETTINGS, "transitions": [share * EPOCHS]},
+        measure={"band": share == 0.5},
+    )
+
+
+def _growtas_plus(first: Training) -> Training:
+    """GrowTAS+ after a training of GrowTAS, with the proportions of rates that the paper has (Section 4.1.2)."""
+    rates = {"lr": RATE / 20, "min_lr": RATE / 100, "warmup_epochs": 0.0}
+    return Training(
+        name="growtas-plus",
+        group="steps",
+        method="growtas-plus",
+        seed=first.seed,
+        epochs=EPOCHS // 10,
+        options={**SETTINGS, **rates},
+        starts_from=first,
+    )
+
+
+def _seed(seed: int) -> list[Training]:
+    """All trainings of a seed, in their order."""
+    uniform = Training(name="uniform", group="steps", method="uniform", seed=seed, options=SETTINGS, measure={"band": True})
+    half = _growtas(seed, 0.5)
+    auto = Training(
+        name="growtas, T_1 chosen by the training",
+        group="steps",
+        method="growtas",
+        seed=seed,
+        options={**SETTINGS, "transitions": "auto"},
+    )
+    return [uniform, half, _growtas(seed, 0.4), _growtas(seed, 0.8), auto, _growtas_plus(half), *_equal_compute(seed)]
+
+
+def _rates() -> list[Training]:
+    """The trainings that RATE was chosen by. Only the probes are measured."""
+    return [
+        Training(
+            name=f"uniform, rate {rate:g}",
+            group="rate",
+            method="uniform",
+            seed=TUNING_SEED,
+            options={**SETTINGS, "lr": rate},
+            measure={"limits": []},
+        )
+        for rate in RATES
+    ]
+
+
+PLAN: tuple[Training, ...] = (*_rates(), *(training for seed in SEEDS for training in _seed(seed)))
+"""Every training, in the order in which they are done."""

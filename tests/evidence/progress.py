@@ -1,0 +1,103 @@
+"""The progress of `make evidence`: one line for people, with the hours that are left."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any, TextIO
+
+import torch
+
+from growtas.latency.local import cpu_name
+from growtas.space import load_space
+from growtas.train.plan import make_plan
+from growtas.train.recipe import Recipe
+from tests.evidence.ledger import Line, missing
+from tests.evidence.plan import Training
+
+_IMAGES = 50_000
+
+
+@functools.cache
+def planned_macs(method: str, fields: str) -> float:
+    """Multiply-accumulates of a training's passes, as far as they are known before it (a method's own work is left out)."""
+    recipe = Recipe(**json.loads(fields), init="RUN" if method == "growtas-plus" else None)
+    return make_plan(recipe, load_space(recipe.space), _IMAGES, torch.device("cpu"), timed=False).macs
+
+
+def macs(training: Training) -> float:
+    """The planned multiply-accumulates of a training."""
+    return planned_macs(training.method, json.dumps(training.recipe_fields()))
+
+
+class Progress:
+    """Shows how far a training and the plan are.
+
+    The hours left are the multiply-accumulates left, at the speed of the finished trainings on this CPU with as many threads
+    (measurements included), or at the speed of the running training where there are none.
+
+    Args:
+        plan: the whole plan.
+        lines: of the ledger.
+        threads: CPU threads of a training.
+        out: where the line goes; on a terminal it is written over.
+    """
+
+    def __init__(self, plan: Sequence[Training], lines: Mapping[str, Line], threads: int, out: TextIO) -> None:
+        self._plan, self._out = plan, out
+        self._later = missing(plan, lines)
+        known = [line for line in lines.values() if line["cpu"].startswith(cpu_name()) and line["threads"] == threads]
+        speeds = [line["macs"] / (line["seconds"] + line["measure_seconds"]) for line in known]
+        self._speed = median(speeds) if speeds else 0.0
+        self._training: Training | None = None
+        self._begun, self._first_share, self._width = 0.0, 0.0, 0
+
+    def begin(self, training: Training) -> None:
+        """A training begins, or goes on."""
+        self._training, self._begun, self._first_share = training, 0.0, 0.0
+        self._write(f"{self._title()}: starting", whole_line=False)
+
+    def show(self, event: str) -> None:
+        """A line of the training's process."""
+        try:
+            found: dict[str, Any] = json.loads(event)
+        except json.JSONDecodeError:
+            return
+        if "measuring" in found:
+            self._write(
+                f"{self._title()}: measuring {found['measuring']}, {found['done']} of {found['of']}", found["done"] == found["of"]
+            )
+            return
+        share = found["step"] / found["steps"]
+        epoch = f", epoch {found['epoch']} done, loss {found['loss']:.3f}" if "epoch" in found else ""
+        self._write(f"{self._title()}: {share:.0%}{epoch}; {self._left(share)}", "epoch" in found)
+
+    def _title(self) -> str:
+        training = self._training
+        assert training is not None
+        number = next((i for i, planned in enumerate(self._plan, 1) if planned.key == training.key), 0)
+        return f"[{number}/{len(self._plan)}] {training.title}"
+
+    def _left(self, share: float) -> str:
+        assert self._training is not None
+        if not self._begun:
+            self._begun, self._first_share = time.monotonic(), share
+        total, seconds = macs(self._training), time.monotonic() - self._begun
+        speed = self._speed or (total * (share - self._first_share) / seconds if share > self._first_share else 0.0)
+        if not speed:
+            return "the time left is not known yet"
+        others = sum(macs(later) for later in self._later if later.key != self._training.key)
+        own = total * (1 - share)
+        return f"{own / speed / 60:.0f} min left of it, {(own + others) / speed / 3600:.1f} h of the plan"
+
+    def _write(self, text: str, whole_line: bool) -> None:
+        """On a terminal always the same line; in a log only what is worth a line of its own."""
+        if self._out.isatty():
+            self._out.write(f"\r{text:<{self._width}}" + ("\n" if whole_line else ""))
+            self._width = 0 if whole_line else len(text)
+        elif whole_line:
+            self._out.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+        self._out.flush()

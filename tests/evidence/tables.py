@@ -1,0 +1,436 @@
+"""``make evidence-tables``: draw every table and figure of the evidence from the ledger alone.
+
+Writes CSV and SVG files beside the ledger, and replaces the parts of docs/EVIDENCE.md that stand between a comment ``ledger: NAME`` and
+the comment ``end``. Trainings that are not finished are left out of the numbers and named.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, quantiles, stdev
+from typing import TYPE_CHECKING, Any
+
+from growtas.files import read_json
+from tests.evidence.ledger import FOLDER, LEDGER, REPOSITORY, Line, missing, read_ledger
+from tests.evidence.plan import PLAN, RATE, Training
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PAGE = REPOSITORY / "docs" / "EVIDENCE.md"
+COLUMNS = ("smallest", "width 32", "width 48", "width 64", "largest")
+"""Columns of accuracies: a probe, or the mean of the four probes of a width."""
+GROUPS = {"steps": "equal steps", "compute": "equal compute"}
+T_QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+"""97.5 % quantile of Student's t for so many seeds."""
+_TABLE_LIMITS = (80_000, 150_000, 260_000)
+
+
+class Evidence:
+    """The lines of a plan's trainings.
+
+    Args:
+        plan: the trainings, in their order.
+        lines: the ledger; lines of other trainings are counted and left alone.
+    """
+
+    def __init__(self, plan: Sequence[Training], lines: Mapping[str, Line]) -> None:
+        self.plan, self._lines = plan, lines
+        self.missing = missing(plan, lines)
+        self.others = len(lines.keys() - {training.key for training in plan})
+
+    def rows(self, group: str) -> dict[str, list[Line]]:
+        """The finished lines of each name in a group, in the plan's order, seeds ascending. ``uniform`` is in both groups of methods."""
+        found: dict[str, list[Line]] = {}
+        for training in self.plan:
+            if training.group == group or (training.name == "uniform" and group in GROUPS):
+                lines = found.setdefault(training.name, [])
+                if training.key in self._lines:
+                    lines.append(self._lines[training.key])
+        return {name: lines for name, lines in found.items() if lines}
+
+    def line(self, name: str, seed: int) -> Line | None:
+        """The finished line of a name and seed among the trainings with equal steps."""
+        return next((line for line in self.rows("steps").get(name, []) if line["seed"] == seed), None)
+
+    def macs(self, line: Line) -> float:
+        """Multiply-accumulates of a training with those of the training that it went on from."""
+        start = self._lines.get(line["starts_from"] or "")
+        return float(line["macs"] + line["extra_macs"]) + (self.macs(start) if start else 0.0)
+
+    def compute(self, line: Line) -> float | None:
+        """The same, relative to ``uniform`` with the same seed; None where that is not finished."""
+        base = self.line("uniform", line["seed"])
+        return self.macs(line) / self.macs(base) if base else None
+
+    def differences(self, lines: Iterable[Line], column: str) -> list[float]:
+        """Test accuracy in a column minus that of ``uniform`` with the same seed, of every seed that has both."""
+        bases = {line["seed"]: line for line in self.rows("steps").get("uniform", [])}
+        return [accuracy(line, column) - accuracy(bases[line["seed"]], column) for line in lines if line["seed"] in bases]
+
+
+def accuracy(line: Line, column: str, images: str = "test") -> float:
+    """The accuracy of a line in one of COLUMNS, 0 to 1."""
+    return fmean(values[images] for name, values in line["probes"].items() if name == column or name.startswith(f"{column}, "))
+
+
+def under(line: Line, limit: int) -> float | None:
+    """Test accuracy of the subnet that was found under a parameter limit; None where that was not measured."""
+    return next((found["test"] for found in line["searched"] if found["max_params"] == limit), None)
+
+
+def percent(values: Sequence[float], *, signed: bool = False) -> str:
+    """Mean of some accuracies in percent, with their standard deviation where there are several."""
+    if not values:
+        return "–"
+    mean = f"{100 * fmean(values):+.2f}" if signed else f"{100 * fmean(values):.2f}"
+    return f"{mean} ± {100 * stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def number(values: Iterable[float | None]) -> str:
+    """Mean of what is known."""
+    known = [value for value in values if value is not None]
+    return f"{fmean(known):.2f}" if known else "–"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is text."""
+    body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([f"| {' | '.join(header)} |", "| --- |" + " ---: |" * (len(header) - 1), *body])
+
+
+def status(evidence: Evidence) -> str:
+    """Which trainings are finished, and which are missing."""
+    done, total = len(evidence.plan) - len(evidence.missing), len(evidence.plan)
+    text = f"{done} of the plan's {total} trainings are finished."
+    if evidence.missing:
+        names: dict[str, list[int]] = {}
+        for training in evidence.missing:
+            where = f" ({GROUPS[training.group]})" if training.group in GROUPS else ""
+            names.setdefault(training.name + where, []).append(training.seed)
+        text += " Missing: " + "; ".join(f"{name}, seed {', '.join(map(str, seeds))}" for name, seeds in names.items()) + "."
+    if evidence.others:
+        text += f" {evidence.others} lines of the ledger are trainings with other settings, which the tables leave out."
+    return text
+
+
+def methods(evidence: Evidence) -> str:
+    """The table of methods: equal steps and equal compute side by side."""
+    short = ("smallest", "probes", "largest")
+
+    def cells(lines: Sequence[Line]) -> list[str]:
+        if not lines:
+            return ["–"] * 5
+        middle = [fmean(accuracy(line, column) for column in COLUMNS[1:-1]) for line in lines]
+        ends = [percent([accuracy(line, column) for line in lines]) for column in ("smallest", "largest")]
+        epochs = sum({line["epochs"] for line in lines}) + (_first_epochs(evidence, lines[0]))
+        return [str(epochs), ends[0], percent(middle), ends[1], number(evidence.compute(line) for line in lines)]
+
+    steps, compute = (evidence.rows(group) for group in GROUPS)
+    header = ["method", "seeds"]
+    for title in GROUPS.values():
+        header += [f"{title}: epochs", *short, "compute"]
+    rows = []
+    for name in dict.fromkeys([*steps, *compute]):
+        lines = steps.get(name, []), compute.get(name, [])
+        rows.append([name, "/".join(str(len(part)) for part in lines), *cells(lines[0]), *cells(lines[1])])
+    return markdown(header, rows)
+
+
+def _first_epochs(evidence: Evidence, line: Line) -> int:
+    """Epochs of the training that a line's training went on from."""
+    start = next((training.starts_from for training in evidence.plan if training.key == line["key"]), None)
+    return start.epochs if start else 0
+
+
+def against_uniform(evidence: Evidence) -> str:
+    """The table of differences to ``uniform``, seed by seed."""
+    rows = []
+    for group, title in GROUPS.items():
+        for name, lines in evidence.rows(group).items():
+            if name != "uniform" and (seeds := len(evidence.differences(lines, "smallest"))):
+                differences = [percent(evidence.differences(lines, column), signed=True) for column in COLUMNS]
+                rows.append([f"{name} ({title})", str(seeds), *differences, number(evidence.compute(line) for line in lines)])
+    return markdown(["minus uniform, in points", "seeds", *COLUMNS, "compute"], rows)
+
+
+def claims(evidence: Evidence) -> str:
+    """What the differences show: a sentence for each method, by a rule."""
+    sentences = []
+    for group, title in GROUPS.items():
+        for name, lines in evidence.rows(group).items():
+            found = {column: evidence.differences(lines, column) for column in COLUMNS}
+            seeds = len(found["smallest"])
+            if name == "uniform" or not seeds:
+                continue
+            if seeds == 1:
+                sentences.append(f"{name} ({title}) has one seed, which shows no difference.")
+                continue
+            ahead = [column for column, values in found.items() if _margin(values) < fmean(values)]
+            behind = [column for column, values in found.items() if fmean(values) < -_margin(values)]
+            parts = [f"{word} at {_listed(columns)}" for word, columns in (("ahead", ahead), ("behind", behind)) if columns]
+            rest = "the seeds show no difference" if not parts else "the seeds show no other difference"
+            sentences.append(f"{name} ({title}, {seeds} seeds): {'; '.join([*parts, rest])}.")
+    return "\n".join(f"- {sentence}" for sentence in sentences) or "No method can be compared with uniform yet."
+
+
+def _margin(values: Sequence[float]) -> float:
+    """Half of the 95 % confidence interval of the mean."""
+    return T_QUANTILES.get(len(values), 2.26) * stdev(values) / len(values) ** 0.5
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def sweep(evidence: Evidence) -> list[tuple[str, list[Line]]]:
+    """The rows of the paper's Table 4: ``uniform``, the transitions in their order, and GrowTAS+."""
+    rows = evidence.rows("steps")
+    order = ["uniform", *sorted(name for name in rows if name.startswith("growtas, T_1 at"))]
+    order += [name for name in rows if name not in order]
+    return [(name, rows[name]) for name in order if name in rows]
+
+
+def transition_table(evidence: Evidence) -> str:
+    """Table 4: test accuracy of the searched subnet under three limits, for each transition."""
+    header = ["method", "seeds", "T_1, epochs", *(f"{limit // 1000} K" for limit in _TABLE_LIMITS)]
+    return markdown(header, [[name, str(len(lines)), _chosen(lines), *_under_limits(lines)] for name, lines in sweep(evidence)])
+
+
+def _under_limits(lines: Sequence[Line]) -> list[str]:
+    found = [[under(line, limit) for line in lines] for limit in _TABLE_LIMITS]
+    return [percent([value for value in values if value is not None]) for values in found]
+
+
+def _chosen(lines: Sequence[Line]) -> str:
+    """The transitions of some lines."""
+    epochs = [f"{epoch:g}" for line in lines for epoch in line["transitions"]["epochs"][:1]]
+    return ", ".join(dict.fromkeys(epochs)) or "–"
+
+
+def band_table(evidence: Evidence) -> str:
+    """Fig. 6 in numbers: the accuracies of the random subnets in the band, averaged over seeds."""
+    rows = []
+    for group, title in GROUPS.items():
+        for name, lines in evidence.rows(group).items():
+            bands = [line["band"] for line in lines if line["band"]]
+            if bands and (name != "uniform" or group == "steps"):
+                spreads = [[min(band), *quantiles(band, n=4), max(band)] for band in bands]
+                rows.append([f"{name} ({title})", str(len(bands)), *(percent(values) for values in zip(*spreads, strict=True))])
+    return markdown(["200 subnets", "seeds", "lowest", "25 %", "median", "75 %", "highest"], rows)
+
+
+def rate_table(evidence: Evidence) -> str:
+    """The trials of learning rates, on the search split."""
+    rows = []
+    for lines in evidence.rows("rate").values():
+        mean = fmean(fmean(values["search"] for values in line["probes"].values()) for line in lines)
+        rate = lines[0]["options"]["lr"]
+        mark = " (used)" if rate == RATE else ""
+        rows.append(
+            [f"{rate:g}{mark}", *(percent([accuracy(line, c, "search") for line in lines]) for c in COLUMNS), f"{100 * mean:.2f}"]
+        )
+    return markdown(["rate", *COLUMNS, "mean of the 14 probes"], rows)
+
+
+def machine(evidence: Evidence) -> str:
+    """What the trainings ran on, and how long they took."""
+    lines = [line for group in ("rate", *GROUPS) for found in evidence.rows(group).values() for line in found]
+    if not lines:
+        return "No training is finished yet."
+    where = sorted({f"{line['cpu']}, threads: {line['threads']}, torch {line['versions']['torch']}" for line in lines})
+    minutes = [line["seconds"] / 60 for line in lines]
+    return f"Trained on {'; '.join(where)}. A training took {min(minutes):.0f} to {max(minutes):.0f} minutes, beside other work."
+
+
+PARTS: Mapping[str, Callable[[Evidence], str]] = {
+    "status": status,
+    "machine": machine,
+    "rates": rate_table,
+    "methods": methods,
+    "differences": against_uniform,
+    "claims": claims,
+    "transitions": transition_table,
+    "band": band_table,
+}
+"""The parts of docs/EVIDENCE.md that are drawn."""
+
+
+def fill(page: str, evidence: Evidence) -> str:
+    """A page with its drawn parts replaced."""
+
+    def part(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{PARTS[match[2]](evidence)}\n{match[3]}"
+
+    return re.sub(r"(<!-- ledger: (\w+) -->).*?(<!-- end -->)", part, page, flags=re.DOTALL)
+
+
+def probe_rows(evidence: Evidence) -> list[dict[str, Any]]:
+    """A row for each finished training and probe."""
+    params = {name: entry["params"] for name, entry in read_json(FOLDER / "subnets.json")["probes"].items()}
+    return [
+        {
+            **_head(evidence, group, name, line),
+            "probe": probe,
+            "params": params[probe],
+            "search": found["search"],
+            "test": found["test"],
+        }
+        for group, name, line in _all_lines(evidence)
+        for probe, found in line["probes"].items()
+    ]
+
+
+def limit_rows(evidence: Evidence) -> list[dict[str, Any]]:
+    """A row for each finished training and parameter limit: Fig. 5, and Table 4 with its transitions."""
+    return [
+        {
+            **_head(evidence, group, name, line),
+            "transition": (line["transitions"]["epochs"] or [""])[0],
+            **{key: found[key] for key in ("max_params", "params", "search", "test")},
+        }
+        for group, name, line in _all_lines(evidence)
+        for found in line["searched"]
+    ]
+
+
+def transition_rows(evidence: Evidence) -> list[dict[str, Any]]:
+    """The rows of Table 4: those of :func:`limit_rows` with equal steps."""
+    names = {name for name, _ in sweep(evidence)}
+    return [row for row in limit_rows(evidence) if row["group"] == "steps" and row["name"] in names]
+
+
+def _all_lines(evidence: Evidence) -> list[tuple[str, str, Line]]:
+    """Every finished line of a method once, with its group and name."""
+    return [
+        (group, name, line)
+        for group in GROUPS
+        for name, lines in evidence.rows(group).items()
+        if name != "uniform" or group == "steps"
+        for line in lines
+    ]
+
+
+def _head(evidence: Evidence, group: str, name: str, line: Line) -> dict[str, Any]:
+    compute = evidence.compute(line)
+    return {
+        "name": name,
+        "group": group,
+        "seed": line["seed"],
+        "epochs": line["epochs"],
+        "compute": "" if compute is None else round(compute, 4),
+    }
+
+
+_HEAD = ["name", "group", "seed", "epochs", "compute"]
+FILES: Mapping[str, tuple[Callable[[Evidence], list[dict[str, Any]]], list[str]]] = {
+    "probes.csv": (probe_rows, [*_HEAD, "probe", "params", "search", "test"]),
+    "limits.csv": (limit_rows, [*_HEAD, "transition", "max_params", "params", "search", "test"]),
+    "transitions.csv": (transition_rows, [*_HEAD, "transition", "max_params", "params", "search", "test"]),
+}
+"""The CSV files, with their columns."""
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as CSV with a header."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def draw_limits(evidence: Evidence) -> str:
+    """Fig. 5 as SVG: test accuracy over parameter limits, a line a method; equal steps and equal compute side by side."""
+
+    def panels(axes: Sequence[Axes]) -> None:
+        for panel, (group, title) in zip(axes, GROUPS.items(), strict=True):
+            panel.set_title(title)
+            for name, lines in evidence.rows(group).items():
+                limits = [found["max_params"] for found in lines[0]["searched"]]
+                _curve(
+                    panel, [limit / 1000 for limit in limits], [[under(line, limit) for line in lines] for limit in limits], name
+                )
+            panel.set_xlabel("parameter limit, thousands")
+
+    return _figure(panels, len(GROUPS))
+
+
+def draw_transitions(evidence: Evidence) -> str:
+    """Table 4 as SVG: test accuracy over T_1, a line a parameter limit; uniform is T_1 = 0."""
+
+    def panel(axes: Sequence[Axes]) -> None:
+        rows = [(name, lines) for name, lines in sweep(evidence) if name == "uniform" or name.startswith("growtas, T_1 at")]
+        places = [(lines[0]["transitions"]["epochs"] or [0.0])[0] for _, lines in rows]
+        for limit in _TABLE_LIMITS:
+            _curve(
+                axes[0],
+                places,
+                [[under(line, limit) for line in lines] for _, lines in rows],
+                f"at most {limit // 1000} K parameters",
+            )
+        axes[0].set_xlabel("T_1, epochs (0: uniform)")
+
+    return _figure(panel, 1)
+
+
+def _curve(panel: Axes, places: Sequence[float], values: Sequence[Sequence[float | None]], label: str) -> None:
+    """Means with standard deviations over seeds; places without a value are left out."""
+    known = [(place, [100 * v for v in found if v is not None]) for place, found in zip(places, values, strict=True)]
+    known = [(place, found) for place, found in known if found]
+    if known:
+        spread = [stdev(found) if len(found) > 1 else 0.0 for _, found in known]
+        panel.errorbar(
+            [p for p, _ in known], [fmean(found) for _, found in known], spread, label=label, marker="o", markersize=3, capsize=2
+        )
+
+
+def _figure(draw: Callable[[Sequence[Axes]], None], panels: int) -> str:
+    """An SVG that is the same for the same ledger."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "growtas", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(1.2 + 4.6 * panels, 3.6), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = list(figure.subplots(1, panels, squeeze=False, sharey=True)[0])
+        draw(axes)
+        axes[0].set_ylabel("test accuracy, %")
+        for panel in axes:
+            if panel.get_legend_handles_labels()[0]:
+                panel.legend(fontsize=7)
+            else:
+                panel.text(0.5, 0.5, "no training is finished yet", ha="center", transform=panel.transAxes)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+FIGURES: Mapping[str, Callable[[Evidence], str]] = {"limits.svg": draw_limits, "transitions.svg": draw_transitions}
+
+
+def write_all(evidence: Evidence, folder: Path, page: Path) -> None:
+    """Write every table and figure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (rows, columns) in FILES.items():
+        (folder / name).write_text(to_csv(rows(evidence), columns), encoding="utf-8")
+    for name, draw in FIGURES.items():
+        (folder / name).write_text(draw(evidence), encoding="utf-8")
+    page.write_text(fill(page.read_text(encoding="utf-8"), evidence), encoding="utf-8")
+
+
+def main() -> None:
+    """Draw everything from the ledger."""
+    evidence = Evidence(PLAN, read_ledger(LEDGER))
+    write_all(evidence, FOLDER, PAGE)
+    sys.stdout.write(status(evidence) + "\n")
+
+
+if __name__ == "__main__":
+    main()

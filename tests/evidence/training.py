@@ -1,0 +1,252 @@
+"""``python -m tests.evidence.training FOLDER``: train and measure one training of the evidence plan.
+
+FOLDER holds ``training.json``: the training as :class:`tests.evidence.plan.Training` writes it, the commit, and the folder of the
+training that it goes on from. The supernet is trained in FOLDER/run, from its last checkpoint on where there is one; the finished
+line of the ledger is written to FOLDER/line.json. Progress is reported on standard output as JSON lines.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import platform
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import growtas
+from growtas import Subnet
+from growtas.checkpoint import load_supernet
+from growtas.costs import count_costs
+from growtas.data import search_set, test_set
+from growtas.data.evaluation import EvaluationSet
+from growtas.errors import GrowtasError
+from growtas.files import read_json, read_json_lines, write_json
+from growtas.latency.local import cpu_name
+from growtas.nn.supernet import Supernet
+from growtas.runs import Run
+from growtas.search.evaluate import SubnetEvaluator
+from growtas.search.evolution import EvolutionConfig, evolve
+from growtas.search.journal import Evaluation
+from growtas.search.limits import Limits
+from growtas.space import SearchSpace
+from growtas.train import resume_session, start_session
+from growtas.train.recipe import Recipe
+from tests.evidence.plan import Measurements, Training
+
+SUBNETS = Path(__file__).parents[2] / "docs" / "evidence" / "subnets.json"
+"""The probes, and the subnets of the parameter band: drawn once, uniformly over the choices of each dimension."""
+SEARCH_SEED = 2026
+_SAVE_MINUTES = 5.0
+_ACTIVATION_BYTES = 1 << 30
+_REPORT_SECONDS = 1.0
+_WAIT_SECONDS = 60.0
+_PR_SET_PDEATHSIG = 1
+
+
+def report(**event: Any) -> None:
+    """Tell the process that started this one how far it is. It ends this process if nobody reads it any more."""
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+class Reporter:
+    """Reports the training's progress, about once a second."""
+
+    def __init__(self) -> None:
+        self._steps, self._next = 0, 0.0
+
+    def on_start(self, first_step: int, steps: int) -> None:
+        """See :class:`growtas.train.observer.Observer`."""
+        self._steps = steps
+        report(step=first_step, steps=steps)
+
+    def on_step(self, step: int, epoch: int, stage: int, loss: float) -> None:
+        """See :class:`growtas.train.observer.Observer`."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _REPORT_SECONDS
+            report(step=step, steps=self._steps)
+
+    def on_epoch(self, metrics: dict[str, Any]) -> None:
+        """See :class:`growtas.train.observer.Observer`."""
+        report(step=metrics["step"], steps=self._steps, epoch=metrics["epoch"], loss=metrics["loss"])
+
+
+def train(training: Training, folder: Path, start: str | None) -> Run:
+    """The finished run of a training.
+
+    Args:
+        folder: where the run is, or will be.
+        start: the folder of the run whose weights it starts from.
+    """
+    run = Run(folder / "run")
+    wait_for_earlier(run)
+    if not run.checkpoints:
+        # Whatever a process left that was killed before its first checkpoint is not worth more than a new start.
+        shutil.rmtree(run.path, ignore_errors=True)
+        recipe = Recipe(**training.recipe_fields(), init=start, save_minutes=_SAVE_MINUTES)
+        start_session(recipe, out=folder, name="run", device="cpu").train(Reporter())
+    elif run.info["state"] != "finished":
+        resume_session(run, device="cpu").train(Reporter())
+    return run
+
+
+def wait_for_earlier(run: Run) -> None:
+    """Wait for a process that still trains the run: it ends by itself when the process that started it is killed."""
+    end = time.monotonic() + _WAIT_SECONDS
+    while (run.path / "run.json").is_file() and run.state().busy and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def end_with_parent() -> None:
+    """Have the system interrupt this process when the one that started it is gone, where the system can do that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def measure(training: Training, run: Run) -> dict[str, Any]:
+    """What is measured of a trained supernet: the measured part of a line of the ledger."""
+    start = time.perf_counter()
+    wanted, subnets = Measurements(**training.measure), read_json(SUBNETS)
+    space, supernet, search, test = run.space, load_supernet(run.supernet), search_set(run), test_set(run)
+    probes = {name: Subnet.from_dict(entry) for name, entry in subnets["probes"].items()}
+    found = best_subnets(supernet, search.subset(wanted.search_images), wanted, preferred(run))
+    winners = list(dict.fromkeys(found.values()))
+    on_search = accuracies(supernet, search, [*probes.values(), *winners], "the search split")
+    on_test = accuracies(supernet, test, [*probes.values(), *winners], "the test set")
+    line: dict[str, Any] = {
+        "probes": {name: {"search": on_search[probe], "test": on_test[probe]} for name, probe in probes.items()},
+        "searched": [
+            {"max_params": limit, **described(space, best), "search": on_search[best], "test": on_test[best]}
+            for limit, best in found.items()
+        ],
+        "band": None,
+    }
+    if wanted.band:
+        band = [Subnet.from_dict(entry) for entry in subnets["band"]["subnets"]]
+        values = accuracies(supernet, test, band, "the parameter band")
+        line["band"] = [values[subnet] for subnet in band]
+    return {**line, "search_images": len(search), "test_images": len(test), "measure_seconds": time.perf_counter() - start}
+
+
+def accuracies(supernet: Supernet, images: EvaluationSet, subnets: Sequence[Subnet], what: str) -> dict[Subnet, float]:
+    """Accuracy (0..1) of subnets on images."""
+    found: dict[Subnet, float] = {}
+    with evaluator(supernet, images) as evaluate:
+        for subnet, evaluation in evaluate(subnets):
+            found[subnet] = evaluation.accuracy
+            report(measuring=what, done=len(found), of=len(subnets))
+    return found
+
+
+def best_subnets(
+    supernet: Supernet, images: EvaluationSet, wanted: Measurements, candidates: Sequence[Subnet]
+) -> dict[int, Subnet]:
+    """The best subnet under each parameter limit, among those that the paper's evolution evaluates and some candidates."""
+    space, best = supernet.space, {}
+    config = EvolutionConfig(generations=wanted.generations, population=wanted.population)
+    known: dict[Subnet, Evaluation] = {}
+    with evaluator(supernet, images) as evaluate:
+
+        def scores(subnets: Sequence[Subnet]) -> list[tuple[float, float, int]]:
+            known.update(evaluate([subnet for subnet in subnets if subnet not in known]))
+            report(measuring="the searches", done=len(known), of=config.generations * config.population * len(wanted.limits))
+            return [(known[s].accuracy, -known[s].loss, -count_costs(space, s).params) for s in subnets]
+
+        for limit in wanted.limits:
+            feasible = Limits(max_params=limit).feasible(space)
+            evolved = evolve(space, scores, feasible, np.random.default_rng(SEARCH_SEED), config).ranked
+            legal = [subnet for subnet in candidates if count_costs(space, subnet).params <= limit]
+            ranked = [*evolved, *zip(legal, scores(legal), strict=True)]
+            best[limit] = max(ranked, key=lambda pair: pair[1])[0]
+    return best
+
+
+def preferred(run: Run) -> list[Subnet]:
+    """The subnets that PreNAS trains, and searches among; none of another method."""
+    return [Subnet.from_dict(entry) for entry in _state(run).get("preferred", [])]
+
+
+def evaluator(supernet: Supernet, images: EvaluationSet) -> SubnetEvaluator:
+    """An evaluator that takes little memory: it runs beside other work."""
+    return SubnetEvaluator(supernet, images, activation_bytes=_ACTIVATION_BYTES)
+
+
+def described(space: SearchSpace, subnet: Subnet) -> dict[str, Any]:
+    """A subnet with its parameters."""
+    return {"params": count_costs(space, subnet).params, "subnet": subnet.to_dict()}
+
+
+def transitions(run: Run) -> dict[str, Any]:
+    """The epochs at which the training opened its subspaces, and why where it chose them itself."""
+    recipe, state = Recipe.from_dict(run.info["recipe"]), _state(run)
+    if "transitions" in state:
+        return {"epochs": state["transitions"], "reasons": state["reasons"]}
+    return {"epochs": list(recipe.growth(run.space).transitions) if recipe.method == "growtas" else []}
+
+
+def _state(run: Run) -> dict[str, Any]:
+    """What the training's method had decided at the end."""
+    state: dict[str, Any] = read_json(run.checkpoints[-1] / "state.json")["strategy"]
+    return state
+
+
+def facts(training: Training, run: Run) -> dict[str, Any]:
+    """What a line of the ledger says of the training itself."""
+    metrics = read_json_lines(run.path / "metrics.jsonl")
+    split = read_json(run.path / "split.json")
+    compute = {name: sum(line["compute"][name] for line in metrics) for name in ("macs", "extra_macs")}
+    return {
+        "key": training.key,
+        "name": training.name,
+        "group": training.group,
+        "method": training.method,
+        "options": dict(training.options),
+        "seed": training.seed,
+        "epochs": training.epochs,
+        "starts_from": training.starts_from.key if training.starts_from else None,
+        "images": split["train_size"] - len(split["search"]),
+        "steps": metrics[-1]["step"],
+        **compute,
+        "transitions": transitions(run),
+        "seconds": sum(line["seconds"] for line in metrics),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Versions, the CPU, and how many of its threads were used."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    return {
+        "versions": {"growtas": growtas.__version__, **versions},
+        "cpu": f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def main() -> None:
+    """Train and measure; the exit code is 0, or the error's."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_with_parent()
+    folder = Path(sys.argv[1])
+    job: Mapping[str, Any] = read_json(folder / "training.json")
+    training = Training.from_dict(job["training"])
+    try:
+        run = train(training, folder, job["start"])
+        line = {**facts(training, run), **measure(training, run), "commit": job["commit"], **machine()}
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except GrowtasError as error:
+        sys.stderr.write(f"{training.title}: {error}\n")
+        sys.exit(error.exit_code)
+    write_json(folder / "line.json", line)
+
+
+if __name__ == "__main__":
+    main()
