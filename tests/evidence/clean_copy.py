@@ -52,8 +52,8 @@ def has_commit(repository: Path, commit: str) -> bool:
 def clean_copy(repository: Path, commit: str, folder: Path) -> CleanCopy:
     """The copy of a commit, made if it is not there yet: a git worktree in ``folder``, with a virtual environment of its own.
 
-    The environment holds growtas alone. Its other packages are those of the environment that runs this program, by a line in a
-    ``.pth`` file: editable installations among them are not active there, since Python reads ``.pth`` files of the first environment only.
+    The environment holds growtas alone. It finds all other packages in the environment that runs this program, by a line in a
+    ``.pth`` file. An editable growtas there stays out of sight, since Python does not read the ``.pth`` files of such a folder.
 
     Raises:
         BuildError: git or pip fails.

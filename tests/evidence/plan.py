@@ -114,7 +114,7 @@ def _equal_compute(seed: int) -> list[Training]:
 
     Epochs are whole, so the compute is not quite equal; each line of the ledger has what was spent.
     """
-    epochs = {"prenas": 14, "focusformer": 17, "sandwich": 4, "shrinking": 9, "growtas": 26}
+    epochs = {"prenas": 14, "focusformer": 17, "sandwich": 4, "shrinking": 9, "growtas": 24}
     return [
         Training(
             name="growtas, T_1 at 0.5" if method == "growtas" else method,

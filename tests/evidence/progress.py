@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, TextIO
 
-import torch
-
 from growtas.latency.local import cpu_name
-from growtas.space import load_space
-from growtas.train.plan import make_plan
-from growtas.train.recipe import Recipe
 from tests.evidence.ledger import Line, missing
 from tests.evidence.plan import Training
 
@@ -24,6 +20,13 @@ _IMAGES = 50_000
 @functools.cache
 def planned_macs(method: str, fields: str) -> float:
     """Multiply-accumulates of a training's passes, as far as they are known before it (a method's own work is left out)."""
+    # Imported here: torch takes seconds, and what is said before must not wait for it.
+    import torch
+
+    from growtas.space import load_space
+    from growtas.train.plan import make_plan
+    from growtas.train.recipe import Recipe
+
     recipe = Recipe(**json.loads(fields), init="RUN" if method == "growtas-plus" else None)
     return make_plan(recipe, load_space(recipe.space), _IMAGES, torch.device("cpu"), timed=False).macs
 
@@ -96,6 +99,7 @@ class Progress:
     def _write(self, text: str, whole_line: bool) -> None:
         """On a terminal always the same line; in a log only what is worth a line of its own."""
         if self._out.isatty():
+            text = text[: shutil.get_terminal_size().columns - 1]
             self._out.write(f"\r{text:<{self._width}}" + ("\n" if whole_line else ""))
             self._width = 0 if whole_line else len(text)
         elif whole_line:

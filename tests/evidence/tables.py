@@ -1,7 +1,7 @@
 """``make evidence-tables``: draw every table and figure of the evidence from the ledger alone.
 
-Writes CSV and SVG files beside the ledger, and replaces the parts of docs/EVIDENCE.md that stand between a comment ``ledger: NAME`` and
-the comment ``end``. Trainings that are not finished are left out of the numbers and named.
+Writes CSV and SVG files beside the ledger, and replaces the parts of docs/EVIDENCE.md between a comment ``ledger: NAME`` and the
+comment ``end``. Trainings that are not finished are left out of the numbers and named.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Evidence:
         self.others = len(lines.keys() - {training.key for training in plan})
 
     def rows(self, group: str) -> dict[str, list[Line]]:
-        """The finished lines of each name in a group, in the plan's order, seeds ascending. ``uniform`` is in both groups of methods."""
+        """The finished lines of each name in a group, in the plan's order; ``uniform`` is in both groups of methods."""
         found: dict[str, list[Line]] = {}
         for training in self.plan:
             if training.group == group or (training.name == "uniform" and group in GROUPS):
@@ -87,7 +87,7 @@ def under(line: Line, limit: int) -> float | None:
 def percent(values: Sequence[float], *, signed: bool = False) -> str:
     """Mean of some accuracies in percent, with their standard deviation where there are several."""
     if not values:
-        return "–"
+        return "-"
     mean = f"{100 * fmean(values):+.2f}" if signed else f"{100 * fmean(values):.2f}"
     return f"{mean} ± {100 * stdev(values):.2f}" if len(values) > 1 else mean
 
@@ -95,7 +95,7 @@ def percent(values: Sequence[float], *, signed: bool = False) -> str:
 def number(values: Iterable[float | None]) -> str:
     """Mean of what is known."""
     known = [value for value in values if value is not None]
-    return f"{fmean(known):.2f}" if known else "–"
+    return f"{fmean(known):.2f}" if known else "-"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -115,7 +115,10 @@ def status(evidence: Evidence) -> str:
             names.setdefault(training.name + where, []).append(training.seed)
         text += " Missing: " + "; ".join(f"{name}, seed {', '.join(map(str, seeds))}" for name, seeds in names.items()) + "."
     if evidence.others:
-        text += f" {evidence.others} lines of the ledger are trainings with other settings, which the tables leave out."
+        lines = (
+            "1 line of the ledger is a training" if evidence.others == 1 else f"{evidence.others} lines of the ledger are trainings"
+        )
+        text += f" {lines} with other settings, which the tables leave out."
     return text
 
 
@@ -125,10 +128,10 @@ def methods(evidence: Evidence) -> str:
 
     def cells(lines: Sequence[Line]) -> list[str]:
         if not lines:
-            return ["–"] * 5
+            return ["-"] * 5
         middle = [fmean(accuracy(line, column) for column in COLUMNS[1:-1]) for line in lines]
         ends = [percent([accuracy(line, column) for line in lines]) for column in ("smallest", "largest")]
-        epochs = sum({line["epochs"] for line in lines}) + (_first_epochs(evidence, lines[0]))
+        epochs = lines[0]["epochs"] + _first_epochs(evidence, lines[0])
         return [str(epochs), ends[0], percent(middle), ends[1], number(evidence.compute(line) for line in lines)]
 
     steps, compute = (evidence.rows(group) for group in GROUPS)
@@ -210,7 +213,7 @@ def _under_limits(lines: Sequence[Line]) -> list[str]:
 def _chosen(lines: Sequence[Line]) -> str:
     """The transitions of some lines."""
     epochs = [f"{epoch:g}" for line in lines for epoch in line["transitions"]["epochs"][:1]]
-    return ", ".join(dict.fromkeys(epochs)) or "–"
+    return ", ".join(dict.fromkeys(epochs)) or "-"
 
 
 def band_table(evidence: Evidence) -> str:
