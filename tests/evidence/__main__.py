@@ -1,14 +1,13 @@
 """``make evidence``: train what is missing of the evidence plan, and append a line to the ledger for each finished training.
 
-One training runs at a time, from a clean copy of the checked out commit. A training that was stopped or killed goes on where it
-was, from the commit that it was begun with. Ctrl-C stops at the next step. Run it again to go on.
+One training runs at a time, from a clean copy of the checked out commit. A training that was stopped or killed continues with the
+commit that it was begun with. Ctrl-C stops after the next step; the same command continues from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +20,9 @@ from filelock import FileLock, Timeout
 
 from growtas.errors import GrowtasError, TrainingError, UsageError
 from growtas.files import ensure_writable, read_json, write_json
-from tests.evidence.clean_copy import CleanCopy, clean_copy, has_commit, head, remove_copies
-from tests.evidence.ledger import LEDGER, REPOSITORY, Line, append, missing, read_ledger
+from growtas.runs import Run
+from tests.evidence.clean_copy import CleanCopy, clean_copy, head, remove_copies
+from tests.evidence.ledger import LEDGER, REPOSITORY, Line, append, missing, read_if_whole, read_ledger, write_durably
 from tests.evidence.plan import PLAN, Training
 from tests.evidence.progress import Progress
 
@@ -35,12 +35,12 @@ class Workshop:
     """Where trainings are done, and with what.
 
     Attributes:
-        folder: of the copies, and of a folder for each training.
+        folder: has a folder for each training.
         ledger: the file that lines are appended to.
         commit: what new trainings are trained with.
         copy: gives the clean copy of a commit.
-        has_commit: whether a commit that a training was begun with can still be copied.
         threads: CPU threads of a training.
+        tidy: called before the first training, with the commits whose copies are still needed.
         after: called after each line that was appended.
     """
 
@@ -48,18 +48,18 @@ class Workshop:
     ledger: Path
     commit: str
     copy: Callable[[str], CleanCopy]
-    has_commit: Callable[[str], bool] = lambda commit: True
     threads: int = 1
+    tidy: Callable[[set[str]], None] = lambda commits: None
     after: Callable[[], None] = lambda: None
 
     def place(self, training: Training) -> Path:
         """The folder of a training."""
-        return self.folder / "trainings" / f"{training.method}-{training.seed}-{training.key}"
+        return self.folder.absolute() / "trainings" / f"{training.method}-{training.seed}-{training.key}"
 
-    def begun(self) -> set[str]:
-        """The commits that unfinished trainings were begun with."""
-        files = (path for path in self.folder.glob("trainings/*/training.json") if not (path.parent / "line.json").is_file())
-        return {read_json(path)["commit"] for path in files}
+    def needed_commits(self) -> set[str]:
+        """The commit of new trainings, and those that unfinished trainings were begun with."""
+        unfinished = (path for path in self.folder.glob("trainings/*/training.json") if not (path.parent / "line.json").is_file())
+        return {self.commit, *(job["commit"] for path in unfinished if (job := read_if_whole(path)))}
 
     def train(self, training: Training, progress: Progress) -> Line:
         """Train and measure a training, or go on with it; its line.
@@ -68,19 +68,29 @@ class Workshop:
             TrainingError: the process failed; it has said why on standard error.
             KeyboardInterrupt: it was stopped, and can be continued.
         """
-        place = self.place(training)
-        if (place / "line.json").is_file():
-            line: Line = read_json(place / "line.json")
-            return line
-        start = None
+        line = self.place(training) / "line.json"
+        if read_if_whole(line) is None:
+            self._run(training, progress, self.commit, measure=True)
+        found: Line = read_json(line)
+        if found["key"] != training.key:
+            raise TrainingError(f"{line}: the key is {found['key']}, not {training.key}; remove the folder and train it again")
+        return found
+
+    def _run(self, training: Training, progress: Progress, commit: str, *, measure: bool) -> None:
+        """Have a process train a training to its end, and measure it.
+
+        Args:
+            commit: what it is trained with, unless it was begun with another one.
+        """
+        place, start = self.place(training), None
         if training.starts_from is not None:
-            # Its line may be in the ledger while its weights are gone, on another machine for example. Then it is trained again.
-            self.train(training.starts_from, progress)
-            start = str((self.place(training.starts_from) / "run").absolute())
-        commit = self._commit(place)
+            start = str(self._weights(training.starts_from, progress))
+        begun = read_if_whole(place / "training.json")
+        commit = str(begun["commit"]) if begun else commit
         copy = self.copy(commit)
-        write_json(place / "training.json", {"training": training.to_dict(), "commit": commit, "start": start})
-        command = [str(copy.python), "-P", "-m", "tests.evidence.training", str(place.absolute())]
+        job = {"training": training.to_dict(), "commit": commit, "start": start, "measure": measure}
+        write_durably(place / "training.json", job)
+        command = [str(copy.python), "-P", "-m", "tests.evidence.training", str(place)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         environment.pop("PYTHONPATH", None)
         progress.begin(training)
@@ -98,24 +108,24 @@ class Workshop:
         if code == 130:
             raise KeyboardInterrupt
         if code:
-            raise TrainingError(
-                f"{training.title}: the training ended with exit code {code}; what it said is above, its files are in {place}"
-            )
-        finished: Line = read_json(place / "line.json")
-        return finished
+            raise TrainingError(f"{training.title}: the training ended with exit code {code}; its files are in {place}")
 
-    def _commit(self, place: Path) -> str:
-        """The commit of a training: the one that it was begun with, as long as that is known."""
-        if (place / "training.json").is_file():
-            commit = str(read_json(place / "training.json")["commit"])
-            if self.has_commit(commit):
-                return commit
-            shutil.rmtree(place)
-        return self.commit
+    def _weights(self, training: Training, progress: Progress) -> Path:
+        """The finished run of a training that is in the ledger.
+
+        Where its files are gone, on another machine for example, it is trained again with the commit of its line.
+        """
+        run = Run(self.place(training) / "run")
+        if not run.checkpoints or run.info["state"] != "finished":
+            self._run(training, progress, read_ledger(self.ledger)[training.key]["commit"], measure=False)
+        return run.path
 
 
 def run_plan(plan: Sequence[Training], workshop: Workshop, out: TextIO = sys.stderr) -> int:
     """Do what is missing of a plan, and append its lines to the ledger; how many.
+
+    Args:
+        plan: has every training before those that go on from it.
 
     Raises:
         UsageError: another process works in the same folder.
@@ -127,12 +137,13 @@ def run_plan(plan: Sequence[Training], workshop: Workshop, out: TextIO = sys.std
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        pid = read_json(owner)["pid"] if owner.is_file() else "unknown"
+        pid = (read_if_whole(owner) or {"pid": "of unknown number"})["pid"]
         raise UsageError(
             f"{workshop.folder}: another `make evidence` is running (process {pid}); wait for it, or stop it first"
         ) from None
     with lock:
         write_json(owner, {"pid": os.getpid()})
+        workshop.tidy(workshop.needed_commits())
         while waiting := missing(plan, read_ledger(workshop.ledger)):
             line = workshop.train(waiting[0], Progress(plan, read_ledger(workshop.ledger), workshop.threads, out))
             append(line, workshop.ledger)
@@ -156,7 +167,9 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="only the trainings whose name with seed contains TEXT")
     parser.add_argument("--list", action="store_true", help="list the plan and what is done of it, and train nothing")
     options = parser.parse_args()
-    plan = [training for training in PLAN if options.only in training.title]
+    chosen = {training.key: training for training in PLAN if options.only in training.title}
+    bases = {training.starts_from.key for training in chosen.values() if training.starts_from}
+    plan = [training for training in PLAN if training.key in chosen.keys() | bases]
     # What stops a background job asks for the same as Ctrl-C: save and end.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -165,21 +178,20 @@ def main() -> None:
         if options.list:
             sys.stdout.write(listing(plan, read_ledger()))
             return
-        folder, commit = options.folder.expanduser(), head(REPOSITORY)
+        folder = options.folder.expanduser().absolute()
         workshop = Workshop(
             folder,
             LEDGER,
-            commit,
-            lambda wanted: clean_copy(REPOSITORY, wanted, folder / "copies"),
-            lambda wanted: has_commit(REPOSITORY, wanted),
+            head(REPOSITORY),
+            lambda commit: clean_copy(REPOSITORY, commit, folder / "copies"),
             options.threads,
+            lambda commits: remove_copies(REPOSITORY, folder / "copies", commits),
             redraw_tables,
         )
-        remove_copies(REPOSITORY, folder / "copies", {commit, *workshop.begun()})
         count = run_plan(plan, workshop)
-        sys.stderr.write(f"{count} trainings done; the plan is complete.\n")
+        sys.stderr.write(f"{count} trainings were done; every training that was asked for is in the ledger.\n")
     except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; `make evidence` goes on where it was\n")
+        sys.stderr.write("\nstopped; `make evidence` continues from here\n")
         sys.exit(130)
     except GrowtasError as error:
         sys.stderr.write(f"make evidence: {error}\n")

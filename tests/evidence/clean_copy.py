@@ -40,15 +40,6 @@ def head(repository: Path) -> str:
         raise UsageError(f"{repository}: no git checkout with a commit; the evidence is trained from a clean copy of one") from None
 
 
-def has_commit(repository: Path, commit: str) -> bool:
-    """Whether the repository still has a commit."""
-    try:
-        _git(repository, "cat-file", "-e", f"{commit}^{{commit}}")
-    except BuildError:
-        return False
-    return True
-
-
 def clean_copy(repository: Path, commit: str, folder: Path) -> CleanCopy:
     """The copy of a commit, made if it is not there yet: a git worktree in ``folder``, with a virtual environment of its own.
 
@@ -56,23 +47,32 @@ def clean_copy(repository: Path, commit: str, folder: Path) -> CleanCopy:
     ``.pth`` file. An editable growtas there stays out of sight, since Python does not read the ``.pth`` files of such a folder.
 
     Raises:
+        UsageError: the repository does not have the commit.
         BuildError: git or pip fails.
     """
-    root = folder / commit[:12]
-    environment = root / ".venv"
-    copy = CleanCopy(root, environment / "bin" / "python")
-    if (environment / _DONE).is_file():
+    root = folder.absolute() / commit[:12]
+    environment, libraries = root / ".venv", sysconfig.get_path("purelib")
+    copy, mark = CleanCopy(root, environment / "bin" / "python"), environment / _DONE
+    if mark.is_file() and mark.read_text() == libraries and Path(libraries).is_dir():
         return copy
-    shutil.rmtree(root, ignore_errors=True)
+    try:
+        _git(repository, "cat-file", "-e", f"{commit}^{{commit}}")
+    except BuildError:
+        raise UsageError(
+            f"{repository}: this checkout does not have the commit {commit}, which a training was begun with; fetch it, "
+            f"or remove the training's folder to begin it again"
+        ) from None
+    _remove(root)
     folder.mkdir(parents=True, exist_ok=True)
     _git(repository, "worktree", "prune")
-    _git(repository, "worktree", "add", "--force", "--detach", str(root.absolute()), commit)
+    # Forced twice: a `git worktree add` that was killed leaves a lock.
+    _git(repository, "worktree", "add", "--force", "--force", "--detach", str(root), commit)
     _run([sys.executable, "-m", "venv", "--without-pip", str(environment)])
     packages = next(environment.glob("lib/python*/site-packages"))
-    (packages / "evidence.pth").write_text(f"{root.absolute()}\n{sysconfig.get_path('purelib')}\n")
+    (packages / "evidence.pth").write_text(f"{root}\n{libraries}\n")
     pip = [sys.executable, "-m", "pip", "--python", str(copy.python), "--disable-pip-version-check", "install", "-q"]
     _run([*pip, "--no-deps", str(root)])
-    (environment / _DONE).touch()
+    mark.write_text(libraries)
     return copy
 
 
@@ -81,8 +81,14 @@ def remove_copies(repository: Path, folder: Path, keep: Iterable[str]) -> None:
     names = {commit[:12] for commit in keep}
     for path in folder.glob("*"):
         if path.name not in names:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
     _git(repository, "worktree", "prune")
+
+
+def _remove(root: Path) -> None:
+    """Remove a copy, its mark first, so that half of a copy never counts as whole."""
+    (root / ".venv" / _DONE).unlink(missing_ok=True)
+    shutil.rmtree(root, ignore_errors=True)
 
 
 def _git(repository: Path, *arguments: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from growtas.files import append_json_line, drop_torn_line, read_json_lines
+from growtas.errors import CheckpointError
+from growtas.files import append_json_line, drop_torn_line, read_json, read_json_lines, replacing
 from tests.evidence.plan import Training
 
 REPOSITORY = Path(__file__).parents[2]
@@ -28,6 +30,20 @@ def read_ledger(path: Path = LEDGER) -> dict[str, Line]:
 def missing(plan: Iterable[Training], lines: Mapping[str, Line]) -> list[Training]:
     """The trainings of a plan that have no line, in its order."""
     return [training for training in plan if training.key not in lines]
+
+
+def write_durably(path: Path, data: Any) -> None:
+    """Write JSON that is on the disk before the file has its name: a power cut leaves the whole file or none."""
+    with replacing(path, sync=True) as temporary:
+        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def read_if_whole(path: Path) -> Any:
+    """The content of a JSON file; None where there is none, or not a whole one."""
+    try:
+        return read_json(path)
+    except CheckpointError:
+        return None
 
 
 def append(line: Line, path: Path = LEDGER) -> None:

@@ -1,7 +1,7 @@
 """The plan of the evidence: which supernets are trained, in which order, and what is measured of each of them.
 
-Everything that decides a result is written out here, so that a training's key depends on no default of the program. A change of a
-setting gives a training another key, and so another line of the ledger.
+A change of a setting that is named here gives a training another key, and so another line of the ledger. Recipe fields and method
+options that are not named have the defaults of the commit that trained; every line holds the whole recipe.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 EPOCHS = 20
 SEEDS = (0, 1, 2)
 RATE = 2e-3
-"""Peak learning rate of every method: the best of RATES for ``uniform``, whose supernets AutoFormer and SPOS train."""
+"""Peak learning rate of every method: the best of RATES for ``uniform``, the method of AutoFormer and SPOS."""
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 TUNING_SEED = 100
 """Seed of the trainings that RATE was chosen by; no table of methods uses it."""
@@ -73,8 +73,13 @@ class Training:
 
     @property
     def title(self) -> str:
-        """The name with the seed."""
-        return f"{self.name}, seed {self.seed}"
+        """The name with what tells it from the other trainings of that name."""
+        return f"{self.name}{' at equal compute' if self.group == 'compute' else ''}, seed {self.seed}"
+
+    @property
+    def work(self) -> float:
+        """About how long it takes, in epochs of ``uniform``; for estimates of the time left."""
+        return EPOCHS if self.group == "compute" else self.epochs
 
     def recipe_fields(self) -> dict[str, Any]:
         """The recipe's fields, without the path of the weights to start from."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import time
@@ -14,33 +13,12 @@ from growtas.latency.local import cpu_name
 from tests.evidence.ledger import Line, missing
 from tests.evidence.plan import Training
 
-_IMAGES = 50_000
-
-
-@functools.cache
-def planned_macs(method: str, fields: str) -> float:
-    """Multiply-accumulates of a training's passes, as far as they are known before it (a method's own work is left out)."""
-    # Imported here: torch takes seconds, and what is said before must not wait for it.
-    import torch
-
-    from growtas.space import load_space
-    from growtas.train.plan import make_plan
-    from growtas.train.recipe import Recipe
-
-    recipe = Recipe(**json.loads(fields), init="RUN" if method == "growtas-plus" else None)
-    return make_plan(recipe, load_space(recipe.space), _IMAGES, torch.device("cpu"), timed=False).macs
-
-
-def macs(training: Training) -> float:
-    """The planned multiply-accumulates of a training."""
-    return planned_macs(training.method, json.dumps(training.recipe_fields()))
-
 
 class Progress:
     """Shows how far a training and the plan are.
 
-    The hours left are the multiply-accumulates left, at the speed of the finished trainings on this CPU with as many threads
-    (measurements included), or at the speed of the running training where there are none.
+    The hours left are estimated from the finished trainings on this CPU with as many threads, measurements included, or from the
+    running training where there are none.
 
     Args:
         plan: the whole plan.
@@ -53,8 +31,10 @@ class Progress:
         self._plan, self._out = plan, out
         self._later = missing(plan, lines)
         known = [line for line in lines.values() if line["cpu"].startswith(cpu_name()) and line["threads"] == threads]
-        speeds = [line["macs"] / (line["seconds"] + line["measure_seconds"]) for line in known]
-        self._speed = median(speeds) if speeds else 0.0
+        works = {training.key: training.work for training in plan}
+        paces = [(line["seconds"] + line["measure_seconds"]) / works[line["key"]] for line in known if line["key"] in works]
+        self._pace = median(paces) if paces else 0.0
+        """Seconds for an epoch of ``uniform``; 0 where it is not known."""
         self._training: Training | None = None
         self._begun, self._first_share, self._width = 0.0, 0.0, 0
 
@@ -88,13 +68,13 @@ class Progress:
         assert self._training is not None
         if not self._begun:
             self._begun, self._first_share = time.monotonic(), share
-        total, seconds = macs(self._training), time.monotonic() - self._begun
-        speed = self._speed or (total * (share - self._first_share) / seconds if share > self._first_share else 0.0)
-        if not speed:
+        done = self._training.work * (share - self._first_share)
+        pace = self._pace or (done and (time.monotonic() - self._begun) / done)
+        if not pace:
             return "the time left is not known yet"
-        others = sum(macs(later) for later in self._later if later.key != self._training.key)
-        own = total * (1 - share)
-        return f"{own / speed / 60:.0f} min left of it, {(own + others) / speed / 3600:.1f} h of the plan"
+        own = self._training.work * (1 - share)
+        others = sum(later.work for later in self._later if later.key != self._training.key)
+        return f"{own * pace / 60:.0f} min left of it, {(own + others) * pace / 3600:.1f} h of the plan"
 
     def _write(self, text: str, whole_line: bool) -> None:
         """On a terminal always the same line; in a log only what is worth a line of its own."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from statistics import fmean, quantiles, stdev
 from typing import TYPE_CHECKING, Any
 
-from growtas.files import read_json
+from growtas.files import read_json, replacing
 from tests.evidence.ledger import FOLDER, LEDGER, REPOSITORY, Line, missing, read_ledger
-from tests.evidence.plan import PLAN, RATE, Training
+from tests.evidence.plan import PLAN, RATE, RATES, Training
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,15 +58,19 @@ class Evidence:
         """The finished line of a name and seed among the trainings with equal steps."""
         return next((line for line in self.rows("steps").get(name, []) if line["seed"] == seed), None)
 
-    def macs(self, line: Line) -> float:
-        """Multiply-accumulates of a training with those of the training that it went on from."""
-        start = self._lines.get(line["starts_from"] or "")
-        return float(line["macs"] + line["extra_macs"]) + (self.macs(start) if start else 0.0)
+    def macs(self, line: Line) -> float | None:
+        """Multiply-accumulates of a training plus those of its base training; None where the base is not in the ledger."""
+        own = float(line["macs"] + line["extra_macs"])
+        if line["starts_from"] is None:
+            return own
+        base = self._lines.get(line["starts_from"])
+        return own + first if base and (first := self.macs(base)) else None
 
     def compute(self, line: Line) -> float | None:
-        """The same, relative to ``uniform`` with the same seed; None where that is not finished."""
-        base = self.line("uniform", line["seed"])
-        return self.macs(line) / self.macs(base) if base else None
+        """The same, relative to ``uniform`` with the same seed; None where one of them is not known."""
+        uniform, spent = self.line("uniform", line["seed"]), self.macs(line)
+        base = self.macs(uniform) if uniform else None
+        return spent / base if spent and base else None
 
     def differences(self, lines: Iterable[Line], column: str) -> list[float]:
         """Test accuracy in a column minus that of ``uniform`` with the same seed, of every seed that has both."""
@@ -232,13 +236,17 @@ def rate_table(evidence: Evidence) -> str:
     """The trials of learning rates, on the search split."""
     rows = []
     for lines in evidence.rows("rate").values():
-        mean = fmean(fmean(values["search"] for values in line["probes"].values()) for line in lines)
+        mean = fmean(_mean_on_search(line) for line in lines)
         rate = lines[0]["options"]["lr"]
         mark = " (used)" if rate == RATE else ""
         rows.append(
             [f"{rate:g}{mark}", *(percent([accuracy(line, c, "search") for line in lines]) for c in COLUMNS), f"{100 * mean:.2f}"]
         )
     return markdown(["rate", *COLUMNS, "mean of the 14 probes"], rows)
+
+
+def _mean_on_search(line: Line) -> float:
+    return fmean(values["search"] for values in line["probes"].values())
 
 
 def machine(evidence: Evidence) -> str:
@@ -248,7 +256,9 @@ def machine(evidence: Evidence) -> str:
         return "No training is finished yet."
     where = sorted({f"{line['cpu']}, threads: {line['threads']}, torch {line['versions']['torch']}" for line in lines})
     minutes = [line["seconds"] / 60 for line in lines]
-    return f"Trained on {'; '.join(where)}. A training took {min(minutes):.0f} to {max(minutes):.0f} minutes, beside other work."
+    return (
+        f"Trained on {'; '.join(where)}. A training took {min(minutes):.0f} to {max(minutes):.0f} minutes at the lowest priority."
+    )
 
 
 PARTS: Mapping[str, Callable[[Evidence], str]] = {
@@ -304,8 +314,7 @@ def limit_rows(evidence: Evidence) -> list[dict[str, Any]]:
 
 def transition_rows(evidence: Evidence) -> list[dict[str, Any]]:
     """The rows of Table 4: those of :func:`limit_rows` with equal steps."""
-    names = {name for name, _ in sweep(evidence)}
-    return [row for row in limit_rows(evidence) if row["group"] == "steps" and row["name"] in names]
+    return [row for row in limit_rows(evidence) if row["group"] == "steps"]
 
 
 def _all_lines(evidence: Evidence) -> list[tuple[str, str, Line]]:
@@ -355,7 +364,7 @@ def draw_limits(evidence: Evidence) -> str:
         for panel, (group, title) in zip(axes, GROUPS.items(), strict=True):
             panel.set_title(title)
             for name, lines in evidence.rows(group).items():
-                limits = [found["max_params"] for found in lines[0]["searched"]]
+                limits = sorted({found["max_params"] for line in lines for found in line["searched"]})
                 _curve(
                     panel, [limit / 1000 for limit in limits], [[under(line, limit) for line in lines] for limit in limits], name
                 )
@@ -419,13 +428,19 @@ FIGURES: Mapping[str, Callable[[Evidence], str]] = {"limits.svg": draw_limits, "
 
 
 def write_all(evidence: Evidence, folder: Path, page: Path) -> None:
-    """Write every table and figure."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, (rows, columns) in FILES.items():
-        (folder / name).write_text(to_csv(rows(evidence), columns), encoding="utf-8")
-    for name, draw in FIGURES.items():
-        (folder / name).write_text(draw(evidence), encoding="utf-8")
-    page.write_text(fill(page.read_text(encoding="utf-8"), evidence), encoding="utf-8")
+    """Write every table and figure, each file whole or not at all."""
+    texts = {folder / name: to_csv(rows(evidence), columns) for name, (rows, columns) in FILES.items()}
+    texts |= {folder / name: draw(evidence) for name, draw in FIGURES.items()}
+    texts[page] = fill(page.read_text(encoding="utf-8"), evidence)
+    for path, text in texts.items():
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def best_rate(evidence: Evidence) -> float | None:
+    """The tried rate with the highest mean accuracy of the probes on the search split; None until all are tried."""
+    tried = {line["options"]["lr"]: _mean_on_search(line) for lines in evidence.rows("rate").values() for line in lines}
+    return max(tried, key=lambda rate: tried[rate]) if len(tried) == len(RATES) else None
 
 
 def main() -> None:

@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
-import growtas
 from growtas import Subnet
 from growtas.checkpoint import load_supernet
 from growtas.costs import count_costs
 from growtas.data import search_set, test_set
 from growtas.data.evaluation import EvaluationSet
 from growtas.errors import GrowtasError
-from growtas.files import read_json, read_json_lines, write_json
+from growtas.files import read_json, read_json_lines
 from growtas.latency.local import cpu_name
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run
@@ -39,6 +39,7 @@ from growtas.search.limits import Limits
 from growtas.space import SearchSpace
 from growtas.train import resume_session, start_session
 from growtas.train.recipe import Recipe
+from tests.evidence.ledger import write_durably
 from tests.evidence.plan import Measurements, Training
 
 SUBNETS = Path(__file__).parents[2] / "docs" / "evidence" / "subnets.json"
@@ -87,9 +88,7 @@ def train(training: Training, folder: Path, start: str | None) -> Run:
         start: the folder of the run whose weights it starts from.
     """
     run = Run(folder / "run")
-    wait_for_earlier(run)
-    if not run.checkpoints:
-        # Whatever a process left that was killed before its first checkpoint is not worth more than a new start.
+    if not can_continue(run):
         shutil.rmtree(run.path, ignore_errors=True)
         recipe = Recipe(**training.recipe_fields(), init=start, save_minutes=_SAVE_MINUTES)
         start_session(recipe, out=folder, name="run", device="cpu").train(Reporter())
@@ -98,11 +97,17 @@ def train(training: Training, folder: Path, start: str | None) -> Run:
     return run
 
 
-def wait_for_earlier(run: Run) -> None:
-    """Wait for a process that still trains the run: it ends by itself when the process that started it is killed."""
-    end = time.monotonic() + _WAIT_SECONDS
-    while (run.path / "run.json").is_file() and run.state().busy and time.monotonic() < end:
-        time.sleep(0.1)
+def can_continue(run: Run) -> bool:
+    """Whether a run has a checkpoint, and whole records of the epochs before it; a power cut may have cost the records."""
+    if not run.checkpoints:
+        return False
+    try:
+        run.info  # noqa: B018 (reads the file)
+        epochs = [line["epoch"] for line in read_json_lines(run.path / "metrics.jsonl")]
+        done = read_json(run.checkpoints[-1] / "state.json")["epoch"]
+    except GrowtasError:
+        return False
+    return epochs[:done] == list(range(1, done + 1))
 
 
 def end_with_parent() -> None:
@@ -157,7 +162,7 @@ def best_subnets(
 
         def scores(subnets: Sequence[Subnet]) -> list[tuple[float, float, int]]:
             known.update(evaluate([subnet for subnet in subnets if subnet not in known]))
-            report(measuring="the searches", done=len(known), of=config.generations * config.population * len(wanted.limits))
+            report(measuring="the searches", done=len(best), of=len(wanted.limits))
             return [(known[s].accuracy, -known[s].loss, -count_costs(space, s).params) for s in subnets]
 
         for limit in wanted.limits:
@@ -166,6 +171,7 @@ def best_subnets(
             legal = [subnet for subnet in candidates if count_costs(space, subnet).params <= limit]
             ranked = [*evolved, *zip(legal, scores(legal), strict=True)]
             best[limit] = max(ranked, key=lambda pair: pair[1])[0]
+            report(measuring="the searches", done=len(best), of=len(wanted.limits))
     return best
 
 
@@ -209,6 +215,7 @@ def facts(training: Training, run: Run) -> dict[str, Any]:
         "group": training.group,
         "method": training.method,
         "options": dict(training.options),
+        "recipe": {key: value for key, value in run.info["recipe"].items() if key != "init"},
         "seed": training.seed,
         "epochs": training.epochs,
         "starts_from": training.starts_from.key if training.starts_from else None,
@@ -220,11 +227,10 @@ def facts(training: Training, run: Run) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
+def machine(run: Run) -> dict[str, Any]:
     """Versions, the CPU, and how many of its threads were used."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     return {
-        "versions": {"growtas": growtas.__version__, **versions},
+        "versions": {"python": platform.python_version(), **run.info["versions"]},
         "cpu": f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})",
         "threads": torch.get_num_threads(),
     }
@@ -238,14 +244,20 @@ def main() -> None:
     job: Mapping[str, Any] = read_json(folder / "training.json")
     training = Training.from_dict(job["training"])
     try:
-        run = train(training, folder, job["start"])
-        line = {**facts(training, run), **measure(training, run), "commit": job["commit"], **machine()}
+        # An earlier process may need a moment to end, when the one that started it was killed.
+        with FileLock(folder / "lock", timeout=_WAIT_SECONDS):
+            run = train(training, folder, job["start"])
+            if job["measure"]:
+                line = {**facts(training, run), **measure(training, run), "commit": job["commit"], **machine(run)}
+                write_durably(folder / "line.json", line)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Timeout:
+        sys.stderr.write(f"{training.title}: another process still trains it in {folder}\n")
+        sys.exit(1)
     except GrowtasError as error:
         sys.stderr.write(f"{training.title}: {error}\n")
         sys.exit(error.exit_code)
-    write_json(folder / "line.json", line)
 
 
 if __name__ == "__main__":

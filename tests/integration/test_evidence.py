@@ -1,8 +1,10 @@
 """`make evidence`: a plan that is killed at random moments gives the lines of one that nobody disturbed; copies are clean."""
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.evidence.clean_copy import clean_copy, has_commit, head, remove_copies
+from growtas.errors import UsageError
+from tests.evidence.clean_copy import clean_copy, head, remove_copies
 from tests.evidence.ledger import REPOSITORY
 from tests.evidence.plan import Training
 
@@ -66,17 +69,23 @@ class Launcher:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a training that outlives its launcher is ended by a feature of Linux")
 def test_killed_and_started_again_gives_the_same_line(tmp_path):
-    rng, begun = random.Random(), time.monotonic()
+    seed = random.randrange(10**6)
+    print(f"seed of the moments: {seed}")  # noqa: T201 (pytest shows it when the test fails)
+    rng, begun = random.Random(seed), time.monotonic()
     calm = Launcher(tmp_path / "calm", FIRST).succeed()
     seconds = time.monotonic() - begun
-    for _ in range(2):
+    for whole_tree in (False, True):
         launcher = Launcher(tmp_path / "killed", FIRST)
         time.sleep(rng.uniform(0, seconds))
+        children = Path(f"/proc/{launcher.process.pid}/task/{launcher.process.pid}/children").read_text().split()
         launcher.process.kill()
+        for child in children if whole_tree else ():
+            os.kill(int(child), signal.SIGKILL)
         launcher.process.wait()
     assert Launcher(tmp_path / "killed", FIRST).succeed() == calm
     assert [line["key"] for line in calm] == [FIRST.key]
-    # Going on from a training leaves its line alone, and every subnet of A_1 answers as before.
+    # Going on from a training whose files are gone leaves its line alone, and every subnet of A_1 answers as before.
+    shutil.rmtree(tmp_path / "calm" / "trainings")
     before, after = Launcher(tmp_path / "calm", FIRST, PLUS).succeed()
     assert before == calm[0]
     assert after["starts_from"] == FIRST.key
@@ -122,9 +131,18 @@ def test_a_clean_copy_imports_what_was_committed(checkout, tmp_path):
     assert plan.is_relative_to(copy.root)
     assert not plan.is_relative_to(copy.root / ".venv")
     assert clean_copy(checkout, commit, tmp_path / "copies") == copy
-    assert has_commit(checkout, commit)
-    assert not has_commit(checkout, "0" * 40)
+    with pytest.raises(UsageError, match="does not have the commit 0000"):
+        clean_copy(checkout, "0" * 40, tmp_path / "copies")
     remove_copies(checkout, tmp_path / "copies", [commit])
     assert copy.root.is_dir()
     remove_copies(checkout, tmp_path / "copies", [])
     assert not copy.root.exists()
+
+
+def test_half_a_copy_is_made_again(checkout, tmp_path):
+    """As a process leaves it that was killed while git or pip worked: a worktree that is locked, and no environment."""
+    commit = head(checkout)
+    root = tmp_path / "copies" / commit[:12]
+    subprocess.run(["git", "-C", str(checkout), "worktree", "add", "-q", "--detach", "--lock", str(root), commit], check=True)
+    shutil.rmtree(root)
+    assert clean_copy(checkout, commit, tmp_path / "copies").python.is_file()

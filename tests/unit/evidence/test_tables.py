@@ -7,7 +7,7 @@ import pytest
 
 from tests.evidence import tables
 from tests.evidence.ledger import FOLDER, read_ledger
-from tests.evidence.plan import PLAN, SEEDS
+from tests.evidence.plan import PLAN, RATE, SEEDS
 from tests.evidence.tables import Evidence, fill, write_all
 
 PAGE = "before\n<!-- ledger: {part} -->\nold\n<!-- end -->\nafter\n"
@@ -102,6 +102,11 @@ def test_compute_counts_the_training_that_was_gone_on_from(evidence):
     assert found["sandwich"][-1] == "0.20"
 
 
+def test_compute_without_the_base_training_is_not_known(evidence):
+    trainings = [training for training in PLAN if training.name in ("uniform", "growtas-plus")]
+    assert cells(tables.methods(evidence(trainings)))["growtas-plus"][5] == "-"
+
+
 def test_differences_are_seed_by_seed(evidence):
     """Without uniform's seed 1 the differences are those of seeds 0 and 2: 1 and 6 points."""
     trainings = [training for training in PLAN if not (training.name == "uniform" and training.seed == 1)]
@@ -143,6 +148,7 @@ def test_curves_are_of_every_method(evidence):
 def test_the_committed_tables_are_those_of_the_committed_ledger():
     evidence = Evidence(PLAN, read_ledger())
     page = tables.PAGE.read_text()
+    assert tables.best_rate(evidence) in (RATE, None)
     assert set(re.findall(r"<!-- ledger: (\w+) -->", page)) == set(tables.PARTS)
     assert fill(page, evidence) == page, "run `make evidence-tables`"
     for name, (rows, columns) in tables.FILES.items():
