@@ -1,4 +1,4 @@
-"""``make evidence``: train what is missing of the evidence plan, and append a line to the ledger for each finished training.
+"""Train what is missing of the evidence plan (`make evidence`), and append a line to the ledger for each finished training.
 
 One training runs at a time, from a clean copy of the checked out commit. A training that was stopped or killed continues with the
 commit that it was begun with. Ctrl-C stops after the next step; the same command continues from there.
@@ -161,12 +161,20 @@ def redraw_tables() -> None:
 
 def main() -> None:
     """Read the options and work on the plan."""
-    parser = argparse.ArgumentParser(prog="make evidence", description=__doc__)
+    epilog = 'Options go into ARGUMENTS, as in: make evidence ARGUMENTS="--list"'
+    parser = argparse.ArgumentParser(prog="make evidence", description=__doc__, epilog=epilog)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a training (default: 1)")
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help=f"where trainings are kept (default: {DEFAULT_FOLDER})")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only the trainings whose name with seed contains TEXT")
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="only the trainings whose name (--list shows the names) contains TEXT, and those that they go on from",
+    )
     parser.add_argument("--list", action="store_true", help="list the plan and what is done of it, and train nothing")
     options = parser.parse_args()
+    if options.threads < 1:
+        parser.error(f"--threads is {options.threads}; it must be a whole number above zero")
     chosen = {training.key: training for training in PLAN if options.only in training.title}
     bases = {training.starts_from.key for training in chosen.values() if training.starts_from}
     plan = [training for training in PLAN if training.key in chosen.keys() | bases]
