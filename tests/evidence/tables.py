@@ -181,8 +181,9 @@ def claims(evidence: Evidence) -> str:
             ahead = [column for column, values in found.items() if _margin(values) < fmean(values)]
             behind = [column for column, values in found.items() if fmean(values) < -_margin(values)]
             parts = [f"{word} at {_listed(columns)}" for word, columns in (("ahead", ahead), ("behind", behind)) if columns]
-            rest = "the seeds show no difference" if not parts else "the seeds show no other difference"
-            sentences.append(f"{name} ({title}, {seeds} seeds): {'; '.join([*parts, rest])}.")
+            if len(ahead) + len(behind) < len(COLUMNS):
+                parts.append(f"the seeds show no {'other ' if parts else ''}difference")
+            sentences.append(f"{name} ({title}, {seeds} seeds): {'; '.join(parts)}.")
     return "\n".join(f"- {sentence}" for sentence in sentences) or "No method can be compared with uniform yet."
 
 
