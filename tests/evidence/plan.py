@@ -14,9 +14,9 @@ from typing import Any
 
 EPOCHS = 20
 SEEDS = (0, 1, 2)
-RATE = 2e-3
+RATE = 8e-3
 """Peak learning rate of every method: the best of RATES for ``uniform``, the method of AutoFormer and SPOS."""
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
 TUNING_SEED = 100
 """Seed of the trainings that RATE was chosen by; no table of methods uses it."""
 SETTINGS: Mapping[str, Any] = {
