@@ -176,7 +176,7 @@ def claims(evidence: Evidence) -> str:
             if name == "uniform" or not seeds:
                 continue
             if seeds == 1:
-                sentences.append(f"{name} ({title}) has one seed, which shows no difference.")
+                sentences.append(f"{name} ({title}) has one seed, and one seed cannot show a difference.")
                 continue
             ahead = [column for column, values in found.items() if _margin(values) < fmean(values)]
             behind = [column for column, values in found.items() if fmean(values) < -_margin(values)]
