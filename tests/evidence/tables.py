@@ -28,6 +28,8 @@ COLUMNS = ("smallest", "width 32", "width 48", "width 64", "largest")
 GROUPS = {"steps": "equal steps", "compute": "equal compute"}
 T_QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 """97.5 % quantile of Student's t for so many seeds."""
+_CUT_POINTS = 4.0
+"""How far below the lowest accuracy of ``uniform`` the figure of limits goes."""
 _TABLE_LIMITS = (80_000, 150_000, 260_000)
 
 
@@ -370,6 +372,11 @@ def draw_limits(evidence: Evidence) -> str:
                     panel, [limit / 1000 for limit in limits], [[under(line, limit) for line in lines] for limit in limits], name
                 )
             panel.set_xlabel("parameter limit, thousands")
+        uniform = [found["test"] for line in evidence.rows("steps").get("uniform", []) for found in line["searched"]]
+        if uniform:
+            # A method that leaves most subnets untrained would press all other lines together.
+            lowest = 100 * min(uniform) - _CUT_POINTS
+            axes[0].set_ylim(bottom=max(axes[0].get_ylim()[0], lowest))
 
     return _figure(panels, len(GROUPS))
 
