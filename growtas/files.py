@@ -76,9 +76,9 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, data: Any) -> None:
-    """Write JSON atomically, indented, with a closing newline."""
-    with replacing(path) as temporary:
+def write_json(path: str | Path, data: Any, *, sync: bool = False) -> None:
+    """Write JSON atomically, indented, with a closing newline; ``sync`` as for :func:`replacing`."""
+    with replacing(path, sync=sync) as temporary:
         temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -21,8 +21,8 @@ from filelock import FileLock, Timeout
 from growtas.errors import GrowtasError, TrainingError, UsageError
 from growtas.files import ensure_writable, read_json, write_json
 from growtas.runs import Run
-from tests.evidence.clean_copy import CleanCopy, clean_copy, head, remove_copies
-from tests.evidence.ledger import LEDGER, REPOSITORY, Line, append, missing, read_if_whole, read_ledger, write_durably
+from tests.evidence.clean_copy import clean_copy, head, remove_copies
+from tests.evidence.ledger import LEDGER, REPOSITORY, Line, append, missing, read_if_whole, read_ledger
 from tests.evidence.plan import PLAN, Training
 from tests.evidence.progress import Progress
 
@@ -38,7 +38,7 @@ class Workshop:
         folder: has a folder for each training.
         ledger: the file that lines are appended to.
         commit: what new trainings are trained with.
-        copy: gives the clean copy of a commit.
+        python: gives the interpreter of a clean copy of a commit.
         threads: CPU threads of a training.
         tidy: called before the first training, with the commits whose copies are still needed.
         after: called after each line that was appended.
@@ -47,7 +47,7 @@ class Workshop:
     folder: Path
     ledger: Path
     commit: str
-    copy: Callable[[str], CleanCopy]
+    python: Callable[[str], Path]
     threads: int = 1
     tidy: Callable[[set[str]], None] = lambda commits: None
     after: Callable[[], None] = lambda: None
@@ -87,10 +87,10 @@ class Workshop:
             start = str(self._weights(training.starts_from, progress))
         begun = read_if_whole(place / "training.json")
         commit = str(begun["commit"]) if begun else commit
-        copy = self.copy(commit)
+        python = self.python(commit)
         job = {"training": training.to_dict(), "commit": commit, "start": start, "measure": measure}
-        write_durably(place / "training.json", job)
-        command = [str(copy.python), "-P", "-m", "tests.evidence.training", str(place)]
+        write_json(place / "training.json", job, sync=True)
+        command = [str(python), "-P", "-m", "tests.evidence.training", str(place)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         environment.pop("PYTHONPATH", None)
         progress.begin(training)

@@ -7,25 +7,11 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from growtas.errors import BuildError, UsageError
 
 _DONE = ".installed"
-
-
-@dataclass(frozen=True)
-class CleanCopy:
-    """A copy of a commit.
-
-    Attributes:
-        root: its files.
-        python: an interpreter that imports ``growtas`` as installed from those files, and ``tests`` from them.
-    """
-
-    root: Path
-    python: Path
 
 
 def head(repository: Path) -> str:
@@ -40,8 +26,10 @@ def head(repository: Path) -> str:
         raise UsageError(f"{repository}: no git checkout with a commit; the evidence is trained from a clean copy of one") from None
 
 
-def clean_copy(repository: Path, commit: str, folder: Path) -> CleanCopy:
-    """The copy of a commit, made if it is not there yet: a git worktree in ``folder``, with a virtual environment of its own.
+def clean_copy(repository: Path, commit: str, folder: Path) -> Path:
+    """The interpreter of a commit's copy: a git worktree in ``folder`` with a virtual environment, made if it is not there yet.
+
+    The interpreter imports ``growtas`` as installed from the worktree, and ``tests`` from it.
 
     The environment holds growtas alone. It finds all other packages in the environment that runs this program, by a line in a
     ``.pth`` file. An editable growtas there stays out of sight, since Python does not read the ``.pth`` files of such a folder.
@@ -52,9 +40,9 @@ def clean_copy(repository: Path, commit: str, folder: Path) -> CleanCopy:
     """
     root = folder.absolute() / commit[:12]
     environment, libraries = root / ".venv", sysconfig.get_path("purelib")
-    copy, mark = CleanCopy(root, environment / "bin" / "python"), environment / _DONE
+    python, mark = environment / "bin" / "python", environment / _DONE
     if mark.is_file() and mark.read_text() == libraries and Path(libraries).is_dir():
-        return copy
+        return python
     try:
         _git(repository, "cat-file", "-e", f"{commit}^{{commit}}")
     except BuildError:
@@ -70,10 +58,10 @@ def clean_copy(repository: Path, commit: str, folder: Path) -> CleanCopy:
     _run([sys.executable, "-m", "venv", "--without-pip", str(environment)])
     packages = next(environment.glob("lib/python*/site-packages"))
     (packages / "evidence.pth").write_text(f"{root}\n{libraries}\n")
-    pip = [sys.executable, "-m", "pip", "--python", str(copy.python), "--disable-pip-version-check", "install", "-q"]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "install", "-q"]
     _run([*pip, "--no-deps", str(root)])
     mark.write_text(libraries)
-    return copy
+    return python
 
 
 def remove_copies(repository: Path, folder: Path, keep: Iterable[str]) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from growtas.errors import CheckpointError
-from growtas.files import append_json_line, drop_torn_line, read_json, read_json_lines, replacing
+from growtas.files import append_json_line, drop_torn_line, read_json, read_json_lines
 from tests.evidence.plan import Training
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "docs" / "evidence"
 LEDGER = FOLDER / "trainings.jsonl"
+SUBNETS = FOLDER / "subnets.json"
+"""The probes, and the subnets of the parameter band: drawn once, uniformly over the choices of each dimension."""
 
 Line = Mapping[str, Any]
 
@@ -30,12 +31,6 @@ def read_ledger(path: Path = LEDGER) -> dict[str, Line]:
 def missing(plan: Iterable[Training], lines: Mapping[str, Line]) -> list[Training]:
     """The trainings of a plan that have no line, in its order."""
     return [training for training in plan if training.key not in lines]
-
-
-def write_durably(path: Path, data: Any) -> None:
-    """Write JSON that is on the disk before the file has its name: a power cut leaves the whole file or none."""
-    with replacing(path, sync=True) as temporary:
-        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def read_if_whole(path: Path) -> Any:

@@ -85,6 +85,13 @@ class Training:
         """The recipe's fields, without the path of the weights to start from."""
         return {**self.options, "name": "evidence", "method": self.method, "seed": self.seed, "epochs": self.epochs}
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The part of its line in the ledger that is known before the training."""
+        names = ("key", "name", "group", "method", "seed", "epochs")
+        start = self.starts_from.key if self.starts_from else None
+        return {**{name: getattr(self, name) for name in names}, "options": dict(self.options), "starts_from": start}
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, read back by :meth:`from_dict`."""
         return asdict(self)

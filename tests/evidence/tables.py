@@ -16,8 +16,8 @@ from statistics import fmean, quantiles, stdev
 from typing import TYPE_CHECKING, Any
 
 from growtas.files import read_json, replacing
-from tests.evidence.ledger import FOLDER, LEDGER, REPOSITORY, Line, missing, read_ledger
-from tests.evidence.plan import PLAN, RATE, RATES, Training
+from tests.evidence.ledger import FOLDER, LEDGER, REPOSITORY, SUBNETS, Line, missing, read_ledger
+from tests.evidence.plan import PLAN, RATE, Training
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,6 +45,7 @@ class Evidence:
         self.plan, self._lines = plan, lines
         self.missing = missing(plan, lines)
         self.others = len(lines.keys() - {training.key for training in plan})
+        self.uniform = {line["seed"]: line for line in self.rows("steps").get("uniform", [])}
 
     def rows(self, group: str) -> dict[str, list[Line]]:
         """The finished lines of each name in a group, in the plan's order; ``uniform`` is in both groups of methods."""
@@ -56,10 +57,6 @@ class Evidence:
                     lines.append(self._lines[training.key])
         return {name: lines for name, lines in found.items() if lines}
 
-    def line(self, name: str, seed: int) -> Line | None:
-        """The finished line of a name and seed among the trainings with equal steps."""
-        return next((line for line in self.rows("steps").get(name, []) if line["seed"] == seed), None)
-
     def macs(self, line: Line) -> float | None:
         """Multiply-accumulates of a training plus those of its base training; None where the base is not in the ledger."""
         own = float(line["macs"] + line["extra_macs"])
@@ -70,14 +67,13 @@ class Evidence:
 
     def compute(self, line: Line) -> float | None:
         """The same, relative to ``uniform`` with the same seed; None where one of them is not known."""
-        uniform, spent = self.line("uniform", line["seed"]), self.macs(line)
-        base = self.macs(uniform) if uniform else None
-        return spent / base if spent and base else None
+        uniform, spent = self.uniform.get(line["seed"]), self.macs(line)
+        return spent / base if uniform and spent and (base := self.macs(uniform)) else None
 
     def differences(self, lines: Iterable[Line], column: str) -> list[float]:
         """Test accuracy in a column minus that of ``uniform`` with the same seed, of every seed that has both."""
-        bases = {line["seed"]: line for line in self.rows("steps").get("uniform", [])}
-        return [accuracy(line, column) - accuracy(bases[line["seed"]], column) for line in lines if line["seed"] in bases]
+        pairs = [(line, self.uniform[line["seed"]]) for line in lines if line["seed"] in self.uniform]
+        return [accuracy(line, column) - accuracy(uniform, column) for line, uniform in pairs]
 
 
 def accuracy(line: Line, column: str, images: str = "test") -> float:
@@ -239,17 +235,13 @@ def rate_table(evidence: Evidence) -> str:
     """The trials of learning rates, on the search split."""
     rows = []
     for lines in evidence.rows("rate").values():
-        mean = fmean(_mean_on_search(line) for line in lines)
+        mean = fmean(values["search"] for line in lines for values in line["probes"].values())
         rate = lines[0]["options"]["lr"]
         mark = " (used)" if rate == RATE else ""
         rows.append(
             [f"{rate:g}{mark}", *(percent([accuracy(line, c, "search") for line in lines]) for c in COLUMNS), f"{100 * mean:.2f}"]
         )
     return markdown(["rate", *COLUMNS, "mean of the 14 probes"], rows)
-
-
-def _mean_on_search(line: Line) -> float:
-    return fmean(values["search"] for values in line["probes"].values())
 
 
 def machine(evidence: Evidence) -> str:
@@ -288,7 +280,7 @@ def fill(page: str, evidence: Evidence) -> str:
 
 def probe_rows(evidence: Evidence) -> list[dict[str, Any]]:
     """A row for each finished training and probe."""
-    params = {name: entry["params"] for name, entry in read_json(FOLDER / "subnets.json")["probes"].items()}
+    params = {name: entry["params"] for name, entry in read_json(SUBNETS)["probes"].items()}
     return [
         {
             **_head(evidence, group, name, line),
@@ -372,7 +364,7 @@ def draw_limits(evidence: Evidence) -> str:
                     panel, [limit / 1000 for limit in limits], [[under(line, limit) for line in lines] for limit in limits], name
                 )
             panel.set_xlabel("parameter limit, thousands")
-        uniform = [found["test"] for line in evidence.rows("steps").get("uniform", []) for found in line["searched"]]
+        uniform = [found["test"] for line in evidence.uniform.values() for found in line["searched"]]
         if uniform:
             # A method that leaves most subnets untrained would press all other lines together.
             lowest = 100 * min(uniform) - _CUT_POINTS
@@ -443,12 +435,6 @@ def write_all(evidence: Evidence, folder: Path, page: Path) -> None:
     for path, text in texts.items():
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-
-
-def best_rate(evidence: Evidence) -> float | None:
-    """The tried rate with the highest mean accuracy of the probes on the search split; None until all are tried."""
-    tried = {line["options"]["lr"]: _mean_on_search(line) for lines in evidence.rows("rate").values() for line in lines}
-    return max(tried, key=lambda rate: tried[rate]) if len(tried) == len(RATES) else None
 
 
 def main() -> None:

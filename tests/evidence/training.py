@@ -28,7 +28,7 @@ from growtas.costs import count_costs
 from growtas.data import search_set, test_set
 from growtas.data.evaluation import EvaluationSet
 from growtas.errors import GrowtasError
-from growtas.files import read_json, read_json_lines
+from growtas.files import read_json, read_json_lines, write_json
 from growtas.latency.local import cpu_name
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run
@@ -36,14 +36,11 @@ from growtas.search.evaluate import SubnetEvaluator
 from growtas.search.evolution import EvolutionConfig, evolve
 from growtas.search.journal import Evaluation
 from growtas.search.limits import Limits
-from growtas.space import SearchSpace
 from growtas.train import resume_session, start_session
 from growtas.train.recipe import Recipe
-from tests.evidence.ledger import write_durably
+from tests.evidence.ledger import SUBNETS
 from tests.evidence.plan import Measurements, Training
 
-SUBNETS = Path(__file__).parents[2] / "docs" / "evidence" / "subnets.json"
-"""The probes, and the subnets of the parameter band: drawn once, uniformly over the choices of each dimension."""
 SEARCH_SEED = 2026
 _SAVE_MINUTES = 5.0
 _ACTIVATION_BYTES = 1 << 30
@@ -120,7 +117,7 @@ def measure(training: Training, run: Run) -> dict[str, Any]:
     """What is measured of a trained supernet: the measured part of a line of the ledger."""
     start = time.perf_counter()
     wanted, subnets = Measurements(**training.measure), read_json(SUBNETS)
-    space, supernet, search, test = run.space, load_supernet(run.supernet), search_set(run), test_set(run)
+    supernet, search, test = load_supernet(run.supernet), search_set(run), test_set(run)
     probes = {name: Subnet.from_dict(entry) for name, entry in subnets["probes"].items()}
     found = best_subnets(supernet, search.subset(wanted.search_images), wanted, preferred(run))
     winners = list(dict.fromkeys(found.values()))
@@ -129,7 +126,13 @@ def measure(training: Training, run: Run) -> dict[str, Any]:
     line: dict[str, Any] = {
         "probes": {name: {"search": on_search[probe], "test": on_test[probe]} for name, probe in probes.items()},
         "searched": [
-            {"max_params": limit, **described(space, best), "search": on_search[best], "test": on_test[best]}
+            {
+                "max_params": limit,
+                "params": count_costs(run.space, best).params,
+                "subnet": best.to_dict(),
+                "search": on_search[best],
+                "test": on_test[best],
+            }
             for limit, best in found.items()
         ],
         "band": None,
@@ -185,11 +188,6 @@ def evaluator(supernet: Supernet, images: EvaluationSet) -> SubnetEvaluator:
     return SubnetEvaluator(supernet, images, activation_bytes=_ACTIVATION_BYTES)
 
 
-def described(space: SearchSpace, subnet: Subnet) -> dict[str, Any]:
-    """A subnet with its parameters."""
-    return {"params": count_costs(space, subnet).params, "subnet": subnet.to_dict()}
-
-
 def transitions(run: Run) -> dict[str, Any]:
     """The epochs at which the training opened its subspaces, and why where it chose them itself."""
     recipe, state = Recipe.from_dict(run.info["recipe"]), _state(run)
@@ -210,15 +208,8 @@ def facts(training: Training, run: Run) -> dict[str, Any]:
     split = read_json(run.path / "split.json")
     compute = {name: sum(line["compute"][name] for line in metrics) for name in ("macs", "extra_macs")}
     return {
-        "key": training.key,
-        "name": training.name,
-        "group": training.group,
-        "method": training.method,
-        "options": dict(training.options),
+        **training.identity,
         "recipe": {key: value for key, value in run.info["recipe"].items() if key != "init"},
-        "seed": training.seed,
-        "epochs": training.epochs,
-        "starts_from": training.starts_from.key if training.starts_from else None,
         "images": split["train_size"] - len(split["search"]),
         "steps": metrics[-1]["step"],
         **compute,
@@ -249,7 +240,7 @@ def main() -> None:
             run = train(training, folder, job["start"])
             if job["measure"]:
                 line = {**facts(training, run), **measure(training, run), "commit": job["commit"], **machine(run)}
-                write_durably(folder / "line.json", line)
+                write_json(folder / "line.json", line, sync=True)
     except KeyboardInterrupt:
         sys.exit(130)
     except Timeout:

@@ -37,11 +37,10 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from tests.evidence.__main__ import Workshop, run_plan
-from tests.evidence.clean_copy import CleanCopy
 from tests.evidence.plan import Training
 
 folder, python, plan = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-workshop = Workshop(folder, folder / "trainings.jsonl", "a commit", lambda commit: CleanCopy(folder, python))
+workshop = Workshop(folder, folder / "trainings.jsonl", "a commit", lambda commit: python)
 run_plan([Training.from_dict(training) for training in plan], workshop)
 """
 VARYING = ("seconds", "measure_seconds")
@@ -123,20 +122,21 @@ def checkout(tmp_path):
 def test_a_clean_copy_imports_what_was_committed(checkout, tmp_path):
     (checkout / "growtas" / "__init__.py").write_text("raise SystemExit('the edited tree')\n")
     commit = head(checkout)
-    copy = clean_copy(checkout, commit, tmp_path / "copies")
+    python = clean_copy(checkout, commit, tmp_path / "copies")
+    root = python.parents[2]
     code = "import growtas, growtas.export, torch, tests.evidence.plan as plan; print(growtas.__file__); print(plan.__file__)"
-    done = subprocess.run([copy.python, "-P", "-c", code], cwd=checkout, capture_output=True, text=True, check=True)
+    done = subprocess.run([python, "-P", "-c", code], cwd=checkout, capture_output=True, text=True, check=True)
     package, plan = map(Path, done.stdout.splitlines())
-    assert package.is_relative_to(copy.root / ".venv")
-    assert plan.is_relative_to(copy.root)
-    assert not plan.is_relative_to(copy.root / ".venv")
-    assert clean_copy(checkout, commit, tmp_path / "copies") == copy
+    assert package.is_relative_to(root / ".venv")
+    assert plan.is_relative_to(root)
+    assert not plan.is_relative_to(root / ".venv")
+    assert clean_copy(checkout, commit, tmp_path / "copies") == python
     with pytest.raises(UsageError, match="does not have the commit 0000"):
         clean_copy(checkout, "0" * 40, tmp_path / "copies")
     remove_copies(checkout, tmp_path / "copies", [commit])
-    assert copy.root.is_dir()
+    assert root.is_dir()
     remove_copies(checkout, tmp_path / "copies", [])
-    assert not copy.root.exists()
+    assert not root.exists()
 
 
 def test_half_a_copy_is_made_again(checkout, tmp_path):
@@ -145,4 +145,4 @@ def test_half_a_copy_is_made_again(checkout, tmp_path):
     root = tmp_path / "copies" / commit[:12]
     subprocess.run(["git", "-C", str(checkout), "worktree", "add", "-q", "--detach", "--lock", str(root), commit], check=True)
     shutil.rmtree(root)
-    assert clean_copy(checkout, commit, tmp_path / "copies").python.is_file()
+    assert clean_copy(checkout, commit, tmp_path / "copies").is_file()

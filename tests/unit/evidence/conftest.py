@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from growtas.files import read_json
-from tests.evidence.ledger import FOLDER
+from tests.evidence.ledger import SUBNETS
 from tests.evidence.plan import Measurements
 
 
 def make_line(training, shift=0.0):
     """A line as tests.evidence.training writes it; accuracies rise with parameters, and with the shift."""
-    probes = read_json(FOLDER / "subnets.json")["probes"]
+    probes = read_json(SUBNETS)["probes"]
     wanted = Measurements(**training.measure)
     rng = np.random.default_rng(training.seed)
 
@@ -16,14 +16,7 @@ def make_line(training, shift=0.0):
         return round(0.8 + params / 5e6 + shift, 4)
 
     return {
-        "key": training.key,
-        "name": training.name,
-        "group": training.group,
-        "method": training.method,
-        "options": dict(training.options),
-        "seed": training.seed,
-        "epochs": training.epochs,
-        "starts_from": training.starts_from.key if training.starts_from else None,
+        **training.identity,
         "images": 50_000,
         "steps": 781 * training.epochs,
         "macs": 1e12 * training.epochs,

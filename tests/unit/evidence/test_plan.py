@@ -8,7 +8,7 @@ from growtas import Subnet, Supernet, extract, load_space
 from growtas.files import read_json
 from growtas.train.plan import make_plan
 from growtas.train.recipe import Recipe
-from tests.evidence.ledger import FOLDER
+from tests.evidence.ledger import SUBNETS
 from tests.evidence.plan import EPOCHS, PLAN, RATE, RATES, SEEDS, SETTINGS, Measurements, Training
 
 SPACE = load_space("micro")
@@ -84,7 +84,7 @@ def test_json_form():
 
 def test_the_subnets_that_are_measured():
     """Costs are those of the extracted networks."""
-    subnets = read_json(FOLDER / "subnets.json")
+    subnets = read_json(SUBNETS)
     probes = {name: Subnet.from_dict(entry) for name, entry in subnets["probes"].items()}
     assert probes["smallest"] == SPACE.smallest
     assert probes["largest"] == SPACE.largest
