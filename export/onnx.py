@@ -175,14 +175,6 @@ def _shape(value: Any) -> tuple[int | str, ...]:
     return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
 
 
-def read_input_shape(path: str | Path) -> tuple[int, int, int]:
-    """Channels, height and width of an exported file's input."""
-    import onnx
-
-    _, channels, height, width = _shape(onnx.load(path, load_external_data=False).graph.input[0])
-    return int(channels), int(height), int(width)
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what the exporter says to its own developers; errors still come as exceptions."""

@@ -58,11 +58,6 @@ class Scorer:
                 self._racing.add(known[subnet])
         return [self._score(subnet, known[subnet]) for subnet in subnets]
 
-    def in_full(self, subnets: Sequence[Subnet]) -> list[Evaluation]:
-        """Complete evaluations, in the order of the subnets, of those too that were dropped from a race."""
-        known = self._find(subnets, None)
-        return [known[subnet] for subnet in subnets]
-
     def _find(self, subnets: Sequence[Subnet], race: Race | None) -> dict[Subnet, Evaluation]:
         needed = race.needed if race else None
         known = {subnet: found for subnet in subnets if (found := self._journal.get(subnet, needed)) is not None}

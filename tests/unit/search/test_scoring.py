@@ -83,18 +83,6 @@ def test_a_drop_counts_for_races_that_need_as_much(tmp_path):
     assert evaluate.asked == []
 
 
-def test_in_full_evaluates_what_was_dropped_once(tmp_path):
-    evaluate = Evaluator()
-    score = scorer(tmp_path / "j", evaluate, parents=1)
-    score([ONE])
-    score([THREE])
-    for _ in range(2):
-        assert [found.accuracy for found in score.in_full([THREE, ONE])] == [0.25, 0.75]
-    assert evaluate.asked == [(ONE, None), (THREE, 6), (THREE, None)]
-    # Not a parent, for all that.
-    assert score([THREE])[0][0] == DROPPED
-
-
 def test_without_racing_everything_is_complete(tmp_path):
     evaluate = Evaluator()
     scores = scorer(tmp_path / "j", evaluate)([ONE, TWO, THREE, FOUR])
