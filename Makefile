@@ -19,7 +19,7 @@ help:
 	@echo "make evidence-limits   20 searches under latency limits on this machine: RUN=a trained run's folder (ten minutes)"
 	@echo "make test-gpu  the tests that need a CUDA device; writes docs/GPU_RUNS.md"
 
-$(VENV)/.installed: pyproject.toml constraints.txt growtas/nn/_kernels.c growtas/nn/_kernels.inc
+$(VENV)/.installed: pyproject.toml constraints.txt growtas/nn/evaluation/_kernels.c growtas/nn/evaluation/_kernels.inc
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[dev,trt-rtx,openvino]'
 	touch $@

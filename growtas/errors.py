@@ -8,7 +8,7 @@
     ├── MissingExtra            an optional package is not installed
     ├── TrainingError           training can't go on (a loss that is not finite)
     ├── WorkerError             a process of a search failed, or is gone
-    ├── UnsteadyMachine         too busy to measure latencies (growtas.latency.campaign)
+    ├── UnsteadyMachine         too busy to measure latencies (growtas.latency.measured.campaign)
     └── UsageError              exit code 2: the input is wrong
         ├── SpaceError          a search space (name, YAML file, field)
         ├── SubnetError         a subnet that the space doesn't hold

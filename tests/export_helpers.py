@@ -13,8 +13,8 @@ from safetensors.torch import save
 from growtas.checkpoint import save_supernet
 from growtas.cli.main import main
 from growtas.costs import count_costs
-from growtas.export.backends.base import is_installed
-from growtas.export.onnx import OnnxInfo, export_onnx
+from growtas.export.graph.exporter import OnnxInfo, export_onnx
+from growtas.export.runtimes.base import is_installed
 from growtas.files import sha256, write_json
 from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer

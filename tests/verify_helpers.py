@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from growtas.checkpoint import load_supernet, save_model, save_supernet
 from growtas.costs import count_costs
 from growtas.data import test_set as open_test_set
-from growtas.export.manifest import read_manifest, write_manifest
-from growtas.export.onnx import export_onnx
-from growtas.export.precision import convert
+from growtas.export.artifact import read_manifest, write_manifest
+from growtas.export.graph.exporter import export_onnx
+from growtas.export.quantization.convert import convert
 from growtas.files import sha256
 from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet

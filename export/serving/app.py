@@ -17,10 +17,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from growtas.export.serving.answers import encode_response
 from growtas.export.serving.batching import Batcher, Outputs
 from growtas.export.serving.metrics import CONTENT_TYPE, Metrics
 from growtas.export.serving.protocol import HEADER_LENGTH, InferRequest, RequestRefused, parse_request
+from growtas.export.serving.response import encode_response
 from growtas.export.serving.signature import Signature
 
 VERSION = "1"

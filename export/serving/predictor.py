@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from growtas.errors import CheckpointError, ConfigError, UsageError, choices
-from growtas.export.backends import open_session
-from growtas.export.backends.base import Array, NamedOutputs, RuntimeInfo
-from growtas.export.manifest import KINDS, read_manifest
+from growtas.export.artifact import KINDS, read_manifest
+from growtas.export.runtimes.base import Array, NamedOutputs, RuntimeInfo
+from growtas.export.runtimes.open import open_session
 from growtas.export.serving.signature import Signature, read_signature
 
 PREFERRED = (".onnx", ".xml", ".pt2", ".safetensors", ".plan")

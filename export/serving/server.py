@@ -19,7 +19,7 @@ import uvicorn
 
 from growtas.errors import ConfigError, OutputError
 from growtas.export.serving.app import RequestLimits, Serving, build_app, default_body_bytes
-from growtas.export.serving.guard import ConnectionLimits, GuardedProtocol, guarded
+from growtas.export.serving.connection_limits import ConnectionLimits, GuardedProtocol, guarded
 from growtas.export.serving.metrics import Metrics
 from growtas.export.serving.predictor import Predictor
 

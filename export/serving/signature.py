@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from growtas.errors import CheckpointError
-from growtas.export.ends import PROBABILITIES, TOP_CLASSES, TOP_SCORES
+from growtas.export.graph.pre_post import PROBABILITIES, TOP_CLASSES, TOP_SCORES
 
 DATATYPES = {"float32": "FP32", "uint8": "UINT8"}
 """The open inference protocol's names of the types that an input can have."""
@@ -150,7 +150,7 @@ def read_signature(manifest: Mapping[str, Any], artifact: Path) -> Signature:
 
 
 def _outputs(manifest: Mapping[str, Any]) -> tuple[Output, ...]:
-    """Logits, and after them what the record of :func:`growtas.export.ends.add_postprocess` lists, where there is one.
+    """Logits, and after them what the record of :func:`growtas.export.graph.pre_post.add_postprocess` lists, where there is one.
 
     Raises:
         KeyError, TypeError, ValueError, IndexError: the manifest does not say it.

@@ -50,8 +50,8 @@ def bench(
     Example: growtas bench a.onnx b.onnx --runtime onnxruntime,openvino --baseline a.onnx --png bench.png
     """
     from growtas.cli.bench_view import print_report, progress_bar
-    from growtas.export.bench import BenchOptions, find_artifacts
-    from growtas.export.bench import bench as run_bench
+    from growtas.export.benchmark.run import BenchOptions, find_artifacts
+    from growtas.export.benchmark.run import bench as run_bench
     from growtas.files import ensure_writable, write_json
     from growtas.runs import find_run
 
@@ -77,7 +77,7 @@ def bench(
         if file is not None:
             ensure_writable(file.parent)
     if png is not None:
-        from growtas.export.benching.picture import require_matplotlib
+        from growtas.export.benchmark.plot import require_matplotlib
 
         require_matplotlib()
     with progress_bar(hidden=json_) as step:
@@ -91,11 +91,11 @@ def bench(
     if report_file is not None:
         write_json(report_file, report)
     if csv is not None:
-        from growtas.export.benching.sheet import write_csv
+        from growtas.export.benchmark.csv_table import write_csv
 
         write_csv(report, csv)
     if png is not None:
-        from growtas.export.benching.picture import draw_png
+        from growtas.export.benchmark.plot import draw_png
 
         draw_png(report, png)
     if json_:
@@ -127,8 +127,8 @@ def _limits(artifact: dict[str, Any]) -> list[dict[str, Any]]:
 
     A manifest knows the first device's; the others are in the subnet file that was exported, where it still lies in the run.
     """
-    from growtas.export.benching.limits import check_limit
-    from growtas.export.manifest import read_manifest
+    from growtas.export.artifact import read_manifest
+    from growtas.export.benchmark.limits import check_limit
 
     if artifact["path"] is None:
         return []

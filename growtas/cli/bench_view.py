@@ -13,7 +13,7 @@ def print_report(report: dict[str, Any], files: list[Path]) -> None:
     """The table and what is to be said of it.
 
     Args:
-        report: of :func:`growtas.export.bench.bench`, with each artifact's ``limits``.
+        report: of :func:`growtas.export.benchmark.run.bench`, with each artifact's ``limits``.
         files: what was written.
     """
     table = _table(report)
@@ -84,7 +84,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _unsteady_lines(artifacts: list[dict[str, Any]]) -> Iterator[str]:
-    from growtas.export.benching.compare import CV_BOUND
+    from growtas.export.benchmark.ratios import CV_BOUND
 
     unsteady = [
         f"{artifact['label']} batch {result['batch']}"

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
     from pathlib import Path
 
-    from growtas.latency.measured import MeasuredProfile
-    from growtas.latency.profile import DeviceProfile
+    from growtas.latency.measured.profile import MeasuredProfile
+    from growtas.latency.modelled.profile import DeviceProfile
 
 
 def devices(json_: JsonOption = False) -> None:
@@ -24,7 +24,7 @@ def devices(json_: JsonOption = False) -> None:
     Example: growtas devices
     """
     from growtas.latency.catalogue import measured_profiles, modelled_profiles
-    from growtas.latency.profile import CPU, user_folder
+    from growtas.latency.modelled.profile import CPU, user_folder
 
     modelled, measured = modelled_profiles(), measured_profiles()
     if json_:

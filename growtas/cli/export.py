@@ -11,7 +11,7 @@ import typer
 from growtas.cli.output import JsonOption, Spinner, console, note, print_json, print_table
 
 if TYPE_CHECKING:
-    from growtas.export.pipeline import Artifact, ExportOptions
+    from growtas.export.pipeline.run import Artifact, ExportOptions
     from growtas.runs import Run
 
 _PLAN, _PRECISION, _ENDS, _CHECKS, _SERVING = "Plans", "Precision", "Ends of the graph", "Checks", "Serving"
@@ -114,10 +114,10 @@ def export(
     For ONNX Runtime and Triton: growtas export --precision int8 --preprocess --triton repo
     """
     from growtas.errors import ConfigError
-    from growtas.export.card import same_network, write_card
-    from growtas.export.pipeline import ExportOptions, export_subnet
-    from growtas.export.staging import kept_where_it_succeeds
-    from growtas.export.triton import write_triton
+    from growtas.export.pipeline.model_card import same_network, write_card
+    from growtas.export.pipeline.run import ExportOptions, export_subnet
+    from growtas.export.pipeline.staging import kept_where_it_succeeds
+    from growtas.export.pipeline.triton import write_triton
     from growtas.runs import find_run
 
     found = find_run(run)
@@ -182,9 +182,9 @@ def export(
 
 def _check_triton(run: Run, options: ExportOptions, *, instances: int, max_delay_us: int) -> None:
     """Refuse before any work what would be refused after it."""
-    from growtas.export.source import find_source
-    from growtas.export.targets import choose_builder
-    from growtas.export.triton import check_triton
+    from growtas.export.pipeline.source import find_source
+    from growtas.export.pipeline.triton import check_triton
+    from growtas.export.tensorrt.targets import choose_builder
 
     options.check()
     runtime = None
@@ -208,7 +208,7 @@ def _served(artifacts: list[Artifact]) -> Artifact:
 def _print(artifacts: list[Artifact]) -> None:
     from rich.table import Table
 
-    from growtas.export.companions import recorded_bytes
+    from growtas.export.side_files import recorded_bytes
     from growtas.units import format_bytes, format_count
 
     first = artifacts[0].manifest

@@ -53,8 +53,8 @@ def finetune(
     Example: growtas finetune runs/RUN --data photos/ --image-size 56
     """
     _check_place(out)
-    from growtas.train.config import parse_settings
     from growtas.train.finetune import finetuned_accuracy, load_start, resolve_finetune, start_finetune
+    from growtas.train.recipe_file import parse_settings
 
     options = {"data": data, "epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
     given = {key: value for key, value in options.items() if value is not None}

@@ -26,8 +26,8 @@ def inspect(
     Example: growtas inspect runs/first/export/micro-subnet.onnx
     """
     from growtas.errors import CheckpointError
-    from growtas.export.manifest import read_manifest
-    from growtas.export.summary import summarise
+    from growtas.export.artifact import read_manifest
+    from growtas.export.inspection import summarise
 
     manifest = read_manifest(artifact, verify=False)
     summary = summarise(artifact, manifest, thorough=verify)

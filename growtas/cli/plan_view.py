@@ -32,9 +32,9 @@ def show_plan(recipe: Recipe, data_dir: str | None, device: str, *, as_json: boo
     from growtas.data.report import check_data
     from growtas.data.sources import open_data
     from growtas.space import load_space
-    from growtas.train.feeding import check_memory
+    from growtas.train.image_loader import check_memory
+    from growtas.train.initial_weights import Start
     from growtas.train.plan import make_plan
-    from growtas.train.start import Start
     from growtas.train.teacher import check_teacher
 
     check_teacher(recipe)
@@ -66,7 +66,7 @@ def _device(name: str) -> torch.device:
 def _print(plan: Plan, data: str, report: DataReport) -> None:
     from rich.table import Table
 
-    from growtas.train.config import dump_recipe
+    from growtas.train.recipe_file import dump_recipe
     from growtas.units import format_bytes, format_count
 
     recipe, memory = plan.recipe, plan.memory

@@ -32,7 +32,7 @@ def predict(
     Example: growtas predict shoe.png --model runs/first/export/micro-subnet.onnx
     """
     from growtas.errors import ConfigError
-    from growtas.export.serving.images import find_images
+    from growtas.export.serving.image_files import find_images
     from growtas.export.serving.predictor import Predictor, newest_artifact
     from growtas.runs import find_run
 
@@ -63,7 +63,7 @@ def predict(
 def _answers(predictor: Predictor, paths: list[Path], top: int, batch: int) -> list[dict[str, Any]]:
     """One entry an image: ``file`` and ``top`` and ``logits``, or ``file`` and ``error``."""
     from growtas.errors import DataError
-    from growtas.export.serving.images import read_image
+    from growtas.export.serving.image_files import read_image
 
     answers: list[dict[str, Any]] = []
     waiting: list[tuple[dict[str, Any], NDArray[Any]]] = []

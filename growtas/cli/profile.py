@@ -12,9 +12,9 @@ import typer
 from growtas.cli.output import JsonOption, console, note, print_json, print_table, progress
 
 if TYPE_CHECKING:
-    from growtas.latency.campaign import Bounds
-    from growtas.latency.measured import MeasuredProfile
-    from growtas.latency.profiling import Plan
+    from growtas.latency.measured.campaign import Bounds
+    from growtas.latency.measured.profile import MeasuredProfile
+    from growtas.latency.measured.profiling import Plan
     from growtas.space import SearchSpace
 
 
@@ -52,10 +52,10 @@ def profile(
     Example: growtas profile --device cpu --space micro
     """
     from growtas.errors import ConfigError
-    from growtas.export.turns import check_runtime
-    from growtas.latency.campaign import Bounds
-    from growtas.latency.profile import shipped_names
-    from growtas.latency.profiling import plan_profile
+    from growtas.export.benchmark.stopwatch import check_runtime
+    from growtas.latency.measured.campaign import Bounds
+    from growtas.latency.measured.profiling import plan_profile
+    from growtas.latency.modelled.profile import shipped_names
     from growtas.space import load_space
 
     chosen = runtime or ("tensorrt" if device in shipped_names() else "onnxruntime")
@@ -89,7 +89,7 @@ def _check_name(device: str, *, meant: bool) -> None:
 
     from growtas.errors import ConfigError, DeviceError
     from growtas.latency.catalogue import near_name
-    from growtas.latency.profile import device_names
+    from growtas.latency.modelled.profile import device_names
 
     if not meant and (near := near_name(device)) is not None:
         raise DeviceError(f"--device is {device!r}, no known device: did you mean {near}? --new-device says that the name is meant")
@@ -117,7 +117,7 @@ class _Job:
         hidden: bool,
     ) -> None:
         from growtas.latency.catalogue import measured_file_name
-        from growtas.latency.profile import user_folder
+        from growtas.latency.modelled.profile import user_folder
 
         self.device, self.space, self.runtime, self.precision, self.batch = device, space, runtime, precision, batch
         self.threads, self.seconds, self.bounds, self.hidden = threads, seconds, bounds, hidden
@@ -126,14 +126,14 @@ class _Job:
     def run(self, plan: Plan) -> tuple[MeasuredProfile, Path]:
         """Measure, fit, write; returns the profile and its file."""
         from growtas.errors import ConfigError
-        from growtas.export.backends.base import available_threads
-        from growtas.export.measure import clocks, environment
-        from growtas.export.turns import ArchitectureTurns, check_device
+        from growtas.export.benchmark.stopwatch import ArchitectureTurns, check_device
+        from growtas.export.benchmark.timing import clocks, environment
+        from growtas.export.runtimes.base import available_threads
         from growtas.files import ensure_writable, write_json
-        from growtas.latency.campaign import Campaign
-        from growtas.latency.profile import shipped_names
-        from growtas.latency.profiling import make_profile, measure_plan
-        from growtas.latency.samples import Setup
+        from growtas.latency.measured.campaign import Campaign
+        from growtas.latency.measured.profiling import make_profile, measure_plan
+        from growtas.latency.measured.setup import Setup
+        from growtas.latency.modelled.profile import shipped_names
 
         if self.path.suffix != ".json":
             raise ConfigError(f"--out is {self.path}; a profile's file must end in .json")

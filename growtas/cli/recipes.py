@@ -44,7 +44,7 @@ def recipes(
 
 def _show(entry: Entry, *, as_json: bool) -> None:
     """One recipe; everything but its fields is a comment, so that the output is a file for --config."""
-    from growtas.train.config import dump_recipe
+    from growtas.train.recipe_file import dump_recipe
 
     if as_json:
         print_json({**_record(entry), "recipe": entry().to_dict()})

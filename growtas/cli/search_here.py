@@ -11,9 +11,9 @@ from growtas.cli.output import note
 
 if TYPE_CHECKING:
     from growtas.cli.search_plan import Device
-    from growtas.export.turns import ArchitectureTurns
-    from growtas.latency.measured import MeasuredProfile
-    from growtas.latency.timings import Timings
+    from growtas.export.benchmark.stopwatch import ArchitectureTurns
+    from growtas.latency.measured.profile import MeasuredProfile
+    from growtas.latency.measured.timings import Timings
     from growtas.search.limits import Limits
     from growtas.search.targets import Target
     from growtas.space import SearchSpace
@@ -60,8 +60,8 @@ class _Here:
     def __init__(self, space: SearchSpace, batch: int, out: Path, hidden: bool) -> None:
         import onnxruntime
 
-        from growtas.export.backends.base import available_threads
-        from growtas.latency.local import local_setup
+        from growtas.export.runtimes.base import available_threads
+        from growtas.latency.measured.machine import local_setup
 
         self.space, self.out, self.hidden = space, out, hidden
         self.setup = dataclasses.replace(
@@ -71,7 +71,7 @@ class _Here:
     def profile(self) -> tuple[MeasuredProfile | None, list[str]]:
         """The measured profile of a machine that calls itself like this one, and why others are none."""
         from growtas.latency.catalogue import fitting_profile
-        from growtas.latency.profile import CPU
+        from growtas.latency.modelled.profile import CPU
 
         s = self.setup
         return fitting_profile(CPU, self.space, batch=s.batch, precision=s.precision, runtime=s.runtime, here=s)
@@ -88,7 +88,7 @@ class _Here:
     def profiled(self, device: Device, profile: MeasuredProfile) -> Target | None:
         """With the profile's model, if timing its reference subnet shows that this is the machine; None if not, which is said."""
         from growtas.batch import SubnetBatch
-        from growtas.latency.local import check_profile, recorded_ms
+        from growtas.latency.measured.machine import check_profile, recorded_ms
         from growtas.search.targets import Target
         from growtas.units import format_ms
 
@@ -128,8 +128,8 @@ class _Here:
     def fitted(self, device: Device, limits: Limits) -> Target:
         """With a model that is fitted to some subnets, which are measured now."""
         from growtas.cli.search_view import measuring_bar
-        from growtas.latency.choice import choose_subnets
-        from growtas.latency.fitted import fit_latency
+        from growtas.latency.measured.fit import fit_latency
+        from growtas.latency.measured.sampling_plan import choose_subnets
         from growtas.search.targets import Target
 
         space = self.space
@@ -161,13 +161,13 @@ class _Here:
             check_latency(self.space, target.max_ms, smallest.upper_ms, "measured", timings.conditions)
 
     def _turns(self, space: SearchSpace, subnets: list[Subnet]) -> ArchitectureTurns:
-        from growtas.export.turns import ArchitectureTurns
+        from growtas.export.benchmark.stopwatch import ArchitectureTurns
 
         s = self.setup
         return ArchitectureTurns(space, subnets, runtime=s.runtime, batch=s.batch, threads=s.threads)
 
     def _reference_ms(self, space: SearchSpace, turns: ArchitectureTurns) -> float:
-        from growtas.latency.local import steady_ms
+        from growtas.latency.measured.machine import steady_ms
 
         return steady_ms([space.middle()], turns, time.sleep)[0]
 
@@ -187,8 +187,8 @@ class _Here:
             usual_ms: what it usually takes, where that is known.
         """
         from growtas.files import ensure_writable
-        from growtas.latency.campaign import Bounds, Campaign
-        from growtas.latency.timings import Timings, as_usual, set_aside
+        from growtas.latency.measured.campaign import Bounds, Campaign
+        from growtas.latency.measured.timings import Timings, as_usual, set_aside
 
         path = self.out / (JOURNAL if reference_ms is not None else UNBOUND)
         ensure_writable(path.parent)
@@ -208,7 +208,7 @@ class _Here:
 
 def _load() -> str:
     """What the system says of other work, to be added to a note; empty where it is idle."""
-    from growtas.export.measure import environment
+    from growtas.export.benchmark.timing import environment
 
     machine = environment()
     load = machine["load_average_1min"] or 0

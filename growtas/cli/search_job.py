@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from growtas.cli.search_load import Loaded
     from growtas.cli.search_plan import Device
     from growtas.runs import Run
+    from growtas.search.evaluation.workers import Crew
     from growtas.search.evolution import EvolutionConfig
     from growtas.search.finalists import Found
     from growtas.search.limits import Limits
     from growtas.search.search import Outcome, Search
     from growtas.search.targets import Target
-    from growtas.search.workers import Crew
     from growtas.space import SearchSpace
 
 
@@ -67,7 +67,7 @@ class Job:
         Raises:
             typer.Exit: on the others, when process 0 is done, or has failed: it has said why.
         """
-        from growtas.search.workers import crew
+        from growtas.search.evaluation.workers import crew
 
         with crew() as world:
             if world.is_main:
@@ -79,10 +79,10 @@ class Job:
         from growtas.cli.search_live import EvolutionTable
         from growtas.errors import WorkerError
         from growtas.files import ensure_writable
-        from growtas.nn import kernels
-        from growtas.search.evaluate import make_evaluator
+        from growtas.nn.evaluation import kernels
+        from growtas.search.evaluation.evaluator import make_evaluator
+        from growtas.search.evaluation.racing import Racing
         from growtas.search.journal import Journal
-        from growtas.search.racing import Racing
         from growtas.search.scoring import Scorer
 
         r = self.request
@@ -138,8 +138,8 @@ class Job:
     def _serve(self, world: Crew) -> None:
         """On a process that is not the first: evaluate what process 0 deals out. Every failure is process 0's to tell."""
         from growtas.errors import CheckpointError, WorkerError
-        from growtas.search.evaluate import make_evaluator
-        from growtas.search.workers import SharedEvaluator, Unfit
+        from growtas.search.evaluation.evaluator import make_evaluator
+        from growtas.search.evaluation.workers import SharedEvaluator, Unfit
 
         try:
             # Process 0 may measure this machine first, and decodes the images into the cache: nothing is loaded before it is done.
@@ -179,7 +179,7 @@ class Job:
         """
         from growtas.errors import LimitError
         from growtas.files import ensure_writable, sha256
-        from growtas.search.replay import ENOUGH, Recorded
+        from growtas.search.rerank import ENOUGH, Recorded
 
         if not MAIN:
             raise typer.Exit
@@ -226,7 +226,7 @@ class Job:
     def _modelled(self) -> dict[str, Target]:
         """Targets that are not at hand; before anything slow, since infeasible limits raise here."""
         from growtas.cli.search_plan import modelled_target
-        from growtas.latency.profile import CPU
+        from growtas.latency.modelled.profile import CPU
 
         r = self.request
         return {d.name: modelled_target(d, r.space, r.limits.batch) for d in r.devices if d.name != CPU}

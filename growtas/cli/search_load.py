@@ -58,7 +58,7 @@ def load(run: Run, checkpoint: Path, *, data: str | None, data_dir: str | None, 
     from growtas.checkpoint import load_supernet
     from growtas.data.evaluation import search_set
     from growtas.files import sha256
-    from growtas.search.evaluate import fingerprint
+    from growtas.search.evaluation.evaluator import fingerprint
 
     supernet, digest = load_supernet(checkpoint), sha256(checkpoint)
     images = search_set(run, data=data, data_dir=data_dir)

@@ -44,7 +44,7 @@ def parse_devices(given: list[str], max_latency: str | None, precision: str | No
     """
     from growtas.errors import DeviceError, choices
     from growtas.latency.catalogue import near_name
-    from growtas.latency.profile import CPU, device_names, load_profile, measured_names, profile_names
+    from growtas.latency.modelled.profile import CPU, device_names, load_profile, measured_names, profile_names
     from growtas.units import parse_latency_ms
 
     shared = parse_latency_ms(max_latency, "--max-latency", "5ms") if max_latency is not None else None
@@ -77,7 +77,7 @@ def _default_precision(device: str) -> str:
         DeviceError: the device is unknown.
     """
     from growtas.latency.catalogue import measured_profiles
-    from growtas.latency.profile import load_profile, measured_names
+    from growtas.latency.modelled.profile import load_profile, measured_names
 
     if device in measured_names():
         return measured_profiles(device)[0][1].precision
@@ -86,7 +86,7 @@ def _default_precision(device: str) -> str:
 
 def widest(devices: tuple[Device, ...], precision: str | None) -> str:
     """The precision that sizes and memory are limited at: of several devices the one with the most bytes."""
-    from growtas.latency.profile import BYTES
+    from growtas.latency.modelled.profile import BYTES
 
     return max((device.precision for device in devices), key=BYTES.__getitem__, default=precision or "fp32")
 

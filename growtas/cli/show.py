@@ -26,11 +26,11 @@ def show(
     Example: growtas show --png curves.png
     """
     from growtas.watch.report import Report
-    from growtas.watch.screen import print_report
+    from growtas.watch.terminal import print_report
 
     report = Report.of(_pick(run))
     if png is not None:
-        from growtas.watch.picture import draw_png
+        from growtas.watch.training_plot import draw_png
 
         draw_png(report, png)
     if json_:

@@ -183,10 +183,10 @@ class Chosen:
         """The recipe.
 
         Raises:
-            ConfigError, SpaceError: see :func:`growtas.train.resolve.resolve_recipe`.
+            ConfigError, SpaceError: see :func:`growtas.train.resolve_recipe.resolve_recipe`.
         """
-        from growtas.train.config import parse_settings
-        from growtas.train.resolve import resolve_recipe
+        from growtas.train.recipe_file import parse_settings
+        from growtas.train.resolve_recipe import resolve_recipe
 
         return resolve_recipe(self.config, self.options, recipe=self.recipe, settings=parse_settings(self.settings))
 
@@ -263,7 +263,7 @@ def _check_place(out: Path) -> None:
 def _resumed(run: Path | None, out: Path, name: str | None, chosen: Chosen, folder: str | None, device: str) -> Session:
     from growtas.errors import UsageError
     from growtas.runs import find_run
-    from growtas.train.config import parse_settings
+    from growtas.train.recipe_file import parse_settings
     from growtas.train.session import resume_session
 
     found = find_run(run if run is not None else out / name if name else None, out)

@@ -53,7 +53,7 @@ def epoch_line(metrics: dict[str, Any], before: int, steps: int) -> str:
         before: steps of the training that were done before what ``seconds`` counts.
         steps: of the whole training.
     """
-    from growtas.watch.screen import format_seconds
+    from growtas.watch.terminal import format_seconds
 
     parts = [f"epoch {metrics['epoch']}", f"stage {metrics['stage']}", f"loss {metrics['loss']:.3f}"]
     if accuracy := metrics.get("accuracy"):

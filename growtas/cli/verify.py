@@ -11,9 +11,9 @@ import typer
 from growtas.cli.output import JsonOption, Spinner, console, note, print_json, print_table
 
 if TYPE_CHECKING:
-    from growtas.export.bisect import Bisection
-    from growtas.export.finished import Finding
-    from growtas.export.verify import Verification
+    from growtas.export.verification.agreement import Verification
+    from growtas.export.verification.bisect import Bisection
+    from growtas.export.verification.run import Finding
     from growtas.runs import Run
 
 
@@ -48,7 +48,7 @@ def verify(
 
     Example: growtas verify runs/first/export/micro-subnet.onnx --bisect
     """
-    from growtas.export.finished import VerifyOptions, verify_finished, worst_of
+    from growtas.export.verification.run import VerifyOptions, verify_finished, worst_of
 
     found = _find_run(run, artifacts, against)
     paths = artifacts or _all_artifacts(found)
@@ -95,7 +95,7 @@ def _find_run(named: Path | None, artifacts: list[Path] | None, against: Path | 
 
 def _all_artifacts(run: Run | None) -> list[Path]:
     from growtas.errors import UsageError
-    from growtas.export.backends import SUFFIXES
+    from growtas.export.runtimes.open import SUFFIXES
 
     assert run is not None
     folder = run.path / "export"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from growtas.errors import ConfigError, DeviceError
 from growtas.latency.estimate import LatencyEstimator
-from growtas.latency.local import local_setup, why_not_here
-from growtas.latency.measured import MeasuredProfile
-from growtas.latency.profile import (
+from growtas.latency.measured.machine import local_setup, why_not_here
+from growtas.latency.measured.profile import MeasuredProfile
+from growtas.latency.measured.setup import Setup
+from growtas.latency.modelled.profile import (
     CPU,
     DeviceProfile,
     device_names,
@@ -24,8 +25,7 @@ from growtas.latency.profile import (
     shipped_names,
     user_folder,
 )
-from growtas.latency.roofline import RooflineLatency
-from growtas.latency.samples import Setup
+from growtas.latency.modelled.roofline import RooflineLatency
 from growtas.space import SearchSpace
 
 SHIPPED = "shipped"
@@ -151,7 +151,7 @@ def latency_estimator(
     """Who predicts a device's latencies of a space: a measured profile that fits, else the modelled one.
 
     A profile of ``cpu`` fits the machine that it was made on, as far as that tells its name, threads and runtime; a search
-    also times it (:func:`growtas.latency.local.check_profile`).
+    also times it (:func:`growtas.latency.measured.machine.check_profile`).
 
     Args:
         precision, runtime: by default whatever there is, the newest measurement first.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
-from growtas.latency.profile import Kind
+from growtas.latency.modelled.profile import Kind
 from growtas.units import format_ms
 
 PERCENTILE = "p50"

@@ -13,8 +13,8 @@ import numpy as np
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
 from growtas.latency.estimate import PERCENTILE, Conditions, LatencyEstimator
-from growtas.latency.fitted import FittedLatency
-from growtas.latency.terms import CHUNK, term_names
+from growtas.latency.measured.fit import FittedLatency
+from growtas.latency.measured.terms import CHUNK, term_names
 from growtas.sampling import sample_batch
 from growtas.space import SearchSpace, load_space
 

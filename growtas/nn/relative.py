@@ -120,8 +120,8 @@ def relative_attention(
 ) -> Tensor:
     """Attention with 2-D relative position on keys and values (AutoFormer, Section 3; layout in the module's text).
 
-    The general form, by scaled_dot_product_attention: for GPUs, exporters and autocast. :mod:`growtas.nn.packed` computes the same
-    on the CPU.
+    The general form, by scaled_dot_product_attention: for GPUs, exporters and autocast. :mod:`growtas.nn.fused.attention`
+    computes the same on the CPU.
 
     Args:
         qkv: ``(batch, N, 3 * heads * head_dim)``: q, k and v, each head by head.

@@ -11,8 +11,8 @@ from timm.layers import drop_path
 from torch import Tensor, nn
 
 from growtas.nn.architecture import Architecture
-from growtas.nn.fused import LAYER_NORM_EPS
-from growtas.nn.mlp import fused_mlp, mlp_fusable
+from growtas.nn.fused.common import LAYER_NORM_EPS
+from growtas.nn.fused.mlp import fused_mlp, mlp_fusable
 from growtas.nn.relative import grid_index, relative_attention
 from growtas.nn.vit import Attention, Block, VisionTransformer
 from growtas.space import SearchSpace

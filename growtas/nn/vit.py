@@ -13,10 +13,10 @@ from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
 from growtas.nn.architecture import Architecture
-from growtas.nn.fused import LAYER_NORM_EPS, fusable
-from growtas.nn.layout import Layout
-from growtas.nn.mlp import fused_mlp, mlp_fusable
-from growtas.nn.packed import fused_attention
+from growtas.nn.fused.attention import fused_attention
+from growtas.nn.fused.common import LAYER_NORM_EPS, fusable
+from growtas.nn.fused.layout import Layout
+from growtas.nn.fused.mlp import fused_mlp, mlp_fusable
 from growtas.nn.relative import grid_index, relative_attention
 
 
@@ -66,7 +66,8 @@ class Attention(nn.Module):
         return self.proj(out)
 
     def fusable(self, x: Tensor, norm: nn.Module | None) -> bool:
-        """Whether :meth:`fused` may stand in for ``norm``, if given, and this module; see :func:`growtas.nn.fused.fusable`."""
+        """Whether :meth:`fused` may stand in for ``norm``, if given, and this module; see
+        :func:`growtas.nn.fused.common.fusable`."""
         if self.max_relative_position is None:
             return False
         norms = () if norm is None else (norm,)

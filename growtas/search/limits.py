@@ -14,7 +14,7 @@ from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
 from growtas.errors import LimitError
 from growtas.latency.estimate import Conditions
-from growtas.latency.profile import Kind
+from growtas.latency.modelled.profile import Kind
 from growtas.sampling import Feasible
 from growtas.search.memory import activation_bytes, weight_bytes
 from growtas.space import SearchSpace

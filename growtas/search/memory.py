@@ -1,11 +1,12 @@
 """What a subnet takes: bytes of its weights, and the peak of the activations of its exported graph. Both are modelled.
 
-The activation memory is the largest sum of tensors that are alive at once when the graph of ``growtas/export/deploy.py`` runs node
-by node: what a node reads, what it writes, and what a later node still needs. The patch convolution reads the images; of a block
-count the residual, the normalised input, queries, keys and values with their one-hot columns, logits, attention weights, masses
-on grid lines, and the hidden layer before and after its GELU. A runtime fuses some of these nodes and rounds sizes up, so its own
-number differs: TensorRT-RTX's was close to twice the peak plus 8.15 MB that every plan has, and that is the number given here.
-docs/search.md has the comparison. Every tensor grows with the subnet, hence so does the peak.
+The activation memory is the largest sum of tensors that are alive at once when the graph of
+:mod:`growtas.export.graph.inference_vit` runs node by node: what a node reads, what it writes, and what a later node still
+needs. The patch convolution reads the images; of a block count the residual, the normalised input, queries, keys and values
+with their one-hot columns, logits, attention weights, masses on grid lines, and the hidden layer before and after its GELU. A
+runtime fuses some of these nodes and rounds sizes up, so its own number differs: TensorRT-RTX's was close to twice the peak
+plus 8.15 MB that every plan has, and that is the number given here. docs/search.md has the comparison. Every tensor grows with
+the subnet, hence so does the peak.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
 from growtas.errors import ConfigError, UnitError, choices
-from growtas.latency.profile import BYTES
+from growtas.latency.modelled.profile import BYTES
 from growtas.space import SearchSpace
 
 _FIXED_BYTES, _PER_PEAK = 8_150_000, 2.0

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from growtas.costs import count_costs
+from growtas.search.evaluation.racing import Race, Racing
 from growtas.search.journal import Evaluation, Journal
-from growtas.search.racing import Race, Racing
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
@@ -19,8 +19,8 @@ DROPPED = -1.0
 """Stands for the accuracy in the score of a subnet that was dropped from a race: below that of every complete evaluation."""
 
 Evaluate = Callable[..., Iterable[tuple[Subnet, Evaluation]]]
-"""Evaluates a sequence of subnets, in any order; in a :class:`growtas.search.racing.Race` where a second argument gives one. See
-:class:`growtas.search.evaluate.SubnetEvaluator`."""
+"""Evaluates a sequence of subnets, in any order; in a race (:mod:`growtas.search.evaluation.racing`) where a second argument
+gives one. See :class:`growtas.search.evaluation.evaluator.SubnetEvaluator`."""
 
 
 class Scorer:

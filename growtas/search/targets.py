@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
 from growtas.latency.estimate import Conditions, Latency, LatencyEstimator
-from growtas.latency.fitted import fit_latency
-from growtas.latency.timings import LEAST_MARGIN, Timed
+from growtas.latency.measured.fit import fit_latency
+from growtas.latency.measured.timings import LEAST_MARGIN, Timed
 from growtas.sampling import Feasible
 from growtas.search.limits import check_latency
 from growtas.space import SearchSpace
@@ -24,7 +24,7 @@ _COMMON = 3
 
 
 class Stopwatch(Protocol):
-    """Measures subnets on a device that is at hand; :class:`growtas.latency.timings.Timings` is one."""
+    """Measures subnets on a device that is at hand; :class:`growtas.latency.measured.timings.Timings` is one."""
 
     @property
     def conditions(self) -> Conditions:

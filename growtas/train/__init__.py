@@ -3,7 +3,7 @@
 from growtas.train.observer import Observer
 from growtas.train.recipe import Recipe
 from growtas.train.recipes import default_recipe, digits_demo, fashion_mnist_micro, paper
-from growtas.train.resolve import resolve_recipe
+from growtas.train.resolve_recipe import resolve_recipe
 from growtas.train.session import Session, resume_session, start_session
 from growtas.train.strategies import Strategy, make_strategy
 from growtas.train.trainer import Trainer

@@ -25,8 +25,8 @@ from growtas.nn.resample import renormalise, resample
 from growtas.nn.vit import VisionTransformer
 from growtas.runs import Run
 from growtas.subnet import Subnet
-from growtas.train.config import read_layer
 from growtas.train.recipe import Recipe
+from growtas.train.recipe_file import read_layer
 from growtas.train.recipes import find_recipe
 from growtas.train.session import Session, start_session
 

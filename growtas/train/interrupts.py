@@ -7,7 +7,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from growtas.train.distributed import World
+from growtas.distributed import World
 
 
 class Interrupts:

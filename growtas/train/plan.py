@@ -19,7 +19,7 @@ from growtas.growth import Subspace
 from growtas.sampling import sample
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
-from growtas.train.estimates import MemoryEstimate, TimeEstimate, estimate_memory, time_passes
+from growtas.train.cost_estimates import MemoryEstimate, TimeEstimate, estimate_memory, time_passes
 from growtas.train.optimizer import make_scheduler
 from growtas.train.recipe import Recipe
 from growtas.train.step import BACKWARD

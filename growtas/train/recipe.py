@@ -12,7 +12,7 @@ from typing import Any
 from growtas.errors import ConfigError, choices
 from growtas.growth import GrowthSchedule, Subspace, growth_schedule
 from growtas.space import SearchSpace
-from growtas.train.legal import LEGAL, STAGED
+from growtas.train.recipe_fields import LEGAL, STAGED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Recipe:
         name: what the recipe is called in ``run.json``.
         space: search space, a preset's name or a YAML file.
         data: data set, as ``--data`` takes it.
-        method: how subnets are chosen, a name of :data:`growtas.train.legal.METHODS`; each has its file in ``strategies/``.
+        method: how subnets are chosen, a name of :data:`growtas.train.recipe_fields.METHODS`; each has its file in ``strategies/``.
         method_options: the method's own settings, named in its file.
         init: a run or a ``supernet.safetensors`` whose weights the training starts from; ``growtas-plus`` needs one.
         epochs: passes over the training images.

@@ -21,18 +21,18 @@ from growtas.data.parts import Parts
 from growtas.data.preprocess import preprocess_record
 from growtas.data.report import DataReport, check_data
 from growtas.data.sources import Data, open_data
+from growtas.distributed import World, join_world
 from growtas.errors import ConfigError, DeviceError, GrowtasError, UsageError
 from growtas.files import ensure_writable, read_json, read_json_lines, replacing, write_json
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run, check_run_name, create_run, this_process
 from growtas.space import SearchSpace, load_space
-from growtas.train.config import dump_recipe, read_config
-from growtas.train.distributed import World, join_world
-from growtas.train.feeding import check_batches, check_memory, make_loader
+from growtas.train.image_loader import check_batches, check_memory, make_loader
+from growtas.train.initial_weights import Start
+from growtas.train.monitored_subnets import subnet_accuracies
 from growtas.train.observer import Logging, Observer, Silent
-from growtas.train.probes import subnet_accuracies
 from growtas.train.recipe import Recipe
-from growtas.train.start import Start
+from growtas.train.recipe_file import dump_recipe, read_config
 from growtas.train.strategies import make_strategy
 from growtas.train.teacher import check_teacher, load_teacher
 from growtas.train.trainer import Trainer

@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 from growtas.costs import count_costs
 from growtas.data.loaders import Batch
 from growtas.data.seeding import seed_globals
+from growtas.distributed import World
 from growtas.errors import DeviceError, TrainingError
 from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer
 from growtas.subnet import Subnet
 from growtas.train.clock import Clock
-from growtas.train.distributed import World
 from growtas.train.freezing import FrozenEntries
 from growtas.train.recipe import Recipe
 from growtas.train.strategies import Pass

@@ -16,6 +16,7 @@ from growtas.costs import count_costs
 from growtas.data.evaluation import EvaluationSet
 from growtas.data.loaders import Batch, Loader
 from growtas.data.seeding import preserved_globals, seed_globals
+from growtas.distributed import World
 from growtas.errors import TrainingError
 from growtas.files import append_json_line, read_json_lines, replacing
 from growtas.growth import Subspace
@@ -25,12 +26,11 @@ from growtas.runs import Run
 from growtas.subnet import Subnet
 from growtas.train.checkpoints import Place, Training, all_finite, keep_best, load_newest, save_checkpoint
 from growtas.train.clock import Clock
-from growtas.train.distributed import World
 from growtas.train.freezing import FrozenEntries, used_regions
 from growtas.train.interrupts import Interrupts
+from growtas.train.monitored_subnets import stage_probes, subnet_accuracies
 from growtas.train.observer import Observer, Silent
 from growtas.train.optimizer import make_optimizer, make_scheduler
-from growtas.train.probes import stage_probes, subnet_accuracies
 from growtas.train.recipe import Recipe
 from growtas.train.step import Stepper, StepResult
 from growtas.train.strategies import ProgressivePlus, Strategy

@@ -119,7 +119,7 @@ class SearchReport:
         """
         from growtas.files import replacing
         from growtas.watch.search_html import search_page
-        from growtas.watch.search_picture import draw_search_png
+        from growtas.watch.search_plot import draw_search_png
 
         with replacing(page) as temporary:
             Path(temporary).write_text(search_page(self), encoding="utf-8")

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from growtas.export.backends.base import Session, is_installed
-from growtas.export.backends.onnxruntime import OnnxRuntimeSession
-from growtas.export.images import noise
-from growtas.export.onnx import export_onnx
-from growtas.export.precision import convert
+from growtas.export.graph.exporter import export_onnx
+from growtas.export.quantization.convert import convert
+from growtas.export.runtimes.base import Session, is_installed
+from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
+from growtas.export.verification.images import noise
 from tests.benchmarks.models import DEIT_MACS, PUBLISHED_MACS, deit_tiny, static
 from tests.benchmarks.timing import Entry, in_turns, medians, ratio
 
@@ -58,7 +58,7 @@ def deployed(folder: Path, export: Callable[[nn.Module, Path], None]) -> Iterato
         "its int8": OnnxRuntimeSession(low, threads=THREADS),
     }
     if is_installed("openvino"):
-        from growtas.export.backends.openvino import OpenVINOSession
+        from growtas.export.runtimes.openvino import OpenVINOSession
 
         sessions |= {
             "OpenVINO": OpenVINOSession(ours, threads=THREADS),

@@ -27,7 +27,7 @@ from growtas.data.images import ImageSet, ReaderSet, Subset
 from growtas.data.preprocess import evaluation_transform, preprocess_record
 from growtas.data.sources import Data
 from growtas.sampling import sample
-from growtas.search.evaluate import SubnetEvaluator
+from growtas.search.evaluation.evaluator import SubnetEvaluator
 from growtas.search.evolution import EvolutionConfig, evolve
 from growtas.space import SearchSpace
 from tests.benchmarks.feeding import fashion_mnist

@@ -14,11 +14,11 @@ from growtas.data.evaluation import cut_search_split
 from growtas.data.images import ArraySet
 from growtas.data.preprocess import preprocess_record
 from growtas.data.sources import FASHION_MNIST_FOLDER, Data, open_data
+from growtas.distributed import World
 from growtas.nn.supernet import Supernet
 from growtas.space import load_space
 from growtas.train.clock import Clock
-from growtas.train.distributed import World
-from growtas.train.feeding import make_loader
+from growtas.train.image_loader import make_loader
 from growtas.train.optimizer import make_optimizer
 from growtas.train.recipe import Recipe
 from growtas.train.recipes import fashion_mnist_micro

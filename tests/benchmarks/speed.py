@@ -20,10 +20,10 @@ from torch import nn
 from growtas import VisionTransformer, load_space
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
-from growtas.export.backends.tensorrt_rtx import TensorRTRTXBuilder
-from growtas.export.images import noise
-from growtas.export.onnx import DEFAULT_OPSET, export_onnx
-from growtas.export.precision import convert
+from growtas.export.graph.exporter import DEFAULT_OPSET, export_onnx
+from growtas.export.quantization.convert import convert
+from growtas.export.tensorrt.rtx_builder import TensorRTRTXBuilder
+from growtas.export.verification.images import noise
 from growtas.nn.vit import Attention
 from growtas.sampling import sample_batch, sample_feasible
 from tests.benchmarks import models

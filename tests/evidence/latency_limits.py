@@ -25,13 +25,13 @@ from growtas.cli.search_here import measured_target
 from growtas.cli.search_plan import Device
 from growtas.data.evaluation import EvaluationSet, search_set
 from growtas.errors import GrowtasError
-from growtas.export.measure import measure_architecture, measure_onnx
-from growtas.export.onnx import export_onnx
+from growtas.export.benchmark.timing import measure_architecture, measure_onnx
+from growtas.export.graph.exporter import export_onnx
 from growtas.nn.architecture import Architecture
 from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run
-from growtas.search.evaluate import SubnetEvaluator
+from growtas.search.evaluation.evaluator import SubnetEvaluator
 from growtas.search.evolution import EvolutionConfig
 from growtas.search.journal import Journal
 from growtas.search.limits import Limits

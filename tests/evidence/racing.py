@@ -24,10 +24,10 @@ from growtas.checkpoint import load_supernet
 from growtas.data.evaluation import EvaluationSet, search_set
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run
-from growtas.search.evaluate import SubnetEvaluator
+from growtas.search.evaluation.evaluator import SubnetEvaluator
+from growtas.search.evaluation.racing import Racing
 from growtas.search.evolution import EvolutionConfig, evolve
 from growtas.search.journal import Journal
-from growtas.search.racing import Racing
 from growtas.search.scoring import Scorer
 
 FASTER, POINTS = 2.0, 0.2

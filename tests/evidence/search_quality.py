@@ -46,7 +46,7 @@ def make_table(run: Run, images: int) -> dict[str, Any]:
     """Evaluate every subnet of the sub-space, unless that was done for this checkpoint and number of images."""
     from growtas.checkpoint import load_supernet
     from growtas.data.evaluation import search_set
-    from growtas.search.evaluate import SubnetEvaluator
+    from growtas.search.evaluation.evaluator import SubnetEvaluator
 
     space, digest = run.space.replace(name="micro-part", **CHOICES), sha256(run.supernet)
     if TABLE.exists() and (table := read_json(TABLE, "table"))["checkpoint_sha256"] == digest and table["images"] == images:
@@ -79,8 +79,8 @@ def main() -> None:
 def judge(table: dict[str, Any], seeds: int) -> dict[str, Any]:
     """Evolution and NSGA-II on the table, for each seed under a random limit on params."""
     from growtas.costs import count_costs_batch
-    from growtas.latency.profile import load_profile
-    from growtas.latency.roofline import RooflineLatency
+    from growtas.latency.modelled.profile import load_profile
+    from growtas.latency.modelled.roofline import RooflineLatency
     from growtas.search.evolution import EvolutionConfig, evolve
     from growtas.search.limits import Limits
     from growtas.search.pareto import evolve_front, hypervolume

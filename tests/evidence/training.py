@@ -29,10 +29,10 @@ from growtas.data import search_set, test_set
 from growtas.data.evaluation import EvaluationSet
 from growtas.errors import GrowtasError
 from growtas.files import read_json, read_json_lines, write_json
-from growtas.latency.local import cpu_name
+from growtas.latency.measured.machine import cpu_name
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run
-from growtas.search.evaluate import SubnetEvaluator
+from growtas.search.evaluation.evaluator import SubnetEvaluator
 from growtas.search.evolution import EvolutionConfig, evolve
 from growtas.search.journal import Evaluation
 from growtas.search.limits import Limits

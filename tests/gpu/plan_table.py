@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from growtas.errors import DeviceError
-from growtas.export.backends.base import BuiltPlan
-from growtas.export.backends.tensorrt_rtx import TensorRTRTXBuilder
-from growtas.export.onnx import export_onnx
+from growtas.export.graph.exporter import export_onnx
+from growtas.export.runtimes.base import BuiltPlan
+from growtas.export.tensorrt.rtx_builder import TensorRTRTXBuilder
 from tests.benchmarks.models import deit_tiny, static
-from tests.unit.export.plan_models import PRECISIONS, make_precision
+from tests.unit.export.tensorrt.plan_models import PRECISIONS, make_precision
 
 ALONE = ("sm75", "sm80", "sm86", "sm89", "sm120")
 SEVERAL = ("sm80", "sm86", "sm89", "sm120")

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from growtas.export.backends import nvinfer, open_session, tensorrt
-from growtas.export.backends.base import is_installed
-from growtas.export.backends.tensorrt_rtx import TARGETS, TensorRTRTXBuilder
-from growtas.export.bench import BenchOptions, bench
-from growtas.export.images import noise
-from growtas.export.onnx import export_onnx
-from growtas.export.parity import run_gate
-from growtas.export.pipeline import ExportOptions, export_subnet
+from growtas.export.benchmark.run import BenchOptions, bench
+from growtas.export.graph.exporter import export_onnx
+from growtas.export.pipeline.run import ExportOptions, export_subnet
+from growtas.export.runtimes.base import is_installed
+from growtas.export.runtimes.open import open_session
+from growtas.export.tensorrt import library as nvinfer
+from growtas.export.tensorrt import tensorrt_builder as tensorrt
+from growtas.export.tensorrt.rtx_builder import TARGETS, TensorRTRTXBuilder
+from growtas.export.verification.images import noise
+from growtas.export.verification.parity import run_gate
 from growtas.nn.extract import extract
 from tests.export_helpers import SUBNET, add_search, make_run, needs_rtx, random_supernet
 

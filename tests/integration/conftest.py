@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from growtas.cli.main import main
-from growtas.export.turns import ArchitectureTurns
+from growtas.export.benchmark.stopwatch import ArchitectureTurns
 from tests.search_helpers import fake_ms, make_run
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from growtas.export.manifest import manifest_path
-from growtas.export.pipeline import ExportOptions, export_subnet
+from growtas.export.artifact import manifest_path
+from growtas.export.pipeline.run import ExportOptions, export_subnet
 from growtas.runs import Run
 from tests.export_helpers import Cli, add_search, make_run, needs_rtx, without_gpu
 
@@ -26,7 +26,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.fixture
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the fresh process of each artifact, whose import of torch takes seconds; the first test has it."""
-    from growtas.export import bench as bench_module
+    from growtas.export.benchmark import run as bench_module
 
     monkeypatch.setattr(bench_module, "probe", lambda path, **options: {"load_ms": 1.0, "peak_rss_bytes": 2, **options})
 
@@ -249,7 +249,7 @@ def test_runtimes_beside_a_baseline_as_table_csv_and_picture(cli: Cli, run: Run)
 def test_an_interrupt_shows_what_was_measured_and_leaves_the_last_report(
     cli: Cli, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from growtas.export import bench as bench_module
+    from growtas.export.benchmark import run as bench_module
 
     assert cli("bench", *QUICK)[0] == 0
     file = run.path / "bench" / "bench.json"
@@ -275,7 +275,7 @@ def test_an_interrupt_shows_what_was_measured_and_leaves_the_last_report(
 
 
 def test_an_interrupt_before_anything_was_measured(cli: Cli, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from growtas.export import bench as bench_module
+    from growtas.export.benchmark import run as bench_module
 
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt

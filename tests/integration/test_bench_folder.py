@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from growtas.export.manifest import manifest_path
-from growtas.export.pipeline import ExportOptions, export_subnet
+from growtas.export.artifact import manifest_path
+from growtas.export.pipeline.run import ExportOptions, export_subnet
 from growtas.runs import Run
 from tests.export_helpers import Cli, add_search, make_run
 
@@ -24,7 +24,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run with a searched subnet; no fresh process of each artifact is started."""
-    from growtas.export import bench as bench_module
+    from growtas.export.benchmark import run as bench_module
 
     monkeypatch.setattr(bench_module, "probe", lambda path, **options: {"load_ms": 1.0, "peak_rss_bytes": 2, **options})
     run = make_run(tmp_path / "runs")

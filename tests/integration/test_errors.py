@@ -198,7 +198,7 @@ def test_debug_shows_the_traceback(growtas):
 
 
 def test_tests_do_not_see_the_user_s_own_profiles(growtas, tmp_path):
-    from growtas.latency.profile import user_folder
+    from growtas.latency.modelled.profile import user_folder
 
     named = user_folder()
     assert list(named.iterdir()) == []

@@ -121,7 +121,7 @@ def test_a_newer_checkpoint_than_the_searched_one_is_noted(cli: Cli, run: Run) -
 
 
 def test_a_fault_is_exit_code_one_and_leaves_nothing(cli: Cli, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from growtas.export import work
+    from growtas.export.pipeline import context as work
 
     def other_weights(supernet: Any, subnet: Subnet) -> Any:
         from growtas.nn.extract import extract
@@ -203,7 +203,7 @@ def test_a_plan_without_any_target(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named(cli: Cli, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from growtas.export.backends import tensorrt_rtx
+    from growtas.export.tensorrt import rtx_builder as tensorrt_rtx
 
     monkeypatch.setattr(tensorrt_rtx, "is_installed", lambda module: False)
     code, sentence = cli.fails("export", "--format", "trt", "--target", "sm86")

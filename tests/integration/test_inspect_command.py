@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from growtas.export.manifest import manifest_path, write_manifest
-from growtas.export.onnx import export_onnx
+from growtas.export.artifact import manifest_path, write_manifest
+from growtas.export.graph.exporter import export_onnx
 from growtas.nn.extract import extract
 from tests.export_helpers import SUBNET, Cli, random_supernet
 

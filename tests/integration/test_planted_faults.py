@@ -15,9 +15,12 @@ import torch
 
 from growtas.checkpoint import load_supernet, save_supernet
 from growtas.data import test_set as open_test_set
-from growtas.export import ends, plainvit, references, standalone
-from growtas.export.ends import add_preprocess
-from growtas.export.onnx import OnnxInfo
+from growtas.export.graph import pre_post as ends
+from growtas.export.graph.exporter import OnnxInfo
+from growtas.export.graph.pre_post import add_preprocess
+from growtas.export.pipeline import standalone
+from growtas.export.pipeline import standalone_vit as plainvit
+from growtas.export.verification import reference as references
 from growtas.files import sha256
 from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
@@ -97,7 +100,7 @@ def exporter_with(fault: Fault, good: bytes) -> Callable[..., OnnxInfo]:
 
 @pytest.mark.parametrize("fault", [wrong_bias, swapped_heads, swapped_classes])
 def test_a_faulty_export_leaves_nothing(cli: Cli, run: Run, artifact: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    from growtas.export import pipeline
+    from growtas.export.pipeline import run as pipeline
 
     good = artifact.read_bytes()
     shutil.rmtree(artifact.parent)
@@ -127,7 +130,7 @@ def test_an_export_whose_activations_leave_fp16_leaves_nothing(cli: Cli, tmp_pat
     arguments = (run.path, "--precision", "fp16", "--keep", "none")
     code, _, err = cli("export", *arguments, "--out", "control")
     assert code == 0, err
-    monkeypatch.setattr(sys.modules["growtas.export.precision.convert"], "over_range", lambda sizes: {})
+    monkeypatch.setattr(sys.modules["growtas.export.quantization.convert"], "over_range", lambda sizes: {})
     assert "overflows fp16, which ends at 65504" in export_refuses(cli, *arguments)
 
 

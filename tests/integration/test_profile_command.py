@@ -9,10 +9,10 @@ import torch
 import yaml
 
 from growtas.errors import DeviceError
-from growtas.export import turns
-from growtas.export.backends.base import is_installed
+from growtas.export.benchmark import stopwatch as turns
+from growtas.export.runtimes.base import is_installed
 from growtas.latency.catalogue import latency_estimator, load_measured
-from growtas.latency.local import local_setup
+from growtas.latency.measured.machine import local_setup
 from growtas.space import load_space
 from tests.export_helpers import TINY, Cli, make_run
 

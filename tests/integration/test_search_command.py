@@ -224,7 +224,7 @@ def test_replay_evaluates_nothing_and_says_when_the_journal_is_thin(run, growtas
     assert (code, "no journal to replay" in err) == (2, True)
     growtas("search", *QUICK)
     lines = (run / "search" / "journal.jsonl").read_text()
-    monkeypatch.setattr("growtas.search.evaluate.SubnetEvaluator.__call__", None)
+    monkeypatch.setattr("growtas.search.evaluation.evaluator.SubnetEvaluator.__call__", None)
     known = [json.loads(line) for line in lines.splitlines() if '"evaluation"' in line]
     limit = sorted(line["params"] for line in known)[4]
     legal = [line for line in known if line["params"] <= limit]
@@ -318,7 +318,7 @@ def test_what_is_drawn(run, growtas, monkeypatch):
 
 
 def test_a_search_without_the_compiled_kernels_says_so_and_finds_the_same(run, growtas, monkeypatch):
-    from growtas.nn import kernels
+    from growtas.nn.evaluation import kernels
 
     found = []
     for out_folder, compiled in (("with", kernels._compiled), ("without", None)):

@@ -6,8 +6,8 @@ import onnxruntime
 import pytest
 import yaml
 
-from growtas.export.backends.base import RuntimeInfo, available_threads
-from growtas.export.turns import ArchitectureTurns
+from growtas.export.benchmark.stopwatch import ArchitectureTurns
+from growtas.export.runtimes.base import RuntimeInfo, available_threads
 from growtas.subnet import Subnet
 from tests.search_helpers import SPACE, fake_ms
 

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import tritonclient.http as triton
 
-from growtas.export.backends.base import is_installed
+from growtas.export.runtimes.base import is_installed
 from tests.unit.export.serving.helpers import (
     CLASSES,
     MAX_BATCH,

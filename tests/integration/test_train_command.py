@@ -18,10 +18,10 @@ from growtas.cli.recipes import recipes
 from growtas.errors import CheckpointError, ConfigError, DataError, DeviceError, OutputError, UsageError
 from growtas.files import read_json, read_json_lines
 from growtas.runs import Run
-from growtas.train.config import read_config
 from growtas.train.recipe import Recipe
+from growtas.train.recipe_file import read_config
 from growtas.train.recipes import RECIPES
-from growtas.train.resolve import resolve_recipe
+from growtas.train.resolve_recipe import resolve_recipe
 
 TINY = {
     "name": "tiny", "embed_dim": [8, 16], "num_heads": [1, 2], "mlp_ratio": [1, 2], "depth": [1, 2], "head_dim": 8,

@@ -13,8 +13,8 @@ import torch
 
 from growtas.checkpoint import load_supernet
 from growtas.data import test_set as open_test_set
-from growtas.export.ends import add_preprocess
-from growtas.export.manifest import manifest_path, read_manifest, write_manifest
+from growtas.export.artifact import manifest_path, read_manifest, write_manifest
+from growtas.export.graph.pre_post import add_preprocess
 from growtas.runs import Run
 from tests.export_helpers import Cli, without_gpu
 from tests.verify_helpers import TWO_BLOCKS, doctor, export_by_hand, in_pixels, in_precision, knowing_run, redescribe, wrong_bias

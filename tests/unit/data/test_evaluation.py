@@ -11,10 +11,10 @@ from growtas.errors import DataError
 from growtas.files import write_json
 from growtas.nn.supernet import Supernet
 from growtas.runs import create_run
-from growtas.search.evaluate import fingerprint, make_evaluator
+from growtas.search.evaluation.evaluator import fingerprint, make_evaluator
+from growtas.search.evaluation.racing import Racing
 from growtas.search.evolution import EvolutionConfig, evolve
 from growtas.search.journal import Journal
-from growtas.search.racing import Racing
 from growtas.search.scoring import Scorer
 from growtas.space import PRESETS
 

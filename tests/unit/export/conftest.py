@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from growtas.export.onnx import export_onnx
+from growtas.export.graph.exporter import export_onnx
 from growtas.nn.extract import extract
 from growtas.nn.vit import VisionTransformer
 from tests.export_helpers import SUBNET, random_supernet

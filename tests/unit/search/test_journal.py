@@ -9,10 +9,10 @@ import pytest
 
 from growtas.costs import count_costs
 from growtas.errors import CheckpointError, OutputError
+from growtas.search.evaluation.racing import Racing
 from growtas.search.evolution import EvolutionConfig
 from growtas.search.journal import Evaluation, Journal
 from growtas.search.limits import Limits
-from growtas.search.racing import Racing
 from growtas.search.scoring import Scorer
 from growtas.search.search import Search
 from growtas.space import PRESETS

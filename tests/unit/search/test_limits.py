@@ -12,8 +12,8 @@ from growtas.batch import SubnetBatch
 from growtas.costs import count_costs
 from growtas.errors import LimitError
 from growtas.latency.estimate import Conditions
-from growtas.latency.profile import load_profile
-from growtas.latency.roofline import RooflineLatency
+from growtas.latency.modelled.profile import load_profile
+from growtas.latency.modelled.roofline import RooflineLatency
 from growtas.sampling import sample_batch
 from growtas.search.limits import Limits, ceil_count, ceil_ms, check_latency
 from growtas.search.memory import activation_bytes, parse_bytes, weight_bytes

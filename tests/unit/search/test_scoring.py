@@ -6,8 +6,8 @@ import math
 import pytest
 
 from growtas.costs import count_costs
+from growtas.search.evaluation.racing import Racing
 from growtas.search.journal import Evaluation, Journal
-from growtas.search.racing import Racing
 from growtas.search.scoring import DROPPED, Scorer
 from growtas.space import PRESETS
 from growtas.subnet import Subnet

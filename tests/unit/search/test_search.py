@@ -6,12 +6,12 @@ import pytest
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs
 from growtas.errors import LimitError
-from growtas.latency.campaign import Campaign
-from growtas.latency.fitted import fit_latency, sample_subnets
-from growtas.latency.profile import load_profile
-from growtas.latency.roofline import RooflineLatency
-from growtas.latency.samples import Setup
-from growtas.latency.timings import LEAST_MARGIN, Timings
+from growtas.latency.measured.campaign import Campaign
+from growtas.latency.measured.fit import fit_latency, sample_subnets
+from growtas.latency.measured.setup import Setup
+from growtas.latency.measured.timings import LEAST_MARGIN, Timings
+from growtas.latency.modelled.profile import load_profile
+from growtas.latency.modelled.roofline import RooflineLatency
 from growtas.search.evolution import EvolutionConfig
 from growtas.search.finalists import MAX_FINALISTS
 from growtas.search.journal import Evaluation, Journal

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs, count_costs_batch
 from growtas.errors import ConfigError, LimitError
-from growtas.latency.fitted import FittedLatency
-from growtas.latency.profile import load_profile
-from growtas.latency.roofline import RooflineLatency
-from growtas.latency.terms import term_names
-from growtas.latency.timings import Timed
+from growtas.latency.measured.fit import FittedLatency
+from growtas.latency.measured.terms import term_names
+from growtas.latency.measured.timings import Timed
+from growtas.latency.modelled.profile import load_profile
+from growtas.latency.modelled.roofline import RooflineLatency
 from growtas.sampling import sample_batch
 from growtas.search.finalists import choose
 from growtas.search.front import front_report

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 
+from growtas.distributed import World
 from growtas.growth import Subspace
 from growtas.nn.supernet import Supernet
 from growtas.sampling import sample
 from growtas.space import load_space
 from growtas.subnet import Subnet
 from growtas.train.clock import Clock
-from growtas.train.distributed import World
 from growtas.train.freezing import FrozenEntries, used_regions
 from growtas.train.optimizer import make_optimizer
 from growtas.train.recipe import Recipe

@@ -17,8 +17,8 @@ from growtas.files import read_json_lines
 from growtas.growth import Subspace
 from growtas.space import PRESETS, load_space
 from growtas.subnet import Subnet
-from growtas.train import estimates
-from growtas.train.estimates import TimedPasses, TimeEstimate, estimate_memory, time_passes
+from growtas.train import cost_estimates as estimates
+from growtas.train.cost_estimates import TimedPasses, TimeEstimate, estimate_memory, time_passes
 from growtas.train.plan import learning_rates, make_plan, smallest_outside
 from growtas.train.recipe import Recipe
 from growtas.train.recipes import RECIPES

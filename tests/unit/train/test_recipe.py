@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from growtas.errors import ConfigError
 from growtas.growth import Subspace
 from growtas.space import PRESETS
-from growtas.train.config import read_config
 from growtas.train.recipe import Recipe
+from growtas.train.recipe_file import read_config
 
 MICRO = PRESETS["micro"]
 

@@ -11,7 +11,7 @@ from growtas.space import PRESETS, load_space
 from growtas.train import recipes
 from growtas.train.recipe import Recipe
 from growtas.train.recipes import NOT_MEASURED, RECIPES
-from growtas.train.resolve import resolve_recipe
+from growtas.train.resolve_recipe import resolve_recipe
 from growtas.train.strategies import make_strategy
 
 
@@ -115,7 +115,7 @@ def test_every_field_has_its_line_and_its_check():
     documented = re.findall(r"^        (\w+): ", Recipe.__doc__, re.MULTILINE)
     names = [field.name for field in dataclasses.fields(Recipe)]
     assert [name for name in names if name not in documented] == []
-    from growtas.train.legal import LEGAL
+    from growtas.train.recipe_fields import LEGAL
 
     assert set(LEGAL) == set(names)
 

@@ -17,8 +17,8 @@ from growtas.data.evaluation import test_set as open_test_set
 from growtas.errors import ConfigError, DataError, DeviceError, OutputError, TrainingError, UsageError
 from growtas.files import read_json, read_json_lines
 from growtas.train import trainer as trainer_module
-from growtas.train.feeding import make_loader
-from growtas.train.resolve import resolve_recipe
+from growtas.train.image_loader import make_loader
+from growtas.train.resolve_recipe import resolve_recipe
 from growtas.train.session import pick_device, resume_session, start_session
 from growtas.train.strategies import Pass, Uniform, make_strategy
 
@@ -288,7 +288,7 @@ def test_nothing_is_left_of_a_start_that_failed(begin, tmp_path):
 
 
 def test_too_large_for_memory(begin, tmp_path, monkeypatch):
-    from growtas.train import feeding as feeding_module
+    from growtas.train import image_loader as feeding_module
 
     monkeypatch.setattr(feeding_module, "MEMORY_LIMIT", 1000)
     with pytest.raises(DataError, match="holds at most 1e-06 GB in memory; set augment: paper"):

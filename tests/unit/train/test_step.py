@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from growtas.costs import count_costs
+from growtas.distributed import World
 from growtas.errors import TrainingError
 from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
 from growtas.space import load_space
 from growtas.train.clock import Clock
-from growtas.train.distributed import World
 from growtas.train.optimizer import make_optimizer
 from growtas.train.recipe import Recipe
 from growtas.train.step import Stepper, soft_cross_entropy

@@ -13,7 +13,7 @@ from rich.console import Console
 from growtas.runs import this_process
 from growtas.watch.overview import Overview
 from growtas.watch.report import Report
-from growtas.watch.screen import charts, format_seconds, print_report
+from growtas.watch.terminal import charts, format_seconds, print_report
 from tests.unit.watch.conftest import line
 
 TESTED = {"smallest": 0.5, "middle": 0.6, "largest": 0.7}

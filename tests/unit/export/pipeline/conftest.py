@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from growtas.export import pipeline
-from growtas.export.backends.fake import FakePlanBuilder
+from growtas.export.pipeline import run as pipeline
+from growtas.export.runtimes.fake import FakePlanBuilder
 from growtas.runs import Run
 from tests.export_helpers import add_search, export_once, make_run
 

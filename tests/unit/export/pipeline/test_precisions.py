@@ -11,11 +11,11 @@ import pytest
 
 from growtas.data import test_set as open_test_set
 from growtas.errors import CheckpointError, ParityError
-from growtas.export import labelled
-from growtas.export.backends import open_session
-from growtas.export.backends.base import is_installed
-from growtas.export.manifest import read_manifest
-from growtas.export.pipeline import ExportOptions, export_subnet
+from growtas.export.artifact import read_manifest
+from growtas.export.pipeline.run import ExportOptions, export_subnet
+from growtas.export.runtimes.base import is_installed
+from growtas.export.runtimes.open import open_session
+from growtas.export.verification import labelled_images as labelled
 from growtas.files import sha256
 from growtas.runs import Run
 

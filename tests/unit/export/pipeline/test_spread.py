@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from growtas.errors import ParityError, UsageError
-from growtas.export import finished, pipeline, variants
-from growtas.export.backends.base import Array
-from growtas.export.finished import VerifyOptions, verify_finished
-from growtas.export.labelled import LabelledImages, labelled_images
-from growtas.export.pipeline import ExportOptions, export_subnet
-from growtas.export.precision import sensitivity
+from growtas.export.pipeline import run as pipeline
+from growtas.export.pipeline import variants
+from growtas.export.pipeline.run import ExportOptions, export_subnet
+from growtas.export.quantization import sensitivity
+from growtas.export.runtimes.base import Array
+from growtas.export.verification import run as finished
+from growtas.export.verification.labelled_images import LabelledImages, labelled_images
+from growtas.export.verification.run import VerifyOptions, verify_finished
 from growtas.runs import Run
 
 ALL = set(range(10))

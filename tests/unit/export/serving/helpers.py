@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from growtas.export.ends import add_postprocess
-from growtas.export.manifest import write_manifest
+from growtas.export.artifact import write_manifest
+from growtas.export.graph.pre_post import add_postprocess
 
 SIZE, CHANNELS, CLASSES, MAX_BATCH = 8, 3, 5, 4
 NAMES = ["shoe", "hat, woollen", "bag", "Über-Hemd", "coat"]
@@ -91,7 +91,7 @@ def artifact(
 
 def as_ir(path: Path) -> Path:
     """The same model as an OpenVINO IR, with a manifest of its own."""
-    from growtas.export.backends.openvino import write_ir
+    from growtas.export.runtimes.openvino import write_ir
 
     xml = path.with_suffix(".xml")
     write_ir(path, xml)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from starlette.requests import Request
 
-from growtas.export.manifest import read_manifest
+from growtas.export.artifact import read_manifest
 from growtas.export.serving import app as module
 from growtas.export.serving.app import RequestLimits, Serving, default_body_bytes
 from growtas.export.serving.metrics import Metrics

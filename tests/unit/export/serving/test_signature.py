@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from growtas.errors import CheckpointError
-from growtas.export.manifest import read_manifest
+from growtas.export.artifact import read_manifest
 from growtas.export.serving.signature import read_signature
 from tests.unit.export.serving.helpers import CHANNELS, CLASSES, MAX_BATCH, NAMES, RECORD, SIZE, artifact
 

@@ -1,0 +1,157 @@
+"""timm models as baselines: exported to ONNX as growtas exports its own, and kept in the cache for the next time."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from growtas.errors import BuildError, CheckpointError, UsageError
+from growtas.export.artifact import manifest_path, read_manifest, versions, write_manifest
+from growtas.files import ensure_writable, replacing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TIMM = "timm:"
+WEIGHTS = "random, seed 0"
+_NOISE = 0.02
+_TRACED_MAX_BATCH = 1 << 16
+
+
+def is_model(name: str) -> bool:
+    """Whether timm knows a model of this name, with or without a pretrained tag."""
+    import timm
+
+    return bool(timm.is_model(name))
+
+
+def check_name(name: str, what: str = "timm model") -> str:
+    """The name, if timm has such a model.
+
+    Args:
+        what: how the message calls it.
+
+    Raises:
+        UsageError: an unknown name; the message has the closest ones.
+    """
+    import timm
+
+    if is_model(name):
+        return name
+    close = difflib.get_close_matches(name, timm.list_models(), n=3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else "; timm.list_models() has the names"
+    subject = f"{what} is {name!r}, which is neither an artifact nor" if what.startswith("-") else f"{TIMM}{name}:"
+    raise UsageError(f"{subject} {'a' if what.startswith('-') else 'no'} model that timm knows{hint}")
+
+
+def create(name: str) -> nn.Module:
+    """A timm model with random weights, in eval mode: latency hangs on shapes alone, so nothing is downloaded.
+
+    Every parameter gets noise: exporters merge equal tensors and drop zeros, which a trained model doesn't have.
+    """
+    import timm
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: nn.Module = timm.create_model(name, pretrained=False).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=_NOISE)
+    return model
+
+
+def image_shape(model: nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a timm model was made for."""
+    configuration: Any = model.pretrained_cfg
+    channels, height, width = configuration["input_size"]
+    return int(channels), int(height), int(width)
+
+
+def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of one image in convolutions and matrix products, attention's included; as growtas counts its own."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # Only the written-out attention is made of products that the counter knows.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *shape))
+    return int(counter.get_total_flops()) // 2
+
+
+def exported(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The ONNX file of a timm model, and its manifest; exported unless the folder has it from these versions.
+
+    Args:
+        folder: where the files are kept.
+
+    Raises:
+        BuildError: the model can't be exported.
+        OutputError: the folder can't be written.
+    """
+    from growtas.export.graph.exporter import DEFAULT_OPSET
+
+    made_by = versions()
+    key = f"torch-{made_by['torch']}-timm-{made_by['timm']}-opset-{DEFAULT_OPSET}".replace("+", "-")
+    path = folder / key / f"{name}.onnx"
+    if manifest_path(path).is_file() and path.is_file():
+        try:
+            manifest = read_manifest(path)
+        except CheckpointError:
+            manifest = None  # an export that was stopped half-way
+        if manifest is not None:
+            return path, manifest
+    ensure_writable(path.parent)
+    model = create(name)
+    _export(name, model, path, DEFAULT_OPSET)
+    return path, write_manifest(path, describe(name, model))
+
+
+def describe(name: str, model: nn.Module | None = None) -> dict[str, Any]:
+    """What a manifest says of a timm model: its costs, its input and output.
+
+    Args:
+        model: that model, if it is at hand.
+    """
+    import torch
+
+    model = model or create(name)
+    shape = image_shape(model)
+    with torch.no_grad():
+        classes = int(model(torch.zeros(1, *shape)).shape[-1])
+    return {
+        "precision": "fp32",
+        "timm": {"model": name, "weights": WEIGHTS},
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "macs": count_macs(model, shape),
+        "input": {"name": "images", "dtype": "float32", "shape": ["batch", *shape]},
+        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", classes]},
+    }
+
+
+def _export(name: str, model: nn.Module, path: Path, opset: int) -> None:
+    """Write the graph: growtas' opset, dynamic batch and slimming."""
+    import onnx
+    import torch
+
+    from growtas.export.graph.exporter import BATCH, INPUT, OUTPUT, _quiet, _slim
+
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                model,
+                (torch.zeros(2, *image_shape(model)),),
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=({0: torch.export.Dim(BATCH, min=1, max=_TRACED_MAX_BATCH)},),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                verbose=False,
+            )
+        except Exception as error:  # tracing, decomposing and translating each have their own exceptions
+            raise BuildError(f"{TIMM}{name}: the ONNX exporter failed ({' '.join(str(error).split())[:200]})") from error
+    assert program is not None
+    with replacing(path) as temporary:
+        onnx.save(_slim(program.model_proto), temporary)

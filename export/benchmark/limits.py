@@ -1,0 +1,48 @@
+"""Whether the latency limit of a search holds in what was measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def check_limit(search: Mapping[str, Any] | None, results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Whether the latency limit of the search holds in what was measured.
+
+    Args:
+        search: the manifest's ``search``.
+        results: measurements, as :meth:`growtas.export.benchmark.timing.Measurement.to_dict` gives them.
+
+    Returns:
+        None where the search had no latency limit. Otherwise ``limit_ms``, ``device``, ``promised`` (the search's latency with its
+        ``kind``), ``measured_ms`` and ``holds``; both None, with the reason, where these measurements can't tell.
+    """
+    limit_ms = ((search or {}).get("limits") or {}).get("max_latency_ms")
+    if search is None or limit_ms is None:
+        return None
+    promised = search.get("latency") or {}
+    percentile, batch = str(promised.get("percentile") or "p50"), int(promised.get("batch") or 1)
+    answer = {
+        "limit_ms": limit_ms,
+        "device": search.get("device"),
+        "promised": promised or None,
+        "measured_ms": None,
+        "holds": None,
+    }
+    result = next((result for result in results if result["batch"] == batch), None)
+    if result is None or not _is_device(search.get("device"), result["device"]) or not _agree(promised, result):
+        asked = f"{percentile}, batch {batch}, {promised.get('precision') or 'any precision'} on {search.get('device')}"
+        return {**answer, "unchecked_because": f"the limit is for {asked}, which was not measured here"}
+    measured = result.get(f"{percentile}_ms")
+    return {**answer, "measured_ms": measured, "holds": measured is not None and measured <= limit_ms}
+
+
+def _is_device(searched: object, measured: str) -> bool:
+    """Whether ``a10`` is what the runtime calls ``NVIDIA A10``."""
+    return str(searched).lower() in re.split(r"[^a-z0-9]+", measured.lower())
+
+
+def _agree(promised: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+    """Whether a measurement is of what the search spoke of, as far as it said."""
+    return all(promised.get(key) in (None, result[key]) for key in ("precision", "runtime"))

@@ -1,0 +1,130 @@
+"""Loads one artifact in a fresh process, runs it a few times, and prints load time and peak memory as JSON.
+
+A process of its own, because memory that other artifacts and the measuring itself took can't be told apart within one.
+Run as ``python -m growtas.export.benchmark.memory ARTIFACT BATCH THREADS RUNTIME DEVICE``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from growtas.errors import BuildError
+
+_RUNS = 3
+_TIMEOUT_SECONDS = 300
+
+
+def probe(artifact: Path | str, *, batch: int, threads: int, runtime: str | None = None, device: str = "cpu") -> dict[str, Any]:
+    """Load time and memory of an artifact, measured in a process of its own.
+
+    Args:
+        artifact: a file, or ``timm:NAME`` for a timm model in PyTorch.
+        batch: images a run.
+        threads: CPU threads.
+        runtime: of :data:`growtas.export.benchmark.subjects.RUNTIMES`; by default the artifact's own.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        ``kind``, which is ``measured``; ``load_ms`` once the runtime is imported; ``first_run_ms``, which holds the compilation of
+        what is compiled when it first runs (its cache is empty); ``rss_imported_bytes`` and, after a few runs,
+        ``peak_rss_bytes``; ``batch``.
+
+    Raises:
+        BuildError: the process failed.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "growtas.export.benchmark.memory",
+        str(artifact),
+        str(batch),
+        str(threads),
+        runtime or "",
+        device,
+    ]
+    with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
+        # What an earlier process compiled would make the first run look cheap.
+        cold = {"TORCHINDUCTOR_CACHE_DIR": folder} if runtime == "compile" else {}
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False, env={**os.environ, **cold}
+            )
+        except subprocess.TimeoutExpired:
+            raise BuildError(f"{artifact}: loading and running it took longer than {_TIMEOUT_SECONDS} s") from None
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise BuildError(f"{artifact}: it can't be loaded in a fresh process ({reason[:200]})")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _peak_rss() -> int:
+    # Not getrusage where there is /proc: Linux keeps a parent's peak across fork and exec there.
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _import_runtime(runtime: str) -> None:
+    """Import what the runtime is made of, whose duration is not part of the load time."""
+    if runtime == "onnxruntime":
+        import onnxruntime  # noqa: F401
+    elif runtime == "openvino":
+        from growtas.export.runtimes import openvino
+
+        openvino._module("loading a model")
+    elif runtime in ("eager", "compile"):
+        import growtas.export.runtimes.torch  # noqa: F401
+
+
+def _probe_here(artifact: str, batch: int, threads: int, runtime: str, device: str) -> dict[str, Any]:
+    from growtas.export.artifact import read_manifest
+    from growtas.export.benchmark.baselines import TIMM
+    from growtas.export.benchmark.inputs import bench_images
+    from growtas.export.benchmark.sessions import open_subject
+    from growtas.export.benchmark.subjects import Subject, default_runtime
+
+    is_timm = artifact.startswith(TIMM)
+    manifest = None if is_timm else read_manifest(artifact, verify=False)
+    runtime = runtime or default_runtime(artifact, manifest)
+    path = None if is_timm else Path(artifact)
+    subject = Subject(name=artifact, runtime=runtime, label=artifact, path=path, manifest=manifest)
+    _import_runtime(runtime)
+    imported = _peak_rss()
+    start = time.perf_counter()
+    session = open_subject(subject, threads=threads, device=device, max_batch=batch)
+    load_ms = (time.perf_counter() - start) * 1e3
+    with session:
+        images = bench_images(batch, session.image_shape, manifest)
+        start = time.perf_counter()
+        session.run(images)
+        first_run_ms = (time.perf_counter() - start) * 1e3
+        for _ in range(_RUNS - 1):
+            session.run(images)
+    return {
+        "kind": "measured",
+        "load_ms": load_ms,
+        "first_run_ms": first_run_ms,
+        "rss_imported_bytes": imported,
+        "peak_rss_bytes": _peak_rss(),
+        "batch": batch,
+    }
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    found = _probe_here(given[0], int(given[1]), int(given[2]), *(given[3:5] if len(given) > 3 else ("", "cpu")))
+    sys.stdout.write(json.dumps(found) + "\n")

@@ -1,0 +1,168 @@
+"""What is benched: an artifact, or a timm model, in one runtime."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from growtas.errors import UsageError, choices
+from growtas.export.benchmark.baselines import TIMM, check_name, is_model
+from growtas.export.runtimes.open import SUFFIXES
+
+RUNTIMES = ("eager", "compile", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+_GRAPH = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+_TAKES: Mapping[str, tuple[str, ...]] = {
+    ".safetensors": ("eager", "compile"),
+    ".pt2": ("eager",),
+    ".onnx": _GRAPH,
+    ".xml": ("openvino",),
+    ".plan": ("tensorrt", "tensorrt-rtx"),
+    # Its graph is exported for the runtimes that need one.
+    TIMM: ("onnxruntime", "eager", "compile", "openvino", "tensorrt", "tensorrt-rtx"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One artifact, or timm model, in one runtime.
+
+    Attributes:
+        name: what the user called it: a path, or ``timm:NAME``.
+        runtime: one of :data:`RUNTIMES`.
+        label: unique among those that are benched together.
+        path: the file that is loaded; None for a timm model in PyTorch, and for one whose graph is not exported yet.
+        manifest: the artifact's, read and verified; None where there is none.
+    """
+
+    name: str
+    runtime: str
+    label: str
+    path: Path | None = None
+    manifest: dict[str, Any] | None = None
+
+    @property
+    def timm(self) -> str | None:
+        """The timm model's name; None for an artifact."""
+        return self.name.removeprefix(TIMM) if self.name.startswith(TIMM) else None
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether it is a timm model whose ONNX file is still to be exported."""
+        return self.timm is not None and self.path is None and self.runtime in _GRAPH
+
+    def known(self, path: Path | None, manifest: dict[str, Any] | None) -> Subject:
+        """The same with its file, and what is known of it."""
+        return replace(self, path=path, manifest=manifest)
+
+
+def normalise(name: str | Path) -> str:
+    """What a user wrote, as :class:`Subject` keeps it.
+
+    Raises:
+        UsageError: neither an artifact nor ``timm:NAME``, or a name that timm doesn't know.
+    """
+    text = str(name)
+    if text.startswith(TIMM):
+        return TIMM + check_name(text.removeprefix(TIMM))
+    if Path(text).suffix not in SUFFIXES:
+        hint = f"; for the timm model of that name, write {TIMM}{text}" if is_model(text) else ""
+        raise UsageError(f"{text}: not an artifact; legal are files that end in {choices(SUFFIXES)}, and {TIMM}NAME{hint}")
+    return text
+
+
+def name_baseline(baseline: str, names: Sequence[str]) -> str | None:
+    """An artifact or timm model that a baseline adds to those named; None where it means one of them, by name, label or runtime.
+
+    Raises:
+        UsageError: a timm model's name that timm doesn't know.
+    """
+    if baseline in RUNTIMES or any(_means(baseline, name) for name in names) or " in " in baseline:
+        return None
+    if Path(baseline).suffix in SUFFIXES or baseline.startswith(TIMM):
+        return normalise(baseline)
+    return TIMM + check_name(baseline, "--baseline")
+
+
+def _means(text: str, name: str) -> bool:
+    """Whether a text is what the user calls an artifact: its path, its file's name, or the timm model's name without prefix."""
+    if name.startswith(TIMM):
+        return text in (name, name.removeprefix(TIMM))
+    return text in (name, Path(name).name) or Path(text).resolve() == Path(name).resolve()
+
+
+def default_runtime(name: str, manifest: Mapping[str, Any] | None) -> str:
+    """The runtime that an artifact is for: what a plan's manifest says, otherwise by its suffix."""
+    said = ((manifest or {}).get("plan") or {}).get("runtime")
+    takes = _takes(name)
+    return str(said) if said in takes else ("tensorrt-rtx" if Path(name).suffix == ".plan" else takes[0])
+
+
+def _takes(name: str) -> tuple[str, ...]:
+    return _TAKES[TIMM if name.startswith(TIMM) else Path(name).suffix]
+
+
+def subjects_of(names: Sequence[str], manifests: Mapping[str, dict[str, Any] | None], runtimes: Sequence[str]) -> list[Subject]:
+    """Every artifact in every runtime that was asked for and takes it, in order; in its own runtime where none was asked for.
+
+    Args:
+        names: as :func:`normalise` gives them.
+        manifests: by name.
+        runtimes: of :data:`RUNTIMES`; empty for each artifact's own.
+
+    Raises:
+        UsageError: an unknown runtime, an artifact that none of the runtimes takes, or a runtime that takes none of the artifacts.
+    """
+    unknown = next((runtime for runtime in runtimes if runtime not in RUNTIMES), None)
+    if unknown is not None:
+        raise UsageError(f"--runtime is {unknown!r}; legal are {choices(RUNTIMES)}")
+    found: list[tuple[str, str]] = []
+    for name in names:
+        own = default_runtime(name, manifests.get(name))
+        if not runtimes:
+            found.append((name, own))
+            continue
+        # A plan was compiled for one of the two TensorRTs; `tensorrt` means whichever it is.
+        legal = (own,) if Path(name).suffix == ".plan" else _takes(name)
+        chosen = [own if runtime == "tensorrt" and Path(name).suffix == ".plan" else runtime for runtime in runtimes]
+        took = [runtime for runtime in dict.fromkeys(chosen) if runtime in legal]
+        if not took:
+            raise UsageError(f"{name}: it runs in {choices(legal)}, and --runtime asks for {choices(runtimes)}")
+        found += [(name, runtime) for runtime in took]
+    for runtime in runtimes:
+        if not any(used == runtime or (runtime == "tensorrt" and used == "tensorrt-rtx") for _, used in found):
+            raise UsageError(f"--runtime {runtime}: none of the artifacts runs in it ({', '.join(map(str, names))})")
+    return _labelled(found, manifests)
+
+
+def _labelled(found: Sequence[tuple[str, str]], manifests: Mapping[str, dict[str, Any] | None]) -> list[Subject]:
+    """File names where they tell the artifacts apart, paths elsewhere; with the runtime where one artifact runs in several."""
+    shorts = {name: name if name.startswith(TIMM) else Path(name).name for name, _ in found}
+    clashes, times = Counter(shorts.values()), Counter(name for name, _ in found)
+    subjects = []
+    for name, runtime in found:
+        label = shorts[name] if clashes[shorts[name]] == 1 else name
+        path = None if name.startswith(TIMM) else Path(name)
+        label = f"{label} in {runtime}" if times[name] > 1 else label
+        subjects.append(Subject(name=name, runtime=runtime, label=label, path=path, manifest=manifests.get(name)))
+    return subjects
+
+
+def find_baseline(baseline: str, subjects: Sequence[Subject]) -> Subject:
+    """The subject that the others are compared with: by label, artifact, or runtime; the first where several fit.
+
+    Raises:
+        UsageError: none fits.
+    """
+    tests = (
+        lambda subject: subject.label == baseline,
+        lambda subject: _means(baseline, subject.name),
+        lambda subject: subject.runtime == baseline,
+    )
+    for test in tests:
+        fitting = [subject for subject in subjects if test(subject)]
+        if fitting:
+            return fitting[0]
+    raise UsageError(f"--baseline is {baseline!r}; legal are {choices(subject.label for subject in subjects)}, and any timm model")

@@ -1,0 +1,254 @@
+"""Measuring latency: warm-up, enough samples, percentiles, and what it was measured on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from growtas.export.runtimes.base import RuntimeInfo, Session, Timer, available_threads
+from growtas.export.verification.images import noise
+from growtas.latency.measured.machine import cpu_name
+from growtas.nn.architecture import Architecture
+
+WARMUP_RUNS = 5
+WARMUP_SECONDS = 0.2
+MIN_RUNS = 30
+MAX_SECONDS = 30.0
+TURN_ROUNDS = 9
+TURN_SECONDS = 0.1
+TURN_RUNS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Latency of one artifact at one batch size, measured (never modelled).
+
+    Attributes:
+        p50_ms, p95_ms, p99_ms, mean_ms: of one run of the whole batch, in milliseconds.
+        cv: standard deviation over mean.
+        samples: timed runs.
+        batch: images a run.
+        threads: CPU threads; 0 on a GPU.
+        runtime, runtime_version: what ran it.
+        device: ``cpu``, or the GPU's name.
+        precision: such as ``fp32``.
+    """
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    mean_ms: float
+    cv: float
+    samples: int
+    batch: int
+    threads: int
+    runtime: str
+    runtime_version: str
+    device: str
+    precision: str
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput at the median latency."""
+        return self.batch * 1e3 / self.p50_ms
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, with ``kind`` measured and the throughput."""
+        return {"kind": "measured", **dataclasses.asdict(self), "images_per_second": self.images_per_second}
+
+
+def summarise(samples_ms: Sequence[float], info: RuntimeInfo, *, batch: int, precision: str = "fp32") -> Measurement:
+    """Percentiles of timed runs (linear interpolation between samples).
+
+    Raises:
+        ValueError: no samples.
+    """
+    times = np.asarray(samples_ms, np.float64)
+    if not times.size:
+        raise ValueError("no samples to summarise")
+    p50, p95, p99 = np.percentile(times, [50, 95, 99])
+    mean = float(times.mean())
+    return Measurement(
+        p50_ms=float(p50),
+        p95_ms=float(p95),
+        p99_ms=float(p99),
+        mean_ms=mean,
+        cv=float(times.std() / mean) if mean else 0.0,
+        samples=times.size,
+        batch=batch,
+        threads=info.threads,
+        runtime=info.runtime,
+        runtime_version=info.version,
+        device=info.device,
+        precision=precision,
+    )
+
+
+def warm_up(timer: Timer, *, runs: int = WARMUP_RUNS, seconds: float = WARMUP_SECONDS) -> None:
+    """Run untimed until both are reached: first runs allocate memory, choose kernels, and raise the clock."""
+    start, count = time.perf_counter(), 0
+    while count < runs or time.perf_counter() - start < seconds:
+        timer()
+        count += 1
+        if time.perf_counter() - start > MAX_SECONDS:
+            return
+
+
+def collect(timer: Timer, *, seconds: float, min_runs: int = 1, max_seconds: float = MAX_SECONDS) -> list[float]:
+    """Timed runs for at least ``seconds`` and ``min_runs``, but not longer than ``max_seconds`` (one run at least)."""
+    start, samples = time.perf_counter(), []
+    while True:
+        samples.append(timer())
+        elapsed = time.perf_counter() - start
+        if elapsed >= max_seconds or (elapsed >= seconds and len(samples) >= min_runs):
+            return samples
+
+
+def measure_session(
+    session: Session,
+    *,
+    batch: int = 1,
+    seconds: float = 1.0,
+    min_runs: int = MIN_RUNS,
+    precision: str = "fp32",
+) -> Measurement:
+    """Latency of a loaded artifact: warm-up, then at least ``seconds`` and ``min_runs``.
+
+    Args:
+        batch: images a run.
+
+    Raises:
+        ConfigError: a batch below one.
+    """
+    timer = session.timer(noise(batch, session.image_shape))
+    warm_up(timer)
+    return summarise(collect(timer, seconds=seconds, min_runs=min_runs), session.info, batch=batch, precision=precision)
+
+
+def measure_in_turns(
+    timers: Sequence[Timer], *, rounds: int = TURN_ROUNDS, seconds: float = TURN_SECONDS, min_runs: int = TURN_RUNS
+) -> list[list[float]]:
+    """Median milliseconds of each timer in each round, shape ``(len(timers), rounds)``.
+
+    Everyone gets a short block a round, so that a second of other work on the machine spoils one block of some and not all of one.
+    The order turns around every round: what heats the machine for its successor changes sides.
+
+    Args:
+        seconds, min_runs: length of a block at least.
+    """
+    blocks: list[list[float]] = [[] for _ in timers]
+    for round_ in range(rounds):
+        order = range(len(timers)) if round_ % 2 == 0 else reversed(range(len(timers)))
+        for index in order:
+            # The others' weights have filled the caches since this one's last block.
+            warm_up(timers[index], runs=2 if round_ else WARMUP_RUNS, seconds=0.0 if round_ else WARMUP_SECONDS)
+            blocks[index].append(float(np.median(collect(timers[index], seconds=seconds, min_runs=min_runs))))
+    return blocks
+
+
+def measure_onnx(
+    path: str | Path,
+    *,
+    batch: int = 1,
+    threads: int | None = None,
+    seconds: float = 1.0,
+    min_runs: int = MIN_RUNS,
+    precision: str = "fp32",
+) -> Measurement:
+    """Latency of an ONNX file in ONNX Runtime on the CPU.
+
+    Args:
+        batch: images a run.
+        threads: by default all that this process may use.
+        seconds, min_runs: how long to measure at least.
+
+    Raises:
+        CheckpointError: the file can't be loaded.
+        ConfigError: a batch below one.
+    """
+    from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
+
+    with OnnxRuntimeSession(path, threads=threads) as session:
+        return measure_session(session, batch=batch, seconds=seconds, min_runs=min_runs, precision=precision)
+
+
+def measure_architecture(
+    architecture: Architecture, *, batch: int = 1, threads: int | None = None, seconds: float = 1.0, min_runs: int = MIN_RUNS
+) -> Measurement:
+    """Latency of an architecture here, as an exported ONNX file with random weights in ONNX Runtime.
+
+    The weights' values do not change the time, as long as none is zero or equal to another (see
+    :func:`growtas.export.graph.assemble.random_network`); the file is built in a temporary folder and removed.
+
+    Raises:
+        BuildError: the export failed.
+        ConfigError: a batch below one.
+    """
+    from growtas.export.graph.assemble import random_network
+    from growtas.export.graph.exporter import export_onnx
+
+    with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(random_network(architecture), path)
+        return measure_onnx(path, batch=batch, threads=threads, seconds=seconds, min_runs=min_runs)
+
+
+def environment() -> dict[str, Any]:
+    """The machine that numbers were measured on: CPU, cores, load, system, Python."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "cpu": cpu_name(),
+        "cpu_threads_available": available_threads(),
+        "cpu_threads_total": os.cpu_count(),
+        "load_average_1min": load,
+        "gpu": _gpu_name(),
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
+
+
+def clocks() -> dict[str, Any]:
+    """Clocks and driver, as far as the system tells: what a profile must name beside the device. Values are texts or numbers.
+
+    ``governor``, ``mhz`` and ``max_mhz`` of the first CPU; ``driver``, ``sm_mhz``, ``memory_mhz``, ``power_limit_w`` and
+    ``throttled`` (a bit mask, ``0x0...0`` for none) of the first GPU.
+    """
+    found: dict[str, Any] = {}
+    folder = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+    for name, file in (("governor", "scaling_governor"), ("mhz", "scaling_cur_freq"), ("max_mhz", "cpuinfo_max_freq")):
+        try:
+            text = (folder / file).read_text(encoding="utf-8").strip()
+        except OSError:
+            continue
+        found[name] = round(int(text) / 1e3) if text.isdigit() else text
+    queries = {
+        "driver": "driver_version",
+        "sm_mhz": "clocks.sm",
+        "memory_mhz": "clocks.mem",
+        "power_limit_w": "power.limit",
+        "throttled": "clocks_throttle_reasons.active",
+    }
+    command = ["nvidia-smi", f"--query-gpu={','.join(queries.values())}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return found
+    values = [value.strip() for value in answer.splitlines()[0].split(",")] if answer.strip() else []
+    return found | dict(zip(queries, values, strict=False))
+
+
+def _gpu_name() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -1,0 +1,168 @@
+"""What ``growtas export`` is asked for, checked before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from growtas.errors import ConfigError, choices
+from growtas.export.graph.exporter import DEFAULT_OPSET, OPSETS
+from growtas.export.quantization.calibration import METHODS
+from growtas.export.quantization.convert import DEFAULT_METHOD
+from growtas.export.quantization.inspect import PRECISIONS
+from growtas.export.verification.labelled_images import MOST_IMAGES
+from growtas.export.verification.parity import DEFAULT_TOLERANCE, gate_batches
+from growtas.export.verification.thresholds import Thresholds, thresholds_for
+
+FORMATS = ("torch", "program", "onnx", "openvino", "trt")
+KEEP_AUTO, KEEP_NONE = "auto", "none"
+# A format makes what it is made from.
+_NEEDS = {
+    "torch": ("torch",),
+    "program": ("torch", "program"),
+    "onnx": ("torch", "onnx"),
+    "openvino": ("torch", "onnx", "openvino"),
+    "trt": ("torch", "onnx", "trt"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What to make, and how strict to be.
+
+    Attributes:
+        format: one or several of :data:`FORMATS`, with commas; each makes what it is made from too.
+        subnet: a subnet file; by default what the search of the run chose.
+        precision: of the ONNX file and of what is compiled from it; by default in a plan what the search's latency was for, else
+            fp32.
+        keep: layers that stay in fp32: ``auto`` (those that hurt, where the thresholds are missed), ``none``, or names with commas.
+        calibration_images: of the search split, for int8 and fp8; ``calibration_method``: see
+            :func:`growtas.export.quantization.calibration.clipping_points`.
+        target, device: what a plan is for; see :func:`growtas.export.tensorrt.targets.choose_builder`.
+        max_batch: the largest batch that is checked, and that a plan takes.
+        opt_batch: the batch that a plan is tuned for.
+        name: the files' name without suffix; by default ``SPACE-subnet``.
+        out: folder; by default the run's ``export``.
+        opset: of the ONNX file.
+        tolerance: largest relative error of the gate of fp32.
+        images: labelled images that every artifact is verified on; by default as many as take some seconds.
+        max_error, min_cosine, min_agreement, max_accuracy_drop: replace the precision's thresholds, see
+            :class:`growtas.export.verification.thresholds.Thresholds`.
+        data, data_dir: images for the gate, if not the run's own.
+        preprocess: take uint8 pixels; ``resize``: of any size.
+        softmax, top_k: more outputs; see :func:`growtas.export.graph.pre_post.add_postprocess`.
+        licence: of weights and data, for the model card.
+    """
+
+    format: str = "onnx"
+    subnet: Path | None = None
+    precision: str | None = None
+    keep: str = KEEP_AUTO
+    calibration_images: int = 128
+    calibration_method: str = DEFAULT_METHOD
+    target: str | None = None
+    device: str | None = None
+    max_batch: int = 8
+    opt_batch: int = 1
+    name: str | None = None
+    out: Path | None = None
+    opset: int = DEFAULT_OPSET
+    tolerance: float = DEFAULT_TOLERANCE
+    images: int | None = None
+    max_error: float | None = None
+    min_cosine: float | None = None
+    min_agreement: float | None = None
+    max_accuracy_drop: float | None = None
+    data: str | None = None
+    data_dir: str | None = None
+    preprocess: bool = False
+    resize: bool = False
+    softmax: bool = False
+    top_k: int | None = None
+    licence: str | None = None
+
+    def check(self) -> ExportOptions:
+        """These options.
+
+        Raises:
+            ConfigError: one of them is not legal, or goes with none of the others.
+        """
+        formats = self.formats
+        if self.opset not in OPSETS:
+            raise ConfigError(f"--opset is {self.opset}; legal are {OPSETS.start} to {OPSETS.stop - 1}")
+        if "trt" not in formats and (self.target or self.device):
+            raise ConfigError("--target and --device are for a plan; add --format trt")
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise ConfigError(f"--precision is {self.precision!r}; legal are {choices(PRECISIONS)}")
+        if "onnx" not in formats:
+            for option, given in (
+                ("--precision", self.precision not in (None, "fp32")),
+                ("--preprocess", self.preprocess),
+                ("--softmax", self.softmax),
+                ("--top-k", self.top_k is not None),
+            ):
+                if given:
+                    raise ConfigError(f"{option} is for an ONNX file and what is made from it; add --format onnx")
+        if self.resize and not self.preprocess:
+            raise ConfigError("--resize is a part of --preprocess; add it")
+        if "openvino" in formats and self.resize:
+            raise ConfigError("--resize goes with ONNX only; OpenVINO's IR takes pixels of one size (--preprocess alone)")
+        if "openvino" in formats and self.precision not in (None, "fp32", "fp16", "int8"):
+            raise ConfigError(f"--precision {self.precision} does not go with OpenVINO's IR; legal there are fp32, fp16 or int8")
+        if self.images is not None and self.images < 1:
+            raise ConfigError(f"--images is {self.images}; it must be 1 or more (by default up to {MOST_IMAGES})")
+        if self.calibration_images < 1:
+            raise ConfigError(f"--calibration-images is {self.calibration_images}; it must be 1 or more")
+        if self.calibration_method not in METHODS:
+            raise ConfigError(f"--calibration-method is {self.calibration_method!r}; legal are {choices(METHODS)}")
+        if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name.startswith(".")):
+            raise ConfigError(f"--name is {self.name!r}; it must be a file name without folders")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"--top-k is {self.top_k}; it must be 1 or more")
+        gate_batches(self.max_batch)
+        if not 1 <= self.opt_batch <= self.max_batch:
+            raise ConfigError(f"--opt-batch is {self.opt_batch}; it must be from 1 to --max-batch ({self.max_batch})")
+        self.thresholds("fp32")
+        return self
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """All that is made, in order.
+
+        Raises:
+            ConfigError: an unknown one.
+        """
+        asked = [part.strip() for part in self.format.split(",")]
+        for each in asked:
+            if each not in FORMATS:
+                raise ConfigError(f"--format is {self.format!r}; legal are {choices(FORMATS)}")
+        wanted = {needed for each in asked for needed in _NEEDS[each]}
+        return tuple(each for each in FORMATS if each in wanted)
+
+    @property
+    def kept(self) -> Collection[str]:
+        """Layers that stay in fp32 by name."""
+        return () if self.keep in (KEEP_AUTO, KEEP_NONE) else tuple(part.strip() for part in self.keep.split(",") if part.strip())
+
+    def thresholds(self, precision: str) -> Thresholds:
+        """What an artifact of a precision is held to.
+
+        Raises:
+            ConfigError: a threshold out of range.
+        """
+        found = thresholds_for(precision)
+        if precision == "fp32":
+            found = dataclasses.replace(found, relative_error=self.tolerance)
+        return found.override(
+            max_error=self.max_error,
+            min_cosine=self.min_cosine,
+            min_agreement=self.min_agreement,
+            max_accuracy_drop=self.max_accuracy_drop,
+        )
+
+    def stem(self, space: str) -> str:
+        """The files' name without suffix."""
+        return self.name or re.sub(r"[^\w.-]+", "-", space) + "-subnet"

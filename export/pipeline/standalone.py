@@ -1,0 +1,87 @@
+"""The source of a Python module that holds one static ViT, needs torch and safetensors only, and reads the weights beside it.
+
+For those who want to take the network further without growtas: fine-tune it, change its head, or read what it computes. It is
+written for reading; :mod:`growtas.nn.vit` and the exported graphs are faster.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import keyword
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from growtas.errors import BuildError
+from growtas.export.pipeline import standalone_vit as plainvit
+from growtas.files import replacing
+from growtas.nn.architecture import Architecture
+
+_CONFIG = "CONFIG: dict[str, Any] = {}\n"
+
+
+def module_name(name: str) -> str:
+    """A name that Python can import, for an artifact's: ``micro-subnet`` becomes ``micro_subnet``."""
+    plain = "".join(character if character.isalnum() else "_" for character in name)
+    return plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"vit_{plain}"
+
+
+def write_module(path: Path, architecture: Architecture, *, weights: str, preprocess: Any, class_names: Any) -> None:
+    """Write the module of an architecture.
+
+    Args:
+        path: where to.
+        weights: the name of the safetensors file beside it.
+        preprocess: the run's record of its preprocessing, for readers; None where there is none.
+        class_names: a name for each output; None where there are none.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    source = inspect.getsource(plainvit)
+    if source.count(_CONFIG) != 1:
+        raise BuildError("the plain module's source has no single place for its configuration")
+    subnet = architecture.subnet
+    config = {
+        "image_size": architecture.image_size,
+        "patch_size": architecture.patch_size,
+        "in_chans": architecture.in_chans,
+        "num_classes": architecture.num_classes,
+        "embed_dim": subnet.embed_dim,
+        "head_dim": architecture.head_dim,
+        "num_heads": list(subnet.num_heads),
+        "hidden_dims": [subnet.hidden_dim(index) for index in range(subnet.depth)],
+        "max_relative_position": architecture.max_relative_position,
+        "weights": weights,
+        "preprocess": preprocess,
+        "class_names": None if class_names is None else list(class_names),
+    }
+    # JSON text that json.loads reads again: no value of a run can become code.
+    text = json.dumps(config, indent=4, ensure_ascii=True)
+    quoted = text.replace("\\", "\\\\").replace("'''", "\\'\\'\\'")
+    with replacing(path) as temporary:
+        temporary.write_text(source.replace(_CONFIG, f"CONFIG: dict[str, Any] = json.loads('''{quoted}''')\n"), encoding="utf-8")
+
+
+def load_module(path: Path) -> ModuleType:
+    """Run a module's file; only for files that :func:`write_module` has just written.
+
+    Raises:
+        BuildError: it isn't valid.
+    """
+    spec = importlib.util.spec_from_file_location(f"_growtas_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise BuildError(f"{path.name} is no Python module")
+    module = importlib.util.module_from_spec(spec)
+    # No compiled copy is left beside it.
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise BuildError(f"{path.name} is no Python module ({error})") from None
+    finally:
+        sys.dont_write_bytecode = before
+    return module

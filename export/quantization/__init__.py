@@ -1,0 +1,1 @@
+"""Lower precisions of ONNX files: fp16, bf16, int8 and fp8."""

@@ -1,0 +1,118 @@
+"""How large the tensors of a graph get on real images: what the scales of int8 and fp8, and the range of fp16, are decided by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from growtas.errors import BuildError, ConfigError, choices
+from growtas.export.runtimes.base import Array
+
+METHODS = ("minmax", "percentile", "entropy")
+# Share of the numbers that are not clipped.
+PERCENTILE = 0.9999
+_BINS, _LEVELS = 2048, 128
+_BATCH = 8
+
+Histogram = NDArray[np.int64]
+
+
+def largest(proto: Any, names: Sequence[str], images: Array) -> dict[str, float]:
+    """Largest magnitude of each float tensor on all images.
+
+    Args:
+        proto: a graph that ONNX Runtime can run, with an input of images.
+        images: ``(count, channels, height, width)``, float32; one or more.
+
+    Raises:
+        BuildError: ONNX Runtime can't run it.
+        ConfigError: no images.
+    """
+    found = dict.fromkeys(names, 0.0)
+    for values in _run(proto, names, images):
+        for name, value in values.items():
+            # NaN would vanish in max(); it means that fp32 is broken already, and then nothing is small enough.
+            size = float(np.abs(value).max()) if value.size else 0.0
+            found[name] = max(found[name], size if np.isfinite(size) else np.inf)
+    return found
+
+
+def clipping_points(proto: Any, names: Sequence[str], images: Array, method: str = "minmax") -> dict[str, float]:
+    """The magnitude of each tensor that the largest quantised number stands for; what is larger is clipped.
+
+    Args:
+        method: ``minmax`` clips nothing; ``percentile`` the largest one in ten thousand; ``entropy`` what makes the quantised
+            histogram differ least from the true one (Kullback-Leibler divergence, as TensorRT calibrates: Migacz, "8-bit inference
+            with TensorRT", GTC 2017).
+
+    Raises:
+        BuildError, ConfigError: as :func:`largest`; an unknown method.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"the calibration method is {method!r}; legal are {choices(METHODS)}")
+    tops = largest(proto, names, images)
+    if method == "minmax":
+        return tops
+    histograms = {name: np.zeros(_BINS, np.int64) for name in names}
+    for values in _run(proto, names, images):
+        for name, value in values.items():
+            histograms[name] += np.histogram(np.abs(value), bins=_BINS, range=(0.0, tops[name] or 1.0))[0]
+    clip = _percentile if method == "percentile" else _entropy
+    return {name: clip(histograms[name]) / _BINS * tops[name] for name in names}
+
+
+def _percentile(histogram: Histogram) -> int:
+    """Bins up to the one that holds the percentile."""
+    return int(np.searchsorted(np.cumsum(histogram), PERCENTILE * histogram.sum())) + 1
+
+
+def _entropy(histogram: Histogram) -> int:
+    """Bins that lose least when they are merged to as many as int8 has, and all above are clipped to the last."""
+    best, least = _BINS, np.inf
+    for bins in range(_LEVELS, _BINS + 1, _LEVELS // 8):
+        reference = histogram[:bins].astype(np.float64)
+        filled = reference > 0
+        # Each level's mass is spread evenly over the bins in it that hold any.
+        level = np.arange(bins) * _LEVELS // bins
+        mass = np.bincount(level, reference, _LEVELS)
+        share = np.bincount(level, filled, _LEVELS)
+        quantised = np.where(filled, mass[level] / np.maximum(share[level], 1), 0)
+        reference[-1] += histogram[bins:].sum()
+        p, q = reference / reference.sum(), quantised / max(quantised.sum(), 1)
+        # Where only clipped numbers are, the quantised histogram has nothing.
+        q = np.where(p > 0, np.maximum(q, 1e-9), q)
+        divergence = float(np.sum(p[p > 0] * np.log(p[p > 0] / q[p > 0])))
+        if divergence < least:
+            best, least = bins, divergence
+    return best
+
+
+def _run(proto: Any, names: Sequence[str], images: Array) -> Iterator[dict[str, Array]]:
+    """The tensors' values, some images at a time."""
+    import onnx
+    import onnxruntime as ort
+
+    if not len(images):
+        raise ConfigError("there are no calibration images; give one or more")
+    entry = proto.graph.input[0].name
+    asked = [name for name in names if name != entry]
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    copy.graph.ClearField("output")
+    copy.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in asked)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    session = None
+    if asked:
+        try:
+            session = ort.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's exceptions share no base class
+            raise BuildError(f"calibration: ONNX Runtime can't run the graph ({' '.join(str(error).split())[:160]})") from None
+    for start in range(0, len(images), _BATCH):
+        batch = np.ascontiguousarray(images[start : start + _BATCH], np.float32)
+        values = dict(zip(asked, session.run(asked, {entry: batch}), strict=True)) if session else {}
+        yield values | ({entry: batch} if entry in names else {})

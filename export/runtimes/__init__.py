@@ -1,0 +1,1 @@
+"""Runtimes that run an artifact, one module each, behind one protocol."""

@@ -1,0 +1,132 @@
+"""ONNX Runtime on the CPU (CUDA where its package and a GPU are at hand and asked for)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtra, choices
+from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, available_threads, is_installed
+
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(uint8)": "uint8"}
+
+
+class OnnxRuntimeSession:
+    """An ONNX file in ONNX Runtime.
+
+    Args:
+        path: the model, or its bytes.
+        threads: intra-op threads; by default all that this process may use.
+        device: ``cpu``, or ``cuda`` (needs onnxruntime-gpu).
+
+    Raises:
+        CheckpointError: not a model that ONNX Runtime can load.
+        DeviceError: ``cuda`` without a CUDA build.
+        MissingExtra: onnxruntime is not installed.
+    """
+
+    def __init__(self, path: str | Path | bytes, *, threads: int | None = None, device: str = "cpu") -> None:
+        if not is_installed("onnxruntime"):
+            raise MissingExtra("onnxruntime", "gpu", "running an ONNX model")
+        import onnxruntime as ort
+
+        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+        if provider not in ort.get_available_providers():
+            raise DeviceError(f"this ONNX Runtime ({ort.__version__}) has no CUDA; install 'growtas[gpu]', or use the CPU")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or available_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        self._name = "the model" if isinstance(path, bytes) else str(path)
+        try:
+            self._session = ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=[provider])
+        except Exception as error:  # the runtime's exceptions share no base class
+            raise CheckpointError(f"{self._name}: ONNX Runtime can't load it ({_reason(error)})") from None
+        self.output_names = tuple(output.name for output in self._session.get_outputs())
+        self._input, self._output = self._session.get_inputs()[0], self.output_names[0]
+        self._device = device
+        # On a GPU the CPU's threads do no work worth a number.
+        cpu_threads = options.intra_op_num_threads if device == "cpu" else 0
+        self.info = RuntimeInfo(runtime="onnxruntime", version=ort.__version__, device=device, threads=cpu_threads)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the input, in its order; where they are free, of the size that the model was made for.
+
+        That size is in the ``preprocess`` of a file that growtas exported with its resizing.
+
+        Raises:
+            CheckpointError: the input is no batch of images, or nothing says of which size they are.
+        """
+        written = self._input.shape[1:]
+        fixed = [isinstance(size, int) and size > 0 for size in written]
+        size = 0 if all(fixed) else self._image_size()
+        if len(written) != 3 or not (all(fixed) or size):
+            raise CheckpointError(
+                f"{self._name}: its input is {list(self._input.shape)}, and nothing says of which size its images are; "
+                "legal are (batch, channels, height, width) and (batch, height, width, channels)"
+            )
+        first, second, third = (int(each if is_fixed else size) for each, is_fixed in zip(written, fixed, strict=True))
+        return first, second, third
+
+    def _image_size(self) -> int:
+        """Height and width that the file's own record of the preprocessing names; 0 without one."""
+        try:
+            return int(json.loads(self._session.get_modelmeta().custom_metadata_map["preprocess"])["image_size"])
+        except (KeyError, TypeError, ValueError):
+            return 0
+
+    def run(self, images: Array) -> Array:
+        """Logits of images; see :class:`growtas.export.runtimes.base.Session`."""
+        (logits,) = self._session.run([self._output], {self._input.name: images})
+        return np.asarray(logits, np.float32)
+
+    def run_named(self, images: Array, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Several outputs of one run; see :class:`growtas.export.runtimes.base.NamedOutputs`."""
+        return dict(zip(names, self._session.run(list(names), {self._input.name: images}), strict=True))
+
+    def timer(self, images: Array) -> Timer:
+        """A timed run on bound inputs, in the type that the model takes; see :class:`growtas.export.runtimes.base.Session`.
+
+        Raises:
+            BuildError: by the function that is returned; ONNX Runtime can't run the model on these images.
+            CheckpointError: the model takes another type than images have.
+        """
+        import onnxruntime as ort
+
+        if self._input.type not in _DTYPES:
+            raise CheckpointError(f"{self._name}: its input is {self._input.type}; images are {choices(_DTYPES.values())}")
+        binding: Any = self._session.io_binding()
+        placed = np.ascontiguousarray(images, _DTYPES[self._input.type])
+        binding.bind_ortvalue_input(self._input.name, ort.OrtValue.ortvalue_from_numpy(placed, self._device, 0))
+        binding.bind_output(self._output, self._device, 0)
+        session, name = self._session, self._name
+
+        def once() -> float:
+            start = time.perf_counter_ns()
+            try:
+                session.run_with_iobinding(binding)
+                binding.synchronize_outputs()
+            except Exception as error:  # the runtime's exceptions share no base class
+                raise BuildError(f"{name}: ONNX Runtime can't run it ({_reason(error)})") from None
+            return (time.perf_counter_ns() - start) / 1e6
+
+        return once
+
+    def __enter__(self) -> OnnxRuntimeSession:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        del self._session
+
+
+def _reason(error: Exception) -> str:
+    """The runtime's message without its error-code preamble, on one line."""
+    return " ".join(str(error).split(":")[-1].split())[:160] or type(error).__name__

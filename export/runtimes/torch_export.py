@@ -1,0 +1,268 @@
+"""``torch.export`` programs (``.pt2``): the graph and the weights in one file that plain PyTorch loads, without growtas.
+
+Loading one by ``torch.export.load`` runs code that the file holds, where it holds any: tensors and custom objects may be pickled,
+sizes are Python expressions that SymPy evaluates, guards are executed, and a node may name any function below ``torch``. A program
+of growtas needs none of that. :func:`check_program` therefore refuses whatever is not plain tensors, ATen operators and a dynamic
+batch, before anything is deserialised.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import re
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export.passes import move_to_device_pass
+
+from growtas.errors import BuildError, CheckpointError, ConfigError, UsageError
+from growtas.export.artifact import read_manifest
+from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, available_threads
+from growtas.export.runtimes.torch import cuda_timer
+from growtas.files import replacing
+from growtas.nn.vit import VisionTransformer
+
+NAME = "torch.export"
+BATCH = "batch"
+# What torch.export.save writes, the archive's own name (the first folder) left out; nothing else is loaded.
+_MEMBERS = re.compile(
+    r"models/model\.json|data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
+    r"|data/sample_inputs/model\.pt|archive_format|archive_version|byteorder|\.data/version|\.data/serialization_id"
+)
+_CONFIGS = {"data/weights/model_weights_config.json": "weight_", "data/constants/model_constants_config.json": "tensor_"}
+_GRAPH, _SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
+_TARGET = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.(mul|add|sub|floordiv)")
+_SYMBOL = r"Symbol\('s\d+', positive=True, integer=True\)"
+_SIZE = re.compile(rf"(Mul\()?(Integer\(\d+\), )?{_SYMBOL}\)?|\d+")
+_TREE_TYPES = (None, "builtins.tuple", "builtins.dict")
+
+
+def save_program(model: VisionTransformer, path: str | Path, *, max_batch: int) -> None:
+    """Write a static ViT as a program for batches from 1 to ``max_batch``.
+
+    Its weights keep their names, so ``torch.export.load(path).state_dict`` fits the safetensors file. The same model and version of
+    torch make the same bytes; no trace of the source is kept.
+
+    Raises:
+        BuildError: torch can't export the model.
+        ConfigError: a maximum below 1.
+        OutputError: the file can't be written.
+    """
+    if max_batch < 1:
+        raise ConfigError(f"--max-batch is {max_batch}; it must be 1 or more")
+    architecture = model.architecture
+    batch = torch.export.Dim(BATCH, min=1, max=max(max_batch, 2))
+    buffer = io.BytesIO()
+    try:
+        # With gradients: without them the MLP takes its fused form, which is specialised to a number of rows.
+        with torch.inference_mode(False), torch.enable_grad():
+            # Traced at two images, so that nothing is specialised to one.
+            example = torch.zeros(2, architecture.in_chans, architecture.image_size, architecture.image_size)
+            program = torch.export.export(copy.deepcopy(model).cpu().eval(), (example,), dynamic_shapes=({0: batch},))
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)
+        torch.export.save(program, buffer)
+    except Exception as error:  # tracing and serialising each have their own exceptions
+        raise BuildError(f"{path}: torch can't export the program ({' '.join(str(error).split())[:160]})") from error
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+class ProgramSession:
+    """A program in PyTorch.
+
+    Args:
+        path: a file that :func:`save_program` wrote.
+        threads: torch's CPU threads while it is open; by default all that this process may use.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        CheckpointError: the file is not the one that its manifest describes (nothing of it was read then), can't be read, or holds
+            what growtas does not load (:func:`check_program`).
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None, device: str = "cpu") -> None:
+        path = Path(path)
+        manifest = read_manifest(path, verify=False)
+        # Read once: what is hashed and checked is what is loaded.
+        data = path.read_bytes()
+        if manifest is not None and manifest["artifact"].get("sha256") != hashlib.sha256(data).hexdigest():
+            raise CheckpointError(f"{path}: the file is not the one that its manifest describes (SHA-256 differs); export it again")
+        check_program(data, str(path))
+        try:
+            program = torch.export.load(io.BytesIO(data))
+            self._shape, self._max_batch = _input(program)
+            if device != "cpu":
+                program = move_to_device_pass(program, device)
+            self._module = program.module()
+        except Exception as error:  # torch's deserialiser raises whatever it stumbles over
+            raise CheckpointError(f"{path}: torch can't load the program ({' '.join(str(error).split())[:160]})") from None
+        self._device = device
+        name = torch.cuda.get_device_name() if device == "cuda" else device
+        cpu_threads = 0 if device == "cuda" else (threads or available_threads())
+        self._threads_before = torch.get_num_threads()
+        self.info = RuntimeInfo(runtime=NAME, version=torch.__version__, device=name, threads=cpu_threads)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the input."""
+        return self._shape
+
+    @property
+    def max_batch(self) -> int:
+        """The largest batch that the program takes."""
+        return self._max_batch
+
+    def run(self, images: Array) -> Array:
+        """Logits of images; see :class:`growtas.export.runtimes.base.Session`.
+
+        Raises:
+            UsageError: more images than the program was exported for.
+        """
+        self._check_batch(images)
+        with torch.inference_mode():
+            logits = self._module(torch.from_numpy(images).to(self._device))
+        return np.asarray(logits.cpu().numpy(), np.float32)
+
+    def timer(self, images: Array) -> Timer:
+        """A timed run on placed inputs; see :class:`growtas.export.runtimes.base.Session`."""
+        self._check_batch(images)
+        placed, module, threads = torch.from_numpy(images).to(self._device), self._module, self.info.threads
+
+        def forward() -> None:
+            with torch.inference_mode():
+                module(placed)
+
+        def once() -> float:
+            # torch has one thread count for the whole process, and other sessions may have set another.
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+            start = time.perf_counter_ns()
+            forward()
+            return (time.perf_counter_ns() - start) / 1e6
+
+        return cuda_timer(forward) if self._device == "cuda" else once
+
+    def _check_batch(self, images: Array) -> None:
+        if len(images) > self._max_batch:
+            raise UsageError(f"the program takes batches of 1 to {self._max_batch}, not {len(images)}; export it with --max-batch")
+
+    def __enter__(self) -> ProgramSession:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        del self._module
+        if self.info.threads:
+            torch.set_num_threads(self._threads_before)
+
+
+def check_program(data: bytes, what: str) -> None:
+    """Refuse a program whose loading could run code.
+
+    Looked at are the names of the archive's members, how tensors are stored, the operators, every size expression, the guards, the
+    containers of inputs and outputs, and the pickled example inputs, which must be plain tensors (torch's weights-only loading).
+
+    Args:
+        data: the file's content.
+        what: what messages call it.
+
+    Raises:
+        CheckpointError: not a ``.pt2`` archive, or one that holds more than a program of growtas does.
+    """
+    members = read_members(data, what)
+    odd = next((name for name in members if _MEMBERS.fullmatch(name) is None), None)
+    if odd is not None:
+        raise CheckpointError(f"{what}: the program holds {odd!r}, which growtas does not load")
+    missing = [name for name in (_GRAPH, _SAMPLES, *_CONFIGS) if name not in members]
+    if missing:
+        raise CheckpointError(f"{what}: not a program of torch.export ({missing[0]} is missing)")
+    try:
+        for config, prefix in _CONFIGS.items():
+            for name, payload in json.loads(members[config])["config"].items():
+                if payload["use_pickle"] is not False or not payload["path_name"].startswith(prefix):
+                    raise CheckpointError(f"{what}: the program holds {name!r} as a pickled object, which growtas does not load")
+        graph = json.loads(members[_GRAPH])
+        reason = next(_odd_parts(graph), None)
+        if reason is not None:
+            raise CheckpointError(f"{what}: the program holds {reason}, which growtas does not load")
+        torch.load(io.BytesIO(members[_SAMPLES]), weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # JSON of another form, or a pickle of something else than tensors
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise CheckpointError(f"{what}: the program is not one that growtas loads ({reason})") from None
+
+
+def read_members(data: bytes, what: str) -> dict[str, bytes]:
+    """The members of a ``.pt2`` archive, by their names below the archive's own.
+
+    Raises:
+        CheckpointError: not an archive, a damaged one, or one that may read differently elsewhere.
+    """
+    from torch._C import PyTorchFileReader
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = archive.namelist()
+            by_zip = {name: archive.read(name) for name in names}
+        # torch has a reader of its own: both must see the same, or what is checked is not what is loaded.
+        reader = PyTorchFileReader(io.BytesIO(data))
+        by_torch = {name: reader.get_record(name) for name in reader.get_all_records()}
+    except Exception as error:  # two readers with their own exceptions
+        raise CheckpointError(
+            f"{what}: the program is truncated or no .pt2 archive ({' '.join(str(error).split())[:100]})"
+        ) from None
+    roots = {name.split("/", 1)[0] for name in names}
+    members = {name.split("/", 1)[-1]: content for name, content in by_zip.items()}
+    if len(roots) != 1 or len(by_zip) != len(names) or members != by_torch:
+        raise CheckpointError(f"{what}: not a .pt2 archive that reads the same in every reader")
+    return members
+
+
+def _odd_parts(program: dict[str, Any]) -> Iterator[str]:
+    """What a program's JSON holds beside ATen operators, plain sizes and plain containers."""
+    if program["guards_code"]:
+        yield "guards to be executed"
+    module = program["graph_module"]
+    if module["graph"]["custom_obj_values"] or module["treespec_namedtuple_fields"]:
+        yield "custom objects"
+    for key, value in _walk(program):
+        if key == "target" and isinstance(value, str) and _TARGET.fullmatch(value) is None:
+            yield f"the function {value[:60]!r}"
+        elif key == "expr_str" and _SIZE.fullmatch(str(value)) is None:
+            yield f"the size {str(value)[:60]!r}"
+        elif key in ("in_spec", "out_spec") and any(
+            inner == "type" and kind not in _TREE_TYPES for inner, kind in _walk(json.loads(value))
+        ):
+            yield "inputs or outputs in containers of other types"
+        elif isinstance(value, dict) and {"as_graph", "as_custom_obj", "as_operator"} & set(value):
+            yield "arguments that are functions or objects"
+
+
+def _walk(data: Any) -> Iterator[tuple[str, Any]]:
+    """Every key and value of nested JSON."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield key, value
+            yield from _walk(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _walk(value)
+
+
+def _input(program: Any) -> tuple[tuple[int, int, int], int]:
+    """Image shape and largest batch of a loaded program."""
+    (name,) = program.graph_signature.user_inputs
+    node = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == name)
+    _, channels, height, width = node.meta["val"].shape
+    (bounds,) = program.range_constraints.values()
+    return (int(channels), int(height), int(width)), int(bounds.upper)

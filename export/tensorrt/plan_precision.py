@@ -1,0 +1,140 @@
+"""Which precision a plan computes in: asked of the compiler's network, or of a loaded engine.
+
+Networks are strongly typed, so the types of a parsed network are those that its plan has. They can be read without a GPU, an
+engine's layers can't: loading a plan needs a driver.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from growtas.errors import BuildError, ConfigError, choices
+from growtas.export.tensorrt.library import Module
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+# At least this share of the weights is multiplied in the precision asked for: mixed precision keeps sensitive layers higher.
+MIN_SHARE = 0.5
+_NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
+# What may stay beside: never anything coarser than what was asked for.
+_BESIDE = {
+    "fp32": ("fp32",),
+    "fp16": ("fp16", "fp32"),
+    "bf16": ("bf16", "fp32"),
+    "int8": ("int8", "fp16", "bf16", "fp32"),
+    "fp8": ("fp8", "fp16", "bf16", "fp32"),
+}
+_PASSING = ("CAST", "SHUFFLE", "IDENTITY", "QUANTIZE", "DEQUANTIZE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """Types of the operands of matrix products and convolutions.
+
+    Attributes:
+        products: how many have operands of a type; a quantised one has both.
+        weights: how many numbers of constant operands are multiplied in a type.
+        layers: all of the network's layers.
+    """
+
+    products: dict[str, int]
+    weights: dict[str, int]
+    layers: int
+
+    def share(self, precision: str) -> float:
+        """Part of the weights that is multiplied in a precision, 0 to 1."""
+        return self.weights.get(precision, 0) / max(sum(self.weights.values()), 1)
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON data."""
+        return {"of": "parsed network", "layers": self.layers, "products": dict(self.products), "weights": dict(self.weights)}
+
+
+def inspect_network(trt: Module, network: Any) -> Inspection:
+    """Read the types of a parsed network.
+
+    Args:
+        trt: the module.
+        network: an ``INetworkDefinition``.
+    """
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    makers = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
+    products: Counter[str] = Counter()
+    weights: Counter[str] = Counter()
+    for layer in layers:
+        if layer.type not in (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION):
+            continue
+        operands = [layer.get_input(i) for i in range(min(layer.num_inputs, 2))]
+        kinds = [_operand_type(tensor, makers) for tensor in operands]
+        # With one operand quantised the product is in the other's type.
+        kind = kinds[0] if len(set(kinds)) == 1 else next((k for k in kinds if k not in ("int8", "fp8")), "mixed")
+        products[kind] += 1
+        weights[kind] += sum(_constant_numbers(tensor, makers) for tensor in operands) + _kernel_numbers(trt, layer)
+    return Inspection(products=dict(products), weights={kind: n for kind, n in weights.items() if n}, layers=len(layers))
+
+
+def require_precision(inspection: Inspection, precision: str, subject: str) -> None:
+    """Fail where a network isn't in the precision that was asked for.
+
+    Raises:
+        BuildError: less than :data:`MIN_SHARE` of the weights is, or something is in a coarser one.
+        ConfigError: a precision that doesn't exist.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision is {precision!r}; legal are {choices(PRECISIONS)}")
+    found = ", ".join(f"{count} in {kind}" for kind, count in sorted(inspection.products.items())) or "none"
+    odd = sorted(set(inspection.products) - set(_BESIDE[precision]))
+    share = inspection.share(precision)
+    if odd or share < MIN_SHARE:
+        why = f"some are in {choices(odd)}" if odd else f"they hold {share:.0%} of the weights, {MIN_SHARE:.0%} are asked for"
+        raise BuildError(f"{subject}: the graph is not in {precision}: its products are {found}, and {why}")
+
+
+def engine_layers(trt: Module, engine: Any) -> list[dict[str, Any]]:
+    """Layers of a loaded engine, as its inspector describes them; only names where the plan was built without more.
+
+    Raises:
+        BuildError: the inspector's answer can't be read.
+    """
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    try:
+        layers = json.loads(text)["Layers"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BuildError(f"the engine inspector's answer can't be read ({type(error).__name__})") from None
+    return [layer if isinstance(layer, dict) else {"Name": str(layer)} for layer in layers]
+
+
+def _type_name(tensor: Any) -> str:
+    return _NAMES.get(tensor.dtype.name, tensor.dtype.name.lower())
+
+
+def _operand_type(tensor: Any, makers: dict[str, Any]) -> str:
+    """The type that an operand is multiplied in: what lies before a DequantizeLinear, else its own."""
+    maker = makers.get(tensor.name)
+    while maker is not None and maker.type.name in ("SHUFFLE", "IDENTITY"):
+        maker = makers.get(maker.get_input(0).name)
+    if maker is not None and maker.type.name == "DEQUANTIZE":
+        return _type_name(maker.get_input(0))
+    return _type_name(tensor)
+
+
+def _constant_numbers(tensor: Any, makers: dict[str, Any]) -> int:
+    """How many numbers an operand holds if it is a constant, else 0."""
+    maker = makers.get(tensor.name)
+    while maker is not None and maker.type.name in _PASSING:
+        maker = makers.get(maker.get_input(0).name)
+    if maker is None or maker.type.name != "CONSTANT":
+        return 0
+    return prod(maker.get_output(0).shape)
+
+
+def _kernel_numbers(trt: Module, layer: Any) -> int:
+    """Numbers of a convolution's kernel where it is the layer's own and no operand."""
+    if layer.type != trt.LayerType.CONVOLUTION or layer.num_inputs > 1:
+        return 0
+    # get_layer gives the base class; the kernel belongs to the derived one.
+    layer.__class__ = trt.IConvolutionLayer
+    return int(layer.kernel.size)

@@ -1,0 +1,1 @@
+"""Verification: does an artifact compute what its source computes, on which images, and within which thresholds?"""

@@ -1,0 +1,300 @@
+"""Does an artifact answer as its source does? Measured on some hundreds of real images, with thresholds for every precision.
+
+:mod:`growtas.export.verification.parity` compares a dozen images strictly, which only fp32 can stand. Here an artifact may
+differ by what its precision costs, and by no more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from growtas.errors import ConfigError, ParityError
+from growtas.export.runtimes.base import Array
+from growtas.export.verification.batches import Logits, run_all, take_around
+from growtas.export.verification.labelled_images import LabelledImages, better_order, labels_of_outputs
+from growtas.export.verification.thresholds import THRESHOLDS, Thresholds, thresholds_for
+
+__all__ = ["THRESHOLDS", "Failure", "Thresholds", "Verification", "measure_artifact", "thresholds_for", "verify_artifact"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One measure that is out of bounds: ``sentence`` for people, ``excess`` to find the worst (1 is the threshold itself)."""
+
+    measure: str
+    value: float
+    threshold: float
+    excess: float
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What was measured of one artifact, and what was asked.
+
+    Attributes:
+        subject: what was run, such as ``micro-subnet.onnx in ONNX Runtime``.
+        reference: what it was compared with.
+        precision: whose thresholds were taken.
+        thresholds: what had to be met.
+        images: which images were used; ``count`` how many.
+        labelled: whether they have labels; ``unlabelled_because`` says why not.
+        batches: the batch sizes that were run, in turn.
+        finite: whether every logit of both is a number, of the same shape.
+        max_abs_error: largest difference of two logits; infinite unless ``finite``.
+        relative_error: that, divided by the largest logit of the reference.
+        relative_error_by_batch: the same for the images of each batch size.
+        cosine_min, cosine_mean: of an image's logits with the reference's; 0 unless ``finite``.
+        top1_agreement: share of images with the same first class, 0 to 1.
+        accuracy, reference_accuracy: shares of images with the right class, by its name where names are known; None without labels.
+        accuracy_drop_error_points: standard error of the drop, from the images that only one of the two gets right.
+        better_order: where another order of the class names would make many more answers right, the two names that are most often
+            taken for each other; None otherwise.
+    """
+
+    subject: str
+    reference: str
+    precision: str
+    thresholds: Thresholds
+    images: str
+    count: int
+    labelled: bool
+    unlabelled_because: str | None
+    batches: tuple[int, ...]
+    finite: bool
+    max_abs_error: float
+    relative_error: float
+    relative_error_by_batch: Mapping[int, float]
+    cosine_min: float
+    cosine_mean: float
+    top1_agreement: float
+    accuracy: float | None
+    reference_accuracy: float | None
+    accuracy_drop_error_points: float | None
+    better_order: tuple[str, str] | None
+
+    @property
+    def accuracy_drop_points(self) -> float | None:
+        """Percentage points of accuracy that the artifact loses; negative where it gains, None without labels."""
+        if self.accuracy is None or self.reference_accuracy is None:
+            return None
+        return 100 * (self.reference_accuracy - self.accuracy)
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """Every measure out of bounds, the worst first."""
+        if not self.finite:
+            said = "some logits are not finite, or of another shape than the reference's"
+            return (Failure("finite", math.nan, 1.0, math.inf, said),)
+        limits, found = self.thresholds, []
+        for measure, value, threshold, shown in (
+            (
+                "relative_error",
+                self.relative_error,
+                limits.relative_error,
+                f"the relative error of the logits is {self.relative_error:.2g}",
+            ),
+            ("cosine", self.cosine_min, limits.cosine, f"the worst cosine of the logits is {self.cosine_min:.5g}"),
+            ("top1_agreement", self.top1_agreement, limits.top1_agreement, f"the top-1 agreement is {self.top1_agreement:.1%}"),
+        ):
+            least = measure != "relative_error"
+            if not (value >= threshold if least else value <= threshold):
+                excess = _ratio(1 - value, 1 - threshold) if least else _ratio(value, threshold)
+                asked = f"{threshold:.1%}" if measure == "top1_agreement" else f"{threshold:g}"
+                found.append(Failure(measure, value, threshold, excess, f"{shown} ({'at least' if least else 'at most'} {asked})"))
+        drop, most = self.accuracy_drop_points, limits.accuracy_drop_points
+        # An image more or less is a step of 100 / count points: the sum of two such fractions must not fail by its rounding.
+        if drop is not None and not drop <= most + 1e-9:
+            said = f"the accuracy drops by {drop:.2f} points to {self.accuracy:.1%} (at most {most:g})"
+            found.append(Failure("accuracy_drop_points", drop, most, _ratio(drop, most), said))
+        found.sort(key=lambda failure: -failure.excess)
+        if self.better_order is not None:
+            given, meant = self.better_order
+            said = f"the class names are in a wrong order: what it calls {given!r} is mostly labelled {meant!r}"
+            found.insert(0, Failure("class_order", math.nan, math.nan, math.inf, said))
+        return tuple(found)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every measure is within its threshold."""
+        return not self.failures
+
+    @property
+    def summary(self) -> str:
+        """One sentence on the worst failure; an empty text where there is none."""
+        if self.passed:
+            return ""
+        worst, more = self.failures[0], len(self.failures) - 1
+        others = f", and {more} further measure{'s' if more > 1 else ''} failed" if more else ""
+        return f"{self.subject}: {worst.sentence}, compared with the {self.reference} on {self.images}{others}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form for manifests; what isn't finite is None, since JSON has no word for it."""
+        written = {
+            "passed": self.passed,
+            "failed": [failure.measure for failure in self.failures],
+            **dataclasses.asdict(self),
+            "accuracy_drop_points": self.accuracy_drop_points,
+            "relative_error_by_batch": {str(batch): _json(error) for batch, error in self.relative_error_by_batch.items()},
+            "batches": list(self.batches),
+            "better_order": None if self.better_order is None else list(self.better_order),
+        }
+        return {key: _json(value) for key, value in written.items()}
+
+
+def _json(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _ratio(value: float, threshold: float) -> float:
+    return value / threshold if threshold > 0 else math.inf
+
+
+def verify_artifact(
+    artifact: Logits,
+    reference: Logits,
+    images: LabelledImages,
+    *,
+    precision: str,
+    subject: str,
+    batches: Sequence[int],
+    thresholds: Thresholds | None = None,
+    class_names: Sequence[str] | None = None,
+    reference_is: str = "static ViT",
+    consequence: str = "",
+) -> Verification:
+    """:func:`measure_artifact`, and an error where a threshold is missed.
+
+    Args:
+        consequence: what the failure means, put at the end of the message, such as ``nothing was exported``.
+
+    Raises:
+        ConfigError: as :func:`measure_artifact`.
+        ParityError: a threshold is missed; one sentence names the worst measure, its value and its threshold.
+    """
+    verification = measure_artifact(
+        artifact,
+        reference,
+        images,
+        precision=precision,
+        subject=subject,
+        batches=batches,
+        thresholds=thresholds,
+        class_names=class_names,
+        reference_is=reference_is,
+    )
+    if not verification.passed:
+        raise ParityError(verification.summary + (f"; {consequence}" if consequence else ""))
+    return verification
+
+
+def measure_artifact(
+    artifact: Logits,
+    reference: Logits,
+    images: LabelledImages,
+    *,
+    precision: str,
+    subject: str,
+    batches: Sequence[int],
+    thresholds: Thresholds | None = None,
+    class_names: Sequence[str] | None = None,
+    reference_is: str = "static ViT",
+) -> Verification:
+    """Run an artifact and its reference on all images, in batches of each size in turn, and compare.
+
+    Args:
+        artifact, reference: images to logits ``(batch, num_classes)``; they may be called from several threads at once.
+        precision: a key of :data:`THRESHOLDS`, whose thresholds are taken unless others are given.
+        subject, reference_is: what to call the two.
+        batches: batch sizes; the last images are filled up with the first ones where they are fewer,
+            whose answers don't count again.
+        class_names: the names that the artifact's users will read, in its order; an answer is right where its name is that of the
+            image's label. Without names the numbers are compared.
+
+    Raises:
+        ConfigError: an unknown precision, or no batch sizes, or one below 1.
+    """
+    limits = thresholds_for(precision) if thresholds is None else thresholds
+    if not batches or min(batches) < 1:
+        raise ConfigError(f"the batch sizes are {list(batches)}; they must be 1 or more")
+    chunks: list[Array] = []
+    start = 0
+    while start < len(images) or len(chunks) < len(batches):
+        batch = batches[len(chunks) % len(batches)]
+        chunks.append(take_around(images.images, start, batch))
+        start += batch
+    runs = run_all((artifact, reference), chunks)
+    finite = all(got.shape == want.shape and np.isfinite(got).all() and np.isfinite(want).all() for got, want in runs)
+    common: dict[str, Any] = {
+        "subject": subject,
+        "reference": reference_is,
+        "precision": precision,
+        "thresholds": limits,
+        "images": images.description,
+        "count": len(images),
+        "labelled": images.labels is not None,
+        "unlabelled_because": images.unlabelled_because,
+        "batches": tuple(dict.fromkeys(batches)),
+        "finite": finite,
+    }
+    if not finite:
+        return Verification(
+            **common,
+            max_abs_error=math.inf,
+            relative_error=math.inf,
+            relative_error_by_batch={},
+            cosine_min=0.0,
+            cosine_mean=0.0,
+            top1_agreement=0.0,
+            accuracy=None,
+            reference_accuracy=None,
+            accuracy_drop_error_points=None,
+            better_order=None,
+        )
+    got, want = (np.concatenate([run[side] for run in runs]).astype(np.float64) for side in (0, 1))
+    errors, scale = np.abs(got - want).max(1), float(np.abs(want).max())
+    sizes = [len(chunk) for chunk in chunks]
+    of_batch = np.repeat(sizes, sizes)
+    by_batch = {batch: _relative(float(errors[of_batch == batch].max()), scale) for batch in common["batches"]}
+    cosines = _cosines(got, want)
+    first, expected = got.argmax(1)[: len(images)], want.argmax(1)[: len(images)]
+    accuracy = reference_accuracy = drop_error = order = None
+    if images.labels is not None:
+        theirs, ours = labels_of_outputs(images, class_names, got.shape[1])
+        right, rightly = theirs[first] == images.labels, ours[expected] == images.labels
+        accuracy, reference_accuracy = float(right.mean()), float(rightly.mean())
+        drop_error = 100 * float(np.std(rightly.astype(float) - right)) / math.sqrt(len(images))
+        order = better_order(theirs[first], images)
+    return Verification(
+        **common,
+        max_abs_error=float(errors.max()),
+        relative_error=_relative(float(errors.max()), scale),
+        relative_error_by_batch=by_batch,
+        cosine_min=float(cosines.min()),
+        cosine_mean=float(cosines.mean()),
+        top1_agreement=float((first == expected).mean()),
+        accuracy=accuracy,
+        reference_accuracy=reference_accuracy,
+        accuracy_drop_error_points=drop_error,
+        better_order=order,
+    )
+
+
+def _relative(error: float, scale: float) -> float:
+    return error / scale if scale else (0.0 if error == 0.0 else math.inf)
+
+
+def _cosines(got: NDArray[np.float64], want: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cosine of each row with its counterpart; two rows of zeros are equal, one alone is orthogonal to everything."""
+    norms = np.linalg.norm(got, axis=1), np.linalg.norm(want, axis=1)
+    product = norms[0] * norms[1]
+    cosines = np.einsum("ij,ij->i", got, want) / np.where(product > 0, product, 1.0)
+    result: NDArray[np.float64] = np.where((norms[0] == 0) & (norms[1] == 0), 1.0, np.clip(cosines, -1.0, 1.0))
+    return result

@@ -1,0 +1,297 @@
+"""Where does an artifact begin to differ? Its intermediate outputs, compared with the static ViT's or another ONNX file's.
+
+Against the static ViT each layer is judged on its own: it gets what the artifact's layer got, so an error that came from further up
+does not count. Layers are found by the LayerNormalization nodes, two a block and one at the end, whatever precision the rest has.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from growtas.errors import BuildError, UsageError
+from growtas.export.graph.tensors import OnnxTensors
+from growtas.nn.vit import Block, VisionTransformer
+
+Values = NDArray[np.float64]
+
+# Of a layer's own error, relative to what the layer adds: below the first number it is what the precision costs, above the second
+# no precision costs that much; in between it must stand out from the other layers.
+_USUAL: Mapping[str, tuple[float, float]] = {
+    "fp32": (1e-5, 1e-3),
+    "fp16": (5e-3, 1e-1),
+    "bf16": (4e-2, 5e-1),
+    "int8": (1e-1, 7e-1),
+    "fp8": (1e-1, 7e-1),
+}
+_STANDS_OUT = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerError:
+    """One layer, or one tensor.
+
+    Attributes:
+        layer: such as ``block 3 attention``; a tensor's name where two ONNX files are compared.
+        tensor: the artifact's tensor.
+        before, after: relative error ``|a - b| / |b|`` (Euclidean) of what goes into the layer and of what comes out.
+        own: error of the layer itself, given the artifact's input, relative to what it adds; between two ONNX files ``after``.
+    """
+
+    layer: str
+    tensor: str
+    before: float
+    after: float
+    own: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bisection:
+    """All layers from the images to the logits, and the first one that stands out; ``first`` is None where none does."""
+
+    subject: str
+    against: str
+    images: int
+    layers: tuple[LayerError, ...]
+    first: LayerError | None
+
+    @property
+    def summary(self) -> str:
+        """One sentence."""
+        if self.first is None:
+            worst = max(self.layers, key=lambda layer: layer.own)
+            largest = f"the largest error of one is {worst.own:.1e} ({worst.layer})"
+            return f"{self.subject}: no layer stands out against {self.against}; {largest}"
+        first = self.first
+        return (
+            f"{self.subject}: the first layer that differs from {self.against} is {first.layer} ({first.tensor}): "
+            f"error {first.before:.1e} before, {first.after:.1e} after"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form; errors that aren't finite are None."""
+
+        def layer(entry: LayerError) -> dict[str, Any]:
+            errors = {name: getattr(entry, name) for name in ("before", "after", "own")}
+            numbers = {name: value if math.isfinite(value) else None for name, value in errors.items()}
+            return {"layer": entry.layer, "tensor": entry.tensor, **numbers}
+
+        return {
+            "subject": self.subject,
+            "against": self.against,
+            "images": self.images,
+            "first": None if self.first is None else layer(self.first),
+            "layers": [layer(entry) for entry in self.layers],
+        }
+
+
+def bisect_artifact(
+    path: str | Path,
+    model: VisionTransformer,
+    images: NDArray[np.float32],
+    *,
+    precision: str,
+    feed: Callable[[NDArray[np.float32]], NDArray[Any]] = lambda images: images,
+    against: str = "the static ViT",
+) -> Bisection:
+    """Compare an artifact with the static ViT it was made from, layer by layer.
+
+    Args:
+        path: an ``.onnx`` file of any precision, or a ``.safetensors`` file.
+        model: the static ViT.
+        images: preprocessed images ``(count, channels, height, width)``; a few will do.
+        precision: how large an error is usual.
+        feed: makes of these images what the artifact takes.
+
+    Raises:
+        BuildError: the graph has not the LayerNormalization nodes of the static ViT, or tensors of other shapes.
+        CheckpointError: the file can't be read or run.
+        UsageError: another kind of artifact.
+    """
+    path = Path(path)
+    if path.suffix == ".onnx":
+        names, values = _read_onnx(path, model, feed(images))
+    elif path.suffix == ".safetensors":
+        from growtas.checkpoint import load_model
+
+        names, values = _read_torch(load_model(path), images)
+    else:
+        raise UsageError(f"{path}: layers can be compared in .onnx and .safetensors files only")
+    layers = _compare_layers(names, values, model, torch.from_numpy(images), path.name)
+    return Bisection(
+        subject=path.name, against=against, images=len(images), layers=layers, first=_first(layers, precision, adds_up=False)
+    )
+
+
+def bisect_onnx(
+    path: str | Path,
+    other: str | Path,
+    images: NDArray[np.float32],
+    *,
+    precision: str,
+    feed: Callable[[NDArray[np.float32]], NDArray[Any]] = lambda images: images,
+    other_feed: Callable[[NDArray[np.float32]], NDArray[Any]] = lambda images: images,
+) -> Bisection:
+    """Compare two ONNX files tensor by tensor, in the order of the first one.
+
+    Tensors are the same where the nodes that write them have the same operator and name their output alike; where the names differ,
+    where they are written by the n-th node of an operator that occurs equally often in both.
+
+    Args:
+        path, other: the artifact, and what it is compared with.
+        images, precision, feed: as for :func:`bisect_artifact`; ``other_feed`` for the other file.
+
+    Raises:
+        BuildError: the two have no tensor in common.
+        CheckpointError: a file can't be read or run.
+    """
+    one, two = OnnxTensors(path), OnnxTensors(other)
+    pairs = _pairs(one, two)
+    got, want = one.read(pairs, feed(images)), two.read(pairs.values(), other_feed(images))
+    layers: list[LayerError] = []
+    reached: dict[str, float] = {}
+    for node in one.nodes:
+        name = node.output[0]
+        # The worst of what the node reads; what has no counterpart hands on the error of what it read itself.
+        before = max((reached.get(source, 0.0) for source in node.input), default=0.0)
+        a, b = (got[name], want[pairs[name]]) if name in pairs else (np.zeros(0), np.zeros(0))
+        comparable = name in pairs and _alike(a, b) and a.dtype.kind == b.dtype.kind == "f"
+        after = _error(np.asarray(a, np.float64), np.asarray(b, np.float64).reshape(a.shape)) if comparable else before
+        reached |= dict.fromkeys(node.output, after)
+        if comparable:
+            layers.append(LayerError(layer=f"{node.op_type} {name}", tensor=name, before=before, after=after, own=after))
+    if not layers:
+        raise BuildError(f"{one.path.name} and {two.path.name} have no tensor in common; they can't be compared inside")
+    return Bisection(
+        subject=one.path.name,
+        against=two.path.name,
+        images=len(images),
+        layers=tuple(layers),
+        first=_first(layers, precision, adds_up=True),
+    )
+
+
+def _first(layers: Sequence[LayerError], precision: str, *, adds_up: bool) -> LayerError | None:
+    """The first layer whose error is too large for the precision, or stands out.
+
+    Args:
+        adds_up: whether a layer's error contains that of its input, as it does unless each layer is judged on its own.
+    """
+    usual, never = _USUAL[precision]
+    median = float(np.median([layer.own for layer in layers if math.isfinite(layer.own)] or [0.0]))
+    for layer in layers:
+        ordinary = layer.before if adds_up else median
+        # What is not finite before was named before.
+        if not layer.own <= never or (layer.own > usual and layer.own > _STANDS_OUT * ordinary):
+            return layer
+    return None
+
+
+def _alike(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether two tensors hold the same things: tokens may be rows of a matrix in one, and keep an axis for images in the other."""
+    return a.shape == b.shape or (a.size == b.size and a.shape[-1:] == b.shape[-1:] and {a.ndim, b.ndim} == {2, 3})
+
+
+def _error(got: Values, want: Values) -> float:
+    if got.shape != want.shape or not (np.isfinite(got).all() and np.isfinite(want).all()):
+        return math.inf
+    difference, size = float(np.linalg.norm(got - want)), float(np.linalg.norm(want))
+    return difference / size if size else (0.0 if difference == 0.0 else math.inf)
+
+
+def _layers(model: VisionTransformer) -> list[tuple[str, Callable[[Tensor], Tensor], bool]]:
+    """Each layer's name, function, and whether it adds to what it gets; it gets what the one before gives, the first one images."""
+
+    def embed(images: Tensor) -> Tensor:
+        patches = model.patch_embed(images).flatten(2).transpose(1, 2)
+        return torch.cat([model.cls_token.expand(len(images), -1, -1), patches], dim=1) + model.pos_embed
+
+    def attention(block: Block) -> Callable[[Tensor], Tensor]:
+        return lambda x: x + block.attn(block.norm1(x))
+
+    def mlp(block: Block) -> Callable[[Tensor], Tensor]:
+        return lambda x: x + block.fc2(F.gelu(block.fc1(block.norm2(x))))
+
+    layers: list[tuple[str, Callable[[Tensor], Tensor], bool]] = [("patch embedding", embed, False)]
+    for i, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        layers += [(f"block {i} attention", attention(block), True), (f"block {i} MLP", mlp(block), True)]
+    return [*layers, ("final norm", model.norm, False), ("head", model.forward_head, False)]
+
+
+def _compare_layers(
+    names: Sequence[str], values: Sequence[NDArray[Any]], model: VisionTransformer, images: Tensor, subject: str
+) -> tuple[LayerError, ...]:
+    found: list[LayerError] = []
+    # In fp64, so that what is seen is the artifact's rounding alone.
+    model = copy.deepcopy(model).double().eval()
+    with torch.inference_mode():
+        want = given = images.double()
+        before = 0.0
+        for (layer, function, adds), tensor, value in zip(_layers(model), names, values, strict=True):
+            alone, want = function(given), function(want)
+            got = torch.from_numpy(np.asarray(value, np.float64).copy())
+            if got.numel() != want.numel():
+                shapes = f"{tuple(value.shape)}, not {tuple(want.shape)}"
+                raise BuildError(f"{subject}: the tensor {tensor} after {layer} is {shapes}; it can't be compared")
+            got = got.reshape(want.shape)
+            base = given if adds else torch.zeros_like(alone)
+            after, own = _error(got.numpy(), want.numpy()), _error((got - base).numpy(), (alone - base).numpy())
+            found.append(LayerError(layer=layer, tensor=tensor, before=before, after=after, own=own))
+            before, given = after, got
+    return tuple(found)
+
+
+def _read_torch(artifact: VisionTransformer, images: NDArray[np.float32]) -> tuple[list[str], list[NDArray[Any]]]:
+    names, values, x = [], [], torch.from_numpy(images)
+    with torch.inference_mode():
+        for name, function, _ in _layers(artifact):
+            x = function(x)
+            names.append(name)
+            values.append(x.numpy())
+    return names, values
+
+
+def _read_onnx(path: Path, model: VisionTransformer, images: NDArray[Any]) -> tuple[list[str], list[NDArray[Any]]]:
+    """The tensors between the layers: what each LayerNormalization reads, what the last one writes, and the logits."""
+    tensors = OnnxTensors(path)
+    norms = [node for node in tensors.nodes if node.op_type == "LayerNormalization"]
+    blocks = len(model.blocks)
+    if len(norms) != 2 * blocks + 1:
+        raise BuildError(
+            f"{path}: the graph has {len(norms)} LayerNormalization nodes and the static ViT has {2 * blocks + 1}; "
+            f"its layers can't be told, so compare it with another ONNX file (--against)"
+        )
+    names = [*(norm.input[0] for norm in norms), norms[-1].output[0], tensors.logits]
+    found = tensors.read(names, images)
+    return names, [found[name] for name in names]
+
+
+def _pairs(one: OnnxTensors, two: OnnxTensors) -> dict[str, str]:
+    """The tensors of the first graph, in its order, and their counterparts."""
+
+    def rows(tensors: OnnxTensors) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for node in tensors.nodes:
+            found.setdefault(node.op_type, []).append(node.output[0])
+        return found
+
+    ours, theirs = rows(one), rows(two)
+    pairs: dict[str, str] = {}
+    for node in one.nodes:
+        name, same = node.output[0], theirs.get(node.op_type, [])
+        if name in same:
+            pairs[name] = name
+        elif len(ours[node.op_type]) == len(same):
+            pairs[name] = same[ours[node.op_type].index(name)]
+    return pairs

@@ -1,0 +1,150 @@
+"""The parity gate: an artifact leaves the temporary folder only when it computes what its source computes, on real images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from growtas.errors import ConfigError, ParityError
+from growtas.export.runtimes.base import Array
+from growtas.export.verification.batches import Logits, run_all, take_around
+
+DEFAULT_TOLERANCE = 1e-4
+ODD_BATCH = 3
+MAX_MAX_BATCH = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One reference, one batch.
+
+    Attributes:
+        against: what the artifact was compared with.
+        batch: images in the batch.
+        max_abs_error: largest difference of two logits.
+        relative_error: ``max |a - b| / max |b|``; infinite where the shapes differ or a logit is not finite.
+        top1_agreement: share of images with the same largest logit.
+    """
+
+    against: str
+    batch: int
+    max_abs_error: float
+    relative_error: float
+    top1_agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """Every comparison of one artifact.
+
+    Attributes:
+        subject: what was run, such as ``micro-subnet.onnx in onnxruntime``.
+        tolerance: largest ``relative_error`` that passes.
+        images: which images were used.
+        comparisons: one a reference and batch.
+    """
+
+    subject: str
+    tolerance: float
+    images: str
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def relative_error(self) -> float:
+        """The worst one."""
+        return max(comparison.relative_error for comparison in self.comparisons)
+
+    @property
+    def top1_agreement(self) -> float:
+        """The worst one."""
+        return min(comparison.top1_agreement for comparison in self.comparisons)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every comparison is within the tolerance."""
+        # A comparison with NaN is false, so a broken artifact can't pass.
+        return all(comparison.relative_error <= self.tolerance for comparison in self.comparisons)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form for manifests."""
+        return {
+            "passed": self.passed,
+            "subject": self.subject,
+            "tolerance": self.tolerance,
+            "images": self.images,
+            "relative_error": self.relative_error,
+            "max_abs_error": max(comparison.max_abs_error for comparison in self.comparisons),
+            "top1_agreement": self.top1_agreement,
+            "comparisons": [dataclasses.asdict(comparison) for comparison in self.comparisons],
+        }
+
+
+def gate_batches(max_batch: int) -> tuple[int, ...]:
+    """The batch sizes that are checked: 1, an odd one, and the maximum.
+
+    Raises:
+        ConfigError: a maximum outside 1 to 1024.
+    """
+    if not 1 <= max_batch <= MAX_MAX_BATCH:
+        raise ConfigError(f"--max-batch is {max_batch}; it must be from 1 to {MAX_MAX_BATCH}")
+    return tuple(sorted({1, min(ODD_BATCH, max_batch), max_batch}))
+
+
+def compare(got: Array, want: Array, *, against: str) -> Comparison:
+    """Compare logits ``(batch, num_classes)`` of an artifact with a reference's."""
+    batch = len(want)
+    if got.shape != want.shape or not (np.isfinite(got).all() and np.isfinite(want).all()):
+        return Comparison(against=against, batch=batch, max_abs_error=np.inf, relative_error=np.inf, top1_agreement=0.0)
+    error, scale = float(np.abs(got - want).max()), float(np.abs(want).max())
+    relative = error / scale if scale else (0.0 if error == 0.0 else np.inf)
+    agreement = float((got.argmax(1) == want.argmax(1)).mean())
+    return Comparison(against=against, batch=batch, max_abs_error=error, relative_error=relative, top1_agreement=agreement)
+
+
+def run_gate(
+    artifact: Logits,
+    references: Mapping[str, Logits],
+    images: Array,
+    *,
+    subject: str,
+    images_are: str,
+    max_batch: int,
+    tolerance: float = DEFAULT_TOLERANCE,
+) -> ParityReport:
+    """Compare an artifact with every reference at every batch size of :func:`gate_batches`.
+
+    Args:
+        artifact: images to logits; it and the references may be called from several threads at once.
+        references: name to the same function, computed by the source.
+        images: real images, ``(at least max_batch, channels, height, width)``; each batch takes other ones as far as they reach.
+        subject: what to call the artifact.
+        images_are: what to call the images.
+
+    Raises:
+        ConfigError: a tolerance that is not above zero, or a maximum batch out of range.
+        ParityError: an error above the tolerance; the message names the worst.
+    """
+    if not 0 < tolerance < 1:
+        raise ConfigError(f"--tolerance is {tolerance:g}; it must be between 0 and 1 (relative error, 1e-4 by default)")
+    chunks, start = [], 0
+    for batch in gate_batches(max_batch):
+        chunks.append(take_around(images, start, batch))
+        start += batch
+    comparisons = [
+        compare(got, want, against=name)
+        for got, *wanted in run_all((artifact, *references.values()), chunks)
+        for name, want in zip(references, wanted, strict=True)
+    ]
+    report = ParityReport(subject=subject, tolerance=tolerance, images=images_are, comparisons=tuple(comparisons))
+    if not report.passed:
+        failed = [comparison for comparison in comparisons if not comparison.relative_error <= tolerance]
+        worst = max(failed, key=lambda comparison: comparison.relative_error)
+        raise ParityError(
+            f"{subject}: logits differ from the {worst.against}'s by {worst.relative_error:.2g} relative at batch {worst.batch} "
+            f"(tolerance {tolerance:g}, top-1 agreement {worst.top1_agreement:.0%}); nothing was exported"
+        )
+    return report

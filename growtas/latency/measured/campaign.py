@@ -1,0 +1,221 @@
+"""Measuring many subnets on one machine so that a busy or throttled one is noticed: turns, a reference, a journal.
+
+Subnets are measured in groups, together with a reference subnet that is in every group. A group's blocks are interleaved, so its
+numbers are comparable with each other; the reference makes groups comparable. What is accepted is journalled at once, and a killed
+campaign goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from growtas.errors import ConfigError, GrowtasError, OutputError
+from growtas.files import append_json_line, drop_torn_line, ensure_writable, read_json_lines
+from growtas.latency.measured.setup import Setup
+from growtas.nn.architecture import Architecture
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
+
+Turns = Callable[[Sequence[Subnet]], list[list[float]]]
+"""Times subnets against each other: median milliseconds of each in each round, shape ``(subnets, rounds)``."""
+
+
+class UnsteadyMachine(GrowtasError):
+    """The machine's timings do not repeat: it is busy, or its clocks change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What a measurement must keep to be a sample.
+
+    Attributes:
+        cv: largest robust coefficient of variation of a subnet's blocks; see :func:`spread`.
+        drift: largest relative change of the reference against the groups accepted before.
+        tries: how often a group is measured before the campaign stops.
+        group: subnets measured together, beside the reference.
+    """
+
+    cv: float = 0.05
+    drift: float = 0.04
+    tries: int = 4
+    group: int = 9
+
+    def __post_init__(self) -> None:
+        for name in ("cv", "drift"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name):g}; it must be above 0 and at most 1")
+        for name in ("tries", "group"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One subnet, timed.
+
+    Attributes:
+        subnet: what was timed.
+        p50_ms: median over its blocks' medians, milliseconds a batch.
+        cv: robust coefficient of variation of the blocks.
+        reference_ms: what the reference subnet took in the same turns.
+        visit: 0, or 1 for a repetition at another time.
+    """
+
+    subnet: Subnet
+    p50_ms: float
+    cv: float
+    reference_ms: float
+    visit: int = 0
+
+
+def spread(blocks_ms: Sequence[float]) -> float:
+    """Robust coefficient of variation: 1.4826 times the median absolute deviation, over the median.
+
+    The factor makes it the standard deviation of normal noise. A single spoiled block does not count.
+    """
+    blocks = np.asarray(blocks_ms, np.float64)
+    median = float(np.median(blocks))
+    return float(1.4826 * np.median(np.abs(blocks - median)) / median)
+
+
+class Campaign:
+    """Samples of a space's subnets, backed by a JSON-lines file.
+
+    Args:
+        path: the journal; lines of other setups are left alone.
+        space: geometry of the architectures; its middle subnet is the reference.
+        setup: what is measured how; only samples of the same setup are reused.
+        turns: times subnets.
+        bounds: what is refused.
+        note: told when something is measured again.
+        pause: waits so many seconds before a group is measured again.
+
+    Raises:
+        OutputError: the journal can't be written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        space: SearchSpace,
+        setup: Setup,
+        turns: Turns,
+        *,
+        bounds: Bounds | None = None,
+        note: Callable[[str], None] = lambda text: None,
+        pause: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        self.path, self.space, self.setup, self.bounds = Path(path), space, setup, bounds or Bounds()
+        self._turns, self._note, self._pause = turns, note, pause
+        self.reference = space.middle()
+        self._known: dict[tuple[str, int], Sample] = {}
+        self.remeasured = 0
+        ensure_writable(self.path.parent)
+        drop_torn_line(self.path)
+        wanted = setup.to_dict()
+        for line in read_json_lines(self.path):
+            if isinstance(line, dict) and line.get("setup") == wanted and {"subnet", "p50_ms", "reference_ms"} <= line.keys():
+                subnet = Subnet.from_dict(line["subnet"], source=str(self.path))
+                sample = Sample(
+                    subnet=subnet,
+                    p50_ms=float(line["p50_ms"]),
+                    cv=float(line["cv"]),
+                    reference_ms=float(line["reference_ms"]),
+                    visit=int(line["visit"]),
+                )
+                self._known[str(line.get("architecture")), sample.visit] = sample
+
+    def _architecture(self, subnet: Subnet) -> dict[str, Any]:
+        return Architecture.of(self.space, subnet).to_dict()
+
+    def known(self, subnet: Subnet, visit: int = 0) -> Sample | None:
+        """The journalled sample, if there is one."""
+        return self._known.get((str(self._architecture(subnet)), visit))
+
+    def measure(
+        self, subnets: Iterable[Subnet], *, visit: int = 0, on_samples: Callable[[int], None] = lambda count: None
+    ) -> list[Sample]:
+        """A sample of each subnet, journalled or measured now, in their order.
+
+        Args:
+            visit: 1 to measure subnets again that have a sample already.
+            on_samples: told how many more there are, as they come.
+
+        Raises:
+            UnsteadyMachine: the timings of a group did not settle.
+            OutputError: the journal can't be written.
+        """
+        wanted = list(dict.fromkeys(subnets))
+        missing = [subnet for subnet in wanted if self.known(subnet, visit) is None]
+        on_samples(len(wanted) - len(missing))
+        for start in range(0, len(missing), self.bounds.group):
+            self._group(missing[start : start + self.bounds.group], visit, on_samples)
+        samples = [self.known(subnet, visit) for subnet in wanted]
+        return [sample for sample in samples if sample is not None]
+
+    def _group(self, pending: list[Subnet], visit: int, on_samples: Callable[[int], None]) -> None:
+        """Measure a group until every subnet has a sample that keeps the bounds."""
+        why = ""
+        for attempt in range(self.bounds.tries):
+            if attempt:
+                self.remeasured += len(pending)
+                self._note(f"measuring {len(pending)} subnets again: {why}")
+                self._pause(2.0 * attempt)
+            *blocks, reference_blocks = self._turns([*pending, self.reference])
+            reference = float(np.median(reference_blocks))
+            why = self._complaint(reference, spread(reference_blocks))
+            if why:
+                continue
+            accepted = [
+                Sample(subnet=subnet, p50_ms=float(np.median(own)), cv=spread(own), reference_ms=reference, visit=visit)
+                for subnet, own in zip(pending, blocks, strict=True)
+                if spread(own) <= self.bounds.cv
+            ]
+            self._keep(accepted)
+            on_samples(len(accepted))
+            done = {sample.subnet for sample in accepted}
+            worst = max(spread(own) for own in blocks)
+            why = f"their timings vary by {worst:.1%} (allowed are {self.bounds.cv:.1%})"
+            pending = [subnet for subnet in pending if subnet not in done]
+            if not pending:
+                return
+        raise UnsteadyMachine(
+            f"the machine is too busy, or its clocks change: {why}, {self.bounds.tries} times; "
+            f"the {len(self._known)} good samples are in {self.path}, and the same command goes on from there when it is quiet"
+        )
+
+    def _complaint(self, reference_ms: float, cv: float) -> str:
+        """Why a group's reference is not to be trusted; empty if it is."""
+        if cv > self.bounds.cv:
+            return f"the reference subnet's timings vary by {cv:.1%} (allowed are {self.bounds.cv:.1%})"
+        before = [sample.reference_ms for sample in self._known.values()]
+        if not before:
+            return ""
+        moved = reference_ms / float(np.median(before)) - 1
+        if abs(moved) > self.bounds.drift:
+            return f"the reference subnet took {moved:+.1%} against before (allowed are {self.bounds.drift:.1%})"
+        return ""
+
+    def _keep(self, samples: list[Sample]) -> None:
+        for sample in samples:
+            architecture = self._architecture(sample.subnet)
+            line = {
+                "setup": self.setup.to_dict(),
+                "architecture": architecture,
+                "subnet": sample.subnet.to_dict(),
+                "visit": sample.visit,
+                "kind": "measured",
+                "p50_ms": sample.p50_ms,
+                "cv": sample.cv,
+                "reference_ms": sample.reference_ms,
+            }
+            try:
+                append_json_line(self.path, line)
+            except OSError as error:
+                raise OutputError(f"{self.path}: the measured latencies can't be written ({error.strerror})") from None
+            self._known[str(architecture), sample.visit] = sample

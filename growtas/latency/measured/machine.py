@@ -1,0 +1,136 @@
+"""Whether a measured profile of ``cpu`` is one of this machine: by what the machine says of itself, then by a stopwatch.
+
+Names such as "AMD EPYC" are coarse, clocks differ, and clouds share cores: so what the names allow is checked by timing the
+profile's reference subnet, whose latency the profile recorded beside every sample.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from growtas.latency.measured.campaign import Bounds, Turns, UnsteadyMachine, spread
+from growtas.latency.measured.profile import MeasuredProfile
+from growtas.latency.measured.setup import Setup
+from growtas.subnet import Subnet
+
+TOLERANCE = 0.04
+"""Relative difference up to which the reference subnet takes as long as the profile says, and factors count as one."""
+MAX_FACTOR = 2.0
+"""Beyond this factor, either way, nothing of a profile is believed."""
+
+
+def cpu_name() -> str:
+    """The CPU's marketing name where the system tells it, else its family."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def local_setup(*, batch: int = 1, runtime: str = "onnxruntime", precision: str = "fp32") -> Setup:
+    """What a timing on this machine's CPU would depend on: its name, all threads of this process, the installed runtime."""
+    try:
+        version = metadata.version(runtime)
+    except metadata.PackageNotFoundError:
+        version = ""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Setup(batch=batch, threads=threads, runtime=runtime, runtime_version=version, precision=precision, machine=cpu_name())
+
+
+def why_not_here(profile: MeasuredProfile, here: Setup) -> str:
+    """Why a profile of ``cpu`` says nothing of this machine; empty if it was made on one that calls itself the same."""
+    if profile.description != here.machine:
+        return f"it was measured on {profile.description}, and this is {here.machine}"
+    if profile.threads != here.threads:
+        return f"it was measured with {profile.threads} threads, not {here.threads}"
+    if (profile.runtime, profile.runtime_version) != (here.runtime, here.runtime_version):
+        return f"it was measured in {profile.runtime} {profile.runtime_version}, not {here.runtime} {here.runtime_version}"
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What timing a profile's subnets now has shown.
+
+    Attributes:
+        reference_ms: what the reference subnet takes now, milliseconds.
+        factor: what the profile's latencies are to be multiplied by; 1 where the reference takes as long as recorded; None where
+            the profile is not to be used.
+        said: for people; empty where there is nothing to say.
+    """
+
+    reference_ms: float
+    factor: float | None
+    said: str = ""
+
+
+def recorded_ms(profile: MeasuredProfile) -> float:
+    """What the reference subnet took when the profile was measured: the median over its groups, milliseconds."""
+    return float(np.median([sample.reference_ms for _, sample in profile.samples]))
+
+
+def check_profile(profile: MeasuredProfile, turns: Turns, pause: Callable[[float], None] = lambda seconds: None) -> Check:
+    """Time the profile's reference subnet; where it is off, once more in turns with the smallest and the largest sample.
+
+    If all three are off by one factor, the profile holds after scaling; if they are not, or the factor is above :data:`MAX_FACTOR`,
+    this is another machine or a busy one, and the profile is not to be used.
+
+    Args:
+        turns: times subnets of the profile's space.
+        pause: waits so many seconds before a restless moment is measured again.
+
+    Raises:
+        UnsteadyMachine: the timings do not settle.
+    """
+    reference, recorded = profile.space.middle(), recorded_ms(profile)
+    now = steady_ms([reference], turns, pause)[0]
+    if abs(now / recorded - 1) <= TOLERANCE:
+        return Check(reference_ms=now, factor=1.0)
+    timed = {sample.subnet: sample.p50_ms for role, sample in profile.samples if role != "repeat"}
+    ends = [min(timed, key=timed.__getitem__), max(timed, key=timed.__getitem__)]
+    # Together, since a busy moment may have come or gone since.
+    *ends_ms, now = steady_ms([*ends, reference], turns, pause)
+    factor = now / recorded
+    factors = [ms / timed[end] for ms, end in zip(ends_ms, ends, strict=True)]
+    if abs(factor - 1) <= TOLERANCE:
+        return Check(reference_ms=now, factor=1.0)
+    said = f"the profile's reference subnet takes {factor:.2f} times what it took then"
+    if not 1 / MAX_FACTOR <= factor <= MAX_FACTOR:
+        return Check(reference_ms=now, factor=None, said=f"{said}: another machine, or a busy one")
+    if max(abs(other / factor - 1) for other in factors) > TOLERANCE:
+        low, high = f"{factors[0]:.2f}", f"{factors[1]:.2f}"
+        return Check(reference_ms=now, factor=None, said=f"{said}, the smallest one {low} and the largest {high} times")
+    return Check(reference_ms=now, factor=factor, said=said)
+
+
+def steady_ms(
+    subnets: list[Subnet], turns: Turns, pause: Callable[[float], None] = lambda seconds: None, bounds: Bounds | None = None
+) -> list[float]:
+    """Medians of subnets in milliseconds, measured again while their blocks vary by more than a campaign allows.
+
+    Raises:
+        UnsteadyMachine: they vary each time.
+    """
+    bounds = bounds or Bounds()
+    worst = 0.0
+    for attempt in range(bounds.tries):
+        if attempt:
+            pause(2.0 * attempt)
+        blocks = turns(subnets)
+        worst = max(map(spread, blocks))
+        if worst <= bounds.cv:
+            return [float(np.median(own)) for own in blocks]
+    raise UnsteadyMachine(
+        f"the machine is too busy, or its clocks change: one subnet's timings vary by {worst:.1%} (allowed are {bounds.cv:.1%}), "
+        f"{bounds.tries} times; nothing was lost, and the same command goes on when it is quiet"
+    )

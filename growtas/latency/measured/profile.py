@@ -1,0 +1,288 @@
+"""Measured profiles: samples of a space's subnets on one machine, the model fitted to them, and how far it was off.
+
+A profile is data, a JSON file of format :data:`FORMAT` that ``growtas profile`` writes. What it claims is computed from its samples
+when it is read, and a file that claims something else is refused. Only a latency that was timed is measured; what the model says of
+any other subnet is ``modelled``, with the error on held-out subnets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from growtas.batch import SubnetBatch
+from growtas.errors import ConfigError, DeviceError, SpaceError, SubnetError, choices
+from growtas.latency.estimate import PERCENTILE, Conditions, Latency
+from growtas.latency.measured.campaign import Sample
+from growtas.latency.measured.fit import FittedLatency
+from growtas.latency.measured.terms import BASES, term_names
+from growtas.latency.modelled.profile import Kind, checked_fields
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
+
+FORMAT = "growtas-profile/2"
+Role = Literal["fit", "held-out", "repeat"]
+ROLES: tuple[Role, ...] = ("fit", "held-out", "repeat")
+_GEOMETRY = ("head_dim", "image_size", "patch_size", "in_chans", "max_relative_position")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Errors of the model on subnets that it was not fitted to, drawn at random.
+
+    Attributes:
+        count: how many.
+        median, p95, max: of the relative error, predicted over measured less 1, without its sign.
+        spearman: rank correlation of predicted and measured latencies.
+    """
+
+    count: int
+    median: float
+    p95: float
+    max: float
+    spearman: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeatability:
+    """How far measurements of one subnet at two times lie apart.
+
+    Attributes:
+        count: subnets measured twice.
+        median, max: of the relative difference, without its sign; zero where nothing was measured twice.
+    """
+
+    count: int
+    median: float
+    max: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredProfile:
+    """A machine's measured latencies of one space, runtime, precision and batch.
+
+    Attributes:
+        name: what ``--device`` calls the machine.
+        description: CPU or GPU by its full name.
+        runtime, runtime_version, precision, batch, threads: what was timed how; 0 threads on a GPU.
+        machine: system, driver and clocks, as far as the system told; texts and numbers.
+        space: the choices and the geometry that were measured.
+        samples: timed subnets with their role: ``fit``, ``held-out``, or ``repeat`` for a second time.
+        basis: the model's set of terms, of :data:`growtas.latency.measured.terms.BASES`.
+        coefficients: milliseconds for each term, by its name.
+        max_cv, max_drift: bounds that the samples keep.
+        remeasured: samples that were thrown away and measured again.
+        sources: how the numbers came about.
+        date: of the last sample, ISO.
+    """
+
+    name: str
+    description: str
+    runtime: str
+    runtime_version: str
+    precision: str
+    batch: int
+    threads: int
+    machine: Mapping[str, Any]
+    space: SearchSpace
+    samples: tuple[tuple[Role, Sample], ...]
+    basis: str
+    coefficients: Mapping[str, float]
+    max_cv: float
+    max_drift: float
+    remeasured: int
+    sources: tuple[str, ...]
+    date: str
+
+    @property
+    def kind(self) -> Kind:
+        """The samples were timed; predictions from them are of kind ``modelled`` all the same."""
+        return "measured"
+
+    @property
+    def conditions(self) -> Conditions:
+        """What its latencies are of."""
+        return Conditions(device=self.name, percentile=PERCENTILE, batch=self.batch, precision=self.precision, runtime=self.runtime)
+
+    def of_role(self, role: Role) -> list[Sample]:
+        """The samples of a role."""
+        return [sample for own, sample in self.samples if own == role]
+
+    @property
+    def held_out(self) -> HeldOut:
+        """The model's errors on the held-out samples."""
+        samples = self.of_role("held-out")
+        return held_out_errors(self._predicted(samples), np.array([sample.p50_ms for sample in samples]))
+
+    @property
+    def repeatability(self) -> Repeatability:
+        """How far the repeated samples lie from the first ones."""
+        first = {sample.subnet: sample.p50_ms for role, sample in self.samples if role != "repeat"}
+        apart = [abs(sample.p50_ms / first[sample.subnet] - 1) for sample in self.of_role("repeat")]
+        return Repeatability(count=len(apart), median=float(np.median(apart)) if apart else 0.0, max=max(apart, default=0.0))
+
+    def _predicted(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
+        return self._model(0.0, ()).predict_ms(SubnetBatch.from_subnets([sample.subnet for sample in samples]))
+
+    def _model(self, error: float, residuals: tuple[float, ...]) -> FittedLatency:
+        count = len(self.of_role("fit"))
+        coefficients = np.array([self.coefficients[name] for name in term_names(self.space, self.basis)])
+        return FittedLatency(
+            space=self.space,
+            conditions=self.conditions,
+            coefficients=coefficients,
+            held_out_error=error,
+            basis=self.basis,
+            residuals=residuals,
+            provenance=f"predicted from {count} measured subnets, held-out error p95 {error:.1%}",
+        )
+
+    def estimator(self, space: SearchSpace, *, batch: int = 1, precision: str | None = None) -> FittedLatency:
+        """The fitted model as a :class:`growtas.latency.estimate.LatencyEstimator` for a space's subnets.
+
+        Its kind is ``modelled``, its uncertainty the held-out p95, its intervals come from the held-out residuals.
+
+        Args:
+            space: same geometry, its choices within the measured ones; the number of classes may differ (one product of many).
+            precision: by default the profile's.
+
+        Raises:
+            DeviceError: another batch or precision, another geometry, or choices beyond the measured ones.
+        """
+        why = self.why_not(space, batch=batch, precision=precision)
+        if why:
+            raise DeviceError(f"the profile of {self.name} does not fit: {why}")
+        samples = self.of_role("held-out")
+        residuals = np.array([sample.p50_ms for sample in samples]) / self._predicted(samples) - 1
+        return self._model(self.held_out.p95, tuple(residuals.tolist()))
+
+    def why_not(self, space: SearchSpace, *, batch: int = 1, precision: str | None = None) -> str:
+        """Why the profile tells nothing about a space's subnets under these conditions; empty if it does."""
+        if batch != self.batch:
+            return f"it was measured at batch {self.batch}, not {batch}"
+        if precision not in (None, self.precision):
+            return f"it was measured in {self.precision}, not {precision}"
+        for field in _GEOMETRY:
+            ours, theirs = getattr(self.space, field), getattr(space, field)
+            if ours != theirs:
+                return f"it was measured with {field} {ours}, not {theirs}"
+        for field in ("embed_dim", "num_heads", "mlp_ratio", "depth"):
+            ours, theirs = getattr(self.space, field), getattr(space, field)
+            if theirs[0] < ours[0] or theirs[-1] > ours[-1]:
+                return f"{field} was measured from {ours[0]:g} to {ours[-1]:g}, not from {theirs[0]:g} to {theirs[-1]:g}"
+        return ""
+
+    def timed(self, subnet: Subnet) -> Latency | None:
+        """The subnet's latency if it was timed, of kind ``measured``; None otherwise."""
+        for _, sample in self.samples:
+            if sample.subnet == subnet:
+                return Latency(ms=sample.p50_ms, kind="measured", conditions=self.conditions)
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, read back by :meth:`from_dict`."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        plain |= {"machine": dict(self.machine), "space": self.space.to_dict(), "sources": list(self.sources)}
+        plain["samples"] = [
+            {
+                "role": role,
+                "subnet": sample.subnet.to_dict(),
+                "p50_ms": sample.p50_ms,
+                "cv": sample.cv,
+                "reference_ms": sample.reference_ms,
+            }
+            for role, sample in self.samples
+        ]
+        plain["coefficients"] = dict(self.coefficients)
+        claims = {"held_out": dataclasses.asdict(self.held_out), "repeatability": dataclasses.asdict(self.repeatability)}
+        return {"format": FORMAT, "kind": self.kind, **plain, **claims}
+
+    @classmethod
+    def from_dict(cls, data: Any, *, source: str = "profile") -> MeasuredProfile:
+        """Build a profile from its JSON form; every field is checked, and its claims are compared with its samples.
+
+        Raises:
+            ConfigError: a field that is missing, unknown or wrong, or a claim that the samples don't bear out.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT or data.get("kind") != "measured":
+            raise ConfigError(f"{source}: not a measured profile of format {FORMAT}")
+        rest = {key: value for key, value in data.items() if key not in ("format", "kind", "held_out", "repeatability")}
+        fields = checked_fields(cls, rest, source, "")
+        for name in ("machine", "coefficients"):
+            fields[name] = dict(fields[name])
+        try:
+            fields["space"] = SearchSpace.from_dict(fields["space"], source=f"{source}: space")
+        except SpaceError as error:
+            raise ConfigError(str(error)) from None
+        fields["samples"] = tuple(
+            _sample(item, f"{source}: sample {i}", fields["space"]) for i, item in enumerate(fields["samples"])
+        )
+        if fields["basis"] not in BASES:
+            raise ConfigError(f"{source}: basis is {fields['basis']!r}; it must be {choices(BASES)}")
+        names = term_names(fields["space"], fields["basis"])
+        if set(fields["coefficients"]) != set(names):
+            odd = sorted(set(names) ^ set(fields["coefficients"]))[0]
+            raise ConfigError(
+                f"{source}: coefficients has too much or too little, beginning with {odd!r}; it must name {choices(names)}"
+            )
+        profile = cls(**fields)
+        first = {sample.subnet for role, sample in profile.samples if role != "repeat"}
+        if not profile.of_role("fit") or not profile.of_role("held-out"):
+            raise ConfigError(f"{source}: samples must hold some of role fit and some of role held-out")
+        if any(sample.subnet not in first for sample in profile.of_role("repeat")):
+            raise ConfigError(f"{source}: a sample of role repeat is of a subnet without a first sample")
+        for part in ("held_out", "repeatability"):
+            _compare(data.get(part), dataclasses.asdict(getattr(profile, part)), f"{source}: {part}")
+        return profile
+
+
+def held_out_errors(predicted_ms: NDArray[np.float64], measured_ms: NDArray[np.float64]) -> HeldOut:
+    """Errors of predictions against measurements, arrays of one shape ``(n,)`` with ``n`` of at least two."""
+    from scipy.stats import rankdata
+
+    errors = np.abs(predicted_ms / measured_ms - 1)
+    ranks = rankdata(predicted_ms), rankdata(measured_ms)
+    # Of predictions that are all alike no ranking can be told.
+    flat = any(np.ptp(rank) == 0 for rank in ranks)
+    return HeldOut(
+        count=len(errors),
+        median=float(np.median(errors)),
+        p95=float(np.percentile(errors, 95)),
+        max=float(errors.max()),
+        spearman=0.0 if flat else float(np.corrcoef(*ranks)[0, 1]),
+    )
+
+
+def _sample(item: Any, source: str, space: SearchSpace) -> tuple[Role, Sample]:
+    if not isinstance(item, Mapping) or set(item) != {"role", "subnet", "p50_ms", "cv", "reference_ms"}:
+        raise ConfigError(f"{source}: it must be an object with role, subnet, p50_ms, cv and reference_ms")
+    if item["role"] not in ROLES:
+        raise ConfigError(f"{source}: role is {item['role']!r}; it must be {choices(ROLES)}")
+    for name, lowest in (("p50_ms", 1e-9), ("cv", 0.0), ("reference_ms", 1e-9)):
+        value = item[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value < float("inf"):
+            raise ConfigError(
+                f"{source}: {name} is {value!r}; it must be a finite number {'above zero' if lowest else 'from zero up'}"
+            )
+    try:
+        subnet = space.validate(Subnet.from_dict(item["subnet"]))
+    except SubnetError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    role: Role = item["role"]
+    visit = int(role == "repeat")
+    return role, Sample(subnet=subnet, p50_ms=item["p50_ms"], cv=item["cv"], reference_ms=item["reference_ms"], visit=visit)
+
+
+def _compare(claimed: Any, computed: dict[str, float], where: str) -> None:
+    """Refuse claims that are not what the samples give."""
+    if not isinstance(claimed, Mapping) or set(claimed) != set(computed):
+        raise ConfigError(f"{where} must be an object with {choices(computed)}")
+    for name, value in computed.items():
+        said = claimed[name]
+        if isinstance(said, bool) or not isinstance(said, int | float) or not abs(said - value) <= 1e-6 + 1e-6 * abs(value):
+            raise ConfigError(f"{where}.{name} is {said!r}, but the profile's own samples give {value:.6g}")

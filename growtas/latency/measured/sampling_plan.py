@@ -1,0 +1,101 @@
+"""Which subnets to measure: those that tell a model's terms best apart.
+
+A plain random draw measures much the same thing again and again: with a dozen blocks, every draw has about the average number of
+heads and the average ratio. The choice here is D-optimal, greedily: of a pool, each next subnet is the one that the terms measured
+so far predict with the largest variance (V. V. Fedorov, "Theory of Optimal Experiments", 1972).
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from growtas.batch import SubnetBatch
+from growtas.costs import count_costs_batch
+from growtas.errors import ConfigError
+from growtas.latency.measured.terms import terms
+from growtas.sampling import Feasible, sample_feasible
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
+
+POOL = 2000
+_SEED = 0
+_PRIOR = 1e-6
+
+
+def choose_subnets(space: SearchSpace, feasible: Feasible, count: int, *, basis: str = "stepped", pool: int = POOL) -> list[Subnet]:
+    """Legal subnets to measure, by rising MACs; the smallest and the largest legal one of the pool are always among them.
+
+    The same arguments give the same subnets.
+
+    Args:
+        feasible: the limits; the smallest subnet is taken whatever they say.
+        count: how many, at least two; fewer come back where there are fewer.
+        basis: the terms to tell apart.
+        pool: random legal subnets to choose from, beside the uniform ones.
+
+    Raises:
+        ConfigError: ``count`` is below two.
+        LimitError: not even a smallest subnet is legal.
+    """
+    if count < 2:
+        raise ConfigError(f"a latency model needs at least 2 subnets to measure, not {count}")
+    rng = np.random.default_rng(_SEED)
+    candidates = _candidates(space, feasible, pool, rng)
+    batch = SubnetBatch.from_subnets(candidates)
+    macs = count_costs_batch(space, batch)[1]
+    table = terms(space, basis, batch)
+    # Errors of latencies are relative: a row counts by its inverse latency, for which MACs and a share of the rest must do.
+    rough = macs / macs.mean() + 0.2
+    table = table / np.maximum(table.max(axis=0), 1e-300) / rough[:, None]
+    picks = _d_optimal(table, [0, int(np.argmax(macs))], min(count, len(candidates)))
+    return [candidates[row] for row in sorted(picks, key=lambda row: (macs[row], row))]
+
+
+def _d_optimal(table: NDArray[np.float64], first: list[int], count: int) -> list[int]:
+    """Rows of a table that span its columns best: ``first``, then one by one where the variance of a prediction is largest."""
+    picks = list(dict.fromkeys(first))
+    inverse = np.eye(table.shape[1]) / _PRIOR
+    variance = np.einsum("ij,jk,ik->i", table, inverse, table)
+    taken = np.zeros(len(table), bool)
+    done = 0
+    while True:
+        if done == len(picks):
+            if len(picks) == count:
+                return picks
+            picks.append(int(np.argmax(np.where(taken, -1.0, variance))))
+        row, done = picks[done], done + 1
+        taken[row] = True
+        # Sherman and Morrison's update of the inverse, and of every row's variance with it.
+        moved = inverse @ table[row]
+        spread = 1 + float(table[row] @ moved)
+        inverse -= np.outer(moved, moved) / spread
+        variance -= (table @ moved) ** 2 / spread
+
+
+def _candidates(space: SearchSpace, feasible: Feasible, pool: int, rng: Generator) -> list[Subnet]:
+    """The smallest subnet first; then legal ones: all blocks alike, biased draws, and plain draws."""
+    alike = [
+        Subnet(width, (heads,) * depth, (ratio,) * depth)
+        for width, heads, ratio, depth in product(space.embed_dim, space.num_heads, space.mlp_ratio, space.depth)
+    ]
+    draws = SubnetBatch.concatenate([SubnetBatch.from_subnets(alike), _biased(space, pool // 2, rng)])
+    legal = draws[feasible(draws)]
+    plain = sample_feasible(space, pool // 2, rng, feasible)
+    return list(dict.fromkeys([space.smallest, *legal, *plain]))
+
+
+def _biased(space: SearchSpace, count: int, rng: Generator) -> SubnetBatch:
+    """Subnets that each prefer some heads and some ratios: sums over blocks reach the corners that uniform draws never see."""
+    depth = rng.choice(np.array(space.depth), count)
+    shape = (count, space.depth[-1])
+    present = np.arange(shape[1]) < depth[:, None]
+    drawn = []
+    for values in (np.array(space.num_heads), np.array(space.mlp_ratio)):
+        preference = rng.dirichlet(np.full(len(values), 0.5), count).cumsum(axis=1)
+        index = (rng.random(shape)[:, :, None] > preference[:, None, :-1]).sum(axis=2)
+        drawn.append(np.where(present, values[index], 0))
+    return SubnetBatch(rng.choice(np.array(space.embed_dim), count).astype(np.int64), drawn[0], drawn[1])

@@ -1,0 +1,127 @@
+"""Modelled latency: a roofline over the kernels of a subnet.
+
+A kernel takes the longer of its arithmetic and its memory traffic, plus a launch overhead. A matrix product is cut into output
+tiles, and no multiprocessor works on less than one: at batch 1 a small network keeps few of them busy, which is most of what
+sets small-batch latency apart from the datasheet. Nothing here was measured on the device; see
+:mod:`growtas.latency.modelled.calibration`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from growtas.batch import SubnetBatch
+from growtas.errors import ConfigError
+from growtas.latency.estimate import PERCENTILE, Conditions
+from growtas.latency.modelled.profile import BYTES, DeviceProfile, Kind
+from growtas.space import SearchSpace
+
+
+@dataclass(frozen=True, kw_only=True)
+class RooflineLatency:
+    """Latency of a space's subnets on a profiled device; a :class:`growtas.latency.estimate.LatencyEstimator`.
+
+    Monotone in every dimension of a subnet: each kernel's work grows with it, and nothing is subtracted.
+
+    Args:
+        profile: the device.
+        space: geometry of the images, tokens and heads.
+        batch: images at once.
+        precision: of weights and activations; by default the profile's.
+        relative: count the work of the 2-D relative position (False for a plain ViT).
+
+    Raises:
+        ConfigError: ``batch`` is below one.
+        DeviceError: the device has no units for the precision.
+    """
+
+    profile: DeviceProfile
+    space: SearchSpace
+    batch: int = 1
+    precision: str = ""
+    relative: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError(f"batch is {self.batch}; it must be a whole number above zero")
+        object.__setattr__(self, "precision", self.precision or self.profile.precision)
+        self.profile.peak_ops(self.precision)
+
+    @property
+    def kind(self) -> Kind:
+        """The profile's kind."""
+        return self.profile.kind
+
+    @property
+    def conditions(self) -> Conditions:
+        """Device, median, batch, precision and runtime."""
+        return Conditions(
+            device=self.profile.name,
+            percentile=PERCENTILE,
+            batch=self.batch,
+            precision=self.precision,
+            runtime=self.profile.runtime,
+        )
+
+    @property
+    def relative_uncertainty(self) -> float:
+        """The profile's."""
+        return self.profile.relative_uncertainty
+
+    def predict_ms(self, batch: SubnetBatch) -> NDArray[np.float64]:
+        """Modelled milliseconds of each subnet, shape ``(len(batch),)``."""
+        dim = batch.embed_dim[:, None].astype(np.float64)
+        heads = batch.num_heads.astype(np.float64)
+        hidden = np.floor(dim * batch.mlp_ratio)
+        blocks = np.where(heads > 0, self._block_s(dim, heads, hidden), 0.0).sum(axis=1)
+        return np.asarray(1e3 * (blocks + self._stem_and_head_s(dim[:, 0])))
+
+    def _gemm_s(self, count: Any, m: Any, n: Any, k: Any) -> Any:
+        """Seconds of ``count`` matrix products ``(m, k) x (k, n)`` in one kernel."""
+        profile, e = self.profile, self.profile.efficiency
+        tiles = count * np.maximum(m / e.tile_rows, 1) * np.maximum(n / e.tile_cols, 1)
+        tile_ops = 2.0 * e.tile_rows * e.tile_cols * k
+        ops = np.maximum(tiles / profile.peaks.sms, 1) * profile.peaks.sms * tile_ops
+        arithmetic = ops / (profile.peak_ops(self.precision) * e.compute)
+        return np.maximum(arithmetic, self._traffic_s(count * (m * k + k * n + m * n))) + e.launch_us * 1e-6
+
+    def _traffic_s(self, numbers: Any) -> Any:
+        """Seconds to read or write so many numbers."""
+        return numbers * BYTES[self.precision] / (self.profile.peaks.memory_gb_s * 1e9 * self.profile.efficiency.memory)
+
+    def _pointwise_s(self, numbers: Any) -> Any:
+        """Seconds of a kernel that only moves numbers (normalisation, softmax, gather)."""
+        return self._traffic_s(numbers) + self.profile.efficiency.launch_us * 1e-6
+
+    def _block_s(self, dim: Any, heads: Any, hidden: Any) -> Any:
+        """Seconds of one block: two LayerNorms, qkv, attention, projection, MLP; GELU and residuals are fused into products."""
+        tokens, head_dim, grid = self.space.num_tokens, self.space.head_dim, self.space.grid_size
+        rows, width, maps = self.batch * tokens, heads * head_dim, self.batch * heads
+        # The plain-attention form: queries, keys and values get one channel a grid row and column, padded to a multiple of 8.
+        lines = 2 * grid if self.relative else 0
+        channels = head_dim + lines + (-(head_dim + lines) % 8 if self.relative else 0)
+        seconds = 2 * self._pointwise_s(2 * rows * dim)
+        seconds = seconds + self._gemm_s(1, rows, 3 * width, dim)
+        seconds = seconds + self._gemm_s(maps, tokens, tokens, channels)
+        seconds = seconds + self._pointwise_s(2 * maps * tokens * tokens)
+        seconds = seconds + self._gemm_s(maps, tokens, channels, tokens)
+        if self.relative:
+            distances = 2 * (2 * grid - 1)
+            # q times the tables, the gather into grid lines; on the way back the gather into distances, masses times the tables.
+            seconds = (
+                seconds + self._gemm_s(1, rows * heads, distances, head_dim) + self._gemm_s(1, rows * heads, head_dim, distances)
+            )
+            seconds = seconds + 2 * self._pointwise_s(rows * heads * (lines + distances))
+        seconds = seconds + self._gemm_s(1, rows, dim, width)
+        return seconds + self._gemm_s(1, rows, hidden, dim) + self._gemm_s(1, rows, dim, hidden)
+
+    def _stem_and_head_s(self, dim: Any) -> Any:
+        """Seconds of patch convolution, positions, the last LayerNorm with pooling, and the classifier."""
+        space = self.space
+        patches, rows = self.batch * (space.num_tokens - 1), self.batch * space.num_tokens
+        stem = self._gemm_s(1, patches, dim, space.in_chans * space.patch_size**2) + self._pointwise_s(2 * rows * dim)
+        return stem + self._pointwise_s(2 * rows * dim) + self._gemm_s(1, self.batch, space.num_classes, dim)

@@ -1,0 +1,1 @@
+"""The supernet's layers for fast evaluation of many subnets on a CPU."""

@@ -1,0 +1,113 @@
+"""Attention of a segment of heads, for evaluation on a CPU: with the kernels where they are there, else with PyTorch's functions.
+
+Without gradients PyTorch's functions can do with less than :mod:`growtas.nn.fused.attention`:
+
+* ``exp2`` without a maximum to subtract, where no logit is large, and a division at the end: the sum of the weights comes out of
+  the values' product, which has a column of ones for it.
+* A query's position is known, so the terms of its row and column are a matrix product with a table of its own, and so are the
+  relative values of the attention on rows and columns.
+
+The kernels (:mod:`growtas.nn.evaluation.kernels`) compute the same, a head of an image at a time, without the copies.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+from growtas.nn.evaluation import kernels
+from growtas.nn.evaluation.weights import Cut, Cuts
+from growtas.nn.fused.attention import PART_BYTES
+from growtas.nn.fused.common import parts
+from growtas.nn.relative import GridIndex
+
+# exp2 of larger numbers, summed up over a row, could leave float32's range.
+_LARGE = 100.0
+
+
+class _Scratch:
+    """Memory of one thread for some images and heads; "wide" as in :mod:`growtas.nn.fused.attention`."""
+
+    def __init__(self, images: int, heads: int, head_dim: int, grid: GridIndex, dtype: torch.dtype) -> None:
+        tokens, lines = grid.onehot.shape
+        groups, wide = images * heads, head_dim + lines
+        self.qkv = torch.empty(images * tokens, 3 * heads * head_dim, dtype=dtype)
+        self.query, self.key, self.value, self.attended = (torch.empty(groups, tokens, wide, dtype=dtype) for _ in range(4))
+        self.weights = torch.empty(groups, tokens, tokens, dtype=dtype)
+        for tensor in (self.key, self.value):
+            tensor[..., head_dim:] = grid.onehot
+        # No key lies on the last, padded line: its attended value becomes the sum of the weights. The tables are zero there.
+        self.value[..., -1] = 1
+
+
+class HeadsAttention:
+    """What segments of heads hand to the projection; for all threads."""
+
+    def __init__(self, cuts: Cuts, head_dim: int) -> None:
+        self._cuts, self._head_dim = cuts, head_dim
+        self._positions: dict[int, kernels.PositionTables] = {}
+        self._local = threading.local()
+
+    def __call__(self, normed: Tensor, index: int, heads: int, cut: Cut) -> Tensor:
+        """Attention of ``heads`` heads of block ``index``, v's biases left out.
+
+        Args:
+            normed: ``(batch, N, embed_dim)``.
+            index: the block.
+            heads: how many heads ``cut`` has.
+            cut: their weights.
+
+        Returns:
+            ``(batch * N, heads * head_dim)``.
+        """
+        if not kernels.usable(normed.dtype, self._head_dim):
+            return self._plain(normed, index, heads, cut)
+        positions = self._positions.get(index)
+        if positions is None:
+            tables = self._cuts.tables(index)
+            positions = self._positions[index] = kernels.PositionTables.of(tables.key, tables.value, self._cuts.grid)
+        qkv = torch.mm(normed.view(-1, normed.shape[2]), cut.weight.t())
+        return kernels.attend(qkv, cut.bias[: heads * self._head_dim], positions, len(normed))
+
+    def _plain(self, normed: Tensor, index: int, heads: int, cut: Cut) -> Tensor:
+        batch, tokens, dim = normed.shape
+        tables, head_dim = self._cuts.tables(index), self._head_dim
+        out = torch.empty(batch, tokens, heads, head_dim, dtype=normed.dtype)
+        slices = parts(batch, max(1, PART_BYTES // (4 * heads * tokens * tokens)))
+        scratch = self._scratch(slices[0].stop if slices else 0, heads, normed.dtype)
+        for part in slices:
+            images = part.stop - part.start
+            groups, rows_in = images * heads, normed[part].view(-1, dim)
+            query, key, value, attended = (held[:groups] for held in (scratch.query, scratch.key, scratch.value, scratch.attended))
+            qkv = torch.addmm(cut.bias, rows_in, cut.weight.t(), out=scratch.qkv[: images * tokens])
+            split = qkv.view(images, tokens, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
+            for wide, own in zip((query, key, value), split, strict=True):
+                wide.view(images, heads, tokens, -1)[..., :head_dim].copy_(own)
+            by_position = query.transpose(0, 1)
+            by_position[..., head_dim:].copy_(torch.bmm(by_position[..., :head_dim], tables.key))
+            weights = torch.bmm(query, key.transpose(1, 2), out=scratch.weights[:groups])
+            _exponentials(weights)
+            torch.bmm(weights, value, out=attended)
+            by_position = attended.transpose(0, 1)
+            content = torch.baddbmm(by_position[..., :head_dim], by_position[..., head_dim:], tables.value)
+            sums = attended[..., -1:].view(images, heads, tokens, 1).transpose(1, 2)
+            torch.div(content.view(tokens, images, heads, head_dim).transpose(0, 1), sums, out=out[part])
+        return out.view(batch * tokens, heads * head_dim)
+
+    def _scratch(self, images: int, heads: int, dtype: torch.dtype) -> _Scratch:
+        # The constant columns stay, so the memory of one call serves the next ones.
+        held: dict[tuple[int, int, torch.dtype], _Scratch] = self._local.__dict__.setdefault("held", {})
+        key = images, heads, dtype
+        if key not in held:
+            held[key] = _Scratch(images, heads, self._head_dim, self._cuts.grid, dtype)
+        return held[key]
+
+
+def _exponentials(logits: Tensor) -> None:
+    """``exp2`` in place; where a logit is large, each row's largest is subtracted first, which the division undoes."""
+    least, largest = torch.aminmax(logits)
+    if not (float(largest) < _LARGE and float(least) > -_LARGE):
+        logits -= logits.amax(-1, keepdim=True)
+    torch.exp2(logits, out=logits)

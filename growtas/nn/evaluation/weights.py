@@ -1,0 +1,106 @@
+"""The weights of a supernet's layers as evaluation takes them: cut into segments of heads, with what they share precomputed.
+
+Biases of k are left out, since softmax ignores them; those of v, and the cls entry of the value tables, pass through attention
+unchanged and are a constant of the output. The logits' scale is in q's weights, for powers of two.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from growtas.nn.fused.common import leading
+from growtas.nn.relative import GridIndex, grid_index, unroll_tables
+from growtas.nn.supernet import Supernet
+from growtas.nn.vit import Block
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A layer's relative position.
+
+    Attributes:
+        key: ``(N, head_dim, L)``: a query's content times the matrix of its position gives the terms of the grid's lines.
+        value: ``(N, L, head_dim)``: a query's attention on the lines times the matrix of its position gives the relative value.
+        cls_value: ``(head_dim,)``, a constant of the values.
+    """
+
+    key: Tensor
+    value: Tensor
+    cls_value: Tensor
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The weights of a segment of heads, as the attention takes them.
+
+    Attributes:
+        weight, bias: of q, k and v, ``(3 * heads * head_dim, embed_dim)``; q's with the logits' scale, k's and v's biases zero.
+        projection: ``(heads * head_dim, embed_dim)``.
+        constant: ``(embed_dim,)``, what the segment adds to every token.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    projection: Tensor
+    constant: Tensor
+
+
+class Cuts:
+    """The cuts of a supernet whose weights don't change any more, each made once."""
+
+    def __init__(self, supernet: Supernet) -> None:
+        self._supernet, self._space = supernet, supernet.space
+        self._tables: dict[int, Tables] = {}
+        self._cuts: dict[tuple[int, int, int, int], Cut] = {}
+
+    @property
+    def grid(self) -> GridIndex:
+        """The grid of the space's patches."""
+        return grid_index(self._space.grid_size, self._space.grid_size, self._space.max_relative_position, "cpu")
+
+    def tables(self, index: int) -> Tables:
+        """The relative position of block ``index``."""
+        tables = self._tables.get(index)
+        if tables is None:
+            grid, attn = self.grid, self.block(index).attn
+            key, value = attn.relative_key, attn.relative_value
+            key_table, _ = unroll_tables(key.vertical, key.horizontal, grid)
+            value_table, cls_value = unroll_tables(value.vertical, value.horizontal, grid)
+            tables = Tables(key_table[grid.lines].transpose(1, 2).contiguous(), value_table[grid.lines], cls_value)
+            self._tables[index] = tables
+        return tables
+
+    def attention(self, index: int, dim: int, start: int, stop: int) -> Cut:
+        """Heads ``start`` to ``stop`` of block ``index`` at width ``dim``."""
+        held = self._cuts.get((index, dim, start, stop))
+        if held is None:
+            attn, head_dim = self.block(index).attn, self._space.head_dim
+            width = (stop - start) * head_dim
+            # Logits in powers of two.
+            scale = math.log2(math.e) * head_dim**-0.5
+            rows = leading(attn.qkv.weight, attn.qkv.out_features, dim)[3 * start * head_dim : 3 * stop * head_dim]
+            weight = rows.view(width, 3, dim).transpose(0, 1).reshape(3 * width, dim)
+            weight[:width] *= scale
+            bias = torch.zeros_like(weight[:, 0])
+            torch.mul(attn.qkv.bias[start * head_dim : stop * head_dim], scale, out=bias[:width])
+            projection = leading(attn.proj.weight, dim)[:, start * head_dim : stop * head_dim].t()
+            # The entries of v's biases are others for every number of heads, those of the segments before included.
+            constant = self._constant(index, dim, stop) - (self._constant(index, dim, start) if start else 0)
+            held = self._cuts[index, dim, start, stop] = Cut(weight, bias, projection, constant)
+        return held
+
+    def _constant(self, index: int, dim: int, heads: int) -> Tensor:
+        """What the first heads add to every token: the projection of v's biases and of the relative value of cls, and its bias."""
+        attn, width = self.block(index).attn, heads * self._space.head_dim
+        values = attn.qkv.bias[2 * width : 3 * width] + self.tables(index).cls_value.repeat(heads)
+        return torch.addmv(attn.proj.bias[:dim], leading(attn.proj.weight, dim, width), values)
+
+    def block(self, index: int) -> Block:
+        """The supernet's block."""
+        block = self._supernet.blocks[index]
+        assert isinstance(block, Block)
+        return block

@@ -1,0 +1,1 @@
+"""Accuracy of many subnets: shared prefixes, cached activations, racing, and several processes."""

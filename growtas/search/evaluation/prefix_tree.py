@@ -1,0 +1,151 @@
+"""One thread's part of an evaluation: many subnets on its share of the images, along the tree of their beginnings.
+
+Subnets that begin with the same blocks are one path of a tree until they part. Every batch of images is taken through the whole
+tree once: what leaves one node enters all of its children, which are computed together (:mod:`growtas.nn.evaluation.layers`).
+The outputs of the nodes are kept while there is memory, since the next generation's subnets begin like this one's: a node that
+is kept needs no computing, and one with a smaller sibling that is kept only what it has more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import CancelledError
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from growtas.nn.evaluation.layers import SiblingLayers
+from growtas.nn.supernet import Supernet
+from growtas.search.evaluation.activation_cache import KeptOutputs, Path
+from growtas.subnet import Subnet
+
+Batch = tuple[Tensor, Tensor, NDArray[np.int64]]
+"""Images, labels, and the images' positions in the split."""
+Answers = tuple[NDArray[np.int64], Tensor, Tensor]
+"""Positions of images, whether each is answered right, and its cross-entropy."""
+
+
+class Walker:
+    """Evaluates subnets on a share of the images.
+
+    Args:
+        supernet: in eval mode.
+        layers: its layers, shared by all threads.
+        activation_bytes: memory for the outputs of nodes.
+
+    Attributes:
+        layers_run: halves of blocks that were computed, over all batches.
+    """
+
+    def __init__(self, supernet: Supernet, layers: SiblingLayers, activation_bytes: int) -> None:
+        self._supernet, self._layers = supernet, layers
+        self._parts: list[list[Batch]] = []
+        self._kept = KeptOutputs(activation_bytes, 2 * supernet.space.max_depth + 1, supernet.cls_token)
+        self.layers_run = 0
+        self._stopped = False
+
+    def stop(self) -> None:
+        """From another thread: end the evaluation that is under way, and all later ones, with a ``CancelledError``."""
+        self._stopped = True
+
+    def load(self, parts: list[list[Batch]]) -> None:
+        """Take over images, part by part, and forget what was kept of others."""
+        self._parts = parts
+        self._kept.clear()
+
+    @torch.inference_mode()
+    def evaluate(self, subnets: Sequence[Subnet], part: int) -> list[Answers]:
+        """The answers of each subnet to a part's images.
+
+        Raises:
+            CancelledError: :meth:`stop` was called.
+        """
+        paths = [_path(subnet) for subnet in subnets]
+        before = sum(map(len, self._parts[:part]))
+        found: list[list[Answers]] = [[] for _ in subnets]
+        for number, (images, labels, positions) in enumerate(self._parts[part], start=before):
+            if self._stopped:
+                raise CancelledError
+            logits = self._walk(number, images, paths)
+            for path, answers in zip(paths, found, strict=True):
+                own = logits[path]
+                losses = F.cross_entropy(own, labels, reduction="none")
+                answers.append((positions, own.argmax(dim=1) == labels, losses))
+        return [_joined(answers) for answers in found]
+
+    def _walk(self, number: int, images: Tensor, paths: Sequence[Path]) -> dict[Path, Tensor]:
+        """The logits of every path, float32 (or as the supernet computes, where that is wider)."""
+        starts, children = self._plan(number, paths)
+        self._kept.use(number, starts)
+        ends, logits = set(paths), dict[Path, Tensor]()
+
+        def visit(node: Path, x: Tensor) -> None:
+            if node in ends:
+                out = self._supernet.classify(x)
+                logits[node] = out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
+            genes = children.get(node)
+            if not genes:
+                return
+            self.layers_run += len(genes)
+            for gene, out in zip(genes, self._grow(number, node, x, genes), strict=True):
+                visit((*node, gene), out)
+
+        for node, x in starts.items():
+            visit(node, self._supernet.embed(images, node[0]) if x is None else x)
+        self._kept.release(number, starts)
+        return logits
+
+    def _grow(self, number: int, node: Path, x: Tensor, genes: Sequence[int]) -> list[Tensor]:
+        """What leaves a node's children, of which ``x`` leaves the node itself; all are written where they are kept.
+
+        That is safe: while the children's own children are computed, only paths longer than theirs go.
+        """
+        block, is_mlp = divmod(len(node) - 1, 2)
+        choices = self._layers.hidden_choices(node[0]) if is_mlp else self._layers.head_choices
+        begun = None
+        for choice in choices:
+            if choice < min(genes) and (kept := self._kept.get(number, (*node, choice))) is not None:
+                begun = choice, kept
+        busy = [(*node, gene) for gene in (*genes, *(begun[:1] if begun else ()))]
+        self._kept.use(number, busy)
+        into = [self._kept.reserve(number, (*node, gene), tuple(x.shape)) for gene in genes]
+        half = self._layers.mlp if is_mlp else self._layers.attention
+        outs = half(x, block, genes, into, begun)
+        self._kept.release(number, busy)
+        return outs
+
+    def _plan(self, number: int, paths: Sequence[Path]) -> tuple[dict[Path, Tensor | None], dict[Path, list[int]]]:
+        """Where the walk begins, with what is kept there (None before the first block), and the genes to compute after nodes."""
+        starts: dict[Path, Tensor | None] = {}
+        children: dict[Path, list[int]] = {}
+        reached: set[Path] = set()
+        for path in paths:
+            length = len(path)
+            while length > 1 and path[:length] not in reached:
+                kept = self._kept.get(number, path[:length])
+                if kept is not None:
+                    starts[path[:length]] = kept
+                    break
+                length -= 1
+            if length == 1:
+                starts.setdefault(path[:1], None)
+            reached.add(path[:length])
+            for shorter in range(length, len(path)):
+                children.setdefault(path[:shorter], []).append(path[shorter])
+                reached.add(path[: shorter + 1])
+        return starts, children
+
+
+def _path(subnet: Subnet) -> Path:
+    genes = (gene for block, heads in enumerate(subnet.num_heads) for gene in (heads, subnet.hidden_dim(block)))
+    return (subnet.embed_dim, *genes)
+
+
+def _joined(answers: Sequence[Answers]) -> Answers:
+    if not answers:
+        return np.empty(0, np.int64), torch.empty(0, dtype=torch.bool), torch.empty(0)
+    rows, rights, losses = zip(*answers, strict=True)
+    return np.concatenate(rows), torch.cat(rights).cpu(), torch.cat(losses).cpu()

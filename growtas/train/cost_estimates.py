@@ -1,0 +1,219 @@
+"""How much memory and time a training takes, before it is run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from growtas.costs import count_costs
+from growtas.data.seeding import preserved_globals, seed_globals
+from growtas.nn.fused.attention import padded_keys
+from growtas.nn.relative import grid_index
+from growtas.nn.supernet import Supernet
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
+from growtas.train.optimizer import make_optimizer
+from growtas.train.recipe import Recipe
+from growtas.train.step import autocast_type
+
+_REPEATS = 3
+_WORK_MACS = 10e9
+"""Forward MACs that one timed pass may have: keeps the largest spaces to seconds on a CPU."""
+_MOST_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Peak memory of one process in bytes, as :func:`estimate_memory` counts it."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    ema: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return self.weights + self.gradients + self.optimizer + self.ema + self.activations
+
+
+def estimate_memory(recipe: Recipe, space: SearchSpace, subnet: Subnet, images: int, device: torch.device) -> MemoryEstimate:
+    """Peak memory of a process for a pass of ``subnet`` on ``images`` images, by a formula; nothing is run.
+
+    With W the bytes of the supernet's float32 weights:
+
+    - weights W, gradients W;
+    - optimiser 2 W for AdamW, W for SGD with momentum, 0 without;
+    - EMA W where the recipe has one;
+    - activations: what is kept for the backward pass, for each image and block as below, and one block more for what the backward
+      pass itself needs; besides the images, three times (as loaded, on the way to being mixed, and mixed).
+
+    What a block keeps for a token, with dim, hidden, heads, d (head_dim), N (tokens), M (keys: N, or N filled up to whole cache
+    lines), L (grid lines) and D (distances), both padded to a multiple of 8:
+
+    - float32 on a CPU, where a block's halves are fused: ``2 dim + hidden + heads ((d + L)(1 + 2 M/N) + d + M + D)`` floats;
+    - elsewhere: residuals and normalised tokens ``4 dim``, ``2 hidden``, and ``heads (9 d + 6 L)``; under autocast all but the
+      residuals are 2 bytes each, and the weights are kept a second time in 2 bytes.
+
+    Checked on CPUs against a step's real peak (within a factor of 1.5, a test holds it). The second formula was not checked on a
+    GPU. Left out: Python and torch themselves, images that are held in memory, evaluation, and teachers.
+
+    Args:
+        subnet: the largest that is trained.
+        images: of one part: a process's share of the batch, divided by ``accumulate``.
+    """
+    weights = 4 * count_costs(space, _bounds(space)).params
+    states = 2 if recipe.optimizer == "adamw" else int(recipe.momentum > 0)
+    known = device.type == "cpu" or torch.cuda.is_available()
+    half = autocast_type(recipe.amp, device) is not None if known else recipe.amp != "fp32"
+    fused = device.type == "cpu" and not half
+    grid = grid_index(space.grid_size, space.grid_size, space.max_relative_position)
+    lines, distances, keys = grid.onehot.shape[1], grid.distances.shape[1], padded_keys(space.num_tokens)
+    kept = []
+    for block, heads in enumerate(subnet.num_heads):
+        dim, hidden, d, n = subnet.embed_dim, subnet.hidden_dim(block), space.head_dim, space.num_tokens
+        if fused:
+            kept.append(4 * (n * (2 * dim + hidden) + heads * ((d + lines) * (n + 2 * keys) + n * (d + keys + distances))))
+        else:
+            residuals, rest = 2 * dim, 2 * dim + 2 * hidden + heads * (9 * d + 6 * lines)
+            kept.append(n * (4 * residuals + (2 if half else 4) * rest))
+    pixels = 4 * space.in_chans * space.image_size**2
+    activations = images * (sum(kept) + max(kept) + 3 * pixels)
+    if half:
+        activations += 2 * count_costs(space, subnet).params
+    return MemoryEstimate(weights, weights, states * weights, weights if recipe.ema_decay is not None else 0, activations)
+
+
+def _bounds(space: SearchSpace) -> Subnet:
+    depth = space.max_depth
+    return Subnet(space.max_embed_dim, (space.max_num_heads,) * depth, (space.max_mlp_ratio,) * depth)
+
+
+@dataclass(frozen=True)
+class TimedPasses:
+    """Forward and backward passes that were run.
+
+    Attributes:
+        images: of each pass.
+        macs: forward MACs of each timed subnet for one image.
+        pass_seconds: of each timed subnet for one image, forward and backward; the median of its passes.
+        optimizer_seconds: of one optimiser step.
+        passes: how many passes were timed in all.
+    """
+
+    images: int
+    macs: tuple[int, ...]
+    pass_seconds: tuple[float, ...]
+    optimizer_seconds: float
+    passes: int
+
+
+def time_passes(recipe: Recipe, space: SearchSpace, subnets: Sequence[Subnet], images: int, device: torch.device) -> TimedPasses:
+    """Time passes of some subnets on random images, a few each after one that isn't counted.
+
+    Args:
+        images: at most so many a pass; fewer for large subnets.
+
+    Raises:
+        DeviceError: the device can't compute in the recipe's precision.
+    """
+    most = max(count_costs(space, subnet).macs for subnet in subnets)
+    count = max(1, min(images, _MOST_IMAGES, int(_WORK_MACS / most)))
+    reduced = autocast_type(recipe.amp, device)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    shape = (count, space.in_chans, space.image_size, space.image_size)
+    batch = torch.randn(shape, generator=generator).to(device)
+    labels = torch.randint(space.num_classes, (count,), generator=generator).to(device)
+    with preserved_globals():
+        seed_globals(recipe.seed)
+        supernet = Supernet(space, drop_path_rate=recipe.drop_path).to(device).train()
+        optimizer = make_optimizer(supernet, recipe)
+
+        def run(subnet: Subnet) -> None:
+            with torch.autocast(device.type, reduced, enabled=reduced is not None):
+                loss = F.cross_entropy(supernet(batch, subnet).float(), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+
+        seconds = []
+        for subnet in subnets:
+            run(subnet)
+            seconds.append(statistics.median(_seconds(lambda: run(subnet), device) for _ in range(_REPEATS)) / count)  # noqa: B023
+        optimizer.step()  # makes its state
+        update = statistics.median(_seconds(optimizer.step, device) for _ in range(_REPEATS))
+    macs = tuple(count_costs(space, subnet).macs for subnet in subnets)
+    return TimedPasses(count, macs, tuple(seconds), update, _REPEATS * len(subnets))
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class TimeEstimate:
+    """Seconds of passes and optimiser steps of a whole training, from a few timed passes.
+
+    Data, evaluation and checkpoints are left out, and so is what processes wait for each other.
+
+    Attributes:
+        seconds: of all.
+        timed: what it was estimated from.
+    """
+
+    seconds: float
+    timed: TimedPasses
+
+    @classmethod
+    def of(cls, timed: TimedPasses, stages: Sequence[tuple[int, float, float]], images: float) -> TimeEstimate:
+        """Estimate from timed passes: the seconds of a pass for one image are a straight line over its MACs.
+
+        Args:
+            stages: steps, passes a step and forward MACs a step (of one image) of each stage.
+            images: that a process sees each step.
+        """
+        base, slope = _line(timed.macs, timed.pass_seconds)
+        steps = ((count, images * (base * passes + slope * macs)) for count, passes, macs in stages)
+        return cls(sum(count * (seconds + timed.optimizer_seconds) for count, seconds in steps), timed)
+
+    @property
+    def label(self) -> str:
+        """Where the number comes from."""
+        return f"estimated from {self.timed.passes} timed passes of {self.timed.images} images on this machine"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "seconds": self.seconds,
+            "label": self.label,
+            "timed_passes": self.timed.passes,
+            "timed_images": self.timed.images,
+            "optimizer_seconds": self.timed.optimizer_seconds,
+            "pass_seconds_per_image": list(self.timed.pass_seconds),
+        }
+
+
+def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Intercept and slope of the best straight line with neither below zero."""
+    xs, ys = np.asarray(x, float), np.asarray(y, float)
+    if len(set(x)) > 1:
+        slope, base = np.polyfit(xs, ys, 1)
+        if slope >= 0 and base >= 0:
+            return float(base), float(slope)
+        if slope < 0:
+            return float(ys.mean()), 0.0
+    return 0.0, float((xs * ys).sum() / (xs * xs).sum())

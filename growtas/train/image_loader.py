@@ -1,0 +1,81 @@
+"""From a recipe to the loader of its training images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from growtas.data.evaluation import search_indices
+from growtas.data.images import Subset, Track, silent
+from growtas.data.loaders import FileLoader, Loader, MemoryLoader, batch_indices
+from growtas.data.parts import Parts, check_parts
+from growtas.data.pixels import MEMORY_LIMIT, Pixels
+from growtas.data.preprocess import training_transform
+from growtas.data.sources import Data
+from growtas.data.split import complement
+from growtas.distributed import World
+from growtas.errors import DataError
+from growtas.train.recipe import Recipe
+
+
+def make_loader(
+    data: Data,
+    split: Mapping[str, Any],
+    record: Mapping[str, Any],
+    recipe: Recipe,
+    device: torch.device,
+    track: Track[Any] = silent,
+    parts: Parts = Parts(),  # noqa: B008 (a frozen value)
+) -> Loader:
+    """The training images without the search split, in batches.
+
+    Args:
+        parts: of each batch, the ones that this process loads.
+
+    Raises:
+        ConfigError: a batch can't be cut into so many parts.
+        DataError: an image is unreadable.
+    """
+    images = Subset(data.train, complement(search_indices(split), len(data.train)))
+    common = {"batch_size": recipe.batch_size, "seed": recipe.seed, "parts": parts}
+    if recipe.augment == "paper":
+        transform = training_transform(
+            record,
+            auto_augment=recipe.auto_augment,
+            re_prob=recipe.random_erasing,
+            hflip=recipe.hflip,
+            color_jitter=recipe.color_jitter or None,
+        )
+        on_gpu = device.type == "cuda"
+        return FileLoader(images, transform, **common, repeats=recipe.repeated_aug, workers=recipe.workers, pin_memory=on_gpu)  # type: ignore[arg-type]
+    pixels = Pixels(images, record).load_all(track, "decoding training images")
+    light = {"crop_padding": recipe.crop_padding, "hflip": recipe.hflip} if recipe.augment == "light" else {}
+    return MemoryLoader(pixels, images.labels, record, **common, **light)  # type: ignore[arg-type]
+
+
+def check_memory(data: Data, record: Mapping[str, Any], recipe: Recipe) -> None:
+    """Make sure that a recipe that holds its images in memory can.
+
+    Raises:
+        DataError: they are too many.
+    """
+    size = Pixels(data.train, record).size if recipe.augment != "paper" else 0
+    if size > MEMORY_LIMIT:
+        raise DataError(
+            f"{data.data_dir or data.name}: {len(data.train)} images of {record['image_size']} px are {size / 1e9:.1f} GB, "
+            f"and augment: {recipe.augment} holds at most {MEMORY_LIMIT / 1e9:g} GB in memory; "
+            f"set augment: paper in a --config file"
+        )
+
+
+def check_batches(recipe: Recipe, images: int, world: World) -> None:
+    """Make sure that every batch can be cut into parts, before anything is written.
+
+    Raises:
+        ConfigError: it can't; the message says what would be legal.
+    """
+    parts = Parts.of_process(world.rank, world.size, recipe.accumulate)
+    check_parts(recipe.batch_size, images, len(batch_indices(np.arange(images), recipe.batch_size)[0]), parts)

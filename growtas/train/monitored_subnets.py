@@ -1,0 +1,62 @@
+"""The subnets whose accuracy is followed during a training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from growtas.data.evaluation import EvaluationSet
+from growtas.distributed import World
+from growtas.growth import Subspace
+from growtas.nn.supernet import Supernet
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
+
+_BATCH = 256
+
+
+def monitored(space: SearchSpace) -> dict[str, Subnet]:
+    """The three subnets that every table shows."""
+    return {"smallest": space.smallest, "middle": space.middle(), "largest": space.largest}
+
+
+def stage_probes(space: SearchSpace, subspaces: Iterable[Subspace]) -> dict[str, Subnet]:
+    """The smallest, a middle and the largest subnet of each subspace that is not the whole space, as ``A1 largest``.
+
+    Subnets that :func:`monitored` or an earlier subspace has already are left out.
+    """
+    known = set(monitored(space).values())
+    probes: dict[str, Subnet] = {}
+    for number, subspace in enumerate(subspaces, 1):
+        restricted = subspace.restrict(space)
+        for label, subnet in monitored(restricted).items():
+            if restricted != space and subnet not in known:
+                known.add(subnet)
+                probes[f"A{number} {label}"] = subnet
+    return probes
+
+
+@torch.inference_mode()
+def subnet_accuracies(
+    supernet: Supernet,
+    images: EvaluationSet,
+    device: torch.device,
+    subnets: Mapping[str, Subnet] | None = None,
+    world: World = World(),  # noqa: B008 (a frozen value)
+) -> dict[str, float]:
+    """Accuracy (0..1) of some subnets, by default :func:`monitored`; the supernet is left in eval mode.
+
+    The processes of a world share the batches; all get the result.
+    """
+    chosen = monitored(supernet.space) if subnets is None else subnets
+    supernet.eval()
+    correct = dict.fromkeys(chosen.values(), 0)
+    for start in range(world.rank * _BATCH, len(images), world.size * _BATCH):
+        batch = images.images(start, start + _BATCH).to(device)
+        labels: Tensor = images.labels[start : start + _BATCH]
+        for subnet in correct:
+            correct[subnet] += int((supernet(batch, subnet).argmax(1).cpu() == labels).sum())
+    counts = dict(zip(correct, world.sum_counts(list(correct.values()), device), strict=True))
+    return {name: counts[subnet] / len(images) for name, subnet in chosen.items()}

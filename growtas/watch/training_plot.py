@@ -1,0 +1,124 @@
+"""A run's curves as a picture."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from growtas.errors import MissingExtra, UsageError
+from growtas.files import replacing
+from growtas.watch.chart import Chart
+from growtas.watch.report import Report
+from growtas.watch.terminal import charts, format_seconds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = ("#1b7837", "#d9881c", "#b2182b", "#2166ac", "#762a83", "#5a5a5a")
+_DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+
+
+def draw_png(report: Report, path: Path) -> None:
+    """Draw a run's curves and where its time went.
+
+    Args:
+        path: the picture; a file there is replaced.
+
+    Raises:
+        MissingExtra: the package matplotlib is not installed.
+        UsageError: the run has no metrics, or the file's name doesn't end in ``.png``.
+        OutputError: the place can't be written.
+    """
+    found = charts(report)
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--png {path}: the picture's name must end in .png")
+    if not found:
+        raise UsageError(f"{report.run.path}: the run has no epoch to draw")
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtra("matplotlib", "watch", "drawing a picture") from None
+    spent = report.metrics.time()
+    panels = len(found) + bool(spent)
+    columns = min(panels, 2)
+    rows = -(-panels // columns)
+    # A canvas of its own rather than pyplot: nothing global, and no window system is looked for.
+    figure = Figure(figsize=(5.6 * columns, 3.2 * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(_title(report), fontsize=11)
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for chart in found:
+        _draw_chart(next(axes), chart)
+    if spent:
+        _draw_time(next(axes), spent)
+    for unused in axes:
+        unused.set_axis_off()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+
+
+def _title(report: Report) -> str:
+    total = "" if report.epochs is None else f" of {report.epochs}"
+    # A dollar would begin a formula.
+    return f"{report.run.path.resolve().name}: {report.state}, {report.metrics.done}{total} epochs".replace("$", r"\$")
+
+
+def _draw_chart(axes: Axes, chart: Chart) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    factor = 100.0 if chart.percent else 1.0
+    for index, series in enumerate(chart.series):
+        if series.last is None:
+            continue
+        place = len(chart.series) - 1 - index
+        look: dict[str, Any] = {"color": _COLOURS[place % len(_COLOURS)], "linestyle": _DASHES[place % len(_DASHES)]}
+        values = [factor * value for value in series.values]
+        axes.plot(
+            series.epochs,
+            values,
+            label=f"{series.label} {chart.form(series.last)}",
+            linewidth=1.6,
+            marker="o" if len(values) < 3 or _lonely(values) else None,
+            markersize=3,
+            **look,
+        )
+    for epoch, text in chart.boundaries:
+        axes.axvline(epoch - 0.5, color="0.6", linewidth=0.9, linestyle=":")
+        axes.annotate(
+            text, (epoch - 0.5, 1.0), xycoords=("data", "axes fraction"), xytext=(3, -3), textcoords="offset points",
+            va="top", fontsize=7.5, color="0.4",
+        )  # fmt: skip
+    last = chart.series[0].last
+    axes.set_title(chart.title if chart.named or last is None else f"{chart.title}: {chart.form(last)}", fontsize=10, loc="left")
+    axes.set_xlabel("epoch", fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    if chart.percent:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if chart.named:
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles[::-1], labels[::-1], fontsize=8, frameon=False)
+
+
+def _lonely(values: list[float]) -> bool:
+    """Whether some value has holes on both sides: a line alone would not show it."""
+    holes = [True, *(not math.isfinite(value) for value in values), True]
+    return any(before and after and not here for before, here, after in zip(holes, holes[1:], holes[2:], strict=False))
+
+
+def _draw_time(axes: Axes, spent: dict[str, float]) -> None:
+    total = sum(spent.values())
+    shares = [100 * seconds / total for seconds in spent.values()] if total else [0.0] * len(spent)
+    bars = axes.barh(list(spent), shares, color="#6b8fb5", height=0.65)
+    texts = [f"{share:.1f}%, {format_seconds(seconds)}" for share, seconds in zip(shares, spent.values(), strict=True)]
+    axes.bar_label(bars, texts, padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_title("where the time goes", fontsize=10, loc="left")
+    axes.set_xlim(0, max(shares, default=0.0) * 1.45 or 1)
+    axes.set_xticks([])
+    axes.tick_params(labelsize=8, length=0)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)

@@ -1,0 +1,72 @@
+"""The graph that a plan is compiled from is run and compared with the file."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from growtas.errors import ParityError
+from growtas.export.quantization.convert import convert
+from growtas.export.runtimes.base import BuiltPlan
+from growtas.export.tensorrt.check_optimized import TOLERANCES, check_arranged
+from growtas.export.tensorrt.optimize import plan_graphs
+from growtas.export.verification.images import GateImages
+
+IMAGES = GateImages(images=np.random.default_rng(0).standard_normal((12, 3, 16, 16), np.float32), description="noise")
+PLAN = BuiltPlan(
+    data=b"plan",
+    runtime="x",
+    runtime_version="1",
+    targets=("sm86",),
+    activation_memory_bytes=None,
+    weights_memory_bytes=None,
+    seconds=0.0,
+    settings={},
+)
+
+
+def plan_of(graph: bytes | None, precision: str = "fp32") -> BuiltPlan:
+    return dataclasses.replace(PLAN, graph=graph, precision=precision)
+
+
+def test_a_plan_of_the_file_itself_needs_nothing(onnx_file: Path) -> None:
+    assert check_arranged(plan_of(None), onnx_file, IMAGES, max_batch=8) is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_every_arrangement_computes_what_its_file_does(onnx_file: Path, precision: str, tmp_path: Path) -> None:
+    file = onnx_file
+    if precision != "fp32":
+        file = tmp_path / "low.onnx"
+        rest = {"rest": "fp16"} if precision == "int8" else {}
+        convert(onnx_file, file, precision, calibration=IMAGES.images, calibration_are="noise", **rest)
+    graphs = plan_graphs(file)
+    for graph in graphs:
+        assert graph != file.read_bytes()
+        found = check_arranged(plan_of(graph, precision), file, IMAGES, max_batch=8)
+        assert found is not None
+        assert found["parity"]["passed"] is True
+        assert 0 < found["parity"]["relative_error"] <= TOLERANCES[precision]
+        assert [each["against"] for each in found["parity"]["comparisons"]] == [file.name] * 3
+    assert len(graphs) == (1 if precision == "fp32" else 2)
+
+
+def test_a_wrong_index_in_the_arrangement_is_found(onnx_file: Path) -> None:
+    (graph,) = plan_graphs(onnx_file)
+    proto = onnx.load_from_string(graph)
+    # Positions to the grid's lines: one table's entries for another's.
+    index = next(entry for entry in proto.graph.initializer if entry.name.startswith("index.") and len(entry.dims) == 2)
+    index.CopyFrom(numpy_helper.from_array(np.roll(numpy_helper.to_array(index), 1, axis=0), index.name))
+    with pytest.raises(ParityError, match=r"^the graph that the plan of \S+ is compiled from: logits differ from the \S+'s by"):
+        check_arranged(plan_of(proto.SerializeToString()), onnx_file, IMAGES, max_batch=8)
+
+
+def test_what_onnx_runtime_has_no_kernels_for_is_said(onnx_file: Path) -> None:
+    found = check_arranged(plan_of(b"graph", "bf16"), onnx_file, IMAGES, max_batch=8)
+    assert found is not None
+    assert (found["parity"], found["not_executed_because"]) == (None, "ONNX Runtime computes no bf16 on a CPU")

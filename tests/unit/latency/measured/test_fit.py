@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from growtas.batch import SubnetBatch
+from growtas.costs import count_costs, count_costs_batch
+from growtas.errors import ConfigError
+from growtas.latency.estimate import Conditions
+from growtas.latency.measured.fit import SAMPLES, FittedLatency, fit_latency, sample_subnets
+from growtas.sampling import sample_batch
+from growtas.space import PRESETS
+
+MICRO = PRESETS["micro"]
+HERE = Conditions(device="cpu", percentile="p50", batch=1, precision="fp32", runtime="toy")
+
+
+def _any(batch):
+    return np.ones(len(batch), bool)
+
+
+def _at_most(params):
+    return lambda batch: count_costs_batch(MICRO, batch)[0] <= params
+
+
+def _truth(subnet):
+    return 0.1 + 0.05 * subnet.depth + count_costs(MICRO, subnet).macs / 40e6 + 0.004 * sum(subnet.num_heads)
+
+
+def test_the_samples_begin_with_the_smallest_and_spread_over_the_legal_range():
+    subnets = sample_subnets(MICRO, _any)
+    macs = [count_costs(MICRO, s).macs for s in subnets]
+    assert subnets[0] == MICRO.smallest
+    assert len(set(subnets)) == SAMPLES
+    assert macs == sorted(macs)
+    assert macs[-1] > 5 * macs[0]
+    assert subnets == sample_subnets(MICRO, _any)
+    few = _at_most(80_000)
+    assert few(SubnetBatch.from_subnets(sample_subnets(MICRO, few))).all()
+
+
+def test_a_space_with_few_legal_subnets_has_few_samples():
+    smallest = count_costs(MICRO, MICRO.smallest).params
+    assert sample_subnets(MICRO, _at_most(smallest)) == [MICRO.smallest]
+
+
+def test_predicts_subnets_that_were_not_measured():
+    rng = np.random.default_rng(3)
+    subnets = sample_subnets(MICRO, _any)
+    model = fit_latency(MICRO, subnets, [_truth(s) * rng.normal(1, 0.01) for s in subnets], HERE)
+    others = sample_batch(MICRO, 200, rng)
+    errors = model.predict_ms(others) / np.array([_truth(s) for s in others]) - 1
+    assert np.abs(errors).max() < 0.05
+    assert 0 < model.held_out_error < 0.1
+    assert (model.kind, model.relative_uncertainty) == ("modelled", model.held_out_error)
+
+
+def test_the_held_out_error_is_that_of_leaving_each_sample_out():
+    subnets = sample_subnets(MICRO, _any)
+    ms = [_truth(s) for s in subnets]
+    ms[4] *= 3
+    model = fit_latency(MICRO, subnets, ms, HERE)
+    rest = fit_latency(MICRO, subnets[:4] + subnets[5:], ms[:4] + ms[5:], HERE)
+    missed = abs(rest.predict_ms(SubnetBatch.from_subnets([subnets[4]]))[0] / ms[4] - 1)
+    # The two fits may differ in their last bits.
+    assert model.held_out_error > missed - 1e-9
+    assert missed > 0.5
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_monotone_whatever_was_measured(seed):
+    rng = np.random.default_rng(seed)
+    subnets = sample_subnets(MICRO, _any)
+    model = fit_latency(MICRO, subnets, rng.uniform(0.1, 10, len(subnets)).tolist(), HERE)
+    assert (model.coefficients >= 0).all()
+    draws = sample_batch(MICRO, 50, rng)
+    bounds = model.predict_ms(SubnetBatch.from_subnets([MICRO.smallest, MICRO.largest]))
+    assert ((bounds[0] <= model.predict_ms(draws)) & (model.predict_ms(draws) <= bounds[1] * (1 + 1e-12))).all()
+    grown = SubnetBatch(draws.embed_dim, np.where(draws.num_heads > 0, 4, 0), draws.mlp_ratio)
+    assert (model.predict_ms(grown) >= model.predict_ms(draws)).all()
+    assert (count_costs_batch(MICRO, grown)[0] >= count_costs_batch(MICRO, draws)[0]).all()
+
+
+def test_one_sample_gives_a_model_that_claims_nothing():
+    model = fit_latency(MICRO, [MICRO.smallest], [2.0], HERE)
+    assert model.predict_ms(SubnetBatch.from_subnets([MICRO.smallest]))[0] == pytest.approx(2.0)
+    assert model.held_out_error == 1.0
+    low, high = model.interval_ms(SubnetBatch.from_subnets([MICRO.smallest]))
+    assert (low[0], high[0]) == (0.0, np.inf)
+    with pytest.raises(ConfigError, match="none"):
+        fit_latency(MICRO, [], [], HERE)
+    for wrong in ([1.0, 2.0], [0.0], [float("nan")]):
+        with pytest.raises(ConfigError, match="one latency above zero for each"):
+            fit_latency(MICRO, [MICRO.smallest], wrong, HERE)
+
+
+def test_a_step_in_the_truth_is_found_from_enough_samples():
+    def stepped(subnet):
+        return _truth(subnet) * (1.3 if subnet.embed_dim >= 64 else 1.0)
+
+    rng = np.random.default_rng(5)
+    others = sample_batch(MICRO, 200, rng)
+    errors = {}
+    for count in (10, 40):
+        subnets = sample_subnets(MICRO, _any, count)
+        model = fit_latency(MICRO, subnets, [stepped(s) * rng.normal(1, 0.005) for s in subnets], HERE)
+        errors[count] = np.abs(model.predict_ms(others) / np.array([stepped(s) for s in others]) - 1)
+        assert model.basis == ("coarse" if count == 10 else "stepped")
+    assert np.percentile(errors[40], 95) < 0.02 < np.percentile(errors[10], 95)
+
+
+def test_the_simplest_terms_are_kept_where_more_gain_nothing():
+    rng = np.random.default_rng(6)
+    subnets = sample_subnets(MICRO, _any, 40)
+    model = fit_latency(MICRO, subnets, [_truth(s) * rng.normal(1, 0.03) for s in subnets], HERE)
+    assert model.basis == "coarse"
+
+
+def test_intervals_cover_what_they_claim_and_no_more_than_they_need():
+    covered, widths = [], []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        drawn, others = list(sample_batch(MICRO, 40, rng)), sample_batch(MICRO, 100, rng)
+        model = fit_latency(MICRO, drawn, [_truth(s) * rng.normal(1, 0.03) for s in drawn], HERE)
+        low, high = model.interval_ms(others, 0.9)
+        truth = np.array([_truth(s) for s in others]) * rng.normal(1, 0.03, 100)
+        covered.append(np.mean((low <= truth) & (truth <= high)))
+        widths.append(float(np.mean(high / low)) - 1)
+    assert 0.87 < np.mean(covered) < 0.96
+    # Normal noise of 3 % has 90 % within 1.64 x 3 % on either side.
+    assert 0.09 < np.mean(widths) < 0.15
+
+
+def test_a_level_needs_enough_residuals():
+    model = FittedLatency(MICRO, HERE, np.array([1.0, 0, 0, 0, 0]), 0.1, residuals=(0.01, -0.05, 0.03, 0.02))
+    assert model.relative_width(0.6) == 0.03
+    assert model.relative_width(0.8) == 0.05
+    assert model.relative_width(0.81) == np.inf
+    low, high = model.interval_ms(SubnetBatch.from_subnets([MICRO.largest]), 0.6)
+    assert (low[0], high[0]) == pytest.approx((0.97, 1.03))
+    for level in (0.0, 1.0, 1.5):
+        with pytest.raises(ConfigError, match="between 0 and 1"):
+            model.relative_width(level)
