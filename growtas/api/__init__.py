@@ -16,14 +16,19 @@ neither torch nor onnx: a name is loaded when it is used for the first time.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from growtas.progress import Progress
 
 _MODULES: dict[str, str] = {
     "Progress": "growtas.progress",
 }
 """The module that defines each public name."""
 
-__all__ = sorted(_MODULES)
+__all__ = [
+    "Progress",
+]
 
 
 def __getattr__(name: str) -> Any:
