@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 DEMO := build/demo
 
-.PHONY: help demo test test-gpu lint bench evidence evidence-tables evidence-search evidence-kills evidence-limits clean
+.PHONY: help demo test test-slow test-gpu lint bench evidence evidence-tables evidence-search evidence-kills evidence-limits clean
 
 help:
 	@echo "make demo      train, search, export and bench on embedded images (minutes)"
 	@echo "make test      the test suite"
+	@echo "make test-slow the tests that take minutes: killed trainings and searches, several processes"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     the speed table, as ratios against timm's DeiT-T"
 	@echo "make evidence  train what is missing of the evidence plan, and append to docs/evidence/trainings.jsonl (hours; can be stopped)"
@@ -36,7 +37,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	# A process a core with one thread each: OpenMP's threads spin when they wait for each other, which costs a busy machine dearly.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -n auto --dist worksteal
+
+test-slow: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n auto --dist worksteal
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m tests.gpu.report

@@ -75,6 +75,7 @@ def test_two_processes_agree_with_one(tmp_path, space_file):
     assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulated_parts_are_what_processes_would_do(tmp_path, space_file):
     options = [*OPTIONS, "--set", "drop_path=0.2"]
     train(tmp_path, space_file, "parts", *options, "--set", "accumulate=2")
@@ -102,6 +103,7 @@ def workers(torchrun):
     return found
 
 
+@pytest.mark.slow
 def test_killed_workers_are_replaced(tmp_path, space_file):
     options = [*OPTIONS[2:], "--epochs", "6", "--set", "save_minutes=0.005"]
     train(tmp_path, space_file, "calm", *options, processes=2)
@@ -128,6 +130,7 @@ def test_killed_workers_are_replaced(tmp_path, space_file):
     assert [steady(line) for line in lines[0]] == [steady(line) for line in lines[1]]
 
 
+@pytest.mark.slow
 def test_two_machines_meet(tmp_path, space_file):
     """Two agents on this machine, each with a process, as two machines would be."""
     with socket.socket() as free:

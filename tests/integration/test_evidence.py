@@ -124,6 +124,7 @@ def checkout(tmp_path):
     return tmp_path / "clone"
 
 
+@pytest.mark.slow
 def test_a_clean_copy_imports_what_was_committed(checkout, tmp_path):
     (checkout / "growtas" / "__init__.py").write_text("raise SystemExit('the edited tree')\n")
     commit = head(checkout)
@@ -144,6 +145,7 @@ def test_a_clean_copy_imports_what_was_committed(checkout, tmp_path):
     assert not root.exists()
 
 
+@pytest.mark.slow
 def test_half_a_copy_is_made_again(checkout, tmp_path):
     """As a process leaves it that was killed while git or pip worked: a worktree that is locked, and no environment."""
     commit = head(checkout)

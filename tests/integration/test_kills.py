@@ -13,6 +13,7 @@ SPACE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="trains in forked children")
 def test_killed_and_continued_to_the_bit(tmp_path):
     (tmp_path / "tiny.yaml").write_text(SPACE)

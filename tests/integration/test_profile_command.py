@@ -48,7 +48,6 @@ class Clockwork:
         return [[self.speed * (s.embed_dim + sum(s.num_heads) + sum(s.mlp_ratio)) / 1000] * 5 for s in subnets]
 
 
-@pytest.mark.slow
 def test_the_line_as_typed_measures_writes_and_is_listed(cli: Cli, tmp_path: Path) -> None:
     code, out, err = cli("profile", "--device", "cpu", "--space", "tiny.yaml", *QUICK, *LENIENT)
     assert code == 0, err
@@ -73,7 +72,6 @@ def test_the_line_as_typed_measures_writes_and_is_listed(cli: Cli, tmp_path: Pat
     assert (entry["kind"], entry["space"], entry["origin"], entry["samples"]) == ("measured", "tiny", str(path), 12)
 
 
-@pytest.mark.slow
 def test_a_stopped_profile_goes_on_and_json_is_one_document(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     clock = Clockwork(monkeypatch)
     clock.die_after = 1

@@ -144,7 +144,6 @@ def test_cpu_without_a_limit_measures_the_winner_alone(run, growtas, stopwatch):
     assert data["latency"]["kind"] == "measured"
 
 
-@pytest.mark.slow
 def test_cpu_for_real(run, growtas):
     code, out, err = growtas("search", "--device", "cpu", *QUICK, "--json")
     assert code == 0, err

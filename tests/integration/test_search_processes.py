@@ -147,6 +147,7 @@ def test_a_replay_is_for_process_0(folder):
     assert second == (0, "", "")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_search_which_then_goes_on(folder):
     journal = folder / "runs" / "tiny" / "search" / "journal.jsonl"
     processes = Processes(3, folder, *LONG)
@@ -169,6 +170,7 @@ def test_a_killed_worker_ends_the_search_which_then_goes_on(folder):
     assert (calm["best"], calm["history"]) == (continued["best"], continued["history"])
 
 
+@pytest.mark.slow
 def test_the_others_end_when_process_0_is_killed(folder):
     processes = Processes(2, folder, *LONG)
     processes.until_evaluated(folder / "runs" / "tiny" / "search" / "journal.jsonl")
@@ -176,6 +178,7 @@ def test_the_others_end_when_process_0_is_killed(folder):
     assert processes.ends(30)[1] == (1, "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("everyone", [True, False])
 def test_ctrl_c(folder, everyone):
     processes = Processes(2, folder, *LONG)
@@ -188,6 +191,7 @@ def test_ctrl_c(folder, everyone):
     assert second == (-signal.SIGINT if everyone else 1, "", "")
 
 
+@pytest.mark.slow
 def test_a_process_that_sees_another_checkpoint_is_named(tmp_path, template):
     shutil.copytree(template, tmp_path / "here")
     (tmp_path / "there").mkdir()

@@ -245,6 +245,7 @@ def _race(folder, start, answers):
     answers.put(read(folder)[0].numpy().copy())
 
 
+@pytest.mark.slow
 def test_processes_may_race_for_an_entry(folder, cache):
     # Not by a fork of this process, whose threads (of torch, of ONNX Runtime) a child would wait for in vain.
     spawn = multiprocessing.get_context("spawn")

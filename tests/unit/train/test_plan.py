@@ -194,7 +194,7 @@ print(status("VmHWM") - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux' /proc")
-@pytest.mark.parametrize(("space", "images"), [("micro", 128), pytest.param("autoformer-t", 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("space", "images"), [("micro", 128), ("autoformer-t", 4)])
 def test_memory_is_within_a_factor_of_one_and_a_half_of_the_real_peak(space, images):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", _PEAK, space, str(images)]

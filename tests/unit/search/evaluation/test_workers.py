@@ -26,7 +26,7 @@ PROGRAM = textwrap.dedent(
     import numpy as np, torch
     from growtas.nn.supernet import Supernet
     from growtas.sampling import sample_batch
-    from growtas.search import evaluate as evaluation, racing, workers
+    from growtas.search.evaluation import evaluator as evaluation, racing, workers
     from growtas.search.evaluation.evaluator import make_evaluator
     from growtas.search.evaluation.racing import Race
     from growtas.space import PRESETS
@@ -101,6 +101,7 @@ def start(size, *arguments):
     return [process.communicate(timeout=120) for process in processes]
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds():
     ((alone, _),) = start(1)
     first, second = start(2)
