@@ -1,0 +1,119 @@
+"""The file formats that an export makes: one table of their suffixes, runtimes, side files and names elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from growtas.errors import UsageError, choices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A file format.
+
+    Attributes:
+        name: as ``--format`` calls it.
+        suffix: of its files, with the dot.
+        kind: as manifests call it.
+        made_from: names of the formats that are made on the way to it.
+        runtimes: in which ``growtas bench`` runs its files, the default first.
+        platform: as the open inference protocol calls what runs its files.
+        default_rank: place among the formats when predict and serve look for an artifact and none is named; 0 comes first.
+        triton: whether a backend of Triton loads its files; ``platform`` is Triton's name for it then.
+        side_suffixes: suffixes of the files beside one of its files without which it can't be loaded.
+        input_readable: whether :func:`growtas.export.contents.read_graph` tells the inputs of its files.
+    """
+
+    name: str
+    suffix: str
+    kind: str
+    made_from: tuple[str, ...] = ()
+    runtimes: tuple[str, ...]
+    platform: str
+    default_rank: int
+    triton: bool = False
+    side_suffixes: tuple[str, ...] = ()
+    input_readable: bool = False
+
+
+TORCH = Format(name="torch", suffix=".safetensors", kind="torch", runtimes=("eager", "compile"), platform="torch", default_rank=3)
+PROGRAM = Format(
+    name="program",
+    suffix=".pt2",
+    kind="program",
+    made_from=("torch",),
+    runtimes=("eager",),
+    platform="torch_export",
+    default_rank=2,
+)
+ONNX = Format(
+    name="onnx",
+    suffix=".onnx",
+    kind="onnx",
+    made_from=("torch",),
+    runtimes=("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"),
+    platform="onnxruntime_onnx",
+    default_rank=0,
+    triton=True,
+    input_readable=True,
+)
+OPENVINO = Format(
+    name="openvino",
+    suffix=".xml",
+    kind="openvino",
+    made_from=("torch", "onnx"),
+    runtimes=("openvino",),
+    platform="openvino_ir",
+    default_rank=1,
+    side_suffixes=(".bin",),
+    input_readable=True,
+)
+PLAN = Format(
+    name="trt",
+    suffix=".plan",
+    kind="plan",
+    made_from=("torch", "onnx"),
+    runtimes=("tensorrt-rtx", "tensorrt"),
+    platform="tensorrt_plan",
+    default_rank=4,
+    triton=True,
+)
+FORMATS = (TORCH, PROGRAM, ONNX, OPENVINO, PLAN)
+"""Every format, in the order in which an export makes them."""
+SUFFIXES = tuple(entry.suffix for entry in FORMATS)
+
+
+def format_of(path: str | Path) -> Format:
+    """The format of a file, by its suffix.
+
+    Raises:
+        UsageError: no format has this suffix.
+    """
+    suffix = Path(path).suffix
+    for entry in FORMATS:
+        if entry.suffix == suffix:
+            return entry
+    raise UsageError(f"{path}: not an artifact; legal are files that end in {choices(SUFFIXES)}")
+
+
+def with_sources(names: Iterable[str]) -> tuple[Format, ...]:
+    """The formats of these names and the formats that are made on the way to them, in the order of making."""
+    needed = {name for entry in FORMATS if entry.name in names for name in (*entry.made_from, entry.name)}
+    return tuple(entry for entry in FORMATS if entry.name in needed)
+
+
+def side_files(artifact: str | Path) -> tuple[Path, ...]:
+    """The files beside an artifact without which it can't be loaded: an OpenVINO IR is an ``.xml`` and its weights in a ``.bin``.
+
+    They are moved, hashed and deleted with the artifact.
+    """
+    artifact = Path(artifact)
+    suffixes = [suffix for entry in FORMATS if entry.suffix == artifact.suffix for suffix in entry.side_suffixes]
+    return tuple(artifact.with_suffix(suffix) for suffix in suffixes)
+
+
+def artifact_files(folder: str | Path) -> list[Path]:
+    """The artifacts in a folder by name, hidden files left out."""
+    return sorted(path for path in Path(folder).glob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
