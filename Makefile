@@ -11,7 +11,7 @@ help:
 	@echo "make demo      train, search, export and bench on embedded images (minutes)"
 	@echo "make test      the test suite"
 	@echo "make test-slow the tests that take minutes: killed trainings and searches, several processes"
-	@echo "make lint      ruff and mypy"
+	@echo "make lint      ruff, mypy, and the layers of the packages"
 	@echo "make bench     the speed table, as ratios against timm's DeiT-T"
 	@echo "make evidence  train what is missing of the evidence plan, and append to docs/evidence/trainings.jsonl (hours; can be stopped)"
 	@echo "make evidence-tables   draw the tables and figures of docs/EVIDENCE.md from that ledger (a second)"
@@ -48,12 +48,13 @@ test-gpu: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	# export/ and profiles/ live beside growtas/ and are installed inside it: mypy gets to see them there.
+	# export/ and profiles/ live beside growtas/ and are installed inside it: mypy and import-linter get to see them there.
 	rm -rf build/typed
 	mkdir -p build/typed
 	cp -r growtas build/typed/growtas
 	cp -r export profiles build/typed/growtas/
 	cd build/typed && $(BIN)/mypy --config-file ../../pyproject.toml
+	cd build/typed && $(BIN)/lint-imports --no-logo --no-cache ../../pyproject.toml
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m tests.benchmarks
