@@ -1,4 +1,4 @@
-"""A static ViT for other images: another resolution, another number of channels, another normalisation.
+"""Adapts a static ViT to other images: another resolution, another number of channels, another normalisation.
 
 The patch size stays, so another resolution is another grid of patches. What a model learned by grid position is carried over:
 
@@ -7,10 +7,9 @@ The patch size stays, so another resolution is another grid of patches. What a m
   patches a side, what was d patches apart is s * d apart, so the entry for the distance d' is read at d' / s, between two
   entries linearly. Distances are differences of positions: patch centres need no half-patch shift, unlike absolute positions.
 
-Why not keep the tables, with distances beyond m clipped as in training? Then each head would look at the same number of patches and
-so at 1 / s of the image, while the absolute positions are stretched over the whole of it. Interpolation keeps what a head looks at.
-Measured on a ``micro`` supernet trained on digits of 28 pixels, with images of 56 (largest subnet, no training there): 85.8 %
-interpolated, 69.9 % clipped; docs/finetune.md has more.
+If the tables were kept, with distances beyond m clipped as in training, each head would look at the same number of patches and so
+at 1 / s of the image, while the absolute positions are stretched over the whole of it. Interpolation keeps what a head looks at;
+docs/finetune.md has the measurements.
 
 Three details:
 
@@ -35,12 +34,8 @@ from torch import Tensor
 from growtas.errors import ConfigError
 from growtas.nn.vit import VisionTransformer
 
-RELATIVE = ("interpolate", "clip")
 
-
-def resample(
-    model: VisionTransformer, *, image_size: int | None = None, in_chans: int | None = None, relative: str = "interpolate"
-) -> VisionTransformer:
+def resample(model: VisionTransformer, *, image_size: int | None = None, in_chans: int | None = None) -> VisionTransformer:
     """A copy of a model for images of another size or number of channels; the patch size and the head stay.
 
     Args:
@@ -48,13 +43,12 @@ def resample(
             tables, bit for bit.
         in_chans: 1 (grey) or 3 (RGB); by default the model's. From 3 to 1 the patch filters are summed over the channels, from 1
             to 3 each channel gets a third of them: a grey picture gives the same tokens either way.
-        relative: ``interpolate`` the relative tables, or ``clip`` distances at the trained m (see the module's text).
 
     Returns:
         The model on the same device, with its own weights, in the mode (training or eval) of the given one.
 
     Raises:
-        ConfigError: an illegal size, number of channels or way.
+        ConfigError: an illegal size or number of channels.
     """
     old = model.architecture
     size = old.image_size if image_size is None else image_size
@@ -63,22 +57,17 @@ def resample(
         raise ConfigError(f"image_size is {size}; it must be a multiple of the model's patch_size, which is {old.patch_size}")
     if chans not in (1, 3):
         raise ConfigError(f"in_chans is {chans}; legal are 1 (grey) and 3 (RGB)")
-    if relative not in RELATIVE:
-        raise ConfigError(f"relative is {relative!r}; it must be interpolate or clip")
-    grid = size // old.patch_size
-    m = old.max_relative_position
-    stretch = relative == "interpolate" and m is not None and grid != old.grid_size
-    if stretch:
-        assert m is not None
+    grid, m = size // old.patch_size, old.max_relative_position
+    if m is not None:
         m = new_max_position(m, old.grid_size, grid)
     architecture = dataclasses.replace(old, image_size=size, in_chans=chans, max_relative_position=m)
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     state["patch_embed.weight"] = adapt_input_conv(chans, state["patch_embed.weight"], old.in_chans)
     if grid != old.grid_size:
         state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [grid, grid], [old.grid_size] * 2)
-    if stretch:
-        for name in [name for name in state if ".relative_" in name]:
-            state[name] = resample_table(state[name], old.grid_size, grid)
+        for name, tensor in state.items():
+            if ".relative_" in name:
+                state[name] = resample_table(tensor, old.grid_size, grid)
     resampled = VisionTransformer(architecture).to(model.cls_token)
     resampled.load_state_dict(state)
     for new_block, block in zip(resampled.blocks, model.blocks, strict=True):

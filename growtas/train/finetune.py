@@ -20,7 +20,7 @@ from growtas.data.sources import open_data
 from growtas.errors import CheckpointError, ConfigError, UsageError, choices
 from growtas.files import read_json, sha256, write_json
 from growtas.nn.extract import extract
-from growtas.nn.place import place, single_subnet_space
+from growtas.nn.insert import insert, single_subnet_space
 from growtas.nn.resample import renormalise, resample
 from growtas.nn.vit import VisionTransformer
 from growtas.runs import Run
@@ -254,7 +254,7 @@ def start_finetune(
         device=device,
         track=track,
         space=space,
-        weights=lambda known: place(model, known),
+        weights=lambda known: insert(model, known),
         extra={"finetune": record},
     )
     if session.world.is_main:

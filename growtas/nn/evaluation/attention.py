@@ -1,4 +1,4 @@
-"""Attention of a segment of heads, for evaluation on a CPU: with the kernels where they are there, else with PyTorch's functions.
+"""Attention of a segment of heads, for evaluation on a CPU: with the C kernels where they are installed, else with PyTorch.
 
 Without gradients PyTorch's functions can do with less than :mod:`growtas.nn.fused.attention`:
 
@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from growtas.nn.evaluation import kernels
-from growtas.nn.evaluation.weights import Cut, Cuts
-from growtas.nn.fused.attention import PART_BYTES
-from growtas.nn.fused.common import parts
+from growtas.nn.evaluation.weights import EvaluationWeights, HeadSegment
+from growtas.nn.fused.attention import batch_parts
 from growtas.nn.relative import GridIndex
 
 # exp2 of larger numbers, summed up over a row, could leave float32's range.
@@ -42,49 +41,51 @@ class _Scratch:
         self.value[..., -1] = 1
 
 
-class HeadsAttention:
-    """What segments of heads hand to the projection; for all threads."""
+class SegmentAttention:
+    """Computes what segments of heads hand to the projection; all threads may share it."""
 
-    def __init__(self, cuts: Cuts, head_dim: int) -> None:
-        self._cuts, self._head_dim = cuts, head_dim
+    def __init__(self, weights: EvaluationWeights, head_dim: int) -> None:
+        self._weights, self._head_dim = weights, head_dim
         self._positions: dict[int, kernels.PositionTables] = {}
         self._local = threading.local()
 
-    def __call__(self, normed: Tensor, index: int, heads: int, cut: Cut) -> Tensor:
+    def __call__(self, normed: Tensor, index: int, heads: int, segment: HeadSegment) -> Tensor:
         """Attention of ``heads`` heads of block ``index``, v's biases left out.
 
         Args:
             normed: ``(batch, N, embed_dim)``.
             index: the block.
-            heads: how many heads ``cut`` has.
-            cut: their weights.
+            heads: how many heads ``segment`` has.
+            segment: their weights.
 
         Returns:
             ``(batch * N, heads * head_dim)``.
         """
         if not kernels.usable(normed.dtype, self._head_dim):
-            return self._plain(normed, index, heads, cut)
+            return self._plain(normed, index, heads, segment)
         positions = self._positions.get(index)
         if positions is None:
-            tables = self._cuts.tables(index)
-            positions = self._positions[index] = kernels.PositionTables.of(tables.key, tables.value, self._cuts.grid)
-        qkv = torch.mm(normed.view(-1, normed.shape[2]), cut.weight.t())
-        return kernels.attend(qkv, cut.bias[: heads * self._head_dim], positions, len(normed))
+            tables = self._weights.tables(index)
+            positions = self._positions[index] = kernels.PositionTables.of(tables.key, tables.value, self._weights.grid)
+        qkv = torch.mm(normed.view(-1, normed.shape[2]), segment.weight.t())
+        return kernels.attend(qkv, segment.bias[: heads * self._head_dim], positions, len(normed))
 
-    def _plain(self, normed: Tensor, index: int, heads: int, cut: Cut) -> Tensor:
+    def _plain(self, normed: Tensor, index: int, heads: int, segment: HeadSegment) -> Tensor:
         batch, tokens, dim = normed.shape
-        tables, head_dim = self._cuts.tables(index), self._head_dim
+        tables, head_dim = self._weights.tables(index), self._head_dim
         out = torch.empty(batch, tokens, heads, head_dim, dtype=normed.dtype)
-        slices = parts(batch, max(1, PART_BYTES // (4 * heads * tokens * tokens)))
+        slices = batch_parts(batch, heads, tokens)
         scratch = self._scratch(slices[0].stop if slices else 0, heads, normed.dtype)
         for part in slices:
             images = part.stop - part.start
             groups, rows_in = images * heads, normed[part].view(-1, dim)
-            query, key, value, attended = (held[:groups] for held in (scratch.query, scratch.key, scratch.value, scratch.attended))
-            qkv = torch.addmm(cut.bias, rows_in, cut.weight.t(), out=scratch.qkv[: images * tokens])
+            query, key, value, attended = (
+                buffer[:groups] for buffer in (scratch.query, scratch.key, scratch.value, scratch.attended)
+            )
+            qkv = torch.addmm(segment.bias, rows_in, segment.weight.t(), out=scratch.qkv[: images * tokens])
             split = qkv.view(images, tokens, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
-            for wide, own in zip((query, key, value), split, strict=True):
-                wide.view(images, heads, tokens, -1)[..., :head_dim].copy_(own)
+            for wide, content in zip((query, key, value), split, strict=True):
+                wide.view(images, heads, tokens, -1)[..., :head_dim].copy_(content)
             by_position = query.transpose(0, 1)
             by_position[..., head_dim:].copy_(torch.bmm(by_position[..., :head_dim], tables.key))
             weights = torch.bmm(query, key.transpose(1, 2), out=scratch.weights[:groups])
@@ -98,11 +99,11 @@ class HeadsAttention:
 
     def _scratch(self, images: int, heads: int, dtype: torch.dtype) -> _Scratch:
         # The constant columns stay, so the memory of one call serves the next ones.
-        held: dict[tuple[int, int, torch.dtype], _Scratch] = self._local.__dict__.setdefault("held", {})
+        buffers: dict[tuple[int, int, torch.dtype], _Scratch] = self._local.__dict__.setdefault("buffers", {})
         key = images, heads, dtype
-        if key not in held:
-            held[key] = _Scratch(images, heads, self._head_dim, self._cuts.grid, dtype)
-        return held[key]
+        if key not in buffers:
+            buffers[key] = _Scratch(images, heads, self._head_dim, self._weights.grid, dtype)
+        return buffers[key]
 
 
 def _exponentials(logits: Tensor) -> None:

@@ -1,7 +1,7 @@
-"""The weights of a supernet's layers as evaluation takes them: cut into segments of heads, with what they share precomputed.
+"""The weights of a supernet's layers for evaluation: cut into segments of heads, with what the segments share precomputed.
 
-Biases of k are left out, since softmax ignores them; those of v, and the cls entry of the value tables, pass through attention
-unchanged and are a constant of the output. The logits' scale is in q's weights, for powers of two.
+Biases of k are left out, since softmax ignores them. Those of v, and the cls entry of the value tables, pass through attention
+unchanged and are a constant of the output. q's weights include the logits' scale, for powers of two.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from growtas.nn.vit import Block
 
 
 @dataclass(frozen=True)
-class Tables:
+class RelativePosition:
     """A layer's relative position.
 
     Attributes:
@@ -34,8 +34,8 @@ class Tables:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """The weights of a segment of heads, as the attention takes them.
+class HeadSegment:
+    """The weights of a segment of heads, as :class:`growtas.nn.evaluation.attention.SegmentAttention` takes them.
 
     Attributes:
         weight, bias: of q, k and v, ``(3 * heads * head_dim, embed_dim)``; q's with the logits' scale, k's and v's biases zero.
@@ -49,20 +49,20 @@ class Cut:
     constant: Tensor
 
 
-class Cuts:
-    """The cuts of a supernet whose weights don't change any more, each made once."""
+class EvaluationWeights:
+    """The segments and tables of a supernet whose weights don't change any more, each computed once."""
 
     def __init__(self, supernet: Supernet) -> None:
         self._supernet, self._space = supernet, supernet.space
-        self._tables: dict[int, Tables] = {}
-        self._cuts: dict[tuple[int, int, int, int], Cut] = {}
+        self._tables: dict[int, RelativePosition] = {}
+        self._segments: dict[tuple[int, int, int, int], HeadSegment] = {}
 
     @property
     def grid(self) -> GridIndex:
         """The grid of the space's patches."""
         return grid_index(self._space.grid_size, self._space.grid_size, self._space.max_relative_position, "cpu")
 
-    def tables(self, index: int) -> Tables:
+    def tables(self, index: int) -> RelativePosition:
         """The relative position of block ``index``."""
         tables = self._tables.get(index)
         if tables is None:
@@ -70,14 +70,14 @@ class Cuts:
             key, value = attn.relative_key, attn.relative_value
             key_table, _ = unroll_tables(key.vertical, key.horizontal, grid)
             value_table, cls_value = unroll_tables(value.vertical, value.horizontal, grid)
-            tables = Tables(key_table[grid.lines].transpose(1, 2).contiguous(), value_table[grid.lines], cls_value)
+            tables = RelativePosition(key_table[grid.lines].transpose(1, 2).contiguous(), value_table[grid.lines], cls_value)
             self._tables[index] = tables
         return tables
 
-    def attention(self, index: int, dim: int, start: int, stop: int) -> Cut:
+    def segment(self, index: int, dim: int, start: int, stop: int) -> HeadSegment:
         """Heads ``start`` to ``stop`` of block ``index`` at width ``dim``."""
-        held = self._cuts.get((index, dim, start, stop))
-        if held is None:
+        segment = self._segments.get((index, dim, start, stop))
+        if segment is None:
             attn, head_dim = self.block(index).attn, self._space.head_dim
             width = (stop - start) * head_dim
             # Logits in powers of two.
@@ -90,8 +90,8 @@ class Cuts:
             projection = leading(attn.proj.weight, dim)[:, start * head_dim : stop * head_dim].t()
             # The entries of v's biases are others for every number of heads, those of the segments before included.
             constant = self._constant(index, dim, stop) - (self._constant(index, dim, start) if start else 0)
-            held = self._cuts[index, dim, start, stop] = Cut(weight, bias, projection, constant)
-        return held
+            segment = self._segments[index, dim, start, stop] = HeadSegment(weight, bias, projection, constant)
+        return segment
 
     def _constant(self, index: int, dim: int, heads: int) -> Tensor:
         """What the first heads add to every token: the projection of v's biases and of the relative value of cls, and its bias."""

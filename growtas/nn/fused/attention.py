@@ -1,9 +1,9 @@
 """The attention half of a block for the CPU, as one autograd function; see :mod:`growtas.nn.fused.common`.
 
-The formulas are those of :mod:`growtas.nn.relative`. PyTorch's CPU flash attention recomputes the logits in its backward pass and
-wants the one-hot columns' gradients too, which nobody needs. At the lengths of image tokens it is faster to keep the attention
-weights. Kept besides are the tokens, q, k, v as the logits' and the values' products want them, the masses by distance and the
-projection's input; all else is computed again, some images at a time.
+The formulas are those of :mod:`growtas.nn.relative`. PyTorch's CPU flash attention computes the logits again in its backward
+pass, and the gradients of the one-hot columns too, which nobody needs. At the lengths of image tokens it is faster to save the
+attention weights. Also saved are the tokens, q, k and v as the matrix products take them, the masses by distance and the
+projection's input. Everything else is computed again in the backward pass, some images at a time.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def fused_attention(
     return _forward(*inputs, layout, None)  # type: ignore[call-arg]  # as many as its signature has
 
 
-class _Kept:
-    """What the backward pass wants of the forward pass, written part by part; or, for one part's images, scratch memory."""
+class _Saved:
+    """What the forward pass saves for the backward pass, written part by part; without gradients, one part's scratch memory."""
 
     def __init__(self, x: Tensor, batch: int, tokens: int, width: int, layout: Layout) -> None:
         groups, distances = batch * layout.heads, layout.grid.distances.shape[1]
@@ -65,7 +65,7 @@ class _Kept:
         self.weights, self.placed = x.new_empty(groups, tokens, keys), x.new_empty(groups, tokens, distances)
 
     def fill_constants(self, onehot: Tensor) -> None:
-        """The one-hot columns, and keys and values beyond the tokens."""
+        """Write the one-hot columns, and the keys and values beyond the tokens."""
         tokens, lines = onehot.shape
         for wide in (self.key, self.value):
             wide[:, :tokens, -lines:] = onehot
@@ -74,7 +74,7 @@ class _Kept:
         self.key[:, tokens:, -1] = MASKED
 
 
-class _Part:
+class _PartViews:
     """Views of one part's rows and scratch memory. "Wide" tensors hold head_dim columns, then the L grid lines."""
 
     def __init__(self, like: Tensor, images: int, tokens: int, head_dim: int, layout: Layout) -> None:
@@ -123,7 +123,7 @@ def _forward(
     proj_weight: Tensor,
     proj_bias: Tensor,
     layout: Layout,
-    kept: _Kept | None,
+    saved: _Saved | None,
 ) -> Tensor:
     batch, tokens, dim = x.shape
     heads, head_dim = layout.heads, key_vertical.shape[1]
@@ -132,35 +132,35 @@ def _forward(
     width, x = heads * head_dim, x.contiguous().view(-1, dim)
     weight = layout.rows(qkv_weight, width, dim).reshape(3 * width, dim).t()
     bias, to_out, out_bias = qkv_bias[: 3 * width], leading(proj_weight, dim, width).t(), proj_bias[:dim]
-    slices = _parts(batch, heads, tokens)
+    slices = batch_parts(batch, heads, tokens)
     images = slices[0].stop if slices else 0
-    part = _Part(x, images, tokens, head_dim, layout)
-    held = kept or _Kept(x, images, tokens, width, layout)
-    held.fill_constants(layout.grid.onehot.to(x.dtype))
+    part = _PartViews(x, images, tokens, head_dim, layout)
+    buffers = saved or _Saved(x, images, tokens, width, layout)
+    buffers.fill_constants(layout.grid.onehot.to(x.dtype))
     qkv, wide_attended, out = x.new_empty(images * tokens, 3 * width), part.wide(), torch.empty_like(x)
 
     for slots in slices:
         count, rows = slots.stop - slots.start, slice(slots.start * tokens, slots.stop * tokens)
         groups = slice(slots.start * heads, slots.stop * heads)
-        held_rows, held_groups = (rows, groups) if kept else (slice(count * tokens), slice(count * heads))
+        buffer_rows, buffer_groups = (rows, groups) if saved else (slice(count * tokens), slice(count * heads))
         tokens_in = x[rows]
         normed = tokens_in if norm_weight is None or norm_bias is None else normalise(tokens_in, norm_weight, norm_bias)[0]
         q, k, v = part.split(torch.addmm(bias, normed, weight, out=qkv[: count * tokens]))
 
-        query, key, value = (t[held_groups] for t in (held.query, held.key, held.value))
+        query, key, value = (t[buffer_groups] for t in (buffers.query, buffers.key, buffers.value))
         torch.mul(q, head_dim**-0.5, out=part.by_head(query))
         part.to_lines(part.narrow(query) @ key_table.t(), query)
         query[..., -1] = 1
         part.by_head(key).copy_(k)
         part.by_head(value).copy_(v)
 
-        weights, placed, attended = held.weights[held_groups], held.placed[held_groups], wide_attended[: count * heads]
+        weights, placed, attended = buffers.weights[buffer_groups], buffers.placed[buffer_groups], wide_attended[: count * heads]
         torch.bmm(query, key.transpose(1, 2), out=weights)
         torch.softmax(weights, -1, out=weights)
         torch.bmm(weights, value, out=attended)
         part.narrow(attended).addmm_(part.to_distances(attended, placed), value_table)
 
-        context = held.context[held_rows]
+        context = buffers.context[buffer_rows]
         torch.add(part.by_head(attended).transpose(1, 2), cls_value, out=context.view(count, tokens, heads, head_dim))
         if layout.residual:
             torch.add(tokens_in, out_bias, out=out[rows]).addmm_(context, to_out)
@@ -175,8 +175,8 @@ def padded_keys(tokens: int) -> int:
     return aligned if aligned - tokens <= tokens // 16 else tokens
 
 
-def _parts(batch: int, heads: int, tokens: int) -> list[slice]:
-    """The batch in parts with at most ``PART_BYTES`` of attention weights."""
+def batch_parts(batch: int, heads: int, tokens: int) -> list[slice]:
+    """The batch in parts with at most ``PART_BYTES`` of attention weights (float32)."""
     return parts(batch, max(1, PART_BYTES // (4 * heads * tokens * tokens)))
 
 
@@ -185,62 +185,62 @@ class _FusedAttention(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
         *weights, layout = rest
         x, head_dim = x.contiguous(), weights[4].shape[1]
-        kept = _Kept(x, x.shape[0], x.shape[1], layout.heads * head_dim, layout)
-        out = _forward(x, *weights, layout, kept)  # type: ignore[call-arg]
-        ctx.save_for_backward(x, kept.query, kept.key, kept.value, kept.context, kept.weights, kept.placed, *weights)
+        saved = _Saved(x, x.shape[0], x.shape[1], layout.heads * head_dim, layout)
+        out = _forward(x, *weights, layout, saved)  # type: ignore[call-arg]
+        ctx.save_for_backward(x, saved.query, saved.key, saved.value, saved.context, saved.weights, saved.placed, *weights)
         ctx.layout = layout
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, kept_query, kept_key, kept_value, kept_context, kept_weights, kept_placed, *weights = ctx.saved_tensors
+        x, saved_query, saved_key, saved_value, saved_context, saved_weights, saved_placed, *weights = ctx.saved_tensors
         norm_weight, norm_bias, qkv_weight, qkv_bias, *tables, proj_weight, proj_bias = weights
         layout: Layout = ctx.layout
         key_table, _ = layout.unroll(*tables[:2])
         value_table, cls_value = layout.unroll(*tables[2:])
         batch, tokens, dim = x.shape
-        heads, head_dim, wanted = layout.heads, key_table.shape[1], ctx.needs_input_grad
+        heads, head_dim, needs_grad = layout.heads, key_table.shape[1], ctx.needs_input_grad
         width, x, grad = heads * head_dim, x.view(-1, dim), grads[0].reshape(-1, dim).contiguous()
         weight = layout.rows(qkv_weight, width, dim).reshape(3 * width, dim)
         to_out = leading(proj_weight, dim, width)
 
         has_norm = norm_weight is not None
-        into_norm = (Gradient(norm_weight, (dim,), wanted[1]), Gradient(norm_bias, (dim,), wanted[2])) if has_norm else ()
-        into_weight = Gradient(weight, (3 * width, dim), wanted[3])
-        into_bias = Gradient(qkv_bias, (3 * width,), wanted[4])
-        into_key = Gradient(key_table, key_table.shape, any(wanted[5:7]))
-        into_value = Gradient(value_table, value_table.shape, any(wanted[7:9]))
-        into_cls = Gradient(cls_value, cls_value.shape, any(wanted[7:9]))
-        into_out, into_out_bias = Gradient(proj_weight, (dim, width), wanted[9]), Gradient(proj_bias, (dim,), wanted[10])
-        grad_x = torch.empty_like(x) if any(wanted[:3]) else None
+        into_norm = (Gradient(norm_weight, (dim,), needs_grad[1]), Gradient(norm_bias, (dim,), needs_grad[2])) if has_norm else ()
+        into_weight = Gradient(weight, (3 * width, dim), needs_grad[3])
+        into_bias = Gradient(qkv_bias, (3 * width,), needs_grad[4])
+        into_key = Gradient(key_table, key_table.shape, any(needs_grad[5:7]))
+        into_value = Gradient(value_table, value_table.shape, any(needs_grad[7:9]))
+        into_cls = Gradient(cls_value, cls_value.shape, any(needs_grad[7:9]))
+        into_out, into_out_bias = Gradient(proj_weight, (dim, width), needs_grad[9]), Gradient(proj_bias, (dim,), needs_grad[10])
+        grad_x = torch.empty_like(x) if any(needs_grad[:3]) else None
 
-        slices = _parts(batch, heads, tokens)
+        slices = batch_parts(batch, heads, tokens)
         images = slices[0].stop if slices else 0
-        part = _Part(x, images, tokens, head_dim, layout)
+        part = _PartViews(x, images, tokens, head_dim, layout)
         wide_grad, wide_grad_query = part.wide(), part.wide()
         distances = x.new_empty(images * heads, tokens, layout.grid.distances.shape[1])
-        keys = kept_weights.shape[2]
+        keys = saved_weights.shape[2]
         logits = x.new_empty(images * heads, tokens, keys)
         narrow_key, narrow_value = (x.new_empty(images * heads, keys, head_dim) for _ in range(2))
         grad_qkv = x.new_empty(images * tokens, 3 * width)
         for slots in slices:
             count, rows = slots.stop - slots.start, slice(slots.start * tokens, slots.stop * tokens)
             some, groups = count * heads, slice(slots.start * heads, slots.stop * heads)
-            grad_rows, attention = grad[rows], kept_weights[groups]
-            query, key, value = kept_query[groups, :, :head_dim], kept_key[groups], kept_value[groups]
+            grad_rows, attention = grad[rows], saved_weights[groups]
+            query, key, value = saved_query[groups, :, :head_dim], saved_key[groups], saved_value[groups]
             grad_out, grad_query = wide_grad[:some], wide_grad_query[:some]
 
             # Projection.
             into_out_bias.add_rows(grad_rows)
-            into_out.add_product(grad_rows.t(), kept_context[rows])
+            into_out.add_product(grad_rows.t(), saved_context[rows])
             grad_context = (grad_rows @ to_out).view(count, tokens, heads, head_dim)
             into_cls.add_rows(grad_context.view(-1, head_dim))
 
             # Values: out = weights v + placed masses x table.
             part.by_head(grad_out).copy_(grad_context.transpose(1, 2))
             narrow = part.narrow(grad_out)
-            placed = kept_placed[groups]
+            placed = saved_placed[groups]
             into_value.add_product(placed.view(-1, placed.shape[-1]).t(), narrow)
             part.to_lines(narrow @ value_table.t(), grad_out)
 
@@ -252,7 +252,7 @@ class _FusedAttention(torch.autograd.Function):
             torch.bmm(grad_logits.transpose(1, 2), query, out=grad_key)
             torch.bmm(attention.transpose(1, 2), grad_out[..., :head_dim], out=grad_value)
             grad_terms = part.to_distances(grad_query, distances[:some])
-            into_key.add_product(grad_terms.t(), part.narrow(kept_query[groups]))
+            into_key.add_product(grad_terms.t(), part.narrow(saved_query[groups]))
             part.narrow(grad_query).addmm_(grad_terms, key_table)
             into_q, into_k, into_v = part.split(grad_qkv[: count * tokens])
             torch.mul(part.by_head(grad_query), head_dim**-0.5, out=into_q)
@@ -275,7 +275,7 @@ class _FusedAttention(torch.autograd.Function):
 
         qkv_gradient = _whole_qkv(into_weight.result(), qkv_weight, layout, width, dim)
         norms = tuple(gradient.result() for gradient in into_norm) if has_norm else (None, None)
-        to_x = grad_x.view(batch, tokens, dim) if grad_x is not None and wanted[0] else None
+        to_x = grad_x.view(batch, tokens, dim) if grad_x is not None and needs_grad[0] else None
         to_tables = (
             *layout.unroll_backward(into_key.result(), None),
             *layout.unroll_backward(into_value.result(), into_cls.result()),

@@ -1,7 +1,7 @@
 """When the halves of a block may run as one autograd function each, and what those functions share.
 
 Plain autograd keeps every intermediate of a block. The functions of :mod:`growtas.nn.fused.attention` and
-:mod:`growtas.nn.fused.mlp` keep the few that are dear to compute again, and go through the batch in parts whose intermediates
+:mod:`growtas.nn.fused.mlp` save the few that are expensive to compute again, and go through the batch in parts whose intermediates
 stay in the processor's cache: what lies between two matrix products is then read and written there, and never becomes a tensor
 as long as the batch.
 
@@ -22,7 +22,7 @@ _TENSORS = (Tensor, nn.Parameter)
 
 
 def fusable(x: Tensor, layers: Iterable[nn.Module], holders: Iterable[nn.Module] = ()) -> bool:
-    """Whether a fused half may stand in for the modules: an ordinary CPU tensor in float32 (or float64), and nobody watching.
+    """Whether a fused half may replace the modules: the tensor is an ordinary CPU one in float32 or float64, and no hook is set.
 
     Compilers, exporters, autocast and functorch need operations that they can see; hooks, and layers that were replaced or
     parametrised, need to be called.
@@ -63,11 +63,11 @@ def _is_watched(module: nn.Module, dtype: torch.dtype) -> bool:
 class Gradient:
     """The gradient of a weight of which a leading block was used: whole, zero outside of the block; summed up part by part."""
 
-    def __init__(self, weight: Tensor, block: tuple[int, ...], wanted: bool) -> None:
+    def __init__(self, weight: Tensor, block: tuple[int, ...], needed: bool) -> None:
         self._whole: Tensor | None = None
         # The first part is written, not added: only what no part writes has to be zero.
         self._written = False
-        if wanted:
+        if needed:
             if block == weight.shape:
                 self._whole = self._block = torch.empty_like(weight, memory_format=torch.contiguous_format)
             else:

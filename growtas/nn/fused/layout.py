@@ -13,7 +13,7 @@ from growtas.nn.relative import GridIndex
 
 @dataclass(frozen=True)
 class Layout:
-    """How the tokens' channels are cut.
+    """How tokens, heads and the rows of the qkv weight are laid out.
 
     Attributes:
         heads: number of heads.

@@ -1,7 +1,7 @@
 """The MLP half of a block for training on the CPU, as one autograd function; see :mod:`growtas.nn.fused.common`.
 
-It keeps the tokens, which the residual stream holds anyway, and fc1's output. The normalised tokens and GELU's output are
-computed again in the backward pass, two thousand rows at a time.
+For the backward pass it saves the tokens, which the residual stream holds anyway, and fc1's output. The normalised tokens and
+GELU's output are computed again there, two thousand rows at a time.
 """
 
 from __future__ import annotations
@@ -90,11 +90,14 @@ class _FusedMLP(torch.autograd.Function):
         shape, dim, hidden_dim = x.shape, x.shape[-1], hidden.shape[1]
         x, grad = x.view(-1, dim), grads[0].reshape(-1, dim).contiguous()
         weight1, weight2 = leading(fc1_weight, hidden_dim, dim), leading(fc2_weight, dim, hidden_dim)
-        wanted = ctx.needs_input_grad
-        into_norm = Gradient(norm_weight, (dim,), wanted[1]), Gradient(norm_bias, (dim,), wanted[2])
-        into_weight1, into_bias1 = Gradient(fc1_weight, (hidden_dim, dim), wanted[3]), Gradient(fc1_bias, (hidden_dim,), wanted[4])
-        into_weight2, into_bias2 = Gradient(fc2_weight, (dim, hidden_dim), wanted[5]), Gradient(fc2_bias, (dim,), wanted[6])
-        grad_x = torch.empty_like(x) if any(wanted[:3]) else None
+        needs_grad = ctx.needs_input_grad
+        into_norm = Gradient(norm_weight, (dim,), needs_grad[1]), Gradient(norm_bias, (dim,), needs_grad[2])
+        into_weight1, into_bias1 = (
+            Gradient(fc1_weight, (hidden_dim, dim), needs_grad[3]),
+            Gradient(fc1_bias, (hidden_dim,), needs_grad[4]),
+        )
+        into_weight2, into_bias2 = Gradient(fc2_weight, (dim, hidden_dim), needs_grad[5]), Gradient(fc2_bias, (dim,), needs_grad[6])
+        grad_x = torch.empty_like(x) if any(needs_grad[:3]) else None
 
         slices = parts(len(x), ROWS)
         most = slices[0].stop if slices else 0
@@ -103,7 +106,7 @@ class _FusedMLP(torch.autograd.Function):
             rows, grad_rows, before = x[part], grad[part], hidden[part]
             after, grad_hidden = activated[: len(rows)], grad_activated[: len(rows)]
             into_bias2.add_rows(grad_rows)
-            if wanted[5]:
+            if needs_grad[5]:
                 torch.ops.aten.gelu.out(before, out=after)
                 into_weight2.add_product(grad_rows.t(), after)
             torch.mm(grad_rows, weight2, out=grad_hidden)
@@ -120,5 +123,5 @@ class _FusedMLP(torch.autograd.Function):
                 else:
                     grad_x[part] = grad_rows_x
         weights = (*into_norm, into_weight1, into_bias1, into_weight2, into_bias2)
-        to_x = grad_x.view(shape) if grad_x is not None and wanted[0] else None
+        to_x = grad_x.view(shape) if grad_x is not None and needs_grad[0] else None
         return to_x, *(gradient.result() for gradient in weights), None, None

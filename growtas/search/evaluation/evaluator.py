@@ -29,7 +29,7 @@ from torch import Tensor
 from growtas.allocator import usable_memory
 from growtas.distributed import World
 from growtas.errors import DataError
-from growtas.nn.evaluation.layers import SiblingLayers
+from growtas.nn.evaluation.layers import EvaluationLayers
 from growtas.nn.supernet import Supernet
 from growtas.search.evaluation.prefix_tree import Answers, Batch, Walker
 from growtas.search.evaluation.racing import Race
@@ -120,7 +120,7 @@ class SubnetEvaluator:
         self._block = max(self._batch, image_bytes // (4 * space.in_chans * space.image_size**2))
         if activation_bytes is None:
             activation_bytes = min(_MOST_ACTIVATION_BYTES, _memory(self._device) // 4)
-        layers = SiblingLayers(self.supernet)
+        layers = EvaluationLayers(self.supernet)
         self._walkers = [Walker(self.supernet, layers, activation_bytes // workers) for _ in range(workers)]
         self._pools = (
             [ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) for _ in range(workers)] if on_cpu else []

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from growtas.nn.evaluation.layers import SiblingLayers
+from growtas.nn.evaluation.layers import EvaluationLayers
 from growtas.nn.supernet import Supernet
 from growtas.search.evaluation.activation_cache import KeptOutputs, Path
 from growtas.subnet import Subnet
@@ -40,7 +40,7 @@ class Walker:
         layers_run: halves of blocks that were computed, over all batches.
     """
 
-    def __init__(self, supernet: Supernet, layers: SiblingLayers, activation_bytes: int) -> None:
+    def __init__(self, supernet: Supernet, layers: EvaluationLayers, activation_bytes: int) -> None:
         self._supernet, self._layers = supernet, layers
         self._parts: list[list[Batch]] = []
         self._kept = KeptOutputs(activation_bytes, 2 * supernet.space.max_depth + 1, supernet.cls_token)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growtas.nn.evaluation import kernels
-from growtas.nn.evaluation.layers import SiblingLayers
+from growtas.nn.evaluation.layers import EvaluationLayers
 from growtas.nn.supernet import Supernet
 from growtas.space import PRESETS
 
@@ -30,12 +30,12 @@ def supernet_of(name, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("compiled", [True, False])
 @torch.inference_mode()
-def test_all_siblings_agree_with_the_supernet(monkeypatch, name, dtype, compiled):
+def test_all_choices_agree_with_the_supernet(monkeypatch, name, dtype, compiled):
     if not compiled:
         # As where growtas was installed without a compiler.
         monkeypatch.setattr(kernels, "_compiled", None)
     space, supernet = SPACES[name], supernet_of(name, dtype)
-    layers, tolerance = SiblingLayers(supernet), 1e-5 if dtype == torch.float32 else 1e-12
+    layers, tolerance = EvaluationLayers(supernet), 1e-5 if dtype == torch.float32 else 1e-12
     for dim in space.embed_dim:
         x = torch.randn(3, space.num_tokens, dim, dtype=dtype, generator=torch.Generator().manual_seed(dim))
         hidden = [int(dim * ratio) for ratio in space.mlp_ratio]
@@ -49,9 +49,9 @@ def test_all_siblings_agree_with_the_supernet(monkeypatch, name, dtype, compiled
 @given(st.data())
 @settings(max_examples=25, deadline=None)
 @torch.inference_mode()
-def test_a_subnets_bits_do_not_depend_on_its_siblings(data):
+def test_a_subnets_bits_do_not_depend_on_the_others_of_a_call(data):
     space, supernet = SPACES["odd"], supernet_of("odd")
-    layers = SiblingLayers(supernet)
+    layers = EvaluationLayers(supernet)
     dim = data.draw(st.sampled_from(space.embed_dim))
     x = torch.randn(2, space.num_tokens, dim, generator=torch.Generator().manual_seed(1))
     before = x.clone()
@@ -64,14 +64,14 @@ def test_a_subnets_bits_do_not_depend_on_its_siblings(data):
         together = half(x, 1, genes)
         for gene, out in zip(genes, together, strict=True):
             assert torch.equal(out, half(x, 1, [gene])[0])
-        # Going on from a smaller sibling, and writing to a given place.
+        # Going on from a smaller choice, and writing to a given tensor.
         for smaller in (choice for choice in choices if choice < min(genes)):
-            begun = half(x, 1, [smaller])[0]
-            untouched, places = begun.clone(), [torch.empty_like(x), *[None] * (len(genes) - 1)]
-            again = half(x, 1, genes, places, (smaller, begun))
+            partial = half(x, 1, [smaller])[0]
+            untouched, targets = partial.clone(), [torch.empty_like(x), *[None] * (len(genes) - 1)]
+            again = half(x, 1, genes, targets, (smaller, partial))
             assert all(torch.equal(one, other) for one, other in zip(again, together, strict=True))
-            assert again[0] is places[0]
-            assert torch.equal(begun, untouched)
+            assert again[0] is targets[0]
+            assert torch.equal(partial, untouched)
     assert torch.equal(x, before)
 
 
@@ -80,7 +80,7 @@ def test_large_logits_do_not_overflow():
     supernet = supernet_of("micro")
     supernet.blocks[0].attn.qkv.weight.mul_(40)
     x = torch.randn(2, SPACES["micro"].num_tokens, 32, generator=torch.Generator().manual_seed(2))
-    out = SiblingLayers(supernet).attention(x, 0, [2])[0]
+    out = EvaluationLayers(supernet).attention(x, 0, [2])[0]
     assert torch.isfinite(out).all()
     torch.testing.assert_close(out, supernet.attention_layer(x, 0, 2), rtol=1e-3, atol=1e-2)
 
@@ -88,7 +88,7 @@ def test_large_logits_do_not_overflow():
 @torch.inference_mode()
 def test_choices_beyond_the_space_and_watched_layers_take_the_supernets_own_way():
     supernet, space = supernet_of("odd"), SPACES["odd"]
-    layers = SiblingLayers(supernet)
+    layers = EvaluationLayers(supernet)
     x = torch.randn(2, space.num_tokens, 24, generator=torch.Generator().manual_seed(3))
     assert torch.equal(layers.attention(x, 0, [2])[0], supernet.attention_layer(x, 0, 2))
     assert torch.equal(layers.mlp(x, 0, [50])[0], supernet.mlp_layer(x, 0, 50))

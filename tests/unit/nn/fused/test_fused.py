@@ -11,9 +11,8 @@ from torch import nn
 
 from growtas import Architecture, SearchSpace, Subnet, Supernet, VisionTransformer, extract
 from growtas.nn import supernet, vit
-from growtas.nn.fused import attention as packed
-from growtas.nn.fused import mlp
-from growtas.nn.fused.attention import fused_attention
+from growtas.nn.fused import attention, mlp
+from growtas.nn.fused.attention import fused_attention, padded_keys
 from growtas.nn.fused.common import fusable, parts
 from growtas.nn.fused.layout import Layout
 from growtas.nn.fused.mlp import fused_mlp
@@ -139,8 +138,8 @@ def test_the_attention_half_agrees_with_autograd(
         return out + x if residual else out
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packed, "PART_BYTES", part)
-        patch.setattr(packed, "padded_keys", lambda tokens: tokens + filled)
+        patch.setattr(attention, "PART_BYTES", part)
+        patch.setattr(attention, "padded_keys", lambda tokens: tokens + filled)
         _agree(fused, plain, leaves)
         with torch.no_grad():
             torch.testing.assert_close(fused(), plain(), rtol=1e-10, atol=1e-10)
@@ -148,7 +147,7 @@ def test_the_attention_half_agrees_with_autograd(
 
 @pytest.mark.parametrize(("tokens", "keys"), [(197, 208), (257, 272), (577, 592), (31, 32), (32, 32), (50, 50), (17, 17), (1, 1)])
 def test_rows_are_filled_up_where_that_is_cheap(tokens, keys):
-    assert packed.padded_keys(tokens) == keys
+    assert padded_keys(tokens) == keys
 
 
 def test_the_functions_own_gradients_pass_gradcheck():
@@ -158,10 +157,10 @@ def test_the_functions_own_gradients_pass_gradcheck():
     _randomise(layers, generator)
     tables = [torch.randn(4, 4, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(4)]
 
-    def attention(x, *_):
+    def function(x, *_):
         return fused_attention(x, layers[0], layers[1], tuple(tables), layers[2], Layout(1, grid, True, True))
 
-    assert torch.autograd.gradcheck(attention, (x, *tables, *layers.parameters()))
+    assert torch.autograd.gradcheck(function, (x, *tables, *layers.parameters()))
 
 
 def _model(kind, *, drop_path=0.0):

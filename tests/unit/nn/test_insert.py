@@ -4,7 +4,7 @@ import torch
 
 from growtas import Architecture, SearchSpace, Subnet, Supernet, VisionTransformer, extract
 from growtas.errors import SpaceError, SubnetError
-from growtas.nn.place import place, single_subnet_space
+from growtas.nn.insert import insert, single_subnet_space
 from growtas.sampling import sample
 
 TINY = SearchSpace(
@@ -24,6 +24,11 @@ def random_model(subnet, **changes):
     return model
 
 
+def insert_alone(model):
+    """Into the smallest supernet that holds the model."""
+    return insert(model, single_subnet_space(model.architecture, "model"))
+
+
 def assert_same(one, other):
     assert one.architecture == other.architecture
     state = other.state_dict()
@@ -37,7 +42,7 @@ def assert_same(one, other):
 def test_extracting_gives_the_model_back_bit_for_bit(seed, space):
     subnet = sample(TINY, np.random.default_rng(seed))
     model = random_model(subnet)
-    supernet = place(model, space)
+    supernet = insert(model, space) if space else insert_alone(model)
     assert_same(extract(supernet, subnet), model)
     images = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
@@ -51,7 +56,7 @@ def test_a_model_goes_back_to_where_it_was_cut_from():
     with torch.no_grad():
         for parameter in supernet.parameters():
             parameter.normal_()
-    back = place(extract(supernet, MIXED), TINY).state_dict()
+    back = insert(extract(supernet, MIXED), TINY).state_dict()
     full = supernet.state_dict()
     width, dim, hidden = 16, 32, 64  # of block 0
     # Inside the cut every entry is where it was, the interleaved qkv rows too; outside there are zeros.
@@ -73,13 +78,13 @@ def test_the_single_subnet_space_is_as_small_as_the_subnet():
     assert space.holds(MIXED)
     even = Subnet(24, (2, 2), (2.0, 2.0))
     assert single_subnet_space(Architecture.of(TINY, even), "even").size == 1
-    placed = place(random_model(even))
-    assert sum(p.numel() for p in placed.parameters()) == sum(p.numel() for p in random_model(even).parameters())
+    supernet = insert_alone(random_model(even))
+    assert sum(p.numel() for p in supernet.parameters()) == sum(p.numel() for p in random_model(even).parameters())
 
 
 def test_the_model_is_not_shared_with_the_supernet():
     model = random_model(MIXED)
-    supernet, before = place(model), model.pos_embed.clone()
+    supernet, before = insert_alone(model), model.pos_embed.clone()
     with torch.no_grad():
         supernet.pos_embed.add_(1)
     assert torch.equal(model.pos_embed, before)
@@ -87,8 +92,8 @@ def test_the_model_is_not_shared_with_the_supernet():
 
 def test_a_double_model_stays_double():
     model = random_model(MIXED).double()
-    assert_same(extract(place(model), MIXED).double(), model)
-    assert place(model).cls_token.dtype == torch.float64
+    assert_same(extract(insert_alone(model), MIXED).double(), model)
+    assert insert_alone(model).cls_token.dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -101,16 +106,16 @@ def test_a_double_model_stays_double():
 )
 def test_another_geometry_is_refused(space, match):
     with pytest.raises(SpaceError, match=match):
-        place(random_model(MIXED), space)
+        insert(random_model(MIXED), space)
 
 
 def test_what_a_supernet_cannot_hold():
     with pytest.raises(SubnetError, match="num_heads of block 1 is 3"):
-        place(random_model(MIXED), TINY.replace(num_heads=(1, 2), max_num_heads=2))
+        insert(random_model(MIXED), TINY.replace(num_heads=(1, 2), max_num_heads=2))
     headless = random_model(MIXED)
     headless.reset_classifier(0)
     with pytest.raises(SpaceError, match="no head"):
-        place(headless)
+        insert_alone(headless)
     fields = {**Architecture.of(TINY, MIXED).to_dict(), "max_relative_position": None}
     with pytest.raises(SpaceError, match="no relative position"):
-        place(VisionTransformer(Architecture.from_dict(fields)))
+        insert_alone(VisionTransformer(Architecture.from_dict(fields)))

@@ -1,4 +1,4 @@
-"""Placing a static ViT's weights into a supernet: the inverse of :mod:`growtas.nn.extract`."""
+"""Copies a static ViT's weights into a supernet: the inverse of :mod:`growtas.nn.extract`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from growtas.space import SearchSpace
 def single_subnet_space(architecture: Architecture, name: str) -> SearchSpace:
     """The smallest space that holds an architecture: its values are the only choices, their maxima the supernet's bounds.
 
-    Where the blocks differ in ``num_heads`` or ``mlp_ratio``, the choices make other subnets too, of the same width and depth; a
-    supernet with one model's weights (:func:`place`) means only that model.
+    Where the blocks differ in ``num_heads`` or ``mlp_ratio``, the choices make other subnets too, of the same width and depth. A
+    supernet with one model's weights (:func:`insert`) is good for that model only.
 
     Args:
         name: what the space is called.
@@ -41,27 +41,25 @@ def single_subnet_space(architecture: Architecture, name: str) -> SearchSpace:
     )
 
 
-def place(model: VisionTransformer, space: SearchSpace | None = None) -> Supernet:
-    """A supernet in which the model is the subnet of its architecture: extracting that one gives the model back, bit for bit.
+def insert(model: VisionTransformer, space: SearchSpace) -> Supernet:
+    """A supernet in which the model is the subnet of its architecture: extracting that subnet gives the model back, bit for bit.
 
     Every entry outside of the subnet is zero.
 
     Args:
         model: its head included.
-        space: of the model's geometry and with its architecture inside the bounds; by default :func:`single_subnet_space`.
+        space: of the model's geometry and with its architecture inside the bounds.
 
     Returns:
         The supernet on the model's device, with copies of the weights, in eval mode.
 
     Raises:
-        SpaceError: the space has another geometry, or the model has no relative position or no head.
+        SpaceError: the space has another geometry.
         SubnetError: the architecture exceeds the space's bounds.
     """
-    own = single_subnet_space(model.architecture, space.name if space else "model")
-    space = space or own
-    for field, wanted in _geometry(model.architecture).items():
-        if getattr(space, field) != wanted:
-            raise SpaceError(f"{field} of {space.name} is {getattr(space, field)}, but {wanted} in the model; it must be the same")
+    for field, value in _geometry(model.architecture).items():
+        if getattr(space, field) != value:
+            raise SpaceError(f"{field} of {space.name} is {getattr(space, field)}, but {value} in the model; it must be the same")
     subnet = space.validate(model.architecture.subnet)
     supernet = Supernet(space).to(model.cls_token)
     widths = [heads * space.head_dim for heads in subnet.num_heads]
@@ -69,14 +67,14 @@ def place(model: VisionTransformer, space: SearchSpace | None = None) -> Superne
         for parameter in supernet.parameters():
             parameter.zero_()
         full = supernet.state_dict()
-        for name, value in model.state_dict().items():
-            qkv = name.endswith("attn.qkv.weight")
-            placed = interleaved(value, widths[int(name.split(".")[1])]) if qkv else value
-            full[name][tuple(slice(0, size) for size in value.shape)] = placed
+        for name, tensor in model.state_dict().items():
+            if name.endswith("attn.qkv.weight"):
+                tensor = _interleaved(tensor, widths[int(name.split(".")[1])])
+            full[name][tuple(slice(0, size) for size in tensor.shape)] = tensor
     return supernet.eval()
 
 
-def interleaved(weight: Tensor, width: int) -> Tensor:
+def _interleaved(weight: Tensor, width: int) -> Tensor:
     """A static ViT's qkv weight, ``(3 * width, embed_dim)`` in q, k, v order, with its rows in a supernet's order.
 
     A supernet's rows are q's first, k's first, v's first, q's second and so on; its bias stays in q, k, v order.
