@@ -19,15 +19,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from growtas.api.training import RecipeOptions, Run, finetune, load_run, plan_training, resume, train
     from growtas.progress import Progress
+    from growtas.train.plan import TrainingPlan
+    from growtas.train.recipe import Recipe
+    from growtas.train.recipes import RECIPES, find_recipe
 
 _MODULES: dict[str, str] = {
+    "RECIPES": "growtas.train.recipes",
     "Progress": "growtas.progress",
+    "Recipe": "growtas.train.recipe",
+    "RecipeOptions": "growtas.api.training",
+    "Run": "growtas.api.training",
+    "TrainingPlan": "growtas.train.plan",
+    "find_recipe": "growtas.train.recipes",
+    "finetune": "growtas.api.training",
+    "load_run": "growtas.api.training",
+    "plan_training": "growtas.api.training",
+    "resume": "growtas.api.training",
+    "train": "growtas.api.training",
 }
 """The module that defines each public name."""
 
 __all__ = [
+    "RECIPES",
     "Progress",
+    "Recipe",
+    "RecipeOptions",
+    "Run",
+    "TrainingPlan",
+    "find_recipe",
+    "finetune",
+    "load_run",
+    "plan_training",
+    "resume",
+    "train",
 ]
 
 

@@ -36,9 +36,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from growtas.errors import ConfigError
+from growtas.fields import checked, real, whole
 from growtas.space import SearchSpace
 from growtas.train.strategies.growtas import Progressive
-from growtas.train.strategies.options import check_real, check_whole
 
 if TYPE_CHECKING:
     from growtas.train.recipe import Recipe
@@ -57,17 +57,13 @@ class AutoOptions:
         most: longest stage but for the last, as a share of the same.
     """
 
-    share: float = 0.1
-    window: int = 0
-    least: float = 0.5
-    most: float = 1.25
+    share: float = checked(0.1, real(0, 1))
+    window: int = checked(0, whole(0))
+    least: float = checked(0.5, real(0, 1))
+    most: float = checked(1.25, real(1, 100))
 
     def __post_init__(self) -> None:
-        check_real("share", self.share, 0, 1)
-        check_whole("window", self.window, 0)
-        check_real("least", self.least, 0, 1)
-        check_real("most", self.most, 1, 100)
-        if 0 < self.window < 2:
+        if self.window == 1:
             raise ConfigError("method_options: window is 1; a gain needs 2 epochs or more (0 for the default)")
 
 

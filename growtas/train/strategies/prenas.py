@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs, count_costs_batch
 from growtas.errors import TrainingError
+from growtas.fields import checked, whole
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.train.strategies.base import Pass, Strategy, Tools
-from growtas.train.strategies.options import check_whole
 from growtas.train.strategies.sensitivity import Sensitivity
 
 if TYPE_CHECKING:
@@ -36,14 +36,9 @@ class PreNasOptions:
         batches: training batches whose mean gradient is taken.
     """
 
-    budgets: int = 6
-    per_budget: int = 2
-    batches: int = 4
-
-    def __post_init__(self) -> None:
-        check_whole("budgets", self.budgets, 1, 1000)
-        check_whole("per_budget", self.per_budget, 1, 1000)
-        check_whole("batches", self.batches, 1, 1000)
+    budgets: int = checked(6, whole(1, 1000))
+    per_budget: int = checked(2, whole(1, 1000))
+    batches: int = checked(4, whole(1, 1000))
 
 
 class PreNas(Strategy):
