@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written whole or not at all, the newest few and the best kept."""
+"""Writes and reads the checkpoints of a training: each is written whole or not at all; the newest few and the best stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a recipe to the loader of its training images."""
+"""Builds the loader of a recipe's training images."""
 
 from __future__ import annotations
 

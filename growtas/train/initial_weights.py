@@ -1,4 +1,4 @@
-"""Weights that a training starts from: another run's supernet, or a file of one."""
+"""The weights that a training starts from: another run's supernet, or a file of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stopping a training between two steps, so that nothing is lost."""
+"""Stops a training between two steps, so that nothing is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The subnets whose accuracy is followed during a training."""
+"""The subnets whose accuracy is measured during a training."""
 
 from __future__ import annotations
 

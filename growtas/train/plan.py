@@ -1,4 +1,4 @@
-"""What a training will do, before it does it: stages, steps, learning rates, compute, memory and time."""
+"""Plans a training before it is run: stages, steps, learning rates, compute, memory and time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting a training run, and continuing one."""
+"""Starts a training run, and continues one that was stopped."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 The paper picks T_1 by hand for each space (Section 4.1.2). Here a subspace is left when it has converged: when training it for
 another epoch gains little against what an epoch gained at best since it was opened.
 
-**What is watched.** Two series of the open stage, a value an epoch: the mean accuracy of subnets inside the open subspace (the
+**The series.** Two series of the open stage, a value an epoch: the mean accuracy of subnets inside the open subspace (the
 space's smallest, and the probes of this subspace and the earlier ones, where they are measured), and the training loss. A
 series has converged when its smoothed gain is at most ``share`` of the largest smoothed gain of the stage. All series that
 can be judged have to agree: accuracy alone is noisy on few images, and loss alone also falls by learning the images by heart.
@@ -129,7 +129,7 @@ class AutoProgressive(Progressive):
         place = np.cumsum([rate / self.recipe.lr if known else 1.0 for rate in rates])
         # Accuracies that are not measured every epoch need fewer of them for the same stretch of time, but enough for a line.
         sparse = max(min(3, self.window), math.ceil(self.window / self.recipe.probe_epochs))
-        found = {}
+        gains = {}
         for name, sources, sign, window in (
             ("accuracy", ("probes", "smallest"), 1.0, sparse),
             ("loss", ("loss",), -1.0, self.window),
@@ -137,9 +137,9 @@ class AutoProgressive(Progressive):
             for source in sources:
                 points = [(x, sign * entry[source]) for x, entry in zip(place, entries, strict=True) if entry[source] is not None]
                 if len(points) >= window:
-                    found[name] = _slopes(points, window)
+                    gains[name] = _slopes(points, window)
                     break
-        return found
+        return gains
 
     def _reason_to_go_on(self, stage: int, epochs: int) -> str | None:
         earliest, latest = self.bounds(stage)
@@ -164,17 +164,6 @@ class AutoProgressive(Progressive):
         """See :class:`Strategy`."""
         self.transitions, self.reasons = list(state["transitions"]), list(state["reasons"])
         self._history = [dict(entry) for entry in state["history"]]
-
-    def summary(self) -> str | None:
-        """See :class:`Strategy`."""
-        if not self.transitions:
-            return None
-        why = {"converged": "converged", "bound": "at the upper bound", "unmeasured": "an equal share, nothing could be judged"}
-        chosen = (
-            f"T_{k} = {epoch} ({why[reason]})"
-            for k, (epoch, reason) in enumerate(zip(self.transitions, self.reasons, strict=True), 1)
-        )
-        return f"transitions chosen by the training: {', '.join(chosen)}"
 
 
 def _readings(metrics: Mapping[str, Any], stage: int) -> dict[str, float | None]:

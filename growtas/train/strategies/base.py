@@ -1,4 +1,4 @@
-"""What a training method is: which subnets a step updates, and from what each of them learns."""
+"""A training method decides which subnets a step updates, and what each of them learns from."""
 
 from __future__ import annotations
 
@@ -164,7 +164,3 @@ class Strategy:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take a checkpoint's :meth:`state` back."""
         del state
-
-    def summary(self) -> str | None:
-        """A sentence on what the method decided on its own, for people; None where it decides nothing."""
-        return None

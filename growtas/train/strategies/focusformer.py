@@ -134,15 +134,6 @@ class FocusFormer(Strategy):
         )
         return Choice(_draw(self.logits["embed_dim"][budget], rng), depth, heads, ratios)
 
-    def likeliest(self, budget: int) -> Choice:
-        """What a budget's distribution prefers: the architecture that the paper deploys without a search."""
-        depth = int(self.logits["depth"][budget].argmax())
-        heads, ratios = (
-            tuple(self.logits[dimension][budget, : self.space.depth[depth]].argmax(-1).tolist())
-            for dimension in ("num_heads", "mlp_ratio")
-        )
-        return Choice(int(self.logits["embed_dim"][budget].argmax()), depth, heads, ratios)
-
     def subnet(self, choice: Choice) -> Subnet:
         """The subnet of a draw."""
         heads = tuple(self.space.num_heads[index] for index in choice.num_heads)
@@ -207,15 +198,6 @@ class FocusFormer(Strategy):
         self.logits = {dimension: np.array(logits, np.float64) for dimension, logits in state["logits"].items()}
         self.baseline, self.spread = (np.array(state[name], np.float64) for name in ("baseline", "spread"))
         self.lessons = state["lessons"]
-
-    def summary(self) -> str | None:
-        """See :class:`Strategy`."""
-        if self.lessons == 0:
-            return None
-        favoured = "; ".join(
-            f"{target / 1e6:.3g} M MACs: {self.subnet(self.likeliest(budget))}" for budget, target in enumerate(self.targets)
-        )
-        return f"after {self.lessons} lessons the sampler favours, near {favoured}"
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
