@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors beside a JSON that says what they are. Nothing is pickled."""
+"""Saves and loads weights as safetensors files, with JSON metadata that describes them. Nothing is pickled."""
 
 from __future__ import annotations
 

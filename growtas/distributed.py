@@ -1,4 +1,4 @@
-"""Several processes, one training: started by torchrun, one subnet a step on all of them.
+"""The processes that train together: torchrun starts them, and all of them run the same subnet in a step.
 
 Every process draws the same subnets, because draws are functions of (seed, step). So the same parameters get gradients everywhere,
 and they can simply be summed after the backward pass: no wrapper has to find out which parameters a step used.

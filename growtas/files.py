@@ -31,6 +31,19 @@ def ensure_writable(folder: str | Path) -> Path:
     return path
 
 
+def check_output_folder(folder: str | Path) -> None:
+    """Makes sure that an output folder can be written, or can be created; nothing is created.
+
+    Raises:
+        OutputError: it can't.
+    """
+    path = Path(folder).absolute()
+    nearest = next(place for place in (path, *path.parents) if place.exists())
+    if not nearest.is_dir():
+        raise OutputError(f"{folder}: the output folder can't be written ({nearest} is not a folder)")
+    ensure_writable(nearest)
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     """A temporary sibling of ``path`` to write to; it takes the place of ``path`` when the block ends without an error.

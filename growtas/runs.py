@@ -205,12 +205,12 @@ class Run:
     @property
     def best(self) -> Path | None:
         """The folder of the best supernet so far, if an epoch was measured."""
-        found = sorted(path.parent for path in self.path.glob("checkpoints/best-*/best.json"))
-        return found[-1] if found else None
+        folders = sorted(path.parent for path in self.path.glob("checkpoints/best-*/best.json"))
+        return folders[-1] if folders else None
 
     @property
-    def supernet(self) -> Path:
-        """The newest supernet's weights.
+    def supernet_file(self) -> Path:
+        """The file of the newest supernet's weights.
 
         Raises:
             CheckpointError: no checkpoint was written yet.

@@ -6,13 +6,13 @@ The presets are AutoFormer's three spaces (the paper's Table 1) and ``micro``, w
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from growtas.errors import SpaceError, SubnetError, choices
+from growtas.fields import check_keys, nearest, number_above_zero, whole_above_zero
 from growtas.subnet import Subnet
 
 
@@ -51,15 +51,14 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         for field in ("embed_dim", "num_heads", "mlp_ratio", "depth"):
-            kind: type = float if field == "mlp_ratio" else int
-            values = _choices(field, getattr(self, field), kind)
+            values = _choices(field, getattr(self, field))
             object.__setattr__(self, field, values)
-            bound = _positive(f"max_{field}", getattr(self, f"max_{field}") or values[-1], kind)
+            bound = _above_zero(field, f"max_{field}", getattr(self, f"max_{field}") or values[-1])
             if bound < values[-1]:
                 raise SpaceError(f"max_{field} is {bound:g}, below the largest choice of {field}, {values[-1]:g}")
             object.__setattr__(self, f"max_{field}", bound)
         for field in ("head_dim", "image_size", "patch_size", "in_chans", "num_classes", "max_relative_position"):
-            object.__setattr__(self, field, _positive(field, getattr(self, field), int))
+            object.__setattr__(self, field, whole_above_zero(field, getattr(self, field), SpaceError))
         if self.image_size % self.patch_size:
             raise SpaceError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.in_chans not in (1, 3):
@@ -148,12 +147,7 @@ class SearchSpace:
         """
         if not isinstance(data, Mapping):
             raise SpaceError(f"{source}: a search space is a mapping with embed_dim, num_heads, mlp_ratio and depth")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in data:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1)
-                hint = f"; did you mean {near[0]}?" if near else f"; known are {choices(known)}"
-                raise SpaceError(f"{source}: unknown field {key!r}{hint}")
+        check_keys(data, [field.name for field in dataclasses.fields(cls)], source, SpaceError)
         missing = [key for key in ("embed_dim", "num_heads", "mlp_ratio", "depth") if key not in data]
         if missing:
             raise SpaceError(f"{source}: {missing[0]} is missing; a space needs embed_dim, num_heads, mlp_ratio and depth")
@@ -163,28 +157,26 @@ class SearchSpace:
             raise SpaceError(f"{source}: {error}") from None
 
 
-def _choices(field: str, value: Any, kind: type) -> tuple[Any, ...]:
+def _choices(field: str, value: Any) -> tuple[Any, ...]:
     if isinstance(value, Mapping):
         if set(value) != {"min", "max", "step"}:
             raise SpaceError(f"{field} is {dict(value)!r}; a range has min, max and step")
-        low, high, step = (_positive(f"{field}.{key}", value[key], kind) for key in ("min", "max", "step"))
+        low, high, step = (_above_zero(field, f"{field}.{key}", value[key]) for key in ("min", "max", "step"))
         count = (high - low) / step
         if count < 0 or abs(count - round(count)) > 1e-6 or count > 10_000:
             raise SpaceError(f"{field}: max {high:g} is not min {low:g} plus a number of steps of {step:g}")
-        return tuple(kind(low + step * i) for i in range(round(count) + 1))
+        return tuple(low + step * i for i in range(round(count) + 1))
     if not isinstance(value, list | tuple) or not value:
         raise SpaceError(f"{field} is {value!r}; it must be a list of choices, or a range with min, max and step")
-    values = tuple(sorted(_positive(field, item, kind) for item in value))
+    values = tuple(sorted(_above_zero(field, field, item) for item in value))
     if len(set(values)) != len(values):
         raise SpaceError(f"{field} names a choice twice: {list(value)}")
     return values
 
 
-def _positive(field: str, value: Any, kind: type) -> Any:
-    legal = isinstance(value, int) if kind is int else isinstance(value, int | float)
-    if isinstance(value, bool) or not legal or not 0 < value < 1e6:
-        raise SpaceError(f"{field} is {value!r}; it must be a {'whole number' if kind is int else 'number'} above zero")
-    return kind(value)
+def _above_zero(field: str, name: str, value: Any) -> Any:
+    """The value of one of a dimension's choices or bounds, which messages call ``name``: only MLP ratios have fractions."""
+    return (number_above_zero if field == "mlp_ratio" else whole_above_zero)(name, value, SpaceError)
 
 
 PRESETS: dict[str, SearchSpace] = {
@@ -224,9 +216,10 @@ def load_space(name: str | Path) -> SearchSpace:
         return preset
     path = Path(name)
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
-        near = difflib.get_close_matches(str(name), PRESETS, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise SpaceError(f"unknown search space {str(name)!r}; {hint}legal are {choices(PRESETS)}, or a YAML file")
+        hint = nearest(name, PRESETS)
+        raise SpaceError(
+            f"unknown search space {str(name)!r}; {hint}{' ' if hint else ''}legal are {choices(PRESETS)}, or a YAML file"
+        )
     import yaml
 
     try:

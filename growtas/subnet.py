@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import SubnetError
+from growtas.fields import number_above_zero, whole_above_zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,9 @@ class Subnet:
     mlp_ratio: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "embed_dim", _integer("embed_dim", self.embed_dim))
-        object.__setattr__(self, "num_heads", tuple(_integer("num_heads", h) for h in self.num_heads))
-        object.__setattr__(self, "mlp_ratio", tuple(_number("mlp_ratio", r) for r in self.mlp_ratio))
+        object.__setattr__(self, "embed_dim", whole_above_zero("embed_dim", self.embed_dim, SubnetError))
+        object.__setattr__(self, "num_heads", tuple(whole_above_zero("num_heads", h, SubnetError) for h in self.num_heads))
+        object.__setattr__(self, "mlp_ratio", tuple(number_above_zero("mlp_ratio", r, SubnetError) for r in self.mlp_ratio))
         if not self.num_heads or len(self.num_heads) != len(self.mlp_ratio):
             raise SubnetError(
                 f"a subnet has as many num_heads as mlp_ratio entries, one a block and at least one; "
@@ -100,15 +101,3 @@ class Subnet:
         heads = "".join(map(str, self.num_heads)) if max(self.num_heads) < 10 else "-".join(map(str, self.num_heads))
         ratios = "-".join(f"{ratio:g}" for ratio in self.mlp_ratio)
         return f"embed {self.embed_dim}, depth {self.depth}, heads {heads}, mlp {ratios}"
-
-
-def _integer(field: str, value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
-        raise SubnetError(f"{field} is {value!r}; it must be a whole number above zero")
-    return int(value.__index__())
-
-
-def _number(field: str, value: Any) -> float:
-    if isinstance(value, bool) or not hasattr(value, "__float__") or not 0 < float(value) < 1e3:
-        raise SubnetError(f"{field} is {value!r}; it must be a number above zero")
-    return float(value)

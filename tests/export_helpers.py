@@ -113,7 +113,7 @@ def add_search(run: Run, subnet: Subnet = SUBNET, *, device: str | None = None, 
         "device": device,
         "limits": {"max_params": None, "max_macs": None, "max_latency_ms": None},
         "space": run.space.name,
-        "checkpoint_sha256": sha256(run.supernet),
+        "checkpoint_sha256": sha256(run.supernet_file),
         **changes,
     }
     path = run.path / "search" / "subnet.json"

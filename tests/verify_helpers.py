@@ -47,7 +47,7 @@ def knowing_run(root: Path, *, change: Callable[[Supernet], None] = lambda super
         fitted = torch.linalg.solve(design.T @ design + 1e-6 * torch.eye(design.shape[1]).double(), design.T @ wanted)
         supernet.head.weight[:, : TWO_BLOCKS.embed_dim] = fitted[:-1].T.float()
         supernet.head.bias[:] = fitted[-1].float()
-    save_supernet(run.supernet, supernet)
+    save_supernet(run.supernet_file, supernet)
     add_search(run, TWO_BLOCKS)
     return run
 
@@ -56,7 +56,7 @@ def export_by_hand(run: Run) -> Path:
     """The run's static ViT as safetensors and ONNX with manifests, not gated by anything; gives the ONNX file."""
     folder = run.path / "export"
     folder.mkdir()
-    model = extract(load_supernet(run.supernet), TWO_BLOCKS)
+    model = extract(load_supernet(run.supernet_file), TWO_BLOCKS)
     onnx_file = folder / "tiny-subnet.onnx"
     save_model(onnx_file.with_suffix(".safetensors"), model)
     export_onnx(model, onnx_file)
@@ -69,8 +69,8 @@ def export_by_hand(run: Run) -> Path:
         "class_names": run.info["class_names"],
         "source": {
             "run": run.path.name,
-            "checkpoint": run.supernet.relative_to(run.path).as_posix(),
-            "checkpoint_sha256": sha256(run.supernet),
+            "checkpoint": run.supernet_file.relative_to(run.path).as_posix(),
+            "checkpoint_sha256": sha256(run.supernet_file),
             "subnet_file": "subnet.json",
         },
     }

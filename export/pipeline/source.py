@@ -34,7 +34,7 @@ def find_source(run: Run, subnet_file: Path | None, note: Callable[[str], None] 
         CheckpointError: the run has no checkpoint.
         SubnetError: no subnet was named and none was searched, or the run's space does not hold it.
     """
-    info, checkpoint = run.info, run.supernet
+    info, checkpoint = run.info, run.supernet_file
     path = subnet_file or run.path / "search" / "subnet.json"
     if subnet_file is None and not path.is_file():
         raise SubnetError(f"{run.path}: no subnet was searched yet; run `growtas search {run.path}`, or name one with --subnet")

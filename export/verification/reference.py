@@ -117,7 +117,7 @@ def _other(path: Path, preprocess: Mapping[str, Any]) -> Reference:
 
 def _check_checkpoint(path: Path, manifest: Mapping[str, Any], run: Run) -> Path:
     """The run's newest checkpoint, which must be what the artifact was made from."""
-    made_from, now = manifest["source"], run.supernet
+    made_from, now = manifest["source"], run.supernet_file
     recorded, digest = str(made_from.get("checkpoint_sha256")), sha256(now)
     if recorded != digest:
         raise ParityError(

@@ -19,15 +19,60 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from growtas.api.training import RecipeOptions, Run, finetune, load_run, plan_training, resume, train
+    from growtas.autoformer import import_autoformer
+    from growtas.costs import Costs, count_costs
     from growtas.progress import Progress
+    from growtas.runs import list_runs
+    from growtas.space import SearchSpace, load_space
+    from growtas.subnet import Subnet
+    from growtas.train.plan import TrainingPlan
+    from growtas.train.recipe import Recipe
+    from growtas.train.recipes import RECIPES, find_recipe
 
 _MODULES: dict[str, str] = {
+    "RECIPES": "growtas.train.recipes",
+    "Costs": "growtas.costs",
     "Progress": "growtas.progress",
+    "Recipe": "growtas.train.recipe",
+    "RecipeOptions": "growtas.api.training",
+    "Run": "growtas.api.training",
+    "SearchSpace": "growtas.space",
+    "Subnet": "growtas.subnet",
+    "TrainingPlan": "growtas.train.plan",
+    "count_costs": "growtas.costs",
+    "find_recipe": "growtas.train.recipes",
+    "finetune": "growtas.api.training",
+    "import_autoformer": "growtas.autoformer",
+    "list_runs": "growtas.runs",
+    "load_run": "growtas.api.training",
+    "load_space": "growtas.space",
+    "plan_training": "growtas.api.training",
+    "resume": "growtas.api.training",
+    "train": "growtas.api.training",
 }
 """The module that defines each public name."""
 
 __all__ = [
+    "RECIPES",
+    "Costs",
     "Progress",
+    "Recipe",
+    "RecipeOptions",
+    "Run",
+    "SearchSpace",
+    "Subnet",
+    "TrainingPlan",
+    "count_costs",
+    "find_recipe",
+    "finetune",
+    "import_autoformer",
+    "list_runs",
+    "load_run",
+    "load_space",
+    "plan_training",
+    "resume",
+    "train",
 ]
 
 

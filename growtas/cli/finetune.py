@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from growtas.cli.output import JsonOption, console, note, print_json, print_table
-from growtas.cli.train import _announce, _check_place
-from growtas.cli.train_progress import training_progress
+from growtas.cli.output import JsonOption, console, print_json, print_table
+from growtas.cli.train_progress import training_view
 
 if TYPE_CHECKING:
-    from growtas.train.session import Session
+    from growtas import api
 
 
 def finetune(
@@ -52,68 +51,53 @@ def finetune(
 
     Example: growtas finetune runs/RUN --data photos/ --image-size 56
     """
-    _check_place(out)
-    from growtas.train.finetune import finetuned_accuracy, load_start, resolve_finetune, start_finetune
+    from growtas import api
     from growtas.train.recipe_file import parse_settings
 
-    options = {"data": data, "epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
-    given = {key: value for key, value in options.items() if value is not None}
-    start = load_start(model, subnet)
-    size = start.model.architecture.image_size if image_size is None else image_size
-    chosen = resolve_finetune(size, config, given, recipe=recipe, settings=parse_settings(settings or []))
-    with training_progress(quiet=json_) as (_, track):
-        session = start_finetune(
-            start,
-            chosen,
-            out=out,
-            name=name,
-            data_dir=str(data_dir) if data_dir else None,
-            device=device,
-            track=track,
+    with training_view(quiet=json_) as progress:
+        run = api.finetune(
+            model,
+            data=data,
+            data_dir=data_dir,
             image_size=image_size,
             in_chans=in_chans,
+            subnet=subnet,
+            recipe=recipe,
+            epochs=epochs,
+            lr=lr,
+            batch_size=batch_size,
+            seed=seed,
+            config=config,
+            settings=parse_settings(settings or []),
+            out=out,
+            name=name,
+            device=device,
+            tensorboard=tensorboard,
+            progress=progress,
         )
-    if not json_:
-        _announce(session)
-        _say_changes(session.run.info["finetune"])
-    try:
-        with training_progress(quiet=json_) as (observer, track):
-            info = session.train(observer, track, tensorboard=tensorboard, note=(lambda text: None) if json_ else note)
-    except KeyboardInterrupt:
-        note(f"growtas: interrupted; continue with: growtas train --resume {session.run.path}")
-        raise typer.Exit(130) from None
-    accuracy = finetuned_accuracy(session)
     if json_:
-        keys = ("state", "seconds", "data")
-        content = {key: info[key] for key in keys}
-        print_json(
-            {"run": str(session.run.path), "space": session.run.space.name, "finetune": session.run.info["finetune"], **content}
-        )
+        info = run.info
+        content = {key: info[key] for key in ("finetune", "state", "seconds", "data")}
+        print_json({"run": str(run.path), "space": run.space.name, **content})
         return
-    _show_result(session, accuracy, info["seconds"])
+    _show_result(run)
 
 
-def _say_changes(record: dict[str, Any]) -> None:
-    """What was made of the model, where it is more than a new head."""
-    what = {"image_size": "image size", "max_relative_position": "longest relative distance", "in_chans": "channels"}
-    changes = [f"{words} {old} -> {new}" for key, words in what.items() for old, new in [record[key]] if old != new]
-    note(f"model: {record['weights']} ({'; '.join([*changes, record['head'] + ' head'])})")
-
-
-def _show_result(session: Session, accuracy: float, seconds: float) -> None:
+def _show_result(run: api.Run) -> None:
     from rich.table import Table
 
     from growtas.costs import count_costs
     from growtas.subnet import Subnet
     from growtas.units import format_count
 
-    run = session.run
-    subnet = Subnet.from_dict(run.info["finetune"]["subnet"])
-    costs = count_costs(run.space, subnet)
-    table = Table(title=f"{run.space.name} on {session.data.name}: accuracy on the {len(session.data.test):,} test images")
+    info, space = run.info, run.space
+    data, subnet = info["data"], Subnet.from_dict(info["finetune"]["subnet"])
+    costs = count_costs(space, subnet)
+    table = Table(title=f"{space.name} on {data['name']}: accuracy on the {data['test_size']:,} test images")
     table.add_column("architecture")
     for column in ("params", "MACs", "accuracy"):
         table.add_column(column, justify="right")
-    table.add_row(str(subnet), format_count(costs.params), format_count(costs.macs), f"{accuracy:.2%}")
+    accuracy = f"{info['finetune']['test_accuracy']:.2%}"
+    table.add_row(str(subnet), format_count(costs.params), format_count(costs.macs), accuracy)
     print_table(table)
-    console().print(f"run {run.path}   {seconds:.0f} s   next: growtas export {run.path}", soft_wrap=True)
+    console().print(f"run {run.path}   {info['seconds']:.0f} s   next: growtas export {run.path}", soft_wrap=True)

@@ -31,6 +31,6 @@ def autoformer(
 
     run = import_autoformer(checkpoint, load_space(space), out, name)
     if json_:
-        print_json({"run": str(run.path), "space": run.space.to_dict(), "checkpoint": str(run.supernet)})
+        print_json({"run": str(run.path), "space": run.space.to_dict(), "checkpoint": str(run.supernet_file)})
         return
     console().print(f"{checkpoint} -> {run.path}  ({run.space.name}, {run.space.num_classes} classes)")

@@ -1,48 +1,18 @@
-"""The typer application, and the one place where errors become a sentence and an exit code."""
+"""The entry point: the one place where errors become a sentence and an exit code."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from typing import Annotated
 
 import typer
 
 from growtas.allocator import keep_memory
+from growtas.cli.app import app
 from growtas.errors import GrowtasError
 
-app = typer.Typer(
-    name="growtas",
-    help="Grow a ViT supernet, search it under measured latency, and export the subnet as a verified, benchmarked engine.",
-    epilog="The whole way, in an empty folder:  growtas train  |  growtas search --device a10 --max-latency 5ms  |  "
-    "growtas export --format trt  |  growtas bench",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode="rich",
-)
-
 _PATIENCE_SECONDS = 5.0
-
-
-def _version(value: bool) -> None:
-    if value:
-        from growtas import __version__
-
-        typer.echo(f"growtas {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    # --debug is read in main(), where errors end up; it is declared here for --help and for the parser.
-    del debug, version
 
 
 def main() -> None:
@@ -75,8 +45,3 @@ def main() -> None:
             f"growtas: unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)", err=True
         )
         sys.exit(1)
-
-
-from growtas.cli import commands  # noqa: E402  (the commands register themselves on `app`)
-
-__all__ = ["app", "commands", "main"]

@@ -3,74 +3,29 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import TYPE_CHECKING
 
 from growtas.cli.output import console, print_json, print_table
 
 if TYPE_CHECKING:
-    import torch
-
     from growtas.costs import Costs
-    from growtas.data.report import DataReport
     from growtas.growth import Subspace
-    from growtas.train.plan import Plan, StagePlan
-    from growtas.train.recipe import Recipe
+    from growtas.train.plan import StagePlan, TrainingPlan
 
 
-def show_plan(recipe: Recipe, data_dir: str | None, device: str, *, as_json: bool) -> None:
-    """Open the data, plan the training and print the plan; a run's folder is not made.
-
-    Raises:
-        DataError: the data can't be used.
-        ConfigError: the recipe doesn't fit the space, the data or the processes.
-        CheckpointError: ``init`` can't be found.
-        DeviceError: an unknown device.
-    """
-    from growtas.data.evaluation import cut_search_split, search_indices
-    from growtas.data.preprocess import preprocess_record
-    from growtas.data.report import check_data
-    from growtas.data.sources import open_data
-    from growtas.space import load_space
-    from growtas.train.image_loader import check_memory
-    from growtas.train.initial_weights import Start
-    from growtas.train.plan import make_plan
-    from growtas.train.teacher import check_teacher
-
-    check_teacher(recipe)
-    start = Start.of(recipe)
-    recipe = start.inherit(recipe) if start else recipe
-    chosen = _device(device)
-    data = open_data(recipe.data, data_dir)
-    space = load_space(recipe.space).replace(num_classes=len(data.class_names))
-    split, record = cut_search_split(data, recipe.seed, recipe.search_images), preprocess_record(space, data)
-    check_memory(data, record, recipe)
-    report = check_data(data, split, record)
-    images = len(data.train) - len(search_indices(split))
-    plan = make_plan(recipe, space, images, chosen, int(os.environ.get("WORLD_SIZE", "1")))
+def show_plan(plan: TrainingPlan, as_json: bool) -> None:
+    """Prints a plan that was made for a data set."""
     if as_json:
-        print_json({**plan.to_dict(), "data": report.to_dict()})
+        print_json(plan.to_dict())
         return
-    _print(plan, data.name, report)
-
-
-def _device(name: str) -> torch.device:
-    """The device; unlike a training, a plan for CUDA needs no GPU."""
-    import torch
-
-    from growtas.train.session import pick_device
-
-    return torch.device(name) if name == "cuda" else pick_device(name)
-
-
-def _print(plan: Plan, data: str, report: DataReport) -> None:
     from rich.table import Table
 
     from growtas.train.recipe_file import dump_recipe
     from growtas.units import format_bytes, format_count
 
-    recipe, memory = plan.recipe, plan.memory
-    title = f"{recipe.method} on {plan.space.name}, {data}: {plan.train_images:,} training images, {len(plan.stages)} stage"
+    recipe, memory, report = plan.recipe, plan.memory, plan.data
+    assert report is not None
+    title = f"{recipe.method} on {plan.space.name}, {report.name}: {plan.train_images:,} training images, {len(plan.stages)} stage"
     table = Table(title=f"{title}{'s' if len(plan.stages) > 1 else ''}")
     table.add_column("stage", justify="right")
     for column in ("subspace", "epochs"):

@@ -90,7 +90,7 @@ class Job:
             ensure_writable(r.out)
             modelled = self._modelled()
             # A training that goes on writes newer ones meanwhile.
-            loaded = self._load(r.run.supernet)
+            loaded = self._load(r.run.supernet_file)
             if world.size > 1:
                 loaded.decode()
             search = self._plan(modelled)
@@ -185,7 +185,7 @@ class Job:
             raise typer.Exit
         r, started = self.request, time.perf_counter()
         ensure_writable(r.out)
-        checkpoint = r.run.supernet
+        checkpoint = r.run.supernet_file
         digest = sha256(checkpoint)
         recorded = Recorded.read(r.out / "journal.jsonl", digest, self._others())
         search = self._plan(self._modelled())

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from growtas.cli.output import JsonOption, console, note, print_json, print_table
-from growtas.cli.train_progress import training_progress
+from growtas.cli.output import JsonOption, console, print_json, print_table
+from growtas.cli.train_progress import training_view
 
 if TYPE_CHECKING:
-    from growtas.train.recipe import Recipe
-    from growtas.train.session import Session
-
+    from growtas import api
 
 _RECIPE, _DATA, _METHOD, _COMPUTE, _RUN = "Recipe", "Data", "Method", "Computing", "Run"
 """Panels of ``--help``."""
@@ -121,7 +117,12 @@ def train(
 
     Example: growtas train --data fashion-mnist --set label_smoothing=0.1 --dry-run
     """
-    options: dict[str, Any] = {
+    from growtas import api
+    from growtas.errors import UsageError
+    from growtas.runs import check_run_name
+    from growtas.train.recipe_file import parse_settings
+
+    options: api.RecipeOptions = {
         "space": space,
         "data": data,
         "method": method,
@@ -139,60 +140,54 @@ def train(
         "teacher": teacher,
         "keep_checkpoints": keep,
     }
-    chosen = Chosen(recipe, config, settings or [], {key: value for key, value in options.items() if value is not None})
-    folder = str(data_dir) if data_dir else None
+    if dry_run and (resume or run is not None):
+        raise UsageError("--dry-run is about a new training; leave out the run's folder and --resume")
+    if run is not None and not resume:
+        raise UsageError(f"{run}: a run's folder is only for --resume; where new runs go is said with --out and --name")
+    fields = parse_settings(settings or [])
     if dry_run:
-        _show_plan(run, out, name, chosen, folder, device, resume=resume, as_json=json_)
+        from growtas.cli.plan_view import show_plan
+
+        check_run_name(out, name)
+        show_plan(api.plan_training(recipe, config=config, settings=fields, data_dir=data_dir, device=device, **options), json_)
         return
-    if resume:
-        session = _resumed(run, out, name, chosen, folder, device)
-    else:
-        session = _started(run, out, name, chosen, folder, device, quiet=json_)
-    if not json_:
-        _announce(session)
-    try:
-        with training_progress(quiet=json_) as (observer, track):
-            info = session.train(observer, track, tensorboard=tensorboard, note=_silence if json_ else note)
-    except KeyboardInterrupt:
-        note(f"growtas: interrupted; continue with: growtas train --resume {session.run.path}")
-        raise typer.Exit(130) from None
+    with training_view(quiet=json_) as progress:
+        if resume:
+            stopped = api.load_run(run or (out / name if name else None), root=out)
+            if recipe is not None:
+                raise UsageError(
+                    f"{stopped.path}: a run is continued with its own recipe; leave out --recipe, "
+                    f"or start a new run without --resume"
+                )
+            trained = api.resume(
+                stopped,
+                config=config,
+                settings=fields,
+                data_dir=data_dir,
+                device=device,
+                tensorboard=tensorboard,
+                progress=progress,
+                **options,
+            )
+        else:
+            trained = api.train(
+                recipe,
+                config=config,
+                settings=fields,
+                data_dir=data_dir,
+                out=out,
+                name=name,
+                device=device,
+                tensorboard=tensorboard,
+                progress=progress,
+                **options,
+            )
     if json_:
+        info = trained.info
         keys = ("state", "method", "test_accuracy", "seconds", "data")
-        print_json({"run": str(session.run.path), "space": session.run.space.name, **{key: info[key] for key in keys}})
+        print_json({"run": str(trained.path), "space": trained.space.name, **{key: info[key] for key in keys}})
         return
-    _show_result(session, info)
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What the command line says of the recipe.
-
-    Attributes:
-        recipe: its name.
-        config: a YAML file.
-        settings: ``KEY=VALUE`` each.
-        options: fields that have an option of their own.
-    """
-
-    recipe: str | None
-    config: Path | None
-    settings: Sequence[str]
-    options: Mapping[str, Any]
-
-    def resolve(self) -> Recipe:
-        """The recipe.
-
-        Raises:
-            ConfigError, SpaceError: see :func:`growtas.train.resolve_recipe.resolve_recipe`.
-        """
-        from growtas.train.recipe_file import parse_settings
-        from growtas.train.resolve_recipe import resolve_recipe
-
-        return resolve_recipe(self.config, self.options, recipe=self.recipe, settings=parse_settings(self.settings))
-
-
-def _silence(text: str) -> None:
-    del text
+    _show_result(trained)
 
 
 def _epoch_list(text: str | None) -> list[float] | str | None:
@@ -206,101 +201,21 @@ def _epoch_list(text: str | None) -> list[float] | str | None:
         raise ConfigError(f"--transitions {text!r} must be epochs divided by commas, as in 10,20, or auto") from None
 
 
-def _show_plan(
-    run: Path | None,
-    out: Path,
-    name: str | None,
-    chosen: Chosen,
-    folder: str | None,
-    device: str,
-    *,
-    resume: bool,
-    as_json: bool,
-) -> None:
-    from growtas.cli.plan_view import show_plan
-    from growtas.errors import UsageError
-    from growtas.runs import check_run_name
-
-    if resume or run is not None:
-        raise UsageError("--dry-run is about a new training; leave out the run's folder and --resume")
-    check_run_name(out, name)
-    show_plan(chosen.resolve(), folder, device, as_json=as_json)
-
-
-def _started(
-    run: Path | None,
-    out: Path,
-    name: str | None,
-    chosen: Chosen,
-    folder: str | None,
-    device: str,
-    *,
-    quiet: bool,
-) -> Session:
-    from growtas.errors import UsageError
-
-    if run is not None:
-        raise UsageError(f"{run}: a run's folder is only for --resume; where new runs go is said with --out and --name")
-    _check_place(out)
-    from growtas.train.session import start_session
-
-    recipe = chosen.resolve()
-    with training_progress(quiet=quiet) as (_, track):
-        return start_session(recipe, out=out, name=name, data_dir=folder, device=device, track=track)
-
-
-def _check_place(out: Path) -> None:
-    """Refuse an output folder that can't be written, before torch takes seconds to load; nothing is created yet."""
-    from growtas.errors import OutputError
-    from growtas.files import ensure_writable
-
-    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise OutputError(f"{out}: the output folder can't be written ({nearest} is not a folder)")
-    ensure_writable(nearest)
-
-
-def _resumed(run: Path | None, out: Path, name: str | None, chosen: Chosen, folder: str | None, device: str) -> Session:
-    from growtas.errors import UsageError
-    from growtas.runs import find_run
-    from growtas.train.recipe_file import parse_settings
-    from growtas.train.session import resume_session
-
-    found = find_run(run if run is not None else out / name if name else None, out)
-    if chosen.recipe is not None:
-        raise UsageError(
-            f"{found.path}: a run is continued with its own recipe; leave out --recipe, or start a new run without --resume"
-        )
-    given = {**parse_settings(chosen.settings), **chosen.options}
-    return resume_session(found, config=chosen.config, options=given, data_dir=folder, device=device)
-
-
-def _announce(session: Session) -> None:
-    recipe, data = session.recipe, session.data
-    done = session.run.checkpoints
-    verb = f"continuing after {done[-1].name.replace('-', ' ')}" if done else "training"
-    images = f"{data.name} ({len(data.train):,} training, {len(data.test):,} test images, {len(data.class_names)} classes)"
-    where = str(session.device) + (f", {session.world.size} processes" if session.world.size > 1 else "")
-    note(f"{verb}: {session.run.space.name} on {images}, {recipe.method}, {recipe.epochs} epochs, on {where}")
-    for label, value in session.report.rows()[1:] if session.report else ():
-        note(f"  {label:<13} {value}")
-    note(f"run: {session.run.path}")
-
-
-def _show_result(session: Session, info: dict[str, Any]) -> None:
+def _show_result(run: api.Run) -> None:
     from rich.table import Table
 
     from growtas.costs import count_costs
     from growtas.train.strategies import make_strategy
     from growtas.units import format_count
 
-    space = session.run.space
-    table = Table(title=f"{space.name} on {session.data.name}: accuracy on the {len(session.data.test):,} test images")
+    space, info, recipe = run.space, run.info, run.recipe
+    data = info["data"]
+    table = Table(title=f"{space.name} on {data['name']}: accuracy on the {data['test_size']:,} test images")
     for column in ("subnet", "architecture"):
         table.add_column(column)
     for column in ("params", "MACs", "accuracy"):
         table.add_column(column, justify="right")
-    followed = make_strategy(session.recipe, space).followed()
+    followed = make_strategy(recipe, space).followed()
     for label, subnet in followed.items():
         costs = count_costs(space, subnet)
         accuracy = f"{info['test_accuracy'][label]:.2%}"
@@ -308,5 +223,5 @@ def _show_result(session: Session, info: dict[str, Any]) -> None:
         if len(set(followed.values())) == 1:
             break
     print_table(table)
-    step = "export" if session.recipe.method == "finetune" else "search"
-    console().print(f"run {session.run.path}   {info['seconds']:.0f} s   next: growtas {step}", soft_wrap=True)
+    step = "export" if recipe.method == "finetune" else "search"
+    console().print(f"run {run.path}   {info['seconds']:.0f} s   next: growtas {step}", soft_wrap=True)

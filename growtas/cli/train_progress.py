@@ -1,48 +1,95 @@
-"""How a training shows that it gets on: a bar in a terminal, a line an epoch in a log."""
+"""How a training shows on stderr that it gets on: a bar in a terminal, a line an epoch in a log."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import typer
 
 from growtas.cli.output import note, progress_console
+from growtas.progress import Progress
+
+if TYPE_CHECKING:
+    from growtas.train.events import RunReady
 
 
-class _Bar:
-    """A progress bar over the steps."""
+class TrainingView(Progress):
+    """Shows a training.
 
-    def __init__(self, progress: Any) -> None:
-        self._progress = progress
+    Args:
+        bars: a rich progress display, or None for a line an epoch.
+        quiet: show nothing.
+
+    Attributes:
+        run: the folder of the run, once there is one.
+    """
+
+    def __init__(self, bars: Any, *, quiet: bool) -> None:
+        from growtas.train import events
+
+        self.run: str | None = None
+        self._events, self._bars, self._quiet = events, bars, quiet
         self._task: Any = None
+        self._first_step, self._steps = 0, 0
 
-    def on_start(self, first_step: int, steps: int) -> None:
-        self._task = self._progress.add_task("training", total=steps, completed=first_step)
+    def stage(self, name: str, total: int | None = None) -> None:
+        """See :class:`Progress`: another bar."""
+        if self._bars:
+            self._task = self._bars.add_task(name, total=total)
 
-    def on_step(self, step: int, epoch: int, stage: int, loss: float) -> None:
-        text = f"epoch {epoch + 1}, stage {stage + 1}, loss {loss:.3f}"
-        self._progress.update(self._task, completed=step, description=text)
+    def advance(self, count: int = 1) -> None:
+        """See :class:`Progress`."""
+        if self._bars:
+            self._bars.advance(self._task, count)
 
-    def on_epoch(self, metrics: dict[str, Any]) -> None:
-        """The bar goes by steps; the accuracies are in metrics.jsonl."""
+    def note(self, text: str) -> None:
+        """See :class:`Progress`."""
+        if not self._quiet:
+            note(text)
+
+    def event(self, event: object) -> None:
+        """See :class:`Progress`: what the run is, then the steps of the bar, or the epochs' lines."""
+        if isinstance(event, self._events.RunReady):
+            self.run = str(event.run.path)
+            for task in self._bars.task_ids if self._bars else ():
+                self._bars.remove_task(task)
+            for line in _description(event) if not self._quiet else ():
+                note(line)
+        elif isinstance(event, self._events.TrainingStarted):
+            self._first_step, self._steps = event.step, event.steps
+            self.stage("training", event.steps)
+            self.advance(event.step)
+        elif self._bars and isinstance(event, self._events.StepDone):
+            text = f"epoch {event.epoch + 1}, stage {event.stage + 1}, loss {event.loss:.3f}"
+            self._bars.update(self._task, completed=event.step, description=text)
+        elif isinstance(event, self._events.EpochDone) and not (self._bars or self._quiet):
+            note(epoch_line(event.metrics, self._first_step, self._steps))
+            self._first_step = event.metrics["step"]
 
 
-class _Lines:
-    """A line an epoch, for whoever reads a batch system's log."""
+def _description(ready: RunReady) -> Iterator[str]:
+    """What is trained on what, and where."""
+    run, recipe, data = ready.run, ready.recipe, ready.data
+    done = run.checkpoints
+    verb = f"continuing after {done[-1].name.replace('-', ' ')}" if done else "training"
+    images = f"{data.name} ({len(data.train):,} training, {len(data.test):,} test images, {len(data.class_names)} classes)"
+    where = ready.device + (f", {ready.processes} processes" if ready.processes > 1 else "")
+    yield f"{verb}: {run.space.name} on {images}, {recipe.method}, {recipe.epochs} epochs, on {where}"
+    for label, value in ready.report.rows()[1:] if ready.report else ():
+        yield f"  {label:<13} {value}"
+    yield f"run: {run.path}"
+    changes = run.info.get("finetune")
+    if changes and ready.report:
+        yield _changes(changes)
 
-    def __init__(self) -> None:
-        self._steps = 0
-        self._done = 0
 
-    def on_start(self, first_step: int, steps: int) -> None:
-        self._done, self._steps = first_step, steps
-
-    def on_step(self, step: int, epoch: int, stage: int, loss: float) -> None:
-        """A line a step would be too many."""
-
-    def on_epoch(self, metrics: dict[str, Any]) -> None:
-        note(epoch_line(metrics, self._done, self._steps))
-        self._done = metrics["step"]
+def _changes(record: dict[str, Any]) -> str:
+    """What a fine-tuning made of the model, where it is more than a new head."""
+    what = {"image_size": "image size", "max_relative_position": "longest relative distance", "in_chans": "channels"}
+    changes = [f"{words} {old} -> {new}" for key, words in what.items() for old, new in [record[key]] if old != new]
+    return f"model: {record['weights']} ({'; '.join([*changes, record['head'] + ' head'])})"
 
 
 def epoch_line(metrics: dict[str, Any], before: int, steps: int) -> str:
@@ -66,21 +113,28 @@ def epoch_line(metrics: dict[str, Any], before: int, steps: int) -> str:
 
 
 @contextlib.contextmanager
-def training_progress(*, quiet: bool) -> Iterator[tuple[Any, Any]]:
-    """An observer of the training and a tracker of loops on stderr: bars where it is a terminal, else a line an epoch."""
-    from growtas.data.images import silent
-    from growtas.train.observer import Silent
+def training_view(*, quiet: bool) -> Iterator[Progress]:
+    """A view of a training while it lasts; Ctrl-C ends the command with how to go on.
 
-    if quiet or not progress_console().is_terminal:
-        yield Silent() if quiet else _Lines(), silent
-        return
+    Raises:
+        Exit: the training was stopped and can be continued.
+    """
+    with contextlib.ExitStack() as stack:
+        bars = stack.enter_context(_bars()) if progress_console().is_terminal and not quiet else None
+        view = TrainingView(bars, quiet=quiet)
+        try:
+            yield view
+        except KeyboardInterrupt:
+            if view.run is None:
+                raise
+            stack.close()
+            note(f"growtas: interrupted; continue with: growtas train --resume {view.run}")
+            raise typer.Exit(130) from None
+
+
+def _bars() -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     text = TextColumn("{task.description}")
     columns = (text, BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(compact=True), TextColumn("left"))
-    with Progress(*columns, console=progress_console(), transient=True) as progress:
-
-        def track(items: Sequence[Any], title: str) -> Iterable[Any]:
-            yield from progress.track(items, description=title)
-
-        yield _Bar(progress), track
+    return Progress(*columns, console=progress_console(), transient=True)

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from growtas.errors import DataError
-
-T = TypeVar("T")
-Track = Callable[[Sequence[T], str], Iterable[T]]
-"""Iterates over a sequence while showing progress under a title."""
-
-
-def silent(items: Sequence[T], title: str) -> Iterable[T]:
-    """A :data:`Track` that shows nothing."""
-    del title
-    return items
+from growtas.progress import SILENT, Progress, tracked
 
 
 class ImageSet(Protocol):
@@ -152,7 +143,7 @@ def decode(file: IO[bytes]) -> Image.Image:
         return image
 
 
-def unreadable(images: ImageSet, track: Track[Any] = silent, title: str = "checking images") -> list[DataError]:
+def unreadable(images: ImageSet, progress: Progress = SILENT, title: str = "checking images") -> list[DataError]:
     """Decode every image once, and give the errors of those that can't be, in order."""
     base, indices = resolve(images)
     if isinstance(base, ArraySet):
@@ -167,7 +158,7 @@ def unreadable(images: ImageSet, track: Track[Any] = silent, title: str = "check
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         chunks = np.array_split(indices, max(1, len(indices) // 64))
-        failures = [failure for chunk in track(chunks, title) for failure in pool.map(attempt, chunk.tolist())]
+        failures = [failure for chunk in tracked(chunks, title, progress) for failure in pool.map(attempt, chunk.tolist())]
     return [failure for failure in failures if failure is not None]
 
 
@@ -183,15 +174,6 @@ def raise_unreadable(failures: Sequence[DataError], where: str) -> None:
         # Each is "NAME: the image can't be read (REASON)".
         named = [str(failure).replace(": the image can't be read", "") for failure in failures]
         raise DataError(f"{where}: {len(failures)} images can't be read; replace or remove {listed(named, 5)}")
-
-
-def verify(images: ImageSet, track: Track[Any] = silent, title: str = "checking images") -> None:
-    """Decode every image once.
-
-    Raises:
-        DataError: some are unreadable; the message says how many, and names the first.
-    """
-    raise_unreadable(unreadable(images, track, title), "the images")
 
 
 def listed(names: Sequence[str], most: int) -> str:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from growtas.data.cache import files_key, load_entry, store_entry
-from growtas.data.images import ArraySet, ImageSet, Track, resolve, silent
+from growtas.data.images import ArraySet, ImageSet, resolve
 from growtas.data.preprocess import geometry
+from growtas.progress import SILENT, Progress, tracked
 
 MEMORY_LIMIT = 2_000_000_000
 """Bytes of decoded images that are kept; ImageNet's 10,000 search images at 224 px need 1.5 GB."""
@@ -63,10 +64,10 @@ class Pixels:
                 store_entry(self._key, self._kept.numpy())
         return self._kept[torch.from_numpy(indices)]
 
-    def load_all(self, track: Track[Any] = silent, title: str = "decoding images") -> Tensor:
+    def load_all(self, progress: Progress = SILENT, title: str = "decoding images") -> Tensor:
         """Every image, in one tensor of ``self.size`` bytes."""
         chunks = np.array_split(np.arange(len(self)), max(1, len(self) // 256))
-        parts = [self.take(chunk) for chunk in track(chunks, title)]
+        parts = [self.take(chunk) for chunk in tracked(chunks, title, progress)]
         return self._kept if self._kept is not None else torch.cat(parts)
 
     def _cache_key(self) -> str | None:

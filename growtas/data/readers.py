@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 from timm.data import create_dataset
 
-from growtas.data.images import ArraySet, ImageSet, ReaderSet, Track, decode
+from growtas.data.images import ArraySet, ImageSet, ReaderSet, decode
 from growtas.errors import DataError, choices
+from growtas.progress import Progress, tracked
 
 PREFIXES = {"torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"}
 """Prefixes of timm's names, and the package that each needs."""
@@ -21,7 +22,7 @@ STREAM_LIMIT = 2_000_000_000
 """Bytes of decoded images up to which a set that can only be streamed is held in memory."""
 
 
-def open_timm(name: str, folder: Path | None, track: Track[Any]) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+def open_timm(name: str, folder: Path | None, progress: Progress) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
     """Training images, test images and class names of a timm name.
 
     The test set is the first of the splits test, validation and val that the set has.
@@ -45,7 +46,7 @@ def open_timm(name: str, folder: Path | None, track: Track[Any]) -> tuple[ImageS
             failures.append(str(error))
     else:
         raise DataError(f"{name}: no test set among the splits {choices(_TEST_SPLITS)} ({failures[0]})")
-    train_set, test_set = (_as_images(dataset, name, split, track) for dataset, split in ((train, "training"), (test, "test")))
+    train_set, test_set = (_as_images(dataset, name, split, progress) for dataset, split in ((train, "training"), (test, "test")))
     classes = max((int(images.labels.max()) + 1 for images in (train_set, test_set) if len(images)), default=0)
     return train_set, test_set, _class_names(train, classes)
 
@@ -61,37 +62,36 @@ def _open(name: str, folder: Path | None, split: str) -> Any:
     return dataset
 
 
-def _as_images(dataset: Any, name: str, split: str, track: Track[Any]) -> ImageSet:
+def _as_images(dataset: Any, name: str, split: str, progress: Progress) -> ImageSet:
     title = f"{name} {split}"
     pixels = getattr(dataset, "data", None)
     labels = getattr(dataset, "targets", None)
     if pixels is not None and labels is not None:  # CIFAR, MNIST and their kin lie in memory
         return ArraySet(np.asarray(pixels, np.uint8), np.asarray(labels), title)
     if not hasattr(dataset, "__getitem__"):
-        return _read_stream(dataset, title, track)
+        return _read_stream(dataset, title)
     reader = getattr(dataset, "reader", None)
     if reader is not None:
-        return ReaderSet(_reader_labels(reader, dataset, track), lambda i: decode(reader[i][0]), lambda i: f"{title}, image {i}")
+        return ReaderSet(_reader_labels(reader, dataset, progress), lambda i: decode(reader[i][0]), lambda i: f"{title}, image {i}")
     for attribute in ("labels", "_labels"):
         labels = getattr(dataset, attribute, None) if labels is None else labels
     if labels is None:
-        labels = [int(dataset[i][1]) for i in track(range(len(dataset)), f"reading labels of {title}")]
+        labels = [int(dataset[i][1]) for i in tracked(range(len(dataset)), f"reading labels of {title}", progress)]
     paths = [path for path, _ in dataset.samples] if hasattr(dataset, "samples") else None
     return ReaderSet(labels, lambda i: dataset[i][0], lambda i: paths[i] if paths else f"{title}, image {i}", paths)
 
 
-def _reader_labels(reader: Any, dataset: Any, track: Track[Any]) -> list[int]:
+def _reader_labels(reader: Any, dataset: Any, progress: Progress) -> list[int]:
     """Labels of a timm reader, without decoding the images where it is a Hugging Face table."""
     table, key = getattr(reader, "dataset", None), getattr(reader, "label_key", None)
     if table is not None and key is not None:
         labels = list(table[key])
         return [reader.class_to_idx[label] for label in labels] if getattr(reader, "remap_class", False) else labels
-    return [int(reader[i][1]) for i in track(range(len(dataset)), "reading labels")]
+    return [int(reader[i][1]) for i in tracked(range(len(dataset)), "reading labels", progress)]
 
 
-def _read_stream(dataset: Iterable[tuple[Image.Image, int]], title: str, track: Track[Any]) -> ImageSet:
+def _read_stream(dataset: Iterable[tuple[Image.Image, int]], title: str) -> ImageSet:
     """Hold a stream in memory: a stratified split, and resuming in the middle, need images that have a place."""
-    del track  # the length of a stream is not known
     images: list[np.ndarray[Any, Any]] = []
     labels, size = [], 0
     for image, label in dataset:

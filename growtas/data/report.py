@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from growtas.data.evaluation import search_indices
-from growtas.data.images import ArraySet, ImageSet, Subset, Track, listed, raise_unreadable, resolve, silent
+from growtas.data.images import ArraySet, ImageSet, Subset, listed, raise_unreadable, resolve
 from growtas.data.sources import VERIFY_LIMIT, Data
 from growtas.data.split import complement
 from growtas.errors import DataError
+from growtas.progress import SILENT, Progress, tracked
 
 SAMPLED = 200
 """Images of a split whose size and mode are looked at, at most."""
@@ -102,14 +103,14 @@ class DataReport:
         return [*rows, *(("warning", warning) for warning in self.warnings)]
 
 
-def check_data(data: Data, split: Mapping[str, Any], record: Mapping[str, Any], track: Track[Any] = silent) -> DataReport:
+def check_data(data: Data, split: Mapping[str, Any], record: Mapping[str, Any], progress: Progress = SILENT) -> DataReport:
     """Look at a data set before the training.
 
     Args:
         data: the set.
         split: its search split, as ``split.json`` has it.
         record: the preprocessing.
-        track: shows progress.
+        progress: is told of each stage.
 
     Raises:
         DataError: sampled images are unreadable; the message counts them and names the first.
@@ -121,9 +122,9 @@ def check_data(data: Data, split: Mapping[str, Any], record: Mapping[str, Any], 
         "test": data.test,
     }
     failures: list[DataError] = []
-    splits = tuple(_look_at(name, images, data.class_names, track, failures) for name, images in parts.items())
+    splits = tuple(_look_at(name, images, data.class_names, progress, failures) for name, images in parts.items())
     raise_unreadable(failures, data.data_dir or data.name)
-    duplicates = find_duplicates(data.train, data.test, track)
+    duplicates = find_duplicates(data.train, data.test, progress)
     return DataReport(
         name=data.name,
         data_dir=data.data_dir,
@@ -136,7 +137,7 @@ def check_data(data: Data, split: Mapping[str, Any], record: Mapping[str, Any], 
     )
 
 
-def find_duplicates(train: ImageSet, test: ImageSet, track: Track[Any] = silent) -> tuple[tuple[str, str], ...] | None:
+def find_duplicates(train: ImageSet, test: ImageSet, progress: Progress = SILENT) -> tuple[tuple[str, str], ...] | None:
     """Test images that are training images too, byte for byte: names of the test image and of the first training image like it.
 
     Files are compared as files, images in memory by their pixels.
@@ -151,7 +152,7 @@ def find_duplicates(train: ImageSet, test: ImageSet, track: Track[Any] = silent)
     # Only what has the size of an image of the other set need be read.
     alike = np.intersect1d(train_sizes, test_sizes)
     seen: dict[bytes, int] = {}
-    for index in track(np.flatnonzero(np.isin(train_sizes, alike)).tolist(), "looking for duplicates"):
+    for index in tracked(np.flatnonzero(np.isin(train_sizes, alike)).tolist(), "looking for duplicates", progress):
         seen.setdefault(read_train(index), index)
     found = []
     for index in np.flatnonzero(np.isin(test_sizes, alike)).tolist():
@@ -179,13 +180,13 @@ def _contents(images: ImageSet) -> tuple[NDArray[np.int64], Callable[[int], byte
 
 
 def _look_at(
-    name: str, images: ImageSet, class_names: tuple[str, ...], track: Track[Any], failures: list[DataError]
+    name: str, images: ImageSet, class_names: tuple[str, ...], progress: Progress, failures: list[DataError]
 ) -> SplitReport:
     counts = np.bincount(images.labels, minlength=len(class_names))
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     places = np.unique(np.linspace(0, len(images) - 1, min(SAMPLED, len(images))).round().astype(np.int64))
-    for index in track(places.tolist(), f"looking at {name} images"):
+    for index in tracked(places.tolist(), f"looking at {name} images", progress):
         try:
             image = images.load(index)
         except DataError as error:

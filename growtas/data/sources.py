@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from growtas.data.folder import open_folder
 from growtas.data.idx import find_idx, read_idx
-from growtas.data.images import ArraySet, ImageSet, Subset, Track, raise_unreadable, resolve, silent, unreadable
+from growtas.data.images import ArraySet, ImageSet, Subset, raise_unreadable, resolve, unreadable
 from growtas.data.readers import PREFIXES, open_timm
 from growtas.data.split import complement, stratified_split
 from growtas.errors import DataError, choices
+from growtas.fields import nearest
+from growtas.progress import SILENT, Progress
 
 EMBEDDED = ("digits", "fashion-mnist")
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -87,13 +88,13 @@ class Data:
             )
 
 
-def open_data(name: str, data_dir: str | Path | None = None, *, track: Track[Any] = silent, check_images: bool = False) -> Data:
+def open_data(name: str, data_dir: str | Path | None = None, *, progress: Progress = SILENT, check_images: bool = False) -> Data:
     """Open a data set.
 
     Args:
         name: ``digits``, ``fashion-mnist``, a folder, or a name of timm's ``create_dataset``.
         data_dir: where the files are; for ``digits`` there are none.
-        track: shows progress.
+        progress: is told of each stage.
         check_images: decode every image of a folder with at most :data:`VERIFY_LIMIT` images.
 
     Raises:
@@ -110,17 +111,17 @@ def open_data(name: str, data_dir: str | Path | None = None, *, track: Track[Any
     if name == "fashion-mnist":
         return _checked(_open_fashion_mnist(folder or FASHION_MNIST_FOLDER))
     if name.partition("/")[0].lower() in PREFIXES and "/" in name:
-        return _checked(Data(name, str(folder) if folder else None, *open_timm(name, folder, track)))
+        return _checked(Data(name, str(folder) if folder else None, *open_timm(name, folder, progress)))
     if name == "folder" and folder is None:
         raise DataError("folder needs --data-dir, the path of the images' folder")
     path = folder if name == "folder" and folder is not None else Path(name).expanduser().absolute()
     if not path.is_dir():
-        near = difflib.get_close_matches(name, EMBEDDED, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise DataError(f"{name!r} is neither a known data set nor a folder; {hint}legal are {LEGAL}")
+        hint = nearest(name, EMBEDDED)
+        raise DataError(f"{name!r} is neither a known data set nor a folder; {hint}{' ' if hint else ''}legal are {LEGAL}")
     data = _checked(_open_folder(path))
     if check_images and len(data.train) + len(data.test) <= VERIFY_LIMIT:
-        bad = [*unreadable(data.train, track, "checking training images"), *unreadable(data.test, track, "checking test images")]
+        parts = ((data.train, "checking training images"), (data.test, "checking test images"))
+        bad = [error for images, title in parts for error in unreadable(images, progress, title)]
         raise_unreadable(bad, str(path))
     return data
 

@@ -1,10 +1,9 @@
-"""Checkpoints of a training: written whole or not at all, the newest few and the best kept."""
+"""Writes and reads the checkpoints of a training: each is written whole or not at all; the newest few and the best stay."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from growtas.errors import CheckpointError
 from growtas.files import read_json, replacing, write_json
 from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer
+from growtas.progress import Progress
 from growtas.runs import Run
 from growtas.train.optimizer import load_optimizer_tensors, optimizer_tensors
 
@@ -128,10 +128,10 @@ def keep_best(run: Run, checkpoint: Path, score: float) -> bool:
     return True
 
 
-def load_newest(run: Run, training: Training, note: Callable[[str], None]) -> tuple[Place, dict[str, Any]]:
+def load_newest(run: Run, training: Training, progress: Progress) -> tuple[Place, dict[str, Any]]:
     """Put the newest checkpoint that is whole in place; where it stands, and the state of the training's method.
 
-    One that can't be read is set aside as ``broken-NAME``, said, and the one before is taken.
+    One that can't be read is set aside as ``broken-NAME`` with a remark, and the one before is taken.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be read.
@@ -144,7 +144,7 @@ def load_newest(run: Run, training: Training, note: Callable[[str], None]) -> tu
             if folder == folders[0]:
                 raise
             folder.rename(folder.with_name(f"broken-{folder.name}"))
-            note(f"{error}; it is set aside as broken-{folder.name}, and the checkpoint before is taken")
+            progress.note(f"{error}; it is set aside as broken-{folder.name}, and the checkpoint before is taken")
     return Place(), {}
 
 

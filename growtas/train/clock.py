@@ -1,4 +1,4 @@
-"""Where the time of a training goes."""
+"""Measures how long a training spends on each of its activities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory and time a training takes, before it is run."""
+"""Estimates the memory and the time of a training before it is run."""
 
 from __future__ import annotations
 
@@ -77,16 +77,16 @@ def estimate_memory(recipe: Recipe, space: SearchSpace, subnet: Subnet, images: 
     fused = device.type == "cpu" and not half
     grid = grid_index(space.grid_size, space.grid_size, space.max_relative_position)
     lines, distances, keys = grid.onehot.shape[1], grid.distances.shape[1], padded_keys(space.num_tokens)
-    kept = []
+    block_bytes = []
     for block, heads in enumerate(subnet.num_heads):
         dim, hidden, d, n = subnet.embed_dim, subnet.hidden_dim(block), space.head_dim, space.num_tokens
         if fused:
-            kept.append(4 * (n * (2 * dim + hidden) + heads * ((d + lines) * (n + 2 * keys) + n * (d + keys + distances))))
+            block_bytes.append(4 * (n * (2 * dim + hidden) + heads * ((d + lines) * (n + 2 * keys) + n * (d + keys + distances))))
         else:
             residuals, rest = 2 * dim, 2 * dim + 2 * hidden + heads * (9 * d + 6 * lines)
-            kept.append(n * (4 * residuals + (2 if half else 4) * rest))
+            block_bytes.append(n * (4 * residuals + (2 if half else 4) * rest))
     pixels = 4 * space.in_chans * space.image_size**2
-    activations = images * (sum(kept) + max(kept) + 3 * pixels)
+    activations = images * (sum(block_bytes) + max(block_bytes) + 3 * pixels)
     if half:
         activations += 2 * count_costs(space, subnet).params
     return MemoryEstimate(weights, weights, states * weights, weights if recipe.ema_decay is not None else 0, activations)

@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from growtas.checkpoint import load_model, load_supernet
 from growtas.costs import count_costs
 from growtas.data.evaluation import EvaluationSet, count_correct
-from growtas.data.images import Track, silent
 from growtas.data.preprocess import preprocess_record
 from growtas.data.seeding import preserved_globals, seed_globals
 from growtas.data.sources import open_data
@@ -23,23 +22,21 @@ from growtas.nn.extract import extract
 from growtas.nn.insert import insert, single_subnet_space
 from growtas.nn.resample import renormalise, resample
 from growtas.nn.vit import VisionTransformer
+from growtas.progress import SILENT, Progress
 from growtas.runs import Run
 from growtas.subnet import Subnet
 from growtas.train.recipe import Recipe
-from growtas.train.recipe_file import read_layer
-from growtas.train.recipes import find_recipe
 from growtas.train.session import Session, start_session
 
 SUFFIX = "-finetuned"
-"""What a run's space is called after: the name of the one that the model comes from, and this."""
-_SMALL_IMAGE = 64
+"""Ends the name of a run's space; it begins with the name of the space that the model comes from."""
 _HEAD = 2**32 + 1
 """Seed stream of the new head: above every step's, and beside the one of a supernet's initialisation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """What a fine-tuning starts from.
+    """The model that a fine-tuning starts from.
 
     Attributes:
         model: the static ViT, with its old head.
@@ -56,13 +53,13 @@ class Pretrained:
     class_names: tuple[str, ...] | None = None
 
 
-def load_start(path: str | Path, subnet: Path | None = None) -> Pretrained:
+def load_pretrained(path: str | Path, subnet: Subnet | Path | None = None) -> Pretrained:
     """The model to fine-tune.
 
     Args:
         path: a run (its searched subnet is cut from the newest checkpoint), a model that ``growtas export`` wrote
             (``NAME.safetensors``), an artifact or manifest of the same name beside one, or a folder that holds one model.
-        subnet: for a run: a subnet file in place of what the search chose.
+        subnet: for a run: a subnet, or the file of one, in place of what the search chose.
 
     Raises:
         CheckpointError: nothing there that can be fine-tuned, or a file that can't be read.
@@ -90,15 +87,15 @@ def load_start(path: str | Path, subnet: Path | None = None) -> Pretrained:
     )
 
 
-def _from_run(run: Run, subnet: Path | None) -> Pretrained:
-    file, info = subnet or run.path / "search" / "subnet.json", run.info
+def _from_run(run: Run, subnet: Subnet | Path | None) -> Pretrained:
+    file, info = run.path / "search" / "subnet.json", run.info
     if subnet is None and not file.is_file():
         raise UsageError(f"{run.path}: no subnet was searched yet; run `growtas search {run.path}`, or name one with --subnet")
     names = info.get("class_names")
     return Pretrained(
-        model=extract(load_supernet(run.supernet), Subnet.load(file)),
+        model=extract(load_supernet(run.supernet_file), subnet if isinstance(subnet, Subnet) else Subnet.load(subnet or file)),
         name=run.space.name,
-        weights=run.supernet,
+        weights=run.supernet_file,
         preprocess=info.get("preprocess"),
         class_names=tuple(names) if names else None,
     )
@@ -109,8 +106,8 @@ def _model_file(path: Path) -> Path:
     if path.is_dir():
         models = [file for file in sorted(path.glob("*.safetensors")) if _kind(file) == "model"]
         if len(models) != 1:
-            found = f"{len(models)} models ({choices(file.name for file in models)})" if models else "neither a run nor a model"
-            raise CheckpointError(f"{path}: {found} in this folder; name a run's folder or one model's .safetensors file")
+            content = f"{len(models)} models ({choices(file.name for file in models)})" if models else "neither a run nor a model"
+            raise CheckpointError(f"{path}: {content} in this folder; name a run's folder or one model's .safetensors file")
         return models[0]
     if not path.exists():
         raise CheckpointError(f"{path}: no such run, model or artifact")
@@ -137,74 +134,15 @@ def _kind(file: Path) -> str | None:
         return None
 
 
-def finetune_recipe(data: str, image_size: int) -> Recipe:
-    """``growtas finetune MODEL --data FOLDER``: a starting point for a model on a set of some thousand images.
-
-    AdamW with little regularisation. Up to 64 pixels images are held in memory, shifted and flipped, and the learning rate is a
-    third of what ``micro`` is trained with; larger ones get timm's transforms and a tenth of the usual rate. A starting point: the
-    only trial so far is in docs/finetune.md. The paper's own recipes are those called transfer-....
-    """
-    small = image_size <= _SMALL_IMAGE
-    return Recipe(
-        name="finetune",
-        space="finetune",
-        data=data,
-        method="finetune",
-        epochs=20,
-        batch_size=64,
-        lr=1e-3 if small else 1e-4,
-        min_lr=1e-6,
-        warmup_epochs=1,
-        weight_decay=0.05,
-        label_smoothing=0.1,
-        augment="light" if small else "paper",
-        hflip=0.0 if data == "digits" else 0.5,
-        auto_augment=None if small else "rand-m9-mstd0.5-inc1",
-        workers=0 if small else 4,
-    )
-
-
-def resolve_finetune(
-    image_size: int,
-    config: Path | None,
-    options: Mapping[str, Any],
-    *,
-    recipe: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> Recipe:
-    """The recipe of a fine-tuning: a named one or :func:`finetune_recipe`, then the file's fields, then ``settings`` and options.
-
-    Args:
-        image_size: pixels a side of the model to be trained.
-        config: YAML file with recipe fields; its ``recipe`` names the one that it goes on from.
-        options: fields that named options give.
-        recipe: name of a recipe; overrides the file's.
-        settings: fields that ``--set`` gives.
-
-    Raises:
-        ConfigError: an unknown recipe or field, a wrong value, a recipe of another method, or no data.
-    """
-    base, fields = read_layer(config) if config else (None, {})
-    command_line = {**(settings or {}), **options}
-    name = recipe or base
-    data = {**fields, **command_line}.get("data")
-    if name is None and data is None:
-        raise ConfigError("a fine-tuning needs images: name them with --data")
-    start = find_recipe(name)() if name is not None else finetune_recipe(str(data), image_size)
-    if start.method != "finetune":
-        raise ConfigError(f"the recipe {start.name} has the method {start.method}; run it with `growtas train`")
-    return start.override(fields, command_line)
-
-
 def start_finetune(
-    start: Pretrained,
+    pretrained: Pretrained,
     recipe: Recipe,
     *,
     out: Path,
     name: str | None = None,
     data_dir: str | None = None,
     device: str = "auto",
-    track: Track[Any] = silent,
+    progress: Progress = SILENT,
     image_size: int | None = None,
     in_chans: int | None = None,
 ) -> Session:
@@ -227,19 +165,19 @@ def start_finetune(
         raise ConfigError(f"method is {recipe.method}; a fine-tuning has the method finetune, all others are for `growtas train`")
     if recipe.init is not None:
         raise ConfigError("init is set, but a fine-tuning starts from the model that is named; leave it out")
-    old = start.model.architecture
-    resampled = resample(start.model, image_size=image_size, in_chans=in_chans)
-    data = open_data(recipe.data, data_dir, track=track)
-    same_classes = start.class_names == data.class_names and old.num_classes == len(data.class_names)
+    old = pretrained.model.architecture
+    resampled = resample(pretrained.model, image_size=image_size, in_chans=in_chans)
+    data = open_data(recipe.data, data_dir, progress=progress)
+    same_classes = pretrained.class_names == data.class_names and old.num_classes == len(data.class_names)
     if not same_classes:
         _replace_head(resampled, len(data.class_names), recipe.seed)
-    space = single_subnet_space(resampled.architecture, start.name.removesuffix(SUFFIX) + SUFFIX)
-    model = _renormalised(start, resampled, preprocess_record(space, data))
+    space = single_subnet_space(resampled.architecture, pretrained.name.removesuffix(SUFFIX) + SUFFIX)
+    model = _renormalised(pretrained, resampled, preprocess_record(space, data))
     subnet = old.subnet
     new = model.architecture
     record = {
-        "weights": str(start.weights.absolute()),
-        "weights_sha256": sha256(start.weights),
+        "weights": str(pretrained.weights.absolute()),
+        "weights_sha256": sha256(pretrained.weights),
         "subnet": subnet.to_dict(),
         "head": "kept" if same_classes else "new",
         "image_size": [old.image_size, new.image_size],
@@ -252,9 +190,9 @@ def start_finetune(
         name=name,
         data_dir=data_dir,
         device=device,
-        track=track,
+        progress=progress,
         space=space,
-        weights=lambda known: insert(model, known),
+        weights=lambda final_space: insert(model, final_space),
         extra={"finetune": record},
     )
     if session.world.is_main:
@@ -269,13 +207,13 @@ def _replace_head(model: VisionTransformer, num_classes: int, seed: int) -> None
         model.reset_classifier(num_classes)
 
 
-def _renormalised(start: Pretrained, resampled: VisionTransformer, record: Mapping[str, Any]) -> VisionTransformer:
+def _renormalised(pretrained: Pretrained, resampled: VisionTransformer, record: Mapping[str, Any]) -> VisionTransformer:
     """The resampled model for images normalised as ``record`` says; as it is where the old normalisation isn't known."""
-    before = start.preprocess
+    before = pretrained.preprocess
     if before is None or (list(before["mean"]), list(before["std"])) == (record["mean"], record["std"]):
         return resampled
     # Channels are added up or divided on raw values: their normalisations need not be alike.
-    raw = copy.deepcopy(start.model)
+    raw = copy.deepcopy(pretrained.model)
     renormalise(raw, (before["mean"], before["std"]), _raw(raw))
     chans = resampled.architecture.in_chans
     raw = resample(raw, in_chans=chans)
@@ -298,8 +236,8 @@ def _write_subnet(run: Run, subnet: Subnet) -> None:
     write_json(run.path / "search" / "subnet.json", content)
 
 
-def finetuned_accuracy(session: Session) -> float:
-    """Accuracy (0..1) of a finished fine-tuning's model on the test images; kept in ``run.json`` under ``finetune``.
+def measure_finetuned(session: Session) -> float:
+    """Measures a finished fine-tuning's model on the test images; its accuracy (0..1) goes into ``run.json`` under ``finetune``.
 
     The training's own three accuracies say the same where every block of the model is alike. Elsewhere they are of other subnets of
     its space, which nobody trained.
@@ -307,7 +245,7 @@ def finetuned_accuracy(session: Session) -> float:
     run, info = session.run, session.run.info
     subnet = Subnet.from_dict(info["finetune"]["subnet"], source=str(run.path / "run.json"))
     test = EvaluationSet(session.data.test, info["preprocess"], session.data.class_names)
-    model = extract(load_supernet(run.supernet), subnet).to(session.device)
+    model = extract(load_supernet(run.supernet_file), subnet).to(session.device)
     accuracy = count_correct(lambda images: model(images.to(session.device)), test) / len(test)
     if session.world.is_main:
         run.update(finetune={**info["finetune"], "test_accuracy": accuracy})

@@ -1,4 +1,4 @@
-"""Keeping the entries that small subnets use as they are, to the bit (GrowTAS+: Lee et al., Section 3.2, Eq. 5)."""
+"""Keeps the entries that small subnets use unchanged, bit by bit (GrowTAS+: Lee et al., Section 3.2, Eq. 5)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class FrozenEntries:
     """
 
     def __init__(self, module: nn.Module, regions: dict[str, Region]) -> None:
-        self._kept: list[tuple[nn.Parameter, Region, Tensor]] = []
+        self._partly_frozen: list[tuple[nn.Parameter, Region, Tensor]] = []
         self._values: dict[str, tuple[Region, Tensor]] = {}
         for name, parameter in module.named_parameters():
             if name not in regions:
@@ -51,18 +51,18 @@ class FrozenEntries:
             if value.shape == parameter.shape:
                 parameter.requires_grad_(False)
             else:
-                self._kept.append((parameter, region, value))
+                self._partly_frozen.append((parameter, region, value))
 
     def clear_gradients(self) -> None:
         """Set the gradients of frozen entries to zero, so that they count neither for momentum nor for a norm."""
-        for parameter, region, _ in self._kept:
+        for parameter, region, _ in self._partly_frozen:
             if parameter.grad is not None:
                 parameter.grad[region] = 0
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put the values back after the optimiser's step."""
-        for parameter, region, value in self._kept:
+        for parameter, region, value in self._partly_frozen:
             parameter[region] = value
 
     @torch.no_grad()

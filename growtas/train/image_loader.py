@@ -1,4 +1,4 @@
-"""From a recipe to the loader of its training images."""
+"""Builds the loader of a recipe's training images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from growtas.data.evaluation import search_indices
-from growtas.data.images import Subset, Track, silent
+from growtas.data.images import Subset
 from growtas.data.loaders import FileLoader, Loader, MemoryLoader, batch_indices
 from growtas.data.parts import Parts, check_parts
 from growtas.data.pixels import MEMORY_LIMIT, Pixels
@@ -18,6 +18,7 @@ from growtas.data.sources import Data
 from growtas.data.split import complement
 from growtas.distributed import World
 from growtas.errors import DataError
+from growtas.progress import SILENT, Progress
 from growtas.train.recipe import Recipe
 
 
@@ -27,12 +28,13 @@ def make_loader(
     record: Mapping[str, Any],
     recipe: Recipe,
     device: torch.device,
-    track: Track[Any] = silent,
+    progress: Progress = SILENT,
     parts: Parts = Parts(),  # noqa: B008 (a frozen value)
 ) -> Loader:
     """The training images without the search split, in batches.
 
     Args:
+        progress: is told of each stage.
         parts: of each batch, the ones that this process loads.
 
     Raises:
@@ -51,7 +53,7 @@ def make_loader(
         )
         on_gpu = device.type == "cuda"
         return FileLoader(images, transform, **common, repeats=recipe.repeated_aug, workers=recipe.workers, pin_memory=on_gpu)  # type: ignore[arg-type]
-    pixels = Pixels(images, record).load_all(track, "decoding training images")
+    pixels = Pixels(images, record).load_all(progress, "decoding training images")
     light = {"crop_padding": recipe.crop_padding, "hflip": recipe.hflip} if recipe.augment == "light" else {}
     return MemoryLoader(pixels, images.labels, record, **common, **light)  # type: ignore[arg-type]
 

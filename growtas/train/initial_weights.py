@@ -1,4 +1,4 @@
-"""Weights that a training starts from: another run's supernet, or a file of one."""
+"""The weights that a training starts from: another run's supernet, or a file of one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from growtas.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where the first weights come from.
+class InitialWeights:
+    """The weights that a recipe's ``init`` names.
 
     Attributes:
         path: a ``supernet.safetensors``.
@@ -29,8 +29,8 @@ class Start:
     run: Run | None
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Start | None:
-        """What the recipe's ``init`` names, or None where it names nothing.
+    def of(cls, recipe: Recipe) -> InitialWeights | None:
+        """The weights that the recipe's ``init`` names, or None where it names nothing.
 
         Raises:
             CheckpointError: there is no run and no file of that name, or the run has no checkpoint.
@@ -39,14 +39,14 @@ class Start:
             return None
         path = Path(recipe.init).expanduser().absolute()
         if (path / "run.json").is_file():
-            return cls(Run(path).supernet, Run(path))
+            return cls(Run(path).supernet_file, Run(path))
         if path.is_file():
             return cls(path, None)
         raise CheckpointError(f"{recipe.init}: --init must name a run's folder or a supernet.safetensors; neither is there")
 
     @property
     def record(self) -> dict[str, Any]:
-        """What ``run.json`` keeps."""
+        """The entry of ``run.json``: path and hash."""
         return {"path": str(self.path), "sha256": sha256(self.path)}
 
     def inherit(self, recipe: Recipe) -> Recipe:
@@ -72,9 +72,9 @@ class Start:
             ConfigError: it is of another space; for ``growtas-plus`` also of another number of classes.
         """
         source = load_supernet(self.path)
-        wanted = load_space(recipe.space).replace(num_classes=classes)
-        if _shape(source.space) != _shape(wanted):
-            raise ConfigError(f"{self.path}: the supernet is of the space {source.space.name}, not of {wanted.name} (--space)")
+        space = load_space(recipe.space).replace(num_classes=classes)
+        if _shape(source.space) != _shape(space):
+            raise ConfigError(f"{self.path}: the supernet is of the space {source.space.name}, not of {space.name} (--space)")
         if source.space.num_classes == classes:
             return source
         if recipe.method == "growtas-plus":
@@ -82,9 +82,9 @@ class Start:
                 f"{self.path}: the supernet has {source.space.num_classes} classes and the data {classes}; "
                 f"growtas-plus goes on with the classes it was trained with"
             )
-        supernet = Supernet(wanted)
-        kept = {name: value for name, value in source.state_dict().items() if not name.startswith("head.")}
-        supernet.load_state_dict(kept, strict=False)
+        supernet = Supernet(space)
+        backbone = {name: value for name, value in source.state_dict().items() if not name.startswith("head.")}
+        supernet.load_state_dict(backbone, strict=False)
         return supernet
 
 
@@ -92,7 +92,7 @@ def _shape(space: SearchSpace) -> SearchSpace:
     return space.replace(name="", num_classes=1)
 
 
-def initial_fields(init: Any) -> dict[str, Any]:
+def inherited_fields(init: Any) -> dict[str, Any]:
     """The space and data of a run that a training goes on from, as recipe fields; nothing where ``init`` is no such run."""
     path = Path(init).expanduser() if isinstance(init, str) else None
     if path is None or not (path / "run.json").is_file():

@@ -1,4 +1,4 @@
-"""Stopping a training between two steps, so that nothing is lost."""
+"""Stops a training between two steps, so that nothing is lost."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Interrupts:
     clock. Outside of the main thread there are no signals to handle.
 
     Attributes:
-        wanted: whether somebody asked.
+        requested: whether somebody asked.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self, world: World) -> None:
-        self.wanted = False
+        self.requested = False
         self._handles = world.size == 1 and threading.current_thread() is threading.main_thread()
         self._before: dict[signal.Signals, Any] = {}
 
@@ -38,6 +38,6 @@ class Interrupts:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        if self.wanted:
+        if self.requested:
             raise KeyboardInterrupt
-        self.wanted = True
+        self.requested = True

@@ -1,4 +1,4 @@
-"""The subnets whose accuracy is followed during a training."""
+"""The subnets whose accuracy is measured during a training."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def monitored(space: SearchSpace) -> dict[str, Subnet]:
     return {"smallest": space.smallest, "middle": space.middle(), "largest": space.largest}
 
 
-def stage_probes(space: SearchSpace, subspaces: Iterable[Subspace]) -> dict[str, Subnet]:
+def stage_subnets(space: SearchSpace, subspaces: Iterable[Subspace]) -> dict[str, Subnet]:
     """The smallest, a middle and the largest subnet of each subspace that is not the whole space, as ``A1 largest``.
 
     Subnets that :func:`monitored` or an earlier subspace has already are left out.
     """
     known = set(monitored(space).values())
-    probes: dict[str, Subnet] = {}
+    subnets: dict[str, Subnet] = {}
     for number, subspace in enumerate(subspaces, 1):
         restricted = subspace.restrict(space)
         for label, subnet in monitored(restricted).items():
             if restricted != space and subnet not in known:
                 known.add(subnet)
-                probes[f"A{number} {label}"] = subnet
-    return probes
+                subnets[f"A{number} {label}"] = subnet
+    return subnets
 
 
 @torch.inference_mode()

@@ -1,8 +1,8 @@
-"""The optimiser and its schedule.
+"""The optimiser, its schedule, and its state as tensors.
 
-What a step moves: gradients are set to None before it, so a parameter that the drawn subnet doesn't touch at all (every weight of a
-block that its depth leaves out) is not stepped. A parameter that it cuts is stepped whole: the entries outside the cut have zero
-gradients, but their momentum still moves them and, in matrices, weight decay shrinks them.
+Which weights a step moves: gradients are set to None before it, so a parameter that the drawn subnet doesn't touch at all (every
+weight of a block that its depth leaves out) is not stepped. A parameter that it cuts is stepped whole: the entries outside the cut
+have zero gradients, but their momentum still moves them and, in matrices, weight decay shrinks them.
 """
 
 from __future__ import annotations

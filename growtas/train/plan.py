@@ -1,9 +1,10 @@
-"""What a training will do, before it does it: stages, steps, learning rates, compute, memory and time."""
+"""Plans a training before it is run: stages, steps, learning rates, compute, memory and time."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +13,27 @@ import numpy as np
 import torch
 
 from growtas.costs import Costs, count_costs
+from growtas.data.evaluation import cut_search_split, search_indices
 from growtas.data.loaders import batch_indices
 from growtas.data.parts import Parts, check_parts
+from growtas.data.preprocess import preprocess_record
+from growtas.data.report import DataReport, check_data
+from growtas.data.sources import open_data
 from growtas.errors import TrainingError
 from growtas.growth import Subspace
+from growtas.progress import SILENT, Progress
 from growtas.sampling import sample
-from growtas.space import SearchSpace
+from growtas.space import SearchSpace, load_space
 from growtas.subnet import Subnet
 from growtas.train.cost_estimates import MemoryEstimate, TimeEstimate, estimate_memory, time_passes
+from growtas.train.image_loader import check_memory
+from growtas.train.initial_weights import InitialWeights
 from growtas.train.optimizer import make_scheduler
 from growtas.train.recipe import Recipe
+from growtas.train.session import pick_device
 from growtas.train.step import BACKWARD
 from growtas.train.strategies import Fixed, Pass, ProgressivePlus, Shrinking, Strategy, make_strategy
+from growtas.train.teacher import check_teacher
 
 _DRAWS = 256
 """Steps of a stage whose passes are drawn for its mean costs."""
@@ -57,7 +67,7 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A training before it begins.
 
     Attributes:
@@ -73,6 +83,7 @@ class Plan:
         memory: estimated peak of a process.
         time: estimated, or None where the device is not at hand.
         remarks: what the numbers don't hold, a sentence each.
+        data: what the data hold; None for a plan of so many images, whatever they are.
     """
 
     recipe: Recipe
@@ -87,6 +98,7 @@ class Plan:
     memory: MemoryEstimate
     time: TimeEstimate | None
     remarks: tuple[str, ...]
+    data: DataReport | None = None
 
     @property
     def steps(self) -> int:
@@ -132,7 +144,41 @@ class Plan:
             "time": self.time.to_dict() if self.time else None,
             "remarks": list(self.remarks),
             "recipe": self.recipe.to_dict(),
+            **({"data": self.data.to_dict()} if self.data else {}),
         }
+
+
+def plan_training(
+    recipe: Recipe, *, data_dir: str | None = None, device: str = "auto", progress: Progress = SILENT
+) -> TrainingPlan:
+    """Opens and checks the data, and plans a training on them, shared by as many processes as torchrun started.
+
+    Args:
+        recipe: what to do.
+        data_dir: where the data's files are.
+        device: ``auto``, ``cpu`` or ``cuda``; unlike a training, a plan for ``cuda`` needs no GPU.
+        progress: is told of each stage.
+
+    Raises:
+        DataError: the data can't be used.
+        ConfigError: the recipe doesn't fit the space, the data or the processes.
+        CheckpointError: ``init`` can't be found.
+        DeviceError: an unknown device.
+    """
+    check_teacher(recipe)
+    initial = InitialWeights.of(recipe)
+    if initial is not None:
+        recipe = initial.inherit(recipe)
+        data_dir = data_dir if data_dir is not None else initial.data_dir(recipe.data)
+    torch_device = torch.device(device) if device == "cuda" else pick_device(device)
+    data = open_data(recipe.data, data_dir, progress=progress)
+    space = load_space(recipe.space).replace(num_classes=len(data.class_names))
+    split, record = cut_search_split(data, recipe.seed, recipe.search_images), preprocess_record(space, data)
+    check_memory(data, record, recipe)
+    report = check_data(data, split, record, progress)
+    images = len(data.train) - len(search_indices(split))
+    plan = make_plan(recipe, space, images, torch_device, int(os.environ.get("WORLD_SIZE", "1")))
+    return dataclasses.replace(plan, data=report)
 
 
 def make_plan(
@@ -143,7 +189,7 @@ def make_plan(
     processes: int = 1,
     *,
     timed: bool = True,
-) -> Plan:
+) -> TrainingPlan:
     """Plan a training; nothing is written, and the global random generators stay as they are.
 
     Args:
@@ -177,7 +223,7 @@ def make_plan(
         time = TimeEstimate.of(measured, [(stage.steps, stage.passes, stage.macs) for stage in stages], batch_images / processes)
     elif timed:
         remarks.append("no time is estimated: torch finds no CUDA device here")
-    return Plan(
+    return TrainingPlan(
         recipe=recipe,
         space=space,
         device=device.type,

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from growtas.errors import ConfigError, choices
+from growtas.errors import ConfigError
+from growtas.fields import RULE, Rule, check_fields, check_keys, checked, one_of, real, rule_of, text, whole
 from growtas.growth import GrowthSchedule, Subspace, growth_schedule
 from growtas.space import SearchSpace
-from growtas.train.recipe_fields import LEGAL, STAGED
+
+METHODS = ("growtas", "growtas-plus", "uniform", "sandwich", "shrinking", "prenas", "focusformer")
+"""What ``--method`` takes; ``finetune`` is what ``growtas finetune`` does."""
+STAGED = ("growtas", "growtas-plus")
+"""Methods to which stages, subspaces and transitions mean something."""
+AUGMENTS = ("none", "light", "paper")
+OPTIMIZERS = ("adamw", "sgd")
+AMP_TYPES = ("auto", "fp32", "bf16", "fp16")
+
+
+def _is_epochs(value: Any) -> bool:
+    above_zero = real(0, above=True).accepts
+    return value is None or value == "auto" or (isinstance(value, list | tuple) and all(above_zero(item) for item in value))
+
+
+def _is_caps(value: Any) -> bool:
+    above_zero = real(0, above=True, null=True).accepts
+    return value is None or (
+        isinstance(value, list | tuple)
+        and len(value) > 0
+        and all(isinstance(pair, list | tuple) and len(pair) == 2 and all(above_zero(cap) for cap in pair) for pair in value)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +44,7 @@ class Recipe:
         name: what the recipe is called in ``run.json``.
         space: search space, a preset's name or a YAML file.
         data: data set, as ``--data`` takes it.
-        method: how subnets are chosen, a name of :data:`growtas.train.recipe_fields.METHODS`; each has its file in ``strategies/``.
+        method: how subnets are chosen, a name of :data:`METHODS`; each has its file in ``strategies/``.
         method_options: the method's own settings, named in its file.
         init: a run or a ``supernet.safetensors`` whose weights the training starts from; ``growtas-plus`` needs one.
         epochs: passes over the training images.
@@ -66,57 +87,61 @@ class Recipe:
         workers: processes that decode images for ``paper``; the number does not change the result.
     """
 
-    name: str = "custom"
-    space: str = "micro"
-    data: str = "digits"
-    method: str = "growtas"
-    method_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    init: str | None = None
-    epochs: int = 30
-    batch_size: int = 128
-    accumulate: int = 1
-    optimizer: str = "adamw"
-    momentum: float = 0.9
-    lr: float = 1e-3
-    min_lr: float = 1e-5
-    warmup_epochs: float = 1.0
-    warmup_lr: float = 1e-6
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.1
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    drop_path: float = 0.0
-    augment: str = "light"
-    crop_padding: int = 2
-    hflip: float = 0.5
-    auto_augment: str | None = None
-    random_erasing: float = 0.0
-    color_jitter: float = 0.0
-    repeated_aug: int = 1
-    transitions: tuple[float, ...] | str | None = None
-    stages: int = 2
-    subspaces: tuple[tuple[float | None, float | None], ...] | None = None
-    search_images: int = 10_000
-    monitor_images: int = 2_000
-    clip_grad: float | None = None
-    amp: str = "auto"
-    ema_decay: float | None = None
-    teacher: str | None = None
-    teacher_checkpoint: str | None = None
-    teacher_weight: float = 0.5
-    temperature: float = 1.0
-    keep_checkpoints: int = 2
-    save_minutes: float = 15.0
-    probe_epochs: int = 1
-    seed: int = 0
-    workers: int = 0
+    name: str = checked("custom", text())
+    space: str = checked("micro", text())
+    data: str = checked("digits", text())
+    method: str = checked("growtas", one_of(*METHODS, "finetune"))
+    method_options: Mapping[str, Any] = field(
+        default_factory=dict,
+        hash=False,
+        metadata={RULE: Rule(lambda value: isinstance(value, Mapping), "a mapping of the method's own options")},
+    )
+    init: str | None = checked(None, text(null=True))
+    epochs: int = checked(30, whole(1, 100_000))
+    batch_size: int = checked(128, whole(1))
+    accumulate: int = checked(1, whole(1))
+    optimizer: str = checked("adamw", one_of(*OPTIMIZERS))
+    momentum: float = checked(0.9, real(0, 0.9999))
+    lr: float = checked(1e-3, real(0, above=True))
+    min_lr: float = checked(1e-5, real(0))
+    warmup_epochs: float = checked(1.0, real(0))
+    warmup_lr: float = checked(1e-6, real(0))
+    weight_decay: float = checked(0.05, real(0))
+    label_smoothing: float = checked(0.1, real(0, 0.99))
+    mixup: float = checked(0.0, real(0))
+    cutmix: float = checked(0.0, real(0))
+    drop_path: float = checked(0.0, real(0, 0.99))
+    augment: str = checked("light", one_of(*AUGMENTS))
+    crop_padding: int = checked(2, whole(0))
+    hflip: float = checked(0.5, real(0, 1))
+    auto_augment: str | None = checked(None, text(null=True))
+    random_erasing: float = checked(0.0, real(0, 1))
+    color_jitter: float = checked(0.0, real(0))
+    repeated_aug: int = checked(1, whole(1))
+    transitions: tuple[float, ...] | str | None = checked(None, Rule(_is_epochs, "a list of epochs above zero, auto, or null"))
+    stages: int = checked(2, whole(1))
+    subspaces: tuple[tuple[float | None, float | None], ...] | None = checked(
+        None, Rule(_is_caps, "a list of [max_embed_dim, max_mlp_ratio] pairs with null for no cap, or null")
+    )
+    search_images: int = checked(10_000, whole(1))
+    monitor_images: int = checked(2_000, whole(1, 2_000))
+    clip_grad: float | None = checked(None, real(0, above=True, null=True))
+    amp: str = checked("auto", one_of(*AMP_TYPES))
+    ema_decay: float | None = checked(None, real(0, 0.999999, null=True))
+    teacher: str | None = checked(None, text(null=True))
+    teacher_checkpoint: str | None = checked(None, text(null=True))
+    teacher_weight: float = checked(0.5, real(0, 1))
+    temperature: float = checked(1.0, real(0, above=True))
+    keep_checkpoints: int = checked(2, whole(1))
+    save_minutes: float = checked(15.0, real(0))
+    probe_epochs: int = checked(1, whole(1))
+    seed: int = checked(0, whole(0, 2**32 - 1))
+    workers: int = checked(0, whole(0, 256))
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
-            check, legal = LEGAL[entry.name]
-            if not check(value):
-                raise ConfigError(f"{entry.name} is {value!r}; it must be {legal}")
             if entry.name in ("transitions", "subspaces") and value is not None:
                 object.__setattr__(self, entry.name, _tuples(value))
             elif is_float(entry) and value is not None:
@@ -174,7 +199,7 @@ class Recipe:
         Raises:
             ConfigError: an unknown key (with the nearest known one), or a wrong value.
         """
-        check_keys(data, source)
+        check_known_fields(data, source)
         try:
             return cls(**data)
         except ConfigError as error:
@@ -192,7 +217,7 @@ class Recipe:
         """
         values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         for layer in layers:
-            check_keys(layer, "recipe")
+            check_known_fields(layer, "recipe")
             values = _changed(values, layer)
         return Recipe(**values)
 
@@ -208,12 +233,12 @@ def _changed(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, A
     if any(key in changes and _lists(changes[key]) != _lists(values[key]) for key in ("stages", "subspaces")):
         changes.setdefault("transitions", None)
     epochs = changes.get("epochs", values["epochs"])
-    if epochs != values["epochs"] and all(LEGAL["epochs"][0](number) for number in (epochs, values["epochs"])):
+    if epochs != values["epochs"] and all(rule_of(Recipe, "epochs").accepts(number) for number in (epochs, values["epochs"])):
         factor = epochs / values["epochs"]
-        if LEGAL["warmup_epochs"][0](values["warmup_epochs"]):
+        if rule_of(Recipe, "warmup_epochs").accepts(values["warmup_epochs"]):
             changes.setdefault("warmup_epochs", values["warmup_epochs"] * factor)
         transitions = values["transitions"]
-        if isinstance(transitions, list | tuple) and LEGAL["transitions"][0](transitions):
+        if isinstance(transitions, list | tuple) and rule_of(Recipe, "transitions").accepts(transitions):
             changes.setdefault("transitions", tuple(time * factor for time in transitions))
     if method != values["method"]:
         changes.setdefault("method_options", {})
@@ -237,17 +262,12 @@ def _lists(value: Any) -> Any:
     return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def check_keys(data: Any, source: str) -> None:
-    """Refuse a mapping with keys that no recipe has.
+def check_known_fields(data: Any, source: str) -> None:
+    """Refuses anything but a mapping of a recipe's fields.
 
     Raises:
-        ConfigError: naming the key and the nearest known one.
+        ConfigError: naming the unknown field and the nearest known one.
     """
-    known = [field.name for field in dataclasses.fields(Recipe)]
     if not isinstance(data, Mapping):
         raise ConfigError(f"{source}: a recipe is a mapping of fields such as epochs, lr and batch_size")
-    for key in data:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {choices(known)}"
-            raise ConfigError(f"{source}: unknown field {key!r}; {hint}")
+    check_keys(data, [field.name for field in dataclasses.fields(Recipe)], source)

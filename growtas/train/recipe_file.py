@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import ConfigError
-from growtas.train.recipe import Recipe, check_keys, is_float
+from growtas.train.recipe import Recipe, check_known_fields, is_float
 from growtas.train.recipes import find_recipe
 
 _BASE = "recipe"
@@ -35,7 +35,7 @@ def read_layer(path: Path) -> tuple[str | None, dict[str, Any]]:
         raise ConfigError(f"{path}: {twice} is given twice; give it once")
     data = {} if data is None else data
     base = data.pop(_BASE, None) if isinstance(data, dict) else None
-    check_keys(data, str(path))
+    check_known_fields(data, str(path))
     if base is not None:
         try:
             find_recipe(base)
@@ -105,7 +105,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
             given[key] = {**given.get(key, {}), **value}
         else:
             given[key] = value
-    check_keys(given, "--set")
+    check_known_fields(given, "--set")
     return _with_numbers(given)
 
 

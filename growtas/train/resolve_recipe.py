@@ -1,71 +1,89 @@
-"""From a named recipe, a configuration file, ``--set`` and options to the recipe of a training.
+"""From a recipe, a configuration file and single fields to the recipe of a training or a fine-tuning.
 
-Of the recipe (by name, else by space, data and method), the file, ``--set`` and the options, what comes later overrides what
-comes earlier. A run that ``init`` names gives its space and data before all of these. The file is one layer and the command line
-another: where the command line changes ``epochs``, the file's warm-up and transitions scale along, but a ``--set warmup_epochs=2``
-beside ``--epochs 50`` stays 2.
+Of the recipe (by name, else by space, data and method), the file and the single fields, what comes later overrides what comes
+earlier. A run that ``init`` names gives its space and data before all of these. The file is one layer and the single fields are
+another: where they change ``epochs``, the file's warm-up and transitions scale along, but a ``warmup_epochs`` of 2 that is given
+beside ``epochs`` stays 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from growtas.errors import ConfigError, choices
 from growtas.space import load_space
-from growtas.train.initial_weights import initial_fields
-from growtas.train.recipe import Recipe
-from growtas.train.recipe_fields import METHODS
+from growtas.train.initial_weights import inherited_fields
+from growtas.train.recipe import METHODS, Recipe
 from growtas.train.recipe_file import read_layer
 from growtas.train.recipes import default_recipe, find_recipe
+from growtas.train.recipes.finetuning import finetune_recipe
 from growtas.train.strategies import make_strategy
 
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
-def resolve_recipe(
-    config: Path | None,
-    options: Mapping[str, Any],
-    *,
-    recipe: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-    methods: Sequence[str] = METHODS,
-) -> Recipe:
+
+def resolve_recipe(recipe: str | Recipe | None = None, fields: Mapping[str, Any] = _NONE, *, config: Path | None = None) -> Recipe:
     """The recipe of a training, checked as far as that goes without its data.
 
     Args:
+        recipe: a recipe or its name; overrides the file's.
+        fields: recipe fields by their names.
         config: YAML file with recipe fields; its ``recipe`` names the one that it goes on from.
-        options: fields that named options give.
-        recipe: name of a recipe; overrides the file's.
-        settings: fields that ``--set`` gives.
-        methods: legal methods.
 
     Raises:
         ConfigError: an unknown recipe, field or method option, or a wrong value.
         SpaceError: an unknown space.
     """
-    base, fields = read_layer(config) if config else (None, {})
-    command_line = {**(settings or {}), **options}
-    given = {**fields, **command_line}
+    named, file_fields = _named_recipe(recipe, config)
+    given = {**file_fields, **fields}
     for key in ("space", "data"):
         if key in given and (not isinstance(given[key], str) or not given[key]):
             raise ConfigError(f"{key} is {given[key]!r}; it must be a text")
     method = given.get("method")
-    if method is not None and method not in methods:
-        raise ConfigError(f"method is {method!r}; it must be {choices(methods)}")
-    name = recipe if recipe is not None else base
-    if name is None:
-        method = method or methods[0]
-        fields = {**initial_fields(given.get("init")), **fields}
-        given = {**fields, **command_line}
+    if method is not None and method not in METHODS:
+        raise ConfigError(f"method is {method!r}; it must be {choices(METHODS)}")
+    if named is None:
+        method = method or METHODS[0]
+        file_fields = {"method": method, **inherited_fields(given.get("init")), **file_fields}
+        given = {**file_fields, **fields}
         if method == "growtas-plus" and given.get("init") is None:
             raise ConfigError("growtas-plus goes on from a trained supernet; name its run with init (--init RUN)")
-        start = default_recipe(given.get("space", "micro"), given.get("data", "digits"), method)
-        fields = {"method": method, **fields}
-    else:
-        start = find_recipe(name)()
-        if start.method not in methods and method is None:
-            verb = "finetune" if start.method == "finetune" else "train"
-            raise ConfigError(f"the recipe {name} has the method {start.method}; run it with `growtas {verb}`")
-    resolved = start.override(fields, command_line)
+        named = default_recipe(given.get("space", "micro"), given.get("data", "digits"), method)
+    elif named.method not in METHODS and method is None:
+        raise ConfigError(f"the recipe {named.name} has the method {named.method}; run it with `growtas finetune`")
+    resolved = named.override(file_fields, fields)
     make_strategy(resolved, load_space(resolved.space))
     return resolved
+
+
+def resolve_finetune(
+    image_size: int, recipe: str | Recipe | None = None, fields: Mapping[str, Any] = _NONE, *, config: Path | None = None
+) -> Recipe:
+    """The recipe of a fine-tuning: the named one or :func:`growtas.train.recipes.finetuning.finetune_recipe`, then as above.
+
+    Args:
+        image_size: pixels a side of the model to be trained.
+        recipe, fields, config: as for :func:`resolve_recipe`.
+
+    Raises:
+        ConfigError: an unknown recipe or field, a wrong value, a recipe of another method, or no data.
+    """
+    named, file_fields = _named_recipe(recipe, config)
+    data = {**file_fields, **fields}.get("data")
+    if named is None and data is None:
+        raise ConfigError("a fine-tuning needs images: name them with --data")
+    if named is None:
+        named = finetune_recipe(str(data), image_size)
+    if named.method != "finetune":
+        raise ConfigError(f"the recipe {named.name} has the method {named.method}; run it with `growtas train`")
+    return named.override(file_fields, fields)
+
+
+def _named_recipe(recipe: str | Recipe | None, config: Path | None) -> tuple[Recipe | None, dict[str, Any]]:
+    """The recipe that is given, or named here or in the file, and the file's fields."""
+    base, fields = read_layer(config) if config else (None, {})
+    name = recipe if recipe is not None else base
+    return find_recipe(name)() if isinstance(name, str) else name, fields

@@ -1,11 +1,10 @@
-"""Starting a training run, and continuing one."""
+"""Starts a training run, and continues one that was stopped."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from growtas import __version__
 from growtas.checkpoint import save_supernet
 from growtas.data.evaluation import EvaluationSet, cut_search_split, search_indices
-from growtas.data.images import Subset, Track, silent
+from growtas.data.images import Subset
 from growtas.data.parts import Parts
 from growtas.data.preprocess import preprocess_record
 from growtas.data.report import DataReport, check_data
@@ -25,12 +24,13 @@ from growtas.distributed import World, join_world
 from growtas.errors import ConfigError, DeviceError, GrowtasError, UsageError
 from growtas.files import ensure_writable, read_json, read_json_lines, replacing, write_json
 from growtas.nn.supernet import Supernet
+from growtas.progress import SILENT, Progress
 from growtas.runs import Run, check_run_name, create_run, this_process
 from growtas.space import SearchSpace, load_space
+from growtas.train.events import RunReady
 from growtas.train.image_loader import check_batches, check_memory, make_loader
-from growtas.train.initial_weights import Start
+from growtas.train.initial_weights import InitialWeights
 from growtas.train.monitored_subnets import subnet_accuracies
-from growtas.train.observer import Logging, Observer, Silent
 from growtas.train.recipe import Recipe
 from growtas.train.recipe_file import dump_recipe, read_config
 from growtas.train.strategies import make_strategy
@@ -61,33 +61,24 @@ class Session:
     world: World = World()  # noqa: RUF009 (a frozen value)
     report: DataReport | None = None
 
-    def train(
-        self,
-        observer: Observer | None = None,
-        track: Track[Any] = silent,
-        *,
-        tensorboard: bool = False,
-        note: Callable[[str], None] = lambda text: None,
-    ) -> dict[str, Any]:
-        """Train, measure the three subnets on the test set, and return the run's final entries.
+    def train(self, progress: Progress = SILENT) -> dict[str, Any]:
+        """Trains, measures the three subnets on the test set, and returns the run's final entries.
 
         Args:
-            observer: is told of the progress; on process 0 only.
-            track: shows the progress of decoding images.
-            tensorboard: write the metrics for TensorBoard too, into the run's folder.
-            note: says remarks to the user.
+            progress: gets the events of :mod:`growtas.train.events`, on process 0 only.
 
         Raises:
             TrainingError, DataError: see :class:`growtas.train.trainer.Trainer`.
-            MissingExtra: TensorBoard is not installed.
             KeyboardInterrupt: stopped; the run's state says so, and it can be resumed.
         """
         main = self.world.is_main
         if main:
             self.run.update(state="training", error=None, process=this_process())
+        else:
+            progress = SILENT
         try:
-            with _logged(observer if main else None, self.run if main and tensorboard else None) as watching:
-                supernet = self._trainer(watching, track, note).train()
+            progress.event(RunReady(self.run, self.recipe, self.data, self.device.type, self.world.size, self.report))
+            supernet = self._trainer(progress).train()
             start = time.perf_counter()
             record = self.run.info["preprocess"]
             test = EvaluationSet(self.data.test, record, self.data.class_names)
@@ -109,32 +100,16 @@ class Session:
         self.world.wait()
         return self.run.info
 
-    def _trainer(self, observer: Observer | None, track: Track[Any], note: Callable[[str], None]) -> Trainer:
+    def _trainer(self, progress: Progress) -> Trainer:
         split = read_json(self.run.path / "split.json", "search split")
         record = self.run.info["preprocess"]
         search = Subset(self.data.train, search_indices(split))
         monitor = EvaluationSet(search, record, self.data.class_names).subset(self.recipe.monitor_images)
         world = self.world
         parts = Parts.of_process(world.rank, world.size, self.recipe.accumulate)
-        loader = make_loader(self.data, split, record, self.recipe, self.device, track, parts)
+        loader = make_loader(self.data, split, record, self.recipe, self.device, progress, parts)
         strategy = make_strategy(self.recipe, self.run.space)
-        return Trainer(self.run, self.recipe, strategy, loader, monitor, self.device, observer, world, note)
-
-
-@contextlib.contextmanager
-def _logged(observer: Observer | None, run: Run | None) -> Iterator[Observer]:
-    """The observer, or one that writes for TensorBoard besides, into a run's folder."""
-    if run is None:
-        yield observer or Silent()
-        return
-    from growtas.watch.tensorboard import TensorBoardLog
-
-    first = len(read_json_lines(run.path / "metrics.jsonl"))
-    log = TensorBoardLog(run.path / "tensorboard", first)
-    try:
-        yield Logging(observer or Silent(), log.add)
-    finally:
-        log.close()
+        return Trainer(self.run, self.recipe, strategy, loader, monitor, self.device, world, progress)
 
 
 def start_session(
@@ -144,7 +119,7 @@ def start_session(
     name: str | None = None,
     data_dir: str | None = None,
     device: str = "auto",
-    track: Track[Any] = silent,
+    progress: Progress = SILENT,
     space: SearchSpace | None = None,
     weights: Callable[[SearchSpace], Supernet] | None = None,
     extra: Mapping[str, Any] | None = None,
@@ -160,7 +135,7 @@ def start_session(
         name: of the run's folder.
         data_dir: where the data's files are.
         device: ``auto``, ``cpu`` or ``cuda``.
-        track: shows progress.
+        progress: is told of each stage.
         space: instead of the one that the recipe names; its number of classes becomes the data's.
         weights: makes the supernet to start from, given the space; without it the recipe's ``init`` does, or chance.
         extra: more entries for ``run.json``.
@@ -185,22 +160,22 @@ def start_session(
     if world.is_main:
         ensure_writable(out)
     try:
-        start = Start.of(recipe) if weights is None else None
+        initial = InitialWeights.of(recipe) if weights is None else None
         space = space or load_space(recipe.space)
-        recipe = start.inherit(recipe) if start else recipe
-        if data_dir is None and start is not None:
-            data_dir = start.data_dir(recipe.data)
-        data = _open_in_turn(world, recipe.data, data_dir, track)
+        recipe = initial.inherit(recipe) if initial else recipe
+        if data_dir is None and initial is not None:
+            data_dir = initial.data_dir(recipe.data)
+        data = _open_in_turn(world, recipe.data, data_dir, progress)
         space = space.replace(num_classes=len(data.class_names))
         make_strategy(recipe, space)
         split = cut_search_split(data, recipe.seed, recipe.search_images)
         record = preprocess_record(space, data)
         check_memory(data, record, recipe)
         check_batches(recipe, len(data.train) - len(split["search"]), world)
-        report = check_data(data, split, record, track) if world.is_main else None
+        report = check_data(data, split, record, progress) if world.is_main else None
         if world.is_main:
             load_teacher(recipe, record, len(data.class_names))  # fetched and fitting, before there is a run
-        initial = weights(space) if weights else start.supernet(recipe, space.num_classes) if start else None
+        supernet = weights(space) if weights else initial.supernet(recipe, space.num_classes) if initial else None
     except (GrowtasError, KeyboardInterrupt):
         if created and world.is_main and not any(out.iterdir()):
             out.rmdir()
@@ -215,14 +190,14 @@ def start_session(
         "preprocess": record,
         "class_names": list(data.class_names),
         "versions": {"growtas": __version__, "torch": torch.__version__, "numpy": np.__version__},
-        "starts_from": start.record if start else {} if initial is not None else None,
+        "starts_from": initial.record if initial else {} if supernet is not None else None,
         **(extra or {}),
     }
     path = None
     if world.is_main:
         run = create_run(out, name, info)
-        if initial is not None:
-            save_supernet(run.path / "init.safetensors", initial)
+        if supernet is not None:
+            save_supernet(run.path / "init.safetensors", supernet)
         write_json(run.path / "split.json", split)
         with replacing(run.path / "recipe.yaml") as temporary:
             temporary.write_text(dump_recipe(recipe), encoding="utf-8")
@@ -232,11 +207,11 @@ def start_session(
     return Session(Run(Path(world.share(path))), recipe, data, chosen, world, report)
 
 
-def _open_in_turn(world: World, name: str, data_dir: str | None, track: Track[Any]) -> Data:
+def _open_in_turn(world: World, name: str, data_dir: str | None, progress: Progress) -> Data:
     """The data, opened by process 0 first: where files are fetched or decoded, the others find them."""
     if not world.is_main:
         world.wait()
-    data = open_data(name, data_dir, track=track, check_images=world.is_main)
+    data = open_data(name, data_dir, progress=progress, check_images=world.is_main)
     if world.is_main:
         world.wait()
     return data

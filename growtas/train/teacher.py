@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from growtas.checkpoint import load_model
 from growtas.errors import CheckpointError, ConfigError
+from growtas.fields import nearest
 from growtas.train.recipe import Recipe
 
 
@@ -60,10 +60,8 @@ def check_teacher(recipe: Recipe) -> None:
         raise CheckpointError(f"{checkpoint}: no such safetensors file with a teacher's weights")
     # A name with a source, as in hf-hub:timm/..., is looked up there.
     if ":" not in name and not timm.is_model(name):
-        near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), 1)
-        raise ConfigError(
-            f"teacher is {name!r}; it must be a model of timm{f' (did you mean {near[0]}?)' if near else ''} or a model.safetensors"
-        )
+        hint = nearest(name.partition(".")[0], timm.list_models())
+        raise ConfigError(f"teacher is {name!r}; it must be a model of timm{f' ({hint})' if hint else ''} or a model.safetensors")
 
 
 def load_teacher(recipe: Recipe, record: Mapping[str, Any], classes: int) -> Teacher | None:

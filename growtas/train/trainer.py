@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,14 +22,15 @@ from growtas.files import append_json_line, read_json_lines, replacing
 from growtas.growth import Subspace
 from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
+from growtas.progress import SILENT, Progress
 from growtas.runs import Run
 from growtas.subnet import Subnet
 from growtas.train.checkpoints import Place, Training, all_finite, keep_best, load_newest, save_checkpoint
 from growtas.train.clock import Clock
+from growtas.train.events import EpochDone, StepDone, TrainingStarted
 from growtas.train.freezing import FrozenEntries, used_regions
 from growtas.train.interrupts import Interrupts
-from growtas.train.monitored_subnets import stage_probes, subnet_accuracies
-from growtas.train.observer import Observer, Silent
+from growtas.train.monitored_subnets import stage_subnets, subnet_accuracies
 from growtas.train.optimizer import make_optimizer, make_scheduler
 from growtas.train.recipe import Recipe
 from growtas.train.step import Stepper, StepResult
@@ -53,9 +54,8 @@ class Trainer:
         loader: the training images, this process's share.
         monitor: images for the accuracies after each epoch.
         device: where to compute.
-        observer: is told of the progress.
         world: the processes that train together.
-        note: says remarks to the user.
+        progress: gets remarks and the events of :mod:`growtas.train.events`; it may raise KeyboardInterrupt to stop.
     """
 
     def __init__(
@@ -66,14 +66,13 @@ class Trainer:
         loader: Loader,
         monitor: EvaluationSet,
         device: torch.device,
-        observer: Observer | None = None,
-        world: World | None = None,
-        note: Callable[[str], None] = lambda text: None,
+        world: World = World(),  # noqa: B008 (a frozen value)
+        progress: Progress = SILENT,
     ) -> None:
         self.run, self.recipe, self.strategy, self.loader, self.monitor = run, recipe, strategy, loader, monitor
-        self.device, self.observer, self.world, self._note = device, observer or Silent(), world or World(), note
+        self.device, self.world, self.progress = device, world, progress
         self.space = run.space
-        self._probes = stage_probes(self.space, strategy.subspaces())
+        self._probes = stage_subnets(self.space, strategy.subspaces())
         self._extra_macs = 0.0
         self._subsets: dict[int, EvaluationSet] = {}
         self._saved = time.monotonic()
@@ -98,7 +97,7 @@ class Trainer:
             elif place.batch == 0:
                 self._keep_best(place)
             scheduler = make_scheduler(training.optimizer, self.recipe, self.loader.steps)
-            self.observer.on_start(place.step, self.recipe.epochs * self.loader.steps)
+            self.progress.event(TrainingStarted(place.step, self.recipe.epochs * self.loader.steps))
             while place.epoch < self.recipe.epochs:
                 self._train_epoch(place, scheduler)
         return training.result
@@ -133,7 +132,7 @@ class Trainer:
         if not self.world.is_main:
             self.world.wait()  # until process 0 has set aside what can't be read
         fresh = not self.run.checkpoints
-        place, state = load_newest(self.run, self._training, self._note)
+        place, state = load_newest(self.run, self._training, self.progress)
         if self.world.is_main:
             self.world.wait()
         self._stepper.frozen_teacher = self._training.teacher
@@ -161,7 +160,8 @@ class Trainer:
             images = len(batch[0]) * self.world.size
             images_here += images
             self._add(place.sums, result, images)
-            self.observer.on_step(place.step, epoch, self.strategy.stage(where), sum(result.losses) / len(result.losses))
+            loss = sum(result.losses) / len(result.losses)
+            self.progress.event(StepDone(place.step, epoch, self.strategy.stage(where), loss))
             self._answer(result.requests, place, earlier + time.perf_counter() - start)
         if not all_finite(training.supernet):
             raise TrainingError(
@@ -177,7 +177,7 @@ class Trainer:
             append_json_line(self.run.path / "metrics.jsonl", metrics)
             self._save(place)
             self._keep_best(place, metrics)
-        self.observer.on_epoch(metrics)
+        self.progress.event(EpochDone(metrics))
 
     def _before_step(self, step: int, epoch: float, clock: Clock) -> None:
         """What the method does before a step, and keeping the teacher that it asks for."""
@@ -190,13 +190,13 @@ class Trainer:
             self._training.supernet.train()
 
     def _add(self, sums: dict[str, float], result: StepResult, images: int) -> None:
-        own, self._extra_macs = self._extra_macs, 0.0
+        method_macs, self._extra_macs = self._extra_macs, 0.0
         values = {
             "loss": sum(result.losses) / len(result.losses),
             "images": images,
             "passes": len(result.losses),
             "macs": result.macs,
-            "extra_macs": result.extra_macs + own,
+            "extra_macs": result.extra_macs + method_macs,
         }
         for key, value in values.items():
             sums[key] = sums.get(key, 0.0) + value
@@ -215,9 +215,9 @@ class Trainer:
         if epoch % self.recipe.probe_epochs == 0 or last:
             with clock("evaluate"):
                 probes = {**self.strategy.followed(), **self._probes}
-                found = subnet_accuracies(self._training.result, self.monitor, self.device, probes, self.world)
-            metrics["accuracy"] = {name: found.pop(name) for name in self.strategy.followed()}
-            metrics["probes"] = found
+                accuracies = subnet_accuracies(self._training.result, self.monitor, self.device, probes, self.world)
+            metrics["accuracy"] = {name: accuracies.pop(name) for name in self.strategy.followed()}
+            metrics["probes"] = accuracies
         seconds = clock.seconds()
         busy = clock.step_seconds + seconds.get("data", 0.0) + seconds.get("method", 0.0)
         metrics["images_per_s"] = round(images / busy, 1) if busy else 0.0
@@ -241,7 +241,7 @@ class Trainer:
     def _requests(self) -> tuple[bool, bool]:
         """Whether this process wants a checkpoint now, and whether it wants to stop."""
         limit = self.recipe.save_minutes * 60
-        return self.world.is_main and 0 < limit < time.monotonic() - self._saved, self._interrupts.wanted
+        return self.world.is_main and 0 < limit < time.monotonic() - self._saved, self._interrupts.requested
 
     def _answer(self, requests: list[float], place: Place, seconds: float) -> None:
         """Save, or save and stop, when any process asked for it before the step; at an epoch's end that is done anyway."""
@@ -263,11 +263,11 @@ class Trainer:
 
     def accuracy(self, subnet: Subnet, count: int | None = None) -> float:
         """See :class:`growtas.train.strategies.base.Tools`."""
-        wanted = len(self.monitor) if count is None else count
-        images = self._subsets.setdefault(wanted, self.monitor.subset(wanted))
-        found = subnet_accuracies(self.supernet, images, self.device, {"asked": subnet}, self.world)
+        size = len(self.monitor) if count is None else count
+        images = self._subsets.setdefault(size, self.monitor.subset(size))
+        (accuracy,) = subnet_accuracies(self.supernet, images, self.device, {"subnet": subnet}, self.world).values()
         self.count_macs(float(count_costs(self.space, subnet).macs) * len(images))
-        return found["asked"]
+        return accuracy
 
     def sample_batch(self, index: int) -> tuple[Tensor, Tensor]:
         """See :class:`growtas.train.strategies.base.Tools`."""
@@ -288,12 +288,11 @@ class Trainer:
     def _drop_metrics_after(self, epoch: int) -> None:
         """Remove the lines of epochs that have no checkpoint: they are trained again."""
         path = self.run.path / "metrics.jsonl"
-        lines = read_json_lines(path)
-        kept = [line for line in lines if line["epoch"] <= epoch]
+        lines = [line for line in read_json_lines(path) if line["epoch"] <= epoch]
         if path.exists():
             with replacing(path) as temporary:
                 temporary.touch()
-                for line in kept:
+                for line in lines:
                     append_json_line(temporary, line)
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import MissingExtra
+from growtas.files import read_json_lines
+from growtas.progress import Progress
+from growtas.train.events import EpochDone, RunReady
 
 _GROUPS = ("accuracy", "probes", "time", "compute")
 _SINGLE = ("loss", "lr", "images_per_s", "stage", "epoch", "seconds")
@@ -48,6 +51,33 @@ class TensorBoardLog:
     def close(self) -> None:
         """Close the event file; more than once is fine."""
         self._writer.close()
+
+
+class TensorBoardProgress(Progress):
+    """Writes a training's metrics for TensorBoard into the run's folder, and passes everything on.
+
+    Args:
+        inner: is told of everything.
+    """
+
+    def __init__(self, inner: Progress) -> None:
+        self._inner = inner
+        self._log: TensorBoardLog | None = None
+        self.stage, self.advance, self.note = inner.stage, inner.advance, inner.note  # type: ignore[method-assign]
+
+    def event(self, event: object) -> None:
+        """See :class:`growtas.progress.Progress`."""
+        if isinstance(event, RunReady):
+            steps = len(read_json_lines(event.run.path / "metrics.jsonl"))
+            self._log = TensorBoardLog(event.run.path / "tensorboard", steps)
+        elif isinstance(event, EpochDone) and self._log is not None:
+            self._log.add(event.metrics)
+        self._inner.event(event)
+
+    def close(self) -> None:
+        """Closes the event file."""
+        if self._log is not None:
+            self._log.close()
 
 
 def _scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -22,7 +22,8 @@ import torch
 from growtas.checkpoint import load_tensors
 from growtas.files import read_json, read_json_lines
 from growtas.runs import Run
-from growtas.train import resolve_recipe, resume_session, start_session
+from growtas.train.resolve_recipe import resolve_recipe
+from growtas.train.session import resume_session, start_session
 
 UNSTEADY = ("time", "seconds", "images_per_s")
 

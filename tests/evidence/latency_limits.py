@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/latency-limits.json"))
     options = parser.parse_args()
     run = Run(options.run)
-    supernet, images = load_supernet(run.supernet), search_set(run).subset(options.images)
+    supernet, images = load_supernet(run.supernet_file), search_set(run).subset(options.images)
     space = supernet.space
     config = EvolutionConfig(generations=options.generations, population=options.population)
     ends = [measure_architecture(Architecture.of(space, subnet)).p50_ms for subnet in (space.smallest, space.largest)]

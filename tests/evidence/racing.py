@@ -78,7 +78,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/racing.json"))
     options = parser.parse_args()
     run = Run(options.run)
-    supernet, images = load_supernet(run.supernet), search_set(run)
+    supernet, images = load_supernet(run.supernet_file), search_set(run)
     if options.images is not None:
         images = images.subset(options.images)
     config = EvolutionConfig(generations=options.generations, population=options.population)

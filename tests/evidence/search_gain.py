@@ -58,7 +58,7 @@ def main() -> None:
 
 def compare(run: Run, max_params: str, count: int) -> dict[str, object]:
     """Test accuracy of the searched subnet and of random ones under the same limit."""
-    space, supernet, images = run.space, load_supernet(run.supernet), test_set(run)
+    space, supernet, images = run.space, load_supernet(run.supernet_file), test_set(run)
 
     @torch.inference_mode()
     def accuracy(subnet: Subnet) -> float:

@@ -48,11 +48,11 @@ def make_table(run: Run, images: int) -> dict[str, Any]:
     from growtas.data.evaluation import search_set
     from growtas.search.evaluation.evaluator import SubnetEvaluator
 
-    space, digest = run.space.replace(name="micro-part", **CHOICES), sha256(run.supernet)
+    space, digest = run.space.replace(name="micro-part", **CHOICES), sha256(run.supernet_file)
     if TABLE.exists() and (table := read_json(TABLE, "table"))["checkpoint_sha256"] == digest and table["images"] == images:
         return table
     subnets, start = every_subnet(space), time.perf_counter()
-    with SubnetEvaluator(load_supernet(run.supernet), search_set(run).subset(images)) as evaluate:
+    with SubnetEvaluator(load_supernet(run.supernet_file), search_set(run).subset(images)) as evaluate:
         rows = []
         for subnet, evaluation in evaluate(subnets):
             rows.append([subnet.to_dict(), evaluation.accuracy, evaluation.loss])

@@ -31,13 +31,15 @@ from growtas.errors import GrowtasError
 from growtas.files import read_json, read_json_lines, write_json
 from growtas.latency.measured.machine import cpu_name
 from growtas.nn.supernet import Supernet
+from growtas.progress import Progress
 from growtas.runs import Run
 from growtas.search.evaluation.evaluator import SubnetEvaluator
 from growtas.search.evolution import EvolutionConfig, evolve
 from growtas.search.journal import Evaluation
 from growtas.search.limits import Limits
-from growtas.train import resume_session, start_session
+from growtas.train.events import EpochDone, StepDone, TrainingStarted
 from growtas.train.recipe import Recipe
+from growtas.train.session import resume_session, start_session
 from tests.evidence.ledger import SUBNETS
 from tests.evidence.plan import Measurements, Training
 
@@ -55,26 +57,23 @@ def report(**event: Any) -> None:
     sys.stdout.flush()
 
 
-class Reporter:
+class Reporter(Progress):
     """Reports the training's progress, about once a second."""
 
     def __init__(self) -> None:
         self._steps, self._next = 0, 0.0
 
-    def on_start(self, first_step: int, steps: int) -> None:
-        """See :class:`growtas.train.observer.Observer`."""
-        self._steps = steps
-        report(step=first_step, steps=steps)
-
-    def on_step(self, step: int, epoch: int, stage: int, loss: float) -> None:
-        """See :class:`growtas.train.observer.Observer`."""
-        if time.monotonic() >= self._next:
+    def event(self, event: object) -> None:
+        """See :class:`growtas.progress.Progress`."""
+        if isinstance(event, TrainingStarted):
+            self._steps = event.steps
+            report(step=event.step, steps=event.steps)
+        elif isinstance(event, StepDone) and time.monotonic() >= self._next:
             self._next = time.monotonic() + _REPORT_SECONDS
-            report(step=step, steps=self._steps)
-
-    def on_epoch(self, metrics: dict[str, Any]) -> None:
-        """See :class:`growtas.train.observer.Observer`."""
-        report(step=metrics["step"], steps=self._steps, epoch=metrics["epoch"], loss=metrics["loss"])
+            report(step=event.step, steps=self._steps)
+        elif isinstance(event, EpochDone):
+            metrics = event.metrics
+            report(step=metrics["step"], steps=self._steps, epoch=metrics["epoch"], loss=metrics["loss"])
 
 
 def train(training: Training, folder: Path, start: str | None) -> Run:
@@ -117,7 +116,7 @@ def measure(training: Training, run: Run) -> dict[str, Any]:
     """What is measured of a trained supernet: the measured part of a line of the ledger."""
     start = time.perf_counter()
     wanted, subnets = Measurements(**training.measure), read_json(SUBNETS)
-    supernet, search, test = load_supernet(run.supernet), search_set(run), test_set(run)
+    supernet, search, test = load_supernet(run.supernet_file), search_set(run), test_set(run)
     probes = {name: Subnet.from_dict(entry) for name, entry in subnets["probes"].items()}
     found = best_subnets(supernet, search.subset(wanted.search_images), wanted, preferred(run))
     winners = list(dict.fromkeys(found.values()))

@@ -50,7 +50,7 @@ def train(folder, space, name, *options, processes=1, restarts=0, wait=True):
 
 
 def weights(folder, name):
-    return load_tensors(Run(folder / "runs" / name).supernet)[0]
+    return load_tensors(Run(folder / "runs" / name).supernet_file)[0]
 
 
 def steady(line):

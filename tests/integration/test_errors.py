@@ -113,7 +113,7 @@ def test_a_subnet_out_of_bounds(growtas, run, tmp_path):
 
 
 def test_a_truncated_checkpoint(growtas, run):
-    run.supernet.write_bytes(run.supernet.read_bytes()[:1000])
+    run.supernet_file.write_bytes(run.supernet_file.read_bytes()[:1000])
     for command in (["search", "--max-params", "1M"], ["export", "--subnet", "s.json", "--format", "onnx"]):
         (run.path.parents[1] / "s.json").write_text(json.dumps(load_space("micro").smallest.to_dict()))
         code, err = growtas(*command)
@@ -172,7 +172,7 @@ def test_an_output_folder_that_cannot_be_written(growtas, run, tmp_path):
     for command in (
         ["train", "--out", "file/runs"],
         ["export", "--subnet", "s.json", "--format", "onnx", "--out", "file/out"],
-        ["import", "autoformer", run.supernet, "--space", "micro", "--out", "file/runs"],
+        ["import", "autoformer", run.supernet_file, "--space", "micro", "--out", "file/runs"],
     ):
         code, err = growtas(*command)
         assert code == 2

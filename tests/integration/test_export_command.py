@@ -66,7 +66,7 @@ def test_the_line_as_typed(cli: Cli, run: Run) -> None:
     # The ONNX file computes what the supernet computes, on the run's own test images.
     images = open_test_set(run).images(0, 8)
     with torch.no_grad():
-        want = load_supernet(run.supernet)(images, SUBNET).numpy()
+        want = load_supernet(run.supernet_file)(images, SUBNET).numpy()
     for batch in (1, 3, 8):
         got = logits(folder / "tiny-subnet.onnx", images[:batch].numpy())
         assert np.abs(got - want[:batch]).max() <= 1e-4 * np.abs(want[:batch]).max()
@@ -137,7 +137,7 @@ def test_a_fault_is_exit_code_one_and_leaves_nothing(cli: Cli, run: Run, monkeyp
 
 
 def test_a_truncated_checkpoint(cli: Cli, run: Run) -> None:
-    path = run.supernet
+    path = run.supernet_file
     path.write_bytes(path.read_bytes()[:-100])
     code, sentence = cli.fails("export")
     assert code == 2

@@ -67,7 +67,7 @@ def test_from_a_trained_run_to_a_benched_artifact(cli: Cli, images: Path) -> Non
     assert str(MIXED) in out
     assert "next: growtas export runs/tuned" in out
     run = Run(Path("runs/tuned"))
-    model = extract(load_supernet(run.supernet), MIXED)
+    model = extract(load_supernet(run.supernet_file), MIXED)
     test = open_test_set(run)
     accuracy = count_correct(model, test) / len(test)
     assert f"{accuracy:.2%}" in out

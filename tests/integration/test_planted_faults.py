@@ -243,17 +243,17 @@ def test_a_run_that_was_trained_further_fails(cli: Cli, run: Run, artifact: Path
 
 
 def test_a_checkpoint_that_was_overwritten_fails(cli: Cli, run: Run, artifact: Path) -> None:
-    supernet = load_supernet(run.supernet)
+    supernet = load_supernet(run.supernet_file)
     with torch.no_grad():
         supernet.norm.bias[0] += 1e-3
-    save_supernet(run.supernet, supernet)
+    save_supernet(run.supernet_file, supernet)
     for path in (artifact, artifact.with_suffix(".safetensors")):
         assert "export it again" in refused(cli, path)[1]
 
 
 def test_an_artifact_of_another_checkpoint_fails_whatever_its_manifest_says(cli: Cli, run: Run, artifact: Path) -> None:
     add_checkpoint(run, epoch=2, seed=5)
-    newest = {"checkpoint": "checkpoints/epoch-0002/supernet.safetensors", "checkpoint_sha256": sha256(run.supernet)}
+    newest = {"checkpoint": "checkpoints/epoch-0002/supernet.safetensors", "checkpoint_sha256": sha256(run.supernet_file)}
     redescribe(artifact, source={"run": "tiny", "subnet_file": "subnet.json", **newest})
     entry, sentence = refused(cli, artifact, "--bisect")
     assert "in onnxruntime: " in sentence

@@ -42,7 +42,7 @@ def test_an_exported_artifact_answers_as_the_supernet_does_when_the_run_is_gone(
     assert cli("export")[0] == 0
     images = open_test_set(run)
     with torch.no_grad():
-        want = load_supernet(run.supernet)(images.images(0, 6), SUBNET).numpy()
+        want = load_supernet(run.supernet_file)(images.images(0, 6), SUBNET).numpy()
     from growtas.data import open_data
 
     data = open_data("digits").test

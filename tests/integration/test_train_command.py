@@ -51,7 +51,7 @@ def start(*arguments):
 
 
 def weights(run):
-    return load_tensors(run.supernet)[0]
+    return load_tensors(run.supernet_file)[0]
 
 
 def test_json_is_one_document_on_stdout(folder):
@@ -292,6 +292,6 @@ def test_a_shown_recipe_is_a_file_for_config(folder):
     shown = recipes_command("sandwich-s").stdout
     assert "# measured: not measured with growtas" in shown
     (folder / "mine.yaml").write_text(shown)
-    assert resolve_recipe(folder / "mine.yaml", {}) == RECIPES["sandwich-s"]()
+    assert resolve_recipe(config=folder / "mine.yaml") == RECIPES["sandwich-s"]()
     assert json.loads(recipes_command("sandwich-s", "--json").stdout)["recipe"] == RECIPES["sandwich-s"]().to_dict()
     assert "did you mean sandwich-" in str(recipes_command("sandwich-x", fails=True).exception)

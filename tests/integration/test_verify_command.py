@@ -70,7 +70,7 @@ def test_the_numbers_are_the_artifact_s(cli: Cli, run: Run) -> None:
     session = onnxruntime.InferenceSession(ONNX, providers=["CPUExecutionProvider"])
     got = session.run(None, {"images": images.numpy()})[0]
     with torch.no_grad():
-        want = load_supernet(run.supernet)(images, TWO_BLOCKS).numpy()
+        want = load_supernet(run.supernet_file)(images, TWO_BLOCKS).numpy()
     labels = test.labels.numpy()
     assert found["count"] == len(test)
     assert found["accuracy"] == pytest.approx((got.argmax(1) == labels).mean())

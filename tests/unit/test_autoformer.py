@@ -48,7 +48,7 @@ def test_a_published_checkpoint_becomes_a_run(tmp_path, supernet, public):
     assert run.space == SPACE
     assert run.info["state"] == "imported"
     images = torch.randn(2, 3, 28, 28)
-    loaded = load_supernet(run.supernet)
+    loaded = load_supernet(run.supernet_file)
     torch.testing.assert_close(loaded(images, SPACE.largest), supernet(images, SPACE.largest), rtol=0, atol=0)
 
 

@@ -51,9 +51,9 @@ def test_what_is_no_run_is_named(tmp_path):
 def test_only_complete_checkpoints_count(tmp_path):
     run = create_run(tmp_path, "a", _info())
     with pytest.raises(CheckpointError, match=r"no checkpoint yet; continue it with `growtas train --resume"):
-        _ = run.supernet
+        _ = run.supernet_file
     for name in ("epoch-0002", "epoch-0010", ".epoch-0011.tmp", "epoch-0012"):
         (run.path / "checkpoints" / name).mkdir(parents=True)
     for name in ("epoch-0002", "epoch-0010", ".epoch-0011.tmp"):
         (run.path / "checkpoints" / name / "state.json").touch()
-    assert Run(run.path).supernet == run.path / "checkpoints" / "epoch-0010" / "supernet.safetensors"
+    assert Run(run.path).supernet_file == run.path / "checkpoints" / "epoch-0010" / "supernet.safetensors"

@@ -5,9 +5,8 @@ A docstring gives the command, where the numbers come from, and the accuracy to 
 
 from __future__ import annotations
 
-import difflib
-
 from growtas.errors import ConfigError, choices
+from growtas.fields import nearest
 from growtas.train.recipe import Recipe
 from growtas.train.recipes import baselines, finetuning, imagenet, small
 from growtas.train.recipes.baselines import baseline
@@ -45,9 +44,7 @@ def find_recipe(name: str) -> Entry:
         ConfigError: no recipe has it; the message names the nearest.
     """
     if name not in RECIPES:
-        near = difflib.get_close_matches(str(name), RECIPES, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {choices(RECIPES)}"
-        raise ConfigError(f"no recipe is called {str(name)!r}; {hint}")
+        raise ConfigError(f"no recipe is called {str(name)!r}; {nearest(name, RECIPES) or f'there are {choices(RECIPES)}'}")
     return RECIPES[name]
 
 

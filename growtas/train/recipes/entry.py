@@ -1,4 +1,4 @@
-"""What the registry holds of a recipe besides its function: where its numbers come from and what is known of its outcome."""
+"""An entry of the recipe registry: the function that makes the recipe, the source of its numbers, and its known accuracy."""
 
 from __future__ import annotations
 

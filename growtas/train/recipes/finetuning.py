@@ -1,4 +1,4 @@
-"""Fine-tuning a subnet that was searched on ImageNet on other data sets (the paper, Section 4.1.2 and Table 3)."""
+"""Fine-tuning a model on another data set: a starting point for any set, and the paper's recipes (Section 4.1.2 and Table 3)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from growtas.errors import ConfigError, choices
 from growtas.train.recipe import Recipe
 from growtas.train.recipes.entry import Entry
 
+_SMALL_IMAGE = 64
+"""Pixels a side up to which images are held in memory."""
 _DATA = {
     "cifar10": "torch/cifar10",
     "cifar100": "torch/cifar100",
@@ -58,6 +60,33 @@ def transfer(target: str) -> Recipe:
         random_erasing=0.1 if large else 0.0,
         repeated_aug=3,
         workers=8,
+    )
+
+
+def finetune_recipe(data: str, image_size: int) -> Recipe:
+    """``growtas finetune MODEL --data FOLDER``: a starting point for a model on a set of some thousand images.
+
+    AdamW with little regularisation. Up to 64 pixels images are held in memory, shifted and flipped, and the learning rate is a
+    third of what ``micro`` is trained with; larger ones get timm's transforms and a tenth of the usual rate. A starting point: the
+    only trial so far is in docs/finetune.md. The paper's own recipes are those called transfer-....
+    """
+    small = image_size <= _SMALL_IMAGE
+    return Recipe(
+        name="finetune",
+        space="finetune",
+        data=data,
+        method="finetune",
+        epochs=20,
+        batch_size=64,
+        lr=1e-3 if small else 1e-4,
+        min_lr=1e-6,
+        warmup_epochs=1,
+        weight_decay=0.05,
+        label_smoothing=0.1,
+        augment="light" if small else "paper",
+        hflip=0.0 if data == "digits" else 0.5,
+        auto_augment=None if small else "rand-m9-mstd0.5-inc1",
+        workers=0 if small else 4,
     )
 
 

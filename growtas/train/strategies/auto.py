@@ -3,7 +3,7 @@
 The paper picks T_1 by hand for each space (Section 4.1.2). Here a subspace is left when it has converged: when training it for
 another epoch gains little against what an epoch gained at best since it was opened.
 
-**What is watched.** Two series of the open stage, a value an epoch: the mean accuracy of subnets inside the open subspace (the
+**The series.** Two series of the open stage, a value an epoch: the mean accuracy of subnets inside the open subspace (the
 space's smallest, and the probes of this subspace and the earlier ones, where they are measured), and the training loss. A
 series has converged when its smoothed gain is at most ``share`` of the largest smoothed gain of the stage. All series that
 can be judged have to agree: accuracy alone is noisy on few images, and loss alone also falls by learning the images by heart.
@@ -36,9 +36,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from growtas.errors import ConfigError
+from growtas.fields import checked, real, whole
 from growtas.space import SearchSpace
 from growtas.train.strategies.growtas import Progressive
-from growtas.train.strategies.options import check_real, check_whole
 
 if TYPE_CHECKING:
     from growtas.train.recipe import Recipe
@@ -57,17 +57,13 @@ class AutoOptions:
         most: longest stage but for the last, as a share of the same.
     """
 
-    share: float = 0.1
-    window: int = 0
-    least: float = 0.5
-    most: float = 1.25
+    share: float = checked(0.1, real(0, 1))
+    window: int = checked(0, whole(0))
+    least: float = checked(0.5, real(0, 1))
+    most: float = checked(1.25, real(1, 100))
 
     def __post_init__(self) -> None:
-        check_real("share", self.share, 0, 1)
-        check_whole("window", self.window, 0)
-        check_real("least", self.least, 0, 1)
-        check_real("most", self.most, 1, 100)
-        if 0 < self.window < 2:
+        if self.window == 1:
             raise ConfigError("method_options: window is 1; a gain needs 2 epochs or more (0 for the default)")
 
 
@@ -133,7 +129,7 @@ class AutoProgressive(Progressive):
         place = np.cumsum([rate / self.recipe.lr if known else 1.0 for rate in rates])
         # Accuracies that are not measured every epoch need fewer of them for the same stretch of time, but enough for a line.
         sparse = max(min(3, self.window), math.ceil(self.window / self.recipe.probe_epochs))
-        found = {}
+        gains = {}
         for name, sources, sign, window in (
             ("accuracy", ("probes", "smallest"), 1.0, sparse),
             ("loss", ("loss",), -1.0, self.window),
@@ -141,9 +137,9 @@ class AutoProgressive(Progressive):
             for source in sources:
                 points = [(x, sign * entry[source]) for x, entry in zip(place, entries, strict=True) if entry[source] is not None]
                 if len(points) >= window:
-                    found[name] = _slopes(points, window)
+                    gains[name] = _slopes(points, window)
                     break
-        return found
+        return gains
 
     def _reason_to_go_on(self, stage: int, epochs: int) -> str | None:
         earliest, latest = self.bounds(stage)
@@ -168,17 +164,6 @@ class AutoProgressive(Progressive):
         """See :class:`Strategy`."""
         self.transitions, self.reasons = list(state["transitions"]), list(state["reasons"])
         self._history = [dict(entry) for entry in state["history"]]
-
-    def summary(self) -> str | None:
-        """See :class:`Strategy`."""
-        if not self.transitions:
-            return None
-        why = {"converged": "converged", "bound": "at the upper bound", "unmeasured": "an equal share, nothing could be judged"}
-        chosen = (
-            f"T_{k} = {epoch} ({why[reason]})"
-            for k, (epoch, reason) in enumerate(zip(self.transitions, self.reasons, strict=True), 1)
-        )
-        return f"transitions chosen by the training: {', '.join(chosen)}"
 
 
 def _readings(metrics: Mapping[str, Any], stage: int) -> dict[str, float | None]:

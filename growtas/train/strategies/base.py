@@ -1,9 +1,8 @@
-"""What a training method is: which subnets a step updates, and from what each of them learns."""
+"""A training method decides which subnets a step updates, and what each of them learns from."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from growtas.errors import ConfigError, choices
+from growtas.fields import check_fields, nearest
 from growtas.growth import Subspace
 from growtas.nn.supernet import Supernet
 from growtas.space import SearchSpace
@@ -99,20 +99,18 @@ class Strategy:
         """The method's options with defaults for those that are absent.
 
         Raises:
-            ConfigError: an unknown option (with the nearest known one), or a value of another type.
+            ConfigError: an unknown option (with the nearest known one), or a value that is not legal.
         """
-        known = {field.name: field for field in dataclasses.fields(cls.Options)} if cls.Options is not None else {}
-        for key, value in given.items():
+        known = [field.name for field in dataclasses.fields(cls.Options)] if cls.Options is not None else []
+        for key in given:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1)
-                hint = f"did you mean {near[0]}?" if near else f"it has {choices(known)}" if known else "it has none"
+                hint = nearest(key, known) or f"it has {choices(known) or 'none'}"
                 raise ConfigError(f"method_options: the method {cls.name} has no option {key!r}; {hint}")
-            default = known[key].default
-            if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-                continue
-            if default is not None and type(value) is not type(default):
-                raise ConfigError(f"method_options: {key} is {value!r}; it must be a {type(default).__name__} such as {default!r}")
-        return cls.Options(**given) if cls.Options is not None else None
+        if cls.Options is None:
+            return None
+        options = cls.Options(**given)
+        check_fields(options, "method_options: ")
+        return options
 
     def rng(self, step: int) -> np.random.Generator:
         """The generator of a step."""
@@ -166,7 +164,3 @@ class Strategy:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take a checkpoint's :meth:`state` back."""
         del state
-
-    def summary(self) -> str | None:
-        """A sentence on what the method decided on its own, for people; None where it decides nothing."""
-        return None

@@ -15,11 +15,11 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from growtas.costs import count_costs
+from growtas.fields import checked, real, whole
 from growtas.sampling import sample
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.train.strategies.base import Pass, Strategy, Tools
-from growtas.train.strategies.options import check_real, check_whole
 
 if TYPE_CHECKING:
     from growtas.train.recipe import Recipe
@@ -44,26 +44,15 @@ class FocusFormerOptions:
         epsilon: share of training steps whose subnet is drawn uniformly all the same.
     """
 
-    budgets: int = 4
-    start: float = 0.1
-    every: int = 200
-    samples: int = 8
-    images: int = 500
-    lr: float = 0.05
-    penalty: float = 0.5
-    entropy: float = 0.1
-    epsilon: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_whole("budgets", self.budgets, 1, 1000)
-        check_real("start", self.start, 0, 1)
-        check_whole("every", self.every, 1)
-        check_whole("samples", self.samples, 1, 10_000)
-        check_whole("images", self.images, 1)
-        check_real("lr", self.lr, 0, 100, above=True)
-        check_real("penalty", self.penalty, 0, 100)
-        check_real("entropy", self.entropy, 0, 100)
-        check_real("epsilon", self.epsilon, 0, 1)
+    budgets: int = checked(4, whole(1, 1000))
+    start: float = checked(0.1, real(0, 1))
+    every: int = checked(200, whole(1))
+    samples: int = checked(8, whole(1, 10_000))
+    images: int = checked(500, whole(1))
+    lr: float = checked(0.05, real(0, 100, above=True))
+    penalty: float = checked(0.5, real(0, 100))
+    entropy: float = checked(0.1, real(0, 100))
+    epsilon: float = checked(0.1, real(0, 1))
 
 
 @dataclass(frozen=True)
@@ -145,15 +134,6 @@ class FocusFormer(Strategy):
         )
         return Choice(_draw(self.logits["embed_dim"][budget], rng), depth, heads, ratios)
 
-    def likeliest(self, budget: int) -> Choice:
-        """What a budget's distribution prefers: the architecture that the paper deploys without a search."""
-        depth = int(self.logits["depth"][budget].argmax())
-        heads, ratios = (
-            tuple(self.logits[dimension][budget, : self.space.depth[depth]].argmax(-1).tolist())
-            for dimension in ("num_heads", "mlp_ratio")
-        )
-        return Choice(int(self.logits["embed_dim"][budget].argmax()), depth, heads, ratios)
-
     def subnet(self, choice: Choice) -> Subnet:
         """The subnet of a draw."""
         heads = tuple(self.space.num_heads[index] for index in choice.num_heads)
@@ -218,15 +198,6 @@ class FocusFormer(Strategy):
         self.logits = {dimension: np.array(logits, np.float64) for dimension, logits in state["logits"].items()}
         self.baseline, self.spread = (np.array(state[name], np.float64) for name in ("baseline", "spread"))
         self.lessons = state["lessons"]
-
-    def summary(self) -> str | None:
-        """See :class:`Strategy`."""
-        if self.lessons == 0:
-            return None
-        favoured = "; ".join(
-            f"{target / 1e6:.3g} M MACs: {self.subnet(self.likeliest(budget))}" for budget, target in enumerate(self.targets)
-        )
-        return f"after {self.lessons} lessons the sampler favours, near {favoured}"
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs, count_costs_batch
 from growtas.errors import TrainingError
+from growtas.fields import checked, whole
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.train.strategies.base import Pass, Strategy, Tools
-from growtas.train.strategies.options import check_whole
 from growtas.train.strategies.sensitivity import Sensitivity
 
 if TYPE_CHECKING:
@@ -36,14 +36,9 @@ class PreNasOptions:
         batches: training batches whose mean gradient is taken.
     """
 
-    budgets: int = 6
-    per_budget: int = 2
-    batches: int = 4
-
-    def __post_init__(self) -> None:
-        check_whole("budgets", self.budgets, 1, 1000)
-        check_whole("per_budget", self.per_budget, 1, 1000)
-        check_whole("batches", self.batches, 1, 1000)
+    budgets: int = checked(6, whole(1, 1000))
+    per_budget: int = checked(2, whole(1, 1000))
+    batches: int = checked(4, whole(1, 1000))
 
 
 class PreNas(Strategy):
@@ -91,13 +86,6 @@ class PreNas(Strategy):
         """See :class:`Strategy`."""
         self.preferred = tuple(Subnet.from_dict(subnet) for subnet in state["preferred"])
 
-    def summary(self) -> str | None:
-        """See :class:`Strategy`."""
-        if not self.preferred:
-            return None
-        low, high = (count_costs(self.space, subnet).params for subnet in (self.preferred[0], self.preferred[-1]))
-        return f"prenas trains {len(self.preferred)} preferred subnets of {low / 1e6:.3g} to {high / 1e6:.3g} M parameters"
-
 
 def best_isomers(space: SearchSpace, sensitivity: Sensitivity) -> list[Subnet]:
     """The best of each group of subnets with the same width, depth, total of heads and total of hidden channels.
@@ -118,7 +106,7 @@ def best_isomers(space: SearchSpace, sensitivity: Sensitivity) -> list[Subnet]:
 def _best_sums(sizes: Sequence[int], values: Sequence[Any], scores: NDArray[np.float64]) -> list[list[tuple[Any, ...]]]:
     """For each number of leading blocks and each total of sizes, the values of the largest score; ``scores[block, choice]``."""
     best: dict[int, tuple[float, tuple[Any, ...]]] = {0: (0.0, ())}
-    found = []
+    best_by_depth = []
     for row in scores:
         longer: dict[int, tuple[float, tuple[Any, ...]]] = {}
         for total, (score, chosen) in best.items():
@@ -126,8 +114,8 @@ def _best_sums(sizes: Sequence[int], values: Sequence[Any], scores: NDArray[np.f
                 if total + size not in longer or score + gain > longer[total + size][0]:
                     longer[total + size] = (score + gain, (*chosen, value))
         best = longer
-        found.append([chosen for _, (_, chosen) in sorted(best.items())])
-    return found
+        best_by_depth.append([chosen for _, (_, chosen) in sorted(best.items())])
+    return best_by_depth
 
 
 def prefer(space: SearchSpace, subnets: Sequence[Subnet], sensitivity: Sensitivity, options: PreNasOptions) -> tuple[Subnet, ...]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from growtas.fields import checked, real, whole
 from growtas.sampling import sample_batch
 from growtas.train.strategies.base import Pass, Strategy
-from growtas.train.strategies.options import check_real, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +23,8 @@ class SandwichOptions:
             up, so there every one weighs 1: ``1 + random`` together.
     """
 
-    random: int = 2
-    students: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_whole("random", self.random, 0, 100)
-        check_real("students", self.students, 0, 100, above=True)
+    random: int = checked(2, whole(0, 100))
+    students: float = checked(1.0, real(0, 100, above=True))
 
 
 class Sandwich(Strategy):

@@ -6,19 +6,19 @@ heads, embedding width: from what changes the least of a subnet's features to wh
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar
 
+from growtas.fields import checked, real
 from growtas.sampling import sample
 from growtas.space import SearchSpace
 from growtas.train.strategies.base import Pass, Strategy
-from growtas.train.strategies.options import check_real
 
 if TYPE_CHECKING:
     from growtas.train.recipe import Recipe
 
+_SHARE = real(0, 1000, above=True)
 _DIMENSIONS = ("depth", "mlp_ratio", "num_heads", "embed_dim")
 
 
@@ -36,15 +36,11 @@ class ShrinkingOptions:
         embed_dim: of the phase that opens the embedding widths, the last.
     """
 
-    largest: float = 0.4
-    depth: float = 0.15
-    mlp_ratio: float = 0.15
-    num_heads: float = 0.15
-    embed_dim: float = 0.15
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            check_real(field.name, getattr(self, field.name), 0, 1000, above=True)
+    largest: float = checked(0.4, _SHARE)
+    depth: float = checked(0.15, _SHARE)
+    mlp_ratio: float = checked(0.15, _SHARE)
+    num_heads: float = checked(0.15, _SHARE)
+    embed_dim: float = checked(0.15, _SHARE)
 
 
 class Shrinking(Strategy):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from growtas.data.images import verify
+from growtas.data.images import raise_unreadable, unreadable
 from growtas.data.sources import FASHION_MNIST_CLASSES, open_data
 from growtas.errors import DataError
+from growtas.progress import Progress
 
 
 def test_digits():
@@ -115,12 +116,12 @@ def test_a_corrupt_image_is_found_before_the_training(tmp_path, write_tree, cut)
     open_data(str(tmp_path))  # opening alone does not decode
     shown = []
 
-    def track(items, title):
-        shown.append(title)
-        return items
+    class Stages(Progress):
+        def stage(self, name, total=None):
+            shown.append(name)
 
     with pytest.raises(DataError, match=r"^[^\n]*dog/3\.png: the image can't be read \([^\n]*\)$"):
-        open_data(str(tmp_path), track=track, check_images=True)
+        open_data(str(tmp_path), progress=Stages(), check_images=True)
     assert shown[0] == "checking training images"
 
 
@@ -145,7 +146,7 @@ def test_two_corrupt_images_are_both_named(tmp_path, write_tree):
     reason = "no image format that Pillow knows"
     message = f"the images: 2 images can't be read; replace or remove {broken[0]} ({reason}), {broken[1]} ({reason})"
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
-        verify(images)
+        raise_unreadable(unreadable(images), "the images")
 
 
 @pytest.mark.parametrize(

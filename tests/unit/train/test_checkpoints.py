@@ -8,11 +8,20 @@ from growtas.errors import CheckpointError
 from growtas.files import read_json, write_json
 from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
+from growtas.progress import SILENT, Progress
 from growtas.runs import create_run
 from growtas.space import load_space
 from growtas.train.checkpoints import Place, Training, all_finite, keep_best, load_newest, save_checkpoint
 from growtas.train.optimizer import make_optimizer
 from growtas.train.recipe import Recipe
+
+
+class Remarks(Progress):
+    def __init__(self):
+        self.texts = []
+
+    def note(self, text):
+        self.texts.append(text)
 
 
 def make_training(space, *, ema=False, seed=0, **recipe):
@@ -55,7 +64,7 @@ def test_a_checkpoint_continues_bit_for_bit(space, run, recipe, ema):
     one, two = make_training(space, ema=ema, **recipe), make_training(space, ema=ema, seed=1, **recipe)
     advance(one, space.smallest)  # the second block has no optimiser state yet
     save_checkpoint(run, one, Place(1, 0, 1), {"chosen": [1.5]}, keep=2)
-    place, state = load_newest(run, two, pytest.fail)
+    place, state = load_newest(run, two, SILENT)
     assert (place.epoch, place.batch, place.step, state) == (1, 0, 1, {"chosen": [1.5]})
     for seed, subnet in enumerate((space.largest, space.smallest, space.largest)):
         advance(one, subnet, seed)
@@ -77,7 +86,7 @@ def test_a_kept_teacher_comes_back(space, run):
     one, two = make_training(space), make_training(space, seed=1)
     one.teacher = extract(one.supernet, space.largest)
     save_checkpoint(run, one, Place(1), {}, keep=1)
-    load_newest(run, two, pytest.fail)
+    load_newest(run, two, SILENT)
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(two.teacher(images), one.teacher(images))
     assert not any(parameter.requires_grad for parameter in two.teacher.parameters())
@@ -87,7 +96,7 @@ def test_the_newest_few_are_kept_in_the_order_of_time(space, run):
     training = make_training(space)
     for epoch, batch in ((0, 7), (1, 0), (1, 90), (1, 100), (2, 0)):
         save_checkpoint(run, training, Place(epoch, batch, sums={"loss": 0.1 + 0.2}), {}, keep=3)
-        assert load_newest(run, training, pytest.fail)[0] == Place(epoch, batch, sums={"loss": 0.1 + 0.2})
+        assert load_newest(run, training, SILENT)[0] == Place(epoch, batch, sums={"loss": 0.1 + 0.2})
     names = ["epoch-0001-batch-000090", "epoch-0001-batch-000100", "epoch-0002"]
     assert [path.name for path in run.checkpoints] == names
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == names
@@ -107,7 +116,7 @@ def test_the_best_stays_when_its_checkpoint_goes(space, run):
 
 @pytest.mark.parametrize("damage", ["truncated", "format", "no file"])
 def test_what_cannot_be_read_is_set_aside(space, run, damage):
-    training, said = make_training(space), []
+    training, remarks = make_training(space), Remarks()
     save_checkpoint(run, training, Place(1), {}, keep=5)
     before = {name: value.clone() for name, value in training.supernet.state_dict().items()}
     advance(training, space.largest)
@@ -118,9 +127,9 @@ def test_what_cannot_be_read_is_set_aside(space, run, damage):
         write_json(folder / "state.json", {**read_json(folder / "state.json"), "format": "growtas-checkpoint/9"})
     else:
         (folder / "supernet.safetensors").unlink()
-    assert load_newest(run, training, said.append)[0].epoch == 1
-    assert len(said) == 1
-    assert "set aside as broken-epoch-0002, and the checkpoint before is taken" in said[0]
+    assert load_newest(run, training, remarks)[0].epoch == 1
+    assert len(remarks.texts) == 1
+    assert "set aside as broken-epoch-0002, and the checkpoint before is taken" in remarks.texts[0]
     assert_same_weights(training.supernet, type("Before", (), {"state_dict": lambda self: before})())
     assert [path.name for path in run.checkpoints] == ["epoch-0001"]
 
@@ -129,7 +138,7 @@ def test_nothing_that_can_be_read(space, run):
     folder = save_checkpoint(run, make_training(space), Place(1), {}, keep=5)
     (folder / "state.json").write_text("{")
     with pytest.raises(CheckpointError, match="the checkpoint state is not JSON"):
-        load_newest(run, make_training(space), pytest.fail)
+        load_newest(run, make_training(space), SILENT)
     assert folder.exists()
 
 

@@ -10,8 +10,12 @@ from growtas.checkpoint import load_supernet, save_model
 from growtas.data.preprocess import evaluation_transform
 from growtas.errors import CheckpointError, ConfigError, DataError, SubnetError, UsageError
 from growtas.files import read_json_lines, sha256
+from growtas.progress import Progress
 from growtas.runs import Run
-from growtas.train.finetune import finetune_recipe, finetuned_accuracy, load_start, resolve_finetune, start_finetune
+from growtas.train.events import EpochDone
+from growtas.train.finetune import load_pretrained, measure_finetuned, start_finetune
+from growtas.train.recipes.finetuning import finetune_recipe
+from growtas.train.resolve_recipe import resolve_finetune
 from growtas.train.session import resume_session
 from growtas.train.strategies import make_strategy
 from tests.export_helpers import SUBNET, add_search, make_run
@@ -66,60 +70,60 @@ def test_a_model_is_found_by_its_file_its_artifacts_and_its_folder(tmp_path):
         (tmp_path / name).write_text("")
     want = path.read_bytes()
     for given in (path, tmp_path, tmp_path / "net.onnx", tmp_path / "net.onnx.json", tmp_path / "net.plan", str(path)):
-        start = load_start(given)
+        start = load_pretrained(given)
         assert (start.name, start.weights, start.preprocess, start.class_names) == ("tiny", path, record, ("a", "b"))
         save_model(tmp_path / "again", start.model)
         assert (tmp_path / "again").read_bytes() == want
     path.with_name("net.safetensors.json").unlink()
-    start = load_start(path)
+    start = load_pretrained(path)
     assert (start.name, start.preprocess, start.class_names) == ("net", None, None)
 
 
 def test_a_run_gives_the_subnet_of_its_search_or_another_one(tmp_path):
     run = make_run(tmp_path)
     with pytest.raises(UsageError, match="no subnet was searched yet"):
-        load_start(run.path)
+        load_pretrained(run.path)
     add_search(run)
-    start = load_start(run.path)
+    start = load_pretrained(run.path)
     images = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        torch.testing.assert_close(start.model(images), load_supernet(run.supernet)(images, SUBNET))
-    assert (start.name, start.weights) == ("tiny", run.supernet)
+        torch.testing.assert_close(start.model(images), load_supernet(run.supernet_file)(images, SUBNET))
+    assert (start.name, start.weights) == ("tiny", run.supernet_file)
     assert start.class_names == tuple("0123456789")
     assert start.preprocess == run.info["preprocess"]
     other = tmp_path / "other.json"
     other.write_text(json.dumps(Subnet(24, (1,), (2.0,)).to_dict()))
-    assert load_start(run.path, other).model.embed_dim == 24
+    assert load_pretrained(run.path, other).model.embed_dim == 24
     other.write_text(json.dumps(Subnet(24, (3,), (2.0,)).to_dict()))
     with pytest.raises(SubnetError, match="num_heads of block 0 is 3"):
-        load_start(run.path, other)
+        load_pretrained(run.path, other)
     with pytest.raises(CheckpointError, match="whole supernet"):
-        load_start(run.supernet)
+        load_pretrained(run.supernet_file)
 
 
 def test_what_is_no_model(tmp_path):
     with pytest.raises(CheckpointError, match="no such run, model or artifact"):
-        load_start(tmp_path / "absent.onnx")
+        load_pretrained(tmp_path / "absent.onnx")
     with pytest.raises(CheckpointError, match="neither a run nor a model in this folder"):
-        load_start(tmp_path)
+        load_pretrained(tmp_path)
     (tmp_path / "net.onnx").write_text("")
     with pytest.raises(CheckpointError, match=r"the model net.safetensors is not beside it"):
-        load_start(tmp_path / "net.onnx")
+        load_pretrained(tmp_path / "net.onnx")
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(CheckpointError, match="not a model"):
-        load_start(tmp_path / "notes.txt")
+        load_pretrained(tmp_path / "notes.txt")
     one, two = (model_file(tmp_path / f"{name}.safetensors") for name in "ab")
     with pytest.raises(CheckpointError, match=r"2 models \(a.safetensors or b.safetensors\)"):
-        load_start(tmp_path)
+        load_pretrained(tmp_path)
     with pytest.raises(UsageError, match="a subnet file is for a run"):
-        load_start(one, tmp_path / "subnet.json")
+        load_pretrained(one, tmp_path / "subnet.json")
     two.write_bytes(two.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="truncated"):
-        load_start(two)
+        load_pretrained(two)
 
 
 def test_the_run_holds_the_model_alone(tmp_path, folder):
-    start = load_start(model_file(tmp_path / "net.safetensors", space="tiny"))
+    start = load_pretrained(model_file(tmp_path / "net.safetensors", space="tiny"))
     session = start_finetune(start, quick(folder), out=tmp_path / "runs", name="r", image_size=16, device="cpu")
     info, space = session.run.info, session.run.space
     assert (space.name, space.num_classes, space.image_size, space.max_relative_position) == ("tiny-finetuned", 3, 16, 2)
@@ -143,7 +147,7 @@ def test_the_first_weights_are_the_models(tmp_path, folder):
         "interpolation": "bicubic",
         "crop_pct": 1.0,
     }
-    start = load_start(model_file(tmp_path / "net.safetensors", preprocess=old))
+    start = load_pretrained(model_file(tmp_path / "net.safetensors", preprocess=old))
     session = start_finetune(start, quick(folder), out=tmp_path / "runs", device="cpu")
     first = extract(load_supernet(session.run.path / "init.safetensors"), MIXED)
     picture = Image.open(next(folder.rglob("*.png")))
@@ -163,7 +167,7 @@ def test_the_head_is_kept_for_the_same_classes_only(tmp_path, folder):
         same: model_file(tmp_path / f"{same}.safetensors", class_names=names if same else ["x", "y", "z"]) for same in (True, False)
     }
     for same, path in files.items():
-        start = load_start(path)
+        start = load_pretrained(path)
         with torch.no_grad():
             start.model.reset_classifier(3)
             start.model.head.weight.fill_(5)
@@ -174,7 +178,7 @@ def test_the_head_is_kept_for_the_same_classes_only(tmp_path, folder):
 
 
 def test_grey_models_and_colours(tmp_path, folder):
-    start = load_start(model_file(tmp_path / "net.safetensors", preprocess={"mean": [0.5] * 3, "std": [0.5] * 3}))
+    start = load_pretrained(model_file(tmp_path / "net.safetensors", preprocess={"mean": [0.5] * 3, "std": [0.5] * 3}))
     session = start_finetune(start, quick(folder), out=tmp_path / "runs", device="cpu", in_chans=1)
     assert session.run.space.in_chans == session.run.info["preprocess"]["in_chans"] == 1
     first = extract(load_supernet(session.run.path / "init.safetensors"), MIXED)
@@ -187,12 +191,12 @@ def test_grey_models_and_colours(tmp_path, folder):
 
 
 def test_training_changes_the_subnet_and_nothing_else(tmp_path, folder):
-    start = load_start(model_file(tmp_path / "net.safetensors"))
+    start = load_pretrained(model_file(tmp_path / "net.safetensors"))
     session = start_finetune(start, quick(folder, lr=0.01, epochs=6), out=tmp_path / "runs", device="cpu")
     before = load_supernet(session.run.path / "init.safetensors").state_dict()
     session.train()
-    after = load_supernet(session.run.supernet).state_dict()
-    inside = extract(load_supernet(session.run.supernet), MIXED).state_dict()
+    after = load_supernet(session.run.supernet_file).state_dict()
+    inside = extract(load_supernet(session.run.supernet_file), MIXED).state_dict()
     for name, value in after.items():
         assert not torch.equal(value, before[name]) or name.endswith("head.bias"), name
         region = tuple(slice(0, size) for size in inside[name].shape)
@@ -201,36 +205,31 @@ def test_training_changes_the_subnet_and_nothing_else(tmp_path, folder):
         assert not value[outside].any(), name
     losses = [line["loss"] for line in read_json_lines(session.run.path / "metrics.jsonl")]
     assert losses[-1] < losses[0]
-    accuracy = finetuned_accuracy(session)
+    accuracy = measure_finetuned(session)
     assert session.run.info["finetune"]["test_accuracy"] == accuracy
     assert accuracy > 0.6  # three classes that a colour tells apart
 
 
 def test_a_stopped_run_goes_on_as_any_other(tmp_path, folder):
-    start = load_start(model_file(tmp_path / "net.safetensors"))
+    start = load_pretrained(model_file(tmp_path / "net.safetensors"))
     whole = start_finetune(start, quick(folder), out=tmp_path / "runs", name="whole", device="cpu")
     whole.train()
     stopped = start_finetune(start, quick(folder), out=tmp_path / "runs", name="stopped", device="cpu")
 
-    class Stop:
-        def on_start(self, first_step, steps):
-            pass
-
-        def on_step(self, step, epoch, stage, loss):
-            pass
-
-        def on_epoch(self, metrics):
-            raise KeyboardInterrupt
+    class Stop(Progress):
+        def event(self, event):
+            if isinstance(event, EpochDone):
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stopped.train(Stop())
     resume_session(Run(stopped.run.path), device="cpu").train()
-    one, two = (load_supernet(session.run.supernet).state_dict() for session in (whole, stopped))
+    one, two = (load_supernet(session.run.supernet_file).state_dict() for session in (whole, stopped))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_the_seed_decides_the_head(tmp_path, folder):
-    start, heads = load_start(model_file(tmp_path / "net.safetensors")), []
+    start, heads = load_pretrained(model_file(tmp_path / "net.safetensors")), []
     for seed in (1, 1, 2):
         session = start_finetune(start, quick(folder, seed=seed), out=tmp_path / "runs", device="cpu")
         heads.append(load_supernet(session.run.path / "init.safetensors").head.weight)
@@ -239,22 +238,22 @@ def test_the_seed_decides_the_head(tmp_path, folder):
 
 
 def test_recipes(tmp_path):
-    recipe = resolve_finetune(28, None, {"data": "digits", "lr": 3e-4}, settings={"epochs": 10})
+    recipe = resolve_finetune(28, None, {"data": "digits", "lr": 3e-4, "epochs": 10})
     assert (recipe.method, recipe.lr, recipe.epochs, recipe.augment, recipe.warmup_epochs) == ("finetune", 3e-4, 10, "light", 0.5)
     assert resolve_finetune(224, None, {"data": "photos"}).augment == "paper"
-    named = resolve_finetune(224, None, {}, recipe="transfer-cifar10")
+    named = resolve_finetune(224, "transfer-cifar10")
     assert (named.optimizer, named.data) == ("sgd", "torch/cifar10")
     file = tmp_path / "recipe.yaml"
     file.write_text("data: somewhere\nlr: 1e-5\n")
-    assert resolve_finetune(28, file, {"lr": 2e-5}).lr == 2e-5
-    assert resolve_finetune(28, file, {}).data == "somewhere"
+    assert resolve_finetune(28, None, {"lr": 2e-5}, config=file).lr == 2e-5
+    assert resolve_finetune(28, config=file).data == "somewhere"
     for arguments, match in (
-        ({"options": {}}, "name them with --data"),
-        ({"options": {"data": "digits"}, "recipe": "digits-demo"}, "run it with `growtas train`"),
-        ({"options": {"data": "digits", "epochs": 0}}, "epochs is 0"),
+        ({}, "name them with --data"),
+        ({"fields": {"data": "digits"}, "recipe": "digits-demo"}, "run it with `growtas train`"),
+        ({"fields": {"data": "digits", "epochs": 0}}, "epochs is 0"),
     ):
         with pytest.raises(ConfigError, match=match):
-            resolve_finetune(28, None, **arguments)
+            resolve_finetune(28, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +267,7 @@ def test_recipes(tmp_path):
     ],
 )
 def test_wrong_input_makes_no_run(tmp_path, folder, changes, arguments, error, match):
-    start = load_start(model_file(tmp_path / "net.safetensors"))
+    start = load_pretrained(model_file(tmp_path / "net.safetensors"))
     with pytest.raises(error, match=match):
         start_finetune(start, quick(folder, **changes), out=tmp_path / "runs", device="cpu", **arguments)
     assert not (tmp_path / "runs").exists()

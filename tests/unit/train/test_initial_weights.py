@@ -9,7 +9,7 @@ from growtas.growth import Subspace
 from growtas.nn.supernet import Supernet
 from growtas.sampling import sample_batch
 from growtas.space import load_space
-from growtas.train.initial_weights import Start
+from growtas.train.initial_weights import InitialWeights
 from growtas.train.recipe import Recipe
 from growtas.train.resolve_recipe import resolve_recipe
 from growtas.train.session import resume_session, start_session
@@ -44,7 +44,7 @@ def test_growtas_plus_leaves_a1_alone(trained, tiny, tmp_path, options):
     assert (session.recipe.space, session.recipe.data) == (tiny, "digits")
     assert session.recipe.subspaces == ((None, 1), (None, None))  # of the run that it goes on from
     session.train()
-    before, after = load_supernet(trained.supernet), load_supernet(session.run.supernet)
+    before, after = load_supernet(trained.supernet_file), load_supernet(session.run.supernet_file)
     images = torch.randn(4, 3, 8, 8)
     small, inside, changed = Subspace(max_mlp_ratio=1), 0, 0
     for subnet in list(sample_batch(before.space, 100, np.random.default_rng(0))):
@@ -56,13 +56,14 @@ def test_growtas_plus_leaves_a1_alone(trained, tiny, tmp_path, options):
     assert inside > 5
     assert changed > 20
     record = session.run.info["starts_from"]
-    assert record["path"] == str(trained.supernet)
+    assert record["path"] == str(trained.supernet_file)
 
 
 def test_a_warm_start_begins_where_the_other_run_ended(trained, tiny, tmp_path):
-    recipe = resolve_recipe(None, {"space": tiny, "init": str(trained.supernet), "epochs": 1, "batch_size": 64, "warmup_epochs": 0})
+    options = {"space": tiny, "init": str(trained.supernet_file), "epochs": 1, "batch_size": 64, "warmup_epochs": 0}
+    recipe = resolve_recipe(None, options)
     session = start_session(recipe, out=tmp_path / "runs", name="warm", device="cpu")
-    saved, source = load_supernet(session.run.path / "init.safetensors"), load_supernet(trained.supernet)
+    saved, source = load_supernet(session.run.path / "init.safetensors"), load_supernet(trained.supernet_file)
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in saved.state_dict().items())
     (session.run.path / "init.safetensors").unlink()
     with pytest.raises(Exception, match="stopped before its first weights were saved; start a new one"):
@@ -72,20 +73,20 @@ def test_a_warm_start_begins_where_the_other_run_ended(trained, tiny, tmp_path):
 def test_another_number_of_classes_gets_a_new_head(tiny, tmp_path):
     source = Supernet(load_space(tiny))
     save_supernet(tmp_path / "s.safetensors", source)
-    supernet = Start.of(Recipe(space=tiny, init=str(tmp_path / "s.safetensors"))).supernet(Recipe(space=tiny), 3)
+    supernet = InitialWeights.of(Recipe(space=tiny, init=str(tmp_path / "s.safetensors"))).supernet(Recipe(space=tiny), 3)
     assert supernet.head.weight.shape == (3, 16)
     assert torch.equal(supernet.pos_embed, source.pos_embed)
     plus = Recipe(space=tiny, method="growtas-plus", init="x")
     with pytest.raises(ConfigError, match="10 classes and the data 3; growtas-plus goes on with the classes"):
-        Start.of(Recipe(init=str(tmp_path / "s.safetensors"))).supernet(plus, 3)
+        InitialWeights.of(Recipe(init=str(tmp_path / "s.safetensors"))).supernet(plus, 3)
 
 
 def test_wrong_starts(tiny, tmp_path):
     with pytest.raises(CheckpointError, match="--init must name a run's folder or a supernet.safetensors; neither is there"):
-        Start.of(Recipe(init=str(tmp_path / "no")))
+        InitialWeights.of(Recipe(init=str(tmp_path / "no")))
     save_supernet(tmp_path / "s.safetensors", Supernet(load_space(tiny)))
     with pytest.raises(ConfigError, match="the supernet is of the space tiny, not of micro"):
-        Start.of(Recipe(init=str(tmp_path / "s.safetensors"))).supernet(Recipe(space="micro"), 10)
+        InitialWeights.of(Recipe(init=str(tmp_path / "s.safetensors"))).supernet(Recipe(space="micro"), 10)
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from growtas.errors import ConfigError
 from growtas.train.recipe import Recipe
 from growtas.train.recipe_file import dump_recipe, parse_settings, read_config
 from growtas.train.recipes import RECIPES
-from growtas.train.resolve_recipe import resolve_recipe
+from growtas.train.resolve_recipe import resolve_finetune, resolve_recipe
 
 
 def write(folder, text):
@@ -70,56 +71,56 @@ def test_wrong_settings(given_text, message):
 # Precedence
 
 
-def test_options_go_before_set_before_the_file_before_the_recipe(tmp_path):
+def test_fields_go_before_the_file_before_the_recipe(tmp_path):
     path = write(tmp_path, "lr: 0.004\nmin_lr: 0.0001\nweight_decay: 0.1\n")
-    recipe = resolve_recipe(path, {"lr": 0.002}, recipe="digits-demo", settings={"lr": 0.001, "min_lr": 0.00002})
+    recipe = resolve_recipe("digits-demo", {"lr": 0.002, "min_lr": 0.00002}, config=path)
     assert (recipe.lr, recipe.min_lr, recipe.weight_decay, recipe.batch_size) == (0.002, 0.00002, 0.1, 32)
 
 
 def test_the_command_line_scales_what_the_file_says(tmp_path):
     path = write(tmp_path, "epochs: 10\nwarmup_epochs: 2\ntransitions: [4]\n")
-    assert resolve_recipe(path, {}).transitions == (4,)
-    half = resolve_recipe(path, {"epochs": 5})
+    assert resolve_recipe(config=path).transitions == (4,)
+    half = resolve_recipe(None, {"epochs": 5}, config=path)
     assert (half.warmup_epochs, half.transitions) == (1, (2,))
-    kept = resolve_recipe(path, {"epochs": 5}, settings={"warmup_epochs": 2})
+    kept = resolve_recipe(None, {"epochs": 5, "warmup_epochs": 2}, config=path)
     assert (kept.warmup_epochs, kept.transitions) == (2, (2,))
 
 
 def test_layers_are_checked_when_all_are_in_place(tmp_path):
     path = write(tmp_path, "method: growtas-plus\nlr: 0.1\n")
-    assert resolve_recipe(path, {"init": "runs/x"}).init == "runs/x"
+    assert resolve_recipe(None, {"init": "runs/x"}, config=path).init == "runs/x"
     path.write_text("min_lr: 0.01\n")
     with pytest.raises(ConfigError, match=r"min_lr is 0\.01, above lr, which is 0\.003"):
-        resolve_recipe(path, {})
-    assert resolve_recipe(path, {"lr": 0.02}).min_lr == 0.01
+        resolve_recipe(config=path)
+    assert resolve_recipe(None, {"lr": 0.02}, config=path).min_lr == 0.01
 
 
 def test_a_file_can_go_on_from_a_recipe(tmp_path):
     path = write(tmp_path, "recipe: growtas-s\ndata: /images\nepochs: 100\n")
-    recipe = resolve_recipe(path, {})
+    recipe = resolve_recipe(config=path)
     assert (recipe.name, recipe.space, recipe.data, recipe.transitions) == ("growtas-s", "autoformer-s", "/images", (45,))
     assert Recipe.from_dict(read_config(path)) == recipe
-    assert resolve_recipe(path, {}, recipe="growtas-t").space == "autoformer-t"
+    assert resolve_recipe("growtas-t", config=path).space == "autoformer-t"
     path.write_text("recipe: growtas-x\n")
     with pytest.raises(ConfigError, match="recipe.yaml: no recipe is called 'growtas-x'; did you mean growtas-"):
-        resolve_recipe(path, {})
+        resolve_recipe(config=path)
     path.write_text("recipe: 3\n")
     with pytest.raises(ConfigError, match="recipe.yaml: no recipe is called '3'; there are digits-demo"):
         read_config(path)
 
 
 def test_method_options_are_checked_before_any_data_is_opened(tmp_path):
-    assert resolve_recipe(None, {"method": "sandwich"}, settings={"method_options": {"random": 3}}).method_options == {"random": 3}
+    assert resolve_recipe(None, {"method": "sandwich", "method_options": {"random": 3}}).method_options == {"random": 3}
     with pytest.raises(ConfigError, match="the method sandwich has no option 'randon'; did you mean random?"):
-        resolve_recipe(None, {"method": "sandwich"}, settings={"method_options": {"randon": 3}})
+        resolve_recipe(None, {"method": "sandwich", "method_options": {"randon": 3}})
     with pytest.raises(ConfigError, match="the method uniform has no option 'random'; it has none"):
-        resolve_recipe(write(tmp_path, "method: uniform\nmethod_options: {random: 1}\n"), {})
+        resolve_recipe(config=write(tmp_path, "method: uniform\nmethod_options: {random: 1}\n"))
 
 
 def test_method_options_add_up_but_not_over_methods(tmp_path):
     path = write(tmp_path, "method: focusformer\nmethod_options: {budgets: 3, every: 7}\n")
-    assert resolve_recipe(path, {}, settings={"method_options": {"every": 9}}).method_options == {"budgets": 3, "every": 9}
-    assert resolve_recipe(path, {"method": "uniform"}).method_options == {}
+    assert resolve_recipe(None, {"method_options": {"every": 9}}, config=path).method_options == {"budgets": 3, "every": 9}
+    assert resolve_recipe(None, {"method": "uniform"}, config=path).method_options == {}
 
 
 def test_transitions_may_be_auto():
@@ -133,16 +134,16 @@ def test_which_methods_are_legal():
     with pytest.raises(ConfigError, match="method is 'finetune'; it must be growtas"):
         resolve_recipe(None, {"method": "finetune"})
     with pytest.raises(ConfigError, match="the recipe transfer-cars has the method finetune; run it with `growtas finetune`"):
-        resolve_recipe(None, {}, recipe="transfer-cars")
+        resolve_recipe("transfer-cars")
     with pytest.raises(ConfigError, match="the recipe growtas-t has the method growtas; run it with `growtas train`"):
-        resolve_recipe(None, {}, recipe="growtas-t", methods=("finetune",))
-    assert resolve_recipe(None, {}, recipe="transfer-cars", methods=("finetune",)).optimizer == "sgd"
-    assert resolve_recipe(None, {"epochs": 2}, methods=("finetune",)).method == "finetune"
+        resolve_finetune(224, "growtas-t")
+    assert resolve_finetune(224, "transfer-cars").optimizer == "sgd"
+    assert resolve_finetune(224, None, {"data": "digits"}).method == "finetune"
 
 
 def test_an_unknown_recipe():
     with pytest.raises(ConfigError, match="no recipe is called 'growtas-tt'; did you mean growtas-t?"):
-        resolve_recipe(None, {}, recipe="growtas-tt")
+        resolve_recipe("growtas-tt")
 
 
 # A recipe as a file
@@ -153,8 +154,8 @@ def test_every_recipe_is_read_back(tmp_path, name):
     recipe = RECIPES[name]()
     path = write(tmp_path, dump_recipe(recipe))
     assert Recipe.from_dict(read_config(path)) == recipe
-    methods = ("finetune",) if recipe.method == "finetune" else (recipe.method,)
-    assert resolve_recipe(path, {}, methods=methods) == recipe
+    resolve = partial(resolve_finetune, 224) if recipe.method == "finetune" else resolve_recipe
+    assert resolve(config=path) == recipe
 
 
 @settings(deadline=None)  # a file is written

@@ -16,7 +16,9 @@ from growtas.data.evaluation import EvaluationSet, count_correct, search_set
 from growtas.data.evaluation import test_set as open_test_set
 from growtas.errors import ConfigError, DataError, DeviceError, OutputError, TrainingError, UsageError
 from growtas.files import read_json, read_json_lines
+from growtas.progress import Progress
 from growtas.train import trainer as trainer_module
+from growtas.train.events import EpochDone, StepDone, TrainingStarted
 from growtas.train.image_loader import make_loader
 from growtas.train.resolve_recipe import resolve_recipe
 from growtas.train.session import pick_device, resume_session, start_session
@@ -45,22 +47,20 @@ def image_folder(root, count=12, size=10):
     return root
 
 
-class Stop(trainer_module.Silent):
+class Stop(Progress):
     """Presses Ctrl-C at a step, or after an epoch."""
 
     def __init__(self, step=None, epoch=None):
         self.step, self.epoch, self.first_step = step, epoch, None
 
-    def on_start(self, first_step, steps):
-        self.first_step = first_step
-
-    def on_step(self, step, epoch, stage, loss):
-        if step == self.step:
-            raise KeyboardInterrupt
-
-    def on_epoch(self, metrics):
-        if metrics["epoch"] == self.epoch:
-            raise KeyboardInterrupt
+    def event(self, event):
+        match event:
+            case TrainingStarted():
+                self.first_step = event.step
+            case StepDone(step=self.step):
+                raise KeyboardInterrupt
+            case EpochDone() if event.metrics["epoch"] == self.epoch:
+                raise KeyboardInterrupt
 
 
 def final_state(run):
@@ -96,7 +96,7 @@ def test_a_run_leaves_what_the_next_steps_need(begin):
     assert all(set(line["time"]) == {"data", "method", "forward", "backward", "optimiser", "evaluate", "save"} for line in lines)
     assert [path.name for path in run.checkpoints] == ["epoch-0002", "epoch-0003"]
     # The accuracies are those of the weights on disk, on images that no step saw.
-    supernet, test = load_supernet(run.supernet), open_test_set(run)
+    supernet, test = load_supernet(run.supernet_file), open_test_set(run)
     correct = count_correct(lambda images: supernet(images, run.space.largest), test)
     assert info["test_accuracy"]["largest"] == correct / len(test)
 
@@ -143,9 +143,9 @@ def test_stopped_and_continued_is_bit_identical(begin, tmp_path, stop, augment):
     with pytest.raises(KeyboardInterrupt):
         session.train(Stop(**stop))
     assert session.run.info["state"] == "interrupted"
-    resumed, observer = resume_session(session.run, device="cpu"), Stop()
-    assert resumed.train(observer)["state"] == "finished"
-    assert observer.first_step == {1: 0, 6: 4}.get(stop.get("step"), 2 * stop.get("epoch", 0))
+    resumed, progress = resume_session(session.run, device="cpu"), Stop()
+    assert resumed.train(progress)["state"] == "finished"
+    assert progress.first_step == {1: 0, 6: 4}.get(stop.get("step"), 2 * stop.get("epoch", 0))
     assert_same(final_state(session.run), final_state(whole.run))
 
 
@@ -288,9 +288,9 @@ def test_nothing_is_left_of_a_start_that_failed(begin, tmp_path):
 
 
 def test_too_large_for_memory(begin, tmp_path, monkeypatch):
-    from growtas.train import image_loader as feeding_module
+    from growtas.train import image_loader
 
-    monkeypatch.setattr(feeding_module, "MEMORY_LIMIT", 1000)
+    monkeypatch.setattr(image_loader, "MEMORY_LIMIT", 1000)
     with pytest.raises(DataError, match="holds at most 1e-06 GB in memory; set augment: paper"):
         begin(data=str(image_folder(tmp_path / "colours")))
 
@@ -310,9 +310,9 @@ def test_where_a_run_goes(begin, tiny, tmp_path):
 def test_resolving(tmp_path, tiny):
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps({"space": tiny, "epochs": 7, "lr": 0.01}))
-    recipe = resolve_recipe(path, {"lr": 0.02})
+    recipe = resolve_recipe(None, {"lr": 0.02}, config=path)
     assert (recipe.name, recipe.space, recipe.epochs, recipe.lr) == ("small-images", tiny, 7, 0.02)
-    assert resolve_recipe(None, {}).name == "digits-demo"
+    assert resolve_recipe().name == "digits-demo"
     with pytest.raises(ConfigError, match=r"stages is 5; micro has 3 choices"):
         resolve_recipe(None, {"stages": 5})
     with pytest.raises(ConfigError, match=r"transitions \(99\) must lie inside the training of 36 epochs"):

@@ -134,7 +134,7 @@ def test_formats_cumulate_and_every_file_has_its_manifest(run: Run) -> None:
     assert [artifact.path.name for artifact in made] == names
     assert files(run.path / "export") == {*names, *(f"{name}.json" for name in names), "tiny_subnet.py"}
     assert len(stages) >= 4
-    costs, digest = count_costs(TINY, SUBNET), sha256(run.supernet)
+    costs, digest = count_costs(TINY, SUBNET), sha256(run.supernet_file)
     for artifact in made:
         manifest = read_manifest(artifact.path)
         assert manifest == artifact.manifest == json.loads(artifact.path.with_name(artifact.path.name + ".json").read_text())
@@ -165,7 +165,7 @@ def test_the_artifacts_compute_the_subnet(run: Run) -> None:
     in_torch, in_onnx = export_subnet(run, ExportOptions(format="onnx"))
     images = noise(5, (3, 16, 16))
     with torch.no_grad():
-        want = load_supernet(run.supernet)(torch.from_numpy(images), SUBNET).numpy()
+        want = load_supernet(run.supernet_file)(torch.from_numpy(images), SUBNET).numpy()
         got = load_model(in_torch.path)(torch.from_numpy(images)).numpy()
     with open_session(in_onnx.path) as session:
         np.testing.assert_allclose(session.run(images), want, rtol=1e-4, atol=1e-4)

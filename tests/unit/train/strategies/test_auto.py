@@ -52,7 +52,7 @@ def test_a_converged_subspace_is_left_when_gains_fall_below_the_share(space):
     transitions = _run(strategy, lambda e: _line(_curve(e, 2.0, 1.0, 10), _curve(e, 0.0, 0.8, 10)))
     # Slopes over three epochs fall by exp(-1/10) an epoch from the first, at epoch 3: 10 ln 10 = 23.03 epochs later.
     assert transitions == [27]
-    assert strategy.summary() == "transitions chosen by the training: T_1 = 27 (converged)"
+    assert strategy.reasons == ["converged"]
     assert [strategy.stage(epoch) for epoch in (0, 26.99, 27, 99)] == [0, 0, 1, 1]
     assert strategy.subspace(26.9) == Subspace(max_embed_dim=8)
     assert {strategy.draw(step, 26.9)[0].subnet.embed_dim for step in range(50)} == {8}
@@ -87,7 +87,7 @@ def test_the_lower_bound(space):
 def test_the_upper_bound(space):
     strategy = _auto(space, most=1.3, window=3)
     assert _run(strategy, lambda e: _line(10 - 0.05 * e, 0.005 * e)) == [65]
-    assert strategy.summary() == "transitions chosen by the training: T_1 = 65 (at the upper bound)"
+    assert strategy.reasons == ["bound"]
 
 
 def test_a_falling_learning_rate_is_no_convergence(space):
@@ -228,7 +228,6 @@ def test_a_resumed_training_chooses_the_same(space):
 def test_one_stage_has_no_transition(space):
     strategy = _auto(space, stages=1)
     assert _run(strategy, lambda e: _line(1.0, 0.5)) == []
-    assert strategy.summary() is None
 
 
 def test_more_stages_than_epochs(space):
@@ -241,7 +240,7 @@ def test_more_stages_than_epochs(space):
     [
         ({"share": 1.5}, "share is 1.5"),
         ({"least": -0.1}, "least is -0.1"),
-        ({"most": 0.5}, "most is 0.5; it must be a number of 1 or more"),
+        ({"most": 0.5}, "most is 0.5; it must be a number from 1 to 100"),
         ({"window": 1}, "window is 1; a gain needs 2"),
         ({"window": -1}, "window is -1"),
     ],

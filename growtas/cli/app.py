@@ -1,0 +1,72 @@
+"""The typer application: every command, in the order that ``--help`` lists them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from growtas.cli.bench import bench
+from growtas.cli.cost import cost
+from growtas.cli.devices import devices
+from growtas.cli.export import export
+from growtas.cli.finetune import finetune
+from growtas.cli.import_ import import_app
+from growtas.cli.inspect import inspect
+from growtas.cli.predict import predict
+from growtas.cli.profile import profile
+from growtas.cli.recipes import recipes
+from growtas.cli.runs import runs
+from growtas.cli.search import search
+from growtas.cli.serve import serve
+from growtas.cli.show import show
+from growtas.cli.train import train
+from growtas.cli.verify import verify
+
+app = typer.Typer(
+    name="growtas",
+    help="Grow a ViT supernet, search it under measured latency, and export the subnet as a verified, benchmarked engine.",
+    epilog="The whole way, in an empty folder:  growtas train  |  growtas search --device a10 --max-latency 5ms  |  "
+    "growtas export --format trt  |  growtas bench",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from growtas import __version__
+
+        typer.echo(f"growtas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    # --debug is read in main(), where errors end up; it is declared here for --help and for the parser.
+    del debug, version
+
+
+app.command()(train)
+app.command()(recipes)
+app.command()(runs)
+app.command()(show)
+app.command()(search)
+app.command()(export)
+app.command()(verify)
+app.command()(inspect)
+app.command()(finetune)
+app.command()(bench)
+app.command()(predict)
+app.command()(serve)
+app.command()(cost)
+app.command()(devices)
+app.command()(profile)
+app.add_typer(import_app, name="import")
