@@ -105,7 +105,7 @@ def _probe_here(artifact: str, batch: int, threads: int, runtime: str, device: s
     _import_runtime(runtime)
     imported = _peak_rss()
     start = time.perf_counter()
-    session = open_subject(subject, threads=threads, device=device, max_batch=batch)
+    session = open_subject(subject, threads=threads, device=device, batches=(batch,))
     load_ms = (time.perf_counter() - start) * 1e3
     with session:
         images = bench_images(batch, session.image_shape, manifest)

@@ -13,7 +13,7 @@ from growtas.errors import ConfigError, DeviceError, GrowtasError
 from growtas.export.benchmark import baselines as zoo
 from growtas.export.benchmark.entry import Entry
 from growtas.export.benchmark.subjects import Subject
-from growtas.export.tensorrt import library as nvinfer
+from growtas.export.tensorrt import library
 
 
 def with_graphs(subjects: Sequence[Subject], stack: contextlib.ExitStack, say: Callable[[str], None]) -> list[Entry]:
@@ -62,7 +62,7 @@ def check_plan(entry: Entry, batch: int) -> None:
         return
     targets = tuple(plan.get("targets") or ())
     # Without a manifest nobody knows what it was built for: only trying tells.
-    entry.not_runnable_because = nvinfer.why_not_here(targets or (nvinfer.local_target() or "",))
+    entry.not_runnable_because = library.why_not_here(targets or (library.local_target() or "",))
     if entry.not_runnable_because is None and batch > plan.get("max_batch", batch):
         raise ConfigError(f"{path}: built for batches up to {plan['max_batch']}; --batch asks for {batch}")
 

@@ -20,11 +20,11 @@ from growtas.export.benchmark.peaks import PeakMeter, weight_bytes
 from growtas.export.benchmark.power import Consumption, Metering
 from growtas.export.benchmark.prepare import check_plan, judge, with_graphs
 from growtas.export.benchmark.report import artifact_report, compared
-from growtas.export.benchmark.sessions import check_device, open_subject
+from growtas.export.benchmark.sessions import open_subject
 from growtas.export.benchmark.subjects import Subject, find_baseline, name_baseline, normalise, subjects_of
 from growtas.export.benchmark.timing import clocks, collect, environment, warm_up
-from growtas.export.runtimes.base import available_threads
-from growtas.export.runtimes.open import SUFFIXES
+from growtas.export.runtimes.base import TimedParts, available_threads
+from growtas.export.runtimes.open import SUFFIXES, check_device
 
 FORMAT = "growtas-bench/1"
 _PART_RUNS = 5
@@ -184,16 +184,16 @@ def _load(entry: Entry, options: BenchOptions, threads: int, stack: contextlib.E
 
 
 def _open(entry: Entry, stack: contextlib.ExitStack, options: BenchOptions, threads: int) -> None:
-    subject, largest = entry.subject, max(options.batches)
-    opened = open_subject(subject, threads=threads, device=options.device, max_batch=largest, batches=options.batches)
+    subject = entry.subject
+    opened = open_subject(subject, threads=threads, device=options.device, batches=options.batches)
     session = stack.enter_context(opened)
     entry.fed = fed_to(subject.path, subject.manifest, session)
     for batch in options.batches:
         images = entry.fed.images(batch)
         entry.timers[batch] = session.timer(images)
         entry.timers[batch]()
-        if (parts := getattr(session, "timer_parts", None)) is not None:
-            entry.parts[batch] = parts(images)
+        if isinstance(session, TimedParts):
+            entry.parts[batch] = session.timer_parts(images)
         entry.samples[batch], entry.part_samples[batch], entry.power[batch] = [], [], Consumption()
         entry.io_bytes[batch] = bytes_moved(images, _outputs(subject.manifest))
     if options.roofline:

@@ -1,59 +1,29 @@
-"""Opens what is benched: artifacts by their backends, PyTorch modules eager or compiled, ONNX files as plans built here."""
+"""Opens what is benched: artifacts, timm models in PyTorch, and ONNX files as plans that are compiled here."""
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
-import subprocess
+import contextlib
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
-
-from growtas.errors import DeviceError, choices
-from growtas.export.benchmark import baselines as zoo
+from growtas.errors import DeviceError
+from growtas.export.benchmark import baselines
 from growtas.export.benchmark.subjects import Subject
-from growtas.export.runtimes.base import Array, RuntimeInfo, Session, Timer, available_threads
+from growtas.export.contents import read_graph
+from growtas.export.runtimes.base import Array, PartsTimer, RuntimeInfo, Session, Timer
 from growtas.export.runtimes.open import open_session
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
-DEVICES = ("cpu", "cuda")
-_TENSORRT = ("tensorrt", "tensorrt-rtx")
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not at hand.
-
-    Raises:
-        DeviceError: another name, or ``cuda`` without a GPU.
-    """
-    if device not in DEVICES:
-        raise DeviceError(f"--device is {device!r}; legal are {choices(DEVICES)}")
-    if device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise DeviceError("--device cuda needs an NVIDIA GPU with a driver on this machine")
-
-
-def open_subject(
-    subject: Subject, *, threads: int, device: str = "cpu", max_batch: int = 1, batches: Sequence[int] = ()
-) -> Session:
-    """Load a subject in its runtime.
+def open_subject(subject: Subject, *, threads: int, batches: Sequence[int], device: str = "cpu") -> Session:
+    """Loads a subject in its runtime.
 
     Args:
         threads: CPU threads.
+        batches: those that are run. Where an ONNX file is to run in TensorRT, a plan is compiled for each, in the file's precision.
         device: ``cpu`` or ``cuda``, for PyTorch and ONNX Runtime; plans run on a GPU in any case, OpenVINO on the CPU.
-        max_batch: the largest batch that is run.
-        batches: those that are run; ``max_batch`` alone if not given. Where an ONNX file is to run in TensorRT, a plan is compiled
-            for each, in the file's precision.
 
     Raises:
         BuildError, CheckpointError: it can't be built or loaded.
@@ -61,163 +31,89 @@ def open_subject(
         MissingExtra: the runtime is not installed.
     """
     runtime, path = subject.runtime, subject.path
-    if runtime == "compile":
-        require_compiler(device)
     if path is None:
-        model = zoo.create(str(subject.timm))
-        shape = zoo.image_shape(model)
-        return ModuleSession(model, shape, threads=threads, device=device, compiled=runtime == "compile")
-    if path.suffix == ".safetensors":
         from growtas.export.runtimes.torch import TorchSession
 
-        if runtime == "compile":
-            from growtas.checkpoint import load_model
-            from growtas.export.graph.inference_vit import deployable
-
-            loaded = load_model(path)
-            size = loaded.architecture.image_size
-            shape = (loaded.architecture.in_chans, size, size)
-            # The inference-only form: the other one chooses among its kernels in Python, which breaks the compiler's graph.
-            return ModuleSession(deployable(loaded), shape, threads=threads, device=device, compiled=True)
-        return TorchSession(path, threads=threads, device=device)
-    if path.suffix == ".onnx" and runtime in _TENSORRT:
-        from growtas.export.benchmark.compiled_plans import compile_plans
-
-        return compile_plans(path, runtime, batches or (max_batch,), subject.manifest)
-    if path.suffix == ".onnx" and runtime == "onnxruntime" and device == "cuda":
-        from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
-
-        return OnnxRuntimeSession(path, threads=threads, device=device)
-    return open_session(path, threads=threads, runtime=runtime)
+        model = baselines.create(str(subject.timm))
+        shape = baselines.image_shape(model)
+        return TorchSession(model, shape, threads=threads, device=device, compiled=runtime == "compile")
+    if path.suffix == ".onnx" and runtime in ("tensorrt", "tensorrt-rtx"):
+        return compile_plans(path, runtime, batches, subject.manifest)
+    return open_session(path, threads=threads, runtime=runtime, device=device)
 
 
-def require_compiler(device: str = "cpu") -> None:
-    """Refuse ``torch.compile`` where the compiler that it needs does not work.
+def precision_of(onnx: Path, manifest: Mapping[str, Any] | None) -> str:
+    """What most weights of an ONNX file are multiplied in: its manifest's word, or else the graph's.
 
     Raises:
-        DeviceError: with the compilers that were tried.
+        CheckpointError: there is no manifest, and the file can't be read.
     """
-    if device == "cuda":
-        return  # Triton brings its own.
-    named = os.environ.get("CXX")
-    tried = [named] if named else ["g++", "clang++", "c++"]
-    if not any(_compiles(command) for command in tried):
-        raise DeviceError(f"torch.compile needs a C++ compiler, and none of {', '.join(tried)} works here; install one or set CXX")
+    return str((manifest or {}).get("precision") or read_graph(onnx).get("precision") or "fp32")
 
 
-def _compiles(command: str) -> bool:
-    if shutil.which(command) is None:
-        return False
-    with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-        source = Path(folder) / "one.cpp"
-        source.write_text("#include <cmath>\nint main() { return std::sqrt(0.0) > 1; }\n", encoding="utf-8")
-        try:
-            done = subprocess.run([command, str(source), "-o", str(source.with_suffix(""))], capture_output=True, timeout=60)
-        except (OSError, subprocess.SubprocessError):
-            return False
-        return done.returncode == 0
-
-
-class ModuleSession:
-    """A PyTorch module from images to logits, eager or compiled by ``torch.compile`` for each batch size that is run.
+def compile_plans(onnx: Path, runtime: str, batches: Sequence[int], manifest: Mapping[str, Any] | None) -> Session:
+    """Compiles an ONNX file for this machine's GPU, a plan for each batch, and loads the plans.
 
     Args:
-        module: in eval mode.
-        image_shape: channels, height and width of its input.
-        threads: torch's CPU threads while it is open.
-        device: ``cpu`` or ``cuda``.
-        compiled: compile it, without graph breaks.
+        runtime: ``tensorrt`` or ``tensorrt-rtx``.
+        batches: those that will be run.
+        manifest: the file's, where it has one.
+
+    Raises:
+        BuildError, CheckpointError: it can't be built or loaded.
+        DeviceError: no GPU, or one that the runtime or the file's precision isn't for.
+        MissingExtra: the runtime is not installed.
+    """
+    # Here, since they import torch, whose memory a process that measures ONNX Runtime's must not have.
+    from growtas.export.benchmark.stopwatch import plan_session
+    from growtas.export.tensorrt import library
+
+    if library.local_target() is None:
+        raise DeviceError("no NVIDIA GPU with a driver on this machine")
+    model, precision = onnx.read_bytes(), precision_of(onnx, manifest)
+    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory(prefix="growtas-") as folder:
+        plans = {
+            batch: stack.enter_context(plan_session(model, runtime, batch, Path(folder), precision=precision)) for batch in batches
+        }
+        return CompiledSession(plans, stack.pop_all())
+
+
+class CompiledSession:
+    """One plan a batch size, each tuned for it, behind one :class:`growtas.export.runtimes.base.Session`.
+
+    Args:
+        plans: by batch; at least one.
+        stack: closes them.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        image_shape: tuple[int, int, int],
-        *,
-        threads: int | None = None,
-        device: str = "cpu",
-        compiled: bool = False,
-    ) -> None:
-        import torch
+    def __init__(self, plans: Mapping[int, Session], stack: contextlib.ExitStack) -> None:
+        self._plans, self._stack = dict(plans), stack
+        first = next(iter(self._plans.values()))
+        self.info: RuntimeInfo = first.info
+        self.image_shape: tuple[int, int, int] = first.image_shape
 
-        self.image_shape = image_shape
-        self._module, self._device, self._compiled = module.eval().to(device), device, compiled
-        self._threads_before = torch.get_num_threads()
-        self.info = RuntimeInfo(
-            runtime="torch.compile" if compiled else "torch",
-            version=torch.__version__,
-            device=torch.cuda.get_device_name() if device == "cuda" else device,
-            threads=0 if device == "cuda" else threads or available_threads(),
-        )
-        # Compiled once a shape: what was compiled for many shapes at once is slower, and is not what one would serve.
-        self._call: Callable[..., Tensor] = torch.compile(self._module, fullgraph=True, dynamic=False) if compiled else self._module
+    def _plan(self, images: Array) -> Session:
+        """The plan for as many images, or else the smallest that takes them; the largest says itself that it doesn't."""
+        fitting = sorted(batch for batch in self._plans if batch >= len(images))
+        return self._plans[fitting[0] if fitting else max(self._plans)]
 
     def run(self, images: Array) -> Array:
-        """Logits of images; see :class:`growtas.export.runtimes.base.Session`.
-
-        Raises:
-            DeviceError: ``torch.compile`` failed.
-        """
-        import torch
-
-        placed = torch.from_numpy(images).to(self._device)
-        return np.asarray(self._forward(placed).cpu().numpy(), np.float32)
-
-    def _forward(self, placed: Tensor) -> Tensor:
-        import torch
-
-        self._set_threads()
-        with torch.inference_mode():
-            if not self._compiled:
-                return self._call(placed)
-            # More batch sizes than dynamo's default limit are fine: each is asked for.
-            with torch._dynamo.config.patch(recompile_limit=1024):
-                try:
-                    return self._call(placed)
-                except Exception as error:  # the compiler's stages each have their own exceptions
-                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                    raise DeviceError(f"torch.compile failed ({' '.join(reason.split())[:160]})") from error
-
-    def _set_threads(self) -> None:
-        import torch
-
-        # torch has one thread count for the whole process, and other sessions may have set another.
-        if self.info.threads and torch.get_num_threads() != self.info.threads:
-            torch.set_num_threads(self.info.threads)
+        """Logits of images; see :class:`growtas.export.runtimes.base.Session`."""
+        return self._plan(images).run(images)
 
     def timer(self, images: Array) -> Timer:
-        """A timed run on placed inputs, compiled before it is returned; see :class:`growtas.export.runtimes.base.Session`."""
-        import torch
+        """A timed run in the plan of that batch size; see :class:`growtas.export.runtimes.base.Session`."""
+        return self._plan(images).timer(images)
 
-        placed, call = torch.from_numpy(images).to(self._device), self._call
-        if self._compiled:
-            # It looks for CUDA's compiler, and tells of it where there is none, whatever the model is compiled for.
-            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-            self._forward(placed)
-        if self._device == "cuda":
-            from growtas.export.runtimes.torch import cuda_timer
+    def timer_parts(self, images: Array) -> PartsTimer:
+        """What each part of a run takes in the plan of that batch size; see :class:`growtas.export.runtimes.base.TimedParts`."""
+        plan: Any = self._plan(images)
+        parts: PartsTimer = plan.timer_parts(images)
+        return parts
 
-            def launch() -> None:
-                with torch.inference_mode():
-                    call(placed)
-
-            return cuda_timer(launch)
-
-        def once() -> float:
-            self._set_threads()
-            with torch.inference_mode():
-                start = time.perf_counter_ns()
-                call(placed)
-                return (time.perf_counter_ns() - start) / 1e6
-
-        return once
-
-    def __enter__(self) -> ModuleSession:
+    def __enter__(self) -> CompiledSession:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        import torch
-
-        del self._call, self._module
-        if self.info.threads:
-            torch.set_num_threads(self._threads_before)
+        self._stack.__exit__(kind, error, trace)
+        self._plans.clear()

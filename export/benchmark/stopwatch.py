@@ -10,8 +10,10 @@ from pathlib import Path
 from growtas.errors import DeviceError, choices
 from growtas.export.benchmark.timing import TURN_ROUNDS, TURN_SECONDS, measure_in_turns
 from growtas.export.graph.assemble import Assembler, export_graph, signature
-from growtas.export.runtimes.base import PlanBuilder, RuntimeInfo, Session, Shapes, is_installed
-from growtas.export.tensorrt import library as nvinfer
+from growtas.export.runtimes.base import RuntimeInfo, Session, is_installed
+from growtas.export.runtimes.open import open_session
+from growtas.export.tensorrt import library
+from growtas.export.tensorrt.builder import Shapes, builder_of
 from growtas.export.verification.images import noise
 from growtas.nn.architecture import Architecture
 from growtas.space import SearchSpace
@@ -39,19 +41,12 @@ def check_runtime(runtime: str, precision: str) -> None:
                 "--runtime openvino needs the package openvino, which is not installed: pip install 'growtas[openvino]'"
             )
     elif runtime != "onnxruntime":
-        here = nvinfer.local_target()
+        here = library.local_target()
         if here is None:
             raise DeviceError(
                 f"--runtime {runtime} needs an NVIDIA GPU with a driver on this machine; without one, use onnxruntime"
             )
-        _builder(runtime).check((here,), precision)
-
-
-def _builder(runtime: str) -> PlanBuilder:
-    from growtas.export.tensorrt.rtx_builder import TensorRTRTXBuilder
-    from growtas.export.tensorrt.tensorrt_builder import TensorRTBuilder
-
-    return TensorRTBuilder() if runtime == "tensorrt" else TensorRTRTXBuilder()
+        builder_of(runtime).check((here,), precision)
 
 
 class ArchitectureTurns:
@@ -157,14 +152,12 @@ def plan_session(model: bytes, runtime: str, batch: int, folder: Path, *, precis
         DeviceError: no GPU, or one that the runtime or the precision isn't for.
         MissingExtra: the package is not installed.
     """
-    from growtas.export.runtimes.open import open_session
-
-    target, builder = str(nvinfer.local_target()), _builder(runtime)
+    target, builder = str(library.local_target()), builder_of(runtime)
     builder.check((target,), precision)
     onnx, plan = folder / "model.onnx", folder / "model.plan"
     onnx.write_bytes(model)
     # Kernels are chosen for one batch: a plan that is tuned for another says nothing about what this one can take.
-    built = builder.build(onnx, (target,), profile=Shapes(opt=batch, max=batch), precision=precision)
+    built = builder.build(onnx, (target,), batches=Shapes(opt=batch, max=batch), precision=precision)
     plan.write_bytes(built.data)
     try:
         return open_session(plan, runtime=runtime, trusted=True)

@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from growtas.checkpoint import save_model
+from growtas.checkpoint import load_model, save_model
 from growtas.costs import count_costs
 from growtas.export.artifact import write_manifest
 from growtas.export.graph.exporter import INPUT, OUTPUT
 from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.source import Source
 from growtas.export.pipeline.standalone import load_module, module_name, write_module
-from growtas.export.runtimes.base import Array, PlanBuilder, Session, Shapes
+from growtas.export.runtimes.base import Array, Session
 from growtas.export.runtimes.open import open_session
-from growtas.export.runtimes.torch import TorchSession
+from growtas.export.runtimes.torch import vit_session
+from growtas.export.tensorrt.builder import PlanBuilder, Shapes
 from growtas.export.tensorrt.check_optimized import check_arranged
 from growtas.export.verification.agreement import verify_artifact
 from growtas.export.verification.batches import Logits, remembering
@@ -79,12 +80,12 @@ class Work:
         path = self.folder / f"{self.name}.safetensors"
         save_model(path, extract(self.supernet, self.source.subnet))
         self.references = {SUPERNET: remembering(self._supernet)}
-        session = TorchSession(path, threads=1)
-        static = remembering(session.run)
+        model = load_model(path)
+        static = remembering(vit_session(model, threads=1).run)
         checked = self.check(static, path, "PyTorch", against=SUPERNET)
         self.references = {STATIC: static, **self.references}
-        self.add(path, {**checked, "executed": True, "runtime": "torch", "module": self._module(path, session.model.architecture)})
-        return session.model
+        self.add(path, {**checked, "executed": True, "runtime": "torch", "module": self._module(path, model.architecture)})
+        return model
 
     def _module(self, weights: Path, architecture: Architecture) -> dict[str, Any]:
         """A module in plain PyTorch beside the weights; loaded, run and compared."""
@@ -128,7 +129,7 @@ class Work:
 
         self.stage(f"compiling a plan for {', '.join(targets)}")
         shapes = Shapes(opt=self.options.opt_batch, max=self.options.max_batch)
-        plan = builder.build(onnx, targets, profile=shapes, precision=precision, cache_dir=self.out)
+        plan = builder.build(onnx, targets, batches=shapes, precision=precision, cache_dir=self.out)
         path = onnx.with_suffix(".plan")
         with replacing(path) as temporary:
             temporary.write_bytes(plan.data)

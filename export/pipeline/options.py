@@ -41,7 +41,7 @@ class ExportOptions:
         keep: layers that stay in fp32: ``auto`` (those that hurt, where the thresholds are missed), ``none``, or names with commas.
         calibration_images: of the search split, for int8 and fp8; ``calibration_method``: see
             :func:`growtas.export.quantization.calibration.clipping_points`.
-        target, device: what a plan is for; see :func:`growtas.export.tensorrt.targets.choose_builder`.
+        target, device: what a plan is for; see :func:`growtas.export.tensorrt.builder.choose_builder`.
         max_batch: the largest batch that is checked, and that a plan takes.
         opt_batch: the batch that a plan is tuned for.
         name: the files' name without suffix; by default ``SPACE-subnet``.

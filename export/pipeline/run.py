@@ -16,9 +16,8 @@ from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.source import Source, find_source
 from growtas.export.pipeline.staging import move_into_place, staging
 from growtas.export.pipeline.variants import add_ends, convert_precision, export_ir
-from growtas.export.runtimes.base import PlanBuilder
 from growtas.export.runtimes.open import open_session
-from growtas.export.tensorrt.targets import choose_builder
+from growtas.export.tensorrt.builder import PlanBuilder, choose_builder
 from growtas.export.verification.batches import one_thread
 from growtas.export.verification.images import gate_images
 from growtas.export.verification.labelled_images import LabelledImages, images_for, labelled_images

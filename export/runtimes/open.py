@@ -1,32 +1,38 @@
-"""Runtimes that run an artifact, and builders that compile one; a file each, chosen here by the artifact's suffix."""
+"""Opens an artifact in the runtime that its suffix, or the caller, asks for."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from growtas.errors import UsageError, choices
+from growtas.errors import DeviceError, UsageError, choices
 from growtas.export.runtimes.base import Session
 
 SUFFIXES = (".safetensors", ".pt2", ".onnx", ".xml", ".plan")
+DEVICES = ("cpu", "cuda")
 
 
-def open_session(path: str | Path, *, threads: int | None = None, runtime: str | None = None, trusted: bool = False) -> Session:
-    """Load an artifact in the runtime that its suffix asks for.
+def open_session(
+    path: str | Path, *, threads: int | None = None, runtime: str | None = None, device: str = "cpu", trusted: bool = False
+) -> Session:
+    """Loads an artifact.
 
     Args:
-        path: a ``.safetensors`` (torch), ``.pt2`` (torch.export), ``.onnx`` (ONNX Runtime, or OpenVINO), ``.xml`` with its ``.bin``
-            beside it (OpenVINO) or ``.plan`` (TensorRT or TensorRT-RTX) file.
+        path: a ``.safetensors`` or ``.pt2`` (PyTorch), ``.onnx`` (ONNX Runtime, or OpenVINO), ``.xml`` with its ``.bin`` beside it
+            (OpenVINO) or ``.plan`` (TensorRT or TensorRT-RTX) file.
         threads: CPU threads; by default all that this process may use.
-        runtime: for an ONNX file, ``onnxruntime`` or ``openvino``; onnxruntime if not given. For a plan, ``tensorrt`` or
-            ``tensorrt-rtx``; what its manifest says if not given.
+        runtime: for an ONNX file, ``onnxruntime`` or ``openvino``; onnxruntime if not given. For a safetensors file, ``eager`` or
+            ``compile``; eager if not given. For a plan, ``tensorrt`` or ``tensorrt-rtx``; what its manifest says if not given.
+        device: ``cpu`` or ``cuda``, for PyTorch and ONNX Runtime; plans run on a GPU in any case, OpenVINO on the CPU.
         trusted: load a plan that has no manifest, which is refused otherwise; see :mod:`growtas.export.tensorrt.load`.
 
     Raises:
         CheckpointError: the file can't be loaded.
-        DeviceError: a plan, and no GPU at hand, or another than it was built for, or another version of the runtime.
+        DeviceError: it can't run on this machine: no GPU for a plan, another than it was built for, another version of the runtime,
+            or no C++ compiler for ``compile``.
         MissingExtra: the runtime is not installed.
         UsageError: another suffix.
     """
+    # Each runtime is imported where it is used: a process that measures one runtime's memory must not hold the others.
     path = Path(path)
     if path.suffix == ".xml" or (path.suffix == ".onnx" and runtime == "openvino"):
         from growtas.export.runtimes.openvino import OpenVINOSession
@@ -35,17 +41,33 @@ def open_session(path: str | Path, *, threads: int | None = None, runtime: str |
     if path.suffix == ".onnx":
         from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
 
-        return OnnxRuntimeSession(path, threads=threads)
+        return OnnxRuntimeSession(path, threads=threads, device=device)
     if path.suffix == ".safetensors":
-        from growtas.export.runtimes.torch import TorchSession
+        from growtas.checkpoint import load_model
+        from growtas.export.runtimes.torch import vit_session
 
-        return TorchSession(path, threads=threads)
+        return vit_session(load_model(path), threads=threads, device=device, compiled=runtime == "compile")
     if path.suffix == ".pt2":
-        from growtas.export.runtimes.torch_export import ProgramSession
+        from growtas.export.runtimes.torch_export import load_program
 
-        return ProgramSession(path, threads=threads)
+        return load_program(path, threads=threads, device=device)
     if path.suffix == ".plan":
-        from growtas.export.tensorrt.open import open_plan
+        from growtas.export.tensorrt.load import load_plan
 
-        return open_plan(path, runtime=runtime, trusted=trusted)
+        return load_plan(path, runtime=runtime, trusted=trusted)
     raise UsageError(f"{path}: not an artifact; legal are files that end in {choices(SUFFIXES)}")
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that is not at hand.
+
+    Raises:
+        DeviceError: another name, or ``cuda`` without a GPU.
+    """
+    if device not in DEVICES:
+        raise DeviceError(f"--device is {device!r}; legal are {choices(DEVICES)}")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise DeviceError("--device cuda needs an NVIDIA GPU with a driver on this machine")

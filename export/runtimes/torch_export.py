@@ -13,21 +13,17 @@ import hashlib
 import io
 import json
 import re
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from torch.export.passes import move_to_device_pass
 
-from growtas.errors import BuildError, CheckpointError, ConfigError, UsageError
+from growtas.errors import BuildError, CheckpointError, ConfigError
 from growtas.export.artifact import read_manifest
-from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, available_threads
-from growtas.export.runtimes.torch import cuda_timer
+from growtas.export.runtimes.torch import TorchSession
 from growtas.files import replacing
 from growtas.nn.vit import VisionTransformer
 
@@ -77,92 +73,33 @@ def save_program(model: VisionTransformer, path: str | Path, *, max_batch: int) 
         temporary.write_bytes(buffer.getvalue())
 
 
-class ProgramSession:
-    """A program in PyTorch.
+def load_program(path: str | Path, *, threads: int | None = None, device: str = "cpu") -> TorchSession:
+    """Loads a program that :func:`save_program` wrote.
 
     Args:
-        path: a file that :func:`save_program` wrote.
-        threads: torch's CPU threads while it is open; by default all that this process may use.
+        threads: CPU threads; by default all that this process may use.
         device: ``cpu`` or ``cuda``.
 
     Raises:
         CheckpointError: the file is not the one that its manifest describes (nothing of it was read then), can't be read, or holds
             what growtas does not load (:func:`check_program`).
     """
-
-    def __init__(self, path: str | Path, *, threads: int | None = None, device: str = "cpu") -> None:
-        path = Path(path)
-        manifest = read_manifest(path, verify=False)
-        # Read once: what is hashed and checked is what is loaded.
-        data = path.read_bytes()
-        if manifest is not None and manifest["artifact"].get("sha256") != hashlib.sha256(data).hexdigest():
-            raise CheckpointError(f"{path}: the file is not the one that its manifest describes (SHA-256 differs); export it again")
-        check_program(data, str(path))
-        try:
-            program = torch.export.load(io.BytesIO(data))
-            self._shape, self._max_batch = _input(program)
-            if device != "cpu":
-                program = move_to_device_pass(program, device)
-            self._module = program.module()
-        except Exception as error:  # torch's deserialiser raises whatever it stumbles over
-            raise CheckpointError(f"{path}: torch can't load the program ({' '.join(str(error).split())[:160]})") from None
-        self._device = device
-        name = torch.cuda.get_device_name() if device == "cuda" else device
-        cpu_threads = 0 if device == "cuda" else (threads or available_threads())
-        self._threads_before = torch.get_num_threads()
-        self.info = RuntimeInfo(runtime=NAME, version=torch.__version__, device=name, threads=cpu_threads)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the input."""
-        return self._shape
-
-    @property
-    def max_batch(self) -> int:
-        """The largest batch that the program takes."""
-        return self._max_batch
-
-    def run(self, images: Array) -> Array:
-        """Logits of images; see :class:`growtas.export.runtimes.base.Session`.
-
-        Raises:
-            UsageError: more images than the program was exported for.
-        """
-        self._check_batch(images)
-        with torch.inference_mode():
-            logits = self._module(torch.from_numpy(images).to(self._device))
-        return np.asarray(logits.cpu().numpy(), np.float32)
-
-    def timer(self, images: Array) -> Timer:
-        """A timed run on placed inputs; see :class:`growtas.export.runtimes.base.Session`."""
-        self._check_batch(images)
-        placed, module, threads = torch.from_numpy(images).to(self._device), self._module, self.info.threads
-
-        def forward() -> None:
-            with torch.inference_mode():
-                module(placed)
-
-        def once() -> float:
-            # torch has one thread count for the whole process, and other sessions may have set another.
-            if torch.get_num_threads() != threads:
-                torch.set_num_threads(threads)
-            start = time.perf_counter_ns()
-            forward()
-            return (time.perf_counter_ns() - start) / 1e6
-
-        return cuda_timer(forward) if self._device == "cuda" else once
-
-    def _check_batch(self, images: Array) -> None:
-        if len(images) > self._max_batch:
-            raise UsageError(f"the program takes batches of 1 to {self._max_batch}, not {len(images)}; export it with --max-batch")
-
-    def __enter__(self) -> ProgramSession:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        del self._module
-        if self.info.threads:
-            torch.set_num_threads(self._threads_before)
+    path = Path(path)
+    manifest = read_manifest(path, verify=False)
+    # Read once: what is hashed and checked is what is loaded.
+    data = path.read_bytes()
+    if manifest is not None and manifest["artifact"].get("sha256") != hashlib.sha256(data).hexdigest():
+        raise CheckpointError(f"{path}: the file is not the one that its manifest describes (SHA-256 differs); export it again")
+    check_program(data, str(path))
+    try:
+        program = torch.export.load(io.BytesIO(data))
+        shape, max_batch = _input(program)
+        if device != "cpu":
+            program = move_to_device_pass(program, device)
+        module = program.module()
+    except Exception as error:  # torch's deserialiser raises whatever it stumbles over
+        raise CheckpointError(f"{path}: torch can't load the program ({' '.join(str(error).split())[:160]})") from None
+    return TorchSession(module, shape, threads=threads, device=device, max_batch=max_batch, runtime=NAME)
 
 
 def check_program(data: bytes, what: str) -> None:

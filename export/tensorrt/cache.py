@@ -83,10 +83,6 @@ class CacheFile:
         return {"format": FORMAT, **asdict(self.key), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-# Timings of kernels, for TensorRT's builder.
-TimingCache = CacheFile
-
-
 def driver_version() -> str | None:
     """Version of the NVIDIA driver, such as ``580.65.06``; None where the system doesn't tell."""
     try:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import CheckpointError
-from growtas.export.runtimes.base import Array, BuiltPlan
+from growtas.export.runtimes.base import Array
 from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
 from growtas.export.runtimes.open import open_session
+from growtas.export.tensorrt.builder import BuiltPlan
 from growtas.export.verification.images import GateImages
 from growtas.export.verification.parity import DEFAULT_TOLERANCE, run_gate
 

@@ -1,4 +1,4 @@
-"""The little of CUDA that running a plan takes, through torch: buffers, a stream, events, graphs."""
+"""CUDA buffers, streams, events and graphs for plan sessions, on top of torch."""
 
 from __future__ import annotations
 

@@ -22,7 +22,6 @@ from growtas.export.runtimes.base import Array, PartsTimer, RuntimeInfo, Timer, 
 from growtas.export.tensorrt.cache import CacheFile
 from growtas.export.tensorrt.cuda import Cuda
 from growtas.export.tensorrt.library import Module, capturing_logger, last_error
-from growtas.export.tensorrt.plan_precision import engine_layers
 
 _DTYPES = {
     "FLOAT": torch.float32,
@@ -35,19 +34,19 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 # Batch sizes whose buffers and contexts are kept; the one that was unused longest goes.
-_KEPT = 8
+_MOST_BATCH_SIZES = 8
 
 
 class PlanSession:
-    """A plan that is loaded; see :class:`growtas.export.runtimes.base.Session`.
+    """A loaded plan, each batch size launched as one CUDA graph; see :class:`growtas.export.runtimes.base.Session`.
+
+    Code for the CPU that a plan may bring along (version-compatible plans do) is never run.
 
     Args:
         trt: the module ``tensorrt`` or ``tensorrt_rtx``.
         data: the plan.
         runtime: the package's name.
         name: what messages call the plan.
-        cuda_graph: launch a recorded graph instead of kernel by kernel. TensorRT-RTX records by itself.
-        host_code: have TensorRT run the runtime that a version-compatible plan brings along.
         runtime_cache: compiled kernels of TensorRT-RTX, read now and written when the session ends.
         cuda: for tests; a stream of torch's current device by default.
 
@@ -62,16 +61,12 @@ class PlanSession:
         *,
         runtime: str,
         name: str = "the plan",
-        cuda_graph: bool = True,
-        host_code: bool = False,
         runtime_cache: CacheFile | None = None,
         cuda: Cuda | None = None,
     ) -> None:
         self._trt, self._name, self._cuda = trt, name, cuda or Cuda()
         self._logger = capturing_logger(trt)
         self._runtime = trt.Runtime(self._logger)
-        if host_code:
-            self._runtime.engine_host_code_allowed = True
         self._refuse_invalid(data)
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
@@ -88,7 +83,6 @@ class PlanSession:
         self._output = OUTPUT if OUTPUT in self._outputs else self._outputs[0]
         # TensorRT-RTX records graphs by itself and keeps compiled kernels; TensorRT knows neither.
         self._is_rtx = hasattr(trt, "CudaGraphStrategy")
-        self._cuda_graph = cuda_graph
         self._cache_file = runtime_cache
         self._runtime_config = self._configure()
         self._bindings: OrderedDict[tuple[int, ...], _Binding] = OrderedDict()
@@ -103,9 +97,9 @@ class PlanSession:
         if validity == self._trt.EngineValidity.INVALID:
             flags = self._trt.EngineInvalidityDiagnostics.__members__
             reasons = [reason for reason, flag in flags.items() if int(diagnostics) & int(flag)]
-            said = ", ".join(reason.lower().replace("_", " ") for reason in reasons) or last_error(self._logger)
+            reason = ", ".join(reason.lower().replace("_", " ") for reason in reasons) or last_error(self._logger)
             raise CheckpointError(
-                f"{self._name}: TensorRT-RTX {self._trt.__version__} says that the plan is not valid here ({said})"
+                f"{self._name}: TensorRT-RTX {self._trt.__version__} says that the plan is not valid here ({reason})"
             )
 
     def _configure(self) -> Any:
@@ -113,13 +107,12 @@ class PlanSession:
         if not self._is_rtx:
             return None
         runtime_config = self._engine.create_runtime_config()
-        strategy = self._trt.CudaGraphStrategy
-        runtime_config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if self._cuda_graph else strategy.DISABLED
+        runtime_config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         # All kernels of a shape at once: compiled in the background, they would replace slower ones while something is timed.
         runtime_config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
         self._cache = runtime_config.create_runtime_cache()
-        if self._cache_file is not None and (kept := self._cache_file.read()):
-            self._cache.deserialize(kept)
+        if self._cache_file is not None and (kernels := self._cache_file.read()):
+            self._cache.deserialize(kernels)
         runtime_config.set_runtime_cache(self._cache)
         return runtime_config
 
@@ -134,10 +127,6 @@ class PlanSession:
         """Smallest and largest batch that the plan takes."""
         smallest, _, largest = self._engine.get_tensor_profile_shape(self._input, 0)
         return int(smallest[0]), int(largest[0])
-
-    def layers(self) -> list[dict[str, Any]]:
-        """The engine's layers, as its inspector describes them."""
-        return engine_layers(self._trt, self._engine)
 
     def run(self, images: Array) -> Array:
         """Logits of images; see :class:`growtas.export.runtimes.base.Session`."""
@@ -190,8 +179,8 @@ class PlanSession:
             host_ms = (time.perf_counter_ns() - start) / 1e6
             cuda.synchronize()
             h2d, device, d2h = (events[i].elapsed_time(events[i + 1]) for i in range(3))
-            kept = (h2d, d2h) if transfers else (0.0, 0.0)
-            return TimerParts(host_ms=host_ms, h2d_ms=float(kept[0]), device_ms=float(device), d2h_ms=float(kept[1]))
+            copies = (h2d, d2h) if transfers else (0.0, 0.0)
+            return TimerParts(host_ms=host_ms, h2d_ms=float(copies[0]), device_ms=float(device), d2h_ms=float(copies[1]))
 
         return once
 
@@ -202,7 +191,7 @@ class PlanSession:
             smallest, largest = self.batches
             if not smallest <= shape[0] <= largest:
                 raise CheckpointError(f"{self._name}: the plan takes batches from {smallest} to {largest}, not of {shape[0]}")
-            while len(self._bindings) >= _KEPT:
+            while len(self._bindings) >= _MOST_BATCH_SIZES:
                 self._bindings.popitem(last=False)
             self._bindings[shape] = self._bind(shape)
         self._bindings.move_to_end(shape)
@@ -230,7 +219,7 @@ class PlanSession:
         with self._cuda.on_stream():
             execute()
         self._cuda.synchronize()
-        launch = self._cuda.record(execute) if self._cuda_graph and not self._is_rtx else execute
+        launch = execute if self._is_rtx else self._cuda.record(execute)
         return _Binding(self._input, host, device, launch, context)
 
     def __enter__(self) -> PlanSession:

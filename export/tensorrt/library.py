@@ -1,4 +1,4 @@
-"""What TensorRT and TensorRT-RTX have in common beside building and running: messages, and this machine's GPU.
+"""What building and running plans share: the packages TensorRT and TensorRT-RTX, their messages, and this machine's GPU.
 
 Both packages have the same Python API under different module names, so the functions that deal with them take the module. Only the
 choice of compute capabilities, caches and CUDA graphs differ.
@@ -6,13 +6,36 @@ choice of compute capabilities, caches and CUDA graphs differ.
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any
 
 import torch
 
+from growtas.errors import MissingExtra
+from growtas.export.runtimes.base import is_installed
+
 # The module `tensorrt` or `tensorrt_rtx`; neither ships types.
 Module = Any
+
+
+# By the runtime's name: module, name of the distribution, extra that installs it.
+_PACKAGES = {"tensorrt": ("tensorrt", "tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx-cu13", "trt-rtx")}
+
+
+def package(runtime: str, purpose: str) -> Module:
+    """Imports the Python module of ``tensorrt`` or ``tensorrt-rtx``.
+
+    Args:
+        purpose: what it is needed for, in the message that it is missing.
+
+    Raises:
+        MissingExtra: it isn't installed.
+    """
+    module, distribution, extra = _PACKAGES[runtime]
+    if not is_installed(module):
+        raise MissingExtra(distribution, extra, purpose)
+    return importlib.import_module(module)
 
 
 def capturing_logger(trt: Module) -> Any:

@@ -1,21 +1,20 @@
-"""Which precision a plan computes in: asked of the compiler's network, or of a loaded engine.
+"""Which precision a plan computes in: read from the compiler's parsed network.
 
-Networks are strongly typed, so the types of a parsed network are those that its plan has. They can be read without a GPU, an
-engine's layers can't: loading a plan needs a driver.
+Networks are strongly typed, so the types of a parsed network are those that its plan has. They can be read without a GPU; a built
+engine's layers can't, since loading a plan needs a driver.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from growtas.errors import BuildError, ConfigError, choices
+from growtas.export.quantization.inspect import PRECISIONS
 from growtas.export.tensorrt.library import Module
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 # At least this share of the weights is multiplied in the precision asked for: mixed precision keeps sensitive layers higher.
 MIN_SHARE = 0.5
 _NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
@@ -91,20 +90,6 @@ def require_precision(inspection: Inspection, precision: str, subject: str) -> N
     if odd or share < MIN_SHARE:
         why = f"some are in {choices(odd)}" if odd else f"they hold {share:.0%} of the weights, {MIN_SHARE:.0%} are asked for"
         raise BuildError(f"{subject}: the graph is not in {precision}: its products are {found}, and {why}")
-
-
-def engine_layers(trt: Module, engine: Any) -> list[dict[str, Any]]:
-    """Layers of a loaded engine, as its inspector describes them; only names where the plan was built without more.
-
-    Raises:
-        BuildError: the inspector's answer can't be read.
-    """
-    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    try:
-        layers = json.loads(text)["Layers"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BuildError(f"the engine inspector's answer can't be read ({type(error).__name__})") from None
-    return [layer if isinstance(layer, dict) else {"Name": str(layer)} for layer in layers]
 
 
 def _type_name(tensor: Any) -> str:

@@ -1,14 +1,17 @@
-"""What a plan is compiled for, and by which package: compute capabilities, by name or by the device that has them."""
+"""What a plan is compiled for: compute capabilities, by name or by the device that has them, and the precisions that each has."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-from growtas.errors import ConfigError, DeviceError, choices
-from growtas.export.runtimes.base import PlanBuilder
+from growtas.errors import DeviceError, choices
+from growtas.export.quantization.inspect import PRECISIONS
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+"""What TensorRT-RTX compiles for."""
+# Why a target that people ask for is missing, where there is more to say than that it is.
+_ELSEWHERE = {"sm87": "Jetson Orin", "sm90": "H100", "sm100": "B200"}
 # The compute capabilities from which on GPUs have a type's matrix products; the others have none at all. NVIDIA's CUDA C++
 # Programming Guide, "Arithmetic Instructions", and the fact that the compiler refuses them with the same words.
 _SINCE = {"bf16": ((8, 0), "Ampere"), "fp8": ((8, 9), "Ada")}
@@ -32,8 +35,8 @@ def parse_targets(text: str) -> tuple[str, ...]:
     return tuple(targets)
 
 
-def check_precision(targets: Sequence[str], precision: str, legal: Sequence[str] = ()) -> None:
-    """Refuse a precision that a target's GPUs don't have.
+def check_target_precision(targets: Sequence[str], precision: str, legal: Sequence[str] = ()) -> None:
+    """Refuses a precision that a target's GPUs don't have.
 
     Args:
         legal: targets to name in the message, as far as they have it.
@@ -54,6 +57,29 @@ def check_precision(targets: Sequence[str], precision: str, legal: Sequence[str]
         raise DeviceError(f"{precision} matrix products came with {first}, {choices(lacking)} has none; {instead}")
 
 
+def check_rtx_targets(targets: Sequence[str], precision: str) -> None:
+    """Refuses targets that TensorRT-RTX can't compile for.
+
+    Raises:
+        DeviceError: with the reason and the legal targets.
+    """
+    for target in targets:
+        if target not in RTX_TARGETS:
+            name = f"{target} ({_ELSEWHERE[target]})" if target in _ELSEWHERE else target
+            raise DeviceError(
+                f"TensorRT-RTX builds no plans for {name}; legal targets are {choices(RTX_TARGETS)}, "
+                f"and TensorRT itself builds for other GPUs on the machine that has one"
+            )
+    # Tried with 1.7.1: "FP32 GEMM is not supported" while compiling for Turing.
+    if precision == "fp32" and "sm75" in targets:
+        legal = choices(target for target in RTX_TARGETS if target != "sm75")
+        raise DeviceError(
+            f"TensorRT-RTX compiles no fp32 matrix products for sm75 (T4, Turing); legal targets for fp32 are {legal}, "
+            f"and fp16 or int8 compile for sm75"
+        )
+    check_target_precision(targets, precision, legal=RTX_TARGETS)
+
+
 def _capability(target: str) -> tuple[int, int]:
     """``sm120`` -> ``(12, 0)``."""
     digits = target.removeprefix("sm")
@@ -70,48 +96,13 @@ def device_target(device: str) -> str:
 
     capability = None if device == "cpu" else load_profile(device).compute_capability
     if not capability:
-        raise DeviceError(f"{device} runs no TensorRT plans; name a GPU with --device ({_gpus()}) or --target (such as sm86)")
+        gpus = choices(gpus_with_profiles())
+        raise DeviceError(f"{device} runs no TensorRT plans; name a GPU with --device ({gpus}) or --target (such as sm86)")
     return str(capability)
 
 
-def choose_builder(
-    *, target: str | None, device: str | None, searched_device: str | None, precision: str
-) -> tuple[PlanBuilder, tuple[str, ...]]:
-    """The builder and the compute capabilities of a plan.
-
-    What was named decides (``target``, else ``device``), then the device that the search was for, then this machine's GPU. TensorRT
-    builds for the GPU at hand where both are there; everything else is TensorRT-RTX, ahead of time.
-
-    Raises:
-        ConfigError: both ``target`` and ``device``.
-        DeviceError: no target, an unknown one, or one that can't be built for.
-        MissingExtra: the builder's package is not installed.
-    """
-    from growtas.export.tensorrt import library as nvinfer
-    from growtas.export.tensorrt import tensorrt_builder as tensorrt
-    from growtas.export.tensorrt.rtx_builder import TensorRTRTXBuilder
-
-    if target is not None and device is not None:
-        raise ConfigError("--target and --device both name what the plan is for; give one of them")
-    here = nvinfer.local_target()
-    if target is not None:
-        targets = parse_targets(target)
-    elif device is not None:
-        targets = (device_target(device),)
-    elif searched_device not in (None, "cpu"):
-        targets = (device_target(str(searched_device)),)
-    elif here is not None:
-        targets = (here,)
-    else:
-        why = "the subnet was searched for the cpu" if searched_device == "cpu" else "the subnet was searched for no device"
-        raise DeviceError(f"a plan needs a target GPU, and {why}: name one with --device ({_gpus()}) or --target (such as sm86)")
-    builder: PlanBuilder = tensorrt.TensorRTBuilder() if targets == (here,) and tensorrt.is_at_hand() else TensorRTRTXBuilder()
-    builder.check(targets, precision)
-    return builder, targets
-
-
-def _gpus() -> str:
-    """Names of the shipped profiles of GPUs, for messages."""
+def gpus_with_profiles() -> list[str]:
+    """Names of the GPUs that have a shipped profile, for messages."""
     from growtas.latency.modelled.profile import load_profile, profile_names
 
-    return choices(name for name in profile_names() if name != "cpu" and load_profile(name).compute_capability)
+    return [name for name in profile_names() if name != "cpu" and load_profile(name).compute_capability]

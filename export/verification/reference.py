@@ -107,11 +107,12 @@ def _other(path: Path, preprocess: Mapping[str, Any]) -> Reference:
     manifest = read_manifest(path, verify=False) or {}
     check_hash(path, manifest)
     session, feed = open_session(path, threads=1, runtime=runtime_of(path, manifest)), feed_of(path, manifest, preprocess)
+    module = session.module if isinstance(session, TorchSession) else None
     return Reference(
         logits=remembering(lambda images: session.run(feed.images(images))),
         name=path.name,
         feed=feed,
-        model=session.model if isinstance(session, TorchSession) else None,
+        model=module if isinstance(module, VisionTransformer) else None,
     )
 
 

@@ -184,7 +184,7 @@ def _check_triton(run: Run, options: ExportOptions, *, instances: int, max_delay
     """Refuse before any work what would be refused after it."""
     from growtas.export.pipeline.source import find_source
     from growtas.export.pipeline.triton import check_triton
-    from growtas.export.tensorrt.targets import choose_builder
+    from growtas.export.tensorrt.builder import choose_builder
 
     options.check()
     runtime = None

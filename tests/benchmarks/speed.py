@@ -22,7 +22,7 @@ from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
 from growtas.export.graph.exporter import DEFAULT_OPSET, export_onnx
 from growtas.export.quantization.convert import convert
-from growtas.export.tensorrt.rtx_builder import TensorRTRTXBuilder
+from growtas.export.tensorrt.builder import Shapes, TensorRTRTXBuilder
 from growtas.export.verification.images import noise
 from growtas.nn.vit import Attention
 from growtas.sampling import sample_batch, sample_feasible
@@ -138,7 +138,9 @@ def plan_memory(folder: Path) -> Iterator[Entry]:
                 convert(source, files[name], precision, calibration=images, calibration_are="noise", rest="fp16")
         sizes: list[float] = []
         for batch in (1, 8, 64):
-            plans = {name: builder.build(path, ("sm86",), max_batch=batch, precision=precision) for name, path in files.items()}
+            plans = {
+                name: builder.build(path, ("sm86",), batches=Shapes(max=batch), precision=precision) for name, path in files.items()
+            }
             seconds.append(plans["growtas"].seconds)
             ours, theirs = (plan.activation_memory_bytes or 0 for plan in plans.values())
             title = f"plan for sm86, {precision}, activation memory at batch {batch}, growtas / DeiT-T"

@@ -16,8 +16,7 @@ from torch import nn
 
 from growtas.errors import DeviceError
 from growtas.export.graph.exporter import export_onnx
-from growtas.export.runtimes.base import BuiltPlan
-from growtas.export.tensorrt.rtx_builder import TensorRTRTXBuilder
+from growtas.export.tensorrt.builder import BuiltPlan, Shapes, TensorRTRTXBuilder
 from tests.benchmarks.models import deit_tiny, static
 from tests.unit.export.tensorrt.plan_models import PRECISIONS, make_precision
 
@@ -39,7 +38,7 @@ def row(path: Path, targets: tuple[str, ...], precision: str) -> str:
         builder.check(targets, precision)
     except DeviceError as error:
         return f"| {precision} | {', '.join(targets)} | refused: {str(error).split(';')[0]} | | | | | |"
-    plan = builder.build(path, targets, precision=precision, max_batch=8)
+    plan = builder.build(path, targets, precision=precision, batches=Shapes(max=8))
     weights, kernels = weight_bytes(path), len(_KERNEL.findall(plan.data)) // 2
     cells = [precision, ", ".join(targets), f"{plan.seconds:.1f} s", _mb(len(plan.data)), _mb(weights)]
     cells += [f"{len(plan.data) / weights:.2f}", str(kernels), _mb(plan.activation_memory_bytes or 0)]
@@ -48,7 +47,7 @@ def row(path: Path, targets: tuple[str, ...], precision: str) -> str:
 
 def activation(path: Path, batch: int, precision: str) -> int:
     """Activation memory of a plan for sm86 whose largest batch is ``batch``."""
-    plan: BuiltPlan = TensorRTRTXBuilder().build(path, ("sm86",), precision=precision, max_batch=batch)
+    plan: BuiltPlan = TensorRTRTXBuilder().build(path, ("sm86",), precision=precision, batches=Shapes(max=batch))
     return plan.activation_memory_bytes or 0
 
 

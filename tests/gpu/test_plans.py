@@ -12,9 +12,9 @@ from growtas.export.graph.exporter import export_onnx
 from growtas.export.pipeline.run import ExportOptions, export_subnet
 from growtas.export.runtimes.base import is_installed
 from growtas.export.runtimes.open import open_session
-from growtas.export.tensorrt import library as nvinfer
-from growtas.export.tensorrt import tensorrt_builder as tensorrt
-from growtas.export.tensorrt.rtx_builder import TARGETS, TensorRTRTXBuilder
+from growtas.export.tensorrt import library
+from growtas.export.tensorrt.builder import PlanBuilder, Shapes, TensorRTBuilder, TensorRTRTXBuilder
+from growtas.export.tensorrt.targets import RTX_TARGETS
 from growtas.export.verification.images import noise
 from growtas.export.verification.parity import run_gate
 from growtas.nn.extract import extract
@@ -31,7 +31,7 @@ def test_a_tensorrt_plan_is_built_run_and_benchmarked(tmp_path: Path) -> None:
     made = export_subnet(run, ExportOptions(format="trt", precision="fp32"))
     plan = made[-1].manifest
     assert plan["plan"]["runtime"] == "tensorrt"
-    assert plan["plan"]["targets"] == [nvinfer.local_target()]
+    assert plan["plan"]["targets"] == [library.local_target()]
     assert plan["executed"] is True
     assert plan["parity"]["passed"] is True
     (artifact,) = bench([made[-1].path], BenchOptions(seconds=0.2))["artifacts"]
@@ -52,20 +52,20 @@ def test_a_low_precision_plan_passes_its_thresholds(tmp_path: Path, precision: s
 
 @needs_tensorrt
 def test_tensorrt_computes_what_torch_computes(tmp_path: Path) -> None:
-    _check(tmp_path, tensorrt.TensorRTBuilder(), "tensorrt")
+    _check(tmp_path, TensorRTBuilder(), "tensorrt")
 
 
 @needs_rtx
 def test_tensorrt_rtx_computes_what_torch_computes(tmp_path: Path) -> None:
-    if nvinfer.local_target() not in TARGETS or nvinfer.local_target() == "sm75":
+    if library.local_target() not in RTX_TARGETS or library.local_target() == "sm75":
         pytest.skip("TensorRT-RTX compiles no fp32 for this GPU")
     _check(tmp_path, TensorRTRTXBuilder(), "tensorrt-rtx")
 
 
-def _check(folder: Path, builder: tensorrt.TensorRTBuilder | TensorRTRTXBuilder, runtime: str) -> None:
+def _check(folder: Path, builder: PlanBuilder, runtime: str) -> None:
     model = extract(random_supernet(), SUBNET)
     export_onnx(model, folder / "m.onnx")
-    plan = builder.build(folder / "m.onnx", (str(nvinfer.local_target()),), max_batch=8)
+    plan = builder.build(folder / "m.onnx", (str(library.local_target()),), batches=Shapes(max=8))
     (folder / "m.plan").write_bytes(plan.data)
 
     @torch.inference_mode()

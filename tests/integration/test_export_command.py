@@ -203,9 +203,9 @@ def test_a_plan_without_any_target(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named(cli: Cli, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from growtas.export.tensorrt import rtx_builder as tensorrt_rtx
+    from growtas.export.tensorrt import library
 
-    monkeypatch.setattr(tensorrt_rtx, "is_installed", lambda module: False)
+    monkeypatch.setattr(library, "is_installed", lambda module: False)
     code, sentence = cli.fails("export", "--format", "trt", "--target", "sm86")
     assert code == 1
     assert "pip install 'growtas[trt-rtx]'" in sentence

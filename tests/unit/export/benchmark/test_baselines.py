@@ -13,9 +13,10 @@ from growtas import Subnet, load_space
 from growtas.costs import count_costs
 from growtas.export.artifact import read_manifest
 from growtas.export.benchmark import baselines as zoo
-from growtas.export.benchmark.sessions import ModuleSession, open_subject
+from growtas.export.benchmark.sessions import open_subject
 from growtas.export.benchmark.subjects import Subject
 from growtas.export.runtimes.open import open_session
+from growtas.export.runtimes.torch import TorchSession
 from growtas.export.verification.images import noise
 
 NAME = "deit_tiny_patch16_224"
@@ -68,7 +69,7 @@ def test_an_exported_model_computes_what_timm_computes(small: None, tmp_path: Pa
 def test_a_timm_model_in_pytorch(small: None) -> None:
     before = torch.random.get_rng_state()
     subject = Subject(name=f"timm:{NAME}", runtime="eager", label=NAME)
-    with open_subject(subject, threads=1) as session:
+    with open_subject(subject, threads=1, batches=(1,)) as session:
         assert (session.info.runtime, session.info.threads, session.image_shape) == ("torch", 1, (3, 32, 32))
         images = noise(2, session.image_shape)
         with torch.inference_mode():
@@ -89,7 +90,7 @@ def test_a_module_session_sets_the_threads_for_its_runs_and_puts_them_back() -> 
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with ModuleSession(Counting(), (3, 4, 4), threads=1) as session:
+        with TorchSession(Counting(), (3, 4, 4), threads=1) as session:
             timer = session.timer(noise(2, (3, 4, 4)))
             torch.set_num_threads(2)
             assert timer() > 0

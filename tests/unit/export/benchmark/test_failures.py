@@ -16,12 +16,12 @@ from growtas.export.benchmark.run import BenchOptions, bench
 from growtas.export.benchmark.subjects import Subject
 from growtas.export.quantization.convert import convert
 from growtas.export.runtimes.base import Timer
-from growtas.export.runtimes.fake import FakeSession
 from growtas.export.runtimes.torch_export import save_program
-from growtas.export.tensorrt import library as nvinfer
+from growtas.export.tensorrt import library
 from growtas.export.verification.images import noise
 from growtas.nn.vit import VisionTransformer
 from tests.export_helpers import without_gpu
+from tests.fake_runtime import FakeSession
 
 QUICK = BenchOptions(batches=(1, 3), threads=1, rounds=2, seconds=0.02, roofline=False)
 
@@ -160,7 +160,7 @@ def test_a_timm_model_that_cannot_be_exported_is_a_baseline_that_fails(machine: 
 
 
 def test_a_batch_beyond_a_plan_costs_that_plan_only(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvinfer, "why_not_here", lambda targets: None)
+    monkeypatch.setattr(library, "why_not_here", lambda targets: None)
     plan = machine.folder / "m.plan"
     plan.write_bytes(b"plan")
     write_manifest(plan, {"plan": {"targets": ["sm86"], "max_batch": 2}})

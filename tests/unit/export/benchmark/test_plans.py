@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,15 @@ from growtas.errors import BuildError, DeviceError
 from growtas.export.artifact import write_manifest
 from growtas.export.benchmark import run as bench_module
 from growtas.export.benchmark import stopwatch as turns
-from growtas.export.benchmark.compiled_plans import compile_plans, precision_of
 from growtas.export.benchmark.run import BenchOptions, bench
-from growtas.export.benchmark.sessions import open_subject
+from growtas.export.benchmark.sessions import compile_plans, open_subject, precision_of
 from growtas.export.benchmark.subjects import Subject
 from growtas.export.quantization.convert import convert
-from growtas.export.runtimes import fake
-from growtas.export.runtimes import open as backends
-from growtas.export.runtimes.base import BuiltPlan
-from growtas.export.runtimes.fake import FakeMachine, FakePlanBuilder, FakePlanSession
-from growtas.export.tensorrt import library as nvinfer
-from growtas.export.tensorrt.rtx_builder import TensorRTRTXBuilder
+from growtas.export.tensorrt import engine, library
+from growtas.export.tensorrt.builder import BuiltPlan, TensorRTRTXBuilder
 from growtas.export.verification.images import noise
 from tests.export_helpers import SUBNET, TINY, needs_rtx
+from tests.fake_runtime import FakeMachine, FakePlanBuilder, FakePlanSession
 
 IMAGE = (3, 16, 16)
 
@@ -48,8 +45,8 @@ class Opened:
     def __init__(self) -> None:
         self.sessions: list[FakePlanSession] = []
 
-    def __call__(self, path: Path, *, runtime: str, trusted: bool) -> FakePlanSession:
-        self.sessions.append(FakePlanSession(path.read_bytes()))
+    def __call__(self, trt: Any, data: bytes, **options: Any) -> FakePlanSession:
+        self.sessions.append(FakePlanSession(trt, data, **options))
         return self.sessions[-1]
 
     @property
@@ -61,10 +58,9 @@ class Opened:
 def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
     """A machine with a GPU, whose plans are fake ones."""
     opened = Opened()
-    monkeypatch.setattr(fake, "MACHINE", FakeMachine(gpu="sm86"))
-    monkeypatch.setattr(nvinfer, "local_target", lambda: "sm86")
-    monkeypatch.setattr(turns, "_builder", lambda runtime: FakePlanBuilder())
-    monkeypatch.setattr(backends, "open_session", opened)
+    FakeMachine(gpu="sm86").install(monkeypatch)
+    monkeypatch.setattr(turns, "builder_of", lambda runtime: FakePlanBuilder(name=runtime))
+    monkeypatch.setattr(engine, "PlanSession", opened)
     return opened
 
 
@@ -89,7 +85,7 @@ def test_the_precision_is_the_graph_s_where_no_manifest_says_it(files: dict[str,
 
 def test_every_measured_batch_has_a_plan_of_its_own(files: dict[str, Path], opened: Opened) -> None:
     subject = Subject(name="a", runtime="tensorrt", label="a", path=files["fp16"])
-    with open_subject(subject, threads=1, max_batch=4, batches=(1, 4)) as session:
+    with open_subject(subject, threads=1, batches=(1, 4)) as session:
         assert opened.headers == [("fp16", [1, 1, 1]), ("fp16", [1, 4, 4])]
         one, four = opened.sessions
         for batch, plan in ((1, one), (4, four), (3, four)):
@@ -101,7 +97,7 @@ def test_every_measured_batch_has_a_plan_of_its_own(files: dict[str, Path], open
     assert one.closed
     assert four.closed
     # The process that measures the memory asks for the largest batch alone.
-    with open_subject(subject, threads=1, max_batch=4):
+    with open_subject(subject, threads=1, batches=(4,)):
         assert opened.headers[2:] == [("fp16", [1, 4, 4])]
 
 
@@ -124,11 +120,12 @@ def test_files_of_other_precisions_are_measured_as_plans(
 def test_what_the_gpu_lacks_is_refused_before_anything_is_compiled(
     files: dict[str, Path], opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fake, "MACHINE", FakeMachine(gpu="sm86", lacks=(("sm86", "fp8"),)))
+    machine = FakeMachine(gpu="sm86", lacks=(("sm86", "fp8"),))
+    monkeypatch.setattr(turns, "builder_of", lambda runtime: FakePlanBuilder(machine))
     with pytest.raises(DeviceError, match="has no fp8 for sm86"):
         compile_plans(files["fp8"], "tensorrt", (1,), None)
     assert not opened.sessions
-    monkeypatch.setattr(nvinfer, "local_target", lambda: None)
+    monkeypatch.setattr(library, "local_target", lambda: None)
     with pytest.raises(DeviceError, match="no NVIDIA GPU"):
         compile_plans(files["fp16"], "tensorrt", (1,), None)
 
@@ -136,11 +133,11 @@ def test_what_the_gpu_lacks_is_refused_before_anything_is_compiled(
 def test_plans_are_closed_where_a_later_one_fails(files: dict[str, Path], opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     class Builder(FakePlanBuilder):
         def build(self, onnx: Path, targets: tuple[str, ...], **settings: Any) -> BuiltPlan:
-            if settings["profile"].max > 1:
+            if settings["batches"].max > 1:
                 raise BuildError("out of memory")
             return super().build(onnx, targets, **settings)
 
-    monkeypatch.setattr(turns, "_builder", lambda runtime: Builder())
+    monkeypatch.setattr(turns, "builder_of", lambda runtime: Builder())
     with pytest.raises(BuildError, match="out of memory"):
         compile_plans(files["fp16"], "tensorrt", (1, 8), None)
     assert [session.closed for session in opened.sessions] == [True]
@@ -153,15 +150,16 @@ def test_the_compiler_takes_files_of_other_precisions(
 ) -> None:
     """The real compiler, which needs no GPU; its plans are loaded by nobody."""
     built: list[BuiltPlan] = []
+    fake_package = SimpleNamespace(__version__="1.0", machine=FakeMachine(gpu="sm86"))
 
     class Builder(TensorRTRTXBuilder):
         def build(self, onnx: Path, targets: tuple[str, ...], **settings: Any) -> BuiltPlan:
             built.append(super().build(onnx, targets, **settings))
             return dataclasses.replace(built[-1], data=FakePlanBuilder().build(onnx, targets, **settings).data)
 
-    monkeypatch.setattr(nvinfer, "local_target", lambda: "sm86")
-    monkeypatch.setattr(turns, "_builder", lambda runtime: Builder())
-    monkeypatch.setattr(backends, "open_session", Opened())
+    monkeypatch.setattr(library, "local_target", lambda: "sm86")
+    monkeypatch.setattr(turns, "builder_of", lambda runtime: Builder())
+    monkeypatch.setattr(engine, "PlanSession", lambda trt, data, **options: FakePlanSession(fake_package, data, **options))
     with compile_plans(files[precision], "tensorrt-rtx", (2,), None) as session:
         assert np.isfinite(session.run(noise(2, IMAGE))).all()
     (plan,) = built

@@ -16,11 +16,11 @@ from growtas.export.benchmark.limits import check_limit
 from growtas.export.benchmark.memory import probe
 from growtas.export.benchmark.run import BenchOptions, bench, find_artifacts
 from growtas.export.benchmark.subjects import Subject
-from growtas.export.runtimes.fake import FakeSession
 from growtas.export.runtimes.open import open_session
-from growtas.export.tensorrt import library as nvinfer
+from growtas.export.tensorrt import library
 from growtas.nn.vit import VisionTransformer
 from tests.export_helpers import without_gpu
+from tests.fake_runtime import FakeSession
 
 QUICK = BenchOptions(batches=(1, 3), threads=1, rounds=2, seconds=0.02, roofline=False)
 
@@ -225,7 +225,7 @@ def test_a_changed_artifact_is_not_even_loaded(tmp_path: Path, fakes: dict[str, 
 
 
 def test_a_batch_beyond_a_plan_is_refused(tmp_path: Path, fakes: dict[str, FakeSession], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvinfer, "why_not_here", lambda targets: None)
+    monkeypatch.setattr(library, "why_not_here", lambda targets: None)
     (tmp_path / "m.plan").write_bytes(b"plan")
     write_manifest(tmp_path / "m.plan", {"plan": {"targets": ["sm86"], "max_batch": 2}})
     with pytest.raises(ConfigError, match="built for batches up to 2; --batch asks for 3"):

@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 
 from growtas.errors import DeviceError, UsageError
-from growtas.export.benchmark import sessions
-from growtas.export.benchmark.sessions import check_device, require_compiler
 from growtas.export.benchmark.subjects import (
     default_runtime,
     find_baseline,
@@ -15,6 +13,9 @@ from growtas.export.benchmark.subjects import (
     normalise,
     subjects_of,
 )
+from growtas.export.runtimes import torch as torch_runtime
+from growtas.export.runtimes.open import check_device
+from growtas.export.runtimes.torch import require_compiler
 from tests.export_helpers import without_gpu
 
 
@@ -121,6 +122,6 @@ def test_a_compiler_that_does_not_work_is_told_in_a_sentence(tmp_path: Path, mon
     with pytest.raises(DeviceError, match=r"torch\.compile needs a C\+\+ compiler, and none of .*cxx works here"):
         require_compiler()
     monkeypatch.delenv("CXX")
-    monkeypatch.setattr(sessions.shutil, "which", lambda command: None)
+    monkeypatch.setattr(torch_runtime.shutil, "which", lambda command: None)
     with pytest.raises(DeviceError, match=r"none of g\+\+, clang\+\+, c\+\+ works"):
         require_compiler()

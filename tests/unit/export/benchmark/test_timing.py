@@ -19,9 +19,9 @@ from growtas.export.benchmark.timing import (
     warm_up,
 )
 from growtas.export.runtimes.base import RuntimeInfo
-from growtas.export.runtimes.fake import FakeSession
 from growtas.nn.architecture import Architecture
 from tests.export_helpers import SUBNET, TINY
+from tests.fake_runtime import FakeSession
 
 INFO = RuntimeInfo(runtime="fake", version="0", device="cpu", threads=1)
 

@@ -105,8 +105,7 @@ def test_twice_is_once(tmp_path: Path) -> None:
 def test_tensorrt_compiles_it_to_one_kernel(tmp_path: Path, precision: str, rest: str) -> None:
     """For every block; and not in the form of the fp32 graph."""
     from growtas.export.quantization.half import cast_floats
-    from growtas.export.runtimes.base import Shapes
-    from growtas.export.tensorrt.rtx_builder import TensorRTRTXBuilder
+    from growtas.export.tensorrt.builder import Shapes, TensorRTRTXBuilder
 
     blocks = [(3, 2.0), (2, 1.0)]
     source = exported(tmp_path, blocks, size=56, distance=14, head_dim=64, dim=64)
@@ -115,7 +114,7 @@ def test_tensorrt_compiles_it_to_one_kernel(tmp_path: Path, precision: str, rest
     convert(source, low, precision, calibration=images, calibration_are="noise", rest=rest)
 
     def fused(path: Path, precision: str) -> int:
-        plan = TensorRTRTXBuilder().build(path, ("sm86",), profile=Shapes(opt=1, max=4), precision=precision)
+        plan = TensorRTRTXBuilder().build(path, ("sm86",), batches=Shapes(opt=1, max=4), precision=precision)
         return plan.data.count(b"function={ name=_gemm_mha")
 
     assert fused(low, precision) == len(blocks)

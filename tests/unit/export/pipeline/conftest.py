@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from growtas.export.pipeline import run as pipeline
-from growtas.export.runtimes.fake import FakePlanBuilder
 from growtas.runs import Run
 from tests.export_helpers import add_search, export_once, make_run
+from tests.fake_runtime import FakePlanBuilder
 
 
 @pytest.fixture

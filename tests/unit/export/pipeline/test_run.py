@@ -19,7 +19,6 @@ from growtas.export.graph.exporter import OnnxInfo
 from growtas.export.pipeline import context as work
 from growtas.export.pipeline import run as pipeline
 from growtas.export.pipeline.run import ExportOptions, export_subnet
-from growtas.export.runtimes.fake import FakePlanBuilder
 from growtas.export.runtimes.open import open_session
 from growtas.export.verification.images import noise
 from growtas.files import sha256, write_json
@@ -28,6 +27,7 @@ from growtas.nn.vit import VisionTransformer
 from growtas.runs import Run
 from growtas.subnet import Subnet
 from tests.export_helpers import SUBNET, TINY, add_checkpoint, export_once, make_run, random_supernet
+from tests.fake_runtime import FakePlanBuilder
 
 
 def files(folder: Path) -> set[str]:
@@ -192,9 +192,9 @@ def test_a_plan_that_can_run_goes_through_the_gate(run: Run, monkeypatch: pytest
         return Wrong()
 
     monkeypatch.setattr(work, "open_session", open_plan)
-    with pytest.raises(ParityError, match=r"tiny-subnet\.plan in fake"):
+    with pytest.raises(ParityError, match=r"tiny-subnet\.plan in tensorrt-rtx"):
         export_subnet(run, ExportOptions(format="trt", precision="fp32"))
-    assert opened == ["fake"]
+    assert opened == ["tensorrt-rtx"]
     assert not (run.path / "export").exists()
 
 

@@ -11,14 +11,11 @@ from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtr
 from growtas.export.graph.pre_post import add_postprocess, add_preprocess
 from growtas.export.quantization.convert import convert
 from growtas.export.runtimes.base import available_threads
-from growtas.export.runtimes.fake import FakePlanBuilder
 from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
 from growtas.export.runtimes.open import open_session
-from growtas.export.tensorrt import library as nvinfer
-from growtas.export.tensorrt import rtx_builder as tensorrt_rtx
-from growtas.export.tensorrt import tensorrt_builder as tensorrt
-from growtas.export.tensorrt.rtx_builder import TARGETS, TensorRTRTXBuilder
-from growtas.export.tensorrt.tensorrt_builder import TensorRTBuilder
+from growtas.export.tensorrt import library
+from growtas.export.tensorrt.builder import Shapes, TensorRTBuilder, TensorRTRTXBuilder
+from growtas.export.tensorrt.targets import RTX_TARGETS, check_rtx_targets
 from growtas.export.verification.images import noise
 from growtas.nn.vit import VisionTransformer
 from tests.export_helpers import needs_rtx, without_gpu
@@ -70,35 +67,28 @@ def test_cuda_without_a_cuda_build_is_a_device_error(onnx_file: Path) -> None:
 
 
 def test_missing_packages_are_named_with_the_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (tensorrt, tensorrt_rtx):
-        monkeypatch.setattr(module, "is_installed", lambda name: False)
+    monkeypatch.setattr(library, "is_installed", lambda name: False)
     with pytest.raises(MissingExtra, match=r"pip install 'growtas\[trt-rtx\]'"):
         TensorRTRTXBuilder().check(("sm86",), "fp32")
     with pytest.raises(MissingExtra, match=r"pip install 'growtas\[gpu\]'"):
         TensorRTBuilder().check(("sm86",), "fp32")
-    monkeypatch.setattr(nvinfer, "local_target", lambda: "sm86")
+    monkeypatch.setattr(library, "local_target", lambda: "sm86")
     plan = tmp_path / "m.plan"
     plan.write_bytes(b"plan")
     with pytest.raises(MissingExtra, match="running a plan needs the package tensorrt-rtx-cu13"):
         open_session(plan, runtime="tensorrt-rtx", trusted=True)
 
 
-def test_the_fake_builder_is_deterministic(onnx_file: Path) -> None:
-    first, second = (FakePlanBuilder().build(onnx_file, ("sm86",), max_batch=8) for _ in range(2))
-    assert first == second
-    assert first.data != FakePlanBuilder().build(onnx_file, ("sm86",), max_batch=4).data
-
-
 @needs_rtx
 @pytest.mark.parametrize("targets", [("sm86",), ("sm86", "sm89", "sm120")])
 def test_a_plan_is_built_without_a_gpu(onnx_file: Path, targets: tuple[str, ...]) -> None:
-    plan = TensorRTRTXBuilder().build(onnx_file, targets, max_batch=8)
+    plan = TensorRTRTXBuilder().build(onnx_file, targets, batches=Shapes(max=8))
     assert plan.targets == targets
     assert plan.runtime == "tensorrt-rtx"
     assert plan.settings == {"tf32": False}
     # The plan holds the weights, and nothing precedes what the runtime wants to see first.
     assert len(plan.data) > onnx_file.stat().st_size // 2
-    assert plan.data[:4] == TensorRTRTXBuilder().build(onnx_file, ("sm89",), max_batch=1).data[:4]
+    assert plan.data[:4] == TensorRTRTXBuilder().build(onnx_file, ("sm89",), batches=Shapes(max=1)).data[:4]
     assert plan.weights_memory_bytes is not None
     assert 0 < plan.weights_memory_bytes < 10 * onnx_file.stat().st_size
     assert plan.activation_memory_bytes is not None
@@ -114,19 +104,19 @@ def test_a_plan_takes_pixels_and_gives_the_best_classes(onnx_file: Path, precisi
         convert(onnx_file, path, "fp16", calibration=noise(4, (3, 16, 16)), calibration_are="noise")
     add_postprocess(onnx_file if precision == "fp32" else path, path, softmax=True, top_k=2, class_names=None)
     add_preprocess(path, path, record)
-    plan = TensorRTRTXBuilder().build(path, ("sm86", "sm120"), max_batch=8, precision=precision)
+    plan = TensorRTRTXBuilder().build(path, ("sm86", "sm120"), batches=Shapes(max=8), precision=precision)
     assert b"pixels" in plan.data
     assert b"top_classes" in plan.data
     # Any height and width: a plan has fixed ones.
     add_postprocess(onnx_file, path, softmax=True, top_k=2, class_names=None)
     add_preprocess(path, tmp_path / "free.onnx", {**record, "crop_pct": 0.9}, resize=True)
     with pytest.raises(BuildError, match=r"free\.onnx: (height and width of its input are free|tensorrt-rtx can't parse)"):
-        TensorRTRTXBuilder().build(tmp_path / "free.onnx", ("sm86",), max_batch=2)
+        TensorRTRTXBuilder().build(tmp_path / "free.onnx", ("sm86",), batches=Shapes(max=2))
 
 
 @needs_rtx
 def test_activation_memory_grows_with_the_batch(onnx_file: Path) -> None:
-    small, large = (TensorRTRTXBuilder().build(onnx_file, ("sm86",), max_batch=batch) for batch in (1, 1024))
+    small, large = (TensorRTRTXBuilder().build(onnx_file, ("sm86",), batches=Shapes(max=batch)) for batch in (1, 1024))
     assert (large.activation_memory_bytes or 0) > (small.activation_memory_bytes or 0)
 
 
@@ -137,14 +127,14 @@ def test_a_graph_that_the_compiler_refuses_is_a_build_error(onnx_file: Path, tmp
     path = tmp_path / "odd.onnx"
     onnx.save(proto, path)
     with pytest.raises(BuildError, match=r"odd\.onnx: tensorrt-rtx can't parse the ONNX file \(.*NoSuchOperator"):
-        TensorRTRTXBuilder().build(path, ("sm86",), max_batch=2)
+        TensorRTRTXBuilder().build(path, ("sm86",), batches=Shapes(max=2))
 
 
 @needs_rtx
 def test_sm75_really_builds_no_fp32(onnx_file: Path) -> None:
     # The reason why it is refused up front: if this starts to pass, the refusal can go.
     with pytest.raises(BuildError, match="sm75"):
-        TensorRTRTXBuilder().build(onnx_file, ("sm75",), max_batch=2)
+        TensorRTRTXBuilder().build(onnx_file, ("sm75",), batches=Shapes(max=2))
 
 
 @pytest.mark.parametrize(
@@ -162,8 +152,8 @@ def test_targets_that_cannot_be_built_are_refused_with_the_reason(target: str, m
 
 
 def test_other_targets_pass() -> None:
-    tensorrt_rtx.check_targets(tuple(target for target in TARGETS if target != "sm75"), "fp32")
-    tensorrt_rtx.check_targets(TARGETS, "fp16")
+    check_rtx_targets(tuple(target for target in RTX_TARGETS if target != "sm75"), "fp32")
+    check_rtx_targets(RTX_TARGETS, "fp16")
 
 
 @without_gpu
@@ -175,14 +165,14 @@ def test_a_plan_without_a_gpu_says_so(tmp_path: Path) -> None:
 
 
 def test_a_plan_for_another_gpu_is_not_runnable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvinfer, "local_target", lambda: "sm90")
-    assert nvinfer.why_not_here(("sm90", "sm86")) is None
-    assert nvinfer.why_not_here(("sm86", "sm89")) == "the GPU of this machine is sm90, the plan is for sm86, sm89"
+    monkeypatch.setattr(library, "local_target", lambda: "sm90")
+    assert library.why_not_here(("sm90", "sm86")) is None
+    assert library.why_not_here(("sm86", "sm89")) == "the GPU of this machine is sm90, the plan is for sm86, sm89"
 
 
 def test_tensorrt_builds_only_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "_module", lambda purpose: None)
-    monkeypatch.setattr(nvinfer, "local_target", lambda: "sm90")
+    monkeypatch.setattr(library, "package", lambda runtime, purpose: None)
+    monkeypatch.setattr(library, "local_target", lambda: "sm90")
     TensorRTBuilder().check(("sm90",), "fp32")
     with pytest.raises(DeviceError, match="which is sm90; asked was sm86"):
         TensorRTBuilder().check(("sm86",), "fp32")
@@ -190,5 +180,5 @@ def test_tensorrt_builds_only_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatc
 
 def test_memory_is_read_from_the_builders_messages() -> None:
     messages = [("INFO", "Total Activation Memory: 12 bytes"), ("INFO", "x"), ("INFO", "Total Activation Memory: 9717248 bytes")]
-    assert nvinfer.reported_bytes(messages, "Total Activation Memory") == 9717248
-    assert nvinfer.reported_bytes(messages, "Total Weights Memory") is None
+    assert library.reported_bytes(messages, "Total Activation Memory") == 9717248
+    assert library.reported_bytes(messages, "Total Weights Memory") is None

@@ -15,7 +15,7 @@ from growtas.checkpoint import load_tensors, save_model
 from growtas.errors import BuildError, CheckpointError, ConfigError, OutputError, UsageError
 from growtas.export.artifact import write_manifest
 from growtas.export.runtimes.open import open_session
-from growtas.export.runtimes.torch_export import ProgramSession, check_program, save_program
+from growtas.export.runtimes.torch_export import check_program, load_program, save_program
 from growtas.export.verification.images import noise
 from growtas.nn.vit import VisionTransformer
 
@@ -42,7 +42,7 @@ def test_a_program_gives_the_models_logits(program: Path, model: VisionTransform
 
 
 def test_a_batch_above_the_maximum_is_refused(program: Path) -> None:
-    with ProgramSession(program, threads=1) as session:
+    with load_program(program, threads=1) as session:
         assert session.max_batch == 8
         with pytest.raises(UsageError, match=r"takes batches of 1 to 8, not 9; export it with --max-batch"):
             session.run(noise(9, (3, 16, 16)))
@@ -72,18 +72,10 @@ def test_saving_again_gives_the_same_bytes_and_leaves_the_model_as_it_was(
 
 def test_one_image_at_most(model: VisionTransformer, tmp_path: Path) -> None:
     save_program(model, tmp_path / "one.pt2", max_batch=1)
-    with ProgramSession(tmp_path / "one.pt2", threads=1) as session:
+    with load_program(tmp_path / "one.pt2", threads=1) as session:
         assert session.run(noise(1, (3, 16, 16))).shape == (1, 10)
     with pytest.raises(ConfigError, match="--max-batch is 0"):
         save_program(model, tmp_path / "none.pt2", max_batch=0)
-
-
-def test_threads_are_put_back(program: Path) -> None:
-    before = torch.get_num_threads()
-    with ProgramSession(program, threads=before + 1) as session:
-        session.timer(noise(1, (3, 16, 16)))()
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
 
 
 def rewritten(program: Path, path: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
@@ -166,7 +158,7 @@ def set_size(graph: dict[str, Any]) -> None:
 def test_what_could_run_code_is_refused(program: Path, tmp_path: Path, change: Any, match: str) -> None:
     path = rewritten(program, tmp_path / "odd.pt2", change)
     with pytest.raises(CheckpointError, match=match) as caught:
-        ProgramSession(path)
+        load_program(path)
     assert "\n" not in str(caught.value)
 
 
@@ -177,7 +169,7 @@ def test_a_pickle_in_the_example_inputs_is_not_run(program: Path, tmp_path: Path
         program, tmp_path / "odd.pt2", lambda members: members.update({"data/sample_inputs/model.pt": buffer.getvalue()})
     )
     with pytest.raises(CheckpointError, match="not one that growtas loads"):
-        ProgramSession(path)
+        load_program(path)
     assert not (tmp_path / "ran").exists()
     # It was there, and what unpickling would have called does what it is meant to.
     with zipfile.ZipFile(buffer) as archive:
@@ -190,7 +182,7 @@ def test_a_pickle_in_the_example_inputs_is_not_run(program: Path, tmp_path: Path
 def test_an_untouched_rewritten_program_passes(program: Path, tmp_path: Path) -> None:
     path = rewritten(program, tmp_path / "same.pt2", lambda members: None)
     images = noise(2, (3, 16, 16))
-    with ProgramSession(path, threads=1) as same, ProgramSession(program, threads=1) as first:
+    with load_program(path, threads=1) as same, load_program(program, threads=1) as first:
         np.testing.assert_array_equal(same.run(images), first.run(images))
 
 
@@ -207,26 +199,26 @@ def test_two_members_of_one_name_are_refused(program: Path, tmp_path: Path) -> N
 def test_a_broken_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.pt2").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"broken\.pt2: the program is truncated or no \.pt2 archive"):
-        ProgramSession(tmp_path / "broken.pt2")
+        load_program(tmp_path / "broken.pt2")
 
 
 def test_a_truncated_program_is_one_sentence(program: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.pt2").write_bytes(program.read_bytes()[:-200])
     with pytest.raises(CheckpointError, match=r"cut\.pt2: the program is truncated"):
-        ProgramSession(tmp_path / "cut.pt2")
+        load_program(tmp_path / "cut.pt2")
 
 
 def test_another_file_than_the_manifests_is_not_read(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.pt2"
     path.write_bytes(program.read_bytes())
     write_manifest(path, {})
-    with ProgramSession(path, threads=1) as session:
+    with load_program(path, threads=1) as session:
         assert session.run(noise(1, (3, 16, 16))).shape == (1, 10)
     path.write_bytes(program.read_bytes() + b"\0")
     monkeypatch.setattr(torch.export, "load", lambda *arguments: pytest.fail("it was loaded"))
     monkeypatch.setattr(torch, "load", lambda *arguments, **options: pytest.fail("it was loaded"))
     with pytest.raises(CheckpointError, match="not the one that its manifest describes"):
-        ProgramSession(path)
+        load_program(path)
 
 
 def test_an_exporter_that_fails_is_a_build_error(model: VisionTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,10 @@ from PIL import Image
 
 from growtas.errors import CheckpointError, DataError, UsageError
 from growtas.export.runtimes.base import is_installed
-from growtas.export.runtimes.fake import FakeSession
 from growtas.export.serving import predictor as module
 from growtas.export.serving.image_files import find_images, read_image
 from growtas.export.serving.predictor import Predictor, group, newest_artifact
+from tests.fake_runtime import FakeSession
 from tests.unit.export.serving.helpers import CLASSES, MAX_BATCH, NAMES, RECORD, SHAPE, SIZE, artifact, as_ir, images, reference
 
 needs_openvino = pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")

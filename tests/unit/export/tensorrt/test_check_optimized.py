@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from growtas.errors import ParityError
 from growtas.export.quantization.convert import convert
-from growtas.export.runtimes.base import BuiltPlan
+from growtas.export.tensorrt.builder import BuiltPlan, Shapes
 from growtas.export.tensorrt.check_optimized import TOLERANCES, check_arranged
 from growtas.export.tensorrt.optimize import plan_graphs
 from growtas.export.verification.images import GateImages
@@ -26,7 +26,8 @@ PLAN = BuiltPlan(
     activation_memory_bytes=None,
     weights_memory_bytes=None,
     seconds=0.0,
-    settings={},
+    precision="fp32",
+    batches=Shapes(),
 )
 
 

@@ -101,17 +101,16 @@ def test_only_patches_become_rows(attributes: dict[str, object], rows: int) -> N
 
 @pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="tensorrt-rtx is not installed")
 def test_the_plan_that_needs_less_memory_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from growtas.export.runtimes.base import Shapes
-    from growtas.export.tensorrt import build as nvplan
-    from growtas.export.tensorrt.rtx_builder import TensorRTRTXBuilder
+    from growtas.export.tensorrt import builder
+    from growtas.export.tensorrt.builder import Shapes, TensorRTRTXBuilder
 
     low = tmp_path / "low.onnx"
     convert(exported(tmp_path, BLOCKS, size=56, distance=14, head_dim=64, dim=64), low, "fp16")
     graphs = plan_graphs(low)
 
     def needed(chosen: list[bytes]) -> int:
-        monkeypatch.setattr(nvplan, "plan_graphs", lambda path: chosen)
-        plan = TensorRTRTXBuilder().build(low, ("sm86",), profile=Shapes(opt=1, max=64), precision="fp16")
+        monkeypatch.setattr(builder, "plan_graphs", lambda path: chosen)
+        plan = TensorRTRTXBuilder().build(low, ("sm86",), batches=Shapes(opt=1, max=64), precision="fp16")
         assert plan.activation_memory_bytes is not None
         return plan.activation_memory_bytes
 

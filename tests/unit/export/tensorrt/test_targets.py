@@ -3,16 +3,15 @@ from __future__ import annotations
 import pytest
 
 from growtas.errors import ConfigError, DeviceError
-from growtas.export.tensorrt import library as nvinfer
-from growtas.export.tensorrt import targets
-from growtas.export.tensorrt import tensorrt_builder as tensorrt
-from growtas.export.tensorrt.rtx_builder import TensorRTRTXBuilder
-from growtas.export.tensorrt.targets import choose_builder, device_target, parse_targets
+from growtas.export.tensorrt import builder as builders
+from growtas.export.tensorrt import library
+from growtas.export.tensorrt.builder import TensorRTBuilder, TensorRTRTXBuilder, choose_builder
+from growtas.export.tensorrt.targets import device_target, gpus_with_profiles, parse_targets
 
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvinfer, "local_target", lambda: None)
+    monkeypatch.setattr(library, "local_target", lambda: None)
     monkeypatch.setattr(TensorRTRTXBuilder, "check", lambda self, targets, precision: None)
 
 
@@ -70,19 +69,19 @@ def test_without_any_target_the_message_says_what_to_name(searched: str | None, 
 
 
 def test_a_gpu_at_hand_is_the_default_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvinfer, "local_target", lambda: "sm86")
+    monkeypatch.setattr(library, "local_target", lambda: "sm86")
     assert choose() == ("tensorrt-rtx", ("sm86",))
     assert choose(searched="l4") == ("tensorrt-rtx", ("sm89",))
 
 
 def test_tensorrt_builds_where_it_and_the_gpu_are_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvinfer, "local_target", lambda: "sm90")
-    monkeypatch.setattr(tensorrt, "is_at_hand", lambda: True)
-    monkeypatch.setattr(tensorrt.TensorRTBuilder, "check", lambda self, targets, precision: None)
+    monkeypatch.setattr(library, "local_target", lambda: "sm90")
+    monkeypatch.setattr(builders, "is_installed", lambda module: True)
+    monkeypatch.setattr(TensorRTBuilder, "check", lambda self, targets, precision: None)
     assert choose() == ("tensorrt", ("sm90",))
     assert choose(target="sm90") == ("tensorrt", ("sm90",))
     assert choose(target="sm86") == ("tensorrt-rtx", ("sm86",))
 
 
 def test_every_shipped_gpu_is_named() -> None:
-    assert {"a10", "a6000", "t4", "l4", "a100", "h100", "orin"} <= set(targets._gpus().replace(" or ", ", ").split(", "))
+    assert {"a10", "a6000", "t4", "l4", "a100", "h100", "orin"} <= set(gpus_with_profiles())

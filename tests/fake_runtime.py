@@ -1,4 +1,4 @@
-"""A deterministic stand-in for runtimes and builders: for tests, and for trying the flow without either."""
+"""A deterministic stand-in for runtimes and plan builders."""
 
 from __future__ import annotations
 
@@ -6,34 +6,28 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Unpack
+from types import SimpleNamespace, TracebackType
+from typing import Any
 
 import numpy as np
+import pytest
 
 from growtas.errors import CheckpointError, DeviceError, choices
-from growtas.export.runtimes.base import (
-    Array,
-    BuildOptions,
-    BuildSettings,
-    BuiltPlan,
-    PartsTimer,
-    RuntimeInfo,
-    Timer,
-    TimerParts,
-)
+from growtas.export.runtimes.base import Array, PartsTimer, RuntimeInfo, Timer, TimerParts
+from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
+from growtas.export.tensorrt import engine, library
+from growtas.export.tensorrt.builder import BuiltPlan, PlanBuilder, Shapes
 
-NAME = "fake"
 _MAGIC = b"fake plan "
 
 
 @dataclass(frozen=True, kw_only=True)
 class FakeMachine:
-    """What fake plans are built and run on.
+    """Where fake plans are built and run.
 
     Attributes:
         gpu: compute capability of the GPU, such as ``sm86``; None without one, as where plans are only built.
-        version: of the fake runtime.
+        version: of the package.
         lacks: ``(target, precision)`` pairs that can't be built.
     """
 
@@ -41,9 +35,11 @@ class FakeMachine:
     version: str = "1.0"
     lacks: tuple[tuple[str, str], ...] = ()
 
-
-# Where fake plans are built and run unless a machine is given; tests replace it.
-MACHINE = FakeMachine()
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Makes this process believe that it runs on this machine, with fake packages of TensorRT and TensorRT-RTX."""
+        monkeypatch.setattr(library, "local_target", lambda: self.gpu)
+        monkeypatch.setattr(library, "package", lambda runtime, purpose: SimpleNamespace(__version__=self.version, machine=self))
+        monkeypatch.setattr(engine, "PlanSession", FakePlanSession)
 
 
 class FakeSession:
@@ -65,7 +61,7 @@ class FakeSession:
         self.image_shape = image_shape
         self.calls = 0
         self.closed = False
-        self.info = RuntimeInfo(runtime=NAME, version="0", device="cpu", threads=1)
+        self.info = RuntimeInfo(runtime="fake", version="0", device="cpu", threads=1)
 
     def run(self, images: Array) -> Array:
         """The function's logits."""
@@ -88,23 +84,20 @@ class FakeSession:
 
 
 class FakePlanSession(FakeSession):
-    """A fake plan: computes what its ONNX file does, in ONNX Runtime; each image "takes" a millisecond.
+    """Loads a fake plan: computes what its ONNX file does, in ONNX Runtime; each image "takes" a millisecond.
 
     Raises:
         CheckpointError: no fake plan.
     """
 
-    def __init__(self, data: bytes, *, name: str = "the plan", machine: FakeMachine | None = None) -> None:
-        from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
-
+    def __init__(self, trt: Any, data: bytes, *, runtime: str, name: str = "the plan", **options: Any) -> None:
         header, _, onnx = data.removeprefix(_MAGIC).partition(b"\n")
         if not data.startswith(_MAGIC) or not onnx:
             raise CheckpointError(f"{name}: not a fake plan")
         self.header: dict[str, object] = json.loads(header)
         session = OnnxRuntimeSession(onnx, threads=1)
         super().__init__(session.run, image_shape=session.image_shape)
-        machine = machine or MACHINE
-        self.info = RuntimeInfo(runtime=NAME, version=machine.version, device=f"fake {machine.gpu}", threads=0)
+        self.info = RuntimeInfo(runtime=runtime, version=trt.__version__, device=f"fake {trt.machine.gpu}", threads=0)
 
     def timer(self, images: Array) -> Timer:
         """A millisecond an image; computes nothing."""
@@ -122,49 +115,39 @@ class FakePlanSession(FakeSession):
         return once
 
 
-class FakePlanBuilder:
-    """Makes a "plan" of the ONNX file and what was asked for; the same bytes for the same inputs.
+class FakePlanBuilder(PlanBuilder):
+    """Makes a "plan" of the ONNX file and what was asked for; the same bytes for the same inputs."""
 
-    Args:
-        machine: :data:`MACHINE` if not given.
-    """
-
-    name = NAME
-
-    def __init__(self, machine: FakeMachine | None = None) -> None:
-        self._machine = machine
-
-    @property
-    def machine(self) -> FakeMachine:
-        """What it builds on."""
-        return self._machine or MACHINE
+    def __init__(self, machine: FakeMachine | None = None, name: str = "tensorrt-rtx") -> None:
+        self.machine, self.name = machine or FakeMachine(), name
 
     def check(self, targets: tuple[str, ...], precision: str) -> None:
-        """Takes everything but what the machine lacks.
-
-        Raises:
-            DeviceError: that.
-        """
+        """Takes everything but what the machine lacks."""
         lacking = [target for target in targets if (target, precision) in self.machine.lacks]
         if lacking:
             raise DeviceError(f"the fake compiler has no {precision} for {choices(lacking)}")
 
-    def build(self, onnx: Path, targets: tuple[str, ...], **settings: Unpack[BuildSettings]) -> BuiltPlan:
+    def build(
+        self,
+        onnx: Path,
+        targets: tuple[str, ...],
+        *,
+        batches: Shapes = Shapes(),  # noqa: B008
+        precision: str = "fp32",
+        cache_dir: Path | None = None,
+    ) -> BuiltPlan:
         """A header with everything that shapes a plan, then the ONNX file."""
-        options = BuildOptions(**settings)
-        batches, version = options.batches, self.machine.version
         shape = [batches.min, batches.opt, batches.max]
-        header = {"version": version, "targets": targets, "precision": options.precision, "batches": shape, **options.recorded}
+        header = {"version": self.machine.version, "targets": targets, "precision": precision, "batches": shape}
         return BuiltPlan(
             data=_MAGIC + json.dumps(header).encode() + b"\n" + onnx.read_bytes(),
             runtime=self.name,
-            runtime_version=version,
+            runtime_version=self.machine.version,
             targets=targets,
             activation_memory_bytes=1_000_000 * batches.max,
             weights_memory_bytes=onnx.stat().st_size,
             seconds=0.0,
-            settings=options.recorded,
-            precision=options.precision,
+            precision=precision,
             batches=batches,
         )
 

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from growtas.checkpoint import save_model
+from growtas.export.runtimes.base import available_threads
+from growtas.export.runtimes.open import open_session
+from growtas.export.runtimes.torch import TorchSession, cpu_threads
+from growtas.export.runtimes.torch_export import save_program
+from growtas.export.verification.images import noise
+from growtas.nn.vit import VisionTransformer
+
+IMAGE = (3, 16, 16)
+Open = Callable[..., TorchSession]
+
+
+@pytest.fixture(params=["safetensors", "pt2"])
+def open_file(request: pytest.FixtureRequest, model: VisionTransformer, tmp_path: Path) -> Open:
+    path = tmp_path / f"model.{request.param}"
+    if request.param == "pt2":
+        save_program(model, path, max_batch=4)
+    else:
+        save_model(path, model)
+
+    def opened(threads: int | None) -> TorchSession:
+        session = open_session(path, threads=threads)
+        assert isinstance(session, TorchSession)
+        return session
+
+    return opened
+
+
+def test_every_run_takes_the_threads_that_were_asked_for_and_reported(open_file: Open) -> None:
+    before, seen = torch.get_num_threads(), list[int]()
+    with open_file(before + 1) as session:
+        assert session.info.threads == before + 1
+        session.module.register_forward_pre_hook(lambda module, args: seen.append(torch.get_num_threads()))
+        timer = session.timer(noise(1, IMAGE))
+        session.run(noise(1, IMAGE))
+        timer()
+        assert torch.get_num_threads() == before
+        # OpenMP keeps a number for each calling thread, such as a server's.
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(session.run, noise(2, IMAGE)).result()
+            pool.submit(timer).result()
+    assert seen == [before + 1] * 4
+    assert torch.get_num_threads() == before
+
+
+def test_threads_default_to_all_that_the_process_may_use(open_file: Open) -> None:
+    with open_file(None) as session:
+        seen = list[int]()
+        session.module.register_forward_pre_hook(lambda module, args: seen.append(torch.get_num_threads()))
+        session.run(noise(1, IMAGE))
+        assert seen == [session.info.threads] == [available_threads()]
+
+
+def test_computations_with_different_threads_at_once_each_get_theirs() -> None:
+    before, seen = torch.get_num_threads(), dict[int, set[int]]()
+
+    def compute(count: int) -> None:
+        for _ in range(5):
+            with cpu_threads(count):
+                seen.setdefault(count, set()).add(torch.get_num_threads())
+                time.sleep(0.002)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(compute, (before + 1, before + 2, before)))
+    assert seen == {count: {count} for count in (before, before + 1, before + 2)}
+    assert torch.get_num_threads() == before
+
+
+def test_an_error_puts_the_threads_back() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), cpu_threads(before + 1):
+        raise RuntimeError
+    assert torch.get_num_threads() == before
