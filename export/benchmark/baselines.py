@@ -136,9 +136,10 @@ def _export(name: str, model: nn.Module, path: Path, opset: int) -> None:
     import onnx
     import torch
 
-    from growtas.export.graph.exporter import BATCH, INPUT, OUTPUT, _quiet, _slim
+    from growtas.export.graph.edit import to_proto
+    from growtas.export.graph.exporter import BATCH, INPUT, OUTPUT, quiet, slim
 
-    with _quiet():
+    with quiet():
         try:
             program = torch.onnx.export(
                 model,
@@ -154,4 +155,4 @@ def _export(name: str, model: nn.Module, path: Path, opset: int) -> None:
             raise BuildError(f"{TIMM}{name}: the ONNX exporter failed ({' '.join(str(error).split())[:200]})") from error
     assert program is not None
     with replacing(path) as temporary:
-        onnx.save(_slim(program.model_proto), temporary)
+        onnx.save(to_proto(slim(program.model_proto)), temporary)

@@ -14,224 +14,204 @@ The numbers are the same up to rounding. What else plans are built with is in :m
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from growtas.export.graph.edit import constants, replace_nodes, tensor
+from growtas.export.graph.edit import (
+    add_constant,
+    constant,
+    forget_types,
+    insert_before,
+    operand,
+    remove_unused,
+    replace_tensor,
+)
 
 # The last part of the names of the nodes that take v's part of what attention gives.
 VALUES = "attended_values"
 # Kernels want vectors of a multiple of this many numbers.
 _ALIGNED = 8
 _LINES_ALIGNED = 32
-# onnx.TensorProto.FLOAT, without importing onnx.
-_FLOAT = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Attention:
-    """The nodes of one attention, by what they compute."""
-
-    terms: Any
-    key_product: Any
-    keys: Any
-    keys_transposed: Any
-    weights: Any
-    softmax: Any
-    mass_product: Any
-    masses: Any
-    attended: Any
-    value_product: Any
-    total: Any
-
-
-@dataclass(kw_only=True)
-class _Nodes:
-    """New nodes, each named after its attention and its operator."""
-
-    prefix: str
-    nodes: list[Any] = field(default_factory=list)
-
-    def add(self, kind: str, inputs: Sequence[str], output: str | None = None, name: str | None = None, **attributes: Any) -> str:
-        """Append a node; returns its output."""
-        import onnx
-
-        name = f"{self.prefix}.{name or f'{kind}_{len(self.nodes)}'}"
-        self.nodes.append(onnx.helper.make_node(kind, list(inputs), [output or name], name=name, **attributes))
-        return output or name
-
-
-def fuse_attention(proto: Any, *, joined: bool = False) -> int:
-    """Write every attention with a relative position in the fusable form, in place.
+def fuse_attention(model: ir.Model, *, joined: bool = False) -> int:
+    """Writes every attention with a relative position in the fusable form, in place.
 
     Args:
-        proto: a graph of growtas' exporter; one that has no such attention in fp32 stays as it is.
+        model: a graph of growtas' exporter with its types inferred; one that has no such attention in fp32 stays as it is.
         joined: whether k, the lines and v are one tensor. In fp32, where attention is no single kernel, that frees the tensor of q,
             k and v before the attention weights are there.
 
     Returns:
         How many were rewritten.
     """
-    graph = _Graph(proto)
-    found = [attention for node in proto.graph.node if (attention := graph.match(node)) is not None]
-    replaced = {id(attention.total): attention for attention in found}
-    nodes: list[Any] = []
-    for node in proto.graph.node:
-        attention = replaced.get(id(node))
-        nodes += [node] if attention is None else graph.rewritten(attention, joined)
-    rewritten = {id(attention.weights) for attention in found}
-    nodes = [node for node in nodes if id(node) not in rewritten]
-    replace_nodes(proto, _live(_sorted(nodes), [output.name for output in proto.graph.output]))
-    proto.graph.ClearField("value_info")
-    return len(found)
+    attentions = [attention for node in model.graph if (attention := _match(node)) is not None]
+    for attention in attentions:
+        _Rewriting(model.graph, attention).run(joined)
+    if attentions:
+        remove_unused(model)
+        forget_types(model)
+    return len(attentions)
 
 
-class _Graph:
-    """A graph, its lookups, and the constants that are added."""
+@dataclass(frozen=True, kw_only=True)
+class _Attention:
+    """The nodes of one attention, by what they compute."""
 
-    def __init__(self, proto: Any) -> None:
-        self.proto = proto
-        self.constants = constants(proto)
-        self.producers = {name: node for node in proto.graph.node for name in node.output}
-        self.readers: dict[str, list[Any]] = {}
-        for node in proto.graph.node:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
+    terms: ir.Node
+    keys: ir.Node
+    logits: ir.Node
+    softmax: ir.Node
+    mass_product: ir.Node
+    masses: ir.Node
+    attended: ir.Node
+    value_product: ir.Node
+    total: ir.Node
 
-    def value(self, name: str) -> NDArray[Any]:
-        """A constant's value."""
-        import onnx
 
-        return np.asarray(onnx.numpy_helper.to_array(self.constants[name]))
+def _match(softmax: ir.Node) -> _Attention | None:
+    """Returns the attention around a Softmax; None for one without a relative position."""
+    if softmax.op_type != "Softmax":
+        return None
+    readers = softmax.outputs[0].consumers()
+    products = [node for node in readers if node.op_type == "MatMul" and operand(node, 1).is_initializer()]
+    attended = [node for node in readers if node.op_type == "MatMul" and node not in products[:1]]
+    logits = operand(softmax).producer()
+    if not products or not attended or logits is None or len(readers) != 2:
+        return None
+    if operand(products[0], 1).dtype != ir.DataType.FLOAT:
+        return None
+    query, keys = (operand(logits, index).producer() for index in (0, 1))
+    (masses,) = products[0].outputs[0].consumers()
+    if query is None or keys is None or {query.op_type, keys.op_type} != {"Concat"} or masses.op_type != "GatherElements":
+        return None
+    (value_product,) = masses.outputs[0].consumers()
+    (total,) = value_product.outputs[0].consumers()
+    return _Attention(
+        terms=_producer(query, 1),
+        keys=keys,
+        logits=logits,
+        softmax=softmax,
+        mass_product=products[0],
+        masses=masses,
+        attended=attended[0],
+        value_product=value_product,
+        total=total,
+    )
 
-    def match(self, softmax: Any) -> _Attention | None:
-        """The attention around a Softmax; None for one without a relative position."""
-        if softmax.op_type != "Softmax":
-            return None
-        readers = self.readers.get(softmax.output[0], [])
-        mass_product = next((node for node in readers if node.op_type == "MatMul" and node.input[1] in self.constants), None)
-        attended = next((node for node in readers if node.op_type == "MatMul" and node is not mass_product), None)
-        weights = self.producers.get(softmax.input[0])
-        if mass_product is None or attended is None or weights is None or len(readers) != 2:
-            return None
-        if self.constants[mass_product.input[1]].data_type != _FLOAT:
-            return None
-        query, keys = (self.producers.get(name) for name in weights.input)
-        (masses,) = self.readers[mass_product.output[0]]
-        if query is None or keys is None or {query.op_type, keys.op_type} != {"Concat"} or masses.op_type != "GatherElements":
-            return None
-        terms = self.producers[query.input[1]]
-        (value_product,) = self.readers[masses.output[0]]
-        (total,) = self.readers[value_product.output[0]]
-        return _Attention(
-            terms=terms,
-            key_product=self.producers[terms.input[0]],
-            keys=keys,
-            keys_transposed=self.producers[keys.input[0]],
-            weights=weights,
-            softmax=softmax,
-            mass_product=mass_product,
-            masses=masses,
-            attended=attended,
-            value_product=value_product,
-            total=total,
-        )
 
-    def rewritten(self, attention: _Attention, joined: bool) -> list[Any]:
-        """The nodes from q, k and v, each ``(batch, heads, N, head_dim)``, to the sum of both parts; see :func:`fuse_attention`."""
-        made = _Nodes(prefix=attention.weights.name)
-        lines = self.value(self._source(attention.terms.input[1]))[0, 0]
-        distances = self.value(self._source(attention.masses.input[1]))[0, 0]
-        onehot = self.value(attention.mass_product.input[1])
-        q, v, table = attention.key_product.input[0], attention.attended.input[1], attention.value_product.input[1]
-        heads, tokens, head_dim = self._heads(attention), len(onehot), self.value(table).shape[1]
+class _Rewriting:
+    """Inserts the nodes from q, k and v, each ``(batch, heads, N, head_dim)``, to the sum of both parts of the output."""
+
+    def __init__(self, graph: ir.Graph, attention: _Attention) -> None:
+        self.graph, self.attention, self.prefix = graph, attention, attention.logits.name
+        # What the attention weights are computed from comes before the Softmax, the rest after it.
+        self.place, self.count = attention.softmax, 0
+
+    def run(self, joined: bool) -> None:
+        attention = self.attention
+        lines = _numbers(operand(_producer(attention.terms, 1)))[0, 0]
+        distances = _numbers(operand(_producer(attention.masses, 1)))[0, 0]
+        onehot = _numbers(operand(attention.mass_product, 1))
+        key_product, table = _producer(attention.terms, 0), operand(attention.value_product, 1)
+        q, v = operand(key_product), operand(attention.attended, 1)
+        # From the shape that the one-hot lines are expanded to, (batch, heads, 1, 1).
+        heads = int(_numbers(operand(_producer(_producer(attention.keys, 1), 1), 1))[0])
+        tokens, head_dim = len(onehot), _numbers(table).shape[1]
         # As long as a head where that holds all distances: kernels with two results of the same size are kept once in a plan.
         width, entries = _padded(onehot.shape[1], _LINES_ALIGNED), max(head_dim, _padded(distances.shape[1], _ALIGNED))
         length = head_dim + width
 
-        name = attention.key_product.input[1]
-        product = made.add("MatMul", [q, self._add(f"{name}.padded", _columns(self.value(name), entries))])
+        keys_table = operand(key_product, 1)
+        product = self._add("MatMul", [q, self._constant(f"{keys_table.name}.padded", _columns(_numbers(keys_table), entries))])
         # The last entry of the table is the zero that stands for "no term".
         index = np.arange(tokens)[:, None] * entries + _columns(lines, width, lines.max())
-        query = made.add("Concat", [q, self._gather(made, product, (heads, tokens, entries), index)], axis=-1)
+        query = self._add("Concat", [q, self._gather(product, (heads, tokens, entries), index)], axis=-1)
         rows = tokens
         if not joined:
             # Tensors of other sizes than keys: TensorRT then finds a place for them in fewer regions of memory.
             rows = _padded(tokens, _ALIGNED)
-            query = made.add("Gather", [query, self._index(np.minimum(np.arange(rows), tokens - 1))], axis=2)
+            query = self._add("Gather", [query, self._index(np.minimum(np.arange(rows), tokens - 1))], axis=2)
 
-        k = made.add("Transpose", [attention.keys_transposed.input[0]], perm=[0, 2, 1, 3])
+        k = self._add("Transpose", [operand(_producer(attention.keys, 0))], perm=[0, 2, 1, 3])
         beside = _columns(onehot, width)
         if joined:
-            both = self._with_lines(made, made.add("Concat", [k, v], axis=-1), beside, head_dim, (head_dim, head_dim))
-            keys, values = self._part(made, both, 0, length), self._part(made, both, head_dim, head_dim + length)
+            both = self._with_lines(self._add("Concat", [k, v], axis=-1), beside, head_dim, (head_dim, head_dim))
+            keys, values = self._part(both, 0, length), self._part(both, head_dim, head_dim + length)
         else:
-            keys, values = (self._with_lines(made, each, beside, head_dim, (head_dim, 0)) for each in (k, v))
-        made.add("MatMul", [query, made.add("Transpose", [keys], perm=[0, 1, 3, 2])], attention.weights.output[0])
+            keys, values = (self._with_lines(x, beside, head_dim, (head_dim, 0)) for x in (k, v))
+        keys_transposed = self._add("Transpose", [keys], perm=[0, 1, 3, 2])
+        logits = self._add("MatMul", [query, keys_transposed], output=operand(attention.softmax).name)
+        attention.softmax.replace_input_with(0, logits)
 
-        attended = made.add("MatMul", [attention.softmax.output[0], values])
+        self.place = attention.total
+        attended = self._add("MatMul", [attention.softmax.outputs[0], values])
         first, start = (0, width) if joined else (head_dim, 0)
         index = np.arange(tokens)[:, None] * length + first + _columns(distances, entries, onehot.shape[1] - 1)
-        masses = self._gather(made, attended, (heads, rows, length), index)
-        name = f"{table}.padded"
-        product = made.add("MatMul", [masses, self._add(name, _columns(self.value(table).T, entries).T)])
-        box = [self._index(np.array(each)) for each in ((0, start), (tokens, start + head_dim), (2, 3))]
-        part = made.add("Slice", [attended, *box], name=VALUES)
-        made.add("Add", [part, product], attention.total.output[0])
-        return made.nodes
+        masses = self._gather(attended, (heads, rows, length), index)
+        padded_table = self._constant(f"{table.name}.padded", _columns(_numbers(table).T, entries).T)
+        product = self._add("MatMul", [masses, padded_table])
+        box = [self._index(np.array(corner)) for corner in ((0, start), (tokens, start + head_dim), (2, 3))]
+        part = self._add("Slice", [attended, *box], name=VALUES)
+        replace_tensor(attention.total.outputs[0], self._add("Add", [part, product]))
 
-    def _heads(self, attention: _Attention) -> int:
-        """From the shape that the one-hot lines are expanded to, ``(batch, heads, 1, 1)``."""
-        shape = self.producers[self.producers[attention.keys.input[1]].input[1]]
-        return int(self.value(shape.input[1])[0])
+    def _add(
+        self, operator: str, inputs: Sequence[ir.Value], *, output: str | None = None, name: str | None = None, **attributes: Any
+    ) -> ir.Value:
+        """Inserts a node that is named after the attention and its operator."""
+        name = f"{self.prefix}.{name or f'{operator}_{self.count}'}"
+        self.count += 1
+        return insert_before(self.place, operator, inputs, output or name, name, **attributes)
 
-    def _source(self, expanded: str) -> str:
-        return str(self.producers[expanded].input[0])
-
-    def _with_lines(self, made: _Nodes, x: str, onehot: NDArray[Any], head_dim: int, parts: tuple[int, int]) -> str:
+    def _with_lines(self, x: ir.Value, onehot: NDArray[Any], head_dim: int, parts: tuple[int, int]) -> ir.Value:
         """One-hot lines ``(N, width)`` after the first part of the last axis of x, or between its two, for every image and head."""
         before, after = parts
         width = onehot.shape[1]
         columns = np.concatenate([np.arange(before), np.zeros(width), head_dim + np.arange(after)])
-        kept = np.concatenate([np.ones(before), np.zeros(width), np.ones(after)])
+        mask = np.concatenate([np.ones(before), np.zeros(width), np.ones(after)])
         lines = np.pad(onehot, ((0, 0), (before, after)))
         name = f"{len(onehot)}.{before}.{width}.{after}"
-        spread = made.add("Gather", [x, self._index(columns)], axis=-1)
-        masked = made.add("Mul", [spread, self._add(f"kept.{name}", kept[None, None, None])])
-        return made.add("Add", [masked, self._add(f"onehot.{name}", lines[None, None])])
+        spread = self._add("Gather", [x, self._index(columns)], axis=-1)
+        masked = self._add("Mul", [spread, self._constant(f"kept.{name}", mask[None, None, None])])
+        return self._add("Add", [masked, self._constant(f"onehot.{name}", lines[None, None])])
 
-    def _part(self, made: _Nodes, x: str, start: int, end: int) -> str:
+    def _part(self, x: ir.Value, start: int, end: int) -> ir.Value:
         """Columns of the last axis."""
-        return made.add("Slice", [x, *(self._index(np.array([each])) for each in (start, end, 3))])
+        return self._add("Slice", [x, *(self._index(np.array([place])) for place in (start, end, 3))])
 
-    def _gather(self, made: _Nodes, x: str, shape: tuple[int, int, int], index: NDArray[Any]) -> str:
+    def _gather(self, x: ir.Value, shape: tuple[int, int, int], index: NDArray[Any]) -> ir.Value:
         """Entries of x, ``(batch, *shape)``, by one flat index into each head: no batch, nothing is expanded."""
         heads, rows, columns = shape
-        flat = made.add("Reshape", [x, self._index(np.array([-1, heads, rows * columns]))])
-        return made.add("Gather", [flat, self._index(index)], axis=2)
+        flat = self._add("Reshape", [x, self._index(np.array([-1, heads, rows * columns]))])
+        return self._add("Gather", [flat, self._index(index)], axis=2)
 
-    def _index(self, values: NDArray[Any]) -> str:
+    def _index(self, values: NDArray[Any]) -> ir.Value:
         """An integer constant, added once for all that are the same."""
-        import hashlib
-
         values = values.astype(np.int64)
         digest = hashlib.sha256(values.tobytes()).hexdigest()[:8]
-        return self._add(f"index.{'x'.join(map(str, values.shape))}.{digest}", values)
+        return add_constant(self.graph, f"index.{'x'.join(map(str, values.shape))}.{digest}", values, ir.DataType.INT64)
 
-    def _add(self, name: str, values: NDArray[Any]) -> str:
-        """A constant, added once."""
-        import onnx
+    def _constant(self, name: str, values: NDArray[Any]) -> ir.Value:
+        return add_constant(self.graph, name, values, ir.DataType.FLOAT)
 
-        if name not in self.constants:
-            kind = onnx.TensorProto.INT64 if values.dtype.kind == "i" else onnx.TensorProto.FLOAT
-            entry = tensor(name, values, kind)
-            self.proto.graph.initializer.append(entry)
-            self.constants[name] = entry
-        return name
+
+def _producer(node: ir.Node, index: int) -> ir.Node:
+    """The node that writes what another one reads at a place."""
+    producer = operand(node, index).producer()
+    assert producer is not None
+    return producer
+
+
+def _numbers(value: ir.Value) -> NDArray[Any]:
+    numbers = constant(value)
+    assert numbers is not None
+    return numbers
 
 
 def _padded(count: int, to: int) -> int:
@@ -241,31 +221,3 @@ def _padded(count: int, to: int) -> int:
 def _columns(values: NDArray[Any], count: int, fill: Any = 0) -> NDArray[Any]:
     """Columns added up to ``count``."""
     return np.pad(values, ((0, 0), (0, count - values.shape[1])), constant_values=fill)
-
-
-def _live(nodes: Sequence[Any], outputs: Sequence[str]) -> list[Any]:
-    """The nodes that an output depends on."""
-    needed, kept = set(outputs), []
-    for node in reversed(nodes):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(node.input)
-    return kept[::-1]
-
-
-def _sorted(nodes: Sequence[Any]) -> list[Any]:
-    """Nodes in an order that can be run, as near as can be to the one given."""
-    made = {name for node in nodes for name in node.output}
-    waiting, ready, done = list(nodes), set[str](), list[Any]()
-    while waiting:
-        later = []
-        for node in waiting:
-            if all(name not in made or name in ready for name in node.input):
-                done.append(node)
-                ready.update(node.output)
-            else:
-                later.append(node)
-        if len(later) == len(waiting):
-            raise AssertionError("the rewritten graph has a cycle")
-        waiting = later
-    return done

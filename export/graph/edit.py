@@ -1,4 +1,8 @@
-"""What the conversions have in common: an ONNX graph that can be looked up by name and put together anew."""
+"""Loads, edits and saves ONNX graphs on onnx_ir: what exports, conversions and optimisations share.
+
+Passes take an ``ir.Model`` and change it in place. They keep tensors' names and put new nodes where they are read, so that a graph
+stays in an order that can be run.
+"""
 
 from __future__ import annotations
 
@@ -7,130 +11,199 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from growtas.errors import BuildError, CheckpointError
+from growtas.files import ensure_writable, replacing
 
 # Messages name this many; the rest is counted.
 _NAMED = 5
 _WEIGHT = ".weight"
 
 
-def load_graph(path: Path) -> Any:
-    """An ONNX file with the types of all tensors inferred.
+def load_model(path: str | Path) -> ir.Model:
+    """Reads an ONNX file.
 
     Raises:
-        CheckpointError: not an ONNX file.
-        BuildError: a graph whose types can't be inferred.
+        CheckpointError: not an ONNX file that can be read.
     """
-    import onnx
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf's and the file system's errors share no base class
+        raise CheckpointError(f"{path}: not an ONNX file that can be read ({_one_line(error)})") from None
+    if not len(model.graph):
+        raise CheckpointError(f"{path}: not an ONNX file that can be read (it holds no nodes)")
+    return model
 
+
+def load_typed_model(path: Path) -> ir.Model:
+    """Reads an ONNX file and infers the types and shapes of all its tensors.
+
+    Raises:
+        BuildError: the types can't be inferred.
+        CheckpointError: not an ONNX file that can be read.
+    """
+    model = load_model(path)
     try:
-        proto = onnx.load(path)
-    except Exception as error:  # the parser's exceptions share no base class
-        raise CheckpointError(f"{path}: not an ONNX file ({_one_line(error)})") from None
-    try:
-        return onnx.shape_inference.infer_shapes(proto, strict_mode=True)
-    except Exception as error:
+        return infer_types(model)
+    except Exception as error:  # the inference's exceptions share no base class
         raise BuildError(f"{path}: the types of its tensors can't be inferred ({_one_line(error)})") from None
 
 
-def save_graph(proto: Any, out: Path) -> None:
-    """Drop what no node reads, check, and write.
+def infer_types(model: ir.Model) -> ir.Model:
+    """Returns the model with the types and shapes of all tensors inferred, in addition to those that are known."""
+    return ir.from_proto(onnx.shape_inference.infer_shapes(to_proto(model), strict_mode=True))
+
+
+def forget_types(model: ir.Model) -> None:
+    """Removes the types and shapes of all tensors between inputs and outputs, which are stale after an edit."""
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.type = value.shape = None
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """Converts a model to protobuf: metadata in its own order, and no types of initializers, which state them themselves."""
+    proto = ir.to_proto(model)
+    typed = [value for value in proto.graph.value_info if value.name not in model.graph.initializers]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(typed)
+    onnx.helper.set_model_props(proto, model.metadata_props)
+    return proto
+
+
+def with_outputs(proto: onnx.ModelProto, names: Iterable[str]) -> bytes:
+    """Serialises a graph whose outputs are other tensors of it, so that a runtime computes these."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return copy.SerializeToString()
+
+
+def save_model(model: ir.Model, path: str | Path, subject: str) -> None:
+    """Checks a model and writes it.
+
+    Args:
+        subject: what messages call the graph, such as ``the converted graph``.
 
     Raises:
-        BuildError: the graph is no valid ONNX.
+        BuildError: the graph is not valid ONNX.
         OutputError: the file can't be written.
     """
-    import onnx
-
-    from growtas.files import ensure_writable, replacing
-
-    read = {name for node in proto.graph.node for name in node.input} | {output.name for output in proto.graph.output}
-    kept = [entry for entry in proto.graph.initializer if entry.name in read]
-    proto.graph.ClearField("initializer")
-    proto.graph.initializer.extend(kept)
-    # Shapes and types of what lies between are stale after a conversion.
-    proto.graph.ClearField("value_info")
+    proto = to_proto(model)
     try:
         onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:
-        raise BuildError(f"{out.name}: the converted graph is no valid ONNX ({_one_line(error)})") from None
-    ensure_writable(out.parent)
-    with replacing(out) as temporary:
+    except Exception as error:  # the checker's exceptions share no base class
+        raise BuildError(f"{Path(path).name}: {subject} is no valid ONNX ({_one_line(error)})") from None
+    ensure_writable(Path(path).parent)
+    with replacing(path) as temporary:
         onnx.save(proto, temporary)
 
 
-def tensor_types(proto: Any) -> dict[str, int]:
-    """Element type of every tensor of a graph whose types are inferred, initializers included."""
-    graph = proto.graph
-    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
-    return types | {entry.name: entry.data_type for entry in graph.initializer}
+def remove_unused(model: ir.Model) -> None:
+    """Removes nodes and constants that no output depends on."""
+    RemoveUnusedNodesPass()(model)
 
 
-def constants(proto: Any) -> dict[str, Any]:
-    """Initializers by name."""
-    return {entry.name: entry for entry in proto.graph.initializer}
+def operand(node: ir.Node, index: int = 0) -> ir.Value:
+    """Returns the tensor that a node reads at a place that must not be empty."""
+    value = node.inputs[index]
+    assert value is not None, f"{node.name} reads nothing at {index}"
+    return value
 
 
-def layer_name(node: Any, known: Collection[str]) -> str:
-    """What people call a node: the path of its weight without ``.weight``, else the node's own name.
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """Returns the numbers of an initializer; None for any other tensor."""
+    return value.const_value.numpy() if value is not None and value.const_value is not None else None
+
+
+def add_constant(graph: ir.Graph, name: str, values: Any, dtype: ir.DataType) -> ir.Value:
+    """Adds an initializer, rounded to a type; once for a name."""
+    if name not in graph.initializers:
+        array = np.asarray(values).astype(dtype.numpy(), order="C")
+        tensor = ir.Tensor(array, dtype=dtype, name=name)
+        graph.register_initializer(ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(array.shape), const_value=tensor))
+    return graph.initializers[name]
+
+
+def insert_before(
+    place: ir.Node, operator: str, inputs: Sequence[ir.Value | None], output: str, name: str | None = None, **attributes: Any
+) -> ir.Value:
+    """Inserts a node before another one.
 
     Args:
-        known: names of the graph's initializers.
+        output: name of the tensor that it writes.
+        name: of the node itself; without one, as its output.
+
+    Returns:
+        The tensor that it writes.
     """
-    for name in list(node.input)[1:2]:
-        if name in known and "." in name:
-            return str(name).removesuffix(_WEIGHT)
+    value = ir.Value(name=output)
+    node = ir.node(operator, inputs, dict(sorted(attributes.items())), outputs=[value], name=name or output)
+    assert place.graph is not None
+    place.graph.insert_before(place, node)
+    return value
+
+
+def insert_after(
+    node: ir.Node, operator: str, others: Sequence[ir.Value], name: str, *, renamed: str, **attributes: Any
+) -> ir.Value:
+    """Inserts a node that reads what another one writes, and gives its own output to the readers of that.
+
+    Args:
+        others: what the new node reads besides.
+        name: of the new node.
+        renamed: new name of the tensor between the two; the new node's output takes over the old one.
+    """
+    before, after = node.outputs[0], ir.Value()
+    replace_tensor(before, after)
+    before.name = renamed
+    assert node.graph is not None
+    node.graph.insert_after(node, ir.node(operator, [before, *others], attributes, outputs=[after], name=name))
+    return after
+
+
+def replace_tensor(old: ir.Value, new: ir.Value) -> None:
+    """Lets all readers of a tensor read another one, which takes over its name, type and shape."""
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def layer_name(node: ir.Node) -> str:
+    """Returns what people call a node: the path of its weight without ``.weight``, else the node's own name."""
+    for value in node.inputs[1:2]:
+        if value is not None and value.is_initializer() and "." in str(value.name):
+            return str(value.name).removesuffix(_WEIGHT)
     return str(node.name)
 
 
-def is_kept(layer: str, keep: Collection[str]) -> bool:
-    """Whether a layer is named by ``keep``: itself, or a part of the model that holds it (``blocks.3`` holds ``blocks.3.fc1``)."""
-    return any(layer == name or layer.startswith(f"{name}.") for name in keep)
+def is_within(layer: str, names: Collection[str]) -> bool:
+    """Whether a layer is one of those named, or a part of one (``blocks.3`` holds ``blocks.3.fc1``)."""
+    return any(layer == name or layer.startswith(f"{name}.") for name in names)
 
 
-def is_linear(node: Any, initializers: dict[str, Any]) -> bool:
+def is_linear(node: ir.Node) -> bool:
     """Whether a node is a Linear layer: a product with one constant matrix, plain but for a transposed weight."""
-    if node.op_type not in ("Gemm", "MatMul") or len(node.input) < 2 or node.input[0] in initializers:
+    if node.op_type not in ("Gemm", "MatMul") or operand(node).is_initializer():
         return False
-    weight = initializers.get(node.input[1])
-    if weight is None or len(weight.dims) != 2:
+    weight = operand(node, 1)
+    if not weight.is_initializer() or weight.shape is None or len(weight.shape) != 2:
         return False
     if node.op_type == "MatMul":
         # The tables of the relative position are constant matrices too, but no weights of a layer.
-        return bool(node.input[1].endswith(_WEIGHT))
-    plain = all(attribute(node, name, 1.0) == 1.0 for name in ("alpha", "beta")) and not attribute(node, "transA", 0)
-    bias = len(node.input) < 3 or (node.input[2] in initializers and len(initializers[node.input[2]].dims) == 1)
-    return plain and bias
-
-
-def attribute(node: Any, name: str, default: Any) -> Any:
-    """Value of a node's attribute."""
-    import onnx
-
-    return next((onnx.helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name), default)
-
-
-def tensor(name: str, values: Any, kind: int) -> Any:
-    """An initializer of an ONNX element type; numbers are rounded to it."""
-    import onnx
-
-    array: NDArray[Any] = np.asarray(values)
-    return onnx.numpy_helper.from_array(np.ascontiguousarray(array.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))), name)
-
-
-def replace_nodes(proto: Any, nodes: Sequence[Any]) -> None:
-    """Put other nodes, in an order that can be run, in place of a graph's."""
-    import onnx
-
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    proto.graph.ClearField("node")
-    proto.graph.node.extend(copies)
+        return str(weight.name).endswith(_WEIGHT)
+    scaled = any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
+    bias = constant(operand(node, 2)) if len(node.inputs) > 2 else np.zeros(1)
+    return not scaled and not node.attributes.get_int("transA", 0) and bias is not None and bias.ndim == 1
 
 
 def enumerate_names(names: Iterable[str]) -> str:
-    """``a, b, c and 4 more``."""
+    """Lists names for a message: ``a, b, c and 4 more``."""
     listed = list(names)
     more = len(listed) - _NAMED
     return ", ".join(listed[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -9,9 +9,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from growtas.errors import BuildError, ConfigError
+from growtas.export.graph.edit import constant, operand, remove_unused, save_model
+from growtas.files import ensure_writable
 from growtas.nn.vit import VisionTransformer
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
@@ -39,7 +44,7 @@ class OnnxInfo:
 
 
 def export_onnx(model: VisionTransformer, path: str | Path, *, opset: int = DEFAULT_OPSET) -> OnnxInfo:
-    """Write a static ViT as ONNX.
+    """Writes a static ViT as ONNX.
 
     The input ``images`` is ``(batch, in_chans, image_size, image_size)``, the output ``logits`` is ``(batch, num_classes)``, both
     float32; ``batch`` is dynamic (traced at 2, so that nothing is specialised to one image).
@@ -49,24 +54,20 @@ def export_onnx(model: VisionTransformer, path: str | Path, *, opset: int = DEFA
         BuildError: the exporter failed, or the graph holds an operator outside the standard domain.
         OutputError: the file can't be written.
     """
-    import onnx
-
-    from growtas.files import ensure_writable, replacing
-
     if opset not in OPSETS:
         raise ConfigError(
             f"opset is {opset}; legal are {OPSETS.start} to {OPSETS.stop - 1} (fp32 attention builds in TensorRT up to 22)"
         )
     ensure_writable(Path(path).parent)
-    proto = _slim(_trace(model, opset))
-    _check(proto, model, opset)
-    with replacing(path) as temporary:
-        onnx.save(proto, temporary)
-    operators = Counter(node.op_type for node in proto.graph.node)
-    return OnnxInfo(opset=opset, ir_version=proto.ir_version, nodes=len(proto.graph.node), operators=dict(operators.most_common()))
+    exported = slim(_trace(model, opset))
+    _require_plain(exported, model, opset)
+    save_model(exported, path, "the exported graph")
+    operators = Counter(node.op_type for node in exported.graph)
+    ir_version, nodes = exported.ir_version, len(exported.graph)
+    return OnnxInfo(opset=opset, ir_version=ir_version, nodes=nodes, operators=dict(operators.most_common()))
 
 
-def _trace(model: VisionTransformer, opset: int) -> Any:
+def _trace(model: VisionTransformer, opset: int) -> onnx.ModelProto:
     import torch
 
     from growtas.export.graph.inference_vit import deployable
@@ -74,7 +75,7 @@ def _trace(model: VisionTransformer, opset: int) -> Any:
     architecture = model.architecture
     example = (torch.zeros(2, architecture.in_chans, architecture.image_size, architecture.image_size),)
     dynamic = ({0: torch.export.Dim(BATCH, min=1, max=_TRACED_MAX_BATCH)},)
-    with _quiet():
+    with quiet():
         try:
             traced = torch.export.export(deployable(model), example, dynamic_shapes=dynamic, strict=False)
             # The exporter traces the program a second time to take apart what it can't translate. It can translate all that
@@ -99,85 +100,54 @@ def _trace(model: VisionTransformer, opset: int) -> Any:
     return exported.model_proto
 
 
-def _slim(proto: Any) -> Any:
-    """Fold constants and drop dead nodes; traces of the source (file names, line numbers) go too."""
+def slim(proto: onnx.ModelProto) -> ir.Model:
+    """Folds constants and drops dead nodes; traces of the source (file names, line numbers) go too."""
     import onnxslim
 
-    with _quiet():
-        slimmed = onnxslim.slim(proto)
-    _keep_sizes_as_lists(slimmed.graph)
-    slimmed.ClearField("metadata_props")
-    slimmed.graph.ClearField("metadata_props")
-    for part in (*slimmed.graph.node, *slimmed.graph.initializer, *slimmed.graph.value_info):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-    return slimmed
+    with quiet():
+        model = ir.from_proto(onnxslim.slim(proto))
+    _keep_sizes_as_lists(model)
+    ClearMetadataAndDocStringPass()(model)
+    return model
 
 
-def _keep_sizes_as_lists(graph: Any) -> None:
+def _keep_sizes_as_lists(model: ir.Model) -> None:
     """A size that the exporter makes a number, only to make it a list of one again, stays the list that ``Shape`` gave."""
-    made_by = {output: node for node in graph.node for output in node.output}
-    for node in [node for node in graph.node if node.op_type == "Reshape"]:
-        squeeze = made_by.get(node.input[0])
-        if squeeze is None or squeeze.op_type != "Squeeze" or _values(graph, node.input[1]) != [-1]:
-            continue
-        shape = made_by.get(squeeze.input[0])
-        if shape is None or shape.op_type != "Shape" or _shape_length(shape) != 1:
-            continue
-        for reader in graph.node:
-            for place, name in enumerate(reader.input):
-                if name == node.output[0]:
-                    reader.input[place] = shape.output[0]
-        graph.node.remove(node)
-        if not any(squeeze.output[0] in reader.input for reader in graph.node):
-            graph.node.remove(squeeze)
-    read = {name for node in graph.node for name in node.input}
-    for constant in [constant for constant in graph.initializer if constant.name not in read]:
-        graph.initializer.remove(constant)
+    for reshape in tuple(model.graph):
+        shape = constant(operand(reshape, 1)) if reshape.op_type == "Reshape" else None
+        squeeze = operand(reshape).producer() if shape is not None and shape.tolist() == [-1] else None
+        sizes = operand(squeeze).producer() if squeeze is not None and squeeze.op_type == "Squeeze" else None
+        if sizes is not None and sizes.op_type == "Shape" and _shape_length(sizes) == 1:
+            reshape.outputs[0].replace_all_uses_with(sizes.outputs[0])
+    remove_unused(model)
 
 
-def _shape_length(shape: Any) -> int | None:
+def _shape_length(shape: ir.Node) -> int | None:
     """How many sizes a ``Shape`` node gives, where its attributes alone say it."""
-    limits = {attribute.name: attribute.i for attribute in shape.attribute}
-    start, end = limits.get("start", 0), limits.get("end")
-    return end - start if end is not None and 0 <= start <= end else None
+    start, end = shape.attributes.get_int("start", 0), shape.attributes.get_int("end", -1)
+    return end - start if 0 <= start <= end else None
 
 
-def _values(graph: Any, name: str) -> list[int] | None:
-    import onnx
-
-    return next((onnx.numpy_helper.to_array(one).tolist() for one in graph.initializer if one.name == name), None)
-
-
-def _check(proto: Any, model: VisionTransformer, opset: int) -> None:
-    """What every exported file promises, whatever the exporter's version did."""
-    import onnx
-
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:
-        raise BuildError(f"the exported graph is no valid ONNX: {' '.join(str(error).split())[:200]}") from error
-    foreign = sorted({f"{node.domain}::{node.op_type}" for node in proto.graph.node if node.domain not in ("", "ai.onnx")})
-    versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
-    if foreign or proto.functions or versions != [opset]:
-        found = ", ".join(foreign) or f"functions {[f.name for f in proto.functions]}, opsets {versions}"
-        raise BuildError(f"the exported graph is not plain ONNX of opset {opset}: {found}")
+def _require_plain(exported: ir.Model, model: VisionTransformer, opset: int) -> None:
+    """Checks what every exported file promises, whatever the exporter's version did."""
+    foreign = sorted({f"{node.domain}::{node.op_type}" for node in exported.graph if node.domain})
+    version = exported.opset_imports.get("")
+    if foreign or exported.functions or version != opset:
+        reason = ", ".join(foreign) or f"functions {[name for _, name, _ in exported.functions]}, opset {version}"
+        raise BuildError(f"the exported graph is not plain ONNX of opset {opset}: {reason}")
     architecture = model.architecture
     images = (BATCH, architecture.in_chans, architecture.image_size, architecture.image_size)
     logits = (BATCH, architecture.num_classes or model.embed_dim)
-    for what, values, name, shape in (("input", proto.graph.input, INPUT, images), ("output", proto.graph.output, OUTPUT, logits)):
-        got = [(value.name, _shape(value)) for value in values]
-        if got != [(name, shape)]:
-            raise BuildError(f"the exported graph's {what} is {got}, not {name} {shape}")
-
-
-def _shape(value: Any) -> tuple[int | str, ...]:
-    return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    graph = exported.graph
+    for end, values, name, shape in (("input", graph.inputs, INPUT, images), ("output", graph.outputs, OUTPUT, logits)):
+        actual = [(value.name, tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape or ())) for value in values]
+        if actual != [(name, shape)]:
+            raise BuildError(f"the exported graph's {end} is {actual}, not {name} {shape}")
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the exporter says to its own developers; errors still come as exceptions."""
+def quiet() -> Iterator[None]:
+    """Silences what the exporter says to its own developers; errors still come as exceptions."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from growtas.errors import BuildError, CheckpointError, ConfigError, UsageError, choices
-from growtas.export.graph.resize import CROPPED, PIXELS, PLANES, check_resizing, resize_nodes, to_planes
-from growtas.export.runtimes.base import Array
-from growtas.files import replacing
+from growtas.errors import ConfigError, UsageError, choices
+from growtas.export.graph.edit import load_model, save_model
+from growtas.export.graph.resize import PIXELS, add_node, add_numbers, check_resizing, resize_planes, to_planes
 
 LOGITS, PROBABILITIES, TOP_SCORES, TOP_CLASSES = "logits", "probabilities", "top_scores", "top_classes"
 _RECORD = ("image_size", "in_chans", "mean", "std", "interpolation", "crop_pct")
-_FLOAT, _UINT8, _INT64, _FLOAT16 = 1, 2, 7, 10  # onnx.TensorProto's numbers
+_SUBJECT = "the graph with its new ends"
 
 
 def add_preprocess(onnx_in: Path, onnx_out: Path, preprocess: Mapping[str, Any] | None, *, resize: bool = False) -> dict[str, Any]:
-    """Put the preprocessing in front of a model: uint8 ``pixels`` ``(batch, H, W, C)`` become the normalised images it takes.
+    """Puts the preprocessing in front of a model: uint8 ``pixels`` ``(batch, H, W, C)`` become the normalised images it takes.
 
     Args:
         onnx_in: a model whose one input is ``(batch, C, image_size, image_size)``, float32 or float16.
@@ -43,34 +43,29 @@ def add_preprocess(onnx_in: Path, onnx_out: Path, preprocess: Mapping[str, Any] 
         ConfigError: the record is absent, incomplete or does not fit the model.
         UsageError: the input is not one batch of float images, or the evaluation's resizing can't be reproduced.
     """
-    from onnx import helper
-
-    proto = _load(onnx_in)
-    graph = proto.graph
+    model = load_model(onnx_in)
+    graph = model.graph
     record = _checked(preprocess, onnx_in)
-    name, element, channels = _image_input(graph, record, onnx_in)
-    size = record["image_size"]
-    nodes: list[Any] = [to_planes()]
-    planes, error = PLANES, None
-    constants: dict[str, NDArray[Any]] = {}
+    images = _image_input(graph, record, onnx_in)
+    size, channels, error = record["image_size"], record["in_chans"], None
+    shape: list[int | str] = [_dims(images)[0], *(("height", "width") if resize else (size, size)), channels]
+    pixels = ir.val(PIXELS, ir.DataType.UINT8, shape)
+    tape = ir.tape.Tape()
+    planes = to_planes(tape, pixels)
     if resize:
-        error = check_resizing(record, _opset(proto), onnx_in)
-        added, constants = resize_nodes(record)
-        nodes, planes = [*nodes, *added], CROPPED
-    scale, shift = _affine(record)
-    constants |= {"preprocess.scale": scale.reshape(1, channels, 1, 1), "preprocess.shift": shift.reshape(1, channels, 1, 1)}
-    last = name if element == _FLOAT else "preprocess.normalised"
-    nodes += [
-        helper.make_node("Cast", [planes], ["preprocess.float"], to=_FLOAT),
-        helper.make_node("Mul", ["preprocess.float", "preprocess.scale"], ["preprocess.scaled"]),
-        helper.make_node("Add", ["preprocess.scaled", "preprocess.shift"], [last]),
-    ]
-    if last != name:
-        nodes.append(helper.make_node("Cast", [last], [name], to=element))
-    shape: list[int | str] = [_batch_name(graph.input[0]), *(("height", "width") if resize else (size, size)), channels]
-    _prepend(graph, nodes, constants, helper.make_tensor_value_info(PIXELS, _UINT8, shape))
-    _metadata(proto, "preprocess", dict(record))
-    _save(proto, onnx_out)
+        error = check_resizing(record, model.opset_imports.get("", 0), onnx_in)
+        planes = resize_planes(tape, pixels, planes, record)
+    scale, shift = (add_numbers(tape, *named) for named in _affine(record).items())
+    numbers = add_node(tape, "Cast", [planes], "float", to=int(ir.DataType.FLOAT))
+    normalised = add_node(tape, "Add", [add_node(tape, "Mul", [numbers, scale], "scaled"), shift], "normalised")
+    if images.dtype == ir.DataType.FLOAT16:
+        normalised = add_node(tape, "Cast", [normalised], "images", to=int(images.dtype))
+    normalised.name = images.name
+    images.replace_all_uses_with(normalised)
+    graph.inputs[0] = pixels
+    _add(graph, tape, graph[0], "preprocess")
+    model.metadata_props["preprocess"] = _json(dict(record))
+    save_model(model, onnx_out, _SUBJECT)
     return {
         "name": PIXELS,
         "dtype": "uint8",
@@ -79,14 +74,14 @@ def add_preprocess(onnx_in: Path, onnx_out: Path, preprocess: Mapping[str, Any] 
         "color": "gray" if channels == 1 else "RGB",
         "resize": resize,
         "resize_error": error,
-        "nodes": len(nodes),
+        "nodes": len(tape.nodes),
     }
 
 
 def add_postprocess(
     onnx_in: Path, onnx_out: Path, *, softmax: bool, top_k: int | None, class_names: Sequence[str] | None
 ) -> dict[str, Any]:
-    """Add outputs after a model's logits, which stay the first output, so that the file can be verified and benched as before.
+    """Adds outputs after a model's logits, which stay the first output, so that the file can be verified and benched as before.
 
     Args:
         onnx_in: a model whose one output is ``(batch, num_classes)``, float32 or float16.
@@ -105,54 +100,50 @@ def add_postprocess(
         ConfigError: neither is asked for, or ``top_k`` or the number of names does not fit the classes.
         UsageError: the model has other outputs than logits.
     """
-    from onnx import helper
-
-    proto = _load(onnx_in)
-    graph = proto.graph
+    model = load_model(onnx_in)
+    graph = model.graph
     if not softmax and top_k is None:
         raise ConfigError("there is nothing to add after the logits; legal are --softmax, --top-k or both")
-    name, element, classes, batch = _logits_output(graph, onnx_in)
+    batch, classes = _logits_shape(graph, onnx_in)
     if top_k is not None and not 1 <= top_k <= classes:
         raise ConfigError(f"--top-k is {top_k}; the model has {classes} classes, so it must be from 1 to {classes}")
     if class_names is not None and len(class_names) != classes:
         raise ConfigError(f"there are {len(class_names)} class names, and the model has {classes} classes")
-    nodes: list[Any] = []
-    outputs: list[Any] = []
-    scores = name
-    if element != _FLOAT:
-        scores = "postprocess.logits"
-        nodes.append(helper.make_node("Cast", [name], [scores], to=_FLOAT))
+    tape = ir.tape.Tape()
+    scores = graph.outputs[0]
+    if scores.dtype != ir.DataType.FLOAT:
+        scores = tape.op("Cast", [scores], {"to": int(ir.DataType.FLOAT)}, output=ir.val("postprocess.logits"))
     if softmax:
-        nodes.append(helper.make_node("Softmax", [scores], [PROBABILITIES], axis=-1))
-        outputs.append(helper.make_tensor_value_info(PROBABILITIES, _FLOAT, [batch, classes]))
-        scores = PROBABILITIES
-    constants = {}
+        scores = tape.op("Softmax", [scores], {"axis": -1}, output=ir.val(PROBABILITIES, ir.DataType.FLOAT, [batch, classes]))
+        graph.outputs.append(scores)
     if top_k is not None:
-        constants["postprocess.k"] = np.array([top_k], np.int64)
-        nodes.append(helper.make_node("TopK", [scores, "postprocess.k"], [TOP_SCORES, TOP_CLASSES], axis=-1))
-        outputs += [helper.make_tensor_value_info(TOP_SCORES, _FLOAT, [batch, top_k])]
-        outputs += [helper.make_tensor_value_info(TOP_CLASSES, _INT64, [batch, top_k])]
-    _name(nodes, "postprocess")
-    graph.node.extend(nodes)
-    graph.output.extend(outputs)
-    _add_constants(graph, constants)
+        k = tape.initializer(ir.Tensor(np.array([top_k], np.int64), name="postprocess.k"))
+        names = {TOP_SCORES: ir.DataType.FLOAT, TOP_CLASSES: ir.DataType.INT64}
+        best = [ir.val(name, dtype, [batch, top_k]) for name, dtype in names.items()]
+        graph.outputs.extend(tape.op_multi_out("TopK", [scores, k], {"axis": -1}, outputs=best))
+    _add(graph, tape, None, "postprocess")
     if class_names is not None:
-        _metadata(proto, "class_names", list(class_names))
-    _save(proto, onnx_out)
-    return {"outputs": [output.name for output in graph.output], "softmax": softmax, "top_k": top_k, "nodes": len(nodes)}
+        model.metadata_props["class_names"] = _json(list(class_names))
+    save_model(model, onnx_out, _SUBJECT)
+    return {
+        "outputs": [output.name for output in graph.outputs],
+        "softmax": softmax,
+        "top_k": top_k,
+        "nodes": len(tape.nodes),
+    }
 
 
-def pixels_of(images: Array, preprocess: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """The uint8 pixels ``(batch, H, W, C)`` that normalised images ``(batch, C, H, W)`` came from, or the nearest ones."""
+def pixels_of(images: NDArray[np.float32], preprocess: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Returns the uint8 pixels ``(batch, H, W, C)`` that normalised images ``(batch, C, H, W)`` came from, or the nearest ones."""
     mean, std = (np.asarray(preprocess[key], np.float64).reshape(1, -1, 1, 1) for key in ("mean", "std"))
     values = np.rint((images.astype(np.float64) * std + mean) * 255).clip(0, 255)
     return np.ascontiguousarray(values.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
-def _affine(record: Mapping[str, Any]) -> tuple[Array, Array]:
-    """``(pixel / 255 - mean) / std`` as ``pixel * scale + shift``, rounded to float32 once."""
-    mean, std = (np.asarray(record[key], np.float64) for key in ("mean", "std"))
-    return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+def _affine(record: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+    """``(pixel / 255 - mean) / std`` as ``pixel * scale + shift``, rounded to float32 once; both ``(1, C, 1, 1)``."""
+    mean, std = (np.asarray(record[key], np.float64).reshape(1, -1, 1, 1) for key in ("mean", "std"))
+    return {"scale": (1 / (255 * std)).astype(np.float32), "shift": (-mean / std).astype(np.float32)}
 
 
 def _checked(preprocess: Mapping[str, Any] | None, path: Path) -> Mapping[str, Any]:
@@ -168,83 +159,40 @@ def _checked(preprocess: Mapping[str, Any] | None, path: Path) -> Mapping[str, A
     return preprocess
 
 
-def _image_input(graph: Any, record: Mapping[str, Any], path: Path) -> tuple[str, int, int]:
-    """Name, element type and channels of a model's one input, if it takes what the record describes."""
-    shapes = [_dims(value) for value in graph.input]
-    if len(shapes) != 1 or len(shapes[0]) != 4 or graph.input[0].type.tensor_type.elem_type not in (_FLOAT, _FLOAT16):
+def _image_input(graph: ir.Graph, record: Mapping[str, Any], path: Path) -> ir.Value:
+    """A model's one input, if it takes what the record describes."""
+    images = graph.inputs[0] if len(graph.inputs) == 1 else None
+    if images is None or len(_dims(images)) != 4 or images.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         raise UsageError(f"{path}: its input is not one batch of float images; is the preprocessing in the graph already?")
-    value = graph.input[0]
-    want = (record["in_chans"], record["image_size"], record["image_size"])
-    if tuple(shapes[0][1:]) != want:
-        raise ConfigError(f"{path}: it takes images {tuple(shapes[0][1:])}, and the preprocessing record makes {want}")
-    return value.name, value.type.tensor_type.elem_type, want[0]
+    expected = (record["in_chans"], record["image_size"], record["image_size"])
+    if tuple(_dims(images)[1:]) != expected:
+        raise ConfigError(f"{path}: it takes images {tuple(_dims(images)[1:])}, and the preprocessing record makes {expected}")
+    return images
 
 
-def _logits_output(graph: Any, path: Path) -> tuple[str, int, int, int | str]:
-    """Name, element type, classes and batch of a model's one output."""
-    values = list(graph.output)
-    dims = [_dims(value) for value in values]
-    if len(dims) != 1 or len(dims[0]) != 2 or not isinstance(dims[0][1], int):
+def _logits_shape(graph: ir.Graph, path: Path) -> tuple[int | str, int]:
+    """Batch and classes of a model's one output."""
+    dims = _dims(graph.outputs[0]) if len(graph.outputs) == 1 else []
+    if len(dims) != 2 or not isinstance(dims[1], int):
         raise UsageError(f"{path}: its output is not one batch of logits; is the postprocessing in the graph already?")
-    return values[0].name, values[0].type.tensor_type.elem_type, dims[0][1], dims[0][0]
+    return dims[0], dims[1]
 
 
-def _dims(value: Any) -> list[int | str]:
-    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+def _dims(value: ir.Value) -> list[int | str]:
+    return [dim if isinstance(dim, int) else dim.value or 0 for dim in value.shape or ()]
 
 
-def _opset(proto: Any) -> int:
-    return next((int(entry.version) for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+def _add(graph: ir.Graph, tape: ir.tape.Tape, place: ir.Node | None, part: str) -> None:
+    """Adds nodes, named after their part of the graph, and constants: before a node, or after all others."""
+    for index, node in enumerate(tape.nodes):
+        node.name = f"{part}.{index}.{node.op_type}"
+    if place is None:
+        graph.extend(tape.nodes)
+    else:
+        graph.insert_before(place, tape.nodes)
+    for value in tape.initializers:
+        graph.register_initializer(value)
 
 
-def _batch_name(value: Any) -> int | str:
-    return _dims(value)[0]
-
-
-def _prepend(graph: Any, nodes: list[Any], constants: Mapping[str, NDArray[Any]], value: Any) -> None:
-    """Put nodes before all others, and ``value`` in place of the graph's input, which the last node now makes."""
-    _name(nodes, "preprocess")
-    rest = list(graph.node)
-    del graph.node[:], graph.input[:]
-    graph.node.extend([*nodes, *rest])
-    graph.input.append(value)
-    _add_constants(graph, constants)
-
-
-def _name(nodes: Sequence[Any], where: str) -> None:
-    for index, node in enumerate(nodes):
-        node.name = f"{where}.{index}.{node.op_type}"
-
-
-def _add_constants(graph: Any, constants: Mapping[str, NDArray[Any]]) -> None:
-    from onnx import numpy_helper
-
-    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
-
-
-def _metadata(proto: Any, key: str, value: Any) -> None:
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = key, json.dumps(value, ensure_ascii=False)
-
-
-def _load(path: Path) -> Any:
-    import onnx
-
-    try:
-        proto = onnx.load(path)
-    except Exception as error:  # protobuf's and the file system's errors share no base class
-        raise CheckpointError(f"{path}: not an ONNX file that can be read ({' '.join(str(error).split())[:120]})") from None
-    if not proto.graph.node:
-        raise CheckpointError(f"{path}: not an ONNX file that can be read (it holds no nodes)")
-    return proto
-
-
-def _save(proto: Any, path: Path) -> None:
-    import onnx
-
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:
-        raise BuildError(f"{path}: the graph with its new ends is no valid ONNX: {' '.join(str(error).split())[:200]}") from error
-    with replacing(path) as temporary:
-        onnx.save(proto, temporary)
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What flows inside an ONNX file: any of its tensors, on real images, and whether one leaves the range of fp16."""
+"""Reads the tensors inside an ONNX file on real images, and tells whether one leaves the range of fp16."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from growtas.errors import CheckpointError, MissingExtra, ParityError
-from growtas.export.runtimes.base import is_installed
+from growtas.errors import CheckpointError, ParityError
+from growtas.export.graph.edit import load_model, to_proto, with_outputs
 
-HALF_MAX = 65504.0
+FP16_MAX = 65504.0
 """The largest number of fp16."""
 _CHUNK = 4
 _FOLDED_TO = ("Constant", "Shape")
@@ -26,35 +26,22 @@ class OnnxTensors:
     Args:
         path: the file.
 
+    Attributes:
+        nodes: the nodes (``onnx.NodeProto``) in topological order, as ONNX prescribes.
+        logits: name of the first output.
+
     Raises:
         CheckpointError: it can't be read.
-        MissingExtra: onnxruntime is not installed.
     """
 
     def __init__(self, path: str | Path) -> None:
-        import onnx
-
-        if not is_installed("onnxruntime"):
-            raise MissingExtra("onnxruntime", "gpu", "reading the inside of an ONNX model")
         self.path = Path(path)
-        try:
-            self.proto: Any = onnx.load(path)
-        except Exception as error:  # protobuf's, onnx's and the system's
-            raise CheckpointError(f"{path}: not an ONNX file that can be read ({type(error).__name__})") from None
-        self.logits: str = self.proto.graph.output[0].name
-        self._producers = {name: node for node in self.proto.graph.node for name in node.output}
-
-    @property
-    def nodes(self) -> list[Any]:
-        """The nodes in topological order, as ONNX prescribes."""
-        return list(self.proto.graph.node)
-
-    def producer(self, tensor: str) -> Any | None:
-        """The node that writes a tensor; None for inputs and constants."""
-        return self._producers.get(tensor)
+        self._proto = to_proto(load_model(path))
+        self.nodes: list[Any] = list(self._proto.graph.node)
+        self.logits: str = self._proto.graph.output[0].name
 
     def read(self, names: Iterable[str], images: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Values of tensors for some images, in the types that the graph has.
+        """Computes tensors for some images, in the types that the graph has.
 
         ONNX Runtime computes what has no fp16 kernel in fp32, and leaves out the rounding between two such nodes. A tensor that is
         read is rounded.
@@ -66,31 +53,26 @@ class OnnxTensors:
         Raises:
             CheckpointError: ONNX Runtime can't run the graph.
         """
-        import onnx
         import onnxruntime as ort
 
-        wanted = list(dict.fromkeys(names))
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self.proto)
-        proto.graph.ClearField("output")
-        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+        outputs = list(dict.fromkeys(names))
         options = ort.SessionOptions()
-        # Nothing may be fused away, and the first sight of a number is what is wanted.
+        # Nothing may be fused away: each number is read as it is first computed.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
         try:
-            session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-            values = session.run(wanted, {session.get_inputs()[0].name: images})
+            session = ort.InferenceSession(with_outputs(self._proto, outputs), options, providers=["CPUExecutionProvider"])
+            values = session.run(outputs, {session.get_inputs()[0].name: images})
         except Exception as error:  # the runtime's exceptions share no base class
             reason = " ".join(str(error).split(":")[-1].split())[:160]
             raise CheckpointError(f"{self.path}: ONNX Runtime can't read the inside of it ({reason})") from None
-        return dict(zip(wanted, (np.asarray(value) for value in values), strict=True))
+        return dict(zip(outputs, (np.asarray(value) for value in values), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class HalfRange:
-    """How near a graph's fp16 tensors come to the end of fp16.
+    """The largest number among a graph's fp16 tensors.
 
     Attributes:
         tensors: how many fp16 tensors were looked at; 0 for a graph without any.
@@ -106,13 +88,13 @@ class HalfRange:
     images: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form for manifests."""
+        """Returns the JSON form for manifests."""
         largest = self.largest if math.isfinite(self.largest) else None
         return {"tensors": self.tensors, "tensor": self.tensor, "node": self.node, "largest": largest, "images": self.images}
 
 
 def half_range(path: str | Path, images: NDArray[Any]) -> HalfRange:
-    """Look at every fp16 tensor of an ONNX file while it runs on the CPU.
+    """Finds the largest magnitude of every fp16 tensor of an ONNX file while it runs on the CPU.
 
     The logits alone would not tell: ONNX Runtime's CPU kernels compute many nodes in fp32, where a GPU overflows.
 
@@ -120,7 +102,7 @@ def half_range(path: str | Path, images: NDArray[Any]) -> HalfRange:
         images: what the graph's input takes; they are run a few at a time. A dozen will do.
 
     Raises:
-        CheckpointError, MissingExtra: as :class:`OnnxTensors`.
+        CheckpointError: as :class:`OnnxTensors`.
     """
     tensors = OnnxTensors(path)
     names = [name for node in tensors.nodes if node.op_type not in _FOLDED_TO for name in node.output if name]
@@ -133,28 +115,28 @@ def half_range(path: str | Path, images: NDArray[Any]) -> HalfRange:
             seen[name] = max(seen.get(name, 0.0), largest)
     # Of several infinite tensors the first one is where it began; dictionaries keep the graph's order.
     worst = max(seen, key=lambda name: seen[name]) if seen else None
-    node = tensors.producer(worst) if worst else None
+    operators = {name: node.op_type for node in tensors.nodes for name in node.output}
     return HalfRange(
         tensors=len(seen),
         tensor=worst,
-        node=node.op_type if node is not None else None,
+        node=operators[worst] if worst else None,
         largest=seen[worst] if worst else 0.0,
         images=len(images),
     )
 
 
 def check_half_range(path: str | Path, images: NDArray[Any], *, subject: str, consequence: str = "") -> HalfRange:
-    """:func:`half_range`, and an error where a tensor overflowed.
+    """Measures :func:`half_range`, and fails where a tensor overflowed.
 
     Raises:
         ParityError: an fp16 tensor holds something else than finite numbers.
-        CheckpointError, MissingExtra: as :func:`half_range`.
+        CheckpointError: as :func:`half_range`.
     """
-    found = half_range(path, images)
-    if not math.isfinite(found.largest):
+    measured = half_range(path, images)
+    if not math.isfinite(measured.largest):
         after = f"; {consequence}" if consequence else ""
         raise ParityError(
-            f"{subject}: the tensor {found.tensor} ({found.node}) overflows fp16, which ends at {HALF_MAX:g}, "
-            f"on {found.images} images{after}"
+            f"{subject}: the tensor {measured.tensor} ({measured.node}) overflows fp16, which ends at {FP16_MAX:g}, "
+            f"on {measured.images} images{after}"
         )
-    return found
+    return measured

@@ -12,7 +12,7 @@ from growtas.errors import ConfigError, choices
 from growtas.export.graph.exporter import DEFAULT_OPSET, OPSETS
 from growtas.export.quantization.calibration import METHODS
 from growtas.export.quantization.convert import DEFAULT_METHOD
-from growtas.export.quantization.inspect import PRECISIONS
+from growtas.export.quantization.precisions import PRECISIONS
 from growtas.export.verification.labelled_images import MOST_IMAGES
 from growtas.export.verification.parity import DEFAULT_TOLERANCE, gate_batches
 from growtas.export.verification.thresholds import Thresholds, thresholds_for

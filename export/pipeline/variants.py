@@ -95,7 +95,7 @@ def convert_precision(work: Work, onnx: Path, precision: str, rest: str = "fp32"
         ParityError: the thresholds are missed, whatever stays higher.
     """
     from growtas.export.quantization.convert import convert
-    from growtas.export.quantization.inspect import QUANTISED
+    from growtas.export.quantization.precisions import QUANTISED
 
     options = work.options
     path = work.folder / f"{work.name}.{precision}.onnx"

@@ -1,15 +1,15 @@
-"""How large the tensors of a graph get on real images: what the scales of int8 and fp8, and the range of fp16, are decided by."""
+"""Measures how large the tensors of a graph get on real images, for the scales of int8 and fp8 and the range of fp16."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from growtas.errors import BuildError, ConfigError, choices
-from growtas.export.runtimes.base import Array
+from growtas.export.graph.edit import to_proto, with_outputs
 
 METHODS = ("minmax", "percentile", "entropy")
 # Share of the numbers that are not clipped.
@@ -17,31 +17,32 @@ PERCENTILE = 0.9999
 _BINS, _LEVELS = 2048, 128
 _BATCH = 8
 
+Array = NDArray[np.float32]
 Histogram = NDArray[np.int64]
 
 
-def largest(proto: Any, names: Sequence[str], images: Array) -> dict[str, float]:
-    """Largest magnitude of each float tensor on all images.
+def largest(model: ir.Model, names: Sequence[str], images: Array) -> dict[str, float]:
+    """Returns the largest magnitude of each float tensor on all images.
 
     Args:
-        proto: a graph that ONNX Runtime can run, with an input of images.
+        model: a graph that ONNX Runtime can run, with an input of images.
         images: ``(count, channels, height, width)``, float32; one or more.
 
     Raises:
         BuildError: ONNX Runtime can't run it.
         ConfigError: no images.
     """
-    found = dict.fromkeys(names, 0.0)
-    for values in _run(proto, names, images):
+    magnitudes = dict.fromkeys(names, 0.0)
+    for values in _run(model, names, images):
         for name, value in values.items():
             # NaN would vanish in max(); it means that fp32 is broken already, and then nothing is small enough.
             size = float(np.abs(value).max()) if value.size else 0.0
-            found[name] = max(found[name], size if np.isfinite(size) else np.inf)
-    return found
+            magnitudes[name] = max(magnitudes[name], size if np.isfinite(size) else np.inf)
+    return magnitudes
 
 
-def clipping_points(proto: Any, names: Sequence[str], images: Array, method: str = "minmax") -> dict[str, float]:
-    """The magnitude of each tensor that the largest quantised number stands for; what is larger is clipped.
+def clipping_points(model: ir.Model, names: Sequence[str], images: Array, method: str = "minmax") -> dict[str, float]:
+    """Returns the magnitude of each tensor that the largest quantised number stands for; what is larger is clipped.
 
     Args:
         method: ``minmax`` clips nothing; ``percentile`` the largest one in ten thousand; ``entropy`` what makes the quantised
@@ -53,11 +54,11 @@ def clipping_points(proto: Any, names: Sequence[str], images: Array, method: str
     """
     if method not in METHODS:
         raise ConfigError(f"the calibration method is {method!r}; legal are {choices(METHODS)}")
-    tops = largest(proto, names, images)
+    tops = largest(model, names, images)
     if method == "minmax":
         return tops
     histograms = {name: np.zeros(_BINS, np.int64) for name in names}
-    for values in _run(proto, names, images):
+    for values in _run(model, names, images):
         for name, value in values.items():
             histograms[name] += np.histogram(np.abs(value), bins=_BINS, range=(0.0, tops[name] or 1.0))[0]
     clip = _percentile if method == "percentile" else _entropy
@@ -90,29 +91,25 @@ def _entropy(histogram: Histogram) -> int:
     return best
 
 
-def _run(proto: Any, names: Sequence[str], images: Array) -> Iterator[dict[str, Array]]:
+def _run(model: ir.Model, names: Sequence[str], images: Array) -> Iterator[dict[str, Array]]:
     """The tensors' values, some images at a time."""
-    import onnx
     import onnxruntime as ort
 
     if not len(images):
         raise ConfigError("there are no calibration images; give one or more")
-    entry = proto.graph.input[0].name
-    asked = [name for name in names if name != entry]
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    copy.graph.ClearField("output")
-    copy.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in asked)
+    entry = str(model.graph.inputs[0].name)
+    outputs = [name for name in names if name != entry]
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     session = None
-    if asked:
+    if outputs:
+        graph = with_outputs(to_proto(model), outputs)
         try:
-            session = ort.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's exceptions share no base class
             raise BuildError(f"calibration: ONNX Runtime can't run the graph ({' '.join(str(error).split())[:160]})") from None
     for start in range(0, len(images), _BATCH):
         batch = np.ascontiguousarray(images[start : start + _BATCH], np.float32)
-        values = dict(zip(asked, session.run(asked, {entry: batch}), strict=True)) if session else {}
+        values = dict(zip(outputs, session.run(outputs, {entry: batch}), strict=True)) if session else {}
         yield values | ({entry: batch} if entry in names else {})

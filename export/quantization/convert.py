@@ -7,27 +7,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
+
 from growtas.errors import BuildError, ConfigError, choices
 from growtas.export.graph.attention_fusion import fuse_attention
 from growtas.export.graph.edit import (
-    constants,
+    constant,
     enumerate_names,
-    is_kept,
+    forget_types,
+    infer_types,
     is_linear,
+    is_within,
     layer_name,
-    load_graph,
-    save_graph,
-    tensor_types,
+    load_typed_model,
+    operand,
+    remove_unused,
+    save_model,
 )
-from growtas.export.quantization.calibration import clipping_points, largest
-from growtas.export.quantization.half import FP16_MAX, cast_floats, over_range
-from growtas.export.quantization.inspect import PRECISIONS, QUANTISED, check_precision
-from growtas.export.quantization.layout import part_images, part_norms
+from growtas.export.graph.tensors import FP16_MAX
+from growtas.export.quantization.calibration import Array, clipping_points, largest
+from growtas.export.quantization.half import cast_floats, over_range
+from growtas.export.quantization.inspect import require_precision
+from growtas.export.quantization.layout import reshape_norms, restore_batch_axis
+from growtas.export.quantization.precisions import HALVES, ONNX_TYPES, PRECISIONS, QUANTISED
 from growtas.export.quantization.qdq import fp8, int8, merge_linears, quantise_linears
-from growtas.export.runtimes.base import Array
 
-_HALVES = ("fp16", "bf16")
-RESTS = ("fp32", *_HALVES)
+RESTS = ("fp32", *HALVES)
 DEFAULT_METHOD = "minmax"
 _ASKED = "asked for"
 _BF16_OPSET = 22
@@ -116,39 +122,47 @@ def convert(
         raise ConfigError(f"what surrounds quantised layers is {rest!r}; legal are {choices(RESTS)}")
     if source.resolve() == out.resolve():
         raise ConfigError(f"{out}: the converted file would replace its source; name another one")
-    proto = load_graph(source)
-    _require_fp32(proto, source)
+    model = load_typed_model(source)
+    _require_fp32(model, source)
     kept: dict[str, str] = {}
     recorded: dict[str, Any] | None = None
-    if precision in _HALVES or (precision in QUANTISED and rest in _HALVES):
+    if precision in HALVES or (precision in QUANTISED and rest in HALVES):
         # Half precision is for GPUs.
-        fuse_attention(proto)
-        proto = _inferred(proto)
+        fuse_attention(model)
+        model = infer_types(model)
     if precision in QUANTISED:
         if calibration is None:
             raise ConfigError(f"{precision} needs calibration images, and none were given")
         if _for_cpus(precision, rest):
-            merge_linears(proto)
-            part_norms(proto)
+            merge_linears(model)
+            reshape_norms(model)
         else:
             # Not merged: q, k and v as products of their own take up to a sixth less of a plan's memory for activations.
-            part_images(proto)
-            proto = _inferred(proto)
-    _require_layers(proto, keep)
+            restore_batch_axis(model)
+            model = infer_types(model)
+    _require_layers(model.graph, keep)
     if precision in QUANTISED and calibration is not None:
-        beyond = _beyond_fp16(proto, calibration) if rest == "fp16" else {}
+        beyond = _beyond_fp16(model, calibration) if rest == "fp16" else {}
         # What is not quantised is as what surrounds it: fp32 in between would cost casts, and sm75 has no products in it.
-        kept = _quantise(proto, precision, calibration, [*keep, *beyond], rest, method) | beyond
+        kept = _quantise(model, precision, calibration, [*keep, *beyond], rest, method) | beyond
         recorded = {"images": calibration_are, "count": len(calibration), "method": method}
         if rest != "fp32":
             # Q/DQ nodes are new: their types are not known yet.
-            proto = _inferred(proto)
-            _halve(proto, rest, beyond, source.name)
-    elif precision in _HALVES:
-        kept, recorded = _half(proto, precision, calibration, calibration_are, keep, source.name)
-    save_graph(proto, out)
+            forget_types(model)
+            model = infer_types(model)
+            _halve(model, rest, beyond, source.name)
+    elif precision in HALVES:
+        kept = {name: _ASKED for node in model.graph if is_within(name := layer_name(node), keep)}
+        if precision == "fp16":
+            kept = _beyond_fp16(model, calibration) | kept
+            if calibration is not None:
+                recorded = {"images": calibration_are, "count": len(calibration), "method": "largest magnitude"}
+        _halve(model, precision, kept, source.name)
+    remove_unused(model)
+    forget_types(model)
+    save_model(model, out, "the converted graph")
     try:
-        found = check_precision(out, precision, kept=kept)
+        contents = require_precision(out, precision, kept=kept)
     except BuildError:
         out.unlink(missing_ok=True)
         raise
@@ -157,9 +171,9 @@ def convert(
         precision=precision,
         rest=rest if precision in QUANTISED else precision,
         kept=kept,
-        operators=found["operators"],
-        layers=found["layers"],
-        initializers=found["initializers"],
+        operators=contents["operators"],
+        layers=contents["layers"],
+        initializers=contents["initializers"],
         calibration=recorded,
         per_channel=True if precision in QUANTISED else None,
         runs_here=not blocked,
@@ -167,114 +181,76 @@ def convert(
     )
 
 
-def _require_fp32(proto: Any, source: Path) -> None:
-    import onnx
+def _require_fp32(model: ir.Model, source: Path) -> None:
+    halves = {ir.DataType[ONNX_TYPES[precision]] for precision in HALVES}
+    for node in model.graph:
+        types = {value.dtype for value in (*node.inputs, *node.outputs) if value is not None}
+        if node.op_type == "QuantizeLinear" or not halves.isdisjoint(types):
+            raise ConfigError(f"{source}: not an fp32 file; convert the one that it was made from")
 
-    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    if any(kind in half for kind in tensor_types(proto).values()) or any(n.op_type == "QuantizeLinear" for n in proto.graph.node):
-        raise ConfigError(f"{source}: not an fp32 file; convert the one that it was made from")
 
-
-def _require_layers(proto: Any, keep: Collection[str]) -> None:
+def _require_layers(graph: ir.Graph, keep: Collection[str]) -> None:
     """Every name in ``keep`` must be one of a layer."""
-    weights = constants(proto)
-    names = [layer_name(node, weights) for node in proto.graph.node]
-    unknown = [name for name in keep if not any(is_kept(layer, (name,)) for layer in names)]
+    names = [layer_name(node) for node in graph]
+    unknown = [name for name in keep if not any(is_within(layer, (name,)) for layer in names)]
     if unknown:
-        products = [layer_name(node, weights) for node in proto.graph.node if node.op_type in ("Gemm", "MatMul", "Conv")]
+        products = [layer_name(node) for node in graph if node.op_type in ("Gemm", "MatMul", "Conv")]
         raise ConfigError(f"there is no layer {choices(unknown)} to keep; layers are {enumerate_names(products)}")
 
 
-def _half(
-    proto: Any, precision: str, calibration: Array | None, calibration_are: str, keep: Collection[str], subject: str
-) -> tuple[dict[str, str], dict[str, Any] | None]:
-    """Cast all but what is kept or outgrows fp16."""
-    weights = constants(proto)
-    kept = {name: _ASKED for node in proto.graph.node if is_kept(name := layer_name(node, weights), keep)}
-    recorded = None
-    if precision == "fp16":
-        kept = _beyond_fp16(proto, calibration) | kept
-        if calibration is not None:
-            recorded = {"images": calibration_are, "count": len(calibration), "method": "largest magnitude"}
-    _halve(proto, precision, kept, subject)
-    return kept, recorded
-
-
-def _beyond_fp16(proto: Any, calibration: Array | None) -> dict[str, str]:
+def _beyond_fp16(model: ir.Model, calibration: Array | None) -> dict[str, str]:
     """Layers that read or write, or whose weights are, what fp16 can't hold; each with the reason."""
-    import numpy as np
-    import onnx
-
-    weights, types = constants(proto), tensor_types(proto)
-    sizes: dict[str, float] = {}
+    graph, sizes = model.graph, dict[str, float]()
     if calibration is not None:
-        floats = [o for n in proto.graph.node for o in n.output if types.get(o) == onnx.TensorProto.FLOAT]
-        sizes = largest(proto, [*floats, proto.graph.input[0].name], calibration)
-    for name, entry in weights.items():
-        if entry.data_type == onnx.TensorProto.FLOAT:
-            top = float(np.abs(onnx.numpy_helper.to_array(entry)).max(initial=0))
+        floats = [str(value.name) for node in graph for value in node.outputs if value.dtype == ir.DataType.FLOAT]
+        sizes = largest(model, [*floats, str(graph.inputs[0].name)], calibration)
+    for name, value in graph.initializers.items():
+        if value.dtype == ir.DataType.FLOAT:
+            top = float(np.abs(constant(value)).max(initial=0))  # type: ignore[arg-type]
             # A weight is what it is: no headroom.
             sizes[name] = top if not top <= FP16_MAX else 0.0
     beyond = over_range(sizes)
-    found: dict[str, str] = {}
-    for node in proto.graph.node:
-        worst = [beyond[name] for name in (*node.input, *node.output) if name in beyond]
+    reasons: dict[str, str] = {}
+    for node in graph:
+        names = (value.name for value in (*node.inputs, *node.outputs) if value is not None)
+        worst = [beyond[name] for name in names if name in beyond]
         if worst:
-            found.setdefault(layer_name(node, weights), f"reads or writes {max(worst):.3g}, fp16 ends at {FP16_MAX:.0f}")
-    return found
+            reasons.setdefault(layer_name(node), f"reads or writes {max(worst):.3g}, fp16 ends at {FP16_MAX:.0f}")
+    return reasons
 
 
-def _halve(proto: Any, precision: str, kept: Collection[str], subject: str) -> None:
-    import onnx
-
-    kind = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
+def _halve(model: ir.Model, precision: str, kept: Collection[str], subject: str) -> None:
     if precision == "bf16":
         # Convolutions take bfloat16 from opset 22 on; from 18 to 22 the operators used here got more types and no other meaning.
-        for entry in proto.opset_import:
-            if entry.domain in ("", "ai.onnx"):
-                entry.version = max(entry.version, _BF16_OPSET)
-    weights = constants(proto)
-    cast_floats(proto, kind, lambda node: is_kept(layer_name(node, weights), kept), subject)
+        model.opset_imports[""] = max(model.opset_imports[""], _BF16_OPSET)
+    cast_floats(model, ir.DataType[ONNX_TYPES[precision]], lambda node: is_within(layer_name(node), kept), subject)
 
 
-def _quantise(proto: Any, precision: str, calibration: Array, keep: Collection[str], rest: str, method: str) -> dict[str, str]:
-    """Put Q/DQ around all Linear layers but those that are kept; returns these with the reasons."""
-    weights = constants(proto)
+def _quantise(model: ir.Model, precision: str, calibration: Array, keep: Collection[str], rest: str, method: str) -> dict[str, str]:
+    """Puts Q/DQ around all Linear layers but those that are kept; returns these with the reasons."""
     kept: dict[str, str] = {}
-    chosen: dict[str, Any] = {}
-    for node in proto.graph.node:
-        name = layer_name(node, weights)
-        linear = is_linear(node, weights)
+    layers: list[ir.Node] = []
+    for node in model.graph:
+        name, linear = layer_name(node), is_linear(node)
         if not linear and node.op_type != "Conv":
             continue
-        if is_kept(name, keep):
+        if is_within(name, keep):
             kept[name] = _ASKED
         elif not linear:
             kept[name] = "a convolution: the first layer, little of the work"
-        elif _is_last(node, proto):
+        elif node.outputs[0].is_graph_output():
             kept[name] = "the classifier: no work to save, and the logits' own scale"
         else:
-            chosen[node.name] = node
-    if not chosen:
+            layers.append(node)
+    if not layers:
         raise BuildError(f"there is no Linear layer to be in {precision}: {enumerate_names(kept) or 'the graph has none'} stay")
-    names = list(dict.fromkeys(node.input[0] for node in chosen.values()))
+    names = list(dict.fromkeys(str(operand(node).name) for node in layers))
     how = (int8 if precision == "int8" else fp8)(half_scales=rest != "fp32")
-    clipping = clipping_points(proto, names, calibration, method)
-    quantise_linears(proto, clipping, lambda node: node.name in chosen, how, for_cpus=_for_cpus(precision, rest))
+    clipping = clipping_points(model, names, calibration, method)
+    quantise_linears(model, layers, clipping, how, for_cpus=_for_cpus(precision, rest))
     return kept
 
 
 def _for_cpus(precision: str, rest: str) -> bool:
     """Whether a quantised file is in the form for ONNX Runtime and OpenVINO, which TensorRT doesn't take."""
     return precision == "int8" and rest == "fp32"
-
-
-def _is_last(node: Any, proto: Any) -> bool:
-    return node.output[0] == proto.graph.output[0].name
-
-
-def _inferred(proto: Any) -> Any:
-    import onnx
-
-    proto.graph.ClearField("value_info")
-    return onnx.shape_inference.infer_shapes(proto, strict_mode=True)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from growtas.errors import BuildError, ConfigError, choices
-from growtas.export.graph.edit import constants, enumerate_names, is_kept, layer_name, load_graph, tensor_types
+import onnx_ir as ir
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
-QUANTISED = ("int8", "fp8")
-_NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "INT8": "int8", "FLOAT8E4M3FN": "fp8"}
+from growtas.errors import BuildError, ConfigError, choices
+from growtas.export.graph.edit import enumerate_names, is_within, layer_name, load_typed_model, operand
+from growtas.export.quantization.precisions import ONNX_TYPES, PRECISIONS, QUANTISED
+
+_NAMES = {onnx_name: name for name, onnx_name in ONNX_TYPES.items()}
 _PRODUCTS = ("Gemm", "MatMul", "Conv")
 _CHANGES_TYPE = ("Cast", "QuantizeLinear", "DequantizeLinear")
 # What conversions append to a weight's name.
@@ -22,7 +23,7 @@ _SUFFIXES = re.compile(r"(_q|_fp16|_bf16|_fp32)+$")
 
 
 def inspect_precision(path: Path) -> dict[str, Any]:
-    """What the operators of a file compute in.
+    """Says what the operators of a file compute in.
 
     Returns:
         ``operators``: how often each operator computes in each type, such as ``{"Gemm": {"int8": 52, "fp32": 1}}``; ``layers``: the
@@ -30,26 +31,29 @@ def inspect_precision(path: Path) -> dict[str, Any]:
         ``input`` and ``output``: their types.
 
     Raises:
-        BuildError, CheckpointError: as :func:`growtas.export.graph.edit.load_graph`.
+        BuildError, CheckpointError: as :func:`growtas.export.graph.edit.load_typed_model`.
     """
-    proto = load_graph(path)
-    types, stored = tensor_types(proto), Counter[str]()
+    return _inspect(load_typed_model(path).graph)
+
+
+def _inspect(graph: ir.Graph) -> dict[str, Any]:
+    stored: Counter[str] = Counter()
     operators: dict[str, Counter[str]] = {}
-    for node, kind in _kinds(proto):
-        operators.setdefault(node.op_type, Counter())[kind] += 1
-    for entry in proto.graph.initializer:
-        stored[_name(entry.data_type)] += prod(entry.dims)
+    for node in graph:
+        operators.setdefault(node.op_type, Counter())[_computes_in(node)] += 1
+    for value in graph.initializers.values():
+        stored[_type_name(value)] += prod(value.const_value.shape.numpy()) if value.const_value is not None else 0
     return {
         "operators": {name: dict(counts) for name, counts in sorted(operators.items())},
-        "layers": {name: kind for name, kind, _ in _layers(proto)},
+        "layers": {name: precision for name, precision, _ in _layers(graph)},
         "initializers": dict(stored),
-        "input": _name(types[proto.graph.input[0].name]),
-        "output": _name(types[proto.graph.output[0].name]),
+        "input": _type_name(graph.inputs[0]),
+        "output": _type_name(graph.outputs[0]),
     }
 
 
-def check_precision(path: Path, precision: str, *, kept: Collection[str] = ()) -> dict[str, Any]:
-    """Fail where a file isn't in a precision.
+def require_precision(path: Path, precision: str, *, kept: Collection[str] = ()) -> dict[str, Any]:
+    """Fails where a file isn't in a precision.
 
     In fp32, fp16 and bf16 every node that computes with floats must be of that type, in int8 and fp8 every Linear and convolution;
     but for what was kept in fp32 on purpose. The logits must be float32, and the images are no half or quantised numbers.
@@ -66,74 +70,62 @@ def check_precision(path: Path, precision: str, *, kept: Collection[str] = ()) -
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision is {precision!r}; legal are {choices(PRECISIONS)}")
-    proto, found = load_graph(path), inspect_precision(path)
-    weights = constants(proto)
+    graph = load_typed_model(path).graph
+    contents = _inspect(graph)
     if precision in QUANTISED:
-        asked = [(name, kind) for name, kind, weighted in _layers(proto) if weighted]
+        judged = [(name, kind) for name, kind, weighted in _layers(graph) if weighted]
     else:
-        floats = set(_NAMES.values())
-        asked = [(_label(node, weights), kind) for node, kind in _kinds(proto) if kind in floats and node.op_type != "Cast"]
-    wrong = [f"{name} ({kind})" for name, kind in asked if kind != precision and not is_kept(name, kept)]
+        nodes = ((node, _computes_in(node)) for node in graph if node.op_type != "Cast")
+        judged = [(_without_suffixes(layer_name(node)), kind) for node, kind in nodes if kind in PRECISIONS]
+    wrong = [f"{name} ({kind})" for name, kind in judged if kind != precision and not is_within(name, kept)]
     if wrong:
         raise BuildError(f"{path.name}: not in {precision}: {enumerate_names(dict.fromkeys(wrong))}")
-    if precision not in (kind for _, kind in asked):
+    if precision not in (kind for _, kind in judged):
         raise BuildError(f"{path.name}: not in {precision}: no layer is")
-    if found["output"] != "fp32" or found["input"] in (*QUANTISED, "fp16", "bf16"):
-        raise BuildError(f"{path.name}: its images are {found['input']} and its logits {found['output']}, not fp32")
-    return found
+    if contents["output"] != "fp32" or contents["input"] in (*QUANTISED, "fp16", "bf16"):
+        raise BuildError(f"{path.name}: its images are {contents['input']} and its logits {contents['output']}, not fp32")
+    return contents
 
 
-def _kinds(proto: Any) -> list[tuple[Any, str]]:
-    """Every node with the type it computes in: a product's is that of its operands, before they were dequantised."""
-    types = tensor_types(proto)
-    makers = {name: node for node in proto.graph.node for name in node.output}
-
-    def operand(name: str) -> str:
-        maker = makers.get(name)
-        while maker is not None and maker.op_type == "Reshape":
-            name = maker.input[0]
-            maker = makers.get(name)
-        return _name(types.get(maker.input[0] if maker is not None and maker.op_type == "DequantizeLinear" else name, 0))
-
-    found = []
-    for node in proto.graph.node:
-        if node.op_type in _PRODUCTS:
-            kinds = [operand(name) for name in node.input[:2]]
-            # With one operand quantised the product is in the other's type.
-            kind = kinds[0] if kinds[0] == kinds[1] else next((k for k in kinds if k not in QUANTISED), "mixed")
-        else:
-            # A node that reads floats and writes integers (or the other way round) computes in the floats' type, but for a Cast.
-            names = list(node.output) if node.op_type in _CHANGES_TYPE else [*node.output, *node.input]
-            kinds = [_name(types.get(name, 0)) for name in names if name]
-            kind = next((k for k in kinds if k in _NAMES.values()), kinds[0])
-        found.append((node, kind))
-    return found
+def _computes_in(node: ir.Node) -> str:
+    """The type a node computes in: a product's is that of its operands, before they were dequantised."""
+    if node.op_type in _PRODUCTS:
+        first, second = (_type_name(_before(operand(node, index))) for index in (0, 1))
+        # With one operand quantised the product is in the other's type.
+        return first if first == second else next((kind for kind in (first, second) if kind not in QUANTISED), "mixed")
+    # A node that reads floats and writes integers (or the other way round) computes in the floats' type, but for a Cast.
+    values = [*node.outputs, *(() if node.op_type in _CHANGES_TYPE else node.inputs)]
+    kinds = [_type_name(value) for value in values if value is not None and value.name]
+    return next((kind for kind in kinds if kind in PRECISIONS), kinds[0])
 
 
-def _layers(proto: Any) -> list[tuple[str, str, bool]]:
+def _before(value: ir.Value) -> ir.Value:
+    """The tensor before reshapes, and before it was dequantised."""
+    producer = value.producer()
+    while producer is not None and producer.op_type == "Reshape":
+        value = operand(producer)
+        producer = value.producer()
+    return operand(producer) if producer is not None and producer.op_type == "DequantizeLinear" else value
+
+
+def _layers(graph: ir.Graph) -> Iterator[tuple[str, str, bool]]:
     """Products by name, with their type, and whether they are layers with weights."""
-    weights = constants(proto)
-    makers = {name: node for node in proto.graph.node for name in node.output}
-    found = []
-    for node, kind in _kinds(proto):
-        if node.op_type in _PRODUCTS:
-            source = node.input[1]
-            while source in makers and makers[source].op_type in _CHANGES_TYPE:
-                source = makers[source].input[0]
-            plain = _SUFFIXES.sub("", source)
-            constant = source in weights
-            name = plain.removesuffix(".weight") if constant and "." in plain else node.name
-            found.append((name, kind, constant and (node.op_type == "Conv" or plain.endswith(".weight"))))
-    return found
+    for node in graph:
+        if node.op_type not in _PRODUCTS:
+            continue
+        source = operand(node, 1)
+        while (producer := source.producer()) is not None and producer.op_type in _CHANGES_TYPE:
+            source = operand(producer)
+        constant, plain = source.is_initializer(), _SUFFIXES.sub("", str(source.name))
+        name = plain.removesuffix(".weight") if constant and "." in plain else str(node.name)
+        yield name, _computes_in(node), constant and (node.op_type == "Conv" or plain.endswith(".weight"))
 
 
-def _label(node: Any, weights: dict[str, Any]) -> str:
-    """A node's layer, whatever its weight is called by now."""
-    return _SUFFIXES.sub("", layer_name(node, weights)).removesuffix(".weight")
+def _without_suffixes(layer: str) -> str:
+    """A layer's name, whatever its weight is called by now."""
+    return _SUFFIXES.sub("", layer).removesuffix(".weight")
 
 
-def _name(kind: int) -> str:
-    import onnx
-
-    name = onnx.TensorProto.DataType.Name(kind)
+def _type_name(value: ir.Value) -> str:
+    name = ir.DataType.UNDEFINED.name if value.dtype is None else value.dtype.name
     return _NAMES.get(name, name.lower())

@@ -2,8 +2,8 @@
 
 The fp32 graph keeps tokens as a matrix (:mod:`growtas.export.graph.inference_vit`). What is quantised does not, or not everywhere:
 
-* For GPUs all tokens get their batch axis back (:func:`part_images`), and biases are added behind the products.
-* For CPUs products stay Gemm, whose bias is inside, and only norms work on ``(batch, N, channels)`` (:func:`part_norms`): in a
+* For GPUs all tokens get their batch axis back (:func:`restore_batch_axis`), and biases are added behind the products.
+* For CPUs products stay Gemm, whose bias is inside, and only norms work on ``(batch, N, channels)`` (:func:`reshape_norms`): in a
   matrix OpenVINO does not quantise what a norm gives while it is made.
 
 OpenVINO moves the products' scales through the reshape to heads behind them, and fails where that parts the images as well. An
@@ -12,134 +12,113 @@ Add of a bias keeps it from that.
 
 from __future__ import annotations
 
-from typing import Any
+import onnx_ir as ir
 
-import numpy as np
+from growtas.export.graph.edit import (
+    add_constant,
+    constant,
+    forget_types,
+    insert_after,
+    insert_before,
+    is_linear,
+    operand,
+    remove_unused,
+)
+from growtas.export.quantization.qdq import add_bias
 
-from growtas.export.graph.edit import attribute, constants, is_linear, replace_nodes, tensor
 
-
-def part_images(proto: Any) -> None:
-    """Give tokens their batch axis back, in place and exact: Gemm becomes MatMul and Add, and reshapes to a matrix go.
+def restore_batch_axis(model: ir.Model) -> None:
+    """Gives tokens their batch axis back, in place and exact: Gemm becomes MatMul and Add, and reshapes to a matrix go.
 
     A bias of zeros is left out. Layers keep their weights' names. A graph without tokens as a matrix stays as it is.
 
     Args:
-        proto: a graph with the shapes of its tensors inferred.
+        model: a graph with the shapes of its tensors inferred.
     """
-    import onnx
-
-    make, weights = onnx.helper.make_node, constants(proto)
-    ranks, tokens = _ranks(proto), _tokens(proto, weights)
+    graph, tokens = model.graph, _token_count(model)
     if tokens is None:
         return
-    same: dict[str, str] = {}
-    nodes: list[Any] = []
-    rows: set[str] = set()
-    for node in proto.graph.node:
-        node.input[:] = [same.get(name, name) for name in node.input]
-        source, out = node.input[0] if node.input else "", node.output[0]
-        shape = _shape(node, weights)
-        if shape is not None and len(shape) == 2 and ranks.get(source) == 3:
-            same[out] = source
+    # Tensors that were a matrix of all images' tokens.
+    rows: set[ir.Value | None] = set()
+    for node in tuple(graph):
+        if not node.inputs:
+            continue
+        source, out, rank = operand(node), node.outputs[0], len(_constant_shape(node))
+        if rank == 2 and _rank(source) == 3:
+            out.replace_all_uses_with(source)
             rows.add(source)
-        elif shape is not None and len(shape) == 3 and source in rows:
-            same[out] = source
-        elif shape is not None and len(shape) == 2:
-            name = f"{out}_shape"
-            proto.graph.initializer.append(tensor(name, np.array([-1, tokens, shape[1]]), onnx.TensorProto.INT64))
-            nodes.append(make("Reshape", [source, name], [out], name=node.name))
+        elif rank == 3 and source in rows:
+            out.replace_all_uses_with(source)
+        elif rank == 2:
+            sizes = [-1, tokens, _constant_shape(node)[1]]
+            node.replace_input_with(1, add_constant(graph, f"{out.name}_shape", sizes, ir.DataType.INT64))
+            node.attributes.clear()
             rows.add(out)
-        elif node.op_type == "Gemm" and source in rows and is_linear(node, weights):
-            _as_product(proto, node, weights)
-            biased = len(node.input) > 2 and bool(onnx.numpy_helper.to_array(weights[node.input[2]]).any())
-            nodes.append(make("MatMul", list(node.input[:2]), [f"{out}_product" if biased else out], name=node.name))
-            if biased:
-                nodes.append(make("Add", [f"{out}_product", node.input[2]], [out], name=f"{node.name}_bias"))
-            rows.add(out)
-        else:
-            if rows.intersection(node.input):
-                # A matrix' axis of channels is the last one in both forms; of the others only a Split names it.
-                for entry in node.attribute:
-                    if node.op_type == "Split" and entry.name == "axis":
-                        entry.i = -1
-                rows.update(name for name in node.output if ranks.get(name) == 2)
-            nodes.append(node)
-    replace_nodes(proto, nodes)
-    # Shapes are others now.
-    proto.graph.ClearField("value_info")
+        elif node.op_type == "Gemm" and source in rows and is_linear(node):
+            rows.add(_as_product(node))
+        elif not rows.isdisjoint(node.inputs):
+            # A matrix' axis of channels is the last one in both forms; of the others only a Split names it.
+            if node.op_type == "Split":
+                node.attributes["axis"] = ir.AttrInt64("axis", -1)
+            rows.update(value for value in node.outputs if _rank(value) == 2)
+    remove_unused(model)
+    forget_types(model)
 
 
-def part_norms(proto: Any) -> None:
-    """Let norms of rows work on ``(batch, N, channels)``, by reshapes around them, in place and exact.
+def reshape_norms(model: ir.Model) -> None:
+    """Lets norms of rows work on ``(batch, N, channels)``, by reshapes around them, in place and exact.
 
     A graph without tokens as a matrix stays as it is.
 
     Args:
-        proto: a graph with the shapes of its tensors inferred.
+        model: a graph with the shapes of its tensors inferred.
     """
-    import onnx
-
-    make, weights = onnx.helper.make_node, constants(proto)
-    ranks, tokens = _ranks(proto), _tokens(proto, weights)
+    graph, tokens = model.graph, _token_count(model)
     if tokens is None:
         return
-    added: set[str] = set()
-    nodes: list[Any] = []
-    same: dict[str, str] = {}
-    rows: dict[str, str] = {}
 
-    def shape(*sizes: int) -> str:
-        name = f"shape.{'.'.join(map(str, sizes))}"
-        if name not in added:
-            added.add(name)
-            proto.graph.initializer.append(tensor(name, np.array([-1, *sizes]), onnx.TensorProto.INT64))
-        return name
+    def shape(*sizes: int) -> ir.Value:
+        return add_constant(graph, f"shape.{'.'.join(map(str, sizes))}", [-1, *sizes], ir.DataType.INT64)
 
-    for node in proto.graph.node:
-        source, out = node.input[0] if node.input else "", node.output[0]
-        if source in rows and _shape(node, weights) is not None and len(node.input) == 2 and ranks.get(out) == 3:
+    for norm in tuple(graph):
+        scale = constant(operand(norm, 1)) if norm.op_type == "LayerNormalization" else None
+        if scale is None or _rank(operand(norm)) != 2:
+            continue
+        (channels,), name, normed = scale.shape, norm.outputs[0].name, norm.outputs[0]
+        norm.replace_input_with(0, insert_before(norm, "Reshape", [operand(norm), shape(tokens, channels)], f"{name}_parted"))
+        matrix = insert_after(norm, "Reshape", [shape(channels)], f"{name}_rows", renamed=f"{name}_normed")
+        for reader in matrix.consumers():
             # What pools the tokens parts them itself.
-            same[out] = rows[source]
-            continue
-        node.input[:] = [same.get(name, name) for name in node.input]
-        if node.op_type != "LayerNormalization" or ranks.get(source) != 2 or node.input[1] not in weights:
-            nodes.append(node)
-            continue
-        (channels,) = weights[node.input[1]].dims
-        parted, normed = f"{out}_parted", f"{out}_normed"
-        nodes.append(make("Reshape", [source, shape(tokens, channels)], [parted], name=parted))
-        node.input[0], node.output[0] = parted, normed
-        nodes += [node, make("Reshape", [normed, shape(channels)], [out], name=f"{out}_rows")]
-        rows[out] = normed
-    read = {name for node in nodes for name in node.input}
-    replace_nodes(proto, [node for node in nodes if node.output[0] in read or node.name != f"{node.output[0]}_rows"])
+            if _constant_shape(reader) and _rank(reader.outputs[0]) == 3:
+                reader.outputs[0].replace_all_uses_with(normed)
+    remove_unused(model)
+    forget_types(model)
 
 
-def _ranks(proto: Any) -> dict[str, int]:
-    values = (*proto.graph.input, *proto.graph.value_info)
-    return {value.name: len(value.type.tensor_type.shape.dim) for value in values if value.type.tensor_type.HasField("shape")}
+def _rank(value: ir.Value) -> int | None:
+    return None if value.shape is None else len(value.shape)
 
 
-def _shape(node: Any, weights: dict[str, Any]) -> list[int] | None:
-    """What a Reshape with a constant shape makes."""
-    import onnx
-
-    if node.op_type != "Reshape" or node.input[1] not in weights:
-        return None
-    return [int(size) for size in onnx.numpy_helper.to_array(weights[node.input[1]])]
+def _constant_shape(node: ir.Node) -> list[int]:
+    """The shape that a Reshape with a constant one gives a tensor; empty for other nodes."""
+    shape = constant(operand(node, 1)) if node.op_type == "Reshape" else None
+    return [] if shape is None else [int(size) for size in shape]
 
 
-def _tokens(proto: Any, weights: dict[str, Any]) -> int | None:
+def _token_count(model: ir.Model) -> int | None:
     """N, from the reshape of a layer's rows to heads, ``(-1, N, heads, head_dim)``."""
-    shapes = (_shape(node, weights) for node in proto.graph.node)
-    return next((shape[1] for shape in shapes if shape is not None and len(shape) == 4), None)
+    shapes = (_constant_shape(node) for node in model.graph)
+    return next((shape[1] for shape in shapes if len(shape) == 4), None)
 
 
-def _as_product(proto: Any, node: Any, weights: dict[str, Any]) -> None:
-    """Store a Gemm's weight as ``(inputs, outputs)`` under the same name."""
-    import onnx
-
-    entry = weights[node.input[1]]
-    if attribute(node, "transB", 0):
-        entry.CopyFrom(tensor(entry.name, onnx.numpy_helper.to_array(entry).T, onnx.TensorProto.FLOAT))
+def _as_product(gemm: ir.Node) -> ir.Value:
+    """Writes a Gemm as MatMul and Add, with its weight as ``(inputs, outputs)`` under the same name; returns the last output."""
+    weight, bias = operand(gemm, 1), operand(gemm, 2) if len(gemm.inputs) > 2 else None
+    matrix = constant(weight)
+    if matrix is not None and gemm.attributes.get_int("transB"):
+        weight.const_value = ir.Tensor(matrix.T.copy(), name=weight.name)
+        weight.shape = ir.Shape(matrix.T.shape)
+    gemm.op_type = "MatMul"
+    gemm.attributes.clear()
+    gemm.resize_inputs(2)
+    return gemm.outputs[0] if bias is None else add_bias(gemm, bias)

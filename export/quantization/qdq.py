@@ -17,13 +17,24 @@ What is quantised, and how:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
 
-from growtas.export.graph.edit import attribute, constants, is_linear, layer_name, replace_nodes, tensor
+from growtas.export.graph.edit import (
+    add_constant,
+    constant,
+    insert_after,
+    insert_before,
+    is_linear,
+    layer_name,
+    operand,
+    remove_unused,
+)
 
 # int8 activations, and int8 weights that don't saturate; the largest number of float8e4m3fn.
 ACTIVATION_TOP, WEIGHT_TOP, FP8_TOP = 127, 64, 448
@@ -31,6 +42,7 @@ ACTIVATION_TOP, WEIGHT_TOP, FP8_TOP = 127, 64, 448
 _MIN_SCALE = 2.0**-14
 # Largest bias in int32, with room for the products that are added to it.
 _BIAS_TOP = 2**30
+_FLOAT = ir.DataType.FLOAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,181 +50,171 @@ class Quantisation:
     """How numbers are quantised.
 
     Attributes:
-        kind: ``TensorProto.INT8`` or ``FLOAT8E4M3FN``.
+        dtype: int8 or float8e4m3fn.
         activation_top, weight_top: the number that the largest magnitude becomes.
         half_scales: whether scales are rounded to fp16 at once, because they will be stored so.
     """
 
-    kind: int
+    dtype: ir.DataType
     activation_top: int
     weight_top: int
     half_scales: bool = False
 
     def scale(self, magnitude: Any, top: int) -> Any:
-        """float32 scales of magnitudes; where all is zero, any scale will do."""
+        """Returns float32 scales of magnitudes; where all is zero, any scale will do."""
         scale = np.maximum(np.asarray(magnitude, np.float64) / top, _MIN_SCALE if self.half_scales else 1e-12)
         return np.asarray(scale.astype(np.float16) if self.half_scales else scale, np.float32)
 
     def quantised(self, values: Any, scale: Any, top: int) -> Any:
-        """Numbers as stored, before the cast to :attr:`kind`."""
-        import onnx
-
+        """Returns numbers as stored, before the cast to :attr:`dtype`."""
         scaled = np.clip(values / scale, -top, top)
-        return np.rint(scaled) if self.kind == onnx.TensorProto.INT8 else scaled
+        return np.rint(scaled) if self.dtype == ir.DataType.INT8 else scaled
 
 
 def int8(*, half_scales: bool = False) -> Quantisation:
     """Symmetric int8."""
-    import onnx
-
-    return Quantisation(kind=onnx.TensorProto.INT8, activation_top=ACTIVATION_TOP, weight_top=WEIGHT_TOP, half_scales=half_scales)
+    return Quantisation(dtype=ir.DataType.INT8, activation_top=ACTIVATION_TOP, weight_top=WEIGHT_TOP, half_scales=half_scales)
 
 
 def fp8(*, half_scales: bool = False) -> Quantisation:
     """float8e4m3fn."""
-    import onnx
-
-    return Quantisation(kind=onnx.TensorProto.FLOAT8E4M3FN, activation_top=FP8_TOP, weight_top=FP8_TOP, half_scales=half_scales)
+    return Quantisation(dtype=ir.DataType.FLOAT8E4M3FN, activation_top=FP8_TOP, weight_top=FP8_TOP, half_scales=half_scales)
 
 
-def merge_linears(proto: Any) -> None:
-    """Make one Linear, and a Split of its outputs, of those that read the same tensor (q, k and v); in place, exact.
+def merge_linears(model: ir.Model) -> None:
+    """Makes one Linear, and a Split of its outputs, of those that read the same tensor (q, k and v); in place, exact.
 
     A layer without a bias gets one of zeros. Of ``a.q``, ``a.k`` and ``a.v`` the new weight is called ``a.q+k+v``.
     """
-    import onnx
-
-    weights = constants(proto)
-    readers: dict[str, list[Any]] = {}
-    for node in proto.graph.node:
-        if node.op_type == "Gemm" and is_linear(node, weights):
-            readers.setdefault(node.input[0], []).append(node)
-    merged = {node.output[0]: group for group in readers.values() if len(group) > 1 for node in group}
-    nodes: list[Any] = []
-    for node in proto.graph.node:
-        group = merged.get(node.output[0])
-        if group is None:
-            nodes.append(node)
-        elif node is group[0]:
-            matrices = [_matrix(each, weights) for each in group]
-            name = _joined([layer_name(each, weights) for each in group])
-            biases = [_bias(each, weights, matrix.shape[1]) for each, matrix in zip(group, matrices, strict=True)]
-            sizes = np.array([matrix.shape[1] for matrix in matrices])
-            proto.graph.initializer.extend(
-                [
-                    tensor(f"{name}.weight", np.concatenate(matrices, axis=1), onnx.TensorProto.FLOAT),
-                    tensor(f"{name}.bias", np.concatenate(biases), onnx.TensorProto.FLOAT),
-                    tensor(f"{name}.sizes", sizes, onnx.TensorProto.INT64),
-                ]
-            )
-            make = onnx.helper.make_node
-            nodes.append(make("Gemm", [node.input[0], f"{name}.weight", f"{name}.bias"], [f"{name}.out"], name=name))
-            outputs = [each.output[0] for each in group]
-            nodes.append(make("Split", [f"{name}.out", f"{name}.sizes"], outputs, name=f"{name}.split", axis=1))
-    replace_nodes(proto, nodes)
+    graph = model.graph
+    for node in tuple(graph):
+        if node.graph is None or node.op_type != "Gemm":
+            continue
+        x = operand(node)
+        layers = [reader for reader in x.consumers() if reader.op_type == "Gemm" and operand(reader) is x and is_linear(reader)]
+        if len(layers) < 2:
+            continue
+        matrices, name = [_matrix(layer) for layer in layers], _joined([layer_name(layer) for layer in layers])
+        biases = [_bias(layer, matrix.shape[1]) for layer, matrix in zip(layers, matrices, strict=True)]
+        weight = add_constant(graph, f"{name}.weight", np.concatenate(matrices, axis=1), _FLOAT)
+        bias = add_constant(graph, f"{name}.bias", np.concatenate(biases), _FLOAT)
+        sizes = add_constant(graph, f"{name}.sizes", [matrix.shape[1] for matrix in matrices], ir.DataType.INT64)
+        merged = insert_before(node, "Gemm", [x, weight, bias], f"{name}.out", name)
+        outputs = [ir.Value(name=layer.outputs[0].name) for layer in layers]
+        graph.insert_before(node, ir.node("Split", [merged, sizes], {"axis": 1}, outputs=outputs, name=f"{name}.split"))
+        old = [layer.outputs[0] for layer in layers]
+        ir.convenience.replace_nodes_and_values(graph, node, layers, [], old, outputs)
 
 
 def quantise_linears(
-    proto: Any, clipping: Mapping[str, float], chosen: Callable[[Any], bool], how: Quantisation, *, for_cpus: bool = False
+    model: ir.Model, layers: Sequence[ir.Node], clipping: Mapping[str, float], how: Quantisation, *, for_cpus: bool = False
 ) -> None:
-    """Put Q/DQ before the chosen Linear layers, in place.
+    """Puts Q/DQ before Linear layers, in place.
 
     Args:
-        clipping: magnitude of what each chosen layer reads, by the tensor's name.
-        chosen: whether a node, which must be a Linear, is quantised.
+        layers: the Linear layers to quantise, in the graph's order.
+        clipping: magnitude of what each of them reads, by the tensor's name.
         how: see there.
         for_cpus: quantise before reshapes, and the biases of Gemm too; int8 only, and not for TensorRT.
     """
-    import onnx
-
-    weights = constants(proto)
-    make, add = onnx.helper.make_node, proto.graph.initializer.extend
-    nodes: list[Any] = []
-    done: set[str] = set()
-    reshapes = _moved(proto, chosen) if for_cpus else {}
-
-    def activation(name: str) -> str:
-        parts = [f"{name}_scale", f"{name}_zero"]
-        if name not in done:
-            done.add(name)
-            scale = how.scale(clipping[name], how.activation_top)
-            add([tensor(parts[0], scale, onnx.TensorProto.FLOAT), tensor(parts[1], np.zeros(()), how.kind)])
-            reshape = reshapes.get(name)
-            source, out = (name, f"{name}_dq") if reshape is None else (reshape.input[0], f"{name}_dq_whole")
-            nodes.append(make("QuantizeLinear", [source, *parts], [f"{name}_q"], name=f"{name}_q"))
-            nodes.append(make("DequantizeLinear", [f"{name}_q", *parts], [out], name=f"{name}_dq"))
-            if reshape is not None:
-                nodes.append(make("Reshape", [out, reshape.input[1]], [f"{name}_dq"], name=reshape.name))
-        return f"{name}_dq"
-
-    def weight(node: Any, bias: Any) -> list[str]:
-        matrix, name = _matrix(node, weights), node.input[1]
-        if name not in done:
-            done.add(name)
-            scale = how.scale(np.abs(matrix).max(axis=0), how.weight_top)
-            step = how.scale(clipping[node.input[0]], how.activation_top)
-            if bias is not None:
-                scale = np.maximum(scale, (np.abs(bias) / (_BIAS_TOP * np.float64(step))).astype(np.float32))
-                steps = np.rint(bias / (np.float64(step) * scale))
-                if not steps.any():
-                    # OpenVINO drops a bias of zeros, and then moves the scales to where they don't fit (see tokens.py). One step is
-                    # far below what the rounding of weights makes.
-                    steps[0] = 1
-                entries = [steps, step * scale, np.zeros(scale.shape)]
-                kinds = [onnx.TensorProto.INT32, onnx.TensorProto.FLOAT, onnx.TensorProto.INT32]
-                parts = [f"{name}_bias_q", f"{name}_bias_scale", f"{name}_bias_zero"]
-                add([tensor(part, values, kind) for part, values, kind in zip(parts, entries, kinds, strict=True)])
-                nodes.append(make("DequantizeLinear", parts, [f"{name}_bias_dq"], name=f"{name}_bias_dq", axis=0))
-            parts = [f"{name}_q", f"{name}_scale", f"{name}_zero"]
-            add(
-                [
-                    tensor(parts[0], how.quantised(matrix, scale, how.weight_top), how.kind),
-                    tensor(parts[1], scale, onnx.TensorProto.FLOAT),
-                    tensor(parts[2], np.zeros(scale.shape), how.kind),
-                ]
-            )
-            nodes.append(make("DequantizeLinear", parts, [f"{name}_dq"], name=f"{name}_dq", axis=1))
-        return [f"{name}_dq"] + ([f"{name}_bias_dq"] if bias is not None else [])
-
-    for node in proto.graph.node:
-        if node.output[0] in reshapes:
-            continue
-        if not chosen(node):
-            nodes.append(node)
-            continue
-        bias = _bias(node, weights, 1) if len(node.input) > 2 else None
-        # Of layers that share a weight, only the first may have a bias inside: its scale is that of one layer's products.
-        inside = for_cpus and node.op_type == "Gemm" and node.input[1] not in done
-        inputs, out = [activation(node.input[0]), *weight(node, bias if inside else None)], node.output[0]
-        biased = not inside and bias is not None and bool(bias.any())
-        nodes.append(make(node.op_type, inputs, [f"{out}_product" if biased else out], name=node.name))
-        if biased:
-            nodes.append(make("Add", [f"{out}_product", node.input[2]], [out], name=f"{node.name}_bias"))
-    replace_nodes(proto, nodes)
+    graph, chosen = model.graph, set(layers)
+    activations: dict[ir.Value, ir.Value] = {}
+    weights: dict[ir.Value, ir.Value] = {}
+    for node in layers:
+        x, weight = operand(node), operand(node, 1)
+        bias = operand(node, 2) if len(node.inputs) > 2 else None
+        if x not in activations:
+            reshape = x.producer()
+            moved = for_cpus and reshape is not None and reshape.op_type == "Reshape" and chosen.issuperset(x.consumers())
+            activations[x] = _quantise_activation(graph, node, clipping[str(x.name)], how, reshape if moved else None)
+        inside, quantised_bias = False, list[ir.Value]()
+        if weight not in weights:
+            # Of layers that share a weight, only the first may have a bias inside: its scale is that of one layer's products.
+            inside = for_cpus and node.op_type == "Gemm" and bias is not None
+            scale, step = _weight_scales(node, clipping[str(x.name)], how, inside)
+            quantised_bias = [_quantise_bias(graph, node, scale, step)] if inside else []
+            weights[weight] = _quantise_weight(graph, node, scale, how)
+        inputs = [activations[x], weights[weight], *quantised_bias]
+        node.resize_inputs(len(inputs))
+        for place, value in enumerate(inputs):
+            node.replace_input_with(place, value)
+        # The weight is no longer transposed.
+        node.attributes.clear()
+        if bias is not None and not inside:
+            add_bias(node, bias)
+    remove_unused(model)
 
 
-def _moved(proto: Any, chosen: Callable[[Any], bool]) -> dict[str, Any]:
-    """Reshapes that only chosen layers read, by what they make."""
-    readers: dict[str, list[Any]] = {}
-    for node in proto.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    reshapes = {node.output[0]: node for node in proto.graph.node if node.op_type == "Reshape"}
-    return {name: node for name, node in reshapes.items() if name in readers and all(map(chosen, readers[name]))}
+def add_bias(node: ir.Node, bias: ir.Value) -> ir.Value:
+    """Adds a bias behind a product, in place; none where it is zero. Returns the output."""
+    numbers = constant(bias)
+    if numbers is None or not numbers.any():
+        return node.outputs[0]
+    return insert_after(node, "Add", [bias], f"{node.name}_bias", renamed=f"{node.outputs[0].name}_product")
 
 
-def _matrix(node: Any, weights: dict[str, Any]) -> Any:
+def _quantise_activation(graph: ir.Graph, node: ir.Node, magnitude: float, how: Quantisation, reshape: ir.Node | None) -> ir.Value:
+    """Quantises what a layer reads, or what is reshaped to it."""
+    x = operand(node)
+    name = x.name
+    scale = add_constant(graph, f"{name}_scale", how.scale([magnitude], how.activation_top), _FLOAT)
+    zero = add_constant(graph, f"{name}_zero", np.zeros(1), how.dtype)
+    source = x if reshape is None else operand(reshape)
+    quantised = insert_before(node, "QuantizeLinear", [source, scale, zero], f"{name}_q")
+    output = f"{name}_dq" if reshape is None else f"{name}_dq_whole"
+    numbers = insert_before(node, "DequantizeLinear", [quantised, scale, zero], output, f"{name}_dq")
+    if reshape is None:
+        return numbers
+    return insert_before(node, "Reshape", [numbers, operand(reshape, 1)], f"{name}_dq", reshape.name)
+
+
+def _weight_scales(node: ir.Node, magnitude: float, how: Quantisation, with_bias: bool) -> tuple[Any, Any]:
+    """Scales of a weight's output channels, and the scale of what the layer reads."""
+    scale = how.scale(np.abs(_matrix(node)).max(axis=0), how.weight_top)
+    step = np.float64(how.scale(magnitude, how.activation_top))
+    if with_bias:
+        scale = np.maximum(scale, (np.abs(_bias(node)) / (_BIAS_TOP * step)).astype(np.float32))
+    return scale, step
+
+
+def _quantise_bias(graph: ir.Graph, node: ir.Node, scale: Any, step: Any) -> ir.Value:
+    """Stores a bias in steps of the layer's products, in int32."""
+    steps = np.rint(_bias(node) / (step * scale))
+    if not steps.any():
+        # OpenVINO drops a bias of zeros, and then moves the scales to where they don't fit (see layout.py). One step is far below
+        # what the rounding of weights makes.
+        steps[0] = 1
+    name = f"{operand(node, 1).name}_bias"
+    parts = [
+        add_constant(graph, f"{name}_q", steps, ir.DataType.INT32),
+        add_constant(graph, f"{name}_scale", np.float32(step) * scale, _FLOAT),
+        add_constant(graph, f"{name}_zero", np.zeros(scale.shape), ir.DataType.INT32),
+    ]
+    return insert_before(node, "DequantizeLinear", parts, f"{name}_dq", axis=0)
+
+
+def _quantise_weight(graph: ir.Graph, node: ir.Node, scale: Any, how: Quantisation) -> ir.Value:
+    """Stores a weight as ``(inputs, outputs)``, each output channel with its scale."""
+    name = operand(node, 1).name
+    parts = [
+        add_constant(graph, f"{name}_q", how.quantised(_matrix(node), scale, how.weight_top), how.dtype),
+        add_constant(graph, f"{name}_scale", scale, _FLOAT),
+        add_constant(graph, f"{name}_zero", np.zeros(scale.shape), how.dtype),
+    ]
+    return insert_before(node, "DequantizeLinear", parts, f"{name}_dq", axis=1)
+
+
+def _matrix(node: ir.Node) -> NDArray[Any]:
     """A Linear's weight, ``(inputs, outputs)``."""
-    import onnx
+    matrix = constant(operand(node, 1))
+    assert matrix is not None
+    return matrix.T if node.attributes.get_int("transB", 0) else matrix
 
-    matrix = onnx.numpy_helper.to_array(weights[node.input[1]])
-    return matrix.T if attribute(node, "transB", 0) else matrix
 
-
-def _bias(node: Any, weights: dict[str, Any], outputs: int) -> Any:
-    import onnx
-
-    return onnx.numpy_helper.to_array(weights[node.input[2]]) if len(node.input) > 2 else np.zeros(outputs, np.float32)
+def _bias(node: ir.Node, outputs: int = 0) -> NDArray[Any]:
+    """A Linear's bias; zeros for a layer without one."""
+    bias = constant(operand(node, 2)) if len(node.inputs) > 2 else None
+    return np.zeros(outputs, np.float32) if bias is None else bias
 
 
 def _joined(layers: list[str]) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import BuildError
+from growtas.export.quantization.calibration import Array
 from growtas.export.quantization.convert import PrecisionInfo, convert
-from growtas.export.runtimes.base import Array
 from growtas.export.verification.labelled_images import spread
 
 RANKING_IMAGES = 32

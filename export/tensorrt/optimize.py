@@ -10,14 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from growtas.errors import BuildError, CheckpointError
 from growtas.export.graph.attention_fusion import VALUES, fuse_attention
-from growtas.export.graph.edit import attribute, constants, load_graph, replace_nodes, tensor
+from growtas.export.graph.edit import (
+    add_constant,
+    constant,
+    forget_types,
+    infer_types,
+    insert_before,
+    load_typed_model,
+    operand,
+    remove_unused,
+    replace_tensor,
+    to_proto,
+)
 
 
 def plan_graphs(path: Path) -> list[bytes]:
-    """The graphs to choose from, serialised; one, the file as it is, for what is no network of growtas with a relative position.
+    """Returns the serialised graphs to choose from; the file alone, where it is no network of growtas with a relative position.
 
     Args:
         path: an ONNX file in any precision.
@@ -26,136 +38,112 @@ def plan_graphs(path: Path) -> list[bytes]:
         OSError: the file can't be read.
     """
     try:
-        proto = load_graph(path)
+        model = load_typed_model(path)
     except (BuildError, CheckpointError):
         # The compiler says what is wrong.
         return [path.read_bytes()]
-    numbers_first(proto)
-    patches_as_rows(proto)
-    if fuse_attention(proto, joined=True):
-        # In fp32 both arrangements need the same.
-        return [proto.SerializeToString()]
-    graphs = [proto.SerializeToString()]
-    return [*graphs, proto.SerializeToString()] if gather_values(proto) else [path.read_bytes()]
+    numbers_first(model)
+    patches_as_rows(model)
+    # In fp32 both arrangements need the same.
+    fp32 = fuse_attention(model, joined=True) > 0
+    forget_types(model)
+    graphs = [to_proto(model).SerializeToString()]
+    if fp32:
+        return graphs
+    return [*graphs, to_proto(model).SerializeToString()] if gather_values(model) else [path.read_bytes()]
 
 
-def numbers_first(proto: Any) -> int:
-    """Make numbers of pixels before their layout changes, in place; returns how often. TensorRT casts uint8, but moves none."""
-    import onnx
-
-    pixels = {value.name for value in proto.graph.input if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8}
-    instead: dict[str, Any] = {}
-    for node in proto.graph.node:
-        readers = [reader for reader in proto.graph.node if node.output[0] in reader.input]
-        if node.op_type == "Transpose" and node.input[0] in pixels and [reader.op_type for reader in readers] == ["Cast"]:
-            # The tensor between the two keeps its name.
-            moved, cast = (onnx.NodeProto.FromString(each.SerializeToString()) for each in (node, readers[0]))
-            cast.input[0], cast.output[0] = node.input[0], node.output[0]
-            moved.input[0], moved.output[0] = node.output[0], readers[0].output[0]
-            instead |= {node.output[0]: cast, readers[0].output[0]: moved}
-            known = [value for value in proto.graph.value_info if value.name != node.output[0]]
-            proto.graph.ClearField("value_info")
-            proto.graph.value_info.extend(known)
-    if instead:
-        replace_nodes(proto, [instead.get(node.output[0], node) for node in proto.graph.node])
-    return len(instead) // 2
-
-
-def patches_as_rows(proto: Any) -> int:
-    """Write a convolution whose patches don't overlap as a product of matrices, in place; returns how many there were.
-
-    In half precision TensorRT copies a convolution's input and adds a fourth channel of zeros; the rows are as large as the image.
-    """
-    import onnx
-
-    known, shapes = constants(proto), _shapes(proto)
-    nodes: list[Any] = []
+def numbers_first(model: ir.Model) -> int:
+    """Casts pixels before their layout changes, in place; returns how often. TensorRT casts uint8, but moves none."""
     count = 0
-    for node in proto.graph.node:
-        weight = known.get(node.input[1]) if node.op_type == "Conv" else None
-        image = shapes.get(node.input[0], [])
-        if weight is None or len(image) != 4 or not _is_patches(node, weight, image):
-            nodes.append(node)
+    for cast in tuple(model.graph):
+        if cast.op_type != "Cast":
             continue
-        nodes += _rows(proto, node, onnx.numpy_helper.to_array(weight), weight.data_type, image)
+        transpose = operand(cast).producer()
+        if transpose is None or transpose.op_type != "Transpose" or len(transpose.outputs[0].uses()) != 1:
+            continue
+        pixels = operand(transpose)
+        if not pixels.is_graph_input() or pixels.dtype != ir.DataType.UINT8:
+            continue
+        # The tensor between the two keeps its name.
+        numbers, transposed = cast.outputs[0], transpose.outputs[0]
+        cast.replace_input_with(0, pixels)
+        numbers.replace_all_uses_with(transposed)
+        transpose.replace_input_with(0, numbers)
+        numbers.name, transposed.name = transposed.name, numbers.name
+        transposed.type, transposed.shape = numbers.type, transposed.shape
+        numbers.type = numbers.shape = None
+        model.graph.insert_before(transpose, cast)
         count += 1
-    if count:
-        replace_nodes(proto, nodes)
     return count
 
 
-def _is_patches(node: Any, weight: Any, image: list[int]) -> bool:
-    _, channels, *kernel = weight.dims
-    plain = attribute(node, "group", 1) == 1 and set(attribute(node, "dilations", [1, 1])) == {1}
-    unpadded = not any(attribute(node, "pads", [0] * 4)) and attribute(node, "auto_pad", b"NOTSET") == b"NOTSET"
-    fits = image[1] == channels and all(size and size % patch == 0 for size, patch in zip(image[2:], kernel, strict=True))
-    return bool(plain and unpadded and fits and list(attribute(node, "strides", [1, 1])) == list(kernel))
+def patches_as_rows(model: ir.Model) -> int:
+    """Writes a convolution whose patches don't overlap as a product of matrices, in place; returns how many there were.
+
+    In half precision TensorRT copies a convolution's input and adds a fourth channel of zeros; the rows are as large as the image.
+    """
+    convolutions = [node for node in model.graph if node.op_type == "Conv" and _is_patches(node)]
+    for node in convolutions:
+        _write_rows(model.graph, node)
+    return len(convolutions)
 
 
-def _rows(proto: Any, node: Any, weight: Any, kind: int, image: list[int]) -> list[Any]:
-    import onnx
+def _is_patches(node: ir.Node) -> bool:
+    weight, image = constant(operand(node, 1)), operand(node).shape
+    if weight is None or image is None or len(image) != 4:
+        return False
+    kernel, attributes = list(weight.shape[2:]), node.attributes
+    plain = attributes.get_int("group", 1) == 1 and set(attributes.get_ints("dilations", [1, 1])) == {1}
+    unpadded = not any(attributes.get_ints("pads", [0] * 4)) and attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+    sizes = zip(image[2:], kernel, strict=True)
+    fits = image[1] == weight.shape[1] and all(isinstance(size, int) and size % patch == 0 for size, patch in sizes)
+    return plain and unpadded and fits and list(attributes.get_ints("strides", [1, 1])) == kernel
 
+
+def _write_rows(graph: ir.Graph, node: ir.Node) -> None:
+    weight, image, name, count = constant(operand(node, 1)), operand(node).shape, str(node.name), 0
+    assert weight is not None
+    assert image is not None
     outputs, channels, height, width = weight.shape
-    down, across = image[2] // height, image[3] // width
-    name, made = node.name, list[Any]()
+    down, across = int(image[2]) // height, int(image[3]) // width  # type: ignore[arg-type]
 
-    def add(operator: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
-        output = output or f"{name}.{len(made)}"
-        made.append(onnx.helper.make_node(operator, inputs, [output], name=f"{name}.{operator}_{len(made)}", **attributes))
-        return output
+    def add(operator: str, inputs: list[ir.Value], **attributes: Any) -> ir.Value:
+        nonlocal count
+        count += 1
+        return insert_before(node, operator, inputs, f"{name}.{count - 1}", f"{name}.{operator}_{count - 1}", **attributes)
 
-    def constant(suffix: str, values: Any, kind: int = onnx.TensorProto.INT64) -> str:
-        proto.graph.initializer.append(tensor(f"{name}.{suffix}", values, kind))
-        return f"{name}.{suffix}"
+    def reshape(x: ir.Value, suffix: str, shape: list[int]) -> ir.Value:
+        return add("Reshape", [x, add_constant(graph, f"{name}.{suffix}", shape, ir.DataType.INT64)])
 
-    parts = constant("parts", [-1, channels, down, height, across, width])
-    patches = add("Transpose", [add("Reshape", [node.input[0], parts])], perm=[0, 2, 4, 1, 3, 5])
-    rows = add("Reshape", [patches, constant("rows", [-1, down * across, channels * height * width])])
-    tokens = add("MatMul", [rows, constant("matrix", weight.reshape(outputs, -1).T, kind)])
-    if len(node.input) > 2:
-        tokens = add("Add", [tokens, node.input[2]])
-    whole = constant("grid", [-1, outputs, down, across])
-    add("Reshape", [add("Transpose", [tokens], perm=[0, 2, 1]), whole], node.output[0])
-    return made
+    parts = reshape(operand(node), "parts", [-1, channels, down, height, across, width])
+    rows = reshape(add("Transpose", [parts], perm=[0, 2, 4, 1, 3, 5]), "rows", [-1, down * across, channels * height * width])
+    matrix = add_constant(graph, f"{name}.matrix", weight.reshape(outputs, -1).T, ir.DataType.from_numpy(weight.dtype))
+    tokens = add("MatMul", [rows, matrix])
+    if len(node.inputs) > 2:
+        tokens = add("Add", [tokens, operand(node, 2)])
+    grid = reshape(add("Transpose", [tokens], perm=[0, 2, 1]), "grid", [-1, outputs, down, across])
+    replace_tensor(node.outputs[0], grid)
+    graph.remove(node, safe=True)
 
 
-def gather_values(proto: Any) -> int:
-    """Take v's part of what attention gives by an index, with the masses, in place; returns how many attentions there were.
+def gather_values(model: ir.Model) -> int:
+    """Takes v's part of what attention gives by an index, with the masses, in place; returns how many attentions there were.
 
     What attention gives is then free after one kernel.
     """
-    import onnx
-
-    found = _values(proto)
-    if not found:
+    slices = [node for node in model.graph if node.op_type == "Slice" and str(node.name).endswith(f".{VALUES}")]
+    if not slices:
         return 0
-    known, shapes = constants(proto), _shapes(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
-    flat = {node.input[0]: node.output[0] for node in proto.graph.node if node.op_type == "Reshape"}
-    ids = {id(node) for node in found}
-    nodes: list[Any] = []
-    for node in proto.graph.node:
-        if id(node) not in ids:
-            nodes.append(node)
-            continue
-        (_, start), (tokens, end) = (onnx.numpy_helper.to_array(known[name]) for name in node.input[1:3])
-        length = shapes[node.input[0]][-1]
-        name = f"values.{tokens}.{length}.{start}"
-        if name not in known:
-            entry = tensor(name, np.arange(tokens)[:, None] * length + np.arange(start, end), onnx.TensorProto.INT64)
-            proto.graph.initializer.append(entry)
-            known[name] = entry
-        nodes.append(onnx.helper.make_node("Gather", [flat[node.input[0]], name], list(node.output), name=node.name, axis=2))
-    replace_nodes(proto, nodes)
-    proto.graph.ClearField("value_info")
-    return len(found)
-
-
-def _values(proto: Any) -> list[Any]:
-    """The nodes that cut out v's part; after :func:`gather_values` there are none."""
-    return [node for node in proto.graph.node if node.op_type == "Slice" and node.name.endswith(f".{VALUES}")]
-
-
-def _shapes(proto: Any) -> dict[str, list[int]]:
-    """Sizes of tensors, as far as they are known; 0 for those that depend on the batch."""
-    values = (*proto.graph.input, *proto.graph.value_info)
-    return {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+    shapes = {value.name: value.shape for node in infer_types(model).graph for value in node.outputs}
+    for node in slices:
+        attended = operand(node)
+        flat = next(reader for reader in attended.consumers() if reader.op_type == "Reshape")
+        (_, start), (tokens, end) = (constant(operand(node, place)) for place in (1, 2))  # type: ignore[misc]
+        length = int(shapes[attended.name][-1])  # type: ignore[index,arg-type]
+        index = np.arange(tokens)[:, None] * length + np.arange(start, end)
+        columns = add_constant(model.graph, f"values.{tokens}.{length}.{start}", index, ir.DataType.INT64)
+        values = insert_before(node, "Gather", [flat.outputs[0], columns], f"{node.name}", axis=2)
+        replace_tensor(node.outputs[0], values)
+    remove_unused(model)
+    return len(slices)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from growtas import Subnet
 from growtas.export.graph.assemble import random_network
 from growtas.export.graph.attention_fusion import fuse_attention
-from growtas.export.graph.edit import load_graph, save_graph
+from growtas.export.graph.edit import forget_types, load_typed_model, save_model, to_proto
 from growtas.export.graph.exporter import export_onnx
 from growtas.export.quantization.convert import convert
 from growtas.export.runtimes.base import is_installed
@@ -54,8 +55,9 @@ def run(proto: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
 )
 def test_it_is_exact(tmp_path: Path, blocks: Blocks, patches: int, distance: int) -> None:
     path = exported(tmp_path, blocks, size=4 * patches, distance=distance)
-    proto = load_graph(path)
-    assert fuse_attention(proto) == len(blocks)
+    model = load_typed_model(path)
+    assert fuse_attention(model) == len(blocks)
+    proto = to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     images = np.random.default_rng(0).standard_normal((3, 3, 4 * patches, 4 * patches)).astype(np.float32)
     for count in (1, 3):
@@ -64,8 +66,9 @@ def test_it_is_exact(tmp_path: Path, blocks: Blocks, patches: int, distance: int
 
 
 def test_the_form(tmp_path: Path) -> None:
-    proto = load_graph(exported(tmp_path, [(2, 2.0), (3, 1.0)]))
-    fuse_attention(proto)
+    model = load_typed_model(exported(tmp_path, [(2, 2.0), (3, 1.0)]))
+    fuse_attention(model)
+    proto = to_proto(model)
     kinds = [node.op_type for node in proto.graph.node]
     assert "GatherElements" not in kinds
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
@@ -86,18 +89,18 @@ def test_the_form(tmp_path: Path) -> None:
 
 
 def test_a_network_without_relative_position_stays_as_it_is(tmp_path: Path) -> None:
-    proto = load_graph(exported(tmp_path, [(2, 2.0)], distance=None))
-    before = [node.SerializeToString() for node in proto.graph.node]
-    assert fuse_attention(proto) == 0
-    assert [node.SerializeToString() for node in proto.graph.node] == before
+    model = load_typed_model(exported(tmp_path, [(2, 2.0)], distance=None))
+    before = to_proto(model).SerializeToString()
+    assert fuse_attention(model) == 0
+    assert to_proto(model).SerializeToString() == before
 
 
 def test_twice_is_once(tmp_path: Path) -> None:
-    proto = load_graph(exported(tmp_path, [(2, 2.0)]))
-    fuse_attention(proto)
-    once = len(proto.graph.node)
-    assert fuse_attention(proto) == 0
-    assert len(proto.graph.node) == once
+    model = load_typed_model(exported(tmp_path, [(2, 2.0)]))
+    fuse_attention(model)
+    once = len(model.graph)
+    assert fuse_attention(model) == 0
+    assert len(model.graph) == once
 
 
 @pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="tensorrt-rtx is not installed")
@@ -119,7 +122,8 @@ def test_tensorrt_compiles_it_to_one_kernel(tmp_path: Path, precision: str, rest
 
     assert fused(low, precision) == len(blocks)
     if precision == "fp16":
-        plain = load_graph(source)
-        cast_floats(plain, onnx.TensorProto.FLOAT16, lambda node: False, "plain")
-        save_graph(plain, tmp_path / "plain.onnx")
+        plain = load_typed_model(source)
+        cast_floats(plain, ir.DataType.FLOAT16, lambda node: False, "plain")
+        forget_types(plain)
+        save_model(plain, tmp_path / "plain.onnx", "the plain graph")
         assert fused(tmp_path / "plain.onnx", "fp16") == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import onnxslim
 import pytest
@@ -13,8 +14,9 @@ import torch
 from onnx import helper
 
 from growtas.errors import BuildError, ConfigError, OutputError
-from growtas.export.graph import exporter as export_onnx_module
-from growtas.export.graph.exporter import export_onnx
+from growtas.export.graph import exporter
+from growtas.export.graph.edit import to_proto
+from growtas.export.graph.exporter import export_onnx, slim
 from growtas.export.graph.inference_vit import deployable
 from growtas.nn.extract import extract
 from growtas.nn.vit import VisionTransformer
@@ -94,7 +96,7 @@ def test_tracing_once_gives_what_the_exporters_two_passes_give(tmp_path: Path) -
     assert info.operators == dict(Counter(node.op_type for node in twice.graph.node))
 
 
-def _sizes(last: list[int], end: int = 1) -> onnx.GraphProto:
+def _sizes(last: list[int], end: int = 1) -> onnx.ModelProto:
     """``b`` as a list of one, made by way of a number; read by an Expand."""
     nodes = [
         helper.make_node("Shape", ["x"], ["sizes"], start=0, end=end),
@@ -106,25 +108,24 @@ def _sizes(last: list[int], end: int = 1) -> onnx.GraphProto:
     given, made = ends
     constants = [onnx.numpy_helper.from_array(np.array(last, np.int64), "last")]
     constants.append(onnx.numpy_helper.from_array(np.ones(1, np.float32), "one"))
-    return helper.make_graph(nodes, "g", [given], [made], constants)
+    graph = helper.make_graph(nodes, "g", [given], [made], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
 
 
 def test_a_size_is_no_number_in_between() -> None:
-    graph = _sizes([-1])
-    export_onnx_module._keep_sizes_as_lists(graph)
-    assert [(node.op_type, *node.input) for node in graph.node] == [("Shape", "x"), ("Expand", "one", "sizes")]
-    assert [constant.name for constant in graph.initializer] == ["one"]
-    session = onnxruntime.InferenceSession(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9).SerializeToString()
-    )
+    model = slim(_sizes([-1]))
+    assert [(node.op_type, *(value.name for value in node.inputs)) for node in model.graph] == [
+        ("Shape", "x"),
+        ("Expand", "one", "sizes"),
+    ]
+    assert list(model.graph.initializers) == ["one"]
+    session = onnxruntime.InferenceSession(to_proto(model).SerializeToString())
     assert session.run(None, {"x": np.zeros(5, np.float32)})[0].shape == (5,)
 
 
 def test_other_shapes_are_left_alone() -> None:
-    for graph in (_sizes([1, 1]), _sizes([-1], end=2)):
-        before = graph.SerializeToString()
-        export_onnx_module._keep_sizes_as_lists(graph)
-        assert graph.SerializeToString() == before
+    for proto in (_sizes([1, 1]), _sizes([-1], end=2)):
+        assert [node.op_type for node in slim(proto).graph] == [node.op_type for node in proto.graph.node]
 
 
 def test_the_file_says_nothing_of_the_machine_that_made_it(onnx_file: Path) -> None:
@@ -151,8 +152,7 @@ def test_a_foreign_operator_is_refused(
     gelu = next(node for node in proto.graph.node if node.op_type == "Gelu")
     gelu.domain = "com.microsoft"
     proto.opset_import.add(domain="com.microsoft", version=1)
-    monkeypatch.setattr(export_onnx_module, "_trace", lambda model, opset: proto)
-    monkeypatch.setattr(export_onnx_module, "_slim", lambda proto: proto)
+    monkeypatch.setattr(exporter, "slim", lambda traced: ir.from_proto(proto))
     with pytest.raises(BuildError, match="not plain ONNX of opset 20: com.microsoft::Gelu"):
         export_onnx(model, tmp_path / "foreign.onnx")
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from growtas.errors import BuildError, ConfigError
 from growtas.export.graph.exporter import export_onnx
 from growtas.export.quantization import sensitivity
 from growtas.export.quantization.convert import convert
-from growtas.export.quantization.inspect import check_precision, inspect_precision
+from growtas.export.quantization.inspect import inspect_precision, require_precision
 from growtas.export.quantization.sensitivity import find_sensitive
 from growtas.export.verification.images import noise
 from growtas.nn.extract import extract
@@ -136,9 +136,9 @@ def test_kept_layers_are_exactly_those(fp32: Path, tmp_path: Path, precision: st
     info = convert(fp32, path, precision, calibration=IMAGES, keep=["blocks.0.fc2"])
     assert info.layers["blocks.0.fc2"] == "fp32"
     assert info.layers["blocks.0.fc1"] == precision
-    check_precision(path, precision, kept=info.kept)
+    require_precision(path, precision, kept=info.kept)
     with pytest.raises(BuildError, match="blocks.0.fc2"):
-        check_precision(path, precision)
+        require_precision(path, precision)
 
 
 def large_weights(fp32: Path, folder: Path) -> Path:
@@ -172,7 +172,7 @@ def test_beside_halves_a_layer_that_fp16_can_not_hold_stays_in_fp32(fp32: Path, 
 
 def test_a_file_is_in_what_it_is_in(fp32: Path, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="not in fp16"):
-        check_precision(fp32, "fp16")
+        require_precision(fp32, "fp16")
     assert set(inspect_precision(fp32)["layers"].values()) == {"fp32"}
     convert(fp32, tmp_path / "half.onnx", "fp16")
     with pytest.raises(ConfigError, match="not an fp32 file"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,10 +15,10 @@ from hypothesis import strategies as st
 
 from growtas import Subnet
 from growtas.export.graph.assemble import random_network
-from growtas.export.graph.edit import load_graph
+from growtas.export.graph.edit import infer_types, load_typed_model, to_proto
 from growtas.export.graph.exporter import export_onnx
 from growtas.export.quantization.convert import convert
-from growtas.export.quantization.layout import part_images, part_norms
+from growtas.export.quantization.layout import reshape_norms, restore_batch_axis
 from growtas.export.quantization.qdq import merge_linears
 from growtas.export.runtimes.base import is_installed
 from growtas.nn.architecture import Architecture
@@ -49,16 +50,15 @@ def run(proto: onnx.ModelProto, images: np.ndarray = IMAGES) -> np.ndarray:
 @given(
     blocks=st.lists(st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from([1.0, 2.0, 3.5])), min_size=1, max_size=3),
     merged=st.booleans(),
-    change=st.sampled_from([part_images, part_norms]),
+    change=st.sampled_from([restore_batch_axis, reshape_norms]),
 )
-def test_it_is_exact(
-    tmp_path: Path, blocks: list[tuple[int, float]], merged: bool, change: Callable[[onnx.ModelProto], None]
-) -> None:
+def test_it_is_exact(tmp_path: Path, blocks: list[tuple[int, float]], merged: bool, change: Callable[[ir.Model], None]) -> None:
     path = exported(tmp_path, tuple(h for h, _ in blocks), tuple(r for _, r in blocks))
-    proto = load_graph(path)
+    model = load_typed_model(path)
     if merged:
-        merge_linears(proto)
-    change(proto)
+        merge_linears(model)
+    change(model)
+    proto = to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     for count in (1, 3):
         want = run(onnx.load(path), IMAGES[:count])
@@ -68,9 +68,9 @@ def test_it_is_exact(
 @pytest.mark.parametrize("distance", [2, None])
 def test_no_matrix_of_tokens_is_left(tmp_path: Path, distance: int | None) -> None:
     path = exported(tmp_path, (2, 1), (2.0, 1.0), distance)
-    before, proto = load_graph(path), load_graph(path)
-    part_images(proto)
-    proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+    before, model = onnx.load(path), load_typed_model(path)
+    restore_batch_axis(model)
+    proto = to_proto(infer_types(model))
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in proto.graph.value_info}
     # Pooled features and logits are matrices, one row an image.
     pooled = {name for node in proto.graph.node if node.op_type in ("ReduceMean", "Gemm") for name in node.output}
@@ -83,28 +83,27 @@ def test_no_matrix_of_tokens_is_left(tmp_path: Path, distance: int | None) -> No
 
 
 def test_norms_get_their_batch_axis(tmp_path: Path) -> None:
-    proto = load_graph(exported(tmp_path, (2, 1), (2.0, 1.0)))
-    count = len(proto.graph.node)
-    part_norms(proto)
-    proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+    model = load_typed_model(exported(tmp_path, (2, 1), (2.0, 1.0)))
+    count = len(model.graph)
+    reshape_norms(model)
+    proto = to_proto(infer_types(model))
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in proto.graph.value_info}
     norms = [node for node in proto.graph.node if node.op_type == "LayerNormalization"]
     assert [ranks[node.input[0]] for node in norms] == [3] * 5
     # The last one is read by the pooling, which had a reshape already.
     assert len(proto.graph.node) == count + 2 * 4
-    again = onnx.ModelProto.FromString(proto.SerializeToString())
-    part_norms(again)
-    assert [node.op_type for node in again.graph.node] == [node.op_type for node in proto.graph.node]
+    again = ir.from_proto(proto)
+    reshape_norms(again)
+    assert [node.op_type for node in again.graph] == [node.op_type for node in proto.graph.node]
 
 
 def test_twice_is_once(tmp_path: Path) -> None:
-    proto = load_graph(exported(tmp_path, (2,), (2.0,)))
-    part_images(proto)
-    once = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
-    twice = onnx.ModelProto.FromString(once.SerializeToString())
-    part_images(twice)
-    assert [node.op_type for node in twice.graph.node] == [node.op_type for node in once.graph.node]
-    np.testing.assert_allclose(run(twice), run(once), rtol=1e-5, atol=1e-6)
+    once = load_typed_model(exported(tmp_path, (2,), (2.0,)))
+    restore_batch_axis(once)
+    twice = infer_types(once)
+    restore_batch_axis(twice)
+    assert [node.op_type for node in twice.graph] == [node.op_type for node in once.graph]
+    np.testing.assert_allclose(run(to_proto(twice)), run(to_proto(once)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from growtas.export.graph.edit import load_graph
+from growtas.export.graph.edit import load_typed_model, to_proto
 from growtas.export.graph.pre_post import add_preprocess
 from growtas.export.quantization.convert import convert
 from growtas.export.runtimes.base import is_installed
@@ -65,10 +66,10 @@ def test_other_files_stay_as_they_are(tmp_path: Path) -> None:
 
 
 def test_what_has_no_values_to_gather_stays_as_it_is(tmp_path: Path) -> None:
-    proto = load_graph(exported(tmp_path, BLOCKS))
-    before = proto.SerializeToString()
-    assert gather_values(proto) == 0
-    assert proto.SerializeToString() == before
+    model = load_typed_model(exported(tmp_path, BLOCKS))
+    before = to_proto(model).SerializeToString()
+    assert gather_values(model) == 0
+    assert to_proto(model).SerializeToString() == before
 
 
 @pytest.mark.parametrize(
@@ -94,9 +95,10 @@ def test_only_patches_become_rows(attributes: dict[str, object], rows: int) -> N
     proto = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=9)
     images = rng.standard_normal((2, 3, 8, 12)).astype(np.float32)
     want = run(proto, images)
-    assert patches_as_rows(proto) == rows
-    assert ("Conv" in {node.op_type for node in proto.graph.node}) == (not rows)
-    np.testing.assert_allclose(run(proto, images), want, rtol=1e-5, atol=1e-5)
+    model = ir.from_proto(proto)
+    assert patches_as_rows(model) == rows
+    assert ("Conv" in {node.op_type for node in model.graph}) == (not rows)
+    np.testing.assert_allclose(run(to_proto(model), images), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="tensorrt-rtx is not installed")
@@ -122,15 +124,15 @@ RECORD = {"image_size": 16, "in_chans": 3, "mean": [0.4] * 3, "std": [0.3] * 3, 
 
 def test_pixels_become_numbers_before_they_are_moved(onnx_file: Path, tmp_path: Path) -> None:
     add_preprocess(onnx_file, tmp_path / "pixels.onnx", RECORD)
-    proto = onnx.load(tmp_path / "pixels.onnx")
-    assert numbers_first(proto) == 1
-    assert [node.op_type for node in proto.graph.node][:2] == ["Cast", "Transpose"]
+    model = ir.load(tmp_path / "pixels.onnx")
+    assert numbers_first(model) == 1
+    assert [node.op_type for node in model.graph][:2] == ["Cast", "Transpose"]
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
-    graphs = [(tmp_path / "pixels.onnx").read_bytes(), proto.SerializeToString(), *plan_graphs(tmp_path / "pixels.onnx")]
+    graphs = [(tmp_path / "pixels.onnx").read_bytes(), to_proto(model).SerializeToString(), *plan_graphs(tmp_path / "pixels.onnx")]
     sessions = [onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]) for graph in graphs]
     want, *others = (np.asarray(session.run(["logits"], {"pixels": pixels})[0]) for session in sessions)
     assert len(others) == 2
     for got in others:
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
     # Where there are no pixels there is nothing to do.
-    assert numbers_first(onnx.load(onnx_file)) == 0
+    assert numbers_first(ir.load(onnx_file)) == 0
