@@ -19,15 +19,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from growtas.api.profiling import ProfileResult, profile
+    from growtas.api.search_results import SearchResult
+    from growtas.api.searching import search
     from growtas.progress import Progress
 
 _MODULES: dict[str, str] = {
+    "ProfileResult": "growtas.api.profiling",
     "Progress": "growtas.progress",
+    "SearchResult": "growtas.api.search_results",
+    "profile": "growtas.api.profiling",
+    "search": "growtas.api.searching",
 }
 """The module that defines each public name."""
 
 __all__ = [
+    "ProfileResult",
     "Progress",
+    "SearchResult",
+    "profile",
+    "search",
 ]
 
 

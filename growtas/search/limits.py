@@ -115,11 +115,6 @@ def _ceil_3_digits(value: float) -> float:
     return math.ceil(round(value / step, 10)) * step
 
 
-def ceil_count(value: float) -> str:
-    """A count as a limit that it meets: ``41434`` -> ``41.5K``."""
-    return format_count(_ceil_3_digits(value))
-
-
 def ceil_ms(value: float) -> str:
     """Milliseconds as a limit that they meet: ``4.2134`` -> ``4.22 ms``."""
     return format_ms(_ceil_3_digits(value))

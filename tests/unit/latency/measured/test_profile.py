@@ -13,7 +13,7 @@ from growtas.errors import ConfigError, DeviceError
 from growtas.latency.catalogue import (
     latency_estimator,
     load_measured,
-    measured_file,
+    measured_file_name,
     measured_profiles,
     modelled_profiles,
     near_name,
@@ -21,7 +21,8 @@ from growtas.latency.catalogue import (
 )
 from growtas.latency.measured.campaign import Campaign
 from growtas.latency.measured.profile import MeasuredProfile, held_out_errors
-from growtas.latency.measured.profiling import make_profile, measure_plan, plan_profile
+from growtas.latency.measured.profiling import make_profile, measure_plan
+from growtas.latency.measured.sampling_plan import plan_profile
 from growtas.latency.measured.setup import Setup
 from growtas.latency.modelled.profile import device_names, load_profile, profile_names, user_folder
 from growtas.latency.modelled.roofline import RooflineLatency
@@ -47,9 +48,9 @@ def build(tmp_path, name="box", space=MICRO, noise=0.01, setup=SETUP, **plan):
 
 
 def save(profile, folder):
-    path = measured_file(profile)
+    p = profile
+    path = folder / measured_file_name(p.name, p.space.name, p.runtime, p.precision, p.batch)
     path.write_text(json.dumps(profile.to_dict()))
-    assert path.parent == folder
     return path
 
 
