@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
 from growtas.errors import LimitError
-from growtas.latency.estimate import Conditions
-from growtas.latency.modelled.profile import Kind
+from growtas.latency.estimate import Conditions, Kind
 from growtas.sampling import Feasible
 from growtas.search.memory import activation_bytes, weight_bytes
 from growtas.space import SearchSpace

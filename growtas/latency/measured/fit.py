@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
 from growtas.errors import ConfigError
-from growtas.latency.estimate import Conditions
+from growtas.latency.estimate import Conditions, Kind
 from growtas.latency.measured.terms import terms, weighted_sum
-from growtas.latency.modelled.profile import Kind
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 

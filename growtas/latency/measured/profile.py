@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
 from growtas.errors import ConfigError, DeviceError, SpaceError, SubnetError, choices
-from growtas.latency.estimate import PERCENTILE, Conditions, Latency
+from growtas.latency.estimate import PERCENTILE, Conditions, Kind, Latency
 from growtas.latency.measured.campaign import Sample
 from growtas.latency.measured.fit import FittedLatency
 from growtas.latency.measured.terms import BASES, term_names
-from growtas.latency.modelled.profile import Kind, checked_fields
+from growtas.latency.modelled.profile import checked_fields
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 

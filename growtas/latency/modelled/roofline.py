@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
 from growtas.errors import ConfigError
-from growtas.latency.estimate import PERCENTILE, Conditions
-from growtas.latency.modelled.profile import BYTES, DeviceProfile, Kind
+from growtas.latency.estimate import PERCENTILE, Conditions, Kind
+from growtas.latency.modelled.profile import BYTES, DeviceProfile
 from growtas.space import SearchSpace
 
 
