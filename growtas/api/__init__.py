@@ -19,6 +19,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from growtas.api.profiling import ProfileResult, profile
+    from growtas.api.search_results import SearchResult
+    from growtas.api.searching import search
     from growtas.api.training import RecipeOptions, Run, finetune, load_run, plan_training, resume, train
     from growtas.autoformer import import_autoformer
     from growtas.costs import Costs, count_costs
@@ -33,10 +36,12 @@ if TYPE_CHECKING:
 _MODULES: dict[str, str] = {
     "RECIPES": "growtas.train.recipes",
     "Costs": "growtas.costs",
+    "ProfileResult": "growtas.api.profiling",
     "Progress": "growtas.progress",
     "Recipe": "growtas.train.recipe",
     "RecipeOptions": "growtas.api.training",
     "Run": "growtas.api.training",
+    "SearchResult": "growtas.api.search_results",
     "SearchSpace": "growtas.space",
     "Subnet": "growtas.subnet",
     "TrainingPlan": "growtas.train.plan",
@@ -48,7 +53,9 @@ _MODULES: dict[str, str] = {
     "load_run": "growtas.api.training",
     "load_space": "growtas.space",
     "plan_training": "growtas.api.training",
+    "profile": "growtas.api.profiling",
     "resume": "growtas.api.training",
+    "search": "growtas.api.searching",
     "train": "growtas.api.training",
 }
 """The module that defines each public name."""
@@ -56,10 +63,12 @@ _MODULES: dict[str, str] = {
 __all__ = [
     "RECIPES",
     "Costs",
+    "ProfileResult",
     "Progress",
     "Recipe",
     "RecipeOptions",
     "Run",
+    "SearchResult",
     "SearchSpace",
     "Subnet",
     "TrainingPlan",
@@ -71,7 +80,9 @@ __all__ = [
     "load_run",
     "load_space",
     "plan_training",
+    "profile",
     "resume",
+    "search",
     "train",
 ]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from growtas.cli.output import JsonOption, console, note, print_json
+from growtas.cli.output import JsonOption, console, print_json
 
 
 def search(
@@ -65,62 +65,38 @@ def search(
 
     Example: growtas search --device a10 --max-latency 5ms
     """
-    from growtas.cli.search_job import Job, Request
-    from growtas.cli.search_plan import find_supernet, parse_devices, searched_space, widest
-    from growtas.cli.search_view import show_found
-    from growtas.errors import ConfigError, choices
-    from growtas.search.evolution import EvolutionConfig
-    from growtas.search.limits import Limits
-    from growtas.search.memory import parse_bytes
-    from growtas.search.objective import OBJECTIVES, parse_axes
-    from growtas.units import parse_count
+    from growtas import api
+    from growtas.cli.search_live import SearchDisplay
+    from growtas.cli.search_view import show_result
 
-    for option, value, lowest in (("--batch", batch, 1), ("--limit-images", limit_images, 1), ("--seed", seed, 0)):
-        if value is not None and value < lowest:
-            raise ConfigError(f"{option} is {value}; it must be {lowest} or more")
-    if objective not in OBJECTIVES:
-        raise ConfigError(f"--objective is {objective!r}; legal are {choices(OBJECTIVES)}")
-    if front is not None and objective != "pareto":
-        raise ConfigError("--front needs --objective pareto")
-    sizes = max_size is not None or max_activation_memory is not None
-    devices = parse_devices(device or [], max_latency, precision, sizes=sizes)
-    limits = Limits(
-        max_params=parse_count(max_params, "--max-params", "6M") if max_params is not None else None,
-        max_macs=parse_count(max_macs, "--max-macs", "1.3G") if max_macs is not None else None,
-        max_activation_bytes=parse_bytes(max_activation_memory, "--max-activation-memory") if max_activation_memory else None,
-        max_size_bytes=parse_bytes(max_size, "--max-size", "12MB") if max_size else None,
-        batch=batch,
-        precision=widest(devices, precision),
-    )
-    config = EvolutionConfig(generations=generations, population=population)
-    chosen, said = find_supernet(run, space)
-    note(f"run: {chosen.path} ({said})")
-    state = chosen.info.get("state")
-    if state not in ("finished", "imported"):
-        note(f"the training of this run is not finished ({state}); searching its newest checkpoint")
-    searched = searched_space(chosen, space)
-    limits.check(searched)
-    request = Request(
-        run=chosen,
-        said=said,
-        space=searched,
-        limits=limits,
-        devices=devices,
-        axes=parse_axes(front, bool(devices)) if objective == "pareto" else (),
-        exact=exact,
-        config=config,
-        seed=seed,
-        limit_images=limit_images,
-        data=data,
-        data_dir=data_dir,
-        out=out or chosen.path / "search",
-        hidden=json_,
-    )
-    job = Job(request)
-    found, report = job.replay() if replay else job.search()
+    with SearchDisplay(generations, hidden=json_) as display:
+        result = api.search(
+            run,
+            space=space,
+            devices=device or (),
+            max_params=max_params,
+            max_macs=max_macs,
+            max_latency=max_latency,
+            max_activation_memory=max_activation_memory,
+            max_size=max_size,
+            batch=batch,
+            precision=precision,
+            objective=objective,
+            front=front,
+            replay=replay,
+            exact=exact,
+            generations=generations,
+            population=population,
+            seed=seed,
+            limit_images=limit_images,
+            data=data,
+            data_dir=data_dir,
+            out=out,
+            progress=display,
+        )
     if json_:
-        print_json(report)
+        print_json(result.to_dict())
         return
-    show_found(searched, found, limits, report)
-    named = f" {chosen.path}" if run is not None or space is not None else ""
+    show_result(result)
+    named = f" {result.run.path}" if run is not None or space is not None else ""
     console().print(f"next: growtas export{named} --format trt", soft_wrap=True)

@@ -36,13 +36,6 @@ def measured_file_name(device: str, space: str, runtime: str, precision: str, ba
     return f"{device}.{re.sub(r'[^a-zA-Z0-9_-]+', '-', space)}.{runtime}-{precision}-b{batch}.json"
 
 
-def measured_file(profile: MeasuredProfile, folder: Path | None = None) -> Path:
-    """Where a measured profile lies: one file for each device, space, runtime, precision and batch."""
-    return (folder or user_folder()) / measured_file_name(
-        profile.name, profile.space.name, profile.runtime, profile.precision, profile.batch
-    )
-
-
 def load_measured(path: Path | Traversable) -> MeasuredProfile:
     """A measured profile from its file.
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
-from growtas.latency.modelled.profile import Kind
 from growtas.units import format_ms
 
 PERCENTILE = "p50"
+Kind = Literal["measured", "modelled"]
+"""What was timed, and what was not."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from numpy.random import Generator
 
 from growtas.batch import SubnetBatch
 from growtas.errors import ConfigError
+from growtas.progress import SILENT, Progress
 from growtas.sampling import Feasible, crossover, mutate, sample_feasible
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
@@ -92,7 +93,7 @@ def evolve(
     feasible: Feasible,
     rng: Generator,
     config: EvolutionConfig | None = None,
-    on_generation: Callable[[GenerationResult[Score]], None] | None = None,
+    progress: Progress = SILENT,
 ) -> EvolutionResult[Score]:
     """Search a space; no subnet is evaluated twice, and none that breaks a limit.
 
@@ -100,7 +101,7 @@ def evolve(
         evaluate: scores of subnets, in their order; higher is better.
         feasible: the monotone predicate of the limits.
         rng: the only source of randomness: the same seed gives the same search.
-        on_generation: called after each generation.
+        progress: gets each :class:`GenerationResult` as an event.
 
     Raises:
         LimitError: no subnet is legal.
@@ -120,8 +121,7 @@ def evolve(
         ranked = sorted(scores.items(), key=lambda item: item[1], reverse=True)
         generation = sorted(zip(children, values, strict=True), key=lambda item: item[1], reverse=True)
         history.append(GenerationResult(number, tuple(generation), ranked[0]))
-        if on_generation:
-            on_generation(history[-1])
+        progress.event(history[-1])
     return EvolutionResult(tuple(ranked), tuple(history))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from growtas.latency.estimate import Latency
+from growtas.progress import SILENT, Progress
 from growtas.search.journal import Evaluation
 from growtas.search.limits import Limits, check_latency
 from growtas.search.scoring import Score
@@ -50,7 +51,7 @@ class Finalist:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SearchedSubnet:
     """The subnet that a search chose.
 
     Attributes:
@@ -96,9 +97,9 @@ def choose(
     targets: Sequence[Target],
     ranked: Sequence[tuple[Subnet, Score]],
     scorer: Callable[[Sequence[Subnet]], Sequence[Score]],
-    on_finalist: Callable[[Subnet], None] | None = None,
-) -> Found:
-    """The best score whose latencies are within all limits: as measured, with a margin, at hand, and as predicted elsewhere.
+    progress: Progress = SILENT,
+) -> SearchedSubnet:
+    """Chooses the best score whose latencies meet all limits: measured ones with their margin at hand, predicted ones elsewhere.
 
     A finalist that misses is added to what the devices' models are fitted to, and whatever then is predicted to miss is left out.
     After ``MAX_FINALISTS`` misses it is the smallest subnet, which is known to meet the limits.
@@ -106,16 +107,16 @@ def choose(
     Args:
         ranked: evaluated subnets that are predicted to be legal, best first.
         scorer: evaluates the smallest subnet, where it comes to that.
-        on_finalist: called before a subnet is measured.
+        progress: a stage for each subnet that is measured.
 
     Raises:
         LimitError: not even the smallest subnet meets a limit.
     """
     tried: list[Finalist] = []
 
-    def consider(subnet: Subnet, score: Score) -> Found | None:
-        if on_finalist and any(target.stopwatch for target in targets):
-            on_finalist(subnet)
+    def consider(subnet: Subnet, score: Score) -> SearchedSubnet | None:
+        if any(target.stopwatch for target in targets):
+            progress.stage(f"measuring a finalist: {subnet}")
         latencies = tuple(target.latency(subnet, measure=True) for target in targets)
         tried.append(Finalist(subnet, score[0], latencies))
         if not tried[-1].meets:
@@ -125,15 +126,15 @@ def choose(
                 if (judged := latency.judged) is not None and (compared := latency.judged_ms) is not None:
                     check_latency(space, latency.max_ms, compared, judged.kind, judged.conditions)
         costs, evaluation = limits.costs(space, subnet), Evaluation(score[0], -score[1])
-        return Found(subnet=subnet, costs=costs, evaluation=evaluation, finalists=tuple(tried))
+        return SearchedSubnet(subnet=subnet, costs=costs, evaluation=evaluation, finalists=tuple(tried))
 
     left = list(ranked)
     while left and len(tried) < MAX_FINALISTS:
-        if found := consider(*left.pop(0)):
-            return found
+        if chosen := consider(*left.pop(0)):
+            return chosen
         subnets, missed = [subnet for subnet, _ in left], [finalist.subnet for finalist in tried]
         keep = np.logical_and.reduce([target.meets(space, subnets, missed) for target in targets])
         left = [item for item, stays in zip(left, keep, strict=True) if stays]
-    found = consider(space.smallest, scorer([space.smallest])[0])
-    assert found is not None
-    return found
+    chosen = consider(space.smallest, scorer([space.smallest])[0])
+    assert chosen is not None
+    return chosen

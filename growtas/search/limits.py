@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
 from growtas.errors import LimitError
-from growtas.latency.estimate import Conditions
-from growtas.latency.modelled.profile import Kind
+from growtas.latency.estimate import Conditions, Kind
 from growtas.sampling import Feasible
 from growtas.search.memory import activation_bytes, weight_bytes
 from growtas.space import SearchSpace
@@ -113,11 +112,6 @@ def _ceil_3_digits(value: float) -> float:
     """The value rounded up to three significant digits, so that it is a legal limit when typed back."""
     step = 10.0 ** (math.floor(math.log10(value)) - 2)
     return math.ceil(round(value / step, 10)) * step
-
-
-def ceil_count(value: float) -> str:
-    """A count as a limit that it meets: ``41434`` -> ``41.5K``."""
-    return format_count(_ceil_3_digits(value))
 
 
 def ceil_ms(value: float) -> str:

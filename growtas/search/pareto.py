@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
 from growtas.errors import MissingExtra
+from growtas.progress import SILENT, Progress
 from growtas.sampling import Feasible, crossover, mutate, sample_feasible
 from growtas.search.evolution import EvolutionConfig, EvolutionResult, GenerationResult, fill_up
 from growtas.search.scoring import Score
@@ -67,7 +68,7 @@ def evolve_front(
     feasible: Feasible,
     rng: Generator,
     config: EvolutionConfig | None = None,
-    on_generation: Callable[[GenerationResult[Score]], None] | None = None,
+    progress: Progress = SILENT,
 ) -> EvolutionResult[Score]:
     """NSGA-II over accuracy, the first entry of a score, and costs.
 
@@ -77,7 +78,7 @@ def evolve_front(
         feasible: the monotone predicate of the limits.
         rng: the only source of randomness.
         config: generations, population and mutation probability; NSGA-II takes its parents from the whole population.
-        on_generation: called after each generation.
+        progress: gets the :class:`growtas.search.evolution.GenerationResult` of each generation as an event.
 
     Returns:
         Every evaluated subnet, best accuracy first.
@@ -104,8 +105,7 @@ def evolve_front(
         select.survive(children, np.column_stack([errors, costs(SubnetBatch.from_subnets(children))]))
         generation = sorted(zip(children, values, strict=True), key=lambda item: item[1], reverse=True)
         history.append(GenerationResult(number, tuple(generation), max(scores.items(), key=lambda item: item[1])))
-        if on_generation:
-            on_generation(history[-1])
+        progress.event(history[-1])
     ranked = sorted(scores.items(), key=lambda item: item[1], reverse=True)
     return EvolutionResult(tuple(ranked), tuple(history))
 

@@ -1,4 +1,4 @@
-"""Ranking again what a journal holds, under other limits and without the supernet or the images."""
+"""Re-ranks the recorded evaluations of a search under new limits. Evaluates nothing."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ class Recorded:
         header = next((header for header in headers if header), None)
         if header is None:
             raise UsageError(f"{path}: the journal holds nothing of the run's newest checkpoint; search without --replay first")
-        found, lent = dict[Subnet, Evaluation](), dict[Path, int]()
+        evaluations, lent = dict[Subnet, Evaluation](), dict[Path, int]()
         for journal, lines in journals.items():
             with contextlib.nullcontext() if journal == path else contextlib.suppress(CheckpointError):
-                new = {s: e for s, e in _evaluations(journal, lines, header["key"]).items() if s not in found}
-                found |= new
+                new = {s: e for s, e in _evaluations(journal, lines, header["key"]).items() if s not in evaluations}
+                evaluations |= new
                 if journal != path and new:
                     lent[journal] = len(new)
-        return cls(path, found, str(header["data_fingerprint"]), lent)
+        return cls(path, evaluations, str(header["data_fingerprint"]), lent)
 
     def scores(self, space: SearchSpace) -> dict[Subnet, Score]:
         """The scores of all recorded subnets that are choices of the space."""
@@ -92,14 +92,14 @@ class Recorded:
         """
         scores = self.scores(space)
         legal = feasible(SubnetBatch.from_subnets(list(scores))).tolist() if scores else list[bool]()
-        kept = [item for item, stays in zip(scores.items(), legal, strict=True) if stays]
-        if not kept:
+        candidates = [item for item, is_legal in zip(scores.items(), legal, strict=True) if is_legal]
+        if not candidates:
             more = " and other journals of the run" if self.lent else ""
             raise LimitError(
                 f"none of the {len(scores)} subnets in {self.path}{more} meets the limits; "
                 "search without --replay to evaluate some that do"
             )
-        return EvolutionResult(tuple(sorted(kept, key=lambda item: item[1], reverse=True)), ())
+        return EvolutionResult(tuple(sorted(candidates, key=lambda item: item[1], reverse=True)), ())
 
 
 def _lines(path: Path) -> list[Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from growtas.costs import count_costs
+from growtas.progress import SILENT, Progress
 from growtas.search.evaluation.racing import Race, Racing
 from growtas.search.journal import Evaluation, Journal
 from growtas.space import SearchSpace
@@ -23,16 +25,30 @@ Evaluate = Callable[..., Iterable[tuple[Subnet, Evaluation]]]
 gives one. See :class:`growtas.search.evaluation.evaluator.SubnetEvaluator`."""
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """The event of one more subnet.
+
+    Attributes:
+        subnet: the architecture.
+        evaluation: on the search split; one that is not ``complete`` was dropped from a race.
+        reused: whether the journal had it.
+    """
+
+    subnet: Subnet
+    evaluation: Evaluation
+    reused: bool
+
+
 class Scorer:
-    """Scores of subnets, from the journal where it has them; what is evaluated is journalled at once.
+    """Scores subnets, from the journal where it has them; what is evaluated is journalled at once.
 
     Args:
         space: for the costs.
         evaluate: evaluates what the journal does not have.
         journal: where evaluations are kept.
-        on_evaluation: called with each subnet, its evaluation, and whether the journal had it. An evaluation that is not
-            ``complete`` was dropped from a race.
-        racing: drops candidates that can't become parents; None evaluates all of them in full. Its own to this scorer.
+        racing: drops candidates that can't become parents; None evaluates all of them in full. No other scorer may use it.
+        progress: advances with every subnet, and gets it as an event :class:`Evaluated`.
 
     Attributes:
         evaluated, dropped, reused: subnets evaluated in full, dropped from a race, and answered by the journal.
@@ -43,11 +59,10 @@ class Scorer:
         space: SearchSpace,
         evaluate: Evaluate,
         journal: Journal,
-        on_evaluation: Callable[[Subnet, Evaluation, bool], None] | None = None,
         racing: Racing | None = None,
+        progress: Progress = SILENT,
     ) -> None:
-        self._space, self._evaluate, self._journal, self._racing = space, evaluate, journal, racing
-        self._on_evaluation = on_evaluation or (lambda subnet, evaluation, reused: None)
+        self._space, self._evaluate, self._journal, self._racing, self._progress = space, evaluate, journal, racing, progress
         self.evaluated = self.dropped = self.reused = 0
 
     def __call__(self, subnets: Sequence[Subnet]) -> list[Score]:
@@ -60,10 +75,10 @@ class Scorer:
 
     def _find(self, subnets: Sequence[Subnet], race: Race | None) -> dict[Subnet, Evaluation]:
         needed = race.needed if race else None
-        known = {subnet: found for subnet in subnets if (found := self._journal.get(subnet, needed)) is not None}
+        known = {subnet: recorded for subnet in subnets if (recorded := self._journal.get(subnet, needed)) is not None}
+        self.reused += len(known)
         for subnet, evaluation in known.items():
-            self.reused += 1
-            self._on_evaluation(subnet, evaluation, True)
+            self._report(Evaluated(subnet, evaluation, reused=True))
         against: tuple[Any, ...] = (race,) if race else ()
         for subnet, evaluation in self._evaluate([subnet for subnet in subnets if subnet not in known], *against):
             costs = count_costs(self._space, subnet)
@@ -71,8 +86,12 @@ class Scorer:
             self.evaluated += evaluation.complete
             self.dropped += not evaluation.complete
             known[subnet] = evaluation
-            self._on_evaluation(subnet, evaluation, False)
+            self._report(Evaluated(subnet, evaluation, reused=False))
         return known
+
+    def _report(self, evaluated: Evaluated) -> None:
+        self._progress.event(evaluated)
+        self._progress.advance()
 
     def _score(self, subnet: Subnet, evaluation: Evaluation) -> Score:
         params = -count_costs(self._space, subnet).params

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from growtas.batch import SubnetBatch
+from growtas.progress import SILENT, Progress
 from growtas.sampling import Feasible
-from growtas.search.evolution import EvolutionConfig, EvolutionResult, GenerationResult, evolve
-from growtas.search.finalists import Found, choose
+from growtas.search.evolution import EvolutionConfig, EvolutionResult, evolve
+from growtas.search.finalists import SearchedSubnet, choose
 from growtas.search.limits import Limits
 from growtas.search.objective import Axis, cost_axes
 from growtas.search.pareto import evolve_front
-from growtas.search.scoring import Score as Score  # scores are public here too
-from growtas.search.scoring import Scorer as Scorer
+from growtas.search.scoring import Score
 from growtas.search.targets import Target
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
@@ -46,12 +46,12 @@ class Outcome:
     """What a search gave.
 
     Attributes:
-        found: the chosen subnet.
+        chosen: the best subnet that meets the limits.
         result: all that was evaluated, and the generations.
         spent: where the time went.
     """
 
-    found: Found
+    chosen: SearchedSubnet
     result: EvolutionResult[Score]
     spent: Spent = field(default_factory=Spent)
 
@@ -87,15 +87,18 @@ class Search:
         scorer: Callable[[Sequence[Subnet]], Sequence[Score]],
         config: EvolutionConfig,
         seed: int,
-        on_generation: Callable[[GenerationResult[Score]], None] | None = None,
-        on_finalist: Callable[[Subnet], None] | None = None,
+        progress: Progress = SILENT,
     ) -> Outcome:
-        """Search, then choose: the best score, or the best score that meets the limits as measured.
+        """Searches, then chooses the best score, or the best score that meets the limits as measured.
+
+        Args:
+            progress: gets the events of :func:`growtas.search.evolution.evolve` and the stages of :meth:`choose`.
 
         Raises:
             LimitError: no subnet is legal.
             MissingExtra: a front needs pymoo.
         """
+        progress.stage("searching", config.generations * config.population)
         spent, start, rng = Spent(), time.perf_counter(), np.random.default_rng(seed)
 
         def timed(subnets: Sequence[Subnet]) -> Sequence[Score]:
@@ -109,21 +112,21 @@ class Search:
             def costs(batch: SubnetBatch) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
                 return np.column_stack([axis.costs(batch) for axis in axes])
 
-            result = evolve_front(self.space, timed, costs, self.feasible(), rng, config, on_generation)
+            result = evolve_front(self.space, timed, costs, self.feasible(), rng, config, progress)
         else:
-            result = evolve(self.space, timed, self.feasible(), rng, config, on_generation)
+            result = evolve(self.space, timed, self.feasible(), rng, config, progress)
         spent.sampling = time.perf_counter() - start - spent.evaluation
-        return self.choose(result, scorer, spent, on_finalist)
+        return self.choose(result, scorer, spent, progress)
 
     def choose(
         self,
         result: EvolutionResult[Score],
         scorer: Callable[[Sequence[Subnet]], Sequence[Score]],
         spent: Spent | None = None,
-        on_finalist: Callable[[Subnet], None] | None = None,
+        progress: Progress = SILENT,
     ) -> Outcome:
         """Choose among what was evaluated, measuring finalists where a device is at hand; see :func:`choose`."""
         spent, start = spent or Spent(), time.perf_counter()
-        found = choose(self.space, self.limits, self.targets, result.ranked, scorer, on_finalist)
+        chosen = choose(self.space, self.limits, self.targets, result.ranked, scorer, progress)
         spent.measuring = time.perf_counter() - start
-        return Outcome(found=found, result=result, spent=spent)
+        return Outcome(chosen=chosen, result=result, spent=spent)

@@ -1,4 +1,4 @@
-"""The devices of a search: a latency limit on each, who predicts latencies there, and who measures them at hand."""
+"""The devices of a search: each with its limit, what predicts latencies there, and the stopwatch of one that is at hand."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from growtas.batch import SubnetBatch
 from growtas.latency.estimate import Conditions, Latency, LatencyEstimator
 from growtas.latency.measured.fit import fit_latency
-from growtas.latency.measured.timings import LEAST_MARGIN, Timed
+from growtas.latency.measured.stopwatch import LEAST_MARGIN, MeasuredLatency
 from growtas.sampling import Feasible
 from growtas.search.limits import check_latency
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
+from growtas.units import format_ms
 
 ROOM_LEVEL = 0.8
 """Share of subnets whose measured latency the room above a prediction is to hold."""
@@ -24,16 +25,16 @@ _COMMON = 3
 
 
 class Stopwatch(Protocol):
-    """Measures subnets on a device that is at hand; :class:`growtas.latency.measured.timings.Timings` is one."""
+    """Measures subnets on a device that is at hand; :class:`growtas.latency.measured.stopwatch.LocalStopwatch` is one."""
 
     @property
     def conditions(self) -> Conditions:
         """What its numbers are of."""
 
-    def known(self, subnet: Subnet) -> Timed | None:
+    def known(self, subnet: Subnet) -> MeasuredLatency | None:
         """What was measured before."""
 
-    def measure(self, subnet: Subnet) -> Timed:
+    def measure(self, subnet: Subnet) -> MeasuredLatency:
         """The median and its margin, measured now where they are not known."""
 
 
@@ -91,15 +92,15 @@ class Target:
         """
         if self.max_ms is None or self.stopwatch is None or self.estimator is None or not subnets:
             return np.ones(len(subnets), bool)
-        found = {subnet: timed for subnet in missed if (timed := self.stopwatch.known(subnet)) is not None}
+        misses = {subnet: measured for subnet in missed if (measured := self.stopwatch.known(subnet)) is not None}
         model: LatencyEstimator = self.estimator
         if self.fitted_to:
-            measured = {**self.fitted_to, **{subnet: timed.ms for subnet, timed in found.items()}}
-            model = fit_latency(space, list(measured), list(measured.values()), self.stopwatch.conditions)
+            samples = {**self.fitted_to, **{subnet: measured.ms for subnet, measured in misses.items()}}
+            model = fit_latency(space, list(samples), list(samples.values()), self.stopwatch.conditions)
         needed = (1 + room(model)) * (1 + self.margin)
-        if len(found) >= _COMMON:
-            predicted = model.predict_ms(SubnetBatch.from_subnets(list(found)))
-            needed = max(needed, min(timed.upper_ms / ms for timed, ms in zip(found.values(), predicted, strict=True)))
+        if len(misses) >= _COMMON:
+            predicted = model.predict_ms(SubnetBatch.from_subnets(list(misses)))
+            needed = max(needed, min(measured.upper_ms / ms for measured, ms in zip(misses.values(), predicted, strict=True)))
         return np.asarray(model.predict_ms(SubnetBatch.from_subnets(subnets)) * needed <= self.max_ms)
 
     def predicted(self, subnet: Subnet) -> Latency | None:
@@ -111,8 +112,8 @@ class Target:
 
     def measured(self, subnet: Subnet) -> Latency | None:
         """What was measured of a subnet so far; None where nothing was. Its uncertainty is the margin."""
-        timed = self.stopwatch.known(subnet) if self.stopwatch else None
-        return None if timed is None or self.stopwatch is None else _latency(timed, self.stopwatch.conditions)
+        measured = self.stopwatch.known(subnet) if self.stopwatch else None
+        return None if measured is None or self.stopwatch is None else _latency(measured, self.stopwatch.conditions)
 
     def measure(self, subnet: Subnet) -> Latency | None:
         """Measure where the device is at hand; None elsewhere."""
@@ -152,8 +153,8 @@ def room(estimator: LatencyEstimator) -> float:
     return max(float(residuals[rank - 1]), 0.0)
 
 
-def _latency(timed: Timed, conditions: Conditions) -> Latency:
-    return Latency(ms=timed.ms, kind="measured", conditions=conditions, relative_uncertainty=timed.margin)
+def _latency(measured: MeasuredLatency, conditions: Conditions) -> Latency:
+    return Latency(ms=measured.ms, kind="measured", conditions=conditions, relative_uncertainty=measured.margin)
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,23 @@ class DeviceLatency:
     def meets(self) -> bool:
         """Whether that number is within the limit."""
         return self.max_ms is None or (self.judged_ms is not None and self.judged_ms <= self.max_ms)
+
+    @property
+    def note(self) -> str | None:
+        """What kind of number the latency is, in words; None without one."""
+        latency = self.judged
+        if latency is None:
+            return None
+        if latency.kind == "measured":
+            return f"measured on this machine ({latency.conditions})"
+        spread = latency.relative_uncertainty or 0.0
+        text = f"{self.provenance}, not measured; uncertainty +-{spread:.0%} ({latency.conditions})"
+        if self.max_ms is None:
+            return text
+        highest = latency.ms * (1 + spread)
+        if highest > self.max_ms:
+            return f"{text}; at the upper end, {format_ms(highest)}, it misses the limit"
+        return f"{text}; it meets the limit even at the upper end, {format_ms(highest)}"
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: both numbers with their kinds, the limit, which of them decided, and what was compared with it."""

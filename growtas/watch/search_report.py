@@ -78,7 +78,7 @@ class SearchReport:
             costs, limit = np.asarray(target.estimator.predict_ms(batch)), target.max_ms
             axis = f"latency of {target.device}, ms ({target.estimator.kind})"
             index = search.targets.index(target)
-            for finalist in outcome.found.finalists:
+            for finalist in outcome.chosen.finalists:
                 if (timed := finalist.latencies[index].measured) is not None:
                     measured.append((timed.ms, finalist.accuracy, finalist.meets))
         else:
@@ -87,7 +87,7 @@ class SearchReport:
         return cls(
             data=data,
             space=search.space,
-            chosen=outcome.found.subnet,
+            chosen=outcome.chosen.subnet,
             axis=axis,
             latency=target is not None,
             kind=target.estimator.kind if target is not None and target.estimator is not None else "",
@@ -95,7 +95,7 @@ class SearchReport:
             accuracies=tuple(map(float, accuracies)),
             front=tuple(int(row) for row in rows[np.argsort(costs[rows], kind="stable")]),
             limit=limit,
-            chosen_row=subnets.index(outcome.found.subnet) if outcome.found.subnet in subnets else None,
+            chosen_row=subnets.index(outcome.chosen.subnet) if outcome.chosen.subnet in subnets else None,
             measured=tuple(measured),
         )
 

@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from growtas.api.search_devices import local_target
 from growtas.checkpoint import load_supernet
-from growtas.cli.search_here import measured_target
-from growtas.cli.search_plan import Device
 from growtas.data.evaluation import EvaluationSet, search_set
 from growtas.errors import GrowtasError
 from growtas.export.benchmark.timing import measure_architecture, measure_onnx
@@ -31,6 +30,7 @@ from growtas.nn.architecture import Architecture
 from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run
+from growtas.search.devices import Device
 from growtas.search.evaluation.evaluator import SubnetEvaluator
 from growtas.search.evolution import EvolutionConfig
 from growtas.search.journal import Journal
@@ -54,21 +54,21 @@ def search(
     """One search under a limit on this machine, as the command line's; what it chose, predicted and judged."""
     space = supernet.space
     # The timings are kept between the limits, as they are in a run's folder between searches.
-    target = measured_target(Device("cpu", limit_ms, "fp32"), space, Limits(), 1, folder, predict=False, hidden=True)
+    target = local_target(Device("cpu", limit_ms, "fp32"), space, Limits(), folder, predict=False)
     with SubnetEvaluator(supernet, images) as evaluate:
         scorer = Scorer(space, evaluate, Journal(folder / "journal.jsonl", "checkpoint", "images", {}))
-        found = Search(space=space, limits=Limits(), targets=(target,)).run(scorer, config, seed).found
-    latency = found.latencies[0]
+        chosen = Search(space=space, limits=Limits(), targets=(target,)).run(scorer, config, seed).chosen
+    latency = chosen.latencies[0]
     assert latency.predicted is not None
     assert latency.measured is not None
     return {
-        "subnet": found.subnet.to_dict(),
-        "accuracy": found.evaluation.accuracy,
+        "subnet": chosen.subnet.to_dict(),
+        "accuracy": chosen.evaluation.accuracy,
         "predicted_ms": latency.predicted.ms,
         "measured_ms": latency.measured.ms,
         "margin": latency.measured.relative_uncertainty,
         "judged_ms": latency.judged_ms,
-        "finalists": len(found.finalists),
+        "finalists": len(chosen.finalists),
     }
 
 

@@ -29,6 +29,7 @@ from growtas.search.evaluation.racing import Racing
 from growtas.search.evolution import EvolutionConfig, evolve
 from growtas.search.journal import Journal
 from growtas.search.scoring import Scorer
+from tests.progress_recorder import Recorder
 
 FASTER, POINTS = 2.0, 0.2
 
@@ -43,17 +44,13 @@ def search(supernet: Supernet, images: EvaluationSet, config: EvolutionConfig, s
     with tempfile.TemporaryDirectory() as folder, SubnetEvaluator(supernet, images) as evaluate:
         journal = Journal(Path(folder) / "journal.jsonl", "checkpoint", "images", {})
         racing = None if exact else Racing(config.parents, len(images))
-        seen: list[int] = []
-        scorer = Scorer(
-            supernet.space,
-            evaluate,
-            journal,
-            lambda subnet, evaluation, reused: seen.append(len(images) if evaluation.seen is None else evaluation.seen),
-            racing,
-        )
+        recorder = Recorder()
+        scorer = Scorer(supernet.space, evaluate, journal, racing, recorder)
         wall, cpu = time.perf_counter(), time.process_time()
         result = evolve(supernet.space, scorer, every, np.random.default_rng(seed), config)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    evaluations = [event.evaluation for event in recorder.events]
+    seen = [len(images) if evaluation.seen is None else evaluation.seen for evaluation in evaluations]
     winner, score = result.ranked[0]
     parents = [subnet.to_dict() for subnet, _ in result.ranked[: config.parents]]
     return {

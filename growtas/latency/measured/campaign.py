@@ -1,4 +1,4 @@
-"""Measuring many subnets on one machine so that a busy or throttled one is noticed: turns, a reference, a journal.
+"""Measures many subnets on one machine, and notices where the machine is busy or throttled.
 
 Subnets are measured in groups, together with a reference subnet that is in every group. A group's blocks are interleaved, so its
 numbers are comparable with each other; the reference makes groups comparable. What is accepted is journalled at once, and a killed
@@ -7,6 +7,7 @@ campaign goes on from there.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ from growtas.errors import ConfigError, GrowtasError, OutputError
 from growtas.files import append_json_line, drop_torn_line, ensure_writable, read_json_lines
 from growtas.latency.measured.setup import Setup
 from growtas.nn.architecture import Architecture
+from growtas.progress import SILENT, Progress
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
-Turns = Callable[[Sequence[Subnet]], list[list[float]]]
-"""Times subnets against each other: median milliseconds of each in each round, shape ``(subnets, rounds)``."""
+InterleavedTimer = Callable[[Sequence[Subnet]], list[list[float]]]
+"""Times subnets in interleaved blocks: the median milliseconds of each subnet in each block, shape ``(subnets, blocks)``."""
 
 
 class UnsteadyMachine(GrowtasError):
@@ -62,7 +64,7 @@ class Sample:
         subnet: what was timed.
         p50_ms: median over its blocks' medians, milliseconds a batch.
         cv: robust coefficient of variation of the blocks.
-        reference_ms: what the reference subnet took in the same turns.
+        reference_ms: what the reference subnet took in the same blocks.
         visit: 0, or 1 for a repetition at another time.
     """
 
@@ -90,10 +92,9 @@ class Campaign:
         path: the journal; lines of other setups are left alone.
         space: geometry of the architectures; its middle subnet is the reference.
         setup: what is measured how; only samples of the same setup are reused.
-        turns: times subnets.
+        timer: times subnets.
         bounds: what is refused.
-        note: told when something is measured again.
-        pause: waits so many seconds before a group is measured again.
+        progress: advances with every sample, gets each new :class:`Sample` as an event, and a note when a group is measured again.
 
     Raises:
         OutputError: the journal can't be written.
@@ -104,22 +105,21 @@ class Campaign:
         path: str | Path,
         space: SearchSpace,
         setup: Setup,
-        turns: Turns,
+        timer: InterleavedTimer,
         *,
         bounds: Bounds | None = None,
-        note: Callable[[str], None] = lambda text: None,
-        pause: Callable[[float], None] = lambda seconds: None,
+        progress: Progress = SILENT,
     ) -> None:
         self.path, self.space, self.setup, self.bounds = Path(path), space, setup, bounds or Bounds()
-        self._turns, self._note, self._pause = turns, note, pause
+        self._timer, self._progress = timer, progress
         self.reference = space.middle()
         self._known: dict[tuple[str, int], Sample] = {}
         self.remeasured = 0
         ensure_writable(self.path.parent)
         drop_torn_line(self.path)
-        wanted = setup.to_dict()
+        expected = setup.to_dict()
         for line in read_json_lines(self.path):
-            if isinstance(line, dict) and line.get("setup") == wanted and {"subnet", "p50_ms", "reference_ms"} <= line.keys():
+            if isinstance(line, dict) and line.get("setup") == expected and {"subnet", "p50_ms", "reference_ms"} <= line.keys():
                 subnet = Subnet.from_dict(line["subnet"], source=str(self.path))
                 sample = Sample(
                     subnet=subnet,
@@ -137,49 +137,45 @@ class Campaign:
         """The journalled sample, if there is one."""
         return self._known.get((str(self._architecture(subnet)), visit))
 
-    def measure(
-        self, subnets: Iterable[Subnet], *, visit: int = 0, on_samples: Callable[[int], None] = lambda count: None
-    ) -> list[Sample]:
+    def measure(self, subnets: Iterable[Subnet], *, visit: int = 0) -> list[Sample]:
         """A sample of each subnet, journalled or measured now, in their order.
 
         Args:
             visit: 1 to measure subnets again that have a sample already.
-            on_samples: told how many more there are, as they come.
 
         Raises:
             UnsteadyMachine: the timings of a group did not settle.
             OutputError: the journal can't be written.
         """
-        wanted = list(dict.fromkeys(subnets))
-        missing = [subnet for subnet in wanted if self.known(subnet, visit) is None]
-        on_samples(len(wanted) - len(missing))
+        subnets = list(dict.fromkeys(subnets))
+        missing = [subnet for subnet in subnets if self.known(subnet, visit) is None]
+        self._progress.advance(len(subnets) - len(missing))
         for start in range(0, len(missing), self.bounds.group):
-            self._group(missing[start : start + self.bounds.group], visit, on_samples)
-        samples = [self.known(subnet, visit) for subnet in wanted]
+            self._group(missing[start : start + self.bounds.group], visit)
+        samples = [self.known(subnet, visit) for subnet in subnets]
         return [sample for sample in samples if sample is not None]
 
-    def _group(self, pending: list[Subnet], visit: int, on_samples: Callable[[int], None]) -> None:
+    def _group(self, pending: list[Subnet], visit: int) -> None:
         """Measure a group until every subnet has a sample that keeps the bounds."""
         why = ""
         for attempt in range(self.bounds.tries):
             if attempt:
                 self.remeasured += len(pending)
-                self._note(f"measuring {len(pending)} subnets again: {why}")
-                self._pause(2.0 * attempt)
-            *blocks, reference_blocks = self._turns([*pending, self.reference])
+                self._progress.note(f"measuring {len(pending)} subnets again: {why}")
+                time.sleep(2.0 * attempt)
+            *blocks, reference_blocks = self._timer([*pending, self.reference])
             reference = float(np.median(reference_blocks))
             why = self._complaint(reference, spread(reference_blocks))
             if why:
                 continue
             accepted = [
-                Sample(subnet=subnet, p50_ms=float(np.median(own)), cv=spread(own), reference_ms=reference, visit=visit)
-                for subnet, own in zip(pending, blocks, strict=True)
-                if spread(own) <= self.bounds.cv
+                Sample(subnet=subnet, p50_ms=float(np.median(times)), cv=spread(times), reference_ms=reference, visit=visit)
+                for subnet, times in zip(pending, blocks, strict=True)
+                if spread(times) <= self.bounds.cv
             ]
-            self._keep(accepted)
-            on_samples(len(accepted))
+            self._record(accepted)
             done = {sample.subnet for sample in accepted}
-            worst = max(spread(own) for own in blocks)
+            worst = max(map(spread, blocks))
             why = f"their timings vary by {worst:.1%} (allowed are {self.bounds.cv:.1%})"
             pending = [subnet for subnet in pending if subnet not in done]
             if not pending:
@@ -201,7 +197,7 @@ class Campaign:
             return f"the reference subnet took {moved:+.1%} against before (allowed are {self.bounds.drift:.1%})"
         return ""
 
-    def _keep(self, samples: list[Sample]) -> None:
+    def _record(self, samples: list[Sample]) -> None:
         for sample in samples:
             architecture = self._architecture(sample.subnet)
             line = {
@@ -219,3 +215,5 @@ class Campaign:
             except OSError as error:
                 raise OutputError(f"{self.path}: the measured latencies can't be written ({error.strerror})") from None
             self._known[str(architecture), sample.visit] = sample
+            self._progress.event(sample)
+            self._progress.advance()

@@ -15,33 +15,17 @@ from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
 from growtas.errors import ConfigError
-from growtas.latency.estimate import Conditions
-from growtas.latency.measured.sampling_plan import choose_subnets
+from growtas.latency.estimate import Conditions, Kind
 from growtas.latency.measured.terms import terms, weighted_sum
-from growtas.latency.modelled.profile import Kind
-from growtas.sampling import Feasible
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
-SAMPLES = 10
 CANDIDATES = (("coarse", 0.0), ("physical", 0.0), ("physical", 1e-4), ("stepped", 1e-5), ("stepped", 1e-4))
 """Sets of terms and strengths of the ridge that a fit chooses among, the simplest first."""
 FOLDS = 10
 _FEW = 15
 _INNER_FOLDS = 5
 _CLEARLY_BETTER = 0.95
-
-
-def sample_subnets(space: SearchSpace, feasible: Feasible, count: int = SAMPLES) -> list[Subnet]:
-    """The subnets to measure, by rising MACs: the smallest, the largest legal, and those that tell the model's terms best apart.
-
-    They do not depend on the search's seed, so that a later search finds them measured.
-
-    Args:
-        feasible: the limits that need no latency; at least the smallest subnet must be legal.
-        count: how many, at least two; fewer come back where there are fewer.
-    """
-    return choose_subnets(space, feasible, count, basis="coarse" if count < _FEW else "stepped")
 
 
 @dataclass(frozen=True)

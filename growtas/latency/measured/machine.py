@@ -1,4 +1,4 @@
-"""Whether a measured profile of ``cpu`` is one of this machine: by what the machine says of itself, then by a stopwatch.
+"""Checks whether a measured profile of ``cpu`` was made on this machine: by name, threads and runtime, then by timing.
 
 Names such as "AMD EPYC" are coarse, clocks differ, and clouds share cores: so what the names allow is checked by timing the
 profile's reference subnet, whose latency the profile recorded beside every sample.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from growtas.latency.measured.campaign import Bounds, Turns, UnsteadyMachine, spread
+from growtas.latency.measured.campaign import Bounds, InterleavedTimer, UnsteadyMachine, spread
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.measured.setup import Setup
 from growtas.subnet import Subnet
@@ -43,8 +43,18 @@ def local_setup(*, batch: int = 1, runtime: str = "onnxruntime", precision: str 
         version = metadata.version(runtime)
     except metadata.PackageNotFoundError:
         version = ""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Setup(batch=batch, threads=threads, runtime=runtime, runtime_version=version, precision=precision, machine=cpu_name())
+    return Setup(batch=batch, threads=_threads(), runtime=runtime, runtime_version=version, precision=precision, machine=cpu_name())
+
+
+def other_work() -> str:
+    """Names the load of other programs on this machine, for a note; empty where it is low or unknown."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return f"other work is running here (load average {load:.1f})" if load > _threads() / 2 else ""
+
+
+def _threads() -> int:
+    """CPU threads that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def why_not_here(profile: MeasuredProfile, here: Setup) -> str:
@@ -66,12 +76,12 @@ class Check:
         reference_ms: what the reference subnet takes now, milliseconds.
         factor: what the profile's latencies are to be multiplied by; 1 where the reference takes as long as recorded; None where
             the profile is not to be used.
-        said: for people; empty where there is nothing to say.
+        message: for people; empty where there is nothing to say.
     """
 
     reference_ms: float
     factor: float | None
-    said: str = ""
+    message: str = ""
 
 
 def recorded_ms(profile: MeasuredProfile) -> float:
@@ -79,57 +89,53 @@ def recorded_ms(profile: MeasuredProfile) -> float:
     return float(np.median([sample.reference_ms for _, sample in profile.samples]))
 
 
-def check_profile(profile: MeasuredProfile, turns: Turns, pause: Callable[[float], None] = lambda seconds: None) -> Check:
-    """Time the profile's reference subnet; where it is off, once more in turns with the smallest and the largest sample.
+def check_profile(profile: MeasuredProfile, timer: InterleavedTimer) -> Check:
+    """Times the profile's reference subnet; where it is off, once more together with the smallest and the largest sample.
 
     If all three are off by one factor, the profile holds after scaling; if they are not, or the factor is above :data:`MAX_FACTOR`,
     this is another machine or a busy one, and the profile is not to be used.
 
     Args:
-        turns: times subnets of the profile's space.
-        pause: waits so many seconds before a restless moment is measured again.
+        timer: times subnets of the profile's space.
 
     Raises:
         UnsteadyMachine: the timings do not settle.
     """
     reference, recorded = profile.space.middle(), recorded_ms(profile)
-    now = steady_ms([reference], turns, pause)[0]
+    now = steady_ms([reference], timer)[0]
     if abs(now / recorded - 1) <= TOLERANCE:
         return Check(reference_ms=now, factor=1.0)
     timed = {sample.subnet: sample.p50_ms for role, sample in profile.samples if role != "repeat"}
     ends = [min(timed, key=timed.__getitem__), max(timed, key=timed.__getitem__)]
     # Together, since a busy moment may have come or gone since.
-    *ends_ms, now = steady_ms([*ends, reference], turns, pause)
+    *ends_ms, now = steady_ms([*ends, reference], timer)
     factor = now / recorded
     factors = [ms / timed[end] for ms, end in zip(ends_ms, ends, strict=True)]
     if abs(factor - 1) <= TOLERANCE:
         return Check(reference_ms=now, factor=1.0)
-    said = f"the profile's reference subnet takes {factor:.2f} times what it took then"
+    message = f"the profile's reference subnet takes {factor:.2f} times what it took then"
     if not 1 / MAX_FACTOR <= factor <= MAX_FACTOR:
-        return Check(reference_ms=now, factor=None, said=f"{said}: another machine, or a busy one")
+        return Check(reference_ms=now, factor=None, message=f"{message}: another machine, or a busy one")
     if max(abs(other / factor - 1) for other in factors) > TOLERANCE:
         low, high = f"{factors[0]:.2f}", f"{factors[1]:.2f}"
-        return Check(reference_ms=now, factor=None, said=f"{said}, the smallest one {low} and the largest {high} times")
-    return Check(reference_ms=now, factor=factor, said=said)
+        return Check(reference_ms=now, factor=None, message=f"{message}, the smallest one {low} and the largest {high} times")
+    return Check(reference_ms=now, factor=factor, message=message)
 
 
-def steady_ms(
-    subnets: list[Subnet], turns: Turns, pause: Callable[[float], None] = lambda seconds: None, bounds: Bounds | None = None
-) -> list[float]:
+def steady_ms(subnets: list[Subnet], timer: InterleavedTimer) -> list[float]:
     """Medians of subnets in milliseconds, measured again while their blocks vary by more than a campaign allows.
 
     Raises:
         UnsteadyMachine: they vary each time.
     """
-    bounds = bounds or Bounds()
-    worst = 0.0
+    bounds, worst = Bounds(), 0.0
     for attempt in range(bounds.tries):
         if attempt:
-            pause(2.0 * attempt)
-        blocks = turns(subnets)
+            time.sleep(2.0 * attempt)
+        blocks = timer(subnets)
         worst = max(map(spread, blocks))
         if worst <= bounds.cv:
-            return [float(np.median(own)) for own in blocks]
+            return [float(np.median(times)) for times in blocks]
     raise UnsteadyMachine(
         f"the machine is too busy, or its clocks change: one subnet's timings vary by {worst:.1%} (allowed are {bounds.cv:.1%}), "
         f"{bounds.tries} times; nothing was lost, and the same command goes on when it is quiet"

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
 from growtas.errors import ConfigError, DeviceError, SpaceError, SubnetError, choices
-from growtas.latency.estimate import PERCENTILE, Conditions, Latency
+from growtas.latency.estimate import PERCENTILE, Conditions, Kind
 from growtas.latency.measured.campaign import Sample
 from growtas.latency.measured.fit import FittedLatency
 from growtas.latency.measured.terms import BASES, term_names
-from growtas.latency.modelled.profile import Kind, checked_fields
+from growtas.latency.modelled.profile import checked_fields
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
@@ -176,13 +176,6 @@ class MeasuredProfile:
             if theirs[0] < ours[0] or theirs[-1] > ours[-1]:
                 return f"{field} was measured from {ours[0]:g} to {ours[-1]:g}, not from {theirs[0]:g} to {theirs[-1]:g}"
         return ""
-
-    def timed(self, subnet: Subnet) -> Latency | None:
-        """The subnet's latency if it was timed, of kind ``measured``; None otherwise."""
-        for _, sample in self.samples:
-            if sample.subnet == subnet:
-                return Latency(ms=sample.p50_ms, kind="measured", conditions=self.conditions)
-        return None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, read back by :meth:`from_dict`."""

@@ -1,4 +1,4 @@
-"""Which subnets to measure: those that tell a model's terms best apart.
+"""The subnets that are measured for a latency model: those that tell the model's terms best apart.
 
 A plain random draw measures much the same thing again and again: with a dozen blocks, every draw has about the average number of
 heads and the average ratio. The choice here is D-optimal, greedily: of a pool, each next subnet is the one that the terms measured
@@ -7,6 +7,8 @@ so far predict with the largest variance (V. V. Fedorov, "Theory of Optimal Expe
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -17,13 +19,63 @@ from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
 from growtas.errors import ConfigError
 from growtas.latency.measured.terms import terms
-from growtas.sampling import Feasible, sample_feasible
+from growtas.sampling import Feasible, sample_batch, sample_feasible
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
 POOL = 2000
 _SEED = 0
+_HELD_OUT_SEED = 1
+_ORDER_SEED = 2
 _PRIOR = 1e-6
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """Which subnets a profile measures.
+
+    Attributes:
+        fit: the model is fitted to these; chosen to tell its terms apart.
+        held_out: it is tested on these; drawn at random, none of them among ``fit``.
+        repeated: these of both are measured again at the end.
+    """
+
+    fit: tuple[Subnet, ...]
+    held_out: tuple[Subnet, ...]
+    repeated: tuple[Subnet, ...]
+
+    @property
+    def first(self) -> list[Subnet]:
+        """``fit`` and ``held_out`` in a random order, so that neither is measured in better conditions than the other."""
+        subnets = [*self.fit, *self.held_out]
+        return [subnets[i] for i in np.random.default_rng(_ORDER_SEED).permutation(len(subnets))]
+
+    @property
+    def measurements(self) -> int:
+        """How many there are in all."""
+        return len(self.fit) + len(self.held_out) + len(self.repeated)
+
+
+def plan_profile(space: SearchSpace, *, samples: int = 60, held_out: int = 40, repeats: int = 10) -> SamplingPlan:
+    """The subnets of a profile; the same for the same numbers.
+
+    Raises:
+        ConfigError: a number that is too small, or a space with fewer subnets than that.
+    """
+    for name, value, lowest in (("samples", samples, 4), ("held-out", held_out, 2), ("repeats", repeats, 0)):
+        if value < lowest:
+            raise ConfigError(f"--{name} is {value}; it must be {lowest} or more")
+    if space.size < samples + held_out:
+        raise ConfigError(f"{space.name} has {space.size} subnets; --samples and --held-out ask for {samples + held_out}")
+
+    fit = choose_subnets(space, lambda batch: np.ones(len(batch), bool), samples)
+    rng, taken, drawn = np.random.default_rng(_HELD_OUT_SEED), set(fit), dict[Subnet, None]()
+    while len(drawn) < held_out:
+        drawn |= {subnet: None for subnet in sample_batch(space, held_out, rng) if subnet not in taken}
+    plan = SamplingPlan(tuple(fit), tuple(drawn)[:held_out], ())
+    # Among those measured first, so that the second time is far from the first.
+    early = plan.first[: max(len(plan.first) // 2, 1)]
+    return dataclasses.replace(plan, repeated=tuple(early[:repeats]))
 
 
 def choose_subnets(space: SearchSpace, feasible: Feasible, count: int, *, basis: str = "stepped", pool: int = POOL) -> list[Subnet]:

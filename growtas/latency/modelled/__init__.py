@@ -1,1 +1,1 @@
-"""Modelled latency: device profiles from datasheets, a roofline over a subnet's kernels, and its calibration."""
+"""Modelled latency: device profiles from datasheets and a roofline over a subnet's kernels."""

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from growtas.errors import ConfigError, DeviceError, choices
+from growtas.latency.estimate import Kind
 
 FORMAT = "growtas-profile/1"
-Kind = Literal["measured", "modelled"]
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "int8": 1}
 """Bytes of a number in each precision; its keys are the legal precisions."""
 PRECISIONS = tuple(BYTES)

@@ -1,4 +1,4 @@
-"""Memory for kept activations of several sizes, up to a budget."""
+"""Memory for cached activations of several sizes, up to a budget."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dataclasses import dataclass
 from torch import Tensor
 
 _BLOCK_BYTES = 64 << 20
-# Places begin at multiples of so many numbers: a few cache lines.
+# Spans begin at multiples of so many elements: a few cache lines.
 _ALIGNED = 64
 
 
 @dataclass(frozen=True, order=True)
 class Span:
-    """Numbers ``start`` to ``stop`` of a block."""
+    """Elements ``start`` to ``stop`` of a block."""
 
     block: int
     start: int
     stop: int
 
 
-class Arena:
-    """Hands out places for tensors and takes them back.
+class ActivationMemory:
+    """Allocates spans of memory for tensors and takes them back.
 
-    A new page of memory costs the system several times what writing it costs, so memory is asked for once, in blocks that fit the
-    system's large pages, and used again. A place is the first free span of a block that is long enough; free neighbours are one.
+    A new page of memory costs the system several times what writing it costs, so memory is allocated once, in blocks that fit the
+    system's large pages, and used again. Allocation is first fit; neighbouring free spans are merged.
 
     Args:
-        numbers: that all places together may hold.
+        numbers: total capacity in elements.
         like: a tensor of the device and type.
     """
 
@@ -38,11 +38,11 @@ class Arena:
         self._free: list[Span] = []
 
     def empty(self) -> None:
-        """All of it is free again."""
+        """Frees all spans."""
         self._free = [Span(number, 0, len(block)) for number, block in enumerate(self._blocks)]
 
     def take(self, numbers: int) -> Span | None:
-        """A place for so many numbers; None where there is none."""
+        """Allocates a span of at least so many elements; None where there is no room."""
         needed = -(-numbers // _ALIGNED) * _ALIGNED
         at = self._fit(needed)
         if at is None:
@@ -59,7 +59,7 @@ class Arena:
         return taken
 
     def give(self, span: Span) -> None:
-        """The place is free again."""
+        """Frees a span."""
         at = bisect.bisect(self._free, span)
         start, stop, first, last = span.start, span.stop, at, at
         if at and self._free[at - 1].block == span.block and self._free[at - 1].stop == start:
@@ -69,7 +69,7 @@ class Arena:
         self._free[first:last] = [Span(span.block, start, stop)]
 
     def at(self, span: Span, shape: tuple[int, ...]) -> Tensor:
-        """The place as a tensor of a shape, whatever it holds."""
+        """The beginning of a span as a tensor of a shape; its values are what was written last."""
         numbers = 1
         for size in shape:
             numbers *= size

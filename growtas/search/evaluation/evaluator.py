@@ -1,7 +1,7 @@
-"""Accuracy of subnets on the search split, sharing the work that they have in common.
+"""Evaluates the accuracy of subnets on the search split, sharing the work that they have in common.
 
-Children of one parent mostly begin with the same blocks. They are evaluated a group at a time, along the tree of their
-beginnings, and what came out of a beginning is kept for the next ones; see :mod:`growtas.search.evaluation.prefix_tree`. On a
+Children of one parent mostly have the same first blocks. They are evaluated a group at a time, as paths of a prefix tree whose
+outputs are cached for later subnets; see :mod:`growtas.search.evaluation.prefix_tree`. On a
 CPU the images are divided among the threads, which for networks this small is faster than dividing every matrix product.
 
 In a race (:mod:`growtas.search.evaluation.racing`) all subnets see the first images, those that are still in it the next ones,
@@ -31,7 +31,7 @@ from growtas.distributed import World
 from growtas.errors import DataError
 from growtas.nn.evaluation.layers import EvaluationLayers
 from growtas.nn.supernet import Supernet
-from growtas.search.evaluation.prefix_tree import Answers, Batch, Walker
+from growtas.search.evaluation.prefix_tree import Answers, Batch, PrefixTreeEvaluator
 from growtas.search.evaluation.racing import Race
 from growtas.search.evaluation.workers import SharedEvaluator
 from growtas.search.journal import Evaluation
@@ -80,7 +80,7 @@ class SubnetEvaluator:
         device: ``cpu`` or a CUDA device.
         threads: CPU threads; by default torch's.
         image_bytes: memory that decoded images may take; beyond it they are read again for every call.
-        activation_bytes: memory that kept activations may take; by default a quarter of the machine's, container's or GPU's,
+        activation_bytes: memory that cached activations may take; by default a quarter of the machine's, container's or GPU's,
             and 4 GiB at most.
 
     Raises:
@@ -121,7 +121,7 @@ class SubnetEvaluator:
         if activation_bytes is None:
             activation_bytes = min(_MOST_ACTIVATION_BYTES, _memory(self._device) // 4)
         layers = EvaluationLayers(self.supernet)
-        self._walkers = [Walker(self.supernet, layers, activation_bytes // workers) for _ in range(workers)]
+        self._evaluators = [PrefixTreeEvaluator(self.supernet, layers, activation_bytes // workers) for _ in range(workers)]
         self._pools = (
             [ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) for _ in range(workers)] if on_cpu else []
         )
@@ -138,8 +138,8 @@ class SubnetEvaluator:
 
     def close(self) -> None:
         """Stop the threads and set torch's threads back; what is being evaluated ends with the batch of images at hand."""
-        for walker in self._walkers:
-            walker.stop()
+        for evaluator in self._evaluators:
+            evaluator.stop()
         for pool in self._pools:
             pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self._previous_threads)
@@ -178,11 +178,11 @@ class SubnetEvaluator:
         """All subnets on one part of the images that the workers hold; each with its tally when it is done."""
         everyone = list(running)
         groups = [everyone[start : start + GROUP] for start in range(0, len(everyone), GROUP)]
-        pending = [[self._submit(i, group, number) for i in range(len(self._walkers))] for group in groups]
+        pending = [[self._submit(i, group, number) for i in range(len(self._evaluators))] for group in groups]
         for group, answers in zip(groups, pending, strict=True):
             for answer in answers:
-                for subnet, own in zip(group, answer.result(), strict=True):
-                    running[subnet].add(*own)
+                for subnet, answers_of_subnet in zip(group, answer.result(), strict=True):
+                    running[subnet].add(*answers_of_subnet)
             for subnet in group:
                 yield subnet, running[subnet]
 
@@ -193,22 +193,22 @@ class SubnetEvaluator:
         rows = np.arange(start, stop) if order is None else order[start:stop]
         images = (self._data.images(start, stop) if order is None else self._data.take(rows)).to(self._device)
         labels = self._labels[torch.from_numpy(rows).to(self._device)]
-        shares: list[list[list[Batch]]] = [[] for _ in self._walkers]
+        shares: list[list[list[Batch]]] = [[] for _ in self._evaluators]
         for part in parts:
-            share = -(-(part.stop - part.start) // len(self._walkers))
+            share = -(-(part.stop - part.start) // len(self._evaluators))
             for i, held in enumerate(shares):
                 first, last = (min(part.start + share * n, part.stop) for n in (i, i + 1))
                 cuts = [slice(at - start, min(at + self._batch, last) - start) for at in range(first, last, self._batch)]
                 held.append([(images[cut], labels[cut], rows[cut]) for cut in cuts])
-        for walker, held in zip(self._walkers, shares, strict=True):
-            walker.load(held)
+        for evaluator, held in zip(self._evaluators, shares, strict=True):
+            evaluator.load(held)
         self._loaded = (start, stop, order)
 
     def _submit(self, index: int, group: Sequence[Subnet], part: int) -> Future[list[Answers]]:
         if self._pools:
-            return self._pools[index].submit(self._walkers[index].evaluate, group, part)
+            return self._pools[index].submit(self._evaluators[index].evaluate, group, part)
         future: Future[list[Answers]] = Future()
-        future.set_result(self._walkers[index].evaluate(group, part))
+        future.set_result(self._evaluators[index].evaluate(group, part))
         return future
 
 
@@ -229,24 +229,24 @@ def by_beginning(subnets: Sequence[Subnet]) -> list[Subnet]:
 
 def _merged(parts: Sequence[slice], least: int) -> list[slice]:
     """Consecutive parts put together until each has ``least`` images; the last one has what is left."""
-    found: list[slice] = []
+    merged: list[slice] = []
     for part in parts:
-        if found and found[-1].stop - found[-1].start < least:
-            found[-1] = slice(found[-1].start, part.stop)
+        if merged and merged[-1].stop - merged[-1].start < least:
+            merged[-1] = slice(merged[-1].start, part.stop)
         else:
-            found.append(part)
-    return found
+            merged.append(part)
+    return merged
 
 
 def _blocks(parts: Sequence[slice], images: int) -> list[tuple[int, int]]:
     """Ranges of at most ``images`` images that cover the parts: whole parts where one fits, and pieces of one where it does not."""
-    found: list[tuple[int, int]] = []
+    blocks: list[tuple[int, int]] = []
     for part in parts:
-        if found and part.stop - found[-1][0] <= images:
-            found[-1] = found[-1][0], part.stop
+        if blocks and part.stop - blocks[-1][0] <= images:
+            blocks[-1] = blocks[-1][0], part.stop
         else:
-            found += [(start, min(start + images, part.stop)) for start in range(part.start, part.stop, images)]
-    return found
+            blocks += [(start, min(start + images, part.stop)) for start in range(part.start, part.stop, images)]
+    return blocks
 
 
 def _equal(one: NDArray[np.int64] | None, other: NDArray[np.int64] | None) -> bool:
@@ -286,7 +286,7 @@ def make_evaluator(supernet: Supernet, data: Images, *, device: str = "cpu", wor
                 evaluate.serve()
                 return
             racing = None if exact else Racing(config.parents, len(images))
-            scorer = Scorer(space, evaluate, journal, on_evaluation, racing)
+            scorer = Scorer(space, evaluate, journal, racing, progress)
 
     Args:
         supernet, data, device: as for :class:`SubnetEvaluator`; ``data`` must be the same images in the same order everywhere.

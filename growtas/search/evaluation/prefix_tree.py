@@ -1,9 +1,9 @@
-"""One thread's part of an evaluation: many subnets on its share of the images, along the tree of their beginnings.
+"""Evaluates many subnets on one thread's share of the images, as paths of a prefix tree.
 
-Subnets that begin with the same blocks are one path of a tree until they part. Every batch of images is taken through the whole
-tree once: what leaves one node enters all of its children, which are computed together (:mod:`growtas.nn.evaluation.layers`).
-The outputs of the nodes are kept while there is memory, since the next generation's subnets begin like this one's: a node that
-is kept needs no computing, and one with a smaller sibling that is kept only what it has more.
+A node of the tree is a sequence of first blocks; subnets with the same first blocks share it. Every batch of images goes through
+the tree once: the output of a node is the input of all its children, which are computed together
+(:mod:`growtas.nn.evaluation.layers`). Outputs are cached while there is memory, because the next generation's subnets share many
+first blocks with this one's: a cached node is not computed again, and a node with a smaller cached sibling only in part.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from growtas.nn.evaluation.layers import EvaluationLayers
 from growtas.nn.supernet import Supernet
-from growtas.search.evaluation.activation_cache import KeptOutputs, Path
+from growtas.search.evaluation.activation_cache import ActivationCache, Path
 from growtas.subnet import Subnet
 
 Batch = tuple[Tensor, Tensor, NDArray[np.int64]]
@@ -28,13 +28,13 @@ Answers = tuple[NDArray[np.int64], Tensor, Tensor]
 """Positions of images, whether each is answered right, and its cross-entropy."""
 
 
-class Walker:
-    """Evaluates subnets on a share of the images.
+class PrefixTreeEvaluator:
+    """Evaluates subnets on one thread's share of the images.
 
     Args:
         supernet: in eval mode.
         layers: its layers, shared by all threads.
-        activation_bytes: memory for the outputs of nodes.
+        activation_bytes: memory for cached outputs of nodes.
 
     Attributes:
         layers_run: halves of blocks that were computed, over all batches.
@@ -43,18 +43,18 @@ class Walker:
     def __init__(self, supernet: Supernet, layers: EvaluationLayers, activation_bytes: int) -> None:
         self._supernet, self._layers = supernet, layers
         self._parts: list[list[Batch]] = []
-        self._kept = KeptOutputs(activation_bytes, 2 * supernet.space.max_depth + 1, supernet.cls_token)
+        self._cache = ActivationCache(activation_bytes, 2 * supernet.space.max_depth + 1, supernet.cls_token)
         self.layers_run = 0
         self._stopped = False
 
     def stop(self) -> None:
-        """From another thread: end the evaluation that is under way, and all later ones, with a ``CancelledError``."""
+        """Called from another thread: ends the running evaluation and all later ones with a ``CancelledError``."""
         self._stopped = True
 
     def load(self, parts: list[list[Batch]]) -> None:
-        """Take over images, part by part, and forget what was kept of others."""
+        """Sets the images, part by part, and clears the cached outputs of earlier ones."""
         self._parts = parts
-        self._kept.clear()
+        self._cache.clear()
 
     @torch.inference_mode()
     def evaluate(self, subnets: Sequence[Subnet], part: int) -> list[Answers]:
@@ -65,21 +65,20 @@ class Walker:
         """
         paths = [_path(subnet) for subnet in subnets]
         before = sum(map(len, self._parts[:part]))
-        found: list[list[Answers]] = [[] for _ in subnets]
+        answers: list[list[Answers]] = [[] for _ in subnets]
         for number, (images, labels, positions) in enumerate(self._parts[part], start=before):
             if self._stopped:
                 raise CancelledError
-            logits = self._walk(number, images, paths)
-            for path, answers in zip(paths, found, strict=True):
-                own = logits[path]
-                losses = F.cross_entropy(own, labels, reduction="none")
-                answers.append((positions, own.argmax(dim=1) == labels, losses))
-        return [_joined(answers) for answers in found]
+            logits = self._logits(number, images, paths)
+            for path, batches in zip(paths, answers, strict=True):
+                losses = F.cross_entropy(logits[path], labels, reduction="none")
+                batches.append((positions, logits[path].argmax(dim=1) == labels, losses))
+        return [_joined(batches) for batches in answers]
 
-    def _walk(self, number: int, images: Tensor, paths: Sequence[Path]) -> dict[Path, Tensor]:
+    def _logits(self, number: int, images: Tensor, paths: Sequence[Path]) -> dict[Path, Tensor]:
         """The logits of every path, float32 (or as the supernet computes, where that is wider)."""
         starts, children = self._plan(number, paths)
-        self._kept.use(number, starts)
+        self._cache.use(number, starts)
         ends, logits = set(paths), dict[Path, Tensor]()
 
         def visit(node: Path, x: Tensor) -> None:
@@ -95,39 +94,39 @@ class Walker:
 
         for node, x in starts.items():
             visit(node, self._supernet.embed(images, node[0]) if x is None else x)
-        self._kept.release(number, starts)
+        self._cache.release(number, starts)
         return logits
 
     def _grow(self, number: int, node: Path, x: Tensor, genes: Sequence[int]) -> list[Tensor]:
-        """What leaves a node's children, of which ``x`` leaves the node itself; all are written where they are kept.
+        """The outputs of a node's children, given the node's output ``x``; all are written into the cache.
 
-        That is safe: while the children's own children are computed, only paths longer than theirs go.
+        That is safe: while the children's own children are computed, only paths longer than theirs are dropped.
         """
         block, is_mlp = divmod(len(node) - 1, 2)
         choices = self._layers.hidden_choices(node[0]) if is_mlp else self._layers.head_choices
         begun = None
         for choice in choices:
-            if choice < min(genes) and (kept := self._kept.get(number, (*node, choice))) is not None:
-                begun = choice, kept
+            if choice < min(genes) and (cached := self._cache.get(number, (*node, choice))) is not None:
+                begun = choice, cached
         busy = [(*node, gene) for gene in (*genes, *(begun[:1] if begun else ()))]
-        self._kept.use(number, busy)
-        into = [self._kept.reserve(number, (*node, gene), tuple(x.shape)) for gene in genes]
+        self._cache.use(number, busy)
+        into = [self._cache.reserve(number, (*node, gene), tuple(x.shape)) for gene in genes]
         half = self._layers.mlp if is_mlp else self._layers.attention
         outs = half(x, block, genes, into, begun)
-        self._kept.release(number, busy)
+        self._cache.release(number, busy)
         return outs
 
     def _plan(self, number: int, paths: Sequence[Path]) -> tuple[dict[Path, Tensor | None], dict[Path, list[int]]]:
-        """Where the walk begins, with what is kept there (None before the first block), and the genes to compute after nodes."""
+        """The nodes to start from with their cached outputs (None before the first block), and the genes to compute after nodes."""
         starts: dict[Path, Tensor | None] = {}
         children: dict[Path, list[int]] = {}
         reached: set[Path] = set()
         for path in paths:
             length = len(path)
             while length > 1 and path[:length] not in reached:
-                kept = self._kept.get(number, path[:length])
-                if kept is not None:
-                    starts[path[:length]] = kept
+                cached = self._cache.get(number, path[:length])
+                if cached is not None:
+                    starts[path[:length]] = cached
                     break
                 length -= 1
             if length == 1:

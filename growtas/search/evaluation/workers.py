@@ -88,6 +88,10 @@ class Crew(World):
         return every or []
 
 
+class WorkerExit(SystemExit):
+    """Ends a process that is not the first one: with code 0 when it has served process 0, with 1 when another process is gone."""
+
+
 @contextlib.contextmanager
 def crew() -> Iterator[Crew]:
     """The processes that torchrun started, each with its device; a process alone where it did not. A context manager.
@@ -101,7 +105,7 @@ def crew() -> Iterator[Crew]:
     local, neighbours = (int(os.environ.get(key, default)) for key, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1")))
     if gpus and neighbours > gpus:
         if local:
-            raise SystemExit(0)
+            raise WorkerExit(0)
         raise DeviceError(
             f"{socket.gethostname()} has {gpus} GPUs for {neighbours} processes, and each needs its own; "
             f"give torchrun --nproc-per-node {gpus} at most"

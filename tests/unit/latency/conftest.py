@@ -10,3 +10,11 @@ def folder(tmp_path, monkeypatch):
     path.mkdir()
     monkeypatch.setenv("GROWTAS_PROFILES", str(path))
     return path
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch):
+    """Seconds that were waited for before something was measured again; no test really waits."""
+    seconds = []
+    monkeypatch.setattr("time.sleep", seconds.append)
+    return seconds

@@ -16,6 +16,7 @@ from growtas.search.limits import Limits
 from growtas.search.scoring import Scorer
 from growtas.search.search import Search
 from growtas.space import PRESETS
+from tests.progress_recorder import Recorder
 
 MICRO = PRESETS["micro"]
 SMALLEST, LARGEST = MICRO.smallest, MICRO.largest
@@ -196,14 +197,15 @@ def evaluate(subnets, race=None):
 
 def search(path, others=(), stop_after=10**6):
     """A search that is killed after some evaluations."""
-    journal, done = Journal(path, "c", "d", {"seed": 0}, others), []
+    journal = Journal(path, "c", "d", {"seed": 0}, others)
 
-    def count(subnet, evaluation, reused):
-        done.append(subnet)
-        if len(done) >= stop_after:
-            raise KeyboardInterrupt
+    class Killing(Recorder):
+        def event(self, event):
+            super().event(event)
+            if len(self.events) >= stop_after:
+                raise KeyboardInterrupt
 
-    scorer = Scorer(MICRO, evaluate, journal, count, Racing(5, IMAGES))
+    scorer = Scorer(MICRO, evaluate, journal, Racing(5, IMAGES), Killing())
     config = EvolutionConfig(generations=6, population=15, parents=5)
     return Search(space=MICRO, limits=Limits(max_params=150_000)).run(scorer, config, 0), scorer, journal
 
@@ -218,10 +220,10 @@ def test_a_killed_search_ends_the_same_though_another_journal_has_appeared(tmp_p
     for subnet, evaluation in evaluate([subnet for subnet, _ in calm.result.ranked]):
         new.record(subnet, evaluation)
     outcome, scorer, journal = search(tmp_path / "j", [tmp_path / "new"])
-    assert (outcome.result, outcome.found) == (calm.result, calm.found)
+    assert (outcome.result, outcome.chosen) == (calm.result, calm.chosen)
     assert (scorer.reused, journal.borrowed) == (stop_after, {})
     # Lent from the start, it saves all evaluations, with the same parents and the same find.
     lent, scorer, journal = search(tmp_path / "k", [tmp_path / "new"])
     assert (scorer.evaluated, scorer.dropped, list(journal.borrowed.values())) == (0, 0, [90])
-    assert (lent.found, lent.result.ranked[:5]) == (calm.found, calm.result.ranked[:5])
+    assert (lent.chosen, lent.result.ranked[:5]) == (calm.chosen, calm.result.ranked[:5])
     assert lent.result != calm.result

@@ -6,11 +6,13 @@ import math
 import pytest
 
 from growtas.costs import count_costs
+from growtas.progress import SILENT
 from growtas.search.evaluation.racing import Racing
 from growtas.search.journal import Evaluation, Journal
 from growtas.search.scoring import DROPPED, Scorer
 from growtas.space import PRESETS
 from growtas.subnet import Subnet
+from tests.progress_recorder import Recorder
 
 MICRO = PRESETS["micro"]
 IMAGES = 8
@@ -35,14 +37,14 @@ class Evaluator:
                 yield subnet, Evaluation(ACCURACY[subnet], 1.0, answers=b"\xf0")
 
 
-def scorer(path, evaluate, *, parents=None, on_evaluation=None):
+def scorer(path, evaluate, *, parents=None, progress=SILENT):
     racing = Racing(parents, IMAGES) if parents else None
-    return Scorer(MICRO, evaluate, Journal(path, "c", "d", {}), on_evaluation, racing)
+    return Scorer(MICRO, evaluate, Journal(path, "c", "d", {}), racing, progress)
 
 
 def test_a_dropped_subnet_ranks_below_every_complete_one_and_shows_no_accuracy(tmp_path):
-    said = []
-    score = scorer(tmp_path / "j", Evaluator(), parents=1, on_evaluation=lambda *call: said.append(call))
+    progress = Recorder()
+    score = scorer(tmp_path / "j", Evaluator(), parents=1, progress=progress)
     (first,) = score([ONE])
     dropped, also = score([THREE, TWO])
     assert first == (0.75, -1.0, -count_costs(MICRO, ONE).params)
@@ -50,7 +52,8 @@ def test_a_dropped_subnet_ranks_below_every_complete_one_and_shows_no_accuracy(t
     assert also > dropped  # fewer parameters
     assert max(dropped, also) < (0.0, -math.inf, -(10**9))
     assert (score.evaluated, score.dropped, score.reused) == (1, 2, 0)
-    assert [evaluation.complete for _, evaluation, _ in said] == [True, False, False]
+    assert [event.evaluation.complete for event in progress.events] == [True, False, False]
+    assert progress.done == 3
     lines = [json.loads(line) for line in (tmp_path / "j").read_text().splitlines()]
     assert [line["type"] for line in lines] == ["header", "evaluation", "dropped", "dropped"]
     assert (lines[2]["seen"], lines[2]["needed"], lines[2]["accuracy_of_seen"]) == (3, 6, 1 / 3)

@@ -7,9 +7,10 @@ from growtas.batch import SubnetBatch
 from growtas.costs import count_costs
 from growtas.errors import LimitError
 from growtas.latency.measured.campaign import Campaign
-from growtas.latency.measured.fit import fit_latency, sample_subnets
+from growtas.latency.measured.fit import fit_latency
+from growtas.latency.measured.sampling_plan import choose_subnets
 from growtas.latency.measured.setup import Setup
-from growtas.latency.measured.timings import LEAST_MARGIN, Timings
+from growtas.latency.measured.stopwatch import LEAST_MARGIN, LocalStopwatch
 from growtas.latency.modelled.profile import load_profile
 from growtas.latency.modelled.roofline import RooflineLatency
 from growtas.search.evolution import EvolutionConfig
@@ -64,7 +65,7 @@ class Machine:
 def _run(tmp_path, evaluate, limits=None, *targets, seed=0, **more):
     scorer = Scorer(MICRO, evaluate, Journal(tmp_path / "journal.jsonl", "c", "d", {}))
     outcome = Search(space=MICRO, limits=limits or Limits(), targets=targets, **more).run(scorer, CONFIG, seed)
-    return outcome.found, outcome.result, scorer
+    return outcome.chosen, outcome.result, scorer
 
 
 def test_a_killed_search_goes_on_and_evaluates_nothing_twice(tmp_path):
@@ -113,8 +114,8 @@ def test_a_modelled_latency_limits_and_stays_modelled(tmp_path):
 
 
 def _measured(tmp_path, machine, limit, **more):
-    watch = Timings(Campaign(tmp_path / "timings.jsonl", MICRO, SETUP, machine))
-    subnets = sample_subnets(MICRO, Limits().feasible(MICRO))
+    watch = LocalStopwatch(Campaign(tmp_path / "timings.jsonl", MICRO, SETUP, machine))
+    subnets = choose_subnets(MICRO, Limits().feasible(MICRO), 10, basis="coarse")
     values = watch.samples_ms(subnets)
     model = fit_latency(MICRO, subnets, values, watch.conditions)
     fitted_to = dict(zip(subnets, values, strict=True))
@@ -154,7 +155,7 @@ def test_when_all_finalists_miss_the_smallest_is_the_answer(tmp_path):
             return super().ms(subnet) if subnet in self.sampled else 1000.0
 
     machine = Liar()
-    machine.sampled = sample_subnets(MICRO, Limits().feasible(MICRO))
+    machine.sampled = choose_subnets(MICRO, Limits().feasible(MICRO), 10, basis="coarse")
     limit = machine.ms(MICRO.smallest)
     found, _, _ = _measured(tmp_path, machine, limit * 1.2)
     assert found.subnet == MICRO.smallest
@@ -168,7 +169,7 @@ def test_when_all_finalists_miss_the_smallest_is_the_answer(tmp_path):
 
 def test_without_a_limit_the_best_alone_is_measured(tmp_path):
     machine = Machine()
-    watch = Timings(Campaign(tmp_path / "timings.jsonl", MICRO, SETUP, machine))
+    watch = LocalStopwatch(Campaign(tmp_path / "timings.jsonl", MICRO, SETUP, machine))
     found, result, _ = _run(tmp_path, Evaluator(), None, Target(device="cpu", stopwatch=watch))
     assert machine.timed == [found.subnet] == [result.ranked[0][0]]
     assert found.latency.kind == "measured"

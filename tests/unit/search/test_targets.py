@@ -11,8 +11,8 @@ from growtas.batch import SubnetBatch
 from growtas.costs import count_costs, count_costs_batch
 from growtas.errors import ConfigError, LimitError
 from growtas.latency.measured.fit import FittedLatency
+from growtas.latency.measured.stopwatch import MeasuredLatency
 from growtas.latency.measured.terms import term_names
-from growtas.latency.measured.timings import Timed
 from growtas.latency.modelled.profile import load_profile
 from growtas.latency.modelled.roofline import RooflineLatency
 from growtas.sampling import sample_batch
@@ -49,7 +49,7 @@ class Stopwatch:
         return self.timed.get(subnet)
 
     def measure(self, subnet):
-        return self.timed.setdefault(subnet, Timed(ms=self.ms(subnet), margin=self.margin))
+        return self.timed.setdefault(subnet, MeasuredLatency(ms=self.ms(subnet), margin=self.margin))
 
 
 @settings(max_examples=8, deadline=None)
@@ -196,8 +196,8 @@ def test_a_front_holds_what_nothing_evaluated_beats(tmp_path):
     from growtas.subnet import Subnet
 
     assert {Subnet.from_dict(row["subnet"]) for row in report["subnets"]} == set(points) - beaten
-    assert outcome.found.subnet == outcome.result.ranked[0][0]
-    assert outcome.found.subnet in {Subnet.from_dict(row["subnet"]) for row in report["subnets"]}
+    assert outcome.chosen.subnet == outcome.result.ranked[0][0]
+    assert outcome.chosen.subnet in {Subnet.from_dict(row["subnet"]) for row in report["subnets"]}
     assert 0 < report["hypervolume"] < 1
     assert [axis["name"] for axis in report["axes"]] == ["accuracy", "latency a10", "params"]
     assert report["axes"][1]["kind"] == "modelled"

@@ -8,8 +8,10 @@ import pytest
 from growtas.errors import ConfigError, OutputError
 from growtas.latency.measured.campaign import Bounds, Campaign, UnsteadyMachine, spread
 from growtas.latency.measured.setup import Setup
+from growtas.progress import SILENT
 from growtas.sampling import sample_batch
 from growtas.space import PRESETS
+from tests.progress_recorder import Recorder
 
 MICRO = PRESETS["micro"]
 SETUP = Setup(batch=1, threads=2, runtime="toy", runtime_version="1.0", precision="fp32", machine="m")
@@ -25,7 +27,7 @@ class Machine:
     """Takes ``true_ms``; ``speeds`` are factors of the calls to come, ``noisy`` says whose blocks scatter in which call."""
 
     def __init__(self, speeds=(), noisy=()):
-        self.calls, self.speeds, self.noisy, self.paused = [], list(speeds), dict(noisy), []
+        self.calls, self.speeds, self.noisy = [], list(speeds), dict(noisy)
 
     def __call__(self, subnets):
         call = len(self.calls)
@@ -35,18 +37,18 @@ class Machine:
         return [[true_ms(s) * factor * f for f in (scatter if s in self.noisy.get(call, ()) else np.ones(5))] for s in subnets]
 
 
-def _campaign(tmp_path, machine, bounds=BOUNDS, setup=SETUP, space=MICRO):
-    return Campaign(tmp_path / "j.jsonl", space, setup, machine, bounds=bounds, pause=machine.paused.append)
+def _campaign(tmp_path, machine, bounds=BOUNDS, setup=SETUP, space=MICRO, progress=SILENT):
+    return Campaign(tmp_path / "j.jsonl", space, setup, machine, bounds=bounds, progress=progress)
 
 
 def test_every_group_has_the_reference_and_no_subnet_is_measured_twice(tmp_path):
-    machine, told = Machine(), []
-    samples = _campaign(tmp_path, machine).measure([*SUBNETS, SUBNETS[0]], on_samples=told.append)
+    machine, progress = Machine(), Recorder()
+    samples = _campaign(tmp_path, machine, progress=progress).measure([*SUBNETS, SUBNETS[0]])
     assert [s.subnet for s in samples] == SUBNETS
     assert [s.p50_ms for s in samples] == [true_ms(s) for s in SUBNETS]
     assert [len(call) for call in machine.calls] == [5, 5, len(SUBNETS) - 8 + 1]
     assert all(call[-1] == MICRO.middle() for call in machine.calls)
-    assert sum(told) == len(SUBNETS)
+    assert (progress.done, progress.events) == (len(SUBNETS), samples)
 
 
 def test_goes_on_from_the_journal_also_after_a_torn_line(tmp_path):
@@ -78,13 +80,13 @@ def test_other_setups_and_other_geometries_share_nothing(tmp_path, change):
     assert _campaign(tmp_path, Machine(), space=MICRO.replace(num_classes=11)).known(SUBNETS[0]) is None
 
 
-def test_only_what_scatters_is_measured_again(tmp_path):
+def test_only_what_scatters_is_measured_again(tmp_path, pauses):
     machine = Machine(noisy={0: (SUBNETS[1],)})
     campaign = _campaign(tmp_path, machine)
     samples = campaign.measure(SUBNETS[:4])
     assert [call[:-1] for call in machine.calls] == [SUBNETS[:4], [SUBNETS[1]]]
     assert [s.p50_ms for s in samples] == [true_ms(s) for s in SUBNETS[:4]]
-    assert (campaign.remeasured, machine.paused) == (1, [2.0])
+    assert (campaign.remeasured, pauses) == (1, [2.0])
 
 
 def test_a_drifting_reference_spoils_its_whole_group_which_is_measured_again(tmp_path):

@@ -9,7 +9,8 @@ from growtas.batch import SubnetBatch
 from growtas.costs import count_costs, count_costs_batch
 from growtas.errors import ConfigError
 from growtas.latency.estimate import Conditions
-from growtas.latency.measured.fit import SAMPLES, FittedLatency, fit_latency, sample_subnets
+from growtas.latency.measured.fit import FittedLatency, fit_latency
+from growtas.latency.measured.sampling_plan import choose_subnets
 from growtas.sampling import sample_batch
 from growtas.space import PRESETS
 
@@ -25,6 +26,10 @@ def _at_most(params):
     return lambda batch: count_costs_batch(MICRO, batch)[0] <= params
 
 
+def sample_subnets(space, feasible, count=10):
+    return choose_subnets(space, feasible, count, basis="coarse" if count < 15 else "stepped")
+
+
 def _truth(subnet):
     return 0.1 + 0.05 * subnet.depth + count_costs(MICRO, subnet).macs / 40e6 + 0.004 * sum(subnet.num_heads)
 
@@ -33,7 +38,7 @@ def test_the_samples_begin_with_the_smallest_and_spread_over_the_legal_range():
     subnets = sample_subnets(MICRO, _any)
     macs = [count_costs(MICRO, s).macs for s in subnets]
     assert subnets[0] == MICRO.smallest
-    assert len(set(subnets)) == SAMPLES
+    assert len(set(subnets)) == 10
     assert macs == sorted(macs)
     assert macs[-1] > 5 * macs[0]
     assert subnets == sample_subnets(MICRO, _any)

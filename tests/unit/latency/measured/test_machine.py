@@ -70,7 +70,7 @@ def test_a_reference_that_takes_as_long_as_recorded_is_all_that_is_timed(profile
     for factor in (0.97, 1.0, 1.035):
         machine = Machine(factor)
         check = check_profile(profile, machine)
-        assert (check.factor, check.said, machine.turns) == (1.0, "", [[MICRO.middle()]])
+        assert (check.factor, check.message, machine.turns) == (1.0, "", [[MICRO.middle()]])
         assert check.reference_ms == pytest.approx(recorded_ms(profile) * factor)
 
 
@@ -78,7 +78,7 @@ def test_a_common_factor_scales_the_profile(profile):
     machine = Machine(1.3)
     check = check_profile(profile, machine)
     assert check.factor == pytest.approx(1.3)
-    assert "takes 1.30 times what it took then" in check.said
+    assert "takes 1.30 times what it took then" in check.message
     assert {MICRO.smallest, MICRO.largest, MICRO.middle()} == set(machine.turns[1])
     assert check_profile(profile, Machine(0.8)).factor == pytest.approx(0.8)
 
@@ -87,7 +87,7 @@ def test_a_common_factor_scales_the_profile(profile):
 def test_factors_that_differ_are_another_machine(profile, odd):
     check = check_profile(profile, Machine(1.3, **odd))
     assert check.factor is None
-    assert "the smallest one" in check.said
+    assert "the smallest one" in check.message
 
 
 @pytest.mark.parametrize("factor", [2.1, 0.4])
@@ -99,10 +99,10 @@ def test_a_busy_moment_that_has_gone_is_forgotten(profile):
     assert check_profile(profile, Machine(1.2, 1.01)).factor == 1.0
 
 
-def test_restless_timings_are_waited_for_and_then_refused():
-    machine, pauses = Machine(1.0, restless=0.2), []
+def test_restless_timings_are_waited_for_and_then_refused(pauses):
+    machine = Machine(1.0, restless=0.2)
     with pytest.raises(UnsteadyMachine, match="4 times; nothing was lost"):
-        steady_ms([MICRO.middle()], machine, pauses.append)
+        steady_ms([MICRO.middle()], machine)
     assert pauses == [2.0, 4.0, 6.0]
     assert len(machine.turns) == 4
 

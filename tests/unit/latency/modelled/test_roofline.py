@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs
 from growtas.errors import ConfigError, DeviceError
-from growtas.latency.modelled.calibration import REFERENCE_MS, calibrate, modelled_ms
 from growtas.latency.modelled.profile import load_profile, shipped_names
 from growtas.latency.modelled.roofline import RooflineLatency
 from growtas.sampling import sample
 from growtas.space import PRESETS
 from growtas.subnet import Subnet
+from tests.evidence.roofline_calibration import REFERENCE_MS, calibrate, modelled_ms
 
 TINY = PRESETS["autoformer-t"]
 

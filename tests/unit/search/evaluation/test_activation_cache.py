@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growtas.search.evaluation.activation_cache import KeptOutputs
-from growtas.search.evaluation.activation_memory import Arena
+from growtas.search.evaluation.activation_cache import ActivationCache
+from growtas.search.evaluation.activation_memory import ActivationMemory
 
 LIKE = torch.zeros(1)
 
@@ -13,7 +13,7 @@ LIKE = torch.zeros(1)
 @given(st.lists(st.tuples(st.integers(1, 700), st.booleans(), st.integers(0, 10**6)), max_size=60), st.integers(0, 4000))
 @settings(max_examples=60, deadline=None)
 def test_places_in_use_never_overlap_and_stay_within_the_budget(steps, numbers):
-    arena, taken = Arena(numbers, LIKE), []
+    arena, taken = ActivationMemory(numbers, LIKE), []
     for size, give, pick in steps:
         if give and taken:
             span, _, _ = taken.pop(pick % len(taken))
@@ -30,7 +30,7 @@ def test_places_in_use_never_overlap_and_stay_within_the_budget(steps, numbers):
 
 
 def test_what_is_given_back_becomes_one_place_again():
-    arena = Arena(640, LIKE)
+    arena = ActivationMemory(640, LIKE)
     spans = [arena.take(64) for _ in range(10)]
     assert arena.take(1) is None
     for at in (3, 1, 2, 0):
@@ -40,7 +40,7 @@ def test_what_is_given_back_becomes_one_place_again():
 
 
 def test_longest_paths_go_first_then_those_unused_for_longest():
-    kept = KeptOutputs(4 * 64 * 3, 4, LIKE)
+    kept = ActivationCache(4 * 64 * 3, 4, LIKE)
     for path in ((1, 2), (1, 2, 3), (1, 2, 4)):
         kept.reserve(0, path, (8, 8)).fill_(len(path))
     assert kept.get(0, (1, 2, 3)) is not None
@@ -53,7 +53,7 @@ def test_longest_paths_go_first_then_those_unused_for_longest():
 
 
 def test_what_is_in_use_stays():
-    kept = KeptOutputs(4 * 64, 3, LIKE)
+    kept = ActivationCache(4 * 64, 3, LIKE)
     kept.reserve(0, (1, 2), (64,))
     kept.use(0, [(1, 2)])
     assert kept.reserve(0, (1, 3), (64,)) is None
@@ -63,7 +63,7 @@ def test_what_is_in_use_stays():
 
 
 def test_clear_keeps_the_memory():
-    kept = KeptOutputs(4 * 64, 2, LIKE)
+    kept = ActivationCache(4 * 64, 2, LIKE)
     address = kept.reserve(0, (1, 2), (64,)).data_ptr()
     kept.clear()
     assert kept.get(0, (1, 2)) is None

@@ -12,7 +12,7 @@ from growtas.errors import DataError
 from growtas.nn.supernet import Supernet
 from growtas.sampling import mutate, sample
 from growtas.search.evaluation.evaluator import SubnetEvaluator, _blocks, _merged, fingerprint
-from growtas.search.evaluation.prefix_tree import Walker
+from growtas.search.evaluation.prefix_tree import PrefixTreeEvaluator
 from growtas.space import PRESETS
 from growtas.subnet import Subnet
 
@@ -104,38 +104,38 @@ def test_a_common_beginning_is_computed_once_within_the_memory(supernet):
     other_width = Subnet(48, *block)
     images = Images()
     with SubnetEvaluator(supernet, images, threads=1) as evaluate:
-        walker = evaluate._walkers[0]
+        tree = evaluate._evaluators[0]
         list(evaluate([first]))
-        assert walker.layers_run == 8
+        assert tree.layers_run == 8
         list(evaluate([last_ratio, deeper]))
-        assert walker.layers_run == 8 + 1 + 2
+        assert tree.layers_run == 8 + 1 + 2
         list(evaluate([first, last_ratio, deeper]))
-        assert walker.layers_run == 8 + 1 + 2
+        assert tree.layers_run == 8 + 1 + 2
         list(evaluate([other_width]))
-        assert walker.layers_run == 8 + 1 + 2 + 8
+        assert tree.layers_run == 8 + 1 + 2 + 8
     with SubnetEvaluator(supernet, images, threads=1, activation_bytes=0) as evaluate:
-        walker = evaluate._walkers[0]
+        tree = evaluate._evaluators[0]
         # Within a group nothing needs to be kept; the next call begins anew.
         list(evaluate([first, last_ratio, deeper]))
-        assert walker.layers_run == 8 + 1 + 2
+        assert tree.layers_run == 8 + 1 + 2
         list(evaluate([deeper]))
-        assert walker.layers_run == 8 + 1 + 2 + 10
+        assert tree.layers_run == 8 + 1 + 2 + 10
 
 
 def test_memory_for_activations_is_bounded_and_holds_the_short_beginnings(supernet, subnets):
     place = 23 * 17 * 32 * 4
     with SubnetEvaluator(supernet, Images(), threads=1, activation_bytes=5 * place + 3000) as evaluate:
-        outputs = evaluate._walkers[0]._kept
+        outputs = evaluate._evaluators[0]._cache
         for chosen in (subnets, subnets[::-1]):
             list(evaluate(chosen))
-            assert sum(4 * len(block) for block in outputs._arena._blocks) <= 5 * place + 3000
+            assert sum(4 * len(block) for block in outputs._memory._blocks) <= 5 * place + 3000
             kept = [path for held in outputs._outputs for _, path in held]
             # Wider ones take more room.
             assert 5 * 32 - 64 < sum(path[0] for path in kept) <= 5 * 32
             assert max(len(path) for path in kept) <= 4
     with SubnetEvaluator(supernet, Images(), threads=1, activation_bytes=place - 1) as evaluate:
         list(evaluate(subnets))
-        assert not any(evaluate._walkers[0]._kept._outputs)
+        assert not any(evaluate._evaluators[0]._cache._outputs)
 
 
 def test_images_that_fit_are_read_once_and_others_for_every_call(supernet, subnets):
@@ -163,7 +163,7 @@ def test_results_come_as_they_are_done(supernet, subnets):
     seen = []
     with SubnetEvaluator(supernet, Images(), threads=1) as evaluate:
         for _ in evaluate(more):
-            seen.append(evaluate._walkers[0].layers_run)
+            seen.append(evaluate._evaluators[0].layers_run)
             # As a slow reader would: the thread may have gone on with the next groups, but not past the end.
     assert len(seen) == len(more)
     assert len(set(seen)) > 1
@@ -173,7 +173,7 @@ def test_leaving_ends_the_group_under_way_with_its_batch(supernet, subnets, monk
     """As an interrupted search does: a group of subnets may take minutes."""
     begun, left = threading.Event(), threading.Event()
     batches = []
-    walk = Walker._walk
+    walk = PrefixTreeEvaluator._logits
 
     def slow(self, number, images, paths):
         batches.append(number)
@@ -181,15 +181,15 @@ def test_leaving_ends_the_group_under_way_with_its_batch(supernet, subnets, monk
         assert left.wait(60)
         return walk(self, number, images, paths)
 
-    stop = Walker.stop
+    stop = PrefixTreeEvaluator.stop
 
     def stopped(self):
         stop(self)
         left.set()
 
     monkeypatch.setattr("growtas.search.evaluation.evaluator._TOKENS_A_BATCH", 17)
-    monkeypatch.setattr(Walker, "_walk", slow)
-    monkeypatch.setattr(Walker, "stop", stopped)
+    monkeypatch.setattr(PrefixTreeEvaluator, "_logits", slow)
+    monkeypatch.setattr(PrefixTreeEvaluator, "stop", stopped)
     data = Images()
     with pytest.raises(KeyboardInterrupt), SubnetEvaluator(supernet, data, threads=1) as evaluate:
         evaluate._load(None, 0, len(data), [slice(0, len(data))])

@@ -5,10 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
-from growtas.cli.search_live import EvolutionTable
+from growtas.cli.search_live import SearchDisplay
 from growtas.search.evolution import GenerationResult
 from growtas.search.journal import Evaluation
-from growtas.search.scoring import DROPPED
+from growtas.search.scoring import DROPPED, Evaluated
 from growtas.space import PRESETS
 
 SUBNET = PRESETS["micro"].smallest
@@ -16,7 +16,7 @@ SUBNET = PRESETS["micro"].smallest
 
 def feed(table, accuracies, reused=False):
     for accuracy in accuracies:
-        table.evaluated(SUBNET, Evaluation(accuracy, 1.0), reused)
+        table.event(Evaluated(SUBNET, Evaluation(accuracy, 1.0), reused))
 
 
 def generation(number, accuracies, best):
@@ -31,9 +31,9 @@ def rows(table):
 
 
 def test_a_row_for_each_generation_and_one_for_the_present():
-    with EvolutionTable(20, 3, hidden=True) as table:
+    with SearchDisplay(20, hidden=True) as table:
         feed(table, [0.1, 0.3, 0.2])
-        table.generation(generation(1, [0.1, 0.3, 0.2], 0.3))
+        table.event(generation(1, [0.1, 0.3, 0.2], 0.3))
         feed(table, [0.25, 0.15], reused=True)
         first, second = rows(table)
     assert first[:5] == ["1/20", "3", "30.00%", "30.00%", "20.00%"]
@@ -42,19 +42,19 @@ def test_a_row_for_each_generation_and_one_for_the_present():
 
 
 def test_what_was_dropped_from_a_race_has_no_accuracy():
-    with EvolutionTable(20, 3, hidden=True) as table:
+    with SearchDisplay(20, hidden=True) as table:
         feed(table, [0.2])
-        table.evaluated(SUBNET, Evaluation(0.9, 1.0, seen=32), False)
+        table.event(Evaluated(SUBNET, Evaluation(0.9, 1.0, seen=32), False))
         assert rows(table)[0][:5] == ["1/20", "1", "20.00%", "20.00%", "20.00%"]
-        table.generation(generation(1, [0.2, DROPPED], 0.2))
+        table.event(generation(1, [0.2, DROPPED], 0.2))
         assert rows(table)[0][:5] == ["1/20", "1", "20.00%", "20.00%", "20.00%"]
 
 
 def test_only_the_last_generations_stay():
-    with EvolutionTable(20, 1, hidden=True) as table:
+    with SearchDisplay(20, hidden=True) as table:
         for number in range(1, 13):
             feed(table, [number / 100])
-            table.generation(generation(number, [number / 100], number / 100))
+            table.event(generation(number, [number / 100], number / 100))
         assert [row[0] for row in rows(table)] == [f"{number}/20" for number in range(5, 13)]
 
 
@@ -62,8 +62,9 @@ def test_only_the_last_generations_stay():
 def test_it_is_shown_on_a_terminal_only(monkeypatch, terminal, hidden):
     screen = Console(file=io.StringIO(), force_terminal=terminal, width=120)
     monkeypatch.setattr("growtas.cli.search_live.progress_console", lambda: screen)
-    with EvolutionTable(20, 3, hidden=hidden) as table:
+    with SearchDisplay(20, hidden=hidden) as table:
+        table.stage("searching", 60)
         feed(table, [0.5])
-        table.finalist(SUBNET)
+        table.stage(f"measuring a finalist: {SUBNET}")
     assert ("evaluations/s" in screen.file.getvalue()) is (terminal and not hidden)
     assert ("measuring a finalist" in screen.file.getvalue()) is (terminal and not hidden)

@@ -1,6 +1,6 @@
 """How long costing a million subnets takes: parameters, MACs and a predicted latency of each.
 
-``python -m growtas.latency.speed [SPACE [COUNT]]`` prints the seconds on this machine; by default a million of autoformer-b.
+``python -m tests.benchmarks.costing [SPACE [COUNT]]`` prints the seconds on this machine; by default a million of autoformer-b.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ an A100. Two numbers are fitted for each of them, the reached fraction of the pe
 kernel, by least squares on the logarithm of the latency. The memory fraction and the tile are set by hand: at ViT sizes the
 latencies hardly depend on them. Devices without a reference get the geometric mean of the two fits.
 
-``python -m growtas.latency.modelled.calibration`` prints what the shipped profiles must hold; a test compares.
+``python -m tests.evidence.roofline_calibration`` prints what the shipped profiles must hold; a test compares.
 """
 
 from __future__ import annotations

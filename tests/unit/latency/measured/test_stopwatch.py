@@ -11,8 +11,9 @@ from growtas.costs import count_costs
 from growtas.errors import OutputError
 from growtas.latency.measured.campaign import Bounds, Campaign, Sample, UnsteadyMachine
 from growtas.latency.measured.setup import Setup
-from growtas.latency.measured.timings import LEAST_MARGIN, Timings, as_usual, set_aside, timed
+from growtas.latency.measured.stopwatch import LEAST_MARGIN, LocalStopwatch, combine_visits, guard_reference, set_aside
 from growtas.space import PRESETS
+from tests.progress_recorder import Recorder
 
 MICRO = PRESETS["micro"]
 SETUP = Setup(batch=1, threads=2, runtime="toy", runtime_version="1.0", precision="fp32", machine="m", graph="g")
@@ -33,8 +34,8 @@ class Machine:
         return [[self.ms(subnet) * speed] * 5 for subnet in subnets]
 
 
-def timings(tmp_path, machine, **more):
-    return Timings(Campaign(tmp_path / "t.jsonl", MICRO, SETUP, machine), **more)
+def stopwatch(tmp_path, machine, **more):
+    return LocalStopwatch(Campaign(tmp_path / "t.jsonl", MICRO, SETUP, machine), **more)
 
 
 def sample(ms, cv=0.0, reference_ms=1.0, visit=0):
@@ -56,14 +57,14 @@ def sample(ms, cv=0.0, reference_ms=1.0, visit=0):
     ],
 )
 def test_margins_counted_by_hand(samples, usual, repeat, ms, margin):
-    found = timed(samples, reference_ms=usual, repeatability=repeat)
+    found = combine_visits(samples, reference_ms=usual, repeatability=repeat)
     assert (found.ms, found.margin) == (pytest.approx(ms), pytest.approx(margin))
     assert found.upper_ms == pytest.approx(ms * (1 + margin))
 
 
 @given(st.lists(st.floats(0.5, 2.0), min_size=2, max_size=2), st.floats(0, 0.05), st.floats(0.9, 1.1))
 def test_the_upper_value_holds_every_visit_at_the_usual_speed(values, cv, reference_ms):
-    found = timed([sample(ms, cv, reference_ms) for ms in values], reference_ms=1.0, repeatability=0.01)
+    found = combine_visits([sample(ms, cv, reference_ms) for ms in values], reference_ms=1.0, repeatability=0.01)
     # Both visits at the same speed, brought to the usual one where that is slower.
     assert found.upper_ms >= max(values) * (1 - 1e-9)
     assert found.upper_ms >= sum(values) / 2 / reference_ms * (1 - 1e-9)
@@ -72,59 +73,57 @@ def test_the_upper_value_holds_every_visit_at_the_usual_speed(values, cv, refere
 
 def test_a_subnet_is_judged_on_two_visits_beside_the_reference_and_measured_once(tmp_path):
     machine = Machine()
-    watch = timings(tmp_path, machine, usual_ms=machine.ms(MICRO.middle()))
+    watch = stopwatch(tmp_path, machine, usual_ms=machine.ms(MICRO.middle()))
     assert watch.known(MICRO.smallest) is None
     found = watch.measure(MICRO.smallest)
     assert machine.turns == [[MICRO.smallest, MICRO.middle()]] * 2
     assert (found.ms, found.margin) == (machine.ms(MICRO.smallest), LEAST_MARGIN)
     assert watch.measure(MICRO.smallest) == watch.known(MICRO.smallest) == found
     assert len(machine.turns) == 2
-    again = timings(tmp_path, Machine(), usual_ms=machine.ms(MICRO.middle()))
+    again = stopwatch(tmp_path, Machine(), usual_ms=machine.ms(MICRO.middle()))
     assert again.measure(MICRO.smallest) == found
     assert str(watch.conditions) == "p50, batch 1, fp32, toy on cpu"
 
 
 def test_one_visit_is_no_judgement(tmp_path):
     machine = Machine()
-    watch = timings(tmp_path, machine)
-    told = []
-    values = watch.samples_ms([MICRO.largest, MICRO.smallest], lambda *each: told.append(each))
+    watch = stopwatch(tmp_path, machine)
+    values = watch.samples_ms([MICRO.largest, MICRO.smallest])
     assert values == [machine.ms(MICRO.largest), machine.ms(MICRO.smallest)]
-    assert told == list(zip([MICRO.largest, MICRO.smallest], values, strict=True))
     assert watch.known(MICRO.largest) is None
     watch.measure(MICRO.largest)
     assert machine.turns[1:] == [[MICRO.largest, MICRO.middle()]]
 
 
 def test_another_graph_s_timings_are_not_reused(tmp_path):
-    timings(tmp_path, Machine()).measure(MICRO.smallest)
+    stopwatch(tmp_path, Machine()).measure(MICRO.smallest)
     setup = dataclasses.replace(SETUP, graph="another")
-    assert Timings(Campaign(tmp_path / "t.jsonl", MICRO, setup, Machine())).known(MICRO.smallest) is None
+    assert LocalStopwatch(Campaign(tmp_path / "t.jsonl", MICRO, setup, Machine())).known(MICRO.smallest) is None
 
 
 def test_a_room_for_predictions_grows_with_the_distance_from_the_usual(tmp_path):
-    watch = timings(tmp_path, Machine(), usual_ms=2.0, repeatability=0.02)
+    watch = stopwatch(tmp_path, Machine(), usual_ms=2.0, repeatability=0.02)
     assert [watch.expected_margin(ms) for ms in (2.0, 2.04, 1.96)] == pytest.approx([0.03, 0.05, 0.05])
 
 
-def test_a_busy_moment_is_waited_for(tmp_path):
+def test_a_busy_moment_is_waited_for(tmp_path, pauses):
     # Every block of a turn is slowed alike: their variation shows nothing.
-    machine, notes, pauses = Machine(1.0, 1.2, 1.2, 1.01), [], []
+    machine, progress = Machine(1.0, 1.2, 1.2, 1.01), Recorder()
     usual = machine.ms(MICRO.middle())
-    guarded = as_usual(machine, usual, Bounds(), notes.append, pauses.append)
-    watch = timings(tmp_path, guarded, usual_ms=usual)
+    guarded = guard_reference(machine, usual, Bounds(), progress)
+    watch = stopwatch(tmp_path, guarded, usual_ms=usual)
     found = watch.measure(MICRO.smallest)
     assert found.ms == pytest.approx(machine.ms(MICRO.smallest) * 1.005)
     assert found.margin == pytest.approx(LEAST_MARGIN)
-    assert (len(machine.turns), len(notes), pauses) == (4, 2, [4.0, 8.0])
-    assert "took +20.0% against usual (allowed 4.0%)" in notes[0]
+    assert (len(machine.turns), len(progress.notes), pauses) == (4, 2, [4.0, 8.0])
+    assert "took +20.0% against usual (allowed 4.0%)" in progress.notes[0]
 
 
 @pytest.mark.parametrize("speed", [1.1, 0.9])
 def test_a_machine_that_stays_another_is_refused_and_nothing_is_lost(tmp_path, speed):
     machine = Machine(1.0, 1.0, speed)
     usual = machine.ms(MICRO.middle())
-    watch = timings(tmp_path, as_usual(machine, usual, Bounds(tries=3)), usual_ms=usual)
+    watch = stopwatch(tmp_path, guard_reference(machine, usual, Bounds(tries=3)), usual_ms=usual)
     known = watch.measure(MICRO.smallest)
     with pytest.raises(UnsteadyMachine, match="too busy.*3 times; nothing was lost"):
         watch.measure(MICRO.largest)
@@ -137,7 +136,7 @@ def test_a_journal_of_another_speed_is_set_aside(tmp_path):
     assert set_aside(path, SETUP, 1.0, 0.04) is None
     machine = Machine()
     usual = machine.ms(MICRO.middle())
-    timings(tmp_path, machine).measure(MICRO.smallest)
+    stopwatch(tmp_path, machine).measure(MICRO.smallest)
     kept = path.read_text()
     assert set_aside(path, SETUP, usual * 1.03, 0.04) == pytest.approx(usual)
     assert set_aside(path, dataclasses.replace(SETUP, threads=1), usual * 3, 0.04) is None
@@ -148,17 +147,17 @@ def test_a_journal_of_another_speed_is_set_aside(tmp_path):
 
 
 def test_lines_are_whole_and_a_torn_one_is_measured_again(tmp_path):
-    watch = timings(tmp_path, Machine())
+    watch = stopwatch(tmp_path, Machine())
     watch.measure(MICRO.smallest)
     path = watch.campaign.path
     assert [json.loads(line)["visit"] for line in path.read_text().splitlines()] == [0, 1]
     path.write_bytes(path.read_bytes()[:-30])
     machine = Machine()
-    timings(tmp_path, machine).measure(MICRO.smallest)
+    stopwatch(tmp_path, machine).measure(MICRO.smallest)
     assert len(machine.turns) == 1
 
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "t.jsonl").mkdir()
     with pytest.raises((OutputError, OSError)):
-        timings(tmp_path, Machine()).measure(MICRO.smallest)
+        stopwatch(tmp_path, Machine()).measure(MICRO.smallest)

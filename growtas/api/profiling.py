@@ -1,0 +1,142 @@
+"""Profiles this machine: :func:`profile` measures a space's latencies and fits the model that a search prunes with."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growtas.errors import ConfigError, DeviceError
+from growtas.export.benchmark.stopwatch import ArchitectureTurns, check_device, check_runtime
+from growtas.export.benchmark.timing import clocks, environment
+from growtas.files import ensure_writable, write_json
+from growtas.latency.catalogue import measured_file_name, near_name
+from growtas.latency.measured.campaign import Bounds, Campaign
+from growtas.latency.measured.machine import local_setup, other_work
+from growtas.latency.measured.profile import MeasuredProfile
+from growtas.latency.measured.profiling import make_profile, measure_plan
+from growtas.latency.measured.sampling_plan import plan_profile
+from growtas.latency.measured.setup import Setup
+from growtas.latency.modelled.profile import device_names, shipped_names, user_folder
+from growtas.progress import SILENT, Progress
+from growtas.space import load_space
+
+
+@dataclass(frozen=True)
+class ProfileResult:
+    """A measured profile and its files.
+
+    Attributes:
+        profile: the samples and the fitted model.
+        file: where the profile was written.
+        seconds: how long it took.
+    """
+
+    profile: MeasuredProfile
+    file: Path
+    seconds: float
+
+    @property
+    def journal(self) -> Path:
+        """The samples as they were measured; a profile that was stopped goes on from them."""
+        return self.file.with_suffix(".jsonl")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``growtas profile --json`` prints."""
+        return {**self.profile.to_dict(), "file": str(self.file), "journal": str(self.journal), "seconds": self.seconds}
+
+
+def profile(
+    device: str,
+    *,
+    new_device: bool = False,
+    space: str = "autoformer-t",
+    runtime: str | None = None,
+    precision: str = "fp32",
+    batch: int = 1,
+    threads: int | None = None,
+    samples: int = 60,
+    held_out: int = 40,
+    repeats: int = 10,
+    seconds: float = 0.1,
+    max_cv: float = 0.05,
+    max_drift: float = 0.04,
+    out: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> ProfileResult:
+    """Measures this machine's latencies of a space, and fits and tests the model that a search prunes with.
+
+    Every sample is journalled beside the profile: a profile that was stopped goes on when the same call is repeated.
+
+    Args:
+        device: name of this machine: ``cpu``, or a name for its GPU, such as ``a10``.
+        new_device: accept a name that looks like a slip of a known one.
+        space: a preset or a YAML file.
+        runtime: ``onnxruntime``, ``tensorrt``, ``tensorrt-rtx`` or ``openvino``; by default ``tensorrt`` for a GPU that has a
+            shipped profile, else ``onnxruntime``.
+        precision: of the artifacts.
+        batch: images at once.
+        threads: CPU threads; by default all that this process may use.
+        samples, held_out, repeats: subnets that the model is fitted to, tested on, and that are measured twice.
+        seconds: length of a timed block; every subnet gets nine.
+        max_cv, max_drift: bounds of :class:`growtas.latency.measured.campaign.Bounds`.
+        out: the profile's file; by default in the user's folder of profiles.
+        progress: gets the stages, the notes and each new sample as an event.
+
+    Raises:
+        UsageError: a wrong argument, or a device that this machine is not.
+        UnsteadyMachine: the machine is too busy; what was measured is kept.
+        BuildError: a subnet can't be built.
+    """
+    started = time.perf_counter()
+    runtime = runtime or ("tensorrt" if device in shipped_names() else "onnxruntime")
+    if not new_device and (near := near_name(device)) is not None:
+        raise DeviceError(f"--device is {device!r}, no known device: did you mean {near}? --new-device says that the name is meant")
+    if not re.fullmatch(r"[a-z0-9-]+", device):
+        raise ConfigError(f"--device is {device!r}; a name is lower-case letters, digits and hyphens, such as a10")
+    if device not in device_names():
+        progress.note(f"{device} is a new device; search for it later with --device {device}")
+    for option, value in (("--batch", batch), ("--threads", threads)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{option} is {value}; it must be 1 or more")
+    if not 0 < seconds <= 60:
+        raise ConfigError(f"--seconds is {seconds:g}; it must be above 0 and at most 60")
+    bounds, choices = Bounds(cv=max_cv, drift=max_drift), load_space(space)
+    plan = plan_profile(choices, samples=samples, held_out=held_out, repeats=repeats)
+    check_runtime(runtime, precision)
+    path = Path(out) if out else user_folder() / measured_file_name(device, choices.name, runtime, precision, batch)
+    if path.suffix != ".json":
+        raise ConfigError(f"--out is {path}; a profile's file must end in .json")
+    ensure_writable(path.parent)
+    machine = environment()
+    if work := other_work():
+        progress.note(f"{work}; samples may be refused")
+    progress.stage("exporting blocks")
+    reference, threads = choices.middle(), threads or local_setup().threads
+    timer = ArchitectureTurns(choices, [*plan.first, reference], runtime=runtime, batch=batch, threads=threads, seconds=seconds)
+    info = timer.info(reference)
+    check_device(device, shipped_names(), info.device)
+    setup = Setup(
+        batch=batch,
+        threads=info.threads,
+        runtime=runtime,
+        runtime_version=info.version,
+        precision=precision,
+        machine=str(machine["cpu"]) if info.device == "cpu" else info.device,
+    )
+    progress.stage("comparing with the exporter")
+    if not timer.check_against_exporter(reference):
+        progress.note("graphs put together from blocks differ from exported ones here; exporting each subnet, which takes longer")
+    campaign = Campaign(path.with_suffix(".jsonl"), choices, setup, timer, bounds=bounds, progress=progress)
+    progress.stage("measuring", plan.measurements)
+    try:
+        measured = measure_plan(campaign, plan)
+    except KeyboardInterrupt:
+        progress.note(f"the samples so far are kept in {campaign.path}; the same command goes on from there")
+        raise
+    description = {**{key: value for key, value in machine.items() if value is not None}, **clocks()}
+    result = make_profile(device, campaign, measured, description=setup.machine, machine=description)
+    write_json(path, result.to_dict())
+    return ProfileResult(result, path, time.perf_counter() - started)

@@ -1,0 +1,191 @@
+"""This machine as a device of a search: a measured profile that fits it, or a latency model of subnets that are measured first."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+
+from growtas.batch import SubnetBatch
+from growtas.export.benchmark.stopwatch import ArchitectureTurns
+from growtas.files import ensure_writable
+from growtas.latency.catalogue import fitting_profile
+from growtas.latency.measured.campaign import Bounds, Campaign
+from growtas.latency.measured.fit import fit_latency
+from growtas.latency.measured.machine import check_profile, local_setup, other_work, recorded_ms, steady_ms
+from growtas.latency.measured.profile import MeasuredProfile
+from growtas.latency.measured.sampling_plan import choose_subnets
+from growtas.latency.measured.setup import Setup
+from growtas.latency.measured.stopwatch import LocalStopwatch, guard_reference, set_aside
+from growtas.latency.modelled.profile import CPU
+from growtas.progress import SILENT, Progress
+from growtas.search.devices import Device
+from growtas.search.limits import Limits, check_latency
+from growtas.search.targets import Target
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
+from growtas.units import format_ms
+
+JOURNAL = "cpu-timings.jsonl"
+"""The latencies measured for a search, in its folder. The cpu-latency.jsonl of earlier versions holds those of another graph."""
+UNBOUND = "cpu-timings-unbound.jsonl"
+"""Latencies that no limit is judged on, taken on a machine that may have been busy."""
+SAMPLES = 12
+"""Subnets that the latency model is fitted to, where no profile fits."""
+
+
+def local_target(
+    device: Device, space: SearchSpace, limits: Limits, folder: Path, *, predict: bool, progress: Progress = SILENT
+) -> Target:
+    """Makes the target of this machine's CPU.
+
+    Its estimator comes from a measured profile that fits this machine, or is fitted to some subnets that are measured now.
+
+    Args:
+        limits: which subnets may be measured for a model, and the batch of all latencies.
+        folder: for the journal of what is measured.
+        predict: a front needs predictions even without a limit, which otherwise only has the chosen subnet measured.
+        progress: a stage for the subnets that are measured, and notes on the profile, the model and the state of the machine.
+
+    Raises:
+        LimitError: not even the smallest subnet meets the limit.
+        UnsteadyMachine: the machine is too busy.
+    """
+    setup = dataclasses.replace(local_setup(batch=limits.batch), runtime_version=onnxruntime.__version__)
+    machine = _LocalMachine(space, setup, folder, progress)
+    if device.max_ms is None and not predict:
+        return machine.target_without_limit(device)
+    profile, reasons = fitting_profile(CPU, space, batch=setup.batch, precision=setup.precision, runtime=setup.runtime, here=setup)
+    if profile is not None and (target := machine.target_of_profile(device, profile)) is not None:
+        return target
+    if profile is None:
+        why = f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
+        more = f" --batch {setup.batch}" if setup.batch != 1 else ""
+        command = f"growtas profile --device cpu --space {space.name}{more}"
+        progress.note(f"no measured profile fits this search{why}; `{command}` makes one: nothing is measured beforehand then")
+    return machine.target_of_samples(device, limits)
+
+
+@dataclass(frozen=True)
+class _LocalMachine:
+    """This machine, for one search."""
+
+    space: SearchSpace
+    setup: Setup
+    folder: Path
+    progress: Progress
+
+    def target_without_limit(self, device: Device) -> Target:
+        """Measures the chosen subnet only."""
+        timer = self._timer(self.space, [])
+        path = self.folder / UNBOUND
+        ensure_writable(path.parent)
+        # No limit is judged on it: a number of a busy machine will do, and its margin says so.
+        bounds = Bounds(cv=1.0, drift=1.0)
+        campaign = Campaign(path, self.space, self._graph_setup(timer), timer, bounds=bounds, progress=self.progress)
+        return Target(device=device.name, stopwatch=LocalStopwatch(campaign))
+
+    def target_of_profile(self, device: Device, profile: MeasuredProfile) -> Target | None:
+        """Prunes with the profile's model, if the profile's reference subnet takes as long here; None, after a note, if not."""
+        # The reference subnet is the profile's, so that its recorded latency can be compared.
+        space = profile.space.replace(num_classes=self.space.num_classes)
+        timer = self._timer(space, [])
+        check = check_profile(profile, timer)
+        name = f"the profile of {profile.space.name} from {profile.date}"
+        if check.factor is None:
+            self.progress.note(f"{name} is not used: {check.message}; measuring subnets instead{_other_work()}")
+            return None
+        model, usual_ms = profile.estimator(self.space, batch=self.setup.batch), recorded_ms(profile)
+        self.progress.note(
+            f"latency model for pruning: {name}, error on held-out subnets up to {model.relative_uncertainty:.1%} (p95); its "
+            f"reference subnet takes {format_ms(check.reference_ms)} here, {format_ms(usual_ms)} then (both measured)"
+        )
+        if check.factor != 1:
+            self.progress.note(
+                f"{check.message}, and so do the smallest and the largest; its predictions are scaled{_other_work()}"
+            )
+            provenance = f"{model.provenance}, times {check.factor:.2f}"
+            model = dataclasses.replace(model, coefficients=model.coefficients * check.factor, provenance=provenance)
+            usual_ms *= check.factor
+        samples = {sample.subnet: sample.p50_ms * check.factor for role, sample in profile.samples if role != "repeat"}
+        stopwatch = self._stopwatch(timer, check.reference_ms, usual_ms=usual_ms, repeatability=profile.repeatability.max)
+        target = Target(
+            device=device.name,
+            max_ms=device.max_ms,
+            estimator=model,
+            stopwatch=stopwatch,
+            fitted_to={subnet: ms for subnet, ms in samples.items() if self.space.holds(subnet)},
+            margin=stopwatch.expected_margin(check.reference_ms),
+        )
+        # The profile may not have timed the smallest subnet of narrower choices.
+        expected = float(model.predict_ms(SubnetBatch.from_subnets([self.space.smallest]))[0]) * (1 + model.relative_uncertainty)
+        self._check_smallest(target, stopwatch, samples.get(self.space.smallest, expected))
+        return target
+
+    def target_of_samples(self, device: Device, limits: Limits) -> Target:
+        """Prunes with a model that is fitted to some subnets, which are measured now."""
+        space = self.space
+        subnets = choose_subnets(space, limits.feasible(space), SAMPLES, basis="coarse")
+        timer = self._timer(space, [*subnets, space.middle()])
+        if not timer.check_against_exporter(space.middle()):
+            self.progress.note(
+                "graphs put together from blocks differ from exported ones here; exporting each subnet, which takes longer"
+            )
+        stopwatch = self._stopwatch(timer, steady_ms([space.middle()], timer)[0])
+        smallest_ms = stopwatch.samples_ms([space.smallest])[0]
+        self._check_smallest(Target(device=device.name, max_ms=device.max_ms), stopwatch, smallest_ms)
+        self.progress.stage("measuring subnets on this machine", len(subnets))
+        values = stopwatch.samples_ms(subnets)
+        model = fit_latency(space, subnets, values, stopwatch.conditions)
+        self.progress.note(
+            f"latency model for pruning: {len(subnets)} subnets measured here, held-out error up to {model.held_out_error:.0%}"
+        )
+        return Target(
+            device=device.name,
+            max_ms=device.max_ms,
+            estimator=model,
+            stopwatch=stopwatch,
+            fitted_to=dict(zip(subnets, values, strict=True)),
+        )
+
+    def _check_smallest(self, target: Target, stopwatch: LocalStopwatch, ms: float) -> None:
+        """Raises if no subnet meets the limit: the smallest one is measured unless its expected latency ``ms`` leaves no doubt."""
+        if target.max_ms is not None and target.max_ms < ms * (1 + target.margin):
+            smallest = stopwatch.measure(self.space.smallest)
+            check_latency(self.space, target.max_ms, smallest.upper_ms, "measured", stopwatch.conditions)
+
+    def _timer(self, space: SearchSpace, subnets: list[Subnet]) -> ArchitectureTurns:
+        setup = self.setup
+        return ArchitectureTurns(space, subnets, runtime=setup.runtime, batch=setup.batch, threads=setup.threads)
+
+    def _graph_setup(self, timer: ArchitectureTurns) -> Setup:
+        return dataclasses.replace(self.setup, graph=timer.signature(timer.space.middle()))
+
+    def _stopwatch(
+        self, timer: ArchitectureTurns, reference_ms: float, *, usual_ms: float | None = None, repeatability: float = 0.0
+    ) -> LocalStopwatch:
+        """The stopwatch with its journal; a journal whose reference subnet took another time is set aside.
+
+        Args:
+            reference_ms: what the reference subnet takes now.
+            usual_ms: what it usually takes, where that is known.
+        """
+        path, bounds, setup = self.folder / JOURNAL, Bounds(), self._graph_setup(timer)
+        ensure_writable(path.parent)
+        existed = path.exists()
+        before_ms = set_aside(path, setup, reference_ms, bounds.drift)
+        if existed and not path.exists():
+            self.progress.note(
+                f"this machine is faster or slower than when the timings in {path} were taken; they are set aside{_other_work()}"
+            )
+        usual_ms = usual_ms or max(reference_ms, before_ms or 0.0)
+        guarded = guard_reference(timer, usual_ms, bounds, self.progress)
+        campaign = Campaign(path, timer.space, setup, guarded, bounds=bounds, progress=self.progress)
+        return LocalStopwatch(campaign, usual_ms=usual_ms, repeatability=repeatability)
+
+
+def _other_work() -> str:
+    work = other_work()
+    return f"; {work}" if work else ""

@@ -1,0 +1,93 @@
+"""The result of a search, and the files that hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growtas.files import write_json
+from growtas.runs import Run
+from growtas.search.finalists import SearchedSubnet
+from growtas.search.front import front_report
+from growtas.search.limits import Limits
+from growtas.search.search import Outcome, Search
+from growtas.search.targets import DeviceLatency
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
+from growtas.watch.search_report import SearchReport, history
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """The subnet that a search chose, and the files that it wrote.
+
+    Attributes:
+        run: the run that was searched.
+        space: the choices that were searched.
+        limits: those that need no device.
+        chosen: the subnet with its costs, accuracy and latencies, and the finalists.
+        files: ``result``, ``subnet`` and ``report``, and ``picture`` and ``front`` where they were written.
+        report: the content of ``result.json``.
+    """
+
+    run: Run
+    space: SearchSpace
+    limits: Limits
+    chosen: SearchedSubnet
+    files: Mapping[str, Path]
+    report: Mapping[str, Any]
+
+    @property
+    def subnet(self) -> Subnet:
+        """The chosen subnet."""
+        return self.chosen.subnet
+
+    @property
+    def accuracy(self) -> float:
+        """Its top-1 accuracy on the search split, 0 to 1."""
+        return self.chosen.evaluation.accuracy
+
+    @property
+    def latencies(self) -> tuple[DeviceLatency, ...]:
+        """Its latency on each device, in the order of the devices."""
+        return self.chosen.latencies
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``growtas search --json`` prints: the content of ``result.json``."""
+        return dict(self.report)
+
+
+def write_results(run: Run, folder: Path, search: Search, outcome: Outcome, record: Mapping[str, Any]) -> SearchResult:
+    """Writes ``result.json``, ``subnet.json``, the page, and where they apply the picture and ``front.json``.
+
+    Args:
+        record: the beginning of ``result.json``: checkpoint, settings and counts.
+
+    Raises:
+        OutputError: a file can't be written.
+    """
+    chosen = outcome.chosen
+    files: dict[str, Path] = {"result": folder / "result.json", "subnet": folder / "subnet.json"}
+    report: dict[str, Any] = {
+        **record,
+        "time": outcome.spent.to_dict(),
+        "best": chosen.to_dict(),
+        "latency_note": chosen.latencies[0].note if chosen.latencies else None,
+        "finalists": [finalist.to_dict() for finalist in chosen.finalists],
+        "history": history(outcome.result),
+    }
+    if search.front:
+        files["front"] = folder / "front.json"
+        front = front_report(search, outcome.result)
+        write_json(files["front"], front)
+        report["front"] = {"subnets": len(front["subnets"]), "hypervolume": front["hypervolume"]}
+    page = SearchReport.of(search, outcome, report)
+    files |= {"report": folder / "report.html"} | ({"picture": folder / "search.png"} if page.can_draw else {})
+    report["files"] = {name: str(path) for name, path in files.items()}
+    write_json(files["result"], report)
+    subnet = {**chosen.to_dict(), **{key: record[key] for key in ("device", "devices", "limits")}}
+    write_json(files["subnet"], {**subnet, "space": run.space.name, "checkpoint_sha256": record["checkpoint_sha256"]})
+    page.write(files["report"], files.get("picture"))
+    return SearchResult(run=run, space=search.space, limits=search.limits, chosen=chosen, files=files, report=report)

@@ -1,0 +1,354 @@
+"""Searches a trained supernet; :func:`search` is what ``growtas search`` calls."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from growtas.api.search_results import SearchResult, write_results
+from growtas.errors import CheckpointError, ConfigError, LimitError, WorkerError, choices
+from growtas.files import ensure_writable, sha256
+from growtas.latency.modelled.profile import CPU
+from growtas.progress import SILENT, Progress
+from growtas.runs import Run
+from growtas.search.devices import Device, Devices, parse_devices, remote_target, size_precision
+from growtas.search.evolution import EvolutionConfig
+from growtas.search.journal import Journal
+from growtas.search.limits import Limits
+from growtas.search.memory import parse_bytes
+from growtas.search.objective import OBJECTIVES, parse_axes
+from growtas.search.scoring import Score
+from growtas.search.search import Search
+from growtas.search.supernet import LoadedSupernet, find_supernet, searched_space
+from growtas.search.targets import Target
+from growtas.space import SearchSpace
+from growtas.subnet import Subnet
+from growtas.units import parse_count
+
+if TYPE_CHECKING:
+    from growtas.search.evaluation.workers import Crew
+
+
+def search(
+    run: Run | str | Path | None = None,
+    *,
+    space: str | None = None,
+    devices: Devices = (),
+    max_params: str | int | None = None,
+    max_macs: str | int | None = None,
+    max_latency: str | float | None = None,
+    max_activation_memory: str | int | None = None,
+    max_size: str | int | None = None,
+    batch: int = 1,
+    precision: str | None = None,
+    objective: str = "accuracy",
+    front: str | None = None,
+    replay: bool = False,
+    exact: bool = False,
+    generations: int = 20,
+    population: int = 50,
+    seed: int = 0,
+    limit_images: int | None = None,
+    data: str | None = None,
+    data_dir: str | None = None,
+    out: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> SearchResult:
+    """Searches a trained supernet for the best subnet under limits, by the paper's evolution (Section 3.3).
+
+    Every evaluation is journalled: a search that was stopped goes on when it is called with the same arguments again. Of several
+    processes that torchrun started only the first one returns; the others evaluate subnets for it, and then end.
+
+    Args:
+        run: a run or its folder; by default the newest in ``runs`` that holds a supernet.
+        space: choices to search, a preset or a YAML file; without ``run`` also the space of the newest run.
+        devices: whose latency is limited or measured: names with limits (``{"a10": "5ms"}``; a number is in milliseconds), or
+            names. ``cpu`` is measured on this machine.
+        max_params, max_macs: limits, as numbers or with a unit: ``"6M"``; MACs are for one image.
+        max_latency: limit on the median latency of the devices that have none, ``"5ms"`` or milliseconds.
+        max_activation_memory, max_size: limits on the modelled bytes of activations and weights, ``"20MB"`` or bytes.
+        batch: images at once that latency and activation memory are meant for.
+        precision: of latency, memory and size; by default the device's.
+        objective: ``accuracy``, or ``pareto`` for a whole front (NSGA-II).
+        front: axes of the front, such as ``"accuracy,latency"``.
+        replay: choose among the journalled subnets; evaluate nothing.
+        exact: evaluate every subnet on all images, even if it can't become a parent.
+        generations, population: of the evolution.
+        seed: of all random choices.
+        limit_images: evaluate on so many images of the search split only.
+        data, data_dir: the data set, where the run records none.
+        out: folder of the journal and the results; by default ``RUN/search``.
+        progress: gets the notes, stages and events (:class:`growtas.search.scoring.Evaluated`,
+            :class:`growtas.search.evolution.GenerationResult`).
+
+    Raises:
+        UsageError: a wrong argument, no run, limits that no subnet meets, or a journal that a replay can't use.
+        UnsteadyMachine: this machine is too busy to measure latencies.
+        WorkerError: another process of this search failed.
+        WorkerExit: on the processes of torchrun that are not the first one.
+    """
+    for option, value, lowest in (("--batch", batch, 1), ("--limit-images", limit_images, 1), ("--seed", seed, 0)):
+        if value is not None and value < lowest:
+            raise ConfigError(f"{option} is {value}; it must be {lowest} or more")
+    if objective not in OBJECTIVES:
+        raise ConfigError(f"--objective is {objective!r}; legal are {choices(OBJECTIVES)}")
+    if front is not None and objective != "pareto":
+        raise ConfigError("--front needs --objective pareto")
+    sizes = max_size is not None or max_activation_memory is not None
+    parsed = parse_devices(devices, max_latency, precision, sizes=sizes)
+    limits = Limits(
+        max_params=parse_count(max_params, "--max-params", "6M") if isinstance(max_params, str) else max_params,
+        max_macs=parse_count(max_macs, "--max-macs", "1.3G") if isinstance(max_macs, str) else max_macs,
+        max_activation_bytes=parse_bytes(max_activation_memory, "--max-activation-memory")
+        if isinstance(max_activation_memory, str)
+        else max_activation_memory,
+        max_size_bytes=parse_bytes(max_size, "--max-size", "12MB") if isinstance(max_size, str) else max_size,
+        batch=batch,
+        precision=size_precision(parsed, precision),
+    )
+    config = EvolutionConfig(generations=generations, population=population)
+    chosen_run, how = find_supernet(run.path if isinstance(run, Run) else run, space, progress)
+    progress.note(f"run: {chosen_run.path} ({how})")
+    state = chosen_run.info.get("state")
+    if state not in ("finished", "imported"):
+        progress.note(f"the training of this run is not finished ({state}); searching its newest checkpoint")
+    searched = searched_space(chosen_run, space)
+    limits.check(searched)
+    request = _Request(
+        run=chosen_run,
+        run_chosen=how,
+        space=searched,
+        limits=limits,
+        devices=parsed,
+        axes=parse_axes(front, bool(parsed)) if objective == "pareto" else (),
+        exact=exact,
+        config=config,
+        seed=seed,
+        limit_images=limit_images,
+        data=data,
+        data_dir=data_dir,
+        out=Path(out) if out else chosen_run.path / "search",
+        progress=progress,
+    )
+    return request.replay() if replay else request.search()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """A search with checked arguments; see :func:`search`.
+
+    Attributes:
+        run_chosen: how the run was chosen.
+        axes: of the front; empty without one.
+    """
+
+    run: Run
+    run_chosen: str
+    space: SearchSpace
+    limits: Limits
+    devices: tuple[Device, ...]
+    axes: tuple[str, ...]
+    exact: bool
+    config: EvolutionConfig
+    seed: int
+    limit_images: int | None
+    data: str | None
+    data_dir: str | None
+    out: Path
+    progress: Progress
+
+    def search(self) -> SearchResult:
+        from growtas.search.evaluation.workers import WorkerExit, crew
+
+        with crew() as world:
+            if world.is_main:
+                return self._lead(world)
+            self._serve(world)
+        raise WorkerExit(0)
+
+    def _lead(self, world: Crew) -> SearchResult:
+        """Searches on process 0; the others evaluate for it."""
+        from growtas.nn.evaluation import kernels
+        from growtas.search.evaluation.evaluator import make_evaluator
+        from growtas.search.evaluation.racing import Racing
+        from growtas.search.scoring import Scorer
+
+        progress, config = self.progress, self.config
+        try:
+            ensure_writable(self.out)
+            remote = self._remote_targets()
+            # A training that goes on writes newer ones meanwhile.
+            loaded = self._load(self.run.supernet)
+            if world.size > 1:
+                loaded.decode()
+            search = self._with_targets(remote)
+            journal = Journal(
+                self.out / "journal.jsonl", loaded.digest, loaded.data_digest, self._settings(), self._other_journals()
+            )
+            evaluator = make_evaluator(loaded.supernet, loaded.images, device=world.device, world=world)
+        except Exception:
+            with contextlib.suppress(WorkerError):
+                world.share(None)
+            raise
+        images, started = loaded.images, time.perf_counter()
+        on_cpu = world.device == "cpu"
+        if on_cpu and kernels.instructions() is None:
+            progress.note(
+                "evaluation is slower without its kernels: growtas was installed without a C compiler or Python's headers"
+            )
+        try:
+            world.share((loaded.checkpoint, loaded.digest, loaded.data_digest))
+            with evaluator as evaluate:
+                # A front needs every accuracy, and so do finalists that may miss a measured limit: the next best is measured then.
+                measured = any(target.stopwatch and target.max_ms is not None for target in search.targets)
+                exact = self.exact or bool(self.axes) or measured
+                racing = None if exact else Racing(config.parents, len(images))
+                scorer = Scorer(self.space, evaluate, journal, racing, progress)
+                outcome = search.run(scorer, config, self.seed, progress)
+        except (KeyboardInterrupt, WorkerError):
+            progress.note(f"{len(journal)} evaluations are kept in {journal.path}; the same command goes on from there")
+            raise
+        if journal.borrowed:
+            counts = {journal.path: scorer.reused - sum(journal.borrowed.values()), **journal.borrowed}
+            progress.note(f"evaluations reused: {_counted(counts)}")
+        record = {
+            **self._record(loaded.checkpoint, loaded.digest),
+            "images": {"split": "search", "count": len(images), "fingerprint": loaded.data_digest},
+            "exact": exact,
+            "evaluated": scorer.evaluated,
+            "dropped": scorer.dropped,
+            "reused": scorer.reused,
+            "reused_from_others": {str(path): count for path, count in journal.borrowed.items()},
+            "evaluated_on": world.device.partition(":")[0],
+            "kernels": kernels.instructions() if on_cpu else None,
+            "processes": world.size,
+            "seconds": time.perf_counter() - started,
+        }
+        return write_results(self.run, self.out, search, outcome, record)
+
+    def _serve(self, world: Crew) -> None:
+        """Evaluates what process 0 distributes, on another process. Process 0 reports every failure."""
+        from growtas.search.evaluation.evaluator import make_evaluator
+        from growtas.search.evaluation.workers import SharedEvaluator, Unfit, WorkerExit
+
+        try:
+            # Process 0 may measure this machine first, and decodes the images into the cache: nothing is loaded before it is done.
+            message = world.share(None)
+            if message is None:
+                return
+            checkpoint, *digests = message
+            try:
+                loaded = self._load(checkpoint)
+                if [loaded.digest, loaded.data_digest] != digests:
+                    raise CheckpointError(f"{checkpoint} or the images differ from those of process 0")
+                evaluator = make_evaluator(loaded.supernet, loaded.images, device=world.device, world=world)
+            except Exception as error:
+                evaluator = SharedEvaluator(Unfit(error), world)
+            with evaluator as evaluate:
+                evaluate.serve()
+        except WorkerError:
+            raise WorkerExit(1) from None
+
+    def replay(self) -> SearchResult:
+        """Chooses among what the run's journals hold, on process 0 alone.
+
+        Raises:
+            UsageError: the journal does not hold what is needed.
+            LimitError: no recorded subnet meets the limits.
+        """
+        from growtas.search.rerank import ENOUGH, Recorded
+
+        if os.environ.get("RANK", "0") != "0":
+            from growtas.search.evaluation.workers import WorkerExit
+
+            raise WorkerExit(0)
+        started = time.perf_counter()
+        ensure_writable(self.out)
+        checkpoint = self.run.supernet
+        digest = sha256(checkpoint)
+        recorded = Recorded.read(self.out / "journal.jsonl", digest, self._other_journals())
+        search = self._with_targets(self._remote_targets())
+        result, scores = recorded.ranked(self.space, search.feasible()), recorded.scores(self.space)
+
+        def recorded_scores(subnets: Sequence[Subnet]) -> list[Score]:
+            if any(subnet not in scores for subnet in subnets):
+                raise LimitError(
+                    f"no recorded subnet meets the limits as measured, and the smallest one is not in {recorded.path}; "
+                    "search without --replay to evaluate more"
+                )
+            return [scores[subnet] for subnet in subnets]
+
+        outcome = search.choose(result, recorded_scores, progress=self.progress)
+        legal = len(result.ranked)
+        enough = legal >= ENOUGH
+        if recorded.lent:
+            counts = {recorded.path: len(recorded.evaluations) - sum(recorded.lent.values()), **recorded.lent}
+            self.progress.note(f"recorded evaluations: {_counted(counts)}")
+        holder = "the run's journals hold" if recorded.lent else "the journal holds"
+        if not enough:
+            self.progress.note(
+                f"{holder} only {legal} subnets within these limits (of {len(scores)}), fewer than {ENOUGH}: "
+                "a search without --replay would likely find a better one"
+            )
+        record = {
+            **self._record(checkpoint, digest),
+            "images": {"split": "search", "count": None, "fingerprint": recorded.data_fingerprint},
+            "evaluated": 0,
+            "dropped": 0,
+            "reused": len(scores),
+            "reused_from_others": {str(path): count for path, count in recorded.lent.items()},
+            "replay": {"journal": str(recorded.path), "recorded": len(scores), "legal": legal, "enough": enough},
+            "seconds": time.perf_counter() - started,
+        }
+        return write_results(self.run, self.out, search, outcome, record)
+
+    def _load(self, checkpoint: Path) -> LoadedSupernet:
+        return LoadedSupernet.load(self.run, checkpoint, self.data, self.data_dir, self.limit_images)
+
+    def _other_journals(self) -> list[Path]:
+        """The journals of all searches in the run's folder."""
+        return sorted(self.run.path.glob("search*/journal.jsonl"))
+
+    def _remote_targets(self) -> dict[str, Target]:
+        """Targets that are not at hand; made before anything slow, since limits that no subnet meets raise here."""
+        return {d.name: remote_target(d, self.space, self.limits.batch) for d in self.devices if d.name != CPU}
+
+    def _with_targets(self, targets: dict[str, Target]) -> Search:
+        """The search, with this machine as a target too if it is asked for."""
+        for device in self.devices:
+            if device.name == CPU:
+                from growtas.api.search_devices import local_target
+
+                predict = "latency" in self.axes
+                targets[CPU] = local_target(device, self.space, self.limits, self.out, predict=predict, progress=self.progress)
+        ordered = tuple(targets[device.name] for device in self.devices)
+        return Search(space=self.space, limits=self.limits, targets=ordered, front=self.axes)
+
+    def _record(self, checkpoint: Path, digest: str) -> dict[str, Any]:
+        run = {"run": str(self.run.path), "run_chosen": self.run_chosen}
+        return {**run, "checkpoint": str(checkpoint), "checkpoint_sha256": digest, **self._settings()}
+
+    def _settings(self) -> dict[str, Any]:
+        """What the journal and the results record of the request."""
+        first = self.devices[0] if self.devices else None
+        return {
+            "space": self.space.name,
+            "objective": "pareto" if self.axes else "accuracy",
+            # The first device's limit is also where one device's has always been.
+            "limits": {**self.limits.to_dict(), "max_latency_ms": first.max_ms if first else None},
+            "device": first.name if first else None,
+            "devices": [{"device": d.name, "max_latency_ms": d.max_ms, "precision": d.precision} for d in self.devices],
+            "batch": self.limits.batch,
+            "seed": self.seed,
+            "generations": self.config.generations,
+            "population": self.config.population,
+        }
+
+
+def _counted(counts: Mapping[Path, int]) -> str:
+    return ", ".join(f"{count} from {path}" for path, count in counts.items() if count)

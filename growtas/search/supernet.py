@@ -1,0 +1,128 @@
+"""The trained supernet that is searched: its run, the choices, the weights and the images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from growtas.errors import CheckpointError, SpaceError, UsageError
+from growtas.progress import SILENT, Progress
+from growtas.runs import RUNS, Run, find_run, list_runs
+from growtas.space import SearchSpace, load_space
+
+if TYPE_CHECKING:
+    from growtas.data.evaluation import EvaluationSet
+    from growtas.nn.supernet import Supernet
+
+_CHUNK = 256
+
+
+def find_supernet(run: str | Path | None, space: str | None, progress: Progress = SILENT) -> tuple[Run, str]:
+    """Finds the run to search, and says how it was chosen: by default the newest one that holds a supernet.
+
+    Args:
+        run: its folder; None for the newest.
+        space: of the newest run, where no folder is given: a preset or a YAML file.
+        progress: gets a note for each newer run that holds no supernet.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if run is not None:
+        named = find_run(run)
+        if named.info.get("method") == "finetune":
+            raise UsageError(f"{named.path}: a fine-tuned run holds one subnet and nothing to search; go on with growtas export")
+        return named, "named"
+    name = load_space(space).name if space is not None else None
+    for candidate in list_runs():
+        try:
+            info = candidate.info
+        except CheckpointError:
+            progress.note(f"skipped {candidate.path}: its run.json can't be read")
+            continue
+        if name is not None and (info.get("space") or {}).get("name") != name:
+            continue
+        if info.get("method") == "finetune":
+            progress.note(f"skipped {candidate.path}: a fine-tuned run holds one subnet and nothing to search")
+        elif not candidate.checkpoints:
+            progress.note(f"skipped {candidate.path}: it has no checkpoint yet")
+        else:
+            return candidate, f"the newest{f' of {name}' if name else ''} in {RUNS}/"
+    if name is not None:
+        raise UsageError(
+            f"no run of the space {name} in {RUNS}/; make one with `growtas train --space {space}`, or name its folder"
+        )
+    raise UsageError(f"no run with a supernet in {RUNS}/; make one with `growtas train`, or name its folder")
+
+
+def searched_space(run: Run, space: str | None) -> SearchSpace:
+    """The run's space, with the choices of ``space`` where it is given; the supernet's bounds and geometry stay.
+
+    Raises:
+        SpaceError: the choices go beyond the supernet.
+    """
+    trained = run.space
+    if space is None:
+        return trained
+    narrowed = load_space(space)
+    dimensions = ("embed_dim", "num_heads", "mlp_ratio", "depth")
+    for field in dimensions:
+        highest, bound = getattr(narrowed, field)[-1], getattr(trained, f"max_{field}")
+        if highest > bound:
+            raise SpaceError(f"--space {space}: {field} goes up to {highest:g}, but the supernet of {run.path} only to {bound:g}")
+    return trained.replace(name=narrowed.name, **{field: getattr(narrowed, field) for field in dimensions})
+
+
+@dataclass(frozen=True)
+class LoadedSupernet:
+    """A supernet with the images that it is searched on.
+
+    Attributes:
+        checkpoint: the supernet's file.
+        digest, data_digest: of the checkpoint and of the images, by which a journal knows them.
+    """
+
+    supernet: Supernet
+    images: EvaluationSet
+    checkpoint: Path
+    digest: str
+    data_digest: str
+
+    @classmethod
+    def load(cls, run: Run, checkpoint: Path, data: str | None, data_dir: str | None, limit_images: int | None) -> LoadedSupernet:
+        """Loads a supernet of a run, and its search split.
+
+        Args:
+            checkpoint: the supernet's file.
+            data, data_dir: as for :func:`growtas.data.evaluation.search_set`.
+            limit_images: only so many of the images.
+
+        Raises:
+            CheckpointError: the checkpoint can't be read.
+            DataError: the images are absent or changed.
+        """
+        from growtas.checkpoint import load_supernet
+        from growtas.data.evaluation import search_set
+        from growtas.files import sha256
+        from growtas.search.evaluation.evaluator import fingerprint
+
+        supernet, digest = load_supernet(checkpoint), sha256(checkpoint)
+        images = search_set(run, data=data, data_dir=data_dir)
+        if limit_images is not None:
+            images = images.subset(limit_images)
+        description = {"data": data or run.info["data"], "preprocess": run.info["preprocess"]}
+        return cls(supernet, images, checkpoint, digest, fingerprint(images, description))
+
+    def decode(self) -> None:
+        """Decodes the images where they fit into memory: those of files are then in the cache, for other processes too.
+
+        Raises:
+            DataError: an image is unreadable.
+        """
+        from growtas.data.pixels import MEMORY_LIMIT
+
+        space, count = self.supernet.space, len(self.images)
+        if count * space.in_chans * space.image_size**2 <= MEMORY_LIMIT:
+            for start in range(0, count, _CHUNK):
+                self.images.images(start, start + _CHUNK)
