@@ -1,10 +1,14 @@
-"""Whether the latency limit of a search holds in what was measured."""
+"""Whether the latency limits of a search hold in what was measured."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from growtas.errors import CheckpointError
+from growtas.files import read_json
 
 
 def check_limit(search: Mapping[str, Any] | None, results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -46,3 +50,48 @@ def _is_device(searched: object, measured: str) -> bool:
 def _agree(promised: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
     """Whether a measurement is of what the search spoke of, as far as it said."""
     return all(promised.get(key) in (None, result[key]) for key in ("precision", "runtime"))
+
+
+def run_of(artifact: Path) -> Path | None:
+    """The run folder that an artifact lies in, if it does."""
+    folder = artifact.resolve().parent.parent
+    return artifact.parent.parent if (folder / "run.json").is_file() else None
+
+
+def check_limits(path: Path, manifest: Mapping[str, Any] | None, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Compares the search's latency limits, one a device, each with what was measured on that device alone.
+
+    A manifest knows the first device's; the others are in the subnet file that was exported, where it still lies in the run.
+
+    Args:
+        path: the artifact.
+        manifest: its manifest, None without one.
+        results: as for :func:`check_limit`.
+    """
+    run, search = run_of(path), (manifest or {}).get("search")
+    if manifest is None or not isinstance(search, dict):
+        return []
+    latencies = search.get("latencies") or (_subnet_file(run, manifest, search) if run else {}).get("latencies")
+    searches = [
+        {
+            "limits": {"max_latency_ms": latency["max_latency_ms"]},
+            "device": latency["device"],
+            "latency": latency["measured"] or latency["predicted"],
+        }
+        for latency in latencies or ()
+    ]
+    limits = [check_limit(one, results) for one in searches or (search,)]
+    return [limit for limit in limits if limit is not None]
+
+
+def _subnet_file(run: Path, manifest: Mapping[str, Any], search: Mapping[str, Any]) -> dict[str, Any]:
+    """The searched subnet that a manifest is of, as it was written; empty where another search took its place."""
+    for path in sorted(run.glob("search*/subnet.json")):
+        try:
+            written = read_json(path, "subnet file")
+        except CheckpointError:
+            continue
+        same = isinstance(written, dict) and all(written.get(key) == value for key, value in search.items())
+        if same and all(written.get(key) == value for key, value in manifest["subnet"].items()):
+            return dict(written)
+    return {}

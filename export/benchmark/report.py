@@ -1,62 +1,182 @@
-"""What was measured of each artifact, as JSON data; ``docs/bench.md`` describes the fields."""
+"""The report of a benchmark: what was measured of each artifact; ``docs/bench.md`` describes its JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from growtas.export.benchmark.entry import Entry
+from growtas.export.benchmark.entries import Entry
+from growtas.export.benchmark.limits import check_limit, check_limits
 from growtas.export.benchmark.peaks import roofline
-from growtas.export.benchmark.ratios import is_steady, ratio
-from growtas.export.benchmark.timing import summarise
+from growtas.export.benchmark.timing import Measurement, summarise
+from growtas.export.runtimes.base import TimerParts
+
+FORMAT = "growtas-bench/1"
+CV_BOUND = 0.10
+"""Coefficient of variation above which a measurement is called unsteady: on an idle machine all runtimes stay below 5 %."""
 
 
-def artifact_report(entry: Entry, batches: Sequence[int], peaks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """One subject's part of the report; ratios come later, see :func:`compared`.
+@dataclass(frozen=True, kw_only=True)
+class BatchResult(Measurement):
+    """Latency of one artifact at one batch size, and what follows from it.
+
+    Attributes:
+        p50_ms_of_rounds: median milliseconds of each round.
+        steady: whether ``cv`` is at most :data:`CV_BOUND`.
+        parts: medians of host, transfer and device times in milliseconds, and how often they were taken; None where the runtime
+            doesn't tell them apart.
+        power: see :meth:`growtas.export.benchmark.power.Consumption.report`.
+        roofline: see :func:`growtas.export.benchmark.peaks.roofline`; None where the MACs are unknown, or none was asked for.
+        ratio: to the baseline at the same batch; see :func:`ratio`.
+        ratio_per_mac: the median of that, times the baseline's MACs over the artifact's.
+    """
+
+    p50_ms_of_rounds: list[float]
+    steady: bool
+    parts: dict[str, float] | None
+    power: dict[str, float | None] | None
+    roofline: dict[str, Any] | None
+    ratio: dict[str, Any] | None = None
+    ratio_per_mac: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        beside = [item.name for item in dataclasses.fields(self)][len(dataclasses.fields(Measurement)) :]
+        measured = {name: value for name, value in super().to_dict().items() if name not in beside}
+        return {**measured, **{name: getattr(self, name) for name in beside}}
+
+
+@dataclass(kw_only=True)
+class ArtifactReport:
+    """One artifact in one runtime.
+
+    Attributes:
+        label: unique in the report.
+        file: the file's name, or ``timm:NAME``.
+        path: of the file; None for a timm model in PyTorch.
+        bytes, weight_bytes: of the file, and of the weights in it; None where unknown.
+        kind: as manifests call the format, or ``timm``.
+        precision: such as ``fp32``; ``unknown`` without a manifest.
+        params, macs: of the manifest.
+        image_shape, image_layout, any_image_size, input_dtype: the images that it was timed on.
+        verified: whether it is the file that its manifest describes.
+        runnable, not_runnable_because: whether it was measured here, or why not.
+        targets, max_batch, activation_memory_bytes: of a plan.
+        memory: see :func:`growtas.export.benchmark.memory.probe`.
+        results: a measurement for each batch.
+        baseline: whether it is what the others are compared with.
+        limit, limits: the search's latency limits; see :mod:`growtas.export.benchmark.limits`.
+    """
+
+    label: str
+    file: str
+    path: Path | None
+    bytes: int | None
+    weight_bytes: int | None
+    kind: str
+    precision: str
+    params: int | None
+    macs: int | None
+    image_shape: tuple[int, ...] | None
+    image_layout: str | None
+    any_image_size: bool | None
+    input_dtype: str
+    verified: bool
+    runnable: bool
+    not_runnable_because: str | None
+    targets: list[str] | None
+    max_batch: int | None
+    activation_memory_bytes: int | None
+    memory: dict[str, Any] | None
+    results: list[BatchResult]
+    baseline: bool = False
+    limit: dict[str, Any] | None = None
+    limits: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            **{item.name: getattr(self, item.name) for item in dataclasses.fields(self)},
+            "path": str(self.path) if self.path else None,
+            "image_shape": list(self.image_shape) if self.image_shape else None,
+            "results": [result.to_dict() for result in self.results],
+        }
+
+
+@dataclass(kw_only=True)
+class BenchReport:
+    """What was measured, and on which machine.
+
+    Attributes:
+        created: date and time.
+        interrupted: whether the measuring was stopped before its end.
+        environment, clocks, power, peaks, versions, settings: the machine and how it was measured, as JSON data.
+        artifacts: in the order in which they were named, a baseline that was added first.
+        run: folder of the run that they are of, if there is one.
+        files: what was written of it, the report first.
+    """
+
+    created: str
+    interrupted: bool
+    environment: dict[str, Any]
+    clocks: dict[str, Any] | None
+    power: dict[str, Any]
+    peaks: list[dict[str, Any]]
+    versions: dict[str, Any]
+    settings: dict[str, Any]
+    artifacts: list[ArtifactReport]
+    run: Path | None = None
+    files: tuple[Path, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, without ``files``."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "files"}
+        artifacts = [artifact.to_dict() for artifact in self.artifacts]
+        return {"format": FORMAT, **values, "artifacts": artifacts, "run": str(self.run) if self.run else None}
+
+
+def artifact_report(entry: Entry, batches: Sequence[int], peaks: Mapping[str, dict[str, Any]]) -> ArtifactReport:
+    """One subject's part of the report; ratios come later, see :func:`compare`.
 
     Args:
         batches: those that were asked for; one without a finished turn is left out.
         peaks: of :meth:`growtas.export.benchmark.peaks.PeakMeter.report`, by device.
     """
-    subject, manifest = entry.subject, entry.subject.manifest or {}
+    subject, manifest, fed = entry.subject, entry.subject.manifest or {}, entry.fed
     plan, path = manifest.get("plan") or {}, entry.subject.path
     results = [_result(entry, batch, peaks) for batch in batches if entry.samples.get(batch)]
-    return {
-        "label": subject.label,
-        "file": path.name if path and subject.timm is None else subject.name,
-        "path": str(path) if path else None,
-        "bytes": path.stat().st_size if path else None,
-        "weight_bytes": entry.weight_bytes,
-        "kind": manifest.get("kind") or (path.suffix[1:] if path else "timm"),
-        "precision": _precision(entry),
-        "params": manifest.get("params"),
-        "macs": manifest.get("macs"),
-        **_input(entry, manifest),
-        "verified": path is not None and subject.manifest is not None,
-        "runnable": entry.session is not None,
-        "not_runnable_because": entry.not_runnable_because,
-        "targets": plan.get("targets"),
-        "max_batch": plan.get("max_batch"),
-        "activation_memory_bytes": plan.get("activation_memory_bytes"),
-        "memory": entry.memory,
-        "results": results,
-        # For judging the limit; taken out before the report is given away.
-        "manifest": entry.subject.manifest,
-    }
-
-
-def _input(entry: Entry, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What it was fed; of what can't run the type alone, as its manifest says it."""
-    fed = entry.fed
-    return {
-        "image_shape": list(fed.shape) if fed else None,
-        "image_layout": fed.layout if fed else None,
-        "any_image_size": fed.any_size if fed else None,
-        "input_dtype": fed.dtype if fed else (manifest.get("input") or {}).get("dtype", "float32"),
-    }
+    measured = [result.to_dict() for result in results]
+    return ArtifactReport(
+        label=subject.label,
+        file=path.name if path and subject.timm is None else subject.name,
+        path=path,
+        bytes=path.stat().st_size if path else None,
+        weight_bytes=entry.weight_bytes,
+        kind=manifest.get("kind") or (path.suffix[1:] if path else "timm"),
+        precision=_precision(entry),
+        params=manifest.get("params"),
+        macs=manifest.get("macs"),
+        image_shape=fed.shape if fed else None,
+        image_layout=fed.layout if fed else None,
+        any_image_size=fed.any_size if fed else None,
+        # Of what can't run, the manifest says the type alone.
+        input_dtype=fed.dtype if fed else (manifest.get("input") or {}).get("dtype", "float32"),
+        verified=path is not None and subject.manifest is not None,
+        runnable=entry.session is not None,
+        not_runnable_because=entry.not_runnable_because,
+        targets=plan.get("targets"),
+        max_batch=plan.get("max_batch"),
+        activation_memory_bytes=plan.get("activation_memory_bytes"),
+        memory=entry.memory,
+        results=results,
+        limit=check_limit(manifest.get("search"), measured),
+        limits=check_limits(path, manifest, measured) if path else [],
+    )
 
 
 def _precision(entry: Entry) -> str:
@@ -65,28 +185,26 @@ def _precision(entry: Entry) -> str:
     return str((entry.subject.manifest or {}).get("precision", "unknown"))
 
 
-def _result(entry: Entry, batch: int, peaks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _result(entry: Entry, batch: int, peaks: Mapping[str, dict[str, Any]]) -> BatchResult:
     assert entry.session is not None
     rounds = entry.samples[batch]
     pooled = [sample for samples in rounds for sample in samples]
     measured = summarise(pooled, entry.session.info, batch=batch, precision=_precision(entry))
-    return {
-        **measured.to_dict(),
-        "p50_ms_of_rounds": [float(np.median(samples)) for samples in rounds],
-        "steady": is_steady(measured.cv),
-        "parts": _parts(entry.part_samples[batch]),
-        "power": entry.power[batch].report(),
-        "roofline": _roofline(entry, batch, peaks.get(entry.device), measured.p50_ms),
-        "ratio": None,
-        "ratio_per_mac": None,
-    }
+    return BatchResult(
+        **dataclasses.asdict(measured),
+        p50_ms_of_rounds=[float(np.median(samples)) for samples in rounds],
+        steady=measured.cv <= CV_BOUND,
+        parts=_parts(entry.part_samples[batch]),
+        power=entry.power[batch].report(),
+        roofline=_roofline(entry, batch, peaks.get(entry.device), measured.p50_ms),
+    )
 
 
-def _parts(samples: Sequence[Any]) -> dict[str, float] | None:
+def _parts(samples: Sequence[TimerParts]) -> dict[str, float] | None:
     """Medians of host, transfer and device times, under the names that the session gives them, and how often they were taken."""
     if not samples:
         return None
-    names = [field.name for field in dataclasses.fields(samples[0])]
+    names = [item.name for item in dataclasses.fields(samples[0])]
     return {**{name: float(np.median([getattr(one, name) for one in samples])) for name in names}, "samples": len(samples)}
 
 
@@ -97,21 +215,45 @@ def _roofline(entry: Entry, batch: int, peaks: dict[str, Any] | None, ms: float)
     return roofline(peaks, macs=macs, weight_bytes=entry.weight_bytes, io_bytes=entry.io_bytes[batch], batch=batch, ms=ms)
 
 
-def compared(artifacts: Sequence[dict[str, Any]], baseline: str | None) -> None:
-    """Fill in each result's ratio to the baseline at the same batch, in time and in time per MAC.
+def compare(artifacts: Sequence[ArtifactReport], baseline: str | None) -> None:
+    """Fills in each result's ratio to the baseline at the same batch, in time and in time per MAC.
 
     Args:
-        artifacts: of :func:`artifact_report`; changed in place, ``baseline`` included.
+        artifacts: changed in place, ``baseline`` included.
         baseline: its label; None for no ratios.
     """
-    base = next((artifact for artifact in artifacts if artifact["label"] == baseline), None)
-    by_batch = {result["batch"]: result for result in base["results"]} if base else {}
+    base = next((artifact for artifact in artifacts if artifact.label == baseline), None)
+    if base is None:
+        return
+    base.baseline = True
+    by_batch = {result.batch: result for result in base.results}
     for artifact in artifacts:
-        artifact["baseline"] = base is artifact
-        for result in artifact["results"]:
-            other = by_batch.get(result["batch"])
-            if base is None or other is None:
-                continue
-            result["ratio"] = ratio(result["p50_ms_of_rounds"], other["p50_ms_of_rounds"])
-            if result["ratio"] and artifact["macs"] and base["macs"]:
-                result["ratio_per_mac"] = result["ratio"]["median"] * base["macs"] / artifact["macs"]
+        artifact.results = [
+            _compared(result, by_batch[result.batch], base.macs / artifact.macs if base.macs and artifact.macs else None)
+            if result.batch in by_batch
+            else result
+            for result in artifact.results
+        ]
+
+
+def _compared(result: BatchResult, base: BatchResult, mac_ratio: float | None) -> BatchResult:
+    to_base = ratio(result.p50_ms_of_rounds, base.p50_ms_of_rounds)
+    per_mac = to_base["median"] * mac_ratio if to_base and mac_ratio else None
+    return dataclasses.replace(result, ratio=to_base, ratio_per_mac=per_mac)
+
+
+def ratio(rounds: Sequence[float], baseline: Sequence[float]) -> dict[str, Any] | None:
+    """How many times the baseline's latency a subject takes, from what the two took in the same rounds.
+
+    A slow minute hits both of a round, so it cancels out of their ratio, though not out of the ratio of two overall medians.
+
+    Args:
+        rounds, baseline: median milliseconds of each round, in order; rounds that only one of them had are left out.
+
+    Returns:
+        ``median``, ``low`` and ``high`` (the smallest and the largest round's), and ``rounds``; None without a common round.
+    """
+    paired = [mine / theirs for mine, theirs in zip(rounds, baseline, strict=False)]
+    if not paired:
+        return None
+    return {"median": float(np.median(paired)), "low": min(paired), "high": max(paired), "rounds": len(paired)}

@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from growtas.errors import BuildError, ConfigError, GrowtasError, UsageError, choices
+from growtas.errors import ConfigError, GrowtasError, UsageError, choices
 from growtas.export.artifact import read_manifest, versions
-from growtas.export.benchmark import baselines as zoo
-from growtas.export.benchmark.entry import Entry
-from growtas.export.benchmark.inputs import DESCRIPTION, bytes_moved, fed_to
-from growtas.export.benchmark.limits import check_limit
+from growtas.export.benchmark.baselines import TIMM
+from growtas.export.benchmark.entries import Entry, judge, load, with_graphs
+from growtas.export.benchmark.inputs import DESCRIPTION
 from growtas.export.benchmark.memory import probe
-from growtas.export.benchmark.peaks import PeakMeter, weight_bytes
-from growtas.export.benchmark.power import Consumption, Metering
-from growtas.export.benchmark.prepare import check_plan, judge, with_graphs
-from growtas.export.benchmark.report import artifact_report, compared
-from growtas.export.benchmark.sessions import open_subject
+from growtas.export.benchmark.peaks import PeakMeter
+from growtas.export.benchmark.power import Metering
+from growtas.export.benchmark.report import BenchReport, artifact_report, compare
 from growtas.export.benchmark.subjects import Subject, find_baseline, name_baseline, normalise, subjects_of
 from growtas.export.benchmark.timing import clocks, collect, environment, warm_up
-from growtas.export.runtimes.base import TimedParts, available_threads
-from growtas.export.runtimes.open import SUFFIXES, check_device
+from growtas.export.formats import PLAN, SUFFIXES, artifact_files
+from growtas.export.runtimes.base import available_threads
+from growtas.export.runtimes.open import check_device
+from growtas.progress import SILENT, Progress
 
-FORMAT = "growtas-bench/1"
 _PART_RUNS = 5
+
+
+@dataclass(frozen=True)
+class TurnBegun:
+    """An artifact's turn begins, as an event of the progress.
+
+    Attributes:
+        name: what is measured, such as ``a.onnx, batch 8``.
+    """
+
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +80,18 @@ def find_artifacts(folder: Path) -> list[Path]:
     Raises:
         UsageError: there are none.
     """
-    found = sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
-    if not found:
+    paths = artifact_files(folder)
+    if not paths:
         raise UsageError(f"{folder}: no artifacts to bench; make some with `growtas export`, or name files ({choices(SUFFIXES)})")
-    return found
+    return paths
 
 
 def bench(
     artifacts: Sequence[Path | str],
     options: BenchOptions,
-    *,
-    note: Callable[[str], None] = lambda text: None,
-    step: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> dict[str, Any]:
-    """Measure artifacts against each other on this machine.
+    progress: Progress = SILENT,
+) -> BenchReport:
+    """Measures artifacts against each other on this machine.
 
     An artifact that can't run here (a plan without a GPU) is reported with its size and the activation memory from its manifest,
     one that can't be loaded or fails in its first run with its error; the others are measured.
@@ -92,11 +99,7 @@ def bench(
 
     Args:
         artifacts: files, or ``timm:NAME``.
-        note: told what the user should know.
-        step: told what is being measured, how many turns are done, and how many there are.
-
-    Returns:
-        The report as JSON data; ``docs/bench.md`` has its fields.
+        progress: each of its units is a turn; a :class:`TurnBegun` says whose.
 
     Raises:
         CheckpointError: an artifact is absent, or is not what its manifest says.
@@ -107,52 +110,58 @@ def bench(
     """
     check_device(options.device)
     names = [normalise(name) for name in artifacts]
-    if len({name if name.startswith(zoo.TIMM) else Path(name).resolve() for name in names}) < len(names):
+    if len({name if name.startswith(TIMM) else Path(name).resolve() for name in names}) < len(names):
         raise UsageError("the same artifact is named twice")
     added = name_baseline(options.baseline, names) if options.baseline else None
     names = [added, *names] if added else names
     # Every manifest is verified before anything is loaded.
-    manifests = {name: read_manifest(name) for name in names if not name.startswith(zoo.TIMM)}
+    manifests = {name: read_manifest(name) for name in names if not name.startswith(TIMM)}
     subjects = subjects_of(names, manifests, options.runtimes)
     baseline = find_baseline(added or options.baseline, subjects) if options.baseline else None
     threads = options.threads or available_threads()
     for name, manifest in manifests.items():
         if manifest is None:
-            note(f"{name}: no manifest beside it, so it is taken as it is")
+            progress.note(f"{name}: no manifest beside it, so it is taken as it is")
     before = environment()
     if (before["load_average_1min"] or 0) > before["cpu_threads_available"] / 2:
-        note(f"other work is running here (load average {before['load_average_1min']:.1f}); expect the numbers to be disturbed")
+        progress.note(
+            f"other work is running here (load average {before['load_average_1min']:.1f}); expect the numbers to be disturbed"
+        )
     clocks_before = clocks()
     with contextlib.ExitStack() as stack:
-        entries = with_graphs(subjects, stack, lambda what: step(what, 0, 1))
+        entries = with_graphs(subjects, stack, progress)
         for entry in entries:
             if entry.not_runnable_because is None:
-                _load(entry, options, threads, stack)
-        no_baseline_because = judge(entries, baseline, added, note)
+                load(
+                    entry,
+                    stack,
+                    batches=options.batches,
+                    threads=threads,
+                    device=options.device,
+                    weights=options.roofline,
+                )
+        no_baseline_because = judge(entries, baseline, added, progress)
         running = [entry for entry in entries if entry.session is not None]
         for entry in running:
             if entry.fed is not None and (entry.fed.dtype != "float32" or entry.fed.any_size):
-                note(f"{entry.subject.label}: measured on images {entry.fed}")
+                progress.note(f"{entry.subject.label}: measured on images {entry.fed}")
         devices = list(dict.fromkeys(entry.device for entry in running))
         metering = Metering(devices)
         peaks = {device: PeakMeter(device, threads) for device in devices} if options.roofline else {}
-        interrupted = _rounds(running, options, threads, peaks, metering, note, step)
+        interrupted = _rounds(running, options, threads, peaks, metering, progress)
         measured_peaks = {device: peak for device, meter in peaks.items() if (peak := meter.report())}
-        report = [artifact_report(entry, options.batches, measured_peaks) for entry in entries]
+        reports = [artifact_report(entry, options.batches, measured_peaks) for entry in entries]
     compared_with = baseline.label if baseline and no_baseline_because is None else None
-    compared(report, compared_with)
-    for artifact in report:
-        artifact["limit"] = check_limit((artifact.pop("manifest") or {}).get("search"), artifact["results"])
-    return {
-        "format": FORMAT,
-        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "interrupted": interrupted,
-        "environment": {**before, "threads": threads},
-        "clocks": {"before": clocks_before, "after": clocks()} if clocks_before else None,
-        "power": metering.report(),
-        "peaks": list(measured_peaks.values()),
-        "versions": versions(),
-        "settings": {
+    compare(reports, compared_with)
+    return BenchReport(
+        created=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        interrupted=interrupted,
+        environment={**before, "threads": threads},
+        clocks={"before": clocks_before, "after": clocks()} if clocks_before else None,
+        power=metering.report(),
+        peaks=list(measured_peaks.values()),
+        versions=versions(),
+        settings={
             "batches": list(options.batches),
             "rounds": options.rounds,
             "seconds_per_artifact_and_batch": options.seconds,
@@ -162,49 +171,8 @@ def bench(
             "device": options.device,
             "input": DESCRIPTION,
         },
-        "artifacts": report,
-    }
-
-
-def _load(entry: Entry, options: BenchOptions, threads: int, stack: contextlib.ExitStack) -> None:
-    """Load, place the images, compile, run once; an entry that can't is given the reason."""
-    subject, largest = entry.subject, max(options.batches)
-    try:
-        check_plan(entry, largest)
-        if entry.not_runnable_because is None:
-            # What fails after it was loaded is closed at once: the others are measured without it in memory.
-            with contextlib.ExitStack() as own:
-                _open(entry, own, options, threads)
-                stack.enter_context(own.pop_all())
-    except GrowtasError as error:
-        entry.failed(error)
-    except (MemoryError, RuntimeError) as error:  # torch, OpenVINO and CUDA have no others
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        entry.failed(BuildError(f"{subject.label}: {subject.runtime} can't run it ({reason})"))
-
-
-def _open(entry: Entry, stack: contextlib.ExitStack, options: BenchOptions, threads: int) -> None:
-    subject = entry.subject
-    opened = open_subject(subject, threads=threads, device=options.device, batches=options.batches)
-    session = stack.enter_context(opened)
-    entry.fed = fed_to(subject.path, subject.manifest, session)
-    for batch in options.batches:
-        images = entry.fed.images(batch)
-        entry.timers[batch] = session.timer(images)
-        entry.timers[batch]()
-        if isinstance(session, TimedParts):
-            entry.parts[batch] = session.timer_parts(images)
-        entry.samples[batch], entry.part_samples[batch], entry.power[batch] = [], [], Consumption()
-        entry.io_bytes[batch] = bytes_moved(images, _outputs(subject.manifest))
-    if options.roofline:
-        # A timm model in PyTorch is float32.
-        entry.weight_bytes = weight_bytes(subject.path) if subject.path else 4 * int((subject.manifest or {})["params"])
-    entry.session = session
-
-
-def _outputs(manifest: Mapping[str, Any] | None) -> int:
-    shape = ((manifest or {}).get("output") or {}).get("shape") or [0]
-    return int(shape[-1]) if isinstance(shape[-1], int) else 0
+        artifacts=reports,
+    )
 
 
 def _rounds(
@@ -213,26 +181,24 @@ def _rounds(
     threads: int,
     peaks: Mapping[str, PeakMeter],
     metering: Metering,
-    note: Callable[[str], None],
-    step: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> bool:
-    """Memory first, then all rounds; whether they were interrupted, which is raised where nothing was measured yet."""
-    total = options.rounds * len(options.batches) * len(running) + len(running)
-    done = 0
+    """Measures memory first, then all rounds. Returns whether they were interrupted; raises it where nothing was measured yet."""
+    progress.stage("measuring", options.rounds * len(options.batches) * len(running) + len(running))
     try:
         for entry in running:
-            step(f"memory of {entry.subject.label}", done, total)
-            entry.memory = _memory(entry.subject, options, threads, note)
-            done += 1
+            progress.event(TurnBegun(f"memory of {entry.subject.label}"))
+            entry.memory = _memory(entry.subject, options, threads, progress)
+            progress.advance()
         for round_ in range(options.rounds):
             for meter in peaks.values():
                 meter.measure()
             for batch in options.batches:
                 # Back and forth: what heats the machine for its successor changes sides.
                 for entry in running if round_ % 2 == 0 else running[::-1]:
-                    step(f"{entry.subject.label}, batch {batch}", done, total)
+                    progress.event(TurnBegun(f"{entry.subject.label}, batch {batch}"))
                     _turn(entry, batch, options, metering)
-                    done += 1
+                    progress.advance()
     except KeyboardInterrupt:
         if not any(samples for entry in running for samples in entry.samples.values()):
             raise
@@ -240,14 +206,14 @@ def _rounds(
     return False
 
 
-def _memory(subject: Subject, options: BenchOptions, threads: int, note: Callable[[str], None]) -> dict[str, Any] | None:
-    if subject.path is not None and subject.path.suffix == ".plan":
+def _memory(subject: Subject, options: BenchOptions, threads: int, progress: Progress) -> dict[str, Any] | None:
+    if subject.path is not None and subject.path.suffix == PLAN.suffix:
         return None  # its memory is the GPU's; the manifest has it
     target: Path | str = subject.path or subject.name
     try:
         return probe(target, batch=max(options.batches), threads=threads, runtime=subject.runtime, device=options.device)
     except GrowtasError as error:
-        note(f"memory not measured: {error}")
+        progress.note(f"memory not measured: {error}")
         return None
 
 

@@ -10,19 +10,11 @@ from typing import Any
 
 from growtas.errors import UsageError, choices
 from growtas.export.benchmark.baselines import TIMM, check_name, is_model
-from growtas.export.runtimes.open import SUFFIXES
+from growtas.export.formats import ONNX, PLAN, SUFFIXES, format_of
 
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
-_GRAPH = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
-_TAKES: Mapping[str, tuple[str, ...]] = {
-    ".safetensors": ("eager", "compile"),
-    ".pt2": ("eager",),
-    ".onnx": _GRAPH,
-    ".xml": ("openvino",),
-    ".plan": ("tensorrt", "tensorrt-rtx"),
-    # Its graph is exported for the runtimes that need one.
-    TIMM: ("onnxruntime", "eager", "compile", "openvino", "tensorrt", "tensorrt-rtx"),
-}
+# A timm model's graph is exported for the runtimes that need one.
+_TIMM_RUNTIMES = ("onnxruntime", "eager", "compile", "openvino", "tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +43,7 @@ class Subject:
     @property
     def needs_graph(self) -> bool:
         """Whether it is a timm model whose ONNX file is still to be exported."""
-        return self.timm is not None and self.path is None and self.runtime in _GRAPH
+        return self.timm is not None and self.path is None and self.runtime in ONNX.runtimes
 
     def known(self, path: Path | None, manifest: dict[str, Any] | None) -> Subject:
         """The same with its file, and what is known of it."""
@@ -95,13 +87,12 @@ def _means(text: str, name: str) -> bool:
 
 def default_runtime(name: str, manifest: Mapping[str, Any] | None) -> str:
     """The runtime that an artifact is for: what a plan's manifest says, otherwise by its suffix."""
-    said = ((manifest or {}).get("plan") or {}).get("runtime")
-    takes = _takes(name)
-    return str(said) if said in takes else ("tensorrt-rtx" if Path(name).suffix == ".plan" else takes[0])
+    recorded, runtimes = ((manifest or {}).get("plan") or {}).get("runtime"), _runtimes_of(name)
+    return str(recorded) if recorded in runtimes else runtimes[0]
 
 
-def _takes(name: str) -> tuple[str, ...]:
-    return _TAKES[TIMM if name.startswith(TIMM) else Path(name).suffix]
+def _runtimes_of(name: str) -> tuple[str, ...]:
+    return _TIMM_RUNTIMES if name.startswith(TIMM) else format_of(name).runtimes
 
 
 def subjects_of(names: Sequence[str], manifests: Mapping[str, dict[str, Any] | None], runtimes: Sequence[str]) -> list[Subject]:
@@ -118,31 +109,32 @@ def subjects_of(names: Sequence[str], manifests: Mapping[str, dict[str, Any] | N
     unknown = next((runtime for runtime in runtimes if runtime not in RUNTIMES), None)
     if unknown is not None:
         raise UsageError(f"--runtime is {unknown!r}; legal are {choices(RUNTIMES)}")
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     for name in names:
-        own = default_runtime(name, manifests.get(name))
+        default = default_runtime(name, manifests.get(name))
         if not runtimes:
-            found.append((name, own))
+            pairs.append((name, default))
             continue
         # A plan was compiled for one of the two TensorRTs; `tensorrt` means whichever it is.
-        legal = (own,) if Path(name).suffix == ".plan" else _takes(name)
-        chosen = [own if runtime == "tensorrt" and Path(name).suffix == ".plan" else runtime for runtime in runtimes]
-        took = [runtime for runtime in dict.fromkeys(chosen) if runtime in legal]
-        if not took:
+        is_plan = Path(name).suffix == PLAN.suffix
+        legal = (default,) if is_plan else _runtimes_of(name)
+        asked = [default if runtime == "tensorrt" and is_plan else runtime for runtime in runtimes]
+        chosen = [runtime for runtime in dict.fromkeys(asked) if runtime in legal]
+        if not chosen:
             raise UsageError(f"{name}: it runs in {choices(legal)}, and --runtime asks for {choices(runtimes)}")
-        found += [(name, runtime) for runtime in took]
+        pairs += [(name, runtime) for runtime in chosen]
     for runtime in runtimes:
-        if not any(used == runtime or (runtime == "tensorrt" and used == "tensorrt-rtx") for _, used in found):
+        if not any(used == runtime or (runtime == "tensorrt" and used == "tensorrt-rtx") for _, used in pairs):
             raise UsageError(f"--runtime {runtime}: none of the artifacts runs in it ({', '.join(map(str, names))})")
-    return _labelled(found, manifests)
+    return _labelled(pairs, manifests)
 
 
-def _labelled(found: Sequence[tuple[str, str]], manifests: Mapping[str, dict[str, Any] | None]) -> list[Subject]:
+def _labelled(pairs: Sequence[tuple[str, str]], manifests: Mapping[str, dict[str, Any] | None]) -> list[Subject]:
     """File names where they tell the artifacts apart, paths elsewhere; with the runtime where one artifact runs in several."""
-    shorts = {name: name if name.startswith(TIMM) else Path(name).name for name, _ in found}
-    clashes, times = Counter(shorts.values()), Counter(name for name, _ in found)
+    shorts = {name: name if name.startswith(TIMM) else Path(name).name for name, _ in pairs}
+    clashes, times = Counter(shorts.values()), Counter(name for name, _ in pairs)
     subjects = []
-    for name, runtime in found:
+    for name, runtime in pairs:
         label = shorts[name] if clashes[shorts[name]] == 1 else name
         path = None if name.startswith(TIMM) else Path(name)
         label = f"{label} in {runtime}" if times[name] > 1 else label

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import platform
 import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from growtas.export.runtimes.base import RuntimeInfo, Session, Timer, available_threads
-from growtas.export.verification.images import noise
+from growtas.export.runtimes.base import RuntimeInfo, Timer, available_threads
 from growtas.latency.measured.machine import cpu_name
-from growtas.nn.architecture import Architecture
 
 WARMUP_RUNS = 5
 WARMUP_SECONDS = 0.2
-MIN_RUNS = 30
 MAX_SECONDS = 30.0
 TURN_ROUNDS = 9
 TURN_SECONDS = 0.1
@@ -114,27 +110,6 @@ def collect(timer: Timer, *, seconds: float, min_runs: int = 1, max_seconds: flo
             return samples
 
 
-def measure_session(
-    session: Session,
-    *,
-    batch: int = 1,
-    seconds: float = 1.0,
-    min_runs: int = MIN_RUNS,
-    precision: str = "fp32",
-) -> Measurement:
-    """Latency of a loaded artifact: warm-up, then at least ``seconds`` and ``min_runs``.
-
-    Args:
-        batch: images a run.
-
-    Raises:
-        ConfigError: a batch below one.
-    """
-    timer = session.timer(noise(batch, session.image_shape))
-    warm_up(timer)
-    return summarise(collect(timer, seconds=seconds, min_runs=min_runs), session.info, batch=batch, precision=precision)
-
-
 def measure_in_turns(
     timers: Sequence[Timer], *, rounds: int = TURN_ROUNDS, seconds: float = TURN_SECONDS, min_runs: int = TURN_RUNS
 ) -> list[list[float]]:
@@ -154,53 +129,6 @@ def measure_in_turns(
             warm_up(timers[index], runs=2 if round_ else WARMUP_RUNS, seconds=0.0 if round_ else WARMUP_SECONDS)
             blocks[index].append(float(np.median(collect(timers[index], seconds=seconds, min_runs=min_runs))))
     return blocks
-
-
-def measure_onnx(
-    path: str | Path,
-    *,
-    batch: int = 1,
-    threads: int | None = None,
-    seconds: float = 1.0,
-    min_runs: int = MIN_RUNS,
-    precision: str = "fp32",
-) -> Measurement:
-    """Latency of an ONNX file in ONNX Runtime on the CPU.
-
-    Args:
-        batch: images a run.
-        threads: by default all that this process may use.
-        seconds, min_runs: how long to measure at least.
-
-    Raises:
-        CheckpointError: the file can't be loaded.
-        ConfigError: a batch below one.
-    """
-    from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
-
-    with OnnxRuntimeSession(path, threads=threads) as session:
-        return measure_session(session, batch=batch, seconds=seconds, min_runs=min_runs, precision=precision)
-
-
-def measure_architecture(
-    architecture: Architecture, *, batch: int = 1, threads: int | None = None, seconds: float = 1.0, min_runs: int = MIN_RUNS
-) -> Measurement:
-    """Latency of an architecture here, as an exported ONNX file with random weights in ONNX Runtime.
-
-    The weights' values do not change the time, as long as none is zero or equal to another (see
-    :func:`growtas.export.graph.assemble.random_network`); the file is built in a temporary folder and removed.
-
-    Raises:
-        BuildError: the export failed.
-        ConfigError: a batch below one.
-    """
-    from growtas.export.graph.assemble import random_network
-    from growtas.export.graph.exporter import export_onnx
-
-    with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-        path = Path(folder) / "model.onnx"
-        export_onnx(random_network(architecture), path)
-        return measure_onnx(path, batch=batch, threads=threads, seconds=seconds, min_runs=min_runs)
 
 
 def environment() -> dict[str, Any]:
@@ -224,14 +152,14 @@ def clocks() -> dict[str, Any]:
     ``governor``, ``mhz`` and ``max_mhz`` of the first CPU; ``driver``, ``sm_mhz``, ``memory_mhz``, ``power_limit_w`` and
     ``throttled`` (a bit mask, ``0x0...0`` for none) of the first GPU.
     """
-    found: dict[str, Any] = {}
+    readings: dict[str, Any] = {}
     folder = Path("/sys/devices/system/cpu/cpu0/cpufreq")
     for name, file in (("governor", "scaling_governor"), ("mhz", "scaling_cur_freq"), ("max_mhz", "cpuinfo_max_freq")):
         try:
             text = (folder / file).read_text(encoding="utf-8").strip()
         except OSError:
             continue
-        found[name] = round(int(text) / 1e3) if text.isdigit() else text
+        readings[name] = round(int(text) / 1e3) if text.isdigit() else text
     queries = {
         "driver": "driver_version",
         "sm_mhz": "clocks.sm",
@@ -243,9 +171,9 @@ def clocks() -> dict[str, Any]:
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return found
+        return readings
     values = [value.strip() for value in answer.splitlines()[0].split(",")] if answer.strip() else []
-    return found | dict(zip(queries, values, strict=False))
+    return readings | dict(zip(queries, values, strict=False))
 
 
 def _gpu_name() -> str | None:

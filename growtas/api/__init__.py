@@ -19,12 +19,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from growtas.api.benchmarking import bench
     from growtas.api.profiling import ProfileResult, profile
     from growtas.api.search_results import SearchResult
     from growtas.api.searching import search
     from growtas.api.training import RecipeOptions, Run, finetune, load_run, plan_training, resume, train
     from growtas.autoformer import import_autoformer
     from growtas.costs import Costs, count_costs
+    from growtas.export.benchmark.report import BenchReport
     from growtas.progress import Progress
     from growtas.runs import list_runs
     from growtas.space import SearchSpace, load_space
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _MODULES: dict[str, str] = {
     "RECIPES": "growtas.train.recipes",
+    "BenchReport": "growtas.export.benchmark.report",
     "Costs": "growtas.costs",
     "ProfileResult": "growtas.api.profiling",
     "Progress": "growtas.progress",
@@ -45,6 +48,7 @@ _MODULES: dict[str, str] = {
     "SearchSpace": "growtas.space",
     "Subnet": "growtas.subnet",
     "TrainingPlan": "growtas.train.plan",
+    "bench": "growtas.api.benchmarking",
     "count_costs": "growtas.costs",
     "find_recipe": "growtas.train.recipes",
     "finetune": "growtas.api.training",
@@ -62,6 +66,7 @@ _MODULES: dict[str, str] = {
 
 __all__ = [
     "RECIPES",
+    "BenchReport",
     "Costs",
     "ProfileResult",
     "Progress",
@@ -72,6 +77,7 @@ __all__ = [
     "SearchSpace",
     "Subnet",
     "TrainingPlan",
+    "bench",
     "count_costs",
     "find_recipe",
     "finetune",

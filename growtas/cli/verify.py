@@ -95,7 +95,7 @@ def _find_run(named: Path | None, artifacts: list[Path] | None, against: Path | 
 
 def _all_artifacts(run: Run | None) -> list[Path]:
     from growtas.errors import UsageError
-    from growtas.export.runtimes.open import SUFFIXES
+    from growtas.export.formats import SUFFIXES
 
     assert run is not None
     folder = run.path / "export"

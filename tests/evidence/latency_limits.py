@@ -1,7 +1,7 @@
 """``python -m tests.evidence.latency_limits RUN``: does the subnet of a search meet its limit when somebody measures it again?
 
 Random limits between the smallest and the largest subnet's latency on this machine, and a search of the run under each. The chosen
-subnet is then cut out of the trained supernet, exported as ``growtas export`` does, and timed from its file by ``measure_onnx``:
+subnet is then cut out of the trained supernet, exported as ``growtas export`` does, and timed from its file:
 other weights, another file and another moment than what the search judged. Prints a Markdown table and writes
 build/latency-limits.json. Exits with 0 only if every one is within its limit. Wants a quiet machine: on a busy one the search
 refuses to judge, and a limit that could not be judged is no success.
@@ -24,11 +24,15 @@ from growtas.api.search_devices import local_target
 from growtas.checkpoint import load_supernet
 from growtas.data.evaluation import EvaluationSet, search_set
 from growtas.errors import GrowtasError
-from growtas.export.benchmark.timing import measure_architecture, measure_onnx
+from growtas.export.benchmark.timing import collect, summarise, warm_up
+from growtas.export.graph.assemble import random_network
 from growtas.export.graph.exporter import export_onnx
+from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
+from growtas.export.verification.images import noise
 from growtas.nn.architecture import Architecture
 from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
+from growtas.nn.vit import VisionTransformer
 from growtas.runs import Run
 from growtas.search.devices import Device
 from growtas.search.evaluation.evaluator import SubnetEvaluator
@@ -40,12 +44,15 @@ from growtas.search.search import Search
 from growtas.subnet import Subnet
 
 
-def measure_again(supernet: Supernet, subnet: Subnet, seconds: float) -> float:
-    """p50 in milliseconds of the trained subnet, extracted, exported and run from the file."""
+def measure_network(network: VisionTransformer, seconds: float = 1.0) -> float:
+    """p50 in milliseconds of a network, exported and run from the file in ONNX Runtime."""
     with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
         path = Path(folder) / "subnet.onnx"
-        export_onnx(extract(supernet, subnet), path)
-        return measure_onnx(path, seconds=seconds).p50_ms
+        export_onnx(network, path)
+        with OnnxRuntimeSession(path) as session:
+            timer = session.timer(noise(1, session.image_shape))
+            warm_up(timer)
+            return summarise(collect(timer, seconds=seconds, min_runs=30), session.info, batch=1).p50_ms
 
 
 def search(
@@ -87,7 +94,7 @@ def main() -> int:
     supernet, images = load_supernet(run.supernet_file), search_set(run).subset(options.images)
     space = supernet.space
     config = EvolutionConfig(generations=options.generations, population=options.population)
-    ends = [measure_architecture(Architecture.of(space, subnet)).p50_ms for subnet in (space.smallest, space.largest)]
+    ends = [measure_network(random_network(Architecture.of(space, subnet))) for subnet in (space.smallest, space.largest)]
     sys.stdout.write(f"smallest {ends[0]:.3f} ms, largest {ends[1]:.3f} ms (measured), {options.searches} limits between them\n\n")
     sys.stdout.write("| limit, ms | predicted | measured | judged | measured again | within | s |\n|" + " ---: |" * 7 + "\n")
     # What measures the smallest must leave it some room, or no subnet has any.
@@ -99,7 +106,7 @@ def main() -> int:
             row: dict[str, Any] = {"limit_ms": limit_ms, "load_average": os.getloadavg()[0], "within": False}
             try:
                 row |= search(supernet, images, limit_ms, config, number, Path(folder))
-                row["again_ms"] = measure_again(supernet, Subnet.from_dict(row["subnet"]), options.seconds)
+                row["again_ms"] = measure_network(extract(supernet, Subnet.from_dict(row["subnet"])), options.seconds)
                 row["within"] = row["again_ms"] <= limit_ms
             except GrowtasError as error:
                 row["error"] = str(error)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from growtas.export.benchmark.run import BenchOptions, bench
+from growtas.export.benchmark.run import BenchOptions
 from growtas.export.graph.exporter import export_onnx
 from growtas.export.pipeline.run import ExportOptions, export_subnet
 from growtas.export.runtimes.base import is_installed
@@ -18,6 +18,7 @@ from growtas.export.tensorrt.targets import RTX_TARGETS
 from growtas.export.verification.images import noise
 from growtas.export.verification.parity import run_gate
 from growtas.nn.extract import extract
+from tests.bench_helpers import bench
 from tests.export_helpers import SUBNET, add_search, make_run, needs_rtx, random_supernet
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

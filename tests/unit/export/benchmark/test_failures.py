@@ -11,8 +11,9 @@ import pytest
 from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtra, UsageError
 from growtas.export.artifact import write_manifest
 from growtas.export.benchmark import baselines as zoo
+from growtas.export.benchmark import entries
 from growtas.export.benchmark import run as bench_module
-from growtas.export.benchmark.run import BenchOptions, bench
+from growtas.export.benchmark.run import BenchOptions
 from growtas.export.benchmark.subjects import Subject
 from growtas.export.quantization.convert import convert
 from growtas.export.runtimes.base import Timer
@@ -20,6 +21,7 @@ from growtas.export.runtimes.torch_export import save_program
 from growtas.export.tensorrt import library
 from growtas.export.verification.images import noise
 from growtas.nn.vit import VisionTransformer
+from tests.bench_helpers import bench
 from tests.export_helpers import without_gpu
 from tests.fake_runtime import FakeSession
 
@@ -81,7 +83,7 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine(tmp_path)
-    monkeypatch.setattr(bench_module, "open_subject", machine)
+    monkeypatch.setattr(entries, "open_subject", machine)
     return machine
 
 

@@ -15,7 +15,7 @@ from growtas.checkpoint import save_model
 from growtas.export.benchmark.inputs import bench_images, bytes_moved
 from growtas.export.benchmark.peaks import PeakMeter, roofline, weight_bytes
 from growtas.export.benchmark.power import Consumption, Metering, RaplMeter, find_meter
-from growtas.export.benchmark.ratios import CV_BOUND, is_steady, ratio
+from growtas.export.benchmark.report import ratio
 from growtas.nn.vit import VisionTransformer
 from tests.export_helpers import without_gpu
 
@@ -38,12 +38,6 @@ def test_a_slow_round_does_not_change_its_ratio(rounds: list[tuple[float, float]
     assert plain["low"] <= plain["median"] <= plain["high"]
     for key in ("median", "low", "high"):
         assert slowed[key] == pytest.approx(plain[key], rel=1e-9)
-
-
-def test_steady_is_up_to_the_bound() -> None:
-    assert CV_BOUND == 0.1
-    assert is_steady(0.1)
-    assert not is_steady(0.1001)
 
 
 def test_the_roofline_by_hand() -> None:

@@ -14,13 +14,14 @@ from growtas.errors import BuildError, DeviceError
 from growtas.export.artifact import write_manifest
 from growtas.export.benchmark import run as bench_module
 from growtas.export.benchmark import stopwatch as turns
-from growtas.export.benchmark.run import BenchOptions, bench
+from growtas.export.benchmark.run import BenchOptions
 from growtas.export.benchmark.sessions import compile_plans, open_subject, precision_of
 from growtas.export.benchmark.subjects import Subject
 from growtas.export.quantization.convert import convert
 from growtas.export.tensorrt import engine, library
 from growtas.export.tensorrt.builder import BuiltPlan, TensorRTRTXBuilder
 from growtas.export.verification.images import noise
+from tests.bench_helpers import bench
 from tests.export_helpers import SUBNET, TINY, needs_rtx
 from tests.fake_runtime import FakeMachine, FakePlanBuilder, FakePlanSession
 

@@ -11,14 +11,16 @@ import pytest
 from growtas.checkpoint import save_model
 from growtas.errors import BuildError, CheckpointError, ConfigError, MissingExtra, UsageError
 from growtas.export.artifact import write_manifest
+from growtas.export.benchmark import entries
 from growtas.export.benchmark import run as bench_module
 from growtas.export.benchmark.limits import check_limit
 from growtas.export.benchmark.memory import probe
-from growtas.export.benchmark.run import BenchOptions, bench, find_artifacts
+from growtas.export.benchmark.run import BenchOptions, find_artifacts
 from growtas.export.benchmark.subjects import Subject
 from growtas.export.runtimes.open import open_session
 from growtas.export.tensorrt import library
 from growtas.nn.vit import VisionTransformer
+from tests.bench_helpers import bench
 from tests.export_helpers import without_gpu
 from tests.fake_runtime import FakeSession
 
@@ -39,7 +41,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_probe: None) -> di
     }
     for name in sessions:
         (tmp_path / name).write_bytes(name.encode())
-    monkeypatch.setattr(bench_module, "open_subject", lambda subject, **options: sessions[subject.path.name])
+    monkeypatch.setattr(entries, "open_subject", lambda subject, **options: sessions[subject.path.name])
     return sessions
 
 
@@ -58,6 +60,7 @@ def test_every_artifact_is_measured_at_every_batch(tmp_path: Path, fakes: dict[s
         assert artifact["memory"]["batch"] == 3
     slow = report["artifacts"][1]["results"]
     assert [result["p50_ms"] for result in slow] == [10.0, 10.0]
+    assert [[result["steady"] for result in artifact["results"]] for artifact in report["artifacts"]] == [[False] * 2, [True] * 2]
     assert [result["images_per_second"] for result in slow] == [100.0, 300.0]
     assert 1.0 <= report["artifacts"][0]["results"][0]["p50_ms"] <= 4.0
     assert len(notes) >= 2
@@ -197,7 +200,7 @@ def test_a_missing_package_is_an_error_only_where_nothing_else_runs(
             raise MissingExtra("openvino", "openvino", "running a model in OpenVINO")
         return fakes[subject.label]
 
-    monkeypatch.setattr(bench_module, "open_subject", open_subject)
+    monkeypatch.setattr(entries, "open_subject", open_subject)
     report = bench(paths(tmp_path, "a.onnx", "b.onnx"), QUICK)
     assert [artifact["runnable"] for artifact in report["artifacts"]] == [True, False]
     assert "pip install 'growtas[openvino]'" in report["artifacts"][1]["not_runnable_because"]
@@ -343,7 +346,7 @@ def test_sessions_see_the_same_images(onnx_file: Path, monkeypatch: pytest.Monke
 
         def __exit__(self, *exception: object) -> None: ...
 
-    monkeypatch.setattr(bench_module, "open_subject", Recording)
+    monkeypatch.setattr(entries, "open_subject", Recording)
     bench([onnx_file], QUICK)
     assert [images.shape for images in seen] == [(1, 3, 16, 16), (3, 3, 16, 16)]
     assert all(images.std() > 0.5 for images in seen)

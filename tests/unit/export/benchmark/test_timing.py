@@ -1,26 +1,21 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growtas.errors import ConfigError
 from growtas.export.benchmark.timing import (
     collect,
     environment,
-    measure_architecture,
-    measure_onnx,
-    measure_session,
     summarise,
     warm_up,
 )
 from growtas.export.runtimes.base import RuntimeInfo
-from growtas.nn.architecture import Architecture
-from tests.export_helpers import SUBNET, TINY
+from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
+from growtas.export.verification.images import noise
 from tests.fake_runtime import FakeSession
 
 INFO = RuntimeInfo(runtime="fake", version="0", device="cpu", threads=1)
@@ -51,10 +46,10 @@ def test_no_samples_are_an_error() -> None:
 def test_warm_up_is_not_in_the_samples() -> None:
     # The first runs are slow; a session that is fast from its sixth run on must be measured as fast.
     session = FakeSession(lambda images: images, (100.0,) * 5 + (1.0,) * 100_000)
-    result = measure_session(session, batch=4, seconds=0.0, min_runs=10)
-    assert result.p99_ms == 1.0
-    assert result.samples == 10
-    assert result.batch == 4
+    timer = session.timer(noise(4, session.image_shape))
+    warm_up(timer)
+    result = summarise(collect(timer, seconds=0.0, min_runs=10), session.info, batch=4)
+    assert (result.p99_ms, result.samples, result.batch) == (1.0, 10, 4)
 
 
 def test_collecting_goes_on_for_the_time_and_the_runs() -> None:
@@ -74,31 +69,10 @@ def test_warm_up_runs_at_least_the_runs_asked_for() -> None:
     assert len(calls) == 4
 
 
-def test_an_onnx_file_is_measured(onnx_file: Path) -> None:
-    result = measure_onnx(onnx_file, batch=3, threads=1, seconds=0.05, min_runs=20)
-    assert (result.runtime, result.device, result.threads, result.batch, result.precision) == ("onnxruntime", "cpu", 1, 3, "fp32")
-    assert result.samples >= 20
-    assert 0 < result.p50_ms < 100
-    assert result.p50_ms <= result.p95_ms <= result.p99_ms
-
-
 def test_a_larger_batch_takes_longer(onnx_file: Path) -> None:
-    one, many = (measure_onnx(onnx_file, batch=batch, threads=1, seconds=0.1) for batch in (1, 256))
-    assert many.p50_ms > 4 * one.p50_ms
-
-
-@pytest.mark.parametrize("batch", [0, -3])
-def test_an_empty_batch_is_refused(onnx_file: Path, batch: int) -> None:
-    with pytest.raises(ConfigError, match=f"batch is {batch}"):
-        measure_onnx(onnx_file, batch=batch)
-
-
-def test_an_architecture_is_measured_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    result = measure_architecture(Architecture.of(TINY, SUBNET), threads=1, seconds=0.05)
-    assert result.runtime == "onnxruntime"
-    assert result.p50_ms > 0
-    assert not list(tmp_path.iterdir())
+    with OnnxRuntimeSession(onnx_file, threads=1) as session:
+        one, many = (min(collect(session.timer(noise(batch, (3, 16, 16))), seconds=0.1)) for batch in (1, 256))
+    assert many > 4 * one
 
 
 def test_the_environment_names_the_machine() -> None:

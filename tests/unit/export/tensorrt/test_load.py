@@ -11,7 +11,7 @@ import pytest
 
 from growtas.errors import CheckpointError, DeviceError, GrowtasError
 from growtas.export.artifact import manifest_path, read_manifest, write_manifest
-from growtas.export.benchmark.run import BenchOptions, bench
+from growtas.export.benchmark.run import BenchOptions
 from growtas.export.pipeline import run as pipeline
 from growtas.export.runtimes.open import open_session
 from growtas.export.tensorrt import engine, library
@@ -20,6 +20,7 @@ from growtas.export.tensorrt.targets import parse_targets
 from growtas.export.verification.images import noise
 from growtas.files import write_json
 from growtas.subnet import Subnet
+from tests.bench_helpers import bench
 from tests.export_helpers import Cli, add_search, export_once, make_run
 from tests.fake_runtime import FakeMachine, FakePlanBuilder
 

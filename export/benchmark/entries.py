@@ -1,0 +1,192 @@
+"""Subjects under measurement: loaded and run once, or set aside with the reason; and what the measuring gave so far."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from growtas.data.cache import cache_folder
+from growtas.errors import BuildError, ConfigError, DeviceError, GrowtasError
+from growtas.export.benchmark import baselines
+from growtas.export.benchmark.inputs import Fed, bytes_moved, fed_to
+from growtas.export.benchmark.peaks import weight_bytes
+from growtas.export.benchmark.power import Consumption
+from growtas.export.benchmark.sessions import open_subject
+from growtas.export.benchmark.subjects import Subject
+from growtas.export.formats import PLAN
+from growtas.export.runtimes.base import PartsTimer, Session, TimedParts, Timer, TimerParts
+from growtas.export.tensorrt import library
+from growtas.progress import SILENT, Progress
+
+
+@dataclass(kw_only=True)
+class Entry:
+    """One subject under measurement.
+
+    Attributes:
+        not_runnable_because: why nothing is measured; None where ``session`` is open.
+        failure: the error that says so; None where no error did, as for a plan of a GPU that isn't at hand.
+        fed: what the session is fed.
+        timers, samples: by batch; ``samples`` has a list of milliseconds for each round that is done.
+        parts, part_samples: by batch, where the session tells host, transfer and device time apart.
+        io_bytes: inputs and outputs of a run, by batch.
+        weight_bytes: None where the roofline isn't asked for.
+    """
+
+    subject: Subject
+    session: Session | None = None
+    not_runnable_because: str | None = None
+    failure: GrowtasError | None = None
+    fed: Fed | None = None
+    timers: dict[int, Timer] = field(default_factory=dict)
+    samples: dict[int, list[list[float]]] = field(default_factory=dict)
+    parts: dict[int, PartsTimer] = field(default_factory=dict)
+    part_samples: dict[int, list[TimerParts]] = field(default_factory=dict)
+    power: dict[int, Consumption] = field(default_factory=dict)
+    io_bytes: dict[int, int] = field(default_factory=dict)
+    weight_bytes: int | None = None
+    memory: dict[str, Any] | None = None
+
+    def set_aside(self, error: GrowtasError) -> None:
+        """Gives the reason why nothing is measured, and drops what was."""
+        self.not_runnable_because, self.failure, self.fed = str(error), error, None
+        for by_batch in (self.timers, self.samples, self.parts, self.part_samples, self.power, self.io_bytes):
+            by_batch.clear()
+
+    @property
+    def device(self) -> str:
+        """What the loaded session runs on."""
+        assert self.session is not None
+        return self.session.info.device
+
+
+def with_graphs(subjects: Sequence[Subject], stack: contextlib.ExitStack, progress: Progress = SILENT) -> list[Entry]:
+    """Makes entries of the subjects: timm models are exported where a runtime needs their graph, and otherwise described.
+
+    Args:
+        stack: removes what is kept nowhere.
+    """
+    graphs: dict[str, tuple[Path, dict[str, Any]]] = {}
+
+    def known(subject: Subject) -> Subject:
+        if subject.timm is None:
+            return subject
+        if not subject.needs_graph:
+            return subject.known(None, baselines.describe(subject.timm))
+        if subject.timm not in graphs:
+            progress.stage(f"exporting {subject.name}")
+            cache = cache_folder()
+            folder = cache / "bench" if cache else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="growtas-")))
+            graphs[subject.timm] = baselines.exported(subject.timm, folder)
+        return subject.known(*graphs[subject.timm])
+
+    entries = []
+    for subject in subjects:
+        entry = Entry(subject=subject)
+        try:
+            entry.subject = known(subject)
+        except GrowtasError as error:
+            entry.set_aside(error)
+        entries.append(entry)
+    return entries
+
+
+def _check_plan(entry: Entry, batch: int) -> None:
+    """Sets a plan aside that is for another GPU than this machine's; anything else passes.
+
+    Args:
+        batch: the largest that is asked for.
+
+    Raises:
+        ConfigError: the plan was built for smaller batches.
+    """
+    path, plan = entry.subject.path, (entry.subject.manifest or {}).get("plan") or {}
+    if path is None or path.suffix != PLAN.suffix:
+        return
+    targets = tuple(plan.get("targets") or ())
+    # Without a manifest nobody knows what it was built for: only trying tells.
+    entry.not_runnable_because = library.why_not_here(targets or (library.local_target() or "",))
+    if entry.not_runnable_because is None and batch > plan.get("max_batch", batch):
+        raise ConfigError(f"{path}: built for batches up to {plan['max_batch']}; --batch asks for {batch}")
+
+
+def load(entry: Entry, stack: contextlib.ExitStack, *, batches: Sequence[int], threads: int, device: str, weights: bool) -> None:
+    """Loads a subject, places its images, compiles and runs it once; an entry that can't is given the reason.
+
+    Args:
+        stack: closes the session.
+        batches: images a run.
+        threads, device: as for :func:`growtas.export.benchmark.sessions.open_subject`.
+        weights: count the bytes of the weights, for the roofline.
+    """
+    subject = entry.subject
+    try:
+        _check_plan(entry, max(batches))
+        if entry.not_runnable_because is None:
+            # What fails after it was loaded is closed at once: the others are measured without it in memory.
+            with contextlib.ExitStack() as opened:
+                session = opened.enter_context(open_subject(subject, threads=threads, device=device, batches=batches))
+                _place(entry, session, batches, weights)
+                stack.enter_context(opened.pop_all())
+    except GrowtasError as error:
+        entry.set_aside(error)
+    except (MemoryError, RuntimeError) as error:  # torch, OpenVINO and CUDA have no others
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        entry.set_aside(BuildError(f"{subject.label}: {subject.runtime} can't run it ({reason})"))
+
+
+def _place(entry: Entry, session: Session, batches: Sequence[int], weights: bool) -> None:
+    subject = entry.subject
+    entry.fed = fed_to(subject.path, subject.manifest, session)
+    for batch in batches:
+        images = entry.fed.images(batch)
+        entry.timers[batch] = session.timer(images)
+        entry.timers[batch]()
+        if isinstance(session, TimedParts):
+            entry.parts[batch] = session.timer_parts(images)
+        entry.samples[batch], entry.part_samples[batch], entry.power[batch] = [], [], Consumption()
+        entry.io_bytes[batch] = bytes_moved(images, _outputs(subject.manifest))
+    if weights:
+        # A timm model in PyTorch is float32.
+        entry.weight_bytes = weight_bytes(subject.path) if subject.path else 4 * int((subject.manifest or {})["params"])
+    entry.session = session
+
+
+def _outputs(manifest: Mapping[str, Any] | None) -> int:
+    shape = ((manifest or {}).get("output") or {}).get("shape") or [0]
+    return int(shape[-1]) if isinstance(shape[-1], int) else 0
+
+
+def judge(entries: Sequence[Entry], baseline: Subject | None, added: str | None, progress: Progress = SILENT) -> str | None:
+    """Notes what can't be measured, or refuses to measure where nothing is left that the user named.
+
+    Args:
+        baseline: what the others are to be compared with.
+        added: its name, where it was not among those that the user named; alone, it is not worth measuring.
+        progress: notes the error of each entry that has one, and that there will be no ratios where the baseline is missing.
+
+    Returns:
+        Why the baseline can't be measured; None where it can, and without one.
+
+    Raises:
+        GrowtasError: the first error of an entry, where none of those that the user named can be measured. That this machine lacks
+            a device is none: such an entry is reported with what is known of it.
+    """
+    missing = next((entry for entry in entries if baseline and entry.subject.label == baseline.label and not entry.session), None)
+    named = [entry for entry in entries if entry.subject.name != added]
+    serious = [entry.failure for entry in named if entry.failure is not None and not isinstance(entry.failure, DeviceError)]
+    raised = serious[0] if serious and not any(entry.session for entry in named) else None
+    for entry in entries:
+        if raised is not None and entry.failure is raised:
+            continue
+        if entry is missing:
+            progress.note(f"no ratios: the baseline {entry.subject.label} can't be measured ({entry.not_runnable_because})")
+        elif entry.failure is not None:
+            progress.note(f"{entry.subject.label}: not measured: {entry.failure}")
+    if raised is not None:
+        raise raised
+    return missing.not_runnable_because if missing else None
