@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,3 +118,8 @@ def side_files(artifact: str | Path) -> tuple[Path, ...]:
 def artifact_files(folder: str | Path) -> list[Path]:
     """The artifacts in a folder by name, hidden files left out."""
     return sorted(path for path in Path(folder).glob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
+
+
+def file_stem(space: str) -> str:
+    """The name without suffix of an export's files where none is given: of a search space's name."""
+    return re.sub(r"[^\w.-]+", "-", space) + "-subnet"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from growtas.errors import ConfigError, choices
+from growtas.export.formats import file_stem
 from growtas.export.graph.exporter import DEFAULT_OPSET, OPSETS
 from growtas.export.quantization.calibration import METHODS
 from growtas.export.quantization.convert import DEFAULT_METHOD
@@ -165,4 +165,4 @@ class ExportOptions:
 
     def stem(self, space: str) -> str:
         """The files' name without suffix."""
-        return self.name or re.sub(r"[^\w.-]+", "-", space) + "-subnet"
+        return self.name or file_stem(space)

@@ -10,6 +10,7 @@ from typing import Any
 
 from growtas.errors import SubnetError
 from growtas.export.artifact import manifest_path
+from growtas.export.formats import file_stem
 from growtas.runs import RUNS
 from growtas.subnet import Subnet
 
@@ -92,8 +93,6 @@ class RebuildHint:
 
     def _file_options(self, precision: str, run: Path | None) -> list[Any]:
         """Subnet, name and place, where an export would take others by itself."""
-        from growtas.export.pipeline.options import ExportOptions
-
         # Where the run is not at hand, the line is typed somewhere else, and a path that begins here would not hold.
         path = self.path if run is not None else self.path.resolve()
         # The manifest holds the subnet, and so is a subnet file.
@@ -102,7 +101,7 @@ class RebuildHint:
         name = Path(str(_part(self.manifest, "artifact").get("file") or path.name)).stem
         name = name.removesuffix(".pixels" if "--preprocess" in pre_post else ".outputs" if pre_post else "")
         name = name if precision == "fp32" else name.removesuffix(f".{precision}")
-        words += [] if name == ExportOptions().stem(str(self.manifest.get("space"))) else ["--name", name]
+        words += [] if name == file_stem(str(self.manifest.get("space"))) else ["--name", name]
         return words if run and path.parent.resolve() == (run / "export").resolve() else [*words, "--out", path.parent]
 
     def _is_searched_subnet(self, run: Path | None) -> bool:
