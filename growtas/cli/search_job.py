@@ -264,6 +264,9 @@ class Job:
         from growtas.cli.search_view import latency_note
         from growtas.files import write_json
         from growtas.search.front import front_report
+        from growtas.watch.figure import can_draw
+        from growtas.watch.search_html import write_search_page
+        from growtas.watch.search_plot import draw_search_png
         from growtas.watch.search_report import SearchReport, history
 
         r, found, settings = self.request, outcome.found, self._settings()
@@ -287,12 +290,14 @@ class Job:
             write_json(files["front"], front)
             report["front"] = {"subnets": len(front["subnets"]), "hypervolume": front["hypervolume"]}
         drawn = SearchReport.of(search, outcome, report)
-        files |= {"report": r.out / "report.html"} | ({"picture": r.out / "search.png"} if drawn.can_draw else {})
+        files |= {"report": r.out / "report.html"} | ({"picture": r.out / "search.png"} if can_draw() else {})
         report["files"] = {name: str(path) for name, path in files.items()}
         write_json(files["result"], report)
         subnet = {**found.to_dict(), **{key: settings[key] for key in ("device", "devices", "limits")}}
         write_json(files["subnet"], {**subnet, "space": r.run.space.name, "checkpoint_sha256": digest})
-        drawn.write(files["report"], files.get("picture"))
+        write_search_page(drawn, files["report"])
+        if "picture" in files:
+            draw_search_png(drawn, files["picture"])
         return report
 
 
