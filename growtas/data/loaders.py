@@ -119,18 +119,18 @@ class MemoryLoader:
         return prefetched(self._make(epoch, first))
 
     def _make(self, epoch: int, first: int) -> Iterator[Batch]:
-        everything, labels, normalise = self.pixels.numpy(), self.labels.numpy(), array_normaliser(self.record)
+        images, labels, normalise = self.pixels.numpy(), self.labels.numpy(), array_normaliser(self.record)
         order = epoch_order(len(labels), self.seed, epoch)
         for number, indices in enumerate(batch_indices(order, self.batch_size)[first:], first):
-            count, mine, rows = len(indices), indices[self._rows], self._rows
+            count, rows, loaded = len(indices), self._rows, indices[self._rows]
             rng = np.random.default_rng((self.seed, epoch, _AUGMENT, number))
-            pixels = everything[mine]
+            pixels = images[loaded]
             # Drawn for the whole batch, whatever part of it is made here.
             if self.crop_padding:
                 pixels = shift(pixels, draw_shifts(count, self.crop_padding, rng)[rows], self.crop_padding)
             if self.hflip:
                 pixels = flip(pixels, draw_flips(count, self.hflip, rng)[rows])
-            yield torch.from_numpy(normalise(pixels)), torch.from_numpy(labels[mine])
+            yield torch.from_numpy(normalise(pixels)), torch.from_numpy(labels[loaded])
 
 
 class FileLoader:
