@@ -6,13 +6,14 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from growtas.data.cache import cache_folder
 from growtas.errors import ConfigError, DeviceError, GrowtasError
+from growtas.export.artifact import Artifact, Manifest, PlanRecord
 from growtas.export.benchmark import baselines as zoo
 from growtas.export.benchmark.entry import Entry
 from growtas.export.benchmark.subjects import Subject
+from growtas.export.formats import PLAN
 from growtas.export.tensorrt import library
 
 
@@ -23,19 +24,19 @@ def with_graphs(subjects: Sequence[Subject], stack: contextlib.ExitStack, say: C
         stack: removes what is kept nowhere.
         say: told what is being exported.
     """
-    graphs: dict[str, tuple[Path, dict[str, Any]]] = {}
+    graphs: dict[str, Artifact] = {}
 
     def known(subject: Subject) -> Subject:
         if subject.timm is None:
             return subject
         if not subject.needs_graph:
-            return subject.known(None, zoo.describe(subject.timm))
+            return subject.known(None, Manifest.from_dict(zoo.describe(subject.timm)))
         if subject.timm not in graphs:
             say(f"exporting {subject.name}")
             cache = cache_folder()
             folder = cache / "bench" if cache else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="growtas-")))
             graphs[subject.timm] = zoo.exported(subject.timm, folder)
-        return subject.known(*graphs[subject.timm])
+        return subject.known(graphs[subject.timm].path, graphs[subject.timm].manifest)
 
     entries = []
     for subject in subjects:
@@ -57,14 +58,13 @@ def check_plan(entry: Entry, batch: int) -> None:
     Raises:
         ConfigError: the plan was built for smaller batches.
     """
-    path, plan = entry.subject.path, (entry.subject.manifest or {}).get("plan") or {}
-    if path is None or path.suffix != ".plan":
+    path, plan = entry.subject.path, (entry.subject.manifest or Manifest()).plan or PlanRecord()
+    if path is None or path.suffix != PLAN.suffix:
         return
-    targets = tuple(plan.get("targets") or ())
     # Without a manifest nobody knows what it was built for: only trying tells.
-    entry.not_runnable_because = library.why_not_here(targets or (library.local_target() or "",))
-    if entry.not_runnable_because is None and batch > plan.get("max_batch", batch):
-        raise ConfigError(f"{path}: built for batches up to {plan['max_batch']}; --batch asks for {batch}")
+    entry.not_runnable_because = library.why_not_here(plan.targets or (library.local_target() or "",))
+    if entry.not_runnable_because is None and batch > (plan.max_batch or batch):
+        raise ConfigError(f"{path}: built for batches up to {plan.max_batch}; --batch asks for {batch}")
 
 
 def judge(entries: Sequence[Entry], baseline: Subject | None, added: str | None, note: Callable[[str], None]) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import BuildError, ConfigError, GrowtasError, UsageError, choices
-from growtas.export.artifact import read_manifest, versions
+from growtas.export.artifact import Manifest, read_manifest, versions
 from growtas.export.benchmark import baselines as zoo
 from growtas.export.benchmark.entry import Entry
 from growtas.export.benchmark.inputs import DESCRIPTION, bytes_moved, fed_to
@@ -23,8 +23,9 @@ from growtas.export.benchmark.report import artifact_report, compared
 from growtas.export.benchmark.sessions import open_subject
 from growtas.export.benchmark.subjects import Subject, find_baseline, name_baseline, normalise, subjects_of
 from growtas.export.benchmark.timing import clocks, collect, environment, warm_up
+from growtas.export.formats import PLAN, SUFFIXES, artifact_files
 from growtas.export.runtimes.base import TimedParts, available_threads
-from growtas.export.runtimes.open import SUFFIXES, check_device
+from growtas.export.runtimes.open import check_device
 
 FORMAT = "growtas-bench/1"
 _PART_RUNS = 5
@@ -71,7 +72,7 @@ def find_artifacts(folder: Path) -> list[Path]:
     Raises:
         UsageError: there are none.
     """
-    found = sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
+    found = artifact_files(folder)
     if not found:
         raise UsageError(f"{folder}: no artifacts to bench; make some with `growtas export`, or name files ({choices(SUFFIXES)})")
     return found
@@ -142,7 +143,8 @@ def bench(
     compared_with = baseline.label if baseline and no_baseline_because is None else None
     compared(report, compared_with)
     for artifact in report:
-        artifact["limit"] = check_limit((artifact.pop("manifest") or {}).get("search"), artifact["results"])
+        manifest = artifact.pop("manifest")
+        artifact["limit"] = check_limit(manifest and manifest.search, artifact["results"])
     return {
         "format": FORMAT,
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -198,13 +200,14 @@ def _open(entry: Entry, stack: contextlib.ExitStack, options: BenchOptions, thre
         entry.io_bytes[batch] = bytes_moved(images, _outputs(subject.manifest))
     if options.roofline:
         # A timm model in PyTorch is float32.
-        entry.weight_bytes = weight_bytes(subject.path) if subject.path else 4 * int((subject.manifest or {})["params"])
+        params = (subject.manifest and subject.manifest.params) or 0
+        entry.weight_bytes = weight_bytes(subject.path) if subject.path else 4 * params
     entry.session = session
 
 
-def _outputs(manifest: Mapping[str, Any] | None) -> int:
-    shape = ((manifest or {}).get("output") or {}).get("shape") or [0]
-    return int(shape[-1]) if isinstance(shape[-1], int) else 0
+def _outputs(manifest: Manifest | None) -> int:
+    logits = manifest and manifest.output
+    return (logits.sizes[-1] or 0) if logits and logits.sizes else 0
 
 
 def _rounds(
@@ -241,7 +244,7 @@ def _rounds(
 
 
 def _memory(subject: Subject, options: BenchOptions, threads: int, note: Callable[[str], None]) -> dict[str, Any] | None:
-    if subject.path is not None and subject.path.suffix == ".plan":
+    if subject.path is not None and subject.path.suffix == PLAN.suffix:
         return None  # its memory is the GPU's; the manifest has it
     target: Path | str = subject.path or subject.name
     try:

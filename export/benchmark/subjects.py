@@ -6,23 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from growtas.errors import UsageError, choices
+from growtas.export.artifact import Manifest
 from growtas.export.benchmark.baselines import TIMM, check_name, is_model
-from growtas.export.runtimes.open import SUFFIXES
+from growtas.export.formats import ONNX, PLAN, SUFFIXES, format_of
 
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
-_GRAPH = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
-_TAKES: Mapping[str, tuple[str, ...]] = {
-    ".safetensors": ("eager", "compile"),
-    ".pt2": ("eager",),
-    ".onnx": _GRAPH,
-    ".xml": ("openvino",),
-    ".plan": ("tensorrt", "tensorrt-rtx"),
-    # Its graph is exported for the runtimes that need one.
-    TIMM: ("onnxruntime", "eager", "compile", "openvino", "tensorrt", "tensorrt-rtx"),
-}
+_GRAPH = ONNX.runtimes
+# A timm model's graph is exported for the runtimes that need one.
+_TIMM_RUNTIMES = ("onnxruntime", "eager", "compile", "openvino", "tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +34,7 @@ class Subject:
     runtime: str
     label: str
     path: Path | None = None
-    manifest: dict[str, Any] | None = None
+    manifest: Manifest | None = None
 
     @property
     def timm(self) -> str | None:
@@ -53,7 +46,7 @@ class Subject:
         """Whether it is a timm model whose ONNX file is still to be exported."""
         return self.timm is not None and self.path is None and self.runtime in _GRAPH
 
-    def known(self, path: Path | None, manifest: dict[str, Any] | None) -> Subject:
+    def known(self, path: Path | None, manifest: Manifest | None) -> Subject:
         """The same with its file, and what is known of it."""
         return replace(self, path=path, manifest=manifest)
 
@@ -93,18 +86,18 @@ def _means(text: str, name: str) -> bool:
     return text in (name, Path(name).name) or Path(text).resolve() == Path(name).resolve()
 
 
-def default_runtime(name: str, manifest: Mapping[str, Any] | None) -> str:
+def default_runtime(name: str, manifest: Manifest | None) -> str:
     """The runtime that an artifact is for: what a plan's manifest says, otherwise by its suffix."""
-    said = ((manifest or {}).get("plan") or {}).get("runtime")
+    stated = manifest and manifest.plan and manifest.plan.runtime
     takes = _takes(name)
-    return str(said) if said in takes else ("tensorrt-rtx" if Path(name).suffix == ".plan" else takes[0])
+    return stated if stated in takes else takes[0]
 
 
 def _takes(name: str) -> tuple[str, ...]:
-    return _TAKES[TIMM if name.startswith(TIMM) else Path(name).suffix]
+    return _TIMM_RUNTIMES if name.startswith(TIMM) else format_of(name).runtimes
 
 
-def subjects_of(names: Sequence[str], manifests: Mapping[str, dict[str, Any] | None], runtimes: Sequence[str]) -> list[Subject]:
+def subjects_of(names: Sequence[str], manifests: Mapping[str, Manifest | None], runtimes: Sequence[str]) -> list[Subject]:
     """Every artifact in every runtime that was asked for and takes it, in order; in its own runtime where none was asked for.
 
     Args:
@@ -125,8 +118,9 @@ def subjects_of(names: Sequence[str], manifests: Mapping[str, dict[str, Any] | N
             found.append((name, own))
             continue
         # A plan was compiled for one of the two TensorRTs; `tensorrt` means whichever it is.
-        legal = (own,) if Path(name).suffix == ".plan" else _takes(name)
-        chosen = [own if runtime == "tensorrt" and Path(name).suffix == ".plan" else runtime for runtime in runtimes]
+        is_plan = Path(name).suffix == PLAN.suffix
+        legal = (own,) if is_plan else _takes(name)
+        chosen = [own if runtime == "tensorrt" and is_plan else runtime for runtime in runtimes]
         took = [runtime for runtime in dict.fromkeys(chosen) if runtime in legal]
         if not took:
             raise UsageError(f"{name}: it runs in {choices(legal)}, and --runtime asks for {choices(runtimes)}")
@@ -137,7 +131,7 @@ def subjects_of(names: Sequence[str], manifests: Mapping[str, dict[str, Any] | N
     return _labelled(found, manifests)
 
 
-def _labelled(found: Sequence[tuple[str, str]], manifests: Mapping[str, dict[str, Any] | None]) -> list[Subject]:
+def _labelled(found: Sequence[tuple[str, str]], manifests: Mapping[str, Manifest | None]) -> list[Subject]:
     """File names where they tell the artifacts apart, paths elsewhere; with the runtime where one artifact runs in several."""
     shorts = {name: name if name.startswith(TIMM) else Path(name).name for name, _ in found}
     clashes, times = Counter(shorts.values()), Counter(name for name, _ in found)

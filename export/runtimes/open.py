@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from growtas.errors import DeviceError, UsageError, choices
+from growtas.errors import DeviceError, choices
+from growtas.export.formats import ONNX, OPENVINO, PROGRAM, TORCH, format_of
 from growtas.export.runtimes.base import Session
 
-SUFFIXES = (".safetensors", ".pt2", ".onnx", ".xml", ".plan")
 DEVICES = ("cpu", "cuda")
 
 
@@ -34,28 +34,27 @@ def open_session(
     """
     # Each runtime is imported where it is used: a process that measures one runtime's memory must not hold the others.
     path = Path(path)
-    if path.suffix == ".xml" or (path.suffix == ".onnx" and runtime == "openvino"):
+    kind = format_of(path)
+    if kind is OPENVINO or (kind is ONNX and runtime == "openvino"):
         from growtas.export.runtimes.openvino import OpenVINOSession
 
         return OpenVINOSession(path, threads=threads)
-    if path.suffix == ".onnx":
+    if kind is ONNX:
         from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
 
         return OnnxRuntimeSession(path, threads=threads, device=device)
-    if path.suffix == ".safetensors":
+    if kind is TORCH:
         from growtas.checkpoint import load_model
         from growtas.export.runtimes.torch import vit_session
 
         return vit_session(load_model(path), threads=threads, device=device, compiled=runtime == "compile")
-    if path.suffix == ".pt2":
+    if kind is PROGRAM:
         from growtas.export.runtimes.torch_export import load_program
 
         return load_program(path, threads=threads, device=device)
-    if path.suffix == ".plan":
-        from growtas.export.tensorrt.load import load_plan
+    from growtas.export.tensorrt.load import load_plan
 
-        return load_plan(path, runtime=runtime, trusted=trusted)
-    raise UsageError(f"{path}: not an artifact; legal are files that end in {choices(SUFFIXES)}")
+    return load_plan(path, runtime=runtime, trusted=trusted)
 
 
 def check_device(device: str) -> None:

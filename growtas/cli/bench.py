@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from growtas.cli.output import JsonOption, note, print_json
+
+if TYPE_CHECKING:
+    from growtas.export.artifact import Manifest
 
 
 def bench(
@@ -134,10 +137,10 @@ def _limits(artifact: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     path = Path(artifact["path"])
     run = _run_of(path)
-    manifest = read_manifest(path, verify=False) or {}
-    search = manifest.get("search")
-    if not isinstance(search, dict):
+    manifest = read_manifest(path, verify=False)
+    if manifest is None or manifest.search is None:
         return []
+    search = manifest.search
     latencies = search.get("latencies") or (_subnet_file(run, manifest, search) if run else {}).get("latencies")
     if not latencies:
         return [artifact["limit"]] if artifact["limit"] else []
@@ -152,7 +155,7 @@ def _limits(artifact: dict[str, Any]) -> list[dict[str, Any]]:
     return [found for one in asked if (found := check_limit(one, artifact["results"])) is not None]
 
 
-def _subnet_file(run: Path, manifest: dict[str, Any], search: dict[str, Any]) -> dict[str, Any]:
+def _subnet_file(run: Path, manifest: Manifest, search: dict[str, Any]) -> dict[str, Any]:
     """The searched subnet that a manifest is of, as it was written; empty where another search took its place."""
     from growtas.errors import CheckpointError
     from growtas.files import read_json
@@ -163,6 +166,6 @@ def _subnet_file(run: Path, manifest: dict[str, Any], search: dict[str, Any]) ->
         except CheckpointError:
             continue
         same = isinstance(written, dict) and all(written.get(key) == value for key, value in search.items())
-        if same and all(written.get(key) == value for key, value in manifest["subnet"].items()):
+        if same and all(written.get(key) == value for key, value in (manifest.subnet or {}).items()):
             return dict(written)
     return {}
