@@ -1,4 +1,4 @@
-"""What artifact files hold, read without running or deserialising them: operators, inputs, outputs, and weights by type."""
+"""Reads artifact files without running or deserialising them: operators, inputs, outputs, and weights by type."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import CheckpointError
+from growtas.export.formats import ONNX, OPENVINO, PROGRAM, TORCH, format_of, side_files
 
 LAYOUT_OPS = ("Transpose", "Slice", "Concat")
 _MAX_HEADER_BYTES = 100_000_000
@@ -25,17 +26,8 @@ _NAMES = {
 }  # fmt: skip
 # torch.export's numbers of scalar types.
 _TORCH = {
-    1: "uint8",
-    2: "int8",
-    3: "int16",
-    4: "int32",
-    5: "int64",
-    6: "float16",
-    7: "float32",
-    8: "float64",
-    12: "bool",
-    13: "bfloat16",
-}
+    1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64", 12: "bool", 13: "bfloat16",
+}  # fmt: skip
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
 
 
@@ -50,10 +42,9 @@ def read_graph(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: absent, damaged, or not what its suffix says.
     """
-    readers = {".onnx": _read_onnx, ".safetensors": _read_safetensors, ".xml": _read_ir, ".pt2": _read_program}
     if not path.is_file():
         raise CheckpointError(f"{path}: no such artifact")
-    reader = readers.get(path.suffix)
+    reader = {ONNX: _read_onnx, TORCH: _read_safetensors, OPENVINO: _read_ir, PROGRAM: _read_program}.get(format_of(path))
     if reader is None:
         return {}
     try:
@@ -191,7 +182,7 @@ def _read_ir(path: Path) -> dict[str, Any]:
             (inputs if kind == "Parameter" else outputs).append(value)
     operators = +operators
     precision = "int8" if operators["FakeQuantize"] or sizes["int8"] > sizes["float32"] else _precision(sizes)
-    weights = path.with_suffix(".bin")
+    (weights,) = side_files(path)
     return {
         "ir_version": int(root.get("version", 0)),
         **_counted(operators),

@@ -1,146 +1,131 @@
-"""One artifact at a glance: what its manifest says, what the file holds, and where the two contradict each other."""
+"""Inspects an artifact: what its manifest says, what the file holds, and where the two contradict each other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from growtas.errors import CheckpointError, UsageError, choices
-from growtas.export.artifact import KINDS
+from growtas.errors import CheckpointError
+from growtas.export.artifact import Manifest, check_hash, check_side_files, read_manifest
 from growtas.export.contents import read_graph
-from growtas.export.side_files import check_companions, companions
+from growtas.export.formats import ONNX, PROGRAM, format_of, side_files
 from growtas.files import sha256
 
-KINDS_OF_LATENCY = ("measured", "modelled")
+_LATENCY_KINDS = ("measured", "modelled")
 
 _SAME_LATENCY = ("device", "ms", "kind", "percentile", "batch", "precision", "runtime")
 
 
-def summarise(path: Path, manifest: Mapping[str, Any] | None, *, thorough: bool = False) -> dict[str, Any]:
+def inspect(path: str | os.PathLike[str], *, thorough: bool = False) -> dict[str, Any]:
     """What is known of an artifact; the file is read, never run, and a plan not even read.
 
     Args:
         path: the artifact.
-        manifest: what lies beside it, unverified; None where there is none.
         thorough: check the format's own rules too (ONNX's checker; that a program holds nothing that loading would run).
 
     Returns:
-        ``path``, ``kind``, ``bytes`` (companions included), ``sha256``, ``matches_manifest`` (None without one), ``problems`` (one
+        ``path``, ``kind``, ``bytes`` (side files included), ``sha256``, ``matches_manifest`` (None without one), ``problems`` (one
         sentence each; the first is the hash where that differs), ``precision`` (``stated``, ``found``), ``params``, ``macs``,
         ``latencies`` (each with its ``kind``), ``parity``, ``verification``, ``graph`` and ``manifest``.
 
     Raises:
-        CheckpointError: the file is absent or damaged.
+        CheckpointError: the file is absent or damaged, or its manifest can't be read.
         UsageError: the suffix is no artifact's.
     """
-    if path.suffix not in KINDS:
-        raise UsageError(f"{path}: not an artifact; legal are files that end in {choices(KINDS)}")
-    graph = read_graph(path)
-    said = manifest or {}
+    path = Path(path)
+    stored = read_manifest(path, verify=False)
+    kind, graph, manifest = format_of(path).kind, read_graph(path), stored or Manifest()
     digest = sha256(path)
-    problem = _incomplete(path) if manifest is None else _hash_problem(path, said, digest)
-    problems = ([problem] if problem else []) + contradictions(path, said, graph) + (_rule_problems(path) if thorough else [])
+    problem = _problem(lambda: check_hash(path, stored, digest=digest) if stored else check_side_files(path))
+    problems = [problem] if problem else []
+    problems += contradictions(path, manifest, graph)
+    problems += _rule_problems(path) if thorough else []
+    record = manifest.to_dict()
     return {
         "path": str(path),
-        "kind": KINDS[path.suffix],
-        "bytes": path.stat().st_size + sum(other.stat().st_size for other in companions(path) if other.is_file()),
+        "kind": kind,
+        "bytes": sum(file.stat().st_size for file in (path, *side_files(path)) if file.is_file()),
         "sha256": digest,
-        "matches_manifest": None if manifest is None else problem is None,
+        "matches_manifest": None if stored is None else problem is None,
         "problems": problems,
-        "precision": {"stated": said.get("precision"), "found": graph.get("precision")},
-        "params": said.get("params", graph.get("params")),
-        "macs": said.get("macs"),
-        "latencies": latencies(said),
-        "parity": said.get("parity"),
-        "verification": said.get("verification"),
+        "precision": {"stated": record.get("precision"), "found": graph.get("precision")},
+        "params": record.get("params", graph.get("params")),
+        "macs": record.get("macs"),
+        "latencies": latencies(manifest),
+        "parity": record.get("parity"),
+        "verification": record.get("verification"),
         "graph": graph,
-        "manifest": manifest,
+        "manifest": stored and record,
     }
 
 
-def latencies(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+def latencies(manifest: Manifest) -> list[dict[str, Any]]:
     """Every latency that a manifest holds, as it says them: what does not say that it was measured is never called so."""
-    search = manifest.get("search")
-    if not isinstance(search, Mapping):
-        return []
+    search = manifest.search or {}
     listed = search.get("latencies")
-    found: list[Any] = [search.get("latency")]
+    entries: list[Any] = [search.get("latency")]
     for entry in listed if isinstance(listed, list) else []:
         if isinstance(entry, Mapping):
             # A device's entry holds what was predicted and, where it was at hand, measured.
-            both = [each for each in (entry.get("measured"), entry.get("predicted")) if isinstance(each, Mapping)]
-            found += both or [entry]
+            both = [latency for latency in (entry.get("measured"), entry.get("predicted")) if isinstance(latency, Mapping)]
+            entries += both or [entry]
     unique: list[dict[str, Any]] = []
-    for entry in found:
+    for entry in entries:
         if isinstance(entry, Mapping) and isinstance(entry.get("ms"), int | float):
             kind = entry.get("kind")
-            latency = {**entry, "kind": kind if kind in KINDS_OF_LATENCY else "not stated"}
+            latency = {**entry, "kind": kind if kind in _LATENCY_KINDS else "not stated"}
             # The first device's latency stands twice in a manifest, once with more about where it comes from.
-            if all(any(each.get(key) != latency.get(key) for key in _SAME_LATENCY) for each in unique):
+            if all(any(other.get(key) != latency.get(key) for key in _SAME_LATENCY) for other in unique):
                 unique.append(latency)
     return unique
 
 
-def contradictions(path: Path, manifest: Mapping[str, Any], graph: Mapping[str, Any]) -> list[str]:
-    """Where a file holds something else than its manifest says: precision, parameters, the names and shapes of its ends."""
-    found = []
-    stated, held = manifest.get("precision"), graph.get("precision")
-    if stated and held and stated != held:
-        found.append(f"{path}: the manifest says {stated}, and the file's weights are {held}")
-    params = graph.get("params")
-    if params is not None and manifest.get("params") not in (None, params):
-        found.append(f"{path}: the manifest says {manifest['params']} parameters, and the file holds {params}")
-    for end, values in (("input", graph.get("inputs")), ("output", graph.get("outputs"))):
-        described = manifest.get(end)
-        if not values or not isinstance(described, Mapping):
+def contradictions(path: Path, manifest: Manifest, graph: Mapping[str, Any]) -> list[str]:
+    """Where a file holds something else than its manifest says: precision, parameters, input and output."""
+    problems = []
+    held, params = graph.get("precision"), graph.get("params")
+    if manifest.precision and held and manifest.precision != held:
+        problems.append(f"{path}: the manifest says {manifest.precision}, and the file's weights are {held}")
+    if params is not None and manifest.params not in (None, params):
+        problems.append(f"{path}: the manifest says {manifest.params} parameters, and the file holds {params}")
+    for end, described in (("input", manifest.input), ("output", manifest.output)):
+        values = graph.get(f"{end}s")
+        if not values or described is None:
             continue
-        value = values[0]
-        if described.get("name") not in (None, value["name"]) or described.get("dtype") not in (None, value["dtype"]):
-            want = f"{described.get('name')} ({described.get('dtype')})"
-            found.append(f"{path}: the manifest's {end} is {want}, and the file's is {value['name']} ({value['dtype']})")
-        elif not _same_shape(described.get("shape"), value["shape"]):
-            found.append(f"{path}: the manifest's {end} has the shape {described['shape']}, and the file's has {value['shape']}")
-    return found
+        name, dtype, shape = (values[0][key] for key in ("name", "dtype", "shape"))
+        if described.name not in (None, name) or described.dtype not in (None, dtype):
+            stated = f"{described.name} ({described.dtype})"
+            problems.append(f"{path}: the manifest's {end} is {stated}, and the file's is {name} ({dtype})")
+        elif described.shape and not _same_shape(described.shape, shape):
+            problems.append(f"{path}: the manifest's {end} has the shape {list(described.shape)}, and the file's has {shape}")
+    return problems
 
 
-def _same_shape(described: Any, held: list[Any]) -> bool:
-    """Whether two shapes agree where both have numbers; names of dynamic sizes may differ."""
-    if not isinstance(described, list):
-        return True
-    if len(described) != len(held):
-        return False
-    return all(
+def _same_shape(described: Sequence[int | str], held: Sequence[int | str]) -> bool:
+    """Whether two shapes agree where both have numbers; names of free sizes may differ."""
+    return len(described) == len(held) and all(
         isinstance(a, int) == isinstance(b, int) and (not isinstance(a, int) or a == b)
         for a, b in zip(described, held, strict=True)
     )
 
 
-def _hash_problem(path: Path, manifest: Mapping[str, Any], digest: str) -> str | None:
-    recorded = manifest.get("artifact")
-    if not isinstance(recorded, Mapping) or recorded.get("sha256") != digest:
-        return f"{path}: the file is not the one that its manifest describes (SHA-256 differs); export it again"
+def _problem(check: Callable[[], None]) -> str | None:
     try:
-        check_companions(path, manifest)
+        check()
     except CheckpointError as error:
         return str(error)
     return None
 
 
-def _incomplete(path: Path) -> str | None:
-    absent = [other.name for other in companions(path) if not other.is_file()]
-    return f"{path}: {absent[0]} is missing beside it" if absent else None
-
-
 def _rule_problems(path: Path) -> list[str]:
-    if path.suffix == ".pt2":
+    if path.suffix == PROGRAM.suffix:
         from growtas.export.runtimes.torch_export import check_program
 
-        try:
-            check_program(path.read_bytes(), str(path))
-        except CheckpointError as error:
-            return [str(error)]
-    if path.suffix == ".onnx":
+        problem = _problem(lambda: check_program(path.read_bytes(), str(path)))
+        return [problem] if problem else []
+    if path.suffix == ONNX.suffix:
         import onnx
 
         try:

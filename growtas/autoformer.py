@@ -1,4 +1,4 @@
-"""Reading AutoFormer's published checkpoints: the renaming of its weights, and a load that runs no code from the file."""
+"""Reads AutoFormer's published checkpoints without running code from the file, and renames their weights."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def load_autoformer(path: str | Path, space: SearchSpace) -> Supernet:
     classes = state["head.weight"].shape[0] if "head.weight" in state else space.num_classes
     supernet = Supernet(space.replace(num_classes=int(classes)))
     expected = supernet.state_dict()
-    missing, odd = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or odd:
-        what = f"{missing[0]} is missing" if missing else f"{odd[0]} has no place in it"
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or unknown:
+        what = f"{missing[0]} is missing" if missing else f"{unknown[0]} has no place in it"
         raise CheckpointError(f"{path}: the weights don't fit {space.name}: {what}")
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
@@ -84,8 +84,8 @@ def _load(path: Path) -> Any:
     except Exception as error:  # torch raises many types here: EOFError, RuntimeError, UnpicklingError, KeyError ...
         text = str(error)
         if "weights_only" in text or "Unsupported" in text or "GLOBAL" in text:
-            found = re.search(r"(?:GLOBAL|global|class|function) ([\w.]+)", text)
-            what = f" ({found[1]})" if found else ""
+            match = re.search(r"(?:GLOBAL|global|class|function) ([\w.]+)", text)
+            what = f" ({match[1]})" if match else ""
             raise CheckpointError(
                 f"{path}: the pickle holds more than weights{what}, which could run code; it was not loaded"
             ) from None

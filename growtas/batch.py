@@ -1,4 +1,4 @@
-"""Many subnets as arrays, so that sampling and costing them is one NumPy call."""
+"""Many subnets as arrays, so that one NumPy call samples them or counts their costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and reading our own JSON back."""
+"""Writes files atomically, and reads the JSON that growtas wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drawing subnets: uniformly, inside a subspace, under limits; and the evolution's mutation and crossover.
+"""Draws subnets: uniformly, inside a subspace, or under limits; and the mutation and crossover of the evolution.
 
 Every function takes a ``numpy.random.Generator``; none touches global random state.
 """
@@ -121,10 +121,10 @@ def mutate(space: SearchSpace, subnet: Subnet, rng: Generator, probability: floa
     embed_dim = int(rng.choice(space.embed_dim)) if rng.random() < probability else subnet.embed_dim
     heads, ratios = [], []
     for block in range(depth):
-        kept = block < subnet.depth
+        exists = block < subnet.depth
         redraw = rng.random(2) < probability
-        heads.append(subnet.num_heads[block] if kept and not redraw[0] else int(rng.choice(space.num_heads)))
-        ratios.append(subnet.mlp_ratio[block] if kept and not redraw[1] else float(rng.choice(space.mlp_ratio)))
+        heads.append(subnet.num_heads[block] if exists and not redraw[0] else int(rng.choice(space.num_heads)))
+        ratios.append(subnet.mlp_ratio[block] if exists and not redraw[1] else float(rng.choice(space.mlp_ratio)))
     return Subnet(embed_dim, tuple(heads), tuple(ratios))
 
 

@@ -173,4 +173,4 @@ def redescribe(path: Path, **changes: Any) -> None:
     old = read_manifest(path, verify=False)
     assert old is not None
     fixed = ("format", "created", "artifact", "kind", "versions")
-    write_manifest(path, {**{key: value for key, value in old.items() if key not in fixed}, **changes})
+    write_manifest(path, {**{key: value for key, value in old.to_dict().items() if key not in fixed}, **changes})

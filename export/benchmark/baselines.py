@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growtas.errors import BuildError, CheckpointError, UsageError
-from growtas.export.artifact import manifest_path, read_manifest, versions, write_manifest
+from growtas.export.artifact import Artifact, manifest_path, read_manifest, versions, write_manifest
 from growtas.files import ensure_writable, replacing
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def exported(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+def exported(name: str, folder: Path) -> Artifact:
     """The ONNX file of a timm model, and its manifest; exported unless the folder has it from these versions.
 
     Args:
@@ -102,11 +102,11 @@ def exported(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
         except CheckpointError:
             manifest = None  # an export that was stopped half-way
         if manifest is not None:
-            return path, manifest
+            return Artifact(path=path, manifest=manifest)
     ensure_writable(path.parent)
     model = create(name)
     _export(name, model, path, DEFAULT_OPSET)
-    return path, write_manifest(path, describe(name, model))
+    return write_manifest(path, describe(name, model))
 
 
 def describe(name: str, model: nn.Module | None = None) -> dict[str, Any]:

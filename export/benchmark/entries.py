@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from growtas.data.cache import cache_folder
 from growtas.errors import BuildError, ConfigError, DeviceError, GrowtasError
+from growtas.export.artifact import Artifact, Manifest, PlanRecord
 from growtas.export.benchmark import baselines
 from growtas.export.benchmark.inputs import Fed, bytes_moved, fed_to
 from growtas.export.benchmark.peaks import weight_bytes
@@ -70,19 +71,19 @@ def with_graphs(subjects: Sequence[Subject], stack: contextlib.ExitStack, progre
     Args:
         stack: removes what is kept nowhere.
     """
-    graphs: dict[str, tuple[Path, dict[str, Any]]] = {}
+    graphs: dict[str, Artifact] = {}
 
     def known(subject: Subject) -> Subject:
         if subject.timm is None:
             return subject
         if not subject.needs_graph:
-            return subject.known(None, baselines.describe(subject.timm))
+            return subject.known(None, Manifest.from_dict(baselines.describe(subject.timm)))
         if subject.timm not in graphs:
             progress.stage(f"exporting {subject.name}")
             cache = cache_folder()
             folder = cache / "bench" if cache else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="growtas-")))
             graphs[subject.timm] = baselines.exported(subject.timm, folder)
-        return subject.known(*graphs[subject.timm])
+        return subject.known(graphs[subject.timm].path, graphs[subject.timm].manifest)
 
     entries = []
     for subject in subjects:
@@ -104,14 +105,13 @@ def _check_plan(entry: Entry, batch: int) -> None:
     Raises:
         ConfigError: the plan was built for smaller batches.
     """
-    path, plan = entry.subject.path, (entry.subject.manifest or {}).get("plan") or {}
+    path, plan = entry.subject.path, (entry.subject.manifest or Manifest()).plan or PlanRecord()
     if path is None or path.suffix != PLAN.suffix:
         return
-    targets = tuple(plan.get("targets") or ())
     # Without a manifest nobody knows what it was built for: only trying tells.
-    entry.not_runnable_because = library.why_not_here(targets or (library.local_target() or "",))
-    if entry.not_runnable_because is None and batch > plan.get("max_batch", batch):
-        raise ConfigError(f"{path}: built for batches up to {plan['max_batch']}; --batch asks for {batch}")
+    entry.not_runnable_because = library.why_not_here(plan.targets or (library.local_target() or "",))
+    if entry.not_runnable_because is None and batch > (plan.max_batch or batch):
+        raise ConfigError(f"{path}: built for batches up to {plan.max_batch}; --batch asks for {batch}")
 
 
 def load(entry: Entry, stack: contextlib.ExitStack, *, batches: Sequence[int], threads: int, device: str, weights: bool) -> None:
@@ -152,13 +152,14 @@ def _place(entry: Entry, session: Session, batches: Sequence[int], weights: bool
         entry.io_bytes[batch] = bytes_moved(images, _outputs(subject.manifest))
     if weights:
         # A timm model in PyTorch is float32.
-        entry.weight_bytes = weight_bytes(subject.path) if subject.path else 4 * int((subject.manifest or {})["params"])
+        params = (subject.manifest and subject.manifest.params) or 0
+        entry.weight_bytes = weight_bytes(subject.path) if subject.path else 4 * params
     entry.session = session
 
 
-def _outputs(manifest: Mapping[str, Any] | None) -> int:
-    shape = ((manifest or {}).get("output") or {}).get("shape") or [0]
-    return int(shape[-1]) if isinstance(shape[-1], int) else 0
+def _outputs(manifest: Manifest | None) -> int:
+    logits = manifest and manifest.output
+    return (logits.sizes[-1] or 0) if logits and logits.sizes else 0
 
 
 def judge(entries: Sequence[Entry], baseline: Subject | None, added: str | None, progress: Progress = SILENT) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from growtas.errors import CheckpointError, choices
+from growtas.export.artifact import Manifest, TensorRecord
 from growtas.export.contents import read_graph
+from growtas.export.formats import format_of
 from growtas.export.runtimes.base import Session
 from growtas.export.verification.images import noise
 
@@ -46,7 +47,7 @@ class Fed:
         return f"{size} {self.dtype} ({self.layout}" + (", its height and width are free)" if self.any_size else ")")
 
 
-def fed_to(path: Path | None, manifest: Mapping[str, Any] | None, session: Session) -> Fed:
+def fed_to(path: Path | None, manifest: Manifest | None, session: Session) -> Fed:
     """What an artifact takes: its manifest says so, or its own graph where there is no manifest.
 
     Free heights and widths are the ``image_size`` of the manifest's ``preprocess``, else what the session gives.
@@ -58,28 +59,21 @@ def fed_to(path: Path | None, manifest: Mapping[str, Any] | None, session: Sessi
     Raises:
         CheckpointError: an input of a type that images don't have, or nothing says of which size they are.
     """
-    described = (manifest or {}).get("input") or _graph_input(path)
-    fed = _fed(described, (manifest or {}).get("preprocess") or {}, lambda: session.image_shape)
+    manifest = manifest or Manifest()
+    images = manifest.input or _graph_input(path)
+    sizes, size = images.sizes, (manifest.preprocess or {}).get("image_size")
+    any_size = len(sizes) == 3 and None in sizes
+    if len(sizes) == 3 and (size or not any_size):
+        first, second, third = (int(size or 0) if side is None else side for side in sizes)
+        shape = (first, second, third)
+    else:
+        shape = session.image_shape
+    channels_last = shape[-1] in _CHANNELS and shape[0] not in _CHANNELS
+    layout = images.layout or ("NHWC" if channels_last else "NCHW")
+    fed = Fed(dtype=images.dtype or "float32", shape=shape, layout=layout, any_size=any_size)
     if fed.dtype not in DTYPES:
         raise CheckpointError(f"{path}: its input is of type {fed.dtype}; images are {choices(DTYPES)}")
     return fed
-
-
-def bench_images(batch: int, image_shape: tuple[int, int, int], manifest: Mapping[str, Any] | None) -> Any:
-    """Images of the type and layout that the artifact takes, always the same.
-
-    Args:
-        batch: images a run.
-        image_shape: the session's; rules unless the manifest names uint8.
-        manifest: its ``input`` has ``dtype`` and ``shape``; without one the input is float32.
-
-    Returns:
-        float32 ``(batch, channels, height, width)``; uint8 in the manifest's layout for a graph with its own pre-processing.
-    """
-    described = (manifest or {}).get("input") or {}
-    if described.get("dtype") != "uint8":
-        return noise(batch, image_shape)
-    return _fed(described, (manifest or {}).get("preprocess") or {}, lambda: image_shape).images(batch)
 
 
 def bytes_moved(images: Any, outputs_per_image: int) -> int:
@@ -87,28 +81,12 @@ def bytes_moved(images: Any, outputs_per_image: int) -> int:
     return int(images.nbytes) + 4 * outputs_per_image * len(images)
 
 
-def _fed(described: Mapping[str, Any], preprocess: Mapping[str, Any], image_shape: Callable[[], tuple[int, int, int]]) -> Fed:
-    written = tuple(described.get("shape") or ())[1:]
-    fixed = [isinstance(size, int) and size > 0 for size in written]
-    any_size = len(written) == 3 and not all(fixed)
-    if len(written) == 3 and (not any_size or preprocess.get("image_size")):
-        first, second, third = (
-            int(each if is_fixed else preprocess["image_size"]) for each, is_fixed in zip(written, fixed, strict=True)
-        )
-        shape = (first, second, third)
-    else:
-        shape = image_shape()
-    channels_last = shape[-1] in _CHANNELS and shape[0] not in _CHANNELS
-    layout = str(described.get("layout") or ("NHWC" if channels_last else "NCHW"))
-    return Fed(dtype=str(described.get("dtype", "float32")), shape=shape, layout=layout, any_size=any_size)
-
-
-def _graph_input(path: Path | None) -> Mapping[str, Any]:
-    """The input as an ONNX file or an IR describes it; empty for other formats, and for what can't be read."""
-    if path is None or path.suffix not in (".onnx", ".xml"):
-        return {}
+def _graph_input(path: Path | None) -> TensorRecord:
+    """The input as an ONNX file or an IR describes it; of other formats, and of what can't be read, nothing is known."""
+    if path is None or not format_of(path).input_readable:
+        return TensorRecord()
     try:
         inputs = read_graph(path).get("inputs") or [{}]
     except CheckpointError:
-        return {}  # The session says what is wrong.
-    return dict(inputs[0])
+        return TensorRecord()  # The session says what is wrong.
+    return TensorRecord.model_validate(inputs[0])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import CheckpointError
+from growtas.export.artifact import Manifest
 from growtas.files import read_json
 
 
@@ -58,18 +59,18 @@ def run_of(artifact: Path) -> Path | None:
     return artifact.parent.parent if (folder / "run.json").is_file() else None
 
 
-def check_limits(path: Path, manifest: Mapping[str, Any] | None, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def check_limits(path: Path, manifest: Manifest, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Compares the search's latency limits, one a device, each with what was measured on that device alone.
 
     A manifest knows the first device's; the others are in the subnet file that was exported, where it still lies in the run.
 
     Args:
         path: the artifact.
-        manifest: its manifest, None without one.
+        manifest: its manifest.
         results: as for :func:`check_limit`.
     """
-    run, search = run_of(path), (manifest or {}).get("search")
-    if manifest is None or not isinstance(search, dict):
+    run, search = run_of(path), manifest.search
+    if search is None:
         return []
     latencies = search.get("latencies") or (_subnet_file(run, manifest, search) if run else {}).get("latencies")
     searches = [
@@ -84,7 +85,7 @@ def check_limits(path: Path, manifest: Mapping[str, Any] | None, results: Sequen
     return [limit for limit in limits if limit is not None]
 
 
-def _subnet_file(run: Path, manifest: Mapping[str, Any], search: Mapping[str, Any]) -> dict[str, Any]:
+def _subnet_file(run: Path, manifest: Manifest, search: Mapping[str, Any]) -> dict[str, Any]:
     """The searched subnet that a manifest is of, as it was written; empty where another search took its place."""
     for path in sorted(run.glob("search*/subnet.json")):
         try:
@@ -92,6 +93,6 @@ def _subnet_file(run: Path, manifest: Mapping[str, Any], search: Mapping[str, An
         except CheckpointError:
             continue
         same = isinstance(written, dict) and all(written.get(key) == value for key, value in search.items())
-        if same and all(written.get(key) == value for key, value in manifest["subnet"].items()):
+        if same and all(written.get(key) == value for key, value in (manifest.subnet or {}).items()):
             return dict(written)
     return {}

@@ -93,7 +93,7 @@ def _import_runtime(runtime: str) -> None:
 def _probe_here(artifact: str, batch: int, threads: int, runtime: str, device: str) -> dict[str, Any]:
     from growtas.export.artifact import read_manifest
     from growtas.export.benchmark.baselines import TIMM
-    from growtas.export.benchmark.inputs import bench_images
+    from growtas.export.benchmark.inputs import fed_to
     from growtas.export.benchmark.sessions import open_subject
     from growtas.export.benchmark.subjects import Subject, default_runtime
 
@@ -108,7 +108,7 @@ def _probe_here(artifact: str, batch: int, threads: int, runtime: str, device: s
     session = open_subject(subject, threads=threads, device=device, batches=(batch,))
     load_ms = (time.perf_counter() - start) * 1e3
     with session:
-        images = bench_images(batch, session.image_shape, manifest)
+        images = fed_to(path, manifest, session).images(batch)
         start = time.perf_counter()
         session.run(images)
         first_run_ms = (time.perf_counter() - start) * 1e3

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from growtas.export.contents import read_graph
+from growtas.export.formats import ONNX, TORCH, format_of, side_files
 
 GEMM_SIZE = 1536
 COPY_BYTES = 128 << 20
@@ -117,27 +119,7 @@ def roofline(peaks: dict[str, Any], *, macs: int, weight_bytes: int, io_bytes: i
 
 def weight_bytes(path: Path) -> int:
     """Bytes of an artifact's weights: tensors of a safetensors or ONNX file, an IR's ``.bin``, otherwise the whole file."""
-    if path.suffix == ".safetensors":
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return sum(entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__")
-    if path.suffix == ".onnx":
-        import onnx
-
-        graph = onnx.load(path, load_external_data=False).graph
-        return sum(_tensor_bytes(tensor) for tensor in graph.initializer)
-    if path.suffix == ".xml" and path.with_suffix(".bin").is_file():
-        return path.with_suffix(".bin").stat().st_size
-    return path.stat().st_size
-
-
-def _tensor_bytes(tensor: Any) -> int:
-    import math
-
-    import onnx
-
-    # By shape and type, since values lie in one of many fields, or in another file.
-    bits = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}.get(tensor.data_type)
-    if bits is None:
-        bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return math.prod(tensor.dims) * bits // 8
+    if format_of(path) in (TORCH, ONNX):
+        return sum(read_graph(path)["bytes_by_type"].values())
+    weights = next((file for file in side_files(path) if file.is_file()), path)
+    return weights.stat().st_size

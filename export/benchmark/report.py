@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from growtas.export.artifact import Manifest
 from growtas.export.benchmark.entries import Entry
 from growtas.export.benchmark.limits import check_limit, check_limits
 from growtas.export.benchmark.peaks import roofline
@@ -147,8 +148,8 @@ def artifact_report(entry: Entry, batches: Sequence[int], peaks: Mapping[str, di
         batches: those that were asked for; one without a finished turn is left out.
         peaks: of :meth:`growtas.export.benchmark.peaks.PeakMeter.report`, by device.
     """
-    subject, manifest, fed = entry.subject, entry.subject.manifest or {}, entry.fed
-    plan, path = manifest.get("plan") or {}, entry.subject.path
+    subject, manifest, fed = entry.subject, entry.subject.manifest or Manifest(), entry.fed
+    plan, path = manifest.plan, entry.subject.path
     results = [_result(entry, batch, peaks) for batch in batches if entry.samples.get(batch)]
     measured = [result.to_dict() for result in results]
     return ArtifactReport(
@@ -157,24 +158,24 @@ def artifact_report(entry: Entry, batches: Sequence[int], peaks: Mapping[str, di
         path=path,
         bytes=path.stat().st_size if path else None,
         weight_bytes=entry.weight_bytes,
-        kind=manifest.get("kind") or (path.suffix[1:] if path else "timm"),
+        kind=manifest.kind or (path.suffix[1:] if path else "timm"),
         precision=_precision(entry),
-        params=manifest.get("params"),
-        macs=manifest.get("macs"),
+        params=manifest.params,
+        macs=manifest.macs,
         image_shape=fed.shape if fed else None,
         image_layout=fed.layout if fed else None,
         any_image_size=fed.any_size if fed else None,
         # Of what can't run, the manifest says the type alone.
-        input_dtype=fed.dtype if fed else (manifest.get("input") or {}).get("dtype", "float32"),
+        input_dtype=fed.dtype if fed else (manifest.input and manifest.input.dtype) or "float32",
         verified=path is not None and subject.manifest is not None,
         runnable=entry.session is not None,
         not_runnable_because=entry.not_runnable_because,
-        targets=plan.get("targets"),
-        max_batch=plan.get("max_batch"),
-        activation_memory_bytes=plan.get("activation_memory_bytes"),
+        targets=list(plan.targets) if plan else None,
+        max_batch=plan and plan.max_batch,
+        activation_memory_bytes=plan and plan.activation_memory_bytes,
         memory=entry.memory,
         results=results,
-        limit=check_limit(manifest.get("search"), measured),
+        limit=check_limit(manifest.search, measured),
         limits=check_limits(path, manifest, measured) if path else [],
     )
 
@@ -182,7 +183,7 @@ def artifact_report(entry: Entry, batches: Sequence[int], peaks: Mapping[str, di
 def _precision(entry: Entry) -> str:
     if entry.subject.path is None:
         return "fp32"  # a timm model, as timm makes it
-    return str((entry.subject.manifest or {}).get("precision", "unknown"))
+    return (entry.subject.manifest and entry.subject.manifest.precision) or "unknown"
 
 
 def _result(entry: Entry, batch: int, peaks: Mapping[str, dict[str, Any]]) -> BatchResult:
@@ -209,7 +210,7 @@ def _parts(samples: Sequence[TimerParts]) -> dict[str, float] | None:
 
 
 def _roofline(entry: Entry, batch: int, peaks: dict[str, Any] | None, ms: float) -> dict[str, Any] | None:
-    macs = (entry.subject.manifest or {}).get("macs")
+    macs = entry.subject.manifest and entry.subject.manifest.macs
     if peaks is None or not macs or entry.weight_bytes is None:
         return None
     return roofline(peaks, macs=macs, weight_bytes=entry.weight_bytes, io_bytes=entry.io_bytes[batch], batch=batch, ms=ms)

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from growtas.errors import DeviceError
+from growtas.export.artifact import Manifest
 from growtas.export.benchmark import baselines
 from growtas.export.benchmark.subjects import Subject
 from growtas.export.contents import read_graph
@@ -42,16 +43,16 @@ def open_subject(subject: Subject, *, threads: int, batches: Sequence[int], devi
     return open_session(path, threads=threads, runtime=runtime, device=device)
 
 
-def precision_of(onnx: Path, manifest: Mapping[str, Any] | None) -> str:
+def precision_of(onnx: Path, manifest: Manifest | None) -> str:
     """What most weights of an ONNX file are multiplied in: its manifest's word, or else the graph's.
 
     Raises:
         CheckpointError: there is no manifest, and the file can't be read.
     """
-    return str((manifest or {}).get("precision") or read_graph(onnx).get("precision") or "fp32")
+    return str((manifest and manifest.precision) or read_graph(onnx).get("precision") or "fp32")
 
 
-def compile_plans(onnx: Path, runtime: str, batches: Sequence[int], manifest: Mapping[str, Any] | None) -> Session:
+def compile_plans(onnx: Path, runtime: str, batches: Sequence[int], manifest: Manifest | None) -> Session:
     """Compiles an ONNX file for this machine's GPU, a plan for each batch, and loads the plans.
 
     Args:

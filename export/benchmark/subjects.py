@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from growtas.errors import UsageError, choices
+from growtas.export.artifact import Manifest
 from growtas.export.benchmark.baselines import TIMM, check_name, is_model
 from growtas.export.formats import ONNX, PLAN, SUFFIXES, format_of
 
@@ -33,7 +33,7 @@ class Subject:
     runtime: str
     label: str
     path: Path | None = None
-    manifest: dict[str, Any] | None = None
+    manifest: Manifest | None = None
 
     @property
     def timm(self) -> str | None:
@@ -45,7 +45,7 @@ class Subject:
         """Whether it is a timm model whose ONNX file is still to be exported."""
         return self.timm is not None and self.path is None and self.runtime in ONNX.runtimes
 
-    def known(self, path: Path | None, manifest: dict[str, Any] | None) -> Subject:
+    def known(self, path: Path | None, manifest: Manifest | None) -> Subject:
         """The same with its file, and what is known of it."""
         return replace(self, path=path, manifest=manifest)
 
@@ -85,17 +85,17 @@ def _means(text: str, name: str) -> bool:
     return text in (name, Path(name).name) or Path(text).resolve() == Path(name).resolve()
 
 
-def default_runtime(name: str, manifest: Mapping[str, Any] | None) -> str:
+def default_runtime(name: str, manifest: Manifest | None) -> str:
     """The runtime that an artifact is for: what a plan's manifest says, otherwise by its suffix."""
-    recorded, runtimes = ((manifest or {}).get("plan") or {}).get("runtime"), _runtimes_of(name)
-    return str(recorded) if recorded in runtimes else runtimes[0]
+    recorded, runtimes = manifest and manifest.plan and manifest.plan.runtime, _runtimes_of(name)
+    return recorded if recorded in runtimes else runtimes[0]
 
 
 def _runtimes_of(name: str) -> tuple[str, ...]:
     return _TIMM_RUNTIMES if name.startswith(TIMM) else format_of(name).runtimes
 
 
-def subjects_of(names: Sequence[str], manifests: Mapping[str, dict[str, Any] | None], runtimes: Sequence[str]) -> list[Subject]:
+def subjects_of(names: Sequence[str], manifests: Mapping[str, Manifest | None], runtimes: Sequence[str]) -> list[Subject]:
     """Every artifact in every runtime that was asked for and takes it, in order; in its own runtime where none was asked for.
 
     Args:
@@ -129,7 +129,7 @@ def subjects_of(names: Sequence[str], manifests: Mapping[str, dict[str, Any] | N
     return _labelled(pairs, manifests)
 
 
-def _labelled(pairs: Sequence[tuple[str, str]], manifests: Mapping[str, dict[str, Any] | None]) -> list[Subject]:
+def _labelled(pairs: Sequence[tuple[str, str]], manifests: Mapping[str, Manifest | None]) -> list[Subject]:
     """File names where they tell the artifacts apart, paths elsewhere; with the runtime where one artifact runs in several."""
     shorts = {name: name if name.startswith(TIMM) else Path(name).name for name, _ in pairs}
     clashes, times = Counter(shorts.values()), Counter(name for name, _ in pairs)

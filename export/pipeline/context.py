@@ -13,7 +13,8 @@ import torch
 
 from growtas.checkpoint import load_model, save_model
 from growtas.costs import count_costs
-from growtas.export.artifact import write_manifest
+from growtas.export.artifact import Artifact, write_manifest
+from growtas.export.formats import PLAN, PROGRAM, TORCH
 from growtas.export.graph.exporter import INPUT, OUTPUT
 from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.source import Source
@@ -35,14 +36,6 @@ from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer
 
 STATIC, SUPERNET = "static ViT", "supernet"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Artifact:
-    """A finished file and its manifest."""
-
-    path: Path
-    manifest: dict[str, Any]
 
 
 @dataclass(kw_only=True)
@@ -77,7 +70,7 @@ class Work:
     def export_torch(self) -> VisionTransformer:
         """The static ViT as safetensors; read back, compared with the supernet, and returned for what is exported further."""
         self.stage("extracting the subnet")
-        path = self.folder / f"{self.name}.safetensors"
+        path = self.folder / f"{self.name}{TORCH.suffix}"
         save_model(path, extract(self.supernet, self.source.subnet))
         self.references = {SUPERNET: remembering(self._supernet)}
         model = load_model(path)
@@ -116,7 +109,7 @@ class Work:
         from growtas.export.runtimes.torch_export import save_program
 
         self.stage("exporting a torch program")
-        path = self.folder / f"{self.name}.pt2"
+        path = self.folder / f"{self.name}{PROGRAM.suffix}"
         save_program(model, path, max_batch=self.options.max_batch)
         with open_session(path, threads=1) as session:
             checked = self.check(session.run, path, "torch.export")
@@ -130,17 +123,18 @@ class Work:
         self.stage(f"compiling a plan for {', '.join(targets)}")
         shapes = Shapes(opt=self.options.opt_batch, max=self.options.max_batch)
         plan = builder.build(onnx, targets, batches=shapes, precision=precision, cache_dir=self.out)
-        path = onnx.with_suffix(".plan")
+        path = onnx.with_suffix(PLAN.suffix)
         with replacing(path) as temporary:
             temporary.write_bytes(plan.data)
         why_not = builder.why_not_runnable(targets)
         self.stage("checking what the plan is compiled from")
         compiled_from = next(made.manifest for made in self.made if made.path == onnx)
-        takes_pixels = compiled_from["input"]["dtype"] == "uint8"
+        record = compiled_from.to_dict()
+        takes_pixels = compiled_from.input is not None and compiled_from.input.takes_pixels
         feed = (lambda images: pixels_of(images, self.source.run.info["preprocess"])) if takes_pixels else (lambda images: images)
         arranged = check_arranged(plan, onnx, self.images, max_batch=self.options.max_batch, feed=feed)
         content: dict[str, Any] = {
-            **{key: compiled_from[key] for key in ("input", "postprocess") if key in compiled_from},
+            **{key: record[key] for key in ("input", "postprocess") if key in record},
             # Without a run of the plan, what was checked of the ONNX file stands for what was compiled, and says so.
             "parity": None,
             "verification": None,
@@ -161,7 +155,7 @@ class Work:
                 "compiled_from": {
                     "file": onnx.name,
                     "sha256": sha256(onnx),
-                    **{key: compiled_from.get(key) for key in ("parity", "verification", "executed", "not_executed_because")},
+                    **{key: record.get(key) for key in ("parity", "verification", "executed", "not_executed_because")},
                     "arranged": arranged,
                 },
             },
@@ -253,7 +247,7 @@ class Work:
             "search": source.search,
         }
         entry = {"name": INPUT, "dtype": "float32", "shape": shape, **(content.get("input") or {}), "batch": batch}
-        self.made.append(Artifact(path=path, manifest=write_manifest(path, {**common, **content, "input": entry})))
+        self.made.append(write_manifest(path, {**common, **content, "input": entry}))
 
     def _supernet(self, images: Array) -> Array:
         with torch.inference_mode():

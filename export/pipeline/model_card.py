@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from growtas.errors import CheckpointError, OutputError
-from growtas.export.artifact import KINDS, network_of, read_manifest
+from growtas.export.artifact import Manifest, VerificationRecord, read_manifest
+from growtas.export.formats import artifact_files
 from growtas.export.inspection import latencies
-from growtas.export.side_files import recorded_bytes
 from growtas.files import replacing
 from growtas.units import format_bytes, format_count, format_ms
 
@@ -20,7 +19,7 @@ _MARK = "<!-- made by growtas export -->"
 _CLASSES = 10
 
 
-def write_card(folder: str | Path, manifests: Sequence[Mapping[str, Any]], *, licence: str | None = None) -> Path | None:
+def write_card(folder: str | Path, manifests: Sequence[Manifest], *, licence: str | None = None) -> Path | None:
     """Write the card of artifacts of one subnet.
 
     Args:
@@ -45,44 +44,44 @@ def write_card(folder: str | Path, manifests: Sequence[Mapping[str, Any]], *, li
     return path
 
 
-def same_network(folder: str | Path, manifests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def same_network(folder: str | Path, manifests: Sequence[Manifest]) -> list[Manifest]:
     """Manifests of a folder's other artifacts that hold the network of ``manifests``, by file name: the card goes on naming them.
 
     A file that is not the one its manifest describes is left out.
     """
-    fresh = {manifest["artifact"]["file"] for manifest in manifests}
-    found = []
-    for path in sorted(Path(folder).iterdir()):
-        if path.suffix not in KINDS or path.name in fresh or path.name.startswith("."):
+    new = {manifest.file.file for manifest in manifests}
+    others = []
+    for path in artifact_files(folder):
+        if path.name in new:
             continue
         try:
             manifest = read_manifest(path)
         except (CheckpointError, OSError):
             continue
-        if manifest is not None and network_of(manifest) == network_of(manifests[0]):
-            found.append(manifest)
-    return found
+        if manifest is not None and manifest.network == manifests[0].network:
+            others.append(manifest)
+    return others
 
 
-def card(manifests: Sequence[Mapping[str, Any]], *, licence: str | None = None) -> str:
+def card(manifests: Sequence[Manifest], *, licence: str | None = None) -> str:
     """The card's text; see :func:`write_card`."""
     first = manifests[0]
-    subnet, preprocess = first["subnet"], first.get("preprocess") or {}
+    subnet, preprocess = first.subnet or {}, first.preprocess or {}
+    classes = first.output.shape[-1] if first.output else "?"
     front = ["---", "library_name: growtas", "pipeline_tag: image-classification", "tags: [vision-transformer]"]
     front += [f"license: {json.dumps(licence)}"] if licence else []
     rows = "\n".join(_row(manifest) for manifest in manifests)
     parts = [
         "\n".join([*front, "---", _MARK]),
-        f"# {Path(first['artifact']['file']).stem}",
-        f"A Vision Transformer for {first['output']['shape'][-1]} classes, cut out of the supernet of run "
-        f"`{first['source']['run']}` (space {first['space']}).",
+        f"# {Path(first.file.file or '').stem}",
+        f"A Vision Transformer for {classes} classes, cut out of the supernet of run `{first.source.run}` (space {first.space}).",
         "| | |\n| --- | --- |\n"
         f"| subnet | embed_dim {subnet['embed_dim']}, num_heads {_list(subnet['num_heads'])}, "
         f"mlp_ratio {_list(subnet['mlp_ratio'])} |\n"
-        f"| params | {format_count(first['params'])} |\n| MACs | {format_count(first['macs'])} |\n"
+        f"| params | {format_count(first.params or 0)} |\n| MACs | {format_count(first.macs or 0)} |\n"
         f"| images | {preprocess.get('image_size', '?')} px, mean {preprocess.get('mean')}, std {preprocess.get('std')}, "
         f"{preprocess.get('interpolation', '?')} |\n"
-        f"| classes | {_classes(first.get('class_names'))} |\n| licence of weights and data | {licence or 'not stated'} |",
+        f"| classes | {_classes(first.class_names)} |\n| licence of weights and data | {licence or 'not stated'} |",
         "## Files",
         "| file | precision | size | accuracy here | of the source | top-1 agreement | rel. error | run when exported |\n"
         f"| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |\n{rows}",
@@ -92,67 +91,56 @@ def card(manifests: Sequence[Mapping[str, Any]], *, licence: str | None = None) 
         "## Use",
         _use(manifests),
         "## Made by",
-        ", ".join(f"{name} {version}" for name, version in first["versions"].items()),
+        ", ".join(f"{name} {version}" for name, version in first.versions.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _row(manifest: Mapping[str, Any]) -> str:
-    found, stands_for = _verification(manifest), _compiled_from(manifest)
-    ran = "yes" if manifest.get("executed") else f"no: {manifest.get('not_executed_because')}"
-    if stands_for is not None:
-        ran += f"; the numbers are those of `{stands_for['file']}`, which it was compiled from"
+def _row(manifest: Manifest) -> str:
+    verified = manifest.verified or VerificationRecord()
+    ran = "yes" if manifest.executed else f"no: {manifest.not_executed_because}"
+    if manifest.compiled_from is not None:
+        ran += f"; the numbers are those of `{manifest.compiled_from.file}`, which it was compiled from"
     cells = [
-        f"`{manifest['artifact']['file']}`",
-        manifest["precision"],
-        format_bytes(recorded_bytes(manifest)),
-        _percent(found.get("accuracy")),
-        _percent(found.get("reference_accuracy")),
-        _percent(found.get("top1_agreement")),
-        "not measured" if found.get("relative_error") is None else f"{found['relative_error']:.1e}",
+        f"`{manifest.file.file}`",
+        manifest.precision,
+        format_bytes(manifest.file.total_bytes),
+        _percent(verified.accuracy),
+        _percent(verified.reference_accuracy),
+        _percent(verified.top1_agreement),
+        "not measured" if verified.relative_error is None else f"{verified.relative_error:.1e}",
         ran,
     ]
     return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"
 
 
-def _compiled_from(manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The verified file that a plan was compiled from, where its numbers stand for those of a plan that was not run."""
-    source: Mapping[str, Any] = (manifest.get("plan") or {}).get("compiled_from") or {}
-    return None if manifest.get("verification") or not source.get("verification") else source
-
-
-def _verification(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The numbers of a row; empty where there are none."""
-    return manifest.get("verification") or (_compiled_from(manifest) or {}).get("verification") or {}
-
-
-def _checked(manifests: Sequence[Mapping[str, Any]]) -> str:
+def _checked(manifests: Sequence[Manifest]) -> str:
     """Which images the numbers are from: precisions are verified on different numbers of them."""
     files: dict[str, list[str]] = {}
     for manifest in manifests:
-        found = _verification(manifest)
-        if found:
+        verified = manifest.verified
+        if verified is not None:
             labels = (
-                "" if found["labelled"] else f"; they have no labels ({found['unlabelled_because']}), so accuracies are unknown"
+                "" if verified.labelled else f"; they have no labels ({verified.unlabelled_because}), so accuracies are unknown"
             )
-            files.setdefault(f"{found['images']}{labels}", []).append(f"`{manifest['artifact']['file']}`")
+            files.setdefault(f"{verified.images}{labels}", []).append(f"`{manifest.file.file}`")
     if not files:
         return "Nothing was verified."
     lines = [f"- {', '.join(names)}: {images}." for images, names in files.items()]
-    said = "\n".join(["Measured on:", "", *lines])
-    return f"{said}\n\nThe tolerances are in the manifests (`FILE.json`)."
+    measured = "\n".join(["Measured on:", "", *lines])
+    return f"{measured}\n\nThe tolerances are in the manifests (`FILE.json`)."
 
 
-def _latencies(manifest: Mapping[str, Any]) -> str:
+def _latencies(manifest: Manifest) -> str:
     rows = []
-    for each in latencies(manifest):
+    for latency in latencies(manifest):
         conditions = [
-            str(each.get("percentile") or ""),
-            f"batch {each['batch']}" if each.get("batch") else "",
+            str(latency.get("percentile") or ""),
+            f"batch {latency['batch']}" if latency.get("batch") else "",
         ]
-        conditions += [str(each.get(key)) for key in ("precision", "runtime") if each.get(key)]
-        device = each.get("device") or (manifest.get("search") or {}).get("device") or "?"
-        rows.append(f"| {device} | {format_ms(each['ms'])} | **{each['kind']}** | {', '.join(filter(None, conditions))} |")
+        conditions += [str(latency.get(key)) for key in ("precision", "runtime") if latency.get(key)]
+        device = latency.get("device") or (manifest.search or {}).get("device") or "?"
+        rows.append(f"| {device} | {format_ms(latency['ms'])} | **{latency['kind']}** | {', '.join(filter(None, conditions))} |")
     if not rows:
         return "The search had no latency limit. `growtas bench` measures on the machine at hand."
     return (
@@ -161,23 +149,24 @@ def _latencies(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _use(manifests: Sequence[Mapping[str, Any]]) -> str:
+def _use(manifests: Sequence[Manifest]) -> str:
     parts = ["`growtas predict IMAGE --model FILE` answers from a file and its manifest; `growtas serve FILE` serves it."]
-    module = next((each["module"]["file"] for each in manifests if each.get("module")), None)
+    module = next((manifest.module.file for manifest in manifests if manifest.module), None)
     if module is not None:
         parts.append(
             f"`{module}` is the network in plain PyTorch, which needs neither growtas nor timm:\n\n"
             f"```python\nfrom {Path(module).stem} import load\n\nmodel = load()\n```"
         )
-    onnx = next((each for each in manifests if each["kind"] == "onnx" and each["input"]["dtype"] == "float32"), None)
-    if onnx is not None:
-        _, *shape = onnx["input"]["shape"]
-        parts.append(
-            "```python\nimport numpy, onnxruntime\n\n"
-            f'session = onnxruntime.InferenceSession("{onnx["artifact"]["file"]}", providers=["CPUExecutionProvider"])\n'
-            f"images = numpy.zeros((1, {', '.join(map(str, shape))}), numpy.float32)  # normalised as above\n"
-            f'logits = session.run(["{onnx["output"]["name"]}"], {{"{onnx["input"]["name"]}": images}})[0]\n```'
-        )
+    for manifest in manifests:
+        images, logits = manifest.input, manifest.output
+        if manifest.kind == "onnx" and images and logits and images.dtype == "float32":
+            parts.append(
+                "```python\nimport numpy, onnxruntime\n\n"
+                f'session = onnxruntime.InferenceSession("{manifest.file.file}", providers=["CPUExecutionProvider"])\n'
+                f"images = numpy.zeros((1, {', '.join(map(str, images.shape[1:]))}), numpy.float32)  # normalised as above\n"
+                f'logits = session.run(["{logits.name}"], {{"{images.name}": images}})[0]\n```'
+            )
+            break
     return "\n\n".join(parts)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from growtas.errors import ConfigError, choices
-from growtas.export.formats import file_stem
+from growtas.export.formats import FORMATS, file_stem, with_sources
 from growtas.export.graph.exporter import DEFAULT_OPSET, OPSETS
 from growtas.export.quantization.calibration import METHODS
 from growtas.export.quantization.convert import DEFAULT_METHOD
@@ -17,16 +17,7 @@ from growtas.export.verification.labelled_images import MOST_IMAGES
 from growtas.export.verification.parity import DEFAULT_TOLERANCE, gate_batches
 from growtas.export.verification.thresholds import Thresholds, thresholds_for
 
-FORMATS = ("torch", "program", "onnx", "openvino", "trt")
 KEEP_AUTO, KEEP_NONE = "auto", "none"
-# A format makes what it is made from.
-_NEEDS = {
-    "torch": ("torch",),
-    "program": ("torch", "program"),
-    "onnx": ("torch", "onnx"),
-    "openvino": ("torch", "onnx", "openvino"),
-    "trt": ("torch", "onnx", "trt"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +25,7 @@ class ExportOptions:
     """What to make, and how strict to be.
 
     Attributes:
-        format: one or several of :data:`FORMATS`, with commas; each makes what it is made from too.
+        format: names of :data:`growtas.export.formats.FORMATS`, with commas; each makes what it is made from too.
         subnet: a subnet file; by default what the search of the run chose.
         precision: of the ONNX file and of what is compiled from it; by default in a plan what the search's latency was for, else
             fp32.
@@ -54,7 +45,6 @@ class ExportOptions:
         data, data_dir: images for the gate, if not the run's own.
         preprocess: take uint8 pixels; ``resize``: of any size.
         softmax, top_k: more outputs; see :func:`growtas.export.graph.pre_post.add_postprocess`.
-        licence: of weights and data, for the model card.
     """
 
     format: str = "onnx"
@@ -82,7 +72,6 @@ class ExportOptions:
     resize: bool = False
     softmax: bool = False
     top_k: int | None = None
-    licence: str | None = None
 
     def check(self) -> ExportOptions:
         """These options.
@@ -136,11 +125,10 @@ class ExportOptions:
             ConfigError: an unknown one.
         """
         asked = [part.strip() for part in self.format.split(",")]
-        for each in asked:
-            if each not in FORMATS:
-                raise ConfigError(f"--format is {self.format!r}; legal are {choices(FORMATS)}")
-        wanted = {needed for each in asked for needed in _NEEDS[each]}
-        return tuple(each for each in FORMATS if each in wanted)
+        legal = [entry.name for entry in FORMATS]
+        if not set(asked) <= set(legal):
+            raise ConfigError(f"--format is {self.format!r}; legal are {choices(legal)}")
+        return tuple(entry.name for entry in with_sources(asked))
 
     @property
     def kept(self) -> Collection[str]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from growtas.checkpoint import load_supernet
 from growtas.costs import count_costs
 from growtas.errors import ConfigError
-from growtas.export.artifact import KINDS, network_of, read_manifest
+from growtas.export.artifact import Artifact, Manifest, read_manifest
+from growtas.export.formats import SUFFIXES
 from growtas.export.graph.exporter import export_onnx
-from growtas.export.pipeline.context import Artifact, Work, paths
+from growtas.export.pipeline.context import Work, paths
 from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.source import Source, find_source
 from growtas.export.pipeline.staging import move_into_place, staging
@@ -152,8 +153,8 @@ def _note_leftovers(out: Path, name: str, artifacts: list[Artifact], note: Calla
     fresh = {artifact.path.name for artifact in artifacts}
     now = artifacts[0].manifest
     for path in sorted(out.glob(f"{name}.*")):
-        if path.name in fresh or path.suffix not in KINDS:
+        if path.name in fresh or path.suffix not in SUFFIXES:
             continue
-        old = read_manifest(path, verify=False) or {}
-        if network_of(old) != network_of(now):
+        old = read_manifest(path, verify=False) or Manifest()
+        if old.network != now.network:
             note(f"{path}: left from an earlier export of another subnet or checkpoint")

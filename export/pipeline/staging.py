@@ -10,7 +10,7 @@ from pathlib import Path
 
 from growtas.errors import OutputError
 from growtas.export.artifact import manifest_path
-from growtas.export.side_files import companions
+from growtas.export.formats import side_files
 from growtas.files import ensure_writable
 
 
@@ -57,7 +57,7 @@ def move_into_place(artifacts: list[Path], out: Path, beside: Iterable[Path] = (
     for artifact in artifacts:
         final = out / artifact.name
         # The manifest goes last: an artifact whose manifest is older does not pass its hash check.
-        for path in companions(artifact):
+        for path in side_files(artifact):
             _move(path, out / path.name)
         _move(artifact, final)
         _move(manifest_path(artifact), manifest_path(final))

@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from growtas.errors import CheckpointError, ConfigError, OutputError, UsageError, choices
-from growtas.export.serving.signature import Signature, read_signature
+from growtas.export.artifact import Artifact, check_hash
+from growtas.export.contents import read_graph
+from growtas.export.formats import FORMATS, ONNX, PLAN, Format
+from growtas.export.signature import Signature, read_signature
 from growtas.files import replacing, sha256, write_json
 
-PLATFORMS = {".onnx": "onnxruntime_onnx", ".plan": "tensorrt_plan"}
-KINDS = ("cpu", "gpu")
 LABELS, CONFIG, README, MANIFEST = "labels.txt", "config.pbtxt", "README.md", "manifest.json"
 VERSION = "1"
 _NO_KERNELS = "ONNX Runtime's CPU provider has no kernels for bf16"
@@ -52,31 +52,17 @@ def check_triton(*, name: str, instances: int, max_delay_us: int, precision: str
         )
 
 
-def write_triton(
-    repo: str | Path,
-    artifact: str | Path,
-    manifest: Mapping[str, Any],
-    *,
-    name: str | None = None,
-    instances: int = 1,
-    kind: str | None = None,
-    max_delay_us: int = 500,
-    preferred_batches: Sequence[int] = (),
-) -> Path:
+def write_triton(repo: str | Path, artifact: Artifact, *, instances: int = 1, max_delay_us: int = 500) -> Path:
     """Write one model of a Triton model repository; the folder appears whole or not at all, and replaces one written before.
 
     Args:
         repo: the repository, made if need be.
-        artifact: an ``.onnx`` file, or a ``.plan`` of TensorRT.
-        manifest: the artifact's; decides inputs, outputs, labels and the largest batch.
-        name: the model's; by default the artifact's without suffix.
-        instances: how many of the model run beside each other on each device.
-        kind: ``cpu`` or ``gpu``; by default a plan's is gpu, and ONNX's is cpu.
-        max_delay_us: how long a request may wait for others to share its batch.
-        preferred_batches: batch sizes that are run at once; Triton advises none but for plans with several profiles.
+        artifact: an ``.onnx`` file, or a ``.plan`` of TensorRT; its manifest decides inputs, outputs, labels and the largest batch.
+        instances: how many of the model run beside each other on each device: a plan on GPUs, an ONNX file on CPUs.
+        max_delay_us: microseconds that a request may wait for others to share its batch.
 
     Returns:
-        The model's folder, ``repo/name``.
+        The model's folder, ``repo/NAME`` for an artifact ``NAME.onnx``.
 
     Raises:
         CheckpointError: the artifact is not what the manifest describes.
@@ -84,70 +70,41 @@ def write_triton(
         OutputError: the place can't be written, or holds something else.
         UsageError: an artifact that Triton's backends don't load, a plan of TensorRT-RTX or an ONNX file in bf16 among them.
     """
-    repo, artifact = Path(repo), Path(artifact)
-    if artifact.suffix not in PLATFORMS:
-        raise UsageError(f"{artifact}: Triton takes no such artifact from here; legal are files that end in {choices(PLATFORMS)}")
-    runtime = (manifest.get("plan") or {}).get("runtime")
-    if artifact.suffix == ".plan" and runtime != "tensorrt":
+    path, manifest = artifact.path, artifact.manifest
+    entry = next((entry for entry in FORMATS if entry.triton and entry.suffix == path.suffix), None)
+    if entry is None:
+        legal = choices(entry.suffix for entry in FORMATS if entry.triton)
+        raise UsageError(f"{path}: Triton takes no such artifact from here; legal are files that end in {legal}")
+    runtime = manifest.plan and manifest.plan.runtime
+    if entry is PLAN and runtime != "tensorrt":
         raise UsageError(
-            f"{artifact}: Triton's TensorRT backend loads plans of tensorrt alone, this one is of {runtime}; "
+            f"{path}: Triton's TensorRT backend loads plans of tensorrt alone, this one is of {runtime}; "
             "serve the ONNX file instead"
         )
-    if not artifact.is_file() or manifest.get("artifact", {}).get("sha256") != sha256(artifact):
-        raise CheckpointError(f"{artifact}: not the file that its manifest describes; export it again")
-    signature = read_signature(manifest, artifact)
-    name = artifact.stem if name is None else name
-    kind = ("gpu" if artifact.suffix == ".plan" else "cpu") if kind is None else kind
-    _check(name, instances, kind, max_delay_us, preferred_batches, signature, artifact)
-    if kind == "cpu" and "bf16" in (manifest.get("precision"), (manifest.get("conversion") or {}).get("rest")):
-        raise UsageError(f"{artifact}: Triton could not load it, for {_NO_KERNELS}; legal are {_LEGAL}")
-    folder = repo / name
+    check_hash(path, manifest)
+    signature, name = read_signature(artifact), path.stem
+    _check_model(name, instances, max_delay_us)
+    if entry is ONNX and "bf16" in (manifest.precision, manifest.conversion and manifest.conversion.rest):
+        raise UsageError(f"{path}: Triton could not load it, for {_NO_KERNELS}; legal are {_LEGAL}")
+    folder = Path(repo) / name
     if folder.exists() and not (folder / CONFIG).is_file():
         raise OutputError(f"{folder}: holds something that is no Triton model, which is not written over")
-    inputs, outputs = _tensors(artifact, signature)
-    config = _config(
-        name,
-        PLATFORMS[artifact.suffix],
-        signature,
-        inputs,
-        outputs,
-        instances=f"count: {instances}\n    kind: KIND_{kind.upper()}",
-        max_delay_us=max_delay_us,
-        preferred_batches=tuple(sorted(set(preferred_batches))),
-    )
+    inputs, outputs = _tensors(path, signature)
+    config = _config(name, entry, signature, inputs, outputs, instances=instances, max_delay_us=max_delay_us)
     with replacing(folder) as staged:
         version = staged / VERSION
         version.mkdir(parents=True)
-        shutil.copyfile(artifact, version / f"model{artifact.suffix}")
-        if sha256(version / f"model{artifact.suffix}") != manifest["artifact"]["sha256"]:
-            raise CheckpointError(f"{artifact}: changed while it was copied; try again")
+        shutil.copyfile(path, version / f"model{path.suffix}")
+        if sha256(version / f"model{path.suffix}") != manifest.file.sha256:
+            raise CheckpointError(f"{path}: changed while it was copied; try again")
         (staged / CONFIG).write_text(config, encoding="utf-8")
         if signature.class_names:
             # A label is a line.
             labels = [" ".join(label.split()) for label in signature.class_names]
             (staged / LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-        (staged / README).write_text(_readme(name, artifact, signature, outputs), encoding="utf-8")
-        write_json(staged / MANIFEST, dict(manifest))
+        (staged / README).write_text(_readme(path, signature, outputs), encoding="utf-8")
+        write_json(staged / MANIFEST, manifest.to_dict())
     return folder
-
-
-def _check(
-    name: str,
-    instances: int,
-    kind: str,
-    max_delay_us: int,
-    preferred_batches: Sequence[int],
-    signature: Signature,
-    artifact: Path,
-) -> None:
-    _check_model(name, instances, max_delay_us)
-    if kind not in KINDS:
-        raise ConfigError(f"the kind of the instances is {kind!r}; legal are {choices(KINDS)}")
-    if kind == "cpu" and artifact.suffix == ".plan":
-        raise ConfigError("the kind of the instances is 'cpu', and a TensorRT plan runs on a GPU alone; legal is gpu")
-    for batch in preferred_batches:
-        if not 1 <= batch <= signature.max_batch:
-            raise ConfigError(f"a preferred batch is {batch}; the artifact was exported for 1 to {signature.max_batch}")
 
 
 def _check_model(name: str, instances: int, max_delay_us: int) -> None:
@@ -167,56 +124,48 @@ def _tensors(artifact: Path, signature: Signature) -> tuple[_Tensor, list[_Tenso
     Raises:
         CheckpointError: the file and the manifest contradict each other.
     """
-    said = _Tensor(
+    described = _Tensor(
         name=signature.input_name,
         type=_TYPES[signature.dtype],
         dims=tuple(-1 if size is None else size for size in signature.shape),
     )
     given = [_Tensor(name=output.name, type=_TYPES[output.dtype], dims=output.shape) for output in signature.outputs]
-    if artifact.suffix != ".onnx":
-        return said, given
-    import onnx
-
-    try:
-        graph = onnx.load(artifact, load_external_data=False).graph
-    # protobuf's error, and whatever else a broken file raises.
-    except Exception as error:
-        raise CheckpointError(f"{artifact}: not an ONNX file that can be read ({' '.join(str(error).split())[:100]})") from None
-    inputs, outputs = ([_tensor(value) for value in values] for values in (graph.input, graph.output))
-    if inputs != [said] or given[0] not in outputs:
-        raise CheckpointError(f"{artifact}: its manifest says {said.name} in and {given[0].name} out, its graph has other ends")
-    return said, outputs
+    if artifact.suffix != ONNX.suffix:
+        return described, given
+    graph = read_graph(artifact)
+    inputs, outputs = ([_tensor(**value) for value in graph[end]] for end in ("inputs", "outputs"))
+    if inputs != [described] or given[0] not in outputs:
+        raise CheckpointError(
+            f"{artifact}: its manifest says {described.name} in and {given[0].name} out, its graph has other ends"
+        )
+    return described, outputs
 
 
-def _tensor(value: Any) -> _Tensor:
-    import onnx
-
-    tensor = value.type.tensor_type
-    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    dims = tuple(each.dim_value if each.HasField("dim_value") else -1 for each in tensor.shape.dim)
-    return _Tensor(name=value.name, type=_TYPES.get(dtype, dtype), dims=dims[1:])
+def _tensor(name: str, dtype: str, shape: Sequence[int | str]) -> _Tensor:
+    """A tensor by its shape with the batch, which Triton leaves out."""
+    dims = tuple(size if isinstance(size, int) and size > 0 else -1 for size in shape[1:])
+    return _Tensor(name=name, type=_TYPES.get(dtype, dtype), dims=dims)
 
 
 def _config(
     name: str,
-    platform: str,
+    entry: Format,
     signature: Signature,
     given: _Tensor,
     outputs: Sequence[_Tensor],
     *,
-    instances: str,
+    instances: int,
     max_delay_us: int,
-    preferred_batches: Sequence[int],
 ) -> str:
-    preferred = f"  preferred_batch_size: [ {', '.join(map(str, preferred_batches))} ]\n" if preferred_batches else ""
+    device = "GPU" if entry is PLAN else "CPU"
     parts = [
-        f"name: {_text(name)}\nplatform: {_text(platform)}\nmax_batch_size: {signature.max_batch}\n",
+        f"name: {_text(name)}\nplatform: {_text(entry.platform)}\nmax_batch_size: {signature.max_batch}\n",
         _block("input", [(given, None)]),
         _block(
             "output", [(each, LABELS if each.name == signature.output_name and signature.class_names else None) for each in outputs]
         ),
-        f"instance_group [\n  {{\n    {instances}\n  }}\n]\n",
-        f"dynamic_batching {{\n{preferred}  max_queue_delay_microseconds: {max_delay_us}\n}}\n",
+        f"instance_group [\n  {{\n    count: {instances}\n    kind: KIND_{device}\n  }}\n]\n",
+        f"dynamic_batching {{\n  max_queue_delay_microseconds: {max_delay_us}\n}}\n",
         "model_warmup [\n" + ",\n".join(_warmup(given, signature, batch) for batch in sorted({1, signature.max_batch})) + "\n]\n",
         f"version_policy {{\n  specific {{\n    versions: [ {VERSION} ]\n  }}\n}}\n",
     ]
@@ -247,9 +196,10 @@ def _text(value: str) -> str:
     return json.dumps(value)
 
 
-def _readme(name: str, artifact: Path, signature: Signature, outputs: Sequence[_Tensor]) -> str:
+def _readme(artifact: Path, signature: Signature, outputs: Sequence[_Tensor]) -> str:
     shape = ", ".join("any" if size is None else str(size) for size in signature.shape)
-    lines = [f"# {name}", "", f"Made from `{artifact.name}` by `growtas export`; `manifest.json` is the artifact's manifest.", ""]
+    lines = [f"# {artifact.stem}", ""]
+    lines += [f"Made from `{artifact.name}` by `growtas export`; `manifest.json` is the artifact's manifest.", ""]
     lines += [f"Input `{signature.input_name}`: {signature.datatype}, (batch, {shape}), batches up to {signature.max_batch}.", ""]
     record = signature.preprocess
     if signature.takes_pixels:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from growtas.errors import DataError, ParityError
+from growtas.export.formats import OPENVINO
 from growtas.export.graph.tensors import check_half_range
 from growtas.export.pipeline.context import STATIC, Work
 from growtas.export.pipeline.options import KEEP_AUTO
@@ -39,15 +40,15 @@ def add_ends(work: Work, onnx: Path, precision: str) -> Path:
     if options.preprocess:
         content["input"] = add_preprocess(source, path, record)
     made = next(each.manifest for each in work.made if each.path == onnx)
-    checked: dict[str, Any] = {key: made.get(key) for key in ("parity", "verification", "not_executed_because")}
-    if made["executed"]:
+    checked: dict[str, Any] = {key: made.to_dict().get(key) for key in ("parity", "verification", "not_executed_because")}
+    if made.executed:
         with open_session(path, threads=1) as session:
             check = check_pixels if options.preprocess else Work.check_session
             checked = check(work, session, path, "ONNX Runtime", precision)
     if options.resize:
         # The graph was verified on pixels of its own size; what resizing adds is compared with the evaluation's on its own.
         content["input"] = add_preprocess(source, path, record, resize=True)
-    work.add(path, {**checked, **content, "executed": made["executed"], "runtime": "onnxruntime"}, precision=precision)
+    work.add(path, {**checked, **content, "executed": made.executed, "runtime": "onnxruntime"}, precision=precision)
     return path
 
 
@@ -56,15 +57,15 @@ def export_ir(work: Work, onnx: Path, precision: str) -> None:
     from growtas.export.runtimes.openvino import write_ir
 
     work.stage("writing the OpenVINO IR")
-    path = onnx.with_suffix(".xml")
+    path = onnx.with_suffix(OPENVINO.suffix)
     write_ir(onnx, path)
     made = next(each.manifest for each in work.made if each.path == onnx)
     with open_session(path, threads=1) as session:
-        if made["input"]["dtype"] == "uint8":
+        if made.input is not None and made.input.takes_pixels:
             checked = check_pixels(work, session, path, "OpenVINO", precision)
         else:
             checked = work.check(session.run, path, "OpenVINO", precision=precision)
-    content: dict[str, Any] = {key: made[key] for key in ("input", "postprocess") if key in made}
+    content: dict[str, Any] = {key: made.to_dict()[key] for key in ("input", "postprocess") if key in made.to_dict()}
     work.add(path, {**checked, **content, "executed": True, "runtime": "openvino"}, precision=precision)
 
 

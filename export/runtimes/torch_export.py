@@ -22,7 +22,7 @@ import torch
 from torch.export.passes import move_to_device_pass
 
 from growtas.errors import BuildError, CheckpointError, ConfigError
-from growtas.export.artifact import read_manifest
+from growtas.export.artifact import check_hash, read_manifest
 from growtas.export.runtimes.torch import TorchSession
 from growtas.files import replacing
 from growtas.nn.vit import VisionTransformer
@@ -88,8 +88,8 @@ def load_program(path: str | Path, *, threads: int | None = None, device: str = 
     manifest = read_manifest(path, verify=False)
     # Read once: what is hashed and checked is what is loaded.
     data = path.read_bytes()
-    if manifest is not None and manifest["artifact"].get("sha256") != hashlib.sha256(data).hexdigest():
-        raise CheckpointError(f"{path}: the file is not the one that its manifest describes (SHA-256 differs); export it again")
+    if manifest is not None:
+        check_hash(path, manifest, digest=hashlib.sha256(data).hexdigest())
     check_program(data, str(path))
     try:
         program = torch.export.load(io.BytesIO(data))

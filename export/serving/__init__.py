@@ -1,5 +1,5 @@
-"""Answers from an artifact: what it takes (``signature``), images in and logits out (``predictor``), and a server around that.
+"""Answers from an artifact: ``predictor`` makes logits of images, and ``launch`` starts a server around it.
 
-``protocol`` turns bytes into arrays, ``answers`` arrays into bytes, ``batching`` runs what waits together, ``app`` has the
-endpoints, ``guard`` the limits on connections, ``server`` starts and stops it all.
+``protocol`` turns bytes into arrays, ``response`` arrays into bytes, ``batching`` runs what waits together, ``app`` has the
+endpoints, ``connection_limits`` the limits on connections, ``server`` starts and stops it all.
 """

@@ -21,7 +21,7 @@ from growtas.export.serving.batching import Batcher, Outputs
 from growtas.export.serving.metrics import CONTENT_TYPE, Metrics
 from growtas.export.serving.protocol import HEADER_LENGTH, InferRequest, RequestRefused, parse_request
 from growtas.export.serving.response import encode_response
-from growtas.export.serving.signature import Signature
+from growtas.export.signature import Signature
 
 VERSION = "1"
 # Above this, JSON is read in a thread, so that the others' answers are not held up.

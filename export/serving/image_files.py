@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from growtas.errors import DataError
 
 
-def find_images(names: Sequence[str | Path]) -> list[Path]:
+def find_images(names: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """The files that are meant, in the order named; those of a folder (and the folders in it) and of a pattern sorted by name.
 
     A file that is named is taken whatever it is called; in a folder only names that Pillow knows as images count.
@@ -22,8 +23,8 @@ def find_images(names: Sequence[str | Path]) -> list[Path]:
         DataError: a name is nothing, or a folder or pattern holds no images.
     """
     found: list[Path] = []
-    for name in map(str, names):
-        path = Path(name)
+    for given in names:
+        name, path = os.fspath(given), Path(given)
         if path.is_dir():
             known = Image.registered_extensions()
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())

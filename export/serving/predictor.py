@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,21 +14,34 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from growtas.errors import CheckpointError, ConfigError, UsageError, choices
-from growtas.export.artifact import KINDS, read_manifest
+from growtas.errors import CheckpointError, ConfigError, UsageError
+from growtas.export.artifact import load_artifact, manifest_path
+from growtas.export.formats import FORMATS
 from growtas.export.runtimes.base import Array, NamedOutputs, RuntimeInfo
 from growtas.export.runtimes.open import open_session
-from growtas.export.serving.signature import Signature, read_signature
+from growtas.export.signature import read_signature
+from growtas.runs import find_run
 
-PREFERRED = (".onnx", ".xml", ".pt2", ".safetensors", ".plan")
-"""Which artifact of an export answers, where none is named."""
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """A class of an image: its number and name, its probability from 0 to 1, and its logit."""
+
+    index: int
+    label: str
+    probability: float
+    logit: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"class": self.index, "label": self.label, "probability": self.probability, "logit": self.logit}
 
 
 class Predictor:
     """A loaded artifact. A context manager: leaving it frees what the runtime holds.
 
     Args:
-        path: the artifact; its manifest lies beside it, and its hash is compared before anything is loaded.
+        artifact: its manifest lies beside it, and its hash is compared before anything is loaded.
         threads: CPU threads; by default all that this process may use.
 
     Raises:
@@ -37,20 +52,12 @@ class Predictor:
         UsageError: not an artifact.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, artifact: str | os.PathLike[str], *, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise ConfigError(f"--threads is {threads}; it must be 1 or more")
-        if self.path.suffix not in KINDS:
-            raise UsageError(f"{path}: not an artifact; legal are files that end in {choices(KINDS)}")
-        manifest = read_manifest(self.path)
-        if manifest is None:
-            raise CheckpointError(
-                f"{path}: no manifest {self.path.name}.json beside it, which says what goes in; export it again, or copy both"
-            )
-        self.manifest: Mapping[str, Any] = manifest
-        self.signature: Signature = read_signature(manifest, self.path)
-        self._session = open_session(self.path, threads=threads)
+        self.artifact = load_artifact(artifact)
+        self.signature = read_signature(self.artifact)
+        self._session = open_session(self.artifact.path, threads=threads)
         if not isinstance(self._session, NamedOutputs):
             self.signature = dataclasses.replace(self.signature, outputs=self.signature.outputs[:1])
 
@@ -59,13 +66,8 @@ class Predictor:
         """What runs it."""
         return self._session.info
 
-    def logits(self, images: NDArray[Any]) -> Array:
-        """Logits ``(n, classes)``, float32, of ``(n, *signature.shape)`` of the signature's type; in pieces of ``max_batch``."""
-        most = self.signature.max_batch
-        return np.concatenate([self.run(images[start : start + most]) for start in range(0, len(images), most)])
-
     def run(self, images: NDArray[Any]) -> Array:
-        """:meth:`logits` of at most ``max_batch`` images, in one piece."""
+        """Logits ``(n, classes)``, float32, of at most ``max_batch`` images ``(n, *signature.shape)`` of the signature's type."""
         return self._session.run(np.ascontiguousarray(images))
 
     def run_all(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -82,18 +84,20 @@ class Predictor:
         Raises:
             CheckpointError: the artifact lacks an output that its manifest lists, or gives one of another shape.
         """
-        signature = self.signature
+        path, signature = self.artifact.path, self.signature
         names = [output.name for output in signature.outputs]
         if len(names) > 1 and isinstance(self._session, NamedOutputs):
             held = self._session.output_names
             lacking = [name for name in names if name not in held]
             if lacking:
-                raise CheckpointError(f"{self.path}: its manifest lists an output {lacking[0]}; it has {' and '.join(held)}")
+                raise CheckpointError(
+                    f"{self.artifact.path}: its manifest lists an output {lacking[0]}; it has {' and '.join(held)}"
+                )
         found = self.run_all(np.zeros((batch, *signature.example()), signature.numpy_dtype))
         for output in signature.outputs:
             want, got = [batch, *output.shape], list(found[output.name].shape)
             if got != want:
-                raise CheckpointError(f"{self.path}: it gives {output.name} of shape {got}, and its manifest says {want}")
+                raise CheckpointError(f"{path}: it gives {output.name} of shape {got}, and its manifest says {want}")
 
     def prepare(self, image: Image.Image) -> NDArray[Any]:
         """An image of any size and mode, as one image of the artifact's input.
@@ -108,7 +112,7 @@ class Predictor:
         record = self.signature.preprocess
         if record is None:
             raise CheckpointError(
-                f"{self.path}: its manifest has no record of the preprocessing, so images can't be prepared for it"
+                f"{self.artifact.path}: its manifest has no record of the preprocessing, so images can't be prepared for it"
             )
         if self.signature.any_size:
             pixels = np.asarray(image.convert(color_mode(record)), np.uint8)
@@ -117,22 +121,17 @@ class Predictor:
             return np.ascontiguousarray(geometry(record)(image).permute(1, 2, 0).numpy())
         return evaluation_transform(record)(image).numpy()
 
-    def top(self, logits: Array, count: int) -> list[dict[str, Any]]:
-        """The best classes of one image's logits ``(classes,)``, best first: ``class``, ``label``, ``probability``, ``logit``."""
+    def top(self, logits: Array, count: int) -> tuple[ClassScore, ...]:
+        """The best classes of one image's logits ``(classes,)``, best first."""
         exact = logits.astype(np.float64)
         shares = np.exp(exact - exact.max())
         shares /= shares.sum()
         # Stable, so that of equal logits the first class wins, as argmax has it.
-        best = np.argsort(-exact, kind="stable")[:count]
-        return [
-            {
-                "class": int(index),
-                "label": self.signature.label(int(index)),
-                "probability": float(shares[index]),
-                "logit": float(logits[index]),
-            }
+        best = map(int, np.argsort(-exact, kind="stable")[:count])
+        return tuple(
+            ClassScore(index=index, label=self.signature.label(index), probability=float(shares[index]), logit=float(logits[index]))
             for index in best
-        ]
+        )
 
     def __enter__(self) -> Predictor:
         return self
@@ -152,14 +151,18 @@ def group(prepared: Sequence[NDArray[Any]], most: int) -> list[list[int]]:
     return groups
 
 
-def newest_artifact(folder: str | Path) -> Path:
-    """The artifact to answer with in an export folder: the newest ``.onnx``, without one the newest of :data:`PREFERRED`'s next.
+def newest_artifact(folder: Path | None = None) -> Path:
+    """The artifact that answers where none is named: the newest ``.onnx``, without one the newest of the next format.
+
+    Args:
+        folder: an export folder; by default the one of the newest run.
 
     Raises:
         UsageError: there is none.
     """
-    for suffix in PREFERRED:
-        found = [path for path in Path(folder).glob(f"*{suffix}") if path.with_name(path.name + ".json").is_file()]
-        if found:
-            return max(found, key=lambda path: (path.stat().st_mtime, path.name))
+    folder = find_run(None).path / "export" if folder is None else folder
+    for entry in sorted(FORMATS, key=lambda entry: entry.default_rank):
+        candidates = [path for path in folder.glob(f"*{entry.suffix}") if manifest_path(path).is_file()]
+        if candidates:
+            return max(candidates, key=lambda path: (path.stat().st_mtime, path.name))
     raise UsageError(f"{folder}: no artifact here; make one with `growtas export`, or name one with --model")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growtas.errors import UsageError, choices
-from growtas.export.serving.signature import Output, Signature
+from growtas.export.signature import Output, Signature
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 LARGEST_SIDE, LARGEST_ASPECT = 16384, 64

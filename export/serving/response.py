@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growtas.export.serving.protocol import InferRequest, RequestRefused, Wanted
-from growtas.export.serving.signature import Signature
+from growtas.export.signature import Signature
 
 
 def encode_response(

@@ -10,8 +10,6 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -20,64 +18,17 @@ import uvicorn
 from growtas.errors import ConfigError, OutputError
 from growtas.export.serving.app import RequestLimits, Serving, build_app, default_body_bytes
 from growtas.export.serving.connection_limits import ConnectionLimits, GuardedProtocol, guarded
+from growtas.export.serving.launch import ServeOptions
 from growtas.export.serving.metrics import Metrics
 from growtas.export.serving.predictor import Predictor
+from growtas.progress import Progress
 
-_PLATFORMS = {
-    ".onnx": "onnxruntime_onnx",
-    ".xml": "openvino_ir",
-    ".pt2": "torch_export",
-    ".safetensors": "torch",
-    ".plan": "tensorrt_plan",
-}
 _KEEP_ALIVE_SECONDS = 65
 _SWEEP_SECONDS = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServeOptions:
-    """How to serve.
-
-    Attributes:
-        host, port: where to listen; port 0 takes a free one.
-        name: the model's name; by default the artifact's without suffix.
-        threads: CPU threads; by default all that this process may use.
-        max_batch: by default, and at most, the manifest's.
-        max_delay_us: how long a request may wait for others to share its batch.
-        queue: requests that may wait for a batch.
-        max_body: bytes of one request; by default enough for the largest batch.
-        connections: at the same time.
-        timeout_s: for a request's head, for its body, and for its answer to be taken, each.
-        drain_s: how long a stop waits for what is under way.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    name: str | None = None
-    threads: int | None = None
-    max_batch: int | None = None
-    max_delay_us: int = 0
-    queue: int = 128
-    max_body: int | None = None
-    connections: int = 256
-    timeout_s: float = 20.0
-    drain_s: float = 30.0
-
-
-def serve(artifact: Path, options: ServeOptions, *, note: Callable[[str], None] = lambda text: None) -> int:
-    """Serve an artifact until SIGTERM or SIGINT.
-
-    Args:
-        note: told where it listens, and what the user should know.
-
-    Returns:
-        The exit code: 0 when everything that was under way was answered, else 1.
-
-    Raises:
-        CheckpointError, DeviceError, MissingExtra, UsageError: as :class:`growtas.export.serving.predictor.Predictor`.
-        ConfigError: an option is out of range.
-    """
-    _check(options)
+def run_server(artifact: Path, options: ServeOptions, progress: Progress) -> int:
+    """Serves an artifact; see :func:`growtas.export.serving.launch.serve`."""
     name = options.name or re.sub(r"[^\w.-]+", "-", artifact.stem)
     if not re.fullmatch(r"[\w.-]+", name):
         raise ConfigError(f"--name is {name!r}; it must be of letters, digits, dots, hyphens and underscores")
@@ -100,23 +51,23 @@ def serve(artifact: Path, options: ServeOptions, *, note: Callable[[str], None] 
                 queue=options.queue,
                 max_delay_us=options.max_delay_us,
             )
-            about = {"artifact": artifact.name, "sha256": str(predictor.manifest["artifact"]["sha256"])}
-            about["precision"] = str(predictor.manifest.get("precision", "unknown"))
+            manifest = predictor.artifact.manifest
+            about = {"artifact": artifact.name, "sha256": str(manifest.file.sha256), "precision": manifest.precision or "unknown"}
             serving = Serving(
                 predictor.run_all,
                 signature,
                 name=name,
-                platform=_PLATFORMS[artifact.suffix],
+                platform=predictor.artifact.format.platform,
                 limits=requests,
                 metrics=metrics,
                 about=about,
             )
             address, port = listener.getsockname()[:2]
             shown = f"[{address}]" if ":" in address else address
-            note(f"{artifact.name} in {predictor.info.runtime} at http://{shown}:{port}/v2/models/{name}")
+            progress.note(f"{artifact.name} in {predictor.info.runtime} at http://{shown}:{port}/v2/models/{name}")
             if not _is_loopback(address):
-                note(f"listening on {address}: whoever reaches this machine can use it, nothing asks for a password")
-            server = _Server(serving, guarded(limits, metrics), options.drain_s, note)
+                progress.note(f"listening on {address}: whoever reaches this machine can use it, nothing asks for a password")
+            server = _Server(serving, guarded(limits, metrics), options.drain_s, progress)
             server.run([listener])
             return 0 if server.drained else 1
 
@@ -124,7 +75,7 @@ def serve(artifact: Path, options: ServeOptions, *, note: Callable[[str], None] 
 class _Server(uvicorn.Server):
     """uvicorn, which on a signal first answers what is under way while refusing what is new, and only then closes."""
 
-    def __init__(self, serving: Serving, protocol: type[GuardedProtocol], drain_s: float, note: Callable[[str], None]) -> None:
+    def __init__(self, serving: Serving, protocol: type[GuardedProtocol], drain_s: float, progress: Progress) -> None:
         from growtas import __version__
 
         app = build_app(serving, server_version=__version__)
@@ -144,7 +95,7 @@ class _Server(uvicorn.Server):
         # Requests that are not HTTP are answered; a line on stderr for each would let anyone fill a disk.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         super().__init__(settings)
-        self._serving, self._drain_s, self._note = serving, drain_s, note
+        self._serving, self._drain_s, self._progress = serving, drain_s, progress
         self.drained = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -173,7 +124,7 @@ class _Server(uvicorn.Server):
             self.drained = False
             self.should_exit = self.force_exit = True
             return
-        self._note(f"stopping: {self._serving.under_way} requests are under way")
+        self._progress.note(f"stopping: {self._serving.under_way} requests are under way")
         self._stopping = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
@@ -182,7 +133,8 @@ class _Server(uvicorn.Server):
                 await self._serving.drain()
             self.drained = True
         except TimeoutError:
-            self._note(f"{self._serving.under_way} requests were still under way after {self._drain_s:g} s and are cut off")
+            count = self._serving.under_way
+            self._progress.note(f"{count} requests were still under way after {self._drain_s:g} s and are cut off")
         self.should_exit = True
 
     async def _sweep(self) -> None:
@@ -192,23 +144,6 @@ class _Server(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 if isinstance(connection, GuardedProtocol):
                     connection.sweep(now)
-
-
-def _check(options: ServeOptions) -> None:
-    if not 0 <= options.port <= 65535:
-        raise ConfigError(f"--port is {options.port}; it must be from 0 to 65535")
-    for name, value, least in (
-        ("--max-delay-us", options.max_delay_us, 0),
-        ("--queue", options.queue, 1),
-        ("--max-connections", options.connections, 1),
-        ("--max-body", options.max_body, 1),
-        ("--threads", options.threads, 1),
-    ):
-        if value is not None and value < least:
-            raise ConfigError(f"{name} is {value}; it must be at least {least}")
-    for name, seconds in (("--timeout", options.timeout_s), ("--drain", options.drain_s)):
-        if not 0 < seconds <= 3600:
-            raise ConfigError(f"{name} is {seconds:g}; it must be above 0 and at most 3600 seconds")
 
 
 def _bind(host: str, port: int) -> socket.socket:

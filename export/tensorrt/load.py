@@ -60,7 +60,8 @@ def check_plan(path: str | Path, *, runtime: str | None = None, trusted: bool = 
         MissingExtra: the package is not installed.
     """
     path = Path(path)
-    manifest = read_manifest(path, verify=False)
+    stored = read_manifest(path, verify=False)
+    manifest = None if stored is None else stored.to_dict()
     if manifest is None and not trusted:
         raise CheckpointError(
             f"{path}: a plan is only loaded if its manifest says what it is, and {manifest_path(path).name} is missing; "

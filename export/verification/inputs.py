@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growtas.errors import ParityError
+from growtas.export.artifact import Manifest, TensorRecord
 from growtas.export.runtimes.base import Array
 from growtas.export.verification.labelled_images import LabelledImages
 
@@ -58,18 +59,18 @@ def _levels(images: Array, mean: Array, std: Array) -> NDArray[np.uint8]:
     return np.clip(np.rint((images * std + mean) * 255), 0, 255).astype(np.uint8)
 
 
-def feed_of(path: Path, manifest: Mapping[str, Any], preprocess: Mapping[str, Any]) -> Feed:
+def feed_of(path: Path, manifest: Manifest | None, preprocess: Mapping[str, Any]) -> Feed:
     """What an artifact takes.
 
     Args:
         path: for messages.
-        manifest: its manifest; without ``preprocess`` in an empty one, it takes the run's images.
+        manifest: its manifest; without one, it takes the run's images.
         preprocess: how the run's images were made.
 
     Raises:
         ParityError: the manifest's preprocessing is absent, or another than the run's in size, channels, interpolation or crop.
     """
-    own = manifest.get("preprocess", preprocess if not manifest else None)
+    own = preprocess if manifest is None else manifest.preprocess
     if own is None:
         raise ParityError(f"{path}: its manifest doesn't say how images are normalised, and the run's images are; export it again")
     for field in _MUST_AGREE:
@@ -86,14 +87,14 @@ def feed_of(path: Path, manifest: Mapping[str, Any], preprocess: Mapping[str, An
             )
         return values
 
-    taken = manifest.get("input") or {}
+    taken = (manifest and manifest.input) or TensorRecord()
     return Feed(
         mean=plane(preprocess, "mean"),
         std=plane(preprocess, "std"),
         own_mean=plane(own, "mean"),
         own_std=plane(own, "std"),
-        pixels=taken.get("dtype") == "uint8",
-        margin=_margin(preprocess) if taken.get("resize") else (0, 0),
+        pixels=taken.takes_pixels,
+        margin=_margin(preprocess) if taken.resize else (0, 0),
     )
 
 

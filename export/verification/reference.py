@@ -12,11 +12,12 @@ import torch
 
 from growtas.checkpoint import load_supernet
 from growtas.errors import CheckpointError, ParityError
-from growtas.export.artifact import read_manifest
+from growtas.export import artifact
+from growtas.export.artifact import Manifest, SourceRecord
+from growtas.export.formats import PLAN
 from growtas.export.runtimes.base import Array
 from growtas.export.runtimes.open import open_session
 from growtas.export.runtimes.torch import TorchSession
-from growtas.export.side_files import check_companions
 from growtas.export.verification.batches import Logits, remembering
 from growtas.export.verification.inputs import Feed, feed_of
 from growtas.export.verification.parity import DEFAULT_TOLERANCE, compare
@@ -51,7 +52,7 @@ class References:
         self._run, self._against = run, against
         self._known: dict[str, Reference] = {}
 
-    def of(self, path: Path, manifest: Mapping[str, Any], preprocess: Mapping[str, Any], images: Callable[[], Array]) -> Reference:
+    def of(self, path: Path, manifest: Manifest | None, preprocess: Mapping[str, Any], images: Callable[[], Array]) -> Reference:
         """The reference of an artifact.
 
         Args:
@@ -72,39 +73,38 @@ class References:
             return self._known[""]
         run = self._run
         assert run is not None
-        checkpoint = _check_checkpoint(path, manifest, run)
-        subnet = run.space.validate(Subnet.from_dict(manifest["subnet"], source=f"{path}'s manifest"))
+        assert manifest is not None
+        checkpoint = _check_checkpoint(path, manifest.source, run)
+        subnet = run.space.validate(Subnet.from_dict(manifest.subnet or {}, source=f"{path}'s manifest"))
         key = repr(subnet)
         if key not in self._known:
             model = _cut(checkpoint, subnet, images())
             self._known[key] = Reference(
-                logits=remembering(_logits(model)), name="static ViT", feed=feed_of(path, {}, preprocess), model=model
+                logits=remembering(_logits(model)), name="static ViT", feed=feed_of(path, None, preprocess), model=model
             )
         return self._known[key]
 
 
-def check_hash(path: Path, manifest: Mapping[str, Any]) -> None:
+def check_hash(path: Path, manifest: Manifest | None) -> None:
     """Make sure that a file, with the files that belong to it, is what its manifest, if there is one, describes.
 
     Raises:
         ParityError: it isn't.
     """
-    if manifest and manifest["artifact"].get("sha256") != sha256(path):
-        raise ParityError(f"{path}: the file is not the one that its manifest describes (SHA-256 differs); export it again")
-    if manifest:
+    if manifest is not None:
         try:
-            check_companions(path, manifest)
+            artifact.check_hash(path, manifest)
         except CheckpointError as error:
             raise ParityError(str(error)) from None
 
 
-def runtime_of(path: Path, manifest: Mapping[str, Any]) -> str | None:
+def runtime_of(path: Path, manifest: Manifest | None) -> str | None:
     """The runtime to open an artifact with, where its suffix leaves a choice."""
-    return manifest.get("runtime") if path.suffix == ".plan" else None
+    return manifest.runtime if manifest is not None and path.suffix == PLAN.suffix else None
 
 
 def _other(path: Path, preprocess: Mapping[str, Any]) -> Reference:
-    manifest = read_manifest(path, verify=False) or {}
+    manifest = artifact.read_manifest(path, verify=False)
     check_hash(path, manifest)
     session, feed = open_session(path, threads=1, runtime=runtime_of(path, manifest)), feed_of(path, manifest, preprocess)
     module = session.module if isinstance(session, TorchSession) else None
@@ -116,13 +116,13 @@ def _other(path: Path, preprocess: Mapping[str, Any]) -> Reference:
     )
 
 
-def _check_checkpoint(path: Path, manifest: Mapping[str, Any], run: Run) -> Path:
+def _check_checkpoint(path: Path, source: SourceRecord, run: Run) -> Path:
     """The run's newest checkpoint, which must be what the artifact was made from."""
-    made_from, now = manifest["source"], run.supernet_file
-    recorded, digest = str(made_from.get("checkpoint_sha256")), sha256(now)
+    now = run.supernet_file
+    recorded, digest = str(source.checkpoint_sha256), sha256(now)
     if recorded != digest:
         raise ParityError(
-            f"{path}: it was made from {made_from.get('checkpoint')} with SHA-256 {recorded[:12]}, but the run's "
+            f"{path}: it was made from {source.checkpoint} with SHA-256 {recorded[:12]}, but the run's "
             f"checkpoint is {now.relative_to(run.path)} with {digest[:12]}; export it again"
         )
     return now

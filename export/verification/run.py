@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import BuildError, CheckpointError, DeviceError, GrowtasError, MissingExtra, ParityError, UsageError
-from growtas.export.artifact import manifest_path, read_manifest
+from growtas.export.artifact import Manifest, manifest_path, read_manifest
 from growtas.export.graph.tensors import HalfRange, check_half_range
 from growtas.export.runtimes.base import Array
 from growtas.export.runtimes.open import open_session
@@ -125,30 +125,31 @@ class _Work:
         self.images = cache(self._images)
         self.references = References(options.run, options.against)
 
-    def manifest(self, path: Path) -> dict[str, Any]:
+    def manifest(self, path: Path) -> Manifest | None:
         found = read_manifest(path, verify=False)
         if found is None and self.options.against is None:
             raise CheckpointError(
                 f"{path}: no manifest beside it, which says what it was made from; name a reference with --against"
             )
-        if found is None:
-            return {}
-        if self.options.against is None and not (isinstance(found.get("source"), dict) and "subnet" in found):
+        if found is None or self.options.against is not None:
+            return found
+        if found.subnet is None or not isinstance(found.to_dict().get("source"), dict):
             raise CheckpointError(f"{manifest_path(path)}: it names no source and no subnet; export the artifact again")
         return found
 
     def thresholds(self, precision: str) -> Thresholds:
         return thresholds_for(precision).override(**self.options.overrides)
 
-    def verify(self, path: Path, manifest: dict[str, Any]) -> Finding:
-        precision = manifest.get("precision", "fp32")
+    def verify(self, path: Path, manifest: Manifest | None) -> Finding:
+        known = manifest or Manifest()
+        precision = known.precision or "fp32"
         finding = Finding(path=path, precision=precision)
         thresholds = self.thresholds(precision)
         count = self.options.images
         if count is None:
-            count = images_for(int(manifest.get("macs", 0)), precision)
+            count = images_for(known.macs or 0, precision)
         run = self.options.run
-        preprocess = run.info["preprocess"] if run else manifest.get("preprocess")
+        preprocess = run.info["preprocess"] if run else known.preprocess
         if preprocess is None:
             raise UsageError(f"{path}: nothing says how its images are preprocessed; name the run with --run")
         try:
@@ -174,7 +175,7 @@ class _Work:
     def _measure(
         self,
         finding: Finding,
-        manifest: dict[str, Any],
+        manifest: Manifest | None,
         feed: Feed,
         images: LabelledImages,
         thresholds: Thresholds,
@@ -197,8 +198,8 @@ class _Work:
                 precision=finding.precision,
                 thresholds=thresholds,
                 subject=f"{path.name} in {runtime}",
-                batches=(manifest.get("input") or {}).get("batch", {}).get("checked") or _BATCHES,
-                class_names=manifest.get("class_names"),
+                batches=(manifest and manifest.input and manifest.input.batch.checked) or _BATCHES,
+                class_names=manifest.class_names if manifest else None,
                 reference_is=reference.name,
             )
         finding = dataclasses.replace(finding, verification=verification, problem=verification.summary or None)

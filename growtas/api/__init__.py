@@ -20,13 +20,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from growtas.api.benchmarking import bench
+    from growtas.api.prediction import Prediction, Predictions, predict
     from growtas.api.profiling import ProfileResult, profile
     from growtas.api.search_results import SearchResult
     from growtas.api.searching import search
     from growtas.api.training import RecipeOptions, Run, finetune, load_run, plan_training, resume, train
     from growtas.autoformer import import_autoformer
     from growtas.costs import Costs, count_costs
+    from growtas.export.artifact import Artifact, Manifest, load_artifact
     from growtas.export.benchmark.report import BenchReport
+    from growtas.export.inspection import inspect
+    from growtas.export.pipeline.model_card import write_card
+    from growtas.export.pipeline.triton import write_triton
+    from growtas.export.serving.launch import ServeOptions, serve
+    from growtas.export.serving.predictor import Predictor
     from growtas.progress import Progress
     from growtas.runs import list_runs
     from growtas.space import SearchSpace, load_space
@@ -36,16 +43,22 @@ if TYPE_CHECKING:
     from growtas.train.recipes import RECIPES, find_recipe
 
 _MODULES: dict[str, str] = {
-    "RECIPES": "growtas.train.recipes",
+    "Artifact": "growtas.export.artifact",
     "BenchReport": "growtas.export.benchmark.report",
     "Costs": "growtas.costs",
+    "Manifest": "growtas.export.artifact",
+    "Prediction": "growtas.api.prediction",
+    "Predictions": "growtas.api.prediction",
+    "Predictor": "growtas.export.serving.predictor",
     "ProfileResult": "growtas.api.profiling",
     "Progress": "growtas.progress",
+    "RECIPES": "growtas.train.recipes",
     "Recipe": "growtas.train.recipe",
     "RecipeOptions": "growtas.api.training",
     "Run": "growtas.api.training",
     "SearchResult": "growtas.api.search_results",
     "SearchSpace": "growtas.space",
+    "ServeOptions": "growtas.export.serving.launch",
     "Subnet": "growtas.subnet",
     "TrainingPlan": "growtas.train.plan",
     "bench": "growtas.api.benchmarking",
@@ -53,21 +66,32 @@ _MODULES: dict[str, str] = {
     "find_recipe": "growtas.train.recipes",
     "finetune": "growtas.api.training",
     "import_autoformer": "growtas.autoformer",
+    "inspect": "growtas.export.inspection",
     "list_runs": "growtas.runs",
+    "load_artifact": "growtas.export.artifact",
     "load_run": "growtas.api.training",
     "load_space": "growtas.space",
     "plan_training": "growtas.api.training",
+    "predict": "growtas.api.prediction",
     "profile": "growtas.api.profiling",
     "resume": "growtas.api.training",
     "search": "growtas.api.searching",
+    "serve": "growtas.export.serving.launch",
     "train": "growtas.api.training",
+    "write_card": "growtas.export.pipeline.model_card",
+    "write_triton": "growtas.export.pipeline.triton",
 }
 """The module that defines each public name."""
 
 __all__ = [
     "RECIPES",
+    "Artifact",
     "BenchReport",
     "Costs",
+    "Manifest",
+    "Prediction",
+    "Predictions",
+    "Predictor",
     "ProfileResult",
     "Progress",
     "Recipe",
@@ -75,6 +99,7 @@ __all__ = [
     "Run",
     "SearchResult",
     "SearchSpace",
+    "ServeOptions",
     "Subnet",
     "TrainingPlan",
     "bench",
@@ -82,14 +107,20 @@ __all__ = [
     "find_recipe",
     "finetune",
     "import_autoformer",
+    "inspect",
     "list_runs",
+    "load_artifact",
     "load_run",
     "load_space",
     "plan_training",
+    "predict",
     "profile",
     "resume",
     "search",
+    "serve",
     "train",
+    "write_card",
+    "write_triton",
 ]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from growtas.export.artifact import Artifact
 from growtas.export.benchmark.csv_table import write_csv
 from growtas.export.benchmark.limits import run_of
 from growtas.export.benchmark.plot import draw_png, require_matplotlib
@@ -15,9 +15,6 @@ from growtas.export.benchmark.run import bench as measure
 from growtas.files import ensure_writable, write_json
 from growtas.progress import SILENT, Progress
 from growtas.runs import find_run
-
-if TYPE_CHECKING:
-    from growtas.export.pipeline.context import Artifact
 
 
 def bench(
@@ -84,7 +81,7 @@ def bench(
     )
     names: list[Path | str]
     if artifacts:
-        names = [artifact if isinstance(artifact, str | Path) else artifact.path for artifact in artifacts]
+        names = [artifact.path if isinstance(artifact, Artifact) else artifact for artifact in artifacts]
         run = next((folder for name in names if (folder := run_of(Path(name))) is not None), None)
     else:
         run = find_run(None).path

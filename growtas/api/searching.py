@@ -183,7 +183,7 @@ class _Request:
             ensure_writable(self.out)
             remote = self._remote_targets()
             # A training that goes on writes newer ones meanwhile.
-            loaded = self._load(self.run.supernet)
+            loaded = self._load(self.run.supernet_file)
             if world.size > 1:
                 loaded.decode()
             search = self._with_targets(remote)
@@ -269,7 +269,7 @@ class _Request:
             raise WorkerExit(0)
         started = time.perf_counter()
         ensure_writable(self.out)
-        checkpoint = self.run.supernet
+        checkpoint = self.run.supernet_file
         digest = sha256(checkpoint)
         recorded = Recorded.read(self.out / "journal.jsonl", digest, self._other_journals())
         search = self._with_targets(self._remote_targets())

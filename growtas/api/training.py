@@ -203,11 +203,12 @@ def finetune(
         ConfigError, DataError, DeviceError, OutputError, UsageError, TrainingError, KeyboardInterrupt: as for :func:`train`.
     """
     check_output_folder(out)
+    from growtas.export.formats import SUFFIXES
     from growtas.train.finetune import load_pretrained, measure_finetuned, start_finetune
     from growtas.train.resolve_recipe import resolve_finetune
 
     chosen = Path(subnet) if isinstance(subnet, str) else subnet
-    pretrained = load_pretrained(model.path if isinstance(model, runs.Run) else model, chosen)
+    pretrained = load_pretrained(model.path if isinstance(model, runs.Run) else model, chosen, suffixes=SUFFIXES)
     options = {"data": data, "epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
     size = pretrained.model.architecture.image_size if image_size is None else image_size
     session = start_finetune(

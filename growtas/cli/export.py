@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -160,7 +160,7 @@ def export(
         if triton is not None:
             served = _served(artifacts)
             stages(f"writing {served.path.name} to the Triton repository")
-            model = write_triton(triton, served.path, served.manifest, instances=instances, max_delay_us=max_delay_us)
+            model = write_triton(triton, served, instances=instances, max_delay_us=max_delay_us)
     folder, manifests = artifacts[0].path.parent, [artifact.manifest for artifact in artifacts]
     written = write_card(folder, [*manifests, *same_network(folder, manifests)], licence=licence)
     if written is None:
@@ -169,7 +169,7 @@ def export(
         print_json(
             {
                 "run": str(found.path),
-                "artifacts": [{"path": str(item.path), **item.manifest} for item in artifacts],
+                "artifacts": [{"path": str(item.path), **item.manifest.to_dict()} for item in artifacts],
                 "card": None if written is None else str(written),
                 "triton": None if triton is None else str(model),
             }
@@ -198,9 +198,11 @@ def _check_triton(run: Run, options: ExportOptions, *, instances: int, max_delay
 
 def _served(artifacts: list[Artifact]) -> Artifact:
     """What Triton gets: a plan of TensorRT, which it can load, else the last ONNX file, which has all that was asked for."""
+    from growtas.export.formats import ONNX
+
     for artifact in reversed(artifacts):
-        runtime = artifact.manifest.get("plan", {}).get("runtime")
-        if runtime == "tensorrt" or artifact.path.suffix == ".onnx":
+        plan = artifact.manifest.plan
+        if artifact.format is ONNX or (plan is not None and plan.runtime == "tensorrt"):
             return artifact
     return artifacts[-1]
 
@@ -208,53 +210,45 @@ def _served(artifacts: list[Artifact]) -> Artifact:
 def _print(artifacts: list[Artifact]) -> None:
     from rich.table import Table
 
-    from growtas.export.side_files import recorded_bytes
     from growtas.units import format_bytes, format_count
 
     first = artifacts[0].manifest
-    console().print(f"{first['space']}: params {format_count(first['params'])}, MACs {format_count(first['macs'])}")
+    console().print(f"{first.space}: params {format_count(first.params or 0)}, MACs {format_count(first.macs or 0)}")
     table = Table(box=None, pad_edge=False)
     table.add_column("file", overflow="fold")
     for heading in ("size", "precision", "rel. error", "top-1 agr.", "accuracy", "target", "run here"):
         table.add_column(heading, no_wrap=True)
     for artifact in artifacts:
         manifest = artifact.manifest
-        found = _verification(manifest)
-        accuracy = found.get("accuracy")
+        verified, targets = manifest.verified, manifest.plan.targets if manifest.plan else ()
+        points = None if verified is None else verified.accuracy_drop_points
         table.add_row(
             artifact.path.name,
-            format_bytes(recorded_bytes(manifest)),
-            manifest["precision"],
-            f"{found['relative_error']:.1e}" if found else "-",
-            f"{found['top1_agreement']:.1%}" if found else "-",
-            "-" if accuracy is None else f"{accuracy:.2%} ({0 - found['accuracy_drop_points']:+.2f})",
-            ", ".join(manifest.get("plan", {}).get("targets", [])) or "any",
-            "yes" if manifest["executed"] else "no",
+            format_bytes(manifest.file.total_bytes),
+            manifest.precision,
+            f"{verified.relative_error:.1e}" if verified else "-",
+            f"{verified.top1_agreement:.1%}" if verified else "-",
+            "-" if verified is None or points is None else f"{verified.accuracy:.2%} ({0 - points:+.2f})",
+            ", ".join(targets) or "any",
+            "yes" if manifest.executed else "no",
         )
     print_table(table)
-    module = next((each.manifest["module"]["file"] for each in artifacts if each.manifest.get("module")), None)
+    module = next((item.manifest.module.file for item in artifacts if item.manifest.module), None)
     if module is not None:
         console().print(f"{module}: the network in plain PyTorch, without growtas", soft_wrap=True)
-    checked = first["verification"]
-    lines = [f"in {artifacts[0].path.parent}; checked on {checked['images']}"]
-    if checked.get("accuracy") is not None:
+    checked = first.verification
+    images = checked and checked.images
+    lines = [f"in {artifacts[0].path.parent}; checked on {images}"]
+    if checked is not None and checked.accuracy is not None:
         lines.append("accuracy: in brackets the points won or lost against the network it was made from, on the same images")
     for artifact in artifacts:
-        own = _verification(artifact.manifest).get("images", checked["images"])
-        if own != checked["images"]:
-            lines.append(f"{artifact.path.name} was checked on {own}")
-        if not artifact.manifest["executed"]:
-            said = f"{artifact.path.name} was made, not run: {artifact.manifest['not_executed_because']}"
-            if _verification(artifact.manifest):
-                said += (
-                    f"; its numbers are those of {artifact.manifest['plan']['compiled_from']['file']}, which it was compiled from"
-                )
-            lines.append(said)
+        manifest = artifact.manifest
+        if manifest.verified is not None and manifest.verified.images != images:
+            lines.append(f"{artifact.path.name} was checked on {manifest.verified.images}")
+        if not manifest.executed:
+            line = f"{artifact.path.name} was made, not run: {manifest.not_executed_because}"
+            if manifest.compiled_from is not None:
+                line += f"; its numbers are those of {manifest.compiled_from.file}, which it was compiled from"
+            lines.append(line)
     for line in lines:
         console().print(line, soft_wrap=True)
-
-
-def _verification(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The artifact's verification; of the ONNX file where the plan itself was not run; empty where that was not run either."""
-    found: dict[str, Any] | None = manifest["verification"] or manifest.get("plan", {}).get("compiled_from", {}).get("verification")
-    return found or {}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from growtas.cli.output import JsonOption, console, print_json, print_table
+
+if TYPE_CHECKING:
+    from growtas.export.artifact import Manifest
 
 
 def inspect(
@@ -25,12 +28,10 @@ def inspect(
 
     Example: growtas inspect runs/first/export/micro-subnet.onnx
     """
+    from growtas import api
     from growtas.errors import CheckpointError
-    from growtas.export.artifact import read_manifest
-    from growtas.export.inspection import summarise
 
-    manifest = read_manifest(artifact, verify=False)
-    summary = summarise(artifact, manifest, thorough=verify)
+    summary = api.inspect(artifact, thorough=verify)
     if json_:
         print_json(summary)
     else:
@@ -55,31 +56,33 @@ def _print(summary: Mapping[str, Any]) -> None:
 
 
 def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    from growtas.export.artifact import Manifest
     from growtas.units import format_bytes, format_count
 
-    manifest = summary["manifest"] or {}
+    manifest = Manifest.from_dict(summary["manifest"] or {})
     matches = {None: "no manifest", True: "as in the manifest", False: "NOT as in the manifest"}[summary["matches_manifest"]]
     yield "file", f"{summary['path']}, {summary['kind']}, {format_bytes(summary['bytes'])}"
     yield "SHA-256", f"{summary['sha256']} ({matches})"
-    if manifest.get("created"):
-        yield "made", f"{manifest['created']} of run {_part(manifest, 'source', 'run')}, {_part(manifest, 'source', 'checkpoint')}"
-    subnet = manifest.get("subnet")
-    if isinstance(subnet, Mapping):
-        heads, ratios = (_compact(subnet.get(key)) for key in ("num_heads", "mlp_ratio"))
-        yield "subnet", f"{manifest.get('space')}: embed_dim {subnet.get('embed_dim')}, num_heads {heads}, mlp_ratio {ratios}"
+    if manifest.created:
+        yield "made", f"{manifest.created} of run {manifest.source.run}, {manifest.source.checkpoint}"
+    if manifest.subnet is not None:
+        heads, ratios = (_compact(manifest.subnet.get(key)) for key in ("num_heads", "mlp_ratio"))
+        yield "subnet", f"{manifest.space}: embed_dim {manifest.subnet.get('embed_dim')}, num_heads {heads}, mlp_ratio {ratios}"
     if summary["params"] is not None:
         macs = "" if summary["macs"] is None else f", MACs {format_count(summary['macs'])}"
         yield "costs", f"params {format_count(summary['params'])}{macs}"
     yield "precision", _precision(summary)
-    yield from _ends(summary)
+    for end, described in (("input", manifest.input), ("output", manifest.output)):
+        for value in summary["graph"].get(f"{end}s") or ([described.model_dump()] if described else []):
+            yield end, f"{value.get('name')} {value.get('dtype')} ({', '.join(map(str, value.get('shape', [])))})"
     yield from _graph(summary["graph"])
-    yield from _checks(summary)
-    plan = manifest.get("plan")
-    if isinstance(plan, Mapping):
-        targets = ", ".join(map(str, plan.get("targets", [])))
-        yield "plan", f"{plan.get('runtime')} {plan.get('runtime_version')} for {targets}, batches up to {plan.get('max_batch')}"
-        if isinstance(plan.get("activation_memory_bytes"), int):
-            yield "", f"activation memory {format_bytes(plan['activation_memory_bytes'])}"
+    yield from _checks(manifest)
+    plan = manifest.plan
+    if plan is not None:
+        targets = ", ".join(plan.targets)
+        yield "plan", f"{plan.runtime} {plan.runtime_version} for {targets}, batches up to {plan.max_batch}"
+        if plan.activation_memory_bytes is not None:
+            yield "", f"activation memory {format_bytes(plan.activation_memory_bytes)}"
     for index, latency in enumerate(summary["latencies"]):
         yield "" if index else "latency", latency_text(latency)
 
@@ -109,15 +112,6 @@ def _precision(summary: Mapping[str, Any]) -> str:
     return "; ".join([f"{stated or 'nothing'} in the manifest, {found_text}", *notes])
 
 
-def _ends(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    manifest, graph = summary["manifest"] or {}, summary["graph"]
-    for what in ("input", "output"):
-        values = graph.get(f"{what}s") or [manifest[what]] if what in manifest else graph.get(f"{what}s", [])
-        for value in values:
-            shape = ", ".join(map(str, value.get("shape", [])))
-            yield what, f"{value.get('name')} {value.get('dtype')} ({shape})"
-
-
 def _graph(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if not graph.get("operators"):
         return
@@ -128,35 +122,24 @@ def _graph(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "operators", ", ".join(f"{name} {count}" for name, count in graph["operators"].items())
 
 
-def _checks(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    parity, checked = summary["parity"], summary["verification"]
-    if isinstance(parity, Mapping):
-        error, agreement = parity.get("relative_error"), parity.get("top1_agreement")
-        yield (
-            "parity",
-            f"relative error {_number(error, '.1e')}, top-1 agreement {_number(agreement, '.1%')} on {parity.get('images')}",
-        )
-    if isinstance(checked, Mapping):
-        accuracy, reference = checked.get("accuracy"), checked.get("reference_accuracy")
-        said = f"relative error {_number(checked.get('relative_error'), '.1e')}, top-1 agreement "
-        said += f"{_number(checked.get('top1_agreement'), '.1%')}"
-        if accuracy is not None:
-            said += f", accuracy {_number(accuracy, '.1%')} ({checked.get('reference')}: {_number(reference, '.1%')})"
-        yield "verified", f"{said} on {checked.get('images')}"
-    manifest = summary["manifest"] or {}
-    if manifest.get("executed") is False:
-        yield "not run", str(manifest.get("not_executed_because"))
+def _checks(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    parity, verified = manifest.parity, manifest.verification
+    if parity is not None:
+        error, agreement = _number(parity.relative_error, ".1e"), _number(parity.top1_agreement, ".1%")
+        yield "parity", f"relative error {error}, top-1 agreement {agreement} on {parity.images}"
+    if verified is not None:
+        error, agreement = _number(verified.relative_error, ".1e"), _number(verified.top1_agreement, ".1%")
+        text = f"relative error {error}, top-1 agreement {agreement}"
+        if verified.accuracy is not None:
+            reference = _number(verified.reference_accuracy, ".1%")
+            text += f", accuracy {verified.accuracy:.1%} ({verified.reference}: {reference})"
+        yield "verified", f"{text} on {verified.images}"
+    if manifest.executed is False:
+        yield "not run", str(manifest.not_executed_because)
 
 
-def _part(manifest: Mapping[str, Any], *keys: str) -> Any:
-    value: Any = manifest
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def _number(value: Any, form: str) -> str:
-    return format(value, form) if isinstance(value, int | float) else "unknown"
+def _number(value: float | None, form: str) -> str:
+    return "unknown" if value is None else format(value, form)
 
 
 def _compact(values: Any) -> str:

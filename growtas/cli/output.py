@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from growtas.progress import Progress
+
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, ProgressColumn
+    from rich.progress import Progress as Bars
+    from rich.progress import ProgressColumn
     from rich.table import Table
 
 MAIN = os.environ.get("RANK", "0") == "0"
@@ -36,12 +39,12 @@ def progress_console() -> Console:
     return Console(stderr=True, highlight=False, quiet=not MAIN)
 
 
-def progress(*columns: ProgressColumn, hidden: bool) -> Progress:
+def progress(*columns: ProgressColumn, hidden: bool) -> Bars:
     """A progress display on stderr that goes when it is done; ``hidden``, and where stderr is no terminal, it shows nothing."""
-    from rich.progress import Progress
+    from rich.progress import Progress as Bars
 
     screen = progress_console()
-    return Progress(*columns, console=screen, transient=True, disable=hidden or not screen.is_terminal)
+    return Bars(*columns, console=screen, transient=True, disable=hidden or not screen.is_terminal)
 
 
 class Spinner:
@@ -81,6 +84,14 @@ def note(text: str) -> None:
     """A remark on stderr, for people; never part of a result."""
     if MAIN:
         typer.echo(text, err=True)
+
+
+class Notes(Progress):
+    """Prints the notes of long work on stderr, and nothing else of it."""
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        note(text)
 
 
 def print_json(data: Any) -> None:

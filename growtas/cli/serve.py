@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from growtas.cli.output import note
+from growtas.cli.output import Notes
 
 
 def serve(
@@ -32,21 +32,9 @@ def serve(
 
     Example: growtas serve runs/first/export/micro-subnet.onnx --port 8000
     """
-    from importlib.util import find_spec
+    from growtas import api
 
-    from growtas.errors import MissingExtra
-
-    for package, module in (("fastapi", "fastapi"), ("uvicorn", "uvicorn"), ("prometheus-client", "prometheus_client")):
-        if find_spec(module) is None:
-            raise MissingExtra(package, "serve", "serving")
-    from growtas.export.serving.predictor import newest_artifact
-    from growtas.export.serving.server import ServeOptions
-    from growtas.export.serving.server import serve as run_server
-    from growtas.runs import find_run
-
-    if artifact is None:
-        artifact = newest_artifact(find_run(None).path / "export")
-    options = ServeOptions(
+    options = api.ServeOptions(
         host=host,
         port=port,
         name=name,
@@ -59,6 +47,6 @@ def serve(
         timeout_s=timeout,
         drain_s=drain,
     )
-    code = run_server(artifact, options, note=note)
+    code = api.serve(artifact, options, progress=Notes())
     if code:
         raise typer.Exit(code)

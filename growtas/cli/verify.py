@@ -95,11 +95,11 @@ def _find_run(named: Path | None, artifacts: list[Path] | None, against: Path | 
 
 def _all_artifacts(run: Run | None) -> list[Path]:
     from growtas.errors import UsageError
-    from growtas.export.formats import SUFFIXES
+    from growtas.export.formats import artifact_files
 
     assert run is not None
     folder = run.path / "export"
-    found = sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
+    found = artifact_files(folder)
     if not found:
         raise UsageError(f"{folder}: no artifacts to verify; make some with `growtas export {run.path}`, or name files")
     return found

@@ -1,11 +1,11 @@
-"""Decoded images on disk, so that a set is decoded once and not at every start.
+"""A cache of decoded images on disk, so that a set is decoded once and not at every start.
 
-An entry is a ``.npy`` file of uint8 ``(n, C, height, width)`` that is mapped into memory. Its name is a hash over what its pixels
-hang on: path, size and modification time of every image file in order, how they were resized and cut, and the versions of the
-packages that did it. So an image that changed is never served as it was; the entry is just not found any more.
+An entry is a ``.npy`` file of uint8 ``(n, C, height, width)`` that is mapped into memory. Its name is a hash over everything its
+pixels depend on: path, size and modification time of every image file in order, how they were resized and cropped, and the versions
+of the packages that did it. So an image that changed is never served in its old form: its set has another entry.
 
-The cache lies in ``$GROWTAS_CACHE``, else in ``~/.cache/growtas``; ``GROWTAS_CACHE=off`` does without. It is never the reason for
-an error: what can't be written is left out, what can't be read is decoded again.
+The cache lies in ``$GROWTAS_CACHE``, else in ``~/.cache/growtas``; ``GROWTAS_CACHE=off`` turns it off. It never raises an error:
+an entry that can't be written is left out, one that can't be read is decoded again.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ _ABANDONED = 24 * 3600
 
 
 def cache_folder() -> Path | None:
-    """The folder of the entries; None where there is to be no cache."""
-    named = os.environ.get("GROWTAS_CACHE", "")
-    if named == "off":
+    """The folder of the entries; None where the cache is off."""
+    setting = os.environ.get("GROWTAS_CACHE", "")
+    if setting == "off":
         return None
     try:
-        return Path(named).expanduser() if named else Path.home() / ".cache" / "growtas"
+        return Path(setting).expanduser() if setting else Path.home() / ".cache" / "growtas"
     except RuntimeError:  # no home folder
         return None
 
 
 def files_key(paths: Iterable[str], **facts: Any) -> str | None:
-    """Name of the entry made from some files.
+    """The name of the entry for some image files.
 
     Args:
         paths: the files, in the order of their images.
-        facts: what else the pixels hang on, as JSON can hold it.
+        facts: what else the pixels depend on, in JSON's types.
 
     Returns:
-        64 hex digits, or None where a file can't be looked at: whoever decodes it will say what is wrong.
+        64 hex digits, or None where a file can't be read: the decoder reports that.
     """
     versions = [str(library.__version__) for library in _LIBRARIES]
     digest = hashlib.sha256(json.dumps([_VERSION, versions, facts], sort_keys=True).encode())
@@ -92,10 +92,10 @@ def load_entry(key: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
 
 
 def store_entry(key: str, pixels: NDArray[np.uint8]) -> bool:
-    """Keep pixels for :func:`load_entry`; several processes may do so at once.
+    """Write an entry for :func:`load_entry`; several processes may do so at once.
 
     Returns:
-        Whether they were kept; not so where they are too large, the disk is nearly full, or the folder can't be written.
+        Whether it was written; False where it is too large, the disk is nearly full, or the folder can't be written.
     """
     path = _path(key)
     if path is None or pixels.nbytes > ENTRY_LIMIT:
@@ -121,7 +121,7 @@ def _path(key: str) -> Path | None:
 
 
 def _tidy(newest: Path) -> None:
-    """Remove what killed processes left half-written, and the oldest entries beyond the limit."""
+    """Remove half-written files of killed processes, and the oldest entries beyond the limit."""
     entries = []
     for path in newest.parent.iterdir():
         try:

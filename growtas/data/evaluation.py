@@ -1,4 +1,4 @@
-"""Images to measure accuracy on: the search split and the test set of a run."""
+"""The images that accuracy is measured on: the search split and the test set of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SEARCH_IMAGES = 10_000
 
 
 class EvaluationSet:
-    """Preprocessed images with labels, decoded when first asked for and kept in memory where they fit.
+    """Preprocessed images with labels; an image is decoded at its first use and stays in memory where all images fit.
 
     Args:
         images: the images.
@@ -58,22 +58,22 @@ class EvaluationSet:
         for start in range(0, len(self), batch_size):
             yield self.images(start, start + batch_size), self.labels[start : start + batch_size]
 
-    def subset(self, count: int, seed: int = 0) -> EvaluationSet:
-        """A fixed, stratified part of at most ``count`` images."""
+    def subset(self, count: int) -> EvaluationSet:
+        """A stratified part of at most ``count`` images, the same at every call."""
         if count >= len(self):
             return self
-        indices = stratified_split(self.labels.numpy(), count, np.random.default_rng(seed))
+        indices = stratified_split(self.labels.numpy(), count, np.random.default_rng(0))
         return EvaluationSet(Subset(self._images, indices), self._record, self.class_names)
 
 
 @torch.inference_mode()
-def count_correct(model: Callable[[Tensor], Tensor], images: EvaluationSet, batch_size: int = 256) -> int:
-    """How many images get the right class; ``model`` maps float32 images to logits ``(n, classes)``."""
-    return sum(int((model(batch).argmax(1).cpu() == labels).sum()) for batch, labels in images.batches(batch_size))
+def count_correct(model: Callable[[Tensor], Tensor], images: EvaluationSet) -> int:
+    """The number of images that get the right class; ``model`` maps float32 images to logits ``(n, classes)``."""
+    return sum(int((model(batch).argmax(1).cpu() == labels).sum()) for batch, labels in images.batches(256))
 
 
 def cut_search_split(data: Data, seed: int, count: int = SEARCH_IMAGES) -> dict[str, Any]:
-    """The search split of a data set as ``split.json`` keeps it: stratified, from the training images only.
+    """The search split of a data set as ``split.json`` holds it: stratified, from the training images only.
 
     Args:
         count: images wanted; at most a fifth of the training set is taken.
@@ -102,10 +102,10 @@ def search_indices(split: Mapping[str, Any]) -> NDArray[np.int64]:
 
 
 def search_set(run: Run, *, data: str | None = None, data_dir: str | None = None) -> EvaluationSet:
-    """The images that the run set aside from its training images for the search.
+    """The search split of a run, which its training did not see.
 
     Args:
-        data, data_dir: other images than the run's own; an imported run has none, and needs them. Where the data set is not the one
+        data, data_dir: other images than the run's; an imported run has none, and needs them. Where the data set is not the one
             that was trained on, a split is cut from its training images.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Folders of images: a sub-folder a class, with or without train/ and val/ above them."""
+"""Opens a folder of images: a sub-folder for each class, with or without train/ and val/ above them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,11 @@ def open_folder(path: Path) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]
     if train_folder is None or test_folder is None:
         return train, None, class_names
     test, test_names = _open_split(test_folder)
-    odd = sorted(set(test_names) - set(class_names))
-    if odd:
-        raise DataError(f"{test_folder}: class {choices(odd[:3])} is not in {train_folder}, which has {choices(class_names[:10])}")
+    unknown = sorted(set(test_names) - set(class_names))
+    if unknown:
+        raise DataError(
+            f"{test_folder}: class {choices(unknown[:3])} is not in {train_folder}, which has {choices(class_names[:10])}"
+        )
     # A test set may lack a class, so its labels are not the training set's yet.
     test.labels = np.array([class_names.index(name) for name in test_names], np.int64)[test.labels]
     return train, test, class_names

@@ -1,4 +1,4 @@
-"""The IDX files of MNIST and its relatives, plain or gzipped."""
+"""Reads the IDX files of MNIST and similar sets, plain or gzipped."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Feeding the training: batches of an epoch as a function of (seed, epoch), from memory or from files.
+"""Training batches of an epoch, as a function of (seed, epoch), from memory or from files.
 
-Two ways. :class:`MemoryLoader` holds all images as uint8 and augments whole batches (random crop with padding, horizontal flip):
+:class:`MemoryLoader` holds all images as uint8 and augments whole batches (random crop with padding, horizontal flip):
 for small images a DataLoader would take longer than the network. :class:`FileLoader` decodes and augments image by image with
 timm's transforms, in worker processes.
 """
@@ -17,26 +17,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from growtas.data.augment import draw_flips, draw_shifts, flip, random_flip, random_shift, shift
+from growtas.data.augment import draw_flips, draw_shifts, flip, shift
 from growtas.data.images import ImageSet
-from growtas.data.parts import Parts, check_parts, part_rows
+from growtas.data.parts import Parts, check_parts
 from growtas.data.prefetch import prefetched
 from growtas.data.preprocess import array_normaliser
 from growtas.data.seeding import seed_globals
 from growtas.errors import DataError
-
-__all__ = [
-    "Batch",
-    "FileLoader",
-    "Loader",
-    "MemoryLoader",
-    "Parts",
-    "batch_indices",
-    "epoch_order",
-    "part_rows",
-    "random_flip",
-    "random_shift",
-]
 
 Batch = tuple[Tensor, Tensor]
 _ORDER, _AUGMENT, _TRANSFORM = range(3)
@@ -132,18 +119,18 @@ class MemoryLoader:
         return prefetched(self._make(epoch, first))
 
     def _make(self, epoch: int, first: int) -> Iterator[Batch]:
-        everything, labels, normalise = self.pixels.numpy(), self.labels.numpy(), array_normaliser(self.record)
+        images, labels, normalise = self.pixels.numpy(), self.labels.numpy(), array_normaliser(self.record)
         order = epoch_order(len(labels), self.seed, epoch)
         for number, indices in enumerate(batch_indices(order, self.batch_size)[first:], first):
-            count, mine, rows = len(indices), indices[self._rows], self._rows
+            count, rows, loaded = len(indices), self._rows, indices[self._rows]
             rng = np.random.default_rng((self.seed, epoch, _AUGMENT, number))
-            pixels = everything[mine]
+            pixels = images[loaded]
             # Drawn for the whole batch, whatever part of it is made here.
             if self.crop_padding:
                 pixels = shift(pixels, draw_shifts(count, self.crop_padding, rng)[rows], self.crop_padding)
             if self.hflip:
                 pixels = flip(pixels, draw_flips(count, self.hflip, rng)[rows])
-            yield torch.from_numpy(normalise(pixels)), torch.from_numpy(labels[mine])
+            yield torch.from_numpy(normalise(pixels)), torch.from_numpy(labels[loaded])
 
 
 class FileLoader:
@@ -177,11 +164,11 @@ class FileLoader:
     ) -> None:
         self.batch_size, self.seed, self.repeats = batch_size, seed, repeats
         self._size = len(images)
-        self._places = _Places()
+        self._sampler = _EpochSampler()
         self.steps, self._rows = _cut(self._size, batch_size, parts)
         self._loader: DataLoader[Any] = DataLoader(
             _TransformedImages(images, transform, seed),
-            batch_sampler=self._places,
+            batch_sampler=self._sampler,
             num_workers=workers,
             collate_fn=_collate,
             persistent_workers=workers > 0,
@@ -196,15 +183,15 @@ class FileLoader:
         """See :class:`Loader`."""
         order = epoch_order(self._size, self.seed, epoch, self.repeats)
         places = np.stack([order, np.arange(self._size)], 1)
-        self._places.epoch = epoch
-        self._places.batches = [batch[self._rows] for batch in batch_indices(places, self.batch_size)[first:]]
+        self._sampler.epoch = epoch
+        self._sampler.batches = [batch[self._rows] for batch in batch_indices(places, self.batch_size)[first:]]
         for batch in self._loader:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
 
 
-class _Places:
+class _EpochSampler:
     """The DataLoader's batch sampler: (epoch, index, place in the epoch) of each image, so that workers keep no state."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Cutting a global batch into the parts that processes load, and that each works through one after the other."""
+"""Cuts a global batch into parts: every process loads some of them and computes their gradients one after the other."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def part_rows(size: int, count: int, part: int) -> NDArray[np.int64]:
     """Rows of one part: every row with its mirror image in the batch.
 
     timm's Mixup mixes a batch with itself in reverse order. A part in reverse order pairs the same images as the global batch does,
-    so what is mixed does not hang on the number of parts.
+    so what is mixed does not depend on the number of parts.
 
     Args:
         size: images of the global batch.

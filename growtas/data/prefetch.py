@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+_DEPTH = 2
+"""Items that wait at most."""
 
 
 class _End(Generic[T]):
@@ -17,17 +19,16 @@ class _End(Generic[T]):
         self.error = error
 
 
-def prefetched(source: Iterator[T], depth: int = 2) -> Iterator[T]:
-    """The items of ``source``, of which up to ``depth`` are made ahead of time by a thread.
+def prefetched(source: Iterator[T]) -> Iterator[T]:
+    """The items of ``source``, of which a thread prepares up to two ahead of time.
 
     The thread starts with the first item. It ends with the source, and when this iterator is closed or dropped, as it is when the
     loop over it is left by an exception. What the source raises is raised here, at its place.
 
     Args:
         source: must not draw from the global random generators, which the caller's thread uses too.
-        depth: items that wait at most.
     """
-    ready: queue.Queue[T | _End[T]] = queue.Queue(depth)
+    ready: queue.Queue[T | _End[T]] = queue.Queue(_DEPTH)
     stop = threading.Event()
     # A daemon, so that an iterator that is alive when the interpreter exits does not hold it up.
     thread = threading.Thread(target=_fill, args=(source, ready, stop), name="growtas-prefetch", daemon=True)

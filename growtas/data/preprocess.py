@@ -1,4 +1,4 @@
-"""Preprocessing as a record: what ``run.json`` and every artifact's manifest say, and the transforms made from it.
+"""The preprocessing of images: its record in ``run.json`` and in every artifact's manifest, and the transforms built from it.
 
 The record holds ``image_size``, ``in_chans``, ``mean``, ``std`` (0..1 units, one number a channel), ``interpolation`` and
 ``crop_pct``: the short side is resized to ``image_size / crop_pct``, the middle is cut out, values are divided by 255 and
@@ -52,13 +52,13 @@ def geometry(record: Mapping[str, Any], mode: str | None = None) -> Callable[[Im
     Args:
         mode: colour mode to convert to, by default the record's.
     """
-    wanted = mode or color_mode(record)
+    mode = mode or color_mode(record)
     transform = create_transform(**_arguments(record), normalize=False)
-    return lambda image: transform(image.convert(wanted))
+    return lambda image: transform(image.convert(mode))
 
 
 def normalise(pixels: Tensor, record: Mapping[str, Any]) -> Tensor:
-    """uint8 ``(n, C, H, W)`` -> float32 as the network wants it; one channel becomes ``in_chans`` channels."""
+    """uint8 ``(n, C, H, W)`` -> float32, normalised; one channel becomes ``in_chans`` channels."""
     values = pixels.to(torch.float32).div_(255)
     if values.shape[1] != record["in_chans"]:
         values = values.expand(-1, record["in_chans"], -1, -1)
@@ -71,7 +71,7 @@ def array_normaliser(record: Mapping[str, Any]) -> Callable[[NDArray[np.uint8]],
     """:func:`normalise` for arrays, to the last bit, in few passes, and on the calling thread alone."""
     channels: int = record["in_chans"]
     mean, std = (np.array(record[key], np.float32).reshape(1, -1, 1, 1) for key in ("mean", "std"))
-    alike = (mean == mean[:, :1]).all() and (std == std[:, :1]).all()
+    same_for_all = (mean == mean[:, :1]).all() and (std == std[:, :1]).all()
 
     def apply(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         values = pixels.astype(np.float32)
@@ -80,7 +80,7 @@ def array_normaliser(record: Mapping[str, Any]) -> Callable[[NDArray[np.uint8]],
             values -= mean
             values /= std
             return values
-        if not alike:
+        if not same_for_all:
             return np.divide(values - mean, std)
         # The channels stay copies of one another: one is computed.
         values -= mean[:, :1]
@@ -106,12 +106,12 @@ def training_transform(record: Mapping[str, Any], **augmentation: Any) -> Callab
     transform = create_transform(
         **arguments, is_training=True, mean=tuple(record["mean"]), std=tuple(record["std"]), re_mode="pixel", **augmentation
     )
-    _keep_a_bit(transform)
+    _limit_posterize(transform)
     mode = color_mode(record)
     return lambda image: transform(image.convert(mode))
 
 
-def _keep_a_bit(transform: Any) -> None:
+def _limit_posterize(transform: Any) -> None:
     """Let timm's posterize keep one bit at least.
 
     RandAugment asks for zero bits at the strongest level, which Pillow 13 refuses with a ValueError.

@@ -1,8 +1,8 @@
 """Seeds for third-party code that draws from the global random generators.
 
-timm's augmentation, Mixup and drop path use Python's, NumPy's and torch's global generators. Setting all three from
-(seed, step) or (seed, epoch, position) just before makes what they do a function of the seed and the place in the training, so that
-a resumed run needs no saved generator state. growtas itself draws from explicit generators.
+timm's augmentation, Mixup and drop path use Python's, NumPy's and torch's global generators. All three are set from (seed, step) or
+(seed, epoch, position) just before, so that the result depends only on the seed and the position in the training, and a resumed run
+needs no saved generator state. growtas itself draws from explicit generators.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cutting a stratified part from a labelled set."""
+"""Cuts a stratified part from a labelled set."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def stratified_split(labels: NDArray[np.int64], count: int, rng: Generator) -> N
     """
     classes, sizes = np.unique(labels, return_counts=True)
     quota = sizes * count / max(len(labels), 1)
-    take = np.minimum(np.floor(quota).astype(np.int64), sizes - 1)
-    missing = count - int(take.sum())
+    counts = np.minimum(np.floor(quota).astype(np.int64), sizes - 1)
+    missing = count - int(counts.sum())
     # A class that has no image to spare gets no remainder either; it goes to the next one.
-    able = np.flatnonzero(take < sizes - 1)
-    take[able[np.argsort(-(quota - take)[able], kind="stable")[:missing]]] += 1
-    parts = [rng.permutation(np.flatnonzero(labels == c))[:k] for c, k in zip(classes, take, strict=True)]
+    open_classes = np.flatnonzero(counts < sizes - 1)
+    counts[open_classes[np.argsort(-(quota - counts)[open_classes], kind="stable")[:missing]]] += 1
+    parts = [rng.permutation(np.flatnonzero(labels == c))[:k] for c, k in zip(classes, counts, strict=True)]
     return np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.int64)
 
 

@@ -1,4 +1,4 @@
-"""What a static ViT is built from: a subnet and the geometry of its images."""
+"""The architecture of a static ViT: a subnet, and the sizes of its images, patches and heads."""
 
 from __future__ import annotations
 
@@ -62,6 +62,6 @@ class Architecture:
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(data, Mapping) or set(data) != names:
-            odd = sorted(names ^ set(data)) if isinstance(data, Mapping) else ["everything"]
-            raise CheckpointError(f"{source}: not an architecture; missing or unknown: {', '.join(odd)}")
+            fields = sorted(names ^ set(data)) if isinstance(data, Mapping) else ["everything"]
+            raise CheckpointError(f"{source}: not an architecture; missing or unknown: {', '.join(fields)}")
         return cls(**{**data, "subnet": Subnet.from_dict(data["subnet"], source=source)})

@@ -1,4 +1,4 @@
-"""Cutting a subnet out of a supernet as a static ViT."""
+"""Cuts a subnet out of a supernet as a static ViT."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,13 +53,16 @@ class Pretrained:
     class_names: tuple[str, ...] | None = None
 
 
-def load_pretrained(path: str | Path, subnet: Subnet | Path | None = None) -> Pretrained:
+def load_pretrained(
+    path: str | Path, subnet: Subnet | Path | None = None, *, suffixes: Sequence[str] = (".safetensors",)
+) -> Pretrained:
     """The model to fine-tune.
 
     Args:
         path: a run (its searched subnet is cut from the newest checkpoint), a model that ``growtas export`` wrote
             (``NAME.safetensors``), an artifact or manifest of the same name beside one, or a folder that holds one model.
         subnet: for a run: a subnet, or the file of one, in place of what the search chose.
+        suffixes: of the files that an export makes, any of which may be named in place of the model beside it.
 
     Raises:
         CheckpointError: nothing there that can be fine-tuned, or a file that can't be read.
@@ -71,7 +74,7 @@ def load_pretrained(path: str | Path, subnet: Subnet | Path | None = None) -> Pr
         return _from_run(Run(path), subnet)
     if subnet is not None:
         raise UsageError(f"{path}: a subnet file is for a run, and this is none (a run folder holds a run.json)")
-    file = _model_file(path)
+    file = _model_file(path, suffixes)
     if _kind(file) == "supernet":
         raise CheckpointError(f"{file}: this is a whole supernet; name its run's folder, and the subnet of its search is cut out")
     model = load_model(file)
@@ -101,7 +104,7 @@ def _from_run(run: Run, subnet: Subnet | Path | None) -> Pretrained:
     )
 
 
-def _model_file(path: Path) -> Path:
+def _model_file(path: Path, suffixes: Sequence[str]) -> Path:
     """The model that a path means: itself, the one of the same name beside it, or the only one in the folder."""
     if path.is_dir():
         models = [file for file in sorted(path.glob("*.safetensors")) if _kind(file) == "model"]
@@ -112,15 +115,13 @@ def _model_file(path: Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"{path}: no such run, model or artifact")
     stem = path.name.removesuffix(".json")
-    for suffix in (".safetensors", ".onnx", ".plan"):
+    for suffix in suffixes:
         if stem.endswith(suffix):
             model = path.with_name(stem.removesuffix(suffix) + ".safetensors")
             if model.is_file():
                 return model
             raise CheckpointError(f"{path}: an artifact has no weights to train, and the model {model.name} is not beside it")
-    raise CheckpointError(
-        f"{path}: not a model; legal are a run's folder, or a .safetensors, .onnx or .plan file of growtas export"
-    )
+    raise CheckpointError(f"{path}: not a model; legal are a run's folder, or a {choices(suffixes)} file of growtas export")
 
 
 def _kind(file: Path) -> str | None:

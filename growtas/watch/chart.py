@@ -1,6 +1,6 @@
-"""Curves in a terminal, drawn with braille dots (two by four in a character), or with plain characters where there are none.
+"""Line charts for a terminal, drawn with braille dots (two by four in a character), or with ASCII where a terminal has no others.
 
-Curves tell themselves apart by dashes, by colour where there is colour, and by the label at their right end.
+Curves differ by their dashes, by their colour where there is colour, and by the label at their right end.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def draw(chart: Chart, width: int, height: int, *, plain: bool = False) -> list[
     """A chart as lines of (text, style) pieces, none wider than ``width``.
 
     Args:
-        chart: what to draw; without a finite value it becomes a line that says so.
+        chart: what to draw; without a finite value the chart is a line that says so.
         width: characters of the whole, labels included; 40 at least.
         height: rows of the drawing itself; title and time axis come on top.
         plain: ASCII only.
@@ -150,22 +150,22 @@ def thin(series: Series, most: int) -> Series:
 
 def _labels(chart: Chart) -> list[tuple[float, str, str]]:
     """(last value, text, style) of each curve, from high to low."""
-    found = []
+    labels = []
     for index, series in enumerate(chart.series):
         if (last := series.last) is not None:
             text = f" {series.label} {chart.form(last)}" if chart.named else f" {chart.form(last)}"
-            found.append((last, text, _style(index, len(chart.series))))
-    return sorted(found, key=lambda label: -label[0])
+            labels.append((last, text, _style(index, len(chart.series))))
+    return sorted(labels, key=lambda label: -label[0])
 
 
-def _place_labels(wanted: list[tuple[int, str, str]], height: int) -> dict[int, list[tuple[str, str]]]:
-    """Give each label a row of its own, near the one it wants and in the given order; more labels than rows lose the last."""
-    wanted = wanted[:height]
+def _place_labels(labels: list[tuple[int, str, str]], height: int) -> dict[int, list[tuple[str, str]]]:
+    """The labels by row: each has a row of its own, near its curve's end and in the given order; surplus labels are lost."""
+    labels = labels[:height]
     rows: list[int] = []
-    for index, (row, _, _) in enumerate(wanted):
-        room_below = len(wanted) - 1 - index
+    for index, (row, _, _) in enumerate(labels):
+        room_below = len(labels) - 1 - index
         rows.append(max(min(row, height - 1 - room_below), rows[-1] + 1 if rows else 0))
-    return {row: [(text, style)] for row, (_, text, style) in zip(rows, wanted, strict=True)}
+    return {row: [(text, style)] for row, (_, text, style) in zip(rows, labels, strict=True)}
 
 
 def _draw_boundaries(canvas: _Canvas, chart: Chart, first: int, last: int, x_of: Callable[[float], int]) -> None:
@@ -225,13 +225,13 @@ def _ticks(low: float, high: float, height: int) -> list[float]:
 def _time_axis(canvas: _Canvas, left: int, first: int, last: int, x_of: Callable[[float], int]) -> list[list[tuple[str, str]]]:
     """The line below the drawing with round epochs, and their numbers."""
     step = max(1, round(_nice((last - first) / max(canvas.width // 9, 1))))
-    wanted = [first, *range(-(-(first + 1) // step) * step, last, step), last]
+    epochs = [first, *range(-(-(first + 1) // step) * step, last, step), last]
     rule = ["-" if canvas.plain else "─"] * canvas.width
     text = [" "] * (canvas.width + 8)
     end = -1
     # The last epoch has its number whatever else has to give way for it.
     last_start = max(x_of(last) // canvas.dots_x - len(str(last)) + 1, 0) if last > first else canvas.width
-    for epoch in dict.fromkeys(wanted):
+    for epoch in dict.fromkeys(epochs):
         column = x_of(epoch) // canvas.dots_x
         label = str(epoch)
         start = last_start if epoch == last and last > first else max(column - len(label) // 2, 0)

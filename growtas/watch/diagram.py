@@ -1,4 +1,4 @@
-"""A subnet as a small drawing: text for a terminal, SVG for a page."""
+"""Draws a subnet block by block: as text for a terminal, as SVG for a page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
 
-def _ends(space: SearchSpace, subnet: Subnet) -> tuple[str, str]:
+def _input_and_output(space: SearchSpace, subnet: Subnet) -> tuple[str, str]:
     size, grid = space.image_size, space.grid_size
     first = f"image {space.in_chans}x{size}x{size}, {grid}x{grid} patches and cls, embed_dim {subnet.embed_dim}"
     return first, f"mean of the patches, {space.num_classes} classes"
@@ -16,7 +16,7 @@ def _ends(space: SearchSpace, subnet: Subnet) -> tuple[str, str]:
 
 def subnet_text(space: SearchSpace, subnet: Subnet) -> str:
     """One line a block, with a mark a head and bars as long as the hidden layers; plain characters only."""
-    first, last = _ends(space, subnet)
+    first, last = _input_and_output(space, subnet)
     widest = max(subnet.hidden_dim(i) for i in range(subnet.depth))
     lines = [first]
     for index, (heads, ratio) in enumerate(zip(subnet.num_heads, subnet.mlp_ratio, strict=True)):
@@ -29,7 +29,7 @@ def subnet_text(space: SearchSpace, subnet: Subnet) -> str:
 
 def subnet_svg(space: SearchSpace, subnet: Subnet) -> str:
     """The blocks from left to right as an ``<svg>`` element: circles are heads, the bar's height is the hidden layer."""
-    first, last = _ends(space, subnet)
+    first, last = _input_and_output(space, subnet)
     widest = space.max_mlp_ratio * space.max_embed_dim
     step, top, bar = 62, 34, 90
     bottom = top + bar
@@ -45,8 +45,8 @@ def subnet_svg(space: SearchSpace, subnet: Subnet) -> str:
             f'<circle cx="{x + 12}" cy="{bottom - 6 - gap * head:.1f}" r="{min(3.5, gap / 2.2):.2f}" fill="#1b7837"/>'
             for head in range(heads)
         ]
-        said = f"block {index + 1}: {heads} heads, mlp_ratio {ratio:g}, hidden layer {hidden}"
-        parts.append(f'<title>{said}</title><text x="{x + 6}" y="{bottom + 16}">{heads}h, {ratio:g}x</text>')
+        title = f"block {index + 1}: {heads} heads, mlp_ratio {ratio:g}, hidden layer {hidden}"
+        parts.append(f'<title>{title}</title><text x="{x + 6}" y="{bottom + 16}">{heads}h, {ratio:g}x</text>')
     parts.append(f'<text x="8" y="{bottom + 38}">{escape(last)}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {max(width, 460)} {bottom + 48}" width="{max(width, 460)}" '

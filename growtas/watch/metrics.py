@@ -1,4 +1,4 @@
-"""A run's ``metrics.jsonl``, read for people: curves, stages, where the time went, and when it will be done."""
+"""Reads a run's ``metrics.jsonl``: curves, stages, time per activity, and the time that is left."""
 
 from __future__ import annotations
 
@@ -81,15 +81,10 @@ class Metrics:
 
     @cached_property
     def stages(self) -> tuple[tuple[int, int], ...]:
-        """(stage, first epoch that ended in it), in order, for the stages after the one that the run begins with."""
+        """(stage, first epoch that ended in it), in order."""
         known = [(line["stage"], int(line["epoch"])) for line in self.lines if isinstance(line.get("stage"), int)]
-        return tuple(entry for entry, before in zip(known[1:], known, strict=False) if entry[0] != before[0])
-
-    @property
-    def all_stages(self) -> tuple[tuple[int, int], ...]:
-        """As :attr:`stages`, and before them the stage that the run begins with."""
-        first = [(line["stage"], int(line["epoch"])) for line in self.lines if isinstance(line.get("stage"), int)][:1]
-        return (*first, *self.stages)
+        changes = (entry for entry, before in zip(known[1:], known, strict=False) if entry[0] != before[0])
+        return (*known[:1], *changes)
 
     @property
     def seconds(self) -> float:

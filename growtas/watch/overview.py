@@ -1,4 +1,4 @@
-"""A run in one row: what ``growtas runs`` lists."""
+"""One run as a row of the table that ``growtas runs`` prints."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Overview:
 
     @classmethod
     def of(cls, run: Run) -> Overview:
-        """Look at a run; what can't be read becomes the row's problem, not an error."""
+        """The row of a run; what can't be read becomes the row's ``problem``, not an error."""
         row = cls(run.path.name, run.path, run.created.isoformat(timespec="seconds"), "unreadable", contents=contents(run))
         try:
             info, state = run.info, run.state()
@@ -76,12 +76,12 @@ class Overview:
 def contents(run: Run) -> tuple[str, ...]:
     """What was done with a run: ``searched``, ``exported``, ``benched``."""
     artifacts = [path for suffix in ("safetensors", "onnx", "plan") for path in run.path.glob(f"export/*.{suffix}")]
-    marks = {
+    done = {
         "searched": (run.path / "search" / "result.json").is_file(),
         "exported": bool(artifacts),
         "benched": (run.path / "bench" / "bench.json").is_file(),
     }
-    return tuple(mark for mark, there in marks.items() if there)
+    return tuple(step for step, is_done in done.items() if is_done)
 
 
 def planned_epochs(info: Mapping[str, Any]) -> int | None:

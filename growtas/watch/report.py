@@ -1,4 +1,4 @@
-"""Everything about one run that ``growtas show`` says, as data."""
+"""The state of one run, as ``growtas show`` prints it and as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from growtas.watch.overview import accuracies, contents, planned_epochs
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that is kept.
+    """A checkpoint on disk.
 
     Attributes:
         path: its folder.
@@ -39,7 +39,7 @@ class Report:
         state: where it stands.
         metrics: its epochs.
         epochs: epochs of the whole training, None for an imported run.
-        checkpoints: what is kept, oldest first, the best last.
+        checkpoints: those on disk, oldest first, the best last.
         seconds_left: until the training is done; None where it doesn't run, or before its first epoch.
     """
 
@@ -53,7 +53,7 @@ class Report:
 
     @classmethod
     def of(cls, run: Run, now: float | None = None) -> Report:
-        """Read a run.
+        """The report of a run as it is on disk now.
 
         Args:
             now: seconds since 1970; the clock's by default.
@@ -86,16 +86,13 @@ class Report:
                 "accuracy": values,
                 "accuracy_on": measured_on,
                 "best_epoch": None if best is None else {"epoch": best[0], "mean_accuracy": best[1]},
-                "stages": [{"stage": stage, "first_epoch": epoch} for stage, epoch in metrics.all_stages],
+                "stages": [{"stage": stage, "first_epoch": epoch} for stage, epoch in metrics.stages],
                 "seconds": metrics.seconds,
                 "time": metrics.time(),
                 "images_per_s": metrics.images_per_second(),
                 "compute": metrics.compute(),
                 "not_finite": metrics.not_finite(),
-                "checkpoints": [
-                    {"path": str(kept.path), "kind": kept.kind, "score": kept.score, "bytes": kept.bytes}
-                    for kept in self.checkpoints
-                ],
+                "checkpoints": [{**vars(checkpoint), "path": str(checkpoint.path)} for checkpoint in self.checkpoints],
                 "contents": list(contents(self.run)),
                 "metrics": list(metrics.lines),
                 "info": self.info,
@@ -105,11 +102,11 @@ class Report:
 
 def _checkpoints(run: Run) -> tuple[Checkpoint, ...]:
     folders = run.checkpoints
-    kept = [Checkpoint(path, "newest" if path == folders[-1] else "kept", None, _size(path)) for path in folders]
+    checkpoints = [Checkpoint(path, "newest" if path == folders[-1] else "kept", None, _size(path)) for path in folders]
     if (best := run.best) is not None:
         score = read_json(best / "best.json", "best checkpoint").get("score")
-        kept.append(Checkpoint(best, "best", score, _size(best)))
-    return tuple(kept)
+        checkpoints.append(Checkpoint(best, "best", score, _size(best)))
+    return tuple(checkpoints)
 
 
 def _size(folder: Path) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from html import escape
+from pathlib import Path
 from typing import Any
 
+from growtas.files import replacing
 from growtas.units import format_bytes, format_count, format_ms
 from growtas.watch.diagram import subnet_svg
 from growtas.watch.search_report import SearchReport
@@ -17,8 +19,18 @@ _STYLE = (
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 420, 64, 48
 
 
+def write_search_page(report: SearchReport, path: Path) -> None:
+    """Write the page; a file at ``path`` is replaced.
+
+    Raises:
+        OutputError: the place can't be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(search_page(report), encoding="utf-8")
+
+
 def search_page(report: SearchReport) -> str:
-    """The whole page."""
+    """The page as HTML."""
     data, best = report.data, report.data["best"]
     costs = [
         ("subnet", str(report.chosen), ""),
@@ -70,7 +82,7 @@ def search_page(report: SearchReport) -> str:
 
 
 def scatter_svg(report: SearchReport) -> str:
-    """Accuracy over the cost as an ``<svg>`` element: every evaluated subnet, the front, the limit and the subnet found."""
+    """Accuracy over cost as an ``<svg>`` element: every evaluated subnet, the front, the limit and the chosen subnet."""
     xs = [*report.costs, *(ms for ms, _, _ in report.measured), *([report.limit] if report.limit is not None else [])]
     left, right = min(xs), max(xs)
     # A limit far beyond every subnet would leave the points no room.
@@ -82,29 +94,28 @@ def scatter_svg(report: SearchReport) -> str:
         x = _LEFT + (_WIDTH - _LEFT - 16) * (0.03 + 0.94 * (cost - left) / ((right - left) or 1))
         return x, _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - 16) * (0.04 + 0.92 * (accuracy - low) / ((high - low) or 1))
 
-    def mark(cost: float, accuracy: float, colour: str, radius: float, said: str) -> str:
+    def mark(cost: float, accuracy: float, colour: str, radius: float, title: str) -> str:
         x, y = place(cost, accuracy)
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}"><title>{escape(said)}</title></circle>'
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}"><title>{escape(title)}</title></circle>'
 
-    pairs = list(zip(report.costs, report.accuracies, strict=True))
-    said = [f"{accuracy:.2%}, {report.said(cost, 'predicted')}" for cost, accuracy in pairs]
-    parts = [
-        mark(cost, accuracy, "#c4c4c4", 2.2, text)
-        for cost, accuracy, text in zip(report.costs, report.accuracies, said, strict=True)
-    ]
-    line = " ".join("{:.1f},{:.1f}".format(*place(report.costs[row], report.accuracies[row])) for row in report.front)
+    points = list(zip(report.costs, report.accuracies, strict=True))
+    titles = [f"{accuracy:.2%}, {report.format_cost(cost, with_kind=True)}" for cost, accuracy in points]
+    parts = [mark(*point, "#c4c4c4", 2.2, title) for point, title in zip(points, titles, strict=True)]
+    line = " ".join("{:.1f},{:.1f}".format(*place(*points[row])) for row in report.front)
     parts.append(f'<polyline points="{line}" fill="none" stroke="#2166ac" stroke-width="1.5"/>')
-    parts += [mark(report.costs[row], report.accuracies[row], "#2166ac", 3, f"front: {said[row]}") for row in report.front]
+    parts += [mark(*points[row], "#2166ac", 3, f"front: {titles[row]}") for row in report.front]
     for ms, accuracy, meets in report.measured:
         parts.append(
             mark(ms, accuracy, "#1b7837" if meets else "#b2182b", 5, f"finalist: {accuracy:.2%}, {format_ms(ms)} (measured)")
         )
     if (row := report.chosen_row) is not None:
-        parts.append(mark(report.costs[row], report.accuracies[row], "#d9881c", 6, f"found: {said[row]}"))
+        parts.append(mark(*points[row], "#d9881c", 6, f"found: {titles[row]}"))
     if report.limit is not None and report.limit <= right:
         x, _ = place(report.limit, low)
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="12" y2="{_HEIGHT - _BOTTOM}" stroke="#b2182b" stroke-dasharray="5 4"/>')
-        parts.append(f'<text x="{x - 4:.1f}" y="24" text-anchor="end" fill="#b2182b">limit {report.said(report.limit)}</text>')
+        parts.append(
+            f'<text x="{x - 4:.1f}" y="24" text-anchor="end" fill="#b2182b">limit {report.format_cost(report.limit)}</text>'
+        )
     base = _HEIGHT - _BOTTOM
     parts.append(f'<path d="M{_LEFT} 12V{base}H{_WIDTH - 16}" fill="none" stroke="#888"/>')
     for cost, anchor in ((left, "start"), (right, "end")):
@@ -120,7 +131,7 @@ def scatter_svg(report: SearchReport) -> str:
 
 def _tick(report: SearchReport, cost: float) -> str:
     """A number at the axis, whose label has the unit and the kind."""
-    return f"{cost:.3g}" if report.latency else report.said(cost)
+    return f"{cost:.3g}" if report.latency else report.format_cost(cost)
 
 
 def _table(head: tuple[str, ...], rows: Any) -> str:

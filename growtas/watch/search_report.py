@@ -1,11 +1,9 @@
-"""What a search found, as points to draw and as a page to read."""
+"""The result of a search, laid out as points of cost and accuracy."""
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from growtas.units import format_count, format_ms
 
 
 def history(result: EvolutionResult[Score]) -> list[dict[str, Any]]:
-    """The generations in numbers."""
+    """The numbers of each generation, as ``result.json`` holds them."""
     return [
         {
             "generation": generation.number,
@@ -38,18 +36,19 @@ def history(result: EvolutionResult[Score]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchReport:
-    """A search, ready to be drawn.
+    """The points of a search: cost and accuracy of what was evaluated.
 
     Attributes:
-        data: what ``result.json`` holds.
-        space, chosen: the subnet found, for its diagram.
+        data: the content of ``result.json``.
+        space: the space that was searched.
+        chosen: the subnet that the search chose.
         axis: what the costs are, with unit and kind: ``latency of a10, ms (modelled)``.
         latency: whether they are milliseconds.
         kind: of the latencies; empty for params.
         costs, accuracies: of every evaluated subnet.
         front: rows that no other one beats in both, by rising cost.
         limit: on the cost; None without one.
-        chosen_row: of the subnet found.
+        chosen_row: the row of ``chosen``; None where it was not evaluated.
         measured: (measured ms, accuracy, within all limits) of finalists, where the axis is the latency of a device at hand.
     """
 
@@ -99,29 +98,8 @@ class SearchReport:
             measured=tuple(measured),
         )
 
-    @property
-    def can_draw(self) -> bool:
-        """Whether matplotlib is installed, which the PNG needs and the page does not."""
-        return importlib.util.find_spec("matplotlib") is not None
-
-    def said(self, cost: float, kind: str = "") -> str:
-        """A cost as text, with its unit; a latency with its kind, ``predicted`` for the axis' own."""
+    def format_cost(self, cost: float, *, with_kind: bool = False) -> str:
+        """A cost as text, with its unit; ``with_kind`` adds to a latency whether it is measured or modelled."""
         if not self.latency:
             return format_count(cost)
-        return f"{format_ms(cost)} ({self.kind if kind == 'predicted' else kind})" if kind else format_ms(cost)
-
-    def write(self, page: Path, picture: Path | None) -> None:
-        """Write the HTML page, and the PNG where a path is given.
-
-        Raises:
-            OutputError: a place can't be written.
-            MissingExtra: a picture without matplotlib.
-        """
-        from growtas.files import replacing
-        from growtas.watch.search_html import search_page
-        from growtas.watch.search_plot import draw_search_png
-
-        with replacing(page) as temporary:
-            Path(temporary).write_text(search_page(self), encoding="utf-8")
-        if picture is not None:
-            draw_search_png(self, picture)
+        return f"{format_ms(cost)} ({self.kind})" if with_kind else format_ms(cost)

@@ -1,16 +1,17 @@
-"""A run in the terminal: what it is, its curves, where the time goes, what is kept."""
+"""The report of a run as text in the terminal: facts, curves, times and checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console, JustifyMethod, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from growtas.units import format_bytes, format_count
 from growtas.watch.chart import Chart, draw
 from growtas.watch.report import Report
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
 
 _SIDE_BY_SIDE = 100
 """Columns from which two charts stand beside each other."""
@@ -22,9 +23,7 @@ _RECIPE = (
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print a run, as wide as the console; without colours where it has none."""
-    from rich.text import Text
-
+    """Print a report, as wide as the console, and without colours where the console has none."""
     # A path is not folded: it is there to be copied.
     console.print(Text(str(report.run.path), "bold"), soft_wrap=True)
     for renderable in _renderables(report, console):
@@ -32,16 +31,16 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def charts(report: Report) -> list[Chart]:
-    """The curves that a run has: loss, learning rate, accuracy of the followed subnets, and of the probes."""
+    """The curves of a run that have values: loss, learning rate, accuracy of the followed subnets, and of the probes."""
     metrics = report.metrics
-    boundaries = [(epoch, f"stage {stage}") for stage, epoch in metrics.stages]
-    found = [
+    boundaries = [(epoch, f"stage {stage}") for stage, epoch in metrics.stages[1:]]
+    curves = [
         Chart("loss", [metrics.series("loss")], lambda value: f"{value:.3g}", boundaries),
         Chart("learning rate", [metrics.series("lr")], lambda value: f"{value:.2g}", boundaries),
         Chart("accuracy, search split", metrics.group("accuracy"), _percent, boundaries, percent=True),
         Chart("accuracy of the probes, search split", metrics.group("probes"), _percent, boundaries, percent=True),
     ]
-    return [chart for chart in found if chart.measured]
+    return [chart for chart in curves if chart.measured]
 
 
 def format_seconds(seconds: float) -> str:
@@ -64,19 +63,16 @@ def format_seconds(seconds: float) -> str:
 
 def _renderables(report: Report, console: Console) -> Iterator[RenderableType]:
     yield _header(report)
-    yield from _drawn(charts(report), console)
+    yield from _chart_grid(charts(report), console)
     if report.metrics.lines:
         yield ""
-        yield from _time(report, plain=console.options.ascii_only)
+        yield from _time_spent(report, plain=console.options.ascii_only)
     if report.checkpoints:
         yield ""
-        yield _kept(report)
+        yield _checkpoints(report)
 
 
 def _header(report: Report) -> RenderableType:
-    from rich.table import Table
-    from rich.text import Text
-
     info, rows = report.info, [("state", _state_line(report), "")]
     if isinstance(info.get("error"), str):
         rows.append(("error", info["error"], "red"))
@@ -141,38 +137,29 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _drawn(found: list[Chart], console: Console) -> Iterator[RenderableType]:
-    from rich.table import Table
-    from rich.text import Text
-
+def _chart_grid(curves: list[Chart], console: Console) -> Iterator[RenderableType]:
     width, plain = max(console.width, 40), console.options.ascii_only
     beside = width >= _SIDE_BY_SIDE
-    for row in [found[i : i + 2] for i in range(0, len(found), 2)] if beside else [[chart] for chart in found]:
-        each = (width - 3) // 2 if beside else width
+    columns = 2 if beside else 1
+    chart_width = (width - 3) // 2 if beside else width
+    for row in (curves[i : i + columns] for i in range(0, len(curves), columns)):
         grid = Table.grid(padding=(0, 3, 0, 0) if beside else 0)
         high = 11 if row[0].percent or beside else 5 if row[0].title == "learning rate" else 9
-        drawn = [Text("\n").join(Text.assemble(*line) for line in draw(chart, each, high, plain=plain)) for chart in row]
+        drawn = [Text("\n").join(Text.assemble(*line) for line in draw(chart, chart_width, high, plain=plain)) for chart in row]
         for text in drawn:
             text.no_wrap, text.overflow = True, "crop"
-            grid.add_column(width=each, no_wrap=True)
+            grid.add_column(width=chart_width, no_wrap=True)
         grid.add_row(*drawn)
         yield ""
         yield grid
 
 
-def _time(report: Report, *, plain: bool) -> Iterator[RenderableType]:
-    from rich.table import Table
-    from rich.text import Text
-
+def _time_spent(report: Report, *, plain: bool) -> Iterator[RenderableType]:
     metrics = report.metrics
     spent = metrics.time()
     total = sum(spent.values())
     if total:
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="bold")
-        for justify in ("right", "left", "right"):
-            table.add_column(justify=justify)
-        table.add_row("time", "", "", "")
+        table = _titled_table("time", "right", "left", "right")
         for activity, seconds in spent.items():
             bar = ("#" if plain else "█") * round(30 * seconds / total)
             table.add_row(Text(activity, "not bold"), f"{seconds / total:.1%}", bar, format_seconds(seconds))
@@ -191,21 +178,24 @@ def _time(report: Report, *, plain: bool) -> Iterator[RenderableType]:
         yield ", ".join(parts)
 
 
-def _kept(report: Report) -> RenderableType:
-    from rich.table import Table
-    from rich.text import Text
+def _checkpoints(report: Report) -> RenderableType:
+    table = _titled_table("checkpoints", "left", "right", "left")
+    for checkpoint in report.checkpoints:
+        score = "" if checkpoint.score is None else f"mean accuracy {checkpoint.score:.2%}"
+        table.add_row(Text(checkpoint.path.name, "not bold"), checkpoint.kind, format_bytes(checkpoint.bytes), score)
+    best = report.metrics.best()
+    if best is not None and not any(checkpoint.kind == "best" for checkpoint in report.checkpoints):
+        table.add_row(Text("best epoch", "not bold"), str(best[0]), "", f"mean accuracy {best[1]:.2%}")
+    return table
 
+
+def _titled_table(title: str, *justify: JustifyMethod) -> Table:
+    """A table whose first column is bold, with its title in the first row."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
-    for justify in ("left", "right", "left"):
-        table.add_column(justify=justify)
-    table.add_row("checkpoints", "", "", "")
-    for kept in report.checkpoints:
-        score = "" if kept.score is None else f"mean accuracy {kept.score:.2%}"
-        table.add_row(Text(kept.path.name, "not bold"), kept.kind, format_bytes(kept.bytes), score)
-    best = report.metrics.best()
-    if best is not None and not any(kept.kind == "best" for kept in report.checkpoints):
-        table.add_row(Text("best epoch", "not bold"), str(best[0]), "", f"mean accuracy {best[1]:.2%}")
+    for method in justify:
+        table.add_column(justify=method)
+    table.add_row(title)
     return table
 
 

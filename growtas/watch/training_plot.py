@@ -1,4 +1,4 @@
-"""A run's curves as a picture."""
+"""The curves of a training as a PNG picture."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growtas.errors import MissingExtra, UsageError
+from growtas.errors import UsageError
 from growtas.files import replacing
 from growtas.watch.chart import Chart
+from growtas.watch.figure import new_figure
 from growtas.watch.report import Report
 from growtas.watch.terminal import charts, format_seconds
 
@@ -30,26 +31,19 @@ def draw_png(report: Report, path: Path) -> None:
         UsageError: the run has no metrics, or the file's name doesn't end in ``.png``.
         OutputError: the place can't be written.
     """
-    found = charts(report)
+    curves = charts(report)
     if path.suffix.lower() != ".png":
         raise UsageError(f"--png {path}: the picture's name must end in .png")
-    if not found:
+    if not curves:
         raise UsageError(f"{report.run.path}: the run has no epoch to draw")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtra("matplotlib", "watch", "drawing a picture") from None
     spent = report.metrics.time()
-    panels = len(found) + bool(spent)
+    panels = len(curves) + bool(spent)
     columns = min(panels, 2)
     rows = -(-panels // columns)
-    # A canvas of its own rather than pyplot: nothing global, and no window system is looked for.
-    figure = Figure(figsize=(5.6 * columns, 3.2 * rows + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.6 * columns, 3.2 * rows + 0.5)
     figure.suptitle(_title(report), fontsize=11)
     axes = figure.subplots(rows, columns, squeeze=False).flat
-    for chart in found:
+    for chart in curves:
         _draw_chart(next(axes), chart)
     if spent:
         _draw_time(next(axes), spent)

@@ -30,7 +30,7 @@ def test_a_tensorrt_plan_is_built_run_and_benchmarked(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     add_search(run)
     made = export_subnet(run, ExportOptions(format="trt", precision="fp32"))
-    plan = made[-1].manifest
+    plan = made[-1].manifest.to_dict()
     assert plan["plan"]["runtime"] == "tensorrt"
     assert plan["plan"]["targets"] == [library.local_target()]
     assert plan["executed"] is True
@@ -45,7 +45,7 @@ def test_a_tensorrt_plan_is_built_run_and_benchmarked(tmp_path: Path) -> None:
 def test_a_low_precision_plan_passes_its_thresholds(tmp_path: Path, precision: str) -> None:
     run = make_run(tmp_path)
     add_search(run)
-    plan = export_subnet(run, ExportOptions(format="trt", precision=precision))[-1].manifest
+    plan = export_subnet(run, ExportOptions(format="trt", precision=precision))[-1].manifest.to_dict()
     assert plan["precision"] == precision
     assert plan["executed"] is True
     assert plan["verification"]["passed"] is True

@@ -91,7 +91,7 @@ def test_other_precisions_have_their_own_thresholds(cli: Cli, run: Run, precisio
     old = read_manifest(ONNX)
     assert old is not None
     fixed = ("format", "created", "artifact", "kind", "versions")
-    content = {key: value for key, value in old.items() if key not in fixed}
+    content = {key: value for key, value in old.to_dict().items() if key not in fixed}
     write_manifest(path, {**content, "precision": precision})
     code, document, err = verified(cli, path, "--max-accuracy-drop", "5")
     assert code == 0, err
@@ -219,7 +219,7 @@ def test_a_plan_without_a_gpu_is_said_to_be_not_run(cli: Cli, run: Run) -> None:
     manifest = read_manifest(ONNX)
     assert manifest is not None
     fixed = ("format", "created", "artifact", "kind", "versions")
-    content = {key: value for key, value in manifest.items() if key not in fixed}
+    content = {key: value for key, value in manifest.to_dict().items() if key not in fixed}
     built = {"runtime": "tensorrt-rtx", "runtime_version": "1.0", "targets": ["sm86"], "max_batch": 8, "settings": {}}
     write_manifest(plan, {**content, "runtime": "tensorrt-rtx", "plan": built})
     code, document, err = verified(cli)

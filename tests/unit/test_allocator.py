@@ -40,7 +40,7 @@ def test_what_the_environment_says_counts():
 def test_usable_memory_is_the_smallest_limit_that_is_told(tmp_path, monkeypatch):
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(allocator, "_LIMITS", (str(tmp_path / "absent"), str(limit)))
+    monkeypatch.setattr(allocator, "LIMIT_FILES", (str(tmp_path / "absent"), str(limit)))
     assert allocator.usable_memory() == whole
     limit.write_text("max\n")
     assert allocator.usable_memory() == whole

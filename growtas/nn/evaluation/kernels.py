@@ -24,7 +24,7 @@ except ImportError:
 
 _LANES = 16
 # An image's queries of all heads stay in the cache until the last step.
-_SCRATCH_BYTES = 512 << 10
+SCRATCH_BYTES = 512 << 10
 
 
 def usable(dtype: torch.dtype, head_dim: int = _LANES) -> bool:
@@ -79,7 +79,7 @@ def attend(qkv: Tensor, query_bias: Tensor, tables: PositionTables, images: int)
     tokens, head_dim, lines = tables.key.shape
     heads = query_bias.shape[0] // head_dim
     out = torch.empty(images * tokens, heads * head_dim)
-    at_once = max(1, min(images, _SCRATCH_BYTES // (4 * heads * tokens * (head_dim + lines))))
+    at_once = max(1, min(images, SCRATCH_BYTES // (4 * heads * tokens * (head_dim + lines))))
     qkv, query_bias = qkv.contiguous(), query_bias.contiguous()
     _compiled.attend(
         qkv.data_ptr(),

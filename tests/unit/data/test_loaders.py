@@ -4,8 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from growtas.data.augment import draw_flips, draw_shifts, flip, shift
 from growtas.data.images import file_set
-from growtas.data.loaders import FileLoader, MemoryLoader, batch_indices, epoch_order, random_flip, random_shift
+from growtas.data.loaders import FileLoader, MemoryLoader, batch_indices, epoch_order
 from growtas.data.preprocess import normalise, training_transform
 from growtas.errors import DataError
 
@@ -59,6 +60,10 @@ def test_a_batch_is_a_function_of_seed_and_epoch(changes):
     assert not torch.equal(one[0][1], other[0][1])
 
 
+def random_shift(pixels, limit, rng):
+    return torch.from_numpy(shift(pixels.numpy(), draw_shifts(len(pixels), limit, rng), limit))
+
+
 @settings(deadline=None, max_examples=10)
 @given(st.integers(1, 2), st.integers(0, 1000))
 def test_a_shift_moves_the_image_and_fills_with_zeros(limit, seed):
@@ -87,11 +92,13 @@ def test_shifts_go_every_way():
 
 def test_flips():
     pixels = torch.arange(24, dtype=torch.uint8).view(2, 1, 3, 4).repeat(500, 1, 1, 1)
-    flipped = random_flip(pixels, 0.25, np.random.default_rng(0))
+    chosen = draw_flips(len(pixels), 0.25, np.random.default_rng(0))
+    flipped = torch.from_numpy(flip(pixels.numpy().copy(), chosen))
     mirrored = (flipped != pixels).flatten(1).any(1)
     assert 0.2 < mirrored.float().mean() < 0.3
     assert torch.equal(flipped[mirrored], torch.from_numpy(pixels[mirrored].numpy()[..., ::-1].copy()))
-    assert torch.equal(random_flip(pixels, 0.0, np.random.default_rng(0)), pixels)
+    assert torch.equal(mirrored, torch.from_numpy(chosen))
+    assert not draw_flips(1000, 0.0, np.random.default_rng(0)).any()
 
 
 @pytest.fixture

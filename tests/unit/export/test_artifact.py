@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from growtas.errors import CheckpointError
-from growtas.export.artifact import manifest_path, read_manifest, write_manifest
+from growtas.export.artifact import load_artifact, manifest_path, read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -19,9 +19,12 @@ def artifact(tmp_path: Path) -> Path:
 
 
 def test_a_manifest_lies_beside_its_artifact_and_reads_back(artifact: Path) -> None:
-    written = write_manifest(artifact, {"space": "tiny"})
+    made = write_manifest(artifact, {"space": "tiny"})
+    written = made.manifest.to_dict()
     assert manifest_path(artifact).name == "net.onnx.json"
-    assert read_manifest(artifact) == written == json.loads(manifest_path(artifact).read_text())
+    assert load_artifact(artifact) == made
+    assert written == json.loads(manifest_path(artifact).read_text())
+    assert list(written) == ["format", "created", "artifact", "kind", "space", "versions"]
     assert written["artifact"] == {"file": "net.onnx", "bytes": 5, "sha256": hashlib.sha256(b"graph").hexdigest()}
     assert (written["kind"], written["space"]) == ("onnx", "tiny")
     assert written["versions"]["torch"] == version("torch")
@@ -49,3 +52,14 @@ def test_what_is_no_manifest_is_refused(artifact: Path, text: str) -> None:
     manifest_path(artifact).write_text(text)
     with pytest.raises(CheckpointError, match=r"net\.onnx\.json"):
         read_manifest(artifact)
+
+
+def test_a_manifest_keeps_what_it_does_not_know_and_reads_wrong_types_as_absent(artifact: Path) -> None:
+    record = {"precision": "fp16", "plan": "none", "params": "many", "mine": {"b": 1, "a": [2]}, "output": {"shape": ["n", 3]}}
+    write_manifest(artifact, record)
+    text = manifest_path(artifact).read_text()
+    manifest = load_artifact(artifact).manifest
+    assert json.dumps(manifest.to_dict(), indent=2) + "\n" == text
+    assert (manifest.precision, manifest.plan, manifest.params) == ("fp16", None, None)
+    assert manifest.output is not None
+    assert manifest.output.sizes == (3,)

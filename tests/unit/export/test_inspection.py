@@ -14,13 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from growtas.checkpoint import save_model
 from growtas.errors import CheckpointError, UsageError
-from growtas.export.artifact import write_manifest
+from growtas.export.artifact import Manifest, check_hash, manifest_path, read_manifest, write_manifest
 from growtas.export.contents import read_graph
-from growtas.export.inspection import latencies, summarise
+from growtas.export.formats import side_files
+from growtas.export.inspection import inspect, latencies
 from growtas.export.runtimes.base import is_installed
 from growtas.export.runtimes.openvino import write_ir
 from growtas.export.runtimes.torch_export import save_program
-from growtas.export.side_files import check_companions, companion_records, companions
 from growtas.nn.vit import VisionTransformer
 
 needs_openvino = pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
@@ -126,8 +126,8 @@ def test_what_can_not_be_read_is_one_sentence(tmp_path: Path, suffix: str) -> No
 
 def test_a_plan_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "m.plan").write_bytes(b"anything")
-    manifest = write_manifest(tmp_path / "m.plan", {"precision": "fp16", "plan": {"targets": ["sm86"]}})
-    summary = summarise(tmp_path / "m.plan", manifest)
+    write_manifest(tmp_path / "m.plan", {"precision": "fp16", "plan": {"targets": ["sm86"]}})
+    summary = inspect(tmp_path / "m.plan")
     assert summary["graph"] == {}
     assert summary["precision"] == {"stated": "fp16", "found": None}
     assert summary["matches_manifest"] is True
@@ -137,7 +137,7 @@ def test_a_plan_is_not_read(tmp_path: Path) -> None:
 def test_a_summary_with_and_without_a_manifest(onnx_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     shutil.copy(onnx_file, path)
-    bare = summarise(path, None)
+    bare = inspect(path)
     assert (bare["matches_manifest"], bare["problems"], bare["params"], bare["latencies"]) == (None, [], None, [])
     described = {
         "precision": "fp32",
@@ -146,12 +146,13 @@ def test_a_summary_with_and_without_a_manifest(onnx_file: Path, tmp_path: Path) 
         "input": {"name": "images", "dtype": "float32", "shape": ["n", 3, 16, 16]},
         "output": {"name": "logits", "dtype": "float32", "shape": ["n", 10]},
     }
-    summary = summarise(path, write_manifest(path, described), thorough=True)
+    write_manifest(path, described)
+    summary = inspect(path, thorough=True)
     assert (summary["matches_manifest"], summary["problems"]) == (True, [])
     assert (summary["params"], summary["macs"]) == (7, 9)
     with path.open("ab") as file:
         file.write(b"\x22\x00")
-    changed = summarise(path, summary["manifest"])
+    changed = inspect(path)
     assert changed["matches_manifest"] is False
     assert "SHA-256 differs" in changed["problems"][0]
 
@@ -174,7 +175,8 @@ def test_a_summary_with_and_without_a_manifest(onnx_file: Path, tmp_path: Path) 
 )
 def test_contradictions_are_told(onnx_file: Path, tmp_path: Path, described: dict[str, Any], match: str) -> None:
     shutil.copy(onnx_file, tmp_path / "m.onnx")
-    (problem,) = summarise(tmp_path / "m.onnx", write_manifest(tmp_path / "m.onnx", described))["problems"]
+    write_manifest(tmp_path / "m.onnx", described)
+    (problem,) = inspect(tmp_path / "m.onnx")["problems"]
     import re
 
     assert re.search(match, problem)
@@ -182,21 +184,23 @@ def test_contradictions_are_told(onnx_file: Path, tmp_path: Path, described: dic
 
 def test_a_wrong_number_of_parameters_is_told(model: VisionTransformer, tmp_path: Path) -> None:
     save_model(tmp_path / "m.safetensors", model)
-    (problem,) = summarise(tmp_path / "m.safetensors", write_manifest(tmp_path / "m.safetensors", {"params": 5}))["problems"]
+    write_manifest(tmp_path / "m.safetensors", {"params": 5})
+    (problem,) = inspect(tmp_path / "m.safetensors")["problems"]
     assert "the manifest says 5 parameters" in problem
 
 
 def test_format_rules_are_checked_only_when_asked_for(tmp_path: Path) -> None:
     nodes = [helper.make_node("Relu", ["absent"], ["logits"])]
     path = values_model(tmp_path / "m.onnx", {}, nodes)
-    assert summarise(path, None)["problems"] == []
-    (problem,) = summarise(path, None, thorough=True)["problems"]
+    assert inspect(path)["problems"] == []
+    (problem,) = inspect(path, thorough=True)["problems"]
     assert "ONNX's checker refuses it" in problem
 
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.bin").touch()
     with pytest.raises(UsageError, match=r"legal are files that end in \.safetensors, \.pt2, \.onnx, \.xml or \.plan"):
-        summarise(tmp_path / "m.bin", None)
+        inspect(tmp_path / "m.bin")
 
 
 def test_latencies_are_only_called_measured_where_the_manifest_says_so() -> None:
@@ -205,35 +209,42 @@ def test_latencies_are_only_called_measured_where_the_manifest_says_so() -> None
         "latency": modelled,
         "latencies": [modelled, measured, {"ms": 3}, {"kind": "measured"}, "odd", {"ms": 4, "kind": "best"}],
     }
-    assert latencies({"search": search}) == [modelled, measured, {"ms": 3, "kind": "not stated"}, {"ms": 4, "kind": "not stated"}]
+    listed = latencies(Manifest.from_dict({"search": search}))
+    assert listed == [
+        modelled,
+        measured,
+        {"ms": 3, "kind": "not stated"},
+        {"ms": 4, "kind": "not stated"},
+    ]
     for without in ({}, {"search": None}, {"search": {"latency": None, "latencies": None}}):
-        assert latencies(without) == []
+        assert latencies(Manifest.from_dict(without)) == []
 
 
 def test_the_weights_of_an_ir_are_covered(tmp_path: Path) -> None:
     xml, weights = tmp_path / "m.xml", tmp_path / "m.bin"
     xml.write_text("<net><layers/></net>")
-    assert companions(tmp_path / "m.onnx") == ()
-    assert companions(xml) == (weights,)
+    assert side_files(tmp_path / "m.onnx") == ()
+    assert side_files(xml) == (weights,)
     with pytest.raises(CheckpointError, match=r"m\.bin is missing beside it"):
-        companion_records(xml)
+        write_manifest(xml, {})
     weights.write_bytes(b"weights")
-    manifest = json.loads(json.dumps(write_manifest(xml, {})))
-    manifest["artifact"]["companions"] = companion_records(xml)
-    check_companions(xml, manifest)
-    assert summarise(xml, manifest)["matches_manifest"] is True
+    made = write_manifest(xml, {})
+    check_hash(xml, made.manifest)
+    assert inspect(xml)["matches_manifest"] is True
     weights.write_bytes(b"weightz")
     with pytest.raises(CheckpointError, match=r"m\.bin is not the one that the manifest describes"):
-        check_companions(xml, manifest)
-    assert "m.bin" in summarise(xml, manifest)["problems"][0]
-    del manifest["artifact"]["companions"]
+        read_manifest(xml)
+    assert "m.bin" in inspect(xml)["problems"][0]
+    record = made.manifest.to_dict()
+    del record["artifact"]["companions"]
+    manifest_path(xml).write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match=r"does not describe m\.bin"):
-        check_companions(xml, manifest)
+        read_manifest(xml)
 
 
 def test_an_ir_without_its_weights_is_said_without_a_manifest_too(tmp_path: Path) -> None:
     path = tmp_path / "a.xml"
     path.write_text('<net version="11"><layers/></net>')
-    assert summarise(path, None)["problems"] == [f"{path}: a.bin is missing beside it"]
+    assert inspect(path)["problems"] == [f"{path}: a.bin is missing beside it"]
     path.with_suffix(".bin").write_bytes(b"")
-    assert summarise(path, None)["problems"] == []
+    assert inspect(path)["problems"] == []

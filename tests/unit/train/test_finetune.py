@@ -9,6 +9,7 @@ from growtas import Architecture, SearchSpace, Subnet, VisionTransformer, extrac
 from growtas.checkpoint import load_supernet, save_model
 from growtas.data.preprocess import evaluation_transform
 from growtas.errors import CheckpointError, ConfigError, DataError, SubnetError, UsageError
+from growtas.export.formats import SUFFIXES
 from growtas.files import read_json_lines, sha256
 from growtas.progress import Progress
 from growtas.runs import Run
@@ -66,11 +67,12 @@ def folder(tmp_path):
 def test_a_model_is_found_by_its_file_its_artifacts_and_its_folder(tmp_path):
     record = {"mean": [0.5] * 3, "std": [0.5] * 3}
     path = model_file(tmp_path / "net.safetensors", space="tiny", preprocess=record, class_names=["a", "b"])
-    for name in ("net.onnx", "net.onnx.json", "net.plan"):
+    names = ("net.onnx", "net.onnx.json", "net.plan", "net.pt2", "net.xml")
+    for name in names:
         (tmp_path / name).write_text("")
     want = path.read_bytes()
-    for given in (path, tmp_path, tmp_path / "net.onnx", tmp_path / "net.onnx.json", tmp_path / "net.plan", str(path)):
-        start = load_pretrained(given)
+    for given in (path, tmp_path, str(path), *(tmp_path / name for name in names)):
+        start = load_pretrained(given, suffixes=SUFFIXES)
         assert (start.name, start.weights, start.preprocess, start.class_names) == ("tiny", path, record, ("a", "b"))
         save_model(tmp_path / "again", start.model)
         assert (tmp_path / "again").read_bytes() == want
@@ -103,15 +105,15 @@ def test_a_run_gives_the_subnet_of_its_search_or_another_one(tmp_path):
 
 def test_what_is_no_model(tmp_path):
     with pytest.raises(CheckpointError, match="no such run, model or artifact"):
-        load_pretrained(tmp_path / "absent.onnx")
+        load_pretrained(tmp_path / "absent.onnx", suffixes=SUFFIXES)
     with pytest.raises(CheckpointError, match="neither a run nor a model in this folder"):
         load_pretrained(tmp_path)
     (tmp_path / "net.onnx").write_text("")
     with pytest.raises(CheckpointError, match=r"the model net.safetensors is not beside it"):
-        load_pretrained(tmp_path / "net.onnx")
+        load_pretrained(tmp_path / "net.onnx", suffixes=SUFFIXES)
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(CheckpointError, match="not a model"):
-        load_pretrained(tmp_path / "notes.txt")
+    with pytest.raises(CheckpointError, match=r"not a model; legal are .* \.safetensors, \.pt2, \.onnx, \.xml or \.plan"):
+        load_pretrained(tmp_path / "notes.txt", suffixes=SUFFIXES)
     one, two = (model_file(tmp_path / f"{name}.safetensors") for name in "ab")
     with pytest.raises(CheckpointError, match=r"2 models \(a.safetensors or b.safetensors\)"):
         load_pretrained(tmp_path)

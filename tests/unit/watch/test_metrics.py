@@ -42,8 +42,8 @@ def test_time_that_is_all_accounted_for_has_no_other(make_run):
 def test_stages_begin_where_the_number_changes(make_run):
     stages = [1, 1, 2, 2, 2, 3]
     metrics = Metrics.of(make_run(lines=[line(epoch, stage=stage) for epoch, stage in enumerate(stages, 1)]))
-    assert metrics.stages == ((2, 3), (3, 6))
-    assert Metrics.of(make_run("b", lines=[line(1, stage=2)])).stages == ()
+    assert metrics.stages == ((1, 1), (2, 3), (3, 6))
+    assert Metrics.of(make_run("b", lines=[line(1, stage=2)])).stages == ((2, 1),)
 
 
 def test_what_is_not_finite_is_a_hole(make_run):

@@ -11,7 +11,7 @@ import torch
 
 from growtas import Subnet, load_space
 from growtas.costs import count_costs
-from growtas.export.artifact import read_manifest
+from growtas.export.artifact import load_artifact, read_manifest
 from growtas.export.benchmark import baselines as zoo
 from growtas.export.benchmark.sessions import open_subject
 from growtas.export.benchmark.subjects import Subject
@@ -43,8 +43,9 @@ def test_macs_are_counted_as_growtas_counts_its_own() -> None:
 
 
 def test_an_exported_model_computes_what_timm_computes(small: None, tmp_path: Path) -> None:
-    path, manifest = zoo.exported(NAME, tmp_path)
-    assert manifest == read_manifest(path)
+    exported = zoo.exported(NAME, tmp_path)
+    path, manifest = exported.path, exported.manifest.to_dict()
+    assert load_artifact(path) == exported
     assert manifest["timm"] == {"model": NAME, "weights": "random, seed 0"}
     assert manifest["input"]["shape"] == ["batch", 3, 32, 32]
     assert manifest["output"]["shape"] == ["batch", 1000]
@@ -59,10 +60,10 @@ def test_an_exported_model_computes_what_timm_computes(small: None, tmp_path: Pa
     assert all(parameter.std() > 0 for parameter in model.parameters() if parameter.numel() > 1)
     # The next time it is there; what was changed or half-written is made anew.
     before = path.stat().st_mtime_ns
-    assert zoo.exported(NAME, tmp_path) == (path, manifest)
+    assert zoo.exported(NAME, tmp_path) == exported
     assert path.stat().st_mtime_ns == before
     path.write_bytes(path.read_bytes()[:-1])
-    assert zoo.exported(NAME, tmp_path)[1]["artifact"]["sha256"] == manifest["artifact"]["sha256"]
+    assert zoo.exported(NAME, tmp_path).manifest.file == exported.manifest.file
     assert read_manifest(path) is not None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growtas.checkpoint import save_model
-from growtas.export.benchmark.inputs import bench_images, bytes_moved
+from growtas.export.artifact import Manifest
+from growtas.export.benchmark.inputs import bytes_moved, fed_to
 from growtas.export.benchmark.peaks import PeakMeter, roofline, weight_bytes
 from growtas.export.benchmark.power import Consumption, Metering, RaplMeter, find_meter
 from growtas.export.benchmark.report import ratio
@@ -179,13 +182,22 @@ def test_a_counter_that_goes_away_is_told() -> None:
     }
 
 
+@dataclass
+class Session:
+    image_shape: tuple[int, int, int]
+
+
 def test_artifacts_are_fed_what_they_take() -> None:
-    floats = bench_images(2, (3, 4, 5), None)
+    def images(batch: int, shape: tuple[int, int, int], record: dict[str, Any] | None = None) -> Any:
+        manifest = None if record is None else Manifest.from_dict({"input": record})
+        return fed_to(None, manifest, Session(shape)).images(batch)  # type: ignore[arg-type]
+
+    floats = images(2, (3, 4, 5))
     assert (floats.shape, floats.dtype) == ((2, 3, 4, 5), np.float32)
-    uint8 = bench_images(2, (3, 4, 5), {"input": {"dtype": "uint8", "shape": ["batch", 4, 5, 3]}})
+    uint8 = images(2, (3, 4, 5), {"dtype": "uint8", "shape": ["batch", 4, 5, 3]})
     assert (uint8.shape, uint8.dtype) == ((2, 4, 5, 3), np.uint8)
     assert uint8.max() > 200
-    named = bench_images(1, (4, 5, 3), {"input": {"dtype": "uint8", "shape": ["batch", "height", "width", 3]}})
+    named = images(1, (4, 5, 3), {"dtype": "uint8", "shape": ["batch", "height", "width", 3]})
     assert named.shape == (1, 4, 5, 3)
     assert bytes_moved(floats, 10) == 2 * 60 * 4 + 2 * 10 * 4
     assert bytes_moved(uint8, 10) == 2 * 60 + 2 * 10 * 4

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from growtas.errors import BuildError, DeviceError
-from growtas.export.artifact import write_manifest
+from growtas.export.artifact import Manifest, write_manifest
 from growtas.export.benchmark import run as bench_module
 from growtas.export.benchmark import stopwatch as turns
 from growtas.export.benchmark.run import BenchOptions
@@ -81,7 +81,7 @@ def test_a_plan_is_built_in_the_precision_and_for_the_batch_that_it_is_timed_at(
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
 def test_the_precision_is_the_graph_s_where_no_manifest_says_it(files: dict[str, Path], precision: str) -> None:
     assert precision_of(files[precision], None) == precision
-    assert precision_of(files["fp32"], {"precision": precision}) == precision
+    assert precision_of(files["fp32"], Manifest.from_dict({"precision": precision})) == precision
 
 
 def test_every_measured_batch_has_a_plan_of_its_own(files: dict[str, Path], opened: Opened) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from growtas.errors import DeviceError, UsageError
+from growtas.export.artifact import Manifest
 from growtas.export.benchmark.subjects import (
     default_runtime,
     find_baseline,
@@ -19,6 +20,10 @@ from growtas.export.runtimes.torch import require_compiler
 from tests.export_helpers import without_gpu
 
 
+def built_for(runtime: str) -> Manifest:
+    return Manifest.from_dict({"plan": {"runtime": runtime}})
+
+
 def labels(names: list[str], *runtimes: str, manifests: dict[str, Any] | None = None) -> list[tuple[str, str]]:
     return [(subject.label, subject.runtime) for subject in subjects_of(names, manifests or {}, runtimes)]
 
@@ -28,9 +33,9 @@ def test_every_artifact_runs_in_its_own_runtime() -> None:
     assert [runtime for _, runtime in labels(names)] == [
         "eager", "eager", "onnxruntime", "openvino", "tensorrt-rtx", "onnxruntime",
     ]  # fmt: skip
-    assert default_runtime("a.plan", {"plan": {"runtime": "tensorrt"}}) == "tensorrt"
+    assert default_runtime("a.plan", built_for("tensorrt")) == "tensorrt"
     # A manifest's word counts for the runtime only where the suffix can run in it.
-    assert default_runtime("a.onnx", {"plan": {"runtime": "eager"}}) == "onnxruntime"
+    assert default_runtime("a.onnx", built_for("eager")) == "onnxruntime"
 
 
 def test_runtimes_are_asked_of_every_artifact_that_takes_them() -> None:
@@ -45,7 +50,7 @@ def test_runtimes_are_asked_of_every_artifact_that_takes_them() -> None:
     ]
     assert labels(["timm:deit_tiny_patch16_224"], "eager") == [("timm:deit_tiny_patch16_224", "eager")]
     # `tensorrt` is whichever of the two a plan was built for.
-    rtx = {"a.plan": {"plan": {"runtime": "tensorrt-rtx"}}}
+    rtx = {"a.plan": built_for("tensorrt-rtx")}
     assert labels(["a.plan"], "tensorrt", manifests=rtx) == [("a.plan", "tensorrt-rtx")]
 
 

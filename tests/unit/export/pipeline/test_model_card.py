@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from growtas.export.artifact import write_manifest
+from growtas.export.artifact import Manifest, write_manifest
 from growtas.export.pipeline.model_card import CARD, card, same_network, write_card
 from tests.export_helpers import DIGITS_PREPROCESS, SUBNET
 
@@ -57,7 +57,7 @@ def made(onnx_file: Path, tmp_path: Path) -> Path:
 
 
 def test_the_card_says_what_the_manifest_says(made: Path) -> None:
-    text = card([write_manifest(made, described())], licence="CC0-1.0")
+    text = card([write_manifest(made, described()).manifest], licence="CC0-1.0")
     for said in (
         "# tiny",
         "embed_dim 16",
@@ -79,7 +79,7 @@ def test_the_card_says_what_the_manifest_says(made: Path) -> None:
 
 def test_what_nobody_said_or_measured_is_called_so(made: Path) -> None:
     unknown = described(search=None, verification=None, class_names=None, executed=False, not_executed_because="no GPU")
-    text = card([write_manifest(made, unknown)])
+    text = card([write_manifest(made, unknown).manifest])
     for said in ("not stated", "not measured", "no: no GPU", "no names", "Nothing was verified"):
         assert said in text
 
@@ -94,7 +94,7 @@ def test_every_row_says_which_images_it_is_from(made: Path) -> None:
     first = described()
     coarse = {**first["verification"], "images": "359 test images of digits", "accuracy": 0.79, "top1_agreement": 0.95}
     unlabelled = {**coarse, "images": "9 crops", "labelled": False, "unlabelled_because": "no data", "accuracy": None}
-    manifests = [write_manifest(made, first)]
+    manifests = [write_manifest(made, first).manifest]
     for name, changes in (
         ("tiny.int8.onnx", {"precision": "int8", "verification": coarse}),
         ("tiny.fp16.onnx", {"precision": "fp16", "verification": unlabelled}),
@@ -112,7 +112,7 @@ def test_every_row_says_which_images_it_is_from(made: Path) -> None:
         ("tiny.bf16.plan", {"verification": None, "plan": {"compiled_from": {"file": "tiny.bf16.onnx", "verification": None}}}),
     ):
         path = Path(shutil.copy(made, made.with_name(name)))
-        manifests.append(write_manifest(path, described(**changes)))
+        manifests.append(write_manifest(path, described(**changes)).manifest)
     text = card(manifests)
     lines = text.splitlines()
     assert "- `tiny.onnx`: 200 test images of digits." in lines
@@ -128,13 +128,13 @@ def test_every_row_says_which_images_it_is_from(made: Path) -> None:
 
 
 def test_a_file_s_size_is_that_of_all_that_belongs_to_it(made: Path) -> None:
-    manifest = write_manifest(made, described())
-    manifest["artifact"] |= {"bytes": 1000, "companions": [{"file": "tiny.bin", "sha256": "", "bytes": 5_000_000}]}
-    assert row(card([manifest]), "tiny.onnx")[2] == "5 MB"
+    record = write_manifest(made, described()).manifest.to_dict()
+    record["artifact"] |= {"bytes": 1000, "companions": [{"file": "tiny.bin", "sha256": "", "bytes": 5_000_000}]}
+    assert row(card([Manifest.from_dict(record)]), "tiny.onnx")[2] == "5 MB"
 
 
 def test_files_of_earlier_exports_stay_on_the_card_where_they_hold_the_same_network(made: Path) -> None:
-    fresh = write_manifest(made, described())
+    fresh = write_manifest(made, described()).manifest
     for name, changes in (
         ("tiny.int8.onnx", {}),
         ("other-subnet.onnx", {"subnet": {**SUBNET.to_dict(), "embed_dim": 24}}),
@@ -146,11 +146,11 @@ def test_files_of_earlier_exports_stay_on_the_card_where_they_hold_the_same_netw
     shutil.copy(made, made.with_name("unknown.onnx"))
     shutil.copy(made, made.with_name(".growtas-part.onnx"))
     found = same_network(made.parent, [fresh])
-    assert [manifest["artifact"]["file"] for manifest in found] == ["tiny.int8.onnx"]
+    assert [manifest.file.file for manifest in found] == ["tiny.int8.onnx"]
 
 
 def test_the_onnx_lines_run(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = card([write_manifest(made, described())])
+    text = card([write_manifest(made, described()).manifest])
     found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert found
     monkeypatch.chdir(made.parent)
@@ -161,7 +161,7 @@ def test_the_onnx_lines_run(made: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_another_readme_stays_and_an_own_one_is_renewed(made: Path) -> None:
-    manifests = [write_manifest(made, described())]
+    manifests = [write_manifest(made, described()).manifest]
     assert write_card(made.parent, manifests) == made.parent / CARD
     assert write_card(made.parent, manifests, licence="MIT") == made.parent / CARD
     assert "MIT" in (made.parent / CARD).read_text()

@@ -25,7 +25,7 @@ def test_other_precisions_and_ends_are_verified_and_described(run: Run) -> None:
     made = export_subnet(run, dataclasses.replace(options, min_cosine=0.0, min_agreement=0.0, max_error=1.0))
     names = [artifact.path.name for artifact in made]
     assert names == [f"tiny-subnet.{end}" for end in ("safetensors", "onnx", "int8.onnx", "int8.pixels.onnx")]
-    low, pixels = made[2].manifest, made[3].manifest
+    low, pixels = made[2].manifest.to_dict(), made[3].manifest.to_dict()
     assert (low["precision"], low["parity"], low["verification"]["passed"]) == ("int8", None, True)
     assert low["conversion"]["calibration"] == {
         "images": "16 images of the search split of digits",
@@ -48,11 +48,11 @@ def test_coarse_precisions_are_verified_on_more_images(run: Run, monkeypatch: py
     monkeypatch.setattr(labelled, "MOST_IMAGES", 64)
     options = ExportOptions(precision="int8", calibration_images=16, max_accuracy_drop=100, min_agreement=0.0, max_error=1.0)
     made = export_subnet(run, dataclasses.replace(options, min_cosine=0.0))
-    counts = [artifact.manifest["verification"]["count"] for artifact in made]
+    counts = [artifact.manifest.to_dict()["verification"]["count"] for artifact in made]
     assert counts[:2] == [64, 64]
     assert counts[2] == min(2000, len(open_test_set(run))) > 64
     asked = export_subnet(run, dataclasses.replace(options, min_cosine=0.0, images=32))
-    assert {artifact.manifest["verification"]["count"] for artifact in asked} == {32}
+    assert {artifact.manifest.to_dict()["verification"]["count"] for artifact in asked} == {32}
 
 
 def test_the_calibration_method_is_used_and_recorded(run: Run) -> None:
@@ -61,13 +61,13 @@ def test_the_calibration_method_is_used_and_recorded(run: Run) -> None:
     for method in ("minmax", "percentile"):
         loose = dataclasses.replace(options, min_cosine=0.0, images=32, calibration_method=method)
         low = export_subnet(run, loose)[-1]
-        assert low.manifest["conversion"]["calibration"]["method"] == method
+        assert low.manifest.to_dict()["conversion"]["calibration"]["method"] == method
         files[method] = low.path.read_bytes()
     assert files["minmax"] != files["percentile"]
 
 
 def test_how_near_fp16_comes_to_its_end_is_recorded(run: Run) -> None:
-    half = export_subnet(run, ExportOptions(precision="fp16", calibration_images=16))[-1].manifest
+    half = export_subnet(run, ExportOptions(precision="fp16", calibration_images=16))[-1].manifest.to_dict()
     assert half["half_range"]["tensors"] > 20
     assert 0 < half["half_range"]["largest"] < 65504
 
@@ -75,9 +75,9 @@ def test_how_near_fp16_comes_to_its_end_is_recorded(run: Run) -> None:
 def test_layers_that_hurt_stay_high_and_are_said(run: Run) -> None:
     notes: list[str] = []
     options = ExportOptions(precision="int8", calibration_images=16, max_accuracy_drop=100, min_agreement=0.0, max_error=1.0)
-    as_is = export_subnet(run, dataclasses.replace(options, min_cosine=0.0))[-1].manifest
+    as_is = export_subnet(run, dataclasses.replace(options, min_cosine=0.0))[-1].manifest.to_dict()
     strict = (1 + as_is["verification"]["cosine_min"]) / 2
-    mixed = export_subnet(run, dataclasses.replace(options, min_cosine=strict), note=notes.append)[-1].manifest
+    mixed = export_subnet(run, dataclasses.replace(options, min_cosine=strict), note=notes.append)[-1].manifest.to_dict()
     assert mixed["verification"]["cosine_min"] >= strict > as_is["verification"]["cosine_min"]
     assert mixed["sensitivity"]["kept"]
     assert set(mixed["sensitivity"]["kept"]) <= set(mixed["conversion"]["kept"])
@@ -93,7 +93,7 @@ def test_an_int8_ir_is_run_in_openvino(run: Run, preprocess: bool) -> None:
     options = ExportOptions(format="openvino", precision="int8", preprocess=preprocess, calibration_images=16, images=64)
     loose = dataclasses.replace(options, max_accuracy_drop=100, min_cosine=0.0, min_agreement=0.0, max_error=1.0)
     last = export_subnet(run, loose)[-1]
-    manifest = last.manifest
+    manifest = last.manifest.to_dict()
     assert (last.path.suffix, manifest["precision"], manifest["runtime"]) == (".xml", "int8", "openvino")
     assert manifest["executed"] is True
     assert manifest["verification"]["passed"] is True
@@ -106,8 +106,8 @@ def test_formats_beside_onnx(run: Run) -> None:
         pytest.skip("openvino is not installed")
     made = export_subnet(run, ExportOptions(format="program,openvino"))
     assert [artifact.path.suffix for artifact in made] == [".safetensors", ".pt2", ".onnx", ".xml"]
-    assert all(artifact.manifest["verification"]["passed"] for artifact in made)
-    (weights,) = made[-1].manifest["artifact"]["companions"]
+    assert all(artifact.manifest.to_dict()["verification"]["passed"] for artifact in made)
+    (weights,) = made[-1].manifest.to_dict()["artifact"]["companions"]
     assert sha256(run.path / "export" / weights["file"]) == weights["sha256"]
     (run.path / "export" / weights["file"]).write_bytes(b"others")
     with pytest.raises(CheckpointError, match=r"tiny-subnet\.bin is not the one"):
@@ -118,20 +118,20 @@ def test_a_plan_has_the_ends_that_were_asked_for(run: Run) -> None:
     options = ExportOptions(format="trt", precision="fp32", target="sm86", preprocess=True, top_k=2, images=32)
     made = export_subnet(run, options)
     assert [artifact.path.name for artifact in made][-2:] == ["tiny-subnet.pixels.onnx", "tiny-subnet.pixels.plan"]
-    onnx_, plan = made[-2].manifest, made[-1].manifest
+    onnx_, plan = made[-2].manifest.to_dict(), made[-1].manifest.to_dict()
     assert plan["input"] == onnx_["input"]
     assert plan["postprocess"] == onnx_["postprocess"]
     assert plan["plan"]["compiled_from"]["file"] == "tiny-subnet.pixels.onnx"
     notes: list[str] = []
     made = export_subnet(run, dataclasses.replace(options, resize=True), note=notes.append)
     assert made[-1].path.name == "tiny-subnet.plan"
-    assert made[-1].manifest["input"]["dtype"] == "float32"
+    assert made[-1].manifest.to_dict()["input"]["dtype"] == "float32"
     assert "the plan takes normalised images of the model's size; only the ONNX file resizes pixels" in notes
 
 
 def test_resizing_and_the_best_classes_go_together(run: Run) -> None:
     made = export_subnet(run, ExportOptions(preprocess=True, resize=True, softmax=True, top_k=2, images=32))[-1]
-    assert made.manifest["input"]["resize"] is True
+    assert made.manifest.to_dict()["input"]["resize"] is True
     with open_session(made.path) as session:
         pixels: Any = np.random.default_rng(0).integers(0, 256, (2, 30, 20, 3), np.uint8)
         found = session.run_named(pixels, ["probabilities", "top_scores"])  # type: ignore[attr-defined]
@@ -141,7 +141,7 @@ def test_resizing_and_the_best_classes_go_together(run: Run) -> None:
 def test_ends_around_what_can_not_be_run_are_written_and_say_so(run: Run) -> None:
     low, whole = export_subnet(run, ExportOptions(precision="bf16", preprocess=True, softmax=True, images=32))[-2:]
     for each in (low, whole):
-        assert (each.manifest["executed"], each.manifest["verification"]) == (False, None)
-        assert "nothing in bf16" in each.manifest["not_executed_because"]
+        assert (each.manifest.to_dict()["executed"], each.manifest.to_dict()["verification"]) == (False, None)
+        assert "nothing in bf16" in each.manifest.to_dict()["not_executed_because"]
     assert whole.path.name == "tiny-subnet.bf16.pixels.onnx"
     assert [value.name for value in onnx.load(whole.path).graph.output] == ["logits", "probabilities"]

@@ -136,8 +136,11 @@ def test_formats_cumulate_and_every_file_has_its_manifest(run: Run) -> None:
     assert len(stages) >= 4
     costs, digest = count_costs(TINY, SUBNET), sha256(run.supernet_file)
     for artifact in made:
-        manifest = read_manifest(artifact.path)
-        assert manifest == artifact.manifest == json.loads(artifact.path.with_name(artifact.path.name + ".json").read_text())
+        stored = read_manifest(artifact.path)
+        assert stored is not None
+        manifest = stored.to_dict()
+        assert stored == artifact.manifest
+        assert manifest == json.loads(artifact.path.with_name(artifact.path.name + ".json").read_text())
         assert (manifest["params"], manifest["macs"]) == (costs.params, costs.macs)
         assert Subnet.from_dict(manifest["subnet"]) == SUBNET
         assert manifest["input"]["shape"] == ["batch", 3, 16, 16]
@@ -148,7 +151,7 @@ def test_formats_cumulate_and_every_file_has_its_manifest(run: Run) -> None:
         assert manifest["source"]["checkpoint"] == "checkpoints/epoch-0001/supernet.safetensors"
         assert manifest["search"]["latency"]["kind"] == "modelled"
         assert str(run.path.parent) not in json.dumps(manifest)
-    by_torch, by_onnx, plan = (artifact.manifest for artifact in made)
+    by_torch, by_onnx, plan = (artifact.manifest.to_dict() for artifact in made)
     assert {entry["against"] for entry in by_torch["parity"]["comparisons"]} == {"supernet"}
     assert {(entry["against"], entry["batch"]) for entry in by_onnx["parity"]["comparisons"]} == {
         (against, batch) for against in ("static ViT", "supernet") for batch in (1, 3, 4)
@@ -203,8 +206,8 @@ def test_a_subnet_of_an_older_checkpoint_is_noted(run: Run) -> None:
     notes: list[str] = []
     (artifact,) = export_subnet(run, ExportOptions(format="torch"), note=notes.append)
     assert any("searched on another checkpoint" in text for text in notes)
-    assert artifact.manifest["source"]["checkpoint_sha256"] == sha256(newest)
-    assert artifact.manifest["search"]["checkpoint_sha256"] != sha256(newest)
+    assert artifact.manifest.to_dict()["source"]["checkpoint_sha256"] == sha256(newest)
+    assert artifact.manifest.to_dict()["search"]["checkpoint_sha256"] != sha256(newest)
 
 
 def test_a_fresh_search_is_not_noted(run: Run) -> None:
@@ -227,7 +230,7 @@ def test_a_named_subnet_goes_before_the_searched_one(run: Run, tmp_path: Path) -
     (artifact,) = export_subnet(run, ExportOptions(format="torch", subnet=tmp_path / "mine.json", name="mine", out=tmp_path / "o"))
     assert artifact.path == tmp_path / "o" / "mine.safetensors"
     assert load_model(artifact.path).architecture.subnet == other
-    assert artifact.manifest["search"] is None
+    assert artifact.manifest.to_dict()["search"] is None
     assert not (run.path / "export").exists()
 
 
@@ -300,7 +303,7 @@ def test_a_plan_is_in_what_its_devices_limit_was_for(
 
 def test_the_plain_module_lies_beside_its_weights(run: Run) -> None:
     (artifact,) = export_subnet(run, ExportOptions(format="torch"))
-    module = artifact.manifest["module"]
+    module = artifact.manifest.to_dict()["module"]
     path = artifact.path.with_name("tiny_subnet.py")
     assert (module["file"], module["sha256"]) == (path.name, sha256(path))
     assert module["parity"]["relative_error"] < 1e-4

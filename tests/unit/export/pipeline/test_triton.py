@@ -13,9 +13,9 @@ from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2
 
 from growtas.errors import CheckpointError, ConfigError, OutputError, UsageError
-from growtas.export.artifact import read_manifest, write_manifest
+from growtas.export.artifact import Artifact, Manifest, load_artifact, write_manifest
 from growtas.export.pipeline import triton
-from growtas.export.pipeline.triton import write_triton
+from growtas.export.pipeline.triton import check_triton, write_triton
 from growtas.files import sha256
 from tests.unit.export.serving.helpers import CLASSES, MAX_BATCH, NAMES, RECORD, artifact
 
@@ -24,16 +24,17 @@ def parsed(folder: Path) -> Any:
     return text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
 
 
-def manifest_of(path: Path) -> dict[str, Any]:
-    manifest = read_manifest(path)
-    assert manifest is not None
-    return manifest
+def changed(path: Path, **changes: Any) -> Artifact:
+    """An artifact as its file is now, with another manifest than the one beside it."""
+    record = load_artifact(path, verify=False).manifest.to_dict()
+    record["artifact"]["sha256"] = sha256(path)
+    return Artifact(path=path, manifest=Manifest.from_dict({**record, **changes}))
 
 
 def plan(folder: Path, runtime: str = "tensorrt") -> Path:
     path = folder / "net.plan"
     path.write_bytes(b"a plan")
-    like = manifest_of(artifact(folder))
+    like = load_artifact(artifact(folder)).manifest.to_dict()
     kept = {key: like[key] for key in ("input", "output", "preprocess", "class_names", "precision")}
     write_manifest(path, {**kept, "runtime": runtime, "plan": {"runtime": runtime, "max_batch": 2}})
     return path
@@ -45,7 +46,7 @@ def names(folder: Path) -> list[str]:
 
 def test_an_onnx_file_as_a_model(tmp_path):
     made = artifact(tmp_path)
-    folder = write_triton(tmp_path / "repo", made, manifest_of(made))
+    folder = write_triton(tmp_path / "repo", load_artifact(made))
     assert folder == tmp_path / "repo" / "net"
     assert names(folder) == ["1/model.onnx", "README.md", "config.pbtxt", "labels.txt", "manifest.json"]
     config = parsed(folder)
@@ -66,7 +67,7 @@ def test_an_onnx_file_as_a_model(tmp_path):
     assert list(config.version_policy.specific.versions) == [1]
     # Nothing is left for Triton to complete or to overwrite, and the file is the artifact to the last byte.
     assert sha256(folder / "1" / "model.onnx") == sha256(made)
-    assert json.loads((folder / "manifest.json").read_text()) == manifest_of(made)
+    assert json.loads((folder / "manifest.json").read_text()) == load_artifact(made).manifest.to_dict()
     readme = (folder / "README.md").read_text()
     assert "NOT in the graph: clients do it" in readme
     assert str(RECORD["mean"]) in readme
@@ -80,12 +81,10 @@ def test_pixels_and_further_outputs_are_as_the_graph_has_them(tmp_path):
     proto.graph.initializer.append(helper.make_tensor("two", TensorProto.INT64, [1], [2]))
     proto.graph.output.append(helper.make_tensor_value_info("top_scores", TensorProto.FLOAT, ["batch", 2]))
     proto.graph.output.append(helper.make_tensor_value_info("top_classes", TensorProto.INT64, ["batch", 2]))
-    manifest = manifest_of(made)
     onnx.save(proto, made)
-    manifest["artifact"]["sha256"] = sha256(made)
-    folder = write_triton(tmp_path / "repo", made, manifest, name="top", kind="gpu", instances=3, preferred_batches=[4, 2, 2])
+    folder = write_triton(tmp_path / "repo", changed(made), instances=3)
     config = parsed(folder)
-    assert config.name == folder.name == "top"
+    assert config.name == folder.name == "net"
     assert (config.input[0].name, config.input[0].data_type) == ("pixels", model_config_pb2.TYPE_UINT8)
     assert list(config.input[0].dims) == [8, 8, 3]
     assert [(each.name, each.data_type, list(each.dims), each.label_filename) for each in config.output] == [
@@ -93,8 +92,8 @@ def test_pixels_and_further_outputs_are_as_the_graph_has_them(tmp_path):
         ("top_scores", model_config_pb2.TYPE_FP32, [2], ""),
         ("top_classes", model_config_pb2.TYPE_INT64, [2], ""),
     ]
-    assert (config.instance_group[0].count, config.instance_group[0].kind) == (3, model_config_pb2.ModelInstanceGroup.KIND_GPU)
-    assert list(config.dynamic_batching.preferred_batch_size) == [2, 4]
+    assert (config.instance_group[0].count, config.instance_group[0].kind) == (3, model_config_pb2.ModelInstanceGroup.KIND_CPU)
+    assert list(config.dynamic_batching.preferred_batch_size) == []
     said = (folder / "README.md").read_text()
     assert "clients send decoded pixels, channels last, 0 to 255, of exactly this size" in said
     for output in ("Output `top_scores`: FP32, (batch, 2).", "Output `top_classes`: INT64, (batch, 2)."):
@@ -106,31 +105,28 @@ def test_any_size_in_the_graph(tmp_path):
     proto = onnx.load(made)
     shape = proto.graph.input[0].type.tensor_type.shape
     shape.dim[1].dim_param, shape.dim[2].dim_param = "height", "width"
-    manifest = manifest_of(made)
     onnx.save(proto, made)
-    manifest["artifact"]["sha256"] = sha256(made)
-    manifest["input"]["shape"] = ["batch", "height", "width", 3]
-    config = parsed(write_triton(tmp_path / "repo", made, manifest))
+    images = load_artifact(made, verify=False).manifest.to_dict()["input"]
+    free = changed(made, input={**images, "shape": ["batch", "height", "width", 3]})
+    config = parsed(write_triton(tmp_path / "repo", free))
     assert list(config.input[0].dims) == [-1, -1, 3]
     assert list(config.model_warmup[0].inputs["pixels"].dims) == [8, 8, 3]
 
 
 def test_a_plan(tmp_path):
     made = plan(tmp_path)
-    folder = write_triton(tmp_path / "repo", made, manifest_of(made), max_delay_us=0)
+    folder = write_triton(tmp_path / "repo", load_artifact(made), max_delay_us=0)
     config = parsed(folder)
     assert (config.platform, config.max_batch_size) == ("tensorrt_plan", 2)
     assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
     assert config.HasField("dynamic_batching")
     assert (folder / "1" / "model.plan").read_bytes() == b"a plan"
-    with pytest.raises(ConfigError, match="runs on a GPU alone"):
-        write_triton(tmp_path / "repo", made, manifest_of(made), kind="cpu")
 
 
 def test_a_plan_gives_what_its_manifest_says(tmp_path):
     made = plan(tmp_path)
-    manifest = manifest_of(made) | {"postprocess": {"outputs": ["probabilities", "top_scores", "top_classes"], "top_k": 2}}
-    folder = write_triton(tmp_path / "repo", made, manifest)
+    record = {"outputs": ["probabilities", "top_scores", "top_classes"], "top_k": 2}
+    folder = write_triton(tmp_path / "repo", changed(made, postprocess=record))
     assert [(each.name, each.data_type, list(each.dims)) for each in parsed(folder).output] == [
         ("logits", model_config_pb2.TYPE_FP32, [CLASSES]),
         ("probabilities", model_config_pb2.TYPE_FP32, [CLASSES]),
@@ -142,41 +138,41 @@ def test_a_plan_gives_what_its_manifest_says(tmp_path):
 def test_a_plan_of_another_runtime_is_refused(tmp_path):
     made = plan(tmp_path, "tensorrt-rtx")
     with pytest.raises(UsageError, match="plans of tensorrt alone, this one is of tensorrt-rtx; serve the ONNX file"):
-        write_triton(tmp_path / "repo", made, manifest_of(made))
+        write_triton(tmp_path / "repo", load_artifact(made))
     assert not (tmp_path / "repo").exists()
 
 
 def test_classes_without_names_and_names_of_several_lines(tmp_path):
     made = artifact(tmp_path, class_names=None)
-    folder = write_triton(tmp_path / "repo", made, manifest_of(made))
+    folder = write_triton(tmp_path / "repo", load_artifact(made))
     assert "labels.txt" not in names(folder)
     assert parsed(folder).output[0].label_filename == ""
     made = artifact(tmp_path, class_names=["a\nb", *NAMES[1:]])
-    folder = write_triton(tmp_path / "repo", made, manifest_of(made))
+    folder = write_triton(tmp_path / "repo", load_artifact(made))
     assert (folder / "labels.txt").read_text(encoding="utf-8").splitlines() == ["a b", *NAMES[1:]]
 
 
 def test_a_model_is_replaced_whole_and_nothing_else_is_touched(tmp_path):
     repo = tmp_path / "repo"
     made = artifact(tmp_path)
-    folder = write_triton(repo, made, manifest_of(made))
+    folder = write_triton(repo, load_artifact(made))
     (folder / "2").mkdir()
-    write_triton(repo, made, manifest_of(made), name="second")
-    write_triton(repo, made, manifest_of(made), instances=2)
+    write_triton(repo, load_artifact(artifact(tmp_path, name="second")))
+    write_triton(repo, load_artifact(made), instances=2)
     assert parsed(folder).instance_group[0].count == 2
     assert not (folder / "2").exists()
     assert sorted(path.name for path in repo.iterdir()) == ["net", "second"]
     (repo / "mine").mkdir()
     (repo / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(OutputError, match="holds something that is no Triton model"):
-        write_triton(repo, made, manifest_of(made), name="mine")
+        write_triton(repo, load_artifact(artifact(tmp_path, name="mine")))
     assert names(repo / "mine") == ["thesis.txt"]
 
 
 def test_a_failure_on_the_way_leaves_what_was_there(tmp_path, monkeypatch):
     repo = tmp_path / "repo"
     made = artifact(tmp_path)
-    folder = write_triton(repo, made, manifest_of(made))
+    folder = write_triton(repo, load_artifact(made))
     before = (folder / "config.pbtxt").read_bytes()
 
     def full(*arguments: object) -> None:
@@ -184,42 +180,42 @@ def test_a_failure_on_the_way_leaves_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(triton, "write_json", full)  # the last thing written
     with pytest.raises(OutputError, match="No space left"):
-        write_triton(repo, made, manifest_of(made), instances=5)
+        write_triton(repo, load_artifact(made), instances=5)
     with pytest.raises(OutputError, match="No space left"):
-        write_triton(repo, made, manifest_of(made), name="other")
+        write_triton(repo, load_artifact(artifact(tmp_path, name="other")))
     assert (folder / "config.pbtxt").read_bytes() == before
     assert [path.name for path in repo.iterdir()] == ["net"]
 
 
 @pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"name": "../up"}, "the model's name is '../up'"),
-        ({"name": ".hidden"}, "the model's name is '.hidden'"),
-        ({"name": "é"}, "the model's name is"),
-        ({"name": ""}, "the model's name is"),
-        ({"kind": "tpu"}, "legal are cpu or gpu"),
-        ({"instances": 0}, "instances is 0"),
-        ({"max_delay_us": -1}, "--max-delay-us is -1"),
-        ({"preferred_batches": (2, 5)}, "a preferred batch is 5; the artifact was exported for 1 to 4"),
-    ],
+    ("options", "match"), [({"instances": 0}, "instances is 0"), ({"max_delay_us": -1}, "--max-delay-us is -1")]
 )
 def test_options_out_of_range(tmp_path, options, match):
     made = artifact(tmp_path)
     with pytest.raises(ConfigError, match=match):
-        write_triton(tmp_path / "repo", made, manifest_of(made), **options)
+        write_triton(tmp_path / "repo", load_artifact(made), **options)
     assert not (tmp_path / "repo").exists()
+
+
+@pytest.mark.parametrize("name", ["../up", ".hidden", "é", ""])
+def test_names_that_are_no_models(name):
+    with pytest.raises(ConfigError, match=f"the model's name is {name!r}"):
+        check_triton(name=name, instances=1, max_delay_us=0, precision=None, plan_runtime=None)
 
 
 def test_artifacts_that_are_not_what_their_manifest_says(tmp_path):
     made = artifact(tmp_path)
-    manifest = manifest_of(made)
-    other = {**manifest, "input": {**manifest["input"], "name": "pictures"}}
+    described = load_artifact(made)
+    other = changed(made, input={**described.manifest.to_dict()["input"], "name": "pictures"})
     with pytest.raises(CheckpointError, match="says pictures in and logits out, its graph has other ends"):
-        write_triton(tmp_path / "repo", made, other)
+        write_triton(tmp_path / "repo", other)
     made.write_bytes(made.read_bytes() + b" ")
-    with pytest.raises(CheckpointError, match="not the file that its manifest describes"):
-        write_triton(tmp_path / "repo", made, manifest)
+    with pytest.raises(CheckpointError, match="not the one that its manifest describes"):
+        write_triton(tmp_path / "repo", described)
+    made.unlink()
+    with pytest.raises(CheckpointError, match="no such artifact"):
+        write_triton(tmp_path / "repo", described)
+    weights = Artifact(path=made.with_suffix(".safetensors"), manifest=described.manifest)
     with pytest.raises(UsageError, match=r"legal are files that end in .onnx or .plan"):
-        write_triton(tmp_path / "repo", made.with_suffix(".safetensors"), manifest)
+        write_triton(tmp_path / "repo", weights)
     assert not (tmp_path / "repo").exists()

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from growtas.export.serving.protocol import parse_request
-from growtas.export.serving.signature import Output, Signature
+from growtas.export.signature import Output, Signature
 
 LOGITS_OUT = Output(name="logits", dtype="float32", shape=(3,), per_class=True)
 

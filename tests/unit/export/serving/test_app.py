@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from starlette.requests import Request
 
-from growtas.export.artifact import read_manifest
+from growtas.export.artifact import load_artifact
 from growtas.export.serving import app as module
 from growtas.export.serving.app import RequestLimits, Serving, default_body_bytes
 from growtas.export.serving.metrics import Metrics
-from growtas.export.serving.signature import read_signature
+from growtas.export.signature import read_signature
 from tests.unit.export.serving.helpers import MAX_BATCH, artifact, images, plain, reference
 
 
@@ -26,7 +26,7 @@ def serve(path: Path, body: bytes, **limits):
         metrics = Metrics()
         serving = Serving(
             lambda given: {"logits": reference(given)},
-            read_signature(read_manifest(path), path),
+            read_signature(load_artifact(path)),
             name="net",
             platform="none",
             limits=RequestLimits(**{"body_bytes": 1 << 20, **limits}),
@@ -65,6 +65,6 @@ def test_a_body_alone_may_be_as_large_as_one_may_be(tmp_path: Path) -> None:
 def test_the_largest_body_is_never_more_than_all_bodies_may_be(tmp_path: Path) -> None:
     entry = {"name": "pixels", "dtype": "uint8", "shape": ["batch", "height", "width", 3], "batch": {"max": MAX_BATCH}}
     path = artifact(tmp_path, pixels=True, input=entry)
-    assert default_body_bytes(read_signature(read_manifest(path), path)) == RequestLimits.held_bytes
+    assert default_body_bytes(read_signature(load_artifact(path))) == RequestLimits.held_bytes
     plain_path = artifact(tmp_path, name="plain")
-    assert default_body_bytes(read_signature(read_manifest(plain_path), plain_path)) == (1 << 20) + 24 * MAX_BATCH * 192
+    assert default_body_bytes(read_signature(load_artifact(plain_path))) == (1 << 20) + 24 * MAX_BATCH * 192

@@ -39,14 +39,14 @@ def test_images_are_prepared_as_the_manifest_says_and_classes_named(tmp_path: Pa
         want = np.stack([by_hand(image) for image in images])
         assert prepared.dtype == np.float32
         np.testing.assert_allclose(prepared, want, atol=1e-6)
-        logits = predictor.logits(prepared)
+        logits = predictor.run(prepared)
         np.testing.assert_allclose(logits, reference(want), atol=1e-5)
         top = predictor.top(logits[0], 3)
     exact = reference(want)[0]
     order = np.argsort(-exact)[:3]
-    assert [each["class"] for each in top] == order.tolist()
-    assert [each["label"] for each in top] == [NAMES[index] for index in order]
-    np.testing.assert_allclose([each["probability"] for each in top], (np.exp(exact) / np.exp(exact).sum())[order], rtol=1e-4)
+    assert [score.index for score in top] == order.tolist()
+    assert [score.label for score in top] == [NAMES[index] for index in order]
+    np.testing.assert_allclose([score.probability for score in top], (np.exp(exact) / np.exp(exact).sum())[order], rtol=1e-4)
 
 
 def test_pixels_go_in_as_they_are_where_the_graph_normalises(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_pixels_go_in_as_they_are_where_the_graph_normalises(tmp_path: Path) -> 
         assert prepared.dtype == np.uint8
         np.testing.assert_array_equal(prepared, np.asarray(image))
         want = reference(np.asarray(image, np.float64).transpose(2, 0, 1)[None])
-        np.testing.assert_allclose(predictor.logits(prepared[None]), want, rtol=1e-5, atol=1e-3)
+        np.testing.assert_allclose(predictor.run(prepared[None]), want, rtol=1e-5, atol=1e-3)
 
 
 def test_a_larger_image_is_resized_on_its_short_side_and_cropped(tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_a_graph_that_resizes_gets_the_whole_image(tmp_path: Path) -> None:
 def test_equal_logits_name_the_first_class_first(tmp_path: Path) -> None:
     with Predictor(artifact(tmp_path, class_names=None), threads=1) as predictor:
         top = predictor.top(np.array([1, 5, 2, 5, 0], np.float32), CLASSES)
-    assert [each["class"] for each in top] == [1, 3, 2, 0, 4]
-    assert [each["label"] for each in top] == ["1", "3", "2", "0", "4"]
+    assert [score.index for score in top] == [1, 3, 2, 0, 4]
+    assert [score.label for score in top] == ["1", "3", "2", "0", "4"]
 
 
 def test_neighbours_of_one_shape_go_together() -> None:
@@ -225,7 +225,7 @@ def test_every_output_is_the_runtimes_own(tmp_path: Path, more: dict[str, Any], 
         got = predictor.run_all(given)
         kept = {name: values.copy() for name, values in got.items()}
         signature = predictor.signature
-        logits = predictor.logits(given)
+        logits = predictor.run(given)
         # The last run: what it computes must not show in an earlier answer.
         predictor.run_all(-given)
     assert list(got) == list(want) == [output.name for output in signature.outputs]

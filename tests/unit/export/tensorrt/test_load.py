@@ -273,6 +273,7 @@ def test_the_rebuild_line_makes_the_same_plan(
     after = read_manifest(made)
     assert before is not None
     assert after is not None
+    before, after = before.to_dict(), after.to_dict()
     for key in ("precision", "subnet", "input", "output", "postprocess", "kind"):
         assert after.get(key) == before.get(key), key
     for key in ("runtime", "targets", "max_batch", "optimised_for_batch", "settings"):

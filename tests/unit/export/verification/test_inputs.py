@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from growtas.export.artifact import Manifest
 from growtas.export.graph.pre_post import add_preprocess
 from growtas.export.verification.inputs import Feed, feed_of
 
@@ -38,7 +39,7 @@ def resizing(folder: Path, preprocess: dict[str, Any]) -> tuple[onnxruntime.Infe
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     entry = add_preprocess(path, path, preprocess, resize=True)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session, feed_of(path, {"preprocess": preprocess, "input": entry}, preprocess)
+    return session, feed_of(path, Manifest.from_dict({"preprocess": preprocess, "input": entry}), preprocess)
 
 
 @pytest.mark.parametrize(
@@ -71,5 +72,6 @@ def test_a_graph_that_resizes_sees_the_very_images(tmp_path: Path, size: int, cr
 
 def test_a_graph_that_does_not_resize_gets_no_margin(tmp_path: Path) -> None:
     preprocess = record(80, 0.875)
-    feed = feed_of(tmp_path / "net.onnx", {"preprocess": preprocess, "input": {"dtype": "uint8"}}, preprocess)
+    manifest = Manifest.from_dict({"preprocess": preprocess, "input": {"dtype": "uint8"}})
+    feed = feed_of(tmp_path / "net.onnx", manifest, preprocess)
     assert feed.images(np.zeros((1, 3, 80, 80), np.float32)).shape == (1, 80, 80, 3)

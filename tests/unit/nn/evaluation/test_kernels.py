@@ -118,7 +118,7 @@ def test_images_that_don_t_fit_the_scratch_at_once(monkeypatch, instructions):
     qkv, bias, key, value, grid = attention_inputs(5, 2, 16, 7)
     tables = kernels.PositionTables.of(key, value, grid)
     together = kernels.attend(qkv, bias, tables, 7)
-    monkeypatch.setattr(kernels, "_SCRATCH_BYTES", 3 * 4 * 2 * 26 * 32)
+    monkeypatch.setattr(kernels, "SCRATCH_BYTES", 3 * 4 * 2 * 26 * 32)
     assert torch.equal(kernels.attend(qkv, bias, tables, 7), together)
 
 

@@ -1,21 +1,22 @@
-"""What an artifact takes and gives, decided in one place from its manifest alone."""
+"""The input and the outputs of an artifact, read from its manifest."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from growtas.errors import CheckpointError
+from growtas.export.artifact import Artifact, Manifest, TensorRecord
 from growtas.export.graph.pre_post import PROBABILITIES, TOP_CLASSES, TOP_SCORES
 
 DATATYPES = {"float32": "FP32", "uint8": "UINT8"}
 """The open inference protocol's names of the types that an input can have."""
 _OUTPUT_DATATYPES = {"float32": "FP32", "int64": "INT64"}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,65 +113,65 @@ class Signature:
         return tuple(size if each is None else each for each in self.shape)
 
 
-def read_signature(manifest: Mapping[str, Any], artifact: Path) -> Signature:
-    """The signature that a manifest records.
-
-    Args:
-        artifact: named by errors.
+def read_signature(artifact: Artifact) -> Signature:
+    """The signature that an artifact's manifest records.
 
     Raises:
-        CheckpointError: the manifest lacks something, contradicts itself, or describes an input that can't be fed.
+        CheckpointError: the manifest lacks something, contradicts itself, or describes an input that no images fit.
     """
+    path, manifest = artifact.path, artifact.manifest
+    images = manifest.input or TensorRecord()
     try:
-        entry = manifest["input"]
-        name, dtype, shape = str(entry["name"]), str(entry["dtype"]), tuple(entry["shape"])[1:]
-        sizes = tuple(None if isinstance(size, str) or size < 0 else int(size) for size in shape)
-        batch = (manifest.get("plan") or {}).get("max_batch") or entry["batch"]["max"]
-        names = manifest.get("class_names")
-        found = Signature(
-            input_name=name,
-            dtype=dtype,
-            shape=sizes,
-            max_batch=int(batch),
+        signature = Signature(
+            input_name=_required(images.name, "name"),
+            dtype=_required(images.dtype, "dtype"),
+            shape=images.sizes,
+            max_batch=(manifest.plan and manifest.plan.max_batch) or _required(images.batch.max, "batch"),
             outputs=_outputs(manifest),
-            class_names=tuple(map(str, names)) if names else None,
-            preprocess=manifest.get("preprocess"),
+            class_names=manifest.class_names or None,
+            preprocess=manifest.preprocess,
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path}: its manifest does not say what goes in and out ({_what(error)}); export it again") from None
+    if signature.dtype not in DATATYPES or len(signature.shape) != 3 or signature.max_batch < 1:
         raise CheckpointError(
-            f"{artifact}: its manifest does not say what goes in and out ({_what(error)}); export it again"
-        ) from None
-    if dtype not in DATATYPES or len(sizes) != 3 or found.max_batch < 1:
-        raise CheckpointError(
-            f"{artifact}: its manifest describes an input of type {dtype} and {len(sizes) + 1} dimensions, not images"
+            f"{path}: its manifest describes an input of type {signature.dtype} and {len(signature.shape) + 1} dimensions, "
+            "not images"
         )
-    if found.class_names is not None and len(found.class_names) != found.classes:
-        raise CheckpointError(f"{artifact}: its manifest has {len(found.class_names)} class names for {found.classes} classes")
-    return found
+    if signature.class_names is not None and len(signature.class_names) != signature.classes:
+        raise CheckpointError(f"{path}: its manifest has {len(signature.class_names)} class names for {signature.classes} classes")
+    return signature
 
 
-def _outputs(manifest: Mapping[str, Any]) -> tuple[Output, ...]:
+def _required(value: T | None, key: str) -> T:
+    if value is None:
+        raise KeyError(key)
+    return value
+
+
+def _outputs(manifest: Manifest) -> tuple[Output, ...]:
     """Logits, and after them what the record of :func:`growtas.export.graph.pre_post.add_postprocess` lists, where there is one.
 
     Raises:
         KeyError, TypeError, ValueError, IndexError: the manifest does not say it.
     """
-    name, classes = str(manifest["output"]["name"]), int(manifest["output"]["shape"][-1])
-    found = {name: Output(name=name, dtype="float32", shape=(classes,), per_class=True)}
-    record = manifest.get("postprocess") or {"outputs": []}
+    logits = _required(manifest.output, "output")
+    name, classes = _required(logits.name, "name"), int(logits.shape[-1])
+    outputs = {name: Output(name=name, dtype="float32", shape=(classes,), per_class=True)}
+    record = manifest.to_dict().get("postprocess") or {"outputs": []}
     for added in record["outputs"]:
         if added == name:
             continue
         if added == PROBABILITIES:
-            found[added] = Output(name=added, dtype="float32", shape=(classes,), per_class=True)
+            outputs[added] = Output(name=added, dtype="float32", shape=(classes,), per_class=True)
         elif added in (TOP_SCORES, TOP_CLASSES):
             top_k = int(record["top_k"])
             if not 1 <= top_k <= classes:
                 raise ValueError(f"a top_k of {top_k} for {classes} classes")
-            found[added] = Output(name=added, dtype="float32" if added == TOP_SCORES else "int64", shape=(top_k,))
+            outputs[added] = Output(name=added, dtype="float32" if added == TOP_SCORES else "int64", shape=(top_k,))
         else:
             raise ValueError(f"an output {str(added)[:40]!r}")
-    return tuple(found.values())
+    return tuple(outputs.values())
 
 
 def _what(error: Exception) -> str:

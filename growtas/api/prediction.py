@@ -1,0 +1,131 @@
+"""Predicting the classes of images with an artifact."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from growtas.errors import ConfigError, DataError
+from growtas.export.serving.image_files import find_images, read_image
+from growtas.export.serving.predictor import ClassScore, Predictor, group, newest_artifact
+from growtas.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from growtas.export.artifact import Artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The answer for one image.
+
+    Attributes:
+        file: the image.
+        top: the best classes, best first; empty where the image can't be read.
+        logits: ``(classes,)``; empty where the image can't be read.
+        error: why the image can't be read, one sentence; None where it was answered.
+    """
+
+    file: Path
+    top: tuple[ClassScore, ...] = ()
+    logits: tuple[float, ...] = ()
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        if self.error is not None:
+            return {"file": str(self.file), "error": self.error}
+        return {"file": str(self.file), "top": [score.to_dict() for score in self.top], "logits": list(self.logits)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """The answers of an artifact, one an image.
+
+    Attributes:
+        artifact: what answered; ``runtime`` is what ran it, with its version.
+        images: in the order of the files.
+    """
+
+    artifact: Artifact
+    runtime: str
+    images: tuple[Prediction, ...]
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """Why images can't be read, one sentence each."""
+        return tuple(image.error for image in self.images if image.error is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        images = [image.to_dict() for image in self.images]
+        return {"model": str(self.artifact.path), "kind": self.artifact.manifest.kind, "runtime": self.runtime, "images": images}
+
+
+def predict(
+    artifact: str | os.PathLike[str] | None,
+    images: Sequence[str | os.PathLike[str]],
+    *,
+    top: int = 5,
+    batch: int | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Predictions:
+    """The best classes of images, from an artifact and its manifest alone; the run may be gone.
+
+    Args:
+        artifact: its manifest lies beside it; None for the newest ONNX file of the newest run.
+        images: image files, folders of images, or patterns such as ``shoes/*.png``. A file that can't be read becomes a
+            prediction with an error, and the others are answered.
+        top: how many classes to give for each image.
+        batch: images to run at once; by default the most that the export checked.
+        threads: CPU threads; by default all that this process may use.
+        progress: gets a note where ``artifact`` is None.
+
+    Raises:
+        CheckpointError: the artifact or its manifest is absent or unreadable, or they don't belong together.
+        ConfigError: ``top``, ``batch`` or ``threads`` is out of range.
+        DataError: a folder or pattern holds no images.
+        DeviceError: a plan, and no GPU that runs it.
+        MissingExtra: the artifact's runtime is not installed.
+        UsageError: not an artifact, or there is no run.
+    """
+    paths = find_images(images)
+    if artifact is None:
+        artifact = newest_artifact()
+        progress.note(f"model: {artifact} (the newest)")
+    with Predictor(artifact, threads=threads) as predictor:
+        most, classes = predictor.signature.max_batch, predictor.signature.classes
+        if not 1 <= top <= classes:
+            raise ConfigError(f"--top is {top}; the artifact has {classes} classes")
+        if batch is not None and not 1 <= batch <= most:
+            raise ConfigError(f"--batch is {batch}; the artifact was exported for batches from 1 to {most}")
+        size = batch or most
+        predictions: list[Prediction] = []
+        # Not all at once: a folder of a million images must not lie in memory.
+        for start in range(0, len(paths), size):
+            predictions += _answers(predictor, paths[start : start + size], top)
+        runtime = f"{predictor.info.runtime} {predictor.info.version}"
+        return Predictions(artifact=predictor.artifact, runtime=runtime, images=tuple(predictions))
+
+
+def _answers(predictor: Predictor, paths: Sequence[Path], top: int) -> list[Prediction]:
+    """The answers for at most a batch of images."""
+    answers: dict[int, Prediction] = {}
+    prepared: dict[int, NDArray[Any]] = {}
+    for index, path in enumerate(paths):
+        try:
+            prepared[index] = predictor.prepare(read_image(path))
+        except DataError as error:
+            answers[index] = Prediction(file=path, error=str(error))
+    readable = list(prepared)
+    for places in group(list(prepared.values()), len(paths)):
+        indices = [readable[place] for place in places]
+        for index, logits in zip(indices, predictor.run(np.stack([prepared[index] for index in indices])), strict=True):
+            answers[index] = Prediction(file=paths[index], top=predictor.top(logits, top), logits=tuple(logits.tolist()))
+    return [answers[index] for index in range(len(paths))]
