@@ -79,5 +79,5 @@ def finetune(
         return
     from growtas.subnet import Subnet
 
-    subnet, accuracy = Subnet.from_dict(info["finetune"]["subnet"]), info["finetune"]["test_accuracy"]
-    show_result(run, {"": (subnet, accuracy)}, f"export {run.path}")
+    changes = info["finetune"]
+    show_result(run, {"": (Subnet.from_dict(changes["subnet"]), changes["test_accuracy"])}, f"export {run.path}")
