@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from growtas.errors import BuildError, ConfigError, choices
-from growtas.export.quantization.inspect import PRECISIONS
+from growtas.export.quantization.precisions import PRECISIONS
 from growtas.export.tensorrt.library import Module
 
 # At least this share of the weights is multiplied in the precision asked for: mixed precision keeps sensitive layers higher.

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from growtas.errors import DeviceError, choices
-from growtas.export.quantization.inspect import PRECISIONS
+from growtas.export.quantization.precisions import PRECISIONS
 
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 """What TensorRT-RTX compiles for."""
