@@ -13,7 +13,6 @@ import onnx_ir as ir
 from growtas.errors import BuildError, ConfigError, choices
 from growtas.export.graph.attention_fusion import fuse_attention
 from growtas.export.graph.edit import (
-    constant,
     enumerate_names,
     forget_types,
     infer_types,
@@ -21,6 +20,7 @@ from growtas.export.graph.edit import (
     is_within,
     layer_name,
     load_typed_model,
+    numbers,
     operand,
     remove_unused,
     save_model,
@@ -194,7 +194,7 @@ def _beyond_fp16(model: ir.Model, calibration: Array | None) -> dict[str, str]:
         sizes = largest(model, [*floats, str(graph.inputs[0].name)], calibration)
     for name, value in graph.initializers.items():
         if value.dtype == ir.DataType.FLOAT:
-            top = float(np.abs(constant(value)).max(initial=0))  # type: ignore[arg-type]
+            top = float(np.abs(numbers(value)).max(initial=0))
             # A weight is what it is: no headroom.
             sizes[name] = top if not top <= FP16_MAX else 0.0
     beyond = over_range(sizes)
