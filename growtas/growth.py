@@ -7,6 +7,7 @@ as the paper says they do.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ class Subspace:
     def within(self, other: Subspace) -> bool:
         """Whether every subnet of this subspace is one of ``other``'s."""
         return self.max_embed_dim <= other.max_embed_dim and self.max_mlp_ratio <= other.max_mlp_ratio
+
+    def to_dict(self) -> dict[str, float | None]:
+        """The JSON form: the caps, None for no cap."""
+        return {key: None if math.isinf(cap) else cap for key, cap in dataclasses.asdict(self).items()}
 
     def restrict(self, space: SearchSpace) -> SearchSpace:
         """The space with only the choices below the caps; the supernet's bounds stay.
@@ -73,10 +78,6 @@ class GrowthSchedule:
     def stage(self, epoch: float) -> int:
         """Index (from 0) of the open subspace at an epoch; fractions of an epoch are legal."""
         return sum(epoch >= transition for transition in self.transitions)
-
-    def subspace(self, epoch: float) -> Subspace:
-        """The open subspace at an epoch."""
-        return self.subspaces[self.stage(epoch)]
 
 
 def default_subspaces(space: SearchSpace, stages: int = 2) -> tuple[Subspace, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import SpaceError, SubnetError, choices
-from growtas.fields import check_keys, nearest, number_above_zero, whole_above_zero
+from growtas.fields import above_zero, check_keys, nearest
 from growtas.subnet import Subnet
 
 
@@ -51,14 +51,15 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         for field in ("embed_dim", "num_heads", "mlp_ratio", "depth"):
-            values = _choices(field, getattr(self, field))
+            kind: type = float if field == "mlp_ratio" else int
+            values = _choices(field, getattr(self, field), kind)
             object.__setattr__(self, field, values)
-            bound = _above_zero(field, f"max_{field}", getattr(self, f"max_{field}") or values[-1])
+            bound = above_zero(f"max_{field}", getattr(self, f"max_{field}") or values[-1], kind, SpaceError)
             if bound < values[-1]:
                 raise SpaceError(f"max_{field} is {bound:g}, below the largest choice of {field}, {values[-1]:g}")
             object.__setattr__(self, f"max_{field}", bound)
         for field in ("head_dim", "image_size", "patch_size", "in_chans", "num_classes", "max_relative_position"):
-            object.__setattr__(self, field, whole_above_zero(field, getattr(self, field), SpaceError))
+            object.__setattr__(self, field, above_zero(field, getattr(self, field), int, SpaceError))
         if self.image_size % self.patch_size:
             raise SpaceError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.in_chans not in (1, 3):
@@ -157,26 +158,21 @@ class SearchSpace:
             raise SpaceError(f"{source}: {error}") from None
 
 
-def _choices(field: str, value: Any) -> tuple[Any, ...]:
+def _choices(field: str, value: Any, kind: type) -> tuple[Any, ...]:
     if isinstance(value, Mapping):
         if set(value) != {"min", "max", "step"}:
             raise SpaceError(f"{field} is {dict(value)!r}; a range has min, max and step")
-        low, high, step = (_above_zero(field, f"{field}.{key}", value[key]) for key in ("min", "max", "step"))
+        low, high, step = (above_zero(f"{field}.{key}", value[key], kind, SpaceError) for key in ("min", "max", "step"))
         count = (high - low) / step
         if count < 0 or abs(count - round(count)) > 1e-6 or count > 10_000:
             raise SpaceError(f"{field}: max {high:g} is not min {low:g} plus a number of steps of {step:g}")
         return tuple(low + step * i for i in range(round(count) + 1))
     if not isinstance(value, list | tuple) or not value:
         raise SpaceError(f"{field} is {value!r}; it must be a list of choices, or a range with min, max and step")
-    values = tuple(sorted(_above_zero(field, field, item) for item in value))
+    values = tuple(sorted(above_zero(field, item, kind, SpaceError) for item in value))
     if len(set(values)) != len(values):
         raise SpaceError(f"{field} names a choice twice: {list(value)}")
     return values
-
-
-def _above_zero(field: str, name: str, value: Any) -> Any:
-    """The value of one of a dimension's choices or bounds, which messages call ``name``: only MLP ratios have fractions."""
-    return (number_above_zero if field == "mlp_ratio" else whole_above_zero)(name, value, SpaceError)
 
 
 PRESETS: dict[str, SearchSpace] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import SubnetError
-from growtas.fields import number_above_zero, whole_above_zero
+from growtas.fields import above_zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class Subnet:
     mlp_ratio: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "embed_dim", whole_above_zero("embed_dim", self.embed_dim, SubnetError))
-        object.__setattr__(self, "num_heads", tuple(whole_above_zero("num_heads", h, SubnetError) for h in self.num_heads))
-        object.__setattr__(self, "mlp_ratio", tuple(number_above_zero("mlp_ratio", r, SubnetError) for r in self.mlp_ratio))
+        object.__setattr__(self, "embed_dim", above_zero("embed_dim", self.embed_dim, int, SubnetError))
+        object.__setattr__(self, "num_heads", tuple(above_zero("num_heads", h, int, SubnetError) for h in self.num_heads))
+        object.__setattr__(self, "mlp_ratio", tuple(above_zero("mlp_ratio", r, float, SubnetError) for r in self.mlp_ratio))
         if not self.num_heads or len(self.num_heads) != len(self.mlp_ratio):
             raise SubnetError(
                 f"a subnet has as many num_heads as mlp_ratio entries, one a block and at least one; "

@@ -1,25 +1,28 @@
-"""ONNX files of many architectures of one space, without running the exporter for each.
+"""Assembles ONNX graphs of many subnets of one space, without running the exporter for each.
 
 Tracing a network takes seconds to a quarter of a minute, nearly all of an export's time. A subnet is a chain of blocks, and a space
 has few distinct ones: so for each width one network that holds every block once is exported, its graph is cut where one block's
 output is the next one's input, and other networks are put together from the pieces. The result has the nodes, attributes and shapes
-that :func:`growtas.export.graph.exporter.export_onnx` writes; :func:`signature` tells, and tests compare.
+that :func:`growtas.export.graph.exporter.export_onnx` writes; :func:`signature` tells, and tests compare. Nodes are copied as
+protobufs: a hundred graphs are assembled for a latency profile, and the same on onnx_ir takes longer.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
+
+import onnx
+import torch
 
 from growtas.errors import BuildError
-from growtas.export.graph.exporter import export_onnx
+from growtas.export.graph.edit import to_proto
+from growtas.export.graph.exporter import export_model
 from growtas.nn.architecture import Architecture
+from growtas.nn.vit import VisionTransformer
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
@@ -27,16 +30,12 @@ Block = tuple[int, float]
 """Heads and MLP ratio."""
 
 
-def random_network(architecture: Architecture, seed: int = 0) -> Any:
-    """A static ViT whose every parameter is random, as in a trained one.
+def random_network(architecture: Architecture, seed: int = 0) -> VisionTransformer:
+    """Builds a static ViT whose every parameter is random, as in a trained one.
 
     Equal tensors are kept once in an exported file: a freshly initialised network holds less, and is faster. The same seed gives
     the same weights.
     """
-    import torch
-
-    from growtas.nn.vit import VisionTransformer
-
     model = VisionTransformer(architecture).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -47,29 +46,23 @@ def random_network(architecture: Architecture, seed: int = 0) -> Any:
     return model
 
 
-def export_graph(architecture: Architecture) -> Any:
-    """What :func:`growtas.export.graph.exporter.export_onnx` writes for an architecture with random weights, as an
-    ``onnx.ModelProto``.
+def export_graph(architecture: Architecture) -> onnx.ModelProto:
+    """Exports the graph of an architecture with random weights.
 
     Raises:
         BuildError: the exporter failed.
     """
-    import onnx
-
-    with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-        path = Path(folder) / "model.onnx"
-        export_onnx(random_network(architecture), path)
-        return onnx.load(path)
+    return to_proto(export_model(random_network(architecture)))
 
 
 @dataclass(frozen=True)
 class _Template:
     """A graph in pieces: nodes outside the blocks, and each block's nodes between the tensors it reads and writes."""
 
-    proto: Any
-    stem: tuple[Any, ...]
-    blocks: dict[Block, tuple[tuple[Any, ...], str, str]]
-    tail: tuple[Any, ...]
+    proto: onnx.ModelProto
+    stem: tuple[onnx.NodeProto, ...]
+    blocks: dict[Block, tuple[tuple[onnx.NodeProto, ...], str, str]]
+    tail: tuple[onnx.NodeProto, ...]
     first: str
     last: str
     shared: frozenset[str]
@@ -90,14 +83,12 @@ class Assembler:
         for subnet in subnets:
             self._blocks.setdefault(subnet.embed_dim, {}).update(dict.fromkeys(_blocks(subnet)))
 
-    def graph(self, subnet: Subnet) -> Any:
-        """The subnet's graph with random weights, an ``onnx.ModelProto``.
+    def graph(self, subnet: Subnet) -> onnx.ModelProto:
+        """Assembles the subnet's graph, with random weights.
 
         Raises:
             BuildError: the exporter failed, its graph is not a chain of blocks, or the subnet was not announced.
         """
-        import onnx
-
         missing = [block for block in _blocks(subnet) if block not in self._blocks.get(subnet.embed_dim, {})]
         if missing:
             heads, ratio = missing[0]
@@ -116,29 +107,24 @@ class Assembler:
                     # Blocks have weights of their own, or the cache would hold less than it does.
                     if name in constants and name not in template.shared:
                         names[name] = f"{name}.{position}"
-                        constants[names[name]] = _renamed(constants[name], names[name])
+                        constants[names[name]] = copy.deepcopy(constants[name])
+                        constants[names[name]].name = names[name]
             nodes += [_rewired(node, names, f".{position}") for node in pieces]
             stream = names[leave]
         nodes += [_rewired(node, {template.last: stream}, "") for node in template.tail]
+        graph = template.proto.graph
+        # What only other subnets' blocks read goes.
+        live, read = list[onnx.NodeProto](), {output.name for output in graph.output}
+        for node in reversed(nodes):
+            if read.intersection(node.output):
+                live.append(node)
+                read.update(node.input)
+        used = [constant for name, constant in constants.items() if name in read]
+        whole = onnx.helper.make_graph(live[::-1], graph.name, graph.input, graph.output, used)
         proto = onnx.ModelProto()
         proto.CopyFrom(template.proto)
-        for part in ("node", "initializer", "value_info"):
-            proto.graph.ClearField(part)
-        live = _live(nodes, [output.name for output in proto.graph.output])
-        proto.graph.node.extend(live)
-        used = {name for node in live for name in node.input}
-        proto.graph.initializer.extend(constant for name, constant in constants.items() if name in used)
+        proto.graph.CopyFrom(whole)
         return proto
-
-    def save(self, subnet: Subnet, path: str | Path) -> None:
-        """Write :meth:`graph` to a file.
-
-        Raises:
-            BuildError: as :meth:`graph`.
-        """
-        import onnx
-
-        onnx.save(self.graph(subnet), path)
 
     def _template(self, width: int) -> _Template:
         if width not in self._templates:
@@ -157,8 +143,8 @@ def _blocks(subnet: Subnet) -> list[Block]:
     return list(zip(subnet.num_heads, subnet.mlp_ratio, strict=True))
 
 
-def _cut(proto: Any, chain: list[Block]) -> _Template:
-    """Cut a graph at the tensors that each block's first LayerNormalization reads."""
+def _cut(proto: onnx.ModelProto, chain: list[Block]) -> _Template:
+    """Cuts a graph at the tensors that each block's first LayerNormalization reads."""
     nodes = list(proto.graph.node)
     norms = [node for node in nodes if node.op_type == "LayerNormalization"]
     if len(norms) != 2 * len(chain) + 1:
@@ -173,7 +159,7 @@ def _cut(proto: Any, chain: list[Block]) -> _Template:
         for row in rows:
             for name in nodes[row].input:
                 readers.setdefault(name, set()).add(part)
-    weights = {c.name for c in proto.graph.initializer if len(c.dims) and c.data_type == c.FLOAT}
+    weights = {c.name for c in proto.graph.initializer if len(c.dims) and c.data_type == onnx.TensorProto.FLOAT}
     shared = frozenset(c.name for c in proto.graph.initializer if c.name not in weights or len(readers.get(c.name, ())) > 1)
     pieces = {
         block: (tuple(nodes[row] for row in rows), cuts[i], cuts[i + 1])
@@ -183,7 +169,7 @@ def _cut(proto: Any, chain: list[Block]) -> _Template:
     return _Template(proto, stem, pieces, tuple(nodes[row] for row in sorted(behind[-1])), cuts[0], cuts[-1], shared)
 
 
-def _behind(nodes: list[Any], tensor: str) -> set[int]:
+def _behind(nodes: list[onnx.NodeProto], tensor: str) -> set[int]:
     """Rows of the nodes that depend on a tensor; nodes come in topological order."""
     reached, rows = {tensor}, set()
     for row, node in enumerate(nodes):
@@ -193,17 +179,7 @@ def _behind(nodes: list[Any], tensor: str) -> set[int]:
     return rows
 
 
-def _live(nodes: list[Any], outputs: list[str]) -> list[Any]:
-    """The nodes that an output depends on, in their order."""
-    needed, kept = set(outputs), []
-    for node in reversed(nodes):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(node.input)
-    return kept[::-1]
-
-
-def _rewired(node: Any, names: dict[str, str], suffix: str) -> Any:
+def _rewired(node: onnx.NodeProto, names: dict[str, str], suffix: str) -> onnx.NodeProto:
     """A copy of a node with tensors renamed."""
     result = copy.deepcopy(node)
     result.name = node.name + suffix
@@ -212,14 +188,8 @@ def _rewired(node: Any, names: dict[str, str], suffix: str) -> Any:
     return result
 
 
-def _renamed(constant: Any, name: str) -> Any:
-    result = copy.deepcopy(constant)
-    result.name = name
-    return result
-
-
-def signature(proto: Any) -> str:
-    """A digest of everything in a graph that its speed depends on: operators, attributes, edges, and shapes and types of constants.
+def signature(proto: onnx.ModelProto) -> str:
+    """Returns a digest of all that a graph's speed depends on: operators, attributes, edges, and shapes and types of constants.
 
     Names, order and the values of floating-point constants don't count; whole numbers (shapes, indices) do.
     """
@@ -227,7 +197,7 @@ def signature(proto: Any) -> str:
     for value in proto.graph.input:
         seen[value.name] = _digest("input", value.type.SerializeToString(deterministic=True))
     for constant in proto.graph.initializer:
-        content = b"" if constant.data_type == constant.FLOAT else _content(constant)
+        content = b"" if constant.data_type == onnx.TensorProto.FLOAT else onnx.numpy_helper.to_array(constant).tobytes()
         seen[constant.name] = _digest("constant", constant.data_type, tuple(constant.dims), content)
     digests = []
     for node in proto.graph.node:
@@ -237,12 +207,6 @@ def signature(proto: Any) -> str:
         digests.append(whole)
     opsets = sorted((entry.domain, entry.version) for entry in proto.opset_import)
     return _digest(opsets, sorted(digests), [seen[output.name] for output in proto.graph.output])
-
-
-def _content(constant: Any) -> bytes:
-    from onnx import numpy_helper
-
-    return bytes(numpy_helper.to_array(constant).tobytes())
 
 
 def _digest(*parts: object) -> str:

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 
 from growtas.export.graph.edit import (
     add_constant,
-    constant,
     forget_types,
     insert_before,
+    numbers,
     operand,
+    producer,
     remove_unused,
     replace_tensor,
 )
@@ -94,7 +95,7 @@ def _match(softmax: ir.Node) -> _Attention | None:
     (value_product,) = masses.outputs[0].consumers()
     (total,) = value_product.outputs[0].consumers()
     return _Attention(
-        terms=_producer(query, 1),
+        terms=producer(operand(query, 1)),
         keys=keys,
         logits=logits,
         softmax=softmax,
@@ -116,20 +117,20 @@ class _Rewriting:
 
     def run(self, joined: bool) -> None:
         attention = self.attention
-        lines = _numbers(operand(_producer(attention.terms, 1)))[0, 0]
-        distances = _numbers(operand(_producer(attention.masses, 1)))[0, 0]
-        onehot = _numbers(operand(attention.mass_product, 1))
-        key_product, table = _producer(attention.terms, 0), operand(attention.value_product, 1)
+        lines = numbers(operand(producer(operand(attention.terms, 1))))[0, 0]
+        distances = numbers(operand(producer(operand(attention.masses, 1))))[0, 0]
+        onehot = numbers(operand(attention.mass_product, 1))
+        key_product, table = producer(operand(attention.terms)), operand(attention.value_product, 1)
         q, v = operand(key_product), operand(attention.attended, 1)
         # From the shape that the one-hot lines are expanded to, (batch, heads, 1, 1).
-        heads = int(_numbers(operand(_producer(_producer(attention.keys, 1), 1), 1))[0])
-        tokens, head_dim = len(onehot), _numbers(table).shape[1]
+        heads = int(numbers(operand(producer(operand(producer(operand(attention.keys, 1)), 1)), 1))[0])
+        tokens, head_dim = len(onehot), numbers(table).shape[1]
         # As long as a head where that holds all distances: kernels with two results of the same size are kept once in a plan.
         width, entries = _padded(onehot.shape[1], _LINES_ALIGNED), max(head_dim, _padded(distances.shape[1], _ALIGNED))
         length = head_dim + width
 
         keys_table = operand(key_product, 1)
-        product = self._add("MatMul", [q, self._constant(f"{keys_table.name}.padded", _columns(_numbers(keys_table), entries))])
+        product = self._add("MatMul", [q, self._constant(f"{keys_table.name}.padded", _columns(numbers(keys_table), entries))])
         # The last entry of the table is the zero that stands for "no term".
         index = np.arange(tokens)[:, None] * entries + _columns(lines, width, lines.max())
         query = self._add("Concat", [q, self._gather(product, (heads, tokens, entries), index)], axis=-1)
@@ -139,7 +140,7 @@ class _Rewriting:
             rows = _padded(tokens, _ALIGNED)
             query = self._add("Gather", [query, self._index(np.minimum(np.arange(rows), tokens - 1))], axis=2)
 
-        k = self._add("Transpose", [operand(_producer(attention.keys, 0))], perm=[0, 2, 1, 3])
+        k = self._add("Transpose", [operand(producer(operand(attention.keys)))], perm=[0, 2, 1, 3])
         beside = _columns(onehot, width)
         if joined:
             both = self._with_lines(self._add("Concat", [k, v], axis=-1), beside, head_dim, (head_dim, head_dim))
@@ -155,7 +156,7 @@ class _Rewriting:
         first, start = (0, width) if joined else (head_dim, 0)
         index = np.arange(tokens)[:, None] * length + first + _columns(distances, entries, onehot.shape[1] - 1)
         masses = self._gather(attended, (heads, rows, length), index)
-        padded_table = self._constant(f"{table.name}.padded", _columns(_numbers(table).T, entries).T)
+        padded_table = self._constant(f"{table.name}.padded", _columns(numbers(table).T, entries).T)
         product = self._add("MatMul", [masses, padded_table])
         box = [self._index(np.array(corner)) for corner in ((0, start), (tokens, start + head_dim), (2, 3))]
         part = self._add("Slice", [attended, *box], name=VALUES)
@@ -199,19 +200,6 @@ class _Rewriting:
 
     def _constant(self, name: str, values: NDArray[Any]) -> ir.Value:
         return add_constant(self.graph, name, values, ir.DataType.FLOAT)
-
-
-def _producer(node: ir.Node, index: int) -> ir.Node:
-    """The node that writes what another one reads at a place."""
-    producer = operand(node, index).producer()
-    assert producer is not None
-    return producer
-
-
-def _numbers(value: ir.Value) -> NDArray[Any]:
-    numbers = constant(value)
-    assert numbers is not None
-    return numbers
 
 
 def _padded(count: int, to: int) -> int:

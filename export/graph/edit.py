@@ -117,9 +117,23 @@ def operand(node: ir.Node, index: int = 0) -> ir.Value:
     return value
 
 
+def producer(value: ir.Value) -> ir.Node:
+    """Returns the node that writes a tensor, which must not be an input or a constant."""
+    node = value.producer()
+    assert node is not None, f"no node writes {value.name}"
+    return node
+
+
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
     """Returns the numbers of an initializer; None for any other tensor."""
     return value.const_value.numpy() if value is not None and value.const_value is not None else None
+
+
+def numbers(value: ir.Value) -> NDArray[Any]:
+    """Returns the numbers of a tensor that must be an initializer."""
+    array = constant(value)
+    assert array is not None, f"{value.name} is no constant"
+    return array
 
 
 def add_constant(graph: ir.Graph, name: str, values: Any, dtype: ir.DataType) -> ir.Value:

@@ -59,12 +59,22 @@ def export_onnx(model: VisionTransformer, path: str | Path, *, opset: int = DEFA
             f"opset is {opset}; legal are {OPSETS.start} to {OPSETS.stop - 1} (fp32 attention builds in TensorRT up to 22)"
         )
     ensure_writable(Path(path).parent)
-    exported = slim(_trace(model, opset))
-    _require_plain(exported, model, opset)
+    exported = export_model(model, opset=opset)
     save_model(exported, path, "the exported graph")
     operators = Counter(node.op_type for node in exported.graph)
     ir_version, nodes = exported.ir_version, len(exported.graph)
     return OnnxInfo(opset=opset, ir_version=ir_version, nodes=nodes, operators=dict(operators.most_common()))
+
+
+def export_model(model: VisionTransformer, *, opset: int = DEFAULT_OPSET) -> ir.Model:
+    """Returns the graph that :func:`export_onnx` writes.
+
+    Raises:
+        BuildError: as :func:`export_onnx`.
+    """
+    exported = slim(_trace(model, opset))
+    _require_plain(exported, model, opset)
+    return exported
 
 
 def _trace(model: VisionTransformer, opset: int) -> onnx.ModelProto:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,7 @@ class HalfRange:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form for manifests."""
-        largest = self.largest if math.isfinite(self.largest) else None
-        return {"tensors": self.tensors, "tensor": self.tensor, "node": self.node, "largest": largest, "images": self.images}
+        return asdict(self) | {"largest": self.largest if math.isfinite(self.largest) else None}
 
 
 def half_range(path: str | Path, images: NDArray[Any]) -> HalfRange:

@@ -23,11 +23,11 @@ from growtas.export.runtimes.base import Array, Session
 from growtas.export.runtimes.open import open_session
 from growtas.export.runtimes.torch import vit_session
 from growtas.export.tensorrt.builder import PlanBuilder, Shapes
-from growtas.export.tensorrt.check_optimized import check_arranged
 from growtas.export.verification.agreement import verify_artifact
 from growtas.export.verification.batches import Logits, remembering
 from growtas.export.verification.images import GateImages
 from growtas.export.verification.labelled_images import LabelledImages
+from growtas.export.verification.optimized_graph import check_optimized_graph
 from growtas.export.verification.parity import ParityReport, gate_batches, run_gate
 from growtas.files import replacing, sha256
 from growtas.nn.architecture import Architecture
@@ -132,7 +132,7 @@ class Work:
         record = compiled_from.to_dict()
         takes_pixels = compiled_from.input is not None and compiled_from.input.takes_pixels
         feed = (lambda images: pixels_of(images, self.source.run.info["preprocess"])) if takes_pixels else (lambda images: images)
-        arranged = check_arranged(plan, onnx, self.images, max_batch=self.options.max_batch, feed=feed)
+        arranged = check_optimized_graph(plan, onnx, self.images, max_batch=self.options.max_batch, feed=feed)
         content: dict[str, Any] = {
             **{key: record[key] for key in ("input", "postprocess") if key in record},
             # Without a run of the plan, what was checked of the ONNX file stands for what was compiled, and says so.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from growtas.export.pipeline.options import KEEP_AUTO
 from growtas.export.runtimes.base import Array, Session
 from growtas.export.runtimes.open import open_session
 from growtas.export.verification.labelled_images import spread
+from growtas.progress import Progress
 
 if TYPE_CHECKING:
     from growtas.export.quantization.convert import PrecisionInfo
@@ -173,9 +175,19 @@ def _mixed(
         passes=passes,
         calibration=calibration,
         keep=work.options.kept,
-        on_layer=lambda done, total: work.stage(f"looking for layers that have to stay in fp32 ({done} of {total})"),
+        progress=_Stages(work.stage),
         **settings,
     )
+
+
+class _Stages(Progress):
+    """Hands on the names of stages."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self._show(name)
 
 
 def _calibration(work: Work) -> tuple[Array, str]:

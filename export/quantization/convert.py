@@ -1,9 +1,9 @@
-"""From a finished fp32 ONNX file to one in another precision. Precision lives in the file: plans and IRs are built from it."""
+"""Converts a finished fp32 ONNX file to another precision. Precision lives in the file: plans and IRs are built from it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import onnx_ir as ir
 from growtas.errors import BuildError, ConfigError, choices
 from growtas.export.graph.attention_fusion import fuse_attention
 from growtas.export.graph.edit import (
-    constant,
     enumerate_names,
     forget_types,
     infer_types,
@@ -21,6 +20,7 @@ from growtas.export.graph.edit import (
     is_within,
     layer_name,
     load_typed_model,
+    numbers,
     operand,
     remove_unused,
     save_model,
@@ -42,7 +42,7 @@ _NO_BF16 = "ONNX Runtime's CPU provider computes nothing in bf16; a plan for a G
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionInfo:
-    """What a conversion made.
+    """How a file was converted, and what it holds.
 
     Attributes:
         precision: of the layers that were converted.
@@ -64,23 +64,11 @@ class PrecisionInfo:
     per_channel: bool | None = None
     runs_here: bool = True
     runs_not_because: str | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form for manifests."""
-        return {
-            "precision": self.precision,
-            "rest": self.rest,
-            "kept": dict(self.kept),
-            "operators": {name: dict(counts) for name, counts in self.operators.items()},
-            "layers": dict(self.layers),
-            "initializers": dict(self.initializers),
-            "calibration": dict(self.calibration) if self.calibration is not None else None,
-            "per_channel": self.per_channel,
-            "runs_here": self.runs_here,
-            "runs_not_because": self.runs_not_because,
-            "notes": list(self.notes),
-        }
+        """Returns the JSON form for manifests."""
+        return asdict(self)
 
 
 def convert(
@@ -94,7 +82,7 @@ def convert(
     rest: str = "fp32",
     method: str = DEFAULT_METHOD,
 ) -> PrecisionInfo:
-    """Write a finished fp32 ONNX file in another precision, and check that it is.
+    """Writes a finished fp32 ONNX file in another precision, and checks that it is.
 
     Images and logits stay float32. The same input makes the same bytes.
 
@@ -206,7 +194,7 @@ def _beyond_fp16(model: ir.Model, calibration: Array | None) -> dict[str, str]:
         sizes = largest(model, [*floats, str(graph.inputs[0].name)], calibration)
     for name, value in graph.initializers.items():
         if value.dtype == ir.DataType.FLOAT:
-            top = float(np.abs(constant(value)).max(initial=0))  # type: ignore[arg-type]
+            top = float(np.abs(numbers(value)).max(initial=0))
             # A weight is what it is: no headroom.
             sizes[name] = top if not top <= FP16_MAX else 0.0
     beyond = over_range(sizes)

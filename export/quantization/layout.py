@@ -21,6 +21,7 @@ from growtas.export.graph.edit import (
     insert_after,
     insert_before,
     is_linear,
+    numbers,
     operand,
     remove_unused,
 )
@@ -114,10 +115,9 @@ def _token_count(model: ir.Model) -> int | None:
 def _as_product(gemm: ir.Node) -> ir.Value:
     """Writes a Gemm as MatMul and Add, with its weight as ``(inputs, outputs)`` under the same name; returns the last output."""
     weight, bias = operand(gemm, 1), operand(gemm, 2) if len(gemm.inputs) > 2 else None
-    matrix = constant(weight)
-    if matrix is not None and gemm.attributes.get_int("transB"):
-        weight.const_value = ir.Tensor(matrix.T.copy(), name=weight.name)
-        weight.shape = ir.Shape(matrix.T.shape)
+    if gemm.attributes.get_int("transB", 0):
+        matrix = numbers(weight).T.copy()
+        weight.const_value, weight.shape = ir.Tensor(matrix, name=weight.name), ir.Shape(matrix.shape)
     gemm.op_type = "MatMul"
     gemm.attributes.clear()
     gemm.resize_inputs(2)

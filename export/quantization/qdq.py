@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 
 from growtas.export.graph.edit import (
     add_constant,
-    constant,
     insert_after,
     insert_before,
     is_linear,
     layer_name,
+    numbers,
     operand,
     remove_unused,
 )
@@ -147,8 +147,7 @@ def quantise_linears(
 
 def add_bias(node: ir.Node, bias: ir.Value) -> ir.Value:
     """Adds a bias behind a product, in place; none where it is zero. Returns the output."""
-    numbers = constant(bias)
-    if numbers is None or not numbers.any():
+    if not numbers(bias).any():
         return node.outputs[0]
     return insert_after(node, "Add", [bias], f"{node.name}_bias", renamed=f"{node.outputs[0].name}_product")
 
@@ -162,10 +161,10 @@ def _quantise_activation(graph: ir.Graph, node: ir.Node, magnitude: float, how: 
     source = x if reshape is None else operand(reshape)
     quantised = insert_before(node, "QuantizeLinear", [source, scale, zero], f"{name}_q")
     output = f"{name}_dq" if reshape is None else f"{name}_dq_whole"
-    numbers = insert_before(node, "DequantizeLinear", [quantised, scale, zero], output, f"{name}_dq")
+    restored = insert_before(node, "DequantizeLinear", [quantised, scale, zero], output, f"{name}_dq")
     if reshape is None:
-        return numbers
-    return insert_before(node, "Reshape", [numbers, operand(reshape, 1)], f"{name}_dq", reshape.name)
+        return restored
+    return insert_before(node, "Reshape", [restored, operand(reshape, 1)], f"{name}_dq", reshape.name)
 
 
 def _weight_scales(node: ir.Node, magnitude: float, how: Quantisation, with_bias: bool) -> tuple[Any, Any]:
@@ -206,15 +205,13 @@ def _quantise_weight(graph: ir.Graph, node: ir.Node, scale: Any, how: Quantisati
 
 def _matrix(node: ir.Node) -> NDArray[Any]:
     """A Linear's weight, ``(inputs, outputs)``."""
-    matrix = constant(operand(node, 1))
-    assert matrix is not None
+    matrix = numbers(operand(node, 1))
     return matrix.T if node.attributes.get_int("transB", 0) else matrix
 
 
 def _bias(node: ir.Node, outputs: int = 0) -> NDArray[Any]:
     """A Linear's bias; zeros for a layer without one."""
-    bias = constant(operand(node, 2)) if len(node.inputs) > 2 else None
-    return np.zeros(outputs, np.float32) if bias is None else bias
+    return numbers(operand(node, 2)) if len(node.inputs) > 2 else np.zeros(outputs, np.float32)
 
 
 def _joined(layers: list[str]) -> str:

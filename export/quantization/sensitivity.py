@@ -1,7 +1,8 @@
-"""Which layers must stay in fp32 so that the rest may go lower: found by trying."""
+"""Finds by trying which layers must stay in fp32 so that the rest may go lower."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from growtas.errors import BuildError
 from growtas.export.quantization.calibration import Array
 from growtas.export.quantization.convert import PrecisionInfo, convert
 from growtas.export.verification.labelled_images import spread
+from growtas.progress import SILENT, Progress
 
 RANKING_IMAGES = 32
 """Calibration images while layers are ranked: which of them hurts most shows on few."""
@@ -18,7 +20,7 @@ RANKING_IMAGES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """What was found.
+    """The layers that stay in fp32.
 
     Attributes:
         info: of the file that passes.
@@ -33,7 +35,7 @@ class Sensitivity:
     tried: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form for manifests."""
+        """Returns the JSON form for manifests."""
         return {"kept": list(self.kept), "errors": self.errors, "tried": self.tried}
 
 
@@ -47,10 +49,10 @@ def find_sensitive(
     passes: Callable[[Path], bool],
     calibration: Array | None = None,
     keep: Collection[str] = (),
-    on_layer: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
     **settings: Any,
 ) -> Sensitivity | None:
-    """Keep as few layers in fp32 as make a file pass, the most sensitive ones.
+    """Keeps as few layers in fp32 as make a file pass, the most sensitive ones.
 
     Each layer is made low alone, and the error is its sensitivity. Then the first 1, 2, 4, ... of the order stay high until a file
     passes, and the number in between is found by bisection; so it is the least of that order, if fewer layers never do better.
@@ -63,10 +65,9 @@ def find_sensitive(
         passes: whether a file is good enough.
         calibration: as for :func:`~growtas.export.quantization.convert.convert`, as are more keyword arguments.
         keep: layers that stay in any case.
-        on_layer: told how many layers have been ranked.
 
     Returns:
-        What was found; None where not even the least sensitive layer alone passes.
+        The layers and the file; None where not even the least sensitive layer alone passes.
 
     Raises:
         BuildError, ConfigError, OutputError: as the conversion.
@@ -74,11 +75,11 @@ def find_sensitive(
     few = None if calibration is None else spread(calibration, RANKING_IMAGES)
     errors: dict[str, float] = {}
     for number, layer in enumerate(layers):
-        on_layer(number, len(layers))
+        progress.stage(f"looking for layers that have to stay in fp32 ({number} of {len(layers)})")
         others = [other for other in layers if other != layer]
         convert(source, out, precision, calibration=few, keep=[*keep, *others], **settings)
-        found = error(out)
-        errors[layer] = found if found == found else float("inf")
+        layer_error = error(out)
+        errors[layer] = float("inf") if math.isnan(layer_error) else layer_error
     order = sorted(layers, key=lambda layer: -errors[layer])
     tried = 0
 

@@ -21,6 +21,7 @@ from growtas.export.graph.edit import (
     infer_types,
     insert_before,
     load_typed_model,
+    numbers,
     operand,
     remove_unused,
     replace_tensor,
@@ -102,8 +103,7 @@ def _is_patches(node: ir.Node) -> bool:
 
 
 def _write_rows(graph: ir.Graph, node: ir.Node) -> None:
-    weight, image, name, count = constant(operand(node, 1)), operand(node).shape, str(node.name), 0
-    assert weight is not None
+    weight, image, name, count = numbers(operand(node, 1)), operand(node).shape, str(node.name), 0
     assert image is not None
     outputs, channels, height, width = weight.shape
     down, across = int(image[2]) // height, int(image[3]) // width  # type: ignore[arg-type]
@@ -139,11 +139,11 @@ def gather_values(model: ir.Model) -> int:
     for node in slices:
         attended = operand(node)
         flat = next(reader for reader in attended.consumers() if reader.op_type == "Reshape")
-        (_, start), (tokens, end) = (constant(operand(node, place)) for place in (1, 2))  # type: ignore[misc]
+        (_, start), (tokens, end) = (numbers(operand(node, place)) for place in (1, 2))
         length = int(shapes[attended.name][-1])  # type: ignore[index,arg-type]
         index = np.arange(tokens)[:, None] * length + np.arange(start, end)
         columns = add_constant(model.graph, f"values.{tokens}.{length}.{start}", index, ir.DataType.INT64)
-        values = insert_before(node, "Gather", [flat.outputs[0], columns], f"{node.name}", axis=2)
+        values = insert_before(node, "Gather", [flat.outputs[0], columns], str(node.name), axis=2)
         replace_tensor(node.outputs[0], values)
     remove_unused(model)
     return len(slices)

@@ -16,7 +16,7 @@ from growtas.search.search import Outcome, Search
 from growtas.search.targets import DeviceLatency
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
-from growtas.watch.figure import can_draw
+from growtas.watch import figure
 from growtas.watch.search_html import write_search_page
 from growtas.watch.search_plot import draw_search_png
 from growtas.watch.search_report import SearchReport, history
@@ -86,13 +86,13 @@ def write_results(run: Run, folder: Path, search: Search, outcome: Outcome, reco
         front = front_report(search, outcome.result)
         write_json(files["front"], front)
         report["front"] = {"subnets": len(front["subnets"]), "hypervolume": front["hypervolume"]}
-    page = SearchReport.of(search, outcome, report)
-    files |= {"report": folder / "report.html"} | ({"picture": folder / "search.png"} if can_draw() else {})
+    drawn = SearchReport.of(search, outcome, report)
+    files |= {"report": folder / "report.html"} | ({"picture": folder / "search.png"} if figure.can_draw() else {})
     report["files"] = {name: str(path) for name, path in files.items()}
     write_json(files["result"], report)
     subnet = {**chosen.to_dict(), **{key: record[key] for key in ("device", "devices", "limits")}}
     write_json(files["subnet"], {**subnet, "space": run.space.name, "checkpoint_sha256": record["checkpoint_sha256"]})
-    write_search_page(page, files["report"])
+    write_search_page(drawn, files["report"])
     if "picture" in files:
-        draw_search_png(page, files["picture"])
+        draw_search_png(drawn, files["picture"])
     return SearchResult(run=run, space=search.space, limits=search.limits, chosen=chosen, files=files, report=report)

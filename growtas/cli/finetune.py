@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from growtas.cli.output import JsonOption, console, print_json, print_table
-from growtas.cli.train_progress import training_view
-
-if TYPE_CHECKING:
-    from growtas import api
+from growtas.cli.output import JsonOption, print_json
+from growtas.cli.training_view import show_result, training_view
 
 
 def finetune(
@@ -75,29 +72,12 @@ def finetune(
             tensorboard=tensorboard,
             progress=progress,
         )
+    info = run.info
     if json_:
-        info = run.info
         content = {key: info[key] for key in ("finetune", "state", "seconds", "data")}
         print_json({"run": str(run.path), "space": run.space.name, **content})
         return
-    _show_result(run)
-
-
-def _show_result(run: api.Run) -> None:
-    from rich.table import Table
-
-    from growtas.costs import count_costs
     from growtas.subnet import Subnet
-    from growtas.units import format_count
 
-    info, space = run.info, run.space
-    data, subnet = info["data"], Subnet.from_dict(info["finetune"]["subnet"])
-    costs = count_costs(space, subnet)
-    table = Table(title=f"{space.name} on {data['name']}: accuracy on the {data['test_size']:,} test images")
-    table.add_column("architecture")
-    for column in ("params", "MACs", "accuracy"):
-        table.add_column(column, justify="right")
-    accuracy = f"{info['finetune']['test_accuracy']:.2%}"
-    table.add_row(str(subnet), format_count(costs.params), format_count(costs.macs), accuracy)
-    print_table(table)
-    console().print(f"run {run.path}   {info['seconds']:.0f} s   next: growtas export {run.path}", soft_wrap=True)
+    changes = info["finetune"]
+    show_result(run, {"": (Subnet.from_dict(changes["subnet"]), changes["test_accuracy"])}, f"export {run.path}")

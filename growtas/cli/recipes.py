@@ -9,7 +9,7 @@ import typer
 from growtas.cli.output import JsonOption, console, print_json, print_table
 
 if TYPE_CHECKING:
-    from growtas.train.recipes import Entry
+    from growtas.train.recipes.entry import Entry
 
 
 def recipes(

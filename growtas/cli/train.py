@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from growtas.cli.output import JsonOption, console, print_json, print_table
-from growtas.cli.train_progress import training_view
-
-if TYPE_CHECKING:
-    from growtas import api
+from growtas.cli.output import JsonOption, print_json
+from growtas.cli.training_view import show_result, training_view
 
 _RECIPE, _DATA, _METHOD, _COMPUTE, _RUN = "Recipe", "Data", "Method", "Computing", "Run"
 """Panels of ``--help``."""
@@ -187,7 +184,12 @@ def train(
         keys = ("state", "method", "test_accuracy", "seconds", "data")
         print_json({"run": str(trained.path), "space": trained.space.name, **{key: info[key] for key in keys}})
         return
-    _show_result(trained)
+    from growtas.train.strategies import make_strategy
+
+    subnets = make_strategy(trained.recipe, trained.space).followed()
+    accuracies = trained.info["test_accuracy"]
+    step = "export" if trained.recipe.method == "finetune" else "search"
+    show_result(trained, {label: (subnet, accuracies[label]) for label, subnet in subnets.items()}, step)
 
 
 def _epoch_list(text: str | None) -> list[float] | str | None:
@@ -199,29 +201,3 @@ def _epoch_list(text: str | None) -> list[float] | str | None:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"--transitions {text!r} must be epochs divided by commas, as in 10,20, or auto") from None
-
-
-def _show_result(run: api.Run) -> None:
-    from rich.table import Table
-
-    from growtas.costs import count_costs
-    from growtas.train.strategies import make_strategy
-    from growtas.units import format_count
-
-    space, info, recipe = run.space, run.info, run.recipe
-    data = info["data"]
-    table = Table(title=f"{space.name} on {data['name']}: accuracy on the {data['test_size']:,} test images")
-    for column in ("subnet", "architecture"):
-        table.add_column(column)
-    for column in ("params", "MACs", "accuracy"):
-        table.add_column(column, justify="right")
-    followed = make_strategy(recipe, space).followed()
-    for label, subnet in followed.items():
-        costs = count_costs(space, subnet)
-        accuracy = f"{info['test_accuracy'][label]:.2%}"
-        table.add_row(label, str(subnet), format_count(costs.params), format_count(costs.macs), accuracy)
-        if len(set(followed.values())) == 1:
-            break
-    print_table(table)
-    step = "export" if recipe.method == "finetune" else "search"
-    console().print(f"run {run.path}   {info['seconds']:.0f} s   next: growtas {step}", soft_wrap=True)

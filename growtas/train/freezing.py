@@ -9,7 +9,6 @@ from growtas.growth import Subspace
 from growtas.nn.architecture import Architecture
 from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer
-from growtas.subnet import Subnet
 
 Region = tuple[slice, ...]
 
@@ -20,9 +19,7 @@ def used_regions(supernet: Supernet, subspace: Subspace) -> dict[str, Region]:
     A subspace is a product of choices, so its largest subnet uses every entry that any of its subnets does. That holds for the
     interleaved qkv rows too: a subnet with w channels of heads takes the first 3 w of them.
     """
-    restricted = subspace.restrict(supernet.space)
-    depth = restricted.depth[-1]
-    largest = Subnet(restricted.embed_dim[-1], (restricted.num_heads[-1],) * depth, (restricted.mlp_ratio[-1],) * depth)
+    largest = subspace.restrict(supernet.space).largest
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in VisionTransformer(Architecture.of(supernet.space, largest)).named_parameters()}
     return {name: tuple(slice(0, size) for size in shape) for name, shape in shapes.items()}

@@ -43,20 +43,19 @@ def subnet_accuracies(
     supernet: Supernet,
     images: EvaluationSet,
     device: torch.device,
-    subnets: Mapping[str, Subnet] | None = None,
+    subnets: Mapping[str, Subnet],
     world: World = World(),  # noqa: B008 (a frozen value)
 ) -> dict[str, float]:
-    """Accuracy (0..1) of some subnets, by default :func:`monitored`; the supernet is left in eval mode.
+    """Accuracy (0..1) of some subnets; the supernet is left in eval mode.
 
     The processes of a world share the batches; all get the result.
     """
-    chosen = monitored(supernet.space) if subnets is None else subnets
     supernet.eval()
-    correct = dict.fromkeys(chosen.values(), 0)
+    correct = dict.fromkeys(subnets.values(), 0)
     for start in range(world.rank * _BATCH, len(images), world.size * _BATCH):
         batch = images.images(start, start + _BATCH).to(device)
         labels: Tensor = images.labels[start : start + _BATCH]
         for subnet in correct:
             correct[subnet] += int((supernet(batch, subnet).argmax(1).cpu() == labels).sum())
     counts = dict(zip(correct, world.sum_counts(list(correct.values()), device), strict=True))
-    return {name: counts[subnet] / len(images) for name, subnet in chosen.items()}
+    return {name: counts[subnet] / len(images) for name, subnet in subnets.items()}

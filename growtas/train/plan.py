@@ -122,11 +122,6 @@ class TrainingPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: counts, bytes, seconds, MACs."""
-        stages = []
-        for stage in self.stages:
-            caps = dataclasses.asdict(stage.subspace)
-            entry = {**dataclasses.asdict(stage), "subspace": {key: None if math.isinf(cap) else cap for key, cap in caps.items()}}
-            stages.append(entry)
         return {
             "space": self.space.name,
             "device": self.device,
@@ -139,7 +134,7 @@ class TrainingPlan:
             "passes": self.passes,
             "macs": self.macs,
             "lr": dict(zip(("start", "peak", "end"), self.lr, strict=True)),
-            "stages": stages,
+            "stages": [{**dataclasses.asdict(stage), "subspace": stage.subspace.to_dict()} for stage in self.stages],
             "memory_bytes": {**dataclasses.asdict(self.memory), "total": self.memory.total},
             "time": self.time.to_dict() if self.time else None,
             "remarks": list(self.remarks),

@@ -19,7 +19,6 @@ from growtas.data.seeding import preserved_globals, seed_globals
 from growtas.distributed import World
 from growtas.errors import TrainingError
 from growtas.files import append_json_line, read_json_lines, replacing
-from growtas.growth import Subspace
 from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
 from growtas.progress import SILENT, Progress
@@ -208,7 +207,7 @@ class Trainer:
             "epoch": epoch,
             "step": place.step,
             "stage": self.strategy.stage(where) + 1,
-            "subspace": _caps(self.strategy.subspace(where)),
+            "subspace": self.strategy.subspace(where).to_dict(),
             "loss": sums["loss"] / self.loader.steps,
             "lr": self._training.optimizer.param_groups[0]["lr"],
         }
@@ -304,9 +303,3 @@ def _timed(batches: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
         if batch is None:
             return
         yield batch
-
-
-def _caps(subspace: Subspace) -> dict[str, float | None]:
-    """A subspace in JSON, where there is no infinity."""
-    caps = {"max_embed_dim": subspace.max_embed_dim, "max_mlp_ratio": subspace.max_mlp_ratio}
-    return {key: None if cap == float("inf") else cap for key, cap in caps.items()}

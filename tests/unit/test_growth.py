@@ -12,8 +12,8 @@ from growtas.space import PRESETS
 
 def test_the_papers_schedule_has_two_stages():
     schedule = growth_schedule(PRESETS["autoformer-t"], 500, transitions=[250])
-    assert schedule.subspace(0) == schedule.subspace(249) == Subspace(max_embed_dim=192)
-    assert schedule.subspace(250) == schedule.subspace(499) == Subspace()
+    assert schedule.subspaces[schedule.stage(0)] == schedule.subspaces[schedule.stage(249)] == Subspace(max_embed_dim=192)
+    assert schedule.subspaces[schedule.stage(250)] == schedule.subspaces[schedule.stage(499)] == Subspace()
     assert [schedule.stage(e) for e in (0, 249.99, 250, 500)] == [0, 0, 1, 1]
 
 
@@ -30,7 +30,7 @@ def test_any_number_of_stages_is_nested_and_ends_with_the_whole_space():
     for stages in (1, 2, 3):
         schedule = growth_schedule(space, 30, stages=stages)
         assert len(schedule.subspaces) == stages
-        assert schedule.subspace(29.9).restrict(space) == space
+        assert schedule.subspaces[schedule.stage(29.9)].restrict(space) == space
         open_stages = [schedule.stage(epoch) for epoch in range(30)]
         assert open_stages == sorted(open_stages)
         assert set(open_stages) == set(range(stages))

@@ -17,17 +17,34 @@ from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
 from growtas.errors import ConfigError, DeviceError, SpaceError, SubnetError, choices
+from growtas.fields import Rule, one_of, whole
 from growtas.latency.estimate import PERCENTILE, Conditions, Kind
 from growtas.latency.measured.campaign import Sample
 from growtas.latency.measured.fit import FittedLatency
 from growtas.latency.measured.terms import BASES, term_names
-from growtas.latency.modelled.profile import checked_fields
+from growtas.latency.modelled.profile import (
+    COUNT,
+    DATE,
+    FRACTION,
+    NAME,
+    NOT_NEGATIVE,
+    OBJECT,
+    PRECISIONS,
+    SOURCES,
+    TEXT,
+    checked_fields,
+    required,
+)
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
 FORMAT = "growtas-profile/2"
 Role = Literal["fit", "held-out", "repeat"]
 ROLES: tuple[Role, ...] = ("fit", "held-out", "repeat")
+_COEFFICIENTS = Rule(
+    lambda value: isinstance(value, Mapping) and all(map(NOT_NEGATIVE.accepts, value.values())),
+    "milliseconds by term, zero or more",
+)
 _GEOMETRY = ("head_dim", "image_size", "patch_size", "in_chans", "max_relative_position")
 
 
@@ -81,23 +98,25 @@ class MeasuredProfile:
         date: of the last sample, ISO.
     """
 
-    name: str
-    description: str
-    runtime: str
-    runtime_version: str
-    precision: str
-    batch: int
-    threads: int
-    machine: Mapping[str, Any]
-    space: SearchSpace
-    samples: tuple[tuple[Role, Sample], ...]
-    basis: str
-    coefficients: Mapping[str, float]
-    max_cv: float
-    max_drift: float
-    remeasured: int
-    sources: tuple[str, ...]
-    date: str
+    name: str = required(NAME)
+    description: str = required(TEXT)
+    runtime: str = required(TEXT)
+    runtime_version: str = required(TEXT)
+    precision: str = required(one_of(*PRECISIONS))
+    batch: int = required(COUNT)
+    threads: int = required(whole(0))
+    machine: Mapping[str, Any] = required(OBJECT)
+    space: SearchSpace = required(OBJECT)
+    samples: tuple[tuple[Role, Sample], ...] = required(
+        Rule(lambda value: isinstance(value, list | tuple) and bool(value), "a list of samples")
+    )
+    basis: str = required(TEXT)
+    coefficients: Mapping[str, float] = required(_COEFFICIENTS)
+    max_cv: float = required(FRACTION)
+    max_drift: float = required(FRACTION)
+    remeasured: int = required(whole(0))
+    sources: tuple[str, ...] = required(SOURCES)
+    date: str = required(DATE)
 
     @property
     def kind(self) -> Kind:
@@ -205,7 +224,7 @@ class MeasuredProfile:
         if not isinstance(data, Mapping) or data.get("format") != FORMAT or data.get("kind") != "measured":
             raise ConfigError(f"{source}: not a measured profile of format {FORMAT}")
         rest = {key: value for key, value in data.items() if key not in ("format", "kind", "held_out", "repeatability")}
-        fields = checked_fields(cls, rest, source, "")
+        fields = checked_fields(cls, rest, source)
         for name in ("machine", "coefficients"):
             fields[name] = dict(fields[name])
         try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import ConfigError, DeviceError, choices
+from growtas.fields import RULE, Rule, check_keys, one_of, real, text, whole
 from growtas.latency.estimate import Kind
 
 FORMAT = "growtas-profile/1"
@@ -28,6 +28,31 @@ BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "int8": 1}
 """Bytes of a number in each precision; its keys are the legal precisions."""
 PRECISIONS = tuple(BYTES)
 CPU = "cpu"
+
+POSITIVE, FRACTION, NOT_NEGATIVE, COUNT, TEXT = real(0, above=True), real(0, 1, above=True), real(0), whole(1), text()
+OBJECT = Rule(lambda value: isinstance(value, Mapping), "an object")
+NAME = Rule(lambda value: _matches(r"[a-z0-9-]+", value), "lower-case letters, digits and hyphens")
+DATE = Rule(lambda value: _matches(r"\d{4}-\d{2}-\d{2}", value), "a date as 2026-01-31")
+_CAPABILITY = Rule(lambda value: _matches(r"sm\d{2,3}", value), "sm and the number, as sm86")
+_MODELLED = Rule(lambda value: value == "modelled", "modelled (what was timed has another format, and `growtas profile` makes it)")
+
+
+def _matches(pattern: str, value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def list_of(rule: Rule, items: str, *, empty: bool = False) -> Rule:
+    """Lists whose items a rule accepts; ``items`` names them in the message."""
+    return Rule(lambda value: isinstance(value, list | tuple) and (empty or bool(value)) and all(map(rule.accepts, value)), items)
+
+
+def required(rule: Rule) -> Any:
+    """A field of a profile without a default, with a rule for :func:`checked_fields`."""
+    return dataclasses.field(metadata={RULE: rule})
+
+
+SOURCES = list_of(TEXT, "a list of texts")
+_TIMES = list_of(POSITIVE, "a list of milliseconds above zero", empty=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +67,13 @@ class Peaks:
         l2_mb: level-2 cache, 10^6 bytes.
     """
 
-    fp32_tflops: float
-    tf32_tflops: float | None
-    fp16_tflops: float
-    int8_tops: float | None
-    memory_gb_s: float
-    sms: int
-    l2_mb: float
+    fp32_tflops: float = required(POSITIVE)
+    tf32_tflops: float | None = required(real(0, above=True, null=True))
+    fp16_tflops: float = required(POSITIVE)
+    int8_tops: float | None = required(real(0, above=True, null=True))
+    memory_gb_s: float = required(POSITIVE)
+    sms: int = required(COUNT)
+    l2_mb: float = required(POSITIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +87,11 @@ class Efficiency:
         tile_rows, tile_cols: output tile that one multiprocessor computes at a time.
     """
 
-    compute: float
-    memory: float
-    launch_us: float
-    tile_rows: int
-    tile_cols: int
+    compute: float = required(FRACTION)
+    memory: float = required(FRACTION)
+    launch_us: float = required(NOT_NEGATIVE)
+    tile_rows: int = required(COUNT)
+    tile_cols: int = required(COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +107,13 @@ class Calibration:
         own_reference: whether the reference was taken on this device.
     """
 
-    network: str
-    precision: str
-    batches: tuple[int, ...]
-    reference_ms: tuple[float, ...]
-    modelled_ms: tuple[float, ...]
-    max_error: float
-    own_reference: bool
+    network: str = required(TEXT)
+    precision: str = required(one_of(*PRECISIONS))
+    batches: tuple[int, ...] = required(list_of(COUNT, "a list of whole numbers above zero", empty=True))
+    reference_ms: tuple[float, ...] = required(_TIMES)
+    modelled_ms: tuple[float, ...] = required(_TIMES)
+    max_error: float = required(NOT_NEGATIVE)
+    own_reference: bool = required(Rule(lambda value: isinstance(value, bool), "true or false"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,18 +133,18 @@ class DeviceProfile:
         date: when the profile was made, ISO.
     """
 
-    name: str
-    description: str
-    kind: Kind
-    compute_capability: str
-    runtime: str
-    precision: str
-    peaks: Peaks
-    efficiency: Efficiency
-    calibration: Calibration
-    relative_uncertainty: float
-    sources: tuple[str, ...]
-    date: str
+    name: str = required(NAME)
+    description: str = required(TEXT)
+    kind: Kind = required(_MODELLED)
+    compute_capability: str = required(_CAPABILITY)
+    runtime: str = required(TEXT)
+    precision: str = required(one_of(*PRECISIONS))
+    peaks: Peaks = required(OBJECT)
+    efficiency: Efficiency = required(OBJECT)
+    calibration: Calibration = required(OBJECT)
+    relative_uncertainty: float = required(FRACTION)
+    sources: tuple[str, ...] = required(SOURCES)
+    date: str = required(DATE)
 
     def peak_ops(self, precision: str) -> float:
         """Peak operations a second in a precision.
@@ -141,7 +166,7 @@ class DeviceProfile:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, read back by :meth:`from_dict`."""
-        return {"format": FORMAT, **_plain(dataclasses.asdict(self))}
+        return {"format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, data: Any, *, source: str = "profile") -> DeviceProfile:
@@ -152,7 +177,7 @@ class DeviceProfile:
         """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise ConfigError(f"{source}: not a device profile of format {FORMAT}")
-        fields = checked_fields(cls, {key: value for key, value in data.items() if key != "format"}, source, "")
+        fields = checked_fields(cls, {key: value for key, value in data.items() if key != "format"}, source)
         for name, part in (("peaks", Peaks), ("efficiency", Efficiency), ("calibration", Calibration)):
             fields[name] = part(**checked_fields(part, fields[name], source, f"{name}."))
         profile = cls(**fields)
@@ -164,86 +189,18 @@ class DeviceProfile:
         return profile
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _positive(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value) and value > 0
-
-
-def _fraction(value: Any) -> bool:
-    return _positive(value) and value <= 1
-
-
-def _whole(value: Any) -> bool:
-    return _positive(value) and isinstance(value, int)
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _error(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value) and value >= 0
-
-
-_RULES: dict[str, tuple[Any, str]] = {
-    **dict.fromkeys(("description", "runtime", "calibration.network"), (_text, "a text")),
-    "name": (lambda v: isinstance(v, str) and re.fullmatch(r"[a-z0-9-]+", v), "lower-case letters, digits and hyphens"),
-    "kind": (lambda v: v == "modelled", "modelled (what was timed has another format, and `growtas profile` makes it)"),
-    "compute_capability": (lambda v: isinstance(v, str) and re.fullmatch(r"sm\d{2,3}", v), "sm and the number, as sm86"),
-    **dict.fromkeys(("precision", "calibration.precision"), (lambda v: v in PRECISIONS, choices(PRECISIONS))),
-    "date": (lambda v: isinstance(v, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", v), "a date as 2026-01-31"),
-    **dict.fromkeys(("peaks", "efficiency", "calibration"), (lambda v: isinstance(v, Mapping), "an object")),
-    "sources": (lambda v: isinstance(v, list | tuple) and v and all(map(_text, v)), "a list of texts"),
-    **dict.fromkeys(
-        ("peaks.fp32_tflops", "peaks.fp16_tflops", "peaks.memory_gb_s", "peaks.l2_mb"), (_positive, "a number above zero")
-    ),
-    **dict.fromkeys(
-        ("peaks.tf32_tflops", "peaks.int8_tops"), (lambda v: v is None or _positive(v), "a number above zero, or null")
-    ),
-    **dict.fromkeys(("peaks.sms", "efficiency.tile_rows", "efficiency.tile_cols"), (_whole, "a whole number above zero")),
-    **dict.fromkeys(
-        ("efficiency.compute", "efficiency.memory", "relative_uncertainty"), (_fraction, "a fraction above 0, at most 1")
-    ),
-    "runtime_version": (_text, "a text"),
-    "basis": (_text, "a text"),
-    "batch": (_whole, "a whole number above zero"),
-    **dict.fromkeys(("threads", "remeasured"), (lambda v: v == 0 or _whole(v), "a whole number from zero up")),
-    **dict.fromkeys(("space", "machine"), (lambda v: isinstance(v, Mapping), "an object")),
-    "samples": (lambda v: isinstance(v, list | tuple) and v, "a list of samples"),
-    "coefficients": (lambda v: isinstance(v, Mapping) and all(map(_error, v.values())), "milliseconds by term, zero or more"),
-    **dict.fromkeys(("max_cv", "max_drift"), (_fraction, "a fraction above 0, at most 1")),
-    "efficiency.launch_us": (_error, "microseconds, zero or more"),
-    "calibration.max_error": (_error, "a number, zero or more"),
-    "calibration.own_reference": (lambda v: isinstance(v, bool), "true or false"),
-    "calibration.batches": (lambda v: isinstance(v, list | tuple) and all(map(_whole, v)), "a list of whole numbers above zero"),
-    **dict.fromkeys(
-        ("calibration.reference_ms", "calibration.modelled_ms"),
-        (lambda v: isinstance(v, list | tuple) and all(map(_positive, v)), "a list of milliseconds above zero"),
-    ),
-}
-
-
-def checked_fields(part: type, data: Mapping[str, Any], source: str, prefix: str) -> dict[str, Any]:
+def checked_fields(part: type, data: Mapping[str, Any], source: str, prefix: str = "") -> dict[str, Any]:
     """The fields of one level of a profile, a dataclass ``part``, each tested by its rule; lists become tuples.
 
     Raises:
         ConfigError: a field that is missing, unknown or wrong; the message names it and the legal values.
     """
-    names = [field.name for field in dataclasses.fields(part)]
-    for name in data:
-        if name not in names:
-            raise ConfigError(f"{source}: unknown field {prefix + str(name)!r}; known are {choices(prefix + n for n in names)}")
-    for name in names:
+    rules = {field.name: field.metadata[RULE] for field in dataclasses.fields(part)}
+    check_keys(data, rules, source)
+    for name, rule in rules.items():
         if name not in data:
             raise ConfigError(f"{source}: the field {prefix}{name} is missing")
-        legal, meaning = _RULES[prefix + name]
-        if not legal(data[name]):
-            raise ConfigError(f"{source}: {prefix}{name} is {data[name]!r}; it must be {meaning}")
+        rule.check(f"{source}: {prefix}{name}", data[name])
     return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
 
 

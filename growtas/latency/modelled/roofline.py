@@ -2,8 +2,8 @@
 
 A kernel takes the longer of its arithmetic and its memory traffic, plus a launch overhead. A matrix product is cut into output
 tiles, and no multiprocessor works on less than one: at batch 1 a small network keeps few of them busy, which is most of what
-sets small-batch latency apart from the datasheet. Nothing here was measured on the device; the profiles' efficiencies were
-fitted to public latencies (tests/evidence/roofline_calibration.py).
+sets small-batch latency apart from the datasheet. Nothing here was measured on the device; the efficiencies were fitted to public
+latencies (tests/evidence/roofline_calibration.py).
 """
 
 from __future__ import annotations

@@ -9,27 +9,9 @@ from growtas.errors import ConfigError, choices
 from growtas.fields import nearest
 from growtas.train.recipe import Recipe
 from growtas.train.recipes import baselines, finetuning, imagenet, small
-from growtas.train.recipes.baselines import baseline
-from growtas.train.recipes.entry import NOT_MEASURED, Entry
-from growtas.train.recipes.finetuning import transfer
-from growtas.train.recipes.imagenet import PAPER_SPACES, paper, paper_dagger, paper_plus
+from growtas.train.recipes.entry import Entry
+from growtas.train.recipes.imagenet import PAPER_SPACES, paper, paper_plus
 from growtas.train.recipes.small import digits_demo, fashion_mnist_micro, small_images, small_plus
-
-__all__ = [
-    "NOT_MEASURED",
-    "RECIPES",
-    "Entry",
-    "baseline",
-    "default_recipe",
-    "digits_demo",
-    "fashion_mnist_micro",
-    "find_recipe",
-    "paper",
-    "paper_dagger",
-    "paper_plus",
-    "small_images",
-    "transfer",
-]
 
 RECIPES: dict[str, Entry] = {
     entry.name: entry for entry in (*small.ENTRIES, *imagenet.ENTRIES, *baselines.ENTRIES, *finetuning.ENTRIES)

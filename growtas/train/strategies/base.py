@@ -17,6 +17,7 @@ from growtas.growth import Subspace
 from growtas.nn.supernet import Supernet
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
+from growtas.train.monitored_subnets import monitored
 
 if TYPE_CHECKING:
     from growtas.train.recipe import Recipe
@@ -141,7 +142,7 @@ class Strategy:
 
     def followed(self) -> dict[str, Subnet]:
         """The subnets whose accuracy is measured every epoch and at the end, as ``smallest``, ``middle`` and ``largest``."""
-        return {"smallest": self.space.smallest, "middle": self.space.middle(), "largest": self.space.largest}
+        return monitored(self.space)
 
     def prepare(self, tools: Tools) -> None:
         """Called once, before the first step of a training (not when it is resumed)."""

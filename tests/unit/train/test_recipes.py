@@ -9,9 +9,12 @@ from timm.data.auto_augment import rand_augment_transform
 from growtas.errors import ConfigError
 from growtas.fields import rule_of
 from growtas.space import PRESETS, load_space
-from growtas.train import recipes
 from growtas.train.recipe import Recipe
-from growtas.train.recipes import NOT_MEASURED, RECIPES
+from growtas.train.recipes import RECIPES, default_recipe
+from growtas.train.recipes.baselines import BASELINES
+from growtas.train.recipes.entry import NOT_MEASURED
+from growtas.train.recipes.finetuning import transfer
+from growtas.train.recipes.imagenet import paper, paper_dagger, paper_plus
 from growtas.train.resolve_recipe import resolve_recipe
 from growtas.train.strategies import make_strategy
 
@@ -20,7 +23,7 @@ from growtas.train.strategies import make_strategy
     ("space", "transition", "min_lr"), [("autoformer-t", 250, 2e-5), ("autoformer-s", 225, 2e-5), ("autoformer-b", 200, 2e-7)]
 )
 def test_the_paper_s_numbers(space, transition, min_lr):
-    recipe = recipes.paper(space)
+    recipe = paper(space)
     assert (recipe.epochs, recipe.lr, recipe.min_lr, recipe.transitions) == (500, 1e-3, min_lr, (transition,))
     assert recipe.batch_size == 8 * 128
     assert (recipe.mixup, recipe.cutmix, recipe.label_smoothing, recipe.random_erasing, recipe.drop_path) == (
@@ -34,17 +37,15 @@ def test_the_paper_s_numbers(space, transition, min_lr):
 
 
 def test_which_recipe_is_the_default():
-    assert recipes.default_recipe("micro", "digits").name == "digits-demo"
-    assert recipes.default_recipe("micro", "fashion-mnist").name == "fashion-mnist-micro"
-    assert recipes.default_recipe("autoformer-s", "/data/imagenet").name == "growtas-s"
-    other = recipes.default_recipe("autoformer-t", "digits")
+    assert default_recipe("micro", "digits").name == "digits-demo"
+    assert default_recipe("micro", "fashion-mnist").name == "fashion-mnist-micro"
+    assert default_recipe("autoformer-s", "/data/imagenet").name == "growtas-s"
+    other = default_recipe("autoformer-t", "digits")
     assert (other.name, other.space, other.data, other.hflip) == ("small-images", "autoformer-t", "digits", 0.0)
     with pytest.raises(ConfigError, match="no recipe for the space micro; it has them for autoformer-t"):
-        recipes.paper("micro")
-    assert recipes.default_recipe("autoformer-b", "/data/imagenet", "growtas-plus") == recipes.paper_plus(
-        "autoformer-b", "/data/imagenet"
-    )
-    assert recipes.default_recipe("autoformer-b", "/data/imagenet", "sandwich").name == "growtas-b"
+        paper("micro")
+    assert default_recipe("autoformer-b", "/data/imagenet", "growtas-plus") == paper_plus("autoformer-b", "/data/imagenet")
+    assert default_recipe("autoformer-b", "/data/imagenet", "sandwich").name == "growtas-b"
 
 
 @pytest.mark.parametrize(
@@ -52,23 +53,23 @@ def test_which_recipe_is_the_default():
     [("autoformer-t", 20, 5e-5, 1e-5), ("autoformer-s", 20, 5e-5, 1e-5), ("autoformer-b", 10, 2e-7, 1e-7)],
 )
 def test_growtas_plus_changes_only_what_the_paper_says(space, epochs, lr, min_lr):
-    recipe = recipes.paper_plus(space, init="runs/mine")
+    recipe = paper_plus(space, init="runs/mine")
     assert (recipe.epochs, recipe.lr, recipe.min_lr, recipe.warmup_epochs) == (epochs, lr, min_lr, 0)
     assert (recipe.method, recipe.init, recipe.transitions) == ("growtas-plus", "runs/mine", None)
-    changed = {key for key, value in recipe.to_dict().items() if value != recipes.paper(space).to_dict()[key]}
+    changed = {key for key, value in recipe.to_dict().items() if value != paper(space).to_dict()[key]}
     assert changed == {"name", "method", "init", "epochs", "lr", "min_lr", "warmup_epochs", "transitions"}
 
 
 def test_the_dagger_row_has_prenas_augmentation():
-    recipe = recipes.paper_dagger()
-    changed = {key: value for key, value in recipe.to_dict().items() if value != recipes.paper("autoformer-t").to_dict()[key]}
+    recipe = paper_dagger()
+    changed = {key: value for key, value in recipe.to_dict().items() if value != paper("autoformer-t").to_dict()[key]}
     assert changed == {"name": "growtas-t-dagger", "auto_augment": "rand-n3-m10-mstd0.5-inc1", "min_lr": 1e-7}
     policy = rand_augment_transform(recipe.auto_augment, {})
     assert (policy.num_layers, {op.magnitude for op in policy.ops}) == (3, {10})
 
 
 def test_baselines_differ_in_the_method_alone():
-    for method in recipes.baselines.BASELINES:
+    for method in BASELINES:
         ours, theirs = (entry().to_dict() for entry in (RECIPES["growtas-s"], RECIPES[f"{method}-s"]))
         changed = {key for key in ours if ours[key] != theirs[key]}
         assert changed == {"name", "method", "transitions"}
@@ -78,18 +79,18 @@ def test_baselines_differ_in_the_method_alone():
 
 def test_transfer_has_the_paper_s_numbers():
     for target in ("cifar10", "cifar100", "flowers", "cars"):
-        recipe = recipes.transfer(target)
+        recipe = transfer(target)
         assert (recipe.optimizer, recipe.epochs, recipe.lr, recipe.weight_decay) == ("sgd", 1000, 0.01, 1e-4)
-    recipe = recipes.transfer("inat19")
+    recipe = transfer("inat19")
     assert (recipe.optimizer, recipe.epochs, recipe.lr, recipe.weight_decay) == ("adamw", 360, 7.5e-5, 5e-2)
     with pytest.raises(
         ConfigError, match="no transfer recipe for 'pets'; there are some for cifar10, cifar100, flowers, cars or inat19"
     ):
-        recipes.transfer("pets")
+        transfer("pets")
 
 
 def test_timm_opens_the_names_of_the_transfer_sets(tmp_path):
-    names = {target: recipes.transfer(target).data for target in ("cifar10", "cifar100")}
+    names = {target: transfer(target).data for target in ("cifar10", "cifar100")}
     for name in names.values():
         with pytest.raises(RuntimeError, match="Dataset not found"):
             create_dataset(name, root=str(tmp_path), split="train")

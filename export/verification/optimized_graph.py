@@ -1,6 +1,7 @@
-"""The graph that a plan is compiled from, where it is not the ONNX file itself: run in ONNX Runtime, and compared with the file.
+"""Runs the graph that a plan is compiled from in ONNX Runtime, and compares it with the ONNX file.
 
-A plan that can't run here has no numbers but the file's, and these say nothing of a fault in the arranging.
+A plan that can't run here has no numbers but the file's, and these say nothing of a fault in
+:mod:`growtas.export.tensorrt.optimize`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from growtas.export.verification.images import GateImages
 from growtas.export.verification.parity import DEFAULT_TOLERANCE, run_gate
 
 TOLERANCES = {"fp32": DEFAULT_TOLERANCE, "fp16": 1e-2, "int8": 5e-2, "fp8": 5e-2}
-"""Largest relative error that passes: both hold the same weights, so it is rounding (AutoFormer-T's: 3e-7, 1e-4, 2e-3, 4e-3)."""
+"""The largest relative errors that pass: both hold the same weights, so it is rounding (AutoFormer-T's: 3e-7, 1e-4, 2e-3, 4e-3)."""
 
 
-def check_arranged(
+def check_optimized_graph(
     plan: BuiltPlan, onnx: Path, images: GateImages, *, max_batch: int, feed: Callable[[Array], Any] = lambda images: images
 ) -> dict[str, Any] | None:
-    """Compare the graph that a plan was compiled from with its ONNX file.
+    """Compares the graph that a plan was compiled from with its ONNX file.
 
     Args:
         plan: with its ``graph``.
@@ -43,13 +44,13 @@ def check_arranged(
     """
     if plan.graph is None:
         return None
-    found: dict[str, Any] = {"sha256": hashlib.sha256(plan.graph).hexdigest(), "parity": None, "not_executed_because": None}
+    record: dict[str, Any] = {"sha256": hashlib.sha256(plan.graph).hexdigest(), "parity": None, "not_executed_because": None}
     if plan.precision not in TOLERANCES:
-        return {**found, "not_executed_because": f"ONNX Runtime computes no {plan.precision} on a CPU"}
+        return {**record, "not_executed_because": f"ONNX Runtime computes no {plan.precision} on a CPU"}
     try:
         arranged, file = OnnxRuntimeSession(plan.graph, threads=1), open_session(onnx, threads=1)
     except CheckpointError as error:
-        return {**found, "not_executed_because": str(error)}
+        return {**record, "not_executed_because": str(error)}
     with arranged, file:
         report = run_gate(
             lambda batch: arranged.run(feed(batch)),
@@ -60,4 +61,4 @@ def check_arranged(
             max_batch=max_batch,
             tolerance=TOLERANCES[plan.precision],
         )
-    return {**found, "parity": report.to_dict()}
+    return {**record, "parity": report.to_dict()}

@@ -13,9 +13,9 @@ from onnx import numpy_helper
 from growtas.errors import ParityError
 from growtas.export.quantization.convert import convert
 from growtas.export.tensorrt.builder import BuiltPlan, Shapes
-from growtas.export.tensorrt.check_optimized import TOLERANCES, check_arranged
 from growtas.export.tensorrt.optimize import plan_graphs
 from growtas.export.verification.images import GateImages
+from growtas.export.verification.optimized_graph import TOLERANCES, check_optimized_graph
 
 IMAGES = GateImages(images=np.random.default_rng(0).standard_normal((12, 3, 16, 16), np.float32), description="noise")
 PLAN = BuiltPlan(
@@ -36,7 +36,7 @@ def plan_of(graph: bytes | None, precision: str = "fp32") -> BuiltPlan:
 
 
 def test_a_plan_of_the_file_itself_needs_nothing(onnx_file: Path) -> None:
-    assert check_arranged(plan_of(None), onnx_file, IMAGES, max_batch=8) is None
+    assert check_optimized_graph(plan_of(None), onnx_file, IMAGES, max_batch=8) is None
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -49,7 +49,7 @@ def test_every_arrangement_computes_what_its_file_does(onnx_file: Path, precisio
     graphs = plan_graphs(file)
     for graph in graphs:
         assert graph != file.read_bytes()
-        found = check_arranged(plan_of(graph, precision), file, IMAGES, max_batch=8)
+        found = check_optimized_graph(plan_of(graph, precision), file, IMAGES, max_batch=8)
         assert found is not None
         assert found["parity"]["passed"] is True
         assert 0 < found["parity"]["relative_error"] <= TOLERANCES[precision]
@@ -64,10 +64,10 @@ def test_a_wrong_index_in_the_arrangement_is_found(onnx_file: Path) -> None:
     index = next(entry for entry in proto.graph.initializer if entry.name.startswith("index.") and len(entry.dims) == 2)
     index.CopyFrom(numpy_helper.from_array(np.roll(numpy_helper.to_array(index), 1, axis=0), index.name))
     with pytest.raises(ParityError, match=r"^the graph that the plan of \S+ is compiled from: logits differ from the \S+'s by"):
-        check_arranged(plan_of(proto.SerializeToString()), onnx_file, IMAGES, max_batch=8)
+        check_optimized_graph(plan_of(proto.SerializeToString()), onnx_file, IMAGES, max_batch=8)
 
 
 def test_what_onnx_runtime_has_no_kernels_for_is_said(onnx_file: Path) -> None:
-    found = check_arranged(plan_of(b"graph", "bf16"), onnx_file, IMAGES, max_batch=8)
+    found = check_optimized_graph(plan_of(b"graph", "bf16"), onnx_file, IMAGES, max_batch=8)
     assert found is not None
     assert (found["parity"], found["not_executed_because"]) == (None, "ONNX Runtime computes no bf16 on a CPU")

@@ -1,17 +1,19 @@
-"""How a training shows on stderr that it gets on: a bar in a terminal, a line an epoch in a log."""
+"""Shows a training: a bar in a terminal or a line an epoch in a log, both on stderr, and the accuracies at the end."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from growtas.cli.output import note, progress_console
+from growtas.cli.output import console, note, print_table, progress_console
 from growtas.progress import Progress
 
 if TYPE_CHECKING:
+    from growtas.runs import Run
+    from growtas.subnet import Subnet
     from growtas.train.events import RunReady
 
 
@@ -138,3 +140,32 @@ def _bars() -> Any:
     text = TextColumn("{task.description}")
     columns = (text, BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(compact=True), TextColumn("left"))
     return Progress(*columns, console=progress_console(), transient=True)
+
+
+def show_result(run: Run, subnets: Mapping[str, tuple[Subnet, float]], step: str) -> None:
+    """Prints a table of subnets with their costs and accuracies (0..1), and the next command.
+
+    Args:
+        subnets: by their labels; of equal ones only the first is shown, and an empty label makes no column.
+        step: the next command with its arguments.
+    """
+    from rich.table import Table
+
+    from growtas.costs import count_costs
+    from growtas.units import format_count
+
+    space, info = run.space, run.info
+    data = info["data"]
+    table = Table(title=f"{space.name} on {data['name']}: accuracy on the {data['test_size']:,} test images")
+    for column in ("subnet", "architecture") if all(subnets) else ("architecture",):
+        table.add_column(column)
+    for column in ("params", "MACs", "accuracy"):
+        table.add_column(column, justify="right")
+    for label, (subnet, accuracy) in subnets.items():
+        costs = count_costs(space, subnet)
+        cells = (str(subnet), format_count(costs.params), format_count(costs.macs), f"{accuracy:.2%}")
+        table.add_row(*([label] if label else []), *cells)
+        if len({subnet for subnet, _ in subnets.values()}) == 1:
+            break
+    print_table(table)
+    console().print(f"run {run.path}   {info['seconds']:.0f} s   next: growtas {step}", soft_wrap=True)
