@@ -10,7 +10,7 @@ from typing import Any
 from growtas.errors import BuildError
 from growtas.export.quantization.calibration import Array
 from growtas.export.quantization.convert import PrecisionInfo, convert
-from growtas.export.verification.labelled_images import spread
+from growtas.export.verification.images import spread
 
 RANKING_IMAGES = 32
 """Calibration images while layers are ranked: which of them hurts most shows on few."""

@@ -15,9 +15,13 @@ from growtas.export.quantization.convert import convert
 from growtas.export.tensorrt.builder import BuiltPlan, Shapes
 from growtas.export.tensorrt.check_optimized import TOLERANCES, check_arranged
 from growtas.export.tensorrt.optimize import plan_graphs
-from growtas.export.verification.images import GateImages
+from growtas.export.verification.images import VerificationImages
 
-IMAGES = GateImages(images=np.random.default_rng(0).standard_normal((12, 3, 16, 16), np.float32), description="noise")
+IMAGES = VerificationImages(
+    images=np.random.default_rng(0).standard_normal((12, 3, 16, 16), np.float32),
+    description="noise",
+    unlabelled_because="it is noise",
+)
 PLAN = BuiltPlan(
     data=b"plan",
     runtime="x",
