@@ -18,6 +18,7 @@ from growtas.export.runtimes.base import is_installed
 from growtas.files import sha256, write_json
 from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer
+from growtas.progress import Progress
 from growtas.runs import Run, create_run
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
@@ -120,6 +121,19 @@ def add_search(run: Run, subnet: Subnet = SUBNET, *, device: str | None = None, 
     path.parent.mkdir(exist_ok=True)
     write_json(path, written)
     return path
+
+
+class Recorder(Progress):
+    """Collects what a function reports."""
+
+    def __init__(self, *, stages: list[str] | None = None, notes: list[str] | None = None) -> None:
+        self.stages, self.notes = [] if stages is None else stages, [] if notes is None else notes
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self.stages.append(name)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 _EXPORTED: dict[tuple[bytes, int], tuple[bytes, OnnxInfo]] = {}

@@ -1,9 +1,9 @@
-"""What ``growtas export`` is asked for, checked before any work."""
+"""The options of an export, checked before any work."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,20 +13,21 @@ from growtas.export.graph.exporter import DEFAULT_OPSET, OPSETS
 from growtas.export.quantization.calibration import METHODS
 from growtas.export.quantization.convert import DEFAULT_METHOD
 from growtas.export.quantization.precisions import PRECISIONS
-from growtas.export.verification.labelled_images import MOST_IMAGES
+from growtas.export.verification.images import check_count
 from growtas.export.verification.parity import DEFAULT_TOLERANCE, gate_batches
 from growtas.export.verification.thresholds import Thresholds, thresholds_for
+from growtas.subnet import Subnet
 
 KEEP_AUTO, KEEP_NONE = "auto", "none"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What to make, and how strict to be.
+    """Which artifacts to make, and how strictly to check them.
 
     Attributes:
-        format: names of :data:`growtas.export.formats.FORMATS`, with commas; each makes what it is made from too.
-        subnet: a subnet file; by default what the search of the run chose.
+        formats: one or several of :data:`growtas.export.formats.FORMATS` by name; each makes what it is made from too.
+        subnet: a subnet or its file; by default what the search of the run chose.
         precision: of the ONNX file and of what is compiled from it; by default in a plan what the search's latency was for, else
             fp32.
         keep: layers that stay in fp32: ``auto`` (those that hurt, where the thresholds are missed), ``none``, or names with commas.
@@ -45,10 +46,13 @@ class ExportOptions:
         data, data_dir: images for the gate, if not the run's own.
         preprocess: take uint8 pixels; ``resize``: of any size.
         softmax, top_k: more outputs; see :func:`growtas.export.graph.pre_post.add_postprocess`.
+
+    Raises:
+        ConfigError: one of them is not legal, or goes with none of the others.
     """
 
-    format: str = "onnx"
-    subnet: Path | None = None
+    formats: Sequence[str] = ("onnx",)
+    subnet: Subnet | Path | None = None
     precision: str | None = None
     keep: str = KEEP_AUTO
     calibration_images: int = 128
@@ -73,13 +77,8 @@ class ExportOptions:
     softmax: bool = False
     top_k: int | None = None
 
-    def check(self) -> ExportOptions:
-        """These options.
-
-        Raises:
-            ConfigError: one of them is not legal, or goes with none of the others.
-        """
-        formats = self.formats
+    def __post_init__(self) -> None:
+        formats = self.made_formats
         if self.opset not in OPSETS:
             raise ConfigError(f"--opset is {self.opset}; legal are {OPSETS.start} to {OPSETS.stop - 1}")
         if "trt" not in formats and (self.target or self.device):
@@ -101,8 +100,7 @@ class ExportOptions:
             raise ConfigError("--resize goes with ONNX only; OpenVINO's IR takes pixels of one size (--preprocess alone)")
         if "openvino" in formats and self.precision not in (None, "fp32", "fp16", "int8"):
             raise ConfigError(f"--precision {self.precision} does not go with OpenVINO's IR; legal there are fp32, fp16 or int8")
-        if self.images is not None and self.images < 1:
-            raise ConfigError(f"--images is {self.images}; it must be 1 or more (by default up to {MOST_IMAGES})")
+        check_count(self.images)
         if self.calibration_images < 1:
             raise ConfigError(f"--calibration-images is {self.calibration_images}; it must be 1 or more")
         if self.calibration_method not in METHODS:
@@ -115,36 +113,30 @@ class ExportOptions:
         if not 1 <= self.opt_batch <= self.max_batch:
             raise ConfigError(f"--opt-batch is {self.opt_batch}; it must be from 1 to --max-batch ({self.max_batch})")
         self.thresholds("fp32")
-        return self
 
     @property
-    def formats(self) -> tuple[str, ...]:
-        """All that is made, in order.
-
-        Raises:
-            ConfigError: an unknown one.
-        """
-        asked = [part.strip() for part in self.format.split(",")]
-        legal = [entry.name for entry in FORMATS]
-        if not set(asked) <= set(legal):
-            raise ConfigError(f"--format is {self.format!r}; legal are {choices(legal)}")
-        return tuple(entry.name for entry in with_sources(asked))
+    def made_formats(self) -> tuple[str, ...]:
+        """All formats that are made, in the order in which they are."""
+        asked, legal = {name.strip() for name in self.formats}, [format.name for format in FORMATS]
+        if not asked or not asked <= set(legal):
+            raise ConfigError(f"--format is {','.join(self.formats)!r}; legal are {choices(legal)}")
+        return tuple(format.name for format in with_sources(asked))
 
     @property
-    def kept(self) -> Collection[str]:
-        """Layers that stay in fp32 by name."""
+    def kept_layers(self) -> Collection[str]:
+        """The names of the layers that stay in fp32 in any case."""
         return () if self.keep in (KEEP_AUTO, KEEP_NONE) else tuple(part.strip() for part in self.keep.split(",") if part.strip())
 
     def thresholds(self, precision: str) -> Thresholds:
-        """What an artifact of a precision is held to.
+        """The thresholds that an artifact of a precision has to meet.
 
         Raises:
             ConfigError: a threshold out of range.
         """
-        found = thresholds_for(precision)
+        thresholds = thresholds_for(precision)
         if precision == "fp32":
-            found = dataclasses.replace(found, relative_error=self.tolerance)
-        return found.override(
+            thresholds = dataclasses.replace(thresholds, relative_error=self.tolerance)
+        return thresholds.override(
             max_error=self.max_error,
             min_cosine=self.min_cosine,
             min_agreement=self.min_agreement,

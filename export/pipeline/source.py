@@ -1,14 +1,15 @@
-"""What an export starts from: a run's newest checkpoint and a subnet file."""
+"""The source of an export: a run's newest checkpoint and a subnet file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from growtas.errors import SubnetError
 from growtas.files import read_json, sha256
+from growtas.progress import SILENT, Progress
 from growtas.runs import Run
 from growtas.subnet import Subnet
 
@@ -17,35 +18,51 @@ _SEARCHED = ("accuracy", "latency", "latencies", "device", "devices", "limits", 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What is exported: a checkpoint of a run and a subnet of its space."""
+    """A checkpoint of a run, a subnet of its space, and what the search recorded of it.
+
+    Attributes:
+        subnet_file: where the subnet was read from; None where it was given as a value.
+        search: the search's record; None where the subnet was not searched.
+    """
 
     run: Run
     checkpoint: Path
     checkpoint_sha256: str
     subnet: Subnet
-    subnet_file: Path
+    subnet_file: Path | None
     search: dict[str, Any] | None
 
 
-def find_source(run: Run, subnet_file: Path | None, note: Callable[[str], None] = lambda text: None) -> Source:
-    """The newest checkpoint of a run, and the subnet to cut from it.
+def find_source(run: Run, subnet: Subnet | Path | None, progress: Progress = SILENT) -> Source:
+    """Finds the newest checkpoint of a run, and the subnet to cut from it.
+
+    Args:
+        subnet: a subnet or its file; by default what the search of the run chose. A subnet equal to that one counts as searched.
 
     Raises:
         CheckpointError: the run has no checkpoint.
         SubnetError: no subnet was named and none was searched, or the run's space does not hold it.
     """
     info, checkpoint = run.info, run.supernet_file
-    path = subnet_file or run.path / "search" / "subnet.json"
-    if subnet_file is None and not path.is_file():
-        raise SubnetError(f"{run.path}: no subnet was searched yet; run `growtas search {run.path}`, or name one with --subnet")
-    subnet = run.space.validate(Subnet.load(path))
-    written = read_json(path, "subnet file")
+    searched = run.path / "search" / "subnet.json"
+    path: Path | None
+    if isinstance(subnet, Subnet):
+        path = searched if searched.is_file() and Subnet.load(searched) == subnet else None
+    else:
+        path = subnet or searched
+        if subnet is None and not path.is_file():
+            raise SubnetError(f"{run.path}: no subnet was searched yet; run `growtas search {run.path}`, or name one with --subnet")
+        subnet = Subnet.load(path)
+    run.space.validate(subnet)
+    document = None if path is None else read_json(path, "subnet file")
     digest = sha256(checkpoint)
     search = None
-    if isinstance(written, Mapping) and "accuracy" in written:
-        search = {key: written.get(key) for key in _SEARCHED}
+    if isinstance(document, Mapping) and "accuracy" in document:
+        search = {key: document.get(key) for key in _SEARCHED}
         if search["checkpoint_sha256"] not in (None, digest):
-            note(f"{path}: the subnet was searched on another checkpoint; the newest is exported, so search again to be sure")
+            progress.note(
+                f"{path}: the subnet was searched on another checkpoint; the newest is exported, so search again to be sure"
+            )
     if info.get("state") in ("training", "interrupted"):
-        note(f"{run.path}: the training is not finished; its newest checkpoint is exported ({checkpoint.parent.name})")
+        progress.note(f"{run.path}: the training is not finished; its newest checkpoint is exported ({checkpoint.parent.name})")
     return Source(run=run, checkpoint=checkpoint, checkpoint_sha256=digest, subnet=subnet, subnet_file=path, search=search)

@@ -1,4 +1,4 @@
-"""The source of a Python module that holds one static ViT, needs torch and safetensors only, and reads the weights beside it.
+"""Writes a Python module that holds one static ViT, needs torch and safetensors only, and reads the weights beside it.
 
 For those who want to take the network further without growtas: fine-tune it, change its head, or read what it computes. It is
 written for reading; :mod:`growtas.nn.vit` and the exported graphs are faster.
@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from growtas.errors import BuildError
-from growtas.export.pipeline import standalone_vit as plainvit
+from growtas.export.pipeline import standalone_vit
 from growtas.files import replacing
 from growtas.nn.architecture import Architecture
 
@@ -30,7 +30,7 @@ def module_name(name: str) -> str:
 
 
 def write_module(path: Path, architecture: Architecture, *, weights: str, preprocess: Any, class_names: Any) -> None:
-    """Write the module of an architecture.
+    """Writes the module of an architecture.
 
     Args:
         path: where to.
@@ -41,9 +41,6 @@ def write_module(path: Path, architecture: Architecture, *, weights: str, prepro
     Raises:
         OutputError: it can't be written.
     """
-    source = inspect.getsource(plainvit)
-    if source.count(_CONFIG) != 1:
-        raise BuildError("the plain module's source has no single place for its configuration")
     subnet = architecture.subnet
     config = {
         "image_size": architecture.image_size,
@@ -62,19 +59,20 @@ def write_module(path: Path, architecture: Architecture, *, weights: str, prepro
     # JSON text that json.loads reads again: no value of a run can become code.
     text = json.dumps(config, indent=4, ensure_ascii=True)
     quoted = text.replace("\\", "\\\\").replace("'''", "\\'\\'\\'")
+    source = inspect.getsource(standalone_vit)
     with replacing(path) as temporary:
         temporary.write_text(source.replace(_CONFIG, f"CONFIG: dict[str, Any] = json.loads('''{quoted}''')\n"), encoding="utf-8")
 
 
 def load_module(path: Path) -> ModuleType:
-    """Run a module's file; only for files that :func:`write_module` has just written.
+    """Runs a module's file; only for files that :func:`write_module` has just written.
 
     Raises:
         BuildError: it isn't valid.
     """
     spec = importlib.util.spec_from_file_location(f"_growtas_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise BuildError(f"{path.name} is no Python module")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # No compiled copy is left beside it.
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True

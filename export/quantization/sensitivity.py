@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from growtas.data.split import evenly_spaced
 from growtas.errors import BuildError
 from growtas.export.quantization.calibration import Array
 from growtas.export.quantization.convert import PrecisionInfo, convert
-from growtas.export.verification.labelled_images import spread
 from growtas.progress import SILENT, Progress
 
 RANKING_IMAGES = 32
@@ -72,7 +72,7 @@ def find_sensitive(
     Raises:
         BuildError, ConfigError, OutputError: as the conversion.
     """
-    few = None if calibration is None else spread(calibration, RANKING_IMAGES)
+    few = None if calibration is None else calibration[evenly_spaced(len(calibration), RANKING_IMAGES)]
     errors: dict[str, float] = {}
     for number, layer in enumerate(layers):
         progress.stage(f"looking for layers that have to stay in fp32 ({number} of {len(layers)})")

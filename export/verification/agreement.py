@@ -1,6 +1,6 @@
-"""Does an artifact answer as its source does? Measured on some hundreds of real images, with thresholds for every precision.
+"""Compares an artifact's answers with its reference's on some hundreds of real images, with thresholds for every precision.
 
-:mod:`growtas.export.verification.parity` compares a dozen images strictly, which only fp32 can stand. Here an artifact may
+:mod:`growtas.export.verification.parity` compares a dozen images strictly, which only fp32 can meet. Here an artifact may
 differ by what its precision costs, and by no more.
 """
 
@@ -9,35 +9,38 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from growtas.errors import ConfigError, ParityError
+from growtas.errors import ConfigError
+from growtas.export.graph.tensors import HalfRange, check_half_range
 from growtas.export.runtimes.base import Array
 from growtas.export.verification.batches import Logits, run_all, take_around
-from growtas.export.verification.labelled_images import LabelledImages, better_order, labels_of_outputs
-from growtas.export.verification.thresholds import THRESHOLDS, Thresholds, thresholds_for
+from growtas.export.verification.class_names import better_order, labels_of_outputs
+from growtas.export.verification.images import VerificationImages, spread
+from growtas.export.verification.inputs import ArtifactInput
+from growtas.export.verification.parity import relative_error
+from growtas.export.verification.thresholds import Thresholds
 
-__all__ = ["THRESHOLDS", "Failure", "Thresholds", "Verification", "measure_artifact", "thresholds_for", "verify_artifact"]
+_RANGE_IMAGES = 16
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One measure that is out of bounds: ``sentence`` for people, ``excess`` to find the worst (1 is the threshold itself)."""
+    """A measure that misses its threshold; ``sentence`` is for people, ``excess`` ranks failures (1 is the threshold itself)."""
 
     measure: str
-    value: float
-    threshold: float
     excess: float
     sentence: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was measured of one artifact, and what was asked.
+    """The measurements of one artifact and the thresholds that it had to meet.
 
     Attributes:
         subject: what was run, such as ``micro-subnet.onnx in ONNX Runtime``.
@@ -69,16 +72,17 @@ class Verification:
     unlabelled_because: str | None
     batches: tuple[int, ...]
     finite: bool
-    max_abs_error: float
-    relative_error: float
-    relative_error_by_batch: Mapping[int, float]
-    cosine_min: float
-    cosine_mean: float
-    top1_agreement: float
-    accuracy: float | None
-    reference_accuracy: float | None
-    accuracy_drop_error_points: float | None
-    better_order: tuple[str, str] | None
+    # The defaults are those of logits that can't be compared.
+    max_abs_error: float = math.inf
+    relative_error: float = math.inf
+    relative_error_by_batch: Mapping[int, float] = field(default_factory=dict)
+    cosine_min: float = 0.0
+    cosine_mean: float = 0.0
+    top1_agreement: float = 0.0
+    accuracy: float | None = None
+    reference_accuracy: float | None = None
+    accuracy_drop_error_points: float | None = None
+    better_order: tuple[str, str] | None = None
 
     @property
     def accuracy_drop_points(self) -> float | None:
@@ -91,35 +95,31 @@ class Verification:
     def failures(self) -> tuple[Failure, ...]:
         """Every measure out of bounds, the worst first."""
         if not self.finite:
-            said = "some logits are not finite, or of another shape than the reference's"
-            return (Failure("finite", math.nan, 1.0, math.inf, said),)
-        limits, found = self.thresholds, []
-        for measure, value, threshold, shown in (
-            (
-                "relative_error",
-                self.relative_error,
-                limits.relative_error,
-                f"the relative error of the logits is {self.relative_error:.2g}",
-            ),
-            ("cosine", self.cosine_min, limits.cosine, f"the worst cosine of the logits is {self.cosine_min:.5g}"),
-            ("top1_agreement", self.top1_agreement, limits.top1_agreement, f"the top-1 agreement is {self.top1_agreement:.1%}"),
-        ):
-            least = measure != "relative_error"
-            if not (value >= threshold if least else value <= threshold):
-                excess = _ratio(1 - value, 1 - threshold) if least else _ratio(value, threshold)
-                asked = f"{threshold:.1%}" if measure == "top1_agreement" else f"{threshold:g}"
-                found.append(Failure(measure, value, threshold, excess, f"{shown} ({'at least' if least else 'at most'} {asked})"))
+            sentence = "some logits are not finite, or of another shape than the reference's"
+            return (Failure("finite", math.inf, sentence),)
+        limits, failures = self.thresholds, []
+        error, cosine, agreement = self.relative_error, self.cosine_min, self.top1_agreement
+        # Written so that NaN fails.
+        if not error <= limits.relative_error:
+            sentence = f"the relative error of the logits is {error:.2g} (at most {limits.relative_error:g})"
+            failures.append(Failure("relative_error", _ratio(error, limits.relative_error), sentence))
+        if not cosine >= limits.cosine:
+            sentence = f"the worst cosine of the logits is {cosine:.5g} (at least {limits.cosine:g})"
+            failures.append(Failure("cosine", _ratio(1 - cosine, 1 - limits.cosine), sentence))
+        if not agreement >= limits.top1_agreement:
+            sentence = f"the top-1 agreement is {agreement:.1%} (at least {limits.top1_agreement:.1%})"
+            failures.append(Failure("top1_agreement", _ratio(1 - agreement, 1 - limits.top1_agreement), sentence))
         drop, most = self.accuracy_drop_points, limits.accuracy_drop_points
         # An image more or less is a step of 100 / count points: the sum of two such fractions must not fail by its rounding.
         if drop is not None and not drop <= most + 1e-9:
-            said = f"the accuracy drops by {drop:.2f} points to {self.accuracy:.1%} (at most {most:g})"
-            found.append(Failure("accuracy_drop_points", drop, most, _ratio(drop, most), said))
-        found.sort(key=lambda failure: -failure.excess)
+            sentence = f"the accuracy drops by {drop:.2f} points to {self.accuracy:.1%} (at most {most:g})"
+            failures.append(Failure("accuracy_drop_points", _ratio(drop, most), sentence))
+        failures.sort(key=lambda failure: -failure.excess)
         if self.better_order is not None:
             given, meant = self.better_order
-            said = f"the class names are in a wrong order: what it calls {given!r} is mostly labelled {meant!r}"
-            found.insert(0, Failure("class_order", math.nan, math.nan, math.inf, said))
-        return tuple(found)
+            sentence = f"the class names are in a wrong order: what it calls {given!r} is mostly labelled {meant!r}"
+            failures.insert(0, Failure("class_order", math.inf, sentence))
+        return tuple(failures)
 
     @property
     def passed(self) -> bool:
@@ -157,61 +157,24 @@ def _ratio(value: float, threshold: float) -> float:
     return value / threshold if threshold > 0 else math.inf
 
 
-def verify_artifact(
-    artifact: Logits,
-    reference: Logits,
-    images: LabelledImages,
-    *,
-    precision: str,
-    subject: str,
-    batches: Sequence[int],
-    thresholds: Thresholds | None = None,
-    class_names: Sequence[str] | None = None,
-    reference_is: str = "static ViT",
-    consequence: str = "",
-) -> Verification:
-    """:func:`measure_artifact`, and an error where a threshold is missed.
-
-    Args:
-        consequence: what the failure means, put at the end of the message, such as ``nothing was exported``.
-
-    Raises:
-        ConfigError: as :func:`measure_artifact`.
-        ParityError: a threshold is missed; one sentence names the worst measure, its value and its threshold.
-    """
-    verification = measure_artifact(
-        artifact,
-        reference,
-        images,
-        precision=precision,
-        subject=subject,
-        batches=batches,
-        thresholds=thresholds,
-        class_names=class_names,
-        reference_is=reference_is,
-    )
-    if not verification.passed:
-        raise ParityError(verification.summary + (f"; {consequence}" if consequence else ""))
-    return verification
-
-
 def measure_artifact(
     artifact: Logits,
     reference: Logits,
-    images: LabelledImages,
+    images: VerificationImages,
     *,
     precision: str,
+    thresholds: Thresholds,
     subject: str,
     batches: Sequence[int],
-    thresholds: Thresholds | None = None,
     class_names: Sequence[str] | None = None,
-    reference_is: str = "static ViT",
+    reference_is: str,
 ) -> Verification:
-    """Run an artifact and its reference on all images, in batches of each size in turn, and compare.
+    """Runs an artifact and its reference on all images, in batches of each size in turn, and compares their logits.
 
     Args:
         artifact, reference: images to logits ``(batch, num_classes)``; they may be called from several threads at once.
-        precision: a key of :data:`THRESHOLDS`, whose thresholds are taken unless others are given.
+        precision: of the artifact.
+        thresholds: what it has to meet; see :func:`growtas.export.verification.thresholds.thresholds_for`.
         subject, reference_is: what to call the two.
         batches: batch sizes; the last images are filled up with the first ones where they are fewer,
             whose answers don't count again.
@@ -219,9 +182,8 @@ def measure_artifact(
             image's label. Without names the numbers are compared.
 
     Raises:
-        ConfigError: an unknown precision, or no batch sizes, or one below 1.
+        ConfigError: no batch sizes, or one below 1.
     """
-    limits = thresholds_for(precision) if thresholds is None else thresholds
     if not batches or min(batches) < 1:
         raise ConfigError(f"the batch sizes are {list(batches)}; they must be 1 or more")
     chunks: list[Array] = []
@@ -236,7 +198,7 @@ def measure_artifact(
         "subject": subject,
         "reference": reference_is,
         "precision": precision,
-        "thresholds": limits,
+        "thresholds": thresholds,
         "images": images.description,
         "count": len(images),
         "labelled": images.labels is not None,
@@ -245,24 +207,12 @@ def measure_artifact(
         "finite": finite,
     }
     if not finite:
-        return Verification(
-            **common,
-            max_abs_error=math.inf,
-            relative_error=math.inf,
-            relative_error_by_batch={},
-            cosine_min=0.0,
-            cosine_mean=0.0,
-            top1_agreement=0.0,
-            accuracy=None,
-            reference_accuracy=None,
-            accuracy_drop_error_points=None,
-            better_order=None,
-        )
+        return Verification(**common)
     got, want = (np.concatenate([run[side] for run in runs]).astype(np.float64) for side in (0, 1))
     errors, scale = np.abs(got - want).max(1), float(np.abs(want).max())
     sizes = [len(chunk) for chunk in chunks]
     of_batch = np.repeat(sizes, sizes)
-    by_batch = {batch: _relative(float(errors[of_batch == batch].max()), scale) for batch in common["batches"]}
+    by_batch = {batch: relative_error(float(errors[of_batch == batch].max()), scale) for batch in common["batches"]}
     cosines = _cosines(got, want)
     first, expected = got.argmax(1)[: len(images)], want.argmax(1)[: len(images)]
     accuracy = reference_accuracy = drop_error = order = None
@@ -275,7 +225,7 @@ def measure_artifact(
     return Verification(
         **common,
         max_abs_error=float(errors.max()),
-        relative_error=_relative(float(errors.max()), scale),
+        relative_error=relative_error(float(errors.max()), scale),
         relative_error_by_batch=by_batch,
         cosine_min=float(cosines.min()),
         cosine_mean=float(cosines.mean()),
@@ -287,10 +237,6 @@ def measure_artifact(
     )
 
 
-def _relative(error: float, scale: float) -> float:
-    return error / scale if scale else (0.0 if error == 0.0 else math.inf)
-
-
 def _cosines(got: NDArray[np.float64], want: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cosine of each row with its counterpart; two rows of zeros are equal, one alone is orthogonal to everything."""
     norms = np.linalg.norm(got, axis=1), np.linalg.norm(want, axis=1)
@@ -298,3 +244,14 @@ def _cosines(got: NDArray[np.float64], want: NDArray[np.float64]) -> NDArray[np.
     cosines = np.einsum("ij,ij->i", got, want) / np.where(product > 0, product, 1.0)
     result: NDArray[np.float64] = np.where((norms[0] == 0) & (norms[1] == 0), 1.0, np.clip(cosines, -1.0, 1.0))
     return result
+
+
+def check_fp16_range(path: Path, images: VerificationImages, artifact_input: ArtifactInput, *, consequence: str = "") -> HalfRange:
+    """Runs an ONNX file on a few images of every class, and looks for fp16 tensors that overflow.
+
+    Raises:
+        ParityError: one does.
+        CheckpointError, MissingExtra: ONNX Runtime can't run the graph, or is not installed.
+    """
+    few = artifact_input.convert(spread(images.images, _RANGE_IMAGES))
+    return check_half_range(path, few, subject=path.name, consequence=consequence)

@@ -1,4 +1,4 @@
-"""Images to run artifacts on: real ones for the parity gate, noise for timing."""
+"""Images to run artifacts on: a run's test images or photographs for verification, noise for timing."""
 
 from __future__ import annotations
 
@@ -7,32 +7,84 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from growtas.data.split import evenly_spaced
 from growtas.errors import ConfigError, DataError
 from growtas.export.runtimes.base import Array
 from growtas.runs import Run
 
+MOST_IMAGES, MOST_IMAGES_COARSE, FEWEST_IMAGES = 512, 2000, 48
+# An artifact and its reference take about 35 ms each for an image of 1.3 GMACs on one core: 101 images of it are 7 s of one core.
+_MACS_BUDGET, _MACS_BUDGET_ROUNDED = 130_000_000_000, 450_000_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
-class GateImages:
-    """Preprocessed images.
+class VerificationImages:
+    """Preprocessed images, with labels where the run's data is at hand.
 
     Attributes:
         images: ``(count, channels, height, width)``, float32.
-        description: which images they are, for the manifest.
-        fell_back_because: why they are not the run's own test images; None if they are.
+        labels: the class of each image, ``(count,)``; None where nothing is known of them.
+        class_names: the name of each label, in the order of the run's outputs; None without labels.
+        description: which images they are, for manifests.
+        unlabelled_because: why there are no labels; None if there are.
+        photographs: whether photographs stand in for test images.
     """
 
     images: Array
+    labels: NDArray[np.int64] | None = None
+    class_names: tuple[str, ...] | None = None
     description: str
-    fell_back_because: str | None = None
+    unlabelled_because: str | None = None
+    photographs: bool = False
+
+    def __post_init__(self) -> None:
+        if not len(self.images):
+            raise DataError(f"{self.description}: there are no images to verify anything on; name other data with --data")
+        if self.labels is not None and self.labels.shape != (len(self.images),):
+            raise DataError(f"{self.description}: {len(self.images)} images, but labels of shape {self.labels.shape}")
+        if self.labels is None and self.unlabelled_because is None:
+            raise DataError(f"{self.description}: images without labels need a reason")
+
+    def __len__(self) -> int:
+        return len(self.images)
 
 
-def gate_images(run: Run, count: int, *, data: str | None = None, data_dir: str | None = None) -> GateImages:
-    """``count`` test images of the run's data, spread over the whole set; photographs where the run has no data at hand.
+def check_count(images: int | None) -> None:
+    """Checks how many images were asked for; None asks for :func:`images_for`.
+
+    Raises:
+        ConfigError: less than one.
+    """
+    if images is not None and images < 1:
+        raise ConfigError(f"--images is {images}; it must be 1 or more (by default up to {MOST_IMAGES})")
+
+
+def images_for(macs: int, precision: str = "fp32") -> int:
+    """Returns how many images a verification takes by default: 512 of a small network, fewer of a large one, 48 at least.
+
+    In fp32 no image may change sides, so few tell. In other precisions it is three times as many of a large network, where one that
+    does should be less than the 0.3 points that may be lost; and in int8 and fp8 up to 2,000: images change sides in both
+    directions there, and only many of them tell a loss of half a point from chance.
+
+    Args:
+        macs: multiplications and additions of one image.
+        precision: of the artifact.
+    """
+    most = MOST_IMAGES_COARSE if precision in ("int8", "fp8") else MOST_IMAGES
+    budget = _MACS_BUDGET if precision == "fp32" else _MACS_BUDGET_ROUNDED
+    return max(FEWEST_IMAGES, min(most, budget // max(macs, 1)))
+
+
+def run_images(
+    run: Run, count: int, *, data: str | None = None, data_dir: str | None = None, stratified: bool = True
+) -> VerificationImages:
+    """Returns at most ``count`` test images of a run, always the same ones; photographs where the run has no data at hand.
 
     Args:
         data, data_dir: other data to take, as ``growtas train`` names it.
+        stratified: the same share of every class; otherwise evenly spaced over the test set, however its classes are sorted.
 
     Raises:
         DataError: the data that was named can't be used.
@@ -41,19 +93,45 @@ def gate_images(run: Run, count: int, *, data: str | None = None, data_dir: str 
 
     try:
         test = test_set(run, data=data, data_dir=data_dir)
-        # Test sets are often sorted by class: neighbours would show one class only.
-        picked = np.linspace(0, len(test) - 1, min(count, len(test))).round().astype(int).tolist()
-        images = np.concatenate([test.images(index, index + 1).numpy() for index in picked])
+        if stratified:
+            part = test.subset(count)
+            images, numbers, picked = part.images(0, len(part)), part.labels, f"{len(part)} of {len(test)}"
+        else:
+            indices = evenly_spaced(len(test), count)
+            images, numbers, picked = test.take(indices), test.labels[indices], str(len(indices))
     except DataError as error:
         if data is not None or data_dir is not None:
             raise
         reason = "the run has no data of its own" if run.info.get("data") is None else str(error)
-        images = sample_photographs(count, run.info["preprocess"])
-        return GateImages(
-            images=images, description=f"{count} crops of scikit-learn's sample photographs", fell_back_because=reason
-        )
+        return photographs(run.info["preprocess"], count, reason)
     named = data or (run.info.get("data") or {}).get("name") or "the run's data"
-    return GateImages(images=np.ascontiguousarray(images, np.float32), description=f"{len(picked)} test images of {named}")
+    class_names = tuple(run.info.get("class_names") or test.class_names)
+    # Other data may have the same classes in another order, or classes that have nothing to do with the run's.
+    same_classes = sorted(class_names) == sorted(test.class_names)
+    number_of = {name: index for index, name in enumerate(class_names)}
+    labels = np.array([number_of[test.class_names[label]] for label in numbers.tolist()], np.int64) if same_classes else None
+    return VerificationImages(
+        images=np.ascontiguousarray(images.numpy(), np.float32),
+        labels=labels,
+        class_names=class_names if same_classes else None,
+        description=f"{picked} test images of {named}",
+        unlabelled_because=None if same_classes else f"the classes of {named} have other names than the run's",
+    )
+
+
+def photographs(preprocess: Mapping[str, Any], count: int, reason: str) -> VerificationImages:
+    """Returns crops of photographs, which have no labels; ``reason`` says why they stand in for test images."""
+    return VerificationImages(
+        images=sample_photographs(count, preprocess),
+        description=f"{count} crops of scikit-learn's sample photographs",
+        unlabelled_because=reason,
+        photographs=True,
+    )
+
+
+def spread(images: Array, count: int) -> Array:
+    """Returns at most ``count`` of the images, evenly spaced: often they are sorted, and the first ones show one class only."""
+    return np.ascontiguousarray(images[evenly_spaced(len(images), count)])
 
 
 def sample_photographs(count: int, preprocess: Mapping[str, Any]) -> Array:

@@ -1,10 +1,10 @@
-"""What an artifact is fed, as its manifest says: its users know no other normalisation than the one written there."""
+"""Builds an artifact's input from its manifest: dtype, layout and normalisation."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,69 +14,76 @@ from numpy.typing import NDArray
 
 from growtas.errors import ParityError
 from growtas.export.artifact import Manifest, TensorRecord
+from growtas.export.graph.pre_post import pixels_of
 from growtas.export.runtimes.base import Array
-from growtas.export.verification.labelled_images import LabelledImages
+from growtas.export.verification.batches import Logits
+from growtas.export.verification.images import VerificationImages
 
 _MUST_AGREE = ("image_size", "in_chans", "interpolation", "crop_pct")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feed:
-    """Makes of images that were preprocessed as the run's are what the artifact takes.
+class ArtifactInput:
+    """Converts images that were preprocessed as the run's are into what an artifact takes.
 
     Attributes:
         mean, std: of the run's images, ``(1, channels, 1, 1)``.
-        own_mean, own_std: what the artifact's manifest says.
+        artifact_mean, artifact_std: as the artifact's manifest says.
+        preprocess: how the run's images were made.
         pixels: the artifact takes uint8 pixels ``(batch, height, width, channels)`` and normalises them itself.
         margin: pixels that a graph which resizes and crops would cut off, before and after the image on either axis.
     """
 
     mean: Array
     std: Array
-    own_mean: Array
-    own_std: Array
+    artifact_mean: Array
+    artifact_std: Array
+    preprocess: Mapping[str, Any]
     pixels: bool
     margin: tuple[int, int] = (0, 0)
 
-    def images(self, images: Array) -> NDArray[Any]:
+    def convert(self, images: Array) -> NDArray[Any]:
         """The artifact's input for images ``(batch, channels, height, width)``."""
         if self.pixels:
-            levels = _levels(images, self.mean, self.std).transpose(0, 2, 3, 1)
-            return np.ascontiguousarray(np.pad(levels, ((0, 0), self.margin, self.margin, (0, 0)), mode="edge"))
-        if np.array_equal(self.mean, self.own_mean) and np.array_equal(self.std, self.own_std):
+            padding = ((0, 0), self.margin, self.margin, (0, 0))
+            return np.ascontiguousarray(np.pad(pixels_of(images, self.preprocess), padding, mode="edge"))
+        if np.array_equal(self.mean, self.artifact_mean) and np.array_equal(self.std, self.artifact_std):
             return images
-        return np.ascontiguousarray((images * self.std + self.mean - self.own_mean) / self.own_std, np.float32)
+        return np.ascontiguousarray((images * self.std + self.mean - self.artifact_mean) / self.artifact_std, np.float32)
 
-    def snap(self, images: LabelledImages) -> LabelledImages:
-        """The images as pixels of 8 bits can hold them, where the artifact takes such; unchanged otherwise."""
+    def logits(self, run: Callable[[Any], Array]) -> Logits:
+        """The artifact as a function of normalised images; ``run`` takes what the artifact takes."""
+        return lambda images: run(self.convert(images))
+
+    def round_to_pixels(self, images: VerificationImages) -> VerificationImages:
+        """The images as 8-bit pixels can hold them, where the artifact takes pixels; unchanged otherwise.
+
+        Images of a data set are whole pixels already, crops of photographs are not.
+        """
         if not self.pixels:
             return images
-        levels = _levels(images.images, self.mean, self.std).astype(np.float32)
+        levels = pixels_of(images.images, self.preprocess).transpose(0, 3, 1, 2).astype(np.float32)
         return dataclasses.replace(images, images=np.ascontiguousarray((levels / 255 - self.mean) / self.std, np.float32))
 
 
-def _levels(images: Array, mean: Array, std: Array) -> NDArray[np.uint8]:
-    return np.clip(np.rint((images * std + mean) * 255), 0, 255).astype(np.uint8)
-
-
-def feed_of(path: Path, manifest: Manifest | None, preprocess: Mapping[str, Any]) -> Feed:
-    """What an artifact takes.
+def artifact_input(path: Path, manifest: Manifest | None, preprocess: Mapping[str, Any]) -> ArtifactInput:
+    """Reads from a manifest what an artifact takes.
 
     Args:
         path: for messages.
-        manifest: its manifest; without one, it takes the run's images.
+        manifest: its manifest; without one, the artifact takes the run's images.
         preprocess: how the run's images were made.
 
     Raises:
         ParityError: the manifest's preprocessing is absent, or another than the run's in size, channels, interpolation or crop.
     """
-    own = preprocess if manifest is None else manifest.preprocess
-    if own is None:
+    recorded = preprocess if manifest is None else manifest.preprocess
+    if recorded is None:
         raise ParityError(f"{path}: its manifest doesn't say how images are normalised, and the run's images are; export it again")
     for field in _MUST_AGREE:
-        if field in preprocess and own.get(field) != preprocess[field]:
+        if field in preprocess and recorded.get(field) != preprocess[field]:
             raise ParityError(
-                f"{path}: its manifest's preprocess.{field} is {own.get(field)!r}, the run's is {preprocess[field]!r}"
+                f"{path}: its manifest's preprocess.{field} is {recorded.get(field)!r}, the run's is {preprocess[field]!r}"
             )
 
     def plane(record: Mapping[str, Any], name: str) -> Array:
@@ -87,14 +94,15 @@ def feed_of(path: Path, manifest: Manifest | None, preprocess: Mapping[str, Any]
             )
         return values
 
-    taken = (manifest and manifest.input) or TensorRecord()
-    return Feed(
+    entry = (manifest and manifest.input) or TensorRecord()
+    return ArtifactInput(
         mean=plane(preprocess, "mean"),
         std=plane(preprocess, "std"),
-        own_mean=plane(own, "mean"),
-        own_std=plane(own, "std"),
-        pixels=taken.takes_pixels,
-        margin=_margin(preprocess) if taken.resize else (0, 0),
+        artifact_mean=plane(recorded, "mean"),
+        artifact_std=plane(recorded, "std"),
+        preprocess=preprocess,
+        pixels=entry.takes_pixels,
+        margin=_margin(preprocess) if entry.resize else (0, 0),
     )
 
 

@@ -16,7 +16,7 @@ from growtas.export.runtimes.base import Array
 from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
 from growtas.export.runtimes.open import open_session
 from growtas.export.tensorrt.builder import BuiltPlan
-from growtas.export.verification.images import GateImages
+from growtas.export.verification.images import VerificationImages
 from growtas.export.verification.parity import DEFAULT_TOLERANCE, run_gate
 
 TOLERANCES = {"fp32": DEFAULT_TOLERANCE, "fp16": 1e-2, "int8": 5e-2, "fp8": 5e-2}
@@ -24,7 +24,7 @@ TOLERANCES = {"fp32": DEFAULT_TOLERANCE, "fp16": 1e-2, "int8": 5e-2, "fp8": 5e-2
 
 
 def check_optimized_graph(
-    plan: BuiltPlan, onnx: Path, images: GateImages, *, max_batch: int, feed: Callable[[Array], Any] = lambda images: images
+    plan: BuiltPlan, onnx: Path, images: VerificationImages, *, max_batch: int, feed: Callable[[Array], Any] = lambda images: images
 ) -> dict[str, Any] | None:
     """Compares the graph that a plan was compiled from with its ONNX file.
 

@@ -1,4 +1,4 @@
-"""What a finished artifact is compared with: the static ViT cut from the run's checkpoint, or another artifact."""
+"""The references of finished artifacts: the static ViT cut from the run's checkpoint, or another artifact."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from growtas.checkpoint import load_supernet
 from growtas.errors import CheckpointError, ParityError
@@ -19,13 +20,16 @@ from growtas.export.runtimes.base import Array
 from growtas.export.runtimes.open import open_session
 from growtas.export.runtimes.torch import TorchSession
 from growtas.export.verification.batches import Logits, remembering
-from growtas.export.verification.inputs import Feed, feed_of
+from growtas.export.verification.inputs import ArtifactInput, artifact_input
 from growtas.export.verification.parity import DEFAULT_TOLERANCE, compare
 from growtas.files import sha256
 from growtas.nn.extract import extract
+from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer
 from growtas.runs import Run
 from growtas.subnet import Subnet
+
+STATIC, SUPERNET = "static ViT", "supernet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,22 +39,38 @@ class Reference:
     Attributes:
         logits: images, preprocessed as the run's are, to logits; computed once for the same images.
         name: what to call it.
-        feed: what it takes itself.
+        input: what it takes itself.
         model: the static ViT, where the reference is one.
     """
 
     logits: Logits
     name: str
-    feed: Feed
+    input: ArtifactInput
     model: VisionTransformer | None = None
 
 
+def torch_logits(model: Callable[[Tensor], Tensor]) -> Logits:
+    """A network in PyTorch as a function of arrays."""
+
+    def logits(images: Array) -> Array:
+        with torch.inference_mode():
+            return np.asarray(model(torch.from_numpy(images)).numpy(), np.float32)
+
+    return logits
+
+
+def supernet_logits(supernet: Supernet, subnet: Subnet) -> Logits:
+    """A subnet inside its supernet as a function of arrays: what every static ViT must compute."""
+    return torch_logits(lambda images: supernet(images, subnet))
+
+
 class References:
-    """Finds references; each is loaded once. Needs a run or another artifact."""
+    """Loads the references of artifacts, each once. Needs a run or another artifact."""
 
     def __init__(self, run: Run | None, against: Path | None) -> None:
         self._run, self._against = run, against
-        self._known: dict[str, Reference] = {}
+        self._other: Reference | None = None
+        self._static_vits: dict[Subnet, Reference] = {}
 
     def of(self, path: Path, manifest: Manifest | None, preprocess: Mapping[str, Any], images: Callable[[], Array]) -> Reference:
         """The reference of an artifact.
@@ -68,21 +88,17 @@ class References:
             SubnetError: the manifest's subnet is not of the run's space.
         """
         if self._against is not None:
-            if "" not in self._known:
-                self._known[""] = _other(self._against, preprocess)
-            return self._known[""]
-        run = self._run
-        assert run is not None
+            if self._other is None:
+                self._other = _artifact_reference(self._against, preprocess)
+            return self._other
+        assert self._run is not None
         assert manifest is not None
-        checkpoint = _check_checkpoint(path, manifest.source, run)
-        subnet = run.space.validate(Subnet.from_dict(manifest.subnet or {}, source=f"{path}'s manifest"))
-        key = repr(subnet)
-        if key not in self._known:
-            model = _cut(checkpoint, subnet, images())
-            self._known[key] = Reference(
-                logits=remembering(_logits(model)), name="static ViT", feed=feed_of(path, None, preprocess), model=model
-            )
-        return self._known[key]
+        checkpoint = _check_checkpoint(path, manifest.source, self._run)
+        subnet = self._run.space.validate(Subnet.from_dict(manifest.subnet or {}, source=f"{path}'s manifest"))
+        if subnet not in self._static_vits:
+            takes = artifact_input(path, None, preprocess)
+            self._static_vits[subnet] = _static_vit_reference(checkpoint, subnet, takes, images())
+        return self._static_vits[subnet]
 
 
 def check_hash(path: Path, manifest: Manifest | None) -> None:
@@ -103,46 +119,34 @@ def runtime_of(path: Path, manifest: Manifest | None) -> str | None:
     return manifest.runtime if manifest is not None and path.suffix == PLAN.suffix else None
 
 
-def _other(path: Path, preprocess: Mapping[str, Any]) -> Reference:
+def _artifact_reference(path: Path, preprocess: Mapping[str, Any]) -> Reference:
     manifest = artifact.read_manifest(path, verify=False)
     check_hash(path, manifest)
-    session, feed = open_session(path, threads=1, runtime=runtime_of(path, manifest)), feed_of(path, manifest, preprocess)
+    session = open_session(path, threads=1, runtime=runtime_of(path, manifest))
+    takes = artifact_input(path, manifest, preprocess)
     module = session.module if isinstance(session, TorchSession) else None
-    return Reference(
-        logits=remembering(lambda images: session.run(feed.images(images))),
-        name=path.name,
-        feed=feed,
-        model=module if isinstance(module, VisionTransformer) else None,
-    )
+    model = module if isinstance(module, VisionTransformer) else None
+    return Reference(logits=remembering(takes.logits(session.run)), name=path.name, input=takes, model=model)
 
 
 def _check_checkpoint(path: Path, source: SourceRecord, run: Run) -> Path:
     """The run's newest checkpoint, which must be what the artifact was made from."""
-    now = run.supernet_file
-    recorded, digest = str(source.checkpoint_sha256), sha256(now)
+    checkpoint = run.supernet_file
+    recorded, digest = str(source.checkpoint_sha256), sha256(checkpoint)
     if recorded != digest:
         raise ParityError(
             f"{path}: it was made from {source.checkpoint} with SHA-256 {recorded[:12]}, but the run's "
-            f"checkpoint is {now.relative_to(run.path)} with {digest[:12]}; export it again"
+            f"checkpoint is {checkpoint.relative_to(run.path)} with {digest[:12]}; export it again"
         )
-    return now
+    return checkpoint
 
 
-def _cut(checkpoint: Path, subnet: Subnet, images: Array) -> VisionTransformer:
+def _static_vit_reference(checkpoint: Path, subnet: Subnet, takes: ArtifactInput, images: Array) -> Reference:
     """The static ViT, which must compute what the supernet computes: the reference could be wrong itself."""
     supernet = load_supernet(checkpoint)
     model = extract(supernet, subnet).eval()
-    with torch.inference_mode():
-        whole = np.asarray(supernet(torch.from_numpy(images), subnet).numpy(), np.float32)
-    error = compare(_logits(model)(images), whole, against="supernet").relative_error
+    logits = torch_logits(model)
+    error = compare(logits(images), supernet_logits(supernet, subnet)(images), against=SUPERNET).relative_error
     if not error <= DEFAULT_TOLERANCE:
         raise ParityError(f"{checkpoint}: the static ViT cut from it differs from the supernet by {error:.2g} relative")
-    return model
-
-
-def _logits(model: VisionTransformer) -> Logits:
-    def function(images: Array) -> Array:
-        with torch.inference_mode():
-            return np.asarray(model(torch.from_numpy(images)).numpy(), np.float32)
-
-    return function
+    return Reference(logits=remembering(logits), name=STATIC, input=takes, model=model)

@@ -1,9 +1,9 @@
-"""Finished artifacts, verified again: against the checkpoint of the run that their manifests name, or against another artifact."""
+"""Verifies finished artifacts again: against the checkpoint of the run that they were made from, or against another artifact."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,47 +11,26 @@ from typing import Any
 
 from growtas.errors import BuildError, CheckpointError, DeviceError, GrowtasError, MissingExtra, ParityError, UsageError
 from growtas.export.artifact import Manifest, manifest_path, read_manifest
-from growtas.export.graph.tensors import HalfRange, check_half_range
+from growtas.export.graph.tensors import HalfRange
 from growtas.export.runtimes.base import Array
 from growtas.export.runtimes.open import open_session
-from growtas.export.verification.agreement import Thresholds, Verification, measure_artifact, thresholds_for
+from growtas.export.verification.agreement import Verification, check_fp16_range, measure_artifact
 from growtas.export.verification.batches import one_thread
 from growtas.export.verification.bisect import Bisection, bisect_artifact, bisect_onnx
-from growtas.export.verification.images import sample_photographs
-from growtas.export.verification.inputs import Feed, feed_of
-from growtas.export.verification.labelled_images import LabelledImages, images_for, labelled_images, spread
+from growtas.export.verification.images import VerificationImages, check_count, images_for, photographs, run_images, spread
+from growtas.export.verification.inputs import ArtifactInput, artifact_input
 from growtas.export.verification.reference import Reference, References, check_hash, runtime_of
+from growtas.export.verification.thresholds import Thresholds, thresholds_for
+from growtas.progress import SILENT, Progress
 from growtas.runs import Run
 
-_RANGE_IMAGES, _BISECT_IMAGES, _REFERENCE_IMAGES = 16, 8, 8
+_BISECT_IMAGES, _REFERENCE_IMAGES = 8, 8
 _BATCHES = (1, 3, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyOptions:
-    """What to verify with.
-
-    Attributes:
-        run: where checkpoint and images come from; needed unless ``against`` is given.
-        against: another artifact that is the reference.
-        images: how many; by default what :func:`growtas.export.verification.labelled_images.images_for` says.
-        bisect: look for the first layer that differs as well.
-        data, data_dir: other data than the run's.
-        overrides: thresholds to replace, as :meth:`growtas.export.verification.thresholds.Thresholds.override` names them.
-    """
-
-    run: Run | None = None
-    against: Path | None = None
-    images: int | None = None
-    bisect: bool = False
-    data: str | None = None
-    data_dir: str | None = None
-    overrides: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What came of one artifact.
+class ArtifactVerification:
+    """The result of verifying one artifact.
 
     Attributes:
         path, precision: the artifact.
@@ -90,164 +69,179 @@ class Finding:
         }
 
 
-def verify_finished(
-    paths: Sequence[Path], options: VerifyOptions, *, stage: Callable[[str], None] = lambda text: None
-) -> list[Finding]:
-    """Verify artifacts, each on its own: one that fails does not keep the others from being looked at.
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """The results of verifying artifacts, with the run or the other artifact that they were compared with."""
 
-    Args:
-        stage: told what is being done.
+    run: Run | None
+    against: Path | None
+    artifacts: tuple[ArtifactVerification, ...]
+
+    @property
+    def error(self) -> GrowtasError | None:
+        """A ParityError where an artifact failed, a DeviceError where none could be run, None otherwise."""
+        problems = [result.problem for result in self.artifacts if result.problem]
+        if problems:
+            several = f"{len(problems)} of {len(self.artifacts)} artifacts failed; " if len(problems) > 1 else ""
+            return ParityError(f"{several}{problems[0]}")
+        first = self.artifacts[0]
+        if all(result.not_run_because for result in self.artifacts):
+            return DeviceError(f"nothing was verified: {first.path.name} can't be run here: {first.not_run_because}")
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "run": str(self.run.path) if self.run else None,
+            "against": str(self.against) if self.against else None,
+            "passed": self.error is None,
+            "artifacts": [result.to_dict() for result in self.artifacts],
+        }
+
+
+@dataclass(kw_only=True)
+class Verifier:
+    """Verifies finished artifacts; images and references that they share are loaded once.
+
+    Attributes:
+        run: where checkpoint and images come from; needed unless ``against`` is given.
+        against: another artifact that is the reference.
+        images: how many; by default what :func:`growtas.export.verification.images.images_for` says.
+        bisect: look for the first layer that differs as well.
+        data, data_dir: other data than the run's.
+        overrides: thresholds to replace, as :meth:`growtas.export.verification.thresholds.Thresholds.override` names them.
 
     Raises:
-        CheckpointError: an artifact is absent or, without ``against``, has no manifest; a checkpoint or manifest is unreadable.
-        ConfigError: a threshold or number of images out of range; an unknown precision.
-        DataError: the data that was named can't be used.
-        UsageError: there is neither a run nor another artifact to compare with, or no images can be had.
+        ConfigError: fewer images than one.
     """
-    if options.run is None and options.against is None:
-        raise UsageError(
-            f"{paths[0]}: it lies in no run's export folder; name its run with --run, or another artifact with --against"
-        )
-    work = _Work(options)
-    manifests = [work.manifest(path) for path in paths]
-    findings = []
-    for path, manifest in zip(paths, manifests, strict=True):
-        stage(f"verifying {path.name}")
-        findings.append(work.verify(path, manifest))
-    return findings
 
+    run: Run | None = None
+    against: Path | None = None
+    images: int | None = None
+    bisect: bool = False
+    data: str | None = None
+    data_dir: str | None = None
+    overrides: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
 
-class _Work:
-    """The artifacts of one call: what they share is loaded once."""
+    def __post_init__(self) -> None:
+        check_count(self.images)
+        self._run_images = cache(self._load_images)
+        self._references = References(self.run, self.against)
 
-    def __init__(self, options: VerifyOptions) -> None:
-        self.options = options
-        self.images = cache(self._images)
-        self.references = References(options.run, options.against)
+    def verify(self, paths: Sequence[Path], *, progress: Progress = SILENT) -> VerifyReport:
+        """Verifies artifacts one by one: one that fails does not keep the others from being verified.
 
-    def manifest(self, path: Path) -> Manifest | None:
-        found = read_manifest(path, verify=False)
-        if found is None and self.options.against is None:
-            raise CheckpointError(
-                f"{path}: no manifest beside it, which says what it was made from; name a reference with --against"
+        Raises:
+            CheckpointError: an artifact is absent or, without ``against``, has no manifest; a checkpoint or manifest is unreadable.
+            ConfigError: a threshold out of range; an unknown precision.
+            DataError: the data that was named can't be used.
+            UsageError: there is neither a run nor another artifact to compare with, or no images can be had.
+        """
+        if self.run is None and self.against is None:
+            raise UsageError(
+                f"{paths[0]}: it lies in no run's export folder; name its run with --run, or another artifact with --against"
             )
-        if found is None or self.options.against is not None:
-            return found
-        if found.subnet is None or not isinstance(found.to_dict().get("source"), dict):
+        manifests = [self._read_manifest(path) for path in paths]
+        results = []
+        for path, manifest in zip(paths, manifests, strict=True):
+            progress.stage(f"verifying {path.name}")
+            results.append(self._verify(path, manifest))
+        return VerifyReport(run=self.run, against=self.against, artifacts=tuple(results))
+
+    def _read_manifest(self, path: Path) -> Manifest | None:
+        manifest = read_manifest(path, verify=False)
+        if self.against is not None:
+            return manifest
+        if manifest is None:
+            message = "no manifest beside it, which says what it was made from; name a reference with --against"
+            raise CheckpointError(f"{path}: {message}")
+        if manifest.subnet is None or not isinstance(manifest.to_dict().get("source"), dict):
             raise CheckpointError(f"{manifest_path(path)}: it names no source and no subnet; export the artifact again")
-        return found
+        return manifest
 
-    def thresholds(self, precision: str) -> Thresholds:
-        return thresholds_for(precision).override(**self.options.overrides)
-
-    def verify(self, path: Path, manifest: Manifest | None) -> Finding:
+    def _verify(self, path: Path, manifest: Manifest | None) -> ArtifactVerification:
         known = manifest or Manifest()
         precision = known.precision or "fp32"
-        finding = Finding(path=path, precision=precision)
-        thresholds = self.thresholds(precision)
-        count = self.options.images
-        if count is None:
-            count = images_for(known.macs or 0, precision)
-        run = self.options.run
-        preprocess = run.info["preprocess"] if run else known.preprocess
+        result = ArtifactVerification(path=path, precision=precision)
+        thresholds = thresholds_for(precision).override(**self.overrides)
+        count = self.images or images_for(known.macs or 0, precision)
+        preprocess = self.run.info["preprocess"] if self.run else known.preprocess
         if preprocess is None:
             raise UsageError(f"{path}: nothing says how its images are preprocessed; name the run with --run")
         try:
             check_hash(path, manifest)
-            feed = feed_of(path, manifest, preprocess)
-            reference = self.references.of(path, manifest, preprocess, lambda: self.images(_REFERENCE_IMAGES, None).images)
+            takes = artifact_input(path, manifest, preprocess)
+            reference = self._references.of(path, manifest, preprocess, lambda: self._run_images(_REFERENCE_IMAGES).images)
         except ParityError as error:
-            return dataclasses.replace(finding, problem=str(error))
-        images = feed.snap(self.images(count, None if run else _key(preprocess)))
+            return dataclasses.replace(result, problem=str(error))
+        images = takes.round_to_pixels(self._run_images(count) if self.run else photographs(preprocess, count, "no run was named"))
         try:
-            finding = self._measure(finding, manifest, feed, images, thresholds, reference)
+            result = self._measure(result, manifest, takes, images, thresholds, reference)
         except (DeviceError, MissingExtra) as error:
-            return dataclasses.replace(finding, not_run_because=str(error))
+            return dataclasses.replace(result, not_run_because=str(error))
         except CheckpointError as error:
             # Types that a runtime has no kernels for are no fault of the file.
             if "find an implementation" in str(error):
-                return dataclasses.replace(finding, not_run_because=str(error))
-            return dataclasses.replace(finding, problem=str(error))
-        if self.options.bisect:
-            finding = self._bisect(finding, feed, spread(images.images, _BISECT_IMAGES), reference)
-        return finding
+                return dataclasses.replace(result, not_run_because=str(error))
+            return dataclasses.replace(result, problem=str(error))
+        if self.bisect:
+            result = self._bisect(result, takes, spread(images.images, _BISECT_IMAGES), reference)
+        return result
 
     def _measure(
         self,
-        finding: Finding,
+        result: ArtifactVerification,
         manifest: Manifest | None,
-        feed: Feed,
-        images: LabelledImages,
+        takes: ArtifactInput,
+        images: VerificationImages,
         thresholds: Thresholds,
         reference: Reference,
-    ) -> Finding:
-        path = finding.path
+    ) -> ArtifactVerification:
+        path = result.path
         with one_thread(), open_session(path, threads=1, runtime=runtime_of(path, manifest)) as session:
             runtime = session.info.runtime
 
-            def artifact(batch: Array) -> Array:
+            def run(batch: Array) -> Array:
                 try:
-                    return session.run(feed.images(batch))
+                    return session.run(batch)
                 except Exception as error:  # runtimes' exceptions share no base class
                     raise CheckpointError(f"{path}: {runtime} can't run it ({' '.join(str(error).split())[:160]})") from None
 
             verification = measure_artifact(
-                artifact,
+                takes.logits(run),
                 reference.logits,
                 images,
-                precision=finding.precision,
+                precision=result.precision,
                 thresholds=thresholds,
                 subject=f"{path.name} in {runtime}",
                 batches=(manifest and manifest.input and manifest.input.batch.checked) or _BATCHES,
                 class_names=manifest.class_names if manifest else None,
                 reference_is=reference.name,
             )
-        finding = dataclasses.replace(finding, verification=verification, problem=verification.summary or None)
-        if path.suffix == ".onnx" and finding.precision != "fp32":
+        result = dataclasses.replace(result, verification=verification, problem=verification.summary or None)
+        if path.suffix == ".onnx" and result.precision != "fp32":
             try:
-                found = check_half_range(path, feed.images(spread(images.images, _RANGE_IMAGES)), subject=path.name)
-                finding = dataclasses.replace(finding, half_range=found)
+                result = dataclasses.replace(result, half_range=check_fp16_range(path, images, takes))
             except ParityError as error:
-                finding = dataclasses.replace(finding, problem=str(error))
-        return finding
+                result = dataclasses.replace(result, problem=str(error))
+        return result
 
-    def _bisect(self, finding: Finding, feed: Feed, images: Array, reference: Reference) -> Finding:
-        path, against, precision = finding.path, self.options.against, finding.precision
+    def _bisect(
+        self, result: ArtifactVerification, takes: ArtifactInput, images: Array, reference: Reference
+    ) -> ArtifactVerification:
+        path, against, precision = result.path, self.against, result.precision
         try:
             if reference.model is not None:
-                found = bisect_artifact(path, reference.model, images, precision=precision, feed=feed.images)
+                bisection = bisect_artifact(path, reference.model, images, precision=precision, feed=takes.convert)
             elif against is not None and against.suffix == path.suffix == ".onnx":
-                theirs = reference.feed.images
-                found = bisect_onnx(path, against, images, precision=precision, feed=feed.images, other_feed=theirs)
+                other_feed = reference.input.convert
+                bisection = bisect_onnx(path, against, images, precision=precision, feed=takes.convert, other_feed=other_feed)
             else:
                 raise UsageError("layers can be compared with a static ViT's, and an ONNX file's with another ONNX file's")
         except (BuildError, CheckpointError, UsageError) as error:
-            return dataclasses.replace(finding, no_bisection_because=str(error))
-        return dataclasses.replace(finding, bisection=found)
+            return dataclasses.replace(result, no_bisection_because=str(error))
+        return dataclasses.replace(result, bisection=bisection)
 
-    def _images(self, count: int, preprocess: tuple[tuple[str, Any], ...] | None) -> LabelledImages:
-        options = self.options
-        if options.run is not None:
-            return labelled_images(options.run, count, data=options.data, data_dir=options.data_dir)
-        return LabelledImages(
-            images=sample_photographs(count, dict(preprocess or ())),
-            labels=None,
-            class_names=None,
-            description=f"{count} crops of scikit-learn's sample photographs",
-            unlabelled_because="no run was named",
-        )
-
-
-def _key(preprocess: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in preprocess.items())
-
-
-def worst_of(findings: Sequence[Finding]) -> GrowtasError | None:
-    """The error to end with: a ParityError where an artifact failed, a DeviceError where none could be run, None otherwise."""
-    failed = [finding for finding in findings if finding.problem]
-    if failed:
-        first = failed[0].problem
-        return ParityError(first if len(failed) == 1 else f"{len(failed)} of {len(findings)} artifacts failed; {first}")
-    if all(finding.not_run_because for finding in findings):
-        return DeviceError(f"nothing was verified: {findings[0].path.name} can't be run here: {findings[0].not_run_because}")
-    return None
+    def _load_images(self, count: int) -> VerificationImages:
+        assert self.run is not None
+        return run_images(self.run, count, data=self.data, data_dir=self.data_dir)

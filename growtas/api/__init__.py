@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from growtas.api.benchmarking import bench
+    from growtas.api.exporting import ExportedArtifacts, export
     from growtas.api.prediction import Prediction, Predictions, predict
     from growtas.api.profiling import ProfileResult, profile
     from growtas.api.search_results import SearchResult
     from growtas.api.searching import search
     from growtas.api.training import RecipeOptions, Run, finetune, load_run, plan_training, resume, train
+    from growtas.api.verification import verify
     from growtas.autoformer import import_autoformer
     from growtas.costs import Costs, count_costs
     from growtas.export.artifact import Artifact, Manifest, load_artifact
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from growtas.export.pipeline.triton import write_triton
     from growtas.export.serving.launch import ServeOptions, serve
     from growtas.export.serving.predictor import Predictor
+    from growtas.export.verification.run import VerifyReport
     from growtas.progress import Progress
     from growtas.runs import list_runs
     from growtas.space import SearchSpace, load_space
@@ -43,16 +46,17 @@ if TYPE_CHECKING:
     from growtas.train.recipes import RECIPES, find_recipe
 
 _MODULES: dict[str, str] = {
+    "RECIPES": "growtas.train.recipes",
     "Artifact": "growtas.export.artifact",
     "BenchReport": "growtas.export.benchmark.report",
     "Costs": "growtas.costs",
+    "ExportedArtifacts": "growtas.api.exporting",
     "Manifest": "growtas.export.artifact",
     "Prediction": "growtas.api.prediction",
     "Predictions": "growtas.api.prediction",
     "Predictor": "growtas.export.serving.predictor",
     "ProfileResult": "growtas.api.profiling",
     "Progress": "growtas.progress",
-    "RECIPES": "growtas.train.recipes",
     "Recipe": "growtas.train.recipe",
     "RecipeOptions": "growtas.api.training",
     "Run": "growtas.api.training",
@@ -61,8 +65,10 @@ _MODULES: dict[str, str] = {
     "ServeOptions": "growtas.export.serving.launch",
     "Subnet": "growtas.subnet",
     "TrainingPlan": "growtas.train.plan",
+    "VerifyReport": "growtas.export.verification.run",
     "bench": "growtas.api.benchmarking",
     "count_costs": "growtas.costs",
+    "export": "growtas.api.exporting",
     "find_recipe": "growtas.train.recipes",
     "finetune": "growtas.api.training",
     "import_autoformer": "growtas.autoformer",
@@ -78,6 +84,7 @@ _MODULES: dict[str, str] = {
     "search": "growtas.api.searching",
     "serve": "growtas.export.serving.launch",
     "train": "growtas.api.training",
+    "verify": "growtas.api.verification",
     "write_card": "growtas.export.pipeline.model_card",
     "write_triton": "growtas.export.pipeline.triton",
 }
@@ -88,6 +95,7 @@ __all__ = [
     "Artifact",
     "BenchReport",
     "Costs",
+    "ExportedArtifacts",
     "Manifest",
     "Prediction",
     "Predictions",
@@ -102,8 +110,10 @@ __all__ = [
     "ServeOptions",
     "Subnet",
     "TrainingPlan",
+    "VerifyReport",
     "bench",
     "count_costs",
+    "export",
     "find_recipe",
     "finetune",
     "import_autoformer",
@@ -119,6 +129,7 @@ __all__ = [
     "search",
     "serve",
     "train",
+    "verify",
     "write_card",
     "write_triton",
 ]

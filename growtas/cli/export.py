@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from growtas.cli.output import JsonOption, Spinner, console, note, print_json, print_table
+from growtas.cli.output import JsonOption, Spinner, console, print_json, print_table
 
 if TYPE_CHECKING:
-    from growtas.export.pipeline.run import Artifact, ExportOptions
-    from growtas.runs import Run
+    from growtas.api.exporting import ExportedArtifacts
 
 _PLAN, _PRECISION, _ENDS, _CHECKS, _SERVING = "Plans", "Precision", "Ends of the graph", "Checks", "Serving"
 
@@ -113,101 +111,49 @@ def export(
 
     For ONNX Runtime and Triton: growtas export --precision int8 --preprocess --triton repo
     """
-    from growtas.errors import ConfigError
-    from growtas.export.pipeline.model_card import same_network, write_card
-    from growtas.export.pipeline.run import ExportOptions, export_subnet
-    from growtas.export.pipeline.staging import kept_where_it_succeeds
-    from growtas.export.pipeline.triton import write_triton
-    from growtas.runs import find_run
+    from growtas.api import export
 
-    found = find_run(run)
-    if run is None:
-        note(f"run: {found.path} (the newest)")
-    options = ExportOptions(
-        format=format,
-        subnet=subnet,
-        precision=precision,
-        keep=keep,
-        calibration_images=calibration_images,
-        calibration_method=calibration_method,
-        target=target,
-        device=device,
-        max_batch=max_batch,
-        opt_batch=opt_batch,
-        name=name,
-        out=out,
-        opset=opset,
-        tolerance=tolerance,
-        images=images,
-        max_error=max_error,
-        min_cosine=min_cosine,
-        min_agreement=min_agreement,
-        max_accuracy_drop=max_accuracy_drop,
-        data=data,
-        data_dir=data_dir,
-        preprocess=preprocess,
-        resize=resize,
-        softmax=softmax,
-        top_k=top_k,
-    )
-    if triton is not None:
-        if "onnx" not in options.formats:
-            raise ConfigError("--triton serves an ONNX file or a plan of TensorRT; add --format onnx")
-        _check_triton(found, options, instances=instances, max_delay_us=max_delay_us)
-    repository = contextlib.nullcontext() if triton is None else kept_where_it_succeeds(triton)
-    with repository, Spinner(hidden=json_) as stages:
-        artifacts = export_subnet(found, options, note=note, stage=stages)
-        if triton is not None:
-            served = _served(artifacts)
-            stages(f"writing {served.path.name} to the Triton repository")
-            model = write_triton(triton, served, instances=instances, max_delay_us=max_delay_us)
-    folder, manifests = artifacts[0].path.parent, [artifact.manifest for artifact in artifacts]
-    written = write_card(folder, [*manifests, *same_network(folder, manifests)], licence=licence)
-    if written is None:
-        note(f"{folder}/README.md is not growtas', so no model card was written")
-    if json_:
-        print_json(
-            {
-                "run": str(found.path),
-                "artifacts": [{"path": str(item.path), **item.manifest.to_dict()} for item in artifacts],
-                "card": None if written is None else str(written),
-                "triton": None if triton is None else str(model),
-            }
+    with Spinner(hidden=json_) as spinner:
+        artifacts = export(
+            run,
+            subnet,
+            formats=format.split(","),
+            precision=precision,
+            keep=keep,
+            calibration_images=calibration_images,
+            calibration_method=calibration_method,
+            target=target,
+            device=device,
+            max_batch=max_batch,
+            opt_batch=opt_batch,
+            name=name,
+            out=out,
+            opset=opset,
+            tolerance=tolerance,
+            images=images,
+            max_error=max_error,
+            min_cosine=min_cosine,
+            min_agreement=min_agreement,
+            max_accuracy_drop=max_accuracy_drop,
+            data=data,
+            data_dir=data_dir,
+            preprocess=preprocess,
+            resize=resize,
+            softmax=softmax,
+            top_k=top_k,
+            triton=triton,
+            instances=instances,
+            max_delay_us=max_delay_us,
+            licence=licence,
+            progress=spinner,
         )
-        return
-    _print(artifacts)
-    if triton is not None:
-        console().print(f"{served.path.name} is in the Triton repository: {model}", soft_wrap=True)
+    if json_:
+        print_json(artifacts.to_dict())
+    else:
+        _print(artifacts)
 
 
-def _check_triton(run: Run, options: ExportOptions, *, instances: int, max_delay_us: int) -> None:
-    """Refuse before any work what would be refused after it."""
-    from growtas.export.pipeline.source import find_source
-    from growtas.export.pipeline.triton import check_triton
-    from growtas.export.tensorrt.builder import choose_builder
-
-    options.check()
-    runtime = None
-    if options.precision == "bf16" and "trt" in options.formats:
-        searched = (find_source(run, options.subnet).search or {}).get("device")
-        builder, _ = choose_builder(target=options.target, device=options.device, searched_device=searched, precision="bf16")
-        runtime = builder.name
-    name = options.stem(run.space.name)
-    check_triton(name=name, instances=instances, max_delay_us=max_delay_us, precision=options.precision, plan_runtime=runtime)
-
-
-def _served(artifacts: list[Artifact]) -> Artifact:
-    """What Triton gets: a plan of TensorRT, which it can load, else the last ONNX file, which has all that was asked for."""
-    from growtas.export.formats import ONNX
-
-    for artifact in reversed(artifacts):
-        plan = artifact.manifest.plan
-        if artifact.format is ONNX or (plan is not None and plan.runtime == "tensorrt"):
-            return artifact
-    return artifacts[-1]
-
-
-def _print(artifacts: list[Artifact]) -> None:
+def _print(artifacts: ExportedArtifacts) -> None:
     from rich.table import Table
 
     from growtas.units import format_bytes, format_count
@@ -250,5 +196,7 @@ def _print(artifacts: list[Artifact]) -> None:
             if manifest.compiled_from is not None:
                 line += f"; its numbers are those of {manifest.compiled_from.file}, which it was compiled from"
             lines.append(line)
+    if artifacts.served is not None:
+        lines.append(f"{artifacts.served.path.name} is in the Triton repository: {artifacts.triton}")
     for line in lines:
         console().print(line, soft_wrap=True)

@@ -47,8 +47,8 @@ def progress(*columns: ProgressColumn, hidden: bool) -> Bars:
     return Bars(*columns, console=screen, transient=True, disable=hidden or not screen.is_terminal)
 
 
-class Spinner:
-    """A spinner on stderr that names what is being done; silent where stderr is no terminal."""
+class Spinner(Progress):
+    """A spinner on stderr that names what is being done, and notes below it; no spinner where stderr is no terminal."""
 
     def __init__(self, *, hidden: bool) -> None:
         from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -63,9 +63,13 @@ class Spinner:
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
-    def __call__(self, stage: str) -> None:
-        """Say what is being done now."""
-        self._progress.update(self._task, description=stage)
+    def stage(self, name: str, total: int | None = None) -> None:
+        """Shows what is being done now."""
+        self._progress.update(self._task, description=name)
+
+    def note(self, text: str) -> None:
+        """Prints a remark."""
+        note(text)
 
 
 def print_table(table: Table) -> None:

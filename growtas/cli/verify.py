@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from growtas.cli.output import JsonOption, Spinner, console, note, print_json, print_table
+from growtas.cli.output import JsonOption, Spinner, console, print_json, print_table
 
 if TYPE_CHECKING:
     from growtas.export.verification.agreement import Verification
     from growtas.export.verification.bisect import Bisection
-    from growtas.export.verification.run import Finding
-    from growtas.runs import Run
+    from growtas.export.verification.run import ArtifactVerification
 
 
 def verify(
@@ -48,64 +48,32 @@ def verify(
 
     Example: growtas verify runs/first/export/micro-subnet.onnx --bisect
     """
-    from growtas.export.verification.run import VerifyOptions, verify_finished, worst_of
+    from growtas.api import verify
 
-    found = _find_run(run, artifacts, against)
-    paths = artifacts or _all_artifacts(found)
-    overrides = {
-        "max_error": max_error,
-        "min_cosine": min_cosine,
-        "min_agreement": min_agreement,
-        "max_accuracy_drop": max_accuracy_drop,
-    }
-    options = VerifyOptions(
-        run=found, against=against, images=images, bisect=bisect, data=data, data_dir=data_dir, overrides=overrides
-    )
-    with Spinner(hidden=json_) as stage:
-        findings = verify_finished(paths, options, stage=stage)
-    error = worst_of(findings)
+    with Spinner(hidden=json_) as spinner:
+        report = verify(
+            artifacts,
+            run=run,
+            against=against,
+            images=images,
+            bisect=bisect,
+            max_error=max_error,
+            min_cosine=min_cosine,
+            min_agreement=min_agreement,
+            max_accuracy_drop=max_accuracy_drop,
+            data=data,
+            data_dir=data_dir,
+            progress=spinner,
+        )
     if json_:
-        document = {
-            "run": str(found.path) if found else None,
-            "against": str(against) if against else None,
-            "passed": error is None,
-            "artifacts": [finding.to_dict() for finding in findings],
-        }
-        print_json(document)
+        print_json(report.to_dict())
     else:
-        _print(findings)
-    if error is not None:
-        raise error
+        _print(report.artifacts)
+    if report.error is not None:
+        raise report.error
 
 
-def _find_run(named: Path | None, artifacts: list[Path] | None, against: Path | None) -> Run | None:
-    from growtas.runs import Run, find_run
-
-    if named is not None:
-        return find_run(named)
-    if not artifacts:
-        run = find_run(None)
-        note(f"run: {run.path} (the newest)")
-        return run
-    folder = artifacts[0].resolve().parent.parent
-    if (folder / "run.json").is_file():
-        return Run(artifacts[0].parent.parent if artifacts[0].parent.name else folder)
-    return None
-
-
-def _all_artifacts(run: Run | None) -> list[Path]:
-    from growtas.errors import UsageError
-    from growtas.export.formats import artifact_files
-
-    assert run is not None
-    folder = run.path / "export"
-    found = artifact_files(folder)
-    if not found:
-        raise UsageError(f"{folder}: no artifacts to verify; make some with `growtas export {run.path}`, or name files")
-    return found
-
-
-def _print(findings: list[Finding]) -> None:
+def _print(results: Sequence[ArtifactVerification]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -113,48 +81,52 @@ def _print(findings: list[Finding]) -> None:
     table.add_column("artifact", overflow="fold")
     for heading in ("precision", "rel. error", "cosine", "agreement", "accuracy", "lost points", "result"):
         table.add_column(heading, no_wrap=True)
-    for finding in findings:
-        seen = finding.verification
+    for result in results:
+        verification = result.verification
         cells = ["-"] * 5
-        if seen is not None:
-            cells = [f"{seen.relative_error:.1e}", f"{seen.cosine_min:.5f}", f"{seen.top1_agreement:.1%}", "no labels", "-"]
-            if seen.accuracy is not None and seen.accuracy_drop_points is not None:
-                drop = 0.0 if math.isclose(seen.accuracy_drop_points, 0, abs_tol=1e-9) else seen.accuracy_drop_points
-                cells[3:] = [f"{seen.accuracy:.1%}", f"{drop:.2f} ± {seen.accuracy_drop_error_points:.2f}"]
-        word, style = {True: ("passed", "green"), False: ("failed", "red"), None: ("not run", "yellow")}[finding.passed]
-        table.add_row(finding.path.name, finding.precision, *cells, Text(word, style))
+        if verification is not None:
+            cells = [f"{verification.relative_error:.1e}", f"{verification.cosine_min:.5f}", f"{verification.top1_agreement:.1%}"]
+            drop = verification.accuracy_drop_points
+            if drop is None:
+                cells += ["no labels", "-"]
+            else:
+                drop = 0.0 if math.isclose(drop, 0, abs_tol=1e-9) else drop
+                cells += [f"{verification.accuracy:.1%}", f"{drop:.2f} ± {verification.accuracy_drop_error_points:.2f}"]
+        word, style = {True: ("passed", "green"), False: ("failed", "red"), None: ("not run", "yellow")}[result.passed]
+        table.add_row(result.path.name, result.precision, *cells, Text(word, style))
     print_table(table)
-    for finding in findings:
-        if finding.not_run_because:
-            console().print(f"{finding.path.name} was not run: {finding.not_run_because}", soft_wrap=True)
+    for result in results:
+        if result.not_run_because:
+            console().print(f"{result.path.name} was not run: {result.not_run_because}", soft_wrap=True)
     compared: dict[str, list[str]] = {}
-    for finding in findings:
-        if finding.verification:
-            compared.setdefault(_compared(finding.verification), []).append(finding.path.name)
+    for result in results:
+        if result.verification:
+            compared.setdefault(_compared(result.verification), []).append(result.path.name)
     for line, names in compared.items():
         # Precisions are verified on different numbers of images.
         console().print(line if len(compared) == 1 else f"{', '.join(names)}: {line}", soft_wrap=True)
-    for finding in findings:
-        if finding.bisection is not None:
-            _print_layers(finding.bisection)
-        elif finding.no_bisection_because:
-            console().print(f"{finding.path.name}: its layers were not compared: {finding.no_bisection_because}", soft_wrap=True)
+    for result in results:
+        if result.bisection is not None:
+            _print_layers(result.bisection)
+        elif result.no_bisection_because:
+            console().print(f"{result.path.name}: its layers were not compared: {result.no_bisection_because}", soft_wrap=True)
 
 
-def _compared(seen: Verification) -> str:
-    why = f" without labels ({seen.unlabelled_because})" if seen.unlabelled_because else ""
-    return f"compared with the {seen.reference} on {seen.images}{why}, batches of {', '.join(map(str, seen.batches))}"
+def _compared(verification: Verification) -> str:
+    why = f" without labels ({verification.unlabelled_because})" if verification.unlabelled_because else ""
+    batches = ", ".join(map(str, verification.batches))
+    return f"compared with the {verification.reference} on {verification.images}{why}, batches of {batches}"
 
 
-def _print_layers(found: Bisection) -> None:
+def _print_layers(bisection: Bisection) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for heading in ("layer", "tensor", "error before", "error after", "own error", ""):
         table.add_column(heading, no_wrap=True)
-    for layer in found.layers:
-        mark = "<- the first" if layer is found.first else ""
+    for layer in bisection.layers:
+        mark = "<- the first" if layer is bisection.first else ""
         numbers = (f"{value:.1e}" for value in (layer.before, layer.after, layer.own))
         table.add_row(layer.layer, layer.tensor, *numbers, mark, style="bold" if mark else "")
     print_table(table)
-    console().print(found.summary, soft_wrap=True)
+    console().print(bisection.summary, soft_wrap=True)

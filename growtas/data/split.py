@@ -32,3 +32,8 @@ def complement(indices: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     mask = np.ones(size, bool)
     mask[indices] = False
     return np.flatnonzero(mask)
+
+
+def evenly_spaced(length: int, count: int) -> NDArray[np.int64]:
+    """The indices of at most ``count`` of ``length`` items, evenly spaced from the first to the last one."""
+    return np.linspace(0, length - 1, min(count, length)).round().astype(np.int64)

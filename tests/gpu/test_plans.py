@@ -9,7 +9,8 @@ import torch
 
 from growtas.export.benchmark.run import BenchOptions
 from growtas.export.graph.exporter import export_onnx
-from growtas.export.pipeline.run import ExportOptions, export_subnet
+from growtas.export.pipeline.options import ExportOptions
+from growtas.export.pipeline.run import export_subnet
 from growtas.export.runtimes.base import is_installed
 from growtas.export.runtimes.open import open_session
 from growtas.export.tensorrt import library
@@ -29,7 +30,7 @@ needs_tensorrt = pytest.mark.skipif(not is_installed("tensorrt"), reason="tensor
 def test_a_tensorrt_plan_is_built_run_and_benchmarked(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     add_search(run)
-    made = export_subnet(run, ExportOptions(format="trt", precision="fp32"))
+    made = export_subnet(run, ExportOptions(formats=("trt",), precision="fp32"))
     plan = made[-1].manifest.to_dict()
     assert plan["plan"]["runtime"] == "tensorrt"
     assert plan["plan"]["targets"] == [library.local_target()]
@@ -45,7 +46,7 @@ def test_a_tensorrt_plan_is_built_run_and_benchmarked(tmp_path: Path) -> None:
 def test_a_low_precision_plan_passes_its_thresholds(tmp_path: Path, precision: str) -> None:
     run = make_run(tmp_path)
     add_search(run)
-    plan = export_subnet(run, ExportOptions(format="trt", precision=precision))[-1].manifest.to_dict()
+    plan = export_subnet(run, ExportOptions(formats=("trt",), precision=precision))[-1].manifest.to_dict()
     assert plan["precision"] == precision
     assert plan["executed"] is True
     assert plan["verification"]["passed"] is True

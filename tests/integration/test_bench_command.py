@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from growtas.export.artifact import manifest_path
-from growtas.export.pipeline.run import ExportOptions, export_subnet
+from growtas.export.pipeline.options import ExportOptions
+from growtas.export.pipeline.run import export_subnet
 from growtas.runs import Run
 from tests.export_helpers import Cli, add_search, make_run, needs_rtx, without_gpu
 
@@ -38,7 +39,7 @@ def run(tmp_path: Path, no_probe: None) -> Run:
     conditions = {"percentile": "p50", "batch": 1, "precision": "fp32", "runtime": "torch"}
     latency = {"ms": 2.0, "kind": "measured", "device": "cpu", **conditions}
     add_search(run, device="cpu", latency=latency, limits={"max_params": None, "max_macs": None, "max_latency_ms": 10_000.0})
-    export_subnet(run, ExportOptions(format="torch"))
+    export_subnet(run, ExportOptions(formats=("torch",)))
     return run
 
 
@@ -47,7 +48,7 @@ def run(tmp_path: Path, no_probe: None) -> Run:
 def test_the_line_as_typed_after_an_export(cli: Cli, tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs")
     add_search(run, device="a10", limits={"max_latency_ms": 5.0})
-    export_subnet(run, ExportOptions(format="trt"))
+    export_subnet(run, ExportOptions(formats=("trt",)))
     code, out, err = cli("bench", *QUICK)
     assert code == 0, err
     assert f"artifacts: all in {Path('runs/tiny/export')} (the newest run)" in err
@@ -95,7 +96,7 @@ def _two_devices(run: Run, *, cpu_limit: float | None = 10_000.0, a10_limit: flo
     ]
     limits = {"max_params": None, "max_macs": None, "max_latency_ms": a10_limit}
     path = add_search(run, device="a10", latency=modelled, limits=limits, latencies=latencies, **changes)
-    export_subnet(run, ExportOptions(format="torch"))
+    export_subnet(run, ExportOptions(formats=("torch",)))
     return path
 
 
@@ -217,7 +218,7 @@ def test_threads_are_put_back_for_what_comes_after(cli: Cli, run: Run) -> None:
 
 
 def test_runtimes_beside_a_baseline_as_table_csv_and_picture(cli: Cli, run: Run) -> None:
-    export_subnet(run, ExportOptions(format="onnx"))
+    export_subnet(run, ExportOptions(formats=("onnx",)))
     folder = run.path / "export"
     artifacts = (folder / "tiny-subnet.onnx", folder / "tiny-subnet.safetensors")
     files = ("--csv", "out/all.csv", "--png", "out/all.png", "--out", "out/all.json")

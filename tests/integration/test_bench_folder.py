@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from growtas.export.artifact import manifest_path
-from growtas.export.pipeline.run import ExportOptions, export_subnet
+from growtas.export.pipeline.options import ExportOptions
+from growtas.export.pipeline.run import export_subnet
 from growtas.runs import Run
 from tests.export_helpers import Cli, add_search, make_run
 
@@ -34,7 +35,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.mark.parametrize("resize", [False, True])
 def test_an_export_that_takes_pixels_is_measured_with_the_others(cli: Cli, run: Run, resize: bool) -> None:
-    export_subnet(run, ExportOptions(format="onnx", preprocess=True, resize=resize, softmax=True))
+    export_subnet(run, ExportOptions(formats=("onnx",), preprocess=True, resize=resize, softmax=True))
     code, out, err = cli("bench", *QUICK)
     assert code == 0, err
     assert "inputs differ" in out
@@ -51,7 +52,7 @@ def test_an_export_that_takes_pixels_is_measured_with_the_others(cli: Cli, run: 
 
 
 def test_an_artifact_that_does_not_run_costs_the_others_nothing(cli: Cli, run: Run) -> None:
-    export_subnet(run, ExportOptions(format="onnx"))
+    export_subnet(run, ExportOptions(formats=("onnx",)))
     broken = run.path / "export" / "tiny-subnet.onnx"
     broken.write_bytes(broken.read_bytes()[:-64])
     manifest_path(broken).unlink()

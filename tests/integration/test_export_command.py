@@ -121,7 +121,7 @@ def test_a_newer_checkpoint_than_the_searched_one_is_noted(cli: Cli, run: Run) -
 
 
 def test_a_fault_is_exit_code_one_and_leaves_nothing(cli: Cli, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from growtas.export.pipeline import context as work
+    from growtas.export.pipeline.formats import torch as torch_format
 
     def other_weights(supernet: Any, subnet: Subnet) -> Any:
         from growtas.nn.extract import extract
@@ -129,7 +129,7 @@ def test_a_fault_is_exit_code_one_and_leaves_nothing(cli: Cli, run: Run, monkeyp
 
         return extract(random_supernet(seed=3), subnet)
 
-    monkeypatch.setattr(work, "extract", other_weights)
+    monkeypatch.setattr(torch_format, "extract", other_weights)
     code, sentence = cli.fails("export", "--format", "onnx")
     assert code == 1
     assert "differ from the supernet's" in sentence

@@ -20,6 +20,7 @@ from growtas.export.graph.exporter import OnnxInfo
 from growtas.export.graph.pre_post import add_preprocess
 from growtas.export.pipeline import standalone
 from growtas.export.pipeline import standalone_vit as plainvit
+from growtas.export.pipeline.formats import onnx as onnx_format
 from growtas.export.verification import reference as references
 from growtas.files import sha256
 from growtas.nn.extract import extract
@@ -100,14 +101,12 @@ def exporter_with(fault: Fault, good: bytes) -> Callable[..., OnnxInfo]:
 
 @pytest.mark.parametrize("fault", [wrong_bias, swapped_heads, swapped_classes])
 def test_a_faulty_export_leaves_nothing(cli: Cli, run: Run, artifact: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    from growtas.export.pipeline import run as pipeline
-
     good = artifact.read_bytes()
     shutil.rmtree(artifact.parent)
-    monkeypatch.setattr(pipeline, "export_onnx", exporter_with(lambda proto: None, good))
+    monkeypatch.setattr(onnx_format, "export_onnx", exporter_with(lambda proto: None, good))
     code, _, err = cli("export", run.path, "--out", "control")
     assert code == 0, err
-    monkeypatch.setattr(pipeline, "export_onnx", exporter_with(fault, good))
+    monkeypatch.setattr(onnx_format, "export_onnx", exporter_with(fault, good))
     code, sentence = cli.fails("export", run.path)
     assert code == 1
     assert "nothing was exported" in sentence

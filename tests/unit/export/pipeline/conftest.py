@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from growtas.export.pipeline import run as pipeline
+from growtas.export.pipeline.formats import onnx
 from growtas.runs import Run
 from tests.export_helpers import add_search, export_once, make_run
 from tests.fake_runtime import FakePlanBuilder
@@ -26,4 +27,4 @@ def fake_builder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def quick_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "export_onnx", export_once)
+    monkeypatch.setattr(onnx, "export_onnx", export_once)

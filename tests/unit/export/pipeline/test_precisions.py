@@ -12,12 +12,14 @@ import pytest
 from growtas.data import test_set as open_test_set
 from growtas.errors import CheckpointError, ParityError
 from growtas.export.artifact import read_manifest
-from growtas.export.pipeline.run import ExportOptions, export_subnet
+from growtas.export.pipeline.options import ExportOptions
+from growtas.export.pipeline.run import export_subnet
 from growtas.export.runtimes.base import is_installed
 from growtas.export.runtimes.open import open_session
-from growtas.export.verification import labelled_images as labelled
+from growtas.export.verification import images as verification_images
 from growtas.files import sha256
 from growtas.runs import Run
+from tests.export_helpers import Recorder
 
 
 def test_other_precisions_and_ends_are_verified_and_described(run: Run) -> None:
@@ -45,7 +47,7 @@ def test_other_precisions_and_ends_are_verified_and_described(run: Run) -> None:
 
 
 def test_coarse_precisions_are_verified_on_more_images(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelled, "MOST_IMAGES", 64)
+    monkeypatch.setattr(verification_images, "MOST_IMAGES", 64)
     options = ExportOptions(precision="int8", calibration_images=16, max_accuracy_drop=100, min_agreement=0.0, max_error=1.0)
     made = export_subnet(run, dataclasses.replace(options, min_cosine=0.0))
     counts = [artifact.manifest.to_dict()["verification"]["count"] for artifact in made]
@@ -77,7 +79,9 @@ def test_layers_that_hurt_stay_high_and_are_said(run: Run) -> None:
     options = ExportOptions(precision="int8", calibration_images=16, max_accuracy_drop=100, min_agreement=0.0, max_error=1.0)
     as_is = export_subnet(run, dataclasses.replace(options, min_cosine=0.0))[-1].manifest.to_dict()
     strict = (1 + as_is["verification"]["cosine_min"]) / 2
-    mixed = export_subnet(run, dataclasses.replace(options, min_cosine=strict), note=notes.append)[-1].manifest.to_dict()
+    mixed = export_subnet(run, dataclasses.replace(options, min_cosine=strict), progress=Recorder(notes=notes))[
+        -1
+    ].manifest.to_dict()
     assert mixed["verification"]["cosine_min"] >= strict > as_is["verification"]["cosine_min"]
     assert mixed["sensitivity"]["kept"]
     assert set(mixed["sensitivity"]["kept"]) <= set(mixed["conversion"]["kept"])
@@ -90,7 +94,7 @@ def test_layers_that_hurt_stay_high_and_are_said(run: Run) -> None:
 def test_an_int8_ir_is_run_in_openvino(run: Run, preprocess: bool) -> None:
     if not is_installed("openvino"):
         pytest.skip("openvino is not installed")
-    options = ExportOptions(format="openvino", precision="int8", preprocess=preprocess, calibration_images=16, images=64)
+    options = ExportOptions(formats=("openvino",), precision="int8", preprocess=preprocess, calibration_images=16, images=64)
     loose = dataclasses.replace(options, max_accuracy_drop=100, min_cosine=0.0, min_agreement=0.0, max_error=1.0)
     last = export_subnet(run, loose)[-1]
     manifest = last.manifest.to_dict()
@@ -104,7 +108,7 @@ def test_an_int8_ir_is_run_in_openvino(run: Run, preprocess: bool) -> None:
 def test_formats_beside_onnx(run: Run) -> None:
     if not is_installed("openvino"):
         pytest.skip("openvino is not installed")
-    made = export_subnet(run, ExportOptions(format="program,openvino"))
+    made = export_subnet(run, ExportOptions(formats=("program", "openvino")))
     assert [artifact.path.suffix for artifact in made] == [".safetensors", ".pt2", ".onnx", ".xml"]
     assert all(artifact.manifest.to_dict()["verification"]["passed"] for artifact in made)
     (weights,) = made[-1].manifest.to_dict()["artifact"]["companions"]
@@ -115,7 +119,7 @@ def test_formats_beside_onnx(run: Run) -> None:
 
 
 def test_a_plan_has_the_ends_that_were_asked_for(run: Run) -> None:
-    options = ExportOptions(format="trt", precision="fp32", target="sm86", preprocess=True, top_k=2, images=32)
+    options = ExportOptions(formats=("trt",), precision="fp32", target="sm86", preprocess=True, top_k=2, images=32)
     made = export_subnet(run, options)
     assert [artifact.path.name for artifact in made][-2:] == ["tiny-subnet.pixels.onnx", "tiny-subnet.pixels.plan"]
     onnx_, plan = made[-2].manifest.to_dict(), made[-1].manifest.to_dict()
@@ -123,7 +127,7 @@ def test_a_plan_has_the_ends_that_were_asked_for(run: Run) -> None:
     assert plan["postprocess"] == onnx_["postprocess"]
     assert plan["plan"]["compiled_from"]["file"] == "tiny-subnet.pixels.onnx"
     notes: list[str] = []
-    made = export_subnet(run, dataclasses.replace(options, resize=True), note=notes.append)
+    made = export_subnet(run, dataclasses.replace(options, resize=True), progress=Recorder(notes=notes))
     assert made[-1].path.name == "tiny-subnet.plan"
     assert made[-1].manifest.to_dict()["input"]["dtype"] == "float32"
     assert "the plan takes normalised images of the model's size; only the ONNX file resizes pixels" in notes

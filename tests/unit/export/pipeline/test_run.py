@@ -16,17 +16,21 @@ from growtas.costs import count_costs
 from growtas.errors import BuildError, ConfigError, ParityError, SubnetError
 from growtas.export.artifact import read_manifest
 from growtas.export.graph.exporter import OnnxInfo
-from growtas.export.pipeline import context as work
 from growtas.export.pipeline import run as pipeline
-from growtas.export.pipeline.run import ExportOptions, export_subnet
+from growtas.export.pipeline.formats import onnx as onnx_format
+from growtas.export.pipeline.formats import tensorrt as tensorrt_format
+from growtas.export.pipeline.formats import torch as torch_format
+from growtas.export.pipeline.options import ExportOptions
+from growtas.export.pipeline.run import export_subnet
 from growtas.export.runtimes.open import open_session
 from growtas.export.verification.images import noise
 from growtas.files import sha256, write_json
 from growtas.nn.extract import extract
 from growtas.nn.vit import VisionTransformer
+from growtas.progress import Progress
 from growtas.runs import Run
 from growtas.subnet import Subnet
-from tests.export_helpers import SUBNET, TINY, add_checkpoint, export_once, make_run, random_supernet
+from tests.export_helpers import SUBNET, TINY, Recorder, add_checkpoint, export_once, make_run, random_supernet
 from tests.fake_runtime import FakePlanBuilder
 
 
@@ -74,11 +78,11 @@ def test_a_faulty_onnx_never_gets_into_place(
 ) -> None:
     folder = run.path / "export"
     if exported_before:
-        export_subnet(run, ExportOptions(format="torch"))
+        export_subnet(run, ExportOptions(formats=("torch",)))
     before = {path.name: path.read_bytes() for path in folder.glob("*")}
-    monkeypatch.setattr(pipeline, "export_onnx", exporter)
+    monkeypatch.setattr(onnx_format, "export_onnx", exporter)
     with pytest.raises(ParityError, match=r"tiny-subnet\.onnx in ONNX Runtime: logits differ .* nothing was exported"):
-        export_subnet(run, ExportOptions(format="trt", precision="fp32"))
+        export_subnet(run, ExportOptions(formats=("trt",), precision="fp32"))
     assert {path.name: path.read_bytes() for path in folder.glob("*")} == before
     assert folder.exists() == exported_before
 
@@ -91,9 +95,9 @@ def test_a_wrongly_cut_subnet_never_gets_into_place(run: Run, monkeypatch: pytes
             weight.copy_(supernet.blocks[0].attn.qkv.weight[: weight.shape[0], : weight.shape[1]])
         return model
 
-    monkeypatch.setattr(work, "extract", cut_without_the_interleaving)
+    monkeypatch.setattr(torch_format, "extract", cut_without_the_interleaving)
     with pytest.raises(ParityError, match="differ from the supernet's"):
-        export_subnet(run, ExportOptions(format="torch"))
+        export_subnet(run, ExportOptions(formats=("torch",)))
     assert not (run.path / "export").exists()
 
 
@@ -103,17 +107,18 @@ def test_a_plan_that_fails_to_build_leaves_nothing(run: Run, monkeypatch: pytest
 
     monkeypatch.setattr(FakePlanBuilder, "build", fail)
     with pytest.raises(BuildError):
-        export_subnet(run, ExportOptions(format="trt", precision="fp32"))
+        export_subnet(run, ExportOptions(formats=("trt",), precision="fp32"))
     assert not (run.path / "export").exists()
 
 
 def test_an_interrupt_leaves_nothing(run: Run) -> None:
-    def stage(text: str) -> None:
-        if text.startswith("compiling"):
-            raise KeyboardInterrupt
+    class Interrupted(Progress):
+        def stage(self, name: str, total: int | None = None) -> None:
+            if name.startswith("compiling"):
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_subnet(run, ExportOptions(format="trt", precision="fp32"), stage=stage)
+        export_subnet(run, ExportOptions(formats=("trt",), precision="fp32"), progress=Interrupted())
     assert not (run.path / "export").exists()
 
 
@@ -123,13 +128,13 @@ def test_a_plan_in_another_precision_than_the_searchs_is_said(run: Run, precisio
     found = json.loads(path.read_text())
     path.write_text(json.dumps({**found, "latency": {**found["latency"], "precision": precision}}))
     notes: list[str] = []
-    export_subnet(run, ExportOptions(format="trt", precision="fp32"), note=notes.append)
+    export_subnet(run, ExportOptions(formats=("trt",), precision="fp32"), progress=Recorder(notes=notes))
     assert any(f"is for {precision}; this plan is fp32" in note for note in notes) is said
 
 
 def test_formats_cumulate_and_every_file_has_its_manifest(run: Run) -> None:
     stages: list[str] = []
-    made = export_subnet(run, ExportOptions(format="trt", precision="fp32", max_batch=4), stage=stages.append)
+    made = export_subnet(run, ExportOptions(formats=("trt",), precision="fp32", max_batch=4), progress=Recorder(stages=stages))
     names = ["tiny-subnet.safetensors", "tiny-subnet.onnx", "tiny-subnet.plan"]
     assert [artifact.path.name for artifact in made] == names
     assert files(run.path / "export") == {*names, *(f"{name}.json" for name in names), "tiny_subnet.py"}
@@ -165,7 +170,7 @@ def test_formats_cumulate_and_every_file_has_its_manifest(run: Run) -> None:
 
 
 def test_the_artifacts_compute_the_subnet(run: Run) -> None:
-    in_torch, in_onnx = export_subnet(run, ExportOptions(format="onnx"))
+    in_torch, in_onnx = export_subnet(run, ExportOptions(formats=("onnx",)))
     images = noise(5, (3, 16, 16))
     with torch.no_grad():
         want = load_supernet(run.supernet_file)(torch.from_numpy(images), SUBNET).numpy()
@@ -194,9 +199,9 @@ def test_a_plan_that_can_run_goes_through_the_gate(run: Run, monkeypatch: pytest
         opened.append(options["runtime"])
         return Wrong()
 
-    monkeypatch.setattr(work, "open_session", open_plan)
+    monkeypatch.setattr(tensorrt_format, "open_session", open_plan)
     with pytest.raises(ParityError, match=r"tiny-subnet\.plan in tensorrt-rtx"):
-        export_subnet(run, ExportOptions(format="trt", precision="fp32"))
+        export_subnet(run, ExportOptions(formats=("trt",), precision="fp32"))
     assert opened == ["tensorrt-rtx"]
     assert not (run.path / "export").exists()
 
@@ -204,7 +209,7 @@ def test_a_plan_that_can_run_goes_through_the_gate(run: Run, monkeypatch: pytest
 def test_a_subnet_of_an_older_checkpoint_is_noted(run: Run) -> None:
     newest = add_checkpoint(run, epoch=2, seed=5)
     notes: list[str] = []
-    (artifact,) = export_subnet(run, ExportOptions(format="torch"), note=notes.append)
+    (artifact,) = export_subnet(run, ExportOptions(formats=("torch",)), progress=Recorder(notes=notes))
     assert any("searched on another checkpoint" in text for text in notes)
     assert artifact.manifest.to_dict()["source"]["checkpoint_sha256"] == sha256(newest)
     assert artifact.manifest.to_dict()["search"]["checkpoint_sha256"] != sha256(newest)
@@ -212,22 +217,24 @@ def test_a_subnet_of_an_older_checkpoint_is_noted(run: Run) -> None:
 
 def test_a_fresh_search_is_not_noted(run: Run) -> None:
     notes: list[str] = []
-    export_subnet(run, ExportOptions(format="torch"), note=notes.append)
+    export_subnet(run, ExportOptions(formats=("torch",)), progress=Recorder(notes=notes))
     assert notes == []
 
 
 def test_files_left_from_another_export_are_noted(run: Run, tmp_path: Path) -> None:
-    export_subnet(run, ExportOptions(format="onnx"))
+    export_subnet(run, ExportOptions(formats=("onnx",)))
     write_json(tmp_path / "other.json", TINY.smallest.to_dict())
     notes: list[str] = []
-    export_subnet(run, ExportOptions(format="torch", subnet=tmp_path / "other.json"), note=notes.append)
+    export_subnet(run, ExportOptions(formats=("torch",), subnet=tmp_path / "other.json"), progress=Recorder(notes=notes))
     assert [text for text in notes if "left from an earlier export" in text and "tiny-subnet.onnx" in text]
 
 
 def test_a_named_subnet_goes_before_the_searched_one(run: Run, tmp_path: Path) -> None:
     other = Subnet(24, (1, 2), (2.0, 2.0))
     write_json(tmp_path / "mine.json", other.to_dict())
-    (artifact,) = export_subnet(run, ExportOptions(format="torch", subnet=tmp_path / "mine.json", name="mine", out=tmp_path / "o"))
+    (artifact,) = export_subnet(
+        run, ExportOptions(formats=("torch",), subnet=tmp_path / "mine.json", name="mine", out=tmp_path / "o")
+    )
     assert artifact.path == tmp_path / "o" / "mine.safetensors"
     assert load_model(artifact.path).architecture.subnet == other
     assert artifact.manifest.to_dict()["search"] is None
@@ -249,23 +256,23 @@ def test_a_subnet_beyond_the_space_is_refused(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"format": "tflite"}, "--format is 'tflite'; legal are torch, program, onnx, openvino or trt"),
+        ({"formats": ("tflite",)}, "--format is 'tflite'; legal are torch, program, onnx, openvino or trt"),
         ({"opset": 23}, "--opset is 23; legal are 18 to 22"),
         ({"max_batch": 0}, "--max-batch is 0"),
         ({"target": "sm86"}, "add --format trt"),
-        ({"device": "a10", "format": "torch"}, "add --format trt"),
+        ({"device": "a10", "formats": ("torch",)}, "add --format trt"),
         ({"name": "../up"}, "--name is '../up'"),
         ({"name": ".hidden"}, "--name is '.hidden'"),
         ({"precision": "fp12"}, "--precision is 'fp12'; legal are fp32, fp16, bf16, int8 or fp8"),
-        ({"precision": "int8", "format": "torch"}, "--precision is for an ONNX file"),
-        ({"precision": "fp8", "format": "openvino"}, "--precision fp8 does not go with OpenVINO"),
-        ({"preprocess": True, "format": "program"}, "--preprocess is for an ONNX file"),
-        ({"top_k": 3, "format": "torch"}, "--top-k is for an ONNX file"),
+        ({"precision": "int8", "formats": ("torch",)}, "--precision is for an ONNX file"),
+        ({"precision": "fp8", "formats": ("openvino",)}, "--precision fp8 does not go with OpenVINO"),
+        ({"preprocess": True, "formats": ("program",)}, "--preprocess is for an ONNX file"),
+        ({"top_k": 3, "formats": ("torch",)}, "--top-k is for an ONNX file"),
         ({"top_k": 0}, "--top-k is 0; it must be 1 or more"),
         ({"top_k": 11}, "--top-k is 11; the model has 10 classes"),
         ({"name": ""}, "--name is ''; it must be a file name without folders"),
         ({"resize": True}, "--resize is a part of --preprocess"),
-        ({"resize": True, "preprocess": True, "format": "openvino"}, "--resize goes with ONNX only"),
+        ({"resize": True, "preprocess": True, "formats": ("openvino",)}, "--resize goes with ONNX only"),
         ({"calibration_images": 0}, "--calibration-images is 0"),
         ({"calibration_method": "mean"}, "--calibration-method is 'mean'; legal are minmax, percentile or entropy"),
         ({"opt_batch": 9}, "--opt-batch is 9; it must be from 1 to --max-batch"),
@@ -275,7 +282,7 @@ def test_a_subnet_beyond_the_space_is_refused(run: Run, tmp_path: Path) -> None:
 def test_wrong_options_are_found_before_any_work(run: Run, options: dict[str, Any], match: str) -> None:
     stages: list[str] = []
     with pytest.raises(ConfigError, match=match):
-        export_subnet(run, ExportOptions(**options), stage=stages.append)
+        export_subnet(run, ExportOptions(**options), progress=Recorder(stages=stages))
     assert stages == []
 
 
@@ -297,12 +304,12 @@ def test_a_plan_is_in_what_its_devices_limit_was_for(
 
     monkeypatch.setattr(pipeline, "choose_builder", choose)
     with pytest.raises(BuildError, match="enough"):
-        export_subnet(run, ExportOptions(format="trt", device=device))
+        export_subnet(run, ExportOptions(formats=("trt",), device=device))
     assert asked == [precision]
 
 
 def test_the_plain_module_lies_beside_its_weights(run: Run) -> None:
-    (artifact,) = export_subnet(run, ExportOptions(format="torch"))
+    (artifact,) = export_subnet(run, ExportOptions(formats=("torch",)))
     module = artifact.manifest.to_dict()["module"]
     path = artifact.path.with_name("tiny_subnet.py")
     assert (module["file"], module["sha256"]) == (path.name, sha256(path))

@@ -11,13 +11,15 @@ import pytest
 
 from growtas.errors import ParityError, UsageError
 from growtas.export.pipeline import run as pipeline
-from growtas.export.pipeline import variants
-from growtas.export.pipeline.run import ExportOptions, export_subnet
+from growtas.export.pipeline.formats import onnx as onnx_format
+from growtas.export.pipeline.options import ExportOptions
+from growtas.export.pipeline.run import export_subnet
 from growtas.export.quantization import sensitivity
 from growtas.export.runtimes.base import Array
-from growtas.export.verification import run as finished
-from growtas.export.verification.labelled_images import LabelledImages, labelled_images
-from growtas.export.verification.run import VerifyOptions, verify_finished
+from growtas.export.verification import agreement
+from growtas.export.verification import run as verification
+from growtas.export.verification.images import VerificationImages, run_images
+from growtas.export.verification.run import Verifier
 from growtas.runs import Run
 
 ALL = set(range(10))
@@ -29,10 +31,12 @@ class Seen:
     def __init__(self) -> None:
         self._classes: dict[bytes, int] = {}
 
-    def sorted(self, run: Run, count: int, **options: Any) -> LabelledImages:
+    def sorted(self, run: Run, count: int, **options: Any) -> VerificationImages:
         """The run's images as a class-sorted test set gives them."""
-        found = labelled_images(run, count, **options)
+        found = run_images(run, count, **options)
         assert found.labels is not None
+        if not options.get("stratified", True):
+            return found
         order = np.argsort(found.labels, kind="stable")
         images, labels = np.ascontiguousarray(found.images[order]), found.labels[order]
         self._classes |= {image.tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
@@ -45,24 +49,23 @@ class Seen:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     found = Seen()
-    monkeypatch.setattr(pipeline, "labelled_images", found.sorted)
-    monkeypatch.setattr(finished, "labelled_images", found.sorted)
+    monkeypatch.setattr(pipeline, "run_images", found.sorted)
+    monkeypatch.setattr(verification, "run_images", found.sorted)
     return found
 
 
 def test_the_range_of_fp16_is_looked_at_on_every_class(run: Run, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[list[int]] = []
-    for module in (variants, finished):
-        check = module.check_half_range
+    check = agreement.check_half_range
 
-        def record(path: Path, images: Array, *, check: Any = check, **options: Any) -> Any:
-            looked_at.append(seen.classes(images))
-            return check(path, images, **options)
+    def record(path: Path, images: Array, **options: Any) -> Any:
+        looked_at.append(seen.classes(images))
+        return check(path, images, **options)
 
-        monkeypatch.setattr(module, "check_half_range", record)
+    monkeypatch.setattr(agreement, "check_half_range", record)
     half = export_subnet(run, ExportOptions(precision="fp16", calibration_images=16))[-1]
-    (finding,) = verify_finished([half.path], VerifyOptions(run=run))
-    assert finding.passed
+    (result,) = Verifier(run=run).verify([half.path]).artifacts
+    assert result.passed
     assert [len(classes) for classes in looked_at] == [16, 16]
     assert [set(classes) for classes in looked_at] == [ALL, ALL]
 
@@ -81,7 +84,7 @@ def test_layers_are_ranked_on_every_class(run: Run, seen: Seen, monkeypatch: pyt
             return np.zeros((len(images), 10), np.float32)
 
     def rank_once(source: Path, out: Path, *arguments: Any, error: Any, **options: Any) -> None:
-        monkeypatch.setattr(variants, "open_session", lambda path, **options: Recording())
+        monkeypatch.setattr(onnx_format, "open_session", lambda path, **options: Recording())
         error(out)
 
     monkeypatch.setattr(sensitivity, "find_sensitive", rank_once)
@@ -98,7 +101,7 @@ def test_layers_are_compared_on_as_many_classes_as_images(run: Run, seen: Seen, 
         compared.extend(seen.classes(images))
         raise UsageError("enough")
 
-    monkeypatch.setattr(finished, "bisect_artifact", bisect)
+    monkeypatch.setattr(verification, "bisect_artifact", bisect)
     made = export_subnet(run, ExportOptions())[-1]
-    verify_finished([made.path], VerifyOptions(run=run, bisect=True))
+    Verifier(run=run, bisect=True).verify([made.path])
     assert len(set(compared)) == len(compared) == 8

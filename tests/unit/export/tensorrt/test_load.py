@@ -13,6 +13,7 @@ from growtas.errors import CheckpointError, DeviceError, GrowtasError
 from growtas.export.artifact import manifest_path, read_manifest, write_manifest
 from growtas.export.benchmark.run import BenchOptions
 from growtas.export.pipeline import run as pipeline
+from growtas.export.pipeline.formats import onnx as onnx_format
 from growtas.export.runtimes.open import open_session
 from growtas.export.tensorrt import engine, library
 from growtas.export.tensorrt.load import check_plan
@@ -207,7 +208,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return FakePlanBuilder(library.package("tensorrt-rtx", "building").machine), parse_targets(asked["target"])
 
     monkeypatch.setattr(pipeline, "choose_builder", choose_builder)
-    monkeypatch.setattr(pipeline, "export_onnx", export_once)
+    monkeypatch.setattr(onnx_format, "export_onnx", export_once)
     return Cli(monkeypatch, capsys)
 
 

@@ -14,10 +14,14 @@ from growtas.errors import ParityError
 from growtas.export.quantization.convert import convert
 from growtas.export.tensorrt.builder import BuiltPlan, Shapes
 from growtas.export.tensorrt.optimize import plan_graphs
-from growtas.export.verification.images import GateImages
+from growtas.export.verification.images import VerificationImages
 from growtas.export.verification.optimized_graph import TOLERANCES, check_optimized_graph
 
-IMAGES = GateImages(images=np.random.default_rng(0).standard_normal((12, 3, 16, 16), np.float32), description="noise")
+IMAGES = VerificationImages(
+    images=np.random.default_rng(0).standard_normal((12, 3, 16, 16), np.float32),
+    description="noise",
+    unlabelled_because="it is noise",
+)
 PLAN = BuiltPlan(
     data=b"plan",
     runtime="x",

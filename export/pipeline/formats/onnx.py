@@ -1,0 +1,172 @@
+"""ONNX files: the fp32 export, other precisions of it, and pre- and post-processing in the graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from growtas.errors import DataError, ParityError
+from growtas.export.artifact import Artifact
+from growtas.export.graph.exporter import export_onnx
+from growtas.export.pipeline.context import ExportContext
+from growtas.export.pipeline.options import KEEP_AUTO
+from growtas.export.runtimes.base import Array
+from growtas.export.runtimes.open import open_session
+from growtas.export.verification.agreement import check_fp16_range
+from growtas.export.verification.images import photographs, spread
+from growtas.export.verification.reference import STATIC
+from growtas.nn.vit import VisionTransformer
+
+if TYPE_CHECKING:
+    from growtas.export.quantization.convert import PrecisionInfo
+    from growtas.export.quantization.sensitivity import Sensitivity
+
+
+def export(context: ExportContext, model: VisionTransformer) -> Artifact:
+    """Exports the fp32 ONNX file, runs it in ONNX Runtime and compares it.
+
+    Raises:
+        BuildError: the exporter fails.
+        ParityError: the file misses its thresholds.
+    """
+    context.progress.stage("exporting ONNX")
+    path = context.folder / f"{context.name}.onnx"
+    info = export_onnx(model, path, opset=context.options.opset)
+    context.progress.stage("checking ONNX against PyTorch")
+    with open_session(path, threads=1) as session:
+        checks = context.check(session.run, path, "ONNX Runtime")
+    graph = {"opset": info.opset, "ir_version": info.ir_version, "nodes": info.nodes, "operators": info.operators}
+    return context.add(path, {**checks, "executed": True, "runtime": "onnxruntime", "onnx": graph})
+
+
+def add_pre_and_postprocessing(context: ExportContext, onnx: Artifact) -> Artifact:
+    """Makes a copy of an ONNX file that takes pixels, or gives more than logits, and verifies it on whole pixels.
+
+    Raises:
+        ParityError: the file misses its thresholds.
+    """
+    from growtas.export.graph.pre_post import add_postprocess, add_preprocess
+
+    options, precision = context.options, str(onnx.manifest.precision)
+    context.progress.stage("putting pre- and post-processing into the graph")
+    path = onnx.path.with_name(f"{onnx.path.stem}.{'pixels' if options.preprocess else 'outputs'}.onnx")
+    content: dict[str, Any] = {}
+    source = onnx.path
+    if options.softmax or options.top_k:
+        # Not the file itself where pixels come before it: resizing is put in front a second time, below.
+        source = onnx.path.with_name(f"{onnx.path.stem}.with-outputs.onnx") if options.preprocess else path
+        content["postprocess"] = add_postprocess(
+            onnx.path, source, softmax=options.softmax, top_k=options.top_k, class_names=context.class_names
+        )
+    if options.preprocess:
+        content["input"] = add_preprocess(source, path, context.preprocess)
+    checks = {key: onnx.manifest.to_dict().get(key) for key in ("parity", "verification", "not_executed_because")}
+    if onnx.manifest.executed:
+        with open_session(path, threads=1) as session:
+            checks = context.check(session.run, path, "ONNX Runtime", precision=precision, content=content)
+    if options.resize:
+        # The graph was verified on pixels of its own size; what resizing adds is compared with the evaluation's on its own.
+        content["input"] = add_preprocess(source, path, context.preprocess, resize=True)
+    content |= {"executed": onnx.manifest.executed, "runtime": "onnxruntime"}
+    return context.add(path, {**checks, **content}, precision=precision)
+
+
+def convert_precision(context: ExportContext, onnx: Artifact, precision: str, rest: str = "fp32") -> Artifact:
+    """Converts the fp32 ONNX file to another precision, and verifies it where it runs here; layers that hurt stay higher.
+
+    Args:
+        rest: what surrounds quantised layers.
+
+    Raises:
+        ParityError: the thresholds are missed, whatever stays higher.
+    """
+    from growtas.export.quantization.convert import convert
+    from growtas.export.quantization.precisions import QUANTISED
+
+    options, progress = context.options, context.progress
+    path = context.folder / f"{context.name}.{precision}.onnx"
+    progress.stage(f"converting to {precision}")
+    images, description = _calibration_images(context)
+    settings: dict[str, Any] = {"calibration": images, "calibration_are": description}
+    if precision in QUANTISED:
+        settings |= {"rest": rest, "method": options.calibration_method}
+    info = convert(onnx.path, path, precision, keep=options.kept_layers, **settings)
+    content: dict[str, Any] = {"runtime": "onnxruntime", "executed": info.runs_here}
+    if not info.runs_here:
+        content |= {"parity": None, "verification": None, "not_executed_because": info.runs_not_because}
+        progress.note(f"{path.name} was not run: {info.runs_not_because}")
+    else:
+        progress.stage(f"checking {precision} against PyTorch")
+        try:
+            content |= _check_converted(context, path, precision)
+        except ParityError:
+            if options.keep != KEEP_AUTO:
+                raise
+            mixed = _find_mixed_precision(context, onnx.path, path, info, settings)
+            if mixed is None:
+                raise
+            info, content["sensitivity"] = mixed.info, mixed.to_dict()
+            content |= _check_converted(context, path, precision)
+            high = info.rest if precision in QUANTISED else "fp32"
+            layers = f"{len(mixed.kept)} layers stay in {high}, or {precision} would miss: {', '.join(mixed.kept)}"
+            progress.note(f"{path.name}: {layers}")
+    return context.add(path, {**content, "conversion": info.to_dict()}, precision=precision)
+
+
+def _check_converted(context: ExportContext, path: Path, precision: str) -> dict[str, Any]:
+    # What overflows on a GPU need not do so here, where ONNX Runtime computes much of fp16 in fp32. It comes first: where an
+    # overflow moves the logits as well, it is the reason.
+    images = context.labelled_images(precision)
+    half_range = check_fp16_range(path, images, context.input_of({}), consequence="nothing was exported")
+    with open_session(path, threads=1) as session:
+        checks = context.check(session.run, path, "ONNX Runtime", precision=precision)
+    return {**checks, "half_range": half_range.to_dict() if half_range.tensors else None}
+
+
+def _find_mixed_precision(
+    context: ExportContext, onnx: Path, path: Path, info: PrecisionInfo, settings: dict[str, Any]
+) -> Sensitivity | None:
+    """Looks for the layers that have to stay higher; ``path`` is then the file that passes."""
+    from growtas.export.quantization.sensitivity import RANKING_IMAGES, find_sensitive
+
+    precision = info.precision
+    few = spread(context.labelled_images(precision).images, RANKING_IMAGES)
+    want = context.references[STATIC](few)
+
+    def error(candidate: Path) -> float:
+        with open_session(candidate, threads=1) as session:
+            return float(np.linalg.norm(session.run(few) - want))
+
+    def passes(candidate: Path) -> bool:
+        try:
+            _check_converted(context, candidate, precision)
+        except ParityError:
+            return False
+        return True
+
+    layers = [name for name, kind in info.layers.items() if kind == precision]
+    keep = context.options.kept_layers
+    return find_sensitive(
+        onnx, path, precision, layers, error=error, passes=passes, keep=keep, progress=context.progress, **settings
+    )
+
+
+def _calibration_images(context: ExportContext) -> tuple[Array, str]:
+    """Images that activations' ranges are taken from, never test images; photographs where the run has none at hand."""
+    from growtas.data.evaluation import search_set
+
+    run, options = context.source.run, context.options
+    count = options.calibration_images
+    try:
+        images = search_set(run, data=options.data, data_dir=options.data_dir).subset(count)
+    except DataError as error:
+        if options.data is not None or options.data_dir is not None:
+            raise
+        context.progress.note(f"calibration is on scikit-learn's sample photographs: {error}")
+        crops = photographs(context.preprocess, count, str(error))
+        return crops.images, crops.description
+    name = options.data or (run.info.get("data") or {}).get("name") or "the run's data"
+    pixels = np.ascontiguousarray(images.images(0, len(images)).numpy(), np.float32)
+    return pixels, f"{len(pixels)} images of the search split of {name}"

@@ -1,0 +1,27 @@
+"""OpenVINO's IR of an ONNX file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from growtas.export.artifact import Artifact
+from growtas.export.pipeline.context import ExportContext
+from growtas.export.runtimes.open import open_session
+
+
+def export(context: ExportContext, onnx: Artifact) -> None:
+    """Converts an ONNX file, runs the IR in OpenVINO and compares it.
+
+    Raises:
+        ParityError: it misses its thresholds.
+        MissingExtra: openvino is not installed.
+    """
+    from growtas.export.runtimes.openvino import write_ir
+
+    context.progress.stage("writing the OpenVINO IR")
+    record, path, precision = onnx.manifest.to_dict(), onnx.path.with_suffix(".xml"), str(onnx.manifest.precision)
+    write_ir(onnx.path, path)
+    content: dict[str, Any] = {key: record[key] for key in ("input", "postprocess") if key in record}
+    with open_session(path, threads=1) as session:
+        checks = context.check(session.run, path, "OpenVINO", precision=precision, content=content)
+    context.add(path, {**checks, **content, "executed": True, "runtime": "openvino"}, precision=precision)

@@ -1,0 +1,24 @@
+"""The static ViT as a program of torch.export."""
+
+from __future__ import annotations
+
+from growtas.export.pipeline.context import ExportContext
+from growtas.export.runtimes.open import open_session
+from growtas.nn.vit import VisionTransformer
+
+
+def export(context: ExportContext, model: VisionTransformer) -> None:
+    """Saves the program, loads it anew and compares it.
+
+    Raises:
+        BuildError: torch.export fails.
+        ParityError: the program differs from the static ViT.
+    """
+    from growtas.export.runtimes.torch_export import save_program
+
+    context.progress.stage("exporting a torch program")
+    path = context.folder / f"{context.name}.pt2"
+    save_program(model, path, max_batch=context.options.max_batch)
+    with open_session(path, threads=1) as session:
+        checks = context.check(session.run, path, "torch.export")
+    context.add(path, {**checks, "executed": True, "runtime": "torch.export"})

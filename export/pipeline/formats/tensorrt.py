@@ -1,0 +1,69 @@
+"""A plan of TensorRT or TensorRT-RTX, compiled from an ONNX file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from growtas.export.artifact import Artifact
+from growtas.export.pipeline.context import ExportContext
+from growtas.export.runtimes.open import open_session
+from growtas.export.tensorrt.builder import PlanBuilder, Shapes
+from growtas.export.verification.optimized_graph import check_optimized_graph
+from growtas.files import replacing
+
+_CHECKS = ("parity", "verification", "executed", "not_executed_because")
+
+
+def export(context: ExportContext, builder: PlanBuilder, targets: tuple[str, ...], onnx: Artifact) -> None:
+    """Compiles a plan from a checked ONNX file; it is run and compared where a GPU of a target is at hand.
+
+    Raises:
+        BuildError: the compiler fails.
+        ParityError: the plan, or the graph that it is compiled from, misses its thresholds.
+    """
+    options, precision, record = context.options, str(onnx.manifest.precision), onnx.manifest.to_dict()
+    context.progress.stage(f"compiling a plan for {', '.join(targets)}")
+    shapes = Shapes(opt=options.opt_batch, max=options.max_batch)
+    plan = builder.build(onnx.path, targets, batches=shapes, precision=precision, cache_dir=context.out)
+    path = onnx.path.with_suffix(".plan")
+    with replacing(path) as temporary:
+        temporary.write_bytes(plan.data)
+    context.progress.stage("checking what the plan is compiled from")
+    takes = context.input_of(record)
+    arranged = check_optimized_graph(plan, onnx.path, context.parity_images, max_batch=options.max_batch, feed=takes.convert)
+    why_not = builder.why_not_runnable(targets)
+    content: dict[str, Any] = {
+        **{key: record[key] for key in ("input", "postprocess") if key in record},
+        # Without a run of the plan, what was checked of the ONNX file stands for what was compiled, and says so.
+        "parity": None,
+        "verification": None,
+        "executed": why_not is None,
+        "not_executed_because": why_not,
+        "runtime": plan.runtime,
+        "plan": {
+            "runtime": plan.runtime,
+            "runtime_version": plan.runtime_version,
+            "targets": list(plan.targets),
+            "max_batch": options.max_batch,
+            "optimised_for_batch": plan.batches.opt,
+            "activation_memory_bytes": plan.activation_memory_bytes,
+            "weights_memory_bytes": plan.weights_memory_bytes,
+            "build_seconds": round(plan.seconds, 3),
+            "settings": plan.settings,
+            "inspection": plan.inspection,
+            "compiled_from": {
+                "file": onnx.path.name,
+                "sha256": onnx.manifest.file.sha256,
+                **{key: record.get(key) for key in _CHECKS},
+                "arranged": arranged,
+            },
+        },
+    }
+    context.add(path, content, precision=precision)
+    if why_not is None:
+        context.progress.stage("checking the plan against PyTorch")
+        with open_session(path, runtime=builder.name) as session:
+            checks = context.check(session.run, path, builder.name, precision=precision, content=content)
+        # The manifest, which a plan needs to be opened, is written again with the checks.
+        context.artifacts.pop()
+        context.add(path, {**content, **checks}, precision=precision)

@@ -1,0 +1,46 @@
+"""The static ViT as safetensors, and a module in plain PyTorch beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from growtas.checkpoint import load_model, save_model
+from growtas.export.pipeline.context import ExportContext
+from growtas.export.pipeline.standalone import load_module, module_name, write_module
+from growtas.export.verification.batches import remembering
+from growtas.export.verification.reference import STATIC, SUPERNET, supernet_logits, torch_logits
+from growtas.files import sha256
+from growtas.nn.architecture import Architecture
+from growtas.nn.extract import extract
+from growtas.nn.vit import VisionTransformer
+
+
+def export(context: ExportContext) -> VisionTransformer:
+    """Saves the static ViT, reads it back and compares it with the supernet; it is the reference of all further artifacts.
+
+    Raises:
+        ParityError: the static ViT or the plain module differs from the supernet.
+    """
+    context.progress.stage("extracting the subnet")
+    path = context.folder / f"{context.name}.safetensors"
+    save_model(path, extract(context.supernet, context.source.subnet))
+    context.references = {SUPERNET: remembering(supernet_logits(context.supernet, context.source.subnet))}
+    model = load_model(path).eval()
+    logits = remembering(torch_logits(model))
+    checks = context.check(logits, path, "PyTorch", against=SUPERNET)
+    context.references = {STATIC: logits, **context.references}
+    module = _write_module(context, path, model.architecture)
+    context.add(path, {**checks, "executed": True, "runtime": "torch", "module": module})
+    return model
+
+
+def _write_module(context: ExportContext, weights: Path, architecture: Architecture) -> dict[str, Any]:
+    """A module in plain PyTorch beside the weights; loaded, run and compared."""
+    context.progress.stage("writing the plain PyTorch module")
+    path = weights.with_name(f"{module_name(context.name)}.py")
+    write_module(path, architecture, weights=weights.name, preprocess=context.preprocess, class_names=context.class_names)
+    logits = torch_logits(load_module(path).load())
+    report = context.check_parity(logits, f"{path.name} in PyTorch", context.parity_images)
+    context.side_files.append(path)
+    return {"file": path.name, "sha256": sha256(path), "parity": report.to_dict()}

@@ -1,0 +1,149 @@
+"""Exporting a subnet as verified artifacts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from growtas.errors import ConfigError
+from growtas.export.artifact import Artifact
+from growtas.export.formats import ONNX
+from growtas.export.pipeline.model_card import CARD, same_network, write_card
+from growtas.export.pipeline.options import ExportOptions
+from growtas.export.pipeline.run import export_subnet
+from growtas.export.pipeline.source import find_source
+from growtas.export.pipeline.staging import kept_where_it_succeeds
+from growtas.export.pipeline.triton import check_triton, write_triton
+from growtas.export.tensorrt.builder import choose_builder
+from growtas.progress import SILENT, Progress
+from growtas.runs import Run, find_run
+from growtas.subnet import Subnet
+
+
+class ExportSettings(TypedDict, total=False):
+    """Options of an export that are given by name; :class:`growtas.export.pipeline.options.ExportOptions` describes them."""
+
+    formats: Sequence[str]
+    precision: str | None
+    keep: str
+    calibration_images: int
+    calibration_method: str
+    target: str | None
+    device: str | None
+    max_batch: int
+    opt_batch: int
+    name: str | None
+    out: Path | None
+    opset: int
+    tolerance: float
+    images: int | None
+    max_error: float | None
+    min_cosine: float | None
+    min_agreement: float | None
+    max_accuracy_drop: float | None
+    data: str | None
+    data_dir: str | None
+    preprocess: bool
+    resize: bool
+    softmax: bool
+    top_k: int | None
+
+
+class ExportedArtifacts(list[Artifact]):
+    """The artifacts of one export, each after what it was made from.
+
+    Attributes:
+        run: the run that they were made from.
+        card: the model card beside them; None where a README.md that growtas did not write lies there.
+        served: the artifact in the Triton repository, and ``triton`` its folder there; None without a repository.
+    """
+
+    def __init__(
+        self, artifacts: Sequence[Artifact], *, run: Run, card: Path | None, served: Artifact | None, triton: Path | None
+    ) -> None:
+        super().__init__(artifacts)
+        self.run, self.card, self.served, self.triton = run, card, served, triton
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "run": str(self.run.path),
+            "artifacts": [{"path": str(artifact.path), **artifact.manifest.to_dict()} for artifact in self],
+            "card": None if self.card is None else str(self.card),
+            "triton": None if self.triton is None else str(self.triton),
+        }
+
+
+def export(
+    run: Run | str | Path | None = None,
+    subnet: Subnet | str | Path | None = None,
+    *,
+    triton: str | Path | None = None,
+    instances: int = 1,
+    max_delay_us: int = 500,
+    licence: str | None = None,
+    progress: Progress = SILENT,
+    **settings: Unpack[ExportSettings],
+) -> ExportedArtifacts:
+    """Cuts a subnet out of a run's supernet and exports it: verified files with manifests, a model card, and a Triton model.
+
+    Args:
+        run: by default the newest in ``./runs``.
+        subnet: a subnet of the run's space, or a file that holds one; by default what ``search`` chose.
+        triton: Triton model repository to write the model to.
+        instances: copies of the model that Triton runs.
+        max_delay_us: microseconds that a request waits for others in Triton.
+        licence: of weights and data, for the model card.
+        settings: what to make and how strictly to check it, see :class:`ExportSettings`.
+
+    Raises:
+        ParityError: an artifact is out of tolerance; nothing was left in place.
+        BuildError: an exporter or compiler failed; likewise.
+        CheckpointError, ConfigError, DataError, DeviceError, MissingExtra, OutputError, SubnetError: wrong input.
+    """
+    if not isinstance(run, Run):
+        newest = run is None
+        run = find_run(run)
+        if newest:
+            progress.note(f"run: {run.path} (the newest)")
+    options = ExportOptions(subnet=Path(subnet) if isinstance(subnet, str) else subnet, **settings)
+    repository: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if triton is not None:
+        _check_triton(run, options, instances=instances, max_delay_us=max_delay_us)
+        repository = kept_where_it_succeeds(Path(triton))
+    served = model = None
+    with repository:
+        artifacts = export_subnet(run, options, progress=progress)
+        if triton is not None:
+            served = _served(artifacts)
+            progress.stage(f"writing {served.path.name} to the Triton repository")
+            model = write_triton(triton, served, instances=instances, max_delay_us=max_delay_us)
+    folder, manifests = artifacts[0].path.parent, [artifact.manifest for artifact in artifacts]
+    card = write_card(folder, [*manifests, *same_network(folder, manifests)], licence=licence)
+    if card is None:
+        progress.note(f"{folder / CARD} is not growtas', so no model card was written")
+    return ExportedArtifacts(artifacts, run=run, card=card, served=served, triton=model)
+
+
+def _check_triton(run: Run, options: ExportOptions, *, instances: int, max_delay_us: int) -> None:
+    """Refuses before any work what would be refused after it."""
+    if "onnx" not in options.made_formats:
+        raise ConfigError("--triton serves an ONNX file or a plan of TensorRT; add --format onnx")
+    runtime = None
+    if options.precision == "bf16" and "trt" in options.made_formats:
+        searched = (find_source(run, options.subnet).search or {}).get("device")
+        builder, _ = choose_builder(target=options.target, device=options.device, searched_device=searched, precision="bf16")
+        runtime = builder.name
+    name = options.stem(run.space.name)
+    check_triton(name=name, instances=instances, max_delay_us=max_delay_us, precision=options.precision, plan_runtime=runtime)
+
+
+def _served(artifacts: Sequence[Artifact]) -> Artifact:
+    """The artifact for Triton: a plan of TensorRT, which it can load, else the last ONNX file, which has all that was asked for."""
+    for artifact in reversed(artifacts):
+        plan = artifact.manifest.plan
+        if artifact.format is ONNX or (plan is not None and plan.runtime == "tensorrt"):
+            return artifact
+    return artifacts[-1]
