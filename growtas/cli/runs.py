@@ -6,9 +6,10 @@ import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument
 
-from growtas.cli.output import JsonOption, console, note, print_json, print_table
+from growtas.cli import options
+from growtas.cli.output import console, note, print_json, print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def runs(
-    root: Annotated[Path, typer.Argument(help="Folder that holds the runs.")] = Path("runs"),
-    json_: JsonOption = False,
+    root: Annotated[Path, Argument(help="Folder that holds the runs.")] = Path("runs"),
+    json_: options.Json = False,
 ) -> None:
     """List the runs in a folder, newest first.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,11 @@ from growtas.search.search import Outcome, Search
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.units import format_count, format_ms
+
+
+def at_most(limit: float | None, form: Callable[[float], str]) -> str:
+    """A limit in words; empty where there is none."""
+    return "" if limit is None else f"at most {form(limit)}"
 
 
 def history(result: EvolutionResult[Score]) -> list[dict[str, Any]]:
