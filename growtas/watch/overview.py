@@ -50,18 +50,15 @@ class Overview:
         """The row of a run; what can't be read becomes the row's ``problem``, not an error."""
         row = cls(run.path.name, run.path, run.created.isoformat(timespec="seconds"), "unreadable", contents=contents(run))
         try:
-            info, state = run.info, run.state()
-        except CheckpointError as error:
-            return dataclasses.replace(row, problem=str(error))
-        row = dataclasses.replace(
-            row,
-            state=str(state),
-            space=_text(info, "space", "name"),
-            data=_text(info, "data", "name"),
-            method=_text(info, "method"),
-            epochs=planned_epochs(info),
-        )
-        try:
+            info = run.info
+            row = dataclasses.replace(
+                row,
+                state=str(run.state()),
+                space=_text(info, "space", "name"),
+                data=_text(info, "data", "name"),
+                method=_text(info, "method"),
+                epochs=planned_epochs(info),
+            )
             metrics = Metrics.of(run)
         except CheckpointError as error:
             return dataclasses.replace(row, problem=str(error))
@@ -75,13 +72,9 @@ class Overview:
 
 def contents(run: Run) -> tuple[str, ...]:
     """What was done with a run: ``searched``, ``exported``, ``benched``."""
-    artifacts = [path for suffix in ("safetensors", "onnx", "plan") for path in run.path.glob(f"export/*.{suffix}")]
-    done = {
-        "searched": (run.path / "search" / "result.json").is_file(),
-        "exported": bool(artifacts),
-        "benched": (run.path / "bench" / "bench.json").is_file(),
-    }
-    return tuple(step for step, is_done in done.items() if is_done)
+    artifacts = ("export/*.safetensors", "export/*.onnx", "export/*.plan")
+    files = {"searched": ("search/result.json",), "exported": artifacts, "benched": ("bench/bench.json",)}
+    return tuple(step for step, patterns in files.items() if any(any(run.path.glob(pattern)) for pattern in patterns))
 
 
 def planned_epochs(info: Mapping[str, Any]) -> int | None:

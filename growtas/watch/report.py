@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,12 +77,12 @@ class Report:
         """The JSON form; a number that is not finite is null."""
         metrics = self.metrics
         values, measured_on = self.accuracy
-        best = metrics.best()
+        best, state = metrics.best(), self.state
         return _finite(
             {
                 "run": str(self.run.path),
-                "state": str(self.state),
-                "process": {"state": self.state.process, "pid": self.state.pid, "host": self.state.host},
+                "state": str(state),
+                "process": {"state": state.process, "pid": state.pid, "host": state.host},
                 "created": self.run.created.isoformat(timespec="seconds"),
                 "epochs": {"done": metrics.done, "total": self.epochs, "seconds_left": self.seconds_left},
                 "accuracy": values,
@@ -112,11 +114,9 @@ def _checkpoints(run: Run) -> tuple[Checkpoint, ...]:
 def _size(folder: Path) -> int:
     """Bytes of a folder's files; those that a running training has just removed count nothing."""
     total = 0
-    for path in folder.iterdir() if folder.is_dir() else ():
-        try:
+    for path in folder.glob("*"):
+        with contextlib.suppress(OSError):
             total += path.stat().st_size
-        except OSError:
-            continue
     return total
 
 
@@ -125,6 +125,4 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -121,7 +121,7 @@ def scatter_svg(report: SearchReport) -> str:
 
 def _tick(report: SearchReport, cost: float) -> str:
     """A number at the axis, whose label has the unit and the kind."""
-    return f"{cost:.3g}" if report.latency else report.format_cost(cost)
+    return f"{cost:.3g}" if report.kind else report.format_cost(cost)
 
 
 def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
