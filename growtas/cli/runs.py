@@ -14,7 +14,7 @@ from growtas.cli.output import console, new_table, note, print_json, print_line,
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from growtas.watch.overview import Overview
+    from growtas.watch.report import Overview
 
 
 def runs(
@@ -29,7 +29,7 @@ def runs(
     Example: growtas runs
     """
     from growtas.runs import list_runs
-    from growtas.watch.overview import Overview
+    from growtas.watch.report import Overview
 
     rows = [Overview.of(run) for run in list_runs(root)]
     if json_:

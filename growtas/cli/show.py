@@ -31,7 +31,7 @@ def show(
 
     report = Report.of(_pick(run))
     if png is not None:
-        from growtas.watch.training_plot import draw_png
+        from growtas.watch.pictures import draw_png
 
         draw_png(report, png)
     if json_:

@@ -77,7 +77,8 @@ class SearchReport:
         batch = SubnetBatch.from_subnets(subnets)
         target = next((target for target in search.targets if target.estimator is not None), None)
         measured: list[tuple[float, float, bool]] = []
-        kind, axis, limit = "", "params", search.limits.max_params
+        kind, axis = "", "params"
+        limit: float | None = search.limits.max_params
         if target is None or target.estimator is None:
             costs = count_costs_batch(search.space, batch)[0].astype(float)
         else:
