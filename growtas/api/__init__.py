@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from growtas.train.plan import TrainingPlan
     from growtas.train.recipe import Recipe
     from growtas.train.recipes import RECIPES, find_recipe
-    from growtas.watch.overview import Overview
+    from growtas.watch.report import Overview
     from growtas.watch.report import Report
 
 _MODULES: dict[str, str] = {
@@ -55,7 +55,7 @@ _MODULES: dict[str, str] = {
     "Costs": "growtas.costs",
     "ExportedArtifacts": "growtas.api.exporting",
     "Manifest": "growtas.export.artifact",
-    "Overview": "growtas.watch.overview",
+    "Overview": "growtas.watch.report",
     "Prediction": "growtas.api.prediction",
     "Predictions": "growtas.api.prediction",
     "Predictor": "growtas.export.serving.predictor",
