@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from growtas.checkpoint import load_supernet, save_supernet
-from growtas.data import test_set as open_test_set
+from growtas.data.evaluation import test_set as open_test_set
 from growtas.export.graph import pre_post as ends
 from growtas.export.graph.exporter import OnnxInfo
 from growtas.export.graph.pre_post import add_preprocess

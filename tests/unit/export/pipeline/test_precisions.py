@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from growtas.data import test_set as open_test_set
+from growtas.data.evaluation import test_set as open_test_set
 from growtas.errors import CheckpointError, ParityError
 from growtas.export.artifact import read_manifest
 from growtas.export.pipeline.options import ExportOptions
