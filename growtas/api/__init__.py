@@ -45,8 +45,7 @@ if TYPE_CHECKING:
     from growtas.train.plan import TrainingPlan
     from growtas.train.recipe import Recipe
     from growtas.train.recipes import RECIPES, find_recipe
-    from growtas.watch.report import Overview
-    from growtas.watch.report import Report
+    from growtas.watch.report import Overview, Report
 
 _MODULES: dict[str, str] = {
     "RECIPES": "growtas.train.recipes",
