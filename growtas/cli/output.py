@@ -22,19 +22,11 @@ MAIN = os.environ.get("RANK", "0") == "0"
 
 
 @cache
-def console() -> Console:
-    """The console for tables and results (stdout)."""
+def console(*, stderr: bool = False) -> Console:
+    """The console for tables and results (stdout), or for progress bars (stderr), so that stdout stays clean for results."""
     from rich.console import Console
 
-    return Console(highlight=False, quiet=not MAIN)
-
-
-@cache
-def progress_console() -> Console:
-    """The console for progress bars and notes (stderr), so that stdout stays clean for results."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False, quiet=not MAIN)
+    return Console(stderr=stderr, highlight=False, quiet=not MAIN)
 
 
 def new_table(*headings: str, right: Collection[str] = (), fold: Collection[str] = ()) -> Table:
@@ -118,7 +110,7 @@ class ProgressBar(Notes):
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
-        screen = progress_console()
+        screen = console(stderr=True)
         columns = columns or (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bar = Bar(*columns, console=screen, transient=True, disable=hidden or not screen.is_terminal)
         self.task = self.bar.add_task("starting", total=None)

@@ -8,12 +8,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from growtas.errors import CheckpointError
 from growtas.files import read_json
 from growtas.runs import Run, RunState
 from growtas.watch.metrics import Metrics
+
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ class Overview:
             row = dataclasses.replace(
                 row,
                 state=str(run.state()),
-                space=_text(info, "space", "name"),
-                data=_text(info, "data", "name"),
-                method=_text(info, "method"),
-                epochs=_planned_epochs(info),
+                space=_entry(info, str, "space", "name"),
+                data=_entry(info, str, "data", "name"),
+                method=_entry(info, str, "method"),
+                epochs=_entry(info, int, "recipe", "epochs"),
             )
             metrics = Metrics.of(run)
         except CheckpointError as error:
@@ -123,7 +125,7 @@ class Report:
             CheckpointError: ``run.json`` or ``metrics.jsonl`` can't be read.
         """
         info, metrics, state = run.info, Metrics.of(run), run.state()
-        epochs = _planned_epochs(info)
+        epochs = _entry(info, int, "recipe", "epochs")
         left = metrics.seconds_left(epochs, now) if epochs is not None and state.name == "training" else None
         return cls(run, info, state, metrics, epochs, _checkpoints(run), left)
 
@@ -194,13 +196,6 @@ def _contents(run: Run) -> tuple[str, ...]:
     return tuple(step for step, patterns in files.items() if any(any(run.path.glob(pattern)) for pattern in patterns))
 
 
-def _planned_epochs(info: Mapping[str, Any]) -> int | None:
-    """Epochs of the whole training, None where ``run.json`` doesn't say (an imported run)."""
-    recipe = info.get("recipe")
-    epochs = recipe.get("epochs") if isinstance(recipe, Mapping) else None
-    return epochs if isinstance(epochs, int) else None
-
-
 def _accuracies(info: Mapping[str, Any], metrics: Metrics) -> tuple[dict[str, float], str | None]:
     """The accuracies that tell most about a run, and on which images they were measured: ``test`` or ``search split``."""
     tested = info.get("test_accuracy")
@@ -210,8 +205,9 @@ def _accuracies(info: Mapping[str, Any], metrics: Metrics) -> tuple[dict[str, fl
     return monitored, "search split" if monitored else None
 
 
-def _text(info: Mapping[str, Any], *path: str) -> str | None:
+def _entry(info: Mapping[str, Any], kind: type[Entry], *path: str) -> Entry | None:
+    """An entry of ``run.json``; None where it is absent or of another type."""
     value: Any = info
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, kind) else None

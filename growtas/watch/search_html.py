@@ -26,12 +26,6 @@ def write_search_page(report: SearchReport, path: Path) -> None:
     Raises:
         OutputError: the place can't be written.
     """
-    with replacing(path) as temporary:
-        temporary.write_text(search_page(report), encoding="utf-8")
-
-
-def search_page(report: SearchReport) -> str:
-    """The page as HTML."""
     data, best, limits = report.data, report.data["best"], report.data["limits"]
     memory, size = best["modelled_activation_bytes"], best["modelled_size_bytes"]
     costs = [
@@ -55,7 +49,7 @@ def search_page(report: SearchReport) -> str:
         (str(g["generation"]), str(g["subnets"]), f"{g['best_accuracy']:.2%}", f"{g['median_accuracy']:.2%}")
         for g in data["history"]
     ]
-    return (
+    page = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>growtas search</title>'
         f"<style>{_STYLE}</style><h1>Search of {escape(report.space.name)}</h1>"
         f"<p>{escape(str(data['run']))}: {data['evaluated']} subnets evaluated, {data['reused']} from the journal, "
@@ -63,14 +57,16 @@ def search_page(report: SearchReport) -> str:
         + _table("", ("", "found", "limit"), costs)
         + subnet_svg(report.space, report.chosen)
         + _table("Latency", ("device", "predicted", "measured", "limit", "judged on"), latencies)
-        + f"<h2>All that was evaluated</h2>{scatter_svg(report)}"
+        + f"<h2>All that was evaluated</h2>{_scatter_svg(report)}"
         + _table("Finalists", ("accuracy", "device", "predicted", "measured", "limits"), finalists)
         + _table("Generations", ("generation", "subnets", "best so far", "median"), generations)
         + "</html>\n"
     )
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
-def scatter_svg(report: SearchReport) -> str:
+def _scatter_svg(report: SearchReport) -> str:
     """Accuracy over cost as an ``<svg>`` element: every evaluated subnet, the front, the limit and the chosen subnet."""
     costs = [*report.costs, *(ms for ms, _, _ in report.measured)]
     left, right = min(costs), max(costs)

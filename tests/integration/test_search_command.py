@@ -311,7 +311,7 @@ def test_what_is_drawn(run, growtas, monkeypatch):
     for index, (heads, ratio) in enumerate(zip(data["num_heads"], data["mlp_ratio"], strict=True), start=1):
         assert f"block {index}: {heads} heads, mlp_ratio {ratio:g}" in page
         assert re.search(rf"block +{index} +{'o' * heads} +{heads} heads +=+ +mlp {ratio:g} ", out)
-    monkeypatch.setattr("growtas.watch.figure.can_draw", lambda: False)
+    monkeypatch.setattr("growtas.api.search_results.can_draw", lambda: False)
     (run / "search" / "search.png").unlink()
     code, out, _ = growtas("search", *QUICK)
     assert (code, "pip install 'growtas[watch]'" in out, (run / "search" / "search.png").exists()) == (0, True, False)
