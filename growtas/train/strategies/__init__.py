@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from growtas.errors import ConfigError, choices
 from growtas.space import SearchSpace
+from growtas.train.recipe import Recipe
 from growtas.train.strategies.auto import AutoProgressive
 from growtas.train.strategies.base import Pass, Strategy, Tools
 from growtas.train.strategies.fixed import Fixed
@@ -16,9 +15,6 @@ from growtas.train.strategies.prenas import PreNas
 from growtas.train.strategies.sandwich import Sandwich
 from growtas.train.strategies.shrinking import Shrinking
 from growtas.train.strategies.uniform import Uniform
-
-if TYPE_CHECKING:
-    from growtas.train.recipe import Recipe
 
 __all__ = [
     "STRATEGIES",

@@ -14,6 +14,4 @@ class Uniform(Strategy):
     name: ClassVar[str] = "uniform"
 
     def draw(self, step: int, epoch: float) -> tuple[Pass, ...]:
-        """See :class:`Strategy`."""
-        del epoch
         return (Pass(sample(self.space, self.rng(step))),)
