@@ -16,6 +16,7 @@ from growtas import __version__
 from growtas.checkpoint import save_supernet
 from growtas.data.evaluation import EvaluationSet, cut_search_split, search_indices
 from growtas.data.images import Subset
+from growtas.data.loaders import cut_batches
 from growtas.data.parts import Parts
 from growtas.data.preprocess import preprocess_record
 from growtas.data.report import DataReport, check_data
@@ -28,7 +29,7 @@ from growtas.progress import SILENT, Progress
 from growtas.runs import Run, check_run_name, create_run, this_process
 from growtas.space import SearchSpace, load_space
 from growtas.train.events import RunReady
-from growtas.train.image_loader import check_batches, check_memory, make_loader
+from growtas.train.image_loader import check_memory, make_loader
 from growtas.train.initial_weights import InitialWeights
 from growtas.train.monitored_subnets import subnet_accuracies
 from growtas.train.recipe import Recipe
@@ -72,10 +73,9 @@ class Session:
             KeyboardInterrupt: stopped; the run's state says so, and it can be resumed.
         """
         main = self.world.is_main
+        progress = progress if main else SILENT
         if main:
             self.run.update(state="training", error=None, process=this_process())
-        else:
-            progress = SILENT
         try:
             progress.event(RunReady(self.run, self.recipe, self.data, self.device.type, self.world.size, self.report))
             supernet = self._trainer(progress).train()
@@ -84,13 +84,10 @@ class Session:
             test = EvaluationSet(self.data.test, record, self.data.class_names)
             followed = make_strategy(self.recipe, self.run.space).followed()
             accuracies = subnet_accuracies(supernet, test, self.device, followed, self.world)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, GrowtasError) as error:
             if main:
-                self.run.update(state="interrupted", process=None)
-            raise
-        except GrowtasError as error:
-            if main:
-                self.run.update(state="interrupted", process=None, error=str(error))
+                message = {"error": str(error)} if isinstance(error, GrowtasError) else {}
+                self.run.update(state="interrupted", process=None, **message)
             raise
         # From the epochs' own lines, so that a run that was stopped and continued counts them all.
         epochs = sum(line["seconds"] for line in read_json_lines(self.run.path / "metrics.jsonl"))
@@ -105,11 +102,10 @@ class Session:
         record = self.run.info["preprocess"]
         search = Subset(self.data.train, search_indices(split))
         monitor = EvaluationSet(search, record, self.data.class_names).subset(self.recipe.monitor_images)
-        world = self.world
-        parts = Parts.of_process(world.rank, world.size, self.recipe.accumulate)
+        parts = Parts.of_process(self.world.rank, self.world.size, self.recipe.accumulate)
         loader = make_loader(self.data, split, record, self.recipe, self.device, progress, parts)
         strategy = make_strategy(self.recipe, self.run.space)
-        return Trainer(self.run, self.recipe, strategy, loader, monitor, self.device, world, progress)
+        return Trainer(self.run, self.recipe, strategy, loader, monitor, self.device, self.world, progress)
 
 
 def start_session(
@@ -154,26 +150,30 @@ def start_session(
         return resume_session(Run(out / name), data_dir=data_dir, device=device)
     if name is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
         raise UsageError("torchrun --max-restarts needs --name, by which restarted processes find the run again")
-    if world.is_main:
-        check_run_name(out, name)
     created = not out.exists()
     if world.is_main:
+        check_run_name(out, name)
         ensure_writable(out)
     try:
         initial = InitialWeights.of(recipe) if weights is None else None
         space = space or load_space(recipe.space)
-        recipe = initial.inherit(recipe) if initial else recipe
-        if data_dir is None and initial is not None:
-            data_dir = initial.data_dir(recipe.data)
-        data = _open_in_turn(world, recipe.data, data_dir, progress)
+        if initial is not None:
+            recipe, data_dir = initial.inherit(recipe, data_dir)
+        if not world.is_main:
+            world.wait()  # process 0 fetches and decodes files, the others find them
+        data = open_data(recipe.data, data_dir, progress=progress, check_images=world.is_main)
+        if world.is_main:
+            world.wait()
         space = space.replace(num_classes=len(data.class_names))
         make_strategy(recipe, space)
         split = cut_search_split(data, recipe.seed, recipe.search_images)
         record = preprocess_record(space, data)
         check_memory(data, record, recipe)
-        check_batches(recipe, len(data.train) - len(split["search"]), world)
-        report = check_data(data, split, record, progress) if world.is_main else None
+        parts = Parts.of_process(world.rank, world.size, recipe.accumulate)
+        cut_batches(len(data.train) - len(split["search"]), recipe.batch_size, parts)
+        report = None
         if world.is_main:
+            report = check_data(data, split, record, progress)
             load_teacher(recipe, record, len(data.class_names))  # fetched and fitting, before there is a run
         supernet = weights(space) if weights else initial.supernet(recipe, space.num_classes) if initial else None
     except (GrowtasError, KeyboardInterrupt):
@@ -205,16 +205,6 @@ def start_session(
             write_json(run.path / "data.json", report.to_dict())
         path = str(run.path)
     return Session(Run(Path(world.share(path))), recipe, data, chosen, world, report)
-
-
-def _open_in_turn(world: World, name: str, data_dir: str | None, progress: Progress) -> Data:
-    """The data, opened by process 0 first: where files are fetched or decoded, the others find them."""
-    if not world.is_main:
-        world.wait()
-    data = open_data(name, data_dir, progress=progress, check_images=world.is_main)
-    if world.is_main:
-        world.wait()
-    return data
 
 
 def resume_session(
