@@ -33,7 +33,11 @@ from growtas.train.optimizer import make_scheduler
 from growtas.train.recipe import Recipe
 from growtas.train.session import pick_device
 from growtas.train.step import BACKWARD
-from growtas.train.strategies import Fixed, Pass, ProgressivePlus, Shrinking, Strategy, make_strategy
+from growtas.train.strategies import make_strategy
+from growtas.train.strategies.base import Pass, Strategy
+from growtas.train.strategies.fixed import Fixed
+from growtas.train.strategies.growtas_plus import ProgressivePlus
+from growtas.train.strategies.shrinking import Shrinking
 from growtas.train.teacher import check_teacher
 
 _DRAWS = 256

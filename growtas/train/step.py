@@ -23,7 +23,7 @@ from growtas.subnet import Subnet
 from growtas.train.clock import Clock
 from growtas.train.freezing import FrozenEntries
 from growtas.train.recipe import Recipe
-from growtas.train.strategies import Pass
+from growtas.train.strategies.base import Pass
 from growtas.train.teacher import Teacher
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -33,7 +33,8 @@ from growtas.train.monitored_subnets import stage_subnets, subnet_accuracies
 from growtas.train.optimizer import make_optimizer, make_scheduler
 from growtas.train.recipe import Recipe
 from growtas.train.step import Stepper, StepResult
-from growtas.train.strategies import ProgressivePlus, Strategy
+from growtas.train.strategies.base import Strategy
+from growtas.train.strategies.growtas_plus import ProgressivePlus
 from growtas.train.teacher import load_teacher
 
 _INITIAL_WEIGHTS = 2**32

@@ -6,7 +6,7 @@ from growtas.errors import ConfigError, choices
 from growtas.space import SearchSpace
 from growtas.train.recipe import Recipe
 from growtas.train.strategies.auto import AutoProgressive
-from growtas.train.strategies.base import Pass, Strategy, Tools
+from growtas.train.strategies.base import Strategy
 from growtas.train.strategies.fixed import Fixed
 from growtas.train.strategies.focusformer import FocusFormer
 from growtas.train.strategies.growtas import Progressive
@@ -15,23 +15,6 @@ from growtas.train.strategies.prenas import PreNas
 from growtas.train.strategies.sandwich import Sandwich
 from growtas.train.strategies.shrinking import Shrinking
 from growtas.train.strategies.uniform import Uniform
-
-__all__ = [
-    "STRATEGIES",
-    "AutoProgressive",
-    "Fixed",
-    "FocusFormer",
-    "Pass",
-    "PreNas",
-    "Progressive",
-    "ProgressivePlus",
-    "Sandwich",
-    "Shrinking",
-    "Strategy",
-    "Tools",
-    "Uniform",
-    "make_strategy",
-]
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy for strategy in (Progressive, ProgressivePlus, Uniform, Sandwich, Shrinking, PreNas, FocusFormer, Fixed)

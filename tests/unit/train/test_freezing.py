@@ -16,7 +16,7 @@ from growtas.train.freezing import FrozenEntries, used_regions
 from growtas.train.optimizer import make_optimizer
 from growtas.train.recipe import Recipe
 from growtas.train.step import Stepper
-from growtas.train.strategies import Pass
+from growtas.train.strategies.base import Pass
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from growtas.train.clock import Clock
 from growtas.train.optimizer import make_optimizer
 from growtas.train.recipe import Recipe
 from growtas.train.step import Stepper, soft_cross_entropy
-from growtas.train.strategies import Pass
+from growtas.train.strategies.base import Pass
 from growtas.train.teacher import Teacher
 
 CPU = torch.device("cpu")
