@@ -70,7 +70,9 @@ def estimate_memory(recipe: Recipe, space: SearchSpace, subnet: Subnet, images: 
         subnet: the largest that is trained.
         images: of one part: a process's share of the batch, divided by ``accumulate``.
     """
-    weights = 4 * count_costs(space, _bounds(space)).params
+    depth = space.max_depth
+    bounds = Subnet(space.max_embed_dim, (space.max_num_heads,) * depth, (space.max_mlp_ratio,) * depth)
+    weights = 4 * count_costs(space, bounds).params
     states = 2 if recipe.optimizer == "adamw" else int(recipe.momentum > 0)
     known = device.type == "cpu" or torch.cuda.is_available()
     half = autocast_type(recipe.amp, device) is not None if known else recipe.amp != "fp32"
@@ -90,11 +92,6 @@ def estimate_memory(recipe: Recipe, space: SearchSpace, subnet: Subnet, images: 
     if half:
         activations += 2 * count_costs(space, subnet).params
     return MemoryEstimate(weights, weights, states * weights, weights if recipe.ema_decay is not None else 0, activations)
-
-
-def _bounds(space: SearchSpace) -> Subnet:
-    depth = space.max_depth
-    return Subnet(space.max_embed_dim, (space.max_num_heads,) * depth, (space.max_mlp_ratio,) * depth)
 
 
 @dataclass(frozen=True)

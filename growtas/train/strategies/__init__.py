@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from growtas.errors import ConfigError, choices
 from growtas.space import SearchSpace
 from growtas.train.recipe import Recipe
 from growtas.train.strategies.auto import AutoProgressive
@@ -25,10 +24,8 @@ def make_strategy(recipe: Recipe, space: SearchSpace) -> Strategy:
     """The strategy of a recipe's method.
 
     Raises:
-        ConfigError: the method is unknown, or the recipe's stages or method options don't fit it or the space.
+        ConfigError: the recipe's stages or method options don't fit the method or the space.
     """
-    if recipe.method not in STRATEGIES:
-        raise ConfigError(f"method is {recipe.method!r}; it must be {choices(STRATEGIES)}")
     if recipe.method == Progressive.name and recipe.transitions == "auto":
         return AutoProgressive(space, recipe)
     return STRATEGIES[recipe.method](space, recipe)
