@@ -24,7 +24,7 @@ import datetime
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,10 +35,6 @@ from growtas.space import SearchSpace
 
 RUNS = Path("runs")
 FORMAT = "growtas-run/1"
-
-
-Alive = Callable[[Mapping[str, Any], float | None], bool | None]
-"""A check like :func:`process_alive`."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +66,10 @@ class RunState:
         return f"{self.name} (unchecked)" if self.process == "unknown" else self.name
 
 
-def run_state(info: Mapping[str, Any], written: float | None = None, *, alive: Alive | None = None) -> RunState:
-    """Where a run stands, by the content of its ``run.json``.
+def run_state(info: Mapping[str, Any], written: float | None = None) -> RunState:
+    """Where a run stands, by the content of its ``run.json``, which was ``written`` so many seconds after 1970 where that is known.
 
-    Args:
-        info: the content.
-        written: when the file was written, in seconds since 1970, where known.
-        alive: tells whether the recorded process lives; :func:`process_alive` by default.
+    Asks the system whether a training's process lives.
     """
     name, process = info.get("state"), info.get("process")
     if name != "training":
@@ -86,7 +79,7 @@ def run_state(info: Mapping[str, Any], written: float | None = None, *, alive: A
     pid, host = process["pid"], process["host"]
     if host != socket.gethostname():
         return RunState("training", "elsewhere", pid, host)
-    lives = (alive or process_alive)(process, written)
+    lives = process_alive(process, written)
     if lives is None:
         return RunState("training", "unknown", pid, host)
     return RunState("training", "alive", pid, host) if lives else RunState("stopped", None, pid, host)
@@ -169,7 +162,7 @@ class Run:
         return SearchSpace.from_dict(self.info["space"], source=str(self.path / "run.json"))
 
     def state(self) -> RunState:
-        """Where the run stands, asking the system whether a training's process lives.
+        """Where the run stands, as :func:`run_state` tells.
 
         Raises:
             CheckpointError: as :attr:`info`.

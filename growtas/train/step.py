@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,6 @@ from growtas.distributed import World
 from growtas.errors import DeviceError, TrainingError
 from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer
-from growtas.subnet import Subnet
 from growtas.train.clock import Clock
 from growtas.train.freezing import FrozenEntries
 from growtas.train.recipe import Recipe
@@ -101,9 +101,11 @@ class Stepper:
         self.frozen_teacher: VisionTransformer | None = None
         self._type = autocast_type(recipe.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self._type == torch.float16)
-        self._mixup = _make_mixup(recipe, supernet.space.num_classes)
+        self._mixup = None
+        if recipe.mixup or recipe.cutmix:
+            classes, smoothing = supernet.space.num_classes, recipe.label_smoothing
+            self._mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=smoothing, num_classes=classes)  # type: ignore[no-untyped-call]
         self._parameters = [parameter for parameter in supernet.parameters() if parameter.requires_grad]
-        self._macs: dict[Subnet, float] = {}
 
     def __call__(self, step: int, batch: Batch, passes: Sequence[Pass], clock: Clock, requests: Sequence[bool] = ()) -> StepResult:
         """Do one step.
@@ -128,7 +130,12 @@ class Stepper:
             totals = torch.cat([losses, torch.tensor([float(r) for r in requests], device=self.device)])
             self.world.sum_gradients(self._parameters, totals)
             values = totals.tolist()
-            self._check_finite(step, values[: len(passes)], passes)
+            for loss, chosen in zip(values, passes, strict=False):
+                if not math.isfinite(loss):
+                    raise TrainingError(
+                        f"step {step + 1}: the loss is {loss} for the subnet ({chosen.subnet}); lower lr ({self.recipe.lr:g}) "
+                        f"or set clip_grad; the last checkpoint is kept"
+                    )
             self._update(step)
         images_seen = len(batch[0]) * self.world.size
         return StepResult(values[: len(passes)], *self._count_macs(passes, images_seen), values[len(passes) :])
@@ -171,7 +178,7 @@ class Stepper:
         with torch.no_grad(), torch.autocast(self.device.type, self._type, enabled=self._type is not None):
             if self.teacher is not None:
                 taught["external"] = self.teacher(images)
-            if self.frozen_teacher is not None and any(p.soft and p.teacher == "frozen" for p in passes):
+            if self.frozen_teacher is not None and self._learns_from_frozen(passes):
                 taught["frozen"] = self.frozen_teacher(images)
         return taught
 
@@ -188,16 +195,7 @@ class Stepper:
             loss = loss + chosen.soft * soft_cross_entropy(logits, taught[chosen.teacher], temperature)
         return loss
 
-    def _check_finite(self, step: int, losses: list[float], passes: Sequence[Pass]) -> None:
-        for loss, chosen in zip(losses, passes, strict=True):
-            if not abs(loss) < float("inf"):
-                raise TrainingError(
-                    f"step {step + 1}: the loss is {loss} for the subnet ({chosen.subnet}); lower lr ({self.recipe.lr:g}) "
-                    f"or set clip_grad; the last checkpoint is kept"
-                )
-
     def _update(self, step: int) -> None:
-        """The optimiser's step with what hangs on it."""
         self.scaler.unscale_(self.optimizer)
         if self.frozen is not None:
             self.frozen.clear_gradients()
@@ -213,21 +211,10 @@ class Stepper:
                 self.frozen.restore_in(self.average.module)
 
     def _count_macs(self, passes: Sequence[Pass], images: int) -> tuple[float, float]:
-        forward = sum(self._subnet_macs(chosen.subnet) for chosen in passes)
-        extra = 0.0
-        if self.frozen_teacher is not None and any(p.soft and p.teacher == "frozen" for p in passes):
-            extra = self._subnet_macs(self.supernet.space.largest)
-        return (1 + BACKWARD) * forward * images, extra * images
+        space = self.supernet.space
+        forward = sum(count_costs(space, chosen.subnet).macs for chosen in passes)
+        teacher = count_costs(space, space.largest).macs if self._learns_from_frozen(passes) else 0
+        return (1.0 + BACKWARD) * forward * images, float(teacher * images)
 
-    def _subnet_macs(self, subnet: Subnet) -> float:
-        if subnet not in self._macs:
-            self._macs[subnet] = float(count_costs(self.supernet.space, subnet).macs)
-        return self._macs[subnet]
-
-
-def _make_mixup(recipe: Recipe, classes: int) -> Mixup | None:
-    if not (recipe.mixup or recipe.cutmix):
-        return None
-    return Mixup(  # type: ignore[no-untyped-call]
-        mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes
-    )
+    def _learns_from_frozen(self, passes: Sequence[Pass]) -> bool:
+        return self.frozen_teacher is not None and any(chosen.soft and chosen.teacher == "frozen" for chosen in passes)
