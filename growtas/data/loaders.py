@@ -176,11 +176,12 @@ class FileLoader:
     ) -> None:
         self.batch_size, self.seed, self.repeats = batch_size, seed, repeats
         self._size = len(images)
-        self._sampler = _EpochSampler()
         self.steps, self._rows = cut_batches(self._size, batch_size, parts)
+        self._keys: list[NDArray[np.int64]] = []
+        """The batches of the running epoch: (epoch, index, place in the epoch) of each image, so that workers keep no state."""
         self._loader: DataLoader[Any] = DataLoader(
             _TransformedImages(images, transform, seed),
-            batch_sampler=self._sampler,
+            batch_sampler=self._keys,  # type: ignore[arg-type]
             num_workers=workers,
             collate_fn=_collate,
             persistent_workers=workers > 0,
@@ -194,36 +195,20 @@ class FileLoader:
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """See :class:`Loader`."""
         order = epoch_order(self._size, self.seed, epoch, self.repeats)
-        places = np.stack([order, np.arange(self._size)], 1)
-        self._sampler.epoch = epoch
-        self._sampler.batches = [batch[self._rows] for batch in batch_indices(places, self.batch_size)[first:]]
+        keys = np.stack([np.full(self._size, epoch), order, np.arange(self._size)], 1)
+        self._keys[:] = [batch[self._rows] for batch in batch_indices(keys, self.batch_size)[first:]]
         for batch in self._loader:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
 
 
-class _EpochSampler:
-    """The DataLoader's batch sampler: (epoch, index, place in the epoch) of each image, so that workers keep no state."""
-
-    def __init__(self) -> None:
-        self.epoch = 0
-        self.batches: list[NDArray[np.int64]] = []
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        for batch in self.batches:
-            yield [(self.epoch, index, place) for index, place in batch.tolist()]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
 class _TransformedImages(Dataset[tuple[Tensor, int] | DataError]):
     def __init__(self, images: ImageSet, transform: Callable[[Image.Image], Tensor], seed: int) -> None:
         self.images, self.transform, self.seed = images, transform, seed
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int] | DataError:
-        epoch, index, place = key
+    def __getitem__(self, key: NDArray[np.int64]) -> tuple[Tensor, int] | DataError:
+        epoch, index, place = key.tolist()
         try:
             image = self.images.load(index)
         except DataError as error:
@@ -234,10 +219,10 @@ class _TransformedImages(Dataset[tuple[Tensor, int] | DataError]):
 
 
 def _collate(items: list[tuple[Tensor, int] | DataError]) -> Batch | DataError:
-    images, labels = [], []
+    pairs = []
     for item in items:
         if isinstance(item, DataError):
             return item
-        images.append(item[0])
-        labels.append(item[1])
+        pairs.append(item)
+    images, labels = zip(*pairs, strict=True)
     return torch.stack(images), torch.tensor(labels)

@@ -201,11 +201,13 @@ def make_plan(
     steps_per_epoch, rows = cut_batches(train_images, recipe.batch_size, parts)
     batch_images = len(rows) * processes
     remarks: list[str] = []
+    staged = strategy
     if recipe.transitions == "auto":
         remarks.append("transitions are found during the training; the stages here are equally long")
+        staged = make_strategy(dataclasses.replace(recipe, transitions=None, method_options={}), space)
     if recipe.teacher is not None or recipe.method == "shrinking":
         remarks.append("the teacher's forward passes and memory are not in the numbers")
-    stages = tuple(_stages(_scheduled(strategy), steps_per_epoch, remarks))
+    stages = tuple(_stages(staged, steps_per_epoch, remarks))
     images_per_part = math.ceil(batch_images / parts.count)
     largest = strategy.subnet if isinstance(strategy, Fixed) else space.largest
     time = None
@@ -243,13 +245,6 @@ def learning_rates(recipe: Recipe, steps_per_epoch: int) -> tuple[float, float, 
         scheduler.step_update(step)
         rates.append(float(optimizer.param_groups[0]["lr"]))
     return rates[0], max(rates), rates[-1]
-
-
-def _scheduled(strategy: Strategy) -> Strategy:
-    """The strategy itself; for ``transitions: auto`` the one with equal stages, since nobody knows the real ones yet."""
-    if strategy.recipe.transitions != "auto":
-        return strategy
-    return make_strategy(dataclasses.replace(strategy.recipe, transitions=None, method_options={}), strategy.space)
 
 
 def _stages(strategy: Strategy, steps_per_epoch: int, remarks: list[str]) -> Iterator[StagePlan]:
