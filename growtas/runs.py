@@ -198,8 +198,7 @@ class Run:
     @property
     def best(self) -> Path | None:
         """The folder of the best supernet so far, if an epoch was measured."""
-        folders = sorted(path.parent for path in self.path.glob("checkpoints/best-*/best.json"))
-        return folders[-1] if folders else None
+        return max((path.parent for path in self.path.glob("checkpoints/best-*/best.json")), default=None)
 
     @property
     def supernet_file(self) -> Path:
