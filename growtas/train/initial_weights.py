@@ -9,7 +9,6 @@ from typing import Any
 
 from growtas.checkpoint import load_supernet
 from growtas.errors import CheckpointError, ConfigError
-from growtas.files import sha256
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run
 from growtas.space import SearchSpace, load_space
@@ -43,11 +42,6 @@ class InitialWeights:
         if path.is_file():
             return cls(path, None)
         raise CheckpointError(f"{recipe.init}: --init must name a run's folder or a supernet.safetensors; neither is there")
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The entry of ``run.json``: path and hash."""
-        return {"path": str(self.path), "sha256": sha256(self.path)}
 
     def inherit(self, recipe: Recipe, data_dir: str | None) -> tuple[Recipe, str | None]:
         """What a training takes from the run that it goes on from.

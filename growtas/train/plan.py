@@ -146,17 +146,7 @@ def plan_training(
 ) -> TrainingPlan:
     """Opens and checks the data, and plans a training on them, shared by as many processes as torchrun started.
 
-    Args:
-        recipe: what to do.
-        data_dir: where the data's files are.
-        device: ``auto``, ``cpu`` or ``cuda``; unlike a training, a plan for ``cuda`` needs no GPU.
-        progress: is told of each stage.
-
-    Raises:
-        DataError: the data can't be used.
-        ConfigError: the recipe doesn't fit the space, the data or the processes.
-        CheckpointError: ``init`` can't be found.
-        DeviceError: an unknown device.
+    Arguments and errors: :func:`growtas.train.session.start_session`. Unlike a training, a plan for ``cuda`` needs no GPU.
     """
     check_teacher(recipe)
     initial = InitialWeights.of(recipe)

@@ -23,7 +23,7 @@ from growtas.data.report import DataReport, check_data
 from growtas.data.sources import Data, open_data
 from growtas.distributed import World, join_world
 from growtas.errors import ConfigError, DeviceError, GrowtasError, UsageError
-from growtas.files import ensure_writable, read_json, read_json_lines, replacing, write_json
+from growtas.files import ensure_writable, read_json, read_json_lines, replacing, sha256, write_json
 from growtas.nn.supernet import Supernet
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run, check_run_name, create_run, this_process
@@ -127,11 +127,7 @@ def start_session(
 
     Args:
         recipe: what to do.
-        out: folder of the runs.
-        name: of the run's folder.
-        data_dir: where the data's files are.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        progress: is told of each stage.
+        out, name, data_dir, device, progress: as for :func:`growtas.api.train`.
         space: instead of the one that the recipe names; its number of classes becomes the data's.
         weights: makes the supernet to start from, given the space; without it the recipe's ``init`` does, or chance.
         extra: more entries for ``run.json``.
@@ -180,6 +176,9 @@ def start_session(
         if created and world.is_main and not any(out.iterdir()):
             out.rmdir()
         raise
+    starts_from = None if supernet is None else {}
+    if initial is not None:
+        starts_from = {"path": str(initial.path), "sha256": sha256(initial.path)}
     info = {
         "state": "training",
         "space": space.to_dict(),
@@ -190,7 +189,7 @@ def start_session(
         "preprocess": record,
         "class_names": list(data.class_names),
         "versions": {"growtas": __version__, "torch": torch.__version__, "numpy": np.__version__},
-        "starts_from": initial.record if initial else {} if supernet is not None else None,
+        "starts_from": starts_from,
         **(extra or {}),
     }
     path = None
