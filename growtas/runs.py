@@ -167,12 +167,7 @@ class Run:
         Raises:
             CheckpointError: as :attr:`info`.
         """
-        info = self.info
-        try:
-            written = (self.path / "run.json").stat().st_mtime
-        except OSError:
-            written = None
-        return run_state(info, written)
+        return run_state(self.info, (self.path / "run.json").stat().st_mtime)
 
     @property
     def created(self) -> datetime.datetime:
@@ -262,10 +257,10 @@ def find_run(given: str | Path | None, root: Path = RUNS) -> Run:
         if not (Path(given) / "run.json").is_file():
             raise UsageError(f"{given}: no run here (a run folder holds a run.json)")
         return Run(Path(given))
-    runs = [path.parent for path in root.glob("*/run.json")]
+    runs = list_runs(root) if root.is_dir() else []
     if not runs:
         raise UsageError(f"no run in {root}/; make one with `growtas train`, or name its folder")
-    return Run(max(runs, key=lambda path: (Run(path).created, path.name)))
+    return runs[0]
 
 
 def list_runs(root: Path = RUNS) -> list[Run]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -177,15 +176,19 @@ class TimeEstimate:
 
     @classmethod
     def of(cls, timed: TimedPasses, stages: Sequence[tuple[int, float, float]], images: float) -> TimeEstimate:
-        """Estimate from timed passes: the seconds of a pass for one image are a straight line over its MACs.
+        """Estimate from timed passes: the seconds of a pass for one image are a straight line over its MACs, with neither
+        intercept nor slope below zero.
 
         Args:
             stages: steps, passes a step and forward MACs a step (of one image) of each stage.
             images: that a process sees each step.
         """
-        base, slope = _line(timed.macs, timed.pass_seconds)
-        steps = ((count, images * (base * passes + slope * macs)) for count, passes, macs in stages)
-        return cls(sum(count * (seconds + timed.optimizer_seconds) for count, seconds in steps), timed)
+        from scipy.optimize import nnls
+
+        most = max(timed.macs)  # keeps both columns of a like size
+        (base, slope), _ = nnls([(1.0, macs / most) for macs in timed.macs], timed.pass_seconds)
+        steps = ((count, images * (base * passes + slope * macs / most)) for count, passes, macs in stages)
+        return cls(float(sum(count * (seconds + timed.optimizer_seconds) for count, seconds in steps)), timed)
 
     @property
     def label(self) -> str:
@@ -202,15 +205,3 @@ class TimeEstimate:
             "optimizer_seconds": self.timed.optimizer_seconds,
             "pass_seconds_per_image": list(self.timed.pass_seconds),
         }
-
-
-def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Intercept and slope of the best straight line with neither below zero."""
-    xs, ys = np.asarray(x, float), np.asarray(y, float)
-    if len(set(x)) > 1:
-        slope, base = np.polyfit(xs, ys, 1)
-        if slope >= 0 and base >= 0:
-            return float(base), float(slope)
-        if slope < 0:
-            return float(ys.mean()), 0.0
-    return 0.0, float((xs * ys).sum() / (xs * xs).sum())

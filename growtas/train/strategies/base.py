@@ -15,6 +15,7 @@ from growtas.errors import ConfigError, choices
 from growtas.fields import check_fields, nearest
 from growtas.growth import Subspace
 from growtas.nn.supernet import Supernet
+from growtas.sampling import sample
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.train.monitored_subnets import monitored
@@ -110,13 +111,13 @@ class Strategy:
         return np.random.default_rng((self.recipe.seed, step))
 
     def draw(self, step: int, epoch: float) -> Sequence[Pass]:
-        """The passes of a step, one or more.
+        """The passes of a step, one or more; by default one subnet, uniformly from the open subspace.
 
         Args:
             step: counted from the start of the training.
             epoch: the same place in epochs, with its fraction.
         """
-        raise NotImplementedError
+        return (Pass(sample(self.space, self.rng(step), self.subspace(epoch))),)
 
     def stage(self, epoch: float) -> int:
         """Index of the open stage, from 0."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from growtas.growth import GrowthSchedule, Subspace
-from growtas.sampling import sample
 from growtas.space import SearchSpace
 from growtas.train.recipe import Recipe
-from growtas.train.strategies.base import Pass, Strategy
+from growtas.train.strategies.base import Strategy
 
 
 class Progressive(Strategy):
@@ -19,9 +18,6 @@ class Progressive(Strategy):
     def __init__(self, space: SearchSpace, recipe: Recipe) -> None:
         super().__init__(space, recipe)
         self.growth: GrowthSchedule = recipe.growth(space)
-
-    def draw(self, step: int, epoch: float) -> tuple[Pass, ...]:
-        return (Pass(sample(self.space, self.rng(step), self.subspace(epoch))),)
 
     def stage(self, epoch: float) -> int:
         return self.growth.stage(epoch)
