@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -121,8 +122,8 @@ def time_passes(recipe: Recipe, space: SearchSpace, subnets: Sequence[Subnet], i
     Raises:
         DeviceError: the device can't compute in the recipe's precision.
     """
-    most = max(count_costs(space, subnet).macs for subnet in subnets)
-    count = max(1, min(images, _MOST_IMAGES, int(_WORK_MACS / most)))
+    macs = tuple(count_costs(space, subnet).macs for subnet in subnets)
+    count = max(1, min(images, _MOST_IMAGES, int(_WORK_MACS / max(macs))))
     reduced = autocast_type(recipe.amp, device)
     generator = torch.Generator().manual_seed(recipe.seed)
     shape = (count, space.in_chans, space.image_size, space.image_size)
@@ -138,26 +139,21 @@ def time_passes(recipe: Recipe, space: SearchSpace, subnets: Sequence[Subnet], i
                 loss = F.cross_entropy(supernet(batch, subnet).float(), labels)
             loss.backward()  # type: ignore[no-untyped-call]
 
-        seconds = []
-        for subnet in subnets:
-            run(subnet)
-            seconds.append(statistics.median(_seconds(lambda: run(subnet), device) for _ in range(_REPEATS)) / count)  # noqa: B023
-        optimizer.step()  # makes its state
-        update = statistics.median(_seconds(optimizer.step, device) for _ in range(_REPEATS))
-    macs = tuple(count_costs(space, subnet).macs for subnet in subnets)
-    return TimedPasses(count, macs, tuple(seconds), update, _REPEATS * len(subnets))
+        seconds = tuple(_median_seconds(functools.partial(run, subnet), device) / count for subnet in subnets)
+        update = _median_seconds(optimizer.step, device)
+    return TimedPasses(count, macs, seconds, update, _REPEATS * len(subnets))
 
 
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    def wait() -> None:
+def _median_seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """The median over some repetitions, after one that isn't counted."""
+    seconds = []
+    for _ in range(1 + _REPEATS):
+        start = time.perf_counter()
+        work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-
-    wait()
-    start = time.perf_counter()
-    work()
-    wait()
-    return time.perf_counter() - start
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def start_session(
         if created and world.is_main and not any(out.iterdir()):
             out.rmdir()
         raise
-    starts_from = None if supernet is None else {}
+    starts_from: dict[str, str] | None = None if supernet is None else {}
     if initial is not None:
         starts_from = {"path": str(initial.path), "sha256": sha256(initial.path)}
     info = {

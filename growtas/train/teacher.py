@@ -86,9 +86,10 @@ def load_teacher(recipe: Recipe, record: Mapping[str, Any], classes: int) -> Tea
         return Teacher(model, (side, side), torch.ones(channels), torch.zeros(channels))
     check_teacher(recipe)
     checkpoint = recipe.teacher_checkpoint
-    weights = {"pretrained": checkpoint is None, "checkpoint_path": checkpoint or ""}
     try:
-        network = timm.create_model(recipe.teacher, **weights, num_classes=classes, in_chans=channels)
+        network = timm.create_model(
+            recipe.teacher, checkpoint is None, checkpoint_path=checkpoint or "", num_classes=classes, in_chans=channels
+        )
     except Exception as error:  # timm, its hub and torch each raise their own kinds
         reason = " ".join(str(error).split())[:200]
         where = f"with the weights {checkpoint}" if checkpoint else "with its pretrained weights (or name some: teacher_checkpoint)"
