@@ -78,12 +78,17 @@ class Session:
             self.run.update(state="training", error=None, process=this_process())
         try:
             progress.event(RunReady(self.run, self.recipe, self.data, self.device.type, self.world.size, self.report))
-            supernet = self._trainer(progress).train()
+            split, record = read_json(self.run.path / "split.json", "search split"), self.run.info["preprocess"]
+            search = EvaluationSet(Subset(self.data.train, search_indices(split)), record, self.data.class_names)
+            monitor = search.subset(self.recipe.monitor_images)
+            parts = Parts.of_process(self.world.rank, self.world.size, self.recipe.accumulate)
+            loader = make_loader(self.data, split, record, self.recipe, self.device, progress, parts)
+            strategy = make_strategy(self.recipe, self.run.space)
+            trainer = Trainer(self.run, self.recipe, strategy, loader, monitor, self.device, self.world, progress)
+            supernet = trainer.train()
             start = time.perf_counter()
-            record = self.run.info["preprocess"]
             test = EvaluationSet(self.data.test, record, self.data.class_names)
-            followed = make_strategy(self.recipe, self.run.space).followed()
-            accuracies = subnet_accuracies(supernet, test, self.device, followed, self.world)
+            accuracies = subnet_accuracies(supernet, test, self.device, strategy.followed(), self.world)
         except (KeyboardInterrupt, GrowtasError) as error:
             if main:
                 message = {"error": str(error)} if isinstance(error, GrowtasError) else {}
@@ -96,16 +101,6 @@ class Session:
             self.run.update(state="finished", process=None, test_accuracy=accuracies, seconds=round(seconds, 1))
         self.world.wait()
         return self.run.info
-
-    def _trainer(self, progress: Progress) -> Trainer:
-        split = read_json(self.run.path / "split.json", "search split")
-        record = self.run.info["preprocess"]
-        search = Subset(self.data.train, search_indices(split))
-        monitor = EvaluationSet(search, record, self.data.class_names).subset(self.recipe.monitor_images)
-        parts = Parts.of_process(self.world.rank, self.world.size, self.recipe.accumulate)
-        loader = make_loader(self.data, split, record, self.recipe, self.device, progress, parts)
-        strategy = make_strategy(self.recipe, self.run.space)
-        return Trainer(self.run, self.recipe, strategy, loader, monitor, self.device, self.world, progress)
 
 
 def start_session(
