@@ -77,7 +77,7 @@ class BuiltPlan:
     targets: tuple[str, ...]
     activation_memory_bytes: int | None
     weights_memory_bytes: int | None
-    seconds: float
+    seconds: float = 0.0
     precision: str
     batches: Shapes
     settings: dict[str, object] = field(default_factory=lambda: dict(_SETTINGS))
@@ -86,11 +86,7 @@ class BuiltPlan:
 
 
 class PlanBuilder:
-    """Compiles ONNX files to plans; a class for each package.
-
-    Attributes:
-        name: the package's name, as manifests have it.
-    """
+    """Compiles ONNX files to plans; a class for each package, whose ``name`` is the package's, as manifests have it."""
 
     name: str
 
@@ -128,11 +124,8 @@ class PlanBuilder:
         """
         start = time.perf_counter()
         trt = library.package(self.name, _PURPOSE)
-        file = onnx.read_bytes()
-        plans = [
-            replace(self._compile(trt, onnx, graph, targets, batches, precision, cache_dir), graph=None if graph == file else graph)
-            for graph in self._candidates(plan_graphs(onnx))
-        ]
+        graphs = self._candidates(plan_graphs(onnx))
+        plans = [self._compile(trt, onnx, graph, targets, batches, precision, cache_dir) for graph in graphs]
         best = min(plans, key=lambda plan: plan.activation_memory_bytes or 0)
         return replace(best, seconds=time.perf_counter() - start)
 
@@ -141,7 +134,7 @@ class PlanBuilder:
         return library.why_not_here(targets)
 
     def _candidates(self, graphs: list[bytes]) -> list[bytes]:
-        """Equivalent graphs to compile; the plan that needs the least memory for activations is taken."""
+        """The equivalent graphs to compile; the plan that needs the least memory for activations is taken."""
         return graphs
 
     def _configure(self, trt: Module, config: Any, targets: tuple[str, ...]) -> None:
@@ -161,7 +154,6 @@ class PlanBuilder:
         precision: str,
         cache_dir: Path | None,
     ) -> BuiltPlan:
-        start = time.perf_counter()
         logger = library.capturing_logger(trt)
         builder = trt.Builder(logger)
         network = builder.create_network(network_flags(trt, self.name))
@@ -178,9 +170,8 @@ class PlanBuilder:
         images = network.get_input(0)
         image = tuple(images.shape)[1:]
         if min(image) < 1:
-            raise BuildError(
-                f"{onnx.name}: height and width of its input are free, and a plan's are fixed; export it without --resize"
-            )
+            what = "height and width of its input are free, and a plan's are fixed"
+            raise BuildError(f"{onnx.name}: {what}; export it without --resize")
         profile = builder.create_optimization_profile()
         profile.set_shape(images.name, (batches.min, *image), (batches.opt, *image), (batches.max, *image))
         if config.add_optimization_profile(profile) < 0:
@@ -202,10 +193,10 @@ class PlanBuilder:
             targets=targets,
             activation_memory_bytes=library.reported_bytes(logger.messages, "Total Activation Memory"),
             weights_memory_bytes=library.reported_bytes(logger.messages, "Total Weights Memory"),
-            seconds=time.perf_counter() - start,
             precision=precision,
             batches=batches,
             inspection=inspection.to_dict(),
+            graph=None if graph == onnx.read_bytes() else graph,
         )
 
 
@@ -215,12 +206,7 @@ class TensorRTBuilder(PlanBuilder):
     name = "tensorrt"
 
     def check(self, targets: tuple[str, ...], precision: str) -> None:
-        """Only this machine's GPU can be a target, in a precision that it has.
-
-        Raises:
-            DeviceError: no GPU, another target, or a precision that it doesn't have.
-            MissingExtra: tensorrt is not installed.
-        """
+        """Only this machine's GPU can be a target."""
         library.package(self.name, "building a TensorRT plan")
         here = library.local_target()
         if targets != (here,):
@@ -255,12 +241,7 @@ class TensorRTRTXBuilder(PlanBuilder):
     name = "tensorrt-rtx"
 
     def check(self, targets: tuple[str, ...], precision: str) -> None:
-        """Only targets that TensorRT-RTX has, in a precision that each has.
-
-        Raises:
-            DeviceError: otherwise, with the reason and the legal targets.
-            MissingExtra: tensorrt-rtx is not installed.
-        """
+        """Only targets that TensorRT-RTX has; the message names them."""
         check_rtx_targets(targets, precision)
         library.package(self.name, "building a plan ahead of time")
 
@@ -286,7 +267,7 @@ def network_flags(trt: Module, runtime: str) -> int:
 def choose_builder(
     *, target: str | None, device: str | None, searched_device: str | None, precision: str
 ) -> tuple[PlanBuilder, tuple[str, ...]]:
-    """The builder and the compute capabilities of a plan.
+    """Chooses the builder and the compute capabilities of a plan.
 
     What was named decides (``target``, else ``device``), then the device that the search was for, then this machine's GPU. TensorRT
     builds for the GPU at hand where both are there; everything else is TensorRT-RTX, ahead of time.
@@ -299,12 +280,11 @@ def choose_builder(
     if target is not None and device is not None:
         raise ConfigError("--target and --device both name what the plan is for; give one of them")
     here = library.local_target()
+    named = device or (None if searched_device == "cpu" else searched_device)
     if target is not None:
         targets = parse_targets(target)
-    elif device is not None:
-        targets = (device_target(device),)
-    elif searched_device not in (None, "cpu"):
-        targets = (device_target(str(searched_device)),)
+    elif named is not None:
+        targets = (device_target(named),)
     elif here is not None:
         targets = (here,)
     else:

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
-
-
-class Event(Protocol):
-    """A moment on the stream."""
-
-    def record(self, stream: Any) -> None:
-        """Mark now, as the stream gets there."""
-
-    def elapsed_time(self, end: Any) -> float:
-        """Milliseconds to a later one; both must have happened."""
 
 
 class Cuda:
     """A stream of this process's current device, and what is placed and timed on it."""
 
     def __init__(self) -> None:
+        self.name = torch.cuda.get_device_name()
         self.stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-
-    @property
-    def name(self) -> str:
-        """The GPU's name."""
-        return torch.cuda.get_device_name()
 
     @property
     def stream_handle(self) -> int:
@@ -43,22 +29,20 @@ class Cuda:
         """A buffer on the GPU."""
         return torch.zeros(shape, dtype=dtype, device="cuda")
 
-    def event(self) -> Event:
+    def event(self) -> Any:
         """A new event that takes the time."""
         return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
-    @contextlib.contextmanager
-    def on_stream(self) -> Iterator[None]:
+    def on_stream(self) -> contextlib.AbstractContextManager[Any]:
         """Work that torch enqueues inside goes to the stream."""
-        with torch.cuda.stream(self.stream):
-            yield
+        return torch.cuda.stream(self.stream)
 
     def synchronize(self) -> None:
-        """Wait until the stream is done."""
+        """Waits until the stream is done."""
         self.stream.synchronize()
 
     def record(self, launch: Callable[[], None]) -> Callable[[], None]:
-        """Record what a function enqueues as a CUDA graph; the result enqueues the whole graph.
+        """Records what a function enqueues as a CUDA graph; the result enqueues the whole graph.
 
         The function must have run on this stream before: first executions allocate and load, which can't be recorded.
         """

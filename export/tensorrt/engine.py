@@ -1,7 +1,7 @@
-"""Running a plan on this machine's GPU: pinned buffers, one stream, CUDA graphs, times by events.
+"""Runs a plan on this machine's GPU: pinned buffers, one stream, CUDA graphs, times by events.
 
-What opens a plan has checked it before (:mod:`growtas.export.tensorrt.load`). Every batch size has buffers and an execution
-context of its own, because a recorded graph keeps the addresses and shapes of the context that it was recorded from.
+Every batch size has buffers and an execution context of its own, because a recorded graph keeps the addresses and shapes of the
+context that it was recorded from.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ _MOST_BATCH_SIZES = 8
 
 
 class PlanSession:
-    """A loaded plan, each batch size launched as one CUDA graph; see :class:`growtas.export.runtimes.base.Session`.
+    """A plan that was checked before (:mod:`growtas.export.tensorrt.load`), each batch size launched as one CUDA graph.
 
     Code for the CPU that a plan may bring along (version-compatible plans do) is never run.
 
@@ -131,17 +130,14 @@ class PlanSession:
     def run(self, images: Array) -> Array:
         """Logits of images; see :class:`growtas.export.runtimes.base.Session`."""
         with self._one_at_a_time:
-            return self._run(images)
-
-    def _run(self, images: Array) -> Array:
-        binding = self._binding(images)
-        with self._cuda.on_stream():
-            binding.place(images)
-            binding.upload()
-            binding.launch()
-            binding.download()
-        self._cuda.synchronize()
-        return np.array(binding.host_outputs[self._output].float().numpy(), np.float32)
+            binding = self._binding(images)
+            with self._cuda.on_stream():
+                binding.place(images)
+                binding.upload()
+                binding.launch()
+                binding.download()
+            self._cuda.synchronize()
+            return np.array(binding.host_outputs[self._output].float().numpy(), np.float32)
 
     def timer(self, images: Array) -> Timer:
         """A run timed by CUDA events; see :class:`growtas.export.runtimes.base.Session`."""
@@ -225,9 +221,9 @@ class PlanSession:
     def __enter__(self) -> PlanSession:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._cuda.synchronize()
-        if self._is_rtx and self._cache_file is not None and kind is None:
+        if self._is_rtx and self._cache_file is not None and error[0] is None:
             self._cache_file.write(bytes(self._cache.serialize()))
         # Contexts must go before their engine, and the engine before the runtime.
         self._bindings.clear()
@@ -248,14 +244,14 @@ class _Binding:
         self.host_outputs, self._device_outputs, self.launch = host, device, launch
 
     def place(self, images: Array) -> None:
-        """Images into pinned memory, in the plan's type."""
+        """Copies images into pinned memory, in the plan's type."""
         self._host_input.copy_(torch.from_numpy(images))
 
     def upload(self) -> None:
-        """Enqueue the copy to the device."""
+        """Enqueues the copy to the device."""
         self._device_input.copy_(self._host_input, non_blocking=True)
 
     def download(self) -> None:
-        """Enqueue the copies of all outputs to pinned memory."""
+        """Enqueues the copies of all outputs to pinned memory."""
         for name, tensor in self.host_outputs.items():
             tensor.copy_(self._device_outputs[name], non_blocking=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from growtas.errors import DeviceError, choices
 from growtas.export.quantization.precisions import PRECISIONS
+from growtas.latency.modelled.profile import load_profile, profile_names
 
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 """What TensorRT-RTX compiles for."""
@@ -92,8 +93,6 @@ def device_target(device: str) -> str:
     Raises:
         DeviceError: an unknown device (the message names the legal ones), or one that runs no plans.
     """
-    from growtas.latency.modelled.profile import load_profile
-
     capability = None if device == "cpu" else load_profile(device).compute_capability
     if not capability:
         gpus = choices(gpus_with_profiles())
@@ -103,6 +102,4 @@ def device_target(device: str) -> str:
 
 def gpus_with_profiles() -> list[str]:
     """Names of the GPUs that have a shipped profile, for messages."""
-    from growtas.latency.modelled.profile import load_profile, profile_names
-
     return [name for name in profile_names() if name != "cpu" and load_profile(name).compute_capability]
