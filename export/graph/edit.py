@@ -76,15 +76,6 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def with_outputs(proto: onnx.ModelProto, names: Iterable[str]) -> bytes:
-    """Serialises a graph whose outputs are other tensors of it, so that a runtime computes these."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    del copy.graph.output[:]
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return copy.SerializeToString()
-
-
 def save_model(model: ir.Model, path: str | Path, subject: str) -> None:
     """Checks a model and writes it.
 

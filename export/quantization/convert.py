@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from growtas.export.quantization.half import cast_floats, over_range
 from growtas.export.quantization.inspect import require_precision
 from growtas.export.quantization.layout import reshape_norms, restore_batch_axis
 from growtas.export.quantization.precisions import HALVES, ONNX_TYPES, PRECISIONS, QUANTISED
-from growtas.export.quantization.qdq import fp8, int8, merge_linears, quantise_linears
+from growtas.export.quantization.qdq import Quantisation, merge_linears, quantise_linears
 
 RESTS = ("fp32", *HALVES)
 DEFAULT_METHOD = "minmax"
@@ -64,7 +64,6 @@ class PrecisionInfo:
     per_channel: bool | None = None
     runs_here: bool = True
     runs_not_because: str | None = None
-    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form for manifests."""
@@ -233,7 +232,7 @@ def _quantise(model: ir.Model, precision: str, calibration: Array, keep: Collect
     if not layers:
         raise BuildError(f"there is no Linear layer to be in {precision}: {enumerate_names(kept) or 'the graph has none'} stay")
     names = list(dict.fromkeys(str(operand(node).name) for node in layers))
-    how = (int8 if precision == "int8" else fp8)(half_scales=rest != "fp32")
+    how = Quantisation(precision, half_scales=rest != "fp32")
     clipping = clipping_points(model, names, calibration, method)
     quantise_linears(model, layers, clipping, how, for_cpus=_for_cpus(precision, rest))
     return kept

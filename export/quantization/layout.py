@@ -118,6 +118,9 @@ def _as_product(gemm: ir.Node) -> ir.Value:
     if gemm.attributes.get_int("transB", 0):
         matrix = numbers(weight).T.copy()
         weight.const_value, weight.shape = ir.Tensor(matrix, name=weight.name), ir.Shape(matrix.shape)
+        # Equal weights are kept once: the other layers that read this one don't transpose it either.
+        for reader in weight.consumers():
+            reader.attributes.pop("transB", None)
     gemm.op_type = "MatMul"
     gemm.attributes.clear()
     gemm.resize_inputs(2)

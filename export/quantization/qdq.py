@@ -18,7 +18,6 @@ What is quantised, and how:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,9 +34,10 @@ from growtas.export.graph.edit import (
     operand,
     remove_unused,
 )
+from growtas.export.quantization.precisions import ONNX_TYPES
 
-# int8 activations, and int8 weights that don't saturate; the largest number of float8e4m3fn.
-ACTIVATION_TOP, WEIGHT_TOP, FP8_TOP = 127, 64, 448
+# The numbers that the largest activation and the largest weight become: weights of int8 that don't saturate; fp8's largest number.
+_TOPS = {"int8": (127, 64), "fp8": (448, 448)}
 # Smallest normal number of fp16: scales below lose bits where what surrounds them is fp16.
 _MIN_SCALE = 2.0**-14
 # Largest bias in int32, with room for the products that are added to it.
@@ -45,20 +45,21 @@ _BIAS_TOP = 2**30
 _FLOAT = ir.DataType.FLOAT
 
 
-@dataclass(frozen=True, kw_only=True)
 class Quantisation:
-    """How numbers are quantised.
+    """How numbers are quantised: symmetrically, to int8 or float8e4m3fn.
+
+    Args:
+        precision: ``int8`` or ``fp8``.
+        half_scales: whether scales are rounded to fp16 at once, because they will be stored so.
 
     Attributes:
-        dtype: int8 or float8e4m3fn.
+        dtype: the type.
         activation_top, weight_top: the number that the largest magnitude becomes.
-        half_scales: whether scales are rounded to fp16 at once, because they will be stored so.
     """
 
-    dtype: ir.DataType
-    activation_top: int
-    weight_top: int
-    half_scales: bool = False
+    def __init__(self, precision: str, *, half_scales: bool) -> None:
+        self.dtype, self.half_scales = ir.DataType[ONNX_TYPES[precision]], half_scales
+        self.activation_top, self.weight_top = _TOPS[precision]
 
     def scale(self, magnitude: Any, top: int) -> Any:
         """Returns float32 scales of magnitudes; where all is zero, any scale will do."""
@@ -69,16 +70,6 @@ class Quantisation:
         """Returns numbers as stored, before the cast to :attr:`dtype`."""
         scaled = np.clip(values / scale, -top, top)
         return np.rint(scaled) if self.dtype == ir.DataType.INT8 else scaled
-
-
-def int8(*, half_scales: bool = False) -> Quantisation:
-    """Symmetric int8."""
-    return Quantisation(dtype=ir.DataType.INT8, activation_top=ACTIVATION_TOP, weight_top=WEIGHT_TOP, half_scales=half_scales)
-
-
-def fp8(*, half_scales: bool = False) -> Quantisation:
-    """float8e4m3fn."""
-    return Quantisation(dtype=ir.DataType.FLOAT8E4M3FN, activation_top=FP8_TOP, weight_top=FP8_TOP, half_scales=half_scales)
 
 
 def merge_linears(model: ir.Model) -> None:

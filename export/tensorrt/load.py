@@ -68,9 +68,7 @@ def load_plan(path: str | Path, *, runtime: str | None = None, trusted: bool = F
             anew = rebuild_hint(path, manifest, here)
             raise DeviceError(f"{path}: the plan was built with {chosen} {built}, installed is {installed}; {anew}")
         if chosen == "tensorrt-rtx":
-            key = CacheKey(
-                kind="runtime", package=chosen, version=installed, target=here, driver=driver_version(), plan=sha256
-            )
+            key = CacheKey(kind="runtime", package=chosen, version=installed, target=here, driver=driver_version(), plan=sha256)
             cache = CacheFile(path.parent, key)
     return engine.PlanSession(trt, data, runtime=chosen, name=str(path), runtime_cache=cache)
 

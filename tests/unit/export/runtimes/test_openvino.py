@@ -118,13 +118,14 @@ def test_fp32_one_stream_for_latency_and_no_pinning(onnx_file: Path, monkeypatch
 
     def spy(self: Any, model: Any, device: str, settings: dict[str, object]) -> Any:
         asked.append({"device": device, **settings})
-        return compile_model(self, model, device, settings)
+        compiled = compile_model(self, model, device, settings)
+        assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
+        assert (compiled.get_property("NUM_STREAMS"), compiled.get_property("ENABLE_CPU_PINNING")) == (1, False)
+        return compiled
 
     monkeypatch.setattr(ov.Core, "compile_model", spy)
-    with OpenVINOSession(onnx_file, threads=2) as session:
-        said = session._compiled.get_property
-        assert said("INFERENCE_PRECISION_HINT").to_string() == "f32"
-        assert (said("NUM_STREAMS"), said("ENABLE_CPU_PINNING")) == (1, False)
+    with OpenVINOSession(onnx_file, threads=2):
+        pass
     expected = {
         "device": "CPU",
         "PERFORMANCE_HINT": "LATENCY",
@@ -148,17 +149,20 @@ def test_a_timer_times_what_was_set(onnx_file: Path) -> None:
 
 @needs_openvino
 def test_a_timer_runs_its_images_and_nothing_else(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino as ov
+
+    created = []
+    create = ov.CompiledModel.create_infer_request
+
+    def spy(self: Any) -> Any:
+        created.append(create(self))
+        return created[-1]
+
+    monkeypatch.setattr(ov.CompiledModel, "create_infer_request", spy)
     with OpenVINOSession(onnx_file, threads=1) as session:
         images = noise(2, SHAPE)
         expected = session.run(images)
-        created = []
-        create = session._compiled.create_infer_request
-
-        def spy() -> Any:
-            created.append(create())
-            return created[-1]
-
-        monkeypatch.setattr(session._compiled, "create_infer_request", spy)
+        created.clear()
         timer = session.timer(images)
         # The timer keeps what it was given: neither the caller's array nor another run may change it.
         images[:] = 0
@@ -195,13 +199,24 @@ def test_subnets_are_timed_in_openvino(tmp_path: Path) -> None:
 
 
 @needs_openvino
-def test_leaving_the_session_frees_the_model(onnx_file: Path) -> None:
+def test_leaving_the_session_frees_the_model(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import weakref
 
+    import openvino as ov
+
+    models: list[weakref.ref[Any]] = []
+    compile_model = ov.Core.compile_model
+
+    def spy(self: Any, *arguments: Any) -> Any:
+        compiled = compile_model(self, *arguments)
+        models.append(weakref.ref(compiled))
+        return compiled
+
+    monkeypatch.setattr(ov.Core, "compile_model", spy)
     with OpenVINOSession(onnx_file, threads=1) as session:
-        held = weakref.ref(session._compiled)
         session.run(noise(1, SHAPE))
-    assert held() is None
+        assert models[0]() is not None
+    assert models[0]() is None
 
 
 @needs_openvino
