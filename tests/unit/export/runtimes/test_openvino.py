@@ -16,10 +16,10 @@ from onnx import TensorProto, helper
 
 from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtra, OutputError, UsageError
 from growtas.export.benchmark import stopwatch as turns
+from growtas.export.open import open_session
 from growtas.export.runtimes import openvino
 from growtas.export.runtimes.base import is_installed
 from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
-from growtas.export.runtimes.open import open_session
 from growtas.export.runtimes.openvino import OpenVINOSession, write_ir
 from growtas.export.verification.images import noise
 from growtas.subnet import Subnet

@@ -12,9 +12,9 @@ import pytest
 from growtas.errors import CheckpointError, DeviceError, GrowtasError
 from growtas.export.artifact import manifest_path, read_manifest, write_manifest
 from growtas.export.benchmark.run import BenchOptions
+from growtas.export.open import open_session
 from growtas.export.pipeline import run as pipeline
 from growtas.export.pipeline.formats import onnx as onnx_format
-from growtas.export.runtimes.open import open_session
 from growtas.export.tensorrt import engine, library
 from growtas.export.tensorrt.targets import parse_targets
 from growtas.export.verification.images import noise
