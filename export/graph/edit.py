@@ -155,9 +155,7 @@ def insert_before(
     return value
 
 
-def insert_after(
-    node: ir.Node, operator: str, others: Sequence[ir.Value], name: str, *, renamed: str, **attributes: Any
-) -> ir.Value:
+def insert_after(node: ir.Node, operator: str, others: Sequence[ir.Value], name: str, *, renamed: str) -> ir.Value:
     """Inserts a node that reads what another one writes, and gives its own output to the readers of that.
 
     Args:
@@ -169,7 +167,7 @@ def insert_after(
     replace_tensor(before, after)
     before.name = renamed
     assert node.graph is not None
-    node.graph.insert_after(node, ir.node(operator, [before, *others], attributes, outputs=[after], name=name))
+    node.graph.insert_after(node, ir.node(operator, [before, *others], outputs=[after], name=name))
     return after
 
 

@@ -48,7 +48,7 @@ class PrecisionInfo:
         precision: of the layers that were converted.
         rest: of what is neither a converted layer nor kept; the same as ``precision`` in fp32, fp16 and bf16.
         kept: layers that stayed higher, each with the reason.
-        operators, layers, initializers: as :func:`growtas.export.quantization.inspect.inspect_precision` finds them in the file.
+        operators, layers, initializers: as :func:`growtas.export.quantization.inspect.require_precision` finds them in the file.
         calibration: which images, how many, by which method; None where none were used.
         per_channel: whether each output channel of a weight has a scale of its own; None where nothing is quantised.
         runs_here: whether ONNX Runtime's CPU provider can run the file; ``runs_not_because`` says why not.
@@ -158,9 +158,7 @@ def convert(
         precision=precision,
         rest=rest if precision in QUANTISED else precision,
         kept=kept,
-        operators=contents["operators"],
-        layers=contents["layers"],
-        initializers=contents["initializers"],
+        **contents,
         calibration=recorded,
         per_channel=True if precision in QUANTISED else None,
         runs_here=not blocked,

@@ -21,7 +21,6 @@ from growtas.errors import BuildError, CheckpointError, MissingExtra, OutputErro
 from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, available_threads, is_installed
 from growtas.files import ensure_writable
 
-NAME = "openvino"
 _TELEMETRY = "openvino_telemetry"
 
 
@@ -104,7 +103,7 @@ class OpenVINOSession:
         # An output that was given two names is there under both.
         self.output_names = tuple(self._places)
         self.info = RuntimeInfo(
-            runtime=NAME,
+            runtime="openvino",
             version=str(ov.__version__).split("-")[0],
             device="cpu",
             threads=int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
