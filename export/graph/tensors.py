@@ -50,9 +50,6 @@ def magnitude(values: NDArray[Any]) -> float:
 class OnnxTensors:
     """An ONNX file whose inner tensors can be read; the file itself is not touched.
 
-    Args:
-        path: the file.
-
     Attributes:
         nodes: the nodes (``onnx.NodeProto``) in topological order, as ONNX prescribes.
         logits: name of the first output.
@@ -68,14 +65,10 @@ class OnnxTensors:
         self.logits: str = self._proto.graph.output[0].name
 
     def read(self, names: Iterable[str], images: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Computes tensors for some images, in the types that the graph has.
+        """Computes tensors, by their names, for images as the graph's input takes them, in the types that the graph has.
 
         ONNX Runtime computes what has no fp16 kernel in fp32, and leaves out the rounding between two such nodes. A tensor that is
         read is rounded.
-
-        Args:
-            names: outputs of nodes.
-            images: what the graph's input takes.
 
         Raises:
             CheckpointError: ONNX Runtime can't run the graph.

@@ -124,7 +124,9 @@ def quantise_linears(
             inside = for_cpus and node.op_type == "Gemm" and bias is not None
             scale, step = _weight_scales(node, clipping[str(x.name)], how, inside)
             quantised_bias = [_quantise_bias(graph, node, scale, step)] if inside else []
-            weights[weight] = _quantise_weight(graph, node, scale, how)
+            # Stored as (inputs, outputs), each output channel with its scale.
+            values = how.quantised(_matrix(node), scale, how.weight_top)
+            weights[weight] = _dequantised(graph, node, str(weight.name), values, scale, how.dtype, axis=1)
         inputs = [activations[x], weights[weight], *quantised_bias]
         node.resize_inputs(len(inputs))
         for place, value in enumerate(inputs):
@@ -175,23 +177,17 @@ def _quantise_bias(graph: ir.Graph, node: ir.Node, scale: Any, step: Any) -> ir.
         # what the rounding of weights makes.
         steps[0] = 1
     name = f"{operand(node, 1).name}_bias"
-    parts = [
-        add_constant(graph, f"{name}_q", steps, ir.DataType.INT32),
-        add_constant(graph, f"{name}_scale", np.float32(step) * scale, _FLOAT),
-        add_constant(graph, f"{name}_zero", np.zeros(scale.shape), ir.DataType.INT32),
-    ]
-    return insert_before(node, "DequantizeLinear", parts, f"{name}_dq", axis=0)
+    return _dequantised(graph, node, name, steps, np.float32(step) * scale, ir.DataType.INT32, axis=0)
 
 
-def _quantise_weight(graph: ir.Graph, node: ir.Node, scale: Any, how: Quantisation) -> ir.Value:
-    """Stores a weight as ``(inputs, outputs)``, each output channel with its scale."""
-    name = operand(node, 1).name
+def _dequantised(graph: ir.Graph, node: ir.Node, name: str, values: Any, scale: Any, dtype: ir.DataType, axis: int) -> ir.Value:
+    """Stores quantised numbers with a scale for each entry of an axis, and restores them before a node."""
     parts = [
-        add_constant(graph, f"{name}_q", how.quantised(_matrix(node), scale, how.weight_top), how.dtype),
+        add_constant(graph, f"{name}_q", values, dtype),
         add_constant(graph, f"{name}_scale", scale, _FLOAT),
-        add_constant(graph, f"{name}_zero", np.zeros(scale.shape), how.dtype),
+        add_constant(graph, f"{name}_zero", np.zeros(scale.shape), dtype),
     ]
-    return insert_before(node, "DequantizeLinear", parts, f"{name}_dq", axis=1)
+    return insert_before(node, "DequantizeLinear", parts, f"{name}_dq", axis=axis)
 
 
 def _matrix(node: ir.Node) -> NDArray[Any]:

@@ -26,11 +26,6 @@ from growtas.export.tensorrt.targets import (
     parse_targets,
 )
 
-# Every plan's products are exact in fp32: TF32 rounds inputs to 10 bits, about 1e-3 relative. That is another precision than the
-# fp32 that was asked for, and than the fp32 that mixed precision leaves to sensitive layers.
-_SETTINGS: dict[str, object] = {"tf32": False}
-_PURPOSE = "building a plan"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
@@ -63,11 +58,9 @@ class BuiltPlan:
         activation_memory_bytes, weights_memory_bytes: device memory that an execution needs at the maximum batch, as the
             builder reports it; None where it didn't.
         seconds: duration of the build.
-        settings: switches that shape the numerics, such as ``{"tf32": False}``.
         precision: what was asked for, and found in what was compiled.
-        batches: smallest, tuned for, largest.
-        inspection: types of the products, as JSON data; see :mod:`growtas.export.tensorrt.plan_precision`. None where nothing
-            inspected them.
+        settings: switches that shape the numerics.
+        inspection: types of the products, as JSON data; see :mod:`growtas.export.tensorrt.plan_precision`.
         graph: the ONNX graph that was compiled, where it isn't the file as it is but one that computes the same, serialised.
     """
 
@@ -80,7 +73,9 @@ class BuiltPlan:
     seconds: float = 0.0
     precision: str
     batches: Shapes
-    settings: dict[str, object] = field(default_factory=lambda: dict(_SETTINGS))
+    # TF32 rounds inputs to 10 bits, about 1e-3 relative. That is another precision than the fp32 that was asked for, and than the
+    # fp32 that mixed precision leaves to sensitive layers.
+    settings: dict[str, object] = field(default_factory=lambda: {"tf32": False})
     inspection: dict[str, object] | None = None
     graph: bytes | None = field(default=None, repr=False)
 
@@ -123,7 +118,7 @@ class PlanBuilder:
             MissingExtra: the package is not installed.
         """
         start = time.perf_counter()
-        trt = library.package(self.name, _PURPOSE)
+        trt = library.package(self.name, "building a plan")
         graphs = self._candidates(plan_graphs(onnx))
         plans = [self._compile(trt, onnx, graph, targets, batches, precision, cache_dir) for graph in graphs]
         best = min(plans, key=lambda plan: plan.activation_memory_bytes or 0)

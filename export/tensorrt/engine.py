@@ -33,7 +33,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 # Batch sizes whose buffers and contexts are kept; the one that was unused longest goes.
-_MOST_BATCH_SIZES = 8
+MOST_BATCH_SIZES = 8
 
 
 class PlanSession:
@@ -187,7 +187,7 @@ class PlanSession:
             smallest, largest = self.batches
             if not smallest <= shape[0] <= largest:
                 raise CheckpointError(f"{self._name}: the plan takes batches from {smallest} to {largest}, not of {shape[0]}")
-            while len(self._bindings) >= _MOST_BATCH_SIZES:
+            while len(self._bindings) >= MOST_BATCH_SIZES:
                 self._bindings.popitem(last=False)
             self._bindings[shape] = self._bind(shape)
         self._bindings.move_to_end(shape)

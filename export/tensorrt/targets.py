@@ -30,10 +30,8 @@ def parse_targets(text: str) -> tuple[str, ...]:
         match = _TARGET.fullmatch(part.strip())
         if match is None:
             raise DeviceError(f"--target {text!r}: {part.strip()!r} is no compute capability; write for example sm86, or sm86,sm89")
-        target = f"sm{match[1]}{match[2]}"
-        if target not in targets:
-            targets.append(target)
-    return tuple(targets)
+        targets.append(f"sm{match[1]}{match[2]}")
+    return tuple(dict.fromkeys(targets))
 
 
 def check_target_precision(targets: Sequence[str], precision: str, legal: Sequence[str] = ()) -> None:
@@ -59,10 +57,10 @@ def check_target_precision(targets: Sequence[str], precision: str, legal: Sequen
 
 
 def check_rtx_targets(targets: Sequence[str], precision: str) -> None:
-    """Refuses targets that TensorRT-RTX can't compile for.
+    """Refuses targets that TensorRT-RTX can't compile for, with the reason and the legal targets.
 
     Raises:
-        DeviceError: with the reason and the legal targets.
+        DeviceError: one of them is.
     """
     for target in targets:
         if target not in RTX_TARGETS:

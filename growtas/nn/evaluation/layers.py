@@ -70,7 +70,7 @@ class EvaluationLayers:
         Returns:
             For each of ``num_heads``, in their order, a tensor like ``x``.
         """
-        block, choices = self._weights.block(index), self.head_choices
+        block, choices = self._supernet.block(index), self.head_choices
         into = into or [None] * len(num_heads)
         if not block.attn.fusable(x, block.norm1) or not set(num_heads) <= set(choices):
             return _written([self._supernet.attention_layer(x, index, heads) for heads in num_heads], into)
@@ -96,7 +96,7 @@ class EvaluationLayers:
 
         Arguments and result as for :meth:`attention`, with hidden channels for heads.
         """
-        block, dim = self._weights.block(index), x.shape[-1]
+        block, dim = self._supernet.block(index), x.shape[-1]
         into = into or [None] * len(hidden_dims)
         choices = self.hidden_choices(dim)
         layers = (block.norm2, block.fc1, block.fc2)

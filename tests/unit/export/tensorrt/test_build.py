@@ -144,7 +144,7 @@ def test_times_come_from_events_between_the_parts(rtx: bool) -> None:
 
 
 def test_only_so_many_batch_sizes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("growtas.export.tensorrt.engine._MOST_BATCH_SIZES", 2)
+    monkeypatch.setattr("growtas.export.tensorrt.engine.MOST_BATCH_SIZES", 2)
     clock = Clock()
     with open_fake(clock, rtx=True) as session:
         for batch in (1, 2, 1, 3):
