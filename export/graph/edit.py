@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from growtas.errors import BuildError, CheckpointError
-from growtas.files import ensure_writable, replacing
+from growtas.files import replacing
 
 # Messages name this many; the rest is counted.
 _NAMED = 5
@@ -91,7 +91,6 @@ def save_model(model: ir.Model, path: str | Path, subject: str) -> None:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # the checker's exceptions share no base class
         raise BuildError(f"{Path(path).name}: {subject} is no valid ONNX ({_one_line(error)})") from None
-    ensure_writable(Path(path).parent)
     with replacing(path) as temporary:
         onnx.save(proto, temporary)
 

@@ -145,14 +145,11 @@ class OpenVINOSession:
         del self._request, self._compiled
 
 
-def write_ir(onnx: str | Path, xml: str | Path, *, fp16_weights: bool = False) -> None:
+def write_ir(onnx: str | Path, xml: str | Path) -> None:
     """Writes an ONNX file as an IR: ``xml``, and its weights in a ``.bin`` of the same name beside it.
 
     The same ONNX file and version of OpenVINO make the same bytes. A model that can't be written leaves what was there, and adds
     nothing; a crash while the two files are put in place leaves no ``.xml``, and never one model's graph with another's weights.
-
-    Args:
-        fp16_weights: keep the weights as fp16, in half the space; the computation stays fp32.
 
     Raises:
         BuildError: OpenVINO refused to write the model.
@@ -177,7 +174,7 @@ def write_ir(onnx: str | Path, xml: str | Path, *, fp16_weights: bool = False) -
             raise OutputError(f"{target}: can't be written (it is a folder)")
     folder = Path(tempfile.mkdtemp(dir=xml.parent, prefix=".growtas-"))
     try:
-        ov.save_model(model, str(folder / xml.name), compress_to_fp16=fp16_weights)
+        ov.save_model(model, str(folder / xml.name), compress_to_fp16=False)
         # The weights of one model may load under the graph of another, and compute nonsense.
         xml.unlink(missing_ok=True)
         os.replace(folder / weights.name, weights)

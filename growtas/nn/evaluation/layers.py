@@ -30,11 +30,7 @@ PartialSum = tuple[int, Tensor]
 
 
 class EvaluationLayers:
-    """The layers of a supernet whose weights don't change any more; all threads may share them.
-
-    Args:
-        supernet: in eval mode.
-    """
+    """The layers of a supernet in eval mode whose weights don't change any more; all threads may share them."""
 
     def __init__(self, supernet: Supernet) -> None:
         self._supernet, self._space = supernet, supernet.space
@@ -125,9 +121,8 @@ def _partial_sums(
 ) -> list[Tensor]:
     """The partial sums at ``genes``, segment by segment, starting from ``x`` or from a known smaller sum.
 
-    Args:
-        add: writes to its first argument the second one plus the segment from the third to the fourth one; both are
-            ``(batch * N, embed_dim)``, and may be the same.
+    ``add`` writes to its first argument the second one plus the segment from the third to the fourth one; both are
+    ``(batch * N, embed_dim)``, and may be the same.
     """
     targets = dict(zip(genes, into, strict=True))
     first, before = smaller or (0, x)
