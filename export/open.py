@@ -44,9 +44,14 @@ def open_session(
         return OnnxRuntimeSession(path, threads=threads, device=device)
     if kind is TORCH:
         from growtas.checkpoint import load_model
-        from growtas.export.runtimes.torch import vit_session
+        from growtas.export.graph.inference_vit import deployable
+        from growtas.export.runtimes.torch import TorchSession
 
-        return vit_session(load_model(path), threads=threads, device=device, compiled=runtime == "compile")
+        model, compiled = load_model(path), runtime == "compile"
+        shape = (model.architecture.in_chans, model.architecture.image_size, model.architecture.image_size)
+        # The inference-only form: the other one chooses among its kernels in Python, which breaks the compiler's graph.
+        module = deployable(model) if compiled else model
+        return TorchSession(module, shape, threads=threads, device=device, compiled=compiled)
     if kind is PROGRAM:
         from growtas.export.runtimes.torch_export import load_program
 

@@ -18,9 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from growtas.errors import DeviceError, UsageError
-from growtas.export.graph.inference_vit import deployable
 from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, available_threads
-from growtas.nn.vit import VisionTransformer
 
 _CHANGING_THREADS = threading.Lock()
 
@@ -131,17 +129,6 @@ class TorchSession:
 
     def __exit__(self, *error: object) -> None:
         del self._call, self.module
-
-
-def vit_session(
-    model: VisionTransformer, *, threads: int | None = None, device: str = "cpu", compiled: bool = False
-) -> TorchSession:
-    """A session of a static ViT, the reference of every comparison. Arguments and errors are those of :class:`TorchSession`."""
-    architecture = model.architecture
-    shape = (architecture.in_chans, architecture.image_size, architecture.image_size)
-    # The inference-only form: the other one chooses among its kernels in Python, which breaks the compiler's graph.
-    module = deployable(model) if compiled else model.eval()
-    return TorchSession(module, shape, threads=threads, device=device, compiled=compiled)
 
 
 @contextlib.contextmanager

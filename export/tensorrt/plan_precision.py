@@ -13,20 +13,12 @@ from math import prod
 from typing import Any
 
 from growtas.errors import BuildError, ConfigError, choices
-from growtas.export.quantization.precisions import PRECISIONS
+from growtas.export.quantization.precisions import HALVES, PRECISIONS, QUANTISED
 from growtas.export.tensorrt.library import Module
 
 # At least this share of the weights is multiplied in the precision asked for: mixed precision keeps sensitive layers higher.
 MIN_SHARE = 0.5
 _NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
-# What may stay beside: never anything coarser than what was asked for.
-_BESIDE = {
-    "fp32": ("fp32",),
-    "fp16": ("fp16", "fp32"),
-    "bf16": ("bf16", "fp32"),
-    "int8": ("int8", "fp16", "bf16", "fp32"),
-    "fp8": ("fp8", "fp16", "bf16", "fp32"),
-}
 _PASSING = ("CAST", "SHUFFLE", "IDENTITY", "QUANTIZE", "DEQUANTIZE")
 
 
@@ -61,7 +53,7 @@ def inspect_network(trt: Module, network: Any) -> Inspection:
         operands = [layer.get_input(i) for i in range(min(layer.num_inputs, 2))]
         kinds = [_operand_type(tensor, makers) for tensor in operands]
         # With one operand quantised the product is in the other's type.
-        kind = kinds[0] if len(set(kinds)) == 1 else next((k for k in kinds if k not in ("int8", "fp8")), "mixed")
+        kind = kinds[0] if len(set(kinds)) == 1 else next((k for k in kinds if k not in QUANTISED), "mixed")
         products[kind] += 1
         weights[kind] += sum(_constant_numbers(tensor, makers) for tensor in operands) + _kernel_numbers(trt, layer)
     return Inspection(products=dict(products), weights={kind: n for kind, n in weights.items() if n}, layers=len(layers))
@@ -77,7 +69,8 @@ def require_precision(inspection: Inspection, precision: str, subject: str) -> N
     if precision not in PRECISIONS:
         raise ConfigError(f"precision is {precision!r}; legal are {choices(PRECISIONS)}")
     products = ", ".join(f"{count} in {kind}" for kind, count in sorted(inspection.products.items())) or "none"
-    odd = sorted(set(inspection.products) - set(_BESIDE[precision]))
+    # What may stay beside is never coarser than what was asked for.
+    odd = sorted(set(inspection.products) - {precision, "fp32", *(HALVES if precision in QUANTISED else ())})
     share = inspection.weights.get(precision, 0) / max(sum(inspection.weights.values()), 1)
     if odd or share < MIN_SHARE:
         why = f"some are in {choices(odd)}" if odd else f"they hold {share:.0%} of the weights, {MIN_SHARE:.0%} are asked for"

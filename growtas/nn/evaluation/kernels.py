@@ -82,7 +82,8 @@ def attend(qkv: Tensor, query_bias: Tensor, tables: PositionTables, images: int)
     at_once = max(1, min(images, SCRATCH_BYTES // (4 * heads * tokens * (head_dim + lines))))
     by_line = (tables.key, tables.value, tables.lines_of_keys, tables.lines_of_values)
     tensors = (qkv.contiguous(), query_bias.contiguous(), *by_line, out)
-    _compiled.attend(*(tensor.data_ptr() for tensor in tensors), images, tokens, heads, head_dim, lines, at_once)
+    pointers = (tensor.data_ptr() for tensor in tensors)
+    _compiled.attend(*pointers, images, tokens, heads, head_dim, lines, at_once)  # type: ignore[call-arg]  # seven pointers
     return out
 
 

@@ -64,8 +64,9 @@ class EvaluationWeights:
     def _cut_tables(self, index: int) -> RelativePosition:
         """The relative position of block ``index``."""
         grid, attn = self.grid, self._supernet.block(index).attn
-        key_table, _ = unroll_tables(*attn.relative_key(), grid)
-        value_table, cls_value = unroll_tables(*attn.relative_value(), grid)
+        key, value = attn.relative_key, attn.relative_value
+        key_table, _ = unroll_tables(key.vertical, key.horizontal, grid)
+        value_table, cls_value = unroll_tables(value.vertical, value.horizontal, grid)
         return RelativePosition(key_table[grid.lines].transpose(1, 2).contiguous(), value_table[grid.lines], cls_value)
 
     def _cut_segment(self, index: int, dim: int, start: int, stop: int) -> HeadSegment:
