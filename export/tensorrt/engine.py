@@ -6,6 +6,7 @@ context that it was recorded from.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
@@ -19,7 +20,6 @@ from growtas.errors import BuildError, CheckpointError
 from growtas.export.graph.exporter import OUTPUT
 from growtas.export.runtimes.base import Array, PartsTimer, RuntimeInfo, Timer, TimerParts
 from growtas.export.tensorrt.cache import CacheFile
-from growtas.export.tensorrt.cuda import Cuda
 from growtas.export.tensorrt.library import Module, capturing_logger, last_error
 
 _DTYPES = {
@@ -34,6 +34,50 @@ _DTYPES = {
 }
 # Batch sizes whose buffers and contexts are kept; the one that was unused longest goes.
 MOST_BATCH_SIZES = 8
+
+
+class Cuda:
+    """A stream of this process's current device, and what is placed and timed on it, on top of torch."""
+
+    def __init__(self) -> None:
+        self.name = torch.cuda.get_device_name()
+        self.stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    @property
+    def stream_handle(self) -> int:
+        """The stream, as ``execute_async_v3`` takes it: the recording one while a graph is recorded."""
+        return int(torch.cuda.current_stream().cuda_stream)
+
+    def host(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A buffer in pinned memory: only from and to such are copies asynchronous."""
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def device(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A buffer on the GPU."""
+        return torch.zeros(shape, dtype=dtype, device="cuda")
+
+    def event(self) -> Any:
+        """A new event that takes the time."""
+        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    def on_stream(self) -> contextlib.AbstractContextManager[Any]:
+        """Work that torch enqueues inside goes to the stream."""
+        return torch.cuda.stream(self.stream)
+
+    def synchronize(self) -> None:
+        """Waits until the stream is done."""
+        self.stream.synchronize()
+
+    def record(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """Records what a function enqueues as a CUDA graph; the result enqueues the whole graph.
+
+        The function must have run on this stream before: first executions allocate and load, which can't be recorded.
+        """
+        graph = torch.cuda.CUDAGraph()
+        # Not "global": other threads of the process (a server's) may allocate meanwhile.
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            launch()
+        return graph.replay
 
 
 class PlanSession:
