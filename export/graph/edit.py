@@ -138,14 +138,9 @@ def add_constant(graph: ir.Graph, name: str, values: Any, dtype: ir.DataType) ->
 def insert_before(
     place: ir.Node, operator: str, inputs: Sequence[ir.Value | None], output: str, name: str | None = None, **attributes: Any
 ) -> ir.Value:
-    """Inserts a node before another one.
+    """Inserts a node before another one; returns the tensor that it writes.
 
-    Args:
-        output: name of the tensor that it writes.
-        name: of the node itself; without one, as its output.
-
-    Returns:
-        The tensor that it writes.
+    The tensor is called ``output``, and so is the node without a ``name`` of its own.
     """
     value = ir.Value(name=output)
     node = ir.node(operator, inputs, dict(sorted(attributes.items())), outputs=[value], name=name or output)

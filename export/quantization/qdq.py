@@ -98,14 +98,13 @@ def merge_linears(model: ir.Model) -> None:
 
 
 def quantise_linears(
-    model: ir.Model, layers: Sequence[ir.Node], clipping: Mapping[str, float], how: Quantisation, *, for_cpus: bool = False
+    model: ir.Model, layers: Sequence[ir.Node], clipping: Mapping[str, float], how: Quantisation, *, for_cpus: bool
 ) -> None:
     """Puts Q/DQ before Linear layers, in place.
 
     Args:
         layers: the Linear layers to quantise, in the graph's order.
         clipping: magnitude of what each of them reads, by the tensor's name.
-        how: see there.
         for_cpus: quantise before reshapes, and the biases of Gemm too; int8 only, and not for TensorRT.
     """
     graph, chosen = model.graph, set(layers)

@@ -54,7 +54,6 @@ class BuiltPlan:
     Attributes:
         data: the serialised plan, exactly as the runtime reads it (never with anything put before it).
         runtime, runtime_version: what can load it.
-        targets: compute capabilities, such as ``("sm86",)``.
         activation_memory_bytes, weights_memory_bytes: device memory that an execution needs at the maximum batch, as the
             builder reports it; None where it didn't.
         seconds: duration of the build.
@@ -110,7 +109,7 @@ class PlanBuilder:
             targets: compute capabilities, such as ``("sm86",)``.
             batches: smallest, tuned for, largest.
             precision: what most of the file's weights are multiplied in; the build fails if they aren't.
-            cache_dir: where TensorRT keeps timings of kernels between builds (see :mod:`growtas.export.tensorrt.cache`).
+            cache_dir: where TensorRT keeps timings of kernels between builds.
 
         Raises:
             BuildError: the parser or the compiler refused the graph, the message holds its reason; or the graph isn't in the
