@@ -6,8 +6,8 @@ The fp32 graph keeps tokens as a matrix (:mod:`growtas.export.graph.inference_vi
 * For CPUs products stay Gemm, whose bias is inside, and only norms work on ``(batch, N, channels)`` (:func:`reshape_norms`): in a
   matrix OpenVINO does not quantise what a norm gives while it is made.
 
-Both take a graph with the shapes of its tensors inferred, change it in place, and are exact. A graph without tokens as a matrix stays
-as it is.
+Both take a graph with the shapes of its tensors inferred, change it in place, and are exact. A graph without tokens as a matrix
+stays as it is.
 
 OpenVINO moves the products' scales through the reshape to heads behind them, and fails where that parts the images as well. An
 Add of a bias keeps it from that.
