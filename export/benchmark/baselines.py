@@ -26,11 +26,11 @@ def is_model(name: str) -> bool:
     return bool(timm.is_model(name))
 
 
-def check_name(name: str, what: str = "timm model") -> str:
+def check_name(name: str, option: str | None = None) -> str:
     """The name, if timm has such a model.
 
     Args:
-        what: how the message calls it.
+        option: what the name was given to, where an artifact could have been given too.
 
     Raises:
         UsageError: an unknown name; the message has the closest ones.
@@ -41,8 +41,8 @@ def check_name(name: str, what: str = "timm model") -> str:
         return name
     close = difflib.get_close_matches(name, timm.list_models(), n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else "; timm.list_models() has the names"
-    subject = f"{what} is {name!r}, which is neither an artifact nor" if what.startswith("-") else f"{TIMM}{name}:"
-    raise UsageError(f"{subject} {'a' if what.startswith('-') else 'no'} model that timm knows{hint}")
+    subject = f"{option} is {name!r}, which is neither an artifact nor a" if option else f"{TIMM}{name}: no"
+    raise UsageError(f"{subject} model that timm knows{hint}")
 
 
 def create(name: str) -> nn.Module:
@@ -109,15 +109,10 @@ def exported(name: str, folder: Path) -> Artifact:
     return write_manifest(path, describe(name, model))
 
 
-def describe(name: str, model: nn.Module | None = None) -> dict[str, Any]:
-    """What a manifest says of a timm model: its costs, its input and output.
-
-    Args:
-        model: that model, if it is at hand.
-    """
+def describe(name: str, model: nn.Module) -> dict[str, Any]:
+    """What a manifest says of a timm model: its costs, its input and output."""
     import torch
 
-    model = model or create(name)
     shape = image_shape(model)
     with torch.no_grad():
         classes = int(model(torch.zeros(1, *shape)).shape[-1])

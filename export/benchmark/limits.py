@@ -13,7 +13,7 @@ from growtas.files import read_json
 
 
 def check_limit(search: Mapping[str, Any] | None, results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Whether the latency limit of the search holds in what was measured.
+    """Compares the latency limit of the search with what was measured.
 
     Args:
         search: the manifest's ``search``.
@@ -36,21 +36,14 @@ def check_limit(search: Mapping[str, Any] | None, results: Sequence[Mapping[str,
         "holds": None,
     }
     result = next((result for result in results if result["batch"] == batch), None)
-    if result is None or not _is_device(search.get("device"), result["device"]) or not _agree(promised, result):
+    # `a10` is what the runtime calls `NVIDIA A10`.
+    same_device = result and str(search.get("device")).lower() in re.split(r"[^a-z0-9]+", result["device"].lower())
+    # A search that names no precision or runtime speaks of any.
+    if not (result and same_device and all(promised.get(key) in (None, result[key]) for key in ("precision", "runtime"))):
         asked = f"{percentile}, batch {batch}, {promised.get('precision') or 'any precision'} on {search.get('device')}"
         return {**answer, "unchecked_because": f"the limit is for {asked}, which was not measured here"}
     measured = result.get(f"{percentile}_ms")
     return {**answer, "measured_ms": measured, "holds": measured is not None and measured <= limit_ms}
-
-
-def _is_device(searched: object, measured: str) -> bool:
-    """Whether ``a10`` is what the runtime calls ``NVIDIA A10``."""
-    return str(searched).lower() in re.split(r"[^a-z0-9]+", measured.lower())
-
-
-def _agree(promised: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
-    """Whether a measurement is of what the search spoke of, as far as it said."""
-    return all(promised.get(key) in (None, result[key]) for key in ("precision", "runtime"))
 
 
 def run_of(artifact: Path) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +13,7 @@ from growtas.export.artifact import Manifest
 from growtas.export.benchmark import baselines
 from growtas.export.benchmark.subjects import Subject
 from growtas.export.contents import read_graph
+from growtas.export.formats import ONNX, PLAN
 from growtas.export.runtimes.base import Array, PartsTimer, RuntimeInfo, Session, Timer
 from growtas.export.runtimes.open import open_session
 
@@ -38,32 +38,15 @@ def open_subject(subject: Subject, *, threads: int, batches: Sequence[int], devi
         model = baselines.create(str(subject.timm))
         shape = baselines.image_shape(model)
         return TorchSession(model, shape, threads=threads, device=device, compiled=runtime == "compile")
-    if path.suffix == ".onnx" and runtime in ("tensorrt", "tensorrt-rtx"):
-        return compile_plans(path, runtime, batches, subject.manifest)
+    if path.suffix == ONNX.suffix and runtime in PLAN.runtimes:
+        return _compile_plans(path, runtime, batches, subject.manifest)
     return open_session(path, threads=threads, runtime=runtime, device=device)
 
 
-def precision_of(onnx: Path, manifest: Manifest | None) -> str:
-    """What most weights of an ONNX file are multiplied in: its manifest's word, or else the graph's.
-
-    Raises:
-        CheckpointError: there is no manifest, and the file can't be read.
-    """
-    return str((manifest and manifest.precision) or read_graph(onnx).get("precision") or "fp32")
-
-
-def compile_plans(onnx: Path, runtime: str, batches: Sequence[int], manifest: Manifest | None) -> Session:
+def _compile_plans(onnx: Path, runtime: str, batches: Sequence[int], manifest: Manifest | None) -> Session:
     """Compiles an ONNX file for this machine's GPU, a plan for each batch, and loads the plans.
 
-    Args:
-        runtime: ``tensorrt`` or ``tensorrt-rtx``.
-        batches: those that will be run.
-        manifest: the file's, where it has one.
-
-    Raises:
-        BuildError, CheckpointError: it can't be built or loaded.
-        DeviceError: no GPU, or one that the runtime or the file's precision isn't for.
-        MissingExtra: the runtime is not installed.
+    Their precision is what most of the file's weights are multiplied in: its manifest's word, or else the graph's.
     """
     # Here, since they import torch, whose memory a process that measures ONNX Runtime's must not have.
     from growtas.export.benchmark.stopwatch import plan_session
@@ -71,11 +54,10 @@ def compile_plans(onnx: Path, runtime: str, batches: Sequence[int], manifest: Ma
 
     if library.local_target() is None:
         raise DeviceError("no NVIDIA GPU with a driver on this machine")
-    model, precision = onnx.read_bytes(), precision_of(onnx, manifest)
-    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-        plans = {
-            batch: stack.enter_context(plan_session(model, runtime, batch, Path(folder), precision=precision)) for batch in batches
-        }
+    precision = str((manifest and manifest.precision) or read_graph(onnx).get("precision") or "fp32")
+    model = onnx.read_bytes()
+    with contextlib.ExitStack() as stack:
+        plans = {batch: stack.enter_context(plan_session(model, runtime, batch, precision=precision)) for batch in batches}
         return CompiledSession(plans, stack.pop_all())
 
 
@@ -95,8 +77,7 @@ class CompiledSession:
 
     def _plan(self, images: Array) -> Session:
         """The plan for as many images, or else the smallest that takes them; the largest says itself that it doesn't."""
-        fitting = sorted(batch for batch in self._plans if batch >= len(images))
-        return self._plans[fitting[0] if fitting else max(self._plans)]
+        return self._plans[min((batch for batch in self._plans if batch >= len(images)), default=max(self._plans))]
 
     def run(self, images: Array) -> Array:
         """Logits of images; see :class:`growtas.export.runtimes.base.Session`."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from growtas.errors import UsageError, choices
 from growtas.export.artifact import Manifest
 from growtas.export.benchmark.baselines import TIMM, check_name, is_model
-from growtas.export.formats import ONNX, PLAN, SUFFIXES, format_of
+from growtas.export.formats import PLAN, SUFFIXES, format_of
 
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 # A timm model's graph is exported for the runtimes that need one.
@@ -39,15 +39,6 @@ class Subject:
     def timm(self) -> str | None:
         """The timm model's name; None for an artifact."""
         return self.name.removeprefix(TIMM) if self.name.startswith(TIMM) else None
-
-    @property
-    def needs_graph(self) -> bool:
-        """Whether it is a timm model whose ONNX file is still to be exported."""
-        return self.timm is not None and self.path is None and self.runtime in ONNX.runtimes
-
-    def known(self, path: Path | None, manifest: Manifest | None) -> Subject:
-        """The same with its file, and what is known of it."""
-        return replace(self, path=path, manifest=manifest)
 
 
 def normalise(name: str | Path) -> str:
