@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -90,11 +89,6 @@ class Signature(Typed):
     def any_size(self) -> bool:
         """Whether the resizing is in the graph too, so that every height and width goes in."""
         return None in self.shape
-
-    @property
-    def values(self) -> int:
-        """Numbers of one image; of a large photograph (4096 x 4096) where any size goes in."""
-        return math.prod(4096 if size is None else size for size in self.shape)
 
     def label(self, index: int) -> str:
         """A class' name, its number where names are unknown."""

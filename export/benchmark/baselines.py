@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growtas.errors import BuildError, CheckpointError, UsageError
-from growtas.export.artifact import Artifact, manifest_path, read_manifest, versions, write_manifest
+from growtas.export.artifact import Artifact, load_artifact, versions, write_manifest
 from growtas.files import ensure_writable, replacing
 
 if TYPE_CHECKING:
@@ -96,13 +97,8 @@ def exported(name: str, folder: Path) -> Artifact:
     made_by = versions()
     key = f"torch-{made_by['torch']}-timm-{made_by['timm']}-opset-{DEFAULT_OPSET}".replace("+", "-")
     path = folder / key / f"{name}.onnx"
-    if manifest_path(path).is_file() and path.is_file():
-        try:
-            manifest = read_manifest(path)
-        except CheckpointError:
-            manifest = None  # an export that was stopped half-way
-        if manifest is not None:
-            return Artifact(path=path, manifest=manifest)
+    with contextlib.suppress(CheckpointError):  # absent, or an export that was stopped half-way
+        return load_artifact(path)
     ensure_writable(path.parent)
     model = create(name)
     _export(name, model, path, DEFAULT_OPSET)

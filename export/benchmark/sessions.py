@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import cast
 
 from growtas.errors import DeviceError
 from growtas.export.artifact import Manifest
@@ -14,7 +14,7 @@ from growtas.export.benchmark import baselines
 from growtas.export.benchmark.subjects import Subject
 from growtas.export.contents import read_graph
 from growtas.export.formats import ONNX, PLAN
-from growtas.export.runtimes.base import Array, PartsTimer, RuntimeInfo, Session, Timer
+from growtas.export.runtimes.base import Array, PartsTimer, RuntimeInfo, Session, TimedParts, Timer
 from growtas.export.runtimes.open import open_session
 
 
@@ -89,9 +89,7 @@ class CompiledSession:
 
     def timer_parts(self, images: Array) -> PartsTimer:
         """What each part of a run takes in the plan of that batch size; see :class:`growtas.export.runtimes.base.TimedParts`."""
-        plan: Any = self._plan(images)
-        parts: PartsTimer = plan.timer_parts(images)
-        return parts
+        return cast("TimedParts", self._plan(images)).timer_parts(images)
 
     def __enter__(self) -> CompiledSession:
         return self

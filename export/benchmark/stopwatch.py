@@ -173,8 +173,8 @@ def check_device(name: str, known: Sequence[str], device: str) -> None:
     Raises:
         DeviceError: the name is another device's.
     """
-    words = device.lower().replace("-", " ").split()
+    words = f" {device.lower().replace('-', ' ')} "
     if name == "cpu" and device != "cpu":
         raise DeviceError(f"--device cpu: this runtime runs on {device}; name it otherwise")
-    if name in known and not any(name.replace("-", " ").split() == words[i : i + len(name.split("-"))] for i in range(len(words))):
+    if name in known and f" {name.replace('-', ' ')} " not in words:
         raise DeviceError(f"--device {name}: this runtime runs on {device}, not on such a GPU; give it a name of its own")

@@ -117,18 +117,14 @@ def subjects_of(names: Sequence[str], manifests: Mapping[str, Manifest | None], 
     for runtime in runtimes:
         if not any(used == runtime or (runtime == "tensorrt" and used == "tensorrt-rtx") for _, used in pairs):
             raise UsageError(f"--runtime {runtime}: none of the artifacts runs in it ({', '.join(map(str, names))})")
-    return _labelled(pairs, manifests)
-
-
-def _labelled(pairs: Sequence[tuple[str, str]], manifests: Mapping[str, Manifest | None]) -> list[Subject]:
-    """File names where they tell the artifacts apart, paths elsewhere; with the runtime where one artifact runs in several."""
-    shorts = {name: name if name.startswith(TIMM) else Path(name).name for name, _ in pairs}
+    # File names where they tell the artifacts apart, paths elsewhere; with the runtime where one artifact runs in several.
+    shorts = {name: name if name.startswith(TIMM) else Path(name).name for name in names}
     clashes, times = Counter(shorts.values()), Counter(name for name, _ in pairs)
     subjects = []
     for name, runtime in pairs:
         label = shorts[name] if clashes[shorts[name]] == 1 else name
-        path = None if name.startswith(TIMM) else Path(name)
         label = f"{label} in {runtime}" if times[name] > 1 else label
+        path = None if name.startswith(TIMM) else Path(name)
         subjects.append(Subject(name=name, runtime=runtime, label=label, path=path, manifest=manifests.get(name)))
     return subjects
 
@@ -145,7 +141,6 @@ def find_baseline(baseline: str, subjects: Sequence[Subject]) -> Subject:
         lambda subject: subject.runtime == baseline,
     )
     for test in tests:
-        fitting = [subject for subject in subjects if test(subject)]
-        if fitting:
-            return fitting[0]
+        for subject in filter(test, subjects):
+            return subject
     raise UsageError(f"--baseline is {baseline!r}; legal are {choices(subject.label for subject in subjects)}, and any timm model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -34,7 +35,9 @@ HELD_BYTES = 256 << 20
 
 def default_body_bytes(signature: Signature) -> int:
     """Enough for the largest batch as JSON, with up to 24 characters a number, and a megabyte; at most what all bodies may have."""
-    return min((1 << 20) + 24 * signature.max_batch * signature.values, HELD_BYTES)
+    # Of any size is a large photograph.
+    values = math.prod(4096 if size is None else size for size in signature.shape)
+    return min((1 << 20) + 24 * signature.max_batch * values, HELD_BYTES)
 
 
 class Serving:

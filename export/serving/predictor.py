@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -138,17 +137,6 @@ class Predictor:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._session.__exit__(kind, error, trace)
-
-
-def group(prepared: Sequence[NDArray[Any]], most: int) -> list[list[int]]:
-    """Indices of images that can run together: neighbours of one shape, at most ``most``."""
-    groups: list[list[int]] = []
-    for index, image in enumerate(prepared):
-        if groups and len(groups[-1]) < most and prepared[groups[-1][-1]].shape == image.shape:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
 
 
 def newest_artifact(folder: Path | None = None) -> Path:

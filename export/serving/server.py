@@ -56,7 +56,7 @@ def run_server(artifact: Path, options: ServeOptions, progress: Progress) -> int
             address, port = listener.getsockname()[:2]
             shown = f"[{address}]" if ":" in address else address
             progress.note(f"{artifact.name} in {predictor.info.runtime} at http://{shown}:{port}/v2/models/{name}")
-            if not _is_loopback(address):
+            if not ipaddress.ip_address(address).is_loopback:
                 progress.note(f"listening on {address}: whoever reaches this machine can use it, nothing asks for a password")
             server = _Server(serving, guarded(options, metrics), options.drain_s, progress)
             server.run([listener])
@@ -153,10 +153,3 @@ def _bind(host: str, port: int) -> socket.socket:
         return listener
     except OSError as error:
         raise OutputError(f"can't listen on {host}:{port} ({error.strerror or error}); choose another --host or --port") from None
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
-    except ValueError:
-        return False

@@ -99,11 +99,12 @@ def bench(
     if report.interrupted and out is None and report_file is not None:
         progress.note(f"{report_file}: left as it was, since not everything was measured; --out writes a part too")
         report_file = None
+    record = report.to_dict()
     if report_file is not None:
-        write_json(report_file, report.to_dict())
+        write_json(report_file, record)
     if csv_file is not None:
-        write_csv(report.to_dict(), csv_file)
+        write_csv(record, csv_file)
     if png_file is not None:
-        draw_png(report.to_dict(), png_file)
+        draw_png(record, png_file)
     report.files = tuple(file for file in (report_file, csv_file, png_file) if file is not None)
     return report
