@@ -85,9 +85,6 @@ def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
 def exported(name: str, folder: Path) -> Artifact:
     """The ONNX file of a timm model, and its manifest; exported unless the folder has it from these versions.
 
-    Args:
-        folder: where the files are kept.
-
     Raises:
         BuildError: the model can't be exported.
         OutputError: the folder can't be written.

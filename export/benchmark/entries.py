@@ -21,7 +21,7 @@ from growtas.export.benchmark.subjects import Subject
 from growtas.export.formats import ONNX, PLAN
 from growtas.export.runtimes.base import PartsTimer, Session, TimedParts, Timer, TimerParts
 from growtas.export.tensorrt import library
-from growtas.progress import SILENT, Progress
+from growtas.progress import Progress
 
 
 @dataclass(kw_only=True)
@@ -75,7 +75,7 @@ class Entry:
         return self.session.info.device
 
 
-def with_graphs(subjects: Sequence[Subject], stack: contextlib.ExitStack, progress: Progress = SILENT) -> list[Entry]:
+def with_graphs(subjects: Sequence[Subject], stack: contextlib.ExitStack, progress: Progress) -> list[Entry]:
     """Makes entries of the subjects: timm models are exported where a runtime needs their graph, and otherwise described.
 
     Args:
@@ -104,14 +104,7 @@ def with_graphs(subjects: Sequence[Subject], stack: contextlib.ExitStack, progre
 
 
 def _check_plan(entry: Entry, batch: int) -> None:
-    """Sets a plan aside that is for another GPU than this machine's; anything else passes.
-
-    Args:
-        batch: the largest that is asked for.
-
-    Raises:
-        ConfigError: the plan was built for smaller batches.
-    """
+    """Sets a plan aside that is for another GPU than this machine's, and refuses one that was built for smaller batches."""
     path, plan = entry.subject.path, (entry.subject.manifest or Manifest()).plan or PlanRecord()
     if path is None or path.suffix != PLAN.suffix:
         return
@@ -161,13 +154,11 @@ def _place(entry: Entry, session: Session, batches: Sequence[int], weights: bool
     entry.session = session
 
 
-def judge(entries: Sequence[Entry], baseline: Subject | None, added: str | None, progress: Progress = SILENT) -> str | None:
+def judge(entries: Sequence[Entry], baseline: Subject | None, added: str | None, progress: Progress) -> str | None:
     """Notes what can't be measured, or refuses to measure where nothing is left that the user named.
 
     Args:
-        baseline: what the others are to be compared with.
-        added: its name, where it was not among those that the user named; alone, it is not worth measuring.
-        progress: notes the error of each entry that has one, and that there will be no ratios where the baseline is missing.
+        added: the baseline's name, where it was not among those that the user named; alone, it is not worth measuring.
 
     Returns:
         Why the baseline can't be measured; None where it can, and without one.

@@ -28,19 +28,14 @@ def check_limit(search: Mapping[str, Any] | None, results: Sequence[Mapping[str,
         return None
     promised = search.get("latency") or {}
     percentile, batch = str(promised.get("percentile") or "p50"), int(promised.get("batch") or 1)
-    answer = {
-        "limit_ms": limit_ms,
-        "device": search.get("device"),
-        "promised": promised or None,
-        "measured_ms": None,
-        "holds": None,
-    }
+    device = search.get("device")
+    answer = {"limit_ms": limit_ms, "device": device, "promised": promised or None, "measured_ms": None, "holds": None}
     result = next((result for result in results if result["batch"] == batch), None)
     # `a10` is what the runtime calls `NVIDIA A10`.
-    same_device = result and str(search.get("device")).lower() in re.split(r"[^a-z0-9]+", result["device"].lower())
+    same_device = result and str(device).lower() in re.split(r"[^a-z0-9]+", result["device"].lower())
     # A search that names no precision or runtime speaks of any.
     if not (result and same_device and all(promised.get(key) in (None, result[key]) for key in ("precision", "runtime"))):
-        asked = f"{percentile}, batch {batch}, {promised.get('precision') or 'any precision'} on {search.get('device')}"
+        asked = f"{percentile}, batch {batch}, {promised.get('precision') or 'any precision'} on {device}"
         return {**answer, "unchecked_because": f"the limit is for {asked}, which was not measured here"}
     measured = result.get(f"{percentile}_ms")
     return {**answer, "measured_ms": measured, "holds": measured is not None and measured <= limit_ms}
@@ -56,11 +51,6 @@ def check_limits(path: Path, manifest: Manifest, results: Sequence[Mapping[str, 
     """Compares the search's latency limits, one a device, each with what was measured on that device alone.
 
     A manifest knows the first device's; the others are in the subnet file that was exported, where it still lies in the run.
-
-    Args:
-        path: the artifact.
-        manifest: its manifest.
-        results: as for :func:`check_limit`.
     """
     run, search = run_of(path), manifest.search
     if search is None:

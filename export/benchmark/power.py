@@ -118,12 +118,11 @@ class Consumption:
     joules: float = 0.0
     seconds: float = 0.0
     images: int = 0
-    turns: int = 0
     is_energy: bool = True
 
     def report(self) -> dict[str, float | None] | None:
         """``watts``, and ``joules_per_image`` where energy was counted; None where nothing was read."""
-        if not self.turns or self.seconds <= 0:
+        if self.seconds <= 0:
             return None
         per_image = self.joules / self.images if self.is_energy and self.images else None
         return {"watts": self.joules / self.seconds, "joules_per_image": per_image}
@@ -153,7 +152,6 @@ class Metering:
         into.joules += now - self._before if meter.is_energy else now * seconds
         into.seconds += seconds
         into.images += images
-        into.turns += 1
         into.is_energy = meter.is_energy
 
     def _read(self, device: str) -> float | None:

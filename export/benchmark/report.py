@@ -135,10 +135,9 @@ class BenchReport:
 
 
 def artifact_report(entry: Entry, batches: Sequence[int], peaks: Mapping[str, dict[str, Any]]) -> ArtifactReport:
-    """One subject's part of the report; ratios come later, see :func:`compare`.
+    """One subject's part of the report, without ratios; a batch without a finished turn is left out.
 
     Args:
-        batches: those that were asked for; one without a finished turn is left out.
         peaks: of :meth:`growtas.export.benchmark.peaks.PeakMeter.report`, by device.
     """
     subject, manifest, images = entry.subject, entry.subject.manifest or Manifest(), entry.input
@@ -206,12 +205,7 @@ def _parts(samples: Sequence[TimerParts]) -> dict[str, float] | None:
 
 
 def compare(artifacts: Sequence[ArtifactReport], baseline: str | None) -> None:
-    """Fills in each result's ratio to the baseline at the same batch, in time and in time per MAC.
-
-    Args:
-        artifacts: changed in place, ``baseline`` included.
-        baseline: its label; None for no ratios.
-    """
+    """Fills in each result's ratio to the baseline, a label, at the same batch: in time and in time per MAC."""
     base = next((artifact for artifact in artifacts if artifact.label == baseline), None)
     if base is None:
         return

@@ -30,11 +30,7 @@ _PART_RUNS = 5
 
 @dataclass(frozen=True)
 class TurnBegun:
-    """An artifact's turn begins, as an event of the progress.
-
-    Attributes:
-        name: what is measured, such as ``a.onnx, batch 8``.
-    """
+    """An artifact's turn begins, as an event of the progress; ``name`` is what is measured, such as ``a.onnx, batch 8``."""
 
     name: str
 

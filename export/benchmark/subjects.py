@@ -92,7 +92,6 @@ def subjects_of(names: Sequence[str], manifests: Mapping[str, Manifest | None], 
     Args:
         names: as :func:`normalise` gives them.
         manifests: by name.
-        runtimes: of :data:`RUNTIMES`; empty for each artifact's own.
 
     Raises:
         UsageError: an unknown runtime, an artifact that none of the runtimes takes, or a runtime that takes none of the artifacts.

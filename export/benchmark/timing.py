@@ -110,10 +110,8 @@ def measure_in_turns(timers: Sequence[Timer], *, rounds: int, seconds: float, mi
     """Median milliseconds of each timer in each round, shape ``(len(timers), rounds)``.
 
     Everyone gets a short block a round, so that a second of other work on the machine spoils one block of some and not all of one.
-    The order turns around every round: what heats the machine for its successor changes sides.
-
-    Args:
-        seconds, min_runs: length of a block at least.
+    A block takes ``seconds`` and ``min_runs`` at least. The order turns around every round: what heats the machine for its
+    successor changes sides.
     """
     blocks: list[list[float]] = [[] for _ in timers]
     for round_ in range(rounds):

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from growtas import __version__
 from growtas.export.serving.batching import Batcher, Outputs
 from growtas.export.serving.metrics import CONTENT_TYPE, Metrics
 from growtas.export.serving.options import ServeOptions
@@ -203,7 +204,7 @@ def error_body(message: str) -> bytes:
     return json.dumps({"error": message}, ensure_ascii=False).encode()
 
 
-def build_app(serving: Serving, *, server_version: str) -> FastAPI:
+def build_app(serving: Serving) -> FastAPI:
     """The web application of one served artifact."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
 
@@ -232,7 +233,7 @@ def build_app(serving: Serving, *, server_version: str) -> FastAPI:
 
     @app.get("/v2")
     async def server() -> Response:
-        return say({"name": "growtas", "version": server_version, "extensions": ["binary_tensor_data", "classification"]})
+        return say({"name": "growtas", "version": __version__, "extensions": ["binary_tensor_data", "classification"]})
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 from growtas.errors import MissingExtra
+from growtas.export.runtimes.base import is_installed
 from growtas.export.serving.options import ServeOptions
 from growtas.export.serving.predictor import newest_artifact
 from growtas.progress import SILENT, Progress
@@ -30,7 +30,7 @@ def serve(
         ConfigError: an option is out of range.
     """
     for package, module in (("fastapi", "fastapi"), ("uvicorn", "uvicorn"), ("prometheus-client", "prometheus_client")):
-        if find_spec(module) is None:
+        if not is_installed(module):
             raise MissingExtra(package, "serve", "serving")
     from growtas.export.serving.server import run_server
 

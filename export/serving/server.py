@@ -67,11 +67,8 @@ class _Server(uvicorn.Server):
     """uvicorn, which on a signal first answers what is under way while refusing what is new, and only then closes."""
 
     def __init__(self, serving: Serving, protocol: type[GuardedProtocol], drain_s: float, progress: Progress) -> None:
-        from growtas import __version__
-
-        app = build_app(serving, server_version=__version__)
         settings = uvicorn.Config(
-            app,
+            build_app(serving),
             http=protocol,
             ws="none",
             lifespan="off",
