@@ -70,12 +70,12 @@ def check_limits(path: Path, manifest: Manifest, results: Sequence[Mapping[str, 
 
 def _subnet_file(run: Path, manifest: Manifest, search: Mapping[str, Any]) -> dict[str, Any]:
     """The searched subnet that a manifest is of, as it was written; empty where another search took its place."""
+    expected = {**(manifest.subnet or {}), **search}
     for path in sorted(run.glob("search*/subnet.json")):
         try:
             written = read_json(path, "subnet file")
         except CheckpointError:
             continue
-        same = isinstance(written, dict) and all(written.get(key) == value for key, value in search.items())
-        if same and all(written.get(key) == value for key, value in (manifest.subnet or {}).items()):
+        if isinstance(written, dict) and all(written.get(key) == value for key, value in expected.items()):
             return dict(written)
     return {}

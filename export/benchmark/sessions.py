@@ -14,7 +14,7 @@ from growtas.export.benchmark import baselines
 from growtas.export.benchmark.subjects import Subject
 from growtas.export.contents import read_graph
 from growtas.export.formats import ONNX, PLAN
-from growtas.export.runtimes.base import Array, PartsTimer, RuntimeInfo, Session, TimedParts, Timer
+from growtas.export.runtimes.base import Array, PartsTimer, Session, TimedParts, Timer
 from growtas.export.runtimes.open import open_session
 
 
@@ -58,40 +58,31 @@ def _compile_plans(onnx: Path, runtime: str, batches: Sequence[int], manifest: M
     model = onnx.read_bytes()
     with contextlib.ExitStack() as stack:
         plans = {batch: stack.enter_context(plan_session(model, runtime, batch, precision=precision)) for batch in batches}
-        return CompiledSession(plans, stack.pop_all())
+        return _CompiledSession(plans, stack.pop_all())
 
 
-class CompiledSession:
-    """One plan a batch size, each tuned for it, behind one :class:`growtas.export.runtimes.base.Session`.
-
-    Args:
-        plans: by batch; at least one.
-        stack: closes them.
-    """
+class _CompiledSession:
+    """One plan a batch size, each tuned for it, behind one :class:`growtas.export.runtimes.base.Session`; ``stack`` closes them."""
 
     def __init__(self, plans: Mapping[int, Session], stack: contextlib.ExitStack) -> None:
         self._plans, self._stack = dict(plans), stack
-        first = next(iter(self._plans.values()))
-        self.info: RuntimeInfo = first.info
-        self.image_shape: tuple[int, int, int] = first.image_shape
+        first = next(iter(plans.values()))
+        self.info, self.image_shape = first.info, first.image_shape
 
     def _plan(self, images: Array) -> Session:
         """The plan for as many images, or else the smallest that takes them; the largest says itself that it doesn't."""
         return self._plans[min((batch for batch in self._plans if batch >= len(images)), default=max(self._plans))]
 
     def run(self, images: Array) -> Array:
-        """Logits of images; see :class:`growtas.export.runtimes.base.Session`."""
         return self._plan(images).run(images)
 
     def timer(self, images: Array) -> Timer:
-        """A timed run in the plan of that batch size; see :class:`growtas.export.runtimes.base.Session`."""
         return self._plan(images).timer(images)
 
     def timer_parts(self, images: Array) -> PartsTimer:
-        """What each part of a run takes in the plan of that batch size; see :class:`growtas.export.runtimes.base.TimedParts`."""
         return cast("TimedParts", self._plan(images)).timer_parts(images)
 
-    def __enter__(self) -> CompiledSession:
+    def __enter__(self) -> _CompiledSession:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

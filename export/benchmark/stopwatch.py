@@ -10,6 +10,7 @@ from pathlib import Path
 
 from growtas.errors import DeviceError, choices
 from growtas.export.benchmark.timing import measure_in_turns
+from growtas.export.formats import PLAN
 from growtas.export.graph.assemble import Assembler, export_graph, signature
 from growtas.export.runtimes.base import RuntimeInfo, Session, is_installed
 from growtas.export.runtimes.open import open_session
@@ -36,12 +37,9 @@ def check_runtime(runtime: str, precision: str) -> None:
         raise DeviceError(f"--runtime is {runtime!r}; legal are {choices(RUNTIMES)}")
     if precision != PRECISION:
         raise DeviceError(f"--precision is {precision!r}; the artifacts that growtas builds, and so measures, are {PRECISION}")
-    if runtime == "openvino":
-        if not is_installed("openvino"):
-            raise DeviceError(
-                "--runtime openvino needs the package openvino, which is not installed: pip install 'growtas[openvino]'"
-            )
-    elif runtime != "onnxruntime":
+    if runtime == "openvino" and not is_installed("openvino"):
+        raise DeviceError("--runtime openvino needs the package openvino, which is not installed: pip install 'growtas[openvino]'")
+    if runtime in PLAN.runtimes:
         here = library.local_target()
         if here is None:
             raise DeviceError(
