@@ -53,8 +53,7 @@ def probe(artifact: Path | str, *, batch: int, threads: int, runtime: str, devic
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise BuildError(f"{artifact}: it can't be loaded in a fresh process ({reason[:200]})")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def _peak_rss() -> int:

@@ -173,7 +173,7 @@ def _rounds(
 def _memory(subject: Subject, options: BenchOptions, threads: int, progress: Progress) -> dict[str, Any] | None:
     if subject.path is not None and subject.path.suffix == PLAN.suffix:
         return None  # its memory is the GPU's; the manifest has it
-    target: Path | str = subject.path or subject.name
+    target = subject.path or subject.name
     try:
         return probe(target, batch=max(options.batches), threads=threads, runtime=subject.runtime, device=options.device)
     except GrowtasError as error:

@@ -74,8 +74,8 @@ class Predictor:
         outputs = self.signature.outputs
         if len(outputs) == 1 or not isinstance(self._session, NamedOutputs):
             return {outputs[0].name: self.run(images)}
-        found = self._session.run_named(np.ascontiguousarray(images), [output.name for output in outputs])
-        return {output.name: np.asarray(found[output.name], output.dtype) for output in outputs}
+        values = self._session.run_named(np.ascontiguousarray(images), [output.name for output in outputs])
+        return {output.name: np.asarray(values[output.name], output.dtype) for output in outputs}
 
     def warm_up(self, batch: int) -> None:
         """Run ``batch`` images of zeros: a runtime's first run allocates, and shows whether the manifest is right.
@@ -86,15 +86,13 @@ class Predictor:
         path, signature = self.artifact.path, self.signature
         names = [output.name for output in signature.outputs]
         if len(names) > 1 and isinstance(self._session, NamedOutputs):
-            held = self._session.output_names
-            lacking = [name for name in names if name not in held]
+            available = self._session.output_names
+            lacking = [name for name in names if name not in available]
             if lacking:
-                raise CheckpointError(
-                    f"{self.artifact.path}: its manifest lists an output {lacking[0]}; it has {' and '.join(held)}"
-                )
-        found = self.run_all(np.zeros((batch, *signature.example()), signature.numpy_dtype))
+                raise CheckpointError(f"{path}: its manifest lists an output {lacking[0]}; it has {' and '.join(available)}")
+        outputs = self.run_all(np.zeros((batch, *signature.example()), signature.numpy_dtype))
         for output in signature.outputs:
-            want, got = [batch, *output.shape], list(found[output.name].shape)
+            want, got = [batch, *output.shape], list(outputs[output.name].shape)
             if got != want:
                 raise CheckpointError(f"{path}: it gives {output.name} of shape {got}, and its manifest says {want}")
 
