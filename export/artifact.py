@@ -157,13 +157,6 @@ class PlanRecord(_Record):
     compiled_from: CompiledFromRecord | None = None
 
 
-class PostprocessRecord(_Record):
-    """What the graph does after the logits."""
-
-    softmax: bool = False
-    top_k: int | None = None
-
-
 class ConversionRecord(_Record):
     """How the precision was converted; ``rest`` is the precision of what surrounds quantised layers."""
 
@@ -193,7 +186,6 @@ class Manifest(_Record):
     input: TensorRecord | None = None
     output: TensorRecord | None = None
     preprocess: dict[str, Any] | None = None
-    postprocess: PostprocessRecord | None = None
     class_names: tuple[str, ...] | None = None
     source: SourceRecord = SourceRecord()
     search: dict[str, Any] | None = None
@@ -281,14 +273,7 @@ def write_manifest(path: str | os.PathLike[str], content: Mapping[str, Any]) -> 
 
 
 def read_manifest(artifact: str | os.PathLike[str], *, verify: bool = True) -> Manifest | None:
-    """An artifact's manifest; None where there is none.
-
-    Args:
-        verify: compare the hash of the artifact, and of the files that belong to it, with the recorded one.
-
-    Raises:
-        CheckpointError: the artifact is absent, the manifest is unreadable or of another format, or the hash differs.
-    """
+    """An artifact's manifest, as :func:`load_artifact` reads it; None where there is none."""
     artifact = Path(artifact)
     if not artifact.is_file():
         raise CheckpointError(f"{artifact}: no such artifact")
@@ -311,7 +296,7 @@ def load_artifact(path: str | os.PathLike[str], *, verify: bool = True) -> Artif
         verify: compare the hash of the artifact, and of the files that belong to it, with the recorded one.
 
     Raises:
-        CheckpointError: the artifact or its manifest is absent or unreadable, or the hash differs.
+        CheckpointError: the artifact is absent, the manifest is absent, unreadable or of another format, or the hash differs.
         UsageError: not an artifact.
     """
     path = Path(path)

@@ -8,21 +8,22 @@ import struct
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from growtas.errors import CheckpointError
 from growtas.export.formats import ONNX, OPENVINO, PROGRAM, TORCH, format_of, side_files
 
-LAYOUT_OPS = ("Transpose", "Slice", "Concat")
 _MAX_HEADER_BYTES = 100_000_000
-_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I64": 64, "I32": 32, "I8": 8, "U8": 8, "BOOL": 8}
+# As safetensors and OpenVINO abbreviate them, in lower case and without underscores.
 _NAMES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-    "I64": "int64", "I32": "int32", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-    "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "i64": "int64",
-    "i32": "int32", "i8": "int8", "u8": "uint8", "boolean": "bool",
+    "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2",
+    "i64": "int64", "i32": "int32", "i8": "int8", "u8": "uint8", "bool": "bool", "boolean": "bool",
+}  # fmt: skip
+_BYTES = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "int64": 8, "int32": 4,
+    "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
 # torch.export's numbers of scalar types.
 _TORCH = {
@@ -64,11 +65,17 @@ def _read_onnx(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a readable .onnx file (it holds no nodes)")
     sizes: Counter[str] = Counter()
     for tensor in proto.graph.initializer:
-        sizes[_onnx_type(tensor.data_type)] += _tensor_bytes(tensor)
+        if tensor.data_type == onnx.TensorProto.STRING:
+            size = sum(map(len, tensor.string_data))
+        else:
+            size = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        sizes[_onnx_type(tensor.data_type)] += size
     operators = Counter(node.op_type for node in proto.graph.node)
-    quantised = sorted({_onnx_type(t) for t in _zero_point_types(proto.graph)})
+    types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    quantising = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    quantised = sorted({_onnx_type(types[name]) for node in quantising for name in node.input[2:3] if name in types})
     precision = _precision(sizes)
-    if operators["QuantizeLinear"] or operators["DequantizeLinear"]:
+    if quantising:
         precision = "fp8" if any(kind.startswith("float8") for kind in quantised) else "int8"
     return {
         "opset": next((int(entry.version) for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None),
@@ -85,31 +92,11 @@ def _read_onnx(path: Path) -> dict[str, Any]:
     }
 
 
-def _zero_point_types(graph: Any) -> Iterable[int]:
-    """Element types of what quantising nodes make and take."""
-    types = {tensor.name: int(tensor.data_type) for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            zero_point = node.input[2] if len(node.input) > 2 else ""
-            if zero_point in types:
-                yield types[zero_point]
-
-
 def _onnx_type(number: int) -> str:
     import onnx
 
     name = onnx.TensorProto.DataType.Name(number).lower()
     return {"float": "float32", "double": "float64", "float8e4m3fn": "float8_e4m3fn", "float8e5m2": "float8_e5m2"}.get(name, name)
-
-
-def _tensor_bytes(tensor: Any) -> int:
-    """Bytes of the values, wherever they are stored."""
-    import onnx
-
-    if tensor.data_type == onnx.TensorProto.STRING:
-        return sum(len(value) for value in tensor.string_data)
-    item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return int(math.prod(tensor.dims) * item)
 
 
 def _onnx_value(value: Any) -> dict[str, Any]:
@@ -131,10 +118,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     params = 0
     for entry in header.values():
         begin, end = entry["data_offsets"]
-        count = math.prod(entry["shape"])
-        if (end - begin) * 8 != count * _BITS.get(entry["dtype"], (end - begin) * 8 / max(count, 1)):
+        count, dtype = math.prod(entry["shape"]), _dtype(entry["dtype"])
+        if end - begin != count * _BYTES.get(dtype, (end - begin) / max(count, 1)):
             raise CheckpointError(f"{path}: not a readable .safetensors file (a tensor's size does not fit its shape)")
-        sizes[_NAMES.get(entry["dtype"], entry["dtype"].lower())] += end - begin
+        sizes[dtype] += end - begin
         params += count
     if 8 + length + sum(sizes.values()) != path.stat().st_size:
         raise CheckpointError(f"{path}: not a readable .safetensors file (it is truncated, or longer than its tensors)")
@@ -164,21 +151,15 @@ def _read_ir(path: Path) -> dict[str, Any]:
     for layer in root.iterfind("layers/layer"):
         kind, settings = layer.get("type", ""), layer.find("data")
         if kind == "Const" and settings is not None:
-            element = settings.get("element_type", "")
-            sizes[_NAMES.get(element, element)] += int(settings.get("size", 0))
+            sizes[_dtype(settings.get("element_type", ""))] += int(settings.get("size", 0))
             constants += 1
             continue
         operators[kind] += kind != "Result"
         port = layer.find("output/port") if kind == "Parameter" else layer.find("input/port") if kind == "Result" else None
         if port is not None:
-            dims = [int(dim.text or 0) for dim in port.iterfind("dim")]
-            element = port.get("precision", "").lower().replace("fp", "f")
             name = (port.get("names") or layer.get("name") or "").split(",")[0].split("/sink_port_")[0]
-            value = {
-                "name": name,
-                "dtype": _NAMES.get(element, element),
-                "shape": ["dynamic" if dim == -1 else dim for dim in dims],
-            }
+            shape = ["dynamic" if dim.text == "-1" else int(dim.text or 0) for dim in port.iterfind("dim")]
+            value = {"name": name, "dtype": _dtype(port.get("precision", "").lower().replace("fp", "f")), "shape": shape}
             (inputs if kind == "Parameter" else outputs).append(value)
     operators = +operators
     precision = "int8" if operators["FakeQuantize"] or sizes["int8"] > sizes["float32"] else _precision(sizes)
@@ -216,8 +197,7 @@ def _read_program(path: Path) -> dict[str, Any]:
     sizes: Counter[str] = Counter()
     for meta in tensors:
         kind = _TORCH.get(meta["dtype"], str(meta["dtype"]))
-        item = {"int8": 1, "uint8": 1, "bool": 1, "float16": 2, "bfloat16": 2, "int16": 2, "int64": 8, "float64": 8}.get(kind, 4)
-        sizes[kind] += item * math.prod(size["as_int"] for size in meta["sizes"])
+        sizes[kind] += _BYTES.get(kind, 4) * math.prod(size["as_int"] for size in meta["sizes"])
     graph = program["graph_module"]["graph"]
     operators = Counter(node["target"].removeprefix("torch.ops.") for node in graph["nodes"])
     ranges = [(bounds["min_val"], bounds["max_val"]) for bounds in program["range_constraints"].values()]
@@ -233,11 +213,15 @@ def _read_program(path: Path) -> dict[str, Any]:
     }
 
 
+def _dtype(abbreviation: str) -> str:
+    return _NAMES.get(abbreviation.lower().replace("_", ""), abbreviation.lower())
+
+
 def _counted(operators: Counter[str]) -> dict[str, Any]:
     return {
         "nodes": sum(operators.values()),
         "operators": dict(operators.most_common()),
-        "layout_operators": {name: operators[name] for name in LAYOUT_OPS},
+        "layout_operators": {name: operators[name] for name in ("Transpose", "Slice", "Concat")},
     }
 
 

@@ -24,7 +24,6 @@ class Format:
         default_rank: place among the formats when predict and serve look for an artifact and none is named; 0 comes first.
         triton: whether a backend of Triton loads its files; ``platform`` is Triton's name for it then.
         side_suffixes: suffixes of the files beside one of its files without which it can't be loaded.
-        input_readable: whether :func:`growtas.export.contents.read_graph` tells the inputs of its files.
     """
 
     name: str
@@ -36,7 +35,6 @@ class Format:
     default_rank: int
     triton: bool = False
     side_suffixes: tuple[str, ...] = ()
-    input_readable: bool = False
 
 
 TORCH = Format(name="torch", suffix=".safetensors", kind="torch", runtimes=("eager", "compile"), platform="torch", default_rank=3)
@@ -58,7 +56,6 @@ ONNX = Format(
     platform="onnxruntime_onnx",
     default_rank=0,
     triton=True,
-    input_readable=True,
 )
 OPENVINO = Format(
     name="openvino",
@@ -69,7 +66,6 @@ OPENVINO = Format(
     platform="openvino_ir",
     default_rank=1,
     side_suffixes=(".bin",),
-    input_readable=True,
 )
 PLAN = Format(
     name="trt",

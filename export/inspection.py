@@ -14,7 +14,6 @@ from growtas.export.formats import ONNX, PROGRAM, format_of, side_files
 from growtas.files import sha256
 
 _LATENCY_KINDS = ("measured", "modelled")
-
 _SAME_LATENCY = ("device", "ms", "kind", "percentile", "batch", "precision", "runtime")
 
 
@@ -38,17 +37,16 @@ def inspect(path: str | os.PathLike[str], *, thorough: bool = False) -> dict[str
     stored = read_manifest(path, verify=False)
     kind, graph, manifest = format_of(path).kind, read_graph(path), stored or Manifest()
     digest = sha256(path)
-    problem = _problem(lambda: check_hash(path, stored, digest=digest) if stored else check_side_files(path))
-    problems = [problem] if problem else []
-    problems += contradictions(path, manifest, graph)
-    problems += _rule_problems(path) if thorough else []
+    mismatch = _problem(lambda: check_hash(path, stored, digest=digest) if stored else check_side_files(path))
+    broken_rule = _rule_problem(path) if thorough else None
+    problems = [problem for problem in (mismatch, *_contradictions(path, manifest, graph), broken_rule) if problem]
     record = manifest.to_dict()
     return {
         "path": str(path),
         "kind": kind,
         "bytes": sum(file.stat().st_size for file in (path, *side_files(path)) if file.is_file()),
         "sha256": digest,
-        "matches_manifest": None if stored is None else problem is None,
+        "matches_manifest": None if stored is None else mismatch is None,
         "problems": problems,
         "precision": {"stated": record.get("precision"), "found": graph.get("precision")},
         "params": record.get("params", graph.get("params")),
@@ -82,7 +80,7 @@ def latencies(manifest: Manifest) -> list[dict[str, Any]]:
     return unique
 
 
-def contradictions(path: Path, manifest: Manifest, graph: Mapping[str, Any]) -> list[str]:
+def _contradictions(path: Path, manifest: Manifest, graph: Mapping[str, Any]) -> list[str]:
     """Where a file holds something else than its manifest says: precision, parameters, input and output."""
     problems = []
     held, params = graph.get("precision"), graph.get("params")
@@ -105,10 +103,8 @@ def contradictions(path: Path, manifest: Manifest, graph: Mapping[str, Any]) -> 
 
 def _same_shape(described: Sequence[int | str], held: Sequence[int | str]) -> bool:
     """Whether two shapes agree where both have numbers; names of free sizes may differ."""
-    return len(described) == len(held) and all(
-        isinstance(a, int) == isinstance(b, int) and (not isinstance(a, int) or a == b)
-        for a, b in zip(described, held, strict=True)
-    )
+    numbers = [[size if isinstance(size, int) else None for size in shape] for shape in (described, held)]
+    return numbers[0] == numbers[1]
 
 
 def _problem(check: Callable[[], None]) -> str | None:
@@ -119,17 +115,16 @@ def _problem(check: Callable[[], None]) -> str | None:
     return None
 
 
-def _rule_problems(path: Path) -> list[str]:
+def _rule_problem(path: Path) -> str | None:
     if path.suffix == PROGRAM.suffix:
         from growtas.export.runtimes.torch_export import check_program
 
-        problem = _problem(lambda: check_program(path.read_bytes(), str(path)))
-        return [problem] if problem else []
+        return _problem(lambda: check_program(path.read_bytes(), str(path)))
     if path.suffix == ONNX.suffix:
         import onnx
 
         try:
             onnx.checker.check_model(onnx.load(path), full_check=True)
         except Exception as error:  # the checker's and shape inference's errors share no base class
-            return [f"{path}: ONNX's checker refuses it ({' '.join(str(error).split())[:160]})"]
-    return []
+            return f"{path}: ONNX's checker refuses it ({' '.join(str(error).split())[:160]})"
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,14 +12,29 @@ from growtas.errors import CheckpointError
 from growtas.export.artifact import Artifact, Manifest, TensorRecord
 from growtas.export.graph.pre_post import PROBABILITIES, TOP_CLASSES, TOP_SCORES
 
-DATATYPES = {"float32": "FP32", "uint8": "UINT8"}
-"""The open inference protocol's names of the types that an input can have."""
-_OUTPUT_DATATYPES = {"float32": "FP32", "int64": "INT64"}
+_INPUT_DTYPES = ("float32", "uint8")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Output:
+class Typed:
+    """Values of one type that go in or come out."""
+
+    dtype: str
+
+    @property
+    def datatype(self) -> str:
+        """The type as the open inference protocol calls it."""
+        return {"float32": "FP32", "int64": "INT64", "uint8": "UINT8"}[self.dtype]
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The type, little-endian as on the wire."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(Typed):
     """One output of an artifact.
 
     Attributes:
@@ -31,24 +45,13 @@ class Output:
     """
 
     name: str
-    dtype: str
     shape: tuple[int, ...]
     per_class: bool = False
 
-    @property
-    def datatype(self) -> str:
-        """Its type as the protocol calls it."""
-        return _OUTPUT_DATATYPES[self.dtype]
-
-    @property
-    def numpy_dtype(self) -> np.dtype[Any]:
-        """Its type, little-endian as on the wire."""
-        return np.dtype(self.dtype).newbyteorder("<")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Signature:
-    """An artifact's input and outputs.
+class Signature(Typed):
+    """An artifact's input and outputs; ``datatype`` and ``numpy_dtype`` are the input's.
 
     Attributes:
         input_name: such as ``images`` (float32, normalised, channels first) or ``pixels`` (uint8, channels last, as decoded).
@@ -61,7 +64,6 @@ class Signature:
     """
 
     input_name: str
-    dtype: str
     shape: tuple[int | None, ...]
     max_batch: int
     outputs: tuple[Output, ...]
@@ -79,16 +81,6 @@ class Signature:
         return self.outputs[0].shape[-1]
 
     @property
-    def datatype(self) -> str:
-        """The input's type as the protocol calls it."""
-        return DATATYPES[self.dtype]
-
-    @property
-    def numpy_dtype(self) -> np.dtype[Any]:
-        """The input's type, little-endian as on the wire."""
-        return np.dtype(self.dtype).newbyteorder("<")
-
-    @property
     def takes_pixels(self) -> bool:
         """Whether the normalisation is in the graph, so that uint8 ``(H, W, C)`` is what goes in."""
         return self.dtype == "uint8"
@@ -97,11 +89,6 @@ class Signature:
     def any_size(self) -> bool:
         """Whether the resizing is in the graph too, so that every height and width goes in."""
         return None in self.shape
-
-    @property
-    def values(self) -> int:
-        """Numbers of one image; of a large photograph (4096 x 4096) where any size goes in."""
-        return math.prod(4096 if size is None else size for size in self.shape)
 
     def label(self, index: int) -> str:
         """A class' name, its number where names are unknown."""
@@ -132,8 +119,9 @@ def read_signature(artifact: Artifact) -> Signature:
             preprocess=manifest.preprocess,
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{path}: its manifest does not say what goes in and out ({_what(error)}); export it again") from None
-    if signature.dtype not in DATATYPES or len(signature.shape) != 3 or signature.max_batch < 1:
+        reason = f"no {error.args[0]!r}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise CheckpointError(f"{path}: its manifest does not say what goes in and out ({reason}); export it again") from None
+    if signature.dtype not in _INPUT_DTYPES or len(signature.shape) != 3 or signature.max_batch < 1:
         raise CheckpointError(
             f"{path}: its manifest describes an input of type {signature.dtype} and {len(signature.shape) + 1} dimensions, "
             "not images"
@@ -172,7 +160,3 @@ def _outputs(manifest: Manifest) -> tuple[Output, ...]:
         else:
             raise ValueError(f"an output {str(added)[:40]!r}")
     return tuple(outputs.values())
-
-
-def _what(error: Exception) -> str:
-    return f"no {error.args[0]!r}" if isinstance(error, KeyError) else " ".join(str(error).split())

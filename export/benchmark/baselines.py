@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growtas.errors import BuildError, CheckpointError, UsageError
-from growtas.export.artifact import Artifact, manifest_path, read_manifest, versions, write_manifest
+from growtas.export.artifact import Artifact, load_artifact, versions, write_manifest
 from growtas.files import ensure_writable, replacing
 
 if TYPE_CHECKING:
@@ -26,11 +27,11 @@ def is_model(name: str) -> bool:
     return bool(timm.is_model(name))
 
 
-def check_name(name: str, what: str = "timm model") -> str:
+def check_name(name: str, option: str | None = None) -> str:
     """The name, if timm has such a model.
 
     Args:
-        what: how the message calls it.
+        option: what the name was given to, where an artifact could have been given too.
 
     Raises:
         UsageError: an unknown name; the message has the closest ones.
@@ -41,8 +42,8 @@ def check_name(name: str, what: str = "timm model") -> str:
         return name
     close = difflib.get_close_matches(name, timm.list_models(), n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else "; timm.list_models() has the names"
-    subject = f"{what} is {name!r}, which is neither an artifact nor" if what.startswith("-") else f"{TIMM}{name}:"
-    raise UsageError(f"{subject} {'a' if what.startswith('-') else 'no'} model that timm knows{hint}")
+    subject = f"{option} is {name!r}, which is neither an artifact nor a" if option else f"{TIMM}{name}: no"
+    raise UsageError(f"{subject} model that timm knows{hint}")
 
 
 def create(name: str) -> nn.Module:
@@ -84,9 +85,6 @@ def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
 def exported(name: str, folder: Path) -> Artifact:
     """The ONNX file of a timm model, and its manifest; exported unless the folder has it from these versions.
 
-    Args:
-        folder: where the files are kept.
-
     Raises:
         BuildError: the model can't be exported.
         OutputError: the folder can't be written.
@@ -96,28 +94,18 @@ def exported(name: str, folder: Path) -> Artifact:
     made_by = versions()
     key = f"torch-{made_by['torch']}-timm-{made_by['timm']}-opset-{DEFAULT_OPSET}".replace("+", "-")
     path = folder / key / f"{name}.onnx"
-    if manifest_path(path).is_file() and path.is_file():
-        try:
-            manifest = read_manifest(path)
-        except CheckpointError:
-            manifest = None  # an export that was stopped half-way
-        if manifest is not None:
-            return Artifact(path=path, manifest=manifest)
+    with contextlib.suppress(CheckpointError):  # absent, or an export that was stopped half-way
+        return load_artifact(path)
     ensure_writable(path.parent)
     model = create(name)
     _export(name, model, path, DEFAULT_OPSET)
     return write_manifest(path, describe(name, model))
 
 
-def describe(name: str, model: nn.Module | None = None) -> dict[str, Any]:
-    """What a manifest says of a timm model: its costs, its input and output.
-
-    Args:
-        model: that model, if it is at hand.
-    """
+def describe(name: str, model: nn.Module) -> dict[str, Any]:
+    """What a manifest says of a timm model: its costs, its input and output."""
     import torch
 
-    model = model or create(name)
     shape = image_shape(model)
     with torch.no_grad():
         classes = int(model(torch.zeros(1, *shape)).shape[-1])

@@ -17,7 +17,7 @@ COLUMNS = (
 
 
 def rows(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A dict of :data:`COLUMNS` for each artifact and batch; what can't run here has one line, without numbers."""
+    """The values of :data:`COLUMNS`, and more, for each artifact and batch; what can't run here has one line, without numbers."""
     for artifact in report["artifacts"]:
         memory = artifact["memory"] or {}
         common = {
@@ -25,15 +25,15 @@ def rows(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
             **{name: memory.get(name) for name in ("load_ms", "first_run_ms", "peak_rss_bytes")},
         }
         for result in artifact["results"]:
-            ratio, power, roofline = (result[name] or {} for name in ("ratio", "power", "roofline"))
+            ratio = result["ratio"] or {}
             yield {
                 **common,
-                **{name: result[name] for name in COLUMNS if name in result and name != "ratio"},
+                **result,
+                **(result["power"] or {}),
+                **(result["roofline"] or {}),
                 "ratio": ratio.get("median"),
                 "ratio_low": ratio.get("low"),
                 "ratio_high": ratio.get("high"),
-                **{name: roofline.get(name) for name in ("gemm_share", "bandwidth_share")},
-                **{name: power.get(name) for name in ("watts", "joules_per_image")},
             }
         if not artifact["results"]:
             yield common
@@ -46,6 +46,6 @@ def write_csv(report: dict[str, Any], path: Path) -> None:
         OutputError: the place can't be written.
     """
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows(report))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,33 @@ from growtas.data.cache import cache_folder
 from growtas.errors import BuildError, ConfigError, DeviceError, GrowtasError
 from growtas.export.artifact import Artifact, Manifest, PlanRecord
 from growtas.export.benchmark import baselines
-from growtas.export.benchmark.inputs import Fed, bytes_moved, fed_to
+from growtas.export.benchmark.inputs import ImageInput, bytes_moved, image_input
 from growtas.export.benchmark.peaks import weight_bytes
 from growtas.export.benchmark.power import Consumption
 from growtas.export.benchmark.sessions import open_subject
 from growtas.export.benchmark.subjects import Subject
-from growtas.export.formats import PLAN
+from growtas.export.formats import ONNX, PLAN
 from growtas.export.runtimes.base import PartsTimer, Session, TimedParts, Timer, TimerParts
 from growtas.export.tensorrt import library
-from growtas.progress import SILENT, Progress
+from growtas.progress import Progress
+
+
+@dataclass(kw_only=True)
+class BatchRuns:
+    """Runs of one subject at one batch size.
+
+    Attributes:
+        parts_timer: where the session tells host, transfer and device time apart.
+        io_bytes: inputs and outputs of a run.
+        samples: a list of milliseconds for each round that is done.
+    """
+
+    timer: Timer
+    parts_timer: PartsTimer | None
+    io_bytes: int
+    samples: list[list[float]] = field(default_factory=list)
+    parts: list[TimerParts] = field(default_factory=list)
+    power: Consumption = field(default_factory=Consumption)
 
 
 @dataclass(kw_only=True)
@@ -31,10 +49,8 @@ class Entry:
     Attributes:
         not_runnable_because: why nothing is measured; None where ``session`` is open.
         failure: the error that says so; None where no error did, as for a plan of a GPU that isn't at hand.
-        fed: what the session is fed.
-        timers, samples: by batch; ``samples`` has a list of milliseconds for each round that is done.
-        parts, part_samples: by batch, where the session tells host, transfer and device time apart.
-        io_bytes: inputs and outputs of a run, by batch.
+        input: the images that it is timed on.
+        runs: by batch.
         weight_bytes: None where the roofline isn't asked for.
     """
 
@@ -42,21 +58,15 @@ class Entry:
     session: Session | None = None
     not_runnable_because: str | None = None
     failure: GrowtasError | None = None
-    fed: Fed | None = None
-    timers: dict[int, Timer] = field(default_factory=dict)
-    samples: dict[int, list[list[float]]] = field(default_factory=dict)
-    parts: dict[int, PartsTimer] = field(default_factory=dict)
-    part_samples: dict[int, list[TimerParts]] = field(default_factory=dict)
-    power: dict[int, Consumption] = field(default_factory=dict)
-    io_bytes: dict[int, int] = field(default_factory=dict)
+    input: ImageInput | None = None
+    runs: dict[int, BatchRuns] = field(default_factory=dict)
     weight_bytes: int | None = None
     memory: dict[str, Any] | None = None
 
     def set_aside(self, error: GrowtasError) -> None:
         """Gives the reason why nothing is measured, and drops what was."""
-        self.not_runnable_because, self.failure, self.fed = str(error), error, None
-        for by_batch in (self.timers, self.samples, self.parts, self.part_samples, self.power, self.io_bytes):
-            by_batch.clear()
+        self.not_runnable_because, self.failure, self.input = str(error), error, None
+        self.runs.clear()
 
     @property
     def device(self) -> str:
@@ -65,46 +75,36 @@ class Entry:
         return self.session.info.device
 
 
-def with_graphs(subjects: Sequence[Subject], stack: contextlib.ExitStack, progress: Progress = SILENT) -> list[Entry]:
+def with_graphs(subjects: Sequence[Subject], stack: contextlib.ExitStack, progress: Progress) -> list[Entry]:
     """Makes entries of the subjects: timm models are exported where a runtime needs their graph, and otherwise described.
 
     Args:
-        stack: removes what is kept nowhere.
+        stack: removes the exported files where there is no cache.
     """
     graphs: dict[str, Artifact] = {}
-
-    def known(subject: Subject) -> Subject:
-        if subject.timm is None:
-            return subject
-        if not subject.needs_graph:
-            return subject.known(None, Manifest.from_dict(baselines.describe(subject.timm)))
-        if subject.timm not in graphs:
-            progress.stage(f"exporting {subject.name}")
-            cache = cache_folder()
-            folder = cache / "bench" if cache else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="growtas-")))
-            graphs[subject.timm] = baselines.exported(subject.timm, folder)
-        return subject.known(graphs[subject.timm].path, graphs[subject.timm].manifest)
-
-    entries = []
-    for subject in subjects:
-        entry = Entry(subject=subject)
+    entries = [Entry(subject=subject) for subject in subjects]
+    for entry in entries:
+        subject, timm = entry.subject, entry.subject.timm
+        if timm is None:
+            continue
         try:
-            entry.subject = known(subject)
+            if subject.runtime not in ONNX.runtimes:
+                manifest = Manifest.from_dict(baselines.describe(timm, baselines.create(timm)))
+                entry.subject = replace(subject, manifest=manifest)
+                continue
+            if timm not in graphs:
+                progress.stage(f"exporting {subject.name}")
+                cache = cache_folder()
+                folder = cache / "bench" if cache else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="growtas-")))
+                graphs[timm] = baselines.exported(timm, folder)
+            entry.subject = replace(subject, path=graphs[timm].path, manifest=graphs[timm].manifest)
         except GrowtasError as error:
             entry.set_aside(error)
-        entries.append(entry)
     return entries
 
 
 def _check_plan(entry: Entry, batch: int) -> None:
-    """Sets a plan aside that is for another GPU than this machine's; anything else passes.
-
-    Args:
-        batch: the largest that is asked for.
-
-    Raises:
-        ConfigError: the plan was built for smaller batches.
-    """
+    """Sets a plan aside that is for another GPU than this machine's, and refuses one that was built for smaller batches."""
     path, plan = entry.subject.path, (entry.subject.manifest or Manifest()).plan or PlanRecord()
     if path is None or path.suffix != PLAN.suffix:
         return
@@ -119,8 +119,7 @@ def load(entry: Entry, stack: contextlib.ExitStack, *, batches: Sequence[int], t
 
     Args:
         stack: closes the session.
-        batches: images a run.
-        threads, device: as for :func:`growtas.export.benchmark.sessions.open_subject`.
+        batches, threads, device: as for :func:`growtas.export.benchmark.sessions.open_subject`.
         weights: count the bytes of the weights, for the roofline.
     """
     subject = entry.subject
@@ -140,35 +139,26 @@ def load(entry: Entry, stack: contextlib.ExitStack, *, batches: Sequence[int], t
 
 
 def _place(entry: Entry, session: Session, batches: Sequence[int], weights: bool) -> None:
-    subject = entry.subject
-    entry.fed = fed_to(subject.path, subject.manifest, session)
+    subject, manifest = entry.subject, entry.subject.manifest or Manifest()
+    entry.input = image_input(subject.path, subject.manifest, session)
+    classes = manifest.output.sizes[-1] if manifest.output and manifest.output.sizes else None
     for batch in batches:
-        images = entry.fed.images(batch)
-        entry.timers[batch] = session.timer(images)
-        entry.timers[batch]()
-        if isinstance(session, TimedParts):
-            entry.parts[batch] = session.timer_parts(images)
-        entry.samples[batch], entry.part_samples[batch], entry.power[batch] = [], [], Consumption()
-        entry.io_bytes[batch] = bytes_moved(images, _outputs(subject.manifest))
+        images = entry.input.images(batch)
+        timer = session.timer(images)
+        timer()
+        parts_timer = session.timer_parts(images) if isinstance(session, TimedParts) else None
+        entry.runs[batch] = BatchRuns(timer=timer, parts_timer=parts_timer, io_bytes=bytes_moved(images, classes or 0))
     if weights:
         # A timm model in PyTorch is float32.
-        params = (subject.manifest and subject.manifest.params) or 0
-        entry.weight_bytes = weight_bytes(subject.path) if subject.path else 4 * params
+        entry.weight_bytes = weight_bytes(subject.path) if subject.path else 4 * (manifest.params or 0)
     entry.session = session
 
 
-def _outputs(manifest: Manifest | None) -> int:
-    logits = manifest and manifest.output
-    return (logits.sizes[-1] or 0) if logits and logits.sizes else 0
-
-
-def judge(entries: Sequence[Entry], baseline: Subject | None, added: str | None, progress: Progress = SILENT) -> str | None:
+def judge(entries: Sequence[Entry], baseline: Subject | None, added: str | None, progress: Progress) -> str | None:
     """Notes what can't be measured, or refuses to measure where nothing is left that the user named.
 
     Args:
-        baseline: what the others are to be compared with.
-        added: its name, where it was not among those that the user named; alone, it is not worth measuring.
-        progress: notes the error of each entry that has one, and that there will be no ratios where the baseline is missing.
+        added: the baseline's name, where it was not among those that the user named; alone, it is not worth measuring.
 
     Returns:
         Why the baseline can't be measured; None where it can, and without one.

@@ -1,4 +1,4 @@
-"""What an artifact is fed while it is timed; the one place that knows of input types."""
+"""The images that artifacts are timed on: their type, shape and layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 from growtas.errors import CheckpointError, choices
 from growtas.export.artifact import Manifest, TensorRecord
 from growtas.export.contents import read_graph
-from growtas.export.formats import format_of
 from growtas.export.runtimes.base import Session
 from growtas.export.verification.images import noise
 
@@ -21,7 +20,7 @@ _CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fed:
+class ImageInput:
     """The images that an artifact is timed on.
 
     Attributes:
@@ -47,8 +46,8 @@ class Fed:
         return f"{size} {self.dtype} ({self.layout}" + (", its height and width are free)" if self.any_size else ")")
 
 
-def fed_to(path: Path | None, manifest: Manifest | None, session: Session) -> Fed:
-    """What an artifact takes: its manifest says so, or its own graph where there is no manifest.
+def image_input(path: Path | None, manifest: Manifest | None, session: Session) -> ImageInput:
+    """The images that an artifact takes: its manifest says so, or its own graph where there is no manifest.
 
     Free heights and widths are the ``image_size`` of the manifest's ``preprocess``, else what the session gives.
 
@@ -60,8 +59,8 @@ def fed_to(path: Path | None, manifest: Manifest | None, session: Session) -> Fe
         CheckpointError: an input of a type that images don't have, or nothing says of which size they are.
     """
     manifest = manifest or Manifest()
-    images = manifest.input or _graph_input(path)
-    sizes, size = images.sizes, (manifest.preprocess or {}).get("image_size")
+    record = manifest.input or _graph_input(path)
+    sizes, size = record.sizes, (manifest.preprocess or {}).get("image_size")
     any_size = len(sizes) == 3 and None in sizes
     if len(sizes) == 3 and (size or not any_size):
         first, second, third = (int(size or 0) if side is None else side for side in sizes)
@@ -69,11 +68,10 @@ def fed_to(path: Path | None, manifest: Manifest | None, session: Session) -> Fe
     else:
         shape = session.image_shape
     channels_last = shape[-1] in _CHANNELS and shape[0] not in _CHANNELS
-    layout = images.layout or ("NHWC" if channels_last else "NCHW")
-    fed = Fed(dtype=images.dtype or "float32", shape=shape, layout=layout, any_size=any_size)
-    if fed.dtype not in DTYPES:
-        raise CheckpointError(f"{path}: its input is of type {fed.dtype}; images are {choices(DTYPES)}")
-    return fed
+    layout, dtype = record.layout or ("NHWC" if channels_last else "NCHW"), record.dtype or "float32"
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{path}: its input is of type {dtype}; images are {choices(DTYPES)}")
+    return ImageInput(dtype=dtype, shape=shape, layout=layout, any_size=any_size)
 
 
 def bytes_moved(images: Any, outputs_per_image: int) -> int:
@@ -83,10 +81,8 @@ def bytes_moved(images: Any, outputs_per_image: int) -> int:
 
 def _graph_input(path: Path | None) -> TensorRecord:
     """The input as an ONNX file or an IR describes it; of other formats, and of what can't be read, nothing is known."""
-    if path is None or not format_of(path).input_readable:
-        return TensorRecord()
     try:
-        inputs = read_graph(path).get("inputs") or [{}]
+        inputs = read_graph(path).get("inputs") if path else None
     except CheckpointError:
-        return TensorRecord()  # The session says what is wrong.
-    return TensorRecord.model_validate(inputs[0])
+        inputs = None  # the session says what is wrong
+    return TensorRecord.model_validate(inputs[0]) if inputs else TensorRecord()

@@ -13,7 +13,7 @@ from growtas.files import read_json
 
 
 def check_limit(search: Mapping[str, Any] | None, results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Whether the latency limit of the search holds in what was measured.
+    """Compares the latency limit of the search with what was measured.
 
     Args:
         search: the manifest's ``search``.
@@ -28,29 +28,17 @@ def check_limit(search: Mapping[str, Any] | None, results: Sequence[Mapping[str,
         return None
     promised = search.get("latency") or {}
     percentile, batch = str(promised.get("percentile") or "p50"), int(promised.get("batch") or 1)
-    answer = {
-        "limit_ms": limit_ms,
-        "device": search.get("device"),
-        "promised": promised or None,
-        "measured_ms": None,
-        "holds": None,
-    }
+    device = search.get("device")
+    answer = {"limit_ms": limit_ms, "device": device, "promised": promised or None, "measured_ms": None, "holds": None}
     result = next((result for result in results if result["batch"] == batch), None)
-    if result is None or not _is_device(search.get("device"), result["device"]) or not _agree(promised, result):
-        asked = f"{percentile}, batch {batch}, {promised.get('precision') or 'any precision'} on {search.get('device')}"
+    # `a10` is what the runtime calls `NVIDIA A10`.
+    same_device = result and str(device).lower() in re.split(r"[^a-z0-9]+", result["device"].lower())
+    # A search that names no precision or runtime speaks of any.
+    if not (result and same_device and all(promised.get(key) in (None, result[key]) for key in ("precision", "runtime"))):
+        asked = f"{percentile}, batch {batch}, {promised.get('precision') or 'any precision'} on {device}"
         return {**answer, "unchecked_because": f"the limit is for {asked}, which was not measured here"}
     measured = result.get(f"{percentile}_ms")
     return {**answer, "measured_ms": measured, "holds": measured is not None and measured <= limit_ms}
-
-
-def _is_device(searched: object, measured: str) -> bool:
-    """Whether ``a10`` is what the runtime calls ``NVIDIA A10``."""
-    return str(searched).lower() in re.split(r"[^a-z0-9]+", measured.lower())
-
-
-def _agree(promised: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
-    """Whether a measurement is of what the search spoke of, as far as it said."""
-    return all(promised.get(key) in (None, result[key]) for key in ("precision", "runtime"))
 
 
 def run_of(artifact: Path) -> Path | None:
@@ -63,11 +51,6 @@ def check_limits(path: Path, manifest: Manifest, results: Sequence[Mapping[str, 
     """Compares the search's latency limits, one a device, each with what was measured on that device alone.
 
     A manifest knows the first device's; the others are in the subnet file that was exported, where it still lies in the run.
-
-    Args:
-        path: the artifact.
-        manifest: its manifest.
-        results: as for :func:`check_limit`.
     """
     run, search = run_of(path), manifest.search
     if search is None:
@@ -87,12 +70,12 @@ def check_limits(path: Path, manifest: Manifest, results: Sequence[Mapping[str, 
 
 def _subnet_file(run: Path, manifest: Manifest, search: Mapping[str, Any]) -> dict[str, Any]:
     """The searched subnet that a manifest is of, as it was written; empty where another search took its place."""
+    expected = {**(manifest.subnet or {}), **search}
     for path in sorted(run.glob("search*/subnet.json")):
         try:
             written = read_json(path, "subnet file")
         except CheckpointError:
             continue
-        same = isinstance(written, dict) and all(written.get(key) == value for key, value in search.items())
-        if same and all(written.get(key) == value for key, value in (manifest.subnet or {}).items()):
+        if isinstance(written, dict) and all(written.get(key) == value for key, value in expected.items()):
             return dict(written)
     return {}

@@ -22,14 +22,14 @@ _RUNS = 3
 _TIMEOUT_SECONDS = 300
 
 
-def probe(artifact: Path | str, *, batch: int, threads: int, runtime: str | None = None, device: str = "cpu") -> dict[str, Any]:
+def probe(artifact: Path | str, *, batch: int, threads: int, runtime: str, device: str) -> dict[str, Any]:
     """Load time and memory of an artifact, measured in a process of its own.
 
     Args:
         artifact: a file, or ``timm:NAME`` for a timm model in PyTorch.
         batch: images a run.
         threads: CPU threads.
-        runtime: of :data:`growtas.export.benchmark.subjects.RUNTIMES`; by default the artifact's own.
+        runtime: of :data:`growtas.export.benchmark.subjects.RUNTIMES`.
         device: ``cpu`` or ``cuda``.
 
     Returns:
@@ -40,16 +40,7 @@ def probe(artifact: Path | str, *, batch: int, threads: int, runtime: str | None
     Raises:
         BuildError: the process failed.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "growtas.export.benchmark.memory",
-        str(artifact),
-        str(batch),
-        str(threads),
-        runtime or "",
-        device,
-    ]
+    command = [sys.executable, "-m", "growtas.export.benchmark.memory", *map(str, (artifact, batch, threads, runtime, device))]
     with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
         # What an earlier process compiled would make the first run look cheap.
         cold = {"TORCHINDUCTOR_CACHE_DIR": folder} if runtime == "compile" else {}
@@ -62,8 +53,7 @@ def probe(artifact: Path | str, *, batch: int, threads: int, runtime: str | None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise BuildError(f"{artifact}: it can't be loaded in a fresh process ({reason[:200]})")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def _peak_rss() -> int:
@@ -93,14 +83,12 @@ def _import_runtime(runtime: str) -> None:
 def _probe_here(artifact: str, batch: int, threads: int, runtime: str, device: str) -> dict[str, Any]:
     from growtas.export.artifact import read_manifest
     from growtas.export.benchmark.baselines import TIMM
-    from growtas.export.benchmark.inputs import fed_to
+    from growtas.export.benchmark.inputs import image_input
     from growtas.export.benchmark.sessions import open_subject
-    from growtas.export.benchmark.subjects import Subject, default_runtime
+    from growtas.export.benchmark.subjects import Subject
 
-    is_timm = artifact.startswith(TIMM)
-    manifest = None if is_timm else read_manifest(artifact, verify=False)
-    runtime = runtime or default_runtime(artifact, manifest)
-    path = None if is_timm else Path(artifact)
+    path = None if artifact.startswith(TIMM) else Path(artifact)
+    manifest = read_manifest(path, verify=False) if path else None
     subject = Subject(name=artifact, runtime=runtime, label=artifact, path=path, manifest=manifest)
     _import_runtime(runtime)
     imported = _peak_rss()
@@ -108,7 +96,7 @@ def _probe_here(artifact: str, batch: int, threads: int, runtime: str, device: s
     session = open_subject(subject, threads=threads, device=device, batches=(batch,))
     load_ms = (time.perf_counter() - start) * 1e3
     with session:
-        images = fed_to(path, manifest, session).images(batch)
+        images = image_input(path, manifest, session).images(batch)
         start = time.perf_counter()
         session.run(images)
         first_run_ms = (time.perf_counter() - start) * 1e3
@@ -125,6 +113,5 @@ def _probe_here(artifact: str, batch: int, threads: int, runtime: str, device: s
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    found = _probe_here(given[0], int(given[1]), int(given[2]), *(given[3:5] if len(given) > 3 else ("", "cpu")))
-    sys.stdout.write(json.dumps(found) + "\n")
+    _, name, images, cpu_threads, *rest = sys.argv
+    sys.stdout.write(json.dumps(_probe_here(name, int(images), int(cpu_threads), *rest)) + "\n")

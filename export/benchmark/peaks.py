@@ -11,7 +11,9 @@ from growtas.export.contents import read_graph
 from growtas.export.formats import ONNX, TORCH, format_of, side_files
 
 GEMM_SIZE = 1536
+"""Rows of the square matrices (four times as many on a GPU)."""
 COPY_BYTES = 128 << 20
+"""Bytes that are read, and again written, in a copy: more than caches hold."""
 _CUDA_SCALE = 4
 _REPEATS = 3
 
@@ -22,20 +24,18 @@ class PeakMeter:
     Args:
         device: ``cpu``, or what a session calls its GPU.
         threads: CPU threads; ignored on a GPU.
-        gemm_size: rows of the square matrices (four times as many on a GPU).
-        copy_bytes: bytes that are read, and again written, in a copy: more than caches hold.
     """
 
-    def __init__(self, device: str, threads: int, *, gemm_size: int = GEMM_SIZE, copy_bytes: int = COPY_BYTES) -> None:
+    def __init__(self, device: str, threads: int) -> None:
         import torch
 
         self.device, self.threads = device, 0 if device != "cpu" else threads
         placed = "cpu" if device == "cpu" else "cuda"
-        self._size = gemm_size if placed == "cpu" else gemm_size * _CUDA_SCALE
+        self._size = GEMM_SIZE if placed == "cpu" else GEMM_SIZE * _CUDA_SCALE
         generator = torch.Generator().manual_seed(0)
         self._a, self._b = (torch.randn(self._size, self._size, generator=generator).to(placed) for _ in range(2))
         self._product = torch.empty_like(self._a)
-        self._from = torch.ones(copy_bytes // 4, device=placed)
+        self._from = torch.ones(COPY_BYTES // 4, device=placed)
         self._to = torch.empty_like(self._from)
         self.gemm_flops_per_s: list[float] = []
         self.copy_bytes_per_s: list[float] = []
@@ -57,20 +57,17 @@ class PeakMeter:
             torch.set_num_threads(before)
 
     def _best(self, work: Callable[[], object]) -> float:
+        import torch
+
+        wait = torch.cpu.synchronize if self.device == "cpu" else torch.cuda.synchronize
         best = float("inf")
         for _ in range(_REPEATS):
-            self._wait()
+            wait()
             start = time.perf_counter()
             work()
-            self._wait()
+            wait()
             best = min(best, time.perf_counter() - start)
         return best
-
-    def _wait(self) -> None:
-        if self.device != "cpu":
-            import torch
-
-            torch.cuda.synchronize()
 
     def report(self) -> dict[str, Any] | None:
         """The peaks as JSON data; None before the first round."""

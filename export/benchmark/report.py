@@ -22,7 +22,7 @@ CV_BOUND = 0.10
 """Coefficient of variation above which a measurement is called unsteady: on an idle machine all runtimes stay below 5 %."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class BatchResult(Measurement):
     """Latency of one artifact at one batch size, and what follows from it.
 
@@ -44,12 +44,6 @@ class BatchResult(Measurement):
     roofline: dict[str, Any] | None
     ratio: dict[str, Any] | None = None
     ratio_per_mac: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        beside = [item.name for item in dataclasses.fields(self)][len(dataclasses.fields(Measurement)) :]
-        measured = {name: value for name, value in super().to_dict().items() if name not in beside}
-        return {**measured, **{name: getattr(self, name) for name in beside}}
 
 
 @dataclass(kw_only=True)
@@ -102,10 +96,9 @@ class ArtifactReport:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
         return {
-            **{item.name: getattr(self, item.name) for item in dataclasses.fields(self)},
+            **dataclasses.asdict(self),
             "path": str(self.path) if self.path else None,
             "image_shape": list(self.image_shape) if self.image_shape else None,
-            "results": [result.to_dict() for result in self.results],
         }
 
 
@@ -136,21 +129,20 @@ class BenchReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, without ``files``."""
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "files"}
-        artifacts = [artifact.to_dict() for artifact in self.artifacts]
-        return {"format": FORMAT, **values, "artifacts": artifacts, "run": str(self.run) if self.run else None}
+        record = {"format": FORMAT, **dataclasses.asdict(self)}
+        del record["files"]
+        return {**record, "artifacts": [artifact.to_dict() for artifact in self.artifacts], "run": self.run and str(self.run)}
 
 
 def artifact_report(entry: Entry, batches: Sequence[int], peaks: Mapping[str, dict[str, Any]]) -> ArtifactReport:
-    """One subject's part of the report; ratios come later, see :func:`compare`.
+    """One subject's part of the report, without ratios; a batch without a finished turn is left out.
 
     Args:
-        batches: those that were asked for; one without a finished turn is left out.
         peaks: of :meth:`growtas.export.benchmark.peaks.PeakMeter.report`, by device.
     """
-    subject, manifest, fed = entry.subject, entry.subject.manifest or Manifest(), entry.fed
+    subject, manifest, images = entry.subject, entry.subject.manifest or Manifest(), entry.input
     plan, path = manifest.plan, entry.subject.path
-    results = [_result(entry, batch, peaks) for batch in batches if entry.samples.get(batch)]
+    results = [_result(entry, batch, peaks) for batch in batches if batch in entry.runs and entry.runs[batch].samples]
     measured = [result.to_dict() for result in results]
     return ArtifactReport(
         label=subject.label,
@@ -162,11 +154,11 @@ def artifact_report(entry: Entry, batches: Sequence[int], peaks: Mapping[str, di
         precision=_precision(entry),
         params=manifest.params,
         macs=manifest.macs,
-        image_shape=fed.shape if fed else None,
-        image_layout=fed.layout if fed else None,
-        any_image_size=fed.any_size if fed else None,
+        image_shape=images.shape if images else None,
+        image_layout=images.layout if images else None,
+        any_image_size=images.any_size if images else None,
         # Of what can't run, the manifest says the type alone.
-        input_dtype=fed.dtype if fed else (manifest.input and manifest.input.dtype) or "float32",
+        input_dtype=images.dtype if images else (manifest.input and manifest.input.dtype) or "float32",
         verified=path is not None and subject.manifest is not None,
         runnable=entry.session is not None,
         not_runnable_because=entry.not_runnable_because,
@@ -188,59 +180,44 @@ def _precision(entry: Entry) -> str:
 
 def _result(entry: Entry, batch: int, peaks: Mapping[str, dict[str, Any]]) -> BatchResult:
     assert entry.session is not None
-    rounds = entry.samples[batch]
-    pooled = [sample for samples in rounds for sample in samples]
+    runs, macs, peak = entry.runs[batch], entry.subject.manifest and entry.subject.manifest.macs, peaks.get(entry.device)
+    pooled = [sample for samples in runs.samples for sample in samples]
     measured = summarise(pooled, entry.session.info, batch=batch, precision=_precision(entry))
+    shares = None
+    if peak is not None and macs and entry.weight_bytes is not None:
+        shares = roofline(peak, macs=macs, weight_bytes=entry.weight_bytes, io_bytes=runs.io_bytes, batch=batch, ms=measured.p50_ms)
     return BatchResult(
-        **dataclasses.asdict(measured),
-        p50_ms_of_rounds=[float(np.median(samples)) for samples in rounds],
+        **measured.to_dict(),
+        p50_ms_of_rounds=[float(np.median(samples)) for samples in runs.samples],
         steady=measured.cv <= CV_BOUND,
-        parts=_parts(entry.part_samples[batch]),
-        power=entry.power[batch].report(),
-        roofline=_roofline(entry, batch, peaks.get(entry.device), measured.p50_ms),
+        parts=_parts(runs.parts),
+        power=runs.power.report(),
+        roofline=shares,
     )
 
 
 def _parts(samples: Sequence[TimerParts]) -> dict[str, float] | None:
-    """Medians of host, transfer and device times, under the names that the session gives them, and how often they were taken."""
+    """Medians under the names that the session gives the parts, and how often they were taken."""
     if not samples:
         return None
     names = [item.name for item in dataclasses.fields(samples[0])]
     return {**{name: float(np.median([getattr(one, name) for one in samples])) for name in names}, "samples": len(samples)}
 
 
-def _roofline(entry: Entry, batch: int, peaks: dict[str, Any] | None, ms: float) -> dict[str, Any] | None:
-    macs = entry.subject.manifest and entry.subject.manifest.macs
-    if peaks is None or not macs or entry.weight_bytes is None:
-        return None
-    return roofline(peaks, macs=macs, weight_bytes=entry.weight_bytes, io_bytes=entry.io_bytes[batch], batch=batch, ms=ms)
-
-
 def compare(artifacts: Sequence[ArtifactReport], baseline: str | None) -> None:
-    """Fills in each result's ratio to the baseline at the same batch, in time and in time per MAC.
-
-    Args:
-        artifacts: changed in place, ``baseline`` included.
-        baseline: its label; None for no ratios.
-    """
+    """Fills in each result's ratio to the baseline, a label, at the same batch: in time and in time per MAC."""
     base = next((artifact for artifact in artifacts if artifact.label == baseline), None)
     if base is None:
         return
     base.baseline = True
     by_batch = {result.batch: result for result in base.results}
     for artifact in artifacts:
-        artifact.results = [
-            _compared(result, by_batch[result.batch], base.macs / artifact.macs if base.macs and artifact.macs else None)
-            if result.batch in by_batch
-            else result
-            for result in artifact.results
-        ]
-
-
-def _compared(result: BatchResult, base: BatchResult, mac_ratio: float | None) -> BatchResult:
-    to_base = ratio(result.p50_ms_of_rounds, base.p50_ms_of_rounds)
-    per_mac = to_base["median"] * mac_ratio if to_base and mac_ratio else None
-    return dataclasses.replace(result, ratio=to_base, ratio_per_mac=per_mac)
+        for result in artifact.results:
+            if result.batch not in by_batch:
+                continue
+            result.ratio = ratio(result.p50_ms_of_rounds, by_batch[result.batch].p50_ms_of_rounds)
+            if result.ratio and base.macs and artifact.macs:
+                result.ratio_per_mac = result.ratio["median"] * (base.macs / artifact.macs)
 
 
 def ratio(rounds: Sequence[float], baseline: Sequence[float]) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from growtas.export.benchmark.entries import Entry, judge, load, with_graphs
 from growtas.export.benchmark.inputs import DESCRIPTION
 from growtas.export.benchmark.memory import probe
 from growtas.export.benchmark.peaks import PeakMeter
-from growtas.export.benchmark.power import Metering
+from growtas.export.benchmark.power import Metering, find_meter
 from growtas.export.benchmark.report import BenchReport, artifact_report, compare
 from growtas.export.benchmark.subjects import Subject, find_baseline, name_baseline, normalise, subjects_of
 from growtas.export.benchmark.timing import clocks, collect, environment, warm_up
@@ -30,29 +30,14 @@ _PART_RUNS = 5
 
 @dataclass(frozen=True)
 class TurnBegun:
-    """An artifact's turn begins, as an event of the progress.
-
-    Attributes:
-        name: what is measured, such as ``a.onnx, batch 8``.
-    """
+    """An artifact's turn begins, as an event of the progress; ``name`` is what is measured, such as ``a.onnx, batch 8``."""
 
     name: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """How to measure.
-
-    Attributes:
-        batches: images a run.
-        threads: CPU threads; by default all that this process may use.
-        rounds: how often every artifact gets its turn; they are interleaved, so that a slow minute hits all.
-        seconds: time for each artifact and batch, all rounds together.
-        runtimes: of :data:`growtas.export.benchmark.subjects.RUNTIMES`; by default each artifact's own.
-        baseline: what the others are compared with: one of the artifacts, a runtime, or a timm model that is benched beside.
-        device: ``cpu`` or ``cuda``, for PyTorch and ONNX Runtime.
-        roofline: measure this machine's peaks too.
-    """
+    """How to measure; :func:`growtas.api.bench` describes each option."""
 
     batches: tuple[int, ...] = (1, 8)
     threads: int | None = None
@@ -86,27 +71,12 @@ def find_artifacts(folder: Path) -> list[Path]:
     return paths
 
 
-def bench(
-    artifacts: Sequence[Path | str],
-    options: BenchOptions,
-    progress: Progress = SILENT,
-) -> BenchReport:
-    """Measures artifacts against each other on this machine.
-
-    An artifact that can't run here (a plan without a GPU) is reported with its size and the activation memory from its manifest,
-    one that can't be loaded or fails in its first run with its error; the others are measured.
-    A KeyboardInterrupt ends the measuring; what was measured until then is reported, with ``interrupted`` set.
+def bench(artifacts: Sequence[Path | str], options: BenchOptions, progress: Progress = SILENT) -> BenchReport:
+    """Measures artifacts against each other on this machine, and writes nothing; see :func:`growtas.api.bench`.
 
     Args:
         artifacts: files, or ``timm:NAME``.
         progress: each of its units is a turn; a :class:`TurnBegun` says whose.
-
-    Raises:
-        CheckpointError: an artifact is absent, or is not what its manifest says.
-        DeviceError: a device that isn't at hand.
-        UsageError: a file that is no artifact, the same twice, a runtime that takes none of them, or an unknown timm model.
-        GrowtasError: none of the artifacts can be measured; the first one's error, such as a :class:`~growtas.errors.MissingExtra`.
-        KeyboardInterrupt: before anything was measured.
     """
     check_device(options.device)
     names = [normalise(name) for name in artifacts]
@@ -132,21 +102,15 @@ def bench(
         entries = with_graphs(subjects, stack, progress)
         for entry in entries:
             if entry.not_runnable_because is None:
-                load(
-                    entry,
-                    stack,
-                    batches=options.batches,
-                    threads=threads,
-                    device=options.device,
-                    weights=options.roofline,
-                )
+                weights = options.roofline
+                load(entry, stack, batches=options.batches, threads=threads, device=options.device, weights=weights)
         no_baseline_because = judge(entries, baseline, added, progress)
         running = [entry for entry in entries if entry.session is not None]
         for entry in running:
-            if entry.fed is not None and (entry.fed.dtype != "float32" or entry.fed.any_size):
-                progress.note(f"{entry.subject.label}: measured on images {entry.fed}")
+            if entry.input is not None and (entry.input.dtype != "float32" or entry.input.any_size):
+                progress.note(f"{entry.subject.label}: measured on images {entry.input}")
         devices = list(dict.fromkeys(entry.device for entry in running))
-        metering = Metering(devices)
+        metering = Metering({device: find_meter(device) for device in devices})
         peaks = {device: PeakMeter(device, threads) for device in devices} if options.roofline else {}
         interrupted = _rounds(running, options, threads, peaks, metering, progress)
         measured_peaks = {device: peak for device, meter in peaks.items() if (peak := meter.report())}
@@ -200,7 +164,7 @@ def _rounds(
                     _turn(entry, batch, options, metering)
                     progress.advance()
     except KeyboardInterrupt:
-        if not any(samples for entry in running for samples in entry.samples.values()):
+        if not any(runs.samples for entry in running for runs in entry.runs.values()):
             raise
         return True
     return False
@@ -209,7 +173,7 @@ def _rounds(
 def _memory(subject: Subject, options: BenchOptions, threads: int, progress: Progress) -> dict[str, Any] | None:
     if subject.path is not None and subject.path.suffix == PLAN.suffix:
         return None  # its memory is the GPU's; the manifest has it
-    target: Path | str = subject.path or subject.name
+    target = subject.path or subject.name
     try:
         return probe(target, batch=max(options.batches), threads=threads, runtime=subject.runtime, device=options.device)
     except GrowtasError as error:
@@ -219,12 +183,12 @@ def _memory(subject: Subject, options: BenchOptions, threads: int, progress: Pro
 
 def _turn(entry: Entry, batch: int, options: BenchOptions, metering: Metering) -> None:
     """One subject's turn at one batch: a short warm-up, then its share of the time."""
-    timer = entry.timers[batch]
-    first = not entry.samples[batch]
-    warm_up(timer, runs=5 if first else 1, seconds=0.2 if first else 0.02)
+    runs = entry.runs[batch]
+    first = not runs.samples
+    warm_up(runs.timer, runs=5 if first else 1, seconds=0.2 if first else 0.02)
     metering.begin(entry.device)
-    samples = collect(timer, seconds=options.seconds / options.rounds, min_runs=3)
-    metering.end(entry.device, entry.power[batch], batch * len(samples))
-    entry.samples[batch].append(samples)
-    if batch in entry.parts:
-        entry.part_samples[batch] += [entry.parts[batch]() for _ in range(_PART_RUNS)]
+    samples = collect(runs.timer, seconds=options.seconds / options.rounds, min_runs=3)
+    metering.end(entry.device, runs.power, batch * len(samples))
+    runs.samples.append(samples)
+    if runs.parts_timer is not None:
+        runs.parts += [runs.parts_timer() for _ in range(_PART_RUNS)]

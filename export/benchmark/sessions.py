@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import cast
 
 from growtas.errors import DeviceError
 from growtas.export.artifact import Manifest
 from growtas.export.benchmark import baselines
 from growtas.export.benchmark.subjects import Subject
 from growtas.export.contents import read_graph
+from growtas.export.formats import ONNX, PLAN
 from growtas.export.open import open_session
-from growtas.export.runtimes.base import Array, PartsTimer, RuntimeInfo, Session, Timer
+from growtas.export.runtimes.base import Array, PartsTimer, Session, TimedParts, Timer
 
 
 def open_subject(subject: Subject, *, threads: int, batches: Sequence[int], device: str = "cpu") -> Session:
@@ -38,32 +38,15 @@ def open_subject(subject: Subject, *, threads: int, batches: Sequence[int], devi
         model = baselines.create(str(subject.timm))
         shape = baselines.image_shape(model)
         return TorchSession(model, shape, threads=threads, device=device, compiled=runtime == "compile")
-    if path.suffix == ".onnx" and runtime in ("tensorrt", "tensorrt-rtx"):
-        return compile_plans(path, runtime, batches, subject.manifest)
+    if path.suffix == ONNX.suffix and runtime in PLAN.runtimes:
+        return _compile_plans(path, runtime, batches, subject.manifest)
     return open_session(path, threads=threads, runtime=runtime, device=device)
 
 
-def precision_of(onnx: Path, manifest: Manifest | None) -> str:
-    """What most weights of an ONNX file are multiplied in: its manifest's word, or else the graph's.
-
-    Raises:
-        CheckpointError: there is no manifest, and the file can't be read.
-    """
-    return str((manifest and manifest.precision) or read_graph(onnx).get("precision") or "fp32")
-
-
-def compile_plans(onnx: Path, runtime: str, batches: Sequence[int], manifest: Manifest | None) -> Session:
+def _compile_plans(onnx: Path, runtime: str, batches: Sequence[int], manifest: Manifest | None) -> Session:
     """Compiles an ONNX file for this machine's GPU, a plan for each batch, and loads the plans.
 
-    Args:
-        runtime: ``tensorrt`` or ``tensorrt-rtx``.
-        batches: those that will be run.
-        manifest: the file's, where it has one.
-
-    Raises:
-        BuildError, CheckpointError: it can't be built or loaded.
-        DeviceError: no GPU, or one that the runtime or the file's precision isn't for.
-        MissingExtra: the runtime is not installed.
+    Their precision is what most of the file's weights are multiplied in: its manifest's word, or else the graph's.
     """
     # Here, since they import torch, whose memory a process that measures ONNX Runtime's must not have.
     from growtas.export.benchmark.stopwatch import plan_session
@@ -71,48 +54,35 @@ def compile_plans(onnx: Path, runtime: str, batches: Sequence[int], manifest: Ma
 
     if library.local_target() is None:
         raise DeviceError("no NVIDIA GPU with a driver on this machine")
-    model, precision = onnx.read_bytes(), precision_of(onnx, manifest)
-    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-        plans = {
-            batch: stack.enter_context(plan_session(model, runtime, batch, Path(folder), precision=precision)) for batch in batches
-        }
-        return CompiledSession(plans, stack.pop_all())
+    precision = str((manifest and manifest.precision) or read_graph(onnx).get("precision") or "fp32")
+    model = onnx.read_bytes()
+    with contextlib.ExitStack() as stack:
+        plans = {batch: stack.enter_context(plan_session(model, runtime, batch, precision=precision)) for batch in batches}
+        return _CompiledSession(plans, stack.pop_all())
 
 
-class CompiledSession:
-    """One plan a batch size, each tuned for it, behind one :class:`growtas.export.runtimes.base.Session`.
-
-    Args:
-        plans: by batch; at least one.
-        stack: closes them.
-    """
+class _CompiledSession:
+    """One plan a batch size, each tuned for it, behind one :class:`growtas.export.runtimes.base.Session`; ``stack`` closes them."""
 
     def __init__(self, plans: Mapping[int, Session], stack: contextlib.ExitStack) -> None:
         self._plans, self._stack = dict(plans), stack
-        first = next(iter(self._plans.values()))
-        self.info: RuntimeInfo = first.info
-        self.image_shape: tuple[int, int, int] = first.image_shape
+        first = next(iter(plans.values()))
+        self.info, self.image_shape = first.info, first.image_shape
 
     def _plan(self, images: Array) -> Session:
         """The plan for as many images, or else the smallest that takes them; the largest says itself that it doesn't."""
-        fitting = sorted(batch for batch in self._plans if batch >= len(images))
-        return self._plans[fitting[0] if fitting else max(self._plans)]
+        return self._plans[min((batch for batch in self._plans if batch >= len(images)), default=max(self._plans))]
 
     def run(self, images: Array) -> Array:
-        """Logits of images; see :class:`growtas.export.runtimes.base.Session`."""
         return self._plan(images).run(images)
 
     def timer(self, images: Array) -> Timer:
-        """A timed run in the plan of that batch size; see :class:`growtas.export.runtimes.base.Session`."""
         return self._plan(images).timer(images)
 
     def timer_parts(self, images: Array) -> PartsTimer:
-        """What each part of a run takes in the plan of that batch size; see :class:`growtas.export.runtimes.base.TimedParts`."""
-        plan: Any = self._plan(images)
-        parts: PartsTimer = plan.timer_parts(images)
-        return parts
+        return cast("TimedParts", self._plan(images)).timer_parts(images)
 
-    def __enter__(self) -> CompiledSession:
+    def __enter__(self) -> _CompiledSession:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

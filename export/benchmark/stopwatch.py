@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from growtas.errors import DeviceError, choices
-from growtas.export.benchmark.timing import TURN_ROUNDS, TURN_SECONDS, measure_in_turns
+from growtas.export.benchmark.timing import measure_in_turns
+from growtas.export.formats import PLAN
 from growtas.export.graph.assemble import Assembler, export_graph, signature
 from growtas.export.open import open_session
 from growtas.export.runtimes.base import RuntimeInfo, Session, is_installed
@@ -21,11 +23,11 @@ from growtas.subnet import Subnet
 
 RUNTIMES = ("onnxruntime", "tensorrt", "tensorrt-rtx", "openvino")
 PRECISION = "fp32"
-_KEPT = 12
+_CACHED_GRAPHS = 12
 
 
 def check_runtime(runtime: str, precision: str) -> None:
-    """Refuse a runtime or precision that can't be measured here, before any work.
+    """Refuses a runtime or precision that can't be measured here, before any work.
 
     Raises:
         DeviceError: an unknown runtime, another precision than growtas builds, no openvino, or no GPU for a plan.
@@ -35,12 +37,9 @@ def check_runtime(runtime: str, precision: str) -> None:
         raise DeviceError(f"--runtime is {runtime!r}; legal are {choices(RUNTIMES)}")
     if precision != PRECISION:
         raise DeviceError(f"--precision is {precision!r}; the artifacts that growtas builds, and so measures, are {PRECISION}")
-    if runtime == "openvino":
-        if not is_installed("openvino"):
-            raise DeviceError(
-                "--runtime openvino needs the package openvino, which is not installed: pip install 'growtas[openvino]'"
-            )
-    elif runtime != "onnxruntime":
+    if runtime == "openvino" and not is_installed("openvino"):
+        raise DeviceError("--runtime openvino needs the package openvino, which is not installed: pip install 'growtas[openvino]'")
+    if runtime in PLAN.runtimes:
         here = library.local_target()
         if here is None:
             raise DeviceError(
@@ -69,14 +68,17 @@ class ArchitectureTurns:
         runtime: str,
         batch: int,
         threads: int,
-        rounds: int = TURN_ROUNDS,
-        seconds: float = TURN_SECONDS,
+        rounds: int = 9,
+        seconds: float = 0.1,
     ) -> None:
         self.space, self.runtime, self.batch, self.threads = space, runtime, batch, threads
         self.rounds, self.seconds = rounds, seconds
         self._assembler, self._announced = Assembler(space, subnets), frozenset(subnets)
-        self._exported: dict[Subnet, bytes] = {}
         self._exporter_for_each = False
+        # A subnet is timed more than once, and the reference always.
+        self._export = functools.lru_cache(_CACHED_GRAPHS)(
+            lambda subnet: export_graph(Architecture.of(space, subnet)).SerializeToString()
+        )
 
     def check_against_exporter(self, subnet: Subnet) -> bool:
         """Whether the assembled graph of a subnet is what the exporter writes; if not, every subnet is exported from now on."""
@@ -100,7 +102,7 @@ class ArchitectureTurns:
         Raises:
             BuildError, CheckpointError: the subnet can't be built or loaded.
         """
-        with tempfile.TemporaryDirectory(prefix="growtas-") as folder, self._session(subnet, Path(folder)) as session:
+        with self.session(subnet) as session:
             return session.info
 
     def __call__(self, subnets: Sequence[Subnet]) -> list[list[float]]:
@@ -110,12 +112,16 @@ class ArchitectureTurns:
             BuildError, CheckpointError: a subnet can't be built or loaded.
         """
         with contextlib.ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="growtas-")))
-            sessions = [stack.enter_context(self._session(subnet, folder)) for subnet in subnets]
+            sessions = [stack.enter_context(self.session(subnet)) for subnet in subnets]
             timers = [session.timer(noise(self.batch, session.image_shape)) for session in sessions]
             return measure_in_turns(timers, rounds=self.rounds, seconds=self.seconds)
 
-    def _session(self, subnet: Subnet, folder: Path) -> Session:
+    def session(self, subnet: Subnet) -> Session:
+        """The subnet, built and loaded.
+
+        Raises:
+            BuildError, CheckpointError: it can't be built or loaded.
+        """
         assembled = subnet in self._announced and not self._exporter_for_each
         graph = self._assembler.graph(subnet).SerializeToString() if assembled else self._export(subnet)
         if self.runtime == "onnxruntime":
@@ -126,25 +132,16 @@ class ArchitectureTurns:
             from growtas.export.runtimes.openvino import OpenVINOSession
 
             return OpenVINOSession(graph, threads=self.threads)
-        return plan_session(graph, self.runtime, self.batch, folder)
-
-    def _export(self, subnet: Subnet) -> bytes:
-        """What the exporter writes; the last ones are kept, since a subnet is timed more than once and the reference always."""
-        graph = self._exported.pop(subnet, None) or export_graph(Architecture.of(self.space, subnet)).SerializeToString()
-        self._exported[subnet] = graph
-        while len(self._exported) > _KEPT:
-            del self._exported[next(iter(self._exported))]
-        return graph
+        return plan_session(graph, self.runtime, self.batch)
 
 
-def plan_session(model: bytes, runtime: str, batch: int, folder: Path, *, precision: str = PRECISION) -> Session:
-    """Compile an ONNX model for this machine's GPU and load it; the files are gone when this returns.
+def plan_session(model: bytes, runtime: str, batch: int, *, precision: str = PRECISION) -> Session:
+    """Compiles an ONNX model for this machine's GPU and loads it; no files are left.
 
     Args:
         model: the ONNX file's bytes.
         runtime: ``tensorrt`` or ``tensorrt-rtx``.
         batch: the largest batch that it takes, and the one that it is tuned for.
-        folder: for the files.
         precision: what most of the model's weights are multiplied in.
 
     Raises:
@@ -154,20 +151,17 @@ def plan_session(model: bytes, runtime: str, batch: int, folder: Path, *, precis
     """
     target, builder = str(library.local_target()), builder_of(runtime)
     builder.check((target,), precision)
-    onnx, plan = folder / "model.onnx", folder / "model.plan"
-    onnx.write_bytes(model)
-    # Kernels are chosen for one batch: a plan that is tuned for another says nothing about what this one can take.
-    built = builder.build(onnx, (target,), batches=Shapes(opt=batch, max=batch), precision=precision)
-    plan.write_bytes(built.data)
-    try:
+    with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
+        onnx, plan = Path(folder, "model.onnx"), Path(folder, "model.plan")
+        onnx.write_bytes(model)
+        # Kernels are chosen for one batch: a plan that is tuned for another says nothing about what this one can take.
+        built = builder.build(onnx, (target,), batches=Shapes(opt=batch, max=batch), precision=precision)
+        plan.write_bytes(built.data)
         return open_session(plan, runtime=runtime, trusted=True)
-    finally:
-        onnx.unlink()
-        plan.unlink()
 
 
 def check_device(name: str, known: Sequence[str], device: str) -> None:
-    """Refuse to call a measurement by a known device's name if it ran on another.
+    """Refuses to call a measurement by a known device's name if it ran on another.
 
     Args:
         name: what the user calls this machine.
@@ -177,8 +171,8 @@ def check_device(name: str, known: Sequence[str], device: str) -> None:
     Raises:
         DeviceError: the name is another device's.
     """
-    words = device.lower().replace("-", " ").split()
+    words = f" {device.lower().replace('-', ' ')} "
     if name == "cpu" and device != "cpu":
         raise DeviceError(f"--device cpu: this runtime runs on {device}; name it otherwise")
-    if name in known and not any(name.replace("-", " ").split() == words[i : i + len(name.split("-"))] for i in range(len(words))):
+    if name in known and f" {name.replace('-', ' ')} " not in words:
         raise DeviceError(f"--device {name}: this runtime runs on {device}, not on such a GPU; give it a name of its own")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from growtas.errors import UsageError, choices
 from growtas.export.artifact import Manifest
 from growtas.export.benchmark.baselines import TIMM, check_name, is_model
-from growtas.export.formats import ONNX, PLAN, SUFFIXES, format_of
+from growtas.export.formats import PLAN, SUFFIXES, format_of
 
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 # A timm model's graph is exported for the runtimes that need one.
@@ -39,15 +39,6 @@ class Subject:
     def timm(self) -> str | None:
         """The timm model's name; None for an artifact."""
         return self.name.removeprefix(TIMM) if self.name.startswith(TIMM) else None
-
-    @property
-    def needs_graph(self) -> bool:
-        """Whether it is a timm model whose ONNX file is still to be exported."""
-        return self.timm is not None and self.path is None and self.runtime in ONNX.runtimes
-
-    def known(self, path: Path | None, manifest: Manifest | None) -> Subject:
-        """The same with its file, and what is known of it."""
-        return replace(self, path=path, manifest=manifest)
 
 
 def normalise(name: str | Path) -> str:
@@ -101,7 +92,6 @@ def subjects_of(names: Sequence[str], manifests: Mapping[str, Manifest | None], 
     Args:
         names: as :func:`normalise` gives them.
         manifests: by name.
-        runtimes: of :data:`RUNTIMES`; empty for each artifact's own.
 
     Raises:
         UsageError: an unknown runtime, an artifact that none of the runtimes takes, or a runtime that takes none of the artifacts.
@@ -126,18 +116,14 @@ def subjects_of(names: Sequence[str], manifests: Mapping[str, Manifest | None], 
     for runtime in runtimes:
         if not any(used == runtime or (runtime == "tensorrt" and used == "tensorrt-rtx") for _, used in pairs):
             raise UsageError(f"--runtime {runtime}: none of the artifacts runs in it ({', '.join(map(str, names))})")
-    return _labelled(pairs, manifests)
-
-
-def _labelled(pairs: Sequence[tuple[str, str]], manifests: Mapping[str, Manifest | None]) -> list[Subject]:
-    """File names where they tell the artifacts apart, paths elsewhere; with the runtime where one artifact runs in several."""
-    shorts = {name: name if name.startswith(TIMM) else Path(name).name for name, _ in pairs}
+    # File names where they tell the artifacts apart, paths elsewhere; with the runtime where one artifact runs in several.
+    shorts = {name: name if name.startswith(TIMM) else Path(name).name for name in names}
     clashes, times = Counter(shorts.values()), Counter(name for name, _ in pairs)
     subjects = []
     for name, runtime in pairs:
         label = shorts[name] if clashes[shorts[name]] == 1 else name
-        path = None if name.startswith(TIMM) else Path(name)
         label = f"{label} in {runtime}" if times[name] > 1 else label
+        path = None if name.startswith(TIMM) else Path(name)
         subjects.append(Subject(name=name, runtime=runtime, label=label, path=path, manifest=manifests.get(name)))
     return subjects
 
@@ -154,7 +140,6 @@ def find_baseline(baseline: str, subjects: Sequence[Subject]) -> Subject:
         lambda subject: subject.runtime == baseline,
     )
     for test in tests:
-        fitting = [subject for subject in subjects if test(subject)]
-        if fitting:
-            return fitting[0]
+        for subject in filter(test, subjects):
+            return subject
     raise UsageError(f"--baseline is {baseline!r}; legal are {choices(subject.label for subject in subjects)}, and any timm model")

@@ -20,12 +20,9 @@ from growtas.latency.measured.machine import cpu_name
 WARMUP_RUNS = 5
 WARMUP_SECONDS = 0.2
 MAX_SECONDS = 30.0
-TURN_ROUNDS = 9
-TURN_SECONDS = 0.1
-TURN_RUNS = 3
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Measurement:
     """Latency of one artifact at one batch size, measured (never modelled).
 
@@ -38,8 +35,10 @@ class Measurement:
         runtime, runtime_version: what ran it.
         device: ``cpu``, or the GPU's name.
         precision: such as ``fp32``.
+        images_per_second: throughput at the median latency.
     """
 
+    kind: str = "measured"
     p50_ms: float
     p95_ms: float
     p99_ms: float
@@ -52,15 +51,11 @@ class Measurement:
     runtime_version: str
     device: str
     precision: str
-
-    @property
-    def images_per_second(self) -> float:
-        """Throughput at the median latency."""
-        return self.batch * 1e3 / self.p50_ms
+    images_per_second: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form, with ``kind`` measured and the throughput."""
-        return {"kind": "measured", **dataclasses.asdict(self), "images_per_second": self.images_per_second}
+        """The JSON form."""
+        return dataclasses.asdict(self)
 
 
 def summarise(samples_ms: Sequence[float], info: RuntimeInfo, *, batch: int, precision: str = "fp32") -> Measurement:
@@ -87,6 +82,7 @@ def summarise(samples_ms: Sequence[float], info: RuntimeInfo, *, batch: int, pre
         runtime_version=info.version,
         device=info.device,
         precision=precision,
+        images_per_second=batch * 1e3 / float(p50),
     )
 
 
@@ -110,16 +106,12 @@ def collect(timer: Timer, *, seconds: float, min_runs: int = 1, max_seconds: flo
             return samples
 
 
-def measure_in_turns(
-    timers: Sequence[Timer], *, rounds: int = TURN_ROUNDS, seconds: float = TURN_SECONDS, min_runs: int = TURN_RUNS
-) -> list[list[float]]:
+def measure_in_turns(timers: Sequence[Timer], *, rounds: int, seconds: float, min_runs: int = 3) -> list[list[float]]:
     """Median milliseconds of each timer in each round, shape ``(len(timers), rounds)``.
 
     Everyone gets a short block a round, so that a second of other work on the machine spoils one block of some and not all of one.
-    The order turns around every round: what heats the machine for its successor changes sides.
-
-    Args:
-        seconds, min_runs: length of a block at least.
+    A block takes ``seconds`` and ``min_runs`` at least. The order turns around every round: what heats the machine for its
+    successor changes sides.
     """
     blocks: list[list[float]] = [[] for _ in timers]
     for round_ in range(rounds):
@@ -133,13 +125,15 @@ def measure_in_turns(
 
 def environment() -> dict[str, Any]:
     """The machine that numbers were measured on: CPU, cores, load, system, Python."""
+    import torch
+
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "cpu": cpu_name(),
         "cpu_threads_available": available_threads(),
         "cpu_threads_total": os.cpu_count(),
         "load_average_1min": load,
-        "gpu": _gpu_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
         "python": platform.python_version(),
@@ -167,16 +161,21 @@ def clocks() -> dict[str, Any]:
         "power_limit_w": "power.limit",
         "throttled": "clocks_throttle_reasons.active",
     }
-    command = ["nvidia-smi", f"--query-gpu={','.join(queries.values())}", "--format=csv,noheader,nounits"]
+    try:
+        return readings | dict(zip(queries, query_gpu(*queries.values()), strict=False))
+    except OSError:
+        return readings
+
+
+def query_gpu(*fields: str) -> list[str]:
+    """What ``nvidia-smi`` says of the first GPU; may be fewer values than fields.
+
+    Raises:
+        OSError: there is no ``nvidia-smi``, or it failed.
+    """
+    command = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return readings
-    values = [value.strip() for value in answer.splitlines()[0].split(",")] if answer.strip() else []
-    return readings | dict(zip(queries, values, strict=False))
-
-
-def _gpu_name() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    except subprocess.SubprocessError as error:
+        raise OSError(f"nvidia-smi: {error}") from None
+    return [value.strip() for line in answer.strip().splitlines()[:1] for value in line.split(",")]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,41 +17,28 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from growtas import __version__
 from growtas.export.serving.batching import Batcher, Outputs
 from growtas.export.serving.metrics import CONTENT_TYPE, Metrics
-from growtas.export.serving.protocol import HEADER_LENGTH, InferRequest, RequestRefused, parse_request
+from growtas.export.serving.options import ServeOptions
+from growtas.export.serving.protocol import HEADER_LENGTH, RequestRefused, parse_request
 from growtas.export.serving.response import encode_response
 from growtas.export.signature import Signature
 
 VERSION = "1"
 # Above this, JSON is read in a thread, so that the others' answers are not held up.
 _LARGE_JSON = 1 << 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class RequestLimits:
-    """Limits on requests.
-
-    Attributes:
-        body_bytes: of one request.
-        held_bytes: of all bodies that are in memory at the same time, where there are several.
-        body_seconds: for a body to arrive.
-        linger_seconds: how long the rest of a refused body is read and thrown away, so that the client gets to read why.
-        queue: requests that may wait for a batch; more are told 503.
-        max_delay_us: how long a request may wait for others to share its batch.
-    """
-
-    body_bytes: int
-    held_bytes: int = 256 << 20
-    body_seconds: float = 20.0
-    linger_seconds: float = 3.0
-    queue: int = 128
-    max_delay_us: int = 0
+# How long the rest of a refused body is read and thrown away, so that the client gets to read why.
+_LINGER_SECONDS = 3.0
+HELD_BYTES = 256 << 20
+"""Of all bodies that are in memory at the same time, where there are several."""
 
 
 def default_body_bytes(signature: Signature) -> int:
     """Enough for the largest batch as JSON, with up to 24 characters a number, and a megabyte; at most what all bodies may have."""
-    return min((1 << 20) + 24 * signature.max_batch * signature.values, RequestLimits.held_bytes)
+    # Of any size is a large photograph.
+    values = math.prod(4096 if size is None else size for size in signature.shape)
+    return min((1 << 20) + 24 * signature.max_batch * values, HELD_BYTES)
 
 
 class Serving:
@@ -69,12 +56,13 @@ class Serving:
         *,
         name: str,
         platform: str,
-        limits: RequestLimits,
+        options: ServeOptions,
         metrics: Metrics,
-        about: Mapping[str, str] | None = None,
+        about: Mapping[str, str],
     ) -> None:
-        self.signature, self.name, self.platform, self.limits, self.metrics = signature, name, platform, limits, metrics
-        self.about = dict(about or {})
+        self.signature, self.name, self.platform, self.metrics = signature, name, platform, metrics
+        self._body_bytes, self._body_seconds = options.max_body or default_body_bytes(signature), options.timeout_s
+        self.about = about
         self.draining = False
         self.under_way = 0
         self._held = 0
@@ -83,8 +71,8 @@ class Serving:
         self.batcher = Batcher(
             run,
             max_batch=signature.max_batch,
-            max_delay_s=limits.max_delay_us / 1e6,
-            max_queue=limits.queue,
+            max_delay_s=options.max_delay_us / 1e6,
+            max_queue=options.queue,
             metrics=metrics,
         )
 
@@ -116,27 +104,33 @@ class Serving:
                 body = bytearray()
                 try:
                     await self._read(request, body)
-                    parsed = await self._parse(body, request.headers.get(HEADER_LENGTH))
+                    length = request.headers.get(HEADER_LENGTH)
+                    if length is None and len(body) > _LARGE_JSON:
+                        parsed = await asyncio.to_thread(parse_request, body, length, self.signature)
+                    else:
+                        parsed = parse_request(body, length, self.signature)
                     outputs = await self.batcher.submit(parsed.images)
                 finally:
                     self._held -= len(body)
+                content, head = encode_response(parsed, outputs, self.signature, model=self.name, version=VERSION)
                 images = len(parsed.images)
-                response = self._respond(parsed, outputs)
         except RequestRefused as refusal:
             code = refusal.status
-            return Refusal(refusal, self.limits.linger_seconds, closing=self.draining)
+            return Refusal(refusal, closing=self.draining)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
         # Left to the framework, it would be a page that is no JSON, and a traceback on stderr for every such request.
         except Exception as error:
             code = 500
             failure = RequestRefused(f"the server failed at this request ({type(error).__name__})", code)
-            return Refusal(failure, self.limits.linger_seconds, closing=self.draining)
+            return Refusal(failure, closing=self.draining)
         else:
             code = 200
-            return response
+            if head is None:
+                return Response(content, media_type="application/json")
+            return Response(content, media_type="application/octet-stream", headers={HEADER_LENGTH: str(head)})
         finally:
-            self.metrics.answered(code, time.perf_counter() - start, images if code == 200 else 0)
+            self.metrics.answered(code, time.perf_counter() - start, images)
 
     @contextlib.asynccontextmanager
     async def _admitted(self) -> AsyncIterator[None]:
@@ -155,7 +149,7 @@ class Serving:
 
     async def _read(self, request: Request, body: bytearray) -> None:
         """The request's body, never more of it than the limits allow."""
-        most = self.limits.body_bytes
+        most = self._body_bytes
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise RequestRefused("compressed requests are not taken; send the body as it is", 415)
         announced = request.headers.get("content-length")
@@ -163,27 +157,16 @@ class Serving:
         if announced is not None and (len(announced) > 18 or int(announced) > most):
             raise RequestRefused(f"the body has {announced[:18]} bytes; at most {most} are taken", 413)
         try:
-            async with asyncio.timeout(self.limits.body_seconds):
+            async with asyncio.timeout(self._body_seconds):
                 async for chunk in request.stream():
                     if len(body) + len(chunk) > most:
                         raise RequestRefused(f"the body has over {most} bytes; no more are taken", 413)
-                    if self._held > len(body) and self._held + len(chunk) > self.limits.held_bytes:
+                    if self._held > len(body) and self._held + len(chunk) > HELD_BYTES:
                         raise RequestRefused("too much is being sent at the same time; try again later", 503, retry_after=1)
                     body += chunk
                     self._held += len(chunk)
         except TimeoutError:
-            raise RequestRefused(f"the body did not arrive within {self.limits.body_seconds:g} s", 408) from None
-
-    async def _parse(self, body: bytearray, header_length: str | None) -> InferRequest:
-        if header_length is None and len(body) > _LARGE_JSON:
-            return await asyncio.to_thread(parse_request, body, header_length, self.signature)
-        return parse_request(body, header_length, self.signature)
-
-    def _respond(self, request: InferRequest, outputs: Outputs) -> Response:
-        content, head = encode_response(request, outputs, self.signature, model=self.name, version=VERSION)
-        if head is None:
-            return Response(content, media_type="application/json")
-        return Response(content, media_type="application/octet-stream", headers={HEADER_LENGTH: str(head)})
+            raise RequestRefused(f"the body did not arrive within {self._body_seconds:g} s", 408) from None
 
 
 class Refusal(Response):
@@ -193,9 +176,8 @@ class Refusal(Response):
     would be reset, and the client would not get to read the answer.
     """
 
-    def __init__(self, refusal: RequestRefused, linger_seconds: float, *, closing: bool) -> None:
+    def __init__(self, refusal: RequestRefused, *, closing: bool) -> None:
         self._unread = refusal.status in (408, 413, 415, 503)
-        self._linger = linger_seconds
         headers = {"Retry-After": str(refusal.retry_after)} if refusal.retry_after is not None else {}
         if self._unread or closing:
             headers["Connection"] = "close"
@@ -209,7 +191,7 @@ class Refusal(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._linger):
+            async with asyncio.timeout(_LINGER_SECONDS):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect" or not message.get("more_body", False):
@@ -222,7 +204,7 @@ def error_body(message: str) -> bytes:
     return json.dumps({"error": message}, ensure_ascii=False).encode()
 
 
-def build_app(serving: Serving, *, server_version: str) -> FastAPI:
+def build_app(serving: Serving) -> FastAPI:
     """The web application of one served artifact."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
 
@@ -251,7 +233,7 @@ def build_app(serving: Serving, *, server_version: str) -> FastAPI:
 
     @app.get("/v2")
     async def server() -> Response:
-        return say({"name": "growtas", "version": server_version, "extensions": ["binary_tensor_data", "classification"]})
+        return say({"name": "growtas", "version": __version__, "extensions": ["binary_tensor_data", "classification"]})
 
     @app.get("/metrics")
     async def metrics() -> Response:

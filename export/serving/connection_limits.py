@@ -10,36 +10,23 @@ import asyncio
 import contextlib
 import json
 import socket
-from dataclasses import dataclass
-from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from growtas.export.serving.metrics import Metrics
+from growtas.export.serving.options import ServeOptions
 
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux alone
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConnectionLimits:
-    """Limits of one server.
+class GuardedProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1, which knows since when its client keeps it waiting.
 
-    Attributes:
-        connections: at the same time; more are told 503 and closed.
-        head_seconds: for a request's first line and headers, from its first byte or the connection's beginning.
-        unread_seconds: for an answer that the client doesn't take.
+    A request's head is timed from its first byte or the connection's beginning. ``options`` and ``metrics`` are set by subclasses.
     """
 
-    connections: int = 256
-    head_seconds: float = 10.0
-    unread_seconds: float = 20.0
-
-
-class GuardedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which knows since when its client keeps it waiting. ``limits`` and ``metrics`` are set by subclasses."""
-
-    limits: ConnectionLimits
+    options: ServeOptions
     metrics: Metrics
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -47,7 +34,7 @@ class GuardedProtocol(H11Protocol):
         super().connection_made(transport)
         self.head_since: float | None = self.loop.time()
         self.unread_since: float | None = None
-        if len(self.connections) > self.limits.connections:
+        if len(self.connections) > self.options.connections:
             self._refuse(503, "Service Unavailable", "too many connections; try again later", "connections", "Retry-After: 1\r\n")
 
     def data_received(self, data: bytes) -> None:
@@ -79,14 +66,14 @@ class GuardedProtocol(H11Protocol):
             self.unread_since = None
         elif self.unread_since is None:
             self.unread_since = now
-        elif now - self.unread_since > self.limits.unread_seconds:
+        elif now - self.unread_since > self.options.timeout_s:
             self.metrics.dropped.labels("unread answer").inc()
             self.transport.abort()
             return
-        if self.head_since is None or self.transport.is_closing() or now - self.head_since <= self.limits.head_seconds:
+        if self.head_since is None or self.transport.is_closing() or now - self.head_since <= self.options.timeout_s:
             return
         if self.conn.our_state is h11.IDLE:
-            self._refuse(408, "Request Timeout", f"no whole request within {self.limits.head_seconds:g} s", "slow head")
+            self._refuse(408, "Request Timeout", f"no whole request within {self.options.timeout_s:g} s", "slow head")
         else:  # answered already, and the client still sends that request's body
             self.metrics.dropped.labels("slow rest").inc()
             self.transport.close()
@@ -115,7 +102,6 @@ class GuardedProtocol(H11Protocol):
         self.transport.close()
 
 
-def guarded(limits: ConnectionLimits, metrics: Metrics) -> type[GuardedProtocol]:
+def guarded(options: ServeOptions, metrics: Metrics) -> type[GuardedProtocol]:
     """The protocol with limits, as a class for uvicorn's ``http`` setting."""
-    attributes: dict[str, Any] = {"limits": limits, "metrics": metrics}
-    return type("LimitedProtocol", (GuardedProtocol,), attributes)
+    return type("LimitedProtocol", (GuardedProtocol,), {"options": options, "metrics": metrics})

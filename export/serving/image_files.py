@@ -22,24 +22,24 @@ def find_images(names: Sequence[str | os.PathLike[str]]) -> list[Path]:
     Raises:
         DataError: a name is nothing, or a folder or pattern holds no images.
     """
-    found: list[Path] = []
-    for given in names:
-        name, path = os.fspath(given), Path(given)
+    files: list[Path] = []
+    for item in names:
+        name, path = os.fspath(item), Path(item)
         if path.is_dir():
             known = Image.registered_extensions()
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
             if not inside:
                 raise DataError(f"{name}: no images in this folder")
-            found += inside
+            files += inside
         elif path.exists() or not glob.has_magic(name):
             # A file that is not there is told of when it is read, so that the others are answered.
-            found.append(path)
+            files.append(path)
         else:
             matching = sorted(Path(file) for file in glob.glob(name, recursive=True) if Path(file).is_file())
             if not matching:
                 raise DataError(f"{name}: no file matches this pattern")
-            found += matching
-    return found
+            files += matching
+    return files
 
 
 def read_image(path: str | Path) -> Image.Image:

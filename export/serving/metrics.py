@@ -9,17 +9,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """Counters of one server.
-
-    Attributes:
-        requests: inference requests by HTTP status (0: the client left).
-        seconds: from a request's first line to its answer.
-        images: images answered.
-        queue: requests that wait for a batch.
-        batches: images of each batch that was run.
-        compute: seconds of each batch in the runtime.
-        dropped: connections that were ended, by reason.
-    """
+    """Counters of one server; status 0 is a client that left."""
 
     def __init__(self) -> None:
         registry = CollectorRegistry()

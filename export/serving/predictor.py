@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -75,8 +74,8 @@ class Predictor:
         outputs = self.signature.outputs
         if len(outputs) == 1 or not isinstance(self._session, NamedOutputs):
             return {outputs[0].name: self.run(images)}
-        found = self._session.run_named(np.ascontiguousarray(images), [output.name for output in outputs])
-        return {output.name: np.asarray(found[output.name], output.dtype) for output in outputs}
+        values = self._session.run_named(np.ascontiguousarray(images), [output.name for output in outputs])
+        return {output.name: np.asarray(values[output.name], output.dtype) for output in outputs}
 
     def warm_up(self, batch: int) -> None:
         """Run ``batch`` images of zeros: a runtime's first run allocates, and shows whether the manifest is right.
@@ -87,15 +86,13 @@ class Predictor:
         path, signature = self.artifact.path, self.signature
         names = [output.name for output in signature.outputs]
         if len(names) > 1 and isinstance(self._session, NamedOutputs):
-            held = self._session.output_names
-            lacking = [name for name in names if name not in held]
+            available = self._session.output_names
+            lacking = [name for name in names if name not in available]
             if lacking:
-                raise CheckpointError(
-                    f"{self.artifact.path}: its manifest lists an output {lacking[0]}; it has {' and '.join(held)}"
-                )
-        found = self.run_all(np.zeros((batch, *signature.example()), signature.numpy_dtype))
+                raise CheckpointError(f"{path}: its manifest lists an output {lacking[0]}; it has {' and '.join(available)}")
+        outputs = self.run_all(np.zeros((batch, *signature.example()), signature.numpy_dtype))
         for output in signature.outputs:
-            want, got = [batch, *output.shape], list(found[output.name].shape)
+            want, got = [batch, *output.shape], list(outputs[output.name].shape)
             if got != want:
                 raise CheckpointError(f"{path}: it gives {output.name} of shape {got}, and its manifest says {want}")
 
@@ -138,17 +135,6 @@ class Predictor:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._session.__exit__(kind, error, trace)
-
-
-def group(prepared: Sequence[NDArray[Any]], most: int) -> list[list[int]]:
-    """Indices of images that can run together: neighbours of one shape, at most ``most``."""
-    groups: list[list[int]] = []
-    for index, image in enumerate(prepared):
-        if groups and len(groups[-1]) < most and prepared[groups[-1][-1]].shape == image.shape:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
 
 
 def newest_artifact(folder: Path | None = None) -> Path:

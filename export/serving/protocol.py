@@ -43,7 +43,7 @@ class RequestRefused(UsageError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class RequestedOutput:
     """An output that a request asks for.
 
     Attributes:
@@ -63,12 +63,12 @@ class InferRequest:
     Attributes:
         id: the client's, given back.
         images: ``(batch, *signature.shape)`` of the signature's type.
-        wanted: what to answer with, in this order.
+        outputs: what to answer with, in this order.
     """
 
     id: str | None
     images: NDArray[Any]
-    wanted: tuple[Wanted, ...]
+    outputs: tuple[RequestedOutput, ...]
 
 
 def parse_request(body: bytes | bytearray, header_length: str | None, signature: Signature) -> InferRequest:
@@ -93,7 +93,7 @@ def parse_request(body: bytes | bytearray, header_length: str | None, signature:
     if identity is not None and not isinstance(identity, str):
         raise RequestRefused("id must be a string")
     images = _input(document, memoryview(body)[end:], signature)
-    return InferRequest(id=identity, images=images, wanted=_wanted(document, signature))
+    return InferRequest(id=identity, images=images, outputs=_requested_outputs(document, signature))
 
 
 def _json(text: bytes | bytearray) -> dict[str, Any]:
@@ -212,29 +212,29 @@ def _flattened(data: list[Any], shape: tuple[int, ...]) -> list[Any] | None:
     return rows
 
 
-def _wanted(document: dict[str, Any], signature: Signature) -> tuple[Wanted, ...]:
+def _requested_outputs(document: dict[str, Any], signature: Signature) -> tuple[RequestedOutput, ...]:
     """What to answer with: every output where the request names none."""
     default = _flag(_parameters(document, "the request"), "binary_data_output", default=False)
     asked = document.get("outputs")
     if asked is None:
-        return tuple(Wanted(output=output, binary=default) for output in signature.outputs)
+        return tuple(RequestedOutput(output=output, binary=default) for output in signature.outputs)
     known = {output.name: output for output in signature.outputs}
     if not isinstance(asked, list) or not asked:
         raise RequestRefused(f"outputs must be a list of objects, each naming an output; legal is {choices(known)}")
-    found: dict[str, Wanted] = {}
+    requested: dict[str, RequestedOutput] = {}
     for entry in asked:
         if not isinstance(entry, dict):
             raise RequestRefused(f"outputs holds {_short(entry)}; it must be a list of objects, each naming an output")
         name = entry.get("name")
         if not isinstance(name, str) or name not in known:
             raise RequestRefused(f"the output is named {_short(name)}; legal is {choices(known)}")
-        if name in found:
+        if name in requested:
             raise RequestRefused(f"the output {name} is asked for twice; once is legal")
-        found[name] = _asked(entry, known[name], signature, default=default)
-    return tuple(found.values())
+        requested[name] = _requested_output(entry, known[name], signature, default=default)
+    return tuple(requested.values())
 
 
-def _asked(entry: dict[str, Any], output: Output, signature: Signature, *, default: bool) -> Wanted:
+def _requested_output(entry: dict[str, Any], output: Output, signature: Signature, *, default: bool) -> RequestedOutput:
     name = output.name
     parameters = _parameters(entry, f"the output {name}")
     count = parameters.get("classification", 0)
@@ -243,7 +243,7 @@ def _asked(entry: dict[str, Any], output: Output, signature: Signature, *, defau
     if count and not output.per_class:
         legal = choices(each.name for each in signature.outputs if each.per_class)
         raise RequestRefused(f"classification of {name} is not possible; legal is that of {legal}")
-    return Wanted(
+    return RequestedOutput(
         output=output,
         binary=_flag(parameters, "binary_data", default=default),
         classification=min(count, signature.classes),

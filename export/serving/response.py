@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from growtas.export.serving.protocol import InferRequest, RequestRefused, Wanted
+from growtas.export.serving.protocol import InferRequest, RequestedOutput, RequestRefused
 from growtas.export.signature import Signature
 
 
@@ -25,7 +25,7 @@ def encode_response(
         RequestRefused: numbers that are not finite, which JSON can't say.
     """
     raws: list[bytes] = []
-    entries = [_entry(wanted, outputs[wanted.output.name], signature, raws) for wanted in request.wanted]
+    entries = [_entry(requested, outputs[requested.output.name], signature, raws) for requested in request.outputs]
     document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
     if request.id is not None:
         document["id"] = request.id
@@ -36,15 +36,15 @@ def encode_response(
     return (b"".join([head, *raws]), len(head)) if raws else (head, None)
 
 
-def _entry(wanted: Wanted, values: NDArray[Any], signature: Signature, raws: list[bytes]) -> dict[str, Any]:
+def _entry(requested: RequestedOutput, values: NDArray[Any], signature: Signature, raws: list[bytes]) -> dict[str, Any]:
     """An output in the answer's JSON; what follows as raw values is added to ``raws``."""
-    output = wanted.output
+    output = requested.output
     entry: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(values.shape)}
     texts: list[str] = []
-    if wanted.classification:
-        texts = _classes(values, wanted.classification, signature)
-        entry |= {"datatype": "BYTES", "shape": [len(values), wanted.classification]}
-    if not wanted.binary:
+    if requested.classification:
+        texts = _classes(values, requested.classification, signature)
+        entry |= {"datatype": "BYTES", "shape": [len(values), requested.classification]}
+    if not requested.binary:
         entry["data"] = texts or values.ravel().tolist()
         return entry
     if texts:

@@ -16,10 +16,10 @@ from types import FrameType
 import uvicorn
 
 from growtas.errors import ConfigError, OutputError
-from growtas.export.serving.app import RequestLimits, Serving, build_app, default_body_bytes
-from growtas.export.serving.connection_limits import ConnectionLimits, GuardedProtocol, guarded
-from growtas.export.serving.launch import ServeOptions
+from growtas.export.serving.app import Serving, build_app
+from growtas.export.serving.connection_limits import GuardedProtocol, guarded
 from growtas.export.serving.metrics import Metrics
+from growtas.export.serving.options import ServeOptions
 from growtas.export.serving.predictor import Predictor
 from growtas.progress import Progress
 
@@ -42,15 +42,6 @@ def run_server(artifact: Path, options: ServeOptions, progress: Progress) -> int
         listener = _bind(options.host, options.port)
         with contextlib.closing(listener):
             metrics = Metrics()
-            limits = ConnectionLimits(
-                connections=options.connections, head_seconds=options.timeout_s, unread_seconds=options.timeout_s
-            )
-            requests = RequestLimits(
-                body_bytes=options.max_body or default_body_bytes(signature),
-                body_seconds=options.timeout_s,
-                queue=options.queue,
-                max_delay_us=options.max_delay_us,
-            )
             manifest = predictor.artifact.manifest
             about = {"artifact": artifact.name, "sha256": str(manifest.file.sha256), "precision": manifest.precision or "unknown"}
             serving = Serving(
@@ -58,16 +49,16 @@ def run_server(artifact: Path, options: ServeOptions, progress: Progress) -> int
                 signature,
                 name=name,
                 platform=predictor.artifact.format.platform,
-                limits=requests,
+                options=options,
                 metrics=metrics,
                 about=about,
             )
             address, port = listener.getsockname()[:2]
             shown = f"[{address}]" if ":" in address else address
             progress.note(f"{artifact.name} in {predictor.info.runtime} at http://{shown}:{port}/v2/models/{name}")
-            if not _is_loopback(address):
+            if not ipaddress.ip_address(address).is_loopback:
                 progress.note(f"listening on {address}: whoever reaches this machine can use it, nothing asks for a password")
-            server = _Server(serving, guarded(limits, metrics), options.drain_s, progress)
+            server = _Server(serving, guarded(options, metrics), options.drain_s, progress)
             server.run([listener])
             return 0 if server.drained else 1
 
@@ -76,11 +67,8 @@ class _Server(uvicorn.Server):
     """uvicorn, which on a signal first answers what is under way while refusing what is new, and only then closes."""
 
     def __init__(self, serving: Serving, protocol: type[GuardedProtocol], drain_s: float, progress: Progress) -> None:
-        from growtas import __version__
-
-        app = build_app(serving, server_version=__version__)
         settings = uvicorn.Config(
-            app,
+            build_app(serving),
             http=protocol,
             ws="none",
             lifespan="off",
@@ -162,10 +150,3 @@ def _bind(host: str, port: int) -> socket.socket:
         return listener
     except OSError as error:
         raise OutputError(f"can't listen on {host}:{port} ({error.strerror or error}); choose another --host or --port") from None
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
-    except ValueError:
-        return False

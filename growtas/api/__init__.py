@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from growtas.export.inspection import inspect
     from growtas.export.pipeline.model_card import write_card
     from growtas.export.pipeline.triton import write_triton
-    from growtas.export.serving.launch import ServeOptions, serve
+    from growtas.export.serving.launch import serve
+    from growtas.export.serving.options import ServeOptions
     from growtas.export.serving.predictor import Predictor
     from growtas.export.verification.run import VerifyReport
     from growtas.latency.catalogue import measured_profiles, modelled_profiles
@@ -66,7 +67,7 @@ _MODULES: dict[str, str] = {
     "Run": "growtas.api.training",
     "SearchResult": "growtas.api.search_results",
     "SearchSpace": "growtas.space",
-    "ServeOptions": "growtas.export.serving.launch",
+    "ServeOptions": "growtas.export.serving.options",
     "Subnet": "growtas.subnet",
     "TrainingPlan": "growtas.train.plan",
     "VerifyReport": "growtas.export.verification.run",

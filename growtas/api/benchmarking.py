@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtas.export.artifact import Artifact
 from growtas.export.benchmark.csv_table import write_csv
 from growtas.export.benchmark.limits import run_of
 from growtas.export.benchmark.plot import draw_png, require_matplotlib
@@ -18,7 +18,7 @@ from growtas.runs import find_run
 
 
 def bench(
-    artifacts: Sequence[Artifact | Path | str] | None = None,
+    artifacts: Sequence[str | os.PathLike[str]] | None = None,
     *,
     baseline: str | None = None,
     runtimes: Sequence[str] = (),
@@ -79,14 +79,13 @@ def bench(
         device=device,
         roofline=roofline,
     )
-    names: list[Path | str]
     if artifacts:
-        names = [artifact.path if isinstance(artifact, Artifact) else artifact for artifact in artifacts]
+        names = [os.fspath(artifact) for artifact in artifacts]
         run = next((folder for name in names if (folder := run_of(Path(name))) is not None), None)
     else:
         run = find_run(None).path
         progress.note(f"artifacts: all in {run / 'export'} (the newest run)")
-        names = [*find_artifacts(run / "export")]
+        names = [str(path) for path in find_artifacts(run / "export")]
     report_file = Path(out) if out is not None else run / "bench" / "bench.json" if run is not None else None
     csv_file, png_file = (Path(file) if file is not None else None for file in (csv, png))
     for file in (report_file, csv_file, png_file):
@@ -99,11 +98,12 @@ def bench(
     if report.interrupted and out is None and report_file is not None:
         progress.note(f"{report_file}: left as it was, since not everything was measured; --out writes a part too")
         report_file = None
+    record = report.to_dict()
     if report_file is not None:
-        write_json(report_file, report.to_dict())
+        write_json(report_file, record)
     if csv_file is not None:
-        write_csv(report.to_dict(), csv_file)
+        write_csv(record, csv_file)
     if png_file is not None:
-        draw_png(report.to_dict(), png_file)
+        draw_png(record, png_file)
     report.files = tuple(file for file in (report_file, csv_file, png_file) if file is not None)
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from growtas.errors import ConfigError, DataError
 from growtas.export.serving.image_files import find_images, read_image
-from growtas.export.serving.predictor import ClassScore, Predictor, group, newest_artifact
+from growtas.export.serving.predictor import ClassScore, Predictor, newest_artifact
 from growtas.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -122,9 +123,9 @@ def _answers(predictor: Predictor, paths: Sequence[Path], top: int) -> Iterator[
             prepared[index] = predictor.prepare(read_image(path))
         except DataError as error:
             answers[index] = Prediction(file=path, error=str(error))
-    readable, images = list(prepared), list(prepared.values())
-    for places in group(images, len(paths)):
-        for place, logits in zip(places, predictor.run(np.stack([images[place] for place in places])), strict=True):
-            index = readable[place]
+    # Only images of one size can run together.
+    for _, neighbours in itertools.groupby(prepared, key=lambda index: prepared[index].shape):
+        indices = list(neighbours)
+        for index, logits in zip(indices, predictor.run(np.stack([prepared[index] for index in indices])), strict=True):
             answers[index] = Prediction(file=paths[index], top=predictor.top(logits, top), logits=tuple(logits.tolist()))
     return (answers[index] for index in range(len(paths)))

@@ -242,7 +242,7 @@ def main() -> int:
     options = parser.parse_args()
     with Predictor(options.artifact, threads=1) as predictor, serving(options.artifact, "--timeout", str(TIMEOUT_S)) as server:
         images = test_images(predictor, options.requests)
-        want = predictor.logits(images)
+        want = predictor.run(images)
         report: dict[str, Any] = {"artifact": options.artifact.name, "images": len(images), "load_average": os.getloadavg()[0]}
         report["load"] = load(server, predictor, images, want, options.requests, options.clients)
         report["attacks"] = attacks(server, predictor, images, want)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -254,14 +255,15 @@ def test_an_interrupt_shows_what_was_measured_and_leaves_the_last_report(
 
     assert cli("bench", *QUICK)[0] == 0
     file = run.path / "bench" / "bench.json"
-    before, turn = file.read_bytes(), bench_module._turn
+    before, collect, calls = file.read_bytes(), bench_module.collect, itertools.count(1)
 
-    def interrupted(entry: Any, batch: int, *rest: Any) -> None:
-        if batch == 2:
+    def interrupted(*arguments: Any, **options: Any) -> list[float]:
+        # The second turn of each run, at batch 2.
+        if next(calls) % 2 == 0:
             raise KeyboardInterrupt
-        turn(entry, batch, *rest)
+        return collect(*arguments, **options)
 
-    monkeypatch.setattr(bench_module, "_turn", interrupted)
+    monkeypatch.setattr(bench_module, "collect", interrupted)
     code, out, err = cli("bench", *QUICK, "--out", "part.json")
     assert code == 130
     assert "interrupted: this is what was measured so far" in err
@@ -278,10 +280,10 @@ def test_an_interrupt_shows_what_was_measured_and_leaves_the_last_report(
 def test_an_interrupt_before_anything_was_measured(cli: Cli, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from growtas.export.benchmark import run as bench_module
 
-    def interrupted(*arguments: Any) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench_module, "_turn", interrupted)
+    monkeypatch.setattr(bench_module, "collect", interrupted)
     code, out, _ = cli("bench", *QUICK, "--csv", "none.csv")
     assert (code, out) == (130, "")
     assert not Path("none.csv").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -47,6 +48,20 @@ def test_an_artifact_stands_for_its_path_and_batches_give_the_same(tmp_path: Pat
     at_once, one_by_one = (api.predict(loaded, [images], batch=batch, threads=1) for batch in (None, 1))
     for together, alone in zip(at_once.images, one_by_one.images, strict=True):
         assert together.logits == pytest.approx(alone.logits, abs=1e-5)
+
+
+def test_neighbours_of_one_size_run_together(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, ran = iter([(1, 2), (1, 2), (1, 2), (3, 3), (1, 2)]), list[tuple[int, ...]]()
+
+    def run(predictor: api.Predictor, batch: np.ndarray) -> np.ndarray:
+        ran.append(batch.shape)
+        return np.arange(len(batch) * CLASSES, dtype=np.float32).reshape(len(batch), CLASSES)
+
+    monkeypatch.setattr(api.Predictor, "prepare", lambda predictor, image: np.zeros(next(shapes)))
+    monkeypatch.setattr(api.Predictor, "run", run)
+    predictions = api.predict(artifact(tmp_path), sorted(images.iterdir())[:5], batch=2, threads=1)
+    assert ran == [(2, 1, 2), (1, 1, 2), (1, 3, 3), (1, 1, 2)]
+    assert [prediction.logits[0] for prediction in predictions.images] == [0, CLASSES, 0, 0, 0]
 
 
 @pytest.mark.parametrize(("options", "match"), [({"top": CLASSES + 1}, "--top is"), ({"batch": MAX_BATCH + 1}, "--batch is")])

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from growtas.checkpoint import save_model
 from growtas.export.artifact import Manifest
-from growtas.export.benchmark.inputs import bytes_moved, fed_to
+from growtas.export.benchmark import peaks as peaks_module
+from growtas.export.benchmark.inputs import bytes_moved, image_input
 from growtas.export.benchmark.peaks import PeakMeter, roofline, weight_bytes
-from growtas.export.benchmark.power import Consumption, Metering, RaplMeter, find_meter
+from growtas.export.benchmark.power import Consumption, Meter, Metering, find_meter
 from growtas.export.benchmark.report import ratio
 from growtas.nn.vit import VisionTransformer
 from tests.export_helpers import without_gpu
@@ -54,16 +55,22 @@ def test_the_roofline_by_hand() -> None:
     assert roofline(peaks, macs=10**6, weight_bytes=10**9, io_bytes=0, batch=1, ms=200.0)["nearer_to"] == "bandwidth"
 
 
-def test_peaks_are_the_best_of_the_rounds_at_the_threads_that_were_asked_for() -> None:
+def peak_meter(monkeypatch: pytest.MonkeyPatch, *, gemm_size: int, copy_bytes: int) -> PeakMeter:
+    monkeypatch.setattr(peaks_module, "GEMM_SIZE", gemm_size)
+    monkeypatch.setattr(peaks_module, "COPY_BYTES", copy_bytes)
+    return PeakMeter("cpu", 1)
+
+
+def test_peaks_are_the_best_of_the_rounds_at_the_threads_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
-    meter = PeakMeter("cpu", 1, gemm_size=64, copy_bytes=1 << 16)
+    meter = peak_meter(monkeypatch, gemm_size=64, copy_bytes=1 << 16)
     assert meter.report() is None
     seen: list[int] = []
-    best = meter._best
-    meter._best = lambda work: seen.append(torch.get_num_threads()) or best(work)  # type: ignore[method-assign]
+    product = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *args, **out: seen.append(torch.get_num_threads()) or product(*args, **out))
     meter.measure()
     meter.measure()
-    assert seen == [1] * 4
+    assert seen == [1] * 6
     assert torch.get_num_threads() == before
     meter.gemm_flops_per_s.append(1e20)
     meter.copy_bytes_per_s.append(1e19)
@@ -74,8 +81,10 @@ def test_peaks_are_the_best_of_the_rounds_at_the_threads_that_were_asked_for() -
 
 
 def test_a_peak_is_operations_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    meter = PeakMeter("cpu", 1, gemm_size=100, copy_bytes=4_000_000)
-    monkeypatch.setattr(meter, "_best", lambda work: 0.5)
+    meter = peak_meter(monkeypatch, gemm_size=100, copy_bytes=4_000_000)
+    # Three products and three copies; the best of each takes half a second.
+    clock = iter([0.0, 0.75, 1.0, 1.5, 2.0, 3.0] * 2)
+    monkeypatch.setattr("growtas.export.benchmark.peaks.time.perf_counter", lambda: next(clock))
     meter.measure()
     assert meter.gemm_flops_per_s == [2 * 100**3 / 0.5]
     # Read once and written once.
@@ -109,7 +118,7 @@ def test_energy_is_added_over_packages_and_over_wraps(tmp_path: Path) -> None:
     zone(tmp_path, "intel-rapl:0:0", "core", 5)
     zone(tmp_path, "intel-rapl:2", "psys", 5)
     meter = find_meter("cpu", tmp_path)
-    assert isinstance(meter, RaplMeter)
+    assert isinstance(meter, Meter)
     assert "2 CPU packages" in meter.what
     (first / "energy_uj").write_text("350")
     (second / "energy_uj").write_text("50")
@@ -132,22 +141,21 @@ def test_a_gpu_s_power_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_meter("NVIDIA A10") == "neither NVML nor nvidia-smi tells the GPU's power"
 
 
-class Counter:
-    what, is_energy = "a counter", True
+def counter(*readings: float, is_energy: bool = True) -> Meter:
+    left = list(readings)
 
-    def __init__(self, *values: float) -> None:
-        self.values = list(values)
-
-    def read(self) -> float:
-        if not self.values:
+    def read() -> float:
+        if not left:
             raise OSError("gone")
-        return self.values.pop(0)
+        return left.pop(0)
+
+    return Meter(what="a counter", is_energy=is_energy, read=read)
 
 
 def test_power_is_energy_over_the_time_of_the_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 2.0, 10.0, 12.0])
     monkeypatch.setattr("growtas.export.benchmark.power.time.perf_counter", lambda: next(clock))
-    metering, taken = Metering(["cpu"], {"cpu": Counter(5.0, 65.0, 100.0, 120.0)}), Consumption()
+    metering, taken = Metering({"cpu": counter(5.0, 65.0, 100.0, 120.0)}), Consumption()
     for _ in range(2):
         metering.begin("cpu")
         metering.end("cpu", taken, images=10)
@@ -157,9 +165,7 @@ def test_power_is_energy_over_the_time_of_the_turns(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_moment_s_power_gives_no_energy_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    meter = Counter(30.0)
-    meter.is_energy = False  # type: ignore[misc]
-    metering, taken = Metering(["gpu"], {"gpu": meter}), Consumption()
+    metering, taken = Metering({"gpu": counter(30.0, is_energy=False)}), Consumption()
     metering.begin("gpu")
     metering.end("gpu", taken, images=10)
     report = taken.report()
@@ -169,7 +175,7 @@ def test_a_moment_s_power_gives_no_energy_an_image(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_counter_that_goes_away_is_told() -> None:
-    metering, taken = Metering(["cpu", "gpu"], {"cpu": Counter(1.0), "gpu": "no such thing"}), Consumption()
+    metering, taken = Metering({"cpu": counter(1.0), "gpu": "no such thing"}), Consumption()
     for _ in range(2):
         metering.begin("cpu")
         metering.end("cpu", taken, images=1)
@@ -190,7 +196,7 @@ class Session:
 def test_artifacts_are_fed_what_they_take() -> None:
     def images(batch: int, shape: tuple[int, int, int], record: dict[str, Any] | None = None) -> Any:
         manifest = None if record is None else Manifest.from_dict({"input": record})
-        return fed_to(None, manifest, Session(shape)).images(batch)  # type: ignore[arg-type]
+        return image_input(None, manifest, Session(shape)).images(batch)  # type: ignore[arg-type]
 
     floats = images(2, (3, 4, 5))
     assert (floats.shape, floats.dtype) == ((2, 3, 4, 5), np.float32)

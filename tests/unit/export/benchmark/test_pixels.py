@@ -12,7 +12,7 @@ import pytest
 from growtas.errors import BuildError, CheckpointError
 from growtas.export.artifact import write_manifest
 from growtas.export.benchmark import run as bench_module
-from growtas.export.benchmark.inputs import Fed, fed_to
+from growtas.export.benchmark.inputs import ImageInput, image_input
 from growtas.export.benchmark.run import BenchOptions
 from growtas.export.graph.pre_post import add_preprocess
 from growtas.export.open import open_session
@@ -143,7 +143,7 @@ def test_a_size_that_nothing_tells_is_refused(onnx_file: Path, tmp_path: Path) -
     proto.ClearField("metadata_props")
     onnx.save(proto, file)
     with OnnxRuntimeSession(file, threads=1) as session, pytest.raises(CheckpointError, match="nothing says of which size"):
-        fed_to(file, None, session)
+        image_input(file, None, session)
     with pytest.raises(CheckpointError, match=r"any\.onnx: its input is \['batch', 'height', 'width', 3\], and nothing says"):
         bench([file], QUICK)
 
@@ -178,6 +178,6 @@ def test_a_run_that_fails_is_one_sentence(onnx_file: Path) -> None:
 
 
 def test_what_is_fed_is_always_the_same() -> None:
-    fed = Fed(dtype="uint8", shape=(4, 5, 3), layout="NHWC")
+    fed = ImageInput(dtype="uint8", shape=(4, 5, 3), layout="NHWC")
     np.testing.assert_array_equal(fed.images(2), fed.images(2))
     assert (fed.images(2).dtype, fed.images(2).shape, str(fed)) == (np.uint8, (2, 4, 5, 3), "4x5x3 uint8 (NHWC)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,10 @@ from growtas.export.artifact import Manifest, write_manifest
 from growtas.export.benchmark import run as bench_module
 from growtas.export.benchmark import stopwatch as turns
 from growtas.export.benchmark.run import BenchOptions
-from growtas.export.benchmark.sessions import compile_plans, open_subject, precision_of
+from growtas.export.benchmark.sessions import open_subject
 from growtas.export.benchmark.subjects import Subject
 from growtas.export.quantization.convert import convert
+from growtas.export.runtimes.base import Session
 from growtas.export.tensorrt import engine, library
 from growtas.export.tensorrt.builder import BuiltPlan, TensorRTRTXBuilder
 from growtas.export.verification.images import noise
@@ -65,28 +67,46 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
     return opened
 
 
+def compiled(file: Path, *batches: int, runtime: str = "tensorrt", manifest: Manifest | None = None) -> Session:
+    """An ONNX file as plans, one for each batch."""
+    subject = Subject(name=file.name, runtime=runtime, label=file.name, path=file, manifest=manifest)
+    return open_subject(subject, threads=1, batches=batches or (1,))
+
+
 def test_a_plan_is_built_in_the_precision_and_for_the_batch_that_it_is_timed_at(
-    onnx_file: Path, opened: Opened, tmp_path: Path
+    onnx_file: Path, opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with turns.plan_session(onnx_file.read_bytes(), "tensorrt", 6, tmp_path, precision="fp16") as session:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with turns.plan_session(onnx_file.read_bytes(), "tensorrt", 6, precision="fp16") as session:
         assert opened.headers == [("fp16", [1, 6, 6])]
         assert session.image_shape == IMAGE
     assert not list(tmp_path.iterdir())
     # Profiles of subnets are fp32, at the batch of the search.
     timed = turns.ArchitectureTurns(TINY, [SUBNET], runtime="tensorrt", batch=4, threads=1)
-    with timed._session(SUBNET, tmp_path):
+    with timed.session(SUBNET):
         assert opened.headers[-1] == ("fp32", [1, 4, 4])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
-def test_the_precision_is_the_graph_s_where_no_manifest_says_it(files: dict[str, Path], precision: str) -> None:
-    assert precision_of(files[precision], None) == precision
-    assert precision_of(files["fp32"], Manifest.from_dict({"precision": precision})) == precision
+def test_the_precision_is_the_graph_s_where_no_manifest_says_it(
+    files: dict[str, Path], opened: Opened, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    asked: list[str] = []
+
+    class Builder(FakePlanBuilder):
+        def build(self, onnx: Path, targets: tuple[str, ...], **settings: Any) -> BuiltPlan:
+            asked.append(settings["precision"])
+            raise BuildError("enough is known")
+
+    monkeypatch.setattr(turns, "builder_of", lambda runtime: Builder())
+    for file, manifest in ((files[precision], None), (files["fp32"], Manifest.from_dict({"precision": precision}))):
+        with pytest.raises(BuildError, match="enough is known"):
+            compiled(file, manifest=manifest)
+    assert asked == [precision] * 2
 
 
 def test_every_measured_batch_has_a_plan_of_its_own(files: dict[str, Path], opened: Opened) -> None:
-    subject = Subject(name="a", runtime="tensorrt", label="a", path=files["fp16"])
-    with open_subject(subject, threads=1, batches=(1, 4)) as session:
+    with compiled(files["fp16"], 1, 4) as session:
         assert opened.headers == [("fp16", [1, 1, 1]), ("fp16", [1, 4, 4])]
         one, four = opened.sessions
         for batch, plan in ((1, one), (4, four), (3, four)):
@@ -98,7 +118,7 @@ def test_every_measured_batch_has_a_plan_of_its_own(files: dict[str, Path], open
     assert one.closed
     assert four.closed
     # The process that measures the memory asks for the largest batch alone.
-    with open_subject(subject, threads=1, batches=(4,)):
+    with compiled(files["fp16"], 4):
         assert opened.headers[2:] == [("fp16", [1, 4, 4])]
 
 
@@ -124,11 +144,11 @@ def test_what_the_gpu_lacks_is_refused_before_anything_is_compiled(
     machine = FakeMachine(gpu="sm86", lacks=(("sm86", "fp8"),))
     monkeypatch.setattr(turns, "builder_of", lambda runtime: FakePlanBuilder(machine))
     with pytest.raises(DeviceError, match="has no fp8 for sm86"):
-        compile_plans(files["fp8"], "tensorrt", (1,), None)
+        compiled(files["fp8"])
     assert not opened.sessions
     monkeypatch.setattr(library, "local_target", lambda: None)
     with pytest.raises(DeviceError, match="no NVIDIA GPU"):
-        compile_plans(files["fp16"], "tensorrt", (1,), None)
+        compiled(files["fp16"])
 
 
 def test_plans_are_closed_where_a_later_one_fails(files: dict[str, Path], opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +160,7 @@ def test_plans_are_closed_where_a_later_one_fails(files: dict[str, Path], opened
 
     monkeypatch.setattr(turns, "builder_of", lambda runtime: Builder())
     with pytest.raises(BuildError, match="out of memory"):
-        compile_plans(files["fp16"], "tensorrt", (1, 8), None)
+        compiled(files["fp16"], 1, 8)
     assert [session.closed for session in opened.sessions] == [True]
 
 
@@ -161,7 +181,7 @@ def test_the_compiler_takes_files_of_other_precisions(
     monkeypatch.setattr(library, "local_target", lambda: "sm86")
     monkeypatch.setattr(turns, "builder_of", lambda runtime: Builder())
     monkeypatch.setattr(engine, "PlanSession", lambda trt, data, **options: FakePlanSession(fake_package, data, **options))
-    with compile_plans(files[precision], "tensorrt-rtx", (2,), None) as session:
+    with compiled(files[precision], 2, runtime="tensorrt-rtx") as session:
         assert np.isfinite(session.run(noise(2, IMAGE))).all()
     (plan,) = built
     assert (plan.precision, plan.batches.opt, plan.batches.max) == (precision, 2, 2)

@@ -279,7 +279,7 @@ def test_wrong_options_are_refused(options: dict[str, Any], match: str) -> None:
 def test_the_probe_says_why_it_failed(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"no")
     with pytest.raises(BuildError, match=r"m\.onnx: it can't be loaded in a fresh process \(.*CheckpointError"):
-        probe(tmp_path / "m.onnx", batch=1, threads=1)
+        probe(tmp_path / "m.onnx", batch=1, threads=1, runtime="onnxruntime", device="cpu")
 
 
 RESULT = {"batch": 1, "device": "cpu", "precision": "fp32", "runtime": "onnxruntime", "p50_ms": 2.0, "p95_ms": 4.0}

@@ -192,7 +192,7 @@ def test_a_profile_asks_for_the_package_before_any_work(monkeypatch: pytest.Monk
 
 
 @needs_openvino
-def test_subnets_are_timed_in_openvino(tmp_path: Path) -> None:
+def test_subnets_are_timed_in_openvino() -> None:
     subnets = [SUBNET, Subnet(24, (1, 2), (2.0, 3.0))]
     timed, other = (
         turns.ArchitectureTurns(TINY, subnets, runtime=runtime, batch=2, threads=1, rounds=3, seconds=0.001)
@@ -204,7 +204,7 @@ def test_subnets_are_timed_in_openvino(tmp_path: Path) -> None:
     assert (medians > 0).all()
     images = noise(2, SHAPE)
     for subnet in subnets:
-        with timed._session(subnet, tmp_path) as session, other._session(subnet, tmp_path) as reference:
+        with timed.session(subnet) as session, other.session(subnet) as reference:
             assert _relative(session.run(images), reference.run(images)) < 1e-4
 
 

@@ -13,7 +13,7 @@ from growtas.errors import CheckpointError, DataError, UsageError
 from growtas.export.runtimes.base import is_installed
 from growtas.export.serving import predictor as module
 from growtas.export.serving.image_files import find_images, read_image
-from growtas.export.serving.predictor import Predictor, group, newest_artifact
+from growtas.export.serving.predictor import Predictor, newest_artifact
 from tests.fake_runtime import FakeSession
 from tests.unit.export.serving.helpers import CLASSES, MAX_BATCH, NAMES, RECORD, SHAPE, SIZE, artifact, as_ir, images, reference
 
@@ -80,12 +80,6 @@ def test_equal_logits_name_the_first_class_first(tmp_path: Path) -> None:
         top = predictor.top(np.array([1, 5, 2, 5, 0], np.float32), CLASSES)
     assert [score.index for score in top] == [1, 3, 2, 0, 4]
     assert [score.label for score in top] == ["1", "3", "2", "0", "4"]
-
-
-def test_neighbours_of_one_shape_go_together() -> None:
-    shapes = [(1, 2), (1, 2), (1, 2), (3, 3), (1, 2)]
-    assert group([np.zeros(shape) for shape in shapes], 2) == [[0, 1], [2], [3], [4]]
-    assert group([], 2) == []
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:

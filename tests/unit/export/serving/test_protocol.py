@@ -22,7 +22,7 @@ def test_json_numbers_flat_or_nested(data):
     assert got.id == "seven"
     assert got.images.dtype == np.float32
     assert got.images.tolist() == [[[[0.5, -1.0], [2.0, 3.25]]]]
-    assert [(each.output.name, each.binary, each.classification) for each in got.wanted] == [("logits", False, 0)]
+    assert [(each.output.name, each.binary, each.classification) for each in got.outputs] == [("logits", False, 0)]
 
 
 def test_binary_values_are_little_endian():
@@ -288,5 +288,5 @@ def test_wrong_outputs_where_there_are_several(outputs, match):
 @given(JSON)
 def test_no_list_of_outputs_gets_past_as_another_error(outputs):
     with contextlib.suppress(RequestRefused):
-        wanted = parse({**request(), "outputs": outputs}, MORE).wanted
+        wanted = parse({**request(), "outputs": outputs}, MORE).outputs
         assert 1 <= len({each.output.name for each in wanted}) == len(wanted)
