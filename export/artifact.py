@@ -157,6 +157,13 @@ class PlanRecord(_Record):
     compiled_from: CompiledFromRecord | None = None
 
 
+class PostprocessRecord(_Record):
+    """What the graph does after the logits."""
+
+    softmax: bool = False
+    top_k: int | None = None
+
+
 class ConversionRecord(_Record):
     """How the precision was converted; ``rest`` is the precision of what surrounds quantised layers."""
 
@@ -186,6 +193,7 @@ class Manifest(_Record):
     input: TensorRecord | None = None
     output: TensorRecord | None = None
     preprocess: dict[str, Any] | None = None
+    postprocess: PostprocessRecord | None = None
     class_names: tuple[str, ...] | None = None
     source: SourceRecord = SourceRecord()
     search: dict[str, Any] | None = None

@@ -9,8 +9,8 @@ from typing import Any
 
 from growtas.errors import CheckpointError
 from growtas.export.artifact import Manifest, check_hash, check_side_files, read_manifest
-from growtas.export.contents import read_graph
 from growtas.export.formats import ONNX, PROGRAM, format_of, side_files
+from growtas.export.graph.contents import read_graph
 from growtas.files import sha256
 
 _LATENCY_KINDS = ("measured", "modelled")

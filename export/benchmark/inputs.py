@@ -10,7 +10,7 @@ import numpy as np
 
 from growtas.errors import CheckpointError, choices
 from growtas.export.artifact import Manifest, TensorRecord
-from growtas.export.contents import read_graph
+from growtas.export.graph.contents import read_graph
 from growtas.export.runtimes.base import Session
 from growtas.export.verification.images import noise
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from growtas.export.contents import read_graph
 from growtas.export.formats import ONNX, TORCH, format_of, side_files
+from growtas.export.graph.contents import read_graph
 
 GEMM_SIZE = 1536
 """Rows of the square matrices (four times as many on a GPU)."""

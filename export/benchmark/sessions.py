@@ -12,8 +12,8 @@ from growtas.errors import DeviceError
 from growtas.export.artifact import Manifest
 from growtas.export.benchmark import baselines
 from growtas.export.benchmark.subjects import Subject
-from growtas.export.contents import read_graph
 from growtas.export.formats import ONNX, PLAN
+from growtas.export.graph.contents import read_graph
 from growtas.export.open import open_session
 from growtas.export.runtimes.base import Array, PartsTimer, Session, TimedParts, Timer
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from growtas.errors import CheckpointError, ConfigError, OutputError, UsageError, choices
 from growtas.export.artifact import Artifact, check_hash
-from growtas.export.contents import read_graph
 from growtas.export.formats import FORMATS, ONNX, PLAN, Format
+from growtas.export.graph.contents import read_graph
 from growtas.export.signature import Signature, read_signature
 from growtas.files import replacing, sha256, write_json
 

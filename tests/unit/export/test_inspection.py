@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from growtas.checkpoint import save_model
 from growtas.errors import CheckpointError, UsageError
 from growtas.export.artifact import Manifest, check_hash, manifest_path, read_manifest, write_manifest
-from growtas.export.contents import read_graph
 from growtas.export.formats import side_files
+from growtas.export.graph.contents import read_graph
 from growtas.export.inspection import inspect, latencies
 from growtas.export.runtimes.base import is_installed
 from growtas.export.runtimes.openvino import write_ir
