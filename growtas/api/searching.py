@@ -31,7 +31,7 @@ from growtas.subnet import Subnet
 from growtas.units import parse_count
 
 if TYPE_CHECKING:
-    from growtas.search.evaluation.workers import Crew
+    from growtas.search.evaluation.workers import SearchWorld
 
 
 def search(
@@ -163,19 +163,20 @@ class _Request:
     progress: Progress
 
     def search(self) -> SearchResult:
-        from growtas.search.evaluation.workers import WorkerExit, crew
+        from growtas.search.evaluation.workers import WorkerExit, search_world
 
-        with crew() as world:
+        with search_world() as world:
             if world.is_main:
                 return self._lead(world)
             self._serve(world)
         raise WorkerExit(0)
 
-    def _lead(self, world: Crew) -> SearchResult:
+    def _lead(self, world: SearchWorld) -> SearchResult:
         """Searches on process 0; the others evaluate for it."""
         from growtas.nn.evaluation import kernels
-        from growtas.search.evaluation.evaluator import make_evaluator
+        from growtas.search.evaluation.evaluator import SubnetEvaluator
         from growtas.search.evaluation.racing import Racing
+        from growtas.search.evaluation.workers import SharedEvaluator
         from growtas.search.scoring import Scorer
 
         progress, config = self.progress, self.config
@@ -190,7 +191,7 @@ class _Request:
             journal = Journal(
                 self.out / "journal.jsonl", loaded.digest, loaded.data_digest, self._settings(), self._other_journals()
             )
-            evaluator = make_evaluator(loaded.supernet, loaded.images, device=world.device, world=world)
+            local = SubnetEvaluator(loaded.supernet, loaded.images, device=world.device)
         except Exception:
             with contextlib.suppress(WorkerError):
                 world.share(None)
@@ -203,7 +204,7 @@ class _Request:
             )
         try:
             world.share((loaded.checkpoint, loaded.digest, loaded.data_digest))
-            with evaluator as evaluate:
+            with SharedEvaluator(local, world) as evaluate:
                 # A front needs every accuracy, and so do finalists that may miss a measured limit: the next best is measured then.
                 measured = any(target.stopwatch and target.max_ms is not None for target in search.targets)
                 exact = self.exact or bool(self.axes) or measured
@@ -231,10 +232,10 @@ class _Request:
         }
         return write_results(self.run, self.out, search, outcome, record)
 
-    def _serve(self, world: Crew) -> None:
+    def _serve(self, world: SearchWorld) -> None:
         """Evaluates what process 0 distributes, on another process. Process 0 reports every failure."""
-        from growtas.search.evaluation.evaluator import make_evaluator
-        from growtas.search.evaluation.workers import SharedEvaluator, Unfit, WorkerExit
+        from growtas.search.evaluation.evaluator import SubnetEvaluator
+        from growtas.search.evaluation.workers import SharedEvaluator, WorkerExit
 
         try:
             # Process 0 may measure this machine first, and decodes the images into the cache: nothing is loaded before it is done.
@@ -242,14 +243,15 @@ class _Request:
             if message is None:
                 return
             checkpoint, *digests = message
+            local: SubnetEvaluator | Exception
             try:
                 loaded = self._load(checkpoint)
                 if [loaded.digest, loaded.data_digest] != digests:
                     raise CheckpointError(f"{checkpoint} or the images differ from those of process 0")
-                evaluator = make_evaluator(loaded.supernet, loaded.images, device=world.device, world=world)
+                local = SubnetEvaluator(loaded.supernet, loaded.images, device=world.device)
             except Exception as error:
-                evaluator = SharedEvaluator(Unfit(error), world)
-            with evaluator as evaluate:
+                local = error
+            with SharedEvaluator(local, world) as evaluate:
                 evaluate.serve()
         except WorkerError:
             raise WorkerExit(1) from None
