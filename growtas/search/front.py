@@ -10,11 +10,11 @@ from growtas.batch import SubnetBatch
 from growtas.costs import count_costs
 from growtas.search.evolution import EvolutionResult
 from growtas.search.pareto import hypervolume, non_dominated
-from growtas.search.scoring import DROPPED, Score
+from growtas.search.scoring import DROPPED
 from growtas.search.search import Search
 
 
-def front_report(search: Search, result: EvolutionResult[Score]) -> dict[str, Any]:
+def front_report(search: Search, result: EvolutionResult) -> dict[str, Any]:
     """The content of ``front.json``.
 
     The hypervolume is relative: 1 would be accuracy 1 at the cost of the smallest subnet, and the reference point is accuracy 0 at

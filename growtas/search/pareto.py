@@ -6,7 +6,7 @@ crossed, and which are legal, is ours, so that no subnet beyond a limit is ever 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,12 +18,12 @@ from growtas.batch import SubnetBatch
 from growtas.errors import MissingExtra
 from growtas.progress import SILENT, Progress
 from growtas.sampling import Feasible, crossover, mutate, sample_feasible
-from growtas.search.evolution import EvolutionConfig, EvolutionResult, GenerationResult, fill_up
+from growtas.search.evolution import EvolutionConfig, EvolutionResult, breed, fill_up, run_generations
 from growtas.search.scoring import Score
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
-_ATTEMPTS, _SPREAD = 10, 16
+_SPREAD = 16
 
 
 def non_dominated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -69,7 +69,7 @@ def evolve_front(
     rng: Generator,
     config: EvolutionConfig | None = None,
     progress: Progress = SILENT,
-) -> EvolutionResult[Score]:
+) -> EvolutionResult:
     """NSGA-II over accuracy, the first entry of a score, and costs.
 
     Args:
@@ -88,26 +88,31 @@ def evolve_front(
         LimitError: no subnet is legal.
     """
     config = config or EvolutionConfig()
-    select = _Nsga2(rng, config.population)
-    scores: dict[Subnet, Score] = {}
-    history: list[GenerationResult[Score]] = []
-    for number in range(1, config.generations + 1):
-        pairs = select.pairs()
-        if pairs is None:
-            children = _first(space, costs, feasible, rng, config.population)
-        else:
-            children = _children(space, pairs, scores, feasible, rng, config)
-        if not children:
-            break
-        values = evaluate(children)
-        scores.update(zip(children, values, strict=True))
-        errors = np.array([-float(value[0]) for value in values])
-        select.survive(children, np.column_stack([errors, costs(SubnetBatch.from_subnets(children))]))
-        generation = sorted(zip(children, values, strict=True), key=lambda item: item[1], reverse=True)
-        history.append(GenerationResult(number, tuple(generation), max(scores.items(), key=lambda item: item[1])))
-        progress.event(history[-1])
-    ranked = sorted(scores.items(), key=lambda item: item[1], reverse=True)
-    return EvolutionResult(tuple(ranked), tuple(history))
+    selection = _Nsga2(rng, config.population)
+
+    def propose(scores: Mapping[Subnet, Score]) -> list[Subnet]:
+        if not scores:
+            return _first(space, costs, feasible, rng, config.population)
+        children: dict[Subnet, None] = {}
+        pairs = selection.pairs()
+
+        def make() -> Subnet:
+            first, second = next(pairs)
+            if rng.random() < 0.5:
+                return mutate(space, first, rng, config.mutation_probability)
+            return crossover(first, second, rng)
+
+        breed(children, make, config.population, scores, feasible)
+        fill_up(children, space, scores, feasible, rng, config.population)
+        return list(children)
+
+    def evaluate_and_select(children: Sequence[Subnet]) -> Sequence[Score]:
+        scores = evaluate(children)
+        errors = np.array([-float(score[0]) for score in scores])
+        selection.survive(children, np.column_stack([errors, costs(SubnetBatch.from_subnets(children))]))
+        return scores
+
+    return run_generations(propose, evaluate_and_select, config.generations, progress)
 
 
 def _first(
@@ -117,12 +122,11 @@ def _first(
     rng: Generator,
     size: int,
 ) -> list[Subnet]:
-    """The first generation: the smallest subnet, the cheap end of every front, and random ones spread over each cost in turn.
+    """The first generation: the smallest subnet, and random ones spread over each cost in turn.
 
     Uniform draws crowd in the middle of the costs; a front has two ends.
     """
-    draws = [space.smallest, *sample_feasible(space, _SPREAD * size, rng, feasible)]
-    draws = list(dict.fromkeys(draws))
+    draws = list(dict.fromkeys([space.smallest, *sample_feasible(space, _SPREAD * size, rng, feasible)]))
     values = costs(SubnetBatch.from_subnets(draws))
     children: dict[Subnet, None] = {}
     share = -(-size // values.shape[1])
@@ -132,30 +136,6 @@ def _first(
         children.update(dict.fromkeys(draws[pick] for pick in picks))
     children = dict.fromkeys(list(children)[:size])
     fill_up(children, space, {}, feasible, rng, size)
-    return list(children)
-
-
-def _children(
-    space: SearchSpace,
-    pairs: Iterator[tuple[Subnet, Subnet]],
-    seen: dict[Subnet, Any],
-    feasible: Feasible,
-    rng: Generator,
-    config: EvolutionConfig,
-) -> list[Subnet]:
-    """The next generation: legal, new, half by mutation and half by crossover; random ones where those don't suffice."""
-    children: dict[Subnet, None] = {}
-    for _ in range(_ATTEMPTS * config.population):
-        if len(children) == config.population:
-            break
-        first, second = next(pairs)
-        if rng.random() < 0.5:
-            child = mutate(space, first, rng, config.mutation_probability)
-        else:
-            child = crossover(first, second, rng)
-        if child not in seen and child not in children and feasible(SubnetBatch.from_subnets([child]))[0]:
-            children[child] = None
-    fill_up(children, space, seen, feasible, rng, config.population)
     return list(children)
 
 
@@ -193,11 +173,8 @@ class _Nsga2:
         everyone = new if self._population is None else self._merge(self._population, new)
         self._population = self._survival.do(self._problem, everyone, n_survive=self._size, random_state=self._random)
 
-    def pairs(self) -> Iterator[tuple[Subnet, Subnet]] | None:
-        """Parents by binary tournaments, without end; None while there is no population."""
-        return None if self._population is None else self._draw()
-
-    def _draw(self) -> Iterator[tuple[Subnet, Subnet]]:
+    def pairs(self) -> Iterator[tuple[Subnet, Subnet]]:
+        """Parents by binary tournaments, without end."""
         rules = SimpleNamespace(tournament_type="comp_by_dom_and_crowding", random_state=self._random)
         while True:
             rows = self._selection.do(

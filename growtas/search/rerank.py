@@ -84,7 +84,7 @@ class Recorded:
         known = [self.evaluations[subnet] for subnet in subnets]
         return {s: (e.accuracy, -e.loss, -int(count)) for s, e, count in zip(subnets, known, params, strict=True)}
 
-    def ranked(self, space: SearchSpace, feasible: Feasible) -> EvolutionResult[Score]:
+    def ranked(self, space: SearchSpace, feasible: Feasible) -> EvolutionResult:
         """The recorded subnets that meet the limits, best first.
 
         Raises:

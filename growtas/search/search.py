@@ -52,7 +52,7 @@ class Outcome:
     """
 
     chosen: SearchedSubnet
-    result: EvolutionResult[Score]
+    result: EvolutionResult
     spent: Spent = field(default_factory=Spent)
 
 
@@ -120,7 +120,7 @@ class Search:
 
     def choose(
         self,
-        result: EvolutionResult[Score],
+        result: EvolutionResult,
         scorer: Callable[[Sequence[Subnet]], Sequence[Score]],
         spent: Spent | None = None,
         progress: Progress = SILENT,

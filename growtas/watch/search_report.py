@@ -12,14 +12,14 @@ from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
 from growtas.search.evolution import EvolutionResult
 from growtas.search.pareto import non_dominated
-from growtas.search.scoring import DROPPED, Score
+from growtas.search.scoring import DROPPED
 from growtas.search.search import Outcome, Search
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.units import format_count, format_ms
 
 
-def history(result: EvolutionResult[Score]) -> list[dict[str, Any]]:
+def history(result: EvolutionResult) -> list[dict[str, Any]]:
     """The numbers of each generation, as ``result.json`` holds them."""
     return [
         {
