@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def write_results(run: Run, folder: Path, search: Search, outcome: Outcome, reco
     files: dict[str, Path] = {"result": folder / "result.json", "subnet": folder / "subnet.json"}
     report: dict[str, Any] = {
         **record,
-        "time": outcome.spent.to_dict(),
+        "time": asdict(outcome.spent),
         "best": chosen.to_dict(),
         "latency_note": chosen.latencies[0].note if chosen.latencies else None,
         "finalists": [finalist.to_dict() for finalist in chosen.finalists],

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -342,7 +342,7 @@ class _Request:
             "space": self.space.name,
             "objective": "pareto" if self.axes else "accuracy",
             # The first device's limit is also where one device's has always been.
-            "limits": {**self.limits.to_dict(), "max_latency_ms": first.max_ms if first else None},
+            "limits": {**asdict(self.limits), "max_latency_ms": first.max_ms if first else None},
             "device": first.name if first else None,
             "devices": [{"device": d.name, "max_latency_ms": d.max_ms, "precision": d.precision} for d in self.devices],
             "batch": self.limits.batch,

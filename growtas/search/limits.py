@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,9 +54,7 @@ class Limits:
         return predicate
 
     def check(self, space: SearchSpace) -> None:
-        """Make sure that some subnet meets all limits.
-
-        Every cost is lowest at the space's smallest subnet, so it alone decides, for one limit as for all of them together.
+        """Make sure that some subnet meets all limits: the smallest one, which has the lowest costs, decides.
 
         Raises:
             LimitError: no subnet does; the message names each such limit and the nearest value that one meets.
@@ -74,10 +72,6 @@ class Limits:
         batch = SubnetBatch.from_subnets([subnet])
         names = ("params", "macs", "activation_bytes", "size_bytes")
         return {name: int(costs(batch)[0]) for name, (_, costs, _, _) in zip(names, self._terms(space), strict=True)}
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON form; the limits, and what the modelled ones are meant for."""
-        return asdict(self)
 
     def _terms(
         self, space: SearchSpace

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
 from growtas.errors import ConfigError, choices
-from growtas.latency.estimate import LatencyEstimator
 from growtas.search.targets import Target
 from growtas.space import SearchSpace
 
@@ -82,9 +81,8 @@ def cost_axes(space: SearchSpace, targets: Sequence[Target], names: Sequence[str
     for name in names:
         if name == "latency":
             for target in targets:
-                if target.estimator is not None:
-                    kind, costs = target.estimator.kind, _predictor(target.estimator)
-                    add(f"latency {target.device}", kind, "ms", costs, target.max_ms)
+                if (model := target.estimator) is not None:
+                    add(f"latency {target.device}", model.kind, "ms", model.predict_ms, target.max_ms)
         elif name != "accuracy":
             add(name, "counted", "", _counter(space, name == "macs"), highest.get(name))
     return axes
@@ -92,7 +90,3 @@ def cost_axes(space: SearchSpace, targets: Sequence[Target], names: Sequence[str
 
 def _counter(space: SearchSpace, index: int) -> Callable[[SubnetBatch], NDArray[np.float64]]:
     return lambda batch: np.asarray(count_costs_batch(space, batch)[index], np.float64)
-
-
-def _predictor(estimator: LatencyEstimator) -> Callable[[SubnetBatch], NDArray[np.float64]]:
-    return lambda batch: np.asarray(estimator.predict_ms(batch), np.float64)

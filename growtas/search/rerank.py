@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
-from growtas.errors import CheckpointError, LimitError, SubnetError, UsageError
+from growtas.errors import CheckpointError, LimitError, UsageError
 from growtas.files import read_json_lines
 from growtas.sampling import Feasible
 from growtas.search.evolution import EvolutionResult
-from growtas.search.journal import Evaluation
+from growtas.search.journal import Evaluation, parse_evaluations
 from growtas.search.scoring import Score
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
@@ -68,11 +67,16 @@ class Recorded:
             raise UsageError(f"{path}: the journal holds nothing of the run's newest checkpoint; search without --replay first")
         evaluations, lent = dict[Subnet, Evaluation](), dict[Path, int]()
         for journal, lines in journals.items():
-            with contextlib.nullcontext() if journal == path else contextlib.suppress(CheckpointError):
-                new = {s: e for s, e in _evaluations(journal, lines, header["key"]).items() if s not in evaluations}
-                evaluations |= new
-                if journal != path and new:
-                    lent[journal] = len(new)
+            try:
+                known, _ = parse_evaluations(journal, lines, header["key"])
+            except CheckpointError:
+                if journal == path:
+                    raise _no_journal(path) from None
+                continue
+            new = {subnet: evaluation for subnet, evaluation in known.items() if subnet not in evaluations}
+            evaluations |= new
+            if journal != path and new:
+                lent[journal] = len(new)
         return cls(path, evaluations, str(header["data_fingerprint"]), lent)
 
     def scores(self, space: SearchSpace) -> dict[Subnet, Score]:
@@ -117,18 +121,6 @@ def _lines(path: Path) -> list[Any]:
 def _last_header(lines: Iterable[Any], checkpoint_sha256: str) -> dict[str, Any] | None:
     of_it = [line for line in lines if line["type"] == "header" and line["checkpoint_sha256"] == checkpoint_sha256]
     return of_it[-1] if of_it else None
-
-
-def _evaluations(path: Path, lines: Iterable[Any], key: str) -> dict[Subnet, Evaluation]:
-    evaluations: dict[Subnet, Evaluation] = {}
-    try:
-        for line in lines:
-            if line["type"] == "evaluation" and line["key"] == key:
-                loss = math.inf if line["loss"] is None else float(line["loss"])
-                evaluations[Subnet.from_dict(line["subnet"])] = Evaluation(float(line["accuracy"]), loss)
-    except (KeyError, TypeError, ValueError, SubnetError):
-        raise _no_journal(path) from None
-    return evaluations
 
 
 def _no_journal(path: Path) -> CheckpointError:

@@ -36,10 +36,6 @@ class Spent:
     sampling: float = 0.0
     measuring: float = 0.0
 
-    def to_dict(self) -> dict[str, float]:
-        """The JSON form."""
-        return {"evaluation": self.evaluation, "sampling": self.sampling, "measuring": self.measuring}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:

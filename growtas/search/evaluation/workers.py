@@ -1,7 +1,7 @@
 """Several processes evaluate the subnets of one search: process 0 searches, and distributes subnets to all, itself included.
 
-A subnet is evaluated by one process, as a process alone would do it, so the numbers are the same. A process gets a few neighbours in
-the order that shares most work at a time: results are journalled before the next subnets are distributed.
+A subnet is evaluated by one process, as a process alone would do it, so the numbers are the same. A process gets neighbours in the
+order that shares most work, a few at a time: results are journalled before the next subnets are distributed.
 
 The processes only exchange small Python objects, over gloo, also where they compute on GPUs: a process that waits costs nothing
 then, and process 0 may take its time to measure subnets in between.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -207,7 +208,7 @@ def test_a_front_holds_what_nothing_evaluated_beats(tmp_path):
 
 def test_the_time_of_a_search_is_split(tmp_path):
     _, outcome, _, _ = front_of(tmp_path, ("accuracy", "params"))
-    spent = outcome.spent.to_dict()
+    spent = asdict(outcome.spent)
     assert set(spent) == {"evaluation", "sampling", "measuring"}
     assert all(seconds >= 0 for seconds in spent.values())
     assert np.isfinite(sum(spent.values()))
