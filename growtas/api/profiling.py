@@ -13,12 +13,11 @@ from growtas.export.benchmark.stopwatch import ArchitectureTurns, check_device, 
 from growtas.export.benchmark.timing import clocks, environment
 from growtas.files import ensure_writable, write_json
 from growtas.latency.catalogue import measured_file_name, near_name
-from growtas.latency.measured.campaign import Bounds, Campaign
+from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.machine import local_setup, other_work
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.measured.profiling import make_profile, measure_plan
 from growtas.latency.measured.sampling_plan import plan_profile
-from growtas.latency.measured.setup import Setup
 from growtas.latency.modelled.profile import device_names, shipped_names, user_folder
 from growtas.progress import SILENT, Progress
 from growtas.space import load_space

@@ -12,12 +12,11 @@ from growtas.batch import SubnetBatch
 from growtas.export.benchmark.stopwatch import ArchitectureTurns
 from growtas.files import ensure_writable
 from growtas.latency.catalogue import fitting_profile
-from growtas.latency.measured.campaign import Bounds, Campaign
+from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.fit import fit_latency
 from growtas.latency.measured.machine import check_profile, local_setup, other_work, recorded_ms, steady_ms
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.measured.sampling_plan import choose_subnets
-from growtas.latency.measured.setup import Setup
 from growtas.latency.measured.stopwatch import LocalStopwatch, guard_reference, set_aside
 from growtas.latency.modelled.profile import CPU
 from growtas.progress import SILENT, Progress

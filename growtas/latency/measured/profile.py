@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from growtas.batch import SubnetBatch
 from growtas.errors import ConfigError, DeviceError, SpaceError, SubnetError, choices
 from growtas.fields import Rule, one_of, whole
-from growtas.latency.estimate import PERCENTILE, Conditions, Kind
+from growtas.latency.estimate import Conditions, Kind
 from growtas.latency.measured.campaign import Sample
 from growtas.latency.measured.fit import FittedLatency
 from growtas.latency.measured.terms import BASES, term_names
@@ -29,6 +29,7 @@ from growtas.latency.modelled.profile import (
     NAME,
     NOT_NEGATIVE,
     OBJECT,
+    POSITIVE,
     PRECISIONS,
     SOURCES,
     TEXT,
@@ -45,6 +46,9 @@ _COEFFICIENTS = Rule(
     lambda value: isinstance(value, Mapping) and all(map(NOT_NEGATIVE.accepts, value.values())),
     "milliseconds by term, zero or more",
 )
+_ABOVE_ZERO = Rule(POSITIVE.accepts, "a finite number above zero")
+_FROM_ZERO = Rule(NOT_NEGATIVE.accepts, "a finite number from zero up")
+_SAMPLE_RULES = {"role": one_of(*ROLES), "p50_ms": _ABOVE_ZERO, "cv": _FROM_ZERO, "reference_ms": _ABOVE_ZERO}
 _GEOMETRY = ("head_dim", "image_size", "patch_size", "in_chans", "max_relative_position")
 
 
@@ -110,7 +114,7 @@ class MeasuredProfile:
     samples: tuple[tuple[Role, Sample], ...] = required(
         Rule(lambda value: isinstance(value, list | tuple) and bool(value), "a list of samples")
     )
-    basis: str = required(TEXT)
+    basis: str = required(one_of(*BASES))
     coefficients: Mapping[str, float] = required(_COEFFICIENTS)
     max_cv: float = required(FRACTION)
     max_drift: float = required(FRACTION)
@@ -126,7 +130,7 @@ class MeasuredProfile:
     @property
     def conditions(self) -> Conditions:
         """What its latencies are of."""
-        return Conditions(device=self.name, percentile=PERCENTILE, batch=self.batch, precision=self.precision, runtime=self.runtime)
+        return Conditions(device=self.name, batch=self.batch, precision=self.precision, runtime=self.runtime)
 
     def of_role(self, role: Role) -> list[Sample]:
         """The samples of a role."""
@@ -200,16 +204,7 @@ class MeasuredProfile:
         """The JSON form, read back by :meth:`from_dict`."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         plain |= {"machine": dict(self.machine), "space": self.space.to_dict(), "sources": list(self.sources)}
-        plain["samples"] = [
-            {
-                "role": role,
-                "subnet": sample.subnet.to_dict(),
-                "p50_ms": sample.p50_ms,
-                "cv": sample.cv,
-                "reference_ms": sample.reference_ms,
-            }
-            for role, sample in self.samples
-        ]
+        plain["samples"] = [{"role": role, **sample.to_dict()} for role, sample in self.samples]
         plain["coefficients"] = dict(self.coefficients)
         claims = {"held_out": dataclasses.asdict(self.held_out), "repeatability": dataclasses.asdict(self.repeatability)}
         return {"format": FORMAT, "kind": self.kind, **plain, **claims}
@@ -234,8 +229,6 @@ class MeasuredProfile:
         fields["samples"] = tuple(
             _sample(item, f"{source}: sample {i}", fields["space"]) for i, item in enumerate(fields["samples"])
         )
-        if fields["basis"] not in BASES:
-            raise ConfigError(f"{source}: basis is {fields['basis']!r}; it must be {choices(BASES)}")
         names = term_names(fields["space"], fields["basis"])
         if set(fields["coefficients"]) != set(names):
             odd = sorted(set(names) ^ set(fields["coefficients"]))[0]
@@ -273,21 +266,14 @@ def held_out_errors(predicted_ms: NDArray[np.float64], measured_ms: NDArray[np.f
 def _sample(item: Any, source: str, space: SearchSpace) -> tuple[Role, Sample]:
     if not isinstance(item, Mapping) or set(item) != {"role", "subnet", "p50_ms", "cv", "reference_ms"}:
         raise ConfigError(f"{source}: it must be an object with role, subnet, p50_ms, cv and reference_ms")
-    if item["role"] not in ROLES:
-        raise ConfigError(f"{source}: role is {item['role']!r}; it must be {choices(ROLES)}")
-    for name, lowest in (("p50_ms", 1e-9), ("cv", 0.0), ("reference_ms", 1e-9)):
-        value = item[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value < float("inf"):
-            raise ConfigError(
-                f"{source}: {name} is {value!r}; it must be a finite number {'above zero' if lowest else 'from zero up'}"
-            )
+    for name, rule in _SAMPLE_RULES.items():
+        rule.check(f"{source}: {name}", item[name])
     try:
         subnet = space.validate(Subnet.from_dict(item["subnet"]))
     except SubnetError as error:
         raise ConfigError(f"{source}: {error}") from None
-    role: Role = item["role"]
-    visit = int(role == "repeat")
-    return role, Sample(subnet=subnet, p50_ms=item["p50_ms"], cv=item["cv"], reference_ms=item["reference_ms"], visit=visit)
+    visit = int(item["role"] == "repeat")
+    return item["role"], Sample(subnet=subnet, p50_ms=item["p50_ms"], cv=item["cv"], reference_ms=item["reference_ms"], visit=visit)
 
 
 def _compare(claimed: Any, computed: dict[str, float], where: str) -> None:

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-from growtas.latency.estimate import PERCENTILE, Conditions
+from growtas.latency.estimate import Conditions
 from growtas.latency.measured.campaign import Campaign, Sample
 from growtas.latency.measured.fit import fit_latency
 from growtas.latency.measured.profile import MeasuredProfile, Role
@@ -37,7 +37,7 @@ def make_profile(
         machine: system, driver and clocks.
     """
     setup, space = campaign.setup, campaign.space
-    conditions = Conditions(device=name, percentile=PERCENTILE, batch=setup.batch, precision=setup.precision, runtime=setup.runtime)
+    conditions = Conditions(device=name, batch=setup.batch, precision=setup.precision, runtime=setup.runtime)
     fit = [sample for role, sample in samples if role == "fit"]
     model = fit_latency(space, [sample.subnet for sample in fit], [sample.p50_ms for sample in fit], conditions)
     return MeasuredProfile(

@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from growtas.files import read_json_lines
-from growtas.latency.estimate import PERCENTILE, Conditions
-from growtas.latency.measured.campaign import Bounds, Campaign, InterleavedTimer, Sample, UnsteadyMachine
-from growtas.latency.measured.setup import Setup
+from growtas.latency.estimate import Conditions
+from growtas.latency.measured.campaign import Bounds, Campaign, InterleavedTimer, Sample, Setup, UnsteadyMachine
 from growtas.progress import SILENT, Progress
 from growtas.subnet import Subnet
 
@@ -83,7 +82,7 @@ class LocalStopwatch:
     def conditions(self) -> Conditions:
         """What the medians are of."""
         s = self.campaign.setup
-        return Conditions(device="cpu", percentile=PERCENTILE, batch=s.batch, precision=s.precision, runtime=s.runtime)
+        return Conditions(device="cpu", batch=s.batch, precision=s.precision, runtime=s.runtime)
 
     def known(self, subnet: Subnet) -> MeasuredLatency | None:
         """The journalled latency; None where the sample of a visit is missing."""

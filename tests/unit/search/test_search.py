@@ -6,10 +6,9 @@ import pytest
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs
 from growtas.errors import LimitError
-from growtas.latency.measured.campaign import Campaign
+from growtas.latency.measured.campaign import Campaign, Setup
 from growtas.latency.measured.fit import fit_latency
 from growtas.latency.measured.sampling_plan import choose_subnets
-from growtas.latency.measured.setup import Setup
 from growtas.latency.measured.stopwatch import LEAST_MARGIN, LocalStopwatch
 from growtas.latency.modelled.profile import load_profile
 from growtas.latency.modelled.roofline import RooflineLatency

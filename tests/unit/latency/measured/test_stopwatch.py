@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from growtas.costs import count_costs
 from growtas.errors import OutputError
-from growtas.latency.measured.campaign import Bounds, Campaign, Sample, UnsteadyMachine
-from growtas.latency.measured.setup import Setup
+from growtas.latency.measured.campaign import Bounds, Campaign, Sample, Setup, UnsteadyMachine
 from growtas.latency.measured.stopwatch import LEAST_MARGIN, LocalStopwatch, combine_visits, guard_reference, set_aside
 from growtas.space import PRESETS
 from tests.progress_recorder import Recorder
