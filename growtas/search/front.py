@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -34,15 +35,12 @@ def front_report(search: Search, result: EvolutionResult) -> dict[str, Any]:
     subnets = []
     for row in rows[np.argsort(scaled[rows, 1], kind="stable")]:
         subnet, score = ranked[row]
-        counted = count_costs(search.space, subnet)
-        latencies = [target.latency(subnet, measure=False) for target in search.targets]
         subnets.append(
             {
                 "subnet": subnet.to_dict(),
                 "accuracy": score[0],
-                "params": counted.params,
-                "macs": counted.macs,
-                "latencies": [latency.to_dict() for latency in latencies],
+                **asdict(count_costs(search.space, subnet)),
+                "latencies": [target.latency(subnet, measure=False).to_dict() for target in search.targets],
             }
         )
     return {

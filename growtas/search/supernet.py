@@ -90,7 +90,9 @@ class LoadedSupernet:
     data_digest: str
 
     @classmethod
-    def load(cls, run: Run, checkpoint: Path, data: str | None, data_dir: str | None, limit_images: int | None) -> LoadedSupernet:
+    def load(
+        cls, run: Run, checkpoint: Path, *, data: str | None, data_dir: str | None, limit_images: int | None
+    ) -> LoadedSupernet:
         """Loads a supernet of a run, and its search split.
 
         Args:

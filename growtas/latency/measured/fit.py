@@ -74,16 +74,11 @@ class FittedLatency:
         Raises:
             ConfigError: a level outside 0 to 1.
         """
-        width = self.relative_width(level)
-        predicted = self.predict_ms(batch)
+        width, predicted = self.relative_width(level), self.predict_ms(batch)
         return np.maximum(predicted * (1 - width), 0.0), predicted * (1 + width)
 
     def relative_width(self, level: float = 0.9) -> float:
-        """Half width of :meth:`interval_ms` over the prediction; infinite where there are too few residuals for the level.
-
-        Raises:
-            ConfigError: a level outside 0 to 1.
-        """
+        """Half width of :meth:`interval_ms` over the prediction; infinite where there are too few residuals for the level."""
         if not 0 < level < 1:
             raise ConfigError(f"the level of an interval is {level:g}; it must lie between 0 and 1")
         rank = int(np.ceil((len(self.residuals) + 1) * level))

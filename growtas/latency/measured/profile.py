@@ -220,8 +220,6 @@ class MeasuredProfile:
             raise ConfigError(f"{source}: not a measured profile of format {FORMAT}")
         rest = {key: value for key, value in data.items() if key not in ("format", "kind", "held_out", "repeatability")}
         fields = checked_fields(cls, rest, source)
-        for name in ("machine", "coefficients"):
-            fields[name] = dict(fields[name])
         try:
             fields["space"] = SearchSpace.from_dict(fields["space"], source=f"{source}: space")
         except SpaceError as error:

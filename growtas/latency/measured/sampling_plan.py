@@ -109,23 +109,21 @@ def choose_subnets(space: SearchSpace, feasible: Feasible, count: int, *, basis:
 
 def _d_optimal(table: NDArray[np.float64], first: list[int], count: int) -> list[int]:
     """Rows of a table that span its columns best: ``first``, then one by one where the variance of a prediction is largest."""
-    picks = list(dict.fromkeys(first))
+    first = list(dict.fromkeys(first))
     inverse = np.eye(table.shape[1]) / _PRIOR
     variance = np.einsum("ij,jk,ik->i", table, inverse, table)
     taken = np.zeros(len(table), bool)
-    done = 0
-    while True:
-        if done == len(picks):
-            if len(picks) == count:
-                return picks
-            picks.append(int(np.argmax(np.where(taken, -1.0, variance))))
-        row, done = picks[done], done + 1
+    picks: list[int] = []
+    while len(picks) < count:
+        row = first[len(picks)] if len(picks) < len(first) else int(np.argmax(np.where(taken, -1.0, variance)))
+        picks.append(row)
         taken[row] = True
         # Sherman and Morrison's update of the inverse, and of every row's variance with it.
         moved = inverse @ table[row]
         spread = 1 + float(table[row] @ moved)
         inverse -= np.outer(moved, moved) / spread
         variance -= (table @ moved) ** 2 / spread
+    return picks
 
 
 def _candidates(space: SearchSpace, feasible: Feasible, pool: int, rng: Generator) -> list[Subnet]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -47,11 +48,10 @@ class ActivationCache:
     def get(self, batch: int, path: Path) -> Tensor | None:
         """The output of a node, which becomes the most recently used one; None where it is not cached."""
         outputs, key = self._outputs[len(path)], (batch, path)
-        output = outputs.pop(key, None)
-        if output is None:
+        if key not in outputs:
             return None
-        outputs[key] = output
-        return output.x
+        outputs[key] = outputs.pop(key)
+        return outputs[key].x
 
     def use(self, batch: int, paths: Iterable[Path]) -> None:
         """Keeps the outputs of these paths, where they are cached, until :meth:`release`."""
@@ -63,10 +63,7 @@ class ActivationCache:
 
     def reserve(self, batch: int, path: Path, shape: tuple[int, ...]) -> Tensor | None:
         """An uninitialised tensor for the output of a node, cached from now on; None where no memory can be freed."""
-        numbers = 1
-        for size in shape:
-            numbers *= size
-        while (place := self._memory.take(numbers)) is None:
+        while (place := self._memory.take(math.prod(shape))) is None:
             if not self._drop(len(path)):
                 return None
         output = _Output(place, self._memory.at(place, shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -44,7 +45,7 @@ class ActivationMemory:
     def take(self, numbers: int) -> Span | None:
         """Allocates a span of at least so many elements; None where there is no room."""
         needed = -(-numbers // _ALIGNED) * _ALIGNED
-        at = self._fit(needed)
+        at = next((i for i, span in enumerate(self._free) if span.stop - span.start >= needed), None)
         if at is None:
             size = min(self._left, max(needed, _BLOCK_BYTES // self._like.element_size()))
             if size < needed:
@@ -70,10 +71,4 @@ class ActivationMemory:
 
     def at(self, span: Span, shape: tuple[int, ...]) -> Tensor:
         """The beginning of a span as a tensor of a shape; its values are what was written last."""
-        numbers = 1
-        for size in shape:
-            numbers *= size
-        return self._blocks[span.block][span.start : span.start + numbers].view(shape)
-
-    def _fit(self, needed: int) -> int | None:
-        return next((i for i, span in enumerate(self._free) if span.stop - span.start >= needed), None)
+        return self._blocks[span.block][span.start : span.start + math.prod(shape)].view(shape)

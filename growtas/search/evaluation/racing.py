@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from growtas.errors import ConfigError
 from growtas.search.journal import Evaluation
 
 PARTS, LEAST_IMAGES = 32, 32
@@ -62,15 +61,9 @@ class Racing:
     Args:
         parents: subnets from which children are made; a candidate that can't be among so many best is dropped.
         images: number of images.
-
-    Raises:
-        ConfigError: one of the two is below 1.
     """
 
     def __init__(self, parents: int, images: int) -> None:
-        for name, value in (("parents", parents), ("images", images)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value!r}; a race needs 1 or more")
         self._parents, self._images = parents, images
         self._totals: list[int] = []
         self._rights = np.zeros(images, np.int64)
