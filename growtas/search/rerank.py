@@ -44,9 +44,9 @@ class Recorded:
         """Read journals without changing them; a torn last line counts nothing.
 
         Args:
-            others: journals that are read too. A complete evaluation of the same checkpoint on the same images is worth the same
-                wherever it was made. Which images, the first journal says that knows the checkpoint. Of the others, one that can't
-                be read counts as empty.
+            others: journals that are read too, since a complete evaluation of the same checkpoint on the same images is worth the
+                same wherever it was made. The first journal that knows the checkpoint decides which images. One of the others that
+                can't be read counts as empty.
 
         Raises:
             UsageError: there is no journal, or none holds anything of this checkpoint.
@@ -61,8 +61,8 @@ class Recorded:
                     journals[other] = _lines(other)
         if not journals:
             raise UsageError(f"{path}: no journal to replay; search without --replay first")
-        headers = [_last_header(lines, checkpoint_sha256) for lines in journals.values()]
-        header = next((header for header in headers if header), None)
+        entries = (line for lines in journals.values() for line in reversed(lines))
+        header = next((e for e in entries if e["type"] == "header" and e["checkpoint_sha256"] == checkpoint_sha256), None)
         if header is None:
             raise UsageError(f"{path}: the journal holds nothing of the run's newest checkpoint; search without --replay first")
         evaluations, lent = dict[Subnet, Evaluation](), dict[Path, int]()
@@ -107,7 +107,6 @@ class Recorded:
 
 
 def _lines(path: Path) -> list[Any]:
-    """Raises CheckpointError where it is no journal."""
     try:
         lines = read_json_lines(path)
         for line in lines:
@@ -116,11 +115,6 @@ def _lines(path: Path) -> list[Any]:
     except (KeyError, TypeError, AttributeError, OSError, UnicodeDecodeError):
         raise _no_journal(path) from None
     return lines
-
-
-def _last_header(lines: Iterable[Any], checkpoint_sha256: str) -> dict[str, Any] | None:
-    of_it = [line for line in lines if line["type"] == "header" and line["checkpoint_sha256"] == checkpoint_sha256]
-    return of_it[-1] if of_it else None
 
 
 def _no_journal(path: Path) -> CheckpointError:

@@ -89,18 +89,12 @@ class Target:
             needed = max(needed, min(measured.upper_ms / ms for measured, ms in zip(misses.values(), predicted, strict=True)))
         return np.asarray(model.predict_ms(SubnetBatch.from_subnets(subnets)) * needed <= self.max_ms)
 
-    @property
-    def provenance(self) -> str:
-        """Where its predictions come from, in words; empty without an estimator."""
-        if self.estimator is None:
-            return ""
-        fitted = getattr(self.estimator, "provenance", "")
-        return f"{self.estimator.kind}: {fitted}" if fitted else f"{self.estimator.kind} from the datasheet"
-
     def latency(self, subnet: Subnet, *, measure: bool) -> DeviceLatency:
         """The predicted and the measured latency; ``measure`` times the subnet now where the device is at hand."""
-        predicted = measured = None
+        predicted, measured, provenance = None, None, ""
         if (model := self.estimator) is not None:
+            fitted = getattr(model, "provenance", "")
+            provenance = f"{model.kind}: {fitted}" if fitted else f"{model.kind} from the datasheet"
             predicted = Latency(
                 ms=self._predict(subnet),
                 kind=model.kind,
@@ -111,7 +105,7 @@ class Target:
             timed = watch.measure(subnet) if measure else watch.known(subnet)
             if timed is not None:
                 measured = Latency(ms=timed.ms, kind="measured", conditions=watch.conditions, relative_uncertainty=timed.margin)
-        return DeviceLatency(self.device, self.max_ms, predicted, measured, self.provenance)
+        return DeviceLatency(self.device, self.max_ms, predicted, measured, provenance)
 
     def _predict(self, subnet: Subnet) -> float:
         assert self.estimator is not None

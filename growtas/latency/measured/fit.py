@@ -36,7 +36,7 @@ class FittedLatency:
         space: the space of the subnets.
         conditions: what the samples were measured under.
         coefficients: milliseconds for each term of ``basis``, none negative.
-        held_out_error: largest relative error on a sample when chosen and fitted without it; 1 where there is but one sample.
+        relative_uncertainty: largest relative error on a sample when chosen and fitted without it; 1 for a single sample.
         basis: the set of terms, of :data:`growtas.latency.measured.terms.BASES`.
         residuals: measured over predicted, less 1, of subnets that the prediction was not fitted to.
         provenance: where the model comes from, for people.
@@ -45,7 +45,7 @@ class FittedLatency:
     space: SearchSpace
     conditions: Conditions
     coefficients: NDArray[np.float64]
-    held_out_error: float
+    relative_uncertainty: float
     basis: str = "coarse"
     residuals: tuple[float, ...] = ()
     provenance: str = ""
@@ -54,11 +54,6 @@ class FittedLatency:
     def kind(self) -> Kind:
         """A prediction is not a measurement, even if it comes from some."""
         return "modelled"
-
-    @property
-    def relative_uncertainty(self) -> float:
-        """The error on held-out samples."""
-        return self.held_out_error
 
     def predict_ms(self, batch: SubnetBatch) -> NDArray[np.float64]:
         """Predicted milliseconds of each subnet, shape ``(len(batch),)``."""
@@ -115,7 +110,7 @@ def fit_latency(
         conditions=conditions,
         coefficients=_solve(tables[basis], ms, ridge),
         # Relative to the measurement, as errors are reported; residuals are relative to the prediction, as intervals need them.
-        held_out_error=float(np.abs(1 / (1 + residuals) - 1).max()) if known else 1.0,
+        relative_uncertainty=float(np.abs(1 / (1 + residuals) - 1).max()) if known else 1.0,
         basis=basis,
         residuals=tuple(residuals.tolist()) if known else (),
         provenance=f"predicted from {len(ms)} measured subnets",

@@ -159,7 +159,7 @@ class MeasuredProfile:
             space=self.space,
             conditions=self.conditions,
             coefficients=coefficients,
-            held_out_error=error,
+            relative_uncertainty=error,
             basis=self.basis,
             residuals=residuals,
             provenance=f"predicted from {count} measured subnets, held-out error p95 {error:.1%}",

@@ -124,7 +124,7 @@ def fitted(residuals, factor=1.0):
     """Predicts MACs in millions, times a factor, with these residuals."""
     names = term_names(MICRO, "coarse")
     coefficients = np.array([1e-6 * factor if name == "macs" else 0.0 for name in names])
-    return FittedLatency(MICRO, TOY, coefficients, held_out_error=0.3, residuals=tuple(residuals))
+    return FittedLatency(MICRO, TOY, coefficients, relative_uncertainty=0.3, residuals=tuple(residuals))
 
 
 @given(st.lists(st.floats(-0.2, 0.2), min_size=10, max_size=40))
