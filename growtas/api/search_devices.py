@@ -139,7 +139,8 @@ class _LocalMachine:
         values = stopwatch.samples_ms(subnets)
         model = fit_latency(space, subnets, values, stopwatch.conditions)
         self.progress.note(
-            f"latency model for pruning: {len(subnets)} subnets measured here, held-out error up to {model.relative_uncertainty:.0%}"
+            f"latency model for pruning: {len(subnets)} subnets measured here, "
+            f"held-out error up to {model.relative_uncertainty:.0%}"
         )
         return Target(
             device=device.name,

@@ -78,12 +78,9 @@ class SearchedSubnet:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: the subnet's keys and its costs, accuracy, loss and latencies."""
-        modelled = {f"modelled_{name}": self.costs[name] for name in ("activation_bytes", "size_bytes")}
         return {
             **self.subnet.to_dict(),
-            "params": self.costs["params"],
-            "macs": self.costs["macs"],
-            **modelled,
+            **{(f"modelled_{name}" if name.endswith("_bytes") else name): cost for name, cost in self.costs.items()},
             "accuracy": self.evaluation.accuracy,
             "loss": self.evaluation.loss if np.isfinite(self.evaluation.loss) else None,
             "latency": self.latency.to_dict() if self.latency else None,

@@ -73,8 +73,8 @@ class Journal:
         checkpoint_sha256, data_fingerprint: what is evaluated, and on which images; only lines of both are reused.
         header: anything else that a reader should know (limits, seed); written as a line of its own. The same header again is the
             same search, which goes on.
-        others: journals of other searches, from which complete evaluations of both are reused too; only read. One that can't be
-            read counts as empty. A search that goes on borrows what they held when it began.
+        others: journals of other searches, whose complete evaluations are reused too. One that can't be read counts as empty. A
+            search that goes on borrows what they held when it began.
 
     Raises:
         CheckpointError: a line in the middle is not the journal's.
@@ -105,9 +105,8 @@ class Journal:
             with contextlib.suppress(CheckpointError, OSError, UnicodeDecodeError):
                 for subnet, evaluation in parse_evaluations(other, _lines_within(other, size), self._key)[0].items():
                     self._lent.setdefault(subnet, (evaluation, other))
-        self._append(
-            {**self._header, **({"others": {self._name(path): size for path, size in lenders.items()}} if lenders else {})}
-        )
+        lent = {"others": {self._name(path): size for path, size in lenders.items()}} if lenders else {}
+        self._append({**self._header, **lent})
 
     def _lenders(self, lines: Iterable[Any], others: Iterable[Path]) -> dict[Path, int]:
         """The other journals, and how many of their bytes count: all that are there, or were when a search that goes on began."""
@@ -118,8 +117,7 @@ class Journal:
                 if not isinstance(began, dict):
                     return {}
                 return {path: size for name, path in here.items() if isinstance(size := began.get(name), int)}
-        with_size = {path: path.stat().st_size for path in here.values() if path.is_file()}
-        return {path: size for path, size in with_size.items() if size}
+        return {path: size for path in here.values() if path.is_file() and (size := path.stat().st_size)}
 
     def _name(self, other: Path) -> str:
         """Another journal as the header names it, from this one's folder on: a run may be moved."""

@@ -27,13 +27,10 @@ _SPREAD = 16
 
 
 def non_dominated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which points no other one dominates: none is as good in all columns and better in one. Lower is better.
+    """Which points no other one dominates: none is as good in all columns and better in one. Of equal points all stay.
 
     Args:
-        values: shape ``(n, objectives)``. Of equal points all stay.
-
-    Returns:
-        Shape ``(n,)``.
+        values: lower is better, shape ``(n, objectives)``; the result has the shape ``(n,)``.
     """
     front = np.ones(len(values), bool)
     for row, point in enumerate(values):
@@ -140,15 +137,7 @@ def _first(
 
 
 class _Nsga2:
-    """The population, and pymoo's choice of who mates in it and who survives.
-
-    Args:
-        rng: seeds pymoo's own generator.
-        size: of the population.
-
-    Raises:
-        MissingExtra: pymoo is not installed.
-    """
+    """The population of ``size`` subnets, and pymoo's choice of who mates in it and who survives; ``rng`` seeds pymoo's own."""
 
     def __init__(self, rng: Generator, size: int) -> None:
         try:

@@ -76,12 +76,7 @@ def searched_space(run: Run, space: str | None) -> SearchSpace:
 
 @dataclass(frozen=True)
 class LoadedSupernet:
-    """A supernet with the images that it is searched on.
-
-    Attributes:
-        checkpoint: the supernet's file.
-        digest, data_digest: of the checkpoint and of the images, by which a journal knows them.
-    """
+    """A supernet with the images that it is searched on; by the two digests a journal knows the checkpoint and the images."""
 
     supernet: Supernet
     images: EvaluationSet
@@ -93,12 +88,7 @@ class LoadedSupernet:
     def load(
         cls, run: Run, checkpoint: Path, *, data: str | None, data_dir: str | None, limit_images: int | None
     ) -> LoadedSupernet:
-        """Loads a supernet of a run, and its search split.
-
-        Args:
-            checkpoint: the supernet's file.
-            data, data_dir: as for :func:`growtas.data.evaluation.search_set`.
-            limit_images: only so many of the images.
+        """Loads a checkpoint of a run with ``limit_images`` of its search split; see :func:`growtas.data.evaluation.search_set`.
 
         Raises:
             CheckpointError: the checkpoint can't be read.

@@ -79,9 +79,7 @@ def plan_profile(space: SearchSpace, *, samples: int = 60, held_out: int = 40, r
 
 
 def choose_subnets(space: SearchSpace, feasible: Feasible, count: int, *, basis: str = "stepped", pool: int = POOL) -> list[Subnet]:
-    """Legal subnets to measure, by rising MACs; the smallest and the largest legal one of the pool are always among them.
-
-    The same arguments give the same subnets.
+    """Legal subnets to measure, by rising MACs, always the same; the smallest and the pool's largest legal one are among them.
 
     Args:
         feasible: the limits; the smallest subnet is taken whatever they say.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -12,12 +11,6 @@ from growtas.search.evaluation.activation_memory import ActivationMemory, Span
 
 Path = tuple[int, ...]
 """The width, then heads and hidden channels of block after block: a node of the tree, or, in full, a subnet."""
-
-
-@dataclass(frozen=True)
-class _Output:
-    place: Span
-    x: Tensor
 
 
 class ActivationCache:
@@ -35,7 +28,7 @@ class ActivationCache:
     def __init__(self, activation_bytes: int, longest: int, like: Tensor) -> None:
         self._memory = ActivationMemory(activation_bytes // like.element_size(), like)
         # By the length of the path.
-        self._outputs: list[dict[tuple[int, Path], _Output]] = [{} for _ in range(longest + 1)]
+        self._outputs: list[dict[tuple[int, Path], tuple[Span, Tensor]]] = [{} for _ in range(longest + 1)]
         self._in_use: set[tuple[int, Path]] = set()
 
     def clear(self) -> None:
@@ -51,7 +44,7 @@ class ActivationCache:
         if key not in outputs:
             return None
         outputs[key] = outputs.pop(key)
-        return outputs[key].x
+        return outputs[key][1]
 
     def use(self, batch: int, paths: Iterable[Path]) -> None:
         """Keeps the outputs of these paths, where they are cached, until :meth:`release`."""
@@ -66,15 +59,15 @@ class ActivationCache:
         while (place := self._memory.take(math.prod(shape))) is None:
             if not self._drop(len(path)):
                 return None
-        output = _Output(place, self._memory.at(place, shape))
-        self._outputs[len(path)][batch, path] = output
-        return output.x
+        output = self._memory.at(place, shape)
+        self._outputs[len(path)][batch, path] = place, output
+        return output
 
     def _drop(self, length: int) -> bool:
-        """Drops one output that is not in use and whose path is at least so long; returns whether there was one."""
+        """Whether an output that is not in use, and whose path is at least so long, could be dropped."""
         for outputs in reversed(self._outputs[length:]):
             key = next((key for key in outputs if key not in self._in_use), None)
             if key is not None:
-                self._memory.give(outputs.pop(key).place)
+                self._memory.give(outputs.pop(key)[0])
                 return True
         return False

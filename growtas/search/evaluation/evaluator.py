@@ -1,11 +1,9 @@
 """Evaluates the accuracy of subnets on the search split, sharing the work that they have in common.
 
 Children of one parent mostly have the same first blocks. They are evaluated a group at a time, as paths of a prefix tree whose
-outputs are cached for later subnets; see :mod:`growtas.search.evaluation.prefix_tree`. On a
-CPU the images are divided among the threads, which for networks this small is faster than dividing every matrix product.
-
-In a race (:mod:`growtas.search.evaluation.racing`) all subnets see the first images, those that are still in it the next ones,
-and so on. A search of several processes divides the subnets among them, see :mod:`growtas.search.evaluation.workers`.
+outputs are cached for later subnets (:mod:`growtas.search.evaluation.prefix_tree`). On a CPU the images are divided among the
+threads, which for networks this small is faster than dividing every matrix product. In a race
+(:mod:`growtas.search.evaluation.racing`) all subnets see the first images, those that are still in it the next ones, and so on.
 """
 
 from __future__ import annotations
@@ -156,7 +154,7 @@ class SubnetEvaluator:
                         yield subnet, Evaluation(tally.correct / seen, np.inf, seen=seen)
 
     def _run_part(self, running: Mapping[Subnet, _Tally], number: int) -> Iterator[tuple[Subnet, _Tally]]:
-        """All subnets on one part of the images that the workers hold; each with its tally when it is done."""
+        """All subnets on one part of the images; each with its tally when it is done."""
         everyone = list(running)
         groups = [everyone[start : start + GROUP] for start in range(0, len(everyone), GROUP)]
         pending = [[self._submit(i, group, number) for i in range(len(self._evaluators))] for group in groups]
@@ -210,7 +208,7 @@ def by_beginning(subnets: Sequence[Subnet]) -> list[Subnet]:
 
 
 def _merged(parts: Sequence[slice], least: int) -> list[slice]:
-    """Consecutive parts put together until each has ``least`` images; the last one has what is left."""
+    """Consecutive parts put together until each but the last has ``least`` images."""
     merged: list[slice] = []
     for part in parts:
         if merged and merged[-1].stop - merged[-1].start < least:
