@@ -10,7 +10,6 @@ from typing import Any
 from growtas.files import write_json
 from growtas.runs import Run
 from growtas.search.finalists import SearchedSubnet
-from growtas.search.front import front_report
 from growtas.search.limits import Limits
 from growtas.search.search import Outcome, Search
 from growtas.search.targets import DeviceLatency
@@ -83,7 +82,7 @@ def write_results(run: Run, folder: Path, search: Search, outcome: Outcome, reco
     }
     if search.front:
         files["front"] = folder / "front.json"
-        front = front_report(search, outcome.result)
+        front = search.front_report(outcome.result)
         write_json(files["front"], front)
         report["front"] = {"subnets": len(front["subnets"]), "hypervolume": front["hypervolume"]}
     drawn = SearchReport.of(search, outcome, report)

@@ -54,12 +54,10 @@ def measured_profiles(device: str | None = None) -> list[tuple[Path | Traversabl
     Raises:
         ConfigError: one of them can't be read; the message names it.
     """
-
-    def newest(files: list[Path | Traversable]) -> list[tuple[Path | Traversable, MeasuredProfile]]:
-        return sorted(((file, load_measured(file)) for file in files), key=lambda item: item[1].date, reverse=True)
-
-    shipped = [file for file in shipped_measured() if device is None or file.name.partition(".")[0] == device]
-    return newest([*sorted(user_folder().glob(f"{device or '*'}.*.json"))]) + newest(shipped)
+    shipped = (file for file in shipped_measured() if device is None or file.name.partition(".")[0] == device)
+    files: list[Path | Traversable] = [*sorted(user_folder().glob(f"{device or '*'}.*.json")), *shipped]
+    profiles = [(file, load_measured(file)) for file in files]
+    return sorted(profiles, key=lambda item: (origin(item[0]) != SHIPPED, item[1].date), reverse=True)
 
 
 def origin(file: Path | Traversable) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from numpy.random import Generator
 
 from growtas.batch import SubnetBatch
-from growtas.errors import ConfigError
+from growtas.fields import Rule, check_fields, checked, real, whole
 from growtas.progress import SILENT, Progress
 from growtas.sampling import Feasible, crossover, mutate, sample_feasible
 from growtas.search.scoring import Score
@@ -22,6 +22,7 @@ _ATTEMPTS = 10
 """Tries a child before random subnets fill the population, as in AutoFormer."""
 _RANDOM_ROUNDS = 4
 _RANDOM_DRAWS = 1024
+_COUNT = Rule(whole(1).accepts, "a whole number above zero")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +36,13 @@ class EvolutionConfig:
         mutation_probability: of each gene.
     """
 
-    generations: int = 20
-    population: int = 50
-    parents: int = 10
-    mutation_probability: float = 0.2
+    generations: int = checked(20, _COUNT)
+    population: int = checked(50, _COUNT)
+    parents: int = checked(10, _COUNT)
+    mutation_probability: float = checked(0.2, Rule(real(0, 1, above=True).accepts, "above 0 and at most 1"))
 
     def __post_init__(self) -> None:
-        for field in ("generations", "population", "parents"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{field} is {value!r}; it must be a whole number above zero")
-        if not 0 < self.mutation_probability <= 1:
-            raise ConfigError(f"mutation_probability is {self.mutation_probability!r}; it must be above 0 and at most 1")
+        check_fields(self)
 
 
 @dataclass(frozen=True)

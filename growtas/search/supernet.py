@@ -49,11 +49,8 @@ def find_supernet(run: str | Path | None, space: str | None, progress: Progress 
             progress.note(f"skipped {candidate.path}: it has no checkpoint yet")
         else:
             return candidate, f"the newest{f' of {name}' if name else ''} in {RUNS}/"
-    if name is not None:
-        raise UsageError(
-            f"no run of the space {name} in {RUNS}/; make one with `growtas train --space {space}`, or name its folder"
-        )
-    raise UsageError(f"no run with a supernet in {RUNS}/; make one with `growtas train`, or name its folder")
+    what, option = ("with a supernet", "") if name is None else (f"of the space {name}", f" --space {space}")
+    raise UsageError(f"no run {what} in {RUNS}/; make one with `growtas train{option}`, or name its folder")
 
 
 def searched_space(run: Run, space: str | None) -> SearchSpace:
@@ -116,5 +113,5 @@ class LoadedSupernet:
 
         space, count = self.supernet.space, len(self.images)
         if count * space.in_chans * space.image_size**2 <= MEMORY_LIMIT:
-            for start in range(0, count, _CHUNK):
-                self.images.images(start, start + _CHUNK)
+            for _ in self.images.batches(_CHUNK):
+                pass

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from growtas.progress import SILENT, Progress
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
+Role = Literal["fit", "held-out", "repeat"]
+"""What a sample is for: fitting a model, testing it, or comparing with another time."""
 InterleavedTimer = Callable[[Sequence[Subnet]], list[list[float]]]
 """Times subnets in interleaved blocks: the median milliseconds of each subnet in each block, shape ``(subnets, blocks)``."""
 

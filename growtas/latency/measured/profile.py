@@ -8,9 +8,10 @@ any other subnet is ``modelled``, with the error on held-out subnets.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,9 @@ from growtas.batch import SubnetBatch
 from growtas.errors import ConfigError, DeviceError, SpaceError, SubnetError, choices
 from growtas.fields import Rule, one_of, whole
 from growtas.latency.estimate import Conditions, Kind
-from growtas.latency.measured.campaign import Sample
-from growtas.latency.measured.fit import FittedLatency
-from growtas.latency.measured.terms import BASES, term_names
+from growtas.latency.measured.campaign import Campaign, Role, Sample
+from growtas.latency.measured.fit import FittedLatency, fit_latency
+from growtas.latency.measured.terms import BASES, term_names, weighted_sum
 from growtas.latency.modelled.profile import (
     COUNT,
     DATE,
@@ -40,8 +41,7 @@ from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
 FORMAT = "growtas-profile/2"
-Role = Literal["fit", "held-out", "repeat"]
-ROLES: tuple[Role, ...] = ("fit", "held-out", "repeat")
+ROLES = get_args(Role)
 _COEFFICIENTS = Rule(
     lambda value: isinstance(value, Mapping) and all(map(NOT_NEGATIVE.accepts, value.values())),
     "milliseconds by term, zero or more",
@@ -122,6 +122,38 @@ class MeasuredProfile:
     sources: tuple[str, ...] = required(SOURCES)
     date: str = required(DATE)
 
+    @classmethod
+    def of_samples(
+        cls, name: str, campaign: Campaign, samples: Sequence[tuple[Role, Sample]], *, description: str, machine: Mapping[str, Any]
+    ) -> MeasuredProfile:
+        """Fits the model to a campaign's samples of role ``fit``; the profile's errors follow from the other samples."""
+        setup, space = campaign.setup, campaign.space
+        conditions = Conditions(device=name, batch=setup.batch, precision=setup.precision, runtime=setup.runtime)
+        fit = [sample for role, sample in samples if role == "fit"]
+        model = fit_latency(space, [sample.subnet for sample in fit], [sample.p50_ms for sample in fit], conditions)
+        return cls(
+            name=name,
+            description=description,
+            runtime=setup.runtime,
+            runtime_version=setup.runtime_version,
+            precision=setup.precision,
+            batch=setup.batch,
+            threads=setup.threads,
+            machine=dict(machine),
+            space=space,
+            samples=tuple(samples),
+            basis=model.basis,
+            coefficients=dict(zip(term_names(space, model.basis), model.coefficients.tolist(), strict=True)),
+            max_cv=campaign.bounds.cv,
+            max_drift=campaign.bounds.drift,
+            remeasured=campaign.remeasured,
+            sources=(
+                "Timed on this machine by `growtas profile`: medians over interleaved blocks, in groups that share a reference subnet.",
+                "Fitted subnets were chosen D-optimally, held-out ones drawn uniformly.",
+            ),
+            date=datetime.date.today().isoformat(),
+        )
+
     @property
     def kind(self) -> Kind:
         """The samples were timed; predictions from them are of kind ``modelled`` all the same."""
@@ -149,21 +181,13 @@ class MeasuredProfile:
         apart = [abs(sample.p50_ms / first[sample.subnet] - 1) for sample in self.of_role("repeat")]
         return Repeatability(count=len(apart), median=float(np.median(apart)) if apart else 0.0, max=max(apart, default=0.0))
 
-    def _predicted(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
-        return self._model(0.0, ()).predict_ms(SubnetBatch.from_subnets([sample.subnet for sample in samples]))
+    @property
+    def _coefficients(self) -> NDArray[np.float64]:
+        return np.array([self.coefficients[name] for name in term_names(self.space, self.basis)])
 
-    def _model(self, error: float, residuals: tuple[float, ...]) -> FittedLatency:
-        count = len(self.of_role("fit"))
-        coefficients = np.array([self.coefficients[name] for name in term_names(self.space, self.basis)])
-        return FittedLatency(
-            space=self.space,
-            conditions=self.conditions,
-            coefficients=coefficients,
-            relative_uncertainty=error,
-            basis=self.basis,
-            residuals=residuals,
-            provenance=f"predicted from {count} measured subnets, held-out error p95 {error:.1%}",
-        )
+    def _predicted(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
+        batch = SubnetBatch.from_subnets([sample.subnet for sample in samples])
+        return weighted_sum(self.space, self.basis, batch, self._coefficients)
 
     def estimator(self, space: SearchSpace, *, batch: int = 1, precision: str | None = None) -> FittedLatency:
         """The fitted model as a :class:`growtas.latency.estimate.LatencyEstimator` for a space's subnets.
@@ -182,7 +206,16 @@ class MeasuredProfile:
             raise DeviceError(f"the profile of {self.name} does not fit: {why}")
         samples = self.of_role("held-out")
         residuals = np.array([sample.p50_ms for sample in samples]) / self._predicted(samples) - 1
-        return self._model(self.held_out.p95, tuple(residuals.tolist()))
+        error = self.held_out.p95
+        return FittedLatency(
+            space=self.space,
+            conditions=self.conditions,
+            coefficients=self._coefficients,
+            relative_uncertainty=error,
+            basis=self.basis,
+            residuals=tuple(residuals.tolist()),
+            provenance=f"predicted from {len(self.of_role('fit'))} measured subnets, held-out error p95 {error:.1%}",
+        )
 
     def why_not(self, space: SearchSpace, *, batch: int = 1, precision: str | None = None) -> str:
         """Why the profile tells nothing about a space's subnets under these conditions; empty if it does."""

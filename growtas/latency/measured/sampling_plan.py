@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
 from growtas.errors import ConfigError
+from growtas.latency.measured.campaign import Campaign, Role, Sample
 from growtas.latency.measured.terms import terms
 from growtas.sampling import Feasible, sample_batch, sample_feasible
 from growtas.space import SearchSpace
@@ -54,6 +55,18 @@ class SamplingPlan:
     def measurements(self) -> int:
         """How many there are in all."""
         return len(self.fit) + len(self.held_out) + len(self.repeated)
+
+    def measure(self, campaign: Campaign) -> list[tuple[Role, Sample]]:
+        """All samples with their roles, journalled or measured now.
+
+        Raises:
+            UnsteadyMachine: the machine is too busy.
+            OutputError: the journal can't be written.
+        """
+        by_subnet = {sample.subnet: sample for sample in campaign.measure(self.first)}
+        roles: list[tuple[Role, Sample]] = [("fit", by_subnet[subnet]) for subnet in self.fit]
+        roles += [("held-out", by_subnet[subnet]) for subnet in self.held_out]
+        return roles + [("repeat", sample) for sample in campaign.measure(self.repeated, visit=1)]
 
 
 def plan_profile(space: SearchSpace, *, samples: int = 60, held_out: int = 40, repeats: int = 10) -> SamplingPlan:

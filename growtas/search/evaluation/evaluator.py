@@ -97,7 +97,10 @@ class SubnetEvaluator:
             raise DataError(f"the search split's images are {first}, the supernet takes {image_shape} (channels, height, width)")
         self._block = max(self._batch, image_bytes // (4 * space.in_chans * space.image_size**2))
         if activation_bytes is None:
-            activation_bytes = min(_MOST_ACTIVATION_BYTES, _memory(self._device) // 4)
+            # On a CPU this process's share, where torchrun started several on this machine.
+            processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+            memory = usable_memory() // processes if on_cpu else int(torch.cuda.mem_get_info(self._device)[1])
+            activation_bytes = min(_MOST_ACTIVATION_BYTES, memory // 4)
         layers = EvaluationLayers(self.supernet)
         self._evaluators = [PrefixTreeEvaluator(self.supernet, layers, activation_bytes // workers) for _ in range(workers)]
         self._pools = (
@@ -190,13 +193,6 @@ class SubnetEvaluator:
         future: Future[list[Answers]] = Future()
         future.set_result(self._evaluators[index].evaluate(group, part))
         return future
-
-
-def _memory(device: torch.device) -> int:
-    """Bytes that this process could use: its share, where torchrun started several on this machine."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
-    return usable_memory() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def by_beginning(subnets: Sequence[Subnet]) -> list[Subnet]:

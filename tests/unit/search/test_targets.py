@@ -18,7 +18,6 @@ from growtas.latency.modelled.profile import load_profile
 from growtas.latency.modelled.roofline import RooflineLatency
 from growtas.sampling import sample_batch
 from growtas.search.finalists import choose
-from growtas.search.front import front_report
 from growtas.search.limits import Limits
 from growtas.search.objective import parse_axes
 from growtas.search.scoring import Scorer
@@ -176,7 +175,7 @@ def front_of(tmp_path, names, *targets, **limits):
     evaluate = Evaluator()
     search = Search(space=MICRO, limits=Limits(**limits), targets=targets, front=names)
     outcome = search.run(Scorer(MICRO, evaluate, Journal(tmp_path / "j", "c", "d", {})), CONFIG, 0)
-    return search, outcome, front_report(search, outcome.result), evaluate
+    return search, outcome, search.front_report(outcome.result), evaluate
 
 
 def test_a_front_holds_what_nothing_evaluated_beats(tmp_path):

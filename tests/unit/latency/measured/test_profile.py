@@ -22,7 +22,6 @@ from growtas.latency.catalogue import (
 )
 from growtas.latency.measured.campaign import Campaign, Setup
 from growtas.latency.measured.profile import MeasuredProfile, held_out_errors
-from growtas.latency.measured.profiling import make_profile, measure_plan
 from growtas.latency.measured.sampling_plan import plan_profile
 from growtas.latency.modelled.profile import device_names, load_profile, profile_names, user_folder
 from growtas.latency.modelled.roofline import RooflineLatency
@@ -43,8 +42,8 @@ def build(tmp_path, name="box", space=MICRO, noise=0.01, setup=SETUP, **plan):
         return [[ms * rng.normal(1, noise)] * 3 for ms in synthetic_ms(space, SubnetBatch.from_subnets(subnets))]
 
     campaign = Campaign(tmp_path / "journal.jsonl", space, setup, turns)
-    samples = measure_plan(campaign, plan_profile(space, **({"samples": 30, "held_out": 20, "repeats": 5} | plan)))
-    return make_profile(name, campaign, samples, description="A box", machine={"driver": "1.2"})
+    samples = plan_profile(space, **({"samples": 30, "held_out": 20, "repeats": 5} | plan)).measure(campaign)
+    return MeasuredProfile.of_samples(name, campaign, samples, description="A box", machine={"driver": "1.2"})
 
 
 def save(profile, folder):
