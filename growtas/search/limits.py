@@ -63,7 +63,7 @@ class Limits:
         problems = []
         for limit, costs, what, form in self._terms(space):
             if limit is not None and (lowest := float(costs(smallest)[0])) > limit:
-                problems.append(_too_low(what, form(limit), form(_ceil_3_digits(lowest))))
+                problems.append(_too_low(what, limit, lowest, form))
         if problems:
             raise LimitError(f"no subnet of {space.name} has {', and none has '.join(problems)}")
 
@@ -94,20 +94,15 @@ def check_latency(space: SearchSpace, max_ms: float | None, smallest_ms: float, 
         LimitError: it does not; the message says how slow it is.
     """
     if max_ms is not None and smallest_ms > max_ms:
-        what = f"{kind} latency ({conditions})"
-        raise LimitError(f"no subnet of {space.name} has {_too_low(what, format_ms(max_ms), ceil_ms(smallest_ms))}")
+        problem = _too_low(f"{kind} latency ({conditions})", max_ms, smallest_ms, format_ms)
+        raise LimitError(f"no subnet of {space.name} has {problem}")
 
 
-def _too_low(what: str, limit: str, lowest: str) -> str:
-    return f"at most {limit} {what}; the smallest has {lowest}"
+def _too_low(what: str, limit: float, lowest: float, form: Callable[[float], str]) -> str:
+    return f"at most {form(limit)} {what}; the smallest has {form(_ceil_3_digits(lowest))}"
 
 
 def _ceil_3_digits(value: float) -> float:
     """The value rounded up to three significant digits, so that it is a legal limit when typed back."""
     step = 10.0 ** (math.floor(math.log10(value)) - 2)
     return math.ceil(round(value / step, 10)) * step
-
-
-def ceil_ms(value: float) -> str:
-    """Milliseconds as a limit that they meet: ``4.2134`` -> ``4.22 ms``."""
-    return format_ms(_ceil_3_digits(value))

@@ -88,5 +88,10 @@ def cost_axes(space: SearchSpace, targets: Sequence[Target], names: Sequence[str
     return axes
 
 
+def axis_costs(axes: Sequence[Axis], batch: SubnetBatch) -> NDArray[np.float64]:
+    """The costs of many subnets, shape ``(len(batch), len(axes))``."""
+    return np.column_stack([axis.costs(batch) for axis in axes])
+
+
 def _counter(space: SearchSpace, index: int) -> Callable[[SubnetBatch], NDArray[np.float64]]:
     return lambda batch: np.asarray(count_costs_batch(space, batch)[index], np.float64)

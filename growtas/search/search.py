@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from growtas.sampling import Feasible
 from growtas.search.evolution import EvolutionConfig, EvolutionResult, evolve
 from growtas.search.finalists import SearchedSubnet, choose
 from growtas.search.limits import Limits
-from growtas.search.objective import Axis, cost_axes
+from growtas.search.objective import Axis, axis_costs, cost_axes
 from growtas.search.pareto import evolve_front, hypervolume, non_dominated
 from growtas.search.scoring import DROPPED, Score
 from growtas.search.targets import Target
@@ -106,11 +107,7 @@ class Search:
             return scores
 
         if axes := self.axes():
-
-            def costs(batch: SubnetBatch) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-                return np.column_stack([axis.costs(batch) for axis in axes])
-
-            result = evolve_front(self.space, timed, costs, self.feasible(), rng, config, progress)
+            result = evolve_front(self.space, timed, partial(axis_costs, axes), self.feasible(), rng, config, progress)
         else:
             result = evolve(self.space, timed, self.feasible(), rng, config, progress)
         spent.sampling = time.perf_counter() - start - spent.evaluation
@@ -141,7 +138,7 @@ class Search:
         """
         axes, ranked = self.axes(), [item for item in result.ranked if item[1][0] != DROPPED]
         batch = SubnetBatch.from_subnets([subnet for subnet, _ in ranked])
-        costs = np.column_stack([axis.costs(batch) for axis in axes])
+        costs = axis_costs(axes, batch)
         errors = np.array([1 - score[0] for _, score in ranked])
         low, high = (np.array([getattr(axis, end) for axis in axes]) for end in ("lowest", "highest"))
         scaled = np.column_stack([errors, (costs - low) / np.maximum(high - low, np.finfo(float).tiny)])

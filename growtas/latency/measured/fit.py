@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,9 @@ class FittedLatency:
         provenance: where the model comes from, for people.
     """
 
+    # A prediction is not a measurement, even if it comes from some.
+    kind: ClassVar[Kind] = "modelled"
+
     space: SearchSpace
     conditions: Conditions
     coefficients: NDArray[np.float64]
@@ -49,11 +53,6 @@ class FittedLatency:
     basis: str = "coarse"
     residuals: tuple[float, ...] = ()
     provenance: str = ""
-
-    @property
-    def kind(self) -> Kind:
-        """A prediction is not a measurement, even if it comes from some."""
-        return "modelled"
 
     def predict_ms(self, batch: SubnetBatch) -> NDArray[np.float64]:
         """Predicted milliseconds of each subnet, shape ``(len(batch),)``."""

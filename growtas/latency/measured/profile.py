@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,10 @@ ROLES = get_args(Role)
 _COEFFICIENTS = Rule(
     lambda value: isinstance(value, Mapping) and all(map(NOT_NEGATIVE.accepts, value.values())),
     "milliseconds by term, zero or more",
+)
+_HOW_MEASURED = (
+    "Timed on this machine by `growtas profile`: medians over interleaved blocks, in groups that share a reference subnet.",
+    "Fitted subnets were chosen D-optimally, held-out ones drawn uniformly.",
 )
 _ABOVE_ZERO = Rule(POSITIVE.accepts, "a finite number above zero")
 _FROM_ZERO = Rule(NOT_NEGATIVE.accepts, "a finite number from zero up")
@@ -102,6 +106,9 @@ class MeasuredProfile:
         date: of the last sample, ISO.
     """
 
+    # The samples were timed; predictions from them are of kind ``modelled`` all the same.
+    kind: ClassVar[Kind] = "measured"
+
     name: str = required(NAME)
     description: str = required(TEXT)
     runtime: str = required(TEXT)
@@ -147,17 +154,9 @@ class MeasuredProfile:
             max_cv=campaign.bounds.cv,
             max_drift=campaign.bounds.drift,
             remeasured=campaign.remeasured,
-            sources=(
-                "Timed on this machine by `growtas profile`: medians over interleaved blocks, in groups that share a reference subnet.",
-                "Fitted subnets were chosen D-optimally, held-out ones drawn uniformly.",
-            ),
+            sources=_HOW_MEASURED,
             date=datetime.date.today().isoformat(),
         )
-
-    @property
-    def kind(self) -> Kind:
-        """The samples were timed; predictions from them are of kind ``modelled`` all the same."""
-        return "measured"
 
     @property
     def conditions(self) -> Conditions:

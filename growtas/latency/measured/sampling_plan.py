@@ -91,14 +91,13 @@ def plan_profile(space: SearchSpace, *, samples: int = 60, held_out: int = 40, r
     return dataclasses.replace(plan, repeated=tuple(early[:repeats]))
 
 
-def choose_subnets(space: SearchSpace, feasible: Feasible, count: int, *, basis: str = "stepped", pool: int = POOL) -> list[Subnet]:
+def choose_subnets(space: SearchSpace, feasible: Feasible, count: int, *, basis: str = "stepped") -> list[Subnet]:
     """Legal subnets to measure, by rising MACs, always the same; the smallest and the pool's largest legal one are among them.
 
     Args:
         feasible: the limits; the smallest subnet is taken whatever they say.
         count: how many, at least two; fewer come back where there are fewer.
         basis: the terms to tell apart.
-        pool: random legal subnets to choose from, beside the uniform ones.
 
     Raises:
         ConfigError: ``count`` is below two.
@@ -107,7 +106,7 @@ def choose_subnets(space: SearchSpace, feasible: Feasible, count: int, *, basis:
     if count < 2:
         raise ConfigError(f"a latency model needs at least 2 subnets to measure, not {count}")
     rng = np.random.default_rng(_SEED)
-    candidates = _candidates(space, feasible, pool, rng)
+    candidates = _candidates(space, feasible, POOL, rng)
     batch = SubnetBatch.from_subnets(candidates)
     macs = count_costs_batch(space, batch)[1]
     table = terms(space, basis, batch)

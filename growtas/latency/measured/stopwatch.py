@@ -112,28 +112,12 @@ class LocalStopwatch:
         """
         return max(LEAST_MARGIN, _REPEATS * self.repeatability) + abs(reference_ms / (self.usual_ms or reference_ms) - 1)
 
-    def samples_ms(self, subnets: Sequence[Subnet]) -> list[float]:
-        """Medians of one visit in milliseconds, in the order of the subnets: to fit a model to, not to judge a limit on.
-
-        Raises:
-            UnsteadyMachine: the machine is too busy.
-            OutputError: the journal can't be written.
-        """
-        return [sample.p50_ms for sample in self.campaign.measure(subnets)]
-
 
 def guard_reference(timer: InterleavedTimer, usual_ms: float, bounds: Bounds, progress: Progress = SILENT) -> InterleavedTimer:
-    """A timer that repeats its blocks until the reference subnet, the last one timed, takes what it usually does.
+    """A timer that repeats its blocks until the reference subnet, the last one timed, takes ``usual_ms`` within the allowed drift.
 
-    Other work that goes on for seconds slows every block alike: their variation does not show it, the reference does.
-
-    Args:
-        usual_ms: what the reference takes, milliseconds.
-        bounds: its drift is allowed, and its tries are made.
-        progress: gets a note when blocks are repeated.
-
-    Raises (when called):
-        UnsteadyMachine: the reference takes another time at every try.
+    Other work that goes on for seconds slows every block alike: their variation does not show it, the reference does. The timer
+    raises :class:`UnsteadyMachine` when the reference takes another time at every try.
     """
 
     def guarded(subnets: Sequence[Subnet]) -> list[list[float]]:

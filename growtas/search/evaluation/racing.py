@@ -43,14 +43,10 @@ class Race:
         return correct + left < self.needed
 
     def parts(self) -> list[slice]:
-        """The order in parts."""
-        return parts(len(self.order))
-
-
-def parts(images: int) -> list[slice]:
-    """A race's images in consecutive parts of one size, the last one smaller."""
-    size = max(LEAST_IMAGES, -(-images // PARTS))
-    return [slice(start, min(start + size, images)) for start in range(0, images, size)]
+        """The order in consecutive parts of one size, the last one smaller."""
+        images = len(self.order)
+        size = max(LEAST_IMAGES, -(-images // PARTS))
+        return [slice(start, min(start + size, images)) for start in range(0, images, size)]
 
 
 class Racing:

@@ -110,14 +110,8 @@ def search_world() -> Iterator[SearchWorld]:
             torch.cuda.set_device(local)
         if not world.is_main:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        yield SearchWorld(
-            world.rank,
-            world.size,
-            world.local_rank,
-            world.restarts,
-            device=f"cuda:{local}" if gpus else "cpu",
-            group=dist.new_group(timeout=_PATIENCE, backend="gloo"),
-        )
+        group = dist.new_group(timeout=_PATIENCE, backend="gloo")
+        yield SearchWorld(**vars(world), device=f"cuda:{local}" if gpus else "cpu", group=group)
     finally:
         leave_world(world)
 

@@ -115,7 +115,7 @@ def test_a_modelled_latency_limits_and_stays_modelled(tmp_path):
 def _measured(tmp_path, machine, limit, **more):
     watch = LocalStopwatch(Campaign(tmp_path / "timings.jsonl", MICRO, SETUP, machine))
     subnets = choose_subnets(MICRO, Limits().feasible(MICRO), 10, basis="coarse")
-    values = watch.samples_ms(subnets)
+    values = [sample.p50_ms for sample in watch.campaign.measure(subnets)]
     model = fit_latency(MICRO, subnets, values, watch.conditions)
     fitted_to = dict(zip(subnets, values, strict=True))
     target = Target(device="cpu", max_ms=limit, estimator=model, stopwatch=watch, fitted_to=fitted_to)
