@@ -38,12 +38,6 @@ class Axis:
     highest: float
     lowest: float
 
-    @property
-    def label(self) -> str:
-        """The name with unit and kind, as a table's heading or a plot's axis has it."""
-        unit = f" {self.unit}" if self.unit else ""
-        return f"{self.name}{unit} ({self.kind})"
-
 
 def parse_axes(text: str | None, devices: bool) -> tuple[str, ...]:
     """The names of ``--front``: accuracy and at least one cost; by default latency where a device is named, else params.

@@ -141,16 +141,10 @@ def guard_reference(timer: InterleavedTimer, usual_ms: float, bounds: Bounds, pr
 
 
 def set_aside(path: Path, setup: Setup, reference_ms: float, tolerance: float) -> float | None:
-    """Moves a journal away if its reference subnet's latency is not today's: a campaign would refuse every further sample.
+    """What the reference subnet took in a journal, milliseconds; None where there is none, or where it was moved away.
 
-    Args:
-        path: the journal; it becomes ``NAME.old.jsonl``.
-        setup: of the lines that count.
-        reference_ms: what the reference subnet takes now, milliseconds.
-        tolerance: relative difference that is none.
-
-    Returns:
-        Milliseconds that the reference subnet took in the journal; None where there is none, or it was moved away.
+    It becomes ``NAME.old.jsonl`` if the reference takes ``reference_ms`` now and that differs by more than ``tolerance``, relative
+    to then: a campaign would refuse every further sample.
     """
     expected = setup.to_dict()
     lines = [line for line in read_json_lines(path) if isinstance(line, dict) and line.get("setup") == expected]
