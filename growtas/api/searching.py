@@ -23,7 +23,7 @@ from growtas.search.evolution import EvolutionConfig
 from growtas.search.journal import Journal
 from growtas.search.limits import Limits
 from growtas.search.memory import parse_bytes
-from growtas.search.objective import OBJECTIVES, parse_axes
+from growtas.search.pareto import OBJECTIVES, parse_axes
 from growtas.search.scoring import Score
 from growtas.search.search import Search
 from growtas.search.supernet import LoadedSupernet, find_supernet, searched_space
@@ -213,8 +213,7 @@ class _Request:
             progress.note(f"{len(journal)} evaluations are kept in {journal.path}; the same command goes on from there")
             raise
         if journal.borrowed:
-            counts = {journal.path: scorer.reused - sum(journal.borrowed.values()), **journal.borrowed}
-            progress.note(f"evaluations reused: {_counted(counts)}")
+            progress.note(f"evaluations reused: {_counted(journal.path, scorer.reused, journal.borrowed)}")
         record = {
             **self._record(loaded.checkpoint, loaded.digest),
             "images": {"split": "search", "count": len(images), "fingerprint": loaded.data_digest},
@@ -286,8 +285,8 @@ class _Request:
         outcome = search.choose(result, recorded_scores, progress=self.progress)
         legal = len(result.ranked)
         if recorded.lent:
-            counts = {recorded.path: len(recorded.evaluations) - sum(recorded.lent.values()), **recorded.lent}
-            self.progress.note(f"recorded evaluations: {_counted(counts)}")
+            counts = _counted(recorded.path, len(recorded.evaluations), recorded.lent)
+            self.progress.note(f"recorded evaluations: {counts}")
         holder = "the run's journals hold" if recorded.lent else "the journal holds"
         if legal < ENOUGH:
             self.progress.note(
@@ -352,5 +351,6 @@ class _Request:
         }
 
 
-def _counted(counts: Mapping[Path, int]) -> str:
+def _counted(path: Path, total: int, others: Mapping[Path, int]) -> str:
+    counts = {path: total - sum(others.values()), **others}
     return ", ".join(f"{count} from {path}" for path, count in counts.items() if count)

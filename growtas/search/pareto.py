@@ -1,4 +1,4 @@
-"""Fronts: which subnets no other one beats in everything, how good such a set is, and NSGA-II to find one.
+"""Fronts over accuracy and costs: their axes, which subnets no other one beats, how good such a set is, and NSGA-II to find one.
 
 Of NSGA-II (Deb et al. 2002), selection by dominance and crowding and survival are pymoo's. How subnets are drawn, mutated and
 crossed, and which are legal, is ours, so that no subnet beyond a limit is ever evaluated, and none twice.
@@ -7,6 +7,7 @@ crossed, and which are legal, is ours, so that no subnet beyond a limit is ever 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,15 +16,92 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
-from growtas.errors import MissingExtra
+from growtas.costs import count_costs_batch
+from growtas.errors import ConfigError, MissingExtra, choices
 from growtas.progress import SILENT, Progress
 from growtas.sampling import Feasible, crossover, mutate, sample_feasible
 from growtas.search.evolution import EvolutionConfig, EvolutionResult, breed, fill_up, run_generations
 from growtas.search.scoring import Score
+from growtas.search.targets import Target
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
+OBJECTIVES = ("accuracy", "pareto")
+AXES = ("accuracy", "latency", "params", "macs")
 _SPREAD = 16
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A cost that a front is drawn over; lower is better.
+
+    Attributes:
+        name: ``params``, ``macs``, or ``latency`` with the device's name.
+        kind: ``modelled`` for a predicted latency, ``counted`` for params and MACs.
+        unit: ``ms``, or empty.
+        costs: values of many subnets, shape ``(len(batch),)``.
+        highest: the limit, or the cost of the largest subnet.
+        lowest: the cost of the smallest subnet.
+    """
+
+    name: str
+    kind: str
+    unit: str
+    costs: Callable[[SubnetBatch], NDArray[np.float64]]
+    highest: float
+    lowest: float
+
+
+def parse_axes(text: str | None, devices: bool) -> tuple[str, ...]:
+    """The names of ``--front``: accuracy and at least one cost; by default latency where a device is named, else params.
+
+    Raises:
+        ConfigError: an unknown name, no cost, or latency without a device.
+    """
+    if text is None:
+        return ("accuracy", "latency" if devices else "params")
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in AXES:
+            raise ConfigError(f"--front {text}: {name!r} is no axis; legal are {choices(AXES)}")
+    if "accuracy" not in names or len(names) < 2:
+        raise ConfigError(f"--front {text}: a front is over accuracy and at least one of {choices(AXES[1:])}")
+    if "latency" in names and not devices:
+        raise ConfigError(f"--front {text}: a latency needs --device")
+    return names
+
+
+def cost_axes(space: SearchSpace, targets: Sequence[Target], names: Sequence[str], highest: dict[str, int | None]) -> list[Axis]:
+    """The costs of a front, a latency for each device that predicts one.
+
+    Args:
+        names: of :data:`AXES`; accuracy is no cost and left out.
+        highest: limits on ``params`` and ``macs``.
+    """
+    ends = SubnetBatch.from_subnets([space.smallest, space.largest])
+    axes: list[Axis] = []
+
+    def add(name: str, kind: str, unit: str, costs: Callable[[SubnetBatch], NDArray[np.float64]], limit: float | None) -> None:
+        lowest, largest = (float(value) for value in costs(ends))
+        axes.append(Axis(name, kind, unit, costs, min(largest, limit if limit is not None else largest), lowest))
+
+    for name in names:
+        if name == "latency":
+            for target in targets:
+                if (model := target.estimator) is not None:
+                    add(f"latency {target.device}", model.kind, "ms", model.predict_ms, target.max_ms)
+        elif name != "accuracy":
+            add(name, "counted", "", _counter(space, name == "macs"), highest.get(name))
+    return axes
+
+
+def axis_costs(axes: Sequence[Axis], batch: SubnetBatch) -> NDArray[np.float64]:
+    """The costs of many subnets, shape ``(len(batch), len(axes))``."""
+    return np.column_stack([axis.costs(batch) for axis in axes])
+
+
+def _counter(space: SearchSpace, index: int) -> Callable[[SubnetBatch], NDArray[np.float64]]:
+    return lambda batch: np.asarray(count_costs_batch(space, batch)[index], np.float64)
 
 
 def non_dominated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -70,12 +148,9 @@ def evolve_front(
     """NSGA-II over accuracy, the first entry of a score, and costs.
 
     Args:
-        evaluate: scores of subnets, in their order; higher is better.
+        evaluate, feasible, rng, progress: as for :func:`growtas.search.evolution.evolve`.
         costs: what else counts, lower is better, shape ``(n, costs)``.
-        feasible: the monotone predicate of the limits.
-        rng: the only source of randomness.
         config: generations, population and mutation probability; NSGA-II takes its parents from the whole population.
-        progress: gets the :class:`growtas.search.evolution.GenerationResult` of each generation as an event.
 
     Returns:
         Every evaluated subnet, best accuracy first.

@@ -17,8 +17,7 @@ from growtas.sampling import Feasible
 from growtas.search.evolution import EvolutionConfig, EvolutionResult, evolve
 from growtas.search.finalists import SearchedSubnet, choose
 from growtas.search.limits import Limits
-from growtas.search.objective import Axis, axis_costs, cost_axes
-from growtas.search.pareto import evolve_front, hypervolume, non_dominated
+from growtas.search.pareto import Axis, axis_costs, cost_axes, evolve_front, hypervolume, non_dominated
 from growtas.search.scoring import DROPPED, Score
 from growtas.search.targets import Target
 from growtas.space import SearchSpace

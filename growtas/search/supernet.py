@@ -104,11 +104,7 @@ class LoadedSupernet:
         return cls(supernet, images, checkpoint, digest, fingerprint(images, description))
 
     def decode(self) -> None:
-        """Decodes the images where they fit into memory: those of files are then in the cache, for other processes too.
-
-        Raises:
-            DataError: an image is unreadable.
-        """
+        """Decodes the images where they fit into memory: those of files are then in the cache, for other processes too."""
         from growtas.data.pixels import MEMORY_LIMIT
 
         space, count = self.supernet.space, len(self.images)

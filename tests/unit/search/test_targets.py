@@ -19,7 +19,7 @@ from growtas.latency.modelled.roofline import RooflineLatency
 from growtas.sampling import sample_batch
 from growtas.search.finalists import choose
 from growtas.search.limits import Limits
-from growtas.search.objective import parse_axes
+from growtas.search.pareto import parse_axes
 from growtas.search.scoring import Scorer
 from growtas.search.search import Search
 from growtas.search.targets import ROOM_LEVEL, Target, room
