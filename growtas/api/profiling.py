@@ -128,7 +128,7 @@ def profile(
     if not timer.check_against_exporter(reference):
         progress.note("graphs put together from blocks differ from exported ones here; exporting each subnet, which takes longer")
     campaign = Campaign(path.with_suffix(".jsonl"), choices, setup, timer, bounds=bounds, progress=progress)
-    progress.stage("measuring", plan.measurements)
+    progress.stage("measuring", len(plan.first) + len(plan.repeated))
     try:
         measured = plan.measure(campaign)
     except KeyboardInterrupt:

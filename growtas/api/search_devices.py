@@ -78,10 +78,10 @@ class _LocalMachine:
     def target_without_limit(self, device: Device) -> Target:
         """Measures the chosen subnet only."""
         timer = self._timer(self.space, [])
-        path = self.folder / UNBOUND
         # No limit is judged on it: a number of a busy machine will do, and its margin says so.
         bounds = Bounds(cv=1.0, drift=1.0)
-        campaign = Campaign(path, self.space, self._graph_setup(timer), timer, bounds=bounds, progress=self.progress)
+        setup, path = self._graph_setup(timer), self.folder / UNBOUND
+        campaign = Campaign(path, self.space, setup, timer, bounds=bounds, progress=self.progress)
         return Target(device=device.name, stopwatch=LocalStopwatch(campaign))
 
     def target_of_profile(self, device: Device, profile: MeasuredProfile) -> Target | None:

@@ -24,6 +24,7 @@ from growtas.latency.measured.campaign import Campaign, Role, Sample
 from growtas.latency.measured.fit import FittedLatency, fit_latency
 from growtas.latency.measured.terms import BASES, term_names, weighted_sum
 from growtas.latency.modelled.profile import (
+    BYTES,
     COUNT,
     DATE,
     FRACTION,
@@ -31,7 +32,6 @@ from growtas.latency.modelled.profile import (
     NOT_NEGATIVE,
     OBJECT,
     POSITIVE,
-    PRECISIONS,
     SOURCES,
     TEXT,
     checked_fields,
@@ -113,7 +113,7 @@ class MeasuredProfile:
     description: str = required(TEXT)
     runtime: str = required(TEXT)
     runtime_version: str = required(TEXT)
-    precision: str = required(one_of(*PRECISIONS))
+    precision: str = required(one_of(*BYTES))
     batch: int = required(COUNT)
     threads: int = required(whole(0))
     machine: Mapping[str, Any] = required(OBJECT)
@@ -235,9 +235,8 @@ class MeasuredProfile:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, read back by :meth:`from_dict`."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        plain |= {"machine": dict(self.machine), "space": self.space.to_dict(), "sources": list(self.sources)}
-        plain["samples"] = [{"role": role, **sample.to_dict()} for role, sample in self.samples]
-        plain["coefficients"] = dict(self.coefficients)
+        samples = [{"role": role, **sample.to_dict()} for role, sample in self.samples]
+        plain |= {"space": self.space.to_dict(), "samples": samples, "sources": list(self.sources)}
         claims = {"held_out": dataclasses.asdict(self.held_out), "repeatability": dataclasses.asdict(self.repeatability)}
         return {"format": FORMAT, "kind": self.kind, **plain, **claims}
 

@@ -51,11 +51,6 @@ class SamplingPlan:
         subnets = [*self.fit, *self.held_out]
         return [subnets[i] for i in np.random.default_rng(_ORDER_SEED).permutation(len(subnets))]
 
-    @property
-    def measurements(self) -> int:
-        """How many there are in all."""
-        return len(self.fit) + len(self.held_out) + len(self.repeated)
-
     def measure(self, campaign: Campaign) -> list[tuple[Role, Sample]]:
         """All samples with their roles, journalled or measured now.
 

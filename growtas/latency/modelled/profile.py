@@ -26,7 +26,6 @@ from growtas.latency.estimate import Kind
 FORMAT = "growtas-profile/1"
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "int8": 1}
 """Bytes of a number in each precision; its keys are the legal precisions."""
-PRECISIONS = tuple(BYTES)
 CPU = "cpu"
 
 POSITIVE, FRACTION, NOT_NEGATIVE, COUNT, TEXT = real(0, above=True), real(0, 1, above=True), real(0), whole(1), text()
@@ -107,7 +106,7 @@ class Calibration:
     """
 
     network: str = required(TEXT)
-    precision: str = required(one_of(*PRECISIONS))
+    precision: str = required(one_of(*BYTES))
     batches: tuple[int, ...] = required(list_of(COUNT, "a list of whole numbers above zero", empty=True))
     reference_ms: tuple[float, ...] = required(_TIMES)
     modelled_ms: tuple[float, ...] = required(_TIMES)
@@ -137,7 +136,7 @@ class DeviceProfile:
     kind: Kind = required(_MODELLED)
     compute_capability: str = required(_text_like(r"sm\d{2,3}", "sm and the number, as sm86"))
     runtime: str = required(TEXT)
-    precision: str = required(one_of(*PRECISIONS))
+    precision: str = required(one_of(*BYTES))
     peaks: Peaks = required(OBJECT)
     efficiency: Efficiency = required(OBJECT)
     calibration: Calibration = required(OBJECT)

@@ -37,7 +37,8 @@ _PATIENCE = datetime.timedelta(days=7)
 _SIGNAL_S = 1.0
 """A signal that ended one process reaches the next one within this time."""
 
-Results = list[tuple[Subnet, Evaluation]]
+Answer = tuple[list[tuple[Subnet, Evaluation]], str | None]
+"""What a process found, or what went wrong there."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +202,9 @@ class SharedEvaluator:
             raise self._local
         return self._local(subnets, race)
 
-    def _evaluate_share(self, subnets: Sequence[Subnet], race: Race | None) -> list[tuple[Results, str | None]]:
+    def _evaluate_share(self, subnets: Sequence[Subnet], race: Race | None) -> list[Answer]:
         """Evaluates this process's share; on process 0 returns every process's results, or what went wrong there."""
-        answer: tuple[Results, str | None]
+        answer: Answer
         try:
             answer = list(self._evaluate(subnets, race)), None
         except Exception as error:  # the others wait for this process: it must answer, whatever happened

@@ -55,7 +55,7 @@ def save(profile, folder):
 
 def test_a_plan_holds_nothing_out_that_it_fits_and_repeats_what_comes_first():
     plan = plan_profile(MICRO, samples=30, held_out=20, repeats=6)
-    assert (len(set(plan.fit)), len(set(plan.held_out)), plan.measurements) == (30, 20, 56)
+    assert (len(set(plan.fit)), len(set(plan.held_out)), len(plan.first) + len(plan.repeated)) == (30, 20, 56)
     assert not set(plan.fit) & set(plan.held_out)
     assert plan.repeated == tuple(plan.first[:6])
     assert sorted(map(str, plan.first)) == sorted(map(str, [*plan.fit, *plan.held_out]))
