@@ -12,7 +12,7 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from growtas.checkpoint import save_supernet
+from growtas.checkpoint import load_tensors, save_supernet
 from growtas.errors import CheckpointError
 from growtas.files import replacing, sha256, write_json
 from growtas.nn.supernet import Supernet
@@ -72,12 +72,7 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except Exception as error:
-            raise CheckpointError(f"{path}: the file is truncated or no safetensors file ({error})") from None
+        return load_tensors(path, "file")[0]
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (no code runs)
@@ -85,10 +80,8 @@ def _load(path: Path) -> Any:
         text = str(error)
         if "weights_only" in text or "Unsupported" in text or "GLOBAL" in text:
             match = re.search(r"(?:GLOBAL|global|class|function) ([\w.]+)", text)
-            what = f" ({match[1]})" if match else ""
-            raise CheckpointError(
-                f"{path}: the pickle holds more than weights{what}, which could run code; it was not loaded"
-            ) from None
+            more = f"more than weights{f' ({match[1]})' if match else ''}, which could run code"
+            raise CheckpointError(f"{path}: the pickle holds {more}; it was not loaded") from None
         raise CheckpointError(f"{path}: the file is truncated or no checkpoint ({type(error).__name__})") from None
 
 

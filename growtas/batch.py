@@ -39,11 +39,8 @@ class SubnetBatch:
     def subnet(self, row: int) -> Subnet:
         """Row ``row`` as a :class:`Subnet`."""
         depth = int(np.count_nonzero(self.num_heads[row]))
-        return Subnet(
-            int(self.embed_dim[row]),
-            tuple(self.num_heads[row, :depth].tolist()),
-            tuple(self.mlp_ratio[row, :depth].tolist()),
-        )
+        heads, ratios = self.num_heads[row, :depth].tolist(), self.mlp_ratio[row, :depth].tolist()
+        return Subnet(int(self.embed_dim[row]), tuple(heads), tuple(ratios))
 
     def __iter__(self) -> Iterator[Subnet]:
         return (self.subnet(row) for row in range(len(self)))

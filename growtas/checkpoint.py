@@ -30,6 +30,17 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[st
         temporary.chmod(mode)
 
 
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata of a file that :func:`save_tensors` wrote; an empty dict for another safetensors file.
+
+    Raises:
+        SafetensorError, OSError, ValueError: it is no safetensors file.
+    """
+    with safe_open(path, "pt") as file:
+        metadata: dict[str, Any] = json.loads((file.metadata() or {}).get("growtas", "{}"))
+    return metadata
+
+
 def load_tensors(path: str | Path, what: str = "checkpoint") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the CPU) and metadata of a file that :func:`save_tensors` wrote.
 
@@ -39,9 +50,7 @@ def load_tensors(path: str | Path, what: str = "checkpoint") -> tuple[dict[str, 
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such {what}")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("growtas", "{}"))
-        return load_file(path), metadata
+        return load_file(path), read_metadata(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: the {what} is truncated or no safetensors file ({error})") from None
 

@@ -81,7 +81,4 @@ def count_costs_batch(space: SearchSpace, batch: SubnetBatch) -> tuple[NDArray[n
     present = batch.num_heads > 0
     params = np.where(present, block_params(space, dim, batch.num_heads, hidden), 0).sum(1)
     macs = np.where(present, block_macs(space, dim, batch.num_heads, hidden), 0).sum(1)
-    return (
-        params + stem_and_head_params(space, batch.embed_dim),
-        macs + stem_and_head_macs(space, batch.embed_dim),
-    )
+    return params + stem_and_head_params(space, batch.embed_dim), macs + stem_and_head_macs(space, batch.embed_dim)

@@ -24,7 +24,7 @@ import datetime
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,10 +35,6 @@ from growtas.space import SearchSpace
 
 RUNS = Path("runs")
 FORMAT = "growtas-run/1"
-
-
-Alive = Callable[[Mapping[str, Any], float | None], bool | None]
-"""A check like :func:`process_alive`."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +66,10 @@ class RunState:
         return f"{self.name} (unchecked)" if self.process == "unknown" else self.name
 
 
-def run_state(info: Mapping[str, Any], written: float | None = None, *, alive: Alive | None = None) -> RunState:
-    """Where a run stands, by the content of its ``run.json``.
+def run_state(info: Mapping[str, Any], written: float | None = None) -> RunState:
+    """Where a run stands, by the content of its ``run.json``, which was ``written`` so many seconds after 1970 where that is known.
 
-    Args:
-        info: the content.
-        written: when the file was written, in seconds since 1970, where known.
-        alive: tells whether the recorded process lives; :func:`process_alive` by default.
+    Asks the system whether a training's process lives.
     """
     name, process = info.get("state"), info.get("process")
     if name != "training":
@@ -86,7 +79,7 @@ def run_state(info: Mapping[str, Any], written: float | None = None, *, alive: A
     pid, host = process["pid"], process["host"]
     if host != socket.gethostname():
         return RunState("training", "elsewhere", pid, host)
-    lives = (alive or process_alive)(process, written)
+    lives = process_alive(process, written)
     if lives is None:
         return RunState("training", "unknown", pid, host)
     return RunState("training", "alive", pid, host) if lives else RunState("stopped", None, pid, host)
@@ -169,17 +162,12 @@ class Run:
         return SearchSpace.from_dict(self.info["space"], source=str(self.path / "run.json"))
 
     def state(self) -> RunState:
-        """Where the run stands, asking the system whether a training's process lives.
+        """Where the run stands, as :func:`run_state` tells.
 
         Raises:
             CheckpointError: as :attr:`info`.
         """
-        info = self.info
-        try:
-            written = (self.path / "run.json").stat().st_mtime
-        except OSError:
-            written = None
-        return run_state(info, written)
+        return run_state(self.info, (self.path / "run.json").stat().st_mtime)
 
     @property
     def created(self) -> datetime.datetime:
@@ -205,8 +193,7 @@ class Run:
     @property
     def best(self) -> Path | None:
         """The folder of the best supernet so far, if an epoch was measured."""
-        folders = sorted(path.parent for path in self.path.glob("checkpoints/best-*/best.json"))
-        return folders[-1] if folders else None
+        return max((path.parent for path in self.path.glob("checkpoints/best-*/best.json")), default=None)
 
     @property
     def supernet_file(self) -> Path:
@@ -270,10 +257,10 @@ def find_run(given: str | Path | None, root: Path = RUNS) -> Run:
         if not (Path(given) / "run.json").is_file():
             raise UsageError(f"{given}: no run here (a run folder holds a run.json)")
         return Run(Path(given))
-    runs = [path.parent for path in root.glob("*/run.json")]
+    runs = list_runs(root) if root.is_dir() else []
     if not runs:
         raise UsageError(f"no run in {root}/; make one with `growtas train`, or name its folder")
-    return Run(max(runs, key=lambda path: (Run(path).created, path.name)))
+    return runs[0]
 
 
 def list_runs(root: Path = RUNS) -> list[Run]:

@@ -84,21 +84,25 @@ class SearchSpace:
     @property
     def smallest(self) -> Subnet:
         """The subnet with the least of everything."""
-        return self._uniform_subnet(0)
+        return self._uniform_subnet(0.0)
 
     @property
     def largest(self) -> Subnet:
         """The subnet with the most of everything among the choices."""
-        return self._uniform_subnet(-1)
-
-    def _uniform_subnet(self, index: int) -> Subnet:
-        depth = self.depth[index]
-        return Subnet(self.embed_dim[index], (self.num_heads[index],) * depth, (self.mlp_ratio[index],) * depth)
+        return self._uniform_subnet(1.0)
 
     def middle(self) -> Subnet:
         """A subnet with the middle choice in every dimension (the lower one of two)."""
-        mid = {f: getattr(self, f)[(len(getattr(self, f)) - 1) // 2] for f in ("embed_dim", "num_heads", "mlp_ratio", "depth")}
-        return Subnet(mid["embed_dim"], (mid["num_heads"],) * mid["depth"], (mid["mlp_ratio"],) * mid["depth"])
+        return self._uniform_subnet(0.5)
+
+    def _uniform_subnet(self, place: float) -> Subnet:
+        """The subnet with the choice at a place, from 0 for the least to 1 for the most, in every dimension."""
+
+        def choice(values: tuple[Any, ...]) -> Any:
+            return values[int(place * (len(values) - 1))]
+
+        depth = choice(self.depth)
+        return Subnet(choice(self.embed_dim), (choice(self.num_heads),) * depth, (choice(self.mlp_ratio),) * depth)
 
     def validate(self, subnet: Subnet, *, strict: bool = False) -> Subnet:
         """Return the subnet if the space holds it.

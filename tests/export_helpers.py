@@ -52,7 +52,7 @@ DIGITS_PREPROCESS: dict[str, Any] = {
 
 def digits_record() -> dict[str, Any]:
     """What a run on scikit-learn's digits records of its data."""
-    from growtas.data import open_data
+    from growtas.data.sources import open_data
 
     return open_data("digits").record()
 

@@ -6,8 +6,9 @@ import torch
 
 from growtas.checkpoint import save_supernet
 from growtas.costs import count_costs
-from growtas.data import open_data, preprocess_record
 from growtas.data.evaluation import cut_search_split
+from growtas.data.preprocess import preprocess_record
+from growtas.data.sources import open_data
 from growtas.files import write_json
 from growtas.nn.supernet import Supernet
 from growtas.runs import create_run

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from growtas.checkpoint import load_supernet, save_model, save_supernet
 from growtas.costs import count_costs
-from growtas.data import test_set as open_test_set
+from growtas.data.evaluation import test_set as open_test_set
 from growtas.export.artifact import read_manifest, write_manifest
 from growtas.export.graph.exporter import export_onnx
 from growtas.export.quantization.convert import convert

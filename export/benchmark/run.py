@@ -21,8 +21,8 @@ from growtas.export.benchmark.report import BenchReport, artifact_report, compar
 from growtas.export.benchmark.subjects import Subject, find_baseline, name_baseline, normalise, subjects_of
 from growtas.export.benchmark.timing import clocks, collect, environment, warm_up
 from growtas.export.formats import PLAN, SUFFIXES, artifact_files
+from growtas.export.open import check_device
 from growtas.export.runtimes.base import available_threads
-from growtas.export.runtimes.open import check_device
 from growtas.progress import SILENT, Progress
 
 _PART_RUNS = 5

@@ -14,8 +14,8 @@ from growtas.export.artifact import Manifest
 from growtas.export.benchmark import baselines
 from growtas.export.benchmark.subjects import Subject
 from growtas.export.contents import read_graph
+from growtas.export.open import open_session
 from growtas.export.runtimes.base import Array, PartsTimer, RuntimeInfo, Session, Timer
-from growtas.export.runtimes.open import open_session
 
 
 def open_subject(subject: Subject, *, threads: int, batches: Sequence[int], device: str = "cpu") -> Session:

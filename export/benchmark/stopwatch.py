@@ -10,8 +10,8 @@ from pathlib import Path
 from growtas.errors import DeviceError, choices
 from growtas.export.benchmark.timing import TURN_ROUNDS, TURN_SECONDS, measure_in_turns
 from growtas.export.graph.assemble import Assembler, export_graph, signature
+from growtas.export.open import open_session
 from growtas.export.runtimes.base import RuntimeInfo, Session, is_installed
-from growtas.export.runtimes.open import open_session
 from growtas.export.tensorrt import library
 from growtas.export.tensorrt.builder import Shapes, builder_of
 from growtas.export.verification.images import noise

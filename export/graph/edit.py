@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from growtas.errors import BuildError, CheckpointError
-from growtas.files import ensure_writable, replacing
+from growtas.files import replacing
 
 # Messages name this many; the rest is counted.
 _NAMED = 5
@@ -76,15 +76,6 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def with_outputs(proto: onnx.ModelProto, names: Iterable[str]) -> bytes:
-    """Serialises a graph whose outputs are other tensors of it, so that a runtime computes these."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    del copy.graph.output[:]
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return copy.SerializeToString()
-
-
 def save_model(model: ir.Model, path: str | Path, subject: str) -> None:
     """Checks a model and writes it.
 
@@ -100,7 +91,6 @@ def save_model(model: ir.Model, path: str | Path, subject: str) -> None:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # the checker's exceptions share no base class
         raise BuildError(f"{Path(path).name}: {subject} is no valid ONNX ({_one_line(error)})") from None
-    ensure_writable(Path(path).parent)
     with replacing(path) as temporary:
         onnx.save(proto, temporary)
 
@@ -148,14 +138,9 @@ def add_constant(graph: ir.Graph, name: str, values: Any, dtype: ir.DataType) ->
 def insert_before(
     place: ir.Node, operator: str, inputs: Sequence[ir.Value | None], output: str, name: str | None = None, **attributes: Any
 ) -> ir.Value:
-    """Inserts a node before another one.
+    """Inserts a node before another one; returns the tensor that it writes.
 
-    Args:
-        output: name of the tensor that it writes.
-        name: of the node itself; without one, as its output.
-
-    Returns:
-        The tensor that it writes.
+    The tensor is called ``output``, and so is the node without a ``name`` of its own.
     """
     value = ir.Value(name=output)
     node = ir.node(operator, inputs, dict(sorted(attributes.items())), outputs=[value], name=name or output)
@@ -164,9 +149,7 @@ def insert_before(
     return value
 
 
-def insert_after(
-    node: ir.Node, operator: str, others: Sequence[ir.Value], name: str, *, renamed: str, **attributes: Any
-) -> ir.Value:
+def insert_after(node: ir.Node, operator: str, others: Sequence[ir.Value], name: str, *, renamed: str) -> ir.Value:
     """Inserts a node that reads what another one writes, and gives its own output to the readers of that.
 
     Args:
@@ -178,7 +161,7 @@ def insert_after(
     replace_tensor(before, after)
     before.name = renamed
     assert node.graph is not None
-    node.graph.insert_after(node, ir.node(operator, [before, *others], attributes, outputs=[after], name=name))
+    node.graph.insert_after(node, ir.node(operator, [before, *others], outputs=[after], name=name))
     return after
 
 

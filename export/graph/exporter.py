@@ -12,10 +12,12 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from growtas.errors import BuildError, ConfigError
 from growtas.export.graph.edit import constant, operand, remove_unused, save_model
+from growtas.export.graph.inference_vit import deployable
 from growtas.files import ensure_writable
 from growtas.nn.vit import VisionTransformer
 
@@ -78,10 +80,6 @@ def export_model(model: VisionTransformer, *, opset: int = DEFAULT_OPSET) -> ir.
 
 
 def _trace(model: VisionTransformer, opset: int) -> onnx.ModelProto:
-    import torch
-
-    from growtas.export.graph.inference_vit import deployable
-
     architecture = model.architecture
     example = (torch.zeros(2, architecture.in_chans, architecture.image_size, architecture.image_size),)
     dynamic = ({0: torch.export.Dim(BATCH, min=1, max=_TRACED_MAX_BATCH)},)

@@ -14,6 +14,8 @@ The query, key and value products are MatMul, Softmax, MatMul, the form that ONN
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,10 +25,7 @@ from growtas.nn.vit import Attention, Block, VisionTransformer
 
 
 def deployable(model: VisionTransformer) -> nn.Module:
-    """An inference-only module that computes what ``model`` computes, with its own weights, in eval mode.
-
-    Takes images ``(batch, in_chans, image_size, image_size)``, gives logits ``(batch, num_classes)``.
-    """
+    """Returns an inference-only module that computes what ``model`` computes, with its own weights, in eval mode."""
     with torch.no_grad():
         return _DeployedViT(model).eval()
 
@@ -71,14 +70,12 @@ class _PlainAttention(nn.Module):
     def __init__(self, attn: Attention, tokens: int) -> None:
         super().__init__()
         self.heads, self.head_dim, self.tokens = attn.num_heads, attn.head_dim, tokens
-        embed_dim, width = attn.qkv.in_features, attn.num_heads * attn.head_dim
         weights, biases = attn.qkv.weight.chunk(3), attn.qkv.bias.chunk(3)
         scale = self.head_dim**-0.5
         self.q = _linear(weights[0] * scale, biases[0] * scale)
         self.k = _linear(weights[1], None)
         self.v = _linear(weights[2], None)
         self.proj = _linear(attn.proj.weight, attn.proj.bias + attn.proj.weight @ biases[2])
-        assert self.q.weight.shape == (width, embed_dim)
 
     def heads_first(self, x: Tensor) -> Tensor:
         """``(batch * N, heads * head_dim)`` -> ``(batch, heads, N, head_dim)``."""
@@ -144,6 +141,4 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _copy(module: nn.Module) -> nn.Module:
-    import copy
-
     return copy.deepcopy(module).cpu()

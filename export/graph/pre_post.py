@@ -64,7 +64,7 @@ def add_preprocess(onnx_in: Path, onnx_out: Path, preprocess: Mapping[str, Any] 
     images.replace_all_uses_with(normalised)
     graph.inputs[0] = pixels
     _add(graph, tape, graph[0], "preprocess")
-    model.metadata_props["preprocess"] = _json(dict(record))
+    model.metadata_props["preprocess"] = json.dumps(dict(record), ensure_ascii=False)
     save_model(model, onnx_out, _SUBJECT)
     return {
         "name": PIXELS,
@@ -123,7 +123,7 @@ def add_postprocess(
         graph.outputs.extend(tape.op_multi_out("TopK", [scores, k], {"axis": -1}, outputs=best))
     _add(graph, tape, None, "postprocess")
     if class_names is not None:
-        model.metadata_props["class_names"] = _json(list(class_names))
+        model.metadata_props["class_names"] = json.dumps(list(class_names), ensure_ascii=False)
     save_model(model, onnx_out, _SUBJECT)
     return {
         "outputs": [output.name for output in graph.outputs],
@@ -192,7 +192,3 @@ def _add(graph: ir.Graph, tape: ir.tape.Tape, place: ir.Node | None, part: str) 
         graph.insert_before(place, tape.nodes)
     for value in tape.initializers:
         graph.register_initializer(value)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

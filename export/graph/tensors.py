@@ -9,22 +9,46 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from growtas.errors import CheckpointError, ParityError
-from growtas.export.graph.edit import load_model, to_proto, with_outputs
+from growtas.export.graph.edit import load_model, to_proto
 
 FP16_MAX = 65504.0
 """The largest number of fp16."""
 _CHUNK = 4
-_FOLDED_TO = ("Constant", "Shape")
+
+
+def session_of_tensors(proto: onnx.ModelProto, names: Iterable[str], *, optimised: bool) -> Any:
+    """Opens a graph in ONNX Runtime, on one thread of the CPU, with other tensors of it as the outputs.
+
+    Args:
+        optimised: whether nodes may be fused; each number is as it is first computed otherwise.
+    """
+    import onnxruntime
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = onnxruntime.SessionOptions()
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def magnitude(values: NDArray[Any]) -> float:
+    """Returns the largest magnitude of numbers, 0 for none of them; infinite where one is not finite."""
+    largest = float(np.abs(values).max(initial=0))
+    # NaN would vanish in max(): then nothing is small enough.
+    return largest if math.isfinite(largest) else math.inf
 
 
 class OnnxTensors:
     """An ONNX file whose inner tensors can be read; the file itself is not touched.
-
-    Args:
-        path: the file.
 
     Attributes:
         nodes: the nodes (``onnx.NodeProto``) in topological order, as ONNX prescribes.
@@ -41,28 +65,17 @@ class OnnxTensors:
         self.logits: str = self._proto.graph.output[0].name
 
     def read(self, names: Iterable[str], images: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Computes tensors for some images, in the types that the graph has.
+        """Computes tensors, by their names, for images as the graph's input takes them, in the types that the graph has.
 
         ONNX Runtime computes what has no fp16 kernel in fp32, and leaves out the rounding between two such nodes. A tensor that is
         read is rounded.
 
-        Args:
-            names: outputs of nodes.
-            images: what the graph's input takes.
-
         Raises:
             CheckpointError: ONNX Runtime can't run the graph.
         """
-        import onnxruntime as ort
-
         outputs = list(dict.fromkeys(names))
-        options = ort.SessionOptions()
-        # Nothing may be fused away: each number is read as it is first computed.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4
         try:
-            session = ort.InferenceSession(with_outputs(self._proto, outputs), options, providers=["CPUExecutionProvider"])
+            session = session_of_tensors(self._proto, outputs, optimised=False)
             values = session.run(outputs, {session.get_inputs()[0].name: images})
         except Exception as error:  # the runtime's exceptions share no base class
             reason = " ".join(str(error).split(":")[-1].split())[:160]
@@ -104,14 +117,12 @@ def half_range(path: str | Path, images: NDArray[Any]) -> HalfRange:
         CheckpointError: as :class:`OnnxTensors`.
     """
     tensors = OnnxTensors(path)
-    names = [name for node in tensors.nodes if node.op_type not in _FOLDED_TO for name in node.output if name]
+    names = [name for node in tensors.nodes if node.op_type not in ("Constant", "Shape") for name in node.output if name]
     seen: dict[str, float] = {}
     for start in range(0, len(images), _CHUNK):
         for name, value in tensors.read(names, images[start : start + _CHUNK]).items():
-            if value.dtype != np.float16 or not value.size:
-                continue
-            largest = float(np.abs(value).max()) if np.isfinite(value).all() else math.inf
-            seen[name] = max(seen.get(name, 0.0), largest)
+            if value.dtype == np.float16 and value.size:
+                seen[name] = max(seen.get(name, 0.0), magnitude(value))
     # Of several infinite tensors the first one is where it began; dictionaries keep the graph's order.
     worst = max(seen, key=lambda name: seen[name]) if seen else None
     operators = {name: node.op_type for node in tensors.nodes for name in node.output}

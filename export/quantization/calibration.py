@@ -9,7 +9,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from growtas.errors import BuildError, ConfigError, choices
-from growtas.export.graph.edit import to_proto, with_outputs
+from growtas.export.graph.edit import to_proto
+from growtas.export.graph.tensors import magnitude, session_of_tensors
 
 METHODS = ("minmax", "percentile", "entropy")
 # Share of the numbers that are not clipped.
@@ -35,9 +36,7 @@ def largest(model: ir.Model, names: Sequence[str], images: Array) -> dict[str, f
     magnitudes = dict.fromkeys(names, 0.0)
     for values in _run(model, names, images):
         for name, value in values.items():
-            # NaN would vanish in max(); it means that fp32 is broken already, and then nothing is small enough.
-            size = float(np.abs(value).max()) if value.size else 0.0
-            magnitudes[name] = max(magnitudes[name], size if np.isfinite(size) else np.inf)
+            magnitudes[name] = max(magnitudes[name], magnitude(value))
     return magnitudes
 
 
@@ -66,7 +65,6 @@ def clipping_points(model: ir.Model, names: Sequence[str], images: Array, method
 
 
 def _percentile(histogram: Histogram) -> int:
-    """Bins up to the one that holds the percentile."""
     return int(np.searchsorted(np.cumsum(histogram), PERCENTILE * histogram.sum())) + 1
 
 
@@ -92,23 +90,14 @@ def _entropy(histogram: Histogram) -> int:
 
 
 def _run(model: ir.Model, names: Sequence[str], images: Array) -> Iterator[dict[str, Array]]:
-    """The tensors' values, some images at a time."""
-    import onnxruntime as ort
-
     if not len(images):
         raise ConfigError("there are no calibration images; give one or more")
     entry = str(model.graph.inputs[0].name)
     outputs = [name for name in names if name != entry]
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    session = None
-    if outputs:
-        graph = with_outputs(to_proto(model), outputs)
-        try:
-            session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime's exceptions share no base class
-            raise BuildError(f"calibration: ONNX Runtime can't run the graph ({' '.join(str(error).split())[:160]})") from None
+    try:
+        session = session_of_tensors(to_proto(model), outputs, optimised=True) if outputs else None
+    except Exception as error:  # the runtime's exceptions share no base class
+        raise BuildError(f"calibration: ONNX Runtime can't run the graph ({' '.join(str(error).split())[:160]})") from None
     for start in range(0, len(images), _BATCH):
         batch = np.ascontiguousarray(images[start : start + _BATCH], np.float32)
         values = dict(zip(outputs, session.run(outputs, {entry: batch}), strict=True)) if session else {}

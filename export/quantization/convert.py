@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,17 @@ from growtas.export.graph.edit import (
 )
 from growtas.export.graph.tensors import FP16_MAX
 from growtas.export.quantization.calibration import Array, clipping_points, largest
-from growtas.export.quantization.half import cast_floats, over_range
+from growtas.export.quantization.half import cast_floats
 from growtas.export.quantization.inspect import require_precision
 from growtas.export.quantization.layout import reshape_norms, restore_batch_axis
 from growtas.export.quantization.precisions import HALVES, ONNX_TYPES, PRECISIONS, QUANTISED
-from growtas.export.quantization.qdq import fp8, int8, merge_linears, quantise_linears
+from growtas.export.quantization.qdq import Quantisation, merge_linears, quantise_linears
 
 RESTS = ("fp32", *HALVES)
 DEFAULT_METHOD = "minmax"
 _ASKED = "asked for"
-_BF16_OPSET = 22
+# fp16's largest number over what calibration saw: other images may be twice as bright.
+HEADROOM = 2.0
 _NO_BF16 = "ONNX Runtime's CPU provider computes nothing in bf16; a plan for a GPU is built from this file"
 
 
@@ -48,7 +49,7 @@ class PrecisionInfo:
         precision: of the layers that were converted.
         rest: of what is neither a converted layer nor kept; the same as ``precision`` in fp32, fp16 and bf16.
         kept: layers that stayed higher, each with the reason.
-        operators, layers, initializers: as :func:`growtas.export.quantization.inspect.inspect_precision` finds them in the file.
+        operators, layers, initializers: as :func:`growtas.export.quantization.inspect.require_precision` finds them in the file.
         calibration: which images, how many, by which method; None where none were used.
         per_channel: whether each output channel of a weight has a scale of its own; None where nothing is quantised.
         runs_here: whether ONNX Runtime's CPU provider can run the file; ``runs_not_because`` says why not.
@@ -64,7 +65,6 @@ class PrecisionInfo:
     per_channel: bool | None = None
     runs_here: bool = True
     runs_not_because: str | None = None
-    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form for manifests."""
@@ -113,39 +113,43 @@ def convert(
     model = load_typed_model(source)
     _require_fp32(model, source)
     kept: dict[str, str] = {}
-    recorded: dict[str, Any] | None = None
-    if precision in HALVES or (precision in QUANTISED and rest in HALVES):
+    measured: str | None = None
+    rest = rest if precision in QUANTISED else precision
+    if rest in HALVES:
         # Half precision is for GPUs.
         fuse_attention(model)
         model = infer_types(model)
     if precision in QUANTISED:
         if calibration is None:
             raise ConfigError(f"{precision} needs calibration images, and none were given")
-        if _for_cpus(precision, rest):
+        # ONNX Runtime and OpenVINO take a form that TensorRT doesn't.
+        for_cpus, measured = precision == "int8" and rest == "fp32", method
+        if for_cpus:
             merge_linears(model)
             reshape_norms(model)
         else:
             # Not merged: q, k and v as products of their own take up to a sixth less of a plan's memory for activations.
             restore_batch_axis(model)
             model = infer_types(model)
-    _require_layers(model.graph, keep)
-    if precision in QUANTISED and calibration is not None:
+        _require_layers(model.graph, keep)
         beyond = _beyond_fp16(model, calibration) if rest == "fp16" else {}
         # What is not quantised is as what surrounds it: fp32 in between would cost casts, and sm75 has no products in it.
-        kept = _quantise(model, precision, calibration, [*keep, *beyond], rest, method) | beyond
-        recorded = {"images": calibration_are, "count": len(calibration), "method": method}
+        layers, kept = _split_layers(model.graph, precision, [*keep, *beyond])
+        clipping = clipping_points(model, list(dict.fromkeys(str(operand(node).name) for node in layers)), calibration, method)
+        quantise_linears(model, layers, clipping, Quantisation(precision, half_scales=rest != "fp32"), for_cpus=for_cpus)
+        kept |= beyond
         if rest != "fp32":
             # Q/DQ nodes are new: their types are not known yet.
             forget_types(model)
             model = infer_types(model)
-            _halve(model, rest, beyond, source.name)
-    elif precision in HALVES:
+            cast_floats(model, rest, beyond, source.name)
+    else:
+        _require_layers(model.graph, keep)
+    if precision in HALVES:
         kept = {name: _ASKED for node in model.graph if is_within(name := layer_name(node), keep)}
         if precision == "fp16":
-            kept = _beyond_fp16(model, calibration) | kept
-            if calibration is not None:
-                recorded = {"images": calibration_are, "count": len(calibration), "method": "largest magnitude"}
-        _halve(model, precision, kept, source.name)
+            kept, measured = _beyond_fp16(model, calibration) | kept, "largest magnitude"
+        cast_floats(model, precision, kept, source.name)
     remove_unused(model)
     forget_types(model)
     save_model(model, out, "the converted graph")
@@ -154,18 +158,18 @@ def convert(
     except BuildError:
         out.unlink(missing_ok=True)
         raise
-    blocked = "bf16" in (precision, rest if precision in QUANTISED else "")
+    recorded: dict[str, Any] | None = None
+    if calibration is not None and measured is not None:
+        recorded = {"images": calibration_are, "count": len(calibration), "method": measured}
     return PrecisionInfo(
         precision=precision,
-        rest=rest if precision in QUANTISED else precision,
+        rest=rest,
         kept=kept,
-        operators=contents["operators"],
-        layers=contents["layers"],
-        initializers=contents["initializers"],
+        **contents,
         calibration=recorded,
         per_channel=True if precision in QUANTISED else None,
-        runs_here=not blocked,
-        runs_not_because=_NO_BF16 if blocked else None,
+        runs_here=rest != "bf16",
+        runs_not_because=_NO_BF16 if rest == "bf16" else None,
     )
 
 
@@ -197,7 +201,7 @@ def _beyond_fp16(model: ir.Model, calibration: Array | None) -> dict[str, str]:
             top = float(np.abs(numbers(value)).max(initial=0))
             # A weight is what it is: no headroom.
             sizes[name] = top if not top <= FP16_MAX else 0.0
-    beyond = over_range(sizes)
+    beyond = {name: size for name, size in sizes.items() if not size * HEADROOM <= FP16_MAX}
     reasons: dict[str, str] = {}
     for node in graph:
         names = (value.name for value in (*node.inputs, *node.outputs) if value is not None)
@@ -207,18 +211,11 @@ def _beyond_fp16(model: ir.Model, calibration: Array | None) -> dict[str, str]:
     return reasons
 
 
-def _halve(model: ir.Model, precision: str, kept: Collection[str], subject: str) -> None:
-    if precision == "bf16":
-        # Convolutions take bfloat16 from opset 22 on; from 18 to 22 the operators used here got more types and no other meaning.
-        model.opset_imports[""] = max(model.opset_imports[""], _BF16_OPSET)
-    cast_floats(model, ir.DataType[ONNX_TYPES[precision]], lambda node: is_within(layer_name(node), kept), subject)
-
-
-def _quantise(model: ir.Model, precision: str, calibration: Array, keep: Collection[str], rest: str, method: str) -> dict[str, str]:
-    """Puts Q/DQ around all Linear layers but those that are kept; returns these with the reasons."""
+def _split_layers(graph: ir.Graph, precision: str, keep: Collection[str]) -> tuple[list[ir.Node], dict[str, str]]:
+    """The Linear layers to quantise, and those that are kept, each with the reason."""
     kept: dict[str, str] = {}
     layers: list[ir.Node] = []
-    for node in model.graph:
+    for node in graph:
         name, linear = layer_name(node), is_linear(node)
         if not linear and node.op_type != "Conv":
             continue
@@ -232,13 +229,4 @@ def _quantise(model: ir.Model, precision: str, calibration: Array, keep: Collect
             layers.append(node)
     if not layers:
         raise BuildError(f"there is no Linear layer to be in {precision}: {enumerate_names(kept) or 'the graph has none'} stay")
-    names = list(dict.fromkeys(str(operand(node).name) for node in layers))
-    how = (int8 if precision == "int8" else fp8)(half_scales=rest != "fp32")
-    clipping = clipping_points(model, names, calibration, method)
-    quantise_linears(model, layers, clipping, how, for_cpus=_for_cpus(precision, rest))
-    return kept
-
-
-def _for_cpus(precision: str, rest: str) -> bool:
-    """Whether a quantised file is in the form for ONNX Runtime and OpenVINO, which TensorRT doesn't take."""
-    return precision == "int8" and rest == "fp32"
+    return layers, kept

@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
 
 from growtas.errors import BuildError
-from growtas.export.graph.edit import add_constant, constant, enumerate_names, insert_before
+from growtas.export.graph.edit import add_constant, constant, enumerate_names, insert_before, is_within, layer_name
 from growtas.export.graph.tensors import FP16_MAX
+from growtas.export.quantization.precisions import ONNX_TYPES
 
-# fp16's largest number over what calibration saw: other images may be twice as bright.
-HEADROOM = 2.0
 _FLOAT = ir.DataType.FLOAT
 _SUFFIXES = {_FLOAT: "_fp32", ir.DataType.FLOAT16: "_fp16", ir.DataType.BFLOAT16: "_bf16"}
+_BF16_OPSET = 22
 
 
-def over_range(largest: Mapping[str, float]) -> dict[str, float]:
-    """Returns those of tensors' largest magnitudes that fp16 can't hold, with headroom."""
-    return {name: size for name, size in largest.items() if not size * HEADROOM <= FP16_MAX}
-
-
-def cast_floats(model: ir.Model, dtype: ir.DataType, stays_high: Callable[[ir.Node], bool], subject: str) -> None:
+def cast_floats(model: ir.Model, precision: str, kept: Collection[str], subject: str) -> None:
     """Changes fp32 tensors to another type, in place; the graph's inputs and outputs stay as they are.
 
-    Weights are stored in the new type. A node that stays high reads and writes fp32, with a Cast on either side.
+    Weights are stored in the new type. A layer that is kept reads and writes fp32, with a Cast on either side.
 
     Args:
         model: a graph whose types are inferred.
-        dtype: fp16 or bf16.
-        stays_high: whether a node stays in fp32.
+        precision: ``fp16`` or ``bf16``.
+        kept: layers, or parts of the model, that stay in fp32.
         subject: what messages call the graph.
 
     Raises:
         BuildError: a weight that doesn't fit into the type; the message names its nodes.
     """
-    graph = model.graph
+    graph, dtype = model.graph, ir.DataType[ONNX_TYPES[precision]]
+    if precision == "bf16":
+        # Convolutions take bfloat16 from opset 22 on; from 18 to 22 the operators used here got more types and no other meaning.
+        model.opset_imports[""] = max(model.opset_imports[""], _BF16_OPSET)
     floats = {value for node in graph for value in (*node.inputs, *node.outputs) if value is not None and value.dtype == _FLOAT}
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     too_large: list[str] = []
     for node in tuple(graph):
         touched = not floats.isdisjoint((*node.inputs, *node.outputs))
-        target = dtype if touched and not stays_high(node) else _FLOAT
+        target = dtype if touched and not is_within(layer_name(node), kept) else _FLOAT
         for index, value in enumerate(node.inputs):
             if value is None or value not in floats or value.dtype == target:
                 continue

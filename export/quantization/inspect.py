@@ -13,43 +13,13 @@ import onnx_ir as ir
 
 from growtas.errors import BuildError, ConfigError, choices
 from growtas.export.graph.edit import enumerate_names, is_within, layer_name, load_typed_model, operand
-from growtas.export.quantization.precisions import ONNX_TYPES, PRECISIONS, QUANTISED
+from growtas.export.quantization.precisions import HALVES, ONNX_TYPES, PRECISIONS, QUANTISED
 
 _NAMES = {onnx_name: name for name, onnx_name in ONNX_TYPES.items()}
 _PRODUCTS = ("Gemm", "MatMul", "Conv")
 _CHANGES_TYPE = ("Cast", "QuantizeLinear", "DequantizeLinear")
 # What conversions append to a weight's name.
 _SUFFIXES = re.compile(r"(_q|_fp16|_bf16|_fp32)+$")
-
-
-def inspect_precision(path: Path) -> dict[str, Any]:
-    """Says what the operators of a file compute in.
-
-    Returns:
-        ``operators``: how often each operator computes in each type, such as ``{"Gemm": {"int8": 52, "fp32": 1}}``; ``layers``: the
-        type of each layer with weights, and of every other product; ``initializers``: how many numbers are stored in each type;
-        ``input`` and ``output``: their types.
-
-    Raises:
-        BuildError, CheckpointError: as :func:`growtas.export.graph.edit.load_typed_model`.
-    """
-    return _inspect(load_typed_model(path).graph)
-
-
-def _inspect(graph: ir.Graph) -> dict[str, Any]:
-    stored: Counter[str] = Counter()
-    operators: dict[str, Counter[str]] = {}
-    for node in graph:
-        operators.setdefault(node.op_type, Counter())[_computes_in(node)] += 1
-    for value in graph.initializers.values():
-        stored[_type_name(value)] += prod(value.const_value.shape.numpy()) if value.const_value is not None else 0
-    return {
-        "operators": {name: dict(counts) for name, counts in sorted(operators.items())},
-        "layers": {name: precision for name, precision, _ in _layers(graph)},
-        "initializers": dict(stored),
-        "input": _type_name(graph.inputs[0]),
-        "output": _type_name(graph.outputs[0]),
-    }
 
 
 def require_precision(path: Path, precision: str, *, kept: Collection[str] = ()) -> dict[str, Any]:
@@ -62,29 +32,43 @@ def require_precision(path: Path, precision: str, *, kept: Collection[str] = ())
         kept: layers (:func:`~growtas.export.graph.edit.layer_name`) that may be higher.
 
     Returns:
-        What :func:`inspect_precision` does.
+        ``operators``: how often each operator computes in each type, such as ``{"Gemm": {"int8": 52, "fp32": 1}}``; ``layers``: the
+        type of each layer with weights, and of every other product; ``initializers``: how many numbers are stored in each type.
 
     Raises:
-        BuildError: it isn't; the message names the layers that are not.
+        BuildError: it isn't (the message names the layers that are not), or its types can't be inferred.
+        CheckpointError: not an ONNX file that can be read.
         ConfigError: an unknown precision.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision is {precision!r}; legal are {choices(PRECISIONS)}")
     graph = load_typed_model(path).graph
-    contents = _inspect(graph)
+    types, layers = [(node, _computes_in(node)) for node in graph], list(_layers(graph))
     if precision in QUANTISED:
-        judged = [(name, kind) for name, kind, weighted in _layers(graph) if weighted]
+        judged = [(name, kind) for name, kind, weighted in layers if weighted]
     else:
-        nodes = ((node, _computes_in(node)) for node in graph if node.op_type != "Cast")
-        judged = [(_without_suffixes(layer_name(node)), kind) for node, kind in nodes if kind in PRECISIONS]
+        floats = [(layer_name(node), kind) for node, kind in types if node.op_type != "Cast" and kind in PRECISIONS]
+        # A layer's name, whatever its weight is called by now.
+        judged = [(_SUFFIXES.sub("", name).removesuffix(".weight"), kind) for name, kind in floats]
     wrong = [f"{name} ({kind})" for name, kind in judged if kind != precision and not is_within(name, kept)]
     if wrong:
         raise BuildError(f"{path.name}: not in {precision}: {enumerate_names(dict.fromkeys(wrong))}")
     if precision not in (kind for _, kind in judged):
         raise BuildError(f"{path.name}: not in {precision}: no layer is")
-    if contents["output"] != "fp32" or contents["input"] in (*QUANTISED, "fp16", "bf16"):
-        raise BuildError(f"{path.name}: its images are {contents['input']} and its logits {contents['output']}, not fp32")
-    return contents
+    images, logits = _type_name(graph.inputs[0]), _type_name(graph.outputs[0])
+    if logits != "fp32" or images in (*QUANTISED, *HALVES):
+        raise BuildError(f"{path.name}: its images are {images} and its logits {logits}, not fp32")
+    operators: dict[str, Counter[str]] = {}
+    for node, kind in types:
+        operators.setdefault(node.op_type, Counter())[kind] += 1
+    stored: Counter[str] = Counter()
+    for value in graph.initializers.values():
+        stored[_type_name(value)] += prod(value.const_value.shape.numpy()) if value.const_value is not None else 0
+    return {
+        "operators": {name: dict(counts) for name, counts in sorted(operators.items())},
+        "layers": {name: kind for name, kind, _ in layers},
+        "initializers": dict(stored),
+    }
 
 
 def _computes_in(node: ir.Node) -> str:
@@ -119,11 +103,6 @@ def _layers(graph: ir.Graph) -> Iterator[tuple[str, str, bool]]:
         constant, plain = source.is_initializer(), _SUFFIXES.sub("", str(source.name))
         name = plain.removesuffix(".weight") if constant and "." in plain else str(node.name)
         yield name, _computes_in(node), constant and (node.op_type == "Conv" or plain.endswith(".weight"))
-
-
-def _without_suffixes(layer: str) -> str:
-    """A layer's name, whatever its weight is called by now."""
-    return _SUFFIXES.sub("", layer).removesuffix(".weight")
 
 
 def _type_name(value: ir.Value) -> str:

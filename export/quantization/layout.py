@@ -6,6 +6,9 @@ The fp32 graph keeps tokens as a matrix (:mod:`growtas.export.graph.inference_vi
 * For CPUs products stay Gemm, whose bias is inside, and only norms work on ``(batch, N, channels)`` (:func:`reshape_norms`): in a
   matrix OpenVINO does not quantise what a norm gives while it is made.
 
+Both take a graph with the shapes of its tensors inferred, change it in place, and are exact. A graph without tokens as a matrix
+stays as it is.
+
 OpenVINO moves the products' scales through the reshape to heads behind them, and fails where that parts the images as well. An
 Add of a bias keeps it from that.
 """
@@ -29,12 +32,9 @@ from growtas.export.quantization.qdq import add_bias
 
 
 def restore_batch_axis(model: ir.Model) -> None:
-    """Gives tokens their batch axis back, in place and exact: Gemm becomes MatMul and Add, and reshapes to a matrix go.
+    """Gives tokens their batch axis back: Gemm becomes MatMul and Add, and reshapes to a matrix go.
 
-    A bias of zeros is left out. Layers keep their weights' names. A graph without tokens as a matrix stays as it is.
-
-    Args:
-        model: a graph with the shapes of its tensors inferred.
+    A bias of zeros is left out. Layers keep their weights' names.
     """
     graph, tokens = model.graph, _token_count(model)
     if tokens is None:
@@ -67,13 +67,7 @@ def restore_batch_axis(model: ir.Model) -> None:
 
 
 def reshape_norms(model: ir.Model) -> None:
-    """Lets norms of rows work on ``(batch, N, channels)``, by reshapes around them, in place and exact.
-
-    A graph without tokens as a matrix stays as it is.
-
-    Args:
-        model: a graph with the shapes of its tensors inferred.
-    """
+    """Lets norms of rows work on ``(batch, N, channels)``, by reshapes around them."""
     graph, tokens = model.graph, _token_count(model)
     if tokens is None:
         return
@@ -118,6 +112,9 @@ def _as_product(gemm: ir.Node) -> ir.Value:
     if gemm.attributes.get_int("transB", 0):
         matrix = numbers(weight).T.copy()
         weight.const_value, weight.shape = ir.Tensor(matrix, name=weight.name), ir.Shape(matrix.shape)
+        # Equal weights are kept once: the other layers that read this one don't transpose it either.
+        for reader in weight.consumers():
+            reader.attributes.pop("transB", None)
     gemm.op_type = "MatMul"
     gemm.attributes.clear()
     gemm.resize_inputs(2)

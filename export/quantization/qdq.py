@@ -18,7 +18,6 @@ What is quantised, and how:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,9 +34,10 @@ from growtas.export.graph.edit import (
     operand,
     remove_unused,
 )
+from growtas.export.quantization.precisions import ONNX_TYPES
 
-# int8 activations, and int8 weights that don't saturate; the largest number of float8e4m3fn.
-ACTIVATION_TOP, WEIGHT_TOP, FP8_TOP = 127, 64, 448
+# The numbers that the largest activation and the largest weight become: weights of int8 that don't saturate; fp8's largest number.
+_TOPS = {"int8": (127, 64), "fp8": (448, 448)}
 # Smallest normal number of fp16: scales below lose bits where what surrounds them is fp16.
 _MIN_SCALE = 2.0**-14
 # Largest bias in int32, with room for the products that are added to it.
@@ -45,20 +45,21 @@ _BIAS_TOP = 2**30
 _FLOAT = ir.DataType.FLOAT
 
 
-@dataclass(frozen=True, kw_only=True)
 class Quantisation:
-    """How numbers are quantised.
+    """How numbers are quantised: symmetrically, to int8 or float8e4m3fn.
+
+    Args:
+        precision: ``int8`` or ``fp8``.
+        half_scales: whether scales are rounded to fp16 at once, because they will be stored so.
 
     Attributes:
-        dtype: int8 or float8e4m3fn.
+        dtype: the type.
         activation_top, weight_top: the number that the largest magnitude becomes.
-        half_scales: whether scales are rounded to fp16 at once, because they will be stored so.
     """
 
-    dtype: ir.DataType
-    activation_top: int
-    weight_top: int
-    half_scales: bool = False
+    def __init__(self, precision: str, *, half_scales: bool) -> None:
+        self.dtype, self.half_scales = ir.DataType[ONNX_TYPES[precision]], half_scales
+        self.activation_top, self.weight_top = _TOPS[precision]
 
     def scale(self, magnitude: Any, top: int) -> Any:
         """Returns float32 scales of magnitudes; where all is zero, any scale will do."""
@@ -69,16 +70,6 @@ class Quantisation:
         """Returns numbers as stored, before the cast to :attr:`dtype`."""
         scaled = np.clip(values / scale, -top, top)
         return np.rint(scaled) if self.dtype == ir.DataType.INT8 else scaled
-
-
-def int8(*, half_scales: bool = False) -> Quantisation:
-    """Symmetric int8."""
-    return Quantisation(dtype=ir.DataType.INT8, activation_top=ACTIVATION_TOP, weight_top=WEIGHT_TOP, half_scales=half_scales)
-
-
-def fp8(*, half_scales: bool = False) -> Quantisation:
-    """float8e4m3fn."""
-    return Quantisation(dtype=ir.DataType.FLOAT8E4M3FN, activation_top=FP8_TOP, weight_top=FP8_TOP, half_scales=half_scales)
 
 
 def merge_linears(model: ir.Model) -> None:
@@ -107,14 +98,13 @@ def merge_linears(model: ir.Model) -> None:
 
 
 def quantise_linears(
-    model: ir.Model, layers: Sequence[ir.Node], clipping: Mapping[str, float], how: Quantisation, *, for_cpus: bool = False
+    model: ir.Model, layers: Sequence[ir.Node], clipping: Mapping[str, float], how: Quantisation, *, for_cpus: bool
 ) -> None:
     """Puts Q/DQ before Linear layers, in place.
 
     Args:
         layers: the Linear layers to quantise, in the graph's order.
         clipping: magnitude of what each of them reads, by the tensor's name.
-        how: see there.
         for_cpus: quantise before reshapes, and the biases of Gemm too; int8 only, and not for TensorRT.
     """
     graph, chosen = model.graph, set(layers)
@@ -133,7 +123,9 @@ def quantise_linears(
             inside = for_cpus and node.op_type == "Gemm" and bias is not None
             scale, step = _weight_scales(node, clipping[str(x.name)], how, inside)
             quantised_bias = [_quantise_bias(graph, node, scale, step)] if inside else []
-            weights[weight] = _quantise_weight(graph, node, scale, how)
+            # Stored as (inputs, outputs), each output channel with its scale.
+            values = how.quantised(_matrix(node), scale, how.weight_top)
+            weights[weight] = _dequantised(graph, node, str(weight.name), values, scale, how.dtype, axis=1)
         inputs = [activations[x], weights[weight], *quantised_bias]
         node.resize_inputs(len(inputs))
         for place, value in enumerate(inputs):
@@ -184,23 +176,17 @@ def _quantise_bias(graph: ir.Graph, node: ir.Node, scale: Any, step: Any) -> ir.
         # what the rounding of weights makes.
         steps[0] = 1
     name = f"{operand(node, 1).name}_bias"
-    parts = [
-        add_constant(graph, f"{name}_q", steps, ir.DataType.INT32),
-        add_constant(graph, f"{name}_scale", np.float32(step) * scale, _FLOAT),
-        add_constant(graph, f"{name}_zero", np.zeros(scale.shape), ir.DataType.INT32),
-    ]
-    return insert_before(node, "DequantizeLinear", parts, f"{name}_dq", axis=0)
+    return _dequantised(graph, node, name, steps, np.float32(step) * scale, ir.DataType.INT32, axis=0)
 
 
-def _quantise_weight(graph: ir.Graph, node: ir.Node, scale: Any, how: Quantisation) -> ir.Value:
-    """Stores a weight as ``(inputs, outputs)``, each output channel with its scale."""
-    name = operand(node, 1).name
+def _dequantised(graph: ir.Graph, node: ir.Node, name: str, values: Any, scale: Any, dtype: ir.DataType, axis: int) -> ir.Value:
+    """Stores quantised numbers with a scale for each entry of an axis, and restores them before a node."""
     parts = [
-        add_constant(graph, f"{name}_q", how.quantised(_matrix(node), scale, how.weight_top), how.dtype),
+        add_constant(graph, f"{name}_q", values, dtype),
         add_constant(graph, f"{name}_scale", scale, _FLOAT),
-        add_constant(graph, f"{name}_zero", np.zeros(scale.shape), how.dtype),
+        add_constant(graph, f"{name}_zero", np.zeros(scale.shape), dtype),
     ]
-    return insert_before(node, "DequantizeLinear", parts, f"{name}_dq", axis=1)
+    return insert_before(node, "DequantizeLinear", parts, f"{name}_dq", axis=axis)
 
 
 def _matrix(node: ir.Node) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -111,6 +112,4 @@ def available_threads() -> int:
 
 def is_installed(module: str) -> bool:
     """Whether a module can be imported; it isn't imported."""
-    import importlib.util
-
     return importlib.util.find_spec(module) is not None

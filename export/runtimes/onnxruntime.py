@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ class OnnxRuntimeSession:
     """An ONNX file in ONNX Runtime.
 
     Args:
-        path: the model, or its bytes.
+        path: the file, or its bytes.
         threads: intra-op threads; by default all that this process may use.
         device: ``cpu``, or ``cuda`` (needs onnxruntime-gpu).
 
@@ -51,7 +50,6 @@ class OnnxRuntimeSession:
             raise CheckpointError(f"{self._name}: ONNX Runtime can't load it ({_reason(error)})") from None
         self.output_names = tuple(output.name for output in self._session.get_outputs())
         self._input, self._output = self._session.get_inputs()[0], self.output_names[0]
-        self._device = device
         # On a GPU the CPU's threads do no work worth a number.
         cpu_threads = options.intra_op_num_threads if device == "cpu" else 0
         self.info = RuntimeInfo(runtime="onnxruntime", version=ort.__version__, device=device, threads=cpu_threads)
@@ -67,16 +65,16 @@ class OnnxRuntimeSession:
         """
         written = self._input.shape[1:]
         fixed = [isinstance(size, int) and size > 0 for size in written]
-        size = 0 if all(fixed) else self._image_size()
+        size = 0 if all(fixed) else self._recorded_size()
         if len(written) != 3 or not (all(fixed) or size):
             raise CheckpointError(
                 f"{self._name}: its input is {list(self._input.shape)}, and nothing says of which size its images are; "
                 "legal are (batch, channels, height, width) and (batch, height, width, channels)"
             )
-        first, second, third = (int(each if is_fixed else size) for each, is_fixed in zip(written, fixed, strict=True))
+        first, second, third = (int(length if is_fixed else size) for length, is_fixed in zip(written, fixed, strict=True))
         return first, second, third
 
-    def _image_size(self) -> int:
+    def _recorded_size(self) -> int:
         """Height and width that the file's own record of the preprocessing names; 0 without one."""
         try:
             return int(json.loads(self._session.get_modelmeta().custom_metadata_map["preprocess"])["image_size"])
@@ -105,8 +103,8 @@ class OnnxRuntimeSession:
             raise CheckpointError(f"{self._name}: its input is {self._input.type}; images are {choices(_DTYPES.values())}")
         binding: Any = self._session.io_binding()
         placed = np.ascontiguousarray(images, _DTYPES[self._input.type])
-        binding.bind_ortvalue_input(self._input.name, ort.OrtValue.ortvalue_from_numpy(placed, self._device, 0))
-        binding.bind_output(self._output, self._device, 0)
+        binding.bind_ortvalue_input(self._input.name, ort.OrtValue.ortvalue_from_numpy(placed, self.info.device, 0))
+        binding.bind_output(self._output, self.info.device, 0)
         session, name = self._session, self._name
 
         def once() -> float:
@@ -123,7 +121,7 @@ class OnnxRuntimeSession:
     def __enter__(self) -> OnnxRuntimeSession:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         del self._session
 
 

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from growtas.errors import BuildError, CheckpointError, MissingExtra, OutputErro
 from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, available_threads, is_installed
 from growtas.files import ensure_writable
 
-NAME = "openvino"
 _TELEMETRY = "openvino_telemetry"
 
 
@@ -50,20 +48,17 @@ def _module(purpose: str) -> Any:
 _CORE_LOCK = threading.Lock()
 
 
-def _core(ov: Any) -> Any:
-    """The process's one Core, which is never given back.
+@functools.cache
+def _core() -> Any:
+    """The process's one Core, which is never given back; to be called with the lock.
 
     On CPUs with large registers OpenVINO's CPU plugin gives the thread that loads it another stack for signals, and puts back what
     was there when the last user of that Core goes. With two Cores that go in the order they came in, what is put back is gone: the
     next signal (Ctrl-C, or a child that ends) then kills the process.
     """
-    with _CORE_LOCK:
-        return _only_core(ov)
+    import openvino
 
-
-@functools.cache
-def _only_core(ov: Any) -> Any:
-    return ov.Core()
+    return openvino.Core()
 
 
 class OpenVINOSession:
@@ -84,7 +79,7 @@ class OpenVINOSession:
         ov = _module("running a model in OpenVINO")
         model, what = _read(ov, path)
         shape = model.input(0).get_partial_shape()
-        self._shape = (shape[1].get_length(), shape[2].get_length(), shape[3].get_length())
+        self.image_shape = (shape[1].get_length(), shape[2].get_length(), shape[3].get_length())
         # With the preprocessing in the graph these are pixels, uint8.
         self._dtype = model.input(0).get_element_type().to_dtype()
         settings = {
@@ -97,48 +92,44 @@ class OpenVINOSession:
             # Every process would pin its first thread to the same core: two servers on two cores then share one.
             "ENABLE_CPU_PINNING": False,
         }
+        with _CORE_LOCK:
+            core = _core()
         try:
-            self._compiled = _core(ov).compile_model(model, "CPU", settings)
+            self._compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise CheckpointError(f"{what}: OpenVINO can't compile it ({_reason(error)})") from None
         self._request, self._one_at_a_time = self._compiled.create_infer_request(), threading.Lock()
         self._places = {name: place for place, output in enumerate(self._compiled.outputs) for name in output.get_names()}
+        # An output that was given two names is there under both.
+        self.output_names = tuple(self._places)
         self.info = RuntimeInfo(
-            runtime=NAME,
+            runtime="openvino",
             version=str(ov.__version__).split("-")[0],
             device="cpu",
             threads=int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
         )
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the input."""
-        return self._shape
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """The model's outputs, in its order; one that was given two names is there under both."""
-        return tuple(self._places)
-
     def run(self, images: Array) -> Array:
         """Logits of images; see :class:`growtas.export.runtimes.base.Session`."""
-        with self._one_at_a_time:
-            result = self._request.infer([np.ascontiguousarray(images, self._dtype)], share_inputs=True, share_outputs=True)
-            # A copy: the next run writes over the request's own memory.
-            return np.array(result[0], np.float32)
+        return np.asarray(self._infer(images, [0])[0], np.float32)
 
     def run_named(self, images: Array, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Several outputs of one run; see :class:`growtas.export.runtimes.base.NamedOutputs`."""
+        return dict(zip(names, self._infer(images, [self._places[name] for name in names]), strict=True))
+
+    def _infer(self, images: Array, places: list[int]) -> list[NDArray[Any]]:
         with self._one_at_a_time:
             result = self._request.infer([np.ascontiguousarray(images, self._dtype)], share_inputs=True, share_outputs=True)
-            return {name: np.array(result[self._places[name]]) for name in names}
+            # Copies: the next run writes over the request's own memory.
+            return [np.array(result[place]) for place in places]
 
     def timer(self, images: Array) -> Timer:
         """A timed run on inputs that are set before; see :class:`growtas.export.runtimes.base.Session`."""
-        ov = _module("running a model in OpenVINO")
+        import openvino
+
         request = self._compiled.create_infer_request()
         # A tensor with a copy of its own: one that shares an array's memory doesn't keep the array.
-        request.set_input_tensor(ov.Tensor(np.ascontiguousarray(images, self._dtype), shared_memory=False))
+        request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(images, self._dtype), shared_memory=False))
 
         def once() -> float:
             start = time.perf_counter_ns()
@@ -150,18 +141,15 @@ class OpenVINOSession:
     def __enter__(self) -> OpenVINOSession:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         del self._request, self._compiled
 
 
-def write_ir(onnx: str | Path, xml: str | Path, *, fp16_weights: bool = False) -> None:
-    """Write an ONNX file as an IR: ``xml``, and its weights in a ``.bin`` of the same name beside it.
+def write_ir(onnx: str | Path, xml: str | Path) -> None:
+    """Writes an ONNX file as an IR: ``xml``, and its weights in a ``.bin`` of the same name beside it.
 
     The same ONNX file and version of OpenVINO make the same bytes. A model that can't be written leaves what was there, and adds
     nothing; a crash while the two files are put in place leaves no ``.xml``, and never one model's graph with another's weights.
-
-    Args:
-        fp16_weights: keep the weights as fp16, in half the space; the computation stays fp32.
 
     Raises:
         BuildError: OpenVINO refused to write the model.
@@ -186,7 +174,7 @@ def write_ir(onnx: str | Path, xml: str | Path, *, fp16_weights: bool = False) -
             raise OutputError(f"{target}: can't be written (it is a folder)")
     folder = Path(tempfile.mkdtemp(dir=xml.parent, prefix=".growtas-"))
     try:
-        ov.save_model(model, str(folder / xml.name), compress_to_fp16=fp16_weights)
+        ov.save_model(model, str(folder / xml.name), compress_to_fp16=False)
         # The weights of one model may load under the graph of another, and compute nonsense.
         xml.unlink(missing_ok=True)
         os.replace(folder / weights.name, weights)
@@ -223,7 +211,7 @@ def _read(ov: Any, path: str | Path | bytes) -> tuple[Any, str]:
 
 
 def _flatten_gathers(model: Any) -> None:
-    """Write GatherElements whose index is the same for all images and heads as Gather by one flat index; in place, exact.
+    """Writes GatherElements whose index is the same for all images and heads as Gather by one flat index; in place, exact.
 
     OpenVINO has compiled code for the one and not for the other: on one core of an Intel Xeon the 26 of AutoFormer-T's published
     subnet take 0.5 ms instead of 4.6 ms, of 45 ms in fp32. ONNX Runtime has it the other way round, so it isn't done in the file.
@@ -234,7 +222,7 @@ def _flatten_gathers(model: Any) -> None:
         if op.get_type_name() != "GatherElements":
             continue
         data, broadcast = op.input_value(0), op.input_value(1).get_node()
-        shape, wanted = data.get_partial_shape(), op.get_output_partial_shape(0)
+        shape, result_shape = data.get_partial_shape(), op.get_output_partial_shape(0)
         if broadcast.get_type_name() != "Broadcast" or broadcast.input_value(0).get_node().get_type_name() != "Constant":
             continue
         index = np.asarray(broadcast.input_value(0).get_node().get_data())
@@ -242,7 +230,7 @@ def _flatten_gathers(model: Any) -> None:
         if len(shape) != 4 or index.ndim != 4 or index.shape[:2] != (1, 1) or shape[2].is_dynamic or shape[3].is_dynamic:
             continue
         rows, columns = shape[2].get_length(), shape[3].get_length()
-        whole = tuple(wanted[axis].get_length() if wanted[axis].is_static else None for axis in (2, 3))
+        whole = tuple(size.get_length() if size.is_static else None for size in (result_shape[2], result_shape[3]))
         if op.get_attributes()["axis"] not in (-1, 3) or index.shape[2] != rows or index.shape[2:] != whole or index.min() < 0:
             continue
         flat = (np.arange(rows)[:, None] * columns + index[0, 0]).astype(np.int32)
@@ -256,5 +244,5 @@ def _flatten_gathers(model: Any) -> None:
 def _reason(error: Exception) -> str:
     """The innermost message, on one line, without the places in OpenVINO's source that it passed."""
     lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
-    return " ".join((told or [type(error).__name__])[-1].split())[:160]
+    messages = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return " ".join((messages or [type(error).__name__])[-1].split())[:160]

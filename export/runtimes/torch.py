@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 
 from growtas.errors import DeviceError, UsageError
 from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, available_threads
-from growtas.nn.vit import VisionTransformer
 
 _CHANGING_THREADS = threading.Lock()
 
@@ -89,17 +87,25 @@ class TorchSession:
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             self._forward(placed)
 
-        def launch() -> None:
-            with torch.inference_mode():
-                call(placed)
-
-        def once() -> float:
+        def on_cpu() -> float:
             with cpu_threads(threads), torch.inference_mode():
                 start = time.perf_counter_ns()
                 call(placed)
                 return (time.perf_counter_ns() - start) / 1e6
 
-        return cuda_timer(launch) if self._device == "cuda" else once
+        if self._device == "cpu":
+            return on_cpu
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+
+        def on_gpu() -> float:
+            start.record()
+            with torch.inference_mode():
+                call(placed)
+            end.record()
+            end.synchronize()
+            return float(start.elapsed_time(end))
+
+        return on_gpu
 
     def _place(self, images: Array) -> Tensor:
         if self.max_batch is not None and len(images) > self.max_batch:
@@ -121,23 +127,8 @@ class TorchSession:
     def __enter__(self) -> TorchSession:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         del self._call, self.module
-
-
-def vit_session(
-    model: VisionTransformer, *, threads: int | None = None, device: str = "cpu", compiled: bool = False
-) -> TorchSession:
-    """A session of a static ViT, the reference of every comparison. Arguments and errors are those of :class:`TorchSession`."""
-    architecture = model.architecture
-    shape = (architecture.in_chans, architecture.image_size, architecture.image_size)
-    module: nn.Module = model.eval()
-    if compiled:
-        from growtas.export.graph.inference_vit import deployable
-
-        # The inference-only form: the other one chooses among its kernels in Python, which breaks the compiler's graph.
-        module = deployable(model).eval()
-    return TorchSession(module, shape, threads=threads, device=device, compiled=compiled)
 
 
 @contextlib.contextmanager
@@ -157,24 +148,6 @@ def cpu_threads(count: int) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
-
-
-def cuda_timer(launch: Callable[[], None]) -> Timer:
-    """A timer around asynchronous work on torch's current CUDA stream, by CUDA events.
-
-    Args:
-        launch: a function without arguments that enqueues the work.
-    """
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-
-    def once() -> float:
-        start.record()
-        launch()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end))
-
-    return once
 
 
 def require_compiler(device: str = "cpu") -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C import PyTorchFileReader
 from torch.export.passes import move_to_device_pass
 
 from growtas.errors import BuildError, CheckpointError, ConfigError
@@ -27,8 +28,6 @@ from growtas.export.runtimes.torch import TorchSession
 from growtas.files import replacing
 from growtas.nn.vit import VisionTransformer
 
-NAME = "torch.export"
-BATCH = "batch"
 # What torch.export.save writes, the archive's own name (the first folder) left out; nothing else is loaded.
 _MEMBERS = re.compile(
     r"models/model\.json|data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
@@ -43,7 +42,7 @@ _TREE_TYPES = (None, "builtins.tuple", "builtins.dict")
 
 
 def save_program(model: VisionTransformer, path: str | Path, *, max_batch: int) -> None:
-    """Write a static ViT as a program for batches from 1 to ``max_batch``.
+    """Writes a static ViT as a program for batches from 1 to ``max_batch``.
 
     Its weights keep their names, so ``torch.export.load(path).state_dict`` fits the safetensors file. The same model and version of
     torch make the same bytes; no trace of the source is kept.
@@ -56,7 +55,7 @@ def save_program(model: VisionTransformer, path: str | Path, *, max_batch: int) 
     if max_batch < 1:
         raise ConfigError(f"--max-batch is {max_batch}; it must be 1 or more")
     architecture = model.architecture
-    batch = torch.export.Dim(BATCH, min=1, max=max(max_batch, 2))
+    batch = torch.export.Dim("batch", min=1, max=max(max_batch, 2))
     buffer = io.BytesIO()
     try:
         # With gradients: without them the MLP takes its fused form, which is specialised to a number of rows.
@@ -99,23 +98,23 @@ def load_program(path: str | Path, *, threads: int | None = None, device: str = 
         module = program.module()
     except Exception as error:  # torch's deserialiser raises whatever it stumbles over
         raise CheckpointError(f"{path}: torch can't load the program ({' '.join(str(error).split())[:160]})") from None
-    return TorchSession(module, shape, threads=threads, device=device, max_batch=max_batch, runtime=NAME)
+    return TorchSession(module, shape, threads=threads, device=device, max_batch=max_batch, runtime="torch.export")
 
 
 def check_program(data: bytes, what: str) -> None:
-    """Refuse a program whose loading could run code.
+    """Refuses a program whose loading could run code.
 
     Looked at are the names of the archive's members, how tensors are stored, the operators, every size expression, the guards, the
     containers of inputs and outputs, and the pickled example inputs, which must be plain tensors (torch's weights-only loading).
 
     Args:
         data: the file's content.
-        what: what messages call it.
+        what: how messages name the file.
 
     Raises:
         CheckpointError: not a ``.pt2`` archive, or one that holds more than a program of growtas does.
     """
-    members = read_members(data, what)
+    members = _read_members(data, what)
     odd = next((name for name in members if _MEMBERS.fullmatch(name) is None), None)
     if odd is not None:
         raise CheckpointError(f"{what}: the program holds {odd!r}, which growtas does not load")
@@ -139,14 +138,8 @@ def check_program(data: bytes, what: str) -> None:
         raise CheckpointError(f"{what}: the program is not one that growtas loads ({reason})") from None
 
 
-def read_members(data: bytes, what: str) -> dict[str, bytes]:
-    """The members of a ``.pt2`` archive, by their names below the archive's own.
-
-    Raises:
-        CheckpointError: not an archive, a damaged one, or one that may read differently elsewhere.
-    """
-    from torch._C import PyTorchFileReader
-
+def _read_members(data: bytes, what: str) -> dict[str, bytes]:
+    """The members of a ``.pt2`` archive, by their names below the archive's own."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
@@ -155,9 +148,8 @@ def read_members(data: bytes, what: str) -> dict[str, bytes]:
         reader = PyTorchFileReader(io.BytesIO(data))
         by_torch = {name: reader.get_record(name) for name in reader.get_all_records()}
     except Exception as error:  # two readers with their own exceptions
-        raise CheckpointError(
-            f"{what}: the program is truncated or no .pt2 archive ({' '.join(str(error).split())[:100]})"
-        ) from None
+        reason = " ".join(str(error).split())[:100]
+        raise CheckpointError(f"{what}: the program is truncated or no .pt2 archive ({reason})") from None
     roots = {name.split("/", 1)[0] for name in names}
     members = {name.split("/", 1)[-1]: content for name, content in by_zip.items()}
     if len(roots) != 1 or len(by_zip) != len(names) or members != by_torch:

@@ -17,8 +17,8 @@ from PIL import Image
 from growtas.errors import CheckpointError, ConfigError, UsageError
 from growtas.export.artifact import load_artifact, manifest_path
 from growtas.export.formats import FORMATS
+from growtas.export.open import open_session
 from growtas.export.runtimes.base import Array, NamedOutputs, RuntimeInfo
-from growtas.export.runtimes.open import open_session
 from growtas.export.signature import read_signature
 from growtas.runs import find_run
 

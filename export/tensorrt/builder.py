@@ -26,11 +26,6 @@ from growtas.export.tensorrt.targets import (
     parse_targets,
 )
 
-# Every plan's products are exact in fp32: TF32 rounds inputs to 10 bits, about 1e-3 relative. That is another precision than the
-# fp32 that was asked for, and than the fp32 that mixed precision leaves to sensitive layers.
-_SETTINGS: dict[str, object] = {"tf32": False}
-_PURPOSE = "building a plan"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
@@ -59,15 +54,12 @@ class BuiltPlan:
     Attributes:
         data: the serialised plan, exactly as the runtime reads it (never with anything put before it).
         runtime, runtime_version: what can load it.
-        targets: compute capabilities, such as ``("sm86",)``.
         activation_memory_bytes, weights_memory_bytes: device memory that an execution needs at the maximum batch, as the
             builder reports it; None where it didn't.
         seconds: duration of the build.
-        settings: switches that shape the numerics, such as ``{"tf32": False}``.
         precision: what was asked for, and found in what was compiled.
-        batches: smallest, tuned for, largest.
-        inspection: types of the products, as JSON data; see :mod:`growtas.export.tensorrt.plan_precision`. None where nothing
-            inspected them.
+        settings: switches that shape the numerics.
+        inspection: types of the products, as JSON data; see :mod:`growtas.export.tensorrt.plan_precision`.
         graph: the ONNX graph that was compiled, where it isn't the file as it is but one that computes the same, serialised.
     """
 
@@ -77,20 +69,18 @@ class BuiltPlan:
     targets: tuple[str, ...]
     activation_memory_bytes: int | None
     weights_memory_bytes: int | None
-    seconds: float
+    seconds: float = 0.0
     precision: str
     batches: Shapes
-    settings: dict[str, object] = field(default_factory=lambda: dict(_SETTINGS))
+    # TF32 rounds inputs to 10 bits, about 1e-3 relative. That is another precision than the fp32 that was asked for, and than the
+    # fp32 that mixed precision leaves to sensitive layers.
+    settings: dict[str, object] = field(default_factory=lambda: {"tf32": False})
     inspection: dict[str, object] | None = None
     graph: bytes | None = field(default=None, repr=False)
 
 
 class PlanBuilder:
-    """Compiles ONNX files to plans; a class for each package.
-
-    Attributes:
-        name: the package's name, as manifests have it.
-    """
+    """Compiles ONNX files to plans; a class for each package, whose ``name`` is the package's, as manifests have it."""
 
     name: str
 
@@ -119,7 +109,7 @@ class PlanBuilder:
             targets: compute capabilities, such as ``("sm86",)``.
             batches: smallest, tuned for, largest.
             precision: what most of the file's weights are multiplied in; the build fails if they aren't.
-            cache_dir: where TensorRT keeps timings of kernels between builds (see :mod:`growtas.export.tensorrt.cache`).
+            cache_dir: where TensorRT keeps timings of kernels between builds.
 
         Raises:
             BuildError: the parser or the compiler refused the graph, the message holds its reason; or the graph isn't in the
@@ -127,12 +117,9 @@ class PlanBuilder:
             MissingExtra: the package is not installed.
         """
         start = time.perf_counter()
-        trt = library.package(self.name, _PURPOSE)
-        file = onnx.read_bytes()
-        plans = [
-            replace(self._compile(trt, onnx, graph, targets, batches, precision, cache_dir), graph=None if graph == file else graph)
-            for graph in self._candidates(plan_graphs(onnx))
-        ]
+        trt = library.package(self.name, "building a plan")
+        graphs = self._candidates(plan_graphs(onnx))
+        plans = [self._compile(trt, onnx, graph, targets, batches, precision, cache_dir) for graph in graphs]
         best = min(plans, key=lambda plan: plan.activation_memory_bytes or 0)
         return replace(best, seconds=time.perf_counter() - start)
 
@@ -141,7 +128,7 @@ class PlanBuilder:
         return library.why_not_here(targets)
 
     def _candidates(self, graphs: list[bytes]) -> list[bytes]:
-        """Equivalent graphs to compile; the plan that needs the least memory for activations is taken."""
+        """The equivalent graphs to compile; the plan that needs the least memory for activations is taken."""
         return graphs
 
     def _configure(self, trt: Module, config: Any, targets: tuple[str, ...]) -> None:
@@ -161,7 +148,6 @@ class PlanBuilder:
         precision: str,
         cache_dir: Path | None,
     ) -> BuiltPlan:
-        start = time.perf_counter()
         logger = library.capturing_logger(trt)
         builder = trt.Builder(logger)
         network = builder.create_network(network_flags(trt, self.name))
@@ -178,9 +164,8 @@ class PlanBuilder:
         images = network.get_input(0)
         image = tuple(images.shape)[1:]
         if min(image) < 1:
-            raise BuildError(
-                f"{onnx.name}: height and width of its input are free, and a plan's are fixed; export it without --resize"
-            )
+            what = "height and width of its input are free, and a plan's are fixed"
+            raise BuildError(f"{onnx.name}: {what}; export it without --resize")
         profile = builder.create_optimization_profile()
         profile.set_shape(images.name, (batches.min, *image), (batches.opt, *image), (batches.max, *image))
         if config.add_optimization_profile(profile) < 0:
@@ -202,10 +187,10 @@ class PlanBuilder:
             targets=targets,
             activation_memory_bytes=library.reported_bytes(logger.messages, "Total Activation Memory"),
             weights_memory_bytes=library.reported_bytes(logger.messages, "Total Weights Memory"),
-            seconds=time.perf_counter() - start,
             precision=precision,
             batches=batches,
             inspection=inspection.to_dict(),
+            graph=None if graph == onnx.read_bytes() else graph,
         )
 
 
@@ -215,12 +200,7 @@ class TensorRTBuilder(PlanBuilder):
     name = "tensorrt"
 
     def check(self, targets: tuple[str, ...], precision: str) -> None:
-        """Only this machine's GPU can be a target, in a precision that it has.
-
-        Raises:
-            DeviceError: no GPU, another target, or a precision that it doesn't have.
-            MissingExtra: tensorrt is not installed.
-        """
+        """Only this machine's GPU can be a target."""
         library.package(self.name, "building a TensorRT plan")
         here = library.local_target()
         if targets != (here,):
@@ -255,12 +235,7 @@ class TensorRTRTXBuilder(PlanBuilder):
     name = "tensorrt-rtx"
 
     def check(self, targets: tuple[str, ...], precision: str) -> None:
-        """Only targets that TensorRT-RTX has, in a precision that each has.
-
-        Raises:
-            DeviceError: otherwise, with the reason and the legal targets.
-            MissingExtra: tensorrt-rtx is not installed.
-        """
+        """Only targets that TensorRT-RTX has; the message names them."""
         check_rtx_targets(targets, precision)
         library.package(self.name, "building a plan ahead of time")
 
@@ -286,7 +261,7 @@ def network_flags(trt: Module, runtime: str) -> int:
 def choose_builder(
     *, target: str | None, device: str | None, searched_device: str | None, precision: str
 ) -> tuple[PlanBuilder, tuple[str, ...]]:
-    """The builder and the compute capabilities of a plan.
+    """Chooses the builder and the compute capabilities of a plan.
 
     What was named decides (``target``, else ``device``), then the device that the search was for, then this machine's GPU. TensorRT
     builds for the GPU at hand where both are there; everything else is TensorRT-RTX, ahead of time.
@@ -299,12 +274,11 @@ def choose_builder(
     if target is not None and device is not None:
         raise ConfigError("--target and --device both name what the plan is for; give one of them")
     here = library.local_target()
+    named = device or (None if searched_device == "cpu" else searched_device)
     if target is not None:
         targets = parse_targets(target)
-    elif device is not None:
-        targets = (device_target(device),)
-    elif searched_device not in (None, "cpu"):
-        targets = (device_target(str(searched_device)),)
+    elif named is not None:
+        targets = (device_target(named),)
     elif here is not None:
         targets = (here,)
     else:

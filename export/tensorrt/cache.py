@@ -1,9 +1,8 @@
 """What compiling and running leave behind for next time: kernels' timings (TensorRT) and compiled kernels (TensorRT-RTX).
 
-A cache is only worth something on the same GPU with the same package and driver, and both are read by native code. So a file's name
-holds what it is for, and its first line says it again with the hash of the rest: what doesn't fit, or is damaged, counts as absent
-and is replaced. A cache is never the reason for an error. The hash finds accidents, not intent: whoever may write in the folder may
-write a cache.
+A cache fits the same GPU, package and driver only, and both are read by native code. So a file's name holds what it is for, and its
+first line says it again with the hash of the rest: what doesn't fit, or is damaged, counts as absent and is replaced. A cache is
+never the reason for an error. The hash finds accidents, not intent: whoever may write in the folder may write a cache.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from growtas.errors import OutputError
 from growtas.files import replacing
 
 FORMAT = "growtas-cache/1"
-_NVIDIA = Path("/proc/driver/nvidia/version")
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +40,14 @@ class CacheKey:
     driver: str | None = None
     plan: str | None = None
 
-    @property
-    def file_name(self) -> str:
-        """``KIND-PACKAGE-VERSION-TARGET-DRIVER.cache``, with the beginning of the plan's hash where there is one."""
-        parts = (self.kind, self.package, self.version, self.target, self.driver or "nodriver", (self.plan or "")[:12])
-        return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts if part) + ".cache"
-
 
 class CacheFile:
-    """One cache in a folder.
+    """The cache of a key in a folder, which is made when something is written."""
 
-    Args:
-        folder: made when something is written.
-        key: what it is for.
-    """
-
-    def __init__(self, folder: str | Path, key: CacheKey) -> None:
-        self.path, self.key = Path(folder) / key.file_name, key
+    def __init__(self, folder: Path, key: CacheKey) -> None:
+        parts = (key.kind, key.package, key.version, key.target, key.driver or "nodriver", (key.plan or "")[:12])
+        name = "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts if part)
+        self.path, self.key = folder / f"{name}.cache", key
 
     def read(self) -> bytes:
         """What was written last for the same key; nothing where that is absent, damaged or for something else."""
@@ -69,7 +59,7 @@ class CacheFile:
         return content if header == self._header(content) else b""
 
     def write(self, content: bytes) -> bool:
-        """Replace it; False where the folder can't be written."""
+        """Replaces it; returns False where the folder can't be written."""
         if content and content == self.read():
             return True
         # Two processes may end at the same time: each writes a file of its own, and the later one stays.
@@ -86,7 +76,7 @@ class CacheFile:
 def driver_version() -> str | None:
     """Version of the NVIDIA driver, such as ``580.65.06``; None where the system doesn't tell."""
     try:
-        match = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", _NVIDIA.read_text(encoding="utf-8"))
+        match = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", DRIVER_FILE.read_text(encoding="utf-8"))
     except OSError:
         return None
     return match[1] if match else None

@@ -1,16 +1,16 @@
-"""Running a plan on this machine's GPU: pinned buffers, one stream, CUDA graphs, times by events.
+"""Runs a plan on this machine's GPU: pinned buffers, one stream, CUDA graphs, times by events.
 
-What opens a plan has checked it before (:mod:`growtas.export.tensorrt.load`). Every batch size has buffers and an execution
-context of its own, because a recorded graph keeps the addresses and shapes of the context that it was recorded from.
+Every batch size has buffers and an execution context of its own, because a recorded graph keeps the addresses and shapes of the
+context that it was recorded from.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from growtas.errors import BuildError, CheckpointError
 from growtas.export.graph.exporter import OUTPUT
 from growtas.export.runtimes.base import Array, PartsTimer, RuntimeInfo, Timer, TimerParts
 from growtas.export.tensorrt.cache import CacheFile
-from growtas.export.tensorrt.cuda import Cuda
 from growtas.export.tensorrt.library import Module, capturing_logger, last_error
 
 _DTYPES = {
@@ -34,11 +33,55 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 # Batch sizes whose buffers and contexts are kept; the one that was unused longest goes.
-_MOST_BATCH_SIZES = 8
+MOST_BATCH_SIZES = 8
+
+
+class Cuda:
+    """A stream of this process's current device, and what is placed and timed on it, on top of torch."""
+
+    def __init__(self) -> None:
+        self.name = torch.cuda.get_device_name()
+        self.stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    @property
+    def stream_handle(self) -> int:
+        """The stream, as ``execute_async_v3`` takes it: the recording one while a graph is recorded."""
+        return int(torch.cuda.current_stream().cuda_stream)
+
+    def host(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A buffer in pinned memory: only from and to such are copies asynchronous."""
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def device(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A buffer on the GPU."""
+        return torch.zeros(shape, dtype=dtype, device="cuda")
+
+    def event(self) -> Any:
+        """A new event that takes the time."""
+        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    def on_stream(self) -> contextlib.AbstractContextManager[Any]:
+        """Work that torch enqueues inside goes to the stream."""
+        return torch.cuda.stream(self.stream)
+
+    def synchronize(self) -> None:
+        """Waits until the stream is done."""
+        self.stream.synchronize()
+
+    def record(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """Records what a function enqueues as a CUDA graph; the result enqueues the whole graph.
+
+        The function must have run on this stream before: first executions allocate and load, which can't be recorded.
+        """
+        graph = torch.cuda.CUDAGraph()
+        # Not "global": other threads of the process (a server's) may allocate meanwhile.
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            launch()
+        return graph.replay
 
 
 class PlanSession:
-    """A loaded plan, each batch size launched as one CUDA graph; see :class:`growtas.export.runtimes.base.Session`.
+    """A plan that was checked before (:mod:`growtas.export.tensorrt.load`), each batch size launched as one CUDA graph.
 
     Code for the CPU that a plan may bring along (version-compatible plans do) is never run.
 
@@ -131,17 +174,14 @@ class PlanSession:
     def run(self, images: Array) -> Array:
         """Logits of images; see :class:`growtas.export.runtimes.base.Session`."""
         with self._one_at_a_time:
-            return self._run(images)
-
-    def _run(self, images: Array) -> Array:
-        binding = self._binding(images)
-        with self._cuda.on_stream():
-            binding.place(images)
-            binding.upload()
-            binding.launch()
-            binding.download()
-        self._cuda.synchronize()
-        return np.array(binding.host_outputs[self._output].float().numpy(), np.float32)
+            binding = self._binding(images)
+            with self._cuda.on_stream():
+                binding.place(images)
+                binding.upload()
+                binding.launch()
+                binding.download()
+            self._cuda.synchronize()
+            return np.array(binding.host_outputs[self._output].float().numpy(), np.float32)
 
     def timer(self, images: Array) -> Timer:
         """A run timed by CUDA events; see :class:`growtas.export.runtimes.base.Session`."""
@@ -191,7 +231,7 @@ class PlanSession:
             smallest, largest = self.batches
             if not smallest <= shape[0] <= largest:
                 raise CheckpointError(f"{self._name}: the plan takes batches from {smallest} to {largest}, not of {shape[0]}")
-            while len(self._bindings) >= _MOST_BATCH_SIZES:
+            while len(self._bindings) >= MOST_BATCH_SIZES:
                 self._bindings.popitem(last=False)
             self._bindings[shape] = self._bind(shape)
         self._bindings.move_to_end(shape)
@@ -225,9 +265,9 @@ class PlanSession:
     def __enter__(self) -> PlanSession:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._cuda.synchronize()
-        if self._is_rtx and self._cache_file is not None and kind is None:
+        if self._is_rtx and self._cache_file is not None and error[0] is None:
             self._cache_file.write(bytes(self._cache.serialize()))
         # Contexts must go before their engine, and the engine before the runtime.
         self._bindings.clear()
@@ -248,14 +288,14 @@ class _Binding:
         self.host_outputs, self._device_outputs, self.launch = host, device, launch
 
     def place(self, images: Array) -> None:
-        """Images into pinned memory, in the plan's type."""
+        """Copies images into pinned memory, in the plan's type."""
         self._host_input.copy_(torch.from_numpy(images))
 
     def upload(self) -> None:
-        """Enqueue the copy to the device."""
+        """Enqueues the copy to the device."""
         self._device_input.copy_(self._host_input, non_blocking=True)
 
     def download(self) -> None:
-        """Enqueue the copies of all outputs to pinned memory."""
+        """Enqueues the copies of all outputs to pinned memory."""
         for name, tensor in self.host_outputs.items():
             tensor.copy_(self._device_outputs[name], non_blocking=True)

@@ -1,7 +1,7 @@
 """What building and running plans share: the packages TensorRT and TensorRT-RTX, their messages, and this machine's GPU.
 
-Both packages have the same Python API under different module names, so the functions that deal with them take the module. Only the
-choice of compute capabilities, caches and CUDA graphs differ.
+Both packages have the same Python API under different module names, so functions take the module. Only the choice of compute
+capabilities, caches and CUDA graphs differ.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from growtas.export.runtimes.base import is_installed
 
 # The module `tensorrt` or `tensorrt_rtx`; neither ships types.
 Module = Any
-
-
 # By the runtime's name: module, name of the distribution, extra that installs it.
 _PACKAGES = {"tensorrt": ("tensorrt", "tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx-cu13", "trt-rtx")}
 
@@ -55,9 +53,8 @@ def capturing_logger(trt: Module) -> Any:
 
 def reported_bytes(messages: list[tuple[str, str]], what: str) -> int | None:
     """The number in the last message ``WHAT: N bytes``; None without one."""
-    pattern = re.compile(re.escape(what) + r":\s*(\d+) bytes")
-    found = [int(match[1]) for _, text in messages if (match := pattern.search(text))]
-    return found[-1] if found else None
+    matches = (re.search(re.escape(what) + r":\s*(\d+) bytes", text) for _, text in reversed(messages))
+    return next((int(match[1]) for match in matches if match), None)
 
 
 def last_error(logger: Any) -> str:

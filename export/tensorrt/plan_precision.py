@@ -7,31 +7,24 @@ engine's layers can't, since loading a plan needs a driver.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from growtas.errors import BuildError, ConfigError, choices
-from growtas.export.quantization.precisions import PRECISIONS
+from growtas.export.quantization.precisions import HALVES, PRECISIONS, QUANTISED
 from growtas.export.tensorrt.library import Module
 
 # At least this share of the weights is multiplied in the precision asked for: mixed precision keeps sensitive layers higher.
 MIN_SHARE = 0.5
 _NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
-# What may stay beside: never anything coarser than what was asked for.
-_BESIDE = {
-    "fp32": ("fp32",),
-    "fp16": ("fp16", "fp32"),
-    "bf16": ("bf16", "fp32"),
-    "int8": ("int8", "fp16", "bf16", "fp32"),
-    "fp8": ("fp8", "fp16", "bf16", "fp32"),
-}
 _PASSING = ("CAST", "SHUFFLE", "IDENTITY", "QUANTIZE", "DEQUANTIZE")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """Types of the operands of matrix products and convolutions.
+    """Types of the operands of a parsed network's matrix products and convolutions.
 
     Attributes:
         products: how many have operands of a type; a quantised one has both.
@@ -43,22 +36,13 @@ class Inspection:
     weights: dict[str, int]
     layers: int
 
-    def share(self, precision: str) -> float:
-        """Part of the weights that is multiplied in a precision, 0 to 1."""
-        return self.weights.get(precision, 0) / max(sum(self.weights.values()), 1)
-
     def to_dict(self) -> dict[str, object]:
         """As JSON data."""
         return {"of": "parsed network", "layers": self.layers, "products": dict(self.products), "weights": dict(self.weights)}
 
 
 def inspect_network(trt: Module, network: Any) -> Inspection:
-    """Read the types of a parsed network.
-
-    Args:
-        trt: the module.
-        network: an ``INetworkDefinition``.
-    """
+    """Reads the types of a parsed network, an ``INetworkDefinition``."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     makers = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
     products: Counter[str] = Counter()
@@ -69,14 +53,14 @@ def inspect_network(trt: Module, network: Any) -> Inspection:
         operands = [layer.get_input(i) for i in range(min(layer.num_inputs, 2))]
         kinds = [_operand_type(tensor, makers) for tensor in operands]
         # With one operand quantised the product is in the other's type.
-        kind = kinds[0] if len(set(kinds)) == 1 else next((k for k in kinds if k not in ("int8", "fp8")), "mixed")
+        kind = kinds[0] if len(set(kinds)) == 1 else next((k for k in kinds if k not in QUANTISED), "mixed")
         products[kind] += 1
         weights[kind] += sum(_constant_numbers(tensor, makers) for tensor in operands) + _kernel_numbers(trt, layer)
     return Inspection(products=dict(products), weights={kind: n for kind, n in weights.items() if n}, layers=len(layers))
 
 
 def require_precision(inspection: Inspection, precision: str, subject: str) -> None:
-    """Fail where a network isn't in the precision that was asked for.
+    """Fails where a network isn't in the precision that was asked for.
 
     Raises:
         BuildError: less than :data:`MIN_SHARE` of the weights is, or something is in a coarser one.
@@ -84,36 +68,37 @@ def require_precision(inspection: Inspection, precision: str, subject: str) -> N
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision is {precision!r}; legal are {choices(PRECISIONS)}")
-    found = ", ".join(f"{count} in {kind}" for kind, count in sorted(inspection.products.items())) or "none"
-    odd = sorted(set(inspection.products) - set(_BESIDE[precision]))
-    share = inspection.share(precision)
+    products = ", ".join(f"{count} in {kind}" for kind, count in sorted(inspection.products.items())) or "none"
+    # What may stay beside is never coarser than what was asked for.
+    odd = sorted(set(inspection.products) - {precision, "fp32", *(HALVES if precision in QUANTISED else ())})
+    share = inspection.weights.get(precision, 0) / max(sum(inspection.weights.values()), 1)
     if odd or share < MIN_SHARE:
         why = f"some are in {choices(odd)}" if odd else f"they hold {share:.0%} of the weights, {MIN_SHARE:.0%} are asked for"
-        raise BuildError(f"{subject}: the graph is not in {precision}: its products are {found}, and {why}")
+        raise BuildError(f"{subject}: the graph is not in {precision}: its products are {products}, and {why}")
 
 
 def _type_name(tensor: Any) -> str:
     return _NAMES.get(tensor.dtype.name, tensor.dtype.name.lower())
 
 
+def _maker(tensor: Any, makers: dict[str, Any], passing: Collection[str]) -> Any:
+    """The layer that makes a tensor, before layers that pass it on; None for an input of the network."""
+    maker = makers.get(tensor.name)
+    while maker is not None and maker.type.name in passing:
+        maker = makers.get(maker.get_input(0).name)
+    return maker
+
+
 def _operand_type(tensor: Any, makers: dict[str, Any]) -> str:
     """The type that an operand is multiplied in: what lies before a DequantizeLinear, else its own."""
-    maker = makers.get(tensor.name)
-    while maker is not None and maker.type.name in ("SHUFFLE", "IDENTITY"):
-        maker = makers.get(maker.get_input(0).name)
-    if maker is not None and maker.type.name == "DEQUANTIZE":
-        return _type_name(maker.get_input(0))
-    return _type_name(tensor)
+    maker = _maker(tensor, makers, ("SHUFFLE", "IDENTITY"))
+    return _type_name(maker.get_input(0) if maker is not None and maker.type.name == "DEQUANTIZE" else tensor)
 
 
 def _constant_numbers(tensor: Any, makers: dict[str, Any]) -> int:
     """How many numbers an operand holds if it is a constant, else 0."""
-    maker = makers.get(tensor.name)
-    while maker is not None and maker.type.name in _PASSING:
-        maker = makers.get(maker.get_input(0).name)
-    if maker is None or maker.type.name != "CONSTANT":
-        return 0
-    return prod(maker.get_output(0).shape)
+    maker = _maker(tensor, makers, _PASSING)
+    return prod(maker.get_output(0).shape) if maker is not None and maker.type.name == "CONSTANT" else 0
 
 
 def _kernel_numbers(trt: Module, layer: Any) -> int:

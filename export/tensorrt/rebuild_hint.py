@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from growtas.errors import SubnetError
-from growtas.export.artifact import manifest_path
+from growtas.export.artifact import CompiledFromRecord, Manifest, PlanRecord, manifest_path
 from growtas.export.formats import file_stem
+from growtas.export.verification.thresholds import THRESHOLDS
 from growtas.runs import RUNS
 from growtas.subnet import Subnet
 
@@ -23,101 +22,68 @@ _THRESHOLDS = {
 }
 
 
-@dataclass(frozen=True)
-class RebuildHint:
-    """Composes the command that builds a plan anew. It works where the plan was asked for, or else in the folder of ``runs/``.
+def rebuild_hint(path: Path, manifest: Manifest, target: str | None = None) -> str:
+    """``build it anew: growtas export runs/NAME --format trt --target sm86``, with all options that differ from the defaults.
 
-    Attributes:
+    The command works where the plan was asked for, or else in the folder of ``runs/``.
+
+    Args:
         path: the plan.
-        manifest: the plan's; empty where it has none.
+        manifest: the plan's; an empty one where it has none.
+        target: the compute capability to build for; the plan's own ones if None.
     """
-
-    path: Path
-    manifest: Mapping[str, Any]
-
-    def line(self, target: str | None) -> str:
-        """``build it anew: growtas export runs/NAME --format trt --target sm86``, with all options that differ from the defaults.
-
-        Args:
-            target: the compute capability to build for; the plan's own ones if None.
-        """
-        plan, run = _part(self.manifest, "plan"), self._run_folder()
-        targets = target or ",".join(map(str, plan.get("targets") or ()))
-        precision = str(self.manifest.get("precision") or "fp32")
-        words: list[Any] = ["growtas", "export", run or self._run_by_name() or "RUN", "--format", "trt"]
-        words += ["--target", targets] if targets else []
-        # Without a target it would be the precision that the search's latency was for.
-        words += ["--precision", precision] if precision != "fp32" or not targets else []
-        for option, value, default in (
-            ("--max-batch", plan.get("max_batch"), 8),
-            ("--opt-batch", plan.get("optimised_for_batch"), 1),
-        ):
-            words += [] if value in (None, default) else [option, value]
-        words += [*self._pre_post_options(), *self._threshold_options(precision), *self._file_options(precision, run)]
-        return f"build it anew: {shlex.join(map(str, words))}"
-
-    def _run_by_name(self) -> Path | None:
-        # The name alone: a manifest does not get to point elsewhere.
-        name = Path(str(_part(self.manifest, "source").get("run") or "")).name
-        return RUNS / name if name else None
-
-    def _run_folder(self) -> Path | None:
-        """The run's folder, where it is at hand: the one that the plan lies in, or the one of its name in ``runs/``."""
-        folders = [
-            self.path.parent.parent if self.path.parent.name else None,
-            self.path.resolve().parent.parent,
-            self._run_by_name(),
-        ]
-        return next((folder for folder in folders if folder is not None and (folder / "run.json").is_file()), None)
-
-    def _pre_post_options(self) -> list[Any]:
-        added = _part(self.manifest, "postprocess")
-        words: list[Any] = ["--preprocess"] if _part(self.manifest, "input").get("dtype") == "uint8" else []
-        words += ["--softmax"] if added.get("softmax") else []
-        return words + (["--top-k", added["top_k"]] if added.get("top_k") else [])
-
-    def _threshold_options(self, precision: str) -> list[Any]:
-        """Tolerance and thresholds that were replaced: with the default ones the plan might not pass."""
-        from growtas.export.verification.thresholds import THRESHOLDS
-
-        checked = self.manifest if self.manifest.get("verification") else _part(_part(self.manifest, "plan"), "compiled_from")
-        usual: dict[str, Any] = THRESHOLDS[precision].to_dict() if precision in THRESHOLDS else {}
-        words: list[Any] = []
-        tolerance = _part(checked, "parity").get("tolerance")
-        if tolerance not in (None, usual.get("relative_error")):
-            words, usual["relative_error"] = ["--tolerance", tolerance], tolerance
-        limits = _part(_part(checked, "verification"), "thresholds")
-        for name, value in usual.items():
-            words += [_THRESHOLDS[name], limits[name]] if limits.get(name, value) != value else []
-        return words
-
-    def _file_options(self, precision: str, run: Path | None) -> list[Any]:
-        """Subnet, name and place, where an export would take others by itself."""
-        # Where the run is not at hand, the line is typed somewhere else, and a path that begins here would not hold.
-        path = self.path if run is not None else self.path.resolve()
-        # The manifest holds the subnet, and so is a subnet file.
-        words: list[Any] = [] if self._is_searched_subnet(run) else ["--subnet", manifest_path(path)]
-        pre_post = self._pre_post_options()
-        name = Path(str(_part(self.manifest, "artifact").get("file") or path.name)).stem
-        name = name.removesuffix(".pixels" if "--preprocess" in pre_post else ".outputs" if pre_post else "")
-        name = name if precision == "fp32" else name.removesuffix(f".{precision}")
-        words += [] if name == file_stem(str(self.manifest.get("space"))) else ["--name", name]
-        return words if run and path.parent.resolve() == (run / "export").resolve() else [*words, "--out", path.parent]
-
-    def _is_searched_subnet(self, run: Path | None) -> bool:
-        """Whether the plan's subnet is the one that the run's search chose, as far as that can be told."""
-        subnet = _part(self.manifest, "subnet")
-        if not subnet:
-            return True
-        if run is None:
-            return _part(self.manifest, "source").get("subnet_file") in (None, "subnet.json")
-        try:
-            return Subnet.load(run / "search" / "subnet.json") == Subnet.from_dict(subnet)
-        except SubnetError:
-            return False
+    plan, precision = manifest.plan or PlanRecord(), manifest.precision or "fp32"
+    # The name alone: a manifest does not get to point elsewhere.
+    name = Path(manifest.source.run or "").name
+    by_name = RUNS / name if name else None
+    # The run's folder, where it is at hand: the one that the plan lies in, or the one of its name in runs/.
+    folders = [path.parent.parent if path.parent.name else None, path.resolve().parent.parent, by_name]
+    run = next((folder for folder in folders if folder is not None and (folder / "run.json").is_file()), None)
+    targets = target or ",".join(plan.targets)
+    words: list[Any] = ["growtas", "export", run or by_name or "RUN", "--format", "trt"]
+    words += ["--target", targets] if targets else []
+    # Without a target it would be the precision that the search's latency was for.
+    words += ["--precision", precision] if precision != "fp32" or not targets else []
+    words += [] if plan.max_batch in (None, 8) else ["--max-batch", plan.max_batch]
+    words += [] if plan.optimised_for_batch in (None, 1) else ["--opt-batch", plan.optimised_for_batch]
+    pixels, added = manifest.input is not None and manifest.input.takes_pixels, manifest.postprocess
+    words += ["--preprocess"] if pixels else []
+    words += ["--softmax"] if added and added.softmax else []
+    words += ["--top-k", added.top_k] if added and added.top_k else []
+    words += _threshold_options(manifest, plan, precision)
+    # Where the run is not at hand, the line is typed somewhere else, and a path that begins here would not hold.
+    path = path if run is not None else path.resolve()
+    # The manifest holds the subnet, and so is a subnet file.
+    words += [] if _is_searched_subnet(manifest, run) else ["--subnet", manifest_path(path)]
+    stem = Path(manifest.file.file or path.name).stem
+    stem = stem.removesuffix(".pixels" if pixels else ".outputs" if added and (added.softmax or added.top_k) else "")
+    stem = stem if precision == "fp32" else stem.removesuffix(f".{precision}")
+    words += [] if stem == file_stem(str(manifest.space)) else ["--name", stem]
+    words += [] if run and path.parent.resolve() == (run / "export").resolve() else ["--out", path.parent]
+    return f"build it anew: {shlex.join(map(str, words))}"
 
 
-def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a manifest; empty where it lacks it."""
-    part = record.get(name)
-    return part if isinstance(part, Mapping) else {}
+def _threshold_options(manifest: Manifest, plan: PlanRecord, precision: str) -> list[Any]:
+    """Tolerance and thresholds that were replaced: with the default ones the plan might not pass."""
+    checked = manifest if manifest.verification else plan.compiled_from or CompiledFromRecord()
+    usual: dict[str, Any] = THRESHOLDS[precision].to_dict() if precision in THRESHOLDS else {}
+    words: list[Any] = []
+    tolerance = checked.parity.tolerance if checked.parity else None
+    if tolerance not in (None, usual.get("relative_error")):
+        words, usual["relative_error"] = ["--tolerance", tolerance], tolerance
+    limits = checked.verification.thresholds if checked.verification else {}
+    for name, value in usual.items():
+        words += [_THRESHOLDS[name], limits[name]] if limits.get(name, value) != value else []
+    return words
+
+
+def _is_searched_subnet(manifest: Manifest, run: Path | None) -> bool:
+    """Whether the plan's subnet is the one that the run's search chose, as far as that can be told."""
+    if not manifest.subnet:
+        return True
+    if run is None:
+        return manifest.source.subnet_file in (None, "subnet.json")
+    try:
+        return Subnet.load(run / "search" / "subnet.json") == Subnet.from_dict(manifest.subnet)
+    except SubnetError:
+        return False

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from growtas.errors import DeviceError, choices
 from growtas.export.quantization.precisions import PRECISIONS
+from growtas.latency.modelled.profile import load_profile, profile_names
 
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 """What TensorRT-RTX compiles for."""
@@ -29,10 +30,8 @@ def parse_targets(text: str) -> tuple[str, ...]:
         match = _TARGET.fullmatch(part.strip())
         if match is None:
             raise DeviceError(f"--target {text!r}: {part.strip()!r} is no compute capability; write for example sm86, or sm86,sm89")
-        target = f"sm{match[1]}{match[2]}"
-        if target not in targets:
-            targets.append(target)
-    return tuple(targets)
+        targets.append(f"sm{match[1]}{match[2]}")
+    return tuple(dict.fromkeys(targets))
 
 
 def check_target_precision(targets: Sequence[str], precision: str, legal: Sequence[str] = ()) -> None:
@@ -58,10 +57,10 @@ def check_target_precision(targets: Sequence[str], precision: str, legal: Sequen
 
 
 def check_rtx_targets(targets: Sequence[str], precision: str) -> None:
-    """Refuses targets that TensorRT-RTX can't compile for.
+    """Refuses targets that TensorRT-RTX can't compile for, with the reason and the legal targets.
 
     Raises:
-        DeviceError: with the reason and the legal targets.
+        DeviceError: one of them is.
     """
     for target in targets:
         if target not in RTX_TARGETS:
@@ -92,8 +91,6 @@ def device_target(device: str) -> str:
     Raises:
         DeviceError: an unknown device (the message names the legal ones), or one that runs no plans.
     """
-    from growtas.latency.modelled.profile import load_profile
-
     capability = None if device == "cpu" else load_profile(device).compute_capability
     if not capability:
         gpus = choices(gpus_with_profiles())
@@ -103,6 +100,4 @@ def device_target(device: str) -> str:
 
 def gpus_with_profiles() -> list[str]:
     """Names of the GPUs that have a shipped profile, for messages."""
-    from growtas.latency.modelled.profile import load_profile, profile_names
-
     return [name for name in profile_names() if name != "cpu" and load_profile(name).compute_capability]

@@ -89,7 +89,7 @@ def run_images(
     Raises:
         DataError: the data that was named can't be used.
     """
-    from growtas.data import test_set
+    from growtas.data.evaluation import test_set
 
     try:
         test = test_set(run, data=data, data_dir=data_dir)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import CheckpointError
+from growtas.export.open import open_session
 from growtas.export.runtimes.base import Array
 from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
-from growtas.export.runtimes.open import open_session
 from growtas.export.tensorrt.builder import BuiltPlan
 from growtas.export.verification.images import VerificationImages
 from growtas.export.verification.parity import DEFAULT_TOLERANCE, run_gate

@@ -16,8 +16,8 @@ from growtas.errors import CheckpointError, ParityError
 from growtas.export import artifact
 from growtas.export.artifact import Manifest, SourceRecord
 from growtas.export.formats import PLAN
+from growtas.export.open import open_session
 from growtas.export.runtimes.base import Array
-from growtas.export.runtimes.open import open_session
 from growtas.export.runtimes.torch import TorchSession
 from growtas.export.verification.batches import Logits, remembering
 from growtas.export.verification.inputs import ArtifactInput, artifact_input

@@ -12,8 +12,8 @@ from typing import Any
 from growtas.errors import BuildError, CheckpointError, DeviceError, GrowtasError, MissingExtra, ParityError, UsageError
 from growtas.export.artifact import Manifest, manifest_path, read_manifest
 from growtas.export.graph.tensors import HalfRange
+from growtas.export.open import open_session
 from growtas.export.runtimes.base import Array
-from growtas.export.runtimes.open import open_session
 from growtas.export.verification.agreement import Verification, check_fp16_range, measure_artifact
 from growtas.export.verification.batches import one_thread
 from growtas.export.verification.bisect import Bisection, bisect_artifact, bisect_onnx

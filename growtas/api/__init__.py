@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from growtas.export.serving.launch import ServeOptions, serve
     from growtas.export.serving.predictor import Predictor
     from growtas.export.verification.run import VerifyReport
+    from growtas.latency.catalogue import measured_profiles, modelled_profiles
     from growtas.progress import Progress
     from growtas.runs import list_runs
     from growtas.space import SearchSpace, load_space
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from growtas.train.plan import TrainingPlan
     from growtas.train.recipe import Recipe
     from growtas.train.recipes import RECIPES, find_recipe
+    from growtas.watch.report import Overview, Report
 
 _MODULES: dict[str, str] = {
     "RECIPES": "growtas.train.recipes",
@@ -52,6 +54,7 @@ _MODULES: dict[str, str] = {
     "Costs": "growtas.costs",
     "ExportedArtifacts": "growtas.api.exporting",
     "Manifest": "growtas.export.artifact",
+    "Overview": "growtas.watch.report",
     "Prediction": "growtas.api.prediction",
     "Predictions": "growtas.api.prediction",
     "Predictor": "growtas.export.serving.predictor",
@@ -59,6 +62,7 @@ _MODULES: dict[str, str] = {
     "Progress": "growtas.progress",
     "Recipe": "growtas.train.recipe",
     "RecipeOptions": "growtas.api.training",
+    "Report": "growtas.watch.report",
     "Run": "growtas.api.training",
     "SearchResult": "growtas.api.search_results",
     "SearchSpace": "growtas.space",
@@ -77,6 +81,8 @@ _MODULES: dict[str, str] = {
     "load_artifact": "growtas.export.artifact",
     "load_run": "growtas.api.training",
     "load_space": "growtas.space",
+    "measured_profiles": "growtas.latency.catalogue",
+    "modelled_profiles": "growtas.latency.catalogue",
     "plan_training": "growtas.api.training",
     "predict": "growtas.api.prediction",
     "profile": "growtas.api.profiling",
@@ -97,6 +103,7 @@ __all__ = [
     "Costs",
     "ExportedArtifacts",
     "Manifest",
+    "Overview",
     "Prediction",
     "Predictions",
     "Predictor",
@@ -104,6 +111,7 @@ __all__ = [
     "Progress",
     "Recipe",
     "RecipeOptions",
+    "Report",
     "Run",
     "SearchResult",
     "SearchSpace",
@@ -122,6 +130,8 @@ __all__ = [
     "load_artifact",
     "load_run",
     "load_space",
+    "measured_profiles",
+    "modelled_profiles",
     "plan_training",
     "predict",
     "profile",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,16 +106,15 @@ def predict(
         if batch is not None and not 1 <= batch <= most:
             raise ConfigError(f"--batch is {batch}; the artifact was exported for batches from 1 to {most}")
         size = batch or most
-        predictions: list[Prediction] = []
         # Not all at once: a folder of a million images must not lie in memory.
-        for start in range(0, len(paths), size):
-            predictions += _answers(predictor, paths[start : start + size], top)
+        chunks = (paths[start : start + size] for start in range(0, len(paths), size))
+        predictions = tuple(prediction for chunk in chunks for prediction in _answers(predictor, chunk, top))
         runtime = f"{predictor.info.runtime} {predictor.info.version}"
-        return Predictions(artifact=predictor.artifact, runtime=runtime, images=tuple(predictions))
+        return Predictions(artifact=predictor.artifact, runtime=runtime, images=predictions)
 
 
-def _answers(predictor: Predictor, paths: Sequence[Path], top: int) -> list[Prediction]:
-    """The answers for at most a batch of images."""
+def _answers(predictor: Predictor, paths: Sequence[Path], top: int) -> Iterator[Prediction]:
+    """The answers for at most a batch of images, in the order of their files."""
     answers: dict[int, Prediction] = {}
     prepared: dict[int, NDArray[Any]] = {}
     for index, path in enumerate(paths):
@@ -123,9 +122,9 @@ def _answers(predictor: Predictor, paths: Sequence[Path], top: int) -> list[Pred
             prepared[index] = predictor.prepare(read_image(path))
         except DataError as error:
             answers[index] = Prediction(file=path, error=str(error))
-    readable = list(prepared)
-    for places in group(list(prepared.values()), len(paths)):
-        indices = [readable[place] for place in places]
-        for index, logits in zip(indices, predictor.run(np.stack([prepared[index] for index in indices])), strict=True):
+    readable, images = list(prepared), list(prepared.values())
+    for places in group(images, len(paths)):
+        for place, logits in zip(places, predictor.run(np.stack([images[place] for place in places])), strict=True):
+            index = readable[place]
             answers[index] = Prediction(file=paths[index], top=predictor.top(logits, top), logits=tuple(logits.tolist()))
-    return [answers[index] for index in range(len(paths))]
+    return (answers[index] for index in range(len(paths)))

@@ -15,9 +15,8 @@ from growtas.search.search import Outcome, Search
 from growtas.search.targets import DeviceLatency
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
-from growtas.watch import figure
+from growtas.watch.pictures import can_draw, draw_search_png
 from growtas.watch.search_html import write_search_page
-from growtas.watch.search_plot import draw_search_png
 from growtas.watch.search_report import SearchReport, history
 
 
@@ -86,7 +85,7 @@ def write_results(run: Run, folder: Path, search: Search, outcome: Outcome, reco
         write_json(files["front"], front)
         report["front"] = {"subnets": len(front["subnets"]), "hypervolume": front["hypervolume"]}
     drawn = SearchReport.of(search, outcome, report)
-    files |= {"report": folder / "report.html"} | ({"picture": folder / "search.png"} if figure.can_draw() else {})
+    files |= {"report": folder / "report.html"} | ({"picture": folder / "search.png"} if can_draw() else {})
     report["files"] = {name: str(path) for name, path in files.items()}
     write_json(files["result"], report)
     subnet = {**chosen.to_dict(), **{key: record[key] for key in ("device", "devices", "limits")}}

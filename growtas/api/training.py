@@ -152,11 +152,11 @@ def resume(
         DataError: the images are absent or changed.
         TrainingError, KeyboardInterrupt: as for :func:`train`.
     """
-    found = load_run(run, root=root)
+    stopped = load_run(run, root=root)
     from growtas.train.session import resume_session
 
-    given, folder = _given(settings, options), _text(data_dir)
-    session = resume_session(found, config=_path(config), options=given, data_dir=folder, device=device)
+    fields, folder = _given(settings, options), _text(data_dir)
+    session = resume_session(stopped, config=_path(config), options=fields, data_dir=folder, device=device)
     return _trained(session, progress, tensorboard=tensorboard)
 
 

@@ -6,39 +6,41 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from growtas.cli.output import JsonOption, note, print_json
+from growtas.cli import options
+from growtas.cli.output import note, print_json
 
 
 def bench(
     artifacts: Annotated[
         list[str] | None,
-        typer.Argument(
+        Argument(
             help="Files (.safetensors, .pt2, .onnx, .xml, .plan), or timm:NAME; by default all in the newest run's export folder."
         ),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="What the others are compared with: one of the artifacts, a runtime, or any timm model.")
+        str | None, Option(help="What the others are compared with: one of the artifacts, a runtime, or any timm model.")
     ] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             help="eager, compile, onnxruntime, openvino, tensorrt or tensorrt-rtx; several separated by commas. By default each "
             "artifact's own."
         ),
     ] = None,
-    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; by default all that this process may use.")] = None,
-    rounds: Annotated[int, typer.Option(help="How often every artifact gets its turn; turns are interleaved.")] = 5,
-    seconds: Annotated[float, typer.Option(help="Seconds for each artifact and batch, all rounds together.")] = 1.0,
-    device: Annotated[str, typer.Option(help="cpu, or cuda for PyTorch and ONNX Runtime on a GPU.")] = "cpu",
+    batch: Annotated[str, Option(help="Batch sizes, separated by commas.")] = "1,8",
+    threads: options.Threads = None,
+    rounds: Annotated[int, Option(help="How often every artifact gets its turn; turns are interleaved.")] = 5,
+    seconds: Annotated[float, Option(help="Seconds for each artifact and batch, all rounds together.")] = 1.0,
+    device: Annotated[str, Option(help="cpu, or cuda for PyTorch and ONNX Runtime on a GPU.")] = "cpu",
     roofline: Annotated[
-        bool, typer.Option("--roofline/--no-roofline", help="Measure this machine's peaks, and each artifact's share of them.")
+        bool, Option("--roofline/--no-roofline", help="Measure this machine's peaks, and each artifact's share of them.")
     ] = True,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the report; by default RUN/bench/bench.json.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="CSV file, a line for each artifact and batch.")] = None,
-    png: Annotated[Path | None, typer.Option(help="PNG file with latencies and throughput (needs matplotlib).")] = None,
-    json_: JsonOption = False,
+    out: Annotated[Path | None, Option(help="JSON file for the report; by default RUN/bench/bench.json.")] = None,
+    csv: Annotated[Path | None, Option(help="CSV file, a line for each artifact and batch.")] = None,
+    png: Annotated[Path | None, Option(help="PNG file with latencies and throughput (needs matplotlib).")] = None,
+    json_: options.Json = False,
 ) -> None:
     """Measure latency, throughput, load time and memory of artifacts.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from growtas.cli.output import console, note, print_table, progress
-from growtas.progress import Progress
+from rich.table import Table
 
-if TYPE_CHECKING:
-    from growtas.export.benchmark.report import ArtifactReport, BatchResult, BenchReport
+from growtas.cli.output import ProgressBar, new_table, print_line, print_table
+from growtas.export.benchmark.report import CV_BOUND, ArtifactReport, BatchResult, BenchReport
+from growtas.export.benchmark.run import TurnBegun
+from growtas.units import format_bytes, format_ms
 
 
 def print_report(report: BenchReport) -> None:
@@ -18,22 +19,14 @@ def print_report(report: BenchReport) -> None:
     if table.row_count:
         print_table(table)
     for line in (*_lines(report), *(f"written to {file}" for file in report.files)):
-        console().print(line, soft_wrap=True)
+        print_line(line)
 
 
-def _table(report: BenchReport) -> Any:
-    from rich.table import Table
-
-    from growtas.units import format_bytes
-
-    baseline = report.settings["baseline"]
-    table = Table(box=None, pad_edge=False)
-    table.add_column("artifact", overflow="fold")
-    headings = ["batch", "p50 ms", "p95 ms", "p99 ms", "cv", "images/s", "load ms", "memory", "kind"]
-    if baseline:
-        headings.insert(6, "x baseline")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
+def _table(report: BenchReport) -> Table:
+    numbers = ["batch", "p50 ms", "p95 ms", "p99 ms", "cv", "images/s", "load ms", "memory"]
+    if report.settings["baseline"]:
+        numbers.insert(6, "x baseline")
+    table = new_table("artifact", *numbers, "kind", right=numbers, fold=("artifact",))
     for artifact in report.artifacts:
         memory = artifact.memory
         for index, result in enumerate(artifact.results):
@@ -43,7 +36,7 @@ def _table(report: BenchReport) -> Any:
                 *(f"{ms:.3g}" for ms in (result.p50_ms, result.p95_ms, result.p99_ms)),
                 f"{100 * result.cv:.0f}%" + ("" if result.steady else " !"),
                 f"{result.images_per_second:,.0f}",
-                *([_ratio(artifact, result)] if baseline else []),
+                *([_ratio(artifact, result)] if report.settings["baseline"] else []),
                 f"{memory['load_ms']:.3g}" if memory and index == 0 else "",
                 format_bytes(memory["peak_rss_bytes"]) if memory and index == 0 else "",
                 "measured",
@@ -59,49 +52,47 @@ def _ratio(artifact: ArtifactReport, result: BatchResult) -> str:
 
 
 def _lines(report: BenchReport) -> Iterator[str]:
-    artifacts, settings = report.artifacts, report.settings
+    artifacts, settings, machine = report.artifacts, report.settings, report.environment
+    results = [(artifact, result) for artifact in artifacts for result in artifact.results]
     yield from (_not_runnable_line(artifact) for artifact in artifacts if not artifact.runnable)
     yield from _limit_lines(artifacts)
-    yield from _unsteady_lines(artifacts)
+    unsteady = [f"{artifact.label} batch {result.batch}" for artifact, result in results if not result.steady]
+    if unsteady:
+        where = "all" if 1 < len(unsteady) == len(results) else ", ".join(unsteady)
+        yield (
+            f"! unsteady: the coefficient of variation is above {CV_BOUND:.0%} for {where}; other work was running, "
+            "or clocks changed: trust ratios within a round more than times, or measure again with more --seconds and --rounds"
+        )
     if settings["baseline"]:
         yield f"x baseline: times the latency of {settings['baseline']}, median of the rounds (smallest-largest)"
         yield from _per_mac_lines(artifacts)
     yield from _shape_lines(artifacts)
     yield from _roofline_lines(report)
-    yield from _parts_lines(artifacts)
-    yield from _compile_lines(artifacts)
-    yield from _power_lines(report)
-    runtimes = dict.fromkeys(
-        f"{result.runtime} {result.runtime_version} on {result.device}" for artifact in artifacts for result in artifact.results
-    )
-    machine = report.environment
+    for artifact, result in results:
+        if parts := result.parts:
+            times = {name.removesuffix("_ms"): ms for name, ms in parts.items() if name.endswith("_ms")}
+            listed = ", ".join(f"{name} {format_ms(ms)}" for name, ms in times.items())
+            yield f"{artifact.label} batch {result.batch}, times apart (measured): {listed}"
+    for artifact in artifacts:
+        first_run_ms = (artifact.memory or {}).get("first_run_ms")
+        if first_run_ms and any(result.runtime == "torch.compile" for result in artifact.results):
+            yield f"{artifact.label}: the first run, which compiles, took {first_run_ms / 1e3:.3g} s (measured)"
+    for artifact, result in results:
+        if power := result.power:
+            per_image = f", {power['joules_per_image']:.3g} J an image" if power["joules_per_image"] is not None else ""
+            yield f"power: {artifact.label} batch {result.batch} {power['watts']:.3g} W{per_image}"
+    for device, meter in report.power.items():
+        yield f"power of {device}: " + (meter["by"] if meter["readable"] else f"not readable here ({meter['because']})")
+    yield _clock_line(report)
+    runtimes = dict.fromkeys(f"{result.runtime} {result.runtime_version} on {result.device}" for _, result in results)
     yield f"{', '.join((*runtimes, machine['cpu']))}, {machine['threads']} of {machine['cpu_threads_total']} threads"
     yield "memory is the peak of a process of its own that loads and runs the artifact, its runtime included"
 
 
-def _unsteady_lines(artifacts: list[ArtifactReport]) -> Iterator[str]:
-    from growtas.export.benchmark.report import CV_BOUND
-
-    unsteady = [
-        f"{artifact.label} batch {result.batch}" for artifact in artifacts for result in artifact.results if not result.steady
-    ]
-    if unsteady:
-        all_of_them = len(unsteady) > 1 and all(not result.steady for artifact in artifacts for result in artifact.results)
-        where = "all" if all_of_them else ", ".join(unsteady)
-        yield (
-            f"! unsteady: the coefficient of variation is above {CV_BOUND:.0%} for {where}; other work was running, "
-            "or clocks changed: trust ratios within a round more than times, or measure again with more --seconds and --rounds"
-        )
-
-
 def _per_mac_lines(artifacts: list[ArtifactReport]) -> Iterator[str]:
     for artifact in artifacts:
-        texts = [
-            f"{result.ratio_per_mac:.2f} at batch {result.batch}"
-            for result in artifact.results
-            if result.ratio_per_mac and not artifact.baseline
-        ]
-        if texts:
+        texts = [f"{result.ratio_per_mac:.2f} at batch {result.batch}" for result in artifact.results if result.ratio_per_mac]
+        if texts and not artifact.baseline:
             yield f"x baseline per MAC: {artifact.label} {', '.join(texts)}"
 
 
@@ -139,46 +130,18 @@ def _share(value: float) -> str:
     return f"{value:.0%}" if value >= 0.01 else "under 1%"
 
 
-def _parts_lines(artifacts: list[ArtifactReport]) -> Iterator[str]:
-    from growtas.units import format_ms
-
-    for artifact in artifacts:
-        for result in artifact.results:
-            if parts := result.parts:
-                listed = ", ".join(
-                    f"{name.removesuffix('_ms')} {format_ms(ms)}" for name, ms in parts.items() if name.endswith("_ms")
-                )
-                yield f"{artifact.label} batch {result.batch}, times apart (measured): {listed}"
-
-
-def _compile_lines(artifacts: list[ArtifactReport]) -> Iterator[str]:
-    for artifact in artifacts:
-        memory = artifact.memory or {}
-        if any(result.runtime == "torch.compile" for result in artifact.results) and memory.get("first_run_ms"):
-            yield f"{artifact.label}: the first run, which compiles, took {memory['first_run_ms'] / 1e3:.3g} s (measured)"
-
-
-def _power_lines(report: BenchReport) -> Iterator[str]:
-    for artifact in report.artifacts:
-        for result in artifact.results:
-            if power := result.power:
-                per_image = f", {power['joules_per_image']:.3g} J an image" if power["joules_per_image"] is not None else ""
-                yield f"power: {artifact.label} batch {result.batch} {power['watts']:.3g} W{per_image}"
-    for device, meter in report.power.items():
-        yield f"power of {device}: " + (meter["by"] if meter["readable"] else f"not readable here ({meter['because']})")
+def _clock_line(report: BenchReport) -> str:
     clocks = report.clocks
     if clocks is None:
-        yield "clocks: not readable here"
-    else:
-        yield "clocks: " + ", ".join(
-            f"{name} {value}" + (f" -> {clocks['after'][name]}" if clocks["after"].get(name, value) != value else "")
-            for name, value in clocks["before"].items()
-        )
+        return "clocks: not readable here"
+    changes = (
+        f"{name} {value}" + (f" -> {clocks['after'][name]}" if clocks["after"].get(name, value) != value else "")
+        for name, value in clocks["before"].items()
+    )
+    return f"clocks: {', '.join(changes)}"
 
 
 def _not_runnable_line(artifact: ArtifactReport) -> str:
-    from growtas.units import format_bytes
-
     line = f"{artifact.label}: not runnable here ({artifact.not_runnable_because})"
     if artifact.bytes is not None:
         line += f"; {format_bytes(artifact.bytes)}"
@@ -199,8 +162,6 @@ def _limit_lines(artifacts: list[ArtifactReport]) -> list[str]:
 
 
 def _limit_line(file: str, limit: dict[str, Any]) -> str:
-    from growtas.units import format_ms
-
     promised = limit["promised"]
     line = f"the search's latency limit {format_ms(limit['limit_ms'])} on {limit['device']}"
     if promised:
@@ -211,37 +172,10 @@ def _limit_line(file: str, limit: dict[str, Any]) -> str:
     return f"{file}: {line} {verdict}: {format_ms(limit['measured_ms'])}, measured"
 
 
-class TurnBar(Progress):
-    """A progress bar of the turns on stderr; it shows nothing where stderr is no terminal. Notes are printed in any case."""
-
-    def __init__(self, *, hidden: bool) -> None:
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-
-        self._bar = progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), hidden=hidden)
-
-    def __enter__(self) -> TurnBar:
-        self._bar.start()
-        self._task = self._bar.add_task("loading", total=None)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
-
-    def stage(self, name: str, total: int | None = None) -> None:
-        """Names what is being done."""
-        self._bar.update(self._task, description=name, total=total, completed=0)
-
-    def advance(self, count: int = 1) -> None:
-        """Moves the bar by a turn."""
-        self._bar.advance(self._task, count)
+class TurnBar(ProgressBar):
+    """A bar that counts turns, and names the artifact whose turn it is."""
 
     def event(self, event: object) -> None:
         """Names the artifact whose turn begins."""
-        from growtas.export.benchmark.run import TurnBegun
-
         if isinstance(event, TurnBegun):
-            self._bar.update(self._task, description=event.name)
-
-    def note(self, text: str) -> None:
-        """Prints a note."""
-        note(text)
+            self.bar.update(self.task, description=event.name)

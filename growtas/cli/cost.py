@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument
 
-from growtas.cli.output import JsonOption, console, print_json
+from growtas.cli import options
+from growtas.cli.output import print_json, print_line
 
 
 def cost(
-    subnet: Annotated[Path, typer.Argument(help="Subnet file: JSON with depth, embed_dim, num_heads and mlp_ratio.")],
-    space: Annotated[str, typer.Option(help="Search space: a preset's name or a YAML file.")] = "autoformer-t",
-    json_: JsonOption = False,
+    subnet: Annotated[Path, Argument(help="Subnet file: JSON with depth, embed_dim, num_heads and mlp_ratio.")],
+    space: options.Space = "autoformer-t",
+    json_: options.Json = False,
 ) -> None:
     """Count the parameters and MACs of a subnet.
 
@@ -32,5 +33,5 @@ def cost(
     if json_:
         print_json({"space": search_space.name, "params": costs.params, "macs": costs.macs, "subnet": chosen.to_dict()})
         return
-    console().print(f"{search_space.name}: {chosen}")
-    console().print(f"params {costs.params:,} ({format_count(costs.params)})   MACs {costs.macs:,} ({format_count(costs.macs)})")
+    print_line(f"{search_space.name}: {chosen}")
+    print_line(f"params {costs.params:,} ({format_count(costs.params)})   MACs {costs.macs:,} ({format_count(costs.macs)})")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from growtas.cli.output import JsonOption, console, print_json, print_table
+from growtas.cli import options
+from growtas.cli.output import new_table, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from growtas.latency.modelled.profile import DeviceProfile
 
 
-def devices(json_: JsonOption = False) -> None:
+def devices(json_: options.Json = False) -> None:
     """List the devices whose latency a search can limit.
 
     A modelled profile is a roofline from the datasheet: nothing was timed on that device. A measured one was made by
@@ -32,21 +33,16 @@ def devices(json_: JsonOption = False) -> None:
         entries = [{**profile.to_dict(), "origin": origin} for origin, profile in modelled]
         print_json({"devices": [cpu, *entries, *(_entry(*item) for item in measured)], "folder": str(user_folder())})
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("device", "what it is", "kind", "space", "target", "precision", "runtime", "batch", "date", "error", "from"):
-        table.add_column(heading, no_wrap=True)
+    table = new_table("device", "what it is", "kind", "space", "target", "precision", "runtime", "batch", "date", "error", "from")
     table.add_row(CPU, "this machine", "measured", "any", "-", "fp32", "onnxruntime", "any", "when searched", "-", "-")
     for row in sorted([*(_measured(*item) for item in measured), *(_modelled(*item) for item in modelled)]):
         table.add_row(*row)
     print_table(table)
-    console().print(
+    print_line(
         "error of a measured profile: 95th percentile on held-out subnets; of a modelled one: its uncertainty, a judgement, after "
         "how far it misses public ViT-B/16 latencies (fp16, batch 1 to 32)\n"
         "a measured profile of cpu counts where CPU, threads and runtime are the same and its reference subnet takes as long\n"
-        f"your own profiles go before the shipped ones; they lie in {user_folder()}, and `growtas profile` measures one",
-        soft_wrap=True,
+        f"your own profiles go before the shipped ones; they lie in {user_folder()}, and `growtas profile` measures one"
     )
 
 
@@ -61,32 +57,18 @@ def _entry(path: Path | Traversable, profile: MeasuredProfile) -> dict[str, Any]
 def _measured(path: Path | Traversable, profile: MeasuredProfile) -> tuple[str, ...]:
     from growtas.latency.catalogue import SHIPPED, origin
 
-    return (
-        profile.name,
-        f"{profile.description}, {profile.threads} threads" if profile.threads else profile.description,
-        profile.kind,
-        profile.space.name,
-        "-",
-        profile.precision,
-        profile.runtime,
-        str(profile.batch),
-        profile.date,
-        f"{profile.held_out.p95:.1%}",
-        path.name if origin(path) != SHIPPED else SHIPPED,
-    )
+    what = f"{profile.description}, {profile.threads} threads" if profile.threads else profile.description
+    source = path.name if origin(path) != SHIPPED else SHIPPED
+    return _row(profile, what, profile.space.name, "-", str(profile.batch), f"{profile.held_out.p95:.1%}", source)
 
 
 def _modelled(origin: str, profile: DeviceProfile) -> tuple[str, ...]:
-    return (
-        profile.name,
-        profile.description,
-        profile.kind,
-        "any",
-        profile.compute_capability,
-        profile.precision,
-        profile.runtime,
-        "any",
-        profile.date,
-        f"+-{profile.relative_uncertainty:.0%}",
-        origin,
-    )
+    error = f"+-{profile.relative_uncertainty:.0%}"
+    return _row(profile, profile.description, "any", profile.compute_capability, "any", error, origin)
+
+
+def _row(
+    profile: MeasuredProfile | DeviceProfile, what: str, space: str, target: str, batch: str, error: str, source: str
+) -> tuple[str, ...]:
+    conditions = (target, profile.precision, profile.runtime, batch)
+    return profile.name, what, profile.kind, space, *conditions, profile.date, error, source

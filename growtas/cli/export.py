@@ -2,104 +2,74 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
-from growtas.cli.output import JsonOption, Spinner, console, print_json, print_table
+from growtas.cli import options
+from growtas.cli.options import CHECKS
+from growtas.cli.output import ProgressBar, new_table, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from growtas.api.exporting import ExportedArtifacts
 
-_PLAN, _PRECISION, _ENDS, _CHECKS, _SERVING = "Plans", "Precision", "Ends of the graph", "Checks", "Serving"
+_PLANS = partial(Option, rich_help_panel="Plans")
+_PRECISION = partial(Option, rich_help_panel="Precision")
+_ENDS = partial(Option, rich_help_panel="Ends of the graph")
+_SERVING = partial(Option, rich_help_panel="Serving")
 
 
 def export(
-    run: Annotated[Path | None, typer.Argument(help="Run folder; by default the newest in ./runs.")] = None,
-    subnet: Annotated[Path | None, typer.Option(help="Subnet file; by default what `growtas search` chose.")] = None,
+    run: Annotated[Path | None, Argument(help="Run folder; by default the newest in ./runs.")] = None,
+    subnet: Annotated[Path | None, Option(help="Subnet file; by default what `growtas search` chose.")] = None,
     format: Annotated[
         str,
-        typer.Option(
+        Option(
             help="torch (safetensors), program (torch.export), onnx, openvino (IR) or trt (a TensorRT plan), several with commas; "
             "each makes what it is made from too."
         ),
     ] = "onnx",
     precision: Annotated[
-        str | None,
-        typer.Option(help="fp32, fp16, bf16, int8 or fp8; by default what a plan's latency was searched for, else fp32."),
+        str | None, Option(help="fp32, fp16, bf16, int8 or fp8; by default what a plan's latency was searched for, else fp32.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the files; by default SPACE-subnet.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the files; by default RUN/export.")] = None,
-    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 22.")] = 20,
-    max_batch: Annotated[int, typer.Option(help="Largest batch that is checked, and that a plan takes.")] = 8,
-    opt_batch: Annotated[int, typer.Option(help="Batch that a plan is tuned for.", rich_help_panel=_PLAN)] = 1,
+    name: Annotated[str | None, Option(help="Name of the files; by default SPACE-subnet.")] = None,
+    out: Annotated[Path | None, Option(help="Folder for the files; by default RUN/export.")] = None,
+    opset: Annotated[int, Option(help="ONNX opset, 18 to 22.")] = 20,
+    max_batch: Annotated[int, Option(help="Largest batch that is checked, and that a plan takes.")] = 8,
+    opt_batch: Annotated[int, _PLANS(help="Batch that a plan is tuned for.")] = 1,
     target: Annotated[
-        str | None,
-        typer.Option(
-            help="Compute capabilities of a plan, such as sm86 or sm86,sm89 (ahead of time, no GPU needed).", rich_help_panel=_PLAN
-        ),
+        str | None, _PLANS(help="Compute capabilities of a plan, such as sm86 or sm86,sm89 (ahead of time, no GPU needed).")
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Device of a plan, such as a10; by default what the search was for.", rich_help_panel=_PLAN),
-    ] = None,
+    device: Annotated[str | None, _PLANS(help="Device of a plan, such as a10; by default what the search was for.")] = None,
     keep: Annotated[
         str,
-        typer.Option(
-            help="Layers that stay in fp32: auto (those that hurt, where a threshold is missed), none, or names with commas.",
-            rich_help_panel=_PRECISION,
+        _PRECISION(
+            help="Layers that stay in fp32: auto (those that hurt, where a threshold is missed), none, or names with commas."
         ),
     ] = "auto",
-    calibration_images: Annotated[
-        int, typer.Option(help="Images of the search split that int8 is calibrated on.", rich_help_panel=_PRECISION)
-    ] = 128,
+    calibration_images: Annotated[int, _PRECISION(help="Images of the search split that int8 is calibrated on.")] = 128,
     calibration_method: Annotated[
-        str,
-        typer.Option(
-            help="minmax (nothing is clipped), percentile (the largest in ten thousand) or entropy.", rich_help_panel=_PRECISION
-        ),
+        str, _PRECISION(help="minmax (nothing is clipped), percentile (the largest in ten thousand) or entropy.")
     ] = "minmax",
-    preprocess: Annotated[
-        bool,
-        typer.Option("--preprocess", help="Take uint8 pixels (N, H, W, C): normalisation in the graph.", rich_help_panel=_ENDS),
-    ] = False,
-    resize: Annotated[
-        bool, typer.Option("--resize", help="With --preprocess: pixels of any size, resized and cropped.", rich_help_panel=_ENDS)
-    ] = False,
-    softmax: Annotated[
-        bool, typer.Option("--softmax", help="Give probabilities beside the logits.", rich_help_panel=_ENDS)
-    ] = False,
-    top_k: Annotated[int | None, typer.Option(help="Give the best classes and their scores.", rich_help_panel=_ENDS)] = None,
-    tolerance: Annotated[
-        float, typer.Option(help="Largest relative error of fp32 logits that passes.", rich_help_panel=_CHECKS)
-    ] = 1e-4,
-    images: Annotated[
-        int | None, typer.Option(help="Labelled test images for verification; by default up to 512.", rich_help_panel=_CHECKS)
-    ] = None,
-    max_error: Annotated[float | None, typer.Option(help="Largest relative error of the logits.", rich_help_panel=_CHECKS)] = None,
-    min_cosine: Annotated[float | None, typer.Option(help="Least cosine of an image's logits.", rich_help_panel=_CHECKS)] = None,
-    min_agreement: Annotated[
-        float | None, typer.Option(help="Least share of images with the same first class.", rich_help_panel=_CHECKS)
-    ] = None,
-    max_accuracy_drop: Annotated[
-        float | None, typer.Option(help="Points of accuracy that may be lost.", rich_help_panel=_CHECKS)
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Data set for the checks, where the run's own is not at hand.", rich_help_panel=_CHECKS)
-    ] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Folder of that data set.", rich_help_panel=_CHECKS)] = None,
-    triton: Annotated[
-        Path | None, typer.Option(help="Triton model repository to write the model to.", rich_help_panel=_SERVING)
-    ] = None,
-    instances: Annotated[int, typer.Option(help="Copies of the model that Triton runs.", rich_help_panel=_SERVING)] = 1,
-    max_delay_us: Annotated[
-        int, typer.Option(help="Microseconds that a request waits for others in Triton.", rich_help_panel=_SERVING)
-    ] = 500,
-    licence: Annotated[
-        str | None, typer.Option(help="Licence of weights and data, for the model card.", rich_help_panel=_SERVING)
-    ] = None,
-    json_: JsonOption = False,
+    preprocess: Annotated[bool, _ENDS("--preprocess", help="Take uint8 pixels (N, H, W, C): normalisation in the graph.")] = False,
+    resize: Annotated[bool, _ENDS("--resize", help="With --preprocess: pixels of any size, resized and cropped.")] = False,
+    softmax: Annotated[bool, _ENDS("--softmax", help="Give probabilities beside the logits.")] = False,
+    top_k: Annotated[int | None, _ENDS(help="Give the best classes and their scores.")] = None,
+    tolerance: Annotated[float, CHECKS(help="Largest relative error of fp32 logits that passes.")] = 1e-4,
+    images: Annotated[int | None, CHECKS(help="Labelled test images for verification; by default up to 512.")] = None,
+    max_error: options.MaxError = None,
+    min_cosine: options.MinCosine = None,
+    min_agreement: options.MinAgreement = None,
+    max_accuracy_drop: options.MaxAccuracyDrop = None,
+    data: options.CheckData = None,
+    data_dir: options.CheckDataDir = None,
+    triton: Annotated[Path | None, _SERVING(help="Triton model repository to write the model to.")] = None,
+    instances: Annotated[int, _SERVING(help="Copies of the model that Triton runs.")] = 1,
+    max_delay_us: Annotated[int, _SERVING(help="Microseconds that a request waits for others in Triton.")] = 500,
+    licence: Annotated[str | None, _SERVING(help="Licence of weights and data, for the model card.")] = None,
+    json_: options.Json = False,
 ) -> None:
     """Cut a subnet out of the supernet and export it, verified.
 
@@ -113,7 +83,7 @@ def export(
     """
     from growtas.api import export
 
-    with Spinner(hidden=json_) as spinner:
+    with ProgressBar(hidden=json_) as progress:
         artifacts = export(
             run,
             subnet,
@@ -145,7 +115,7 @@ def export(
             instances=instances,
             max_delay_us=max_delay_us,
             licence=licence,
-            progress=spinner,
+            progress=progress,
         )
     if json_:
         print_json(artifacts.to_dict())
@@ -154,16 +124,11 @@ def export(
 
 
 def _print(artifacts: ExportedArtifacts) -> None:
-    from rich.table import Table
-
     from growtas.units import format_bytes, format_count
 
     first = artifacts[0].manifest
-    console().print(f"{first.space}: params {format_count(first.params or 0)}, MACs {format_count(first.macs or 0)}")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("file", overflow="fold")
-    for heading in ("size", "precision", "rel. error", "top-1 agr.", "accuracy", "target", "run here"):
-        table.add_column(heading, no_wrap=True)
+    print_line(f"{first.space}: params {format_count(first.params or 0)}, MACs {format_count(first.macs or 0)}")
+    table = new_table("file", "size", "precision", "rel. error", "top-1 agr.", "accuracy", "target", "run here", fold=("file",))
     for artifact in artifacts:
         manifest = artifact.manifest
         verified, targets = manifest.verified, manifest.plan.targets if manifest.plan else ()
@@ -181,22 +146,19 @@ def _print(artifacts: ExportedArtifacts) -> None:
     print_table(table)
     module = next((item.manifest.module.file for item in artifacts if item.manifest.module), None)
     if module is not None:
-        console().print(f"{module}: the network in plain PyTorch, without growtas", soft_wrap=True)
+        print_line(f"{module}: the network in plain PyTorch, without growtas")
     checked = first.verification
     images = checked and checked.images
-    lines = [f"in {artifacts[0].path.parent}; checked on {images}"]
+    print_line(f"in {artifacts[0].path.parent}; checked on {images}")
     if checked is not None and checked.accuracy is not None:
-        lines.append("accuracy: in brackets the points won or lost against the network it was made from, on the same images")
+        print_line("accuracy: in brackets the points won or lost against the network it was made from, on the same images")
     for artifact in artifacts:
-        manifest = artifact.manifest
+        name, manifest = artifact.path.name, artifact.manifest
         if manifest.verified is not None and manifest.verified.images != images:
-            lines.append(f"{artifact.path.name} was checked on {manifest.verified.images}")
+            print_line(f"{name} was checked on {manifest.verified.images}")
         if not manifest.executed:
-            line = f"{artifact.path.name} was made, not run: {manifest.not_executed_because}"
-            if manifest.compiled_from is not None:
-                line += f"; its numbers are those of {manifest.compiled_from.file}, which it was compiled from"
-            lines.append(line)
+            source = manifest.compiled_from
+            numbers = f"; its numbers are those of {source.file}, which it was compiled from" if source else ""
+            print_line(f"{name} was made, not run: {manifest.not_executed_because}{numbers}")
     if artifacts.served is not None:
-        lines.append(f"{artifacts.served.path.name} is in the Triton repository: {artifacts.triton}")
-    for line in lines:
-        console().print(line, soft_wrap=True)
+        print_line(f"{artifacts.served.path.name} is in the Triton repository: {artifacts.triton}")

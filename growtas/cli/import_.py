@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from growtas.cli.output import JsonOption, console, print_json
+from growtas.cli import options
+from growtas.cli.output import print_json, print_line
 
 import_app = typer.Typer(help="Turn another project's checkpoint into a run.", no_args_is_help=True)
 
 
 @import_app.command("autoformer")
 def autoformer(
-    checkpoint: Annotated[Path, typer.Argument(help="A published AutoFormer supernet (.pth or .safetensors).")],
-    space: Annotated[str, typer.Option(help="The space it was trained on: a preset's name or a YAML file.")],
-    out: Annotated[Path, typer.Option(help="Folder for the run.")] = Path("runs"),
-    name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
-    json_: JsonOption = False,
+    checkpoint: Annotated[Path, Argument(help="A published AutoFormer supernet (.pth or .safetensors).")],
+    space: Annotated[str, Option(help="The space it was trained on: a preset's name or a YAML file.")],
+    out: options.Out = Path("runs"),
+    name: options.Name = None,
+    json_: options.Json = False,
 ) -> None:
     """Load a published AutoFormer checkpoint, without running any code in it.
 
@@ -33,4 +35,4 @@ def autoformer(
     if json_:
         print_json({"run": str(run.path), "space": run.space.to_dict(), "checkpoint": str(run.supernet_file)})
         return
-    console().print(f"{checkpoint} -> {run.path}  ({run.space.name}, {run.space.num_classes} classes)")
+    print_line(f"{checkpoint} -> {run.path}  ({run.space.name}, {run.space.num_classes} classes)")

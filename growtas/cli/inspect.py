@@ -6,21 +6,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from growtas.cli.output import JsonOption, console, print_json, print_table
+from growtas.cli import options
+from growtas.cli.output import print_facts, print_json, print_line
 
 if TYPE_CHECKING:
     from growtas.export.artifact import Manifest
 
 
 def inspect(
-    artifact: Annotated[Path, typer.Argument(help="File (.onnx, .safetensors, .pt2, .xml, .plan).")],
+    artifact: Annotated[Path, Argument(help="File (.onnx, .safetensors, .pt2, .xml, .plan).")],
     verify: Annotated[
-        bool,
-        typer.Option("--verify", help="Fail where the file contradicts its manifest or its format's rules, not only its hash."),
+        bool, Option("--verify", help="Fail where the file contradicts its manifest or its format's rules, not only its hash.")
     ] = False,
-    json_: JsonOption = False,
+    json_: options.Json = False,
 ) -> None:
     """Show an artifact: manifest, graph, precision as found in the file, costs, parity, latencies.
 
@@ -35,27 +35,14 @@ def inspect(
     if json_:
         print_json(summary)
     else:
-        _print(summary)
+        print_facts(_facts(summary))
+        for problem in summary["problems"]:
+            print_line(problem)
     if summary["problems"] and (verify or summary["matches_manifest"] is False):
         raise CheckpointError(summary["problems"][0])
 
 
-def _print(summary: Mapping[str, Any]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column("what", no_wrap=True)
-    table.add_column("value", overflow="fold")
-    for what, value in _rows(summary):
-        # As Text: a path may hold brackets, which are markup in plain strings.
-        table.add_row(what, Text(value))
-    print_table(table)
-    for problem in summary["problems"]:
-        console().print(problem, soft_wrap=True, markup=False)
-
-
-def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _facts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     from growtas.export.artifact import Manifest
     from growtas.units import format_bytes, format_count
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import typer
 
@@ -13,63 +14,56 @@ from growtas.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress as Bars
     from rich.progress import ProgressColumn
     from rich.table import Table
 
 MAIN = os.environ.get("RANK", "0") == "0"
 """Whether this process talks: among those that torchrun started, only number 0 does."""
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
-
 
 @cache
-def console() -> Console:
-    """The console for tables and results (stdout)."""
+def console(*, stderr: bool = False) -> Console:
+    """The console for tables and results (stdout), or for progress bars (stderr), so that stdout stays clean for results."""
     from rich.console import Console
 
-    return Console(highlight=False, quiet=not MAIN)
+    return Console(stderr=stderr, highlight=False, quiet=not MAIN)
 
 
-@cache
-def progress_console() -> Console:
-    """The console for progress bars and notes (stderr), so that stdout stays clean for results."""
-    from rich.console import Console
+def new_table(*headings: str, right: Collection[str] = (), fold: Collection[str] = ()) -> Table:
+    """An empty table without borders.
 
-    return Console(stderr=True, highlight=False, quiet=not MAIN)
+    Args:
+        right: headings of the columns that are aligned at the right.
+        fold: headings of the columns whose cells are folded where the terminal is too narrow; the others are cut.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(
+            heading,
+            justify="right" if heading in right else "left",
+            no_wrap=heading not in fold,
+            overflow="fold" if heading in fold else "ellipsis",
+        )
+    return table
 
 
-def progress(*columns: ProgressColumn, hidden: bool) -> Bars:
-    """A progress display on stderr that goes when it is done; ``hidden``, and where stderr is no terminal, it shows nothing."""
-    from rich.progress import Progress as Bars
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Names and what they stand for, as a table of two columns on stdout."""
+    from rich.text import Text
 
-    screen = progress_console()
-    return Bars(*columns, console=screen, transient=True, disable=hidden or not screen.is_terminal)
+    table = new_table("name", "value", fold=("value",))
+    table.show_header = False
+    for name, value in facts:
+        # As Text: a path may hold brackets, which are markup in plain strings.
+        table.add_row(name, Text(value))
+    print_table(table)
 
 
-class Spinner(Progress):
-    """A spinner on stderr that names what is being done, and notes below it; no spinner where stderr is no terminal."""
-
-    def __init__(self, *, hidden: bool) -> None:
-        from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        self._progress = progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), hidden=hidden)
-
-    def __enter__(self) -> Spinner:
-        self._progress.start()
-        self._task = self._progress.add_task("starting", total=None)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def stage(self, name: str, total: int | None = None) -> None:
-        """Shows what is being done now."""
-        self._progress.update(self._task, description=name)
-
-    def note(self, text: str) -> None:
-        """Prints a remark."""
-        note(text)
+def print_line(text: str = "", end: str = "\n") -> None:
+    """Text on stdout as it is: not folded, and brackets are no markup."""
+    console().print(text, end=end, soft_wrap=True, markup=False)
 
 
 def print_table(table: Table) -> None:
@@ -90,6 +84,12 @@ def note(text: str) -> None:
         typer.echo(text, err=True)
 
 
+def print_json(data: Any) -> None:
+    """One JSON document on stdout."""
+    if MAIN:
+        typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
 class Notes(Progress):
     """Prints the notes of long work on stderr, and nothing else of it."""
 
@@ -98,7 +98,35 @@ class Notes(Progress):
         note(text)
 
 
-def print_json(data: Any) -> None:
-    """One JSON document on stdout."""
-    if MAIN:
-        typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+class ProgressBar(Notes):
+    """A bar on stderr that names the current stage and counts its units, and notes as lines; a context manager.
+
+    Args:
+        columns: what the bar shows; by default stage, bar, count and time.
+        hidden: show only notes, as where stderr is no terminal.
+    """
+
+    def __init__(self, *columns: ProgressColumn, hidden: bool) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        screen = console(stderr=True)
+        columns = columns or (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bar = Bar(*columns, console=screen, transient=True, disable=hidden or not screen.is_terminal)
+        self.task = self.bar.add_task("starting", total=None)
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self.bar.stop()
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """The bar begins again under another name."""
+        self.bar.remove_task(self.task)
+        self.task = self.bar.add_task(name, total=total)
+
+    def advance(self, count: int = 1) -> None:
+        """The bar grows."""
+        self.bar.advance(self.task, count)

@@ -6,22 +6,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
-from growtas.cli.output import JsonOption, Notes, console, print_json, print_table
+from growtas.cli import options
+from growtas.cli.output import Notes, new_table, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from growtas.api.prediction import Predictions
 
 
 def predict(
-    images: Annotated[list[str], typer.Argument(help="Image files, folders of images, or patterns such as 'shoes/*.png'.")],
+    images: Annotated[list[str], Argument(help="Image files, folders of images, or patterns such as 'shoes/*.png'.")],
     model: Annotated[
-        Path | None, typer.Option(help="Artifact with its manifest beside it; by default the newest ONNX file of the newest run.")
+        Path | None, Option(help="Artifact with its manifest beside it; by default the newest ONNX file of the newest run.")
     ] = None,
-    top: Annotated[int, typer.Option(help="How many classes to show for each image.")] = 5,
-    batch: Annotated[int | None, typer.Option(help="Images to run at once; by default what the export checked.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; by default all that this process may use.")] = None,
-    json_: JsonOption = False,
+    top: Annotated[int, Option(help="How many classes to show for each image.")] = 5,
+    batch: Annotated[int | None, Option(help="Images to run at once; by default what the export checked.")] = None,
+    threads: options.Threads = None,
+    json_: options.Json = False,
 ) -> None:
     """Classify images with an exported artifact; its manifest has the preprocessing and the class names, the run may be gone.
 
@@ -43,18 +45,13 @@ def predict(
 
 
 def _print(predictions: Predictions) -> None:
-    from rich.table import Table
-
     answered = [image for image in predictions.images if image.error is None]
     if not answered:
         return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("image", overflow="fold")
-    table.add_column("class", overflow="fold")
-    table.add_column("probability", justify="right", no_wrap=True)
+    table = new_table("image", "class", "probability", right=("probability",), fold=("image", "class"))
     for image in answered:
         for place, score in enumerate(image.top):
             table.add_row("" if place else str(image.file), score.label, f"{score.probability:.1%}")
     print_table(table)
     if predictions.errors:
-        console().print(f"{len(answered)} of {len(predictions.images)} images answered")
+        print_line(f"{len(answered)} of {len(predictions.images)} images answered")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
-from growtas.cli.output import JsonOption, console, print_json, print_table
+from growtas.cli import options
+from growtas.cli.output import ProgressBar, print_facts, print_json, print_line
 from growtas.units import format_ms
 
 if TYPE_CHECKING:
@@ -15,30 +16,28 @@ if TYPE_CHECKING:
 
 
 def profile(
-    device: Annotated[str, typer.Option(help="What this machine is to be called: cpu, or a name for its GPU, such as a10.")],
+    device: Annotated[str, Option(help="What this machine is to be called: cpu, or a name for its GPU, such as a10.")],
     new_device: Annotated[
-        bool, typer.Option("--new-device", help="The name is meant, though it looks like a slip of a known one.")
+        bool, Option("--new-device", help="The name is meant, though it looks like a slip of a known one.")
     ] = False,
-    space: Annotated[str, typer.Option(help="Search space: a preset or a YAML file.")] = "autoformer-t",
+    space: options.Space = "autoformer-t",
     runtime: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="What executes: onnxruntime, tensorrt, tensorrt-rtx or openvino; by default tensorrt for a GPU that has a profile."
         ),
     ] = None,
-    precision: Annotated[str, typer.Option(help="Precision of the artifacts.")] = "fp32",
-    batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; by default all that this process may use.")] = None,
-    samples: Annotated[int, typer.Option(help="Subnets that the model is fitted to.")] = 60,
-    held_out: Annotated[int, typer.Option(help="Random subnets that the model is tested on.")] = 40,
-    repeats: Annotated[int, typer.Option(help="Subnets measured again at the end, to see how well measurements repeat.")] = 10,
-    seconds: Annotated[float, typer.Option(help="Seconds of a block; every subnet gets nine, spread over time.")] = 0.1,
-    max_cv: Annotated[float, typer.Option(help="Largest coefficient of variation of a subnet's blocks.")] = 0.05,
-    max_drift: Annotated[float, typer.Option(help="Largest change of the reference subnet between groups.")] = 0.04,
-    out: Annotated[
-        Path | None, typer.Option(help="Profile to write; by default in the folder that `growtas devices` names.")
-    ] = None,
-    json_: JsonOption = False,
+    precision: Annotated[str, Option(help="Precision of the artifacts.")] = "fp32",
+    batch: Annotated[int, Option(help="Images at once.")] = 1,
+    threads: options.Threads = None,
+    samples: Annotated[int, Option(help="Subnets that the model is fitted to.")] = 60,
+    held_out: Annotated[int, Option(help="Random subnets that the model is tested on.")] = 40,
+    repeats: Annotated[int, Option(help="Subnets measured again at the end, to see how well measurements repeat.")] = 10,
+    seconds: Annotated[float, Option(help="Seconds of a block; every subnet gets nine, spread over time.")] = 0.1,
+    max_cv: Annotated[float, Option(help="Largest coefficient of variation of a subnet's blocks.")] = 0.05,
+    max_drift: Annotated[float, Option(help="Largest change of the reference subnet between groups.")] = 0.04,
+    out: Annotated[Path | None, Option(help="Profile to write; by default in the folder that `growtas devices` names.")] = None,
+    json_: options.Json = False,
 ) -> None:
     """Measure this machine's latencies of a space, and fit the model that a search prunes with.
 
@@ -48,7 +47,6 @@ def profile(
     Example: growtas profile --device cpu --space micro
     """
     from growtas import api
-    from growtas.cli.progress_bar import ProgressBar
 
     with ProgressBar(hidden=json_) as progress:
         result = api.profile(
@@ -70,20 +68,15 @@ def profile(
         )
     if json_:
         print_json(result.to_dict())
-        return
-    _print(result)
+    else:
+        _print(result)
 
 
 def _print(result: ProfileResult) -> None:
-    from rich.table import Table
-
     profile = result.profile
     held_out, repeated = profile.held_out, profile.repeatability
     times, highest_cv = [sample.p50_ms for _, sample in profile.samples], max(sample.cv for _, sample in profile.samples)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
-    rows = {
+    facts = {
         "measured": f"{profile.conditions}, {profile.space.name}",
         "machine": f"{profile.description}, {profile.threads} threads" if profile.threads else profile.description,
         "latencies": f"{format_ms(min(times))} to {format_ms(max(times))} (measured)",
@@ -96,7 +89,5 @@ def _print(result: ProfileResult) -> None:
         "variation of blocks": f"at most {highest_cv:.2%}; {profile.remeasured} measured again",
         "took": f"{result.seconds:.0f} s",
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    print_table(table)
-    console().print(f"written to {result.file}", soft_wrap=True)
+    print_facts(facts.items())
+    print_line(f"written to {result.file}")

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument
 
-from growtas.cli.output import JsonOption, console, print_json, print_table
+from growtas.cli import options
+from growtas.cli.output import new_table, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from growtas.train.recipes.entry import Entry
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Show this recipe as YAML that --config takes.")] = None,
-    json_: JsonOption = False,
+    name: Annotated[str | None, Argument(help="Show this recipe as YAML that --config takes.")] = None,
+    json_: options.Json = False,
 ) -> None:
     """List the recipes for `growtas train --recipe`, or show one.
 
@@ -28,18 +30,12 @@ def recipes(
     if json_:
         print_json({"recipes": [_record(entry) for entry in RECIPES.values()]})
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("recipe", "space", "data", "method"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("epochs", justify="right")
-    table.add_column("source")
+    table = new_table("recipe", "space", "data", "method", "epochs", "source", right=("epochs",), fold=("source",))
     for entry in RECIPES.values():
         recipe = entry()
         table.add_row(entry.name, recipe.space, recipe.data, recipe.method, str(recipe.epochs), entry.source)
     print_table(table)
-    console().print("growtas recipes NAME shows one; growtas train --recipe NAME runs it", soft_wrap=True)
+    print_line("growtas recipes NAME shows one; growtas train --recipe NAME runs it")
 
 
 def _show(entry: Entry, *, as_json: bool) -> None:
@@ -49,26 +45,15 @@ def _show(entry: Entry, *, as_json: bool) -> None:
     if as_json:
         print_json({**_record(entry), "recipe": entry().to_dict()})
         return
-    for heading, text in (
-        ("run", entry.command),
-        ("source", entry.source),
-        ("expected", entry.expected),
-        ("measured", entry.measured),
-    ):
-        typer.echo(f"# {heading + ':':9} {text}")
+    for heading, text in _notes(entry).items():
+        typer.echo(f"# {'run' if heading == 'command' else heading}:".ljust(12) + text)
     typer.echo(dump_recipe(entry()), nl=False)
 
 
 def _record(entry: Entry) -> dict[str, Any]:
-    recipe = entry()
-    return {
-        "name": entry.name,
-        "space": recipe.space,
-        "data": recipe.data,
-        "method": recipe.method,
-        "epochs": recipe.epochs,
-        "command": entry.command,
-        "source": entry.source,
-        "expected": entry.expected,
-        "measured": entry.measured,
-    }
+    recipe = entry().to_dict()
+    return {"name": entry.name, **{key: recipe[key] for key in ("space", "data", "method", "epochs")}, **_notes(entry)}
+
+
+def _notes(entry: Entry) -> dict[str, str]:
+    return {key: getattr(entry, key) for key in ("command", "source", "expected", "measured")}

@@ -6,19 +6,20 @@ import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument
 
-from growtas.cli.output import JsonOption, console, note, print_json, print_table
+from growtas.cli import options
+from growtas.cli.output import console, new_table, note, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from growtas.watch.overview import Overview
+    from growtas.watch.report import Overview
 
 
 def runs(
-    root: Annotated[Path, typer.Argument(help="Folder that holds the runs.")] = Path("runs"),
-    json_: JsonOption = False,
+    root: Annotated[Path, Argument(help="Folder that holds the runs.")] = Path("runs"),
+    json_: options.Json = False,
 ) -> None:
     """List the runs in a folder, newest first.
 
@@ -28,16 +29,15 @@ def runs(
     Example: growtas runs
     """
     from growtas.runs import list_runs
-    from growtas.watch.overview import Overview
+    from growtas.watch.report import Overview
 
     rows = [Overview.of(run) for run in list_runs(root)]
     if json_:
         print_json({"root": str(root), "runs": [row.to_dict() for row in rows]})
-        return
-    if not rows:
+    elif not rows:
         note(f"no run in {root}/; make one with `growtas train`")
-        return
-    _print(rows)
+    else:
+        _print(rows)
 
 
 def _print(rows: list[Overview]) -> None:
@@ -49,49 +49,37 @@ def _print(rows: list[Overview]) -> None:
     print_table(wide if fits or not screen.is_terminal else _stacked(rows))
     for row in rows:
         if row.problem:
-            screen.print(f"{row.name}: {row.problem}", soft_wrap=True, markup=False)
-    if any(row.accuracy_on == "search split" for row in rows):
-        measured_on = "on the test images; with * of the last epoch, on the search split"
-    else:
-        measured_on = "on the test images"
+            print_line(f"{row.name}: {row.problem}")
     if any(row.accuracy for row in rows):
-        screen.print(f"accuracy: smallest / middle / largest subnet, {measured_on}", soft_wrap=True)
+        last_epoch = (
+            "; with * of the last epoch, on the search split" if any(row.accuracy_on == "search split" for row in rows) else ""
+        )
+        print_line(f"accuracy: smallest / middle / largest subnet, on the test images{last_epoch}")
     if any(row.state.endswith("(unchecked)") for row in rows):
-        screen.print("unchecked: which process trains the run is not recorded", soft_wrap=True)
+        print_line("unchecked: which process trains the run is not recorded")
 
 
 def _wide(rows: list[Overview]) -> Table:
     """A line a run."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("run", "state", "space", "data", "method", "epochs", "accuracy %", "when", "what is in it"):
-        table.add_column(heading, justify="right" if heading == "epochs" else "left", no_wrap=True)
+    headings = ("run", "state", "space", "data", "method", "epochs", "accuracy %", "when", "what is in it")
+    table = new_table(*headings, right=("epochs",))
+    table.padding = (0, 2, 0, 0)
     for row in rows:
-        texts = (
-            row.name,
-            row.state,
-            row.space or "-",
-            row.data or "-",
-            row.method or "-",
-            _epochs(row),
-            _accuracy(row),
-            _when(row),
-            ", ".join(row.contents) or "-",
-        )
+        names = (name or "-" for name in (row.space, row.data, row.method))
+        texts = (row.name, row.state, *names, _epochs(row), _accuracy(row), _when(row), ", ".join(row.contents) or "-")
         table.add_row(*(Text(text, "red" if row.problem else "") for text in texts))
     return table
 
 
 def _stacked(rows: list[Overview]) -> Table:
     """Two lines a run, for a narrow terminal."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("run\nspace, data, method", "state\nepochs, when", "accuracy %\nwhat is in it"):
-        table.add_column(heading, overflow="fold")
+    headings = ("run\nspace, data, method", "state\nepochs, when", "accuracy %\nwhat is in it")
+    table = new_table(*headings, fold=headings)
+    table.padding = (0, 2, 0, 0)
     for row in rows:
         first = (row.name, row.state, _accuracy(row))
         when = _when(row) if row.epochs is None else f"{_epochs(row)}, {_when(row)}"
@@ -120,9 +108,7 @@ def ago(then: datetime.datetime, now: datetime.datetime) -> str:
     seconds = (now - then).total_seconds()
     if not -60 <= seconds < 30 * 86400:
         return f"{then:%Y-%m-%d}"
-    if seconds < 60:
-        return "just now"
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{int(seconds // size)} {unit} ago"
-    raise AssertionError("unreachable")
+    return "just now"

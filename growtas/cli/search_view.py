@@ -2,87 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from growtas.cli.output import console, print_table
+from growtas.api import SearchResult
+from growtas.cli.output import new_table, print_line, print_table
 from growtas.units import format_bytes, format_count, format_ms
-
-if TYPE_CHECKING:
-    from growtas.api import SearchResult
+from growtas.watch.diagram import subnet_text
+from growtas.watch.search_report import at_most
 
 
 def show_result(result: SearchResult) -> None:
     """Prints the subnet with its costs beside the limits, as a diagram, and how it was found; on stdout."""
-    from growtas.watch.diagram import subnet_text
-
     _show_costs(result)
     for latency in result.latencies:
-        if (text := latency.note) is not None:
-            console().print(f"latency of {latency.device}: {text}", soft_wrap=True)
+        if latency.note is not None:
+            print_line(f"latency of {latency.device}: {latency.note}")
     if result.latencies:
         _show_latencies(result)
-    console().print(subnet_text(result.space, result.subnet), soft_wrap=True, markup=False)
+    print_line(subnet_text(result.space, result.subnet))
     report = result.report
     misses = sum(not finalist.meets for finalist in result.chosen.finalists)
     if misses:
-        console().print(f"{misses} better subnets were measured and miss a limit", soft_wrap=True)
+        print_line(f"{misses} better subnets were measured and miss a limit")
     reused = f", {report['reused']} more taken from the journal" if report["reused"] else ""
     dropped = f", {report['dropped']} left early that could not become parents" if report["dropped"] else ""
-    console().print(f"{report['evaluated']} subnets evaluated in {report['seconds']:.1f} s{dropped}{reused}", soft_wrap=True)
+    print_line(f"{report['evaluated']} subnets evaluated in {report['seconds']:.1f} s{dropped}{reused}")
     if (front := report.get("front")) is not None:
-        volume, count = front["hypervolume"], front["subnets"]
-        console().print(f"front: {count} subnets, hypervolume {volume:.4f}; {result.files['front']}", soft_wrap=True)
+        print_line(f"front: {front['subnets']} subnets, hypervolume {front['hypervolume']:.4f}; {result.files['front']}")
     if "picture" not in result.files:
-        console().print("no picture: matplotlib is not installed (pip install 'growtas[watch]')", soft_wrap=True, markup=False)
-    written = ", ".join(str(result.files[name]) for name in ("subnet", "report", "picture") if name in result.files)
-    console().print(f"written to {written}", soft_wrap=True)
+        print_line("no picture: matplotlib is not installed (pip install 'growtas[watch]')")
+    written = [str(result.files[name]) for name in ("subnet", "report", "picture") if name in result.files]
+    print_line(f"written to {', '.join(written)}")
 
 
 def _show_costs(result: SearchResult) -> None:
-    from rich.table import Table
-
     chosen, limits = result.chosen, result.limits
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "subnet found", "limit"):
-        table.add_column(heading, overflow="fold")
+    headings = ("", "subnet found", "limit")
+    table = new_table(*headings, fold=headings)
     table.add_row("subnet", str(chosen.subnet), "")
-    table.add_row("params", format_count(chosen.costs["params"]), _at_most(limits.max_params, format_count))
-    table.add_row("MACs", format_count(chosen.costs["macs"]), _at_most(limits.max_macs, format_count))
+    table.add_row("params", format_count(chosen.costs["params"]), at_most(limits.max_params, format_count))
+    table.add_row("MACs", format_count(chosen.costs["macs"]), at_most(limits.max_macs, format_count))
     memory = ("activation memory, modelled", "activation_bytes", limits.max_activation_bytes)
     for label, name, limit in (memory, ("weights, modelled", "size_bytes", limits.max_size_bytes)):
         if limit is not None:
             value = f"{format_bytes(chosen.costs[name])} (batch {limits.batch}, {limits.precision})"
-            table.add_row(label, value, _at_most(limit, format_bytes))
+            table.add_row(label, value, at_most(limit, format_bytes))
     count = result.report["images"]["count"]
     images = f" ({count} search images)" if count is not None else " (as recorded)"
     table.add_row("accuracy", f"{result.accuracy:.2%}{images}", "")
     for latency in result.latencies:
         if (judged := latency.judged) is not None:
-            label = f"latency, {judged.kind}"
-            table.add_row(label, f"{judged}, {judged.conditions}", _at_most(latency.max_ms, format_ms))
+            table.add_row(f"latency, {judged.kind}", f"{judged}, {judged.conditions}", at_most(latency.max_ms, format_ms))
     print_table(table)
 
 
 def _show_latencies(result: SearchResult) -> None:
     """Prints predicted and measured latencies side by side, and which of them the limit was judged on."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("latency on", "predicted", "measured", "limit", "judged on"):
-        table.add_column(heading, no_wrap=True)
+    table = new_table("latency on", "predicted", "measured", "limit", "judged on")
     for latency in result.latencies:
-        limit = latency.max_ms
-        judged = latency.judged.kind if latency.judged is not None and limit is not None else "-"
-        table.add_row(
-            latency.device,
-            str(latency.predicted or "-"),
-            str(latency.measured or "- (not at hand)"),
-            _at_most(limit, format_ms),
-            judged,
-        )
+        judged = latency.judged.kind if latency.judged is not None and latency.max_ms is not None else "-"
+        predicted, measured = str(latency.predicted or "-"), str(latency.measured or "- (not at hand)")
+        table.add_row(latency.device, predicted, measured, at_most(latency.max_ms, format_ms), judged)
     print_table(table)
-
-
-def _at_most(limit: float | None, form: Callable[[float], str]) -> str:
-    return "" if limit is None else f"at most {form(limit)}"

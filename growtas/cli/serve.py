@@ -6,25 +6,27 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
+from growtas.cli import options
 from growtas.cli.output import Notes
 
 
 def serve(
     artifact: Annotated[
-        Path | None, typer.Argument(help="Artifact with its manifest beside it; by default the newest ONNX file of the newest run.")
+        Path | None, Argument(help="Artifact with its manifest beside it; by default the newest ONNX file of the newest run.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; the default is reached from this machine only.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
-    name: Annotated[str | None, typer.Option(help="The model's name; by default the artifact's without suffix.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; by default all that this process may use.")] = None,
-    max_batch: Annotated[int | None, typer.Option(help="Largest batch; by default, and at most, what the export checked.")] = None,
-    max_delay_us: Annotated[int, typer.Option(help="Microseconds that a request may wait for others to share its batch.")] = 0,
-    queue: Annotated[int, typer.Option(help="Requests that may wait for a batch; more are answered 503.")] = 128,
-    max_body: Annotated[int | None, typer.Option(help="Bytes of one request; by default enough for the largest batch.")] = None,
-    max_connections: Annotated[int, typer.Option(help="Connections at the same time; more are answered 503.")] = 256,
-    timeout: Annotated[float, typer.Option(help="Seconds for a request's head, its body, and for taking its answer, each.")] = 20.0,
-    drain: Annotated[float, typer.Option(help="Seconds that a stop waits for requests under way.")] = 30.0,
+    host: Annotated[str, Option(help="Address to listen on; the default is reached from this machine only.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    name: Annotated[str | None, Option(help="The model's name; by default the artifact's without suffix.")] = None,
+    threads: options.Threads = None,
+    max_batch: Annotated[int | None, Option(help="Largest batch; by default, and at most, what the export checked.")] = None,
+    max_delay_us: Annotated[int, Option(help="Microseconds that a request may wait for others to share its batch.")] = 0,
+    queue: Annotated[int, Option(help="Requests that may wait for a batch; more are answered 503.")] = 128,
+    max_body: Annotated[int | None, Option(help="Bytes of one request; by default enough for the largest batch.")] = None,
+    max_connections: Annotated[int, Option(help="Connections at the same time; more are answered 503.")] = 256,
+    timeout: Annotated[float, Option(help="Seconds for a request's head, its body, and for taking its answer, each.")] = 20.0,
+    drain: Annotated[float, Option(help="Seconds that a stop waits for requests under way.")] = 30.0,
 ) -> None:
     """Serve an artifact over HTTP: KServe v2, with health, metadata, inference (JSON and binary tensors) and Prometheus metrics.
 

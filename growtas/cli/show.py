@@ -5,18 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
-from growtas.cli.output import JsonOption, console, note, print_json
+from growtas.cli import options
+from growtas.cli.output import console, note, print_json
 
 if TYPE_CHECKING:
     from growtas.runs import Run
 
 
 def show(
-    run: Annotated[Path | None, typer.Argument(help="The run's folder, by default the newest in ./runs.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Draw the curves into this PNG file too (needs growtas\\[watch]).")] = None,
-    json_: JsonOption = False,
+    run: Annotated[Path | None, Argument(help="The run's folder, by default the newest in ./runs.")] = None,
+    png: Annotated[Path | None, Option(help="Draw the curves into this PNG file too (needs growtas\\[watch]).")] = None,
+    json_: options.Json = False,
 ) -> None:
     """Show how a training goes or went.
 
@@ -30,7 +31,7 @@ def show(
 
     report = Report.of(_pick(run))
     if png is not None:
-        from growtas.watch.training_plot import draw_png
+        from growtas.watch.pictures import draw_png
 
         draw_png(report, png)
     if json_:
@@ -43,20 +44,14 @@ def show(
 
 def _pick(given: Path | None) -> Run:
     """The named run, or the newest that can be read."""
-    from growtas.errors import CheckpointError, UsageError
+    from growtas.errors import CheckpointError
     from growtas.runs import RUNS, find_run, list_runs
 
-    if given is not None:
-        return find_run(given)
-    try:
-        runs = list_runs(RUNS)
-    except UsageError:
-        runs = []
-    for run in runs:
+    for run in list_runs(RUNS) if given is None and RUNS.is_dir() else ():
         try:
             _ = run.info
         except CheckpointError as error:
             note(f"passed over: {error}")
             continue
         return run
-    return find_run(None)
+    return find_run(given)

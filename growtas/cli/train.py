@@ -5,106 +5,58 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument
 
-from growtas.cli.output import JsonOption, print_json
-from growtas.cli.training_view import show_result, training_view
-
-_RECIPE, _DATA, _METHOD, _COMPUTE, _RUN = "Recipe", "Data", "Method", "Computing", "Run"
-"""Panels of ``--help``."""
+from growtas.cli import options
+from growtas.cli.options import COMPUTING, DATA, METHOD, RECIPE, RUN
+from growtas.cli.output import print_json
 
 
 def train(
-    run: Annotated[Path | None, typer.Argument(help="With --resume: the run's folder, by default the newest in --out.")] = None,
+    run: Annotated[Path | None, Argument(help="With --resume: the run's folder, by default the newest in --out.")] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(
-            help="A recipe by its name, as `growtas recipes` lists them; by default chosen by space, data and method.",
-            rich_help_panel=_RECIPE,
-        ),
+        RECIPE(help="A recipe by its name, as `growtas recipes` lists them; by default chosen by space, data and method."),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file with recipe fields; it overrides the recipe.", rich_help_panel=_RECIPE)
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A recipe field, as in warmup_epochs=2; any number of them. Goes before --config.",
-            rich_help_panel=_RECIPE,
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(help="Passes over the training images; warm-up and transitions scale along.", rich_help_panel=_RECIPE),
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step, over all processes.", rich_help_panel=_RECIPE)] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=_RECIPE)] = None,
-    ema: Annotated[
-        float | None,
-        typer.Option(help="Decay of a moving average of the weights, which is then the result: 0.999.", rich_help_panel=_RECIPE),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(help="Learn from a timm model, or a model.safetensors of growtas, too.", rich_help_panel=_RECIPE),
-    ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(help="Start from the weights of a run, or of a supernet.safetensors.", rich_help_panel=_RECIPE),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.", rich_help_panel=_RECIPE)] = None,
+    config: options.Config = None,
+    settings: options.Settings = None,
+    epochs: Annotated[int | None, RECIPE(help="Passes over the training images; warm-up and transitions scale along.")] = None,
+    batch_size: Annotated[int | None, RECIPE(help="Images a step, over all processes.")] = None,
+    lr: options.LearningRate = None,
+    ema: Annotated[float | None, RECIPE(help="Decay of a moving average of the weights, which is then the result: 0.999.")] = None,
+    teacher: Annotated[str | None, RECIPE(help="Learn from a timm model, or a model.safetensors of growtas, too.")] = None,
+    init: Annotated[str | None, RECIPE(help="Start from the weights of a run, or of a supernet.safetensors.")] = None,
+    seed: options.Seed = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            help="Images: digits (embedded, the default), fashion-mnist, a folder, or a timm name such as torch/cifar10.",
-            rich_help_panel=_DATA,
-        ),
+        DATA(help="Images: digits (embedded, the default), fashion-mnist, a folder, or a timm name such as torch/cifar10."),
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data's files.", rich_help_panel=_DATA)] = None,
-    space: Annotated[
-        str | None, typer.Option(help="Search space: a preset's name or a YAML file. Default: micro.", rich_help_panel=_METHOD)
-    ] = None,
+    data_dir: options.DataDir = None,
+    space: Annotated[str | None, METHOD(help="Search space: a preset's name or a YAML file. Default: micro.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(
+        METHOD(
             help="growtas (from small to large), growtas-plus, uniform, sandwich, shrinking, prenas or focusformer; "
-            "its own options are set with --set method_options.NAME=VALUE.",
-            rich_help_panel=_METHOD,
+            "its own options are set with --set method_options.NAME=VALUE."
         ),
     ] = None,
     transitions: Annotated[
-        str | None,
-        typer.Option(help="Epochs T_1, T_2 ... at which the next subspace opens, as in 10,20; or auto.", rich_help_panel=_METHOD),
+        str | None, METHOD(help="Epochs T_1, T_2 ... at which the next subspace opens, as in 10,20; or auto.")
     ] = None,
-    stages: Annotated[int | None, typer.Option(help="Number K of nested subspaces.", rich_help_panel=_METHOD)] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto (a GPU where there is one).", rich_help_panel=_COMPUTE)] = "auto",
-    amp: Annotated[
-        str | None,
-        typer.Option(help="fp32, bf16, fp16, or auto (bf16 on a GPU that has it, the default).", rich_help_panel=_COMPUTE),
-    ] = None,
+    stages: Annotated[int | None, METHOD(help="Number K of nested subspaces.")] = None,
+    device: options.Device = "auto",
+    amp: Annotated[str | None, COMPUTING(help="fp32, bf16, fp16, or auto (bf16 on a GPU that has it, the default).")] = None,
     accumulate: Annotated[
-        int | None,
-        typer.Option(
-            help="Parts that a batch is worked through in, one after the other, to save memory.", rich_help_panel=_COMPUTE
-        ),
+        int | None, COMPUTING(help="Parts that a batch is worked through in, one after the other, to save memory.")
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(help="Processes that decode images (recipes with augment: paper).", rich_help_panel=_COMPUTE),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the runs.", rich_help_panel=_RUN)] = Path("runs"),
-    name: Annotated[str | None, typer.Option(help="Name of the run's folder.", rich_help_panel=_RUN)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.", rich_help_panel=_RUN)] = False,
-    keep: Annotated[int | None, typer.Option(help="Newest checkpoints to keep, besides the best.", rich_help_panel=_RUN)] = None,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard too.", rich_help_panel=_RUN)
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Only show stages, steps, compute, memory and time; write nothing.", rich_help_panel=_RUN),
-    ] = False,
-    json_: JsonOption = False,
+    workers: Annotated[int | None, COMPUTING(help="Processes that decode images (recipes with augment: paper).")] = None,
+    out: options.Out = Path("runs"),
+    name: options.Name = None,
+    resume: Annotated[bool, RUN("--resume", help="Continue a run that was stopped.")] = False,
+    keep: Annotated[int | None, RUN(help="Newest checkpoints to keep, besides the best.")] = None,
+    tensorboard: options.TensorBoard = False,
+    dry_run: Annotated[bool, RUN("--dry-run", help="Only show stages, steps, compute, memory and time; write nothing.")] = False,
+    json_: options.Json = False,
 ) -> None:
     """Train a supernet, from small subnets to large.
 
@@ -119,7 +71,7 @@ def train(
     from growtas.runs import check_run_name
     from growtas.train.recipe_file import parse_settings
 
-    options: api.RecipeOptions = {
+    fields: api.RecipeOptions = {
         "space": space,
         "data": data,
         "method": method,
@@ -141,14 +93,16 @@ def train(
         raise UsageError("--dry-run is about a new training; leave out the run's folder and --resume")
     if run is not None and not resume:
         raise UsageError(f"{run}: a run's folder is only for --resume; where new runs go is said with --out and --name")
-    fields = parse_settings(settings or [])
+    overrides = parse_settings(settings or [])
     if dry_run:
         from growtas.cli.plan_view import show_plan
 
         check_run_name(out, name)
-        show_plan(api.plan_training(recipe, config=config, settings=fields, data_dir=data_dir, device=device, **options), json_)
+        show_plan(api.plan_training(recipe, config=config, settings=overrides, data_dir=data_dir, device=device, **fields), json_)
         return
-    with training_view(quiet=json_) as progress:
+    from growtas.cli.training_view import TrainingView, show_result
+
+    with TrainingView(quiet=json_) as view:
         if resume:
             stopped = api.load_run(run or (out / name if name else None), root=out)
             if recipe is not None:
@@ -159,25 +113,25 @@ def train(
             trained = api.resume(
                 stopped,
                 config=config,
-                settings=fields,
+                settings=overrides,
                 data_dir=data_dir,
                 device=device,
                 tensorboard=tensorboard,
-                progress=progress,
-                **options,
+                progress=view,
+                **fields,
             )
         else:
             trained = api.train(
                 recipe,
                 config=config,
-                settings=fields,
+                settings=overrides,
                 data_dir=data_dir,
                 out=out,
                 name=name,
                 device=device,
                 tensorboard=tensorboard,
-                progress=progress,
-                **options,
+                progress=view,
+                **fields,
             )
     if json_:
         info = trained.info

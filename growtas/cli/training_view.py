@@ -2,72 +2,62 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from growtas.cli.output import console, note, print_table, progress_console
-from growtas.progress import Progress
+from growtas.cli.output import ProgressBar, note, print_line, print_table
+from growtas.costs import count_costs
+from growtas.runs import Run
+from growtas.subnet import Subnet
+from growtas.train.events import EpochDone, RunReady, StepDone, TrainingStarted
+from growtas.units import format_count
+from growtas.watch.terminal import format_seconds
 
-if TYPE_CHECKING:
-    from growtas.runs import Run
-    from growtas.subnet import Subnet
-    from growtas.train.events import RunReady
 
-
-class TrainingView(Progress):
-    """Shows a training.
+class TrainingView(ProgressBar):
+    """Shows a training; Ctrl-C ends the command with how to go on.
 
     Args:
-        bars: a rich progress display, or None for a line an epoch.
         quiet: show nothing.
-
-    Attributes:
-        run: the folder of the run, once there is one.
     """
 
-    def __init__(self, bars: Any, *, quiet: bool) -> None:
-        from growtas.train import events
-
-        self.run: str | None = None
-        self._events, self._bars, self._quiet = events, bars, quiet
-        self._task: Any = None
+    def __init__(self, *, quiet: bool) -> None:
+        text, left = TextColumn("{task.description}"), TextColumn("left")
+        super().__init__(text, BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(compact=True), left, hidden=quiet)
+        self._run: Run | None = None
+        self._quiet = quiet
         self._first_step, self._steps = 0, 0
 
-    def stage(self, name: str, total: int | None = None) -> None:
-        """See :class:`Progress`: another bar."""
-        if self._bars:
-            self._task = self._bars.add_task(name, total=total)
-
-    def advance(self, count: int = 1) -> None:
-        """See :class:`Progress`."""
-        if self._bars:
-            self._bars.advance(self._task, count)
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        super().__exit__(kind, *exception)
+        if kind is KeyboardInterrupt and self._run is not None:
+            note(f"growtas: interrupted; continue with: growtas train --resume {self._run.path}")
+            raise typer.Exit(130) from None
 
     def note(self, text: str) -> None:
-        """See :class:`Progress`."""
+        """Prints it."""
         if not self._quiet:
-            note(text)
+            super().note(text)
 
     def event(self, event: object) -> None:
-        """See :class:`Progress`: what the run is, then the steps of the bar, or the epochs' lines."""
-        if isinstance(event, self._events.RunReady):
-            self.run = str(event.run.path)
-            for task in self._bars.task_ids if self._bars else ():
-                self._bars.remove_task(task)
-            for line in _description(event) if not self._quiet else ():
-                note(line)
-        elif isinstance(event, self._events.TrainingStarted):
+        """What the run is, then the steps of the bar, or the epochs' lines."""
+        if isinstance(event, RunReady):
+            self._run = event.run
+            for line in _description(event):
+                self.note(line)
+        elif isinstance(event, TrainingStarted):
             self._first_step, self._steps = event.step, event.steps
             self.stage("training", event.steps)
             self.advance(event.step)
-        elif self._bars and isinstance(event, self._events.StepDone):
+        elif isinstance(event, StepDone):
             text = f"epoch {event.epoch + 1}, stage {event.stage + 1}, loss {event.loss:.3f}"
-            self._bars.update(self._task, completed=event.step, description=text)
-        elif isinstance(event, self._events.EpochDone) and not (self._bars or self._quiet):
-            note(epoch_line(event.metrics, self._first_step, self._steps))
+            self.bar.update(self.task, completed=event.step, description=text)
+        elif isinstance(event, EpochDone) and self.bar.disable:
+            self.note(epoch_line(event.metrics, self._first_step, self._steps))
             self._first_step = event.metrics["step"]
 
 
@@ -102,8 +92,6 @@ def epoch_line(metrics: dict[str, Any], before: int, steps: int) -> str:
         before: steps of the training that were done before what ``seconds`` counts.
         steps: of the whole training.
     """
-    from growtas.watch.terminal import format_seconds
-
     parts = [f"epoch {metrics['epoch']}", f"stage {metrics['stage']}", f"loss {metrics['loss']:.3f}"]
     if accuracy := metrics.get("accuracy"):
         parts.append("accuracy " + " / ".join(f"{100 * value:.1f}" for value in dict.fromkeys(accuracy.values())) + " %")
@@ -114,34 +102,6 @@ def epoch_line(metrics: dict[str, Any], before: int, steps: int) -> str:
     return ", ".join(parts)
 
 
-@contextlib.contextmanager
-def training_view(*, quiet: bool) -> Iterator[Progress]:
-    """A view of a training while it lasts; Ctrl-C ends the command with how to go on.
-
-    Raises:
-        Exit: the training was stopped and can be continued.
-    """
-    with contextlib.ExitStack() as stack:
-        bars = stack.enter_context(_bars()) if progress_console().is_terminal and not quiet else None
-        view = TrainingView(bars, quiet=quiet)
-        try:
-            yield view
-        except KeyboardInterrupt:
-            if view.run is None:
-                raise
-            stack.close()
-            note(f"growtas: interrupted; continue with: growtas train --resume {view.run}")
-            raise typer.Exit(130) from None
-
-
-def _bars() -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    text = TextColumn("{task.description}")
-    columns = (text, BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(compact=True), TextColumn("left"))
-    return Progress(*columns, console=progress_console(), transient=True)
-
-
 def show_result(run: Run, subnets: Mapping[str, tuple[Subnet, float]], step: str) -> None:
     """Prints a table of subnets with their costs and accuracies (0..1), and the next command.
 
@@ -149,11 +109,6 @@ def show_result(run: Run, subnets: Mapping[str, tuple[Subnet, float]], step: str
         subnets: by their labels; of equal ones only the first is shown, and an empty label makes no column.
         step: the next command with its arguments.
     """
-    from rich.table import Table
-
-    from growtas.costs import count_costs
-    from growtas.units import format_count
-
     space, info = run.space, run.info
     data = info["data"]
     table = Table(title=f"{space.name} on {data['name']}: accuracy on the {data['test_size']:,} test images")
@@ -168,4 +123,4 @@ def show_result(run: Run, subnets: Mapping[str, tuple[Subnet, float]], step: str
         if len({subnet for subnet, _ in subnets.values()}) == 1:
             break
     print_table(table)
-    console().print(f"run {run.path}   {info['seconds']:.0f} s   next: growtas {step}", soft_wrap=True)
+    print_line(f"run {run.path}   {info['seconds']:.0f} s   next: growtas {step}")

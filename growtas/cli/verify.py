@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
-from growtas.cli.output import JsonOption, Spinner, console, print_json, print_table
+from growtas.cli import options
+from growtas.cli.options import CHECKS
+from growtas.cli.output import ProgressBar, new_table, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from growtas.export.verification.agreement import Verification
@@ -20,25 +22,23 @@ if TYPE_CHECKING:
 def verify(
     artifacts: Annotated[
         list[Path] | None,
-        typer.Argument(help="Files (.onnx, .safetensors, .pt2, .xml, .plan); by default all in the run's export folder."),
+        Argument(help="Files (.onnx, .safetensors, .pt2, .xml, .plan); by default all in the run's export folder."),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Run folder; by default the one that the first file lies in, or the newest in ./runs.")
+        Path | None, Option(help="Run folder; by default the one that the first file lies in, or the newest in ./runs.")
     ] = None,
-    against: Annotated[Path | None, typer.Option(help="Compare with this artifact instead of the run's checkpoint.")] = None,
+    against: Annotated[Path | None, Option(help="Compare with this artifact instead of the run's checkpoint.")] = None,
+    bisect: Annotated[bool, Option("--bisect", help="Compare intermediate outputs and name the first layer that differs.")] = False,
     images: Annotated[
-        int | None, typer.Option(help="Test images; by default 512 (2,000 in int8 and fp8), fewer of a large network.")
+        int | None, CHECKS(help="Test images; by default 512 (2,000 in int8 and fp8), fewer of a large network.")
     ] = None,
-    bisect: Annotated[
-        bool, typer.Option("--bisect", help="Compare intermediate outputs and name the first layer that differs.")
-    ] = False,
-    max_error: Annotated[float | None, typer.Option(help="Largest relative error of the logits that passes.")] = None,
-    min_cosine: Annotated[float | None, typer.Option(help="Least cosine of an image's logits that passes.")] = None,
-    min_agreement: Annotated[float | None, typer.Option(help="Least share of images with the same first class, 0 to 1.")] = None,
-    max_accuracy_drop: Annotated[float | None, typer.Option(help="Most percentage points of accuracy that may be lost.")] = None,
-    data: Annotated[str | None, typer.Option(help="Data set to take images from, where the run's own is not at hand.")] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Folder of that data set.")] = None,
-    json_: JsonOption = False,
+    max_error: options.MaxError = None,
+    min_cosine: options.MinCosine = None,
+    min_agreement: options.MinAgreement = None,
+    max_accuracy_drop: options.MaxAccuracyDrop = None,
+    data: options.CheckData = None,
+    data_dir: options.CheckDataDir = None,
+    json_: options.Json = False,
 ) -> None:
     """Verify finished artifacts: do they still answer as the run's checkpoint does?
 
@@ -50,7 +50,7 @@ def verify(
     """
     from growtas.api import verify
 
-    with Spinner(hidden=json_) as spinner:
+    with ProgressBar(hidden=json_) as progress:
         report = verify(
             artifacts,
             run=run,
@@ -63,7 +63,7 @@ def verify(
             max_accuracy_drop=max_accuracy_drop,
             data=data,
             data_dir=data_dir,
-            progress=spinner,
+            progress=progress,
         )
     if json_:
         print_json(report.to_dict())
@@ -74,17 +74,16 @@ def verify(
 
 
 def _print(results: Sequence[ArtifactVerification]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("artifact", overflow="fold")
-    for heading in ("precision", "rel. error", "cosine", "agreement", "accuracy", "lost points", "result"):
-        table.add_column(heading, no_wrap=True)
+    headings = ("artifact", "precision", "rel. error", "cosine", "agreement", "accuracy", "lost points", "result")
+    table = new_table(*headings, fold=("artifact",))
+    compared: dict[str, list[str]] = {}
     for result in results:
         verification = result.verification
         cells = ["-"] * 5
         if verification is not None:
+            compared.setdefault(_compared(verification), []).append(result.path.name)
             cells = [f"{verification.relative_error:.1e}", f"{verification.cosine_min:.5f}", f"{verification.top1_agreement:.1%}"]
             drop = verification.accuracy_drop_points
             if drop is None:
@@ -97,19 +96,15 @@ def _print(results: Sequence[ArtifactVerification]) -> None:
     print_table(table)
     for result in results:
         if result.not_run_because:
-            console().print(f"{result.path.name} was not run: {result.not_run_because}", soft_wrap=True)
-    compared: dict[str, list[str]] = {}
-    for result in results:
-        if result.verification:
-            compared.setdefault(_compared(result.verification), []).append(result.path.name)
+            print_line(f"{result.path.name} was not run: {result.not_run_because}")
     for line, names in compared.items():
         # Precisions are verified on different numbers of images.
-        console().print(line if len(compared) == 1 else f"{', '.join(names)}: {line}", soft_wrap=True)
+        print_line(line if len(compared) == 1 else f"{', '.join(names)}: {line}")
     for result in results:
         if result.bisection is not None:
             _print_layers(result.bisection)
         elif result.no_bisection_because:
-            console().print(f"{result.path.name}: its layers were not compared: {result.no_bisection_because}", soft_wrap=True)
+            print_line(f"{result.path.name}: its layers were not compared: {result.no_bisection_because}")
 
 
 def _compared(verification: Verification) -> str:
@@ -119,14 +114,10 @@ def _compared(verification: Verification) -> str:
 
 
 def _print_layers(bisection: Bisection) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("layer", "tensor", "error before", "error after", "own error", ""):
-        table.add_column(heading, no_wrap=True)
+    table = new_table("layer", "tensor", "error before", "error after", "own error", "")
     for layer in bisection.layers:
         mark = "<- the first" if layer is bisection.first else ""
         numbers = (f"{value:.1e}" for value in (layer.before, layer.after, layer.own))
         table.add_row(layer.layer, layer.tensor, *numbers, mark, style="bold" if mark else "")
     print_table(table)
-    console().print(bisection.summary, soft_wrap=True)
+    print_line(bisection.summary)

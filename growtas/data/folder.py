@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
-from timm.data import create_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
 
 from growtas.data.images import ImageSet, file_set
 from growtas.errors import DataError, choices
@@ -42,17 +41,11 @@ def open_folder(path: Path) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]
 
 
 def _open_split(folder: Path) -> tuple[ImageSet, tuple[str, ...]]:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
-
-    class_folders = sorted(entry for entry in folder.iterdir() if entry.is_dir())
-    if not class_folders:
+    if not any(entry.is_dir() for entry in folder.iterdir()):
         what = "the folder is empty" if not any(folder.iterdir()) else "no class folders"
         raise DataError(f"{folder}: {what}; images belong into a sub-folder a class, as in {folder / 'CLASS' / 'image.png'}")
-    for entry in class_folders:
-        files = (name for _, _, names in os.walk(entry, followlinks=True) for name in names)
-        if not any(has_file_allowed_extension(name, IMG_EXTENSIONS) for name in files):
-            raise DataError(f"{entry}: the class folder has no images ({choices(IMG_EXTENSIONS)})")
-    # torchvision's ImageFolder by way of timm: its classes are the top folders, however deep the files lie.
-    dataset = create_dataset("torch/image_folder", root=str(folder), search_split=False)
+    dataset = ImageFolder(folder, allow_empty=True)  # its classes are the top folders, however deep the files lie
+    for label in np.setdiff1d(np.arange(len(dataset.classes)), dataset.targets):
+        raise DataError(f"{folder / dataset.classes[label]}: the class folder has no images ({choices(IMG_EXTENSIONS)})")
     paths, labels = zip(*dataset.samples, strict=True)
     return file_set(paths, labels), tuple(dataset.classes)

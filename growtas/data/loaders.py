@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from growtas.data.augment import draw_flips, draw_shifts, flip, shift
 from growtas.data.images import ImageSet
-from growtas.data.parts import Parts, check_parts
+from growtas.data.parts import Parts
 from growtas.data.prefetch import prefetched
 from growtas.data.preprocess import array_normaliser
 from growtas.data.seeding import seed_globals
-from growtas.errors import DataError
+from growtas.errors import ConfigError, DataError
 
 Batch = tuple[Tensor, Tensor]
 _ORDER, _AUGMENT, _TRANSFORM = range(3)
@@ -74,11 +74,23 @@ def batch_indices(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.
     return list(order[: steps * batch_size].reshape(steps, batch_size, *order.shape[1:]))
 
 
-def _cut(size: int, batch_size: int, parts: Parts) -> tuple[int, NDArray[np.int64]]:
-    """Batches an epoch of ``size`` images, and the rows of each that belong to the parts."""
+def cut_batches(size: int, batch_size: int, parts: Parts) -> tuple[int, NDArray[np.int64]]:
+    """Batches an epoch of ``size`` images, and the rows of each that belong to the parts.
+
+    Raises:
+        ConfigError: the batches can't be cut into so many parts; the message says what would be legal.
+    """
     batches = batch_indices(np.arange(size), batch_size)
-    check_parts(batch_size, size, len(batches[0]), parts)
-    return len(batches), parts.rows(len(batches[0]))
+    batch, unit = len(batches[0]), 2 * parts.count
+    if batch < batch_size and parts.count > 1 and batch % unit:
+        too_few = f"batch_size is {batch_size}, but there are only {size} training images"
+        if size < unit:
+            raise ConfigError(f"{too_few}, too few for {parts.count} parts (processes x accumulate) of 2 images or more; use fewer")
+        raise ConfigError(
+            f"{too_few}, and their one batch of {batch} can't be cut into {parts.count} parts (processes x accumulate); "
+            f"set batch_size to a multiple of {unit} up to {size // unit * unit}"
+        )
+    return len(batches), parts.rows(batch)
 
 
 class MemoryLoader:
@@ -95,7 +107,7 @@ class MemoryLoader:
         parts: what of each batch this process gets.
 
     Raises:
-        ConfigError: the batches can't be cut into so many parts.
+        ConfigError: see :func:`cut_batches`.
     """
 
     def __init__(
@@ -112,7 +124,7 @@ class MemoryLoader:
     ) -> None:
         self.pixels, self.labels, self.record = pixels, torch.from_numpy(np.array(labels)), record
         self.batch_size, self.seed, self.crop_padding, self.hflip = batch_size, seed, crop_padding, hflip
-        self.steps, self._rows = _cut(len(labels), batch_size, parts)
+        self.steps, self._rows = cut_batches(len(labels), batch_size, parts)
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """See :class:`Loader`."""
@@ -147,7 +159,7 @@ class FileLoader:
         parts: what of each batch this process gets.
 
     Raises:
-        ConfigError: the batches can't be cut into so many parts.
+        ConfigError: see :func:`cut_batches`.
     """
 
     def __init__(
@@ -164,11 +176,12 @@ class FileLoader:
     ) -> None:
         self.batch_size, self.seed, self.repeats = batch_size, seed, repeats
         self._size = len(images)
-        self._sampler = _EpochSampler()
-        self.steps, self._rows = _cut(self._size, batch_size, parts)
+        self.steps, self._rows = cut_batches(self._size, batch_size, parts)
+        self._keys: list[NDArray[np.int64]] = []
+        """The batches of the running epoch: (epoch, index, place in the epoch) of each image, so that workers keep no state."""
         self._loader: DataLoader[Any] = DataLoader(
             _TransformedImages(images, transform, seed),
-            batch_sampler=self._sampler,
+            batch_sampler=self._keys,  # type: ignore[arg-type]
             num_workers=workers,
             collate_fn=_collate,
             persistent_workers=workers > 0,
@@ -182,36 +195,20 @@ class FileLoader:
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """See :class:`Loader`."""
         order = epoch_order(self._size, self.seed, epoch, self.repeats)
-        places = np.stack([order, np.arange(self._size)], 1)
-        self._sampler.epoch = epoch
-        self._sampler.batches = [batch[self._rows] for batch in batch_indices(places, self.batch_size)[first:]]
+        keys = np.stack([np.full(self._size, epoch), order, np.arange(self._size)], 1)
+        self._keys[:] = [batch[self._rows] for batch in batch_indices(keys, self.batch_size)[first:]]
         for batch in self._loader:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
 
 
-class _EpochSampler:
-    """The DataLoader's batch sampler: (epoch, index, place in the epoch) of each image, so that workers keep no state."""
-
-    def __init__(self) -> None:
-        self.epoch = 0
-        self.batches: list[NDArray[np.int64]] = []
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        for batch in self.batches:
-            yield [(self.epoch, index, place) for index, place in batch.tolist()]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
 class _TransformedImages(Dataset[tuple[Tensor, int] | DataError]):
     def __init__(self, images: ImageSet, transform: Callable[[Image.Image], Tensor], seed: int) -> None:
         self.images, self.transform, self.seed = images, transform, seed
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int] | DataError:
-        epoch, index, place = key
+    def __getitem__(self, key: NDArray[np.int64]) -> tuple[Tensor, int] | DataError:
+        epoch, index, place = key.tolist()
         try:
             image = self.images.load(index)
         except DataError as error:
@@ -222,10 +219,10 @@ class _TransformedImages(Dataset[tuple[Tensor, int] | DataError]):
 
 
 def _collate(items: list[tuple[Tensor, int] | DataError]) -> Batch | DataError:
-    images, labels = [], []
+    pairs = []
     for item in items:
         if isinstance(item, DataError):
             return item
-        images.append(item[0])
-        labels.append(item[1])
+        pairs.append(item)
+    images, labels = zip(*pairs, strict=True)
     return torch.stack(images), torch.tensor(labels)

@@ -64,43 +64,12 @@ def part_rows(size: int, count: int, part: int) -> NDArray[np.int64]:
     """
     if count == 1:
         return np.arange(size)
-    if size % (2 * count):
+    unit = 2 * count
+    half = size // unit
+    if size % unit:
+        nearest = choices(multiple for multiple in (half * unit, half * unit + unit) if multiple)
         raise ConfigError(
             f"batch_size is {size}, which can't be cut into {count} parts (processes x accumulate) of an even number of images; "
-            f"legal is a multiple of {2 * count}, such as {_near(size, 2 * count)}"
+            f"legal is a multiple of {unit}, such as {nearest}"
         )
-    half = size // (2 * count)
     return np.concatenate([np.arange(part * half, (part + 1) * half), np.arange(size - (part + 1) * half, size - part * half)])
-
-
-def check_parts(batch_size: int, images: int, batch: int, parts: Parts) -> None:
-    """Make sure that the batches of a set can be cut.
-
-    Args:
-        batch_size: as the recipe says.
-        images: of the set.
-        batch: what a batch of the set holds, less than ``batch_size`` where the set is smaller.
-        parts: how it is to be cut.
-
-    Raises:
-        ConfigError: they can't; the message says what would be legal.
-    """
-    if batch == batch_size or parts.count == 1 or batch % (2 * parts.count) == 0:
-        part_rows(batch, parts.count, parts.first)
-        return
-    unit = 2 * parts.count
-    if images < unit:
-        raise ConfigError(
-            f"batch_size is {batch_size}, but there are only {images} training images, too few for {parts.count} parts "
-            f"(processes x accumulate) of 2 images or more; use fewer"
-        )
-    raise ConfigError(
-        f"batch_size is {batch_size}, but there are only {images} training images, and their one batch of {batch} can't be cut "
-        f"into {parts.count} parts (processes x accumulate); set batch_size to a multiple of {unit} up to {images // unit * unit}"
-    )
-
-
-def _near(size: int, unit: int) -> str:
-    """The multiples of ``unit`` on both sides of ``size``."""
-    below = size // unit * unit
-    return choices(value for value in (below, below + unit) if value)

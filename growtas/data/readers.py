@@ -55,11 +55,10 @@ def _open(name: str, folder: Path | None, split: str) -> Any:
     root = str(folder) if folder else None
     try:
         download = name.lower().startswith("torch/") and not name.lower().endswith("folder")
-        dataset = create_dataset(name, root=root, split=split, download=download)
+        return create_dataset(name, root=root, split=split, download=download)
     except (Exception, SystemExit) as error:  # every backend has its own kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{name}: the split {split} can't be opened ({reason})") from None
-    return dataset
 
 
 def _as_images(dataset: Any, name: str, split: str, progress: Progress) -> ImageSet:

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from growtas.data.evaluation import search_indices
 from growtas.data.images import ArraySet, ImageSet, Subset, listed, raise_unreadable, resolve
 from growtas.data.sources import VERIFY_LIMIT, Data
-from growtas.data.split import complement
+from growtas.data.split import complement, evenly_spaced
 from growtas.errors import DataError
 from growtas.progress import SILENT, Progress, tracked
 
@@ -97,7 +96,8 @@ class DataReport:
             rows.append(("classes", f"smallest {train.smallest} ({train.fewest}), largest {train.largest} ({train.most})"))
         modes = ", ".join(dict.fromkeys(mode for split in self.splits for mode in split.modes))
         rows.append(("images", f"sizes {_size_range(self.splits)}, modes {modes}"))
-        rows.append(("network input", f"{self.image_size}x{self.image_size}, {_channels(self.in_chans)}"))
+        channels = "1 channel (grey)" if self.in_chans == 1 else f"{self.in_chans} channels"
+        rows.append(("network input", f"{self.image_size}x{self.image_size}, {channels}"))
         if self.duplicates is not None:
             rows.append(("duplicates", f"{len(self.duplicates) or 'no'} test images are training images too"))
         return [*rows, *(("warning", warning) for warning in self.warnings)]
@@ -185,7 +185,7 @@ def _look_at(
     counts = np.bincount(images.labels, minlength=len(class_names))
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
-    places = np.unique(np.linspace(0, len(images) - 1, min(SAMPLED, len(images))).round().astype(np.int64))
+    places = evenly_spaced(len(images), SAMPLED)
     for index in tracked(places.tolist(), f"looking at {name} images", progress):
         try:
             image = images.load(index)
@@ -193,7 +193,8 @@ def _look_at(
             failures.append(error)
             continue
         sizes[f"{image.width}x{image.height}"] += 1
-        modes[_mode(image)] += 1
+        # A palette with transparent colours goes as the PA that it is.
+        modes["PA" if image.mode == "P" and "transparency" in image.info else image.mode] += 1
     return SplitReport(
         name=name,
         images=len(images),
@@ -207,11 +208,6 @@ def _look_at(
         modes=dict(modes.most_common()),
         sampled=len(places),
     )
-
-
-def _mode(image: Image.Image) -> str:
-    """Pillow's mode; a palette with transparent colours goes as the PA that it is."""
-    return "PA" if image.mode == "P" and "transparency" in image.info else image.mode
 
 
 def _warnings(
@@ -260,7 +256,3 @@ def _size_range(splits: Sequence[SplitReport]) -> str:
         return ", ".join(sizes)
     ordered = sorted(sizes, key=lambda size: int(np.prod(_sides(size))))
     return f"{ordered[0]} to {ordered[-1]} ({len(sizes)} different)"
-
-
-def _channels(count: int) -> str:
-    return "1 channel (grey)" if count == 1 else f"{count} channels"

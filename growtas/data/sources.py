@@ -20,12 +20,10 @@ from growtas.errors import DataError, choices
 from growtas.fields import nearest
 from growtas.progress import SILENT, Progress
 
-EMBEDDED = ("digits", "fashion-mnist")
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-LEGAL = "digits, fashion-mnist, a folder of images, or a name of timm's create_dataset (torch/..., hfds/..., wds/...)"
 VERIFY_LIMIT = 20_000
 """Folders with at most so many images are decoded once before the first step."""
 _TEST_FRACTION = 0.2
@@ -112,13 +110,19 @@ def open_data(name: str, data_dir: str | Path | None = None, *, progress: Progre
         return _checked(_open_fashion_mnist(folder or FASHION_MNIST_FOLDER))
     if name.partition("/")[0].lower() in PREFIXES and "/" in name:
         return _checked(Data(name, str(folder) if folder else None, *open_timm(name, folder, progress)))
-    if name == "folder" and folder is None:
+    path = folder if name == "folder" else Path(name).expanduser().absolute()
+    if path is None:
         raise DataError("folder needs --data-dir, the path of the images' folder")
-    path = folder if name == "folder" and folder is not None else Path(name).expanduser().absolute()
     if not path.is_dir():
-        hint = nearest(name, EMBEDDED)
-        raise DataError(f"{name!r} is neither a known data set nor a folder; {hint}{' ' if hint else ''}legal are {LEGAL}")
-    data = _checked(_open_folder(path))
+        hint = nearest(name, ("digits", "fashion-mnist"))
+        raise DataError(
+            f"{name!r} is neither a known data set nor a folder; {hint}{' ' if hint else ''}legal are digits, fashion-mnist, "
+            f"a folder of images, or a name of timm's create_dataset (torch/..., hfds/..., wds/...)"
+        )
+    train, test, class_names = open_folder(path)
+    if test is None:
+        train, test = _cut_test(train)
+    data = _checked(Data("folder", str(path), train, test, class_names))
     if check_images and len(data.train) + len(data.test) <= VERIFY_LIMIT:
         parts = ((data.train, "checking training images"), (data.test, "checking test images"))
         bad = [error for images, title in parts for error in unreadable(images, progress, title)]
@@ -155,13 +159,6 @@ def _open_fashion_mnist(folder: Path) -> Data:
             raise DataError(f"{labels}: label {targets.max()} is none of Fashion-MNIST's, which are 0 to 9")
         sets.append(ArraySet(pixels, targets, f"fashion-mnist {stem}"))
     return Data("fashion-mnist", str(folder), sets[0], sets[1], FASHION_MNIST_CLASSES, (0.5,) * 3, (0.5,) * 3)
-
-
-def _open_folder(path: Path) -> Data:
-    train, test, class_names = open_folder(path)
-    if test is None:
-        train, test = _cut_test(train)
-    return Data("folder", str(path), train, test, class_names)
 
 
 def _cut_test(images: ImageSet) -> tuple[ImageSet, ImageSet]:

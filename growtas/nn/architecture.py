@@ -37,6 +37,11 @@ class Architecture:
         """Patches along a side of the image."""
         return self.image_size // self.patch_size
 
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """Everything but the subnet, by the names that a space has for it too."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "subnet"}
+
     @classmethod
     def of(cls, space: SearchSpace, subnet: Subnet) -> Architecture:
         """The architecture of a subnet of a space.
@@ -49,12 +54,11 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, read back by :meth:`from_dict`."""
-        geometry = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "subnet"}
-        return {"subnet": self.subnet.to_dict(), **geometry}
+        return {"subnet": self.subnet.to_dict(), **self.geometry}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, source: str = "architecture") -> Architecture:
-        """Rebuild an architecture from its JSON form.
+        """Rebuilds an architecture from its JSON form.
 
         Raises:
             CheckpointError: a key is missing or unknown.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
-from torch import Tensor
 
 from growtas.errors import SpaceError
 from growtas.nn.architecture import Architecture
@@ -37,7 +34,7 @@ def single_subnet_space(architecture: Architecture, name: str) -> SearchSpace:
         num_heads=tuple(sorted(set(subnet.num_heads))),
         mlp_ratio=tuple(sorted(set(subnet.mlp_ratio))),
         depth=(subnet.depth,),
-        **_geometry(architecture),
+        **architecture.geometry,
     )
 
 
@@ -57,7 +54,7 @@ def insert(model: VisionTransformer, space: SearchSpace) -> Supernet:
         SpaceError: the space has another geometry.
         SubnetError: the architecture exceeds the space's bounds.
     """
-    for field, value in _geometry(model.architecture).items():
+    for field, value in model.architecture.geometry.items():
         if getattr(space, field) != value:
             raise SpaceError(f"{field} of {space.name} is {getattr(space, field)}, but {value} in the model; it must be the same")
     subnet = space.validate(model.architecture.subnet)
@@ -69,19 +66,8 @@ def insert(model: VisionTransformer, space: SearchSpace) -> Supernet:
         full = supernet.state_dict()
         for name, tensor in model.state_dict().items():
             if name.endswith("attn.qkv.weight"):
-                tensor = _interleaved(tensor, widths[int(name.split(".")[1])])
+                # From q, k, v order to a supernet's: q's first row, k's first, v's first, q's second and so on.
+                width = widths[int(name.split(".")[1])]
+                tensor = tensor.view(3, width, -1).transpose(0, 1).reshape(3 * width, -1)
             full[name][tuple(slice(0, size) for size in tensor.shape)] = tensor
     return supernet.eval()
-
-
-def _interleaved(weight: Tensor, width: int) -> Tensor:
-    """A static ViT's qkv weight, ``(3 * width, embed_dim)`` in q, k, v order, with its rows in a supernet's order.
-
-    A supernet's rows are q's first, k's first, v's first, q's second and so on; its bias stays in q, k, v order.
-    """
-    return weight.view(3, width, -1).transpose(0, 1).reshape(3 * width, -1)
-
-
-def _geometry(architecture: Architecture) -> dict[str, int]:
-    """Everything of an architecture but the subnet, by the names that a space has for it too."""
-    return {field.name: getattr(architecture, field.name) for field in dataclasses.fields(architecture) if field.name != "subnet"}

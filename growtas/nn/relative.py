@@ -112,11 +112,7 @@ def unroll_tables(vertical: Tensor, horizontal: Tensor, grid: GridIndex) -> tupl
 
 
 def relative_attention(
-    qkv: Tensor,
-    key_tables: tuple[Tensor, Tensor],
-    value_tables: tuple[Tensor, Tensor],
-    heads: int,
-    grid: GridIndex,
+    qkv: Tensor, key_tables: tuple[Tensor, Tensor], value_tables: tuple[Tensor, Tensor], heads: int, grid: GridIndex
 ) -> Tensor:
     """Attention with 2-D relative position on keys and values (AutoFormer, Section 3; layout in the module's text).
 

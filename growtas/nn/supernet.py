@@ -61,6 +61,12 @@ class Supernet(nn.Module):
             x = self.mlp_layer(self.attention_layer(x, index, heads), index, subnet.hidden_dim(index))
         return self.classify(x)
 
+    def block(self, index: int) -> Block:
+        """A block, typed."""
+        block = self.blocks[index]
+        assert isinstance(block, Block)
+        return block
+
     # The steps of the forward pass are public: a search runs them one by one, to share what subnets have in common.
 
     def embed(self, images: Tensor, embed_dim: int) -> Tensor:
@@ -73,8 +79,7 @@ class Supernet(nn.Module):
 
     def attention_layer(self, x: Tensor, index: int, num_heads: int) -> Tensor:
         """The attention half of block ``index`` with its residual; ``(batch, N, embed_dim)`` -> the same shape."""
-        block = self.blocks[index]
-        assert isinstance(block, Block)
+        block = self.block(index)
         if block.attn.fusable(x, block.norm1):
             keep = not self._drop_rate(index)
             out = block.attn.fused(x, block.norm1, residual=keep, num_heads=num_heads, interleaved=True)
@@ -83,8 +88,7 @@ class Supernet(nn.Module):
 
     def mlp_layer(self, x: Tensor, index: int, hidden_dim: int) -> Tensor:
         """The MLP half of block ``index`` with its residual; ``(batch, N, embed_dim)`` -> the same shape."""
-        block = self.blocks[index]
-        assert isinstance(block, Block)
+        block = self.block(index)
         if mlp_fusable(x, block.norm2, block.fc1, block.fc2):
             keep = not self._drop_rate(index)
             out = fused_mlp(x, block.norm2, block.fc1, block.fc2, hidden_dim, residual=keep)

@@ -7,6 +7,8 @@ mean of the normalised patch tokens.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
@@ -148,8 +150,7 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(self.embed_dim, num_classes, device=device, dtype=dtype) if num_classes else nn.Identity()
         init_weights(self.head)
         if num_classes != self.architecture.num_classes:
-            fields = {name: getattr(self.architecture, name) for name in Architecture.__dataclass_fields__}
-            self.architecture = Architecture(**{**fields, "num_classes": num_classes})
+            self.architecture = dataclasses.replace(self.architecture, num_classes=num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """``(batch, in_chans, image_size, image_size)`` -> normalised tokens ``(batch, N, embed_dim)``, cls first."""

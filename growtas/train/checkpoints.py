@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor
-from torch.optim import Optimizer
 
 from growtas.checkpoint import load_model, load_supernet, load_tensors, save_model, save_supernet, save_tensors
 from growtas.errors import CheckpointError
 from growtas.files import read_json, replacing, write_json
 from growtas.nn.supernet import Supernet
-from growtas.nn.vit import VisionTransformer
 from growtas.progress import Progress
 from growtas.runs import Run
 from growtas.train.optimizer import load_optimizer_tensors, optimizer_tensors
+from growtas.train.step import Training
 
 FORMAT = "growtas-checkpoint/2"
 _OPTIMIZER, _WEIGHTS = "optimizer/", "weights/"
@@ -46,33 +44,6 @@ class Place:
     def folder(self) -> str:
         """The checkpoint's name; names sort by time."""
         return f"epoch-{self.epoch:04d}" + (f"-batch-{self.batch:06d}" if self.batch else "")
-
-
-@dataclass
-class Training:
-    """Everything that a training changes.
-
-    Attributes:
-        supernet, optimizer: in training.
-        average: an exponential moving average of the weights, or None.
-        scaler: the loss scaler; its state is empty where it is not in use.
-        teacher: the largest subnet as it was, where the method kept it.
-    """
-
-    supernet: Supernet
-    optimizer: Optimizer
-    average: ModelEmaV3 | None
-    scaler: torch.amp.GradScaler
-    teacher: VisionTransformer | None = None
-
-    @property
-    def result(self) -> Supernet:
-        """The supernet that evaluation, search and export get: the average where there is one."""
-        if self.average is None:
-            return self.supernet
-        module = self.average.module
-        assert isinstance(module, Supernet)
-        return module
 
 
 def save_checkpoint(run: Run, training: Training, place: Place, strategy: dict[str, Any], keep: int) -> Path:

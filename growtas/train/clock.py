@@ -22,7 +22,8 @@ class Clock:
         self._on_gpu = device.type == "cuda"
         self._seconds: dict[str, float] = {}
         self._inside: dict[str, float] = {}
-        self._steps = 0.0
+        self.step_seconds = 0.0
+        """Of all steps."""
         self._sampled = True
 
     @contextlib.contextmanager
@@ -46,21 +47,16 @@ class Clock:
         try:
             yield
         finally:
-            self._steps += time.perf_counter() - start
+            self.step_seconds += time.perf_counter() - start
 
     def _now(self, step: bool) -> float:
         if step and self._on_gpu:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    @property
-    def step_seconds(self) -> float:
-        """Seconds of all steps."""
-        return self._steps
-
     def seconds(self) -> dict[str, float]:
         """Seconds of each activity; those inside steps add up to :attr:`step_seconds`."""
         inside = sum(self._inside.values())
-        scale = self._steps / inside if inside else 0.0
+        scale = self.step_seconds / inside if inside else 0.0
         parts = {name: value * scale for name, value in self._inside.items()}
         return {name: round(value, 3) for name, value in {**self._seconds, **parts}.items()}

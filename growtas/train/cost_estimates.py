@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -70,7 +70,9 @@ def estimate_memory(recipe: Recipe, space: SearchSpace, subnet: Subnet, images: 
         subnet: the largest that is trained.
         images: of one part: a process's share of the batch, divided by ``accumulate``.
     """
-    weights = 4 * count_costs(space, _bounds(space)).params
+    depth = space.max_depth
+    bounds = Subnet(space.max_embed_dim, (space.max_num_heads,) * depth, (space.max_mlp_ratio,) * depth)
+    weights = 4 * count_costs(space, bounds).params
     states = 2 if recipe.optimizer == "adamw" else int(recipe.momentum > 0)
     known = device.type == "cpu" or torch.cuda.is_available()
     half = autocast_type(recipe.amp, device) is not None if known else recipe.amp != "fp32"
@@ -90,11 +92,6 @@ def estimate_memory(recipe: Recipe, space: SearchSpace, subnet: Subnet, images: 
     if half:
         activations += 2 * count_costs(space, subnet).params
     return MemoryEstimate(weights, weights, states * weights, weights if recipe.ema_decay is not None else 0, activations)
-
-
-def _bounds(space: SearchSpace) -> Subnet:
-    depth = space.max_depth
-    return Subnet(space.max_embed_dim, (space.max_num_heads,) * depth, (space.max_mlp_ratio,) * depth)
 
 
 @dataclass(frozen=True)
@@ -125,8 +122,8 @@ def time_passes(recipe: Recipe, space: SearchSpace, subnets: Sequence[Subnet], i
     Raises:
         DeviceError: the device can't compute in the recipe's precision.
     """
-    most = max(count_costs(space, subnet).macs for subnet in subnets)
-    count = max(1, min(images, _MOST_IMAGES, int(_WORK_MACS / most)))
+    macs = tuple(count_costs(space, subnet).macs for subnet in subnets)
+    count = max(1, min(images, _MOST_IMAGES, int(_WORK_MACS / max(macs))))
     reduced = autocast_type(recipe.amp, device)
     generator = torch.Generator().manual_seed(recipe.seed)
     shape = (count, space.in_chans, space.image_size, space.image_size)
@@ -142,26 +139,21 @@ def time_passes(recipe: Recipe, space: SearchSpace, subnets: Sequence[Subnet], i
                 loss = F.cross_entropy(supernet(batch, subnet).float(), labels)
             loss.backward()  # type: ignore[no-untyped-call]
 
-        seconds = []
-        for subnet in subnets:
-            run(subnet)
-            seconds.append(statistics.median(_seconds(lambda: run(subnet), device) for _ in range(_REPEATS)) / count)  # noqa: B023
-        optimizer.step()  # makes its state
-        update = statistics.median(_seconds(optimizer.step, device) for _ in range(_REPEATS))
-    macs = tuple(count_costs(space, subnet).macs for subnet in subnets)
-    return TimedPasses(count, macs, tuple(seconds), update, _REPEATS * len(subnets))
+        seconds = tuple(_median_seconds(functools.partial(run, subnet), device) / count for subnet in subnets)
+        update = _median_seconds(optimizer.step, device)
+    return TimedPasses(count, macs, seconds, update, _REPEATS * len(subnets))
 
 
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    def wait() -> None:
+def _median_seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """The median over some repetitions, after one that isn't counted."""
+    seconds = []
+    for _ in range(1 + _REPEATS):
+        start = time.perf_counter()
+        work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-
-    wait()
-    start = time.perf_counter()
-    work()
-    wait()
-    return time.perf_counter() - start
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
 
 
 @dataclass(frozen=True)
@@ -180,15 +172,19 @@ class TimeEstimate:
 
     @classmethod
     def of(cls, timed: TimedPasses, stages: Sequence[tuple[int, float, float]], images: float) -> TimeEstimate:
-        """Estimate from timed passes: the seconds of a pass for one image are a straight line over its MACs.
+        """Estimate from timed passes: the seconds of a pass for one image are a straight line over its MACs, with neither
+        intercept nor slope below zero.
 
         Args:
             stages: steps, passes a step and forward MACs a step (of one image) of each stage.
             images: that a process sees each step.
         """
-        base, slope = _line(timed.macs, timed.pass_seconds)
-        steps = ((count, images * (base * passes + slope * macs)) for count, passes, macs in stages)
-        return cls(sum(count * (seconds + timed.optimizer_seconds) for count, seconds in steps), timed)
+        from scipy.optimize import nnls
+
+        most = max(timed.macs)  # keeps both columns of a like size
+        (base, slope), _ = nnls([(1.0, macs / most) for macs in timed.macs], timed.pass_seconds)
+        steps = ((count, images * (base * passes + slope * macs / most)) for count, passes, macs in stages)
+        return cls(float(sum(count * (seconds + timed.optimizer_seconds) for count, seconds in steps)), timed)
 
     @property
     def label(self) -> str:
@@ -205,15 +201,3 @@ class TimeEstimate:
             "optimizer_seconds": self.timed.optimizer_seconds,
             "pass_seconds_per_image": list(self.timed.pass_seconds),
         }
-
-
-def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Intercept and slope of the best straight line with neither below zero."""
-    xs, ys = np.asarray(x, float), np.asarray(y, float)
-    if len(set(x)) > 1:
-        slope, base = np.polyfit(xs, ys, 1)
-        if slope >= 0 and base >= 0:
-            return float(base), float(slope)
-        if slope < 0:
-            return float(ys.mean()), 0.0
-    return 0.0, float((xs * ys).sum() / (xs * xs).sum())

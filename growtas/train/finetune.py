@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from growtas.checkpoint import load_model, load_supernet
+from growtas.checkpoint import load_model, load_supernet, read_metadata
 from growtas.costs import count_costs
 from growtas.data.evaluation import EvaluationSet, count_correct
 from growtas.data.preprocess import preprocess_record
@@ -126,11 +127,8 @@ def _model_file(path: Path, suffixes: Sequence[str]) -> Path:
 
 def _kind(file: Path) -> str | None:
     """What a safetensors file of growtas holds: ``model`` or ``supernet``; None for other files."""
-    import json
-
     try:
-        with safe_open(file, "pt") as opened:
-            return str(json.loads((opened.metadata() or {}).get("growtas", "{}")).get("kind"))
+        return read_metadata(file).get("kind")
     except (SafetensorError, OSError, ValueError):
         return None
 
@@ -171,19 +169,19 @@ def start_finetune(
     data = open_data(recipe.data, data_dir, progress=progress)
     same_classes = pretrained.class_names == data.class_names and old.num_classes == len(data.class_names)
     if not same_classes:
-        _replace_head(resampled, len(data.class_names), recipe.seed)
+        with preserved_globals():
+            seed_globals(recipe.seed, _HEAD)
+            resampled.reset_classifier(0)  # also where the number of classes stays, the classes are others
+            resampled.reset_classifier(len(data.class_names))
     space = single_subnet_space(resampled.architecture, pretrained.name.removesuffix(SUFFIX) + SUFFIX)
     model = _renormalised(pretrained, resampled, preprocess_record(space, data))
-    subnet = old.subnet
-    new = model.architecture
+    subnet, new = old.subnet, model.architecture
     record = {
         "weights": str(pretrained.weights.absolute()),
         "weights_sha256": sha256(pretrained.weights),
         "subnet": subnet.to_dict(),
         "head": "kept" if same_classes else "new",
-        "image_size": [old.image_size, new.image_size],
-        "max_relative_position": [old.max_relative_position, new.max_relative_position],
-        "in_chans": [old.in_chans, new.in_chans],
+        **{key: [getattr(old, key), getattr(new, key)] for key in ("image_size", "max_relative_position", "in_chans")},
     }
     session = start_session(
         recipe.override({"space": space.name, "method_options": {"subnet": subnet.to_dict()}}),
@@ -197,15 +195,10 @@ def start_finetune(
         extra={"finetune": record},
     )
     if session.world.is_main:
-        _write_subnet(session.run, subnet)
+        # `growtas export` finds its subnet there; nothing was searched, so it holds no accuracy.
+        content = {**subnet.to_dict(), **dataclasses.asdict(count_costs(space, subnet)), "space": space.name}
+        write_json(session.run.path / "search" / "subnet.json", content)
     return session
-
-
-def _replace_head(model: VisionTransformer, num_classes: int, seed: int) -> None:
-    with preserved_globals():
-        seed_globals(seed, _HEAD)
-        model.reset_classifier(0)  # also where the number of classes stays, the classes are others
-        model.reset_classifier(num_classes)
 
 
 def _renormalised(pretrained: Pretrained, resampled: VisionTransformer, record: Mapping[str, Any]) -> VisionTransformer:
@@ -216,25 +209,15 @@ def _renormalised(pretrained: Pretrained, resampled: VisionTransformer, record: 
     # Channels are added up or divided on raw values: their normalisations need not be alike.
     raw = copy.deepcopy(pretrained.model)
     renormalise(raw, (before["mean"], before["std"]), _raw(raw))
-    chans = resampled.architecture.in_chans
-    raw = resample(raw, in_chans=chans)
+    raw = resample(raw, in_chans=resampled.architecture.in_chans)
     renormalise(raw, _raw(raw), (record["mean"], record["std"]))
     resampled.patch_embed.load_state_dict(raw.patch_embed.state_dict())
     return resampled
 
 
 def _raw(model: VisionTransformer) -> tuple[list[float], list[float]]:
-    """Mean and std of values that are not normalised."""
     chans = model.architecture.in_chans
     return [0.0] * chans, [1.0] * chans
-
-
-def _write_subnet(run: Run, subnet: Subnet) -> None:
-    """The file that `growtas export` finds its subnet in; nothing was searched, so it holds no accuracy."""
-    space = run.space
-    costs = count_costs(space, subnet)
-    content = {**subnet.to_dict(), "params": costs.params, "macs": costs.macs, "space": space.name}
-    write_json(run.path / "search" / "subnet.json", content)
 
 
 def measure_finetuned(session: Session) -> float:

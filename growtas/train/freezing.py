@@ -39,10 +39,8 @@ class FrozenEntries:
     def __init__(self, module: nn.Module, regions: dict[str, Region]) -> None:
         self._partly_frozen: list[tuple[nn.Parameter, Region, Tensor]] = []
         self._values: dict[str, tuple[Region, Tensor]] = {}
-        for name, parameter in module.named_parameters():
-            if name not in regions:
-                continue
-            region = regions[name]
+        for name, region in regions.items():
+            parameter = module.get_parameter(name)
             value = parameter.detach()[region].clone()
             self._values[name] = (region, value)
             if value.shape == parameter.shape:
@@ -65,6 +63,5 @@ class FrozenEntries:
     @torch.no_grad()
     def restore_in(self, module: nn.Module) -> None:
         """Put the values into another module with the same names, such as an average of the weights."""
-        parameters = dict(module.named_parameters())
         for name, (region, value) in self._values.items():
-            parameters[name][region] = value
+            module.get_parameter(name)[region] = value

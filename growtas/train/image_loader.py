@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from growtas.data.evaluation import search_indices
 from growtas.data.images import Subset
-from growtas.data.loaders import FileLoader, Loader, MemoryLoader, batch_indices
-from growtas.data.parts import Parts, check_parts
+from growtas.data.loaders import FileLoader, Loader, MemoryLoader
+from growtas.data.parts import Parts
 from growtas.data.pixels import MEMORY_LIMIT, Pixels
 from growtas.data.preprocess import training_transform
 from growtas.data.sources import Data
 from growtas.data.split import complement
-from growtas.distributed import World
 from growtas.errors import DataError
 from growtas.progress import SILENT, Progress
 from growtas.train.recipe import Recipe
@@ -71,13 +69,3 @@ def check_memory(data: Data, record: Mapping[str, Any], recipe: Recipe) -> None:
             f"and augment: {recipe.augment} holds at most {MEMORY_LIMIT / 1e9:g} GB in memory; "
             f"set augment: paper in a --config file"
         )
-
-
-def check_batches(recipe: Recipe, images: int, world: World) -> None:
-    """Make sure that every batch can be cut into parts, before anything is written.
-
-    Raises:
-        ConfigError: it can't; the message says what would be legal.
-    """
-    parts = Parts.of_process(world.rank, world.size, recipe.accumulate)
-    check_parts(recipe.batch_size, images, len(batch_indices(np.arange(images), recipe.batch_size)[0]), parts)

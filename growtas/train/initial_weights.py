@@ -9,7 +9,6 @@ from typing import Any
 
 from growtas.checkpoint import load_supernet
 from growtas.errors import CheckpointError, ConfigError
-from growtas.files import sha256
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run
 from growtas.space import SearchSpace, load_space
@@ -44,23 +43,21 @@ class InitialWeights:
             return cls(path, None)
         raise CheckpointError(f"{recipe.init}: --init must name a run's folder or a supernet.safetensors; neither is there")
 
-    @property
-    def record(self) -> dict[str, Any]:
-        """The entry of ``run.json``: path and hash."""
-        return {"path": str(self.path), "sha256": sha256(self.path)}
+    def inherit(self, recipe: Recipe, data_dir: str | None) -> tuple[Recipe, str | None]:
+        """What a training takes from the run that it goes on from.
 
-    def inherit(self, recipe: Recipe) -> Recipe:
-        """The recipe with the growth of the run that it goes on from: GrowTAS+ must leave that run's A_1 alone."""
-        info: Mapping[str, Any] = (self.run.info.get("recipe") or {}) if self.run is not None else {}
-        if recipe.method != "growtas-plus" or recipe.subspaces is not None or info.get("method") != "growtas":
-            return recipe
-        old = Recipe.from_dict(info, source=str(self.path))
-        return replace(recipe, stages=old.stages, subspaces=old.subspaces)
-
-    def data_dir(self, name: str) -> str | None:
-        """Where the run that it goes on from had its images, if they are of this name."""
-        data: Mapping[str, Any] = (self.run.info.get("data") or {}) if self.run is not None else {}
-        return data.get("data_dir") if data.get("name") == name else None
+        Returns:
+            The recipe, for GrowTAS+ with the growth of that run, whose A_1 must be left alone; and ``data_dir``, or where that run
+            had its images if they are of the same name.
+        """
+        info: Mapping[str, Any] = self.run.info if self.run is not None else {}
+        fields, data = info.get("recipe") or {}, info.get("data") or {}
+        if recipe.method == "growtas-plus" and recipe.subspaces is None and fields.get("method") == "growtas":
+            old = Recipe.from_dict(fields, source=str(self.path))
+            recipe = replace(recipe, stages=old.stages, subspaces=old.subspaces)
+        if data_dir is None and data.get("name") == recipe.data:
+            data_dir = data.get("data_dir")
+        return recipe, data_dir
 
     def supernet(self, recipe: Recipe, classes: int) -> Supernet:
         """The weights, in the recipe's space with the data's number of classes.

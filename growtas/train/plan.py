@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 import os
@@ -14,8 +15,8 @@ import torch
 
 from growtas.costs import Costs, count_costs
 from growtas.data.evaluation import cut_search_split, search_indices
-from growtas.data.loaders import batch_indices
-from growtas.data.parts import Parts, check_parts
+from growtas.data.loaders import cut_batches
+from growtas.data.parts import Parts
 from growtas.data.preprocess import preprocess_record
 from growtas.data.report import DataReport, check_data
 from growtas.data.sources import open_data
@@ -32,7 +33,11 @@ from growtas.train.optimizer import make_scheduler
 from growtas.train.recipe import Recipe
 from growtas.train.session import pick_device
 from growtas.train.step import BACKWARD
-from growtas.train.strategies import Fixed, Pass, ProgressivePlus, Shrinking, Strategy, make_strategy
+from growtas.train.strategies import make_strategy
+from growtas.train.strategies.base import Pass, Strategy
+from growtas.train.strategies.fixed import Fixed
+from growtas.train.strategies.growtas_plus import ProgressivePlus
+from growtas.train.strategies.shrinking import Shrinking
 from growtas.train.teacher import check_teacher
 
 _DRAWS = 256
@@ -124,15 +129,8 @@ class TrainingPlan:
         """The JSON form: counts, bytes, seconds, MACs."""
         return {
             "space": self.space.name,
-            "device": self.device,
-            "processes": self.processes,
-            "train_images": self.train_images,
-            "steps_per_epoch": self.steps_per_epoch,
-            "batch_images": self.batch_images,
-            "steps": self.steps,
-            "images": self.images,
-            "passes": self.passes,
-            "macs": self.macs,
+            **{name: getattr(self, name) for name in ("device", "processes", "train_images", "steps_per_epoch", "batch_images")},
+            **{name: getattr(self, name) for name in ("steps", "images", "passes", "macs")},
             "lr": dict(zip(("start", "peak", "end"), self.lr, strict=True)),
             "stages": [{**dataclasses.asdict(stage), "subspace": stage.subspace.to_dict()} for stage in self.stages],
             "memory_bytes": {**dataclasses.asdict(self.memory), "total": self.memory.total},
@@ -148,23 +146,12 @@ def plan_training(
 ) -> TrainingPlan:
     """Opens and checks the data, and plans a training on them, shared by as many processes as torchrun started.
 
-    Args:
-        recipe: what to do.
-        data_dir: where the data's files are.
-        device: ``auto``, ``cpu`` or ``cuda``; unlike a training, a plan for ``cuda`` needs no GPU.
-        progress: is told of each stage.
-
-    Raises:
-        DataError: the data can't be used.
-        ConfigError: the recipe doesn't fit the space, the data or the processes.
-        CheckpointError: ``init`` can't be found.
-        DeviceError: an unknown device.
+    Arguments and errors: :func:`growtas.train.session.start_session`. Unlike a training, a plan for ``cuda`` needs no GPU.
     """
     check_teacher(recipe)
     initial = InitialWeights.of(recipe)
     if initial is not None:
-        recipe = initial.inherit(recipe)
-        data_dir = data_dir if data_dir is not None else initial.data_dir(recipe.data)
+        recipe, data_dir = initial.inherit(recipe, data_dir)
     torch_device = torch.device(device) if device == "cuda" else pick_device(device)
     data = open_data(recipe.data, data_dir, progress=progress)
     space = load_space(recipe.space).replace(num_classes=len(data.class_names))
@@ -200,16 +187,18 @@ def make_plan(
         DeviceError: the device can't compute in the recipe's precision.
     """
     strategy = make_strategy(recipe, space)
-    batches = batch_indices(np.arange(train_images), recipe.batch_size)
-    steps_per_epoch, batch_images = len(batches), len(batches[0])
-    check_parts(recipe.batch_size, train_images, batch_images, Parts.of_process(0, processes, recipe.accumulate))
+    parts = Parts.of_process(0, processes, recipe.accumulate)
+    steps_per_epoch, rows = cut_batches(train_images, recipe.batch_size, parts)
+    batch_images = len(rows) * processes
     remarks: list[str] = []
+    staged = strategy
     if recipe.transitions == "auto":
         remarks.append("transitions are found during the training; the stages here are equally long")
+        staged = make_strategy(dataclasses.replace(recipe, transitions=None, method_options={}), space)
     if recipe.teacher is not None or recipe.method == "shrinking":
         remarks.append("the teacher's forward passes and memory are not in the numbers")
-    stages = tuple(_stages(_scheduled(strategy), steps_per_epoch, remarks))
-    images_per_part = math.ceil(batch_images / (processes * recipe.accumulate))
+    stages = tuple(_stages(staged, steps_per_epoch, remarks))
+    images_per_part = math.ceil(batch_images / parts.count)
     largest = strategy.subnet if isinstance(strategy, Fixed) else space.largest
     time = None
     if timed and (device.type != "cuda" or torch.cuda.is_available()):
@@ -248,19 +237,13 @@ def learning_rates(recipe: Recipe, steps_per_epoch: int) -> tuple[float, float, 
     return rates[0], max(rates), rates[-1]
 
 
-def _scheduled(strategy: Strategy) -> Strategy:
-    """The strategy itself; for ``transitions: auto`` the one with equal stages, since nobody knows the real ones yet."""
-    if strategy.recipe.transitions != "auto":
-        return strategy
-    return make_strategy(dataclasses.replace(strategy.recipe, transitions=None, method_options={}), strategy.space)
-
-
 def _stages(strategy: Strategy, steps_per_epoch: int, remarks: list[str]) -> Iterator[StagePlan]:
     steps = strategy.recipe.epochs * steps_per_epoch
     first = 0
     while first < steps:
         stage = strategy.stage(first / steps_per_epoch)
-        after = _first_step_beyond(strategy, stage, first, steps, steps_per_epoch)
+        # Stages never go back, so that the first step of a later one is found by bisection.
+        after = bisect.bisect_right(range(steps), stage, first, key=lambda step: strategy.stage(step / steps_per_epoch))
         subnets, smallest, largest = _pool(strategy, stage, first / steps_per_epoch)
         passes, macs = _mean_step(strategy, first, after, steps_per_epoch, remarks)
         yield StagePlan(
@@ -276,18 +259,6 @@ def _stages(strategy: Strategy, steps_per_epoch: int, remarks: list[str]) -> Ite
             macs=macs,
         )
         first = after
-
-
-def _first_step_beyond(strategy: Strategy, stage: int, first: int, steps: int, steps_per_epoch: int) -> int:
-    """The first step of a later stage, by bisection: stages never go back."""
-    low, high = first, steps
-    while high - low > 1:
-        middle = (low + high) // 2
-        if strategy.stage(middle / steps_per_epoch) > stage:
-            high = middle
-        else:
-            low = middle
-    return high
 
 
 def _pool(strategy: Strategy, stage: int, epoch: float) -> tuple[int | None, Costs, Costs]:

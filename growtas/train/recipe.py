@@ -17,9 +17,6 @@ METHODS = ("growtas", "growtas-plus", "uniform", "sandwich", "shrinking", "prena
 """What ``--method`` takes; ``finetune`` is what ``growtas finetune`` does."""
 STAGED = ("growtas", "growtas-plus")
 """Methods to which stages, subspaces and transitions mean something."""
-AUGMENTS = ("none", "light", "paper")
-OPTIMIZERS = ("adamw", "sgd")
-AMP_TYPES = ("auto", "fp32", "bf16", "fp16")
 
 
 def _is_epochs(value: Any) -> bool:
@@ -100,7 +97,7 @@ class Recipe:
     epochs: int = checked(30, whole(1, 100_000))
     batch_size: int = checked(128, whole(1))
     accumulate: int = checked(1, whole(1))
-    optimizer: str = checked("adamw", one_of(*OPTIMIZERS))
+    optimizer: str = checked("adamw", one_of("adamw", "sgd"))
     momentum: float = checked(0.9, real(0, 0.9999))
     lr: float = checked(1e-3, real(0, above=True))
     min_lr: float = checked(1e-5, real(0))
@@ -111,7 +108,7 @@ class Recipe:
     mixup: float = checked(0.0, real(0))
     cutmix: float = checked(0.0, real(0))
     drop_path: float = checked(0.0, real(0, 0.99))
-    augment: str = checked("light", one_of(*AUGMENTS))
+    augment: str = checked("light", one_of("none", "light", "paper"))
     crop_padding: int = checked(2, whole(0))
     hflip: float = checked(0.5, real(0, 1))
     auto_augment: str | None = checked(None, text(null=True))
@@ -126,7 +123,7 @@ class Recipe:
     search_images: int = checked(10_000, whole(1))
     monitor_images: int = checked(2_000, whole(1, 2_000))
     clip_grad: float | None = checked(None, real(0, above=True, null=True))
-    amp: str = checked("auto", one_of(*AMP_TYPES))
+    amp: str = checked("auto", one_of("auto", "fp32", "bf16", "fp16"))
     ema_decay: float | None = checked(None, real(0, 0.999999, null=True))
     teacher: str | None = checked(None, text(null=True))
     teacher_checkpoint: str | None = checked(None, text(null=True))

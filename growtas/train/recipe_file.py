@@ -11,8 +11,6 @@ from growtas.errors import ConfigError
 from growtas.train.recipe import Recipe, check_known_fields, is_float
 from growtas.train.recipes import find_recipe
 
-_BASE = "recipe"
-
 
 def read_layer(path: Path) -> tuple[str | None, dict[str, Any]]:
     """What a YAML file sets: the name of the recipe that it goes on from (its ``recipe``, if it has one), and its fields.
@@ -34,7 +32,7 @@ def read_layer(path: Path) -> tuple[str | None, dict[str, Any]]:
     if twice is not None:
         raise ConfigError(f"{path}: {twice} is given twice; give it once")
     data = {} if data is None else data
-    base = data.pop(_BASE, None) if isinstance(data, dict) else None
+    base = data.pop("recipe", None) if isinstance(data, dict) else None
     check_known_fields(data, str(path))
     if base is not None:
         try:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from growtas.errors import ConfigError, choices
+from growtas.fields import rule_of
 from growtas.space import load_space
 from growtas.train.initial_weights import inherited_fields
 from growtas.train.recipe import METHODS, Recipe
@@ -40,8 +41,8 @@ def resolve_recipe(recipe: str | Recipe | None = None, fields: Mapping[str, Any]
     named, file_fields = _named_recipe(recipe, config)
     given = {**file_fields, **fields}
     for key in ("space", "data"):
-        if key in given and (not isinstance(given[key], str) or not given[key]):
-            raise ConfigError(f"{key} is {given[key]!r}; it must be a text")
+        if key in given:
+            rule_of(Recipe, key).check(key, given[key])
     method = given.get("method")
     if method is not None and method not in METHODS:
         raise ConfigError(f"method is {method!r}; it must be {choices(METHODS)}")

@@ -16,19 +16,20 @@ from growtas import __version__
 from growtas.checkpoint import save_supernet
 from growtas.data.evaluation import EvaluationSet, cut_search_split, search_indices
 from growtas.data.images import Subset
+from growtas.data.loaders import cut_batches
 from growtas.data.parts import Parts
 from growtas.data.preprocess import preprocess_record
 from growtas.data.report import DataReport, check_data
 from growtas.data.sources import Data, open_data
 from growtas.distributed import World, join_world
 from growtas.errors import ConfigError, DeviceError, GrowtasError, UsageError
-from growtas.files import ensure_writable, read_json, read_json_lines, replacing, write_json
+from growtas.files import ensure_writable, read_json, read_json_lines, replacing, sha256, write_json
 from growtas.nn.supernet import Supernet
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run, check_run_name, create_run, this_process
 from growtas.space import SearchSpace, load_space
 from growtas.train.events import RunReady
-from growtas.train.image_loader import check_batches, check_memory, make_loader
+from growtas.train.image_loader import check_memory, make_loader
 from growtas.train.initial_weights import InitialWeights
 from growtas.train.monitored_subnets import subnet_accuracies
 from growtas.train.recipe import Recipe
@@ -72,25 +73,26 @@ class Session:
             KeyboardInterrupt: stopped; the run's state says so, and it can be resumed.
         """
         main = self.world.is_main
+        progress = progress if main else SILENT
         if main:
             self.run.update(state="training", error=None, process=this_process())
-        else:
-            progress = SILENT
         try:
             progress.event(RunReady(self.run, self.recipe, self.data, self.device.type, self.world.size, self.report))
-            supernet = self._trainer(progress).train()
+            split, record = read_json(self.run.path / "split.json", "search split"), self.run.info["preprocess"]
+            search = EvaluationSet(Subset(self.data.train, search_indices(split)), record, self.data.class_names)
+            monitor = search.subset(self.recipe.monitor_images)
+            parts = Parts.of_process(self.world.rank, self.world.size, self.recipe.accumulate)
+            loader = make_loader(self.data, split, record, self.recipe, self.device, progress, parts)
+            strategy = make_strategy(self.recipe, self.run.space)
+            trainer = Trainer(self.run, self.recipe, strategy, loader, monitor, self.device, self.world, progress)
+            supernet = trainer.train()
             start = time.perf_counter()
-            record = self.run.info["preprocess"]
             test = EvaluationSet(self.data.test, record, self.data.class_names)
-            followed = make_strategy(self.recipe, self.run.space).followed()
-            accuracies = subnet_accuracies(supernet, test, self.device, followed, self.world)
-        except KeyboardInterrupt:
+            accuracies = subnet_accuracies(supernet, test, self.device, strategy.followed(), self.world)
+        except (KeyboardInterrupt, GrowtasError) as error:
             if main:
-                self.run.update(state="interrupted", process=None)
-            raise
-        except GrowtasError as error:
-            if main:
-                self.run.update(state="interrupted", process=None, error=str(error))
+                message = {"error": str(error)} if isinstance(error, GrowtasError) else {}
+                self.run.update(state="interrupted", process=None, **message)
             raise
         # From the epochs' own lines, so that a run that was stopped and continued counts them all.
         epochs = sum(line["seconds"] for line in read_json_lines(self.run.path / "metrics.jsonl"))
@@ -99,17 +101,6 @@ class Session:
             self.run.update(state="finished", process=None, test_accuracy=accuracies, seconds=round(seconds, 1))
         self.world.wait()
         return self.run.info
-
-    def _trainer(self, progress: Progress) -> Trainer:
-        split = read_json(self.run.path / "split.json", "search split")
-        record = self.run.info["preprocess"]
-        search = Subset(self.data.train, search_indices(split))
-        monitor = EvaluationSet(search, record, self.data.class_names).subset(self.recipe.monitor_images)
-        world = self.world
-        parts = Parts.of_process(world.rank, world.size, self.recipe.accumulate)
-        loader = make_loader(self.data, split, record, self.recipe, self.device, progress, parts)
-        strategy = make_strategy(self.recipe, self.run.space)
-        return Trainer(self.run, self.recipe, strategy, loader, monitor, self.device, world, progress)
 
 
 def start_session(
@@ -131,11 +122,7 @@ def start_session(
 
     Args:
         recipe: what to do.
-        out: folder of the runs.
-        name: of the run's folder.
-        data_dir: where the data's files are.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        progress: is told of each stage.
+        out, name, data_dir, device, progress: as for :func:`growtas.api.train`.
         space: instead of the one that the recipe names; its number of classes becomes the data's.
         weights: makes the supernet to start from, given the space; without it the recipe's ``init`` does, or chance.
         extra: more entries for ``run.json``.
@@ -154,32 +141,39 @@ def start_session(
         return resume_session(Run(out / name), data_dir=data_dir, device=device)
     if name is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
         raise UsageError("torchrun --max-restarts needs --name, by which restarted processes find the run again")
-    if world.is_main:
-        check_run_name(out, name)
     created = not out.exists()
     if world.is_main:
+        check_run_name(out, name)
         ensure_writable(out)
     try:
         initial = InitialWeights.of(recipe) if weights is None else None
         space = space or load_space(recipe.space)
-        recipe = initial.inherit(recipe) if initial else recipe
-        if data_dir is None and initial is not None:
-            data_dir = initial.data_dir(recipe.data)
-        data = _open_in_turn(world, recipe.data, data_dir, progress)
+        if initial is not None:
+            recipe, data_dir = initial.inherit(recipe, data_dir)
+        if not world.is_main:
+            world.wait()  # process 0 fetches and decodes files, the others find them
+        data = open_data(recipe.data, data_dir, progress=progress, check_images=world.is_main)
+        if world.is_main:
+            world.wait()
         space = space.replace(num_classes=len(data.class_names))
         make_strategy(recipe, space)
         split = cut_search_split(data, recipe.seed, recipe.search_images)
         record = preprocess_record(space, data)
         check_memory(data, record, recipe)
-        check_batches(recipe, len(data.train) - len(split["search"]), world)
-        report = check_data(data, split, record, progress) if world.is_main else None
+        parts = Parts.of_process(world.rank, world.size, recipe.accumulate)
+        cut_batches(len(data.train) - len(split["search"]), recipe.batch_size, parts)
+        report = None
         if world.is_main:
+            report = check_data(data, split, record, progress)
             load_teacher(recipe, record, len(data.class_names))  # fetched and fitting, before there is a run
         supernet = weights(space) if weights else initial.supernet(recipe, space.num_classes) if initial else None
     except (GrowtasError, KeyboardInterrupt):
         if created and world.is_main and not any(out.iterdir()):
             out.rmdir()
         raise
+    starts_from: dict[str, str] | None = None if supernet is None else {}
+    if initial is not None:
+        starts_from = {"path": str(initial.path), "sha256": sha256(initial.path)}
     info = {
         "state": "training",
         "space": space.to_dict(),
@@ -190,7 +184,7 @@ def start_session(
         "preprocess": record,
         "class_names": list(data.class_names),
         "versions": {"growtas": __version__, "torch": torch.__version__, "numpy": np.__version__},
-        "starts_from": initial.record if initial else {} if supernet is not None else None,
+        "starts_from": starts_from,
         **(extra or {}),
     }
     path = None
@@ -205,16 +199,6 @@ def start_session(
             write_json(run.path / "data.json", report.to_dict())
         path = str(run.path)
     return Session(Run(Path(world.share(path))), recipe, data, chosen, world, report)
-
-
-def _open_in_turn(world: World, name: str, data_dir: str | None, progress: Progress) -> Data:
-    """The data, opened by process 0 first: where files are fetched or decoded, the others find them."""
-    if not world.is_main:
-        world.wait()
-    data = open_data(name, data_dir, progress=progress, check_images=world.is_main)
-    if world.is_main:
-        world.wait()
-    return data
 
 
 def resume_session(

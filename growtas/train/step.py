@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,11 +20,11 @@ from growtas.distributed import World
 from growtas.errors import DeviceError, TrainingError
 from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer
-from growtas.subnet import Subnet
 from growtas.train.clock import Clock
 from growtas.train.freezing import FrozenEntries
+from growtas.train.optimizer import make_optimizer
 from growtas.train.recipe import Recipe
-from growtas.train.strategies import Pass
+from growtas.train.strategies.base import Pass
 from growtas.train.teacher import Teacher
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,39 +72,70 @@ class StepResult:
     requests: list[float]
 
 
+@dataclass
+class Training:
+    """Everything that a training changes.
+
+    Attributes:
+        supernet, optimizer: in training.
+        average: an exponential moving average of the weights, or None.
+        scaler: the loss scaler; its state is empty where it is not in use.
+        teacher: the largest subnet as it was, where the method kept it.
+    """
+
+    supernet: Supernet
+    optimizer: Optimizer
+    average: ModelEmaV3 | None
+    scaler: torch.amp.GradScaler
+    teacher: VisionTransformer | None = None
+
+    @classmethod
+    def of(cls, supernet: Supernet, recipe: Recipe, device: torch.device) -> Training:
+        """What a training of ``supernet`` begins with, by its recipe."""
+        average = ModelEmaV3(supernet, recipe.ema_decay, use_warmup=True) if recipe.ema_decay is not None else None
+        scaler = torch.amp.GradScaler(device.type, enabled=autocast_type(recipe.amp, device) == torch.float16)
+        return cls(supernet, make_optimizer(supernet, recipe), average, scaler)
+
+    @property
+    def result(self) -> Supernet:
+        """The supernet that evaluation, search and export get: the average where there is one."""
+        if self.average is None:
+            return self.supernet
+        module = self.average.module
+        assert isinstance(module, Supernet)
+        return module
+
+
 class Stepper:
     """Runs steps on a supernet.
 
     Args:
-        supernet, optimizer: in training.
-        recipe: the training.
+        training: what steps change.
+        recipe: the training's.
         world: the processes.
         device: of this process.
         teacher: an external teacher, for every pass that learns from labels.
         frozen: entries that must not change.
-        average: an exponential moving average of the weights.
     """
 
     def __init__(
         self,
-        supernet: Supernet,
-        optimizer: Optimizer,
+        training: Training,
         recipe: Recipe,
         world: World,
         device: torch.device,
         *,
         teacher: Teacher | None = None,
         frozen: FrozenEntries | None = None,
-        average: ModelEmaV3 | None = None,
     ) -> None:
-        self.supernet, self.optimizer, self.recipe, self.world, self.device = supernet, optimizer, recipe, world, device
-        self.teacher, self.frozen, self.average = teacher, frozen, average
-        self.frozen_teacher: VisionTransformer | None = None
+        self.training, self.supernet, self.recipe, self.world, self.device = training, training.supernet, recipe, world, device
+        self.teacher, self.frozen = teacher, frozen
         self._type = autocast_type(recipe.amp, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self._type == torch.float16)
-        self._mixup = _make_mixup(recipe, supernet.space.num_classes)
-        self._parameters = [parameter for parameter in supernet.parameters() if parameter.requires_grad]
-        self._macs: dict[Subnet, float] = {}
+        self._mixup = None
+        if recipe.mixup or recipe.cutmix:
+            classes, smoothing = self.supernet.space.num_classes, recipe.label_smoothing
+            self._mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=smoothing, num_classes=classes)  # type: ignore[no-untyped-call]
+        self._parameters = [parameter for parameter in self.supernet.parameters() if parameter.requires_grad]
 
     def __call__(self, step: int, batch: Batch, passes: Sequence[Pass], clock: Clock, requests: Sequence[bool] = ()) -> StepResult:
         """Do one step.
@@ -119,7 +151,7 @@ class Stepper:
         """
         accumulate = self.recipe.accumulate
         parts = accumulate * self.world.size
-        self.optimizer.zero_grad(set_to_none=True)
+        self.training.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros(len(passes), device=self.device)
         pieces = [tensor.to(self.device, non_blocking=True).chunk(accumulate) for tensor in batch]
         for index, (images, labels) in enumerate(zip(*pieces, strict=True)):
@@ -128,7 +160,12 @@ class Stepper:
             totals = torch.cat([losses, torch.tensor([float(r) for r in requests], device=self.device)])
             self.world.sum_gradients(self._parameters, totals)
             values = totals.tolist()
-            self._check_finite(step, values[: len(passes)], passes)
+            for loss, chosen in zip(values, passes, strict=False):
+                if not math.isfinite(loss):
+                    raise TrainingError(
+                        f"step {step + 1}: the loss is {loss} for the subnet ({chosen.subnet}); lower lr ({self.recipe.lr:g}) "
+                        f"or set clip_grad; the last checkpoint is kept"
+                    )
             self._update(step)
         images_seen = len(batch[0]) * self.world.size
         return StepResult(values[: len(passes)], *self._count_macs(passes, images_seen), values[len(passes) :])
@@ -163,7 +200,7 @@ class Stepper:
             if index == 0:
                 taught["first"] = logits.detach()
             with clock("backward", step=True):
-                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                self.training.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses[index] += loss.detach()
 
     def _soft_outputs(self, images: Tensor, passes: Sequence[Pass]) -> dict[str, Tensor]:
@@ -171,8 +208,8 @@ class Stepper:
         with torch.no_grad(), torch.autocast(self.device.type, self._type, enabled=self._type is not None):
             if self.teacher is not None:
                 taught["external"] = self.teacher(images)
-            if self.frozen_teacher is not None and any(p.soft and p.teacher == "frozen" for p in passes):
-                taught["frozen"] = self.frozen_teacher(images)
+            if self.training.teacher is not None and self._learns_from_frozen(passes):
+                taught["frozen"] = self.training.teacher(images)
         return taught
 
     def _loss(self, logits: Tensor, target: Tensor, smoothing: float, chosen: Pass, taught: dict[str, Tensor]) -> Tensor:
@@ -188,46 +225,27 @@ class Stepper:
             loss = loss + chosen.soft * soft_cross_entropy(logits, taught[chosen.teacher], temperature)
         return loss
 
-    def _check_finite(self, step: int, losses: list[float], passes: Sequence[Pass]) -> None:
-        for loss, chosen in zip(losses, passes, strict=True):
-            if not abs(loss) < float("inf"):
-                raise TrainingError(
-                    f"step {step + 1}: the loss is {loss} for the subnet ({chosen.subnet}); lower lr ({self.recipe.lr:g}) "
-                    f"or set clip_grad; the last checkpoint is kept"
-                )
-
     def _update(self, step: int) -> None:
-        """The optimiser's step with what hangs on it."""
-        self.scaler.unscale_(self.optimizer)
+        scaler, optimizer, average = self.training.scaler, self.training.optimizer, self.training.average
+        scaler.unscale_(optimizer)
         if self.frozen is not None:
             self.frozen.clear_gradients()
         if self.recipe.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        scaler.step(optimizer)
+        scaler.update()
         if self.frozen is not None:
             self.frozen.restore()
-        if self.average is not None:
-            self.average.update(self.supernet, step)
+        if average is not None:
+            average.update(self.supernet, step)
             if self.frozen is not None:
-                self.frozen.restore_in(self.average.module)
+                self.frozen.restore_in(average.module)
 
     def _count_macs(self, passes: Sequence[Pass], images: int) -> tuple[float, float]:
-        forward = sum(self._subnet_macs(chosen.subnet) for chosen in passes)
-        extra = 0.0
-        if self.frozen_teacher is not None and any(p.soft and p.teacher == "frozen" for p in passes):
-            extra = self._subnet_macs(self.supernet.space.largest)
-        return (1 + BACKWARD) * forward * images, extra * images
+        space = self.supernet.space
+        forward = sum(count_costs(space, chosen.subnet).macs for chosen in passes)
+        teacher = count_costs(space, space.largest).macs if self._learns_from_frozen(passes) else 0
+        return (1.0 + BACKWARD) * forward * images, float(teacher * images)
 
-    def _subnet_macs(self, subnet: Subnet) -> float:
-        if subnet not in self._macs:
-            self._macs[subnet] = float(count_costs(self.supernet.space, subnet).macs)
-        return self._macs[subnet]
-
-
-def _make_mixup(recipe: Recipe, classes: int) -> Mixup | None:
-    if not (recipe.mixup or recipe.cutmix):
-        return None
-    return Mixup(  # type: ignore[no-untyped-call]
-        mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes
-    )
+    def _learns_from_frozen(self, passes: Sequence[Pass]) -> bool:
+        return self.training.teacher is not None and any(chosen.soft and chosen.teacher == "frozen" for chosen in passes)

@@ -75,38 +75,32 @@ def load_teacher(recipe: Recipe, record: Mapping[str, Any], classes: int) -> Tea
         ConfigError: timm knows no such model, or has no weights for it.
         CheckpointError: the weights can't be read, or are of another number of classes.
     """
+    channels = record["in_chans"]
     if recipe.teacher is None:
         return None
     if recipe.teacher.endswith(".safetensors"):
         model = load_model(recipe.teacher)
         if model.num_classes != classes:
             raise CheckpointError(f"{recipe.teacher}: the teacher has {model.num_classes} classes, the data {classes}")
-        size = model.architecture.image_size
-        neutral = torch.ones(record["in_chans"])
-        return Teacher(model, (size, size), neutral, torch.zeros_like(neutral))
-    return _timm_teacher(recipe, record, classes)
-
-
-def _timm_teacher(recipe: Recipe, record: Mapping[str, Any], classes: int) -> Teacher:
+        side = model.architecture.image_size
+        return Teacher(model, (side, side), torch.ones(channels), torch.zeros(channels))
     check_teacher(recipe)
-    name, checkpoint = str(recipe.teacher), recipe.teacher_checkpoint
+    checkpoint = recipe.teacher_checkpoint
     try:
-        model = timm.create_model(
-            name, pretrained=checkpoint is None, checkpoint_path=checkpoint or "", num_classes=classes, in_chans=record["in_chans"]
+        network = timm.create_model(
+            recipe.teacher, checkpoint is None, checkpoint_path=checkpoint or "", num_classes=classes, in_chans=channels
         )
     except Exception as error:  # timm, its hub and torch each raise their own kinds
         reason = " ".join(str(error).split())[:200]
         where = f"with the weights {checkpoint}" if checkpoint else "with its pretrained weights (or name some: teacher_checkpoint)"
-        raise ConfigError(f"the teacher {name} can't be made by timm {where}: {reason}") from None
-    config: Mapping[str, Any] = getattr(model, "pretrained_cfg")  # noqa: B009 (nn.Module's attributes are tensors or modules to mypy)
-    mean, std = (_channels(config.get(key, default), record["in_chans"]) for key, default in (("mean", 0.5), ("std", 0.5)))
-    own_mean, own_std = (_channels(record[key], record["in_chans"]) for key in ("mean", "std"))
+        raise ConfigError(f"the teacher {recipe.teacher} can't be made by timm {where}: {reason}") from None
+    config: Mapping[str, Any] = getattr(network, "pretrained_cfg")  # noqa: B009 (nn.Module's attributes are tensors or modules to mypy)
+    mean, std = (_channels(config.get(key, 0.5), channels) for key in ("mean", "std"))
+    data_mean, data_std = (_channels(record[key], channels) for key in ("mean", "std"))
     size = tuple(config["input_size"][-2:]) if config.get("fixed_input_size") else None
-    return Teacher(model, size, own_std / std, (own_mean - mean) / std)
+    return Teacher(network, size, data_std / std, (data_mean - mean) / std)
 
 
 def _channels(values: Any, count: int) -> Tensor:
     tensor = torch.tensor(values, dtype=torch.float32).reshape(-1)
-    if len(tensor) == count:
-        return tensor
-    return tensor.mean().expand(count).clone()
+    return tensor if len(tensor) == count else tensor.mean().expand(count).clone()

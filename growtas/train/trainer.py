@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from growtas.checkpoint import load_supernet
@@ -24,16 +23,17 @@ from growtas.nn.supernet import Supernet
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run
 from growtas.subnet import Subnet
-from growtas.train.checkpoints import Place, Training, all_finite, keep_best, load_newest, save_checkpoint
+from growtas.train.checkpoints import Place, all_finite, keep_best, load_newest, save_checkpoint
 from growtas.train.clock import Clock
 from growtas.train.events import EpochDone, StepDone, TrainingStarted
 from growtas.train.freezing import FrozenEntries, used_regions
 from growtas.train.interrupts import Interrupts
 from growtas.train.monitored_subnets import stage_subnets, subnet_accuracies
-from growtas.train.optimizer import make_optimizer, make_scheduler
+from growtas.train.optimizer import make_scheduler
 from growtas.train.recipe import Recipe
-from growtas.train.step import Stepper, StepResult
-from growtas.train.strategies import ProgressivePlus, Strategy
+from growtas.train.step import Stepper, Training
+from growtas.train.strategies.base import Strategy
+from growtas.train.strategies.growtas_plus import ProgressivePlus
 from growtas.train.teacher import load_teacher
 
 _INITIAL_WEIGHTS = 2**32
@@ -114,27 +114,16 @@ class Trainer:
         frozen = None
         if isinstance(self.strategy, ProgressivePlus):
             frozen = FrozenEntries(supernet, used_regions(supernet, self.strategy.frozen))
-        average = ModelEmaV3(supernet, recipe.ema_decay, use_warmup=True) if recipe.ema_decay is not None else None
-        optimizer = make_optimizer(supernet, recipe)
+        self._training = Training.of(supernet, recipe, self.device)
         teacher = load_teacher(recipe, self.run.info["preprocess"], self.space.num_classes)
-        self._stepper = Stepper(
-            supernet,
-            optimizer,
-            recipe,
-            self.world,
-            self.device,
-            teacher=teacher.to(self.device) if teacher is not None else None,
-            frozen=frozen,
-            average=average,
-        )
-        self._training = Training(supernet, optimizer, average, self._stepper.scaler)
+        teacher = teacher.to(self.device) if teacher is not None else None
+        self._stepper = Stepper(self._training, recipe, self.world, self.device, teacher=teacher, frozen=frozen)
         if not self.world.is_main:
             self.world.wait()  # until process 0 has set aside what can't be read
         fresh = not self.run.checkpoints
         place, state = load_newest(self.run, self._training, self.progress)
         if self.world.is_main:
             self.world.wait()
-        self._stepper.frozen_teacher = self._training.teacher
         if not fresh:
             self.strategy.load_state(state)
         if self.world.is_main:
@@ -158,8 +147,11 @@ class Trainer:
             place.batch += 1
             images = len(batch[0]) * self.world.size
             images_here += images
-            self._add(place.sums, result, images)
-            loss = sum(result.losses) / len(result.losses)
+            loss = sum(result.losses) / len(passes)
+            extra_macs, self._extra_macs = result.extra_macs + self._extra_macs, 0.0
+            additions = {"loss": loss, "images": images, "passes": len(passes), "macs": result.macs, "extra_macs": extra_macs}
+            for key, value in additions.items():
+                place.sums[key] = place.sums.get(key, 0.0) + value
             self.progress.event(StepDone(place.step, epoch, self.strategy.stage(where), loss))
             self._answer(result.requests, place, earlier + time.perf_counter() - start)
         if not all_finite(training.supernet):
@@ -184,21 +176,8 @@ class Trainer:
             self.strategy.before_step(step, epoch, self)
             if self._training.teacher is None and self.strategy.keeps_teacher(epoch):
                 self._training.teacher = extract(self._training.result, self.space.largest).requires_grad_(False)
-                self._stepper.frozen_teacher = self._training.teacher
         if not self._training.supernet.training:
             self._training.supernet.train()
-
-    def _add(self, sums: dict[str, float], result: StepResult, images: int) -> None:
-        method_macs, self._extra_macs = self._extra_macs, 0.0
-        values = {
-            "loss": sum(result.losses) / len(result.losses),
-            "images": images,
-            "passes": len(result.losses),
-            "macs": result.macs,
-            "extra_macs": result.extra_macs + method_macs,
-        }
-        for key, value in values.items():
-            sums[key] = sums.get(key, 0.0) + value
 
     def _measure(self, place: Place, where: float, sums: dict[str, float], images: int, clock: Clock) -> dict[str, Any]:
         """The epoch's line of ``metrics.jsonl``."""

@@ -8,16 +8,21 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby, pairwise
 
 from growtas.watch.metrics import Series
 
-COLOURS = ("green", "yellow", "red", "cyan", "magenta", "blue")
+_COLOURS = ("green", "yellow", "red", "cyan", "magenta", "blue")
 _DASHES = ((1, 0), (4, 2), (1, 2), (5, 3), (2, 3), (1, 4))
 """Dots drawn and left out, in turn; for the last curve, the last but one and so on."""
 _PLAIN = "*+ox#@"
 _BRAILLE = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 """Bit of the dot in column x (0..1) and row y (0..3) of a braille character, U+2800 with no dot."""
+_ASCII = str.maketrans("│┤┊─┴└", "|+:-++")
+
+Piece = tuple[str, str]
+"""Text and its style."""
 
 
 @dataclass(frozen=True)
@@ -50,41 +55,44 @@ class Chart:
 
 
 @dataclass
-class Cell:
-    """A character of a chart: what is drawn in it, and whose colour it has."""
-
-    dots: int = 0
-    char: str = " "
-    style: str = ""
-
-
-@dataclass
 class _Canvas:
-    """A grid of characters that dots can be set in; the origin is at the top left."""
+    """A grid of characters with their styles that curves are drawn in; places are counted in dots from the top left.
+
+    Attributes:
+        epochs: first and last epoch, at the left and the right edge.
+        values: lowest and highest value, at the bottom and the top.
+    """
 
     width: int
     height: int
     plain: bool
-    cells: list[list[Cell]] = field(init=False)
+    epochs: tuple[int, int]
+    values: tuple[float, float]
 
     def __post_init__(self) -> None:
-        self.cells = [[Cell() for _ in range(self.width)] for _ in range(self.height)]
+        self.rows: list[list[Piece]] = [[(" ", "")] * self.width for _ in range(self.height)]
         self.dots_x, self.dots_y = (1, 1) if self.plain else (2, 4)
 
+    def column(self, epoch: float) -> int:
+        return self.place(epoch, self.values[0])[0] // self.dots_x
+
+    def row(self, value: float) -> int:
+        return self.place(self.epochs[0], value)[1] // self.dots_y
+
+    def place(self, epoch: float, value: float) -> tuple[int, int]:
+        (first, last), (low, high) = self.epochs, self.values
+        share = (epoch - first) / (last - first) if last > first else 0.5
+        return round(share * (self.width * self.dots_x - 1)), round((high - value) / (high - low) * (self.height * self.dots_y - 1))
+
     def dot(self, x: int, y: int, style: str, char: str) -> None:
-        cell = self.cells[y // self.dots_y][x // self.dots_x]
-        if self.plain:
-            cell.char = char
-        else:
-            cell.dots |= _BRAILLE[x % 2][y % 4]
-        cell.style = style
-
-    def mark(self, x: int, y: int, style: str, char: str) -> None:
-        """A whole character, for a point with no neighbours: a single dot would hardly be seen."""
-        self.cells[y // self.dots_y][x // self.dots_x] = Cell(0, char, style)
+        row, column = y // self.dots_y, x // self.dots_x
+        if not self.plain:
+            # Of the characters used here only braille lies at or above U+2800.
+            char = chr(max(ord(self.rows[row][column][0]), 0x2800) | _BRAILLE[x % 2][y % 4])
+        self.rows[row][column] = (char, style)
 
 
-def draw(chart: Chart, width: int, height: int, *, plain: bool = False) -> list[list[tuple[str, str]]]:
+def draw(chart: Chart, width: int, height: int, *, plain: bool = False) -> list[list[Piece]]:
     """A chart as lines of (text, style) pieces, none wider than ``width``.
 
     Args:
@@ -96,11 +104,9 @@ def draw(chart: Chart, width: int, height: int, *, plain: bool = False) -> list[
     if not chart.measured:
         return [[(chart.title, "bold")], [("nothing measured yet", "dim")]]
     epochs = [epoch for series in chart.series for epoch in series.epochs]
-    first, last = min(epochs), max(epochs)
     thinned = [thin(series, width) for series in chart.series]
     finite = [value for series in thinned for value in series.values if math.isfinite(value)]
     ticks = _ticks(min(finite), max(finite), height)
-    low, high = ticks[0], ticks[-1]
     # As many rows as put every tick into the same place of its row.
     height = (len(ticks) - 1) * max((height - 1) // (len(ticks) - 1), 1) + 1
     tick_texts = [f"{100 * tick:g}%" if chart.percent else f"{tick:g}" for tick in ticks]
@@ -108,30 +114,19 @@ def draw(chart: Chart, width: int, height: int, *, plain: bool = False) -> list[
     labels = _labels(chart)
     # The drawing keeps ten columns; labels too long for the rest are cut.
     right = min(max(len(" epoch"), *(len(text) for _, text, _ in labels)), width - left - 10)
-    canvas = _Canvas(width - left - right, height, plain)
-
-    dots_wide, dots_high = canvas.width * canvas.dots_x, canvas.height * canvas.dots_y
-
-    def x_of(epoch: float) -> int:
-        share = (epoch - first) / (last - first) if last > first else 0.5
-        return min(max(round(share * (dots_wide - 1)), 0), dots_wide - 1)
-
-    def y_of(value: float) -> int:
-        return min(max(round((high - value) / (high - low) * (dots_high - 1)), 0), dots_high - 1)
-
-    _draw_boundaries(canvas, chart, first, last, x_of)
+    canvas = _Canvas(width - left - right, height, plain, (min(epochs), max(epochs)), (ticks[0], ticks[-1]))
+    _draw_boundaries(canvas, chart)
     for index, series in enumerate(thinned):
-        _draw_series(canvas, series, index, len(chart.series), x_of, y_of)
-    rows_of_ticks = {y_of(tick) // canvas.dots_y: text for tick, text in zip(ticks, tick_texts, strict=True)}
-    placed = _place_labels([(y_of(value) // canvas.dots_y, text[:right], style) for value, text, style in labels], height)
+        _draw_series(canvas, series, index, len(chart.series))
+    rows_of_ticks = {canvas.row(tick): text for tick, text in zip(ticks, tick_texts, strict=True)}
+    placed = _place_labels([(canvas.row(value), text[:right], style) for value, text, style in labels], height)
     lines = [[(chart.title, "bold")]]
-    for row in range(height):
-        text = rows_of_ticks.get(row)
-        axis = ("|" if plain else "│") if text is None else ("+" if plain else "┤")
-        line = [(f"{text or '':>{left - 2}} {axis}", "dim"), *_pieces(canvas.cells[row])]
-        lines.append([*line, *placed.get(row, [])])
-    lines += _time_axis(canvas, left, first, last, x_of)
-    return lines
+    for row, cells in enumerate(canvas.rows):
+        axis = f"{rows_of_ticks.get(row, ''):>{left - 2}} {'┤' if row in rows_of_ticks else '│'}"
+        pieces = [("".join(char for char, _ in group), style) for style, group in groupby(cells, lambda cell: cell[1])]
+        lines.append([(axis, "dim"), *pieces, *placed.get(row, [])])
+    lines += _time_axis(canvas, left)
+    return [[(text.translate(_ASCII), style) for text, style in line] for line in lines] if plain else lines
 
 
 def thin(series: Series, most: int) -> Series:
@@ -158,35 +153,33 @@ def _labels(chart: Chart) -> list[tuple[float, str, str]]:
     return sorted(labels, key=lambda label: -label[0])
 
 
-def _place_labels(labels: list[tuple[int, str, str]], height: int) -> dict[int, list[tuple[str, str]]]:
+def _place_labels(labels: list[tuple[int, str, str]], height: int) -> dict[int, list[Piece]]:
     """The labels by row: each has a row of its own, near its curve's end and in the given order; surplus labels are lost."""
     labels = labels[:height]
-    rows: list[int] = []
-    for index, (row, _, _) in enumerate(labels):
-        room_below = len(labels) - 1 - index
-        rows.append(max(min(row, height - 1 - room_below), rows[-1] + 1 if rows else 0))
-    return {row: [(text, style)] for row, (_, text, style) in zip(rows, labels, strict=True)}
+    placed: dict[int, list[Piece]] = {}
+    for index, (row, text, style) in enumerate(labels):
+        lowest = height - len(labels) + index
+        placed[max(min(row, lowest), max(placed, default=-1) + 1)] = [(text, style)]
+    return placed
 
 
-def _draw_boundaries(canvas: _Canvas, chart: Chart, first: int, last: int, x_of: Callable[[float], int]) -> None:
-    inside = [(x_of(epoch - 0.5) // canvas.dots_x, text) for epoch, text in chart.boundaries if first < epoch <= last]
+def _draw_boundaries(canvas: _Canvas, chart: Chart) -> None:
+    first, last = canvas.epochs
+    inside = [(canvas.column(epoch - 0.5), text) for epoch, text in chart.boundaries if first < epoch <= last]
     for column, _ in inside:
-        for row in canvas.cells:
-            row[column] = Cell(0, ":" if canvas.plain else "┊", "dim")
-    for (column, text), (following, _) in zip(inside, [*inside[1:], (canvas.width, "")], strict=False):
+        for row in canvas.rows:
+            row[column] = ("┊", "dim")
+    for (column, text), (following, _) in pairwise([*inside, (canvas.width, "")]):
         if len(text) < following - column - 1:
-            for offset, char in enumerate(text, 2):
-                canvas.cells[0][column + offset] = Cell(0, char, "dim")
+            canvas.rows[0][column + 2 : column + 2 + len(text)] = [(char, "dim") for char in text]
 
 
-def _draw_series(
-    canvas: _Canvas, series: Series, index: int, count: int, x_of: Callable[[float], int], y_of: Callable[[float], int]
-) -> None:
+def _draw_series(canvas: _Canvas, series: Series, index: int, count: int) -> None:
     """Lines from point to point; a value that is not finite leaves a hole."""
     style, char = _style(index, count), _PLAIN[index % len(_PLAIN)]
     drawn, skipped = _DASHES[(count - 1 - index) % len(_DASHES)]
     points = [
-        (x_of(epoch), y_of(value)) if math.isfinite(value) else None
+        canvas.place(epoch, value) if math.isfinite(value) else None
         for epoch, value in zip(series.epochs, series.values, strict=True)
     ]
     travelled = 0
@@ -194,7 +187,8 @@ def _draw_series(
         if point is None:
             continue
         if before is None and after is None:
-            canvas.mark(*point, style, char if canvas.plain else "●")
+            # A whole character for a point with no neighbours: a single dot would hardly be seen.
+            canvas.rows[point[1] // canvas.dots_y][point[0] // canvas.dots_x] = (char if canvas.plain else "●", style)
             continue
         for x, y in _line(before or point, point):
             if canvas.plain or travelled % (drawn + skipped) < drawn:
@@ -204,12 +198,10 @@ def _draw_series(
 
 def _line(start: tuple[int, int], end: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """The dots after ``start`` up to ``end``; just ``end`` where they are the same."""
-    steps = max(abs(end[0] - start[0]), abs(end[1] - start[1]), 1)
+    width, height = end[0] - start[0], end[1] - start[1]
+    steps = max(abs(width), abs(height), 1)
     for step in range(1, steps + 1):
-        yield (
-            round(start[0] + (end[0] - start[0]) * step / steps),
-            round(start[1] + (end[1] - start[1]) * step / steps),
-        )
+        yield round(start[0] + width * step / steps), round(start[1] + height * step / steps)
 
 
 def _ticks(low: float, high: float, height: int) -> list[float]:
@@ -222,46 +214,27 @@ def _ticks(low: float, high: float, height: int) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def _time_axis(canvas: _Canvas, left: int, first: int, last: int, x_of: Callable[[float], int]) -> list[list[tuple[str, str]]]:
+def _time_axis(canvas: _Canvas, left: int) -> list[list[Piece]]:
     """The line below the drawing with round epochs, and their numbers."""
+    first, last = canvas.epochs
     step = max(1, round(_nice((last - first) / max(canvas.width // 9, 1))))
-    epochs = [first, *range(-(-(first + 1) // step) * step, last, step), last]
-    rule = ["-" if canvas.plain else "─"] * canvas.width
-    text = [" "] * (canvas.width + 8)
-    end = -1
+    rule, text, end = ["─"] * canvas.width, [" "] * (canvas.width + 8), -1
     # The last epoch has its number whatever else has to give way for it.
-    last_start = max(x_of(last) // canvas.dots_x - len(str(last)) + 1, 0) if last > first else canvas.width
-    for epoch in dict.fromkeys(epochs):
-        column = x_of(epoch) // canvas.dots_x
-        label = str(epoch)
+    last_start = max(canvas.column(last) - len(str(last)) + 1, 0) if last > first else canvas.width
+    for epoch in dict.fromkeys([first, *range(-(-(first + 1) // step) * step, last, step), last]):
+        label, column = str(epoch), canvas.column(epoch)
         start = last_start if epoch == last and last > first else max(column - len(label) // 2, 0)
         if epoch != last and (start <= end or start + len(label) >= last_start):
             continue
-        rule[column] = "+" if canvas.plain else "┴"
-        text[start : start + len(label)] = label
+        rule[column] = "┴"
         end = start + len(label)
-    corner = "+" if canvas.plain else "└"
-    return [
-        [(" " * (left - 1) + corner + "".join(rule) + " epoch", "dim")],
-        [(" " * left + "".join(text).rstrip(), "dim")],
-    ]
-
-
-def _pieces(cells: list[Cell]) -> list[tuple[str, str]]:
-    """A row of characters, neighbours of one style together."""
-    pieces: list[tuple[str, str]] = []
-    for cell in cells:
-        char = chr(0x2800 + cell.dots) if cell.dots else cell.char
-        if pieces and pieces[-1][1] == cell.style:
-            pieces[-1] = (pieces[-1][0] + char, cell.style)
-        else:
-            pieces.append((char, cell.style))
-    return pieces
+        text[start:end] = label
+    return [[(" " * (left - 1) + "└" + "".join(rule) + " epoch", "dim")], [(" " * left + "".join(text).rstrip(), "dim")]]
 
 
 def _style(index: int, count: int) -> str:
     """The last of the curves gets the first colour, so that the largest subnet looks alike in every chart."""
-    return COLOURS[(count - 1 - index) % len(COLOURS)]
+    return _COLOURS[(count - 1 - index) % len(_COLOURS)]
 
 
 def _nice(rough: float) -> float:

@@ -1,15 +1,78 @@
-"""The state of one run, as ``growtas show`` prints it and as JSON."""
+"""A run as a row of the table that ``growtas runs`` prints, and as the whole report of ``growtas show``."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from growtas.errors import CheckpointError
 from growtas.files import read_json
 from growtas.runs import Run, RunState
 from growtas.watch.metrics import Metrics
-from growtas.watch.overview import accuracies, contents, planned_epochs
+
+Entry = TypeVar("Entry")
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One row.
+
+    Attributes:
+        name: the folder's name.
+        path: the folder.
+        created: when the run was begun, ISO 8601 with the time zone.
+        state: as :class:`growtas.runs.RunState` writes it, or ``unreadable``.
+        problem: what can't be read, or None.
+        space, data, method: their names; None where they are not known.
+        epochs_done: epochs that are complete.
+        epochs: epochs of the whole training; None for an imported run.
+        accuracy: of the followed subnets (0..1), in the order smallest, middle, largest; empty where none was measured.
+        accuracy_on: ``test`` (a finished training) or ``search split`` (the last epoch's); None without accuracies.
+        contents: which of ``searched``, ``exported`` and ``benched`` the run is.
+    """
+
+    name: str
+    path: Path
+    created: str
+    state: str
+    problem: str | None = None
+    space: str | None = None
+    data: str | None = None
+    method: str | None = None
+    epochs_done: int = 0
+    epochs: int | None = None
+    accuracy: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    accuracy_on: str | None = None
+    contents: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, run: Run) -> Overview:
+        """The row of a run; what can't be read becomes the row's ``problem``, not an error."""
+        row = cls(run.path.name, run.path, run.created.isoformat(timespec="seconds"), "unreadable", contents=_contents(run))
+        try:
+            info = run.info
+            row = dataclasses.replace(
+                row,
+                state=str(run.state()),
+                space=_entry(info, str, "space", "name"),
+                data=_entry(info, str, "data", "name"),
+                method=_entry(info, str, "method"),
+                epochs=_entry(info, int, "recipe", "epochs"),
+            )
+            metrics = Metrics.of(run)
+        except CheckpointError as error:
+            return dataclasses.replace(row, problem=str(error))
+        accuracy, accuracy_on = _accuracies(info, metrics)
+        return dataclasses.replace(row, epochs_done=metrics.done, accuracy=accuracy, accuracy_on=accuracy_on)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {**dataclasses.asdict(self), "path": str(self.path), "contents": list(self.contents)}
 
 
 @dataclass(frozen=True)
@@ -62,25 +125,25 @@ class Report:
             CheckpointError: ``run.json`` or ``metrics.jsonl`` can't be read.
         """
         info, metrics, state = run.info, Metrics.of(run), run.state()
-        epochs = planned_epochs(info)
+        epochs = _entry(info, int, "recipe", "epochs")
         left = metrics.seconds_left(epochs, now) if epochs is not None and state.name == "training" else None
         return cls(run, info, state, metrics, epochs, _checkpoints(run), left)
 
     @property
     def accuracy(self) -> tuple[dict[str, float], str | None]:
-        """See :func:`growtas.watch.overview.accuracies`."""
-        return accuracies(self.info, self.metrics)
+        """The accuracies that tell most about the run (0..1), and on which images they were measured."""
+        return _accuracies(self.info, self.metrics)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; a number that is not finite is null."""
         metrics = self.metrics
         values, measured_on = self.accuracy
-        best = metrics.best()
+        best, state = metrics.best(), self.state
         return _finite(
             {
                 "run": str(self.run.path),
-                "state": str(self.state),
-                "process": {"state": self.state.process, "pid": self.state.pid, "host": self.state.host},
+                "state": str(state),
+                "process": {"state": state.process, "pid": state.pid, "host": state.host},
                 "created": self.run.created.isoformat(timespec="seconds"),
                 "epochs": {"done": metrics.done, "total": self.epochs, "seconds_left": self.seconds_left},
                 "accuracy": values,
@@ -93,7 +156,7 @@ class Report:
                 "compute": metrics.compute(),
                 "not_finite": metrics.not_finite(),
                 "checkpoints": [{**vars(checkpoint), "path": str(checkpoint.path)} for checkpoint in self.checkpoints],
-                "contents": list(contents(self.run)),
+                "contents": list(_contents(self.run)),
                 "metrics": list(metrics.lines),
                 "info": self.info,
             }
@@ -112,11 +175,9 @@ def _checkpoints(run: Run) -> tuple[Checkpoint, ...]:
 def _size(folder: Path) -> int:
     """Bytes of a folder's files; those that a running training has just removed count nothing."""
     total = 0
-    for path in folder.iterdir() if folder.is_dir() else ():
-        try:
+    for path in folder.glob("*"):
+        with contextlib.suppress(OSError):
             total += path.stat().st_size
-        except OSError:
-            continue
     return total
 
 
@@ -125,6 +186,28 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _contents(run: Run) -> tuple[str, ...]:
+    """What was done with a run: ``searched``, ``exported``, ``benched``."""
+    artifacts = ("export/*.safetensors", "export/*.onnx", "export/*.plan")
+    files = {"searched": ("search/result.json",), "exported": artifacts, "benched": ("bench/bench.json",)}
+    return tuple(step for step, patterns in files.items() if any(any(run.path.glob(pattern)) for pattern in patterns))
+
+
+def _accuracies(info: Mapping[str, Any], metrics: Metrics) -> tuple[dict[str, float], str | None]:
+    """The accuracies that tell most about a run, and on which images they were measured: ``test`` or ``search split``."""
+    tested = info.get("test_accuracy")
+    if info.get("state") == "finished" and isinstance(tested, Mapping):
+        return {str(name): float(value) for name, value in tested.items()}, "test"
+    monitored = {series.label: last for series in metrics.group("accuracy") if (last := series.last) is not None}
+    return monitored, "search split" if monitored else None
+
+
+def _entry(info: Mapping[str, Any], kind: type[Entry], *path: str) -> Entry | None:
+    """An entry of ``run.json``; None where it is absent or of another type."""
+    value: Any = info
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, kind) else None

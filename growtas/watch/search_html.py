@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from growtas.files import replacing
 from growtas.units import format_bytes, format_count, format_ms
 from growtas.watch.diagram import subnet_svg
-from growtas.watch.search_report import SearchReport
+from growtas.watch.search_report import SearchReport, at_most
 
 _STYLE = (
     "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
@@ -25,69 +26,54 @@ def write_search_page(report: SearchReport, path: Path) -> None:
     Raises:
         OutputError: the place can't be written.
     """
-    with replacing(path) as temporary:
-        temporary.write_text(search_page(report), encoding="utf-8")
-
-
-def search_page(report: SearchReport) -> str:
-    """The page as HTML."""
-    data, best = report.data, report.data["best"]
+    data, best, limits = report.data, report.data["best"], report.data["limits"]
+    memory, size = best["modelled_activation_bytes"], best["modelled_size_bytes"]
     costs = [
         ("subnet", str(report.chosen), ""),
         ("accuracy", f"{best['accuracy']:.2%} on the search split", ""),
-        ("params", format_count(best["params"]), _limit(data, "max_params", format_count)),
-        ("MACs", format_count(best["macs"]), _limit(data, "max_macs", format_count)),
-        (
-            "activation memory (modelled)",
-            format_bytes(best["modelled_activation_bytes"]),
-            _limit(data, "max_activation_bytes", format_bytes),
-        ),
-        ("weights (modelled)", format_bytes(best["modelled_size_bytes"]), _limit(data, "max_size_bytes", format_bytes)),
+        ("params", format_count(best["params"]), at_most(limits["max_params"], format_count)),
+        ("MACs", format_count(best["macs"]), at_most(limits["max_macs"], format_count)),
+        ("activation memory (modelled)", format_bytes(memory), at_most(limits["max_activation_bytes"], format_bytes)),
+        ("weights (modelled)", format_bytes(size), at_most(limits["max_size_bytes"], format_bytes)),
     ]
     latencies = [
-        [
-            x["device"],
-            _ms(x["predicted"]),
-            _ms(x["measured"]),
-            _at_most(x["max_latency_ms"], format_ms),
-            x["judged_on"] or "no limit",
-        ]
+        (x["device"], *_latencies(x), at_most(x["max_latency_ms"], format_ms), x["judged_on"] or "no limit")
         for x in best["latencies"]
     ]
     finalists = [
-        [f"{f['accuracy']:.2%}", x["device"], _ms(x["predicted"]), _ms(x["measured"]), "within" if f["meets"] else "beyond a limit"]
+        (f"{f['accuracy']:.2%}", x["device"], *_latencies(x), "within" if f["meets"] else "beyond a limit")
         for f in data["finalists"]
         for x in f["latencies"]
     ]
     generations = [
-        [str(g["generation"]), str(g["subnets"]), f"{g['best_accuracy']:.2%}", f"{g['median_accuracy']:.2%}"]
+        (str(g["generation"]), str(g["subnets"]), f"{g['best_accuracy']:.2%}", f"{g['median_accuracy']:.2%}")
         for g in data["history"]
     ]
-    parts = [
-        f"<h1>Search of {escape(report.space.name)}</h1>",
+    page = (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>growtas search</title>'
+        f"<style>{_STYLE}</style><h1>Search of {escape(report.space.name)}</h1>"
         f"<p>{escape(str(data['run']))}: {data['evaluated']} subnets evaluated, {data['reused']} from the journal, "
-        f"{data['seconds']:.1f} s.</p>",
-        _table(("", "found", "limit"), costs),
-        subnet_svg(report.space, report.chosen),
-    ]
-    if latencies:
-        parts += ["<h2>Latency</h2>", _table(("device", "predicted", "measured", "limit", "judged on"), latencies)]
-    parts += ["<h2>All that was evaluated</h2>", scatter_svg(report)]
-    if finalists:
-        parts += ["<h2>Finalists</h2>", _table(("accuracy", "device", "predicted", "measured", "limits"), finalists)]
-    if generations:
-        parts += ["<h2>Generations</h2>", _table(("generation", "subnets", "best so far", "median"), generations)]
-    head = f'<meta charset="utf-8"><title>growtas search</title><style>{_STYLE}</style>'
-    return f'<!doctype html><html lang="en">{head}{"".join(parts)}</html>\n'
+        f"{data['seconds']:.1f} s.</p>"
+        + _table("", ("", "found", "limit"), costs)
+        + subnet_svg(report.space, report.chosen)
+        + _table("Latency", ("device", "predicted", "measured", "limit", "judged on"), latencies)
+        + f"<h2>All that was evaluated</h2>{_scatter_svg(report)}"
+        + _table("Finalists", ("accuracy", "device", "predicted", "measured", "limits"), finalists)
+        + _table("Generations", ("generation", "subnets", "best so far", "median"), generations)
+        + "</html>\n"
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
-def scatter_svg(report: SearchReport) -> str:
+def _scatter_svg(report: SearchReport) -> str:
     """Accuracy over cost as an ``<svg>`` element: every evaluated subnet, the front, the limit and the chosen subnet."""
-    xs = [*report.costs, *(ms for ms, _, _ in report.measured), *([report.limit] if report.limit is not None else [])]
-    left, right = min(xs), max(xs)
-    # A limit far beyond every subnet would leave the points no room.
-    if report.limit == right and max(report.costs) > left:
-        right = min(right, left + 1.5 * (max([*report.costs, *(ms for ms, _, _ in report.measured)]) - left))
+    costs = [*report.costs, *(ms for ms, _, _ in report.measured)]
+    left, right = min(costs), max(costs)
+    if report.limit is not None:
+        # A limit far beyond every subnet would leave the points no room.
+        farthest = left + 1.5 * (right - left) if max(report.costs) > left else report.limit
+        left, right = min(left, report.limit), max(right, min(report.limit, farthest))
     low, high = min(report.accuracies), max(report.accuracies)
 
     def place(cost: float, accuracy: float) -> tuple[float, float]:
@@ -131,26 +117,21 @@ def scatter_svg(report: SearchReport) -> str:
 
 def _tick(report: SearchReport, cost: float) -> str:
     """A number at the axis, whose label has the unit and the kind."""
-    return f"{cost:.3g}" if report.latency else report.format_cost(cost)
+    return f"{cost:.3g}" if report.kind else report.format_cost(cost)
 
 
-def _table(head: tuple[str, ...], rows: Any) -> str:
-    def line(cells: Any, tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
-
-    return f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
-
-
-def _ms(latency: dict[str, Any] | None) -> str:
-    if latency is None:
-        return "-"
-    spread = f" +-{latency['relative_uncertainty']:.0%}" if latency.get("relative_uncertainty") is not None else ""
-    return f"{format_ms(latency['ms'])}{spread} ({latency['kind']})"
+def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A table under its title; nothing where it has no rows."""
+    if not rows:
+        return ""
+    heading = f"<h2>{title}</h2>" if title else ""
+    lines = [("th", head), *(("td", row) for row in rows)]
+    cells = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line) for tag, line in lines)
+    return f"{heading}<table>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>"
 
 
-def _limit(data: dict[str, Any], name: str, form: Any) -> str:
-    return _at_most(data["limits"][name], form)
-
-
-def _at_most(limit: float | None, form: Any) -> str:
-    return "" if limit is None else f"at most {form(limit)}"
+def _latencies(device: Mapping[str, Any]) -> Iterator[str]:
+    """The predicted and the measured latency."""
+    for latency in (device["predicted"], device["measured"]):
+        spread = f" +-{latency['relative_uncertainty']:.0%}" if latency and latency.get("relative_uncertainty") is not None else ""
+        yield f"{format_ms(latency['ms'])}{spread} ({latency['kind']})" if latency else "-"

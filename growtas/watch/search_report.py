@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,11 @@ from growtas.search.search import Outcome, Search
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.units import format_count, format_ms
+
+
+def at_most(limit: float | None, form: Callable[[float], str]) -> str:
+    """A limit in words; empty where there is none."""
+    return "" if limit is None else f"at most {form(limit)}"
 
 
 def history(result: EvolutionResult) -> list[dict[str, Any]]:
@@ -43,8 +49,7 @@ class SearchReport:
         space: the space that was searched.
         chosen: the subnet that the search chose.
         axis: what the costs are, with unit and kind: ``latency of a10, ms (modelled)``.
-        latency: whether they are milliseconds.
-        kind: of the latencies; empty for params.
+        kind: of the latencies, in milliseconds; empty for params.
         costs, accuracies: of every evaluated subnet.
         front: rows that no other one beats in both, by rising cost.
         limit: on the cost; None without one.
@@ -56,7 +61,6 @@ class SearchReport:
     space: SearchSpace
     chosen: Subnet
     axis: str
-    latency: bool
     kind: str
     costs: tuple[float, ...]
     accuracies: tuple[float, ...]
@@ -73,23 +77,24 @@ class SearchReport:
         batch = SubnetBatch.from_subnets(subnets)
         target = next((target for target in search.targets if target.estimator is not None), None)
         measured: list[tuple[float, float, bool]] = []
-        if target is not None and target.estimator is not None:
-            costs, limit = np.asarray(target.estimator.predict_ms(batch)), target.max_ms
-            axis = f"latency of {target.device}, ms ({target.estimator.kind})"
+        kind, axis = "", "params"
+        limit: float | None = search.limits.max_params
+        if target is None or target.estimator is None:
+            costs = count_costs_batch(search.space, batch)[0].astype(float)
+        else:
+            kind, limit, costs = target.estimator.kind, target.max_ms, np.asarray(target.estimator.predict_ms(batch))
+            axis = f"latency of {target.device}, ms ({kind})"
             index = search.targets.index(target)
             for finalist in outcome.chosen.finalists:
                 if (timed := finalist.latencies[index].measured) is not None:
                     measured.append((timed.ms, finalist.accuracy, finalist.meets))
-        else:
-            costs, limit, axis = count_costs_batch(search.space, batch)[0].astype(float), search.limits.max_params, "params"
         rows = np.flatnonzero(non_dominated(np.column_stack([costs, -accuracies])))
         return cls(
             data=data,
             space=search.space,
             chosen=outcome.chosen.subnet,
             axis=axis,
-            latency=target is not None,
-            kind=target.estimator.kind if target is not None and target.estimator is not None else "",
+            kind=kind,
             costs=tuple(map(float, costs)),
             accuracies=tuple(map(float, accuracies)),
             front=tuple(int(row) for row in rows[np.argsort(costs[rows], kind="stable")]),
@@ -100,6 +105,6 @@ class SearchReport:
 
     def format_cost(self, cost: float, *, with_kind: bool = False) -> str:
         """A cost as text, with its unit; ``with_kind`` adds to a latency whether it is measured or modelled."""
-        if not self.latency:
+        if not self.kind:
             return format_count(cost)
         return f"{format_ms(cost)} ({self.kind})" if with_kind else format_ms(cost)

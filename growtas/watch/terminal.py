@@ -47,13 +47,11 @@ def format_seconds(seconds: float) -> str:
     """``7.2 s``, ``3 min 20 s``, ``5 h 12 min``, ``2 d 3 h``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
+    if (whole := round(seconds)) < 60:
         return f"{whole} s"
     if whole < 600:
         return f"{whole // 60} min {whole % 60} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
+    if (minutes := round(seconds / 60)) < 60:
         return f"{minutes} min"
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60} min"
@@ -139,17 +137,18 @@ def _short(value: Any) -> str:
 
 def _chart_grid(curves: list[Chart], console: Console) -> Iterator[RenderableType]:
     width, plain = max(console.width, 40), console.options.ascii_only
-    beside = width >= _SIDE_BY_SIDE
-    columns = 2 if beside else 1
-    chart_width = (width - 3) // 2 if beside else width
-    for row in (curves[i : i + columns] for i in range(0, len(curves), columns)):
-        grid = Table.grid(padding=(0, 3, 0, 0) if beside else 0)
-        high = 11 if row[0].percent or beside else 5 if row[0].title == "learning rate" else 9
-        drawn = [Text("\n").join(Text.assemble(*line) for line in draw(chart, chart_width, high, plain=plain)) for chart in row]
-        for text in drawn:
+    columns = 2 if width >= _SIDE_BY_SIDE else 1
+    gap = 3 * (columns - 1)
+    chart_width = (width - gap) // columns
+    for start in range(0, len(curves), columns):
+        row = curves[start : start + columns]
+        grid = Table.grid(padding=(0, gap, 0, 0))
+        high = 11 if row[0].percent or gap else 5 if row[0].title == "learning rate" else 9
+        texts = [Text("\n").join(Text.assemble(*line) for line in draw(chart, chart_width, high, plain=plain)) for chart in row]
+        for text in texts:
             text.no_wrap, text.overflow = True, "crop"
             grid.add_column(width=chart_width, no_wrap=True)
-        grid.add_row(*drawn)
+        grid.add_row(*texts)
         yield ""
         yield grid
 
@@ -164,14 +163,11 @@ def _time_spent(report: Report, *, plain: bool) -> Iterator[RenderableType]:
             bar = ("#" if plain else "█") * round(30 * seconds / total)
             table.add_row(Text(activity, "not bold"), f"{seconds / total:.1%}", bar, format_seconds(seconds))
         yield table
-    parts = []
-    if rate := metrics.images_per_second():
-        parts.append(f"{rate['median']:,.0f} images/s (median; last epoch {rate['last']:,.0f})")
-    compute = metrics.compute()
-    if compute.get("macs"):
-        parts.append(f"{format_count(compute['macs'])} MACs of training")
-    if compute.get("extra_macs"):
-        parts.append(f"{format_count(compute['extra_macs'])} MACs of teachers and the method itself")
+    rate, compute = metrics.images_per_second(), metrics.compute()
+    parts = [f"{rate['median']:,.0f} images/s (median; last epoch {rate['last']:,.0f})"] if rate else []
+    for key, what in (("macs", "MACs of training"), ("extra_macs", "MACs of teachers and the method itself")):
+        if compute.get(key):
+            parts.append(f"{format_count(compute[key])} {what}")
     if compute.get("passes"):
         parts.append(f"{compute['passes']:,.0f} passes")
     if parts:

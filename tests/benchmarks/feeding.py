@@ -19,10 +19,9 @@ from growtas.nn.supernet import Supernet
 from growtas.space import load_space
 from growtas.train.clock import Clock
 from growtas.train.image_loader import make_loader
-from growtas.train.optimizer import make_optimizer
 from growtas.train.recipe import Recipe
 from growtas.train.recipes import fashion_mnist_micro
-from growtas.train.step import Stepper
+from growtas.train.step import Stepper, Training
 from growtas.train.strategies import make_strategy
 from tests.benchmarks.timing import Entry
 
@@ -44,7 +43,7 @@ def waiting(recipe: Recipe, data: Data) -> float:
     record, device = preprocess_record(space, data), torch.device("cpu")
     loader = make_loader(data, cut_search_split(data, 0), record, recipe, device)
     supernet, strategy = Supernet(space), make_strategy(recipe, space)
-    stepper = Stepper(supernet, make_optimizer(supernet, recipe), recipe, World(), device)
+    stepper = Stepper(Training.of(supernet, recipe, device), recipe, World(), device)
     waited = worked = 0.0
     batches = loader.batches(0)
     for step in range(STEPS):

@@ -19,8 +19,7 @@ import torch
 from growtas import Subnet
 from growtas.checkpoint import load_supernet
 from growtas.costs import count_costs, count_costs_batch
-from growtas.data import test_set
-from growtas.data.evaluation import count_correct
+from growtas.data.evaluation import count_correct, test_set
 from growtas.files import read_json
 from growtas.runs import Run, find_run
 from growtas.sampling import sample_feasible

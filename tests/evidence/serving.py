@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import tritonclient.http as triton
 
-from growtas.data import open_data
+from growtas.data.sources import open_data
 from growtas.export.serving.predictor import Predictor
 from tests.unit.export.serving.helpers import Running, answer, post, serving
 

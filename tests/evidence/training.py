@@ -25,8 +25,7 @@ from filelock import FileLock, Timeout
 from growtas import Subnet
 from growtas.checkpoint import load_supernet
 from growtas.costs import count_costs
-from growtas.data import search_set, test_set
-from growtas.data.evaluation import EvaluationSet
+from growtas.data.evaluation import EvaluationSet, search_set, test_set
 from growtas.errors import GrowtasError
 from growtas.files import read_json, read_json_lines, write_json
 from growtas.latency.measured.machine import cpu_name

@@ -9,10 +9,10 @@ import torch
 
 from growtas.export.benchmark.run import BenchOptions
 from growtas.export.graph.exporter import export_onnx
+from growtas.export.open import open_session
 from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.run import export_subnet
 from growtas.export.runtimes.base import is_installed
-from growtas.export.runtimes.open import open_session
 from growtas.export.tensorrt import library
 from growtas.export.tensorrt.builder import PlanBuilder, Shapes, TensorRTBuilder, TensorRTRTXBuilder
 from growtas.export.tensorrt.targets import RTX_TARGETS

@@ -58,7 +58,8 @@ def folder(tmp_path):
 @pytest.fixture
 def run(tmp_path):
     """A run on digits with random weights, as if trained."""
-    from growtas.data import open_data, preprocess_record
+    from growtas.data.preprocess import preprocess_record
+    from growtas.data.sources import open_data
 
     space = load_space("micro")
     data = open_data("digits")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from growtas.checkpoint import load_supernet
-from growtas.data import test_set as open_test_set
+from growtas.data.evaluation import test_set as open_test_set
 from growtas.files import sha256, write_json
 from growtas.runs import Run
 from growtas.subnet import Subnet

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from growtas.checkpoint import load_supernet, save_supernet
-from growtas.data import test_set as open_test_set
+from growtas.data.evaluation import test_set as open_test_set
 from growtas.export.graph import pre_post as ends
 from growtas.export.graph.exporter import OnnxInfo
 from growtas.export.graph.pre_post import add_preprocess
@@ -129,7 +129,7 @@ def test_an_export_whose_activations_leave_fp16_leaves_nothing(cli: Cli, tmp_pat
     arguments = (run.path, "--precision", "fp16", "--keep", "none")
     code, _, err = cli("export", *arguments, "--out", "control")
     assert code == 0, err
-    monkeypatch.setattr(sys.modules["growtas.export.quantization.convert"], "over_range", lambda sizes: {})
+    monkeypatch.setattr(sys.modules["growtas.export.quantization.convert"], "HEADROOM", 0.0)
     assert "overflows fp16, which ends at 65504" in export_refuses(cli, *arguments)
 
 

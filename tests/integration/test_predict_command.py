@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from growtas.checkpoint import load_supernet
-from growtas.data import test_set as open_test_set
+from growtas.data.evaluation import test_set as open_test_set
 from tests.export_helpers import SUBNET, Cli, add_search, make_run
 from tests.unit.export.serving.helpers import MAX_BATCH, NAMES, RECORD, SIZE, artifact, reference
 
@@ -43,7 +43,7 @@ def test_an_exported_artifact_answers_as_the_supernet_does_when_the_run_is_gone(
     images = open_test_set(run)
     with torch.no_grad():
         want = load_supernet(run.supernet_file)(images.images(0, 6), SUBNET).numpy()
-    from growtas.data import open_data
+    from growtas.data.sources import open_data
 
     data = open_data("digits").test
     for index in range(6):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from growtas.checkpoint import load_supernet
-from growtas.data import test_set as open_test_set
+from growtas.data.evaluation import test_set as open_test_set
 from growtas.export.artifact import manifest_path, read_manifest, write_manifest
 from growtas.export.graph.pre_post import add_preprocess
 from growtas.runs import Run

@@ -10,10 +10,10 @@ import numpy as np
 from growtas.errors import DataError, ParityError
 from growtas.export.artifact import Artifact
 from growtas.export.graph.exporter import export_onnx
+from growtas.export.open import open_session
 from growtas.export.pipeline.context import ExportContext
 from growtas.export.pipeline.options import KEEP_AUTO
 from growtas.export.runtimes.base import Array
-from growtas.export.runtimes.open import open_session
 from growtas.export.verification.agreement import check_fp16_range
 from growtas.export.verification.images import photographs, spread
 from growtas.export.verification.reference import STATIC

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from growtas.export.artifact import Artifact
+from growtas.export.open import open_session
 from growtas.export.pipeline.context import ExportContext
-from growtas.export.runtimes.open import open_session
 
 
 def export(context: ExportContext, onnx: Artifact) -> None:

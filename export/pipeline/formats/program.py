@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from growtas.export.open import open_session
 from growtas.export.pipeline.context import ExportContext
-from growtas.export.runtimes.open import open_session
 from growtas.nn.vit import VisionTransformer
 
 

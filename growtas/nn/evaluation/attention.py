@@ -12,6 +12,7 @@ The kernels (:mod:`growtas.nn.evaluation.kernels`) compute the same, a head of a
 
 from __future__ import annotations
 
+import functools
 import threading
 
 import torch
@@ -46,29 +47,22 @@ class SegmentAttention:
 
     def __init__(self, weights: EvaluationWeights, head_dim: int) -> None:
         self._weights, self._head_dim = weights, head_dim
-        self._positions: dict[int, kernels.PositionTables] = {}
+        self._positions = functools.cache(self._padded_tables)
         self._local = threading.local()
 
     def __call__(self, normed: Tensor, index: int, heads: int, segment: HeadSegment) -> Tensor:
-        """Attention of ``heads`` heads of block ``index``, v's biases left out.
+        """Attention of a segment of ``heads`` heads of block ``index``, v's biases left out.
 
-        Args:
-            normed: ``(batch, N, embed_dim)``.
-            index: the block.
-            heads: how many heads ``segment`` has.
-            segment: their weights.
-
-        Returns:
-            ``(batch * N, heads * head_dim)``.
+        Tokens are ``(batch, N, embed_dim)``, normalised; the result is ``(batch * N, heads * head_dim)``.
         """
         if not kernels.usable(normed.dtype, self._head_dim):
             return self._plain(normed, index, heads, segment)
-        positions = self._positions.get(index)
-        if positions is None:
-            tables = self._weights.tables(index)
-            positions = self._positions[index] = kernels.PositionTables.of(tables.key, tables.value, self._weights.grid)
         qkv = torch.mm(normed.view(-1, normed.shape[2]), segment.weight.t())
-        return kernels.attend(qkv, segment.bias[: heads * self._head_dim], positions, len(normed))
+        return kernels.attend(qkv, segment.bias[: heads * self._head_dim], self._positions(index), len(normed))
+
+    def _padded_tables(self, index: int) -> kernels.PositionTables:
+        tables = self._weights.tables(index)
+        return kernels.PositionTables.of(tables.key, tables.value, self._weights.grid)
 
     def _plain(self, normed: Tensor, index: int, heads: int, segment: HeadSegment) -> Tensor:
         batch, tokens, dim = normed.shape

@@ -80,22 +80,10 @@ def attend(qkv: Tensor, query_bias: Tensor, tables: PositionTables, images: int)
     heads = query_bias.shape[0] // head_dim
     out = torch.empty(images * tokens, heads * head_dim)
     at_once = max(1, min(images, SCRATCH_BYTES // (4 * heads * tokens * (head_dim + lines))))
-    qkv, query_bias = qkv.contiguous(), query_bias.contiguous()
-    _compiled.attend(
-        qkv.data_ptr(),
-        query_bias.data_ptr(),
-        tables.key.data_ptr(),
-        tables.value.data_ptr(),
-        tables.lines_of_keys.data_ptr(),
-        tables.lines_of_values.data_ptr(),
-        out.data_ptr(),
-        images,
-        tokens,
-        heads,
-        head_dim,
-        lines,
-        at_once,
-    )
+    by_line = (tables.key, tables.value, tables.lines_of_keys, tables.lines_of_values)
+    tensors = (qkv.contiguous(), query_bias.contiguous(), *by_line, out)
+    pointers = (tensor.data_ptr() for tensor in tensors)
+    _compiled.attend(*pointers, images, tokens, heads, head_dim, lines, at_once)  # type: ignore[call-arg]  # seven pointers
     return out
 
 

@@ -30,11 +30,7 @@ PartialSum = tuple[int, Tensor]
 
 
 class EvaluationLayers:
-    """The layers of a supernet whose weights don't change any more; all threads may share them.
-
-    Args:
-        supernet: in eval mode.
-    """
+    """The layers of a supernet in eval mode whose weights don't change any more; all threads may share them."""
 
     def __init__(self, supernet: Supernet) -> None:
         self._supernet, self._space = supernet, supernet.space
@@ -70,7 +66,7 @@ class EvaluationLayers:
         Returns:
             For each of ``num_heads``, in their order, a tensor like ``x``.
         """
-        block, choices = self._weights.block(index), self.head_choices
+        block, choices = self._supernet.block(index), self.head_choices
         into = into or [None] * len(num_heads)
         if not block.attn.fusable(x, block.norm1) or not set(num_heads) <= set(choices):
             return _written([self._supernet.attention_layer(x, index, heads) for heads in num_heads], into)
@@ -96,7 +92,7 @@ class EvaluationLayers:
 
         Arguments and result as for :meth:`attention`, with hidden channels for heads.
         """
-        block, dim = self._weights.block(index), x.shape[-1]
+        block, dim = self._supernet.block(index), x.shape[-1]
         into = into or [None] * len(hidden_dims)
         choices = self.hidden_choices(dim)
         layers = (block.norm2, block.fc1, block.fc2)
@@ -125,9 +121,8 @@ def _partial_sums(
 ) -> list[Tensor]:
     """The partial sums at ``genes``, segment by segment, starting from ``x`` or from a known smaller sum.
 
-    Args:
-        add: writes to its first argument the second one plus the segment from the third to the fourth one; both are
-            ``(batch * N, embed_dim)``, and may be the same.
+    ``add`` writes to its first argument the second one plus the segment from the third to the fourth one; both are
+    ``(batch * N, embed_dim)``, and may be the same.
     """
     targets = dict(zip(genes, into, strict=True))
     first, before = smaller or (0, x)

@@ -6,6 +6,7 @@ unchanged and are a constant of the output. q's weights include the logits' scal
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -15,7 +16,6 @@ from torch import Tensor
 from growtas.nn.fused.common import leading
 from growtas.nn.relative import GridIndex, grid_index, unroll_tables
 from growtas.nn.supernet import Supernet
-from growtas.nn.vit import Block
 
 
 @dataclass(frozen=True)
@@ -54,53 +54,39 @@ class EvaluationWeights:
 
     def __init__(self, supernet: Supernet) -> None:
         self._supernet, self._space = supernet, supernet.space
-        self._tables: dict[int, RelativePosition] = {}
-        self._segments: dict[tuple[int, int, int, int], HeadSegment] = {}
+        self.tables, self.segment = functools.cache(self._cut_tables), functools.cache(self._cut_segment)
 
     @property
     def grid(self) -> GridIndex:
         """The grid of the space's patches."""
         return grid_index(self._space.grid_size, self._space.grid_size, self._space.max_relative_position, "cpu")
 
-    def tables(self, index: int) -> RelativePosition:
+    def _cut_tables(self, index: int) -> RelativePosition:
         """The relative position of block ``index``."""
-        tables = self._tables.get(index)
-        if tables is None:
-            grid, attn = self.grid, self.block(index).attn
-            key, value = attn.relative_key, attn.relative_value
-            key_table, _ = unroll_tables(key.vertical, key.horizontal, grid)
-            value_table, cls_value = unroll_tables(value.vertical, value.horizontal, grid)
-            tables = RelativePosition(key_table[grid.lines].transpose(1, 2).contiguous(), value_table[grid.lines], cls_value)
-            self._tables[index] = tables
-        return tables
+        grid, attn = self.grid, self._supernet.block(index).attn
+        key, value = attn.relative_key, attn.relative_value
+        key_table, _ = unroll_tables(key.vertical, key.horizontal, grid)
+        value_table, cls_value = unroll_tables(value.vertical, value.horizontal, grid)
+        return RelativePosition(key_table[grid.lines].transpose(1, 2).contiguous(), value_table[grid.lines], cls_value)
 
-    def segment(self, index: int, dim: int, start: int, stop: int) -> HeadSegment:
+    def _cut_segment(self, index: int, dim: int, start: int, stop: int) -> HeadSegment:
         """Heads ``start`` to ``stop`` of block ``index`` at width ``dim``."""
-        segment = self._segments.get((index, dim, start, stop))
-        if segment is None:
-            attn, head_dim = self.block(index).attn, self._space.head_dim
-            width = (stop - start) * head_dim
-            # Logits in powers of two.
-            scale = math.log2(math.e) * head_dim**-0.5
-            rows = leading(attn.qkv.weight, attn.qkv.out_features, dim)[3 * start * head_dim : 3 * stop * head_dim]
-            weight = rows.view(width, 3, dim).transpose(0, 1).reshape(3 * width, dim)
-            weight[:width] *= scale
-            bias = torch.zeros_like(weight[:, 0])
-            torch.mul(attn.qkv.bias[start * head_dim : stop * head_dim], scale, out=bias[:width])
-            projection = leading(attn.proj.weight, dim)[:, start * head_dim : stop * head_dim].t()
-            # The entries of v's biases are others for every number of heads, those of the segments before included.
-            constant = self._constant(index, dim, stop) - (self._constant(index, dim, start) if start else 0)
-            segment = self._segments[index, dim, start, stop] = HeadSegment(weight, bias, projection, constant)
-        return segment
+        attn, head_dim = self._supernet.block(index).attn, self._space.head_dim
+        width = (stop - start) * head_dim
+        # Logits in powers of two.
+        scale = math.log2(math.e) * head_dim**-0.5
+        rows = leading(attn.qkv.weight, attn.qkv.out_features, dim)[3 * start * head_dim : 3 * stop * head_dim]
+        weight = rows.view(width, 3, dim).transpose(0, 1).reshape(3 * width, dim)
+        weight[:width] *= scale
+        bias = torch.zeros_like(weight[:, 0])
+        torch.mul(attn.qkv.bias[start * head_dim : stop * head_dim], scale, out=bias[:width])
+        projection = leading(attn.proj.weight, dim)[:, start * head_dim : stop * head_dim].t()
+        # The entries of v's biases are others for every number of heads, those of the segments before included.
+        constant = self._constant(index, dim, stop) - (self._constant(index, dim, start) if start else 0)
+        return HeadSegment(weight, bias, projection, constant)
 
     def _constant(self, index: int, dim: int, heads: int) -> Tensor:
         """What the first heads add to every token: the projection of v's biases and of the relative value of cls, and its bias."""
-        attn, width = self.block(index).attn, heads * self._space.head_dim
+        attn, width = self._supernet.block(index).attn, heads * self._space.head_dim
         values = attn.qkv.bias[2 * width : 3 * width] + self.tables(index).cls_value.repeat(heads)
         return torch.addmv(attn.proj.bias[:dim], leading(attn.proj.weight, dim, width), values)
-
-    def block(self, index: int) -> Block:
-        """The supernet's block."""
-        block = self._supernet.blocks[index]
-        assert isinstance(block, Block)
-        return block

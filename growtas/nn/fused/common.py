@@ -34,16 +34,12 @@ def fusable(x: Tensor, layers: Iterable[nn.Module], holders: Iterable[nn.Module]
     """
     if not x.is_cpu or x.dtype not in (torch.float32, torch.float64) or type(x) not in _TENSORS:
         return False
-    if torch.compiler.is_compiling() or _is_tracing() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or torch.is_autocast_enabled("cpu"):
         return False
     # Function.apply asks the same question, to raise an error.
     if torch._C._are_functorch_transforms_active():
         return False
     return all(_is_plain(layer, x.dtype) for layer in layers) and not any(_is_watched(holder, x.dtype) for holder in holders)
-
-
-def _is_tracing() -> bool:
-    return torch._C._get_tracing_state() is not None
 
 
 def _is_plain(layer: nn.Module, dtype: torch.dtype) -> bool:
@@ -85,7 +81,7 @@ class Gradient:
         return self._whole
 
     def add(self, value: Tensor) -> None:
-        """Add a part's gradient."""
+        """Adds a part's gradient."""
         if self:
             if self._written:
                 self._block.add_(value)
@@ -94,12 +90,12 @@ class Gradient:
             self._written = True
 
     def add_rows(self, value: Tensor) -> None:
-        """Add the sum over the leading axis: a bias' gradient."""
+        """Adds the sum over the leading axis: a bias' gradient."""
         if self:
             self.add(value.sum(0))
 
     def add_product(self, a: Tensor, b: Tensor) -> None:
-        """Add the matrix product ``a @ b``."""
+        """Adds the matrix product ``a @ b``."""
         if self:
             if self._written:
                 self._block.addmm_(a, b)

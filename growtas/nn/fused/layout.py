@@ -34,9 +34,7 @@ class Layout:
         return block.view(shape).transpose(0, 1) if self.interleaved else block.view(shape)
 
     def unroll(self, vertical: Tensor, horizontal: Tensor) -> tuple[Tensor, Tensor]:
-        """The unrolled table, ``(D, head_dim)``, and the cls entry, ``(head_dim,)``; see
-        :func:`growtas.nn.relative.unroll_tables`.
-        """
+        """The table, ``(D, head_dim)``, and the cls entry, ``(head_dim,)``, of :func:`growtas.nn.relative.unroll_tables`."""
         both = self.grid.unroll.to(vertical.dtype) @ torch.cat([vertical, horizontal])
         return both[:-1], both[-1]
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 from growtas.errors import ConfigError, choices
 from growtas.fields import nearest
 from growtas.train.recipe import Recipe
-from growtas.train.recipes import baselines, finetuning, imagenet, small
+from growtas.train.recipes import finetuning, imagenet, small
 from growtas.train.recipes.entry import Entry
 from growtas.train.recipes.imagenet import PAPER_SPACES, paper, paper_plus
 from growtas.train.recipes.small import digits_demo, fashion_mnist_micro, small_images, small_plus
 
-RECIPES: dict[str, Entry] = {
-    entry.name: entry for entry in (*small.ENTRIES, *imagenet.ENTRIES, *baselines.ENTRIES, *finetuning.ENTRIES)
-}
+RECIPES: dict[str, Entry] = {entry.name: entry for entry in (*small.ENTRIES, *imagenet.ENTRIES, *finetuning.ENTRIES)}
 """Every recipe by its name; ``RECIPES["growtas-t"]()`` is one."""
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from growtas.errors import ConfigError, choices
 from growtas.space import SearchSpace
+from growtas.train.recipe import Recipe
 from growtas.train.strategies.auto import AutoProgressive
-from growtas.train.strategies.base import Pass, Strategy, Tools
+from growtas.train.strategies.base import Strategy
 from growtas.train.strategies.fixed import Fixed
 from growtas.train.strategies.focusformer import FocusFormer
 from growtas.train.strategies.growtas import Progressive
@@ -16,26 +14,6 @@ from growtas.train.strategies.prenas import PreNas
 from growtas.train.strategies.sandwich import Sandwich
 from growtas.train.strategies.shrinking import Shrinking
 from growtas.train.strategies.uniform import Uniform
-
-if TYPE_CHECKING:
-    from growtas.train.recipe import Recipe
-
-__all__ = [
-    "STRATEGIES",
-    "AutoProgressive",
-    "Fixed",
-    "FocusFormer",
-    "Pass",
-    "PreNas",
-    "Progressive",
-    "ProgressivePlus",
-    "Sandwich",
-    "Shrinking",
-    "Strategy",
-    "Tools",
-    "Uniform",
-    "make_strategy",
-]
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy for strategy in (Progressive, ProgressivePlus, Uniform, Sandwich, Shrinking, PreNas, FocusFormer, Fixed)
@@ -46,10 +24,8 @@ def make_strategy(recipe: Recipe, space: SearchSpace) -> Strategy:
     """The strategy of a recipe's method.
 
     Raises:
-        ConfigError: the method is unknown, or the recipe's stages or method options don't fit it or the space.
+        ConfigError: the recipe's stages or method options don't fit the method or the space.
     """
-    if recipe.method not in STRATEGIES:
-        raise ConfigError(f"method is {recipe.method!r}; it must be {choices(STRATEGIES)}")
     if recipe.method == Progressive.name and recipe.transitions == "auto":
         return AutoProgressive(space, recipe)
     return STRATEGIES[recipe.method](space, recipe)

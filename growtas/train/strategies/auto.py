@@ -31,17 +31,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from growtas.errors import ConfigError
 from growtas.fields import checked, real, whole
 from growtas.space import SearchSpace
+from growtas.train.recipe import Recipe
 from growtas.train.strategies.growtas import Progressive
-
-if TYPE_CHECKING:
-    from growtas.train.recipe import Recipe
 
 _PROBE = re.compile(r"A(\d+) ")
 
@@ -92,11 +90,9 @@ class AutoProgressive(Progressive):
         self._history: list[dict[str, Any]] = []
 
     def stage(self, epoch: float) -> int:
-        """See :class:`Strategy`."""
         return sum(epoch >= transition for transition in self.transitions)
 
     def after_epoch(self, epochs: int, metrics: Mapping[str, Any]) -> None:
-        """See :class:`Strategy`: open the next subspace if it is time."""
         stage = len(self.transitions)
         known = self._history[-1]["epoch"] if self._history else max(self.transitions, default=0)
         # An epoch that is reported again, after a checkpoint that already holds it, must not count twice.
@@ -157,11 +153,9 @@ class AutoProgressive(Progressive):
         return "unmeasured" if late and not gains else None
 
     def state(self) -> dict[str, Any]:
-        """See :class:`Strategy`."""
         return {"transitions": list(self.transitions), "reasons": list(self.reasons), "history": [dict(e) for e in self._history]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """See :class:`Strategy`."""
         self.transitions, self.reasons = list(state["transitions"]), list(state["reasons"])
         self._history = [dict(entry) for entry in state["history"]]
 

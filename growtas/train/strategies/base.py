@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,12 +15,11 @@ from growtas.errors import ConfigError, choices
 from growtas.fields import check_fields, nearest
 from growtas.growth import Subspace
 from growtas.nn.supernet import Supernet
+from growtas.sampling import sample
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.train.monitored_subnets import monitored
-
-if TYPE_CHECKING:
-    from growtas.train.recipe import Recipe
+from growtas.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,11 @@ class Tools(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class NoOptions:
+    """Settings of a method that has none."""
+
+
 class Strategy:
     """A training method.
 
@@ -81,59 +85,46 @@ class Strategy:
 
     Args:
         space: the search space, with the data's number of classes.
-        recipe: the training; :attr:`Options` are read from its ``method_options``.
+        recipe: the training; :attr:`options` are read from its ``method_options``.
+
+    Raises:
+        ConfigError: an unknown option (with the nearest known one), or a value that is not legal.
     """
 
     name: ClassVar[str]
     """What ``--method`` calls it."""
-    Options: ClassVar[type[Any] | None] = None
-    """A frozen dataclass of the method's own settings with defaults, or None where it has none."""
-    staged: ClassVar[bool] = False
-    """Whether ``stages``, ``subspaces`` and ``transitions`` mean something to it."""
+    Options: ClassVar[type[Any]] = NoOptions
+    """A frozen dataclass of the method's own settings with defaults."""
 
     def __init__(self, space: SearchSpace, recipe: Recipe) -> None:
         self.space, self.recipe = space, recipe
-        self.options: Any = self.read_options(recipe.method_options)
-
-    @classmethod
-    def read_options(cls, given: Mapping[str, Any]) -> Any:
-        """The method's options with defaults for those that are absent.
-
-        Raises:
-            ConfigError: an unknown option (with the nearest known one), or a value that is not legal.
-        """
-        known = [field.name for field in dataclasses.fields(cls.Options)] if cls.Options is not None else []
-        for key in given:
+        known = [field.name for field in dataclasses.fields(self.Options)]
+        for key in recipe.method_options:
             if key not in known:
                 hint = nearest(key, known) or f"it has {choices(known) or 'none'}"
-                raise ConfigError(f"method_options: the method {cls.name} has no option {key!r}; {hint}")
-        if cls.Options is None:
-            return None
-        options = cls.Options(**given)
-        check_fields(options, "method_options: ")
-        return options
+                raise ConfigError(f"method_options: the method {self.name} has no option {key!r}; {hint}")
+        self.options: Any = self.Options(**recipe.method_options)
+        check_fields(self.options, "method_options: ")
 
     def rng(self, step: int) -> np.random.Generator:
         """The generator of a step."""
         return np.random.default_rng((self.recipe.seed, step))
 
     def draw(self, step: int, epoch: float) -> Sequence[Pass]:
-        """The passes of a step, one or more.
+        """The passes of a step, one or more; by default one subnet, uniformly from the open subspace.
 
         Args:
             step: counted from the start of the training.
             epoch: the same place in epochs, with its fraction.
         """
-        raise NotImplementedError
+        return (Pass(sample(self.space, self.rng(step), self.subspace(epoch))),)
 
     def stage(self, epoch: float) -> int:
         """Index of the open stage, from 0."""
-        del epoch
         return 0
 
     def subspace(self, epoch: float) -> Subspace:
         """The subspace that is open, as far as caps describe it."""
-        del epoch
         return Subspace()
 
     def subspaces(self) -> tuple[Subspace, ...]:
@@ -155,7 +146,6 @@ class Strategy:
 
     def keeps_teacher(self, epoch: float) -> bool:
         """Whether the largest subnet is to be kept as the frozen teacher from here on; asked before each step until it is."""
-        del epoch
         return False
 
     def state(self) -> dict[str, Any]:
@@ -164,4 +154,3 @@ class Strategy:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take a checkpoint's :meth:`state` back."""
-        del state

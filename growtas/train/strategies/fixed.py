@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
+from growtas.train.recipe import Recipe
 from growtas.train.strategies.base import Pass, Strategy
-
-if TYPE_CHECKING:
-    from growtas.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Fixed(Strategy):
     """Every step updates the same subnet, the only one whose weights mean anything."""
 
     name: ClassVar[str] = "finetune"
-    Options: ClassVar[type[Any] | None] = FixedOptions
+    Options: ClassVar[type[Any]] = FixedOptions
 
     def __init__(self, space: SearchSpace, recipe: Recipe) -> None:
         super().__init__(space, recipe)
@@ -38,8 +36,6 @@ class Fixed(Strategy):
         space.validate(self.subnet)
 
     def draw(self, step: int, epoch: float) -> tuple[Pass, ...]:
-        """See :class:`Strategy`."""
-        del step, epoch
         return (Pass(self.subnet),)
 
     def followed(self) -> dict[str, Subnet]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.random import Generator
@@ -19,10 +19,8 @@ from growtas.fields import checked, real, whole
 from growtas.sampling import sample
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
+from growtas.train.recipe import Recipe
 from growtas.train.strategies.base import Pass, Strategy, Tools
-
-if TYPE_CHECKING:
-    from growtas.train.recipe import Recipe
 
 _MEMORY = 0.9
 """What a running mean of rewards keeps of its old value."""
@@ -104,15 +102,12 @@ class FocusFormer(Strategy):
         self.lessons = 0
 
     def draw(self, step: int, epoch: float) -> tuple[Pass, ...]:
-        """See :class:`Strategy`."""
-        del epoch
         rng = self.rng(step)
         if self.lessons == 0 or rng.random() < self.options.epsilon:
             return (Pass(sample(self.space, rng)),)
         return (Pass(self.subnet(self.choose(int(rng.integers(self.options.budgets)), rng))),)
 
     def before_step(self, step: int, epoch: float, tools: Tools) -> None:
-        """See :class:`Strategy`: a lesson every so many steps."""
         if step == 0 or step % self.options.every or epoch < self.options.start * self.recipe.epochs:
             return
         # A stream of its own, or a lesson would draw what the step draws.
@@ -185,7 +180,7 @@ class FocusFormer(Strategy):
             gradient[dimension][where] -= self.options.entropy * p * (log_p - (p * log_p).sum())
 
     def state(self) -> dict[str, Any]:
-        """See :class:`Strategy`; JSON holds a float64 with all its digits, so a resumed sampler is the same to the bit."""
+        # JSON holds a float64 with all its digits, so a resumed sampler is the same to the bit.
         return {
             "logits": {dimension: logits.tolist() for dimension, logits in self.logits.items()},
             "baseline": _nullable(self.baseline),
@@ -194,7 +189,6 @@ class FocusFormer(Strategy):
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """See :class:`Strategy`."""
         self.logits = {dimension: np.array(logits, np.float64) for dimension, logits in state["logits"].items()}
         self.baseline, self.spread = (np.array(state[name], np.float64) for name in ("baseline", "spread"))
         self.lessons = state["lessons"]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from growtas.errors import ConfigError
 from growtas.growth import Subspace
 from growtas.sampling import sample
 from growtas.space import SearchSpace
+from growtas.train.recipe import Recipe
 from growtas.train.strategies.base import Pass, Strategy
-
-if TYPE_CHECKING:
-    from growtas.train.recipe import Recipe
 
 _TRIES = 10_000
 
@@ -20,7 +18,6 @@ class ProgressivePlus(Strategy):
     """One subnet a step, uniformly from A_K without A_1; entries that a subnet of A_1 uses are frozen."""
 
     name: ClassVar[str] = "growtas-plus"
-    staged: ClassVar[bool] = True
 
     def __init__(self, space: SearchSpace, recipe: Recipe) -> None:
         super().__init__(space, recipe)
@@ -29,8 +26,6 @@ class ProgressivePlus(Strategy):
             raise ConfigError("growtas-plus trains what A_1 leaves out, but A_1 is the whole space; give stages of 2 or more")
 
     def draw(self, step: int, epoch: float) -> tuple[Pass, ...]:
-        """See :class:`Strategy`."""
-        del epoch
         rng = self.rng(step)
         # A_1 can hold all but a sliver of the space, never all of it.
         for _ in range(_TRIES):
@@ -40,5 +35,4 @@ class ProgressivePlus(Strategy):
         raise ConfigError(f"no subnet outside A_1 in {_TRIES:,} draws; give a smaller A_1")
 
     def subspaces(self) -> tuple[Subspace, ...]:
-        """See :class:`Strategy`."""
         return (self.frozen, Subspace())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,9 @@ from growtas.errors import TrainingError
 from growtas.fields import checked, whole
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
+from growtas.train.recipe import Recipe
 from growtas.train.strategies.base import Pass, Strategy, Tools
 from growtas.train.strategies.sensitivity import Sensitivity
-
-if TYPE_CHECKING:
-    from growtas.train.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +61,6 @@ class PreNas(Strategy):
         self.preferred: tuple[Subnet, ...] = ()
 
     def prepare(self, tools: Tools) -> None:
-        """See :class:`Strategy`: choose the preferred subnets."""
         sensitivity = Sensitivity.measure(self.space, tools, self.options.batches)
         self.preferred = prefer(self.space, best_isomers(self.space, sensitivity), sensitivity, self.options)
 
@@ -73,17 +70,14 @@ class PreNas(Strategy):
         Raises:
             TrainingError: the preferred subnets are not chosen yet.
         """
-        del epoch
         if not self.preferred:
             raise TrainingError("prenas has no preferred subnets: the training was neither prepared nor resumed with its state")
         return (Pass(self.preferred[self.rng(step).integers(len(self.preferred))]),)
 
     def state(self) -> dict[str, Any]:
-        """See :class:`Strategy`: the preferred subnets."""
         return {"preferred": [subnet.to_dict() for subnet in self.preferred]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """See :class:`Strategy`."""
         self.preferred = tuple(Subnet.from_dict(subnet) for subnet in state["preferred"])
 
 

@@ -42,8 +42,6 @@ class Sandwich(Strategy):
     Options: ClassVar[type[SandwichOptions]] = SandwichOptions
 
     def draw(self, step: int, epoch: float) -> tuple[Pass, ...]:
-        """See :class:`Strategy`; the largest comes first, since it teaches."""
-        del epoch
         students = [self.space.smallest, *sample_batch(self.space, self.options.random, self.rng(step))]
         soft = self.options.students / len(students)
         return (Pass(self.space.largest), *(Pass(student, labels=0.0, soft=soft, teacher="first") for student in students))

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from growtas.fields import checked, real
 from growtas.sampling import sample
 from growtas.space import SearchSpace
+from growtas.train.recipe import Recipe
 from growtas.train.strategies.base import Pass, Strategy
-
-if TYPE_CHECKING:
-    from growtas.train.recipe import Recipe
 
 _SHARE = real(0, 1000, above=True)
 _DIMENSIONS = ("depth", "mlp_ratio", "num_heads", "embed_dim")
@@ -70,16 +68,13 @@ class Shrinking(Strategy):
         self.starts: tuple[float, ...] = tuple(round(recipe.epochs * place / sum(shares), 9) for place in places)
 
     def draw(self, step: int, epoch: float) -> tuple[Pass, ...]:
-        """See :class:`Strategy`."""
         stage = self.stage(epoch)
         if stage == 0:
             return (Pass(self.space.largest),)
         return (Pass(sample(self.phases[stage], self.rng(step)), labels=1.0, soft=1.0, teacher="frozen"),)
 
     def stage(self, epoch: float) -> int:
-        """See :class:`Strategy`: the phase."""
         return sum(epoch >= start for start in self.starts[1:])
 
     def keeps_teacher(self, epoch: float) -> bool:
-        """See :class:`Strategy`: from the end of the first phase on."""
         return self.stage(epoch) > 0

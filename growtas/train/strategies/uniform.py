@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from growtas.sampling import sample
-from growtas.train.strategies.base import Pass, Strategy
+from growtas.train.strategies.base import Strategy
 
 
 class Uniform(Strategy):
     """Every subnet of the space at any time, one a step."""
 
     name: ClassVar[str] = "uniform"
-
-    def draw(self, step: int, epoch: float) -> tuple[Pass, ...]:
-        """See :class:`Strategy`."""
-        del epoch
-        return (Pass(sample(self.space, self.rng(step))),)

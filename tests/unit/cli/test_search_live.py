@@ -61,7 +61,7 @@ def test_only_the_last_generations_stay():
 @pytest.mark.parametrize(("terminal", "hidden"), [(True, False), (True, True), (False, False)])
 def test_it_is_shown_on_a_terminal_only(monkeypatch, terminal, hidden):
     screen = Console(file=io.StringIO(), force_terminal=terminal, width=120)
-    monkeypatch.setattr("growtas.cli.search_live.progress_console", lambda: screen)
+    monkeypatch.setattr("growtas.cli.output.console", lambda stderr: screen)
     with SearchDisplay(20, hidden=hidden) as table:
         table.stage("searching", 60)
         feed(table, [0.5])

@@ -7,7 +7,7 @@ from growtas.data.prefetch import prefetched
 
 
 def threads():
-    return [thread for thread in threading.enumerate() if thread.name == "growtas-prefetch"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("growtas-prefetch")]
 
 
 class Source:

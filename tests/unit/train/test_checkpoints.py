@@ -11,9 +11,10 @@ from growtas.nn.supernet import Supernet
 from growtas.progress import SILENT, Progress
 from growtas.runs import create_run
 from growtas.space import load_space
-from growtas.train.checkpoints import Place, Training, all_finite, keep_best, load_newest, save_checkpoint
+from growtas.train.checkpoints import Place, all_finite, keep_best, load_newest, save_checkpoint
 from growtas.train.optimizer import make_optimizer
 from growtas.train.recipe import Recipe
+from growtas.train.step import Training
 
 
 class Remarks(Progress):

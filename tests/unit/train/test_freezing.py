@@ -3,7 +3,6 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.utils import ModelEmaV3
 
 from growtas.distributed import World
 from growtas.growth import Subspace
@@ -13,10 +12,9 @@ from growtas.space import load_space
 from growtas.subnet import Subnet
 from growtas.train.clock import Clock
 from growtas.train.freezing import FrozenEntries, used_regions
-from growtas.train.optimizer import make_optimizer
 from growtas.train.recipe import Recipe
-from growtas.train.step import Stepper
-from growtas.train.strategies import Pass
+from growtas.train.step import Stepper, Training
+from growtas.train.strategies.base import Pass
 
 CPU = torch.device("cpu")
 
@@ -83,9 +81,9 @@ def test_frozen_entries_and_logits_stay_to_the_bit(tiny, options):
 
     recipe = Recipe(method="growtas-plus", init="x", lr=0.05, **options)
     frozen = FrozenEntries(supernet, used_regions(supernet, subspace))
-    average = ModelEmaV3(supernet, recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
-    optimizer = make_optimizer(supernet, recipe)
-    stepper = Stepper(supernet, optimizer, recipe, World(), CPU, frozen=frozen, average=average)
+    training = Training.of(supernet, recipe, CPU)
+    average = training.average
+    stepper = Stepper(training, recipe, World(), CPU, frozen=frozen)
     for step in range(6):
         batch = (torch.randn(8, 3, 8, 8), torch.randint(0, 10, (8,)))
         stepper(step, batch, [Pass(space.largest if step % 2 else Subnet(16, (1,), (2,)))], Clock(CPU))

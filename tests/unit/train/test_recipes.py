@@ -11,10 +11,9 @@ from growtas.fields import rule_of
 from growtas.space import PRESETS, load_space
 from growtas.train.recipe import Recipe
 from growtas.train.recipes import RECIPES, default_recipe
-from growtas.train.recipes.baselines import BASELINES
 from growtas.train.recipes.entry import NOT_MEASURED
 from growtas.train.recipes.finetuning import transfer
-from growtas.train.recipes.imagenet import paper, paper_dagger, paper_plus
+from growtas.train.recipes.imagenet import BASELINES, paper, paper_dagger, paper_plus
 from growtas.train.resolve_recipe import resolve_recipe
 from growtas.train.strategies import make_strategy
 

@@ -22,7 +22,9 @@ from growtas.train.events import EpochDone, StepDone, TrainingStarted
 from growtas.train.image_loader import make_loader
 from growtas.train.resolve_recipe import resolve_recipe
 from growtas.train.session import pick_device, resume_session, start_session
-from growtas.train.strategies import Pass, Uniform, make_strategy
+from growtas.train.strategies import make_strategy
+from growtas.train.strategies.base import Pass
+from growtas.train.strategies.uniform import Uniform
 
 
 @pytest.fixture

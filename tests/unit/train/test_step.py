@@ -11,10 +11,9 @@ from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
 from growtas.space import load_space
 from growtas.train.clock import Clock
-from growtas.train.optimizer import make_optimizer
 from growtas.train.recipe import Recipe
-from growtas.train.step import Stepper, soft_cross_entropy
-from growtas.train.strategies import Pass
+from growtas.train.step import Stepper, Training, soft_cross_entropy
+from growtas.train.strategies.base import Pass
 from growtas.train.teacher import Teacher
 
 CPU = torch.device("cpu")
@@ -37,7 +36,7 @@ def batch():
 
 def stepper(supernet, external=None, **options):
     recipe = Recipe(**{"label_smoothing": 0.0, "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "lr": 0.5, **options})
-    return Stepper(supernet, make_optimizer(supernet, recipe), recipe, World(), CPU, teacher=external)
+    return Stepper(Training.of(supernet, recipe, CPU), recipe, World(), CPU, teacher=external)
 
 
 def moved(supernet, before):
@@ -91,7 +90,7 @@ def test_the_frozen_teacher_does_not_move(supernet, batch):
     space, before = supernet.space, copy.deepcopy(supernet)
     teacher = extract(supernet, space.largest).requires_grad_(False)
     run = stepper(supernet, temperature=2.0)
-    run.frozen_teacher = teacher
+    run.training.teacher = teacher
     target = F.softmax(teacher(images) / 2, -1)
 
     def loss_of(net):
@@ -141,7 +140,7 @@ def test_reduced_precision_takes_about_the_same_step(supernet, batch, amp):
     _, expected = gradient(supernet, lambda net: F.cross_entropy(net(images, subnet), labels))
     run = stepper(supernet, amp=amp)
     run(0, batch, [Pass(subnet)], Clock(CPU))
-    assert bool(run.scaler.state_dict()) == (amp == "fp16")
+    assert bool(run.training.scaler.state_dict()) == (amp == "fp16")
     got = torch.cat([value.flatten() for value in moved(supernet, before).values()])
     want = torch.cat([expected[name].flatten() for name in supernet.state_dict()])
     assert F.cosine_similarity(got, want, dim=0) > 0.999

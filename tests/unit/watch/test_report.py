@@ -11,8 +11,7 @@ import pytest
 from rich.console import Console
 
 from growtas.runs import this_process
-from growtas.watch.overview import Overview
-from growtas.watch.report import Report
+from growtas.watch.report import Overview, Report
 from growtas.watch.terminal import charts, format_seconds, print_report
 from tests.unit.watch.conftest import line
 

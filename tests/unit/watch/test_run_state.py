@@ -83,18 +83,22 @@ def test_this_process_does_not_stand_in_its_own_way():
 
 
 @pytest.mark.parametrize("name", ["finished", "imported", "interrupted", "failed"])
-def test_other_states_have_no_process(name):
+def test_other_states_have_no_process(name, monkeypatch):
     def alive(*_):
         raise AssertionError("asked for a process")
 
-    state = run_state({"state": name, "process": {"pid": 1, "host": HERE}}, alive=alive)
+    monkeypatch.setattr("growtas.runs.process_alive", alive)
+    state = run_state({"state": name, "process": {"pid": 1, "host": HERE}})
     assert (str(state), state.process, state.busy) == (name, None, False)
 
 
-def test_a_check_that_has_no_answer_leaves_it_open():
-    assert run_state(_training(pid=1, host=HERE), alive=lambda *_: None).process == "unknown"
-    assert run_state(_training(pid=1, host=HERE), alive=lambda *_: True).process == "alive"
-    assert run_state(_training(pid=1, host=HERE), alive=lambda *_: False).name == "stopped"
+@pytest.mark.parametrize(
+    ("answer", "state"), [(None, ("training", "unknown")), (True, ("training", "alive")), (False, ("stopped", None))]
+)
+def test_a_check_that_has_no_answer_leaves_it_open(answer, state, monkeypatch):
+    monkeypatch.setattr("growtas.runs.process_alive", lambda *_: answer)
+    told = run_state(_training(pid=1, host=HERE))
+    assert (told.name, told.process) == state
     assert str(run_state({})) == "unknown"
 
 

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import closing
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from growtas.errors import MissingExtra
-from growtas.watch.tensorboard import TensorBoardLog
+from growtas.progress import SILENT
+from growtas.runs import Run
+from growtas.train.events import EpochDone, RunReady, TrainingStarted
+from growtas.watch.tensorboard import TensorBoardProgress
 from tests.unit.watch.conftest import line
 
 
 def read(folder):
     """{tag: {step: value}} and the tags' numbers of points."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
     assert all(len({point.step for point in points}) == len(points) for points in scalars.values())
     return {tag: {point.step: point.value for point in points} for tag, points in scalars.items()}
 
 
+def begin(folder, first_step):
+    log = TensorBoardProgress(SILENT)
+    log.event(RunReady(Run(folder), None, None, "cpu", 1, None))
+    log.event(TrainingStarted(first_step, 100))
+    return log
+
+
 def write(folder, first_step, *lines):
-    log = TensorBoardLog(folder, first_step)
-    for entry in lines:
-        log.add(entry)
-    log.close()
+    with closing(begin(folder, first_step)) as log:
+        for entry in lines:
+            log.event(EpochDone(entry))
 
 
 def test_every_number_of_a_line(tmp_path):
@@ -46,8 +56,8 @@ def test_every_number_of_a_line(tmp_path):
 
 
 def test_a_line_is_there_before_the_log_is_closed(tmp_path):
-    log = TensorBoardLog(tmp_path, 0)
-    log.add(line(1))
+    log = begin(tmp_path, 0)
+    log.event(EpochDone(line(1)))
     assert read(tmp_path)["loss"] == {20: 2.0}
     log.close()
     log.close()
@@ -79,5 +89,5 @@ def test_numbers_that_are_none(tmp_path):
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(MissingExtra, match=r"needs the package tensorboard, .* pip install 'growtas\[watch\]'"):
-        TensorBoardLog(tmp_path / "log", 0)
-    assert not (tmp_path / "log").exists()
+        begin(tmp_path, 0)
+    assert not (tmp_path / "tensorboard").exists()

@@ -15,7 +15,7 @@ from growtas.export.artifact import load_artifact, read_manifest
 from growtas.export.benchmark import baselines as zoo
 from growtas.export.benchmark.sessions import open_subject
 from growtas.export.benchmark.subjects import Subject
-from growtas.export.runtimes.open import open_session
+from growtas.export.open import open_session
 from growtas.export.runtimes.torch import TorchSession
 from growtas.export.verification.images import noise
 

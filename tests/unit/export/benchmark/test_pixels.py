@@ -15,9 +15,9 @@ from growtas.export.benchmark import run as bench_module
 from growtas.export.benchmark.inputs import Fed, fed_to
 from growtas.export.benchmark.run import BenchOptions
 from growtas.export.graph.pre_post import add_preprocess
+from growtas.export.open import open_session
 from growtas.export.runtimes.base import is_installed
 from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
-from growtas.export.runtimes.open import open_session
 from growtas.export.verification.images import noise
 from tests.bench_helpers import bench
 from tests.export_helpers import DIGITS_PREPROCESS

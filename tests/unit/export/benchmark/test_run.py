@@ -17,7 +17,7 @@ from growtas.export.benchmark.limits import check_limit
 from growtas.export.benchmark.memory import probe
 from growtas.export.benchmark.run import BenchOptions, find_artifacts
 from growtas.export.benchmark.subjects import Subject
-from growtas.export.runtimes.open import open_session
+from growtas.export.open import open_session
 from growtas.export.tensorrt import library
 from growtas.nn.vit import VisionTransformer
 from tests.bench_helpers import bench

@@ -14,8 +14,8 @@ from growtas.export.benchmark.subjects import (
     normalise,
     subjects_of,
 )
+from growtas.export.open import check_device
 from growtas.export.runtimes import torch as torch_runtime
-from growtas.export.runtimes.open import check_device
 from growtas.export.runtimes.torch import require_compiler
 from tests.export_helpers import without_gpu
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -123,7 +122,7 @@ def test_tensorrt_compiles_it_to_one_kernel(tmp_path: Path, precision: str, rest
     assert fused(low, precision) == len(blocks)
     if precision == "fp16":
         plain = load_typed_model(source)
-        cast_floats(plain, ir.DataType.FLOAT16, lambda node: False, "plain")
+        cast_floats(plain, "fp16", (), "plain")
         forget_types(plain)
         save_model(plain, tmp_path / "plain.onnx", "the plain graph")
         assert fused(tmp_path / "plain.onnx", "fp16") == 0

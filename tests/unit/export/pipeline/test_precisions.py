@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 import pytest
 
-from growtas.data import test_set as open_test_set
+from growtas.data.evaluation import test_set as open_test_set
 from growtas.errors import CheckpointError, ParityError
 from growtas.export.artifact import read_manifest
+from growtas.export.open import open_session
 from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.run import export_subnet
 from growtas.export.runtimes.base import is_installed
-from growtas.export.runtimes.open import open_session
 from growtas.export.verification import images as verification_images
 from growtas.files import sha256
 from growtas.runs import Run

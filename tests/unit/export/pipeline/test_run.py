@@ -16,13 +16,13 @@ from growtas.costs import count_costs
 from growtas.errors import BuildError, ConfigError, ParityError, SubnetError
 from growtas.export.artifact import read_manifest
 from growtas.export.graph.exporter import OnnxInfo
+from growtas.export.open import open_session
 from growtas.export.pipeline import run as pipeline
 from growtas.export.pipeline.formats import onnx as onnx_format
 from growtas.export.pipeline.formats import tensorrt as tensorrt_format
 from growtas.export.pipeline.formats import torch as torch_format
 from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.run import export_subnet
-from growtas.export.runtimes.open import open_session
 from growtas.export.verification.images import noise
 from growtas.files import sha256, write_json
 from growtas.nn.extract import extract

@@ -15,7 +15,7 @@ from growtas.errors import BuildError, ConfigError
 from growtas.export.graph.exporter import export_onnx
 from growtas.export.quantization import sensitivity
 from growtas.export.quantization.convert import convert
-from growtas.export.quantization.inspect import inspect_precision, require_precision
+from growtas.export.quantization.inspect import require_precision
 from growtas.export.quantization.sensitivity import find_sensitive
 from growtas.export.verification.images import noise
 from growtas.nn.extract import extract
@@ -173,7 +173,7 @@ def test_beside_halves_a_layer_that_fp16_can_not_hold_stays_in_fp32(fp32: Path, 
 def test_a_file_is_in_what_it_is_in(fp32: Path, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="not in fp16"):
         require_precision(fp32, "fp16")
-    assert set(inspect_precision(fp32)["layers"].values()) == {"fp32"}
+    assert set(require_precision(fp32, "fp32")["layers"].values()) == {"fp32"}
     convert(fp32, tmp_path / "half.onnx", "fp16")
     with pytest.raises(ConfigError, match="not an fp32 file"):
         convert(tmp_path / "half.onnx", tmp_path / "again.onnx", "int8", calibration=IMAGES)

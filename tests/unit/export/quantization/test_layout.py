@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from growtas import Subnet
 from growtas.export.graph.assemble import random_network
-from growtas.export.graph.edit import infer_types, load_typed_model, to_proto
+from growtas.export.graph.edit import infer_types, layer_name, load_typed_model, to_proto
 from growtas.export.graph.exporter import export_onnx
 from growtas.export.quantization.convert import convert
 from growtas.export.quantization.layout import reshape_norms, restore_batch_axis
@@ -104,6 +104,15 @@ def test_twice_is_once(tmp_path: Path) -> None:
     restore_batch_axis(twice)
     assert [node.op_type for node in twice.graph] == [node.op_type for node in once.graph]
     np.testing.assert_allclose(run(to_proto(twice)), run(to_proto(once)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_weight_that_two_layers_share_is_transposed_once(tmp_path: Path) -> None:
+    model = load_typed_model(exported(tmp_path, (2, 2), (2.0, 2.0)))
+    first, second = (node for node in model.graph if layer_name(node).endswith(".fc1"))
+    second.replace_input_with(1, first.inputs[1])
+    want = run(to_proto(model))
+    restore_batch_axis(model)
+    np.testing.assert_allclose(run(to_proto(model)), want, rtol=1e-4, atol=1e-6 * np.abs(want).max())
 
 
 @pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")

@@ -9,10 +9,10 @@ import pytest
 from growtas.checkpoint import save_model
 from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtra, UsageError
 from growtas.export.graph.pre_post import add_postprocess, add_preprocess
+from growtas.export.open import open_session
 from growtas.export.quantization.convert import convert
 from growtas.export.runtimes.base import available_threads
 from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
-from growtas.export.runtimes.open import open_session
 from growtas.export.tensorrt import library
 from growtas.export.tensorrt.builder import Shapes, TensorRTBuilder, TensorRTRTXBuilder
 from growtas.export.tensorrt.targets import RTX_TARGETS, check_rtx_targets

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from growtas.checkpoint import save_model
+from growtas.export.open import open_session
 from growtas.export.runtimes.base import available_threads
-from growtas.export.runtimes.open import open_session
 from growtas.export.runtimes.torch import TorchSession, cpu_threads
 from growtas.export.runtimes.torch_export import save_program
 from growtas.export.verification.images import noise

@@ -14,7 +14,7 @@ import torch
 from growtas.checkpoint import load_tensors, save_model
 from growtas.errors import BuildError, CheckpointError, ConfigError, OutputError, UsageError
 from growtas.export.artifact import write_manifest
-from growtas.export.runtimes.open import open_session
+from growtas.export.open import open_session
 from growtas.export.runtimes.torch_export import check_program, load_program, save_program
 from growtas.export.verification.images import noise
 from growtas.nn.vit import VisionTransformer

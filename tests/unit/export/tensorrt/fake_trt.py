@@ -43,7 +43,7 @@ class Buffer(torch.Tensor):
 
 
 class CpuCuda:
-    """Stands for :class:`growtas.export.tensorrt.cuda.Cuda`."""
+    """Stands for :class:`growtas.export.tensorrt.engine.Cuda`."""
 
     name = "fake GPU"
 

@@ -144,13 +144,17 @@ def test_times_come_from_events_between_the_parts(rtx: bool) -> None:
 
 
 def test_only_so_many_batch_sizes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("growtas.export.tensorrt.engine._MOST_BATCH_SIZES", 2)
+    monkeypatch.setattr("growtas.export.tensorrt.engine.MOST_BATCH_SIZES", 2)
     clock = Clock()
     with open_fake(clock, rtx=True) as session:
         for batch in (1, 2, 1, 3):
             session.run(noise(batch, IMAGE))
         assert clock.calls.count("context freed") == 1
-        assert [shape[0] for shape in session._bindings] == [1, 3]
+        # A new batch size runs once before its first run; the batches 1 and 3 are not new.
+        executions = clock.calls.count("execute on 7")
+        for batch in (1, 3):
+            session.run(noise(batch, IMAGE))
+        assert clock.calls.count("execute on 7") == executions + 2
 
 
 def test_contexts_go_before_their_engine() -> None:
@@ -254,9 +258,9 @@ def test_a_folder_that_can_not_be_written_is_no_error(tmp_path: Path) -> None:
 )
 def test_the_drivers_version_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, version: str | None) -> None:
     (tmp_path / "version").write_text(text)
-    monkeypatch.setattr(caches, "_NVIDIA", tmp_path / "version")
+    monkeypatch.setattr(caches, "DRIVER_FILE", tmp_path / "version")
     assert caches.driver_version() == version
-    monkeypatch.setattr(caches, "_NVIDIA", tmp_path / "absent")
+    monkeypatch.setattr(caches, "DRIVER_FILE", tmp_path / "absent")
     assert caches.driver_version() is None
 
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from growtas.checkpoint import save_model
+from growtas.export.open import open_session
 from growtas.export.runtimes.base import is_installed
-from growtas.export.runtimes.open import open_session
 from growtas.export.verification import batches as running
 from growtas.export.verification.batches import one_thread, remembering, run_all, take_around
 from growtas.nn.vit import VisionTransformer

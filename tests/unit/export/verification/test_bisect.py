@@ -15,7 +15,7 @@ from growtas.checkpoint import save_model
 from growtas.errors import BuildError, CheckpointError, ParityError, UsageError
 from growtas.export.graph.exporter import export_onnx
 from growtas.export.graph.tensors import OnnxTensors, check_half_range, half_range
-from growtas.export.runtimes.open import open_session
+from growtas.export.open import open_session
 from growtas.export.verification.bisect import bisect_artifact, bisect_onnx
 from growtas.nn.extract import extract
 from growtas.nn.vit import VisionTransformer

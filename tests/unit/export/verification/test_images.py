@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from growtas.data import test_set as open_test_set
+from growtas.data.evaluation import test_set as open_test_set
 from growtas.errors import ConfigError, DataError
 from growtas.export.verification.images import (
     VerificationImages,

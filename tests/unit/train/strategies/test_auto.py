@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from growtas.errors import ConfigError
 from growtas.growth import Subspace
 from growtas.train.recipe import Recipe
-from growtas.train.strategies import AutoProgressive, Progressive, make_strategy
+from growtas.train.strategies import make_strategy
+from growtas.train.strategies.auto import AutoProgressive
+from growtas.train.strategies.growtas import Progressive
 
 
 def _auto(space, *, epochs=100, stages=2, warmup=0.0, **options):

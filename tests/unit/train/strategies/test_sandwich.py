@@ -2,7 +2,8 @@ import pytest
 
 from growtas.errors import ConfigError
 from growtas.train.recipe import Recipe
-from growtas.train.strategies import Pass, make_strategy
+from growtas.train.strategies import make_strategy
+from growtas.train.strategies.base import Pass
 
 
 def _sandwich(space, **options):

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from growtas.errors import MissingExtra, OutputError, UsageError
+from growtas.watch.pictures import draw_png
 from growtas.watch.report import Report
-from growtas.watch.training_plot import draw_png
 from tests.unit.watch.conftest import line
 
 GREEN, ORANGE, RED, BLUE = (27, 120, 55), (217, 136, 28), (178, 24, 43), (33, 102, 172)

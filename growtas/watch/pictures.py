@@ -1,23 +1,31 @@
-"""The curves of a training as a PNG picture."""
+"""Trainings and searches as PNG pictures, where matplotlib is installed."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growtas.errors import UsageError
+from growtas.errors import MissingExtra, UsageError
 from growtas.files import replacing
 from growtas.watch.chart import Chart
-from growtas.watch.figure import new_figure
 from growtas.watch.report import Report
 from growtas.watch.terminal import charts, format_seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from growtas.watch.search_report import SearchReport
 
 _COLOURS = ("#1b7837", "#d9881c", "#b2182b", "#2166ac", "#762a83", "#5a5a5a")
 _DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def draw_png(report: Report, path: Path) -> None:
@@ -40,7 +48,7 @@ def draw_png(report: Report, path: Path) -> None:
     panels = len(curves) + bool(spent)
     columns = min(panels, 2)
     rows = -(-panels // columns)
-    figure = new_figure(5.6 * columns, 3.2 * rows + 0.5)
+    figure = _new_figure(5.6 * columns, 3.2 * rows + 0.5)
     figure.suptitle(_title(report), fontsize=11)
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for chart in curves:
@@ -49,8 +57,44 @@ def draw_png(report: Report, path: Path) -> None:
         _draw_time(next(axes), spent)
     for unused in axes:
         unused.set_axis_off()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+    _save(figure, path)
+
+
+def draw_search_png(report: SearchReport, path: Path) -> None:
+    """Draw every evaluated subnet; a file at ``path`` is replaced.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+        OutputError: the place can't be written.
+    """
+    figure = _new_figure(7.2, 4.6)
+    axes = figure.subplots()
+    accuracies = [100 * value for value in report.accuracies]
+    axes.scatter(report.costs, accuracies, s=9, color="0.7", label=f"{len(accuracies)} evaluated", linewidths=0)
+    costs, best = ([values[row] for row in report.front] for values in (report.costs, accuracies))
+    axes.plot(costs, best, color="#2166ac", linewidth=1.3, marker="o", markersize=3, label="front", drawstyle="steps-post")
+    if report.limit is not None:
+        axes.axvline(
+            report.limit, color="#b2182b", linewidth=1.2, linestyle="--", label=f"limit {report.format_cost(report.limit)}"
+        )
+    for meets, marker, colour in ((True, "D", "#1b7837"), (False, "x", "#b2182b")):
+        points = [(ms, 100 * accuracy) for ms, accuracy, within in report.measured if within is meets]
+        if points:
+            label = f"finalist measured {'within' if meets else 'beyond'} the limits"
+            x, y = ([point[column] for point in points] for column in (0, 1))
+            axes.scatter(x, y, s=36, marker=marker, color=colour, zorder=3, label=label)
+    if (row := report.chosen_row) is not None:
+        label = f"found: {accuracies[row]:.2f}%, {report.format_cost(report.costs[row], with_kind=True)}"
+        axes.scatter(
+            [report.costs[row]], [accuracies[row]], s=110, marker="*", color="#d9881c", edgecolors="0.2", zorder=4, label=label
+        )
+    axes.set_xlabel(report.axis)
+    axes.set_ylabel("accuracy on the search split, %")
+    axes.set_title(f"search of {report.space.name}", fontsize=10, loc="left")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    _save(figure, path)
 
 
 def _title(report: Report) -> str:
@@ -116,3 +160,21 @@ def _draw_time(axes: Axes, spent: dict[str, float]) -> None:
     axes.set_xticks([])
     axes.tick_params(labelsize=8, length=0)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtra("matplotlib", "watch", "drawing a picture") from None
+    # A canvas of its own rather than pyplot: nothing global, and no window system is looked for.
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)

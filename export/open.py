@@ -20,8 +20,8 @@ def open_session(
         path: a ``.safetensors`` or ``.pt2`` (PyTorch), ``.onnx`` (ONNX Runtime, or OpenVINO), ``.xml`` with its ``.bin`` beside it
             (OpenVINO) or ``.plan`` (TensorRT or TensorRT-RTX) file.
         threads: CPU threads; by default all that this process may use.
-        runtime: for an ONNX file, ``onnxruntime`` or ``openvino``; onnxruntime if not given. For a safetensors file, ``eager`` or
-            ``compile``; eager if not given. For a plan, ``tensorrt`` or ``tensorrt-rtx``; what its manifest says if not given.
+        runtime: for an ONNX file, ``onnxruntime`` (the default) or ``openvino``; for a safetensors file, ``eager`` (the default) or
+            ``compile``; for a plan, ``tensorrt`` or ``tensorrt-rtx`` (by default what its manifest says).
         device: ``cpu`` or ``cuda``, for PyTorch and ONNX Runtime; plans run on a GPU in any case, OpenVINO on the CPU.
         trusted: load a plan that has no manifest, which is refused otherwise; see :mod:`growtas.export.tensorrt.load`.
 
@@ -44,9 +44,14 @@ def open_session(
         return OnnxRuntimeSession(path, threads=threads, device=device)
     if kind is TORCH:
         from growtas.checkpoint import load_model
-        from growtas.export.runtimes.torch import vit_session
+        from growtas.export.graph.inference_vit import deployable
+        from growtas.export.runtimes.torch import TorchSession
 
-        return vit_session(load_model(path), threads=threads, device=device, compiled=runtime == "compile")
+        model, compiled = load_model(path), runtime == "compile"
+        shape = (model.architecture.in_chans, model.architecture.image_size, model.architecture.image_size)
+        # The inference-only form: the other one chooses among its kernels in Python, which breaks the compiler's graph.
+        module = deployable(model) if compiled else model
+        return TorchSession(module, shape, threads=threads, device=device, compiled=compiled)
     if kind is PROGRAM:
         from growtas.export.runtimes.torch_export import load_program
 
