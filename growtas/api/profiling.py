@@ -13,12 +13,10 @@ from growtas.export.benchmark.stopwatch import ArchitectureTurns, check_device, 
 from growtas.export.benchmark.timing import clocks, environment
 from growtas.files import ensure_writable, write_json
 from growtas.latency.catalogue import measured_file_name, near_name
-from growtas.latency.measured.campaign import Bounds, Campaign
+from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.machine import local_setup, other_work
 from growtas.latency.measured.profile import MeasuredProfile
-from growtas.latency.measured.profiling import make_profile, measure_plan
 from growtas.latency.measured.sampling_plan import plan_profile
-from growtas.latency.measured.setup import Setup
 from growtas.latency.modelled.profile import device_names, shipped_names, user_folder
 from growtas.progress import SILENT, Progress
 from growtas.space import load_space
@@ -130,13 +128,13 @@ def profile(
     if not timer.check_against_exporter(reference):
         progress.note("graphs put together from blocks differ from exported ones here; exporting each subnet, which takes longer")
     campaign = Campaign(path.with_suffix(".jsonl"), choices, setup, timer, bounds=bounds, progress=progress)
-    progress.stage("measuring", plan.measurements)
+    progress.stage("measuring", len(plan.first) + len(plan.repeated))
     try:
-        measured = measure_plan(campaign, plan)
+        measured = plan.measure(campaign)
     except KeyboardInterrupt:
         progress.note(f"the samples so far are kept in {campaign.path}; the same command goes on from there")
         raise
     description = {**{key: value for key, value in machine.items() if value is not None}, **clocks()}
-    result = make_profile(device, campaign, measured, description=setup.machine, machine=description)
+    result = MeasuredProfile.of_samples(device, campaign, measured, description=setup.machine, machine=description)
     write_json(path, result.to_dict())
     return ProfileResult(result, path, time.perf_counter() - started)

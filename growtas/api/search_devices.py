@@ -10,14 +10,12 @@ import onnxruntime
 
 from growtas.batch import SubnetBatch
 from growtas.export.benchmark.stopwatch import ArchitectureTurns
-from growtas.files import ensure_writable
 from growtas.latency.catalogue import fitting_profile
-from growtas.latency.measured.campaign import Bounds, Campaign
+from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.fit import fit_latency
 from growtas.latency.measured.machine import check_profile, local_setup, other_work, recorded_ms, steady_ms
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.measured.sampling_plan import choose_subnets
-from growtas.latency.measured.setup import Setup
 from growtas.latency.measured.stopwatch import LocalStopwatch, guard_reference, set_aside
 from growtas.latency.modelled.profile import CPU
 from growtas.progress import SILENT, Progress
@@ -80,11 +78,10 @@ class _LocalMachine:
     def target_without_limit(self, device: Device) -> Target:
         """Measures the chosen subnet only."""
         timer = self._timer(self.space, [])
-        path = self.folder / UNBOUND
-        ensure_writable(path.parent)
         # No limit is judged on it: a number of a busy machine will do, and its margin says so.
         bounds = Bounds(cv=1.0, drift=1.0)
-        campaign = Campaign(path, self.space, self._graph_setup(timer), timer, bounds=bounds, progress=self.progress)
+        setup, path = self._graph_setup(timer), self.folder / UNBOUND
+        campaign = Campaign(path, self.space, setup, timer, bounds=bounds, progress=self.progress)
         return Target(device=device.name, stopwatch=LocalStopwatch(campaign))
 
     def target_of_profile(self, device: Device, profile: MeasuredProfile) -> Target | None:
@@ -134,13 +131,15 @@ class _LocalMachine:
                 "graphs put together from blocks differ from exported ones here; exporting each subnet, which takes longer"
             )
         stopwatch = self._stopwatch(timer, steady_ms([space.middle()], timer)[0])
-        smallest_ms = stopwatch.samples_ms([space.smallest])[0]
+        smallest_ms = stopwatch.campaign.measure([space.smallest])[0].p50_ms
         self._check_smallest(Target(device=device.name, max_ms=device.max_ms), stopwatch, smallest_ms)
         self.progress.stage("measuring subnets on this machine", len(subnets))
-        values = stopwatch.samples_ms(subnets)
+        # One visit each: to fit a model to, not to judge a limit on.
+        values = [sample.p50_ms for sample in stopwatch.campaign.measure(subnets)]
         model = fit_latency(space, subnets, values, stopwatch.conditions)
         self.progress.note(
-            f"latency model for pruning: {len(subnets)} subnets measured here, held-out error up to {model.held_out_error:.0%}"
+            f"latency model for pruning: {len(subnets)} subnets measured here, "
+            f"held-out error up to {model.relative_uncertainty:.0%}"
         )
         return Target(
             device=device.name,
@@ -166,14 +165,8 @@ class _LocalMachine:
     def _stopwatch(
         self, timer: ArchitectureTurns, reference_ms: float, *, usual_ms: float | None = None, repeatability: float = 0.0
     ) -> LocalStopwatch:
-        """The stopwatch with its journal; a journal whose reference subnet took another time is set aside.
-
-        Args:
-            reference_ms: what the reference subnet takes now.
-            usual_ms: what it usually takes, where that is known.
-        """
+        """The stopwatch with its journal; a journal whose reference subnet took another time than now is set aside."""
         path, bounds, setup = self.folder / JOURNAL, Bounds(), self._graph_setup(timer)
-        ensure_writable(path.parent)
         existed = path.exists()
         before_ms = set_aside(path, setup, reference_ms, bounds.drift)
         if existed and not path.exists():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from growtas.files import write_json
 from growtas.runs import Run
 from growtas.search.finalists import SearchedSubnet
-from growtas.search.front import front_report
 from growtas.search.limits import Limits
 from growtas.search.search import Outcome, Search
 from growtas.search.targets import DeviceLatency
@@ -74,7 +73,7 @@ def write_results(run: Run, folder: Path, search: Search, outcome: Outcome, reco
     files: dict[str, Path] = {"result": folder / "result.json", "subnet": folder / "subnet.json"}
     report: dict[str, Any] = {
         **record,
-        "time": outcome.spent.to_dict(),
+        "time": asdict(outcome.spent),
         "best": chosen.to_dict(),
         "latency_note": chosen.latencies[0].note if chosen.latencies else None,
         "finalists": [finalist.to_dict() for finalist in chosen.finalists],
@@ -82,7 +81,7 @@ def write_results(run: Run, folder: Path, search: Search, outcome: Outcome, reco
     }
     if search.front:
         files["front"] = folder / "front.json"
-        front = front_report(search, outcome.result)
+        front = search.front_report(outcome.result)
         write_json(files["front"], front)
         report["front"] = {"subnets": len(front["subnets"]), "hypervolume": front["hypervolume"]}
     drawn = SearchReport.of(search, outcome, report)

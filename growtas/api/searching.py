@@ -5,23 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growtas.api.search_results import SearchResult, write_results
 from growtas.errors import CheckpointError, ConfigError, LimitError, WorkerError, choices
 from growtas.files import ensure_writable, sha256
-from growtas.latency.modelled.profile import CPU
+from growtas.latency.catalogue import latency_estimator
+from growtas.latency.modelled.profile import BYTES, CPU
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run
-from growtas.search.devices import Device, Devices, parse_devices, remote_target, size_precision
+from growtas.search.devices import Device, Devices, parse_devices
 from growtas.search.evolution import EvolutionConfig
 from growtas.search.journal import Journal
 from growtas.search.limits import Limits
 from growtas.search.memory import parse_bytes
-from growtas.search.objective import OBJECTIVES, parse_axes
+from growtas.search.pareto import OBJECTIVES, parse_axes
 from growtas.search.scoring import Score
 from growtas.search.search import Search
 from growtas.search.supernet import LoadedSupernet, find_supernet, searched_space
@@ -31,7 +33,7 @@ from growtas.subnet import Subnet
 from growtas.units import parse_count
 
 if TYPE_CHECKING:
-    from growtas.search.evaluation.workers import Crew
+    from growtas.search.evaluation.workers import SearchWorld
 
 
 def search(
@@ -109,7 +111,8 @@ def search(
         else max_activation_memory,
         max_size_bytes=parse_bytes(max_size, "--max-size", "12MB") if isinstance(max_size, str) else max_size,
         batch=batch,
-        precision=size_precision(parsed, precision),
+        # Of several devices' precisions the one with the most bytes.
+        precision=max((device.precision for device in parsed), key=BYTES.__getitem__, default=precision or "fp32"),
     )
     config = EvolutionConfig(generations=generations, population=population)
     chosen_run, how = find_supernet(run.path if isinstance(run, Run) else run, space, progress)
@@ -129,9 +132,7 @@ def search(
         exact=exact,
         config=config,
         seed=seed,
-        limit_images=limit_images,
-        data=data,
-        data_dir=data_dir,
+        load=partial(LoadedSupernet.load, chosen_run, data=data, data_dir=data_dir, limit_images=limit_images),
         out=Path(out) if out else chosen_run.path / "search",
         progress=progress,
     )
@@ -145,6 +146,7 @@ class _Request:
     Attributes:
         run_chosen: how the run was chosen.
         axes: of the front; empty without one.
+        load: loads a checkpoint of the run, and its images.
     """
 
     run: Run
@@ -156,26 +158,24 @@ class _Request:
     exact: bool
     config: EvolutionConfig
     seed: int
-    limit_images: int | None
-    data: str | None
-    data_dir: str | None
+    load: Callable[[Path], LoadedSupernet]
     out: Path
     progress: Progress
 
     def search(self) -> SearchResult:
-        from growtas.search.evaluation.workers import WorkerExit, crew
+        from growtas.search.evaluation.workers import WorkerExit, search_world
 
-        with crew() as world:
+        with search_world() as world:
             if world.is_main:
                 return self._lead(world)
             self._serve(world)
         raise WorkerExit(0)
 
-    def _lead(self, world: Crew) -> SearchResult:
-        """Searches on process 0; the others evaluate for it."""
+    def _lead(self, world: SearchWorld) -> SearchResult:
         from growtas.nn.evaluation import kernels
-        from growtas.search.evaluation.evaluator import make_evaluator
+        from growtas.search.evaluation.evaluator import SubnetEvaluator
         from growtas.search.evaluation.racing import Racing
+        from growtas.search.evaluation.workers import SharedEvaluator
         from growtas.search.scoring import Scorer
 
         progress, config = self.progress, self.config
@@ -183,14 +183,13 @@ class _Request:
             ensure_writable(self.out)
             remote = self._remote_targets()
             # A training that goes on writes newer ones meanwhile.
-            loaded = self._load(self.run.supernet_file)
+            loaded = self.load(self.run.supernet_file)
             if world.size > 1:
                 loaded.decode()
             search = self._with_targets(remote)
-            journal = Journal(
-                self.out / "journal.jsonl", loaded.digest, loaded.data_digest, self._settings(), self._other_journals()
-            )
-            evaluator = make_evaluator(loaded.supernet, loaded.images, device=world.device, world=world)
+            path, others = self.out / "journal.jsonl", self._other_journals()
+            journal = Journal(path, loaded.digest, loaded.data_digest, self._settings(), others)
+            local = SubnetEvaluator(loaded.supernet, loaded.images, device=world.device)
         except Exception:
             with contextlib.suppress(WorkerError):
                 world.share(None)
@@ -203,7 +202,7 @@ class _Request:
             )
         try:
             world.share((loaded.checkpoint, loaded.digest, loaded.data_digest))
-            with evaluator as evaluate:
+            with SharedEvaluator(local, world) as evaluate:
                 # A front needs every accuracy, and so do finalists that may miss a measured limit: the next best is measured then.
                 measured = any(target.stopwatch and target.max_ms is not None for target in search.targets)
                 exact = self.exact or bool(self.axes) or measured
@@ -214,8 +213,7 @@ class _Request:
             progress.note(f"{len(journal)} evaluations are kept in {journal.path}; the same command goes on from there")
             raise
         if journal.borrowed:
-            counts = {journal.path: scorer.reused - sum(journal.borrowed.values()), **journal.borrowed}
-            progress.note(f"evaluations reused: {_counted(counts)}")
+            progress.note(f"evaluations reused: {_counted(journal.path, scorer.reused, journal.borrowed)}")
         record = {
             **self._record(loaded.checkpoint, loaded.digest),
             "images": {"split": "search", "count": len(images), "fingerprint": loaded.data_digest},
@@ -231,10 +229,10 @@ class _Request:
         }
         return write_results(self.run, self.out, search, outcome, record)
 
-    def _serve(self, world: Crew) -> None:
+    def _serve(self, world: SearchWorld) -> None:
         """Evaluates what process 0 distributes, on another process. Process 0 reports every failure."""
-        from growtas.search.evaluation.evaluator import make_evaluator
-        from growtas.search.evaluation.workers import SharedEvaluator, Unfit, WorkerExit
+        from growtas.search.evaluation.evaluator import SubnetEvaluator
+        from growtas.search.evaluation.workers import SharedEvaluator, WorkerExit
 
         try:
             # Process 0 may measure this machine first, and decodes the images into the cache: nothing is loaded before it is done.
@@ -242,14 +240,15 @@ class _Request:
             if message is None:
                 return
             checkpoint, *digests = message
+            local: SubnetEvaluator | Exception
             try:
-                loaded = self._load(checkpoint)
+                loaded = self.load(checkpoint)
                 if [loaded.digest, loaded.data_digest] != digests:
                     raise CheckpointError(f"{checkpoint} or the images differ from those of process 0")
-                evaluator = make_evaluator(loaded.supernet, loaded.images, device=world.device, world=world)
+                local = SubnetEvaluator(loaded.supernet, loaded.images, device=world.device)
             except Exception as error:
-                evaluator = SharedEvaluator(Unfit(error), world)
-            with evaluator as evaluate:
+                local = error
+            with SharedEvaluator(local, world) as evaluate:
                 evaluate.serve()
         except WorkerError:
             raise WorkerExit(1) from None
@@ -285,12 +284,11 @@ class _Request:
 
         outcome = search.choose(result, recorded_scores, progress=self.progress)
         legal = len(result.ranked)
-        enough = legal >= ENOUGH
         if recorded.lent:
-            counts = {recorded.path: len(recorded.evaluations) - sum(recorded.lent.values()), **recorded.lent}
-            self.progress.note(f"recorded evaluations: {_counted(counts)}")
+            counts = _counted(recorded.path, len(recorded.evaluations), recorded.lent)
+            self.progress.note(f"recorded evaluations: {counts}")
         holder = "the run's journals hold" if recorded.lent else "the journal holds"
-        if not enough:
+        if legal < ENOUGH:
             self.progress.note(
                 f"{holder} only {legal} subnets within these limits (of {len(scores)}), fewer than {ENOUGH}: "
                 "a search without --replay would likely find a better one"
@@ -302,13 +300,10 @@ class _Request:
             "dropped": 0,
             "reused": len(scores),
             "reused_from_others": {str(path): count for path, count in recorded.lent.items()},
-            "replay": {"journal": str(recorded.path), "recorded": len(scores), "legal": legal, "enough": enough},
+            "replay": {"journal": str(recorded.path), "recorded": len(scores), "legal": legal, "enough": legal >= ENOUGH},
             "seconds": time.perf_counter() - started,
         }
         return write_results(self.run, self.out, search, outcome, record)
-
-    def _load(self, checkpoint: Path) -> LoadedSupernet:
-        return LoadedSupernet.load(self.run, checkpoint, self.data, self.data_dir, self.limit_images)
 
     def _other_journals(self) -> list[Path]:
         """The journals of all searches in the run's folder."""
@@ -316,7 +311,13 @@ class _Request:
 
     def _remote_targets(self) -> dict[str, Target]:
         """Targets that are not at hand; made before anything slow, since limits that no subnet meets raise here."""
-        return {d.name: remote_target(d, self.space, self.limits.batch) for d in self.devices if d.name != CPU}
+        targets: dict[str, Target] = {}
+        for device in self.devices:
+            if device.name != CPU:
+                model = latency_estimator(device.name, self.space, batch=self.limits.batch, precision=device.requested)
+                targets[device.name] = Target(device=device.name, max_ms=device.max_ms, estimator=model)
+                targets[device.name].check(self.space)
+        return targets
 
     def _with_targets(self, targets: dict[str, Target]) -> Search:
         """The search, with this machine as a target too if it is asked for."""
@@ -340,7 +341,7 @@ class _Request:
             "space": self.space.name,
             "objective": "pareto" if self.axes else "accuracy",
             # The first device's limit is also where one device's has always been.
-            "limits": {**self.limits.to_dict(), "max_latency_ms": first.max_ms if first else None},
+            "limits": {**asdict(self.limits), "max_latency_ms": first.max_ms if first else None},
             "device": first.name if first else None,
             "devices": [{"device": d.name, "max_latency_ms": d.max_ms, "precision": d.precision} for d in self.devices],
             "batch": self.limits.batch,
@@ -350,5 +351,6 @@ class _Request:
         }
 
 
-def _counted(counts: Mapping[Path, int]) -> str:
+def _counted(path: Path, total: int, others: Mapping[Path, int]) -> str:
+    counts = {path: total - sum(others.values()), **others}
     return ", ".join(f"{count} from {path}" for path, count in counts.items() if count)

@@ -67,7 +67,7 @@ class SearchDisplay(ProgressBar):
         speed = f"{rate:.1f} evaluations/s" if self._fresh else "from the journal"
         self.bar.update(self.task, description=f"generation {self._number}/{self._generations}, {speed}")
 
-    def _generation_done(self, result: GenerationResult[tuple[float, float, int]]) -> None:
+    def _generation_done(self, result: GenerationResult) -> None:
         now = time.perf_counter()
         accuracies = [score[0] for _, score in result.ranked if score[0] != DROPPED]
         self._rows.append(self._row(result.number, accuracies, result.best[1][0], now))

@@ -9,20 +9,19 @@ from pathlib import Path
 
 from growtas.errors import ConfigError, DeviceError
 from growtas.latency.estimate import LatencyEstimator
+from growtas.latency.measured.campaign import Setup
 from growtas.latency.measured.machine import local_setup, why_not_here
 from growtas.latency.measured.profile import MeasuredProfile
-from growtas.latency.measured.setup import Setup
 from growtas.latency.modelled.profile import (
     CPU,
     DeviceProfile,
     device_names,
     load_profile,
     measured_names,
+    modelled_file,
     profile_names,
     read_profile_json,
-    shipped_file,
     shipped_measured,
-    shipped_names,
     user_folder,
 )
 from growtas.latency.modelled.roofline import RooflineLatency
@@ -55,17 +54,14 @@ def measured_profiles(device: str | None = None) -> list[tuple[Path | Traversabl
     Raises:
         ConfigError: one of them can't be read; the message names it.
     """
-
-    def newest(files: list[Path | Traversable]) -> list[tuple[Path | Traversable, MeasuredProfile]]:
-        return sorted(((file, load_measured(file)) for file in files), key=lambda item: item[1].date, reverse=True)
-
-    shipped = [name for name in shipped_measured() if device is None or name.partition(".")[0] == device]
-    own = newest([*sorted(user_folder().glob(f"{device or '*'}.*.json"))])
-    return own + newest([shipped_file(name.removesuffix(".json")) for name in shipped])
+    shipped = (file for file in shipped_measured() if device is None or file.name.partition(".")[0] == device)
+    files: list[Path | Traversable] = [*sorted(user_folder().glob(f"{device or '*'}.*.json")), *shipped]
+    profiles = [(file, load_measured(file)) for file in files]
+    return sorted(profiles, key=lambda item: (origin(item[0]) != SHIPPED, item[1].date), reverse=True)
 
 
 def origin(file: Path | Traversable) -> str:
-    """Where a measured profile is from: ``shipped``, or the user's file."""
+    """Where a profile is from: ``shipped``, or the user's file."""
     return str(file) if isinstance(file, Path) and file.parent == user_folder() else SHIPPED
 
 
@@ -97,12 +93,7 @@ def modelled_profiles() -> list[tuple[str, DeviceProfile]]:
     Raises:
         ConfigError: one of them can't be read; the message names it.
     """
-    return [(_origin(name), load_profile(name)) for name in profile_names()]
-
-
-def _origin(name: str) -> str:
-    own = user_folder() / f"{name}.json"
-    return str(own) if name not in shipped_names() or own.exists() else SHIPPED
+    return [(origin(modelled_file(name)), load_profile(name)) for name in profile_names()]
 
 
 def fitting_profile(
@@ -138,7 +129,6 @@ def latency_estimator(
     *,
     batch: int = 1,
     precision: str | None = None,
-    runtime: str | None = None,
     here: Setup | None = None,
 ) -> LatencyEstimator:
     """Who predicts a device's latencies of a space: a measured profile that fits, else the modelled one.
@@ -147,7 +137,7 @@ def latency_estimator(
     also times it (:func:`growtas.latency.measured.machine.check_profile`).
 
     Args:
-        precision, runtime: by default whatever there is, the newest measurement first.
+        precision: by default whatever there is, the newest measurement first.
         here: what a profile of ``cpu`` must have been measured with; by default this machine.
 
     Raises:
@@ -157,14 +147,11 @@ def latency_estimator(
     if device not in device_names():
         # Its message lists the legal ones.
         load_profile(device)
-    profile, reasons = fitting_profile(device, space, batch=batch, precision=precision, runtime=runtime, here=here)
+    profile, reasons = fitting_profile(device, space, batch=batch, precision=precision, here=here)
     if profile is not None:
         return profile.estimator(space, batch=batch, precision=precision)
     if device in profile_names() and device != CPU:
-        modelled = load_profile(device)
-        if runtime in (None, modelled.runtime):
-            return RooflineLatency(profile=modelled, space=space, batch=batch, precision=precision or "")
-        reasons.append(f"the modelled profile is of {modelled.runtime}, not {runtime}")
+        return RooflineLatency(profile=load_profile(device), space=space, batch=batch, precision=precision or "")
     because = f" that fits ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
     command = f"growtas profile --device {device} --space {space.name} --batch {batch}"
     raise DeviceError(f"{device} has no profile{because}; measure one with `{command}`")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from growtas.batch import SubnetBatch
 from growtas.units import format_ms
 
-PERCENTILE = "p50"
 Kind = Literal["measured", "modelled"]
 """What was timed, and what was not."""
 
@@ -29,7 +28,7 @@ class Conditions:
     """
 
     device: str
-    percentile: str
+    percentile: str = "p50"
     batch: int
     precision: str
     runtime: str
@@ -57,16 +56,7 @@ class Latency:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, with the interval in milliseconds where the number has one."""
-        c = self.conditions
-        data: dict[str, Any] = {
-            "ms": self.ms,
-            "kind": self.kind,
-            "device": c.device,
-            "percentile": c.percentile,
-            "batch": c.batch,
-            "precision": c.precision,
-            "runtime": c.runtime,
-        }
+        data: dict[str, Any] = {"ms": self.ms, "kind": self.kind, **asdict(self.conditions)}
         if self.relative_uncertainty is not None:
             u = self.relative_uncertainty
             data |= {"relative_uncertainty": u, "interval_ms": [self.ms * (1 - u), self.ms * (1 + u)]}

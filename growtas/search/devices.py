@@ -1,4 +1,4 @@
-"""The devices that a search is asked for: names, limits and precisions, and the targets of those that are not at hand."""
+"""The devices that a search is asked for: names, limits and precisions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from growtas.errors import DeviceError, choices
-from growtas.latency.catalogue import latency_estimator, measured_profiles, near_name
-from growtas.latency.modelled.profile import BYTES, CPU, device_names, load_profile, measured_names, profile_names
-from growtas.search.targets import Target
-from growtas.space import SearchSpace
+from growtas.latency.catalogue import measured_profiles, near_name
+from growtas.latency.modelled.profile import CPU, device_names, load_profile, measured_names, profile_names
 from growtas.units import parse_latency_ms
 
 Devices = Mapping[str, str | float | None] | Sequence[str]
@@ -87,21 +85,3 @@ def _default_precision(device: str) -> str:
     if device in measured_names():
         return measured_profiles(device)[0][1].precision
     return load_profile(device).precision
-
-
-def size_precision(devices: tuple[Device, ...], precision: str | None) -> str:
-    """The precision that sizes and memory are limited at: of several devices the one with the most bytes."""
-    return max((device.precision for device in devices), key=BYTES.__getitem__, default=precision or "fp32")
-
-
-def remote_target(device: Device, space: SearchSpace, batch: int) -> Target:
-    """The target of a device that is not at hand: a measured profile that fits, else the modelled one.
-
-    Raises:
-        DeviceError: no profile fits.
-        LimitError: no subnet meets the limit.
-    """
-    model = latency_estimator(device.name, space, batch=batch, precision=device.requested)
-    target = Target(device=device.name, max_ms=device.max_ms, estimator=model)
-    target.check(space)
-    return target

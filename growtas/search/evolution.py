@@ -5,33 +5,24 @@ Pure: what a subnet is worth, which are legal and where randomness comes from ar
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
 
 from numpy.random import Generator
 
 from growtas.batch import SubnetBatch
-from growtas.errors import ConfigError
+from growtas.fields import Rule, check_fields, checked, real, whole
 from growtas.progress import SILENT, Progress
 from growtas.sampling import Feasible, crossover, mutate, sample_feasible
+from growtas.search.scoring import Score
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
-
-
-class Orderable(Protocol):
-    """A score: a number, or a tuple whose later entries break ties. Higher is better."""
-
-    def __lt__(self, other: Any, /) -> bool: ...
-
-
-Score = TypeVar("Score", bound=Orderable)
 
 _ATTEMPTS = 10
 """Tries a child before random subnets fill the population, as in AutoFormer."""
 _RANDOM_ROUNDS = 4
 _RANDOM_DRAWS = 1024
+_COUNT = Rule(whole(1).accepts, "a whole number above zero")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,22 +36,17 @@ class EvolutionConfig:
         mutation_probability: of each gene.
     """
 
-    generations: int = 20
-    population: int = 50
-    parents: int = 10
-    mutation_probability: float = 0.2
+    generations: int = checked(20, _COUNT)
+    population: int = checked(50, _COUNT)
+    parents: int = checked(10, _COUNT)
+    mutation_probability: float = checked(0.2, Rule(real(0, 1, above=True).accepts, "above 0 and at most 1"))
 
     def __post_init__(self) -> None:
-        for field in ("generations", "population", "parents"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{field} is {value!r}; it must be a whole number above zero")
-        if not 0 < self.mutation_probability <= 1:
-            raise ConfigError(f"mutation_probability is {self.mutation_probability!r}; it must be above 0 and at most 1")
+        check_fields(self)
 
 
 @dataclass(frozen=True)
-class GenerationResult(Generic[Score]):
+class GenerationResult:
     """One generation.
 
     Attributes:
@@ -75,7 +61,7 @@ class GenerationResult(Generic[Score]):
 
 
 @dataclass(frozen=True)
-class EvolutionResult(Generic[Score]):
+class EvolutionResult:
     """What an evolution found.
 
     Attributes:
@@ -84,7 +70,7 @@ class EvolutionResult(Generic[Score]):
     """
 
     ranked: tuple[tuple[Subnet, Score], ...]
-    history: tuple[GenerationResult[Score], ...]
+    history: tuple[GenerationResult, ...]
 
 
 def evolve(
@@ -94,7 +80,7 @@ def evolve(
     rng: Generator,
     config: EvolutionConfig | None = None,
     progress: Progress = SILENT,
-) -> EvolutionResult[Score]:
+) -> EvolutionResult:
     """Search a space; no subnet is evaluated twice, and none that breaks a limit.
 
     Args:
@@ -107,59 +93,70 @@ def evolve(
         LimitError: no subnet is legal.
     """
     config = config or EvolutionConfig()
-    scores: dict[Subnet, Score] = {}
-    ranked: list[tuple[Subnet, Score]] = []
-    history: list[GenerationResult[Score]] = []
-    for number in range(1, config.generations + 1):
-        parents = [subnet for subnet, _ in ranked[: config.parents]]
-        children = _children(space, parents, scores, feasible, rng, config)
+
+    def propose(scores: Mapping[Subnet, Score]) -> list[Subnet]:
+        children: dict[Subnet, None] = {}
+        parents = list(scores)[: config.parents]
+
+        def pick() -> Subnet:
+            return parents[int(rng.integers(len(parents)))]
+
+        if parents:
+            half = config.population - config.population // 2
+            breed(children, lambda: mutate(space, pick(), rng, config.mutation_probability), half, scores, feasible)
+            breed(children, lambda: crossover(pick(), pick(), rng), config.population - half, scores, feasible)
+        fill_up(children, space, scores, feasible, rng, config.population)
+        return list(children)
+
+    return run_generations(propose, evaluate, config.generations, progress)
+
+
+def run_generations(
+    propose: Callable[[Mapping[Subnet, Score]], Sequence[Subnet]],
+    evaluate: Callable[[Sequence[Subnet]], Sequence[Score]],
+    generations: int,
+    progress: Progress,
+) -> EvolutionResult:
+    """Evaluates one generation after the other; ends early where there is no new subnet.
+
+    Args:
+        propose: makes a generation from all evaluated subnets with their scores, which come best first.
+    """
+    ranked: tuple[tuple[Subnet, Score], ...] = ()
+    history: list[GenerationResult] = []
+    for number in range(1, generations + 1):
+        children = propose(dict(ranked))
         if not children:
             break
-        values = evaluate(children)
-        scores.update(zip(children, values, strict=True))
-        # Sorting is stable: among equals, whoever was evaluated first stays ahead.
-        ranked = sorted(scores.items(), key=lambda item: item[1], reverse=True)
-        generation = sorted(zip(children, values, strict=True), key=lambda item: item[1], reverse=True)
-        history.append(GenerationResult(number, tuple(generation), ranked[0]))
+        generation = list(zip(children, evaluate(children), strict=True))
+        ranked = _best_first([*ranked, *generation])
+        history.append(GenerationResult(number, _best_first(generation), ranked[0]))
         progress.event(history[-1])
-    return EvolutionResult(tuple(ranked), tuple(history))
+    return EvolutionResult(ranked, tuple(history))
 
 
-def _children(
-    space: SearchSpace,
-    parents: Sequence[Subnet],
-    seen: dict[Subnet, Any],
-    feasible: Feasible,
-    rng: Generator,
-    config: EvolutionConfig,
-) -> list[Subnet]:
-    """The next generation: legal, new, and as many as the population where there are so many."""
-    children: dict[Subnet, None] = {}
+def _best_first(scored: Iterable[tuple[Subnet, Score]]) -> tuple[tuple[Subnet, Score], ...]:
+    # Sorting is stable: among equals, whoever was evaluated first stays ahead.
+    return tuple(sorted(scored, key=lambda item: item[1], reverse=True))
 
-    def breed(make: Callable[[], Subnet], count: int) -> None:
-        target = len(children) + count
-        for _ in range(_ATTEMPTS * count):
-            if len(children) >= target:
-                return
-            child = make()
-            if child not in seen and child not in children and feasible(SubnetBatch.from_subnets([child]))[0]:
-                children[child] = None
 
-    def pick() -> Subnet:
-        return parents[int(rng.integers(len(parents)))]
-
-    if parents:
-        half = config.population - config.population // 2
-        breed(lambda: mutate(space, pick(), rng, config.mutation_probability), half)
-        breed(lambda: crossover(pick(), pick(), rng), config.population - half)
-    fill_up(children, space, seen, feasible, rng, config.population)
-    return list(children)
+def breed(
+    children: dict[Subnet, None], make: Callable[[], Subnet], count: int, seen: Container[Subnet], feasible: Feasible
+) -> None:
+    """Adds ``count`` new legal subnets from ``make`` to ``children``; fewer where too many tries give none."""
+    target = len(children) + count
+    for _ in range(_ATTEMPTS * count):
+        if len(children) >= target:
+            return
+        child = make()
+        if child not in seen and child not in children and feasible(SubnetBatch.from_subnets([child]))[0]:
+            children[child] = None
 
 
 def fill_up(
     children: dict[Subnet, None],
     space: SearchSpace,
-    seen: Mapping[Subnet, Any],
+    seen: Mapping[Subnet, Score],
     feasible: Feasible,
     rng: Generator,
     size: int,
@@ -175,5 +172,5 @@ def fill_up(
             break
         # Draws beyond the missing ones cost next to nothing, and find the last few new subnets of a small space.
         draws = sample_feasible(space, missing if not seen else max(missing, _RANDOM_DRAWS), rng, feasible)
-        new = dict.fromkeys(subnet for subnet in draws if subnet not in seen and subnet not in children)
-        children.update(itertools.islice(((subnet, None) for subnet in new), missing))
+        new = [subnet for subnet in dict.fromkeys(draws) if subnet not in seen and subnet not in children]
+        children.update(dict.fromkeys(new[:missing]))

@@ -78,12 +78,9 @@ class SearchedSubnet:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: the subnet's keys and its costs, accuracy, loss and latencies."""
-        modelled = {f"modelled_{name}": self.costs[name] for name in ("activation_bytes", "size_bytes")}
         return {
             **self.subnet.to_dict(),
-            "params": self.costs["params"],
-            "macs": self.costs["macs"],
-            **modelled,
+            **{(f"modelled_{name}" if name.endswith("_bytes") else name): cost for name, cost in self.costs.items()},
             "accuracy": self.evaluation.accuracy,
             "loss": self.evaluation.loss if np.isfinite(self.evaluation.loss) else None,
             "latency": self.latency.to_dict() if self.latency else None,
@@ -113,28 +110,22 @@ def choose(
         LimitError: not even the smallest subnet meets a limit.
     """
     tried: list[Finalist] = []
-
-    def consider(subnet: Subnet, score: Score) -> SearchedSubnet | None:
+    left = list(ranked)
+    while True:
+        subnet, score = left.pop(0) if left and len(tried) < MAX_FINALISTS else (space.smallest, scorer([space.smallest])[0])
         if any(target.stopwatch for target in targets):
             progress.stage(f"measuring a finalist: {subnet}")
         latencies = tuple(target.latency(subnet, measure=True) for target in targets)
         tried.append(Finalist(subnet, score[0], latencies))
-        if not tried[-1].meets:
-            if subnet != space.smallest:
-                return None
+        if tried[-1].meets:
+            break
+        if subnet == space.smallest:
             for latency in latencies:
                 if (judged := latency.judged) is not None and (compared := latency.judged_ms) is not None:
                     check_latency(space, latency.max_ms, compared, judged.kind, judged.conditions)
-        costs, evaluation = limits.costs(space, subnet), Evaluation(score[0], -score[1])
-        return SearchedSubnet(subnet=subnet, costs=costs, evaluation=evaluation, finalists=tuple(tried))
-
-    left = list(ranked)
-    while left and len(tried) < MAX_FINALISTS:
-        if chosen := consider(*left.pop(0)):
-            return chosen
+            break
         subnets, missed = [subnet for subnet, _ in left], [finalist.subnet for finalist in tried]
         keep = np.logical_and.reduce([target.meets(space, subnets, missed) for target in targets])
         left = [item for item, stays in zip(left, keep, strict=True) if stays]
-    chosen = consider(space.smallest, scorer([space.smallest])[0])
-    assert chosen is not None
-    return chosen
+    costs, evaluation = limits.costs(space, subnet), Evaluation(score[0], -score[1])
+    return SearchedSubnet(subnet=subnet, costs=costs, evaluation=evaluation, finalists=tuple(tried))

@@ -73,8 +73,8 @@ class Journal:
         checkpoint_sha256, data_fingerprint: what is evaluated, and on which images; only lines of both are reused.
         header: anything else that a reader should know (limits, seed); written as a line of its own. The same header again is the
             same search, which goes on.
-        others: journals of other searches, from which complete evaluations of both are reused too; only read. One that can't be
-            read counts as empty. A search that goes on borrows what they held when it began.
+        others: journals of other searches, whose complete evaluations are reused too. One that can't be read counts as empty. A
+            search that goes on borrows what they held when it began.
 
     Raises:
         CheckpointError: a line in the middle is not the journal's.
@@ -97,17 +97,16 @@ class Journal:
         # As JSON gives it back, to be compared with what is in the file.
         self._header: dict[str, Any] = json.loads(json.dumps({**head, **header}))
         lines = read_json_lines(self.path)
-        self._known, self._dropped = self._read(self.path, lines)
+        self._known, self._dropped = parse_evaluations(self.path, lines, self._key)
         self._lent: dict[Subnet, tuple[Evaluation, Path]] = {}
         self._borrowed: dict[Subnet, Path] = {}
         lenders = self._lenders(lines, [Path(other) for other in others])
         for other, size in lenders.items():
             with contextlib.suppress(CheckpointError, OSError, UnicodeDecodeError):
-                for subnet, evaluation in self._read(other, _lines_within(other, size))[0].items():
+                for subnet, evaluation in parse_evaluations(other, _lines_within(other, size), self._key)[0].items():
                     self._lent.setdefault(subnet, (evaluation, other))
-        self._append(
-            {**self._header, **({"others": {self._name(path): size for path, size in lenders.items()}} if lenders else {})}
-        )
+        lent = {"others": {self._name(path): size for path, size in lenders.items()}} if lenders else {}
+        self._append({**self._header, **lent})
 
     def _lenders(self, lines: Iterable[Any], others: Iterable[Path]) -> dict[Path, int]:
         """The other journals, and how many of their bytes count: all that are there, or were when a search that goes on began."""
@@ -118,36 +117,11 @@ class Journal:
                 if not isinstance(began, dict):
                     return {}
                 return {path: size for name, path in here.items() if isinstance(size := began.get(name), int)}
-        with_size = {path: path.stat().st_size for path in here.values() if path.is_file()}
-        return {path: size for path, size in with_size.items() if size}
+        return {path: size for path in here.values() if path.is_file() and (size := path.stat().st_size)}
 
     def _name(self, other: Path) -> str:
         """Another journal as the header names it, from this one's folder on: a run may be moved."""
         return Path(os.path.relpath(other.resolve(), self.path.parent.resolve())).as_posix()
-
-    def _read(self, path: Path, lines: Iterable[Any]) -> tuple[dict[Subnet, Evaluation], dict[Subnet, tuple[int, Evaluation]]]:
-        known, dropped = dict[Subnet, Evaluation](), dict[Subnet, tuple[int, Evaluation]]()
-        for number, line in enumerate(lines, start=1):
-            try:
-                if line["type"] not in ("evaluation", "dropped") or line["key"] != self._key:
-                    continue
-                subnet = Subnet.from_dict(line["subnet"])
-                if line["type"] == "evaluation":
-                    loss = math.inf if line["loss"] is None else float(line["loss"])
-                    answers = base64.b64decode(line["answers"], validate=True) if "answers" in line else None
-                    known[subnet] = Evaluation(float(line["accuracy"]), loss, answers=answers)
-                else:
-                    evaluation = Evaluation(float(line["accuracy_of_seen"]), math.inf, seen=int(line["seen"]))
-                    self._note_dropped(dropped, subnet, int(line["needed"]), evaluation)
-            except (KeyError, TypeError, ValueError, SubnetError):
-                raise CheckpointError(f"{path}: entry {number} is not a journal's; move the file away to start anew") from None
-        return known, dropped
-
-    @staticmethod
-    def _note_dropped(dropped: dict[Subnet, tuple[int, Evaluation]], subnet: Subnet, needed: int, evaluation: Evaluation) -> None:
-        """Keep the drop from the race that was easiest to stay in: it says most."""
-        if subnet not in dropped or needed < dropped[subnet][0]:
-            dropped[subnet] = needed, evaluation
 
     def __len__(self) -> int:
         """Subnets evaluated, or dropped from a race, with this checkpoint and these images; without what others lend."""
@@ -186,7 +160,7 @@ class Journal:
             assert needed is not None
             line |= {"type": "dropped", "seen": evaluation.seen, "accuracy_of_seen": evaluation.accuracy, "needed": needed}
             self._append({**line, **extra})
-            self._note_dropped(self._dropped, subnet, needed, evaluation)
+            _note_dropped(self._dropped, subnet, needed, evaluation)
             return
         line |= {"accuracy": evaluation.accuracy, "loss": evaluation.loss if math.isfinite(evaluation.loss) else None}
         answers = {} if evaluation.answers is None else {"answers": base64.b64encode(evaluation.answers).decode()}
@@ -200,13 +174,45 @@ class Journal:
             raise OutputError(f"{self.path}: the search journal can't be written ({error.strerror})") from None
 
 
-def _lines_within(path: Path, size: int) -> list[Any]:
-    """The whole lines within a file's first bytes.
+_Dropped = dict[Subnet, tuple[int, Evaluation]]
+
+
+def parse_evaluations(path: Path, lines: Iterable[Any], key: str) -> tuple[dict[Subnet, Evaluation], _Dropped]:
+    """The complete evaluations of a checkpoint and images, and the subnets dropped from a race with the right answers it asked for.
+
+    Args:
+        path: of the journal, for the message.
+        key: of the checkpoint and the images, as the journal's header has it.
 
     Raises:
-        CheckpointError: one is not JSON.
-        OSError, UnicodeDecodeError: it can't be read, or is not text.
+        CheckpointError: a line is not a journal's.
     """
+    known, dropped = dict[Subnet, Evaluation](), _Dropped()
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line["type"] not in ("evaluation", "dropped") or line["key"] != key:
+                continue
+            subnet = Subnet.from_dict(line["subnet"])
+            if line["type"] == "evaluation":
+                loss = math.inf if line["loss"] is None else float(line["loss"])
+                answers = base64.b64decode(line["answers"], validate=True) if "answers" in line else None
+                known[subnet] = Evaluation(float(line["accuracy"]), loss, answers=answers)
+            else:
+                evaluation = Evaluation(float(line["accuracy_of_seen"]), math.inf, seen=int(line["seen"]))
+                _note_dropped(dropped, subnet, int(line["needed"]), evaluation)
+        except (KeyError, TypeError, ValueError, SubnetError):
+            raise CheckpointError(f"{path}: entry {number} is not a journal's; move the file away to start anew") from None
+    return known, dropped
+
+
+def _note_dropped(dropped: _Dropped, subnet: Subnet, needed: int, evaluation: Evaluation) -> None:
+    """Keeps the drop from the race that was easiest to stay in: it says most."""
+    if subnet not in dropped or needed < dropped[subnet][0]:
+        dropped[subnet] = needed, evaluation
+
+
+def _lines_within(path: Path, size: int) -> list[Any]:
+    """The whole lines within a file's first bytes."""
     with open(path, "rb") as file:
         content = file.read(size)
     try:

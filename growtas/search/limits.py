@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,9 +54,7 @@ class Limits:
         return predicate
 
     def check(self, space: SearchSpace) -> None:
-        """Make sure that some subnet meets all limits.
-
-        Every cost is lowest at the space's smallest subnet, so it alone decides, for one limit as for all of them together.
+        """Make sure that some subnet meets all limits: the smallest one, which has the lowest costs, decides.
 
         Raises:
             LimitError: no subnet does; the message names each such limit and the nearest value that one meets.
@@ -65,7 +63,7 @@ class Limits:
         problems = []
         for limit, costs, what, form in self._terms(space):
             if limit is not None and (lowest := float(costs(smallest)[0])) > limit:
-                problems.append(_too_low(what, form(limit), form(_ceil_3_digits(lowest))))
+                problems.append(_too_low(what, limit, lowest, form))
         if problems:
             raise LimitError(f"no subnet of {space.name} has {', and none has '.join(problems)}")
 
@@ -74,10 +72,6 @@ class Limits:
         batch = SubnetBatch.from_subnets([subnet])
         names = ("params", "macs", "activation_bytes", "size_bytes")
         return {name: int(costs(batch)[0]) for name, (_, costs, _, _) in zip(names, self._terms(space), strict=True)}
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON form; the limits, and what the modelled ones are meant for."""
-        return asdict(self)
 
     def _terms(
         self, space: SearchSpace
@@ -100,20 +94,15 @@ def check_latency(space: SearchSpace, max_ms: float | None, smallest_ms: float, 
         LimitError: it does not; the message says how slow it is.
     """
     if max_ms is not None and smallest_ms > max_ms:
-        what = f"{kind} latency ({conditions})"
-        raise LimitError(f"no subnet of {space.name} has {_too_low(what, format_ms(max_ms), ceil_ms(smallest_ms))}")
+        problem = _too_low(f"{kind} latency ({conditions})", max_ms, smallest_ms, format_ms)
+        raise LimitError(f"no subnet of {space.name} has {problem}")
 
 
-def _too_low(what: str, limit: str, lowest: str) -> str:
-    return f"at most {limit} {what}; the smallest has {lowest}"
+def _too_low(what: str, limit: float, lowest: float, form: Callable[[float], str]) -> str:
+    return f"at most {form(limit)} {what}; the smallest has {form(_ceil_3_digits(lowest))}"
 
 
 def _ceil_3_digits(value: float) -> float:
     """The value rounded up to three significant digits, so that it is a legal limit when typed back."""
     step = 10.0 ** (math.floor(math.log10(value)) - 2)
     return math.ceil(round(value / step, 10)) * step
-
-
-def ceil_ms(value: float) -> str:
-    """Milliseconds as a limit that they meet: ``4.2134`` -> ``4.22 ms``."""
-    return format_ms(_ceil_3_digits(value))

@@ -1,4 +1,4 @@
-"""Fronts: which subnets no other one beats in everything, how good such a set is, and NSGA-II to find one.
+"""Fronts over accuracy and costs: their axes, which subnets no other one beats, how good such a set is, and NSGA-II to find one.
 
 Of NSGA-II (Deb et al. 2002), selection by dominance and crowding and survival are pymoo's. How subnets are drawn, mutated and
 crossed, and which are legal, is ours, so that no subnet beyond a limit is ever evaluated, and none twice.
@@ -6,7 +6,8 @@ crossed, and which are legal, is ours, so that no subnet beyond a limit is ever 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,25 +16,99 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
-from growtas.errors import MissingExtra
+from growtas.costs import count_costs_batch
+from growtas.errors import ConfigError, MissingExtra, choices
 from growtas.progress import SILENT, Progress
 from growtas.sampling import Feasible, crossover, mutate, sample_feasible
-from growtas.search.evolution import EvolutionConfig, EvolutionResult, GenerationResult, fill_up
+from growtas.search.evolution import EvolutionConfig, EvolutionResult, breed, fill_up, run_generations
 from growtas.search.scoring import Score
+from growtas.search.targets import Target
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
-_ATTEMPTS, _SPREAD = 10, 16
+OBJECTIVES = ("accuracy", "pareto")
+AXES = ("accuracy", "latency", "params", "macs")
+_SPREAD = 16
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A cost that a front is drawn over; lower is better.
+
+    Attributes:
+        name: ``params``, ``macs``, or ``latency`` with the device's name.
+        kind: ``modelled`` for a predicted latency, ``counted`` for params and MACs.
+        unit: ``ms``, or empty.
+        costs: values of many subnets, shape ``(len(batch),)``.
+        highest: the limit, or the cost of the largest subnet.
+        lowest: the cost of the smallest subnet.
+    """
+
+    name: str
+    kind: str
+    unit: str
+    costs: Callable[[SubnetBatch], NDArray[np.float64]]
+    highest: float
+    lowest: float
+
+
+def parse_axes(text: str | None, devices: bool) -> tuple[str, ...]:
+    """The names of ``--front``: accuracy and at least one cost; by default latency where a device is named, else params.
+
+    Raises:
+        ConfigError: an unknown name, no cost, or latency without a device.
+    """
+    if text is None:
+        return ("accuracy", "latency" if devices else "params")
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in AXES:
+            raise ConfigError(f"--front {text}: {name!r} is no axis; legal are {choices(AXES)}")
+    if "accuracy" not in names or len(names) < 2:
+        raise ConfigError(f"--front {text}: a front is over accuracy and at least one of {choices(AXES[1:])}")
+    if "latency" in names and not devices:
+        raise ConfigError(f"--front {text}: a latency needs --device")
+    return names
+
+
+def cost_axes(space: SearchSpace, targets: Sequence[Target], names: Sequence[str], highest: dict[str, int | None]) -> list[Axis]:
+    """The costs of a front, a latency for each device that predicts one.
+
+    Args:
+        names: of :data:`AXES`; accuracy is no cost and left out.
+        highest: limits on ``params`` and ``macs``.
+    """
+    ends = SubnetBatch.from_subnets([space.smallest, space.largest])
+    axes: list[Axis] = []
+
+    def add(name: str, kind: str, unit: str, costs: Callable[[SubnetBatch], NDArray[np.float64]], limit: float | None) -> None:
+        lowest, largest = (float(value) for value in costs(ends))
+        axes.append(Axis(name, kind, unit, costs, min(largest, limit if limit is not None else largest), lowest))
+
+    for name in names:
+        if name == "latency":
+            for target in targets:
+                if (model := target.estimator) is not None:
+                    add(f"latency {target.device}", model.kind, "ms", model.predict_ms, target.max_ms)
+        elif name != "accuracy":
+            add(name, "counted", "", _counter(space, name == "macs"), highest.get(name))
+    return axes
+
+
+def axis_costs(axes: Sequence[Axis], batch: SubnetBatch) -> NDArray[np.float64]:
+    """The costs of many subnets, shape ``(len(batch), len(axes))``."""
+    return np.column_stack([axis.costs(batch) for axis in axes])
+
+
+def _counter(space: SearchSpace, index: int) -> Callable[[SubnetBatch], NDArray[np.float64]]:
+    return lambda batch: np.asarray(count_costs_batch(space, batch)[index], np.float64)
 
 
 def non_dominated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which points no other one dominates: none is as good in all columns and better in one. Lower is better.
+    """Which points no other one dominates: none is as good in all columns and better in one. Of equal points all stay.
 
     Args:
-        values: shape ``(n, objectives)``. Of equal points all stay.
-
-    Returns:
-        Shape ``(n,)``.
+        values: lower is better, shape ``(n, objectives)``; the result has the shape ``(n,)``.
     """
     front = np.ones(len(values), bool)
     for row, point in enumerate(values):
@@ -69,16 +144,13 @@ def evolve_front(
     rng: Generator,
     config: EvolutionConfig | None = None,
     progress: Progress = SILENT,
-) -> EvolutionResult[Score]:
+) -> EvolutionResult:
     """NSGA-II over accuracy, the first entry of a score, and costs.
 
     Args:
-        evaluate: scores of subnets, in their order; higher is better.
+        evaluate, feasible, rng, progress: as for :func:`growtas.search.evolution.evolve`.
         costs: what else counts, lower is better, shape ``(n, costs)``.
-        feasible: the monotone predicate of the limits.
-        rng: the only source of randomness.
         config: generations, population and mutation probability; NSGA-II takes its parents from the whole population.
-        progress: gets the :class:`growtas.search.evolution.GenerationResult` of each generation as an event.
 
     Returns:
         Every evaluated subnet, best accuracy first.
@@ -88,26 +160,31 @@ def evolve_front(
         LimitError: no subnet is legal.
     """
     config = config or EvolutionConfig()
-    select = _Nsga2(rng, config.population)
-    scores: dict[Subnet, Score] = {}
-    history: list[GenerationResult[Score]] = []
-    for number in range(1, config.generations + 1):
-        pairs = select.pairs()
-        if pairs is None:
-            children = _first(space, costs, feasible, rng, config.population)
-        else:
-            children = _children(space, pairs, scores, feasible, rng, config)
-        if not children:
-            break
-        values = evaluate(children)
-        scores.update(zip(children, values, strict=True))
-        errors = np.array([-float(value[0]) for value in values])
-        select.survive(children, np.column_stack([errors, costs(SubnetBatch.from_subnets(children))]))
-        generation = sorted(zip(children, values, strict=True), key=lambda item: item[1], reverse=True)
-        history.append(GenerationResult(number, tuple(generation), max(scores.items(), key=lambda item: item[1])))
-        progress.event(history[-1])
-    ranked = sorted(scores.items(), key=lambda item: item[1], reverse=True)
-    return EvolutionResult(tuple(ranked), tuple(history))
+    selection = _Nsga2(rng, config.population)
+
+    def propose(scores: Mapping[Subnet, Score]) -> list[Subnet]:
+        if not scores:
+            return _first(space, costs, feasible, rng, config.population)
+        children: dict[Subnet, None] = {}
+        pairs = selection.pairs()
+
+        def make() -> Subnet:
+            first, second = next(pairs)
+            if rng.random() < 0.5:
+                return mutate(space, first, rng, config.mutation_probability)
+            return crossover(first, second, rng)
+
+        breed(children, make, config.population, scores, feasible)
+        fill_up(children, space, scores, feasible, rng, config.population)
+        return list(children)
+
+    def evaluate_and_select(children: Sequence[Subnet]) -> Sequence[Score]:
+        scores = evaluate(children)
+        errors = np.array([-float(score[0]) for score in scores])
+        selection.survive(children, np.column_stack([errors, costs(SubnetBatch.from_subnets(children))]))
+        return scores
+
+    return run_generations(propose, evaluate_and_select, config.generations, progress)
 
 
 def _first(
@@ -117,12 +194,11 @@ def _first(
     rng: Generator,
     size: int,
 ) -> list[Subnet]:
-    """The first generation: the smallest subnet, the cheap end of every front, and random ones spread over each cost in turn.
+    """The first generation: the smallest subnet, and random ones spread over each cost in turn.
 
     Uniform draws crowd in the middle of the costs; a front has two ends.
     """
-    draws = [space.smallest, *sample_feasible(space, _SPREAD * size, rng, feasible)]
-    draws = list(dict.fromkeys(draws))
+    draws = list(dict.fromkeys([space.smallest, *sample_feasible(space, _SPREAD * size, rng, feasible)]))
     values = costs(SubnetBatch.from_subnets(draws))
     children: dict[Subnet, None] = {}
     share = -(-size // values.shape[1])
@@ -135,40 +211,8 @@ def _first(
     return list(children)
 
 
-def _children(
-    space: SearchSpace,
-    pairs: Iterator[tuple[Subnet, Subnet]],
-    seen: dict[Subnet, Any],
-    feasible: Feasible,
-    rng: Generator,
-    config: EvolutionConfig,
-) -> list[Subnet]:
-    """The next generation: legal, new, half by mutation and half by crossover; random ones where those don't suffice."""
-    children: dict[Subnet, None] = {}
-    for _ in range(_ATTEMPTS * config.population):
-        if len(children) == config.population:
-            break
-        first, second = next(pairs)
-        if rng.random() < 0.5:
-            child = mutate(space, first, rng, config.mutation_probability)
-        else:
-            child = crossover(first, second, rng)
-        if child not in seen and child not in children and feasible(SubnetBatch.from_subnets([child]))[0]:
-            children[child] = None
-    fill_up(children, space, seen, feasible, rng, config.population)
-    return list(children)
-
-
 class _Nsga2:
-    """The population, and pymoo's choice of who mates in it and who survives.
-
-    Args:
-        rng: seeds pymoo's own generator.
-        size: of the population.
-
-    Raises:
-        MissingExtra: pymoo is not installed.
-    """
+    """The population of ``size`` subnets, and pymoo's choice of who mates in it and who survives; ``rng`` seeds pymoo's own."""
 
     def __init__(self, rng: Generator, size: int) -> None:
         try:
@@ -193,11 +237,8 @@ class _Nsga2:
         everyone = new if self._population is None else self._merge(self._population, new)
         self._population = self._survival.do(self._problem, everyone, n_survive=self._size, random_state=self._random)
 
-    def pairs(self) -> Iterator[tuple[Subnet, Subnet]] | None:
-        """Parents by binary tournaments, without end; None while there is no population."""
-        return None if self._population is None else self._draw()
-
-    def _draw(self) -> Iterator[tuple[Subnet, Subnet]]:
+    def pairs(self) -> Iterator[tuple[Subnet, Subnet]]:
+        """Parents by binary tournaments, without end."""
         rules = SimpleNamespace(tournament_type="comp_by_dom_and_crowding", random_state=self._random)
         while True:
             rows = self._selection.do(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
-from growtas.errors import CheckpointError, LimitError, SubnetError, UsageError
+from growtas.errors import CheckpointError, LimitError, UsageError
 from growtas.files import read_json_lines
 from growtas.sampling import Feasible
 from growtas.search.evolution import EvolutionResult
-from growtas.search.journal import Evaluation
+from growtas.search.journal import Evaluation, parse_evaluations
 from growtas.search.scoring import Score
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
@@ -45,9 +44,9 @@ class Recorded:
         """Read journals without changing them; a torn last line counts nothing.
 
         Args:
-            others: journals that are read too. A complete evaluation of the same checkpoint on the same images is worth the same
-                wherever it was made. Which images, the first journal says that knows the checkpoint. Of the others, one that can't
-                be read counts as empty.
+            others: journals that are read too, since a complete evaluation of the same checkpoint on the same images is worth the
+                same wherever it was made. The first journal that knows the checkpoint decides which images. One of the others that
+                can't be read counts as empty.
 
         Raises:
             UsageError: there is no journal, or none holds anything of this checkpoint.
@@ -62,17 +61,22 @@ class Recorded:
                     journals[other] = _lines(other)
         if not journals:
             raise UsageError(f"{path}: no journal to replay; search without --replay first")
-        headers = [_last_header(lines, checkpoint_sha256) for lines in journals.values()]
-        header = next((header for header in headers if header), None)
+        entries = (line for lines in journals.values() for line in reversed(lines))
+        header = next((e for e in entries if e["type"] == "header" and e["checkpoint_sha256"] == checkpoint_sha256), None)
         if header is None:
             raise UsageError(f"{path}: the journal holds nothing of the run's newest checkpoint; search without --replay first")
         evaluations, lent = dict[Subnet, Evaluation](), dict[Path, int]()
         for journal, lines in journals.items():
-            with contextlib.nullcontext() if journal == path else contextlib.suppress(CheckpointError):
-                new = {s: e for s, e in _evaluations(journal, lines, header["key"]).items() if s not in evaluations}
-                evaluations |= new
-                if journal != path and new:
-                    lent[journal] = len(new)
+            try:
+                known, _ = parse_evaluations(journal, lines, header["key"])
+            except CheckpointError:
+                if journal == path:
+                    raise _no_journal(path) from None
+                continue
+            new = {subnet: evaluation for subnet, evaluation in known.items() if subnet not in evaluations}
+            evaluations |= new
+            if journal != path and new:
+                lent[journal] = len(new)
         return cls(path, evaluations, str(header["data_fingerprint"]), lent)
 
     def scores(self, space: SearchSpace) -> dict[Subnet, Score]:
@@ -84,7 +88,7 @@ class Recorded:
         known = [self.evaluations[subnet] for subnet in subnets]
         return {s: (e.accuracy, -e.loss, -int(count)) for s, e, count in zip(subnets, known, params, strict=True)}
 
-    def ranked(self, space: SearchSpace, feasible: Feasible) -> EvolutionResult[Score]:
+    def ranked(self, space: SearchSpace, feasible: Feasible) -> EvolutionResult:
         """The recorded subnets that meet the limits, best first.
 
         Raises:
@@ -103,7 +107,6 @@ class Recorded:
 
 
 def _lines(path: Path) -> list[Any]:
-    """Raises CheckpointError where it is no journal."""
     try:
         lines = read_json_lines(path)
         for line in lines:
@@ -112,23 +115,6 @@ def _lines(path: Path) -> list[Any]:
     except (KeyError, TypeError, AttributeError, OSError, UnicodeDecodeError):
         raise _no_journal(path) from None
     return lines
-
-
-def _last_header(lines: Iterable[Any], checkpoint_sha256: str) -> dict[str, Any] | None:
-    of_it = [line for line in lines if line["type"] == "header" and line["checkpoint_sha256"] == checkpoint_sha256]
-    return of_it[-1] if of_it else None
-
-
-def _evaluations(path: Path, lines: Iterable[Any], key: str) -> dict[Subnet, Evaluation]:
-    evaluations: dict[Subnet, Evaluation] = {}
-    try:
-        for line in lines:
-            if line["type"] == "evaluation" and line["key"] == key:
-                loss = math.inf if line["loss"] is None else float(line["loss"])
-                evaluations[Subnet.from_dict(line["subnet"])] = Evaluation(float(line["accuracy"]), loss)
-    except (KeyError, TypeError, ValueError, SubnetError):
-        raise _no_journal(path) from None
-    return evaluations
 
 
 def _no_journal(path: Path) -> CheckpointError:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from growtas.costs import count_costs
 from growtas.progress import SILENT, Progress
-from growtas.search.evaluation.racing import Race, Racing
+from growtas.search.evaluation.racing import Racing
 from growtas.search.journal import Evaluation, Journal
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
@@ -67,13 +67,7 @@ class Scorer:
 
     def __call__(self, subnets: Sequence[Subnet]) -> list[Score]:
         """Scores, in the order of the subnets. With racing, subnets compete with those of earlier calls."""
-        known = self._find(subnets, self._racing.race() if self._racing else None)
-        if self._racing:
-            for subnet in subnets:
-                self._racing.add(known[subnet])
-        return [self._score(subnet, known[subnet]) for subnet in subnets]
-
-    def _find(self, subnets: Sequence[Subnet], race: Race | None) -> dict[Subnet, Evaluation]:
+        race = self._racing.race() if self._racing else None
         needed = race.needed if race else None
         known = {subnet: recorded for subnet in subnets if (recorded := self._journal.get(subnet, needed)) is not None}
         self.reused += len(known)
@@ -81,13 +75,15 @@ class Scorer:
             self._report(Evaluated(subnet, evaluation, reused=True))
         against: tuple[Any, ...] = (race,) if race else ()
         for subnet, evaluation in self._evaluate([subnet for subnet in subnets if subnet not in known], *against):
-            costs = count_costs(self._space, subnet)
-            self._journal.record(subnet, evaluation, needed=needed, params=costs.params, macs=costs.macs)
+            self._journal.record(subnet, evaluation, needed=needed, **asdict(count_costs(self._space, subnet)))
             self.evaluated += evaluation.complete
             self.dropped += not evaluation.complete
             known[subnet] = evaluation
             self._report(Evaluated(subnet, evaluation, reused=False))
-        return known
+        if self._racing:
+            for subnet in subnets:
+                self._racing.add(known[subnet])
+        return [self._score(subnet, known[subnet]) for subnet in subnets]
 
     def _report(self, evaluated: Evaluated) -> None:
         self._progress.event(evaluated)

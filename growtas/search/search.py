@@ -1,22 +1,24 @@
-"""A search from its limits to the chosen subnet: journalled evolution, then finalists that are measured where that is possible."""
+"""A search from its limits to the chosen subnet or front: evolution, then finalists that are measured where that is possible."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from growtas.batch import SubnetBatch
+from growtas.costs import count_costs
 from growtas.progress import SILENT, Progress
 from growtas.sampling import Feasible
 from growtas.search.evolution import EvolutionConfig, EvolutionResult, evolve
 from growtas.search.finalists import SearchedSubnet, choose
 from growtas.search.limits import Limits
-from growtas.search.objective import Axis, cost_axes
-from growtas.search.pareto import evolve_front
-from growtas.search.scoring import Score
+from growtas.search.pareto import Axis, axis_costs, cost_axes, evolve_front, hypervolume, non_dominated
+from growtas.search.scoring import DROPPED, Score
 from growtas.search.targets import Target
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
@@ -36,10 +38,6 @@ class Spent:
     sampling: float = 0.0
     measuring: float = 0.0
 
-    def to_dict(self) -> dict[str, float]:
-        """The JSON form."""
-        return {"evaluation": self.evaluation, "sampling": self.sampling, "measuring": self.measuring}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -52,8 +50,8 @@ class Outcome:
     """
 
     chosen: SearchedSubnet
-    result: EvolutionResult[Score]
-    spent: Spent = field(default_factory=Spent)
+    result: EvolutionResult
+    spent: Spent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +106,7 @@ class Search:
             return scores
 
         if axes := self.axes():
-
-            def costs(batch: SubnetBatch) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-                return np.column_stack([axis.costs(batch) for axis in axes])
-
-            result = evolve_front(self.space, timed, costs, self.feasible(), rng, config, progress)
+            result = evolve_front(self.space, timed, partial(axis_costs, axes), self.feasible(), rng, config, progress)
         else:
             result = evolve(self.space, timed, self.feasible(), rng, config, progress)
         spent.sampling = time.perf_counter() - start - spent.evaluation
@@ -120,7 +114,7 @@ class Search:
 
     def choose(
         self,
-        result: EvolutionResult[Score],
+        result: EvolutionResult,
         scorer: Callable[[Sequence[Subnet]], Sequence[Score]],
         spent: Spent | None = None,
         progress: Progress = SILENT,
@@ -130,3 +124,41 @@ class Search:
         chosen = choose(self.space, self.limits, self.targets, result.ranked, scorer, progress)
         spent.measuring = time.perf_counter() - start
         return Outcome(chosen=chosen, result=result, spent=spent)
+
+    def front_report(self, result: EvolutionResult) -> dict[str, Any]:
+        """The content of ``front.json``.
+
+        The hypervolume is relative: 1 would be accuracy 1 at the cost of the smallest subnet, and the reference point is accuracy 0
+        at the limit, or at the cost of the largest subnet where there is none. Measured latencies are those that were measured
+        anyway.
+
+        Args:
+            result: every evaluated subnet of a search with a front.
+        """
+        axes, ranked = self.axes(), [item for item in result.ranked if item[1][0] != DROPPED]
+        batch = SubnetBatch.from_subnets([subnet for subnet, _ in ranked])
+        costs = axis_costs(axes, batch)
+        errors = np.array([1 - score[0] for _, score in ranked])
+        low, high = (np.array([getattr(axis, end) for axis in axes]) for end in ("lowest", "highest"))
+        scaled = np.column_stack([errors, (costs - low) / np.maximum(high - low, np.finfo(float).tiny)])
+        rows = np.flatnonzero(non_dominated(scaled))
+        subnets = []
+        for row in rows[np.argsort(scaled[rows, 1], kind="stable")]:
+            subnet, score = ranked[row]
+            subnets.append(
+                {
+                    "subnet": subnet.to_dict(),
+                    "accuracy": score[0],
+                    **asdict(count_costs(self.space, subnet)),
+                    "latencies": [target.latency(subnet, measure=False).to_dict() for target in self.targets],
+                }
+            )
+        return {
+            "axes": [
+                {"name": "accuracy", "kind": "evaluated", "reference": 0.0, "ideal": 1.0},
+                *({"name": a.name, "kind": a.kind, "unit": a.unit, "reference": a.highest, "ideal": a.lowest} for a in axes),
+            ],
+            "hypervolume": hypervolume(scaled, np.ones(scaled.shape[1])),
+            "evaluated": len(ranked),
+            "subnets": subnets,
+        }

@@ -49,11 +49,8 @@ def find_supernet(run: str | Path | None, space: str | None, progress: Progress 
             progress.note(f"skipped {candidate.path}: it has no checkpoint yet")
         else:
             return candidate, f"the newest{f' of {name}' if name else ''} in {RUNS}/"
-    if name is not None:
-        raise UsageError(
-            f"no run of the space {name} in {RUNS}/; make one with `growtas train --space {space}`, or name its folder"
-        )
-    raise UsageError(f"no run with a supernet in {RUNS}/; make one with `growtas train`, or name its folder")
+    what, option = ("with a supernet", "") if name is None else (f"of the space {name}", f" --space {space}")
+    raise UsageError(f"no run {what} in {RUNS}/; make one with `growtas train{option}`, or name its folder")
 
 
 def searched_space(run: Run, space: str | None) -> SearchSpace:
@@ -76,12 +73,7 @@ def searched_space(run: Run, space: str | None) -> SearchSpace:
 
 @dataclass(frozen=True)
 class LoadedSupernet:
-    """A supernet with the images that it is searched on.
-
-    Attributes:
-        checkpoint: the supernet's file.
-        digest, data_digest: of the checkpoint and of the images, by which a journal knows them.
-    """
+    """A supernet with the images that it is searched on; by the two digests a journal knows the checkpoint and the images."""
 
     supernet: Supernet
     images: EvaluationSet
@@ -90,13 +82,10 @@ class LoadedSupernet:
     data_digest: str
 
     @classmethod
-    def load(cls, run: Run, checkpoint: Path, data: str | None, data_dir: str | None, limit_images: int | None) -> LoadedSupernet:
-        """Loads a supernet of a run, and its search split.
-
-        Args:
-            checkpoint: the supernet's file.
-            data, data_dir: as for :func:`growtas.data.evaluation.search_set`.
-            limit_images: only so many of the images.
+    def load(
+        cls, run: Run, checkpoint: Path, *, data: str | None, data_dir: str | None, limit_images: int | None
+    ) -> LoadedSupernet:
+        """Loads a checkpoint of a run with ``limit_images`` of its search split; see :func:`growtas.data.evaluation.search_set`.
 
         Raises:
             CheckpointError: the checkpoint can't be read.
@@ -115,14 +104,10 @@ class LoadedSupernet:
         return cls(supernet, images, checkpoint, digest, fingerprint(images, description))
 
     def decode(self) -> None:
-        """Decodes the images where they fit into memory: those of files are then in the cache, for other processes too.
-
-        Raises:
-            DataError: an image is unreadable.
-        """
+        """Decodes the images where they fit into memory: those of files are then in the cache, for other processes too."""
         from growtas.data.pixels import MEMORY_LIMIT
 
         space, count = self.supernet.space, len(self.images)
         if count * space.in_chans * space.image_size**2 <= MEMORY_LIMIT:
-            for start in range(0, count, _CHUNK):
-                self.images.images(start, start + _CHUNK)
+            for _ in self.images.batches(_CHUNK):
+                pass

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
-from growtas.latency.estimate import Conditions, Latency, LatencyEstimator
+from growtas.latency.estimate import Latency, LatencyEstimator
 from growtas.latency.measured.fit import fit_latency
-from growtas.latency.measured.stopwatch import LEAST_MARGIN, MeasuredLatency
+from growtas.latency.measured.stopwatch import LEAST_MARGIN, LocalStopwatch
 from growtas.sampling import Feasible
 from growtas.search.limits import check_latency
 from growtas.space import SearchSpace
@@ -22,20 +22,6 @@ from growtas.units import format_ms
 ROOM_LEVEL = 0.8
 """Share of subnets whose measured latency the room above a prediction is to hold."""
 _COMMON = 3
-
-
-class Stopwatch(Protocol):
-    """Measures subnets on a device that is at hand; :class:`growtas.latency.measured.stopwatch.LocalStopwatch` is one."""
-
-    @property
-    def conditions(self) -> Conditions:
-        """What its numbers are of."""
-
-    def known(self, subnet: Subnet) -> MeasuredLatency | None:
-        """What was measured before."""
-
-    def measure(self, subnet: Subnet) -> MeasuredLatency:
-        """The median and its margin, measured now where they are not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +41,7 @@ class Target:
     device: str
     max_ms: float | None = None
     estimator: LatencyEstimator | None = None
-    stopwatch: Stopwatch | None = None
+    stopwatch: LocalStopwatch | None = None
     fitted_to: Mapping[Subnet, float] | None = None
     margin: float = LEAST_MARGIN
 
@@ -103,38 +89,23 @@ class Target:
             needed = max(needed, min(measured.upper_ms / ms for measured, ms in zip(misses.values(), predicted, strict=True)))
         return np.asarray(model.predict_ms(SubnetBatch.from_subnets(subnets)) * needed <= self.max_ms)
 
-    def predicted(self, subnet: Subnet) -> Latency | None:
-        """The prediction, with its kind; None without an estimator."""
-        if self.estimator is None:
-            return None
-        e = self.estimator
-        return Latency(ms=self._predict(subnet), kind=e.kind, conditions=e.conditions, relative_uncertainty=e.relative_uncertainty)
-
-    def measured(self, subnet: Subnet) -> Latency | None:
-        """What was measured of a subnet so far; None where nothing was. Its uncertainty is the margin."""
-        measured = self.stopwatch.known(subnet) if self.stopwatch else None
-        return None if measured is None or self.stopwatch is None else _latency(measured, self.stopwatch.conditions)
-
-    def measure(self, subnet: Subnet) -> Latency | None:
-        """Measure where the device is at hand; None elsewhere."""
-        return _latency(self.stopwatch.measure(subnet), self.stopwatch.conditions) if self.stopwatch else None
-
-    @property
-    def provenance(self) -> str:
-        """Where its predictions come from, in words; empty without an estimator."""
-        if self.estimator is None:
-            return ""
-        fitted = getattr(self.estimator, "provenance", "")
-        return f"{self.estimator.kind}: {fitted}" if fitted else f"{self.estimator.kind} from the datasheet"
-
     def latency(self, subnet: Subnet, *, measure: bool) -> DeviceLatency:
-        """Both numbers side by side.
-
-        Args:
-            measure: measure now, where the device is at hand; otherwise what was measured before.
-        """
-        measured = self.measure(subnet) if measure else self.measured(subnet)
-        return DeviceLatency(self.device, self.max_ms, self.predicted(subnet), measured, self.provenance)
+        """The predicted and the measured latency; ``measure`` times the subnet now where the device is at hand."""
+        predicted, measured, provenance = None, None, ""
+        if (model := self.estimator) is not None:
+            fitted = getattr(model, "provenance", "")
+            provenance = f"{model.kind}: {fitted}" if fitted else f"{model.kind} from the datasheet"
+            predicted = Latency(
+                ms=self._predict(subnet),
+                kind=model.kind,
+                conditions=model.conditions,
+                relative_uncertainty=model.relative_uncertainty,
+            )
+        if (watch := self.stopwatch) is not None:
+            timed = watch.measure(subnet) if measure else watch.known(subnet)
+            if timed is not None:
+                measured = Latency(ms=timed.ms, kind="measured", conditions=watch.conditions, relative_uncertainty=timed.margin)
+        return DeviceLatency(self.device, self.max_ms, predicted, measured, provenance)
 
     def _predict(self, subnet: Subnet) -> float:
         assert self.estimator is not None
@@ -151,10 +122,6 @@ def room(estimator: LatencyEstimator) -> float:
         return estimator.relative_uncertainty or 0.0
     rank = min(int(np.ceil((len(residuals) + 1) * ROOM_LEVEL)), len(residuals))
     return max(float(residuals[rank - 1]), 0.0)
-
-
-def _latency(measured: MeasuredLatency, conditions: Conditions) -> Latency:
-    return Latency(ms=measured.ms, kind="measured", conditions=conditions, relative_uncertainty=measured.margin)
 
 
 @dataclass(frozen=True)

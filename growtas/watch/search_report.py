@@ -13,7 +13,7 @@ from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
 from growtas.search.evolution import EvolutionResult
 from growtas.search.pareto import non_dominated
-from growtas.search.scoring import DROPPED, Score
+from growtas.search.scoring import DROPPED
 from growtas.search.search import Outcome, Search
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
@@ -25,7 +25,7 @@ def at_most(limit: float | None, form: Callable[[float], str]) -> str:
     return "" if limit is None else f"at most {form(limit)}"
 
 
-def history(result: EvolutionResult[Score]) -> list[dict[str, Any]]:
+def history(result: EvolutionResult) -> list[dict[str, Any]]:
     """The numbers of each generation, as ``result.json`` holds them."""
     return [
         {

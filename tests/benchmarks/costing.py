@@ -12,7 +12,7 @@ import numpy as np
 
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
-from growtas.latency.estimate import PERCENTILE, Conditions, LatencyEstimator
+from growtas.latency.estimate import Conditions, LatencyEstimator
 from growtas.latency.measured.fit import FittedLatency
 from growtas.latency.measured.terms import CHUNK, term_names
 from growtas.sampling import sample_batch
@@ -35,7 +35,7 @@ def cost_seconds(space: SearchSpace, batch: SubnetBatch, latency: LatencyEstimat
 
 def slowest_model(space: SearchSpace) -> FittedLatency:
     """A model with every term in use: no fitted one takes longer to evaluate. Its milliseconds mean nothing."""
-    conditions = Conditions(device="none", percentile=PERCENTILE, batch=1, precision="fp32", runtime="none")
+    conditions = Conditions(device="none", batch=1, precision="fp32", runtime="none")
     return FittedLatency(space, conditions, np.ones(len(term_names(space, "stepped"))), 1.0, basis="stepped")
 
 

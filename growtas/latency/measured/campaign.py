@@ -9,26 +9,55 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from growtas.errors import ConfigError, GrowtasError, OutputError
 from growtas.files import append_json_line, drop_torn_line, ensure_writable, read_json_lines
-from growtas.latency.measured.setup import Setup
 from growtas.nn.architecture import Architecture
 from growtas.progress import SILENT, Progress
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
+Role = Literal["fit", "held-out", "repeat"]
+"""What a sample is for: fitting a model, testing it, or comparing with another time."""
 InterleavedTimer = Callable[[Sequence[Subnet]], list[list[float]]]
 """Times subnets in interleaved blocks: the median milliseconds of each subnet in each block, shape ``(subnets, blocks)``."""
 
 
 class UnsteadyMachine(GrowtasError):
     """The machine's timings do not repeat: it is busy, or its clocks change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a timing depends on beside the architecture; only timings of the same setup are reused.
+
+    Attributes:
+        batch: images at once.
+        threads: CPU threads; 0 on a GPU.
+        runtime, runtime_version: what executes the network.
+        precision: ``fp32`` and the like.
+        machine: the CPU's name.
+        graph: digest of the reference subnet's exported graph: what another exporter writes has other timings. Empty where the
+            timings are not reused by a later version.
+    """
+
+    batch: int
+    threads: int
+    runtime: str
+    runtime_version: str
+    precision: str
+    machine: str
+    graph: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form; with a ``graph`` it says that what was timed so is ``measured``, an empty one is left out."""
+        fields = asdict(self)
+        return {**fields, "kind": "measured"} if fields["graph"] else {k: v for k, v in fields.items() if k != "graph"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +102,10 @@ class Sample:
     cv: float
     reference_ms: float
     visit: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, without the visit."""
+        return {"subnet": self.subnet.to_dict(), "p50_ms": self.p50_ms, "cv": self.cv, "reference_ms": self.reference_ms}
 
 
 def spread(blocks_ms: Sequence[float]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,29 +37,22 @@ class FittedLatency:
         space: the space of the subnets.
         conditions: what the samples were measured under.
         coefficients: milliseconds for each term of ``basis``, none negative.
-        held_out_error: largest relative error on a sample when chosen and fitted without it; 1 where there is but one sample.
+        relative_uncertainty: largest relative error on a sample when chosen and fitted without it; 1 for a single sample.
         basis: the set of terms, of :data:`growtas.latency.measured.terms.BASES`.
         residuals: measured over predicted, less 1, of subnets that the prediction was not fitted to.
         provenance: where the model comes from, for people.
     """
 
+    # A prediction is not a measurement, even if it comes from some.
+    kind: ClassVar[Kind] = "modelled"
+
     space: SearchSpace
     conditions: Conditions
     coefficients: NDArray[np.float64]
-    held_out_error: float
+    relative_uncertainty: float
     basis: str = "coarse"
     residuals: tuple[float, ...] = ()
     provenance: str = ""
-
-    @property
-    def kind(self) -> Kind:
-        """A prediction is not a measurement, even if it comes from some."""
-        return "modelled"
-
-    @property
-    def relative_uncertainty(self) -> float:
-        """The error on held-out samples."""
-        return self.held_out_error
 
     def predict_ms(self, batch: SubnetBatch) -> NDArray[np.float64]:
         """Predicted milliseconds of each subnet, shape ``(len(batch),)``."""
@@ -74,16 +68,11 @@ class FittedLatency:
         Raises:
             ConfigError: a level outside 0 to 1.
         """
-        width = self.relative_width(level)
-        predicted = self.predict_ms(batch)
+        width, predicted = self.relative_width(level), self.predict_ms(batch)
         return np.maximum(predicted * (1 - width), 0.0), predicted * (1 + width)
 
     def relative_width(self, level: float = 0.9) -> float:
-        """Half width of :meth:`interval_ms` over the prediction; infinite where there are too few residuals for the level.
-
-        Raises:
-            ConfigError: a level outside 0 to 1.
-        """
+        """Half width of :meth:`interval_ms` over the prediction; infinite where there are too few residuals for the level."""
         if not 0 < level < 1:
             raise ConfigError(f"the level of an interval is {level:g}; it must lie between 0 and 1")
         rank = int(np.ceil((len(self.residuals) + 1) * level))
@@ -120,7 +109,7 @@ def fit_latency(
         conditions=conditions,
         coefficients=_solve(tables[basis], ms, ridge),
         # Relative to the measurement, as errors are reported; residuals are relative to the prediction, as intervals need them.
-        held_out_error=float(np.abs(1 / (1 + residuals) - 1).max()) if known else 1.0,
+        relative_uncertainty=float(np.abs(1 / (1 + residuals) - 1).max()) if known else 1.0,
         basis=basis,
         residuals=tuple(residuals.tolist()) if known else (),
         provenance=f"predicted from {len(ms)} measured subnets",

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from growtas.latency.measured.campaign import Bounds, InterleavedTimer, UnsteadyMachine, spread
+from growtas.latency.measured.campaign import Bounds, InterleavedTimer, Setup, UnsteadyMachine, spread
 from growtas.latency.measured.profile import MeasuredProfile
-from growtas.latency.measured.setup import Setup
 from growtas.subnet import Subnet
 
 TOLERANCE = 0.04

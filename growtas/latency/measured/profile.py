@@ -8,9 +8,10 @@ any other subnet is ``modelled``, with the error on held-out subnets.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +19,19 @@ from numpy.typing import NDArray
 from growtas.batch import SubnetBatch
 from growtas.errors import ConfigError, DeviceError, SpaceError, SubnetError, choices
 from growtas.fields import Rule, one_of, whole
-from growtas.latency.estimate import PERCENTILE, Conditions, Kind
-from growtas.latency.measured.campaign import Sample
-from growtas.latency.measured.fit import FittedLatency
-from growtas.latency.measured.terms import BASES, term_names
+from growtas.latency.estimate import Conditions, Kind
+from growtas.latency.measured.campaign import Campaign, Role, Sample
+from growtas.latency.measured.fit import FittedLatency, fit_latency
+from growtas.latency.measured.terms import BASES, term_names, weighted_sum
 from growtas.latency.modelled.profile import (
+    BYTES,
     COUNT,
     DATE,
     FRACTION,
     NAME,
     NOT_NEGATIVE,
     OBJECT,
-    PRECISIONS,
+    POSITIVE,
     SOURCES,
     TEXT,
     checked_fields,
@@ -39,12 +41,18 @@ from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
 FORMAT = "growtas-profile/2"
-Role = Literal["fit", "held-out", "repeat"]
-ROLES: tuple[Role, ...] = ("fit", "held-out", "repeat")
+ROLES = get_args(Role)
 _COEFFICIENTS = Rule(
     lambda value: isinstance(value, Mapping) and all(map(NOT_NEGATIVE.accepts, value.values())),
     "milliseconds by term, zero or more",
 )
+_HOW_MEASURED = (
+    "Timed on this machine by `growtas profile`: medians over interleaved blocks, in groups that share a reference subnet.",
+    "Fitted subnets were chosen D-optimally, held-out ones drawn uniformly.",
+)
+_ABOVE_ZERO = Rule(POSITIVE.accepts, "a finite number above zero")
+_FROM_ZERO = Rule(NOT_NEGATIVE.accepts, "a finite number from zero up")
+_SAMPLE_RULES = {"role": one_of(*ROLES), "p50_ms": _ABOVE_ZERO, "cv": _FROM_ZERO, "reference_ms": _ABOVE_ZERO}
 _GEOMETRY = ("head_dim", "image_size", "patch_size", "in_chans", "max_relative_position")
 
 
@@ -98,11 +106,14 @@ class MeasuredProfile:
         date: of the last sample, ISO.
     """
 
+    # The samples were timed; predictions from them are of kind ``modelled`` all the same.
+    kind: ClassVar[Kind] = "measured"
+
     name: str = required(NAME)
     description: str = required(TEXT)
     runtime: str = required(TEXT)
     runtime_version: str = required(TEXT)
-    precision: str = required(one_of(*PRECISIONS))
+    precision: str = required(one_of(*BYTES))
     batch: int = required(COUNT)
     threads: int = required(whole(0))
     machine: Mapping[str, Any] = required(OBJECT)
@@ -110,7 +121,7 @@ class MeasuredProfile:
     samples: tuple[tuple[Role, Sample], ...] = required(
         Rule(lambda value: isinstance(value, list | tuple) and bool(value), "a list of samples")
     )
-    basis: str = required(TEXT)
+    basis: str = required(one_of(*BASES))
     coefficients: Mapping[str, float] = required(_COEFFICIENTS)
     max_cv: float = required(FRACTION)
     max_drift: float = required(FRACTION)
@@ -118,15 +129,39 @@ class MeasuredProfile:
     sources: tuple[str, ...] = required(SOURCES)
     date: str = required(DATE)
 
-    @property
-    def kind(self) -> Kind:
-        """The samples were timed; predictions from them are of kind ``modelled`` all the same."""
-        return "measured"
+    @classmethod
+    def of_samples(
+        cls, name: str, campaign: Campaign, samples: Sequence[tuple[Role, Sample]], *, description: str, machine: Mapping[str, Any]
+    ) -> MeasuredProfile:
+        """Fits the model to a campaign's samples of role ``fit``; the profile's errors follow from the other samples."""
+        setup, space = campaign.setup, campaign.space
+        conditions = Conditions(device=name, batch=setup.batch, precision=setup.precision, runtime=setup.runtime)
+        fit = [sample for role, sample in samples if role == "fit"]
+        model = fit_latency(space, [sample.subnet for sample in fit], [sample.p50_ms for sample in fit], conditions)
+        return cls(
+            name=name,
+            description=description,
+            runtime=setup.runtime,
+            runtime_version=setup.runtime_version,
+            precision=setup.precision,
+            batch=setup.batch,
+            threads=setup.threads,
+            machine=dict(machine),
+            space=space,
+            samples=tuple(samples),
+            basis=model.basis,
+            coefficients=dict(zip(term_names(space, model.basis), model.coefficients.tolist(), strict=True)),
+            max_cv=campaign.bounds.cv,
+            max_drift=campaign.bounds.drift,
+            remeasured=campaign.remeasured,
+            sources=_HOW_MEASURED,
+            date=datetime.date.today().isoformat(),
+        )
 
     @property
     def conditions(self) -> Conditions:
         """What its latencies are of."""
-        return Conditions(device=self.name, percentile=PERCENTILE, batch=self.batch, precision=self.precision, runtime=self.runtime)
+        return Conditions(device=self.name, batch=self.batch, precision=self.precision, runtime=self.runtime)
 
     def of_role(self, role: Role) -> list[Sample]:
         """The samples of a role."""
@@ -145,21 +180,13 @@ class MeasuredProfile:
         apart = [abs(sample.p50_ms / first[sample.subnet] - 1) for sample in self.of_role("repeat")]
         return Repeatability(count=len(apart), median=float(np.median(apart)) if apart else 0.0, max=max(apart, default=0.0))
 
-    def _predicted(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
-        return self._model(0.0, ()).predict_ms(SubnetBatch.from_subnets([sample.subnet for sample in samples]))
+    @property
+    def _coefficients(self) -> NDArray[np.float64]:
+        return np.array([self.coefficients[name] for name in term_names(self.space, self.basis)])
 
-    def _model(self, error: float, residuals: tuple[float, ...]) -> FittedLatency:
-        count = len(self.of_role("fit"))
-        coefficients = np.array([self.coefficients[name] for name in term_names(self.space, self.basis)])
-        return FittedLatency(
-            space=self.space,
-            conditions=self.conditions,
-            coefficients=coefficients,
-            held_out_error=error,
-            basis=self.basis,
-            residuals=residuals,
-            provenance=f"predicted from {count} measured subnets, held-out error p95 {error:.1%}",
-        )
+    def _predicted(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
+        batch = SubnetBatch.from_subnets([sample.subnet for sample in samples])
+        return weighted_sum(self.space, self.basis, batch, self._coefficients)
 
     def estimator(self, space: SearchSpace, *, batch: int = 1, precision: str | None = None) -> FittedLatency:
         """The fitted model as a :class:`growtas.latency.estimate.LatencyEstimator` for a space's subnets.
@@ -178,7 +205,16 @@ class MeasuredProfile:
             raise DeviceError(f"the profile of {self.name} does not fit: {why}")
         samples = self.of_role("held-out")
         residuals = np.array([sample.p50_ms for sample in samples]) / self._predicted(samples) - 1
-        return self._model(self.held_out.p95, tuple(residuals.tolist()))
+        error = self.held_out.p95
+        return FittedLatency(
+            space=self.space,
+            conditions=self.conditions,
+            coefficients=self._coefficients,
+            relative_uncertainty=error,
+            basis=self.basis,
+            residuals=tuple(residuals.tolist()),
+            provenance=f"predicted from {len(self.of_role('fit'))} measured subnets, held-out error p95 {error:.1%}",
+        )
 
     def why_not(self, space: SearchSpace, *, batch: int = 1, precision: str | None = None) -> str:
         """Why the profile tells nothing about a space's subnets under these conditions; empty if it does."""
@@ -199,18 +235,8 @@ class MeasuredProfile:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, read back by :meth:`from_dict`."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        plain |= {"machine": dict(self.machine), "space": self.space.to_dict(), "sources": list(self.sources)}
-        plain["samples"] = [
-            {
-                "role": role,
-                "subnet": sample.subnet.to_dict(),
-                "p50_ms": sample.p50_ms,
-                "cv": sample.cv,
-                "reference_ms": sample.reference_ms,
-            }
-            for role, sample in self.samples
-        ]
-        plain["coefficients"] = dict(self.coefficients)
+        samples = [{"role": role, **sample.to_dict()} for role, sample in self.samples]
+        plain |= {"space": self.space.to_dict(), "samples": samples, "sources": list(self.sources)}
         claims = {"held_out": dataclasses.asdict(self.held_out), "repeatability": dataclasses.asdict(self.repeatability)}
         return {"format": FORMAT, "kind": self.kind, **plain, **claims}
 
@@ -225,8 +251,6 @@ class MeasuredProfile:
             raise ConfigError(f"{source}: not a measured profile of format {FORMAT}")
         rest = {key: value for key, value in data.items() if key not in ("format", "kind", "held_out", "repeatability")}
         fields = checked_fields(cls, rest, source)
-        for name in ("machine", "coefficients"):
-            fields[name] = dict(fields[name])
         try:
             fields["space"] = SearchSpace.from_dict(fields["space"], source=f"{source}: space")
         except SpaceError as error:
@@ -234,8 +258,6 @@ class MeasuredProfile:
         fields["samples"] = tuple(
             _sample(item, f"{source}: sample {i}", fields["space"]) for i, item in enumerate(fields["samples"])
         )
-        if fields["basis"] not in BASES:
-            raise ConfigError(f"{source}: basis is {fields['basis']!r}; it must be {choices(BASES)}")
         names = term_names(fields["space"], fields["basis"])
         if set(fields["coefficients"]) != set(names):
             odd = sorted(set(names) ^ set(fields["coefficients"]))[0]
@@ -273,21 +295,14 @@ def held_out_errors(predicted_ms: NDArray[np.float64], measured_ms: NDArray[np.f
 def _sample(item: Any, source: str, space: SearchSpace) -> tuple[Role, Sample]:
     if not isinstance(item, Mapping) or set(item) != {"role", "subnet", "p50_ms", "cv", "reference_ms"}:
         raise ConfigError(f"{source}: it must be an object with role, subnet, p50_ms, cv and reference_ms")
-    if item["role"] not in ROLES:
-        raise ConfigError(f"{source}: role is {item['role']!r}; it must be {choices(ROLES)}")
-    for name, lowest in (("p50_ms", 1e-9), ("cv", 0.0), ("reference_ms", 1e-9)):
-        value = item[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value < float("inf"):
-            raise ConfigError(
-                f"{source}: {name} is {value!r}; it must be a finite number {'above zero' if lowest else 'from zero up'}"
-            )
+    for name, rule in _SAMPLE_RULES.items():
+        rule.check(f"{source}: {name}", item[name])
     try:
         subnet = space.validate(Subnet.from_dict(item["subnet"]))
     except SubnetError as error:
         raise ConfigError(f"{source}: {error}") from None
-    role: Role = item["role"]
-    visit = int(role == "repeat")
-    return role, Sample(subnet=subnet, p50_ms=item["p50_ms"], cv=item["cv"], reference_ms=item["reference_ms"], visit=visit)
+    visit = int(item["role"] == "repeat")
+    return item["role"], Sample(subnet=subnet, p50_ms=item["p50_ms"], cv=item["cv"], reference_ms=item["reference_ms"], visit=visit)
 
 
 def _compare(claimed: Any, computed: dict[str, float], where: str) -> None:

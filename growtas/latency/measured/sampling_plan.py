@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
 from growtas.errors import ConfigError
+from growtas.latency.measured.campaign import Campaign, Role, Sample
 from growtas.latency.measured.terms import terms
 from growtas.sampling import Feasible, sample_batch, sample_feasible
 from growtas.space import SearchSpace
@@ -50,10 +51,17 @@ class SamplingPlan:
         subnets = [*self.fit, *self.held_out]
         return [subnets[i] for i in np.random.default_rng(_ORDER_SEED).permutation(len(subnets))]
 
-    @property
-    def measurements(self) -> int:
-        """How many there are in all."""
-        return len(self.fit) + len(self.held_out) + len(self.repeated)
+    def measure(self, campaign: Campaign) -> list[tuple[Role, Sample]]:
+        """All samples with their roles, journalled or measured now.
+
+        Raises:
+            UnsteadyMachine: the machine is too busy.
+            OutputError: the journal can't be written.
+        """
+        by_subnet = {sample.subnet: sample for sample in campaign.measure(self.first)}
+        roles: list[tuple[Role, Sample]] = [("fit", by_subnet[subnet]) for subnet in self.fit]
+        roles += [("held-out", by_subnet[subnet]) for subnet in self.held_out]
+        return roles + [("repeat", sample) for sample in campaign.measure(self.repeated, visit=1)]
 
 
 def plan_profile(space: SearchSpace, *, samples: int = 60, held_out: int = 40, repeats: int = 10) -> SamplingPlan:
@@ -78,16 +86,13 @@ def plan_profile(space: SearchSpace, *, samples: int = 60, held_out: int = 40, r
     return dataclasses.replace(plan, repeated=tuple(early[:repeats]))
 
 
-def choose_subnets(space: SearchSpace, feasible: Feasible, count: int, *, basis: str = "stepped", pool: int = POOL) -> list[Subnet]:
-    """Legal subnets to measure, by rising MACs; the smallest and the largest legal one of the pool are always among them.
-
-    The same arguments give the same subnets.
+def choose_subnets(space: SearchSpace, feasible: Feasible, count: int, *, basis: str = "stepped") -> list[Subnet]:
+    """Legal subnets to measure, by rising MACs, always the same; the smallest and the pool's largest legal one are among them.
 
     Args:
         feasible: the limits; the smallest subnet is taken whatever they say.
         count: how many, at least two; fewer come back where there are fewer.
         basis: the terms to tell apart.
-        pool: random legal subnets to choose from, beside the uniform ones.
 
     Raises:
         ConfigError: ``count`` is below two.
@@ -96,7 +101,7 @@ def choose_subnets(space: SearchSpace, feasible: Feasible, count: int, *, basis:
     if count < 2:
         raise ConfigError(f"a latency model needs at least 2 subnets to measure, not {count}")
     rng = np.random.default_rng(_SEED)
-    candidates = _candidates(space, feasible, pool, rng)
+    candidates = _candidates(space, feasible, POOL, rng)
     batch = SubnetBatch.from_subnets(candidates)
     macs = count_costs_batch(space, batch)[1]
     table = terms(space, basis, batch)
@@ -109,23 +114,21 @@ def choose_subnets(space: SearchSpace, feasible: Feasible, count: int, *, basis:
 
 def _d_optimal(table: NDArray[np.float64], first: list[int], count: int) -> list[int]:
     """Rows of a table that span its columns best: ``first``, then one by one where the variance of a prediction is largest."""
-    picks = list(dict.fromkeys(first))
+    first = list(dict.fromkeys(first))
     inverse = np.eye(table.shape[1]) / _PRIOR
     variance = np.einsum("ij,jk,ik->i", table, inverse, table)
     taken = np.zeros(len(table), bool)
-    done = 0
-    while True:
-        if done == len(picks):
-            if len(picks) == count:
-                return picks
-            picks.append(int(np.argmax(np.where(taken, -1.0, variance))))
-        row, done = picks[done], done + 1
+    picks: list[int] = []
+    while len(picks) < count:
+        row = first[len(picks)] if len(picks) < len(first) else int(np.argmax(np.where(taken, -1.0, variance)))
+        picks.append(row)
         taken[row] = True
         # Sherman and Morrison's update of the inverse, and of every row's variance with it.
         moved = inverse @ table[row]
         spread = 1 + float(table[row] @ moved)
         inverse -= np.outer(moved, moved) / spread
         variance -= (table @ moved) ** 2 / spread
+    return picks
 
 
 def _candidates(space: SearchSpace, feasible: Feasible, pool: int, rng: Generator) -> list[Subnet]:

@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from growtas.files import read_json_lines
-from growtas.latency.estimate import PERCENTILE, Conditions
-from growtas.latency.measured.campaign import Bounds, Campaign, InterleavedTimer, Sample, UnsteadyMachine
-from growtas.latency.measured.setup import Setup
+from growtas.latency.estimate import Conditions
+from growtas.latency.measured.campaign import Bounds, Campaign, InterleavedTimer, Sample, Setup, UnsteadyMachine
 from growtas.progress import SILENT, Progress
 from growtas.subnet import Subnet
 
@@ -83,7 +82,7 @@ class LocalStopwatch:
     def conditions(self) -> Conditions:
         """What the medians are of."""
         s = self.campaign.setup
-        return Conditions(device="cpu", percentile=PERCENTILE, batch=s.batch, precision=s.precision, runtime=s.runtime)
+        return Conditions(device="cpu", batch=s.batch, precision=s.precision, runtime=s.runtime)
 
     def known(self, subnet: Subnet) -> MeasuredLatency | None:
         """The journalled latency; None where the sample of a visit is missing."""
@@ -113,28 +112,12 @@ class LocalStopwatch:
         """
         return max(LEAST_MARGIN, _REPEATS * self.repeatability) + abs(reference_ms / (self.usual_ms or reference_ms) - 1)
 
-    def samples_ms(self, subnets: Sequence[Subnet]) -> list[float]:
-        """Medians of one visit in milliseconds, in the order of the subnets: to fit a model to, not to judge a limit on.
-
-        Raises:
-            UnsteadyMachine: the machine is too busy.
-            OutputError: the journal can't be written.
-        """
-        return [sample.p50_ms for sample in self.campaign.measure(subnets)]
-
 
 def guard_reference(timer: InterleavedTimer, usual_ms: float, bounds: Bounds, progress: Progress = SILENT) -> InterleavedTimer:
-    """A timer that repeats its blocks until the reference subnet, the last one timed, takes what it usually does.
+    """A timer that repeats its blocks until the reference subnet, the last one timed, takes ``usual_ms`` within the allowed drift.
 
-    Other work that goes on for seconds slows every block alike: their variation does not show it, the reference does.
-
-    Args:
-        usual_ms: what the reference takes, milliseconds.
-        bounds: its drift is allowed, and its tries are made.
-        progress: gets a note when blocks are repeated.
-
-    Raises (when called):
-        UnsteadyMachine: the reference takes another time at every try.
+    Other work that goes on for seconds slows every block alike: their variation does not show it, the reference does. The timer
+    raises :class:`UnsteadyMachine` when the reference takes another time at every try.
     """
 
     def guarded(subnets: Sequence[Subnet]) -> list[list[float]]:
@@ -158,16 +141,10 @@ def guard_reference(timer: InterleavedTimer, usual_ms: float, bounds: Bounds, pr
 
 
 def set_aside(path: Path, setup: Setup, reference_ms: float, tolerance: float) -> float | None:
-    """Moves a journal away if its reference subnet's latency is not today's: a campaign would refuse every further sample.
+    """What the reference subnet took in a journal, milliseconds; None where there is none, or where it was moved away.
 
-    Args:
-        path: the journal; it becomes ``NAME.old.jsonl``.
-        setup: of the lines that count.
-        reference_ms: what the reference subnet takes now, milliseconds.
-        tolerance: relative difference that is none.
-
-    Returns:
-        Milliseconds that the reference subnet took in the journal; None where there is none, or it was moved away.
+    It becomes ``NAME.old.jsonl`` if the reference takes ``reference_ms`` now and that differs by more than ``tolerance``, relative
+    to then: a campaign would refuse every further sample.
     """
     expected = setup.to_dict()
     lines = [line for line in read_json_lines(path) if isinstance(line, dict) and line.get("setup") == expected]

@@ -26,19 +26,15 @@ from growtas.latency.estimate import Kind
 FORMAT = "growtas-profile/1"
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "int8": 1}
 """Bytes of a number in each precision; its keys are the legal precisions."""
-PRECISIONS = tuple(BYTES)
 CPU = "cpu"
 
 POSITIVE, FRACTION, NOT_NEGATIVE, COUNT, TEXT = real(0, above=True), real(0, 1, above=True), real(0), whole(1), text()
 OBJECT = Rule(lambda value: isinstance(value, Mapping), "an object")
-NAME = Rule(lambda value: _matches(r"[a-z0-9-]+", value), "lower-case letters, digits and hyphens")
-DATE = Rule(lambda value: _matches(r"\d{4}-\d{2}-\d{2}", value), "a date as 2026-01-31")
-_CAPABILITY = Rule(lambda value: _matches(r"sm\d{2,3}", value), "sm and the number, as sm86")
 _MODELLED = Rule(lambda value: value == "modelled", "modelled (what was timed has another format, and `growtas profile` makes it)")
 
 
-def _matches(pattern: str, value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+def _text_like(pattern: str, legal: str) -> Rule:
+    return Rule(lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None, legal)
 
 
 def list_of(rule: Rule, items: str, *, empty: bool = False) -> Rule:
@@ -51,6 +47,8 @@ def required(rule: Rule) -> Any:
     return dataclasses.field(metadata={RULE: rule})
 
 
+NAME = _text_like(r"[a-z0-9-]+", "lower-case letters, digits and hyphens")
+DATE = _text_like(r"\d{4}-\d{2}-\d{2}", "a date as 2026-01-31")
 SOURCES = list_of(TEXT, "a list of texts")
 _TIMES = list_of(POSITIVE, "a list of milliseconds above zero", empty=True)
 
@@ -108,7 +106,7 @@ class Calibration:
     """
 
     network: str = required(TEXT)
-    precision: str = required(one_of(*PRECISIONS))
+    precision: str = required(one_of(*BYTES))
     batches: tuple[int, ...] = required(list_of(COUNT, "a list of whole numbers above zero", empty=True))
     reference_ms: tuple[float, ...] = required(_TIMES)
     modelled_ms: tuple[float, ...] = required(_TIMES)
@@ -136,9 +134,9 @@ class DeviceProfile:
     name: str = required(NAME)
     description: str = required(TEXT)
     kind: Kind = required(_MODELLED)
-    compute_capability: str = required(_CAPABILITY)
+    compute_capability: str = required(_text_like(r"sm\d{2,3}", "sm and the number, as sm86"))
     runtime: str = required(TEXT)
-    precision: str = required(one_of(*PRECISIONS))
+    precision: str = required(one_of(*BYTES))
     peaks: Peaks = required(OBJECT)
     efficiency: Efficiency = required(OBJECT)
     calibration: Calibration = required(OBJECT)
@@ -214,31 +212,25 @@ def user_folder() -> Path:
 
 def shipped_names() -> list[str]:
     """Names of the modelled profiles that ship, sorted."""
-    stems = (name.removesuffix(".json") for name in _shipped())
-    return sorted(stem for stem in stems if "." not in stem and stem != "schema")
+    names = (file.name for file in resources.files("growtas.profiles").iterdir() if file.name != "schema.json")
+    return sorted(name.removesuffix(".json") for name in names if re.fullmatch(r"[^.]+\.json", name))
 
 
-def shipped_measured() -> list[str]:
-    """File names of the measured profiles that ship, sorted."""
-    return sorted(name for name in _shipped() if "." in name.removesuffix(".json"))
-
-
-def _shipped() -> list[str]:
-    return [entry.name for entry in resources.files("growtas.profiles").iterdir() if entry.name.endswith(".json")]
+def shipped_measured() -> list[Traversable]:
+    """The measured profiles that ship, sorted by name; their names have dots: the device, the space and what was timed."""
+    files = (file for file in resources.files("growtas.profiles").iterdir() if re.fullmatch(r"[^.]+\..+\.json", file.name))
+    return sorted(files, key=lambda file: file.name)
 
 
 def profile_names() -> list[str]:
     """Names of the modelled profiles, the shipped and the user's own, sorted."""
-    # A measured profile has dots in its file's name: the device, the space and what was timed.
     own = (path.stem for path in user_folder().glob("*.json") if "." not in path.stem)
     return sorted({*shipped_names(), *own})
 
 
 def measured_names() -> list[str]:
     """Names of the devices that have measured profiles, the shipped and the user's own, sorted."""
-    return sorted(
-        {name.partition(".")[0] for name in (*shipped_measured(), *(path.name for path in user_folder().glob("*.*.json")))}
-    )
+    return sorted({file.name.partition(".")[0] for file in (*shipped_measured(), *user_folder().glob("*.*.json"))})
 
 
 def device_names() -> list[str]:
@@ -262,17 +254,18 @@ def load_profile(name: str) -> DeviceProfile:
                 f"name that with --target, such as sm86, or one of {choices(profile_names())}"
             )
         raise DeviceError(f"unknown device {name!r}; legal are {choices(device_names())}")
-    own = user_folder() / f"{name}.json"
-    source = f"profile {own}" if own.exists() else f"profile {name}"
-    profile = DeviceProfile.from_dict(read_profile_json(own if own.exists() else shipped_file(name), source), source=source)
+    file = modelled_file(name)
+    source = f"profile {file if isinstance(file, Path) and file.parent == user_folder() else name}"
+    profile = DeviceProfile.from_dict(read_profile_json(file, source), source=source)
     if profile.name != name:
         raise ConfigError(f"{source}: its name is {profile.name!r}; it must be that of the file")
     return profile
 
 
-def shipped_file(name: str) -> Traversable:
-    """The file of a shipped profile; of a measured one the name has dots."""
-    return resources.files("growtas.profiles") / f"{name}.json"
+def modelled_file(name: str) -> Path | Traversable:
+    """The file of a modelled profile, the user's own if there is one, else the shipped one."""
+    own = user_folder() / f"{name}.json"
+    return own if own.exists() else resources.files("growtas.profiles") / own.name
 
 
 def read_profile_json(file: Path | Traversable, source: str) -> Any:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
 from growtas.errors import ConfigError
-from growtas.latency.estimate import PERCENTILE, Conditions, Kind
+from growtas.latency.estimate import Conditions, Kind
 from growtas.latency.modelled.profile import BYTES, DeviceProfile
 from growtas.space import SearchSpace
 
@@ -59,13 +59,8 @@ class RooflineLatency:
     @property
     def conditions(self) -> Conditions:
         """Device, median, batch, precision and runtime."""
-        return Conditions(
-            device=self.profile.name,
-            percentile=PERCENTILE,
-            batch=self.batch,
-            precision=self.precision,
-            runtime=self.profile.runtime,
-        )
+        profile = self.profile
+        return Conditions(device=profile.name, batch=self.batch, precision=self.precision, runtime=profile.runtime)
 
     @property
     def relative_uncertainty(self) -> float:

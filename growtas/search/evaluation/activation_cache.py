@@ -1,22 +1,81 @@
-"""Cache of block outputs, shared by subnets with the same first blocks."""
+"""Cache of block outputs, shared by subnets with the same first blocks, and its memory."""
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from growtas.search.evaluation.activation_memory import ActivationMemory, Span
-
 Path = tuple[int, ...]
 """The width, then heads and hidden channels of block after block: a node of the tree, or, in full, a subnet."""
 
+_BLOCK_BYTES = 64 << 20
+# Spans begin at multiples of so many elements: a few cache lines.
+_ALIGNED = 64
 
-@dataclass(frozen=True)
-class _Output:
-    place: Span
-    x: Tensor
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """Elements ``start`` to ``stop`` of a block."""
+
+    block: int
+    start: int
+    stop: int
+
+
+class ActivationMemory:
+    """Allocates spans of memory for tensors and takes them back.
+
+    A new page of memory costs the system several times what writing it costs, so memory is allocated once, in blocks that fit the
+    system's large pages, and used again. Allocation is first fit; neighbouring free spans are merged.
+
+    Args:
+        numbers: total capacity in elements.
+        like: a tensor of the device and type.
+    """
+
+    def __init__(self, numbers: int, like: Tensor) -> None:
+        self._left, self._like = numbers, like.detach()
+        self._blocks: list[Tensor] = []
+        self._free: list[Span] = []
+
+    def empty(self) -> None:
+        """Frees all spans."""
+        self._free = [Span(number, 0, len(block)) for number, block in enumerate(self._blocks)]
+
+    def take(self, numbers: int) -> Span | None:
+        """Allocates a span of at least so many elements; None where there is no room."""
+        needed = -(-numbers // _ALIGNED) * _ALIGNED
+        at = next((i for i, span in enumerate(self._free) if span.stop - span.start >= needed), None)
+        if at is None:
+            size = min(self._left, max(needed, _BLOCK_BYTES // self._like.element_size()))
+            if size < needed:
+                return None
+            self._left -= size
+            self._blocks.append(self._like.new_empty(size))
+            self._free.append(Span(len(self._blocks) - 1, 0, size))
+            at = len(self._free) - 1
+        span = self._free[at]
+        taken = Span(span.block, span.start, span.start + needed)
+        self._free[at : at + 1] = [Span(span.block, taken.stop, span.stop)] if taken.stop < span.stop else []
+        return taken
+
+    def give(self, span: Span) -> None:
+        """Frees a span."""
+        at = bisect.bisect(self._free, span)
+        start, stop, first, last = span.start, span.stop, at, at
+        if at and self._free[at - 1].block == span.block and self._free[at - 1].stop == start:
+            start, first = self._free[at - 1].start, at - 1
+        if at < len(self._free) and self._free[at].block == span.block and self._free[at].start == stop:
+            stop, last = self._free[at].stop, at + 1
+        self._free[first:last] = [Span(span.block, start, stop)]
+
+    def at(self, span: Span, shape: tuple[int, ...]) -> Tensor:
+        """The beginning of a span as a tensor of a shape; its values are what was written last."""
+        return self._blocks[span.block][span.start : span.start + math.prod(shape)].view(shape)
 
 
 class ActivationCache:
@@ -34,7 +93,7 @@ class ActivationCache:
     def __init__(self, activation_bytes: int, longest: int, like: Tensor) -> None:
         self._memory = ActivationMemory(activation_bytes // like.element_size(), like)
         # By the length of the path.
-        self._outputs: list[dict[tuple[int, Path], _Output]] = [{} for _ in range(longest + 1)]
+        self._outputs: list[dict[tuple[int, Path], tuple[Span, Tensor]]] = [{} for _ in range(longest + 1)]
         self._in_use: set[tuple[int, Path]] = set()
 
     def clear(self) -> None:
@@ -47,11 +106,10 @@ class ActivationCache:
     def get(self, batch: int, path: Path) -> Tensor | None:
         """The output of a node, which becomes the most recently used one; None where it is not cached."""
         outputs, key = self._outputs[len(path)], (batch, path)
-        output = outputs.pop(key, None)
-        if output is None:
+        if key not in outputs:
             return None
-        outputs[key] = output
-        return output.x
+        outputs[key] = outputs.pop(key)
+        return outputs[key][1]
 
     def use(self, batch: int, paths: Iterable[Path]) -> None:
         """Keeps the outputs of these paths, where they are cached, until :meth:`release`."""
@@ -63,21 +121,18 @@ class ActivationCache:
 
     def reserve(self, batch: int, path: Path, shape: tuple[int, ...]) -> Tensor | None:
         """An uninitialised tensor for the output of a node, cached from now on; None where no memory can be freed."""
-        numbers = 1
-        for size in shape:
-            numbers *= size
-        while (place := self._memory.take(numbers)) is None:
+        while (place := self._memory.take(math.prod(shape))) is None:
             if not self._drop(len(path)):
                 return None
-        output = _Output(place, self._memory.at(place, shape))
-        self._outputs[len(path)][batch, path] = output
-        return output.x
+        output = self._memory.at(place, shape)
+        self._outputs[len(path)][batch, path] = place, output
+        return output
 
     def _drop(self, length: int) -> bool:
-        """Drops one output that is not in use and whose path is at least so long; returns whether there was one."""
+        """Whether an output that is not in use, and whose path is at least so long, could be dropped."""
         for outputs in reversed(self._outputs[length:]):
             key = next((key for key in outputs if key not in self._in_use), None)
             if key is not None:
-                self._memory.give(outputs.pop(key).place)
+                self._memory.give(outputs.pop(key)[0])
                 return True
         return False

@@ -1,14 +1,9 @@
 """Evaluates the accuracy of subnets on the search split, sharing the work that they have in common.
 
 Children of one parent mostly have the same first blocks. They are evaluated a group at a time, as paths of a prefix tree whose
-outputs are cached for later subnets; see :mod:`growtas.search.evaluation.prefix_tree`. On a
-CPU the images are divided among the threads, which for networks this small is faster than dividing every matrix product.
-
-In a race (:mod:`growtas.search.evaluation.racing`) all subnets see the first images, those that are still in it the next ones,
-and so on.
-
-:func:`make_evaluator` is what a search calls; with several processes it divides the subnets among them, see
-:mod:`growtas.search.evaluation.workers`.
+outputs are cached for later subnets (:mod:`growtas.search.evaluation.prefix_tree`). On a CPU the images are divided among the
+threads, which for networks this small is faster than dividing every matrix product. In a race
+(:mod:`growtas.search.evaluation.racing`) all subnets see the first images, those that are still in it the next ones, and so on.
 """
 
 from __future__ import annotations
@@ -19,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from growtas.allocator import usable_memory
-from growtas.distributed import World
+from growtas.data.evaluation import EvaluationSet
 from growtas.errors import DataError
 from growtas.nn.evaluation.layers import EvaluationLayers
 from growtas.nn.supernet import Supernet
 from growtas.search.evaluation.prefix_tree import Answers, Batch, PrefixTreeEvaluator
 from growtas.search.evaluation.racing import Race
-from growtas.search.evaluation.workers import SharedEvaluator
 from growtas.search.journal import Evaluation
 from growtas.subnet import Subnet
 
@@ -47,23 +41,7 @@ GROUP = 16
 _FINGERPRINT_IMAGES = 32
 
 
-class Images(Protocol):
-    """The part of an evaluation set that is needed: images by position, in order or picked, and labels."""
-
-    def images(self, start: int, stop: int, /) -> Tensor:
-        """Preprocessed images, ``(stop - start, C, H, W)``, float32."""
-
-    def take(self, indices: NDArray[np.int64], /) -> Tensor:
-        """Preprocessed images at ``indices``, ``(len(indices), C, H, W)``, float32."""
-
-    @property
-    def labels(self) -> Tensor:
-        """Class indices, ``(len,)``, int64."""
-
-    def __len__(self) -> int: ...
-
-
-def fingerprint(data: Images, description: Any) -> str:
+def fingerprint(data: EvaluationSet, description: Any) -> str:
     """Hex digest of what the images are: their description (JSON), number, labels, and the pixels of some."""
     digest = hashlib.sha256(json.dumps([description, len(data)], sort_keys=True, default=str).encode())
     digest.update(data.labels.to(torch.int64).numpy().tobytes())
@@ -90,7 +68,7 @@ class SubnetEvaluator:
     def __init__(
         self,
         supernet: Supernet,
-        data: Images,
+        data: EvaluationSet,
         *,
         device: str = "cpu",
         threads: int | None = None,
@@ -119,7 +97,10 @@ class SubnetEvaluator:
             raise DataError(f"the search split's images are {first}, the supernet takes {image_shape} (channels, height, width)")
         self._block = max(self._batch, image_bytes // (4 * space.in_chans * space.image_size**2))
         if activation_bytes is None:
-            activation_bytes = min(_MOST_ACTIVATION_BYTES, _memory(self._device) // 4)
+            # On a CPU this process's share, where torchrun started several on this machine.
+            processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+            memory = usable_memory() // processes if on_cpu else int(torch.cuda.mem_get_info(self._device)[1])
+            activation_bytes = min(_MOST_ACTIVATION_BYTES, memory // 4)
         layers = EvaluationLayers(self.supernet)
         self._evaluators = [PrefixTreeEvaluator(self.supernet, layers, activation_bytes // workers) for _ in range(workers)]
         self._pools = (
@@ -128,7 +109,7 @@ class SubnetEvaluator:
         if on_cpu:
             # Each worker computes on one thread. The setting is partly global, and close() sets it back.
             torch.set_num_threads(1)
-        self._loaded: tuple[int, int, NDArray[np.int64] | None] | None = None
+        self._loaded: tuple[int, int, bytes | None] | None = None
 
     def __enter__(self) -> SubnetEvaluator:
         return self
@@ -160,7 +141,8 @@ class SubnetEvaluator:
         for start, stop in _blocks(parts, self._block):
             if not running:
                 return
-            inside = [part for part in _cut(parts, start, stop) if part.start < part.stop]
+            cuts = (slice(max(part.start, start), min(part.stop, stop)) for part in parts)
+            inside = [cut for cut in cuts if cut.start < cut.stop]
             self._load(order, start, stop, inside)
             for number, part in enumerate(inside):
                 seen = part.stop
@@ -175,7 +157,7 @@ class SubnetEvaluator:
                         yield subnet, Evaluation(tally.correct / seen, np.inf, seen=seen)
 
     def _run_part(self, running: Mapping[Subnet, _Tally], number: int) -> Iterator[tuple[Subnet, _Tally]]:
-        """All subnets on one part of the images that the workers hold; each with its tally when it is done."""
+        """All subnets on one part of the images; each with its tally when it is done."""
         everyone = list(running)
         groups = [everyone[start : start + GROUP] for start in range(0, len(everyone), GROUP)]
         pending = [[self._submit(i, group, number) for i in range(len(self._evaluators))] for group in groups]
@@ -188,10 +170,11 @@ class SubnetEvaluator:
 
     def _load(self, order: NDArray[np.int64] | None, start: int, stop: int, parts: Sequence[slice]) -> None:
         """Give the workers their images; nothing to do where they have them."""
-        if self._loaded is not None and self._loaded[:2] == (start, stop) and _equal(self._loaded[2], order):
+        key = start, stop, None if order is None else order.tobytes()
+        if key == self._loaded:
             return
         rows = np.arange(start, stop) if order is None else order[start:stop]
-        images = (self._data.images(start, stop) if order is None else self._data.take(rows)).to(self._device)
+        images = self._data.take(rows).to(self._device)
         labels = self._labels[torch.from_numpy(rows).to(self._device)]
         shares: list[list[list[Batch]]] = [[] for _ in self._evaluators]
         for part in parts:
@@ -202,7 +185,7 @@ class SubnetEvaluator:
                 held.append([(images[cut], labels[cut], rows[cut]) for cut in cuts])
         for evaluator, held in zip(self._evaluators, shares, strict=True):
             evaluator.load(held)
-        self._loaded = (start, stop, order)
+        self._loaded = key
 
     def _submit(self, index: int, group: Sequence[Subnet], part: int) -> Future[list[Answers]]:
         if self._pools:
@@ -210,13 +193,6 @@ class SubnetEvaluator:
         future: Future[list[Answers]] = Future()
         future.set_result(self._evaluators[index].evaluate(group, part))
         return future
-
-
-def _memory(device: torch.device) -> int:
-    """Bytes that this process could use: its share, where torchrun started several on this machine."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
-    return usable_memory() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def by_beginning(subnets: Sequence[Subnet]) -> list[Subnet]:
@@ -228,7 +204,7 @@ def by_beginning(subnets: Sequence[Subnet]) -> list[Subnet]:
 
 
 def _merged(parts: Sequence[slice], least: int) -> list[slice]:
-    """Consecutive parts put together until each has ``least`` images; the last one has what is left."""
+    """Consecutive parts put together until each but the last has ``least`` images."""
     merged: list[slice] = []
     for part in parts:
         if merged and merged[-1].stop - merged[-1].start < least:
@@ -249,15 +225,6 @@ def _blocks(parts: Sequence[slice], images: int) -> list[tuple[int, int]]:
     return blocks
 
 
-def _equal(one: NDArray[np.int64] | None, other: NDArray[np.int64] | None) -> bool:
-    return one is other or (one is not None and other is not None and np.array_equal(one, other))
-
-
-def _cut(parts: Sequence[slice], start: int, stop: int) -> list[slice]:
-    """What of each part lies between ``start`` and ``stop``."""
-    return [slice(max(part.start, start), min(part.stop, stop)) for part in parts]
-
-
 class _Tally:
     """A subnet's answers so far. Losses are added up in the split's order at the end: so the sum depends on nothing else."""
 
@@ -273,26 +240,3 @@ class _Tally:
         total = len(self._right)
         answers = np.packbits(self._right).tobytes()
         return Evaluation(self.correct / total, float(self._losses.sum()) / total, answers=answers)
-
-
-def make_evaluator(supernet: Supernet, data: Images, *, device: str = "cpu", world: World | None = None) -> SharedEvaluator:
-    """The evaluator of a search, on one process or on the several of torchrun.
-
-    Every process makes one and enters it; process 0 searches with it, the others call its ``serve()``, which returns when process 0
-    leaves the ``with`` block::
-
-        with make_evaluator(supernet, images, device=device, world=world) as evaluate:
-            if not world.is_main:
-                evaluate.serve()
-                return
-            racing = None if exact else Racing(config.parents, len(images))
-            scorer = Scorer(space, evaluate, journal, racing, progress)
-
-    Args:
-        supernet, data, device: as for :class:`SubnetEvaluator`; ``data`` must be the same images in the same order everywhere.
-        world: the processes; None for this one alone.
-
-    Raises:
-        DataError: there are no images, they don't fit the supernet, or a label has no class.
-    """
-    return SharedEvaluator(SubnetEvaluator(supernet, data, device=device), world or World(), by_beginning)

@@ -37,7 +37,7 @@ class PrefixTreeEvaluator:
         activation_bytes: memory for cached outputs of nodes.
 
     Attributes:
-        layers_run: halves of blocks that were computed, over all batches.
+        layers_run: how many halves of blocks were computed.
     """
 
     def __init__(self, supernet: Supernet, layers: EvaluationLayers, activation_bytes: int) -> None:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from growtas.errors import ConfigError
 from growtas.search.journal import Evaluation
 
 PARTS, LEAST_IMAGES = 32, 32
@@ -44,14 +43,10 @@ class Race:
         return correct + left < self.needed
 
     def parts(self) -> list[slice]:
-        """The order in parts."""
-        return parts(len(self.order))
-
-
-def parts(images: int) -> list[slice]:
-    """A race's images in consecutive parts of one size, the last one smaller."""
-    size = max(LEAST_IMAGES, -(-images // PARTS))
-    return [slice(start, min(start + size, images)) for start in range(0, images, size)]
+        """The order in consecutive parts of one size, the last one smaller."""
+        images = len(self.order)
+        size = max(LEAST_IMAGES, -(-images // PARTS))
+        return [slice(start, min(start + size, images)) for start in range(0, images, size)]
 
 
 class Racing:
@@ -62,15 +57,9 @@ class Racing:
     Args:
         parents: subnets from which children are made; a candidate that can't be among so many best is dropped.
         images: number of images.
-
-    Raises:
-        ConfigError: one of the two is below 1.
     """
 
     def __init__(self, parents: int, images: int) -> None:
-        for name, value in (("parents", parents), ("images", images)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value!r}; a race needs 1 or more")
         self._parents, self._images = parents, images
         self._totals: list[int] = []
         self._rights = np.zeros(images, np.int64)

@@ -1,7 +1,7 @@
-"""Several processes evaluate the subnets of one search: process 0 searches, and deals out subnets to all, itself included.
+"""Several processes evaluate the subnets of one search: process 0 searches, and distributes subnets to all, itself included.
 
-A subnet is evaluated by one process, as a process alone would do it, so the numbers are the same. Dealt are neighbours in the order
-that shares most work, a few at a time: what comes back is journalled before the next ones are dealt.
+A subnet is evaluated by one process, as a process alone would do it, so the numbers are the same. A process gets neighbours in the
+order that shares most work, a few at a time: results are journalled before the next subnets are distributed.
 
 The processes only exchange small Python objects, over gloo, also where they compute on GPUs: a process that waits costs nothing
 then, and process 0 may take its time to measure subnets in between.
@@ -15,47 +15,39 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from growtas.distributed import World, join_world, leave_world
 from growtas.errors import DeviceError, WorkerError
+from growtas.search.evaluation.evaluator import SubnetEvaluator, by_beginning
 from growtas.search.evaluation.racing import Race
 from growtas.search.journal import Evaluation
 from growtas.subnet import Subnet
 
 ROUND = 16
-"""Subnets that a process is dealt at a time."""
+"""Subnets that a process gets at a time."""
 _PATIENCE = datetime.timedelta(days=7)
 """How long a process waits for another one. That one died is noticed at once; this is for process 0 measuring in between."""
 _SIGNAL_S = 1.0
 """A signal that ended one process reaches the next one within this time."""
 
-Results = list[tuple[Subnet, Evaluation]]
-
-
-class Local(Protocol):
-    """The evaluator of one process; see :class:`growtas.search.evaluation.evaluator.SubnetEvaluator`."""
-
-    def __call__(self, subnets: Sequence[Subnet], race: Race | None = None) -> Iterator[tuple[Subnet, Evaluation]]:
-        """Evaluate subnets."""
-
-    def close(self) -> None:
-        """Free what it holds."""
+Answer = tuple[list[tuple[Subnet, Evaluation]], str | None]
+"""What a process found, or what went wrong there."""
 
 
 @dataclass(frozen=True)
-class Crew(World):
+class SearchWorld(World):
     """The processes of a search, which wait for each other as long as it takes.
 
     Attributes:
         device: what this process computes on: ``cpu``, or a GPU of its own.
-        group: what they talk over; None for a process alone.
+        group: their gloo process group; None for a process alone.
     """
 
     device: str = "cpu"
@@ -70,7 +62,7 @@ class Crew(World):
         if self.size == 1:
             return value
         box = [value]
-        with _lost():
+        with _noticing_lost_process():
             dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
@@ -83,7 +75,7 @@ class Crew(World):
         if self.size == 1:
             return [value]
         every: list[Any] | None = [None] * self.size if self.is_main else None
-        with _lost():
+        with _noticing_lost_process():
             dist.gather_object(value, every, dst=0, group=self.group)
         return every or []
 
@@ -93,7 +85,7 @@ class WorkerExit(SystemExit):
 
 
 @contextlib.contextmanager
-def crew() -> Iterator[Crew]:
+def search_world() -> Iterator[SearchWorld]:
     """The processes that torchrun started, each with its device; a process alone where it did not. A context manager.
 
     Ctrl-C ends the others silently: it reaches all of them, and process 0 says what there is to say.
@@ -112,27 +104,21 @@ def crew() -> Iterator[Crew]:
         )
     world = join_world(torch.device("cpu"))
     if world.size == 1:
-        yield Crew(device="cuda" if gpus else "cpu")
+        yield SearchWorld(device="cuda" if gpus else "cpu")
         return
     try:
         if gpus:
             torch.cuda.set_device(local)
         if not world.is_main:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        yield Crew(
-            world.rank,
-            world.size,
-            world.local_rank,
-            world.restarts,
-            device=f"cuda:{local}" if gpus else "cpu",
-            group=dist.new_group(timeout=_PATIENCE, backend="gloo"),
-        )
+        group = dist.new_group(timeout=_PATIENCE, backend="gloo")
+        yield SearchWorld(**vars(world), device=f"cuda:{local}" if gpus else "cpu", group=group)
     finally:
         leave_world(world)
 
 
 @contextlib.contextmanager
-def _lost() -> Iterator[None]:
+def _noticing_lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
@@ -141,37 +127,27 @@ def _lost() -> Iterator[None]:
         raise WorkerError(f"a process of this search is gone ({' '.join(str(error).split())[:100]})") from None
 
 
-class Unfit:
-    """Stands for the evaluator of a process that could not make one: it says why when it is dealt subnets.
-
-    Args:
-        error: what went wrong.
-    """
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def __call__(self, subnets: Sequence[Subnet], race: Race | None = None) -> Iterator[tuple[Subnet, Evaluation]]:
-        """Raise the error."""
-        raise self._error
-
-    def close(self) -> None:
-        """Nothing to do."""
-
-
 class SharedEvaluator:
-    """Evaluates subnets on all processes of a world. A context manager; leaving it on process 0 sends the others home.
+    """Evaluates subnets on all processes of a world. A context manager; leaving it on process 0 ends the others' :meth:`serve`.
+
+    Every process makes one and enters it::
+
+        with SharedEvaluator(SubnetEvaluator(supernet, images, device=world.device), world) as evaluate:
+            if not world.is_main:
+                evaluate.serve()
+                return
+            racing = None if exact else Racing(config.parents, len(images))
+            scorer = Scorer(space, evaluate, journal, racing, progress)
 
     Args:
-        local: this process's evaluator; closed with this one.
+        local: this process's evaluator, closed with this one; its images must be the same in the same order on all processes. Or
+            the error of a process that could not make one: it is reported when the process gets subnets.
         world: the processes, joined already.
-        sort: brings subnets into the order in which neighbours share most.
     """
 
-    def __init__(self, local: Local, world: World, sort: Callable[[Sequence[Subnet]], list[Subnet]] = list) -> None:
-        self._local, self._sort = local, sort
-        self._world = world if isinstance(world, Crew) else Crew(world.rank, world.size, world.local_rank, world.restarts)
-        self._whole = True
+    def __init__(self, local: SubnetEvaluator | Exception, world: SearchWorld) -> None:
+        self._local, self._world = local, world
+        self._connected = True
 
     def __enter__(self) -> SharedEvaluator:
         return self
@@ -179,10 +155,11 @@ class SharedEvaluator:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             # Ctrl-C stops all processes at once, and where one is gone the others notice: there is nobody left to tell.
-            if self._world.is_main and self._whole and (kind is None or issubclass(kind, Exception)):
+            if self._world.is_main and self._connected and (kind is None or issubclass(kind, Exception)):
                 self._world.share(None)
         finally:
-            self._local.close()
+            if not isinstance(self._local, Exception):
+                self._local.close()
 
     def __call__(self, subnets: Sequence[Subnet], race: Race | None = None) -> Iterator[tuple[Subnet, Evaluation]]:
         """Evaluate subnets, as :class:`growtas.search.evaluation.evaluator.SubnetEvaluator` does; on process 0 only.
@@ -190,42 +167,46 @@ class SharedEvaluator:
         Raises:
             WorkerError: a process failed, and the message says which and why; or one is gone.
         """
-        if self._world.size == 1:
-            yield from self._local(subnets, race)
+        size = self._world.size
+        if size == 1:
+            yield from self._evaluate(subnets, race)
             return
-        ordered = self._sort(subnets)
-        for start in range(0, len(ordered), ROUND * self._world.size):
-            dealt = ordered[start : start + ROUND * self._world.size]
-            share = -(-len(dealt) // self._world.size)
-            hands = [dealt[share * rank : share * (rank + 1)] for rank in range(self._world.size)]
-            for rank, (results, failure) in enumerate(self._deal(hands, race)):
+        ordered = by_beginning(subnets)
+        for start in range(0, len(ordered), ROUND * size):
+            batch = ordered[start : start + ROUND * size]
+            count = -(-len(batch) // size)
+            shares = [batch[count * rank : count * (rank + 1)] for rank in range(size)]
+            try:
+                self._world.share((shares, race))
+                answers = self._evaluate_share(shares[0], race)
+            except WorkerError:
+                self._connected = False
+                raise
+            for rank, (results, failure) in enumerate(answers):
                 if failure is not None:
-                    raise WorkerError(f"process {rank} of {self._world.size} could not evaluate its subnets ({failure})")
+                    raise WorkerError(f"process {rank} of {size} could not evaluate its subnets ({failure})")
                 yield from results
 
     def serve(self) -> None:
-        """On the other processes: evaluate what process 0 deals out, until it leaves its ``with`` block.
+        """On the other processes: evaluate what process 0 distributes, until it leaves its ``with`` block.
 
         Raises:
             WorkerError: a process is gone.
         """
         while (message := self._world.share(None)) is not None:
-            hands, race = message
-            self._play(hands[self._world.rank], race)
+            shares, race = message
+            self._evaluate_share(shares[self._world.rank], race)
 
-    def _deal(self, hands: Sequence[Sequence[Subnet]], race: Race | None) -> list[tuple[Results, str | None]]:
-        try:
-            self._world.share((hands, race))
-            return self._play(hands[0], race)
-        except WorkerError:
-            self._whole = False
-            raise
+    def _evaluate(self, subnets: Sequence[Subnet], race: Race | None) -> Iterator[tuple[Subnet, Evaluation]]:
+        if isinstance(self._local, Exception):
+            raise self._local
+        return self._local(subnets, race)
 
-    def _play(self, hand: Sequence[Subnet], race: Race | None) -> list[tuple[Results, str | None]]:
-        """Evaluate a hand and meet the others; on process 0 every process's results, or what went wrong there."""
-        mine: tuple[Results, str | None] = [], None
+    def _evaluate_share(self, subnets: Sequence[Subnet], race: Race | None) -> list[Answer]:
+        """Evaluates this process's share; on process 0 returns every process's results, or what went wrong there."""
+        answer: Answer
         try:
-            mine = list(self._local(hand, race)), None
+            answer = list(self._evaluate(subnets, race)), None
         except Exception as error:  # the others wait for this process: it must answer, whatever happened
-            mine = [], " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return self._world.gather(mine)
+            answer = [], " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return self._world.gather(answer)

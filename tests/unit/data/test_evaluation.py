@@ -11,7 +11,7 @@ from growtas.errors import DataError
 from growtas.files import write_json
 from growtas.nn.supernet import Supernet
 from growtas.runs import create_run
-from growtas.search.evaluation.evaluator import fingerprint, make_evaluator
+from growtas.search.evaluation.evaluator import SubnetEvaluator, fingerprint
 from growtas.search.evaluation.racing import Racing
 from growtas.search.evolution import EvolutionConfig, evolve
 from growtas.search.journal import Journal
@@ -158,7 +158,7 @@ def test_a_search_touches_no_test_image(tmp_path, write_tree, monkeypatch):
     torch.manual_seed(0)
     images = search_set(run)
     journal = Journal(tmp_path / "journal", "c", fingerprint(images, {}), {})
-    with make_evaluator(Supernet(space), images) as evaluate:
+    with SubnetEvaluator(Supernet(space), images) as evaluate:
         scorer = Scorer(space, evaluate, journal, racing=Racing(2, len(images)))
         config = EvolutionConfig(generations=2, population=4, parents=2)
         evolve(space, scorer, lambda batch: np.ones(len(batch), bool), np.random.default_rng(0), config)

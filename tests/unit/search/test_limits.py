@@ -15,7 +15,7 @@ from growtas.latency.estimate import Conditions
 from growtas.latency.modelled.profile import load_profile
 from growtas.latency.modelled.roofline import RooflineLatency
 from growtas.sampling import sample_batch
-from growtas.search.limits import Limits, ceil_ms, check_latency
+from growtas.search.limits import Limits, check_latency
 from growtas.search.memory import activation_bytes, parse_bytes, weight_bytes
 from growtas.search.search import Search
 from growtas.search.targets import Target
@@ -127,4 +127,7 @@ def test_limits_on_memory_and_size_say_the_nearest_value_that_is_legal():
 
 @given(st.floats(1e-3, 1e5))
 def test_a_rounded_up_latency_is_a_legal_limit(value):
-    assert value <= parse_latency_ms(ceil_ms(value).replace(" ", "")) * (1 + 1e-6)
+    with pytest.raises(LimitError) as caught:
+        check_latency(MICRO, value / 2, value, "modelled", Conditions(device="a10", batch=1, precision="fp16", runtime="tensorrt"))
+    named = parse_latency_ms(str(caught.value).rsplit("has ", 1)[1].replace(" ", ""))
+    assert value <= named * (1 + 1e-6)

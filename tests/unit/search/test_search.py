@@ -6,10 +6,9 @@ import pytest
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs
 from growtas.errors import LimitError
-from growtas.latency.measured.campaign import Campaign
+from growtas.latency.measured.campaign import Campaign, Setup
 from growtas.latency.measured.fit import fit_latency
 from growtas.latency.measured.sampling_plan import choose_subnets
-from growtas.latency.measured.setup import Setup
 from growtas.latency.measured.stopwatch import LEAST_MARGIN, LocalStopwatch
 from growtas.latency.modelled.profile import load_profile
 from growtas.latency.modelled.roofline import RooflineLatency
@@ -116,7 +115,7 @@ def test_a_modelled_latency_limits_and_stays_modelled(tmp_path):
 def _measured(tmp_path, machine, limit, **more):
     watch = LocalStopwatch(Campaign(tmp_path / "timings.jsonl", MICRO, SETUP, machine))
     subnets = choose_subnets(MICRO, Limits().feasible(MICRO), 10, basis="coarse")
-    values = watch.samples_ms(subnets)
+    values = [sample.p50_ms for sample in watch.campaign.measure(subnets)]
     model = fit_latency(MICRO, subnets, values, watch.conditions)
     fitted_to = dict(zip(subnets, values, strict=True))
     target = Target(device="cpu", max_ms=limit, estimator=model, stopwatch=watch, fitted_to=fitted_to)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -17,9 +18,8 @@ from growtas.latency.modelled.profile import load_profile
 from growtas.latency.modelled.roofline import RooflineLatency
 from growtas.sampling import sample_batch
 from growtas.search.finalists import choose
-from growtas.search.front import front_report
 from growtas.search.limits import Limits
-from growtas.search.objective import parse_axes
+from growtas.search.pareto import parse_axes
 from growtas.search.scoring import Scorer
 from growtas.search.search import Search
 from growtas.search.targets import ROOM_LEVEL, Target, room
@@ -123,7 +123,7 @@ def fitted(residuals, factor=1.0):
     """Predicts MACs in millions, times a factor, with these residuals."""
     names = term_names(MICRO, "coarse")
     coefficients = np.array([1e-6 * factor if name == "macs" else 0.0 for name in names])
-    return FittedLatency(MICRO, TOY, coefficients, held_out_error=0.3, residuals=tuple(residuals))
+    return FittedLatency(MICRO, TOY, coefficients, relative_uncertainty=0.3, residuals=tuple(residuals))
 
 
 @given(st.lists(st.floats(-0.2, 0.2), min_size=10, max_size=40))
@@ -175,7 +175,7 @@ def front_of(tmp_path, names, *targets, **limits):
     evaluate = Evaluator()
     search = Search(space=MICRO, limits=Limits(**limits), targets=targets, front=names)
     outcome = search.run(Scorer(MICRO, evaluate, Journal(tmp_path / "j", "c", "d", {})), CONFIG, 0)
-    return search, outcome, front_report(search, outcome.result), evaluate
+    return search, outcome, search.front_report(outcome.result), evaluate
 
 
 def test_a_front_holds_what_nothing_evaluated_beats(tmp_path):
@@ -207,7 +207,7 @@ def test_a_front_holds_what_nothing_evaluated_beats(tmp_path):
 
 def test_the_time_of_a_search_is_split(tmp_path):
     _, outcome, _, _ = front_of(tmp_path, ("accuracy", "params"))
-    spent = outcome.spent.to_dict()
+    spent = asdict(outcome.spent)
     assert set(spent) == {"evaluation", "sampling", "measuring"}
     assert all(seconds >= 0 for seconds in spent.values())
     assert np.isfinite(sum(spent.values()))

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from growtas.errors import ConfigError, OutputError
-from growtas.latency.measured.campaign import Bounds, Campaign, UnsteadyMachine, spread
-from growtas.latency.measured.setup import Setup
+from growtas.latency.measured.campaign import Bounds, Campaign, Setup, UnsteadyMachine, spread
 from growtas.progress import SILENT
 from growtas.sampling import sample_batch
 from growtas.space import PRESETS
@@ -149,3 +148,10 @@ def test_a_journal_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "j.jsonl").mkdir()
     with pytest.raises(OutputError, match="j.jsonl"):
         campaign.measure(SUBNETS[:1])
+
+
+def test_a_graph_is_part_of_what_a_timing_depends_on_where_it_is_known():
+    assert "graph" not in SETUP.to_dict()
+    first, second = (dataclasses.replace(SETUP, graph=graph).to_dict() for graph in ("a", "b"))
+    assert first["kind"] == "measured"
+    assert {name for name in first if first[name] != second[name]} == {"graph"}

@@ -8,9 +8,8 @@ import pytest
 
 from growtas.batch import SubnetBatch
 from growtas.latency.catalogue import measured_profiles
-from growtas.latency.measured.campaign import UnsteadyMachine
+from growtas.latency.measured.campaign import Setup, UnsteadyMachine
 from growtas.latency.measured.machine import check_profile, cpu_name, local_setup, recorded_ms, steady_ms, why_not_here
-from growtas.latency.measured.setup import Setup
 from growtas.space import PRESETS
 from tests.unit.latency.measured.test_profile import MICRO, SETUP, build
 from tests.unit.latency.measured.test_sampling_plan import synthetic_ms

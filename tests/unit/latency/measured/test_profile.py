@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from growtas.batch import SubnetBatch
 from growtas.errors import ConfigError, DeviceError
 from growtas.latency.catalogue import (
+    fitting_profile,
     latency_estimator,
     load_measured,
     measured_file_name,
@@ -19,11 +20,9 @@ from growtas.latency.catalogue import (
     near_name,
     origin,
 )
-from growtas.latency.measured.campaign import Campaign
+from growtas.latency.measured.campaign import Campaign, Setup
 from growtas.latency.measured.profile import MeasuredProfile, held_out_errors
-from growtas.latency.measured.profiling import make_profile, measure_plan
 from growtas.latency.measured.sampling_plan import plan_profile
-from growtas.latency.measured.setup import Setup
 from growtas.latency.modelled.profile import device_names, load_profile, profile_names, user_folder
 from growtas.latency.modelled.roofline import RooflineLatency
 from growtas.sampling import sample_batch
@@ -43,8 +42,8 @@ def build(tmp_path, name="box", space=MICRO, noise=0.01, setup=SETUP, **plan):
         return [[ms * rng.normal(1, noise)] * 3 for ms in synthetic_ms(space, SubnetBatch.from_subnets(subnets))]
 
     campaign = Campaign(tmp_path / "journal.jsonl", space, setup, turns)
-    samples = measure_plan(campaign, plan_profile(space, **({"samples": 30, "held_out": 20, "repeats": 5} | plan)))
-    return make_profile(name, campaign, samples, description="A box", machine={"driver": "1.2"})
+    samples = plan_profile(space, **({"samples": 30, "held_out": 20, "repeats": 5} | plan)).measure(campaign)
+    return MeasuredProfile.of_samples(name, campaign, samples, description="A box", machine={"driver": "1.2"})
 
 
 def save(profile, folder):
@@ -56,7 +55,7 @@ def save(profile, folder):
 
 def test_a_plan_holds_nothing_out_that_it_fits_and_repeats_what_comes_first():
     plan = plan_profile(MICRO, samples=30, held_out=20, repeats=6)
-    assert (len(set(plan.fit)), len(set(plan.held_out)), plan.measurements) == (30, 20, 56)
+    assert (len(set(plan.fit)), len(set(plan.held_out)), len(plan.first) + len(plan.repeated)) == (30, 20, 56)
     assert not set(plan.fit) & set(plan.held_out)
     assert plan.repeated == tuple(plan.first[:6])
     assert sorted(map(str, plan.first)) == sorted(map(str, [*plan.fit, *plan.held_out]))
@@ -216,7 +215,7 @@ def test_a_measured_profile_that_fits_goes_before_the_modelled_one(tmp_path, fol
     assert latency_estimator("a10", MICRO).provenance.startswith("predicted from 30")
     assert isinstance(latency_estimator("a10", MICRO, batch=8), RooflineLatency)
     assert latency_estimator("a10", MICRO, precision="fp16").conditions.precision == "fp16"
-    assert isinstance(latency_estimator("a10", MICRO, runtime="tensorrt"), RooflineLatency)
+    assert fitting_profile("a10", MICRO, runtime="tensorrt") == (None, ["it was measured in onnxruntime, not tensorrt"])
     assert load_profile("a10").kind == "modelled"
 
 
@@ -246,7 +245,8 @@ def test_the_newest_measurement_answers(tmp_path, folder):
     save(newer, folder)
     assert [found.date for _, found in measured_profiles("box")] == ["2026-02-01", "2026-01-01"]
     assert latency_estimator("box", MICRO).conditions.runtime == "tensorrt"
-    assert latency_estimator("box", MICRO, runtime="onnxruntime").conditions.runtime == "onnxruntime"
+    profile, _ = fitting_profile("box", MICRO, runtime="onnxruntime")
+    assert profile.runtime == "onnxruntime"
 
 
 def test_a_profile_of_cpu_answers_on_the_machine_that_it_was_made_on_and_the_user_s_goes_first(tmp_path, folder):

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from growtas.costs import count_costs
 from growtas.errors import OutputError
-from growtas.latency.measured.campaign import Bounds, Campaign, Sample, UnsteadyMachine
-from growtas.latency.measured.setup import Setup
+from growtas.latency.measured.campaign import Bounds, Campaign, Sample, Setup, UnsteadyMachine
 from growtas.latency.measured.stopwatch import LEAST_MARGIN, LocalStopwatch, combine_visits, guard_reference, set_aside
 from growtas.space import PRESETS
 from tests.progress_recorder import Recorder
@@ -88,7 +87,7 @@ def test_a_subnet_is_judged_on_two_visits_beside_the_reference_and_measured_once
 def test_one_visit_is_no_judgement(tmp_path):
     machine = Machine()
     watch = stopwatch(tmp_path, machine)
-    values = watch.samples_ms([MICRO.largest, MICRO.smallest])
+    values = [sample.p50_ms for sample in watch.campaign.measure([MICRO.largest, MICRO.smallest])]
     assert values == [machine.ms(MICRO.largest), machine.ms(MICRO.smallest)]
     assert watch.known(MICRO.largest) is None
     watch.measure(MICRO.largest)

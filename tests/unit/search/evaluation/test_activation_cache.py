@@ -4,8 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growtas.search.evaluation.activation_cache import ActivationCache
-from growtas.search.evaluation.activation_memory import ActivationMemory
+from growtas.search.evaluation.activation_cache import ActivationCache, ActivationMemory
 
 LIKE = torch.zeros(1)
 

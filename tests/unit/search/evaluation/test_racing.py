@@ -9,12 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growtas.errors import ConfigError
 from growtas.nn.supernet import Supernet
 from growtas.sampling import sample
 from growtas.search.evaluation import racing
 from growtas.search.evaluation.evaluator import SubnetEvaluator
-from growtas.search.evaluation.racing import Race, Racing, parts
+from growtas.search.evaluation.racing import Race, Racing
 from growtas.search.evolution import EvolutionConfig, evolve
 from growtas.search.journal import Evaluation, Journal
 from growtas.search.scoring import DROPPED, Scorer
@@ -138,7 +137,7 @@ def test_a_dropped_subnet_saw_the_hardest_images_and_lost_there_for_certain(tmp_
         right = int(answers[: evaluation.seen].sum())
         assert evaluation.accuracy == right / evaluation.seen
         assert right + IMAGES - evaluation.seen < race.needed
-        before = max(part.start for part in parts(IMAGES) if part.stop == evaluation.seen)
+        before = max(part.start for part in race.parts() if part.stop == evaluation.seen)
         assert answers[:before].sum() + IMAGES - before >= race.needed
     assert all(race is None for _, _, race in seen[: CONFIG.population])
 
@@ -215,17 +214,11 @@ def test_lost_means_lost(answers, needed):
 
 @given(st.integers(1, 20_000))
 def test_parts_cover_the_images(images):
-    covered = parts(images)
+    covered = Race(needed=1, order=np.arange(images)).parts()
     assert [row for part in covered for row in (part.start, part.stop)][:: len(covered) * 2 - 1] == [0, images]
     assert all(one.stop == other.start for one, other in itertools.pairwise(covered))
     assert len(covered) <= racing.PARTS
     assert all(part.stop > part.start for part in covered)
-
-
-@pytest.mark.parametrize("wrong", [{"parents": 0}, {"images": 0}])
-def test_wrong_numbers_are_refused(wrong):
-    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is 0"):
-        Racing(**{"parents": 1, "images": 1, **wrong})
 
 
 def test_a_race_is_a_value():

@@ -12,9 +12,8 @@ import textwrap
 import pytest
 import torch
 
-from growtas.distributed import World
 from growtas.errors import DeviceError
-from growtas.search.evaluation.workers import SharedEvaluator, Unfit, crew
+from growtas.search.evaluation.workers import SearchWorld, SharedEvaluator, search_world
 from growtas.search.journal import Evaluation
 from growtas.space import PRESETS
 
@@ -27,10 +26,10 @@ PROGRAM = textwrap.dedent(
     from growtas.nn.supernet import Supernet
     from growtas.sampling import sample_batch
     from growtas.search.evaluation import evaluator as evaluation, racing, workers
-    from growtas.search.evaluation.evaluator import make_evaluator
+    from growtas.search.evaluation.evaluator import SubnetEvaluator
     from growtas.search.evaluation.racing import Race
+    from growtas.search.evaluation.workers import SharedEvaluator, search_world
     from growtas.space import PRESETS
-    from growtas.distributed import join_world, leave_world
 
     workers.ROUND, racing.LEAST_IMAGES = 3, 2
     # One image a batch, or parts would be put together.
@@ -49,10 +48,9 @@ PROGRAM = textwrap.dedent(
 
     fails = len(sys.argv) > 1
     subnets = list(sample_batch(space, 17, np.random.default_rng(0)))
-    world = join_world(torch.device("cpu"))
     local = 0
     try:
-        with make_evaluator(supernet, Images(), world=world) as evaluate:
+        with search_world() as world, SharedEvaluator(SubnetEvaluator(supernet, Images()), world) as evaluate:
             inner = evaluate._local
             class Counting:
                 def __call__(self, subnets, race=None):
@@ -75,8 +73,6 @@ PROGRAM = textwrap.dedent(
                 sys.stdout.write(json.dumps([sorted(each, key=str) for each in lines]))
     except Exception as error:
         sys.stderr.write(f"{type(error).__name__}: {error}")
-    finally:
-        leave_world(world)
     sys.stderr.write(f" evaluated {local}")
     """
 )
@@ -135,7 +131,7 @@ class Local:
 
 def test_alone_it_is_the_local_evaluator():
     local = Local()
-    with SharedEvaluator(local, World()) as evaluate:
+    with SharedEvaluator(local, SearchWorld()) as evaluate:
         assert next(iter(evaluate([MICRO.smallest, MICRO.largest]))) == (MICRO.smallest, Evaluation(0.5, 1.0))
         assert not local.closed
     assert local.closed
@@ -144,7 +140,7 @@ def test_alone_it_is_the_local_evaluator():
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_it_is_closed_after_an_error(error):
     local = Local()
-    with pytest.raises(error), SharedEvaluator(local, World()):
+    with pytest.raises(error), SharedEvaluator(local, SearchWorld()):
         raise error
     assert local.closed
 
@@ -155,7 +151,7 @@ def test_alone_a_process_takes_what_there_is(monkeypatch, gpus, device):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    with crew() as world:
+    with search_world() as world:
         assert (world.rank, world.size, world.device, world.share(7), world.gather(8)) == (0, 1, device, 7, [8])
 
 
@@ -166,12 +162,12 @@ def test_each_process_needs_a_gpu_of_its_own_where_there_are_some(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     with (
         pytest.raises(DeviceError, match="has 2 GPUs for 3 processes, and each needs its own; give torchrun --nproc-per-node 2"),
-        crew(),
+        search_world(),
     ):
         pass
     # The first process of the machine has said it.
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(SystemExit) as silent, crew():
+    with pytest.raises(SystemExit) as silent, search_world():
         pass
     assert silent.value.code == 0
 
@@ -180,8 +176,8 @@ GPUS = """
 import json, sys, torch
 taken = []
 torch.cuda.is_available, torch.cuda.device_count, torch.cuda.set_device = lambda: True, lambda: 2, taken.append
-from growtas.search.evaluation.workers import crew
-with crew() as world:
+from growtas.search.evaluation.workers import search_world
+with search_world() as world:
     sys.stdout.write(json.dumps([world.device, taken, world.gather(world.device), torch.distributed.get_backend()]))
 """
 
@@ -195,6 +191,6 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
 
 
 def test_an_unfit_process_says_why():
-    evaluate = SharedEvaluator(Unfit(ValueError("no such file")), World())
+    evaluate = SharedEvaluator(ValueError("no such file"), SearchWorld())
     with pytest.raises(ValueError, match="no such file"):
         list(evaluate([MICRO.smallest]))
