@@ -13,9 +13,9 @@ from growtas.export.graph.exporter import DEFAULT_OPSET, OPSETS
 from growtas.export.quantization.calibration import METHODS
 from growtas.export.quantization.convert import DEFAULT_METHOD
 from growtas.export.quantization.precisions import PRECISIONS
+from growtas.export.quantization.thresholds import Thresholds, thresholds_for
 from growtas.export.verification.images import check_count
 from growtas.export.verification.parity import DEFAULT_TOLERANCE, gate_batches
-from growtas.export.verification.thresholds import Thresholds, thresholds_for
 from growtas.subnet import Subnet
 
 KEEP_AUTO, KEEP_NONE = "auto", "none"
@@ -42,7 +42,7 @@ class ExportOptions:
         tolerance: largest relative error of the gate of fp32.
         images: labelled images that every artifact is verified on; by default as many as take some seconds.
         max_error, min_cosine, min_agreement, max_accuracy_drop: replace the precision's thresholds, see
-            :class:`growtas.export.verification.thresholds.Thresholds`.
+            :class:`growtas.export.quantization.thresholds.Thresholds`.
         data, data_dir: images for the gate, if not the run's own.
         preprocess: take uint8 pixels; ``resize``: of any size.
         softmax, top_k: more outputs; see :func:`growtas.export.graph.pre_post.add_postprocess`.

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from growtas.errors import SubnetError
 from growtas.export.artifact import manifest_path
 from growtas.export.formats import file_stem
+from growtas.export.quantization.thresholds import OPTIONS, THRESHOLDS
 from growtas.runs import RUNS
 from growtas.subnet import Subnet
-
-# Options of `growtas export` by the thresholds' names in a manifest.
-_THRESHOLDS = {
-    "relative_error": "--max-error",
-    "cosine": "--min-cosine",
-    "top1_agreement": "--min-agreement",
-    "accuracy_drop_points": "--max-accuracy-drop",
-}
 
 
 @dataclass(frozen=True)
@@ -78,17 +71,15 @@ class RebuildHint:
 
     def _threshold_options(self, precision: str) -> list[Any]:
         """Tolerance and thresholds that were replaced: with the default ones the plan might not pass."""
-        from growtas.export.verification.thresholds import THRESHOLDS
-
         checked = self.manifest if self.manifest.get("verification") else _part(_part(self.manifest, "plan"), "compiled_from")
-        usual: dict[str, Any] = THRESHOLDS[precision].to_dict() if precision in THRESHOLDS else {}
+        usual: dict[str, Any] = asdict(THRESHOLDS[precision]) if precision in THRESHOLDS else {}
         words: list[Any] = []
         tolerance = _part(checked, "parity").get("tolerance")
         if tolerance not in (None, usual.get("relative_error")):
             words, usual["relative_error"] = ["--tolerance", tolerance], tolerance
         limits = _part(_part(checked, "verification"), "thresholds")
         for name, value in usual.items():
-            words += [_THRESHOLDS[name], limits[name]] if limits.get(name, value) != value else []
+            words += [OPTIONS[name][0], limits[name]] if limits.get(name, value) != value else []
         return words
 
     def _file_options(self, precision: str, run: Path | None) -> list[Any]:

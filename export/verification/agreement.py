@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from growtas.errors import ConfigError
 from growtas.export.graph.tensors import HalfRange, check_half_range
+from growtas.export.quantization.thresholds import Thresholds
 from growtas.export.runtimes.base import Array
 from growtas.export.verification.batches import Logits, run_all, take_around
 from growtas.export.verification.class_names import better_order, labels_of_outputs
 from growtas.export.verification.images import VerificationImages, spread
 from growtas.export.verification.inputs import ArtifactInput
 from growtas.export.verification.parity import relative_error
-from growtas.export.verification.thresholds import Thresholds
 
 _RANGE_IMAGES = 16
 
@@ -174,7 +174,7 @@ def measure_artifact(
     Args:
         artifact, reference: images to logits ``(batch, num_classes)``; they may be called from several threads at once.
         precision: of the artifact.
-        thresholds: what it has to meet; see :func:`growtas.export.verification.thresholds.thresholds_for`.
+        thresholds: what it has to meet; see :func:`growtas.export.quantization.thresholds.thresholds_for`.
         subject, reference_is: what to call the two.
         batches: batch sizes; the last images are filled up with the first ones where they are fewer,
             whose answers don't count again.

@@ -12,6 +12,7 @@ from typing import Any
 from growtas.errors import BuildError, CheckpointError, DeviceError, GrowtasError, MissingExtra, ParityError, UsageError
 from growtas.export.artifact import Manifest, manifest_path, read_manifest
 from growtas.export.graph.tensors import HalfRange
+from growtas.export.quantization.thresholds import Thresholds, thresholds_for
 from growtas.export.runtimes.base import Array
 from growtas.export.runtimes.open import open_session
 from growtas.export.verification.agreement import Verification, check_fp16_range, measure_artifact
@@ -20,7 +21,6 @@ from growtas.export.verification.bisect import Bisection, bisect_artifact, bisec
 from growtas.export.verification.images import VerificationImages, check_count, images_for, photographs, run_images, spread
 from growtas.export.verification.inputs import ArtifactInput, artifact_input
 from growtas.export.verification.reference import Reference, References, check_hash, runtime_of
-from growtas.export.verification.thresholds import Thresholds, thresholds_for
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run
 
@@ -109,7 +109,7 @@ class Verifier:
         images: how many; by default what :func:`growtas.export.verification.images.images_for` says.
         bisect: look for the first layer that differs as well.
         data, data_dir: other data than the run's.
-        overrides: thresholds to replace, as :meth:`growtas.export.verification.thresholds.Thresholds.override` names them.
+        overrides: thresholds to replace, as :meth:`growtas.export.quantization.thresholds.Thresholds.override` names them.
 
     Raises:
         ConfigError: fewer images than one.
