@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from growtas.errors import BuildError, CheckpointError, DeviceError, GrowtasError, MissingExtra, ParityError, UsageError
 from growtas.export.artifact import Manifest, manifest_path, read_manifest
+from growtas.export.formats import ONNX
 from growtas.export.graph.tensors import HalfRange
 from growtas.export.quantization.thresholds import Thresholds, thresholds_for
 from growtas.export.runtimes.base import Array
@@ -20,9 +21,16 @@ from growtas.export.verification.batches import one_thread
 from growtas.export.verification.bisect import Bisection, bisect_artifact, bisect_onnx
 from growtas.export.verification.images import VerificationImages, check_count, images_for, photographs, run_images, spread
 from growtas.export.verification.inputs import ArtifactInput, artifact_input
-from growtas.export.verification.reference import Reference, References, check_hash, runtime_of
+from growtas.export.verification.reference import (
+    Reference,
+    artifact_reference,
+    check_checkpoint,
+    check_hash,
+    static_vit_reference,
+)
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run
+from growtas.subnet import Subnet
 
 _BISECT_IMAGES, _REFERENCE_IMAGES = 8, 8
 _BATCHES = (1, 3, 8)
@@ -125,8 +133,9 @@ class Verifier:
 
     def __post_init__(self) -> None:
         check_count(self.images)
-        self._run_images = cache(self._load_images)
-        self._references = References(self.run, self.against)
+        if self.run is not None:
+            self._run_images = cache(partial(run_images, self.run, data=self.data, data_dir=self.data_dir))
+        self._references: dict[Path | Subnet, Reference] = {}
 
     def verify(self, paths: Sequence[Path], *, progress: Progress = SILENT) -> VerifyReport:
         """Verifies artifacts one by one: one that fails does not keep the others from being verified.
@@ -171,12 +180,12 @@ class Verifier:
         try:
             check_hash(path, manifest)
             takes = artifact_input(path, manifest, preprocess)
-            reference = self._references.of(path, manifest, preprocess, lambda: self._run_images(_REFERENCE_IMAGES).images)
+            reference = self._reference(path, known, preprocess)
         except ParityError as error:
             return dataclasses.replace(result, problem=str(error))
         images = takes.round_to_pixels(self._run_images(count) if self.run else photographs(preprocess, count, "no run was named"))
         try:
-            result = self._measure(result, manifest, takes, images, thresholds, reference)
+            result = self._measure(result, known, takes, images, thresholds, reference)
         except (DeviceError, MissingExtra) as error:
             return dataclasses.replace(result, not_run_because=str(error))
         except CheckpointError as error:
@@ -184,21 +193,34 @@ class Verifier:
             if "find an implementation" in str(error):
                 return dataclasses.replace(result, not_run_because=str(error))
             return dataclasses.replace(result, problem=str(error))
-        if self.bisect:
-            result = self._bisect(result, takes, spread(images.images, _BISECT_IMAGES), reference)
-        return result
+        return self._bisect(result, takes, spread(images.images, _BISECT_IMAGES), reference) if self.bisect else result
+
+    def _reference(self, path: Path, manifest: Manifest, preprocess: Mapping[str, Any]) -> Reference:
+        key: Path | Subnet
+        if self.against is not None:
+            key = self.against
+            if key not in self._references:
+                self._references[key] = artifact_reference(key, preprocess)
+        else:
+            assert self.run is not None
+            check_checkpoint(path, manifest.source, self.run)
+            key = self.run.space.validate(Subnet.from_dict(manifest.subnet or {}, source=f"{path}'s manifest"))
+            if key not in self._references:
+                takes, images = artifact_input(path, None, preprocess), self._run_images(_REFERENCE_IMAGES).images
+                self._references[key] = static_vit_reference(self.run.supernet_file, key, takes, images)
+        return self._references[key]
 
     def _measure(
         self,
         result: ArtifactVerification,
-        manifest: Manifest | None,
+        manifest: Manifest,
         takes: ArtifactInput,
         images: VerificationImages,
         thresholds: Thresholds,
         reference: Reference,
     ) -> ArtifactVerification:
         path = result.path
-        with one_thread(), open_session(path, threads=1, runtime=runtime_of(path, manifest)) as session:
+        with one_thread(), open_session(path, threads=1) as session:
             runtime = session.info.runtime
 
             def run(batch: Array) -> Array:
@@ -214,17 +236,17 @@ class Verifier:
                 precision=result.precision,
                 thresholds=thresholds,
                 subject=f"{path.name} in {runtime}",
-                batches=(manifest and manifest.input and manifest.input.batch.checked) or _BATCHES,
-                class_names=manifest.class_names if manifest else None,
+                batches=(manifest.input and manifest.input.batch.checked) or _BATCHES,
+                class_names=manifest.class_names,
                 reference_is=reference.name,
             )
         result = dataclasses.replace(result, verification=verification, problem=verification.summary or None)
-        if path.suffix == ".onnx" and result.precision != "fp32":
-            try:
-                result = dataclasses.replace(result, half_range=check_fp16_range(path, images, takes))
-            except ParityError as error:
-                result = dataclasses.replace(result, problem=str(error))
-        return result
+        if path.suffix != ONNX.suffix or result.precision == "fp32":
+            return result
+        try:
+            return dataclasses.replace(result, half_range=check_fp16_range(path, images, takes))
+        except ParityError as error:
+            return dataclasses.replace(result, problem=str(error))
 
     def _bisect(
         self, result: ArtifactVerification, takes: ArtifactInput, images: Array, reference: Reference
@@ -233,7 +255,7 @@ class Verifier:
         try:
             if reference.model is not None:
                 bisection = bisect_artifact(path, reference.model, images, precision=precision, feed=takes.convert)
-            elif against is not None and against.suffix == path.suffix == ".onnx":
+            elif against is not None and against.suffix == path.suffix == ONNX.suffix:
                 other_feed = reference.input.convert
                 bisection = bisect_onnx(path, against, images, precision=precision, feed=takes.convert, other_feed=other_feed)
             else:
@@ -241,7 +263,3 @@ class Verifier:
         except (BuildError, CheckpointError, UsageError) as error:
             return dataclasses.replace(result, no_bisection_because=str(error))
         return dataclasses.replace(result, bisection=bisection)
-
-    def _load_images(self, count: int) -> VerificationImages:
-        assert self.run is not None
-        return run_images(self.run, count, data=self.data, data_dir=self.data_dir)
