@@ -14,6 +14,7 @@ from growtas.export.graph.exporter import INPUT, OUTPUT
 from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.source import Source
 from growtas.export.runtimes.base import Array
+from growtas.export.tensorrt.builder import PlanBuilder
 from growtas.export.verification.agreement import measure_artifact
 from growtas.export.verification.batches import Logits
 from growtas.export.verification.images import VerificationImages
@@ -22,6 +23,7 @@ from growtas.export.verification.parity import ParityReport, gate_batches, run_g
 from growtas.export.verification.reference import STATIC
 from growtas.nn.architecture import Architecture
 from growtas.nn.supernet import Supernet
+from growtas.nn.vit import VisionTransformer
 from growtas.progress import Progress
 
 
@@ -30,18 +32,21 @@ class ExportContext:
     """What an export knows, and what it has made.
 
     Attributes:
-        source: the subnet and the checkpoint.
-        options: what was asked for.
+        precision: of the ONNX file and of what is made from it.
+        plan: what compiles the plan, and for which compute capabilities; None where no plan is made.
         folder: where files are made; ``out`` is where they will lie, and ``name`` is theirs without suffix.
         parity_images: for the strict comparison of fp32.
         labelled_images: gives the images that artifacts of a precision are verified on; coarse ones need more.
-        supernet: whose weights the subnet takes.
         artifacts: those made so far; ``side_files``: files without a manifest.
         references: what artifacts are compared with, by name.
+        model: the static ViT, once it was saved.
+        onnx: the ONNX file in ``precision``, once it was made; ``complete_onnx`` has the pre- and post-processing as well.
     """
 
     source: Source
     options: ExportOptions
+    precision: str
+    plan: tuple[PlanBuilder, tuple[str, ...]] | None
     folder: Path
     out: Path
     name: str
@@ -52,6 +57,9 @@ class ExportContext:
     artifacts: list[Artifact] = field(default_factory=list)
     side_files: list[Path] = field(default_factory=list)
     references: dict[str, Logits] = field(default_factory=dict)
+    model: VisionTransformer = field(init=False)
+    onnx: Artifact = field(init=False)
+    complete_onnx: Artifact = field(init=False)
 
     @property
     def preprocess(self) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from growtas.errors import ConfigError, choices
-from growtas.export.formats import FORMATS, file_stem, with_sources
+from growtas.export.formats import FORMATS, ONNX, OPENVINO, PLAN, Format, file_stem, with_sources
 from growtas.export.graph.exporter import DEFAULT_OPSET, OPSETS
 from growtas.export.quantization.calibration import METHODS
 from growtas.export.quantization.convert import DEFAULT_METHOD
@@ -81,11 +81,11 @@ class ExportOptions:
         formats = self.made_formats
         if self.opset not in OPSETS:
             raise ConfigError(f"--opset is {self.opset}; legal are {OPSETS.start} to {OPSETS.stop - 1}")
-        if "trt" not in formats and (self.target or self.device):
+        if PLAN not in formats and (self.target or self.device):
             raise ConfigError("--target and --device are for a plan; add --format trt")
         if self.precision is not None and self.precision not in PRECISIONS:
             raise ConfigError(f"--precision is {self.precision!r}; legal are {choices(PRECISIONS)}")
-        if "onnx" not in formats:
+        if ONNX not in formats:
             for option, given in (
                 ("--precision", self.precision not in (None, "fp32")),
                 ("--preprocess", self.preprocess),
@@ -96,9 +96,9 @@ class ExportOptions:
                     raise ConfigError(f"{option} is for an ONNX file and what is made from it; add --format onnx")
         if self.resize and not self.preprocess:
             raise ConfigError("--resize is a part of --preprocess; add it")
-        if "openvino" in formats and self.resize:
+        if OPENVINO in formats and self.resize:
             raise ConfigError("--resize goes with ONNX only; OpenVINO's IR takes pixels of one size (--preprocess alone)")
-        if "openvino" in formats and self.precision not in (None, "fp32", "fp16", "int8"):
+        if OPENVINO in formats and self.precision not in (None, "fp32", "fp16", "int8"):
             raise ConfigError(f"--precision {self.precision} does not go with OpenVINO's IR; legal there are fp32, fp16 or int8")
         check_count(self.images)
         if self.calibration_images < 1:
@@ -115,12 +115,12 @@ class ExportOptions:
         self.thresholds("fp32")
 
     @property
-    def made_formats(self) -> tuple[str, ...]:
-        """All formats that are made, in the order in which they are."""
+    def made_formats(self) -> tuple[Format, ...]:
+        """The formats that were asked for, and those that are made on the way to them."""
         asked, legal = {name.strip() for name in self.formats}, [format.name for format in FORMATS]
         if not asked or not asked <= set(legal):
             raise ConfigError(f"--format is {','.join(self.formats)!r}; legal are {choices(legal)}")
-        return tuple(format.name for format in with_sources(asked))
+        return with_sources(asked)
 
     @property
     def kept_layers(self) -> Collection[str]:

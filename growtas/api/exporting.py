@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 from growtas.errors import ConfigError
 from growtas.export.artifact import Artifact
-from growtas.export.formats import ONNX
+from growtas.export.formats import ONNX, PLAN
 from growtas.export.pipeline.model_card import CARD, same_network, write_card
 from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.run import export_subnet
@@ -129,10 +129,10 @@ def export(
 
 def _check_triton(run: Run, options: ExportOptions, *, instances: int, max_delay_us: int) -> None:
     """Refuses before any work what would be refused after it."""
-    if "onnx" not in options.made_formats:
+    if ONNX not in options.made_formats:
         raise ConfigError("--triton serves an ONNX file or a plan of TensorRT; add --format onnx")
     runtime = None
-    if options.precision == "bf16" and "trt" in options.made_formats:
+    if options.precision == "bf16" and PLAN in options.made_formats:
         searched = (find_source(run, options.subnet).search or {}).get("device")
         builder, _ = choose_builder(target=options.target, device=options.device, searched_device=searched, precision="bf16")
         runtime = builder.name

@@ -17,14 +17,30 @@ from growtas.export.runtimes.open import open_session
 from growtas.export.verification.agreement import check_fp16_range
 from growtas.export.verification.images import photographs, spread
 from growtas.export.verification.reference import STATIC
-from growtas.nn.vit import VisionTransformer
 
 if TYPE_CHECKING:
     from growtas.export.quantization.convert import PrecisionInfo
     from growtas.export.quantization.sensitivity import Sensitivity
 
 
-def export(context: ExportContext, model: VisionTransformer) -> Artifact:
+def export(context: ExportContext) -> None:
+    """Exports the fp32 ONNX file, converts it to the precision, and puts pre- and post-processing into a copy.
+
+    Raises:
+        BuildError: the exporter fails.
+        ParityError: a file misses its thresholds.
+    """
+    context.onnx = export_fp32(context)
+    if context.precision != "fp32":
+        # For a GPU what surrounds quantised layers is half as well: attention is one kernel then, and for Turing TensorRT-RTX has
+        # no other products.
+        context.onnx = convert_precision(context, context.onnx, context.precision, "fp32" if context.plan is None else "fp16")
+    options = context.options
+    pre_or_post = options.preprocess or options.softmax or options.top_k
+    context.complete_onnx = add_pre_and_postprocessing(context, context.onnx) if pre_or_post else context.onnx
+
+
+def export_fp32(context: ExportContext) -> Artifact:
     """Exports the fp32 ONNX file, runs it in ONNX Runtime and compares it.
 
     Raises:
@@ -33,7 +49,7 @@ def export(context: ExportContext, model: VisionTransformer) -> Artifact:
     """
     context.progress.stage("exporting ONNX")
     path = context.folder / f"{context.name}.onnx"
-    info = export_onnx(model, path, opset=context.options.opset)
+    info = export_onnx(context.model, path, opset=context.options.opset)
     context.progress.stage("checking ONNX against PyTorch")
     with open_session(path, threads=1) as session:
         checks = context.check(session.run, path, "ONNX Runtime")
