@@ -10,6 +10,7 @@ from typing import Any
 from growtas.costs import count_costs
 from growtas.errors import ParityError
 from growtas.export.artifact import Artifact, Manifest, write_manifest
+from growtas.export.formats import file_stem
 from growtas.export.graph.exporter import INPUT, OUTPUT
 from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.source import Source
@@ -34,7 +35,7 @@ class ExportContext:
     Attributes:
         precision: of the ONNX file and of what is made from it.
         plan: what compiles the plan, and for which compute capabilities; None where no plan is made.
-        folder: where files are made; ``out`` is where they will lie, and ``name`` is theirs without suffix.
+        folder: where files are made; ``out`` is where they will lie.
         parity_images: for the strict comparison of fp32.
         labelled_images: gives the images that artifacts of a precision are verified on; coarse ones need more.
         artifacts: those made so far; ``side_files``: files without a manifest.
@@ -49,7 +50,6 @@ class ExportContext:
     plan: tuple[PlanBuilder, tuple[str, ...]] | None
     folder: Path
     out: Path
-    name: str
     parity_images: VerificationImages
     labelled_images: Callable[[str], VerificationImages]
     supernet: Supernet
@@ -60,6 +60,11 @@ class ExportContext:
     model: VisionTransformer = field(init=False)
     onnx: Artifact = field(init=False)
     complete_onnx: Artifact = field(init=False)
+
+    @property
+    def name(self) -> str:
+        """The files' name without suffix."""
+        return self.options.name or file_stem(self.source.run.space.name)
 
     @property
     def preprocess(self) -> Any:
@@ -85,9 +90,8 @@ class ExportContext:
         return run_gate(
             logits,
             self.references,
-            images.images,
+            images,
             subject=subject,
-            images_are=images.description,
             max_batch=self.options.max_batch,
             tolerance=self.options.tolerance,
         )
@@ -107,6 +111,7 @@ class ExportContext:
         Args:
             run: the artifact's input to its logits.
             runtime: for messages.
+            against: the reference on the labelled images.
             content: what its manifest will hold, as far as it says what the artifact takes; by default the run's images.
 
         Returns:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from growtas.errors import ConfigError, choices
-from growtas.export.formats import FORMATS, ONNX, OPENVINO, PLAN, Format, file_stem, with_sources
+from growtas.export.formats import FORMATS, ONNX, OPENVINO, PLAN, Format, with_sources
 from growtas.export.graph.exporter import DEFAULT_OPSET, OPSETS
 from growtas.export.quantization.calibration import METHODS
 from growtas.export.quantization.convert import DEFAULT_METHOD
@@ -142,7 +142,3 @@ class ExportOptions:
             min_agreement=self.min_agreement,
             max_accuracy_drop=self.max_accuracy_drop,
         )
-
-    def stem(self, space: str) -> str:
-        """The files' name without suffix."""
-        return self.name or file_stem(space)

@@ -48,9 +48,11 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
     precision = _precision(options, source)
     plan = None
     if PLAN in options.made_formats:
-        searched = (source.search or {}).get("device")
-        plan = choose_builder(target=options.target, device=options.device, searched_device=searched, precision=precision)
-        promised = (source.search or {}).get("latency") or {}
+        search = source.search or {}
+        plan = choose_builder(
+            target=options.target, device=options.device, searched_device=search.get("device"), precision=precision
+        )
+        promised = search.get("latency") or {}
         if promised.get("precision", precision) != precision:
             latency = f"{format_ms(promised['ms'])} ({promised['kind']})"
             progress.note(f"the search's latency, {latency}, is for {promised['precision']}; this plan is {precision}")
@@ -68,15 +70,15 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
 
     if parity_images.photographs:
         progress.note(f"parity is checked on {parity_images.description}: {parity_images.unlabelled_because}")
-    with one_thread(), staging(options.out or run.path / "export") as (staged, out):
+    out = options.out or run.path / "export"
+    with one_thread(), staging(out) as folder:
         context = ExportContext(
             source=source,
             options=options,
             precision=precision,
             plan=plan,
-            folder=staged,
+            folder=folder,
             out=out,
-            name=options.stem(run.space.name),
             parity_images=parity_images,
             labelled_images=labelled_images,
             supernet=supernet,
@@ -86,8 +88,7 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
             if entry in options.made_formats:
                 module.export(context)
         progress.stage("moving the files into place")
-        move_into_place([artifact.path for artifact in context.artifacts], out, context.side_files)
-    artifacts = [Artifact(path=out / artifact.path.name, manifest=artifact.manifest) for artifact in context.artifacts]
+        artifacts = move_into_place(context.artifacts, context.side_files, out)
     _note_leftovers(out, context.name, artifacts, progress)
     return artifacts
 

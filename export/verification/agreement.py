@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from growtas.errors import ConfigError
 from growtas.export.graph.tensors import HalfRange, check_half_range
 from growtas.export.quantization.thresholds import Thresholds
-from growtas.export.runtimes.base import Array
-from growtas.export.verification.batches import Logits, run_all, take_around
+from growtas.export.verification.batches import Logits, cut_batches, run_all
 from growtas.export.verification.class_names import better_order, labels_of_outputs
 from growtas.export.verification.images import VerificationImages, spread
 from growtas.export.verification.inputs import ArtifactInput
@@ -186,54 +185,50 @@ def measure_artifact(
     """
     if not batches or min(batches) < 1:
         raise ConfigError(f"the batch sizes are {list(batches)}; they must be 1 or more")
-    chunks: list[Array] = []
-    start = 0
-    while start < len(images) or len(chunks) < len(batches):
-        batch = batches[len(chunks) % len(batches)]
-        chunks.append(take_around(images.images, start, batch))
-        start += batch
-    runs = run_all((artifact, reference), chunks)
+    sizes = list(batches)
+    while sum(sizes) < len(images):
+        sizes.append(batches[len(sizes) % len(batches)])
+    runs = run_all((artifact, reference), cut_batches(images.images, sizes))
     finite = all(got.shape == want.shape and np.isfinite(got).all() and np.isfinite(want).all() for got, want in runs)
-    common: dict[str, Any] = {
-        "subject": subject,
-        "reference": reference_is,
-        "precision": precision,
-        "thresholds": thresholds,
-        "images": images.description,
-        "count": len(images),
-        "labelled": images.labels is not None,
-        "unlabelled_because": images.unlabelled_because,
-        "batches": tuple(dict.fromkeys(batches)),
-        "finite": finite,
-    }
+    verification = Verification(
+        subject=subject,
+        reference=reference_is,
+        precision=precision,
+        thresholds=thresholds,
+        images=images.description,
+        count=len(images),
+        labelled=images.labels is not None,
+        unlabelled_because=images.unlabelled_because,
+        batches=tuple(dict.fromkeys(batches)),
+        finite=finite,
+    )
     if not finite:
-        return Verification(**common)
+        return verification
     got, want = (np.concatenate([run[side] for run in runs]).astype(np.float64) for side in (0, 1))
     errors, scale = np.abs(got - want).max(1), float(np.abs(want).max())
-    sizes = [len(chunk) for chunk in chunks]
     of_batch = np.repeat(sizes, sizes)
-    by_batch = {batch: relative_error(float(errors[of_batch == batch].max()), scale) for batch in common["batches"]}
     cosines = _cosines(got, want)
     first, expected = got.argmax(1)[: len(images)], want.argmax(1)[: len(images)]
-    accuracy = reference_accuracy = drop_error = order = None
     if images.labels is not None:
-        theirs, ours = labels_of_outputs(images, class_names, got.shape[1])
-        right, rightly = theirs[first] == images.labels, ours[expected] == images.labels
-        accuracy, reference_accuracy = float(right.mean()), float(rightly.mean())
-        drop_error = 100 * float(np.std(rightly.astype(float) - right)) / math.sqrt(len(images))
-        order = better_order(theirs[first], images)
-    return Verification(
-        **common,
+        answers = labels_of_outputs(images, class_names, got.shape[1])[first]
+        right, reference_right = answers == images.labels, expected == images.labels
+        verification = dataclasses.replace(
+            verification,
+            accuracy=float(right.mean()),
+            reference_accuracy=float(reference_right.mean()),
+            accuracy_drop_error_points=100 * float(np.std(reference_right.astype(float) - right)) / math.sqrt(len(images)),
+            better_order=better_order(answers, images),
+        )
+    return dataclasses.replace(
+        verification,
         max_abs_error=float(errors.max()),
         relative_error=relative_error(float(errors.max()), scale),
-        relative_error_by_batch=by_batch,
+        relative_error_by_batch={
+            batch: relative_error(float(errors[of_batch == batch].max()), scale) for batch in verification.batches
+        },
         cosine_min=float(cosines.min()),
         cosine_mean=float(cosines.mean()),
         top1_agreement=float((first == expected).mean()),
-        accuracy=accuracy,
-        reference_accuracy=reference_accuracy,
-        accuracy_drop_error_points=drop_error,
-        better_order=order,
     )
 
 

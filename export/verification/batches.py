@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -42,6 +42,15 @@ def take_around(images: Array, start: int, count: int) -> Array:
     if end <= len(images):
         return np.ascontiguousarray(images[start:end])
     return np.ascontiguousarray(np.take(images, range(start, end), axis=0, mode="wrap"))
+
+
+def cut_batches(images: Array, sizes: Iterable[int]) -> list[Array]:
+    """Batches of these sizes, one after the other, beginning anew after the last image."""
+    batches, start = [], 0
+    for size in sizes:
+        batches.append(take_around(images, start, size))
+        start += size
+    return batches
 
 
 def remembering(function: Logits) -> Logits:

@@ -13,19 +13,15 @@ from growtas.export.verification.images import VerificationImages
 _IMAGES_A_CLASS = 10
 
 
-def labels_of_outputs(
-    images: VerificationImages, class_names: Sequence[str] | None, outputs: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For the artifact and the reference: the label that each output stands for, -1 where the data has no class of that name."""
-    plain = np.arange(outputs)
+def labels_of_outputs(images: VerificationImages, class_names: Sequence[str] | None, outputs: int) -> NDArray[np.int64]:
+    """The label that each output of the artifact stands for, -1 where the data has no class of that name."""
     if class_names is None or images.class_names is None:
-        return plain, plain
+        return np.arange(outputs)
     label = {name: index for index, name in enumerate(images.class_names)}
-    named = np.array([label.get(name, -1) for name in class_names], np.int64)
     # Names that are too few leave outputs without one; these answers are wrong.
-    padded = np.full(max(outputs, len(named)), -1, np.int64)
-    padded[: len(named)] = named
-    return padded, plain
+    labels = np.full(max(outputs, len(class_names)), -1, np.int64)
+    labels[: len(class_names)] = [label.get(name, -1) for name in class_names]
+    return labels
 
 
 def better_order(answers: NDArray[np.int64], images: VerificationImages) -> tuple[str, str] | None:

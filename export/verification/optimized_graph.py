@@ -29,7 +29,6 @@ def check_optimized_graph(
     """Compares the graph that a plan was compiled from with its ONNX file.
 
     Args:
-        plan: with its ``graph``.
         onnx: the file, which is checked itself.
         images: normalised images.
         max_batch: as of :func:`growtas.export.verification.parity.gate_batches`.
@@ -55,9 +54,8 @@ def check_optimized_graph(
         report = run_gate(
             lambda batch: arranged.run(feed(batch)),
             {onnx.name: lambda batch: file.run(feed(batch))},
-            images.images,
+            images,
             subject=f"the graph that the plan of {onnx.name} is compiled from",
-            images_are=images.description,
             max_batch=max_batch,
             tolerance=TOLERANCES[plan.precision],
         )

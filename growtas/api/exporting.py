@@ -9,12 +9,12 @@ from typing import Any, TypedDict, Unpack
 
 from growtas.errors import ConfigError
 from growtas.export.artifact import Artifact
-from growtas.export.formats import ONNX, PLAN
+from growtas.export.formats import ONNX, PLAN, file_stem
 from growtas.export.pipeline.model_card import CARD, same_network, write_card
 from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.run import export_subnet
 from growtas.export.pipeline.source import find_source
-from growtas.export.pipeline.staging import kept_where_it_succeeds
+from growtas.export.pipeline.staging import removed_on_error
 from growtas.export.pipeline.triton import check_triton, write_triton
 from growtas.export.tensorrt.builder import choose_builder
 from growtas.progress import SILENT, Progress
@@ -112,7 +112,7 @@ def export(
     repository: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if triton is not None:
         _check_triton(run, options, instances=instances, max_delay_us=max_delay_us)
-        repository = kept_where_it_succeeds(Path(triton))
+        repository = removed_on_error(Path(triton))
     served = model = None
     with repository:
         artifacts = export_subnet(run, options, progress=progress)
@@ -136,7 +136,7 @@ def _check_triton(run: Run, options: ExportOptions, *, instances: int, max_delay
         searched = (find_source(run, options.subnet).search or {}).get("device")
         builder, _ = choose_builder(target=options.target, device=options.device, searched_device=searched, precision="bf16")
         runtime = builder.name
-    name = options.stem(run.space.name)
+    name = options.name or file_stem(run.space.name)
     check_triton(name=name, instances=instances, max_delay_us=max_delay_us, precision=options.precision, plan_runtime=runtime)
 
 
