@@ -13,8 +13,7 @@ from torch import Tensor
 
 from growtas.checkpoint import load_supernet
 from growtas.errors import CheckpointError, ParityError
-from growtas.export import artifact
-from growtas.export.artifact import Manifest, SourceRecord
+from growtas.export.artifact import Manifest, SourceRecord, check_hash, read_manifest
 from growtas.export.runtimes.base import Array
 from growtas.export.runtimes.open import open_session
 from growtas.export.runtimes.torch import TorchSession
@@ -63,15 +62,15 @@ def supernet_logits(supernet: Supernet, subnet: Subnet) -> Logits:
     return torch_logits(lambda images: supernet(images, subnet))
 
 
-def check_hash(path: Path, manifest: Manifest | None) -> None:
+def check_unchanged(path: Path, manifest: Manifest | None) -> None:
     """Makes sure that a file and its side files are what its manifest describes, if there is one.
 
     Raises:
-        ParityError: it isn't.
+        ParityError: they aren't.
     """
     if manifest is not None:
         try:
-            artifact.check_hash(path, manifest)
+            check_hash(path, manifest)
         except CheckpointError as error:
             raise ParityError(str(error)) from None
 
@@ -84,8 +83,8 @@ def artifact_reference(path: Path, preprocess: Mapping[str, Any]) -> Reference:
         DeviceError, MissingExtra: it can't be run here.
         ParityError: it is not what its manifest describes.
     """
-    manifest = artifact.read_manifest(path, verify=False)
-    check_hash(path, manifest)
+    manifest = read_manifest(path, verify=False)
+    check_unchanged(path, manifest)
     session = open_session(path, threads=1)
     takes = artifact_input(path, manifest, preprocess)
     module = session.module if isinstance(session, TorchSession) else None
