@@ -30,9 +30,8 @@ def check_optimized_graph(
 
     Args:
         onnx: the file, which is checked itself.
-        images: normalised images.
+        images: normalised images; ``feed`` makes of them what the file takes.
         max_batch: as of :func:`growtas.export.verification.parity.gate_batches`.
-        feed: makes of images what the file takes.
 
     Returns:
         For the manifest: the graph's ``sha256``, and ``parity`` with the file, or None and why it was ``not_executed_because``.
