@@ -82,19 +82,9 @@ class ExportContext:
         return artifact_input(self.folder, Manifest.from_dict(described), self.preprocess)
 
     def check_parity(self, logits: Logits, subject: str, images: VerificationImages) -> ParityReport:
-        """Compares an fp32 artifact strictly with all references, at every checked batch size.
-
-        Raises:
-            ParityError: it is out of tolerance.
-        """
-        return run_gate(
-            logits,
-            self.references,
-            images,
-            subject=subject,
-            max_batch=self.options.max_batch,
-            tolerance=self.options.tolerance,
-        )
+        """Compares an fp32 artifact strictly with all references, as :func:`growtas.export.verification.parity.run_gate` does."""
+        options = self.options
+        return run_gate(logits, self.references, images, subject=subject, max_batch=options.max_batch, tolerance=options.tolerance)
 
     def check(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,9 @@ from growtas.cli.output import JsonOption, Spinner, console, print_json, print_t
 if TYPE_CHECKING:
     from growtas.api.exporting import ExportedArtifacts
 
-_PLAN, _PRECISION, _ENDS, _CHECKS, _SERVING = "Plans", "Precision", "Ends of the graph", "Checks", "Serving"
+_plan, _precision, _ends, _checks, _serving = (
+    partial(typer.Option, rich_help_panel=panel) for panel in ("Plans", "Precision", "Ends of the graph", "Checks", "Serving")
+)
 
 
 def export(
@@ -33,72 +36,37 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Folder for the files; by default RUN/export.")] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 22.")] = 20,
     max_batch: Annotated[int, typer.Option(help="Largest batch that is checked, and that a plan takes.")] = 8,
-    opt_batch: Annotated[int, typer.Option(help="Batch that a plan is tuned for.", rich_help_panel=_PLAN)] = 1,
+    opt_batch: Annotated[int, _plan(help="Batch that a plan is tuned for.")] = 1,
     target: Annotated[
-        str | None,
-        typer.Option(
-            help="Compute capabilities of a plan, such as sm86 or sm86,sm89 (ahead of time, no GPU needed).", rich_help_panel=_PLAN
-        ),
+        str | None, _plan(help="Compute capabilities of a plan, such as sm86 or sm86,sm89 (ahead of time, no GPU needed).")
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Device of a plan, such as a10; by default what the search was for.", rich_help_panel=_PLAN),
-    ] = None,
+    device: Annotated[str | None, _plan(help="Device of a plan, such as a10; by default what the search was for.")] = None,
     keep: Annotated[
         str,
-        typer.Option(
-            help="Layers that stay in fp32: auto (those that hurt, where a threshold is missed), none, or names with commas.",
-            rich_help_panel=_PRECISION,
+        _precision(
+            help="Layers that stay in fp32: auto (those that hurt, where a threshold is missed), none, or names with commas."
         ),
     ] = "auto",
-    calibration_images: Annotated[
-        int, typer.Option(help="Images of the search split that int8 is calibrated on.", rich_help_panel=_PRECISION)
-    ] = 128,
+    calibration_images: Annotated[int, _precision(help="Images of the search split that int8 is calibrated on.")] = 128,
     calibration_method: Annotated[
-        str,
-        typer.Option(
-            help="minmax (nothing is clipped), percentile (the largest in ten thousand) or entropy.", rich_help_panel=_PRECISION
-        ),
+        str, _precision(help="minmax (nothing is clipped), percentile (the largest in ten thousand) or entropy.")
     ] = "minmax",
-    preprocess: Annotated[
-        bool,
-        typer.Option("--preprocess", help="Take uint8 pixels (N, H, W, C): normalisation in the graph.", rich_help_panel=_ENDS),
-    ] = False,
-    resize: Annotated[
-        bool, typer.Option("--resize", help="With --preprocess: pixels of any size, resized and cropped.", rich_help_panel=_ENDS)
-    ] = False,
-    softmax: Annotated[
-        bool, typer.Option("--softmax", help="Give probabilities beside the logits.", rich_help_panel=_ENDS)
-    ] = False,
-    top_k: Annotated[int | None, typer.Option(help="Give the best classes and their scores.", rich_help_panel=_ENDS)] = None,
-    tolerance: Annotated[
-        float, typer.Option(help="Largest relative error of fp32 logits that passes.", rich_help_panel=_CHECKS)
-    ] = 1e-4,
-    images: Annotated[
-        int | None, typer.Option(help="Labelled test images for verification; by default up to 512.", rich_help_panel=_CHECKS)
-    ] = None,
-    max_error: Annotated[float | None, typer.Option(help="Largest relative error of the logits.", rich_help_panel=_CHECKS)] = None,
-    min_cosine: Annotated[float | None, typer.Option(help="Least cosine of an image's logits.", rich_help_panel=_CHECKS)] = None,
-    min_agreement: Annotated[
-        float | None, typer.Option(help="Least share of images with the same first class.", rich_help_panel=_CHECKS)
-    ] = None,
-    max_accuracy_drop: Annotated[
-        float | None, typer.Option(help="Points of accuracy that may be lost.", rich_help_panel=_CHECKS)
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Data set for the checks, where the run's own is not at hand.", rich_help_panel=_CHECKS)
-    ] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Folder of that data set.", rich_help_panel=_CHECKS)] = None,
-    triton: Annotated[
-        Path | None, typer.Option(help="Triton model repository to write the model to.", rich_help_panel=_SERVING)
-    ] = None,
-    instances: Annotated[int, typer.Option(help="Copies of the model that Triton runs.", rich_help_panel=_SERVING)] = 1,
-    max_delay_us: Annotated[
-        int, typer.Option(help="Microseconds that a request waits for others in Triton.", rich_help_panel=_SERVING)
-    ] = 500,
-    licence: Annotated[
-        str | None, typer.Option(help="Licence of weights and data, for the model card.", rich_help_panel=_SERVING)
-    ] = None,
+    preprocess: Annotated[bool, _ends("--preprocess", help="Take uint8 pixels (N, H, W, C): normalisation in the graph.")] = False,
+    resize: Annotated[bool, _ends("--resize", help="With --preprocess: pixels of any size, resized and cropped.")] = False,
+    softmax: Annotated[bool, _ends("--softmax", help="Give probabilities beside the logits.")] = False,
+    top_k: Annotated[int | None, _ends(help="Give the best classes and their scores.")] = None,
+    tolerance: Annotated[float, _checks(help="Largest relative error of fp32 logits that passes.")] = 1e-4,
+    images: Annotated[int | None, _checks(help="Labelled test images for verification; by default up to 512.")] = None,
+    max_error: Annotated[float | None, _checks(help="Largest relative error of the logits.")] = None,
+    min_cosine: Annotated[float | None, _checks(help="Least cosine of an image's logits.")] = None,
+    min_agreement: Annotated[float | None, _checks(help="Least share of images with the same first class.")] = None,
+    max_accuracy_drop: Annotated[float | None, _checks(help="Points of accuracy that may be lost.")] = None,
+    data: Annotated[str | None, _checks(help="Data set for the checks, where the run's own is not at hand.")] = None,
+    data_dir: Annotated[str | None, _checks(help="Folder of that data set.")] = None,
+    triton: Annotated[Path | None, _serving(help="Triton model repository to write the model to.")] = None,
+    instances: Annotated[int, _serving(help="Copies of the model that Triton runs.")] = 1,
+    max_delay_us: Annotated[int, _serving(help="Microseconds that a request waits for others in Triton.")] = 500,
+    licence: Annotated[str | None, _serving(help="Licence of weights and data, for the model card.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Cut a subnet out of the supernet and export it, verified.
