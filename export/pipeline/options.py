@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,11 +121,6 @@ class ExportOptions:
         if not asked or not asked <= set(legal):
             raise ConfigError(f"--format is {','.join(self.formats)!r}; legal are {choices(legal)}")
         return with_sources(asked)
-
-    @property
-    def kept_layers(self) -> Collection[str]:
-        """The names of the layers that stay in fp32 in any case."""
-        return () if self.keep in (KEEP_AUTO, KEEP_NONE) else tuple(part.strip() for part in self.keep.split(",") if part.strip())
 
     def thresholds(self, precision: str) -> Thresholds:
         """The thresholds that an artifact of a precision has to meet.

@@ -71,8 +71,8 @@ def write_triton(repo: str | Path, artifact: Artifact, *, instances: int = 1, ma
         UsageError: an artifact that Triton's backends don't load, a plan of TensorRT-RTX or an ONNX file in bf16 among them.
     """
     path, manifest = artifact.path, artifact.manifest
-    entry = next((entry for entry in FORMATS if entry.triton and entry.suffix == path.suffix), None)
-    if entry is None:
+    entry = artifact.format
+    if not entry.triton:
         legal = choices(entry.suffix for entry in FORMATS if entry.triton)
         raise UsageError(f"{path}: Triton takes no such artifact from here; legal are files that end in {legal}")
     runtime = manifest.plan and manifest.plan.runtime
@@ -89,8 +89,8 @@ def write_triton(repo: str | Path, artifact: Artifact, *, instances: int = 1, ma
     folder = Path(repo) / name
     if folder.exists() and not (folder / CONFIG).is_file():
         raise OutputError(f"{folder}: holds something that is no Triton model, which is not written over")
-    inputs, outputs = _tensors(path, signature)
-    config = _config(name, entry, signature, inputs, outputs, instances=instances, max_delay_us=max_delay_us)
+    given, outputs = _tensors(artifact, signature)
+    config = _config(name, entry, signature, given, outputs, instances=instances, max_delay_us=max_delay_us)
     with replacing(folder) as staged:
         version = staged / VERSION
         version.mkdir(parents=True)
@@ -118,19 +118,19 @@ def _check_model(name: str, instances: int, max_delay_us: int) -> None:
         raise ConfigError(f"--max-delay-us is {max_delay_us}; it must be from 0 to 10000000 microseconds")
 
 
-def _tensors(artifact: Path, signature: Signature) -> tuple[_Tensor, list[_Tensor]]:
+def _tensors(artifact: Artifact, signature: Signature) -> tuple[_Tensor, list[_Tensor]]:
     """The input and the outputs: of an ONNX file as the file has them, of a plan as its manifest says."""
     described = _tensor(signature.input_name, signature.dtype, signature.shape)
     given = [_tensor(output.name, output.dtype, output.shape) for output in signature.outputs]
-    if artifact.suffix != ONNX.suffix:
+    if artifact.format is not ONNX:
         return described, given
-    graph = read_graph(artifact)
+    graph = read_graph(artifact.path)
     inputs, outputs = (
         [_tensor(value["name"], value["dtype"], value["shape"][1:]) for value in graph[end]] for end in ("inputs", "outputs")
     )
     if inputs != [described] or given[0] not in outputs:
         raise CheckpointError(
-            f"{artifact}: its manifest says {described.name} in and {given[0].name} out, its graph has other ends"
+            f"{artifact.path}: its manifest says {described.name} in and {given[0].name} out, its graph has other ends"
         )
     return described, outputs
 

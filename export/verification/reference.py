@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from growtas.checkpoint import load_supernet
@@ -18,7 +19,7 @@ from growtas.export.runtimes.base import Array
 from growtas.export.runtimes.open import open_session
 from growtas.export.runtimes.torch import TorchSession
 from growtas.export.verification.batches import Logits, remembering
-from growtas.export.verification.inputs import ArtifactInput, artifact_input
+from growtas.export.verification.inputs import artifact_input
 from growtas.export.verification.parity import DEFAULT_TOLERANCE, compare
 from growtas.files import sha256
 from growtas.nn.extract import extract
@@ -37,13 +38,13 @@ class Reference:
     Attributes:
         logits: images, preprocessed as the run's are, to logits; computed once for the same images.
         name: what to call it.
-        input: what it takes itself.
+        feed: makes of these images what the reference takes itself.
         model: the static ViT, where the reference is one.
     """
 
     logits: Logits
     name: str
-    input: ArtifactInput
+    feed: Callable[[Array], NDArray[Any]] = lambda images: images
     model: VisionTransformer | None = None
 
 
@@ -89,7 +90,7 @@ def artifact_reference(path: Path, preprocess: Mapping[str, Any]) -> Reference:
     takes = artifact_input(path, manifest, preprocess)
     module = session.module if isinstance(session, TorchSession) else None
     model = module if isinstance(module, VisionTransformer) else None
-    return Reference(logits=remembering(takes.logits(session.run)), name=path.name, input=takes, model=model)
+    return Reference(logits=remembering(takes.logits(session.run)), name=path.name, feed=takes.convert, model=model)
 
 
 def check_checkpoint(path: Path, source: SourceRecord, run: Run) -> None:
@@ -108,7 +109,7 @@ def check_checkpoint(path: Path, source: SourceRecord, run: Run) -> None:
         )
 
 
-def static_vit_reference(checkpoint: Path, subnet: Subnet, takes: ArtifactInput, images: Array) -> Reference:
+def static_vit_reference(checkpoint: Path, subnet: Subnet, images: Array) -> Reference:
     """The static ViT as the reference. It could be wrong itself, so it is compared with the supernet on the images.
 
     Raises:
@@ -121,4 +122,4 @@ def static_vit_reference(checkpoint: Path, subnet: Subnet, takes: ArtifactInput,
     error = compare(logits(images), supernet_logits(supernet, subnet)(images), against=SUPERNET).relative_error
     if not error <= DEFAULT_TOLERANCE:
         raise ParityError(f"{checkpoint}: the static ViT cut from it differs from the supernet by {error:.2g} relative")
-    return Reference(logits=remembering(logits), name=STATIC, input=takes, model=model)
+    return Reference(logits=remembering(logits), name=STATIC, model=model)

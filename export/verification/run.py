@@ -190,8 +190,8 @@ class _Verifier:
             check_checkpoint(path, manifest.source, self.run)
             key = self.run.space.validate(Subnet.from_dict(manifest.subnet or {}, source=f"{path}'s manifest"))
             if key not in self.references:
-                takes, images = artifact_input(path, None, preprocess), self._load_images(_REFERENCE_IMAGES, preprocess).images
-                self.references[key] = static_vit_reference(self.run.supernet_file, key, takes, images)
+                images = self._load_images(_REFERENCE_IMAGES, preprocess).images
+                self.references[key] = static_vit_reference(self.run.supernet_file, key, images)
         return self.references[key]
 
     def _measure(
@@ -240,8 +240,8 @@ class _Verifier:
             if reference.model is not None:
                 bisection = bisect_artifact(path, reference.model, images, precision=precision, feed=takes.convert)
             elif against is not None and against.suffix == path.suffix == ONNX.suffix:
-                other_feed = reference.input.convert
-                bisection = bisect_onnx(path, against, images, precision=precision, feed=takes.convert, other_feed=other_feed)
+                feeds = {"feed": takes.convert, "other_feed": reference.feed}
+                bisection = bisect_onnx(path, against, images, precision=precision, **feeds)
             else:
                 raise UsageError("layers can be compared with a static ViT's, and an ONNX file's with another ONNX file's")
         except (BuildError, CheckpointError, UsageError) as error:

@@ -109,12 +109,10 @@ def export(
         if newest:
             progress.note(f"run: {run.path} (the newest)")
     options = ExportOptions(subnet=Path(subnet) if isinstance(subnet, str) else subnet, **settings)
-    repository: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if triton is not None:
         _check_triton(run, options, instances=instances, max_delay_us=max_delay_us)
-        repository = removed_on_error(Path(triton))
     served = model = None
-    with repository:
+    with removed_on_error(Path(triton)) if triton is not None else contextlib.nullcontext():
         artifacts = export_subnet(run, options, progress=progress)
         if triton is not None:
             served = _served(artifacts)

@@ -11,7 +11,7 @@ from growtas.errors import DataError, ParityError
 from growtas.export.artifact import Artifact
 from growtas.export.graph.exporter import export_onnx
 from growtas.export.pipeline.context import ExportContext
-from growtas.export.pipeline.options import KEEP_AUTO
+from growtas.export.pipeline.options import KEEP_AUTO, KEEP_NONE
 from growtas.export.runtimes.base import Array
 from growtas.export.runtimes.open import open_session
 from growtas.export.verification.agreement import check_fp16_range
@@ -86,7 +86,9 @@ def _convert(context: ExportContext, precision: str) -> Artifact:
     path = context.folder / f"{context.name}.{precision}.onnx"
     progress.stage(f"converting to {precision}")
     images, description = _calibration_images(context)
-    settings: dict[str, Any] = {"calibration": images, "calibration_are": description, "keep": options.kept_layers}
+    named = () if options.keep in (KEEP_AUTO, KEEP_NONE) else options.keep.split(",")
+    keep = [name.strip() for name in named if name.strip()]
+    settings: dict[str, Any] = {"calibration": images, "calibration_are": description, "keep": keep}
     if precision in QUANTISED:
         # For a GPU what surrounds quantised layers is half as well: attention is one kernel then, and for Turing TensorRT-RTX has
         # no other products.
