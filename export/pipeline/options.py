@@ -101,14 +101,13 @@ class ExportOptions:
         if OPENVINO in formats and self.precision not in (None, "fp32", "fp16", "int8"):
             raise ConfigError(f"--precision {self.precision} does not go with OpenVINO's IR; legal there are fp32, fp16 or int8")
         check_count(self.images)
-        if self.calibration_images < 1:
-            raise ConfigError(f"--calibration-images is {self.calibration_images}; it must be 1 or more")
+        for option, number in (("--calibration-images", self.calibration_images), ("--top-k", self.top_k)):
+            if number is not None and number < 1:
+                raise ConfigError(f"{option} is {number}; it must be 1 or more")
         if self.calibration_method not in METHODS:
             raise ConfigError(f"--calibration-method is {self.calibration_method!r}; legal are {choices(METHODS)}")
         if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name.startswith(".")):
             raise ConfigError(f"--name is {self.name!r}; it must be a file name without folders")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"--top-k is {self.top_k}; it must be 1 or more")
         gate_batches(self.max_batch)
         if not 1 <= self.opt_batch <= self.max_batch:
             raise ConfigError(f"--opt-batch is {self.opt_batch}; it must be from 1 to --max-batch ({self.max_batch})")

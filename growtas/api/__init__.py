@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from growtas.export.pipeline.triton import write_triton
     from growtas.export.serving.launch import ServeOptions, serve
     from growtas.export.serving.predictor import Predictor
-    from growtas.export.verification.report import VerifyReport
-    from growtas.export.verification.run import verify
+    from growtas.export.verification.run import VerifyReport, verify
     from growtas.latency.catalogue import measured_profiles, modelled_profiles
     from growtas.progress import Progress
     from growtas.runs import list_runs
@@ -70,7 +69,7 @@ _MODULES: dict[str, str] = {
     "ServeOptions": "growtas.export.serving.launch",
     "Subnet": "growtas.subnet",
     "TrainingPlan": "growtas.train.plan",
-    "VerifyReport": "growtas.export.verification.report",
+    "VerifyReport": "growtas.export.verification.run",
     "bench": "growtas.api.benchmarking",
     "count_costs": "growtas.costs",
     "export": "growtas.api.exporting",

@@ -14,7 +14,7 @@ from growtas.cli.output import JsonOption, Spinner, console, print_json, print_t
 if TYPE_CHECKING:
     from growtas.export.verification.agreement import Verification
     from growtas.export.verification.bisect import Bisection
-    from growtas.export.verification.report import ArtifactVerification
+    from growtas.export.verification.run import ArtifactVerification
 
 
 def verify(
