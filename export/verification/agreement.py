@@ -20,12 +20,13 @@ from growtas.errors import ConfigError
 from growtas.export.graph.tensors import HalfRange, check_half_range
 from growtas.export.quantization.thresholds import Thresholds
 from growtas.export.verification.batches import Logits, cut_batches, run_all
-from growtas.export.verification.class_names import better_order, labels_of_outputs
 from growtas.export.verification.images import VerificationImages, spread
 from growtas.export.verification.inputs import ArtifactInput
 from growtas.export.verification.parity import relative_error
 
 _RANGE_IMAGES = 16
+# Below ten images a class, an order of the names that fits better is found by chance.
+_IMAGES_A_CLASS = 10
 
 
 @dataclass(frozen=True)
@@ -210,14 +211,14 @@ def measure_artifact(
     cosines = _cosines(got, want)
     first, expected = got.argmax(1)[: len(images)], want.argmax(1)[: len(images)]
     if images.labels is not None:
-        answers = labels_of_outputs(images, class_names, got.shape[1])[first]
+        answers = _labels_of_outputs(images, class_names, got.shape[1])[first]
         right, reference_right = answers == images.labels, expected == images.labels
         verification = dataclasses.replace(
             verification,
             accuracy=float(right.mean()),
             reference_accuracy=float(reference_right.mean()),
             accuracy_drop_error_points=100 * float(np.std(reference_right.astype(float) - right)) / math.sqrt(len(images)),
-            better_order=better_order(answers, images),
+            better_order=_better_order(answers, images),
         )
     return dataclasses.replace(
         verification,
@@ -239,6 +240,42 @@ def _cosines(got: NDArray[np.float64], want: NDArray[np.float64]) -> NDArray[np.
     cosines = np.einsum("ij,ij->i", got, want) / np.where(product > 0, product, 1.0)
     result: NDArray[np.float64] = np.where((norms[0] == 0) & (norms[1] == 0), 1.0, np.clip(cosines, -1.0, 1.0))
     return result
+
+
+def _labels_of_outputs(images: VerificationImages, class_names: Sequence[str] | None, outputs: int) -> NDArray[np.int64]:
+    """The label that each output of the artifact stands for, -1 where the data has no class of that name."""
+    if class_names is None or images.class_names is None:
+        return np.arange(outputs)
+    label = {name: index for index, name in enumerate(images.class_names)}
+    # Names that are too few leave outputs without one; these answers are wrong.
+    labels = np.full(max(outputs, len(class_names)), -1, np.int64)
+    labels[: len(class_names)] = [label.get(name, -1) for name in class_names]
+    return labels
+
+
+def _better_order(answers: NDArray[np.int64], images: VerificationImages) -> tuple[str, str] | None:
+    """The classes that are taken for each other most often, where renaming the answers would make far more of them right.
+
+    It needs no reference, so it finds an order that is wrong in the run itself. "Far more" is a quarter and ten points more, and
+    half of the images right: what an untrained network does by chance stays below that.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    labels = images.labels
+    assert labels is not None
+    classes = int(max(answers.max(), labels.max())) + 1
+    if len(labels) < _IMAGES_A_CLASS * classes:
+        return None
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (answers[answers >= 0], labels[answers >= 0]), 1)
+    rows, columns = linear_sum_assignment(confusion, maximize=True)
+    now, best = np.trace(confusion) / len(labels), confusion[rows, columns].sum() / len(labels)
+    if best < 0.5 or best < 1.25 * now or best < now + 0.1:
+        return None
+    moved = rows != columns
+    row = rows[moved][confusion[rows, columns][moved].argmax()]
+    names = images.class_names or tuple(map(str, range(classes)))
+    return names[row], names[columns[row]]
 
 
 def check_fp16_range(path: Path, images: VerificationImages, artifact_input: ArtifactInput, *, consequence: str = "") -> HalfRange:
