@@ -140,8 +140,5 @@ def _check_triton(run: Run, options: ExportOptions, *, instances: int, max_delay
 
 def _served(artifacts: Sequence[Artifact]) -> Artifact:
     """The artifact for Triton: a plan of TensorRT, which it can load, else the last ONNX file, which has all that was asked for."""
-    for artifact in reversed(artifacts):
-        plan = artifact.manifest.plan
-        if artifact.format is ONNX or (plan is not None and plan.runtime == "tensorrt"):
-            return artifact
-    return artifacts[-1]
+    plans = [artifact for artifact in artifacts if artifact.manifest.plan and artifact.manifest.plan.runtime == "tensorrt"]
+    return [*(artifact for artifact in artifacts if artifact.format is ONNX), *plans][-1]
