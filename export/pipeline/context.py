@@ -10,10 +10,12 @@ from typing import Any
 from growtas.costs import count_costs
 from growtas.errors import ParityError
 from growtas.export.artifact import Artifact, Manifest, write_manifest
+from growtas.export.formats import file_stem
 from growtas.export.graph.exporter import INPUT, OUTPUT
 from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.source import Source
 from growtas.export.runtimes.base import Array
+from growtas.export.tensorrt.builder import PlanBuilder
 from growtas.export.verification.agreement import measure_artifact
 from growtas.export.verification.batches import Logits
 from growtas.export.verification.images import VerificationImages
@@ -22,6 +24,7 @@ from growtas.export.verification.parity import ParityReport, gate_batches, run_g
 from growtas.export.verification.reference import STATIC
 from growtas.nn.architecture import Architecture
 from growtas.nn.supernet import Supernet
+from growtas.nn.vit import VisionTransformer
 from growtas.progress import Progress
 
 
@@ -30,21 +33,23 @@ class ExportContext:
     """What an export knows, and what it has made.
 
     Attributes:
-        source: the subnet and the checkpoint.
-        options: what was asked for.
-        folder: where files are made; ``out`` is where they will lie, and ``name`` is theirs without suffix.
+        precision: of the ONNX file and of what is made from it.
+        plan: what compiles the plan, and for which compute capabilities; None where no plan is made.
+        folder: where files are made; ``out`` is where they will lie.
         parity_images: for the strict comparison of fp32.
         labelled_images: gives the images that artifacts of a precision are verified on; coarse ones need more.
-        supernet: whose weights the subnet takes.
         artifacts: those made so far; ``side_files``: files without a manifest.
         references: what artifacts are compared with, by name.
+        model: the static ViT, once it was saved.
+        onnx: the ONNX file in ``precision``, once it was made; ``complete_onnx`` has the pre- and post-processing as well.
     """
 
     source: Source
     options: ExportOptions
+    precision: str
+    plan: tuple[PlanBuilder, tuple[str, ...]] | None
     folder: Path
     out: Path
-    name: str
     parity_images: VerificationImages
     labelled_images: Callable[[str], VerificationImages]
     supernet: Supernet
@@ -52,6 +57,14 @@ class ExportContext:
     artifacts: list[Artifact] = field(default_factory=list)
     side_files: list[Path] = field(default_factory=list)
     references: dict[str, Logits] = field(default_factory=dict)
+    model: VisionTransformer = field(init=False)
+    onnx: Artifact = field(init=False)
+    complete_onnx: Artifact = field(init=False)
+
+    @property
+    def name(self) -> str:
+        """The files' name without suffix."""
+        return self.options.name or file_stem(self.source.run.space.name)
 
     @property
     def preprocess(self) -> Any:
@@ -69,20 +82,9 @@ class ExportContext:
         return artifact_input(self.folder, Manifest.from_dict(described), self.preprocess)
 
     def check_parity(self, logits: Logits, subject: str, images: VerificationImages) -> ParityReport:
-        """Compares an fp32 artifact strictly with all references, at every checked batch size.
-
-        Raises:
-            ParityError: it is out of tolerance.
-        """
-        return run_gate(
-            logits,
-            self.references,
-            images.images,
-            subject=subject,
-            images_are=images.description,
-            max_batch=self.options.max_batch,
-            tolerance=self.options.tolerance,
-        )
+        """Compares an fp32 artifact strictly with all references, as :func:`growtas.export.verification.parity.run_gate` does."""
+        options = self.options
+        return run_gate(logits, self.references, images, subject=subject, max_batch=options.max_batch, tolerance=options.tolerance)
 
     def check(
         self,
@@ -99,6 +101,7 @@ class ExportContext:
         Args:
             run: the artifact's input to its logits.
             runtime: for messages.
+            against: the reference on the labelled images.
             content: what its manifest will hold, as far as it says what the artifact takes; by default the run's images.
 
         Returns:

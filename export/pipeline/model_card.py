@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ _CLASSES = 10
 
 
 def write_card(folder: str | Path, manifests: Sequence[Manifest], *, licence: str | None = None) -> Path | None:
-    """Write the card of artifacts of one subnet.
+    """Writes the card of artifacts of one subnet.
 
     Args:
         folder: where the artifacts lie.
@@ -54,12 +55,10 @@ def same_network(folder: str | Path, manifests: Sequence[Manifest]) -> list[Mani
     for path in artifact_files(folder):
         if path.name in new:
             continue
-        try:
+        with contextlib.suppress(CheckpointError, OSError):
             manifest = read_manifest(path)
-        except (CheckpointError, OSError):
-            continue
-        if manifest is not None and manifest.network == manifests[0].network:
-            others.append(manifest)
+            if manifest is not None and manifest.network == manifests[0].network:
+                others.append(manifest)
     return others
 
 
@@ -118,29 +117,27 @@ def _checked(manifests: Sequence[Manifest]) -> str:
     """Which images the numbers are from: precisions are verified on different numbers of them."""
     files: dict[str, list[str]] = {}
     for manifest in manifests:
-        verified = manifest.verified
-        if verified is not None:
-            labels = (
-                "" if verified.labelled else f"; they have no labels ({verified.unlabelled_because}), so accuracies are unknown"
-            )
-            files.setdefault(f"{verified.images}{labels}", []).append(f"`{manifest.file.file}`")
+        if (verified := manifest.verified) is not None:
+            why_not = f"; they have no labels ({verified.unlabelled_because}), so accuracies are unknown"
+            images = f"{verified.images}{'' if verified.labelled else why_not}"
+            files.setdefault(images, []).append(f"`{manifest.file.file}`")
     if not files:
         return "Nothing was verified."
-    lines = [f"- {', '.join(names)}: {images}." for images, names in files.items()]
-    measured = "\n".join(["Measured on:", "", *lines])
-    return f"{measured}\n\nThe tolerances are in the manifests (`FILE.json`)."
+    lines = "\n".join(f"- {', '.join(names)}: {images}." for images, names in files.items())
+    return f"Measured on:\n\n{lines}\n\nThe tolerances are in the manifests (`FILE.json`)."
 
 
 def _latencies(manifest: Manifest) -> str:
     rows = []
     for latency in latencies(manifest):
-        conditions = [
-            str(latency.get("percentile") or ""),
-            f"batch {latency['batch']}" if latency.get("batch") else "",
-        ]
-        conditions += [str(latency.get(key)) for key in ("precision", "runtime") if latency.get(key)]
+        batch = latency.get("batch") and f"batch {latency['batch']}"
+        conditions = ", ".join(
+            str(condition)
+            for condition in (latency.get("percentile"), batch, latency.get("precision"), latency.get("runtime"))
+            if condition
+        )
         device = latency.get("device") or (manifest.search or {}).get("device") or "?"
-        rows.append(f"| {device} | {format_ms(latency['ms'])} | **{latency['kind']}** | {', '.join(filter(None, conditions))} |")
+        rows.append(f"| {device} | {format_ms(latency['ms'])} | **{latency['kind']}** | {conditions} |")
     if not rows:
         return "The search had no latency limit. `growtas bench` measures on the machine at hand."
     return (

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from growtas.errors import ConfigError, choices
-from growtas.export.formats import FORMATS, file_stem, with_sources
+from growtas.export.formats import FORMATS, ONNX, OPENVINO, PLAN, Format, with_sources
 from growtas.export.graph.exporter import DEFAULT_OPSET, OPSETS
 from growtas.export.quantization.calibration import METHODS
 from growtas.export.quantization.convert import DEFAULT_METHOD
 from growtas.export.quantization.precisions import PRECISIONS
+from growtas.export.quantization.thresholds import Thresholds, thresholds_for
 from growtas.export.verification.images import check_count
 from growtas.export.verification.parity import DEFAULT_TOLERANCE, gate_batches
-from growtas.export.verification.thresholds import Thresholds, thresholds_for
 from growtas.subnet import Subnet
 
 KEEP_AUTO, KEEP_NONE = "auto", "none"
@@ -42,7 +42,7 @@ class ExportOptions:
         tolerance: largest relative error of the gate of fp32.
         images: labelled images that every artifact is verified on; by default as many as take some seconds.
         max_error, min_cosine, min_agreement, max_accuracy_drop: replace the precision's thresholds, see
-            :class:`growtas.export.verification.thresholds.Thresholds`.
+            :class:`growtas.export.quantization.thresholds.Thresholds`.
         data, data_dir: images for the gate, if not the run's own.
         preprocess: take uint8 pixels; ``resize``: of any size.
         softmax, top_k: more outputs; see :func:`growtas.export.graph.pre_post.add_postprocess`.
@@ -81,11 +81,11 @@ class ExportOptions:
         formats = self.made_formats
         if self.opset not in OPSETS:
             raise ConfigError(f"--opset is {self.opset}; legal are {OPSETS.start} to {OPSETS.stop - 1}")
-        if "trt" not in formats and (self.target or self.device):
+        if PLAN not in formats and (self.target or self.device):
             raise ConfigError("--target and --device are for a plan; add --format trt")
         if self.precision is not None and self.precision not in PRECISIONS:
             raise ConfigError(f"--precision is {self.precision!r}; legal are {choices(PRECISIONS)}")
-        if "onnx" not in formats:
+        if ONNX not in formats:
             for option, given in (
                 ("--precision", self.precision not in (None, "fp32")),
                 ("--preprocess", self.preprocess),
@@ -96,36 +96,30 @@ class ExportOptions:
                     raise ConfigError(f"{option} is for an ONNX file and what is made from it; add --format onnx")
         if self.resize and not self.preprocess:
             raise ConfigError("--resize is a part of --preprocess; add it")
-        if "openvino" in formats and self.resize:
+        if OPENVINO in formats and self.resize:
             raise ConfigError("--resize goes with ONNX only; OpenVINO's IR takes pixels of one size (--preprocess alone)")
-        if "openvino" in formats and self.precision not in (None, "fp32", "fp16", "int8"):
+        if OPENVINO in formats and self.precision not in (None, "fp32", "fp16", "int8"):
             raise ConfigError(f"--precision {self.precision} does not go with OpenVINO's IR; legal there are fp32, fp16 or int8")
         check_count(self.images)
-        if self.calibration_images < 1:
-            raise ConfigError(f"--calibration-images is {self.calibration_images}; it must be 1 or more")
+        for option, number in (("--calibration-images", self.calibration_images), ("--top-k", self.top_k)):
+            if number is not None and number < 1:
+                raise ConfigError(f"{option} is {number}; it must be 1 or more")
         if self.calibration_method not in METHODS:
             raise ConfigError(f"--calibration-method is {self.calibration_method!r}; legal are {choices(METHODS)}")
         if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name.startswith(".")):
             raise ConfigError(f"--name is {self.name!r}; it must be a file name without folders")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"--top-k is {self.top_k}; it must be 1 or more")
         gate_batches(self.max_batch)
         if not 1 <= self.opt_batch <= self.max_batch:
             raise ConfigError(f"--opt-batch is {self.opt_batch}; it must be from 1 to --max-batch ({self.max_batch})")
         self.thresholds("fp32")
 
     @property
-    def made_formats(self) -> tuple[str, ...]:
-        """All formats that are made, in the order in which they are."""
+    def made_formats(self) -> tuple[Format, ...]:
+        """The formats that were asked for, and those that are made on the way to them."""
         asked, legal = {name.strip() for name in self.formats}, [format.name for format in FORMATS]
         if not asked or not asked <= set(legal):
             raise ConfigError(f"--format is {','.join(self.formats)!r}; legal are {choices(legal)}")
-        return tuple(format.name for format in with_sources(asked))
-
-    @property
-    def kept_layers(self) -> Collection[str]:
-        """The names of the layers that stay in fp32 in any case."""
-        return () if self.keep in (KEEP_AUTO, KEEP_NONE) else tuple(part.strip() for part in self.keep.split(",") if part.strip())
+        return with_sources(asked)
 
     def thresholds(self, precision: str) -> Thresholds:
         """The thresholds that an artifact of a precision has to meet.
@@ -142,7 +136,3 @@ class ExportOptions:
             min_agreement=self.min_agreement,
             max_accuracy_drop=self.max_accuracy_drop,
         )
-
-    def stem(self, space: str) -> str:
-        """The files' name without suffix."""
-        return self.name or file_stem(space)

@@ -9,19 +9,22 @@ from growtas.checkpoint import load_supernet
 from growtas.costs import count_costs
 from growtas.errors import ConfigError
 from growtas.export.artifact import Artifact, Manifest, read_manifest
-from growtas.export.formats import artifact_files
+from growtas.export.formats import ONNX, OPENVINO, PLAN, PROGRAM, TORCH, artifact_files
 from growtas.export.pipeline.context import ExportContext
 from growtas.export.pipeline.formats import onnx, openvino, program, tensorrt, torch
 from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.source import Source, find_source
 from growtas.export.pipeline.staging import move_into_place, staging
-from growtas.export.tensorrt.builder import PlanBuilder, choose_builder
+from growtas.export.tensorrt.builder import choose_builder
 from growtas.export.verification.batches import one_thread
 from growtas.export.verification.images import VerificationImages, images_for, run_images
 from growtas.export.verification.parity import gate_batches
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run
 from growtas.units import format_ms
+
+_MODULES = {TORCH: torch, PROGRAM: program, ONNX: onnx, PLAN: tensorrt, OPENVINO: openvino}
+"""The module that makes each format, in the order in which they are made."""
 
 
 def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILENT) -> list[Artifact]:
@@ -32,7 +35,7 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
             layers that stay in fp32.
 
     Returns:
-        The artifacts, in the order torch, program, ONNX, plan, OpenVINO.
+        The artifacts, in the order of making.
 
     Raises:
         ParityError: an artifact is out of tolerance; nothing was left in place.
@@ -43,11 +46,13 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
     if options.top_k is not None and options.top_k > run.space.num_classes:
         raise ConfigError(f"--top-k is {options.top_k}; the model has {run.space.num_classes} classes")
     precision = _precision(options, source)
-    planned: tuple[PlanBuilder, tuple[str, ...]] | None = None
-    if "trt" in options.made_formats:
-        searched = (source.search or {}).get("device")
-        planned = choose_builder(target=options.target, device=options.device, searched_device=searched, precision=precision)
-        promised = (source.search or {}).get("latency") or {}
+    plan = None
+    if PLAN in options.made_formats:
+        search = source.search or {}
+        plan = choose_builder(
+            target=options.target, device=options.device, searched_device=search.get("device"), precision=precision
+        )
+        promised = search.get("latency") or {}
         if promised.get("precision", precision) != precision:
             latency = f"{format_ms(promised['ms'])} ({promised['kind']})"
             progress.note(f"the search's latency, {latency}, is for {promised['precision']}; this plan is {precision}")
@@ -65,22 +70,25 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
 
     if parity_images.photographs:
         progress.note(f"parity is checked on {parity_images.description}: {parity_images.unlabelled_because}")
-    with one_thread(), staging(options.out or run.path / "export") as (staged, out):
+    out = options.out or run.path / "export"
+    with one_thread(), staging(out) as folder:
         context = ExportContext(
             source=source,
             options=options,
-            folder=staged,
+            precision=precision,
+            plan=plan,
+            folder=folder,
             out=out,
-            name=options.stem(run.space.name),
             parity_images=parity_images,
             labelled_images=labelled_images,
             supernet=supernet,
             progress=progress,
         )
-        _make(context, precision, planned)
+        for entry, module in _MODULES.items():
+            if entry in options.made_formats:
+                module.export(context)
         progress.stage("moving the files into place")
-        move_into_place([artifact.path for artifact in context.artifacts], out, context.side_files)
-    artifacts = [Artifact(path=out / artifact.path.name, manifest=artifact.manifest) for artifact in context.artifacts]
+        artifacts = move_into_place(context.artifacts, context.side_files, out)
     _note_leftovers(out, context.name, artifacts, progress)
     return artifacts
 
@@ -89,7 +97,7 @@ def _precision(options: ExportOptions, source: Source) -> str:
     """The precision that was asked for; in a plan by default that of the search's latency, so that the latency is a plan's."""
     if options.precision is not None:
         return options.precision
-    if "trt" not in options.made_formats or options.target:
+    if PLAN not in options.made_formats or options.target:
         return "fp32"
     search = source.search or {}
     device = options.device or search.get("device")
@@ -98,29 +106,6 @@ def _precision(options: ExportOptions, source: Source) -> str:
             return str((entry["measured"] or entry["predicted"])["precision"])
     latency = search.get("latency") or {}
     return str(latency.get("precision", "fp32")) if device == search.get("device") else "fp32"
-
-
-def _make(context: ExportContext, precision: str, planned: tuple[PlanBuilder, tuple[str, ...]] | None) -> None:
-    options, formats = context.options, context.options.made_formats
-    model = torch.export(context)
-    if "program" in formats:
-        program.export(context, model)
-    if "onnx" not in formats:
-        return
-    plain = onnx.export(context, model)
-    if precision != "fp32":
-        # For a GPU what surrounds quantised layers is half as well: attention is one kernel then, and for Turing TensorRT-RTX has
-        # no other products.
-        plain = onnx.convert_precision(context, plain, precision, "fp32" if planned is None else "fp16")
-    complete = plain
-    if options.preprocess or options.softmax or options.top_k:
-        complete = onnx.add_pre_and_postprocessing(context, plain)
-    if planned is not None:
-        if options.resize:
-            context.progress.note("the plan takes normalised images of the model's size; only the ONNX file resizes pixels")
-        tensorrt.export(context, *planned, plain if options.resize else complete)
-    if "openvino" in formats:
-        openvino.export(context, complete)
 
 
 def _note_leftovers(out: Path, name: str, artifacts: list[Artifact], progress: Progress) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from growtas.errors import OutputError
-from growtas.export.artifact import manifest_path
+from growtas.export.artifact import Artifact, manifest_path
 from growtas.export.formats import side_files
 from growtas.files import ensure_writable
 
 
 @contextlib.contextmanager
-def kept_where_it_succeeds(folder: Path) -> Iterator[None]:
-    """Make a folder; after an error it is gone again where it was new and nothing is in it.
+def removed_on_error(folder: Path) -> Iterator[None]:
+    """Makes a folder; after an error it is gone again where it was new and nothing is in it.
 
     Raises:
         OutputError: it can't be written.
@@ -33,37 +33,41 @@ def kept_where_it_succeeds(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def staging(out: Path) -> Iterator[tuple[Path, Path]]:
-    """A temporary folder inside ``out``, and ``out``; after an error both are gone, ``out`` only where it was new.
+def staging(out: Path) -> Iterator[Path]:
+    """A temporary folder inside ``out``; after an error both are gone, ``out`` only where it was new.
 
     Raises:
         OutputError: the folder can't be written.
     """
-    with kept_where_it_succeeds(out), tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
-        yield Path(folder), out
+    with removed_on_error(out), tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
+        yield Path(folder)
 
 
-def move_into_place(artifacts: list[Path], out: Path, beside: Iterable[Path] = ()) -> None:
-    """Move finished artifacts, what belongs to them, and their manifests to a folder on the same file system.
+def move_into_place(artifacts: Iterable[Artifact], others: Iterable[Path], out: Path) -> list[Artifact]:
+    """Moves finished artifacts, their side files and manifests to a folder on the same file system.
 
     Args:
-        beside: files without a manifest, which go first.
+        others: files without a manifest, which go first.
+
+    Returns:
+        The artifacts where they lie now.
 
     Raises:
         OutputError: a file can't be moved.
     """
-    for path in beside:
-        _move(path, out / path.name)
+    for path in others:
+        _move(path, out)
+    moved = []
     for artifact in artifacts:
-        final = out / artifact.name
         # The manifest goes last: an artifact whose manifest is older does not pass its hash check.
-        for path in side_files(artifact):
-            _move(path, out / path.name)
-        _move(artifact, final)
-        _move(manifest_path(artifact), manifest_path(final))
+        for path in (*side_files(artifact.path), artifact.path, manifest_path(artifact)):
+            _move(path, out)
+        moved.append(Artifact(path=out / artifact.path.name, manifest=artifact.manifest))
+    return moved
 
 
-def _move(path: Path, final: Path) -> None:
+def _move(path: Path, folder: Path) -> None:
+    final = folder / path.name
     try:
         os.replace(path, final)
     except OSError as error:

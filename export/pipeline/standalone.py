@@ -6,11 +6,9 @@ written for reading; :mod:`growtas.nn.vit` and the exported graphs are faster.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
 import keyword
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,7 +31,6 @@ def write_module(path: Path, architecture: Architecture, *, weights: str, prepro
     """Writes the module of an architecture.
 
     Args:
-        path: where to.
         weights: the name of the safetensors file beside it.
         preprocess: the run's record of its preprocessing, for readers; None where there is none.
         class_names: a name for each output; None where there are none.
@@ -70,16 +67,11 @@ def load_module(path: Path) -> ModuleType:
     Raises:
         BuildError: it isn't valid.
     """
-    spec = importlib.util.spec_from_file_location(f"_growtas_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # No compiled copy is left beside it.
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    module = ModuleType(f"_growtas_{path.stem}")
+    module.__file__ = str(path)
     try:
-        spec.loader.exec_module(module)
+        # Unlike an import, this leaves no compiled copy beside the file.
+        exec(compile(path.read_text(encoding="utf-8"), path, "exec", dont_inherit=True), module.__dict__)
     except SyntaxError as error:
         raise BuildError(f"{path.name} is no Python module ({error})") from None
-    finally:
-        sys.dont_write_bytecode = before
     return module

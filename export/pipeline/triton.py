@@ -35,7 +35,7 @@ class _Tensor:
 
 
 def check_triton(*, name: str, instances: int, max_delay_us: int, precision: str | None, plan_runtime: str | None) -> None:
-    """Find before an export what :func:`write_triton` would refuse after it.
+    """Finds before an export what :func:`write_triton` would refuse after it.
 
     Args:
         name, instances, max_delay_us: as for :func:`write_triton`.
@@ -53,7 +53,7 @@ def check_triton(*, name: str, instances: int, max_delay_us: int, precision: str
 
 
 def write_triton(repo: str | Path, artifact: Artifact, *, instances: int = 1, max_delay_us: int = 500) -> Path:
-    """Write one model of a Triton model repository; the folder appears whole or not at all, and replaces one written before.
+    """Writes one model of a Triton model repository; the folder appears whole or not at all, and replaces one written before.
 
     Args:
         repo: the repository, made if need be.
@@ -71,8 +71,8 @@ def write_triton(repo: str | Path, artifact: Artifact, *, instances: int = 1, ma
         UsageError: an artifact that Triton's backends don't load, a plan of TensorRT-RTX or an ONNX file in bf16 among them.
     """
     path, manifest = artifact.path, artifact.manifest
-    entry = next((entry for entry in FORMATS if entry.triton and entry.suffix == path.suffix), None)
-    if entry is None:
+    entry = artifact.format
+    if not entry.triton:
         legal = choices(entry.suffix for entry in FORMATS if entry.triton)
         raise UsageError(f"{path}: Triton takes no such artifact from here; legal are files that end in {legal}")
     runtime = manifest.plan and manifest.plan.runtime
@@ -89,8 +89,8 @@ def write_triton(repo: str | Path, artifact: Artifact, *, instances: int = 1, ma
     folder = Path(repo) / name
     if folder.exists() and not (folder / CONFIG).is_file():
         raise OutputError(f"{folder}: holds something that is no Triton model, which is not written over")
-    inputs, outputs = _tensors(path, signature)
-    config = _config(name, entry, signature, inputs, outputs, instances=instances, max_delay_us=max_delay_us)
+    given, outputs = _tensors(artifact, signature)
+    config = _config(name, entry, signature, given, outputs, instances=instances, max_delay_us=max_delay_us)
     with replacing(folder) as staged:
         version = staged / VERSION
         version.mkdir(parents=True)
@@ -118,82 +118,60 @@ def _check_model(name: str, instances: int, max_delay_us: int) -> None:
         raise ConfigError(f"--max-delay-us is {max_delay_us}; it must be from 0 to 10000000 microseconds")
 
 
-def _tensors(artifact: Path, signature: Signature) -> tuple[_Tensor, list[_Tensor]]:
-    """The input and the outputs: of an ONNX file as the file has them, of a plan as its manifest says.
-
-    Raises:
-        CheckpointError: the file and the manifest contradict each other.
-    """
-    described = _Tensor(
-        name=signature.input_name,
-        type=_TYPES[signature.dtype],
-        dims=tuple(-1 if size is None else size for size in signature.shape),
-    )
-    given = [_Tensor(name=output.name, type=_TYPES[output.dtype], dims=output.shape) for output in signature.outputs]
-    if artifact.suffix != ONNX.suffix:
+def _tensors(artifact: Artifact, signature: Signature) -> tuple[_Tensor, list[_Tensor]]:
+    """The input and the outputs: of an ONNX file as the file has them, of a plan as its manifest says."""
+    described = _tensor(signature.input_name, signature.dtype, signature.shape)
+    given = [_tensor(output.name, output.dtype, output.shape) for output in signature.outputs]
+    if artifact.format is not ONNX:
         return described, given
-    graph = read_graph(artifact)
-    inputs, outputs = ([_tensor(**value) for value in graph[end]] for end in ("inputs", "outputs"))
+    graph = read_graph(artifact.path)
+    inputs, outputs = (
+        [_tensor(value["name"], value["dtype"], value["shape"][1:]) for value in graph[end]] for end in ("inputs", "outputs")
+    )
     if inputs != [described] or given[0] not in outputs:
         raise CheckpointError(
-            f"{artifact}: its manifest says {described.name} in and {given[0].name} out, its graph has other ends"
+            f"{artifact.path}: its manifest says {described.name} in and {given[0].name} out, its graph has other ends"
         )
     return described, outputs
 
 
-def _tensor(name: str, dtype: str, shape: Sequence[int | str]) -> _Tensor:
-    """A tensor by its shape with the batch, which Triton leaves out."""
-    dims = tuple(size if isinstance(size, int) and size > 0 else -1 for size in shape[1:])
+def _tensor(name: str, dtype: str, shape: Sequence[int | str | None]) -> _Tensor:
+    dims = tuple(size if isinstance(size, int) and size > 0 else -1 for size in shape)
     return _Tensor(name=name, type=_TYPES.get(dtype, dtype), dims=dims)
 
 
+# Names are checked to be plain, so JSON's escapes do for the strings of protobuf's text format.
 def _config(
-    name: str,
-    entry: Format,
-    signature: Signature,
-    given: _Tensor,
-    outputs: Sequence[_Tensor],
-    *,
-    instances: int,
-    max_delay_us: int,
+    name: str, entry: Format, signature: Signature, given: _Tensor, outputs: Sequence[_Tensor], *, instances: int, max_delay_us: int
 ) -> str:
-    device = "GPU" if entry is PLAN else "CPU"
+    labelled = signature.output_name if signature.class_names else None
+    batches = sorted({1, signature.max_batch})
     parts = [
-        f"name: {_text(name)}\nplatform: {_text(entry.platform)}\nmax_batch_size: {signature.max_batch}\n",
-        _block("input", [(given, None)]),
-        _block(
-            "output", [(each, LABELS if each.name == signature.output_name and signature.class_names else None) for each in outputs]
-        ),
-        f"instance_group [\n  {{\n    count: {instances}\n    kind: KIND_{device}\n  }}\n]\n",
+        f"name: {json.dumps(name)}\nplatform: {json.dumps(entry.platform)}\nmax_batch_size: {signature.max_batch}\n",
+        f"input [\n{_entry(given)}\n]\n",
+        "output [\n" + ",\n".join(_entry(output, labels=output.name == labelled) for output in outputs) + "\n]\n",
+        f"instance_group [\n  {{\n    count: {instances}\n    kind: KIND_{'GPU' if entry is PLAN else 'CPU'}\n  }}\n]\n",
         f"dynamic_batching {{\n  max_queue_delay_microseconds: {max_delay_us}\n}}\n",
-        "model_warmup [\n" + ",\n".join(_warmup(given, signature, batch) for batch in sorted({1, signature.max_batch})) + "\n]\n",
+        "model_warmup [\n" + ",\n".join(_warmup(given, signature.example(), batch) for batch in batches) + "\n]\n",
         f"version_policy {{\n  specific {{\n    versions: [ {VERSION} ]\n  }}\n}}\n",
     ]
     return "".join(parts)
 
 
-def _block(what: str, tensors: Sequence[tuple[_Tensor, str | None]]) -> str:
-    entries = []
-    for tensor, labels in tensors:
-        lines = [f"name: {_text(tensor.name)}", f"data_type: {tensor.type}", f"dims: [ {', '.join(map(str, tensor.dims))} ]"]
-        if labels:
-            lines.append(f"label_filename: {_text(labels)}")
-        entries.append("  {\n" + "".join(f"    {line}\n" for line in lines) + "  }")
-    return f"{what} [\n" + ",\n".join(entries) + "\n]\n"
+def _entry(tensor: _Tensor, *, labels: bool = False) -> str:
+    lines = [f"name: {json.dumps(tensor.name)}", f"data_type: {tensor.type}", f"dims: [ {', '.join(map(str, tensor.dims))} ]"]
+    lines += [f"label_filename: {json.dumps(LABELS)}"] if labels else []
+    return "  {\n" + "".join(f"    {line}\n" for line in lines) + "  }"
 
 
-def _warmup(given: _Tensor, signature: Signature, batch: int) -> str:
+def _warmup(given: _Tensor, shape: Sequence[int], batch: int) -> str:
     """A request of zeros: the first run of a model allocates, and nobody should wait for that."""
-    dims = ", ".join(map(str, signature.example()))
+    dims = ", ".join(map(str, shape))
     return (
-        f'  {{\n    name: "batch-{batch}"\n    batch_size: {batch}\n    inputs {{\n      key: {_text(given.name)}\n      value {{\n'
+        f'  {{\n    name: "batch-{batch}"\n    batch_size: {batch}\n    inputs {{\n      key: {json.dumps(given.name)}\n'
+        f"      value {{\n"
         f"        data_type: {given.type}\n        dims: [ {dims} ]\n        zero_data: true\n      }}\n    }}\n  }}"
     )
-
-
-def _text(value: str) -> str:
-    """A string of protobuf's text format; names are checked to be plain, so JSON's escapes do."""
-    return json.dumps(value)
 
 
 def _readme(artifact: Path, signature: Signature, outputs: Sequence[_Tensor]) -> str:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from growtas.errors import SubnetError
 from growtas.export.artifact import CompiledFromRecord, Manifest, PlanRecord, manifest_path
 from growtas.export.formats import file_stem
-from growtas.export.verification.thresholds import THRESHOLDS
+from growtas.export.quantization.thresholds import OPTIONS, THRESHOLDS
 from growtas.runs import RUNS
 from growtas.subnet import Subnet
-
-# Options of `growtas export` by the thresholds' names in a manifest.
-_THRESHOLDS = {
-    "relative_error": "--max-error",
-    "cosine": "--min-cosine",
-    "top1_agreement": "--min-agreement",
-    "accuracy_drop_points": "--max-accuracy-drop",
-}
 
 
 def rebuild_hint(path: Path, manifest: Manifest, target: str | None = None) -> str:
@@ -66,14 +59,14 @@ def rebuild_hint(path: Path, manifest: Manifest, target: str | None = None) -> s
 def _threshold_options(manifest: Manifest, plan: PlanRecord, precision: str) -> list[Any]:
     """Tolerance and thresholds that were replaced: with the default ones the plan might not pass."""
     checked = manifest if manifest.verification else plan.compiled_from or CompiledFromRecord()
-    usual: dict[str, Any] = THRESHOLDS[precision].to_dict() if precision in THRESHOLDS else {}
+    usual: dict[str, Any] = asdict(THRESHOLDS[precision]) if precision in THRESHOLDS else {}
     words: list[Any] = []
     tolerance = checked.parity.tolerance if checked.parity else None
     if tolerance not in (None, usual.get("relative_error")):
         words, usual["relative_error"] = ["--tolerance", tolerance], tolerance
     limits = checked.verification.thresholds if checked.verification else {}
     for name, value in usual.items():
-        words += [_THRESHOLDS[name], limits[name]] if limits.get(name, value) != value else []
+        words += [OPTIONS[name][0], limits[name]] if limits.get(name, value) != value else []
     return words
 
 

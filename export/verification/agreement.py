@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from growtas.errors import ConfigError
 from growtas.export.graph.tensors import HalfRange, check_half_range
-from growtas.export.runtimes.base import Array
-from growtas.export.verification.batches import Logits, run_all, take_around
-from growtas.export.verification.class_names import better_order, labels_of_outputs
+from growtas.export.quantization.thresholds import Thresholds
+from growtas.export.verification.batches import Logits, cut_batches, run_all
 from growtas.export.verification.images import VerificationImages, spread
 from growtas.export.verification.inputs import ArtifactInput
 from growtas.export.verification.parity import relative_error
-from growtas.export.verification.thresholds import Thresholds
 
 _RANGE_IMAGES = 16
+# Below ten images a class, an order of the names that fits better is found by chance.
+_IMAGES_A_CLASS = 10
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def measure_artifact(
     Args:
         artifact, reference: images to logits ``(batch, num_classes)``; they may be called from several threads at once.
         precision: of the artifact.
-        thresholds: what it has to meet; see :func:`growtas.export.verification.thresholds.thresholds_for`.
+        thresholds: what it has to meet; see :func:`growtas.export.quantization.thresholds.thresholds_for`.
         subject, reference_is: what to call the two.
         batches: batch sizes; the last images are filled up with the first ones where they are fewer,
             whose answers don't count again.
@@ -186,54 +186,50 @@ def measure_artifact(
     """
     if not batches or min(batches) < 1:
         raise ConfigError(f"the batch sizes are {list(batches)}; they must be 1 or more")
-    chunks: list[Array] = []
-    start = 0
-    while start < len(images) or len(chunks) < len(batches):
-        batch = batches[len(chunks) % len(batches)]
-        chunks.append(take_around(images.images, start, batch))
-        start += batch
-    runs = run_all((artifact, reference), chunks)
+    sizes = list(batches)
+    while sum(sizes) < len(images):
+        sizes.append(batches[len(sizes) % len(batches)])
+    runs = run_all((artifact, reference), cut_batches(images.images, sizes))
     finite = all(got.shape == want.shape and np.isfinite(got).all() and np.isfinite(want).all() for got, want in runs)
-    common: dict[str, Any] = {
-        "subject": subject,
-        "reference": reference_is,
-        "precision": precision,
-        "thresholds": thresholds,
-        "images": images.description,
-        "count": len(images),
-        "labelled": images.labels is not None,
-        "unlabelled_because": images.unlabelled_because,
-        "batches": tuple(dict.fromkeys(batches)),
-        "finite": finite,
-    }
+    verification = Verification(
+        subject=subject,
+        reference=reference_is,
+        precision=precision,
+        thresholds=thresholds,
+        images=images.description,
+        count=len(images),
+        labelled=images.labels is not None,
+        unlabelled_because=images.unlabelled_because,
+        batches=tuple(dict.fromkeys(batches)),
+        finite=finite,
+    )
     if not finite:
-        return Verification(**common)
+        return verification
     got, want = (np.concatenate([run[side] for run in runs]).astype(np.float64) for side in (0, 1))
     errors, scale = np.abs(got - want).max(1), float(np.abs(want).max())
-    sizes = [len(chunk) for chunk in chunks]
     of_batch = np.repeat(sizes, sizes)
-    by_batch = {batch: relative_error(float(errors[of_batch == batch].max()), scale) for batch in common["batches"]}
     cosines = _cosines(got, want)
     first, expected = got.argmax(1)[: len(images)], want.argmax(1)[: len(images)]
-    accuracy = reference_accuracy = drop_error = order = None
     if images.labels is not None:
-        theirs, ours = labels_of_outputs(images, class_names, got.shape[1])
-        right, rightly = theirs[first] == images.labels, ours[expected] == images.labels
-        accuracy, reference_accuracy = float(right.mean()), float(rightly.mean())
-        drop_error = 100 * float(np.std(rightly.astype(float) - right)) / math.sqrt(len(images))
-        order = better_order(theirs[first], images)
-    return Verification(
-        **common,
+        answers = _labels_of_outputs(images, class_names, got.shape[1])[first]
+        right, reference_right = answers == images.labels, expected == images.labels
+        verification = dataclasses.replace(
+            verification,
+            accuracy=float(right.mean()),
+            reference_accuracy=float(reference_right.mean()),
+            accuracy_drop_error_points=100 * float(np.std(reference_right.astype(float) - right)) / math.sqrt(len(images)),
+            better_order=_better_order(answers, images),
+        )
+    return dataclasses.replace(
+        verification,
         max_abs_error=float(errors.max()),
         relative_error=relative_error(float(errors.max()), scale),
-        relative_error_by_batch=by_batch,
+        relative_error_by_batch={
+            batch: relative_error(float(errors[of_batch == batch].max()), scale) for batch in verification.batches
+        },
         cosine_min=float(cosines.min()),
         cosine_mean=float(cosines.mean()),
         top1_agreement=float((first == expected).mean()),
-        accuracy=accuracy,
-        reference_accuracy=reference_accuracy,
-        accuracy_drop_error_points=drop_error,
-        better_order=order,
     )
 
 
@@ -244,6 +240,42 @@ def _cosines(got: NDArray[np.float64], want: NDArray[np.float64]) -> NDArray[np.
     cosines = np.einsum("ij,ij->i", got, want) / np.where(product > 0, product, 1.0)
     result: NDArray[np.float64] = np.where((norms[0] == 0) & (norms[1] == 0), 1.0, np.clip(cosines, -1.0, 1.0))
     return result
+
+
+def _labels_of_outputs(images: VerificationImages, class_names: Sequence[str] | None, outputs: int) -> NDArray[np.int64]:
+    """The label that each output of the artifact stands for, -1 where the data has no class of that name."""
+    if class_names is None or images.class_names is None:
+        return np.arange(outputs)
+    label = {name: index for index, name in enumerate(images.class_names)}
+    # Names that are too few leave outputs without one; these answers are wrong.
+    labels = np.full(max(outputs, len(class_names)), -1, np.int64)
+    labels[: len(class_names)] = [label.get(name, -1) for name in class_names]
+    return labels
+
+
+def _better_order(answers: NDArray[np.int64], images: VerificationImages) -> tuple[str, str] | None:
+    """The classes that are taken for each other most often, where renaming the answers would make far more of them right.
+
+    It needs no reference, so it finds an order that is wrong in the run itself. "Far more" is a quarter and ten points more, and
+    half of the images right: what an untrained network does by chance stays below that.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    labels = images.labels
+    assert labels is not None
+    classes = int(max(answers.max(), labels.max())) + 1
+    if len(labels) < _IMAGES_A_CLASS * classes:
+        return None
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (answers[answers >= 0], labels[answers >= 0]), 1)
+    rows, columns = linear_sum_assignment(confusion, maximize=True)
+    now, best = np.trace(confusion) / len(labels), confusion[rows, columns].sum() / len(labels)
+    if best < 0.5 or best < 1.25 * now or best < now + 0.1:
+        return None
+    moved = rows != columns
+    row = rows[moved][confusion[rows, columns][moved].argmax()]
+    names = images.class_names or tuple(map(str, range(classes)))
+    return names[row], names[columns[row]]
 
 
 def check_fp16_range(path: Path, images: VerificationImages, artifact_input: ArtifactInput, *, consequence: str = "") -> HalfRange:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -36,12 +36,15 @@ def run_all(functions: Sequence[Logits], batches: Sequence[Array]) -> list[tuple
         pool.shutdown(cancel_futures=True)
 
 
-def take_around(images: Array, start: int, count: int) -> Array:
-    """``count`` images from ``start`` on, beginning anew after the last one; without a copy where they lie in one piece."""
-    end = start + count
-    if end <= len(images):
-        return np.ascontiguousarray(images[start:end])
-    return np.ascontiguousarray(np.take(images, range(start, end), axis=0, mode="wrap"))
+def cut_batches(images: Array, sizes: Iterable[int]) -> list[Array]:
+    """Batches of these sizes, one after the other, beginning anew after the last image; no copies where they lie in one piece."""
+    batches, start = [], 0
+    for size in sizes:
+        end = start + size
+        batch = images[start:end] if end <= len(images) else np.take(images, range(start, end), axis=0, mode="wrap")
+        batches.append(np.ascontiguousarray(batch))
+        start = end
+    return batches
 
 
 def remembering(function: Logits) -> Logits:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from growtas.checkpoint import load_model
 from growtas.errors import BuildError, UsageError
+from growtas.export.formats import ONNX, TORCH
 from growtas.export.graph.tensors import OnnxTensors
+from growtas.export.runtimes.base import Array
 from growtas.nn.vit import Block, VisionTransformer
 
-Values = NDArray[np.float64]
+Feed = Callable[[Array], NDArray[Any]]
 
 # Of a layer's own error, relative to what the layer adds: below the first number it is what the precision costs, above the second
 # no precision costs that much; in between it must stand out from the other layers.
@@ -35,6 +39,10 @@ _USUAL: Mapping[str, tuple[float, float]] = {
     "fp8": (1e-1, 7e-1),
 }
 _STANDS_OUT = 4.0
+
+
+def _as_is(images: Array) -> Array:
+    return images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,43 +80,30 @@ class Bisection:
             worst = max(self.layers, key=lambda layer: layer.own)
             largest = f"the largest error of one is {worst.own:.1e} ({worst.layer})"
             return f"{self.subject}: no layer stands out against {self.against}; {largest}"
-        first = self.first
-        return (
-            f"{self.subject}: the first layer that differs from {self.against} is {first.layer} ({first.tensor}): "
-            f"error {first.before:.1e} before, {first.after:.1e} after"
-        )
+        first = f"{self.first.layer} ({self.first.tensor}): error {self.first.before:.1e} before, {self.first.after:.1e} after"
+        return f"{self.subject}: the first layer that differs from {self.against} is {first}"
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; errors that aren't finite are None."""
 
-        def layer(entry: LayerError) -> dict[str, Any]:
-            errors = {name: getattr(entry, name) for name in ("before", "after", "own")}
-            numbers = {name: value if math.isfinite(value) else None for name, value in errors.items()}
-            return {"layer": entry.layer, "tensor": entry.tensor, **numbers}
+        def layer(error: LayerError) -> dict[str, Any]:
+            fields = asdict(error).items()
+            return {name: value if isinstance(value, str) or math.isfinite(value) else None for name, value in fields}
 
         return {
             "subject": self.subject,
             "against": self.against,
             "images": self.images,
-            "first": None if self.first is None else layer(self.first),
-            "layers": [layer(entry) for entry in self.layers],
+            "first": self.first and layer(self.first),
+            "layers": [layer(error) for error in self.layers],
         }
 
 
-def bisect_artifact(
-    path: str | Path,
-    model: VisionTransformer,
-    images: NDArray[np.float32],
-    *,
-    precision: str,
-    feed: Callable[[NDArray[np.float32]], NDArray[Any]] = lambda images: images,
-    against: str = "the static ViT",
-) -> Bisection:
-    """Compare an artifact with the static ViT it was made from, layer by layer.
+def bisect_artifact(path: Path, model: VisionTransformer, images: Array, *, precision: str, feed: Feed = _as_is) -> Bisection:
+    """Compares an artifact with the static ViT that it was made from, layer by layer.
 
     Args:
         path: an ``.onnx`` file of any precision, or a ``.safetensors`` file.
-        model: the static ViT.
         images: preprocessed images ``(count, channels, height, width)``; a few will do.
         precision: how large an error is usual.
         feed: makes of these images what the artifact takes.
@@ -118,31 +113,21 @@ def bisect_artifact(
         CheckpointError: the file can't be read or run.
         UsageError: another kind of artifact.
     """
-    path = Path(path)
-    if path.suffix == ".onnx":
+    if path.suffix == ONNX.suffix:
         names, values = _read_onnx(path, model, feed(images))
-    elif path.suffix == ".safetensors":
-        from growtas.checkpoint import load_model
-
+    elif path.suffix == TORCH.suffix:
         names, values = _read_torch(load_model(path), images)
     else:
         raise UsageError(f"{path}: layers can be compared in .onnx and .safetensors files only")
     layers = _compare_layers(names, values, model, torch.from_numpy(images), path.name)
-    return Bisection(
-        subject=path.name, against=against, images=len(images), layers=layers, first=_first(layers, precision, adds_up=False)
-    )
+    first = _first(layers, precision, adds_up=False)
+    return Bisection(subject=path.name, against="the static ViT", images=len(images), layers=layers, first=first)
 
 
 def bisect_onnx(
-    path: str | Path,
-    other: str | Path,
-    images: NDArray[np.float32],
-    *,
-    precision: str,
-    feed: Callable[[NDArray[np.float32]], NDArray[Any]] = lambda images: images,
-    other_feed: Callable[[NDArray[np.float32]], NDArray[Any]] = lambda images: images,
+    path: Path, other: Path, images: Array, *, precision: str, feed: Feed = _as_is, other_feed: Feed = _as_is
 ) -> Bisection:
-    """Compare two ONNX files tensor by tensor, in the order of the first one.
+    """Compares two ONNX files tensor by tensor, in the order of the first one.
 
     Tensors are the same where the nodes that write them have the same operator and name their output alike; where the names differ,
     where they are written by the n-th node of an operator that occurs equally often in both.
@@ -159,33 +144,26 @@ def bisect_onnx(
     pairs = _pairs(one, two)
     got, want = one.read(pairs, feed(images)), two.read(pairs.values(), other_feed(images))
     layers: list[LayerError] = []
-    reached: dict[str, float] = {}
+    errors: dict[str, float] = {}
     for node in one.nodes:
         name = node.output[0]
         # The worst of what the node reads; what has no counterpart hands on the error of what it read itself.
-        before = max((reached.get(source, 0.0) for source in node.input), default=0.0)
-        a, b = (got[name], want[pairs[name]]) if name in pairs else (np.zeros(0), np.zeros(0))
-        comparable = name in pairs and _alike(a, b) and a.dtype.kind == b.dtype.kind == "f"
-        after = _error(np.asarray(a, np.float64), np.asarray(b, np.float64).reshape(a.shape)) if comparable else before
-        reached |= dict.fromkeys(node.output, after)
-        if comparable:
+        before = after = max((errors.get(source, 0.0) for source in node.input), default=0.0)
+        if name in pairs and _comparable(got[name], want[pairs[name]]):
+            values = got[name].astype(np.float64)
+            after = _error(values, want[pairs[name]].astype(np.float64).reshape(values.shape))
             layers.append(LayerError(layer=f"{node.op_type} {name}", tensor=name, before=before, after=after, own=after))
+        errors |= dict.fromkeys(node.output, after)
     if not layers:
-        raise BuildError(f"{one.path.name} and {two.path.name} have no tensor in common; they can't be compared inside")
-    return Bisection(
-        subject=one.path.name,
-        against=two.path.name,
-        images=len(images),
-        layers=tuple(layers),
-        first=_first(layers, precision, adds_up=True),
-    )
+        raise BuildError(f"{path.name} and {other.name} have no tensor in common; they can't be compared inside")
+    first = _first(layers, precision, adds_up=True)
+    return Bisection(subject=path.name, against=other.name, images=len(images), layers=tuple(layers), first=first)
 
 
 def _first(layers: Sequence[LayerError], precision: str, *, adds_up: bool) -> LayerError | None:
     """The first layer whose error is too large for the precision, or stands out.
 
-    Args:
-        adds_up: whether a layer's error contains that of its input, as it does unless each layer is judged on its own.
+    ``adds_up``: a layer's error contains that of its input, as it does unless each layer is judged on its own.
     """
     usual, never = _USUAL[precision]
     median = float(np.median([layer.own for layer in layers if math.isfinite(layer.own)] or [0.0]))
@@ -197,12 +175,13 @@ def _first(layers: Sequence[LayerError], precision: str, *, adds_up: bool) -> La
     return None
 
 
-def _alike(a: NDArray[Any], b: NDArray[Any]) -> bool:
+def _comparable(a: NDArray[Any], b: NDArray[Any]) -> bool:
     """Whether two tensors hold the same things: tokens may be rows of a matrix in one, and keep an axis for images in the other."""
-    return a.shape == b.shape or (a.size == b.size and a.shape[-1:] == b.shape[-1:] and {a.ndim, b.ndim} == {2, 3})
+    alike = a.shape == b.shape or (a.size == b.size and a.shape[-1:] == b.shape[-1:] and {a.ndim, b.ndim} == {2, 3})
+    return alike and a.dtype.kind == b.dtype.kind == "f"
 
 
-def _error(got: Values, want: Values) -> float:
+def _error(got: NDArray[np.float64], want: NDArray[np.float64]) -> float:
     if got.shape != want.shape or not (np.isfinite(got).all() and np.isfinite(want).all()):
         return math.inf
     difference, size = float(np.linalg.norm(got - want)), float(np.linalg.norm(want))
@@ -216,23 +195,23 @@ def _layers(model: VisionTransformer) -> list[tuple[str, Callable[[Tensor], Tens
         patches = model.patch_embed(images).flatten(2).transpose(1, 2)
         return torch.cat([model.cls_token.expand(len(images), -1, -1), patches], dim=1) + model.pos_embed
 
-    def attention(block: Block) -> Callable[[Tensor], Tensor]:
-        return lambda x: x + block.attn(block.norm1(x))
+    def attention(block: Block, x: Tensor) -> Tensor:
+        return x + block.attn(block.norm1(x))
 
-    def mlp(block: Block) -> Callable[[Tensor], Tensor]:
-        return lambda x: x + block.fc2(F.gelu(block.fc1(block.norm2(x))))
+    def mlp(block: Block, x: Tensor) -> Tensor:
+        return x + block.fc2(F.gelu(block.fc1(block.norm2(x))))
 
     layers: list[tuple[str, Callable[[Tensor], Tensor], bool]] = [("patch embedding", embed, False)]
     for i, block in enumerate(model.blocks):
         assert isinstance(block, Block)
-        layers += [(f"block {i} attention", attention(block), True), (f"block {i} MLP", mlp(block), True)]
+        layers += [(f"block {i} attention", partial(attention, block), True), (f"block {i} MLP", partial(mlp, block), True)]
     return [*layers, ("final norm", model.norm, False), ("head", model.forward_head, False)]
 
 
 def _compare_layers(
     names: Sequence[str], values: Sequence[NDArray[Any]], model: VisionTransformer, images: Tensor, subject: str
 ) -> tuple[LayerError, ...]:
-    found: list[LayerError] = []
+    errors: list[LayerError] = []
     # In fp64, so that what is seen is the artifact's rounding alone.
     model = copy.deepcopy(model).double().eval()
     with torch.inference_mode():
@@ -247,12 +226,12 @@ def _compare_layers(
             got = got.reshape(want.shape)
             base = given if adds else torch.zeros_like(alone)
             after, own = _error(got.numpy(), want.numpy()), _error((got - base).numpy(), (alone - base).numpy())
-            found.append(LayerError(layer=layer, tensor=tensor, before=before, after=after, own=own))
+            errors.append(LayerError(layer=layer, tensor=tensor, before=before, after=after, own=own))
             before, given = after, got
-    return tuple(found)
+    return tuple(errors)
 
 
-def _read_torch(artifact: VisionTransformer, images: NDArray[np.float32]) -> tuple[list[str], list[NDArray[Any]]]:
+def _read_torch(artifact: VisionTransformer, images: Array) -> tuple[list[str], list[NDArray[Any]]]:
     names, values, x = [], [], torch.from_numpy(images)
     with torch.inference_mode():
         for name, function, _ in _layers(artifact):
@@ -266,32 +245,32 @@ def _read_onnx(path: Path, model: VisionTransformer, images: NDArray[Any]) -> tu
     """The tensors between the layers: what each LayerNormalization reads, what the last one writes, and the logits."""
     tensors = OnnxTensors(path)
     norms = [node for node in tensors.nodes if node.op_type == "LayerNormalization"]
-    blocks = len(model.blocks)
-    if len(norms) != 2 * blocks + 1:
+    count = 2 * len(model.blocks) + 1
+    if len(norms) != count:
         raise BuildError(
-            f"{path}: the graph has {len(norms)} LayerNormalization nodes and the static ViT has {2 * blocks + 1}; "
+            f"{path}: the graph has {len(norms)} LayerNormalization nodes and the static ViT has {count}; "
             f"its layers can't be told, so compare it with another ONNX file (--against)"
         )
     names = [*(norm.input[0] for norm in norms), norms[-1].output[0], tensors.logits]
-    found = tensors.read(names, images)
-    return names, [found[name] for name in names]
+    values = tensors.read(names, images)
+    return names, [values[name] for name in names]
 
 
 def _pairs(one: OnnxTensors, two: OnnxTensors) -> dict[str, str]:
-    """The tensors of the first graph, in its order, and their counterparts."""
+    """The tensors of the first graph and their counterparts."""
 
-    def rows(tensors: OnnxTensors) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+    def by_operator(tensors: OnnxTensors) -> dict[str, list[str]]:
+        outputs: dict[str, list[str]] = {}
         for node in tensors.nodes:
-            found.setdefault(node.op_type, []).append(node.output[0])
-        return found
+            outputs.setdefault(node.op_type, []).append(node.output[0])
+        return outputs
 
-    ours, theirs = rows(one), rows(two)
-    pairs: dict[str, str] = {}
-    for node in one.nodes:
-        name, same = node.output[0], theirs.get(node.op_type, [])
-        if name in same:
-            pairs[name] = name
-        elif len(ours[node.op_type]) == len(same):
-            pairs[name] = same[ours[node.op_type].index(name)]
+    pairs, others = {}, by_operator(two)
+    for operator, names in by_operator(one).items():
+        candidates = others.get(operator, [])
+        for place, name in enumerate(names):
+            if name in candidates:
+                pairs[name] = name
+            elif len(names) == len(candidates):
+                pairs[name] = candidates[place]
     return pairs

@@ -19,26 +19,22 @@ from growtas.export.runtimes.base import Array
 from growtas.export.verification.batches import Logits
 from growtas.export.verification.images import VerificationImages
 
-_MUST_AGREE = ("image_size", "in_chans", "interpolation", "crop_pct")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactInput:
     """Converts images that were preprocessed as the run's are into what an artifact takes.
 
     Attributes:
-        mean, std: of the run's images, ``(1, channels, 1, 1)``.
-        artifact_mean, artifact_std: as the artifact's manifest says.
         preprocess: how the run's images were made.
+        normalisation: their mean and standard deviation, ``(1, channels, 1, 1)`` each.
+        artifact_normalisation: the artifact's, as its manifest says.
         pixels: the artifact takes uint8 pixels ``(batch, height, width, channels)`` and normalises them itself.
         margin: pixels that a graph which resizes and crops would cut off, before and after the image on either axis.
     """
 
-    mean: Array
-    std: Array
-    artifact_mean: Array
-    artifact_std: Array
     preprocess: Mapping[str, Any]
+    normalisation: tuple[Array, Array]
+    artifact_normalisation: tuple[Array, Array]
     pixels: bool
     margin: tuple[int, int] = (0, 0)
 
@@ -47,9 +43,10 @@ class ArtifactInput:
         if self.pixels:
             padding = ((0, 0), self.margin, self.margin, (0, 0))
             return np.ascontiguousarray(np.pad(pixels_of(images, self.preprocess), padding, mode="edge"))
-        if np.array_equal(self.mean, self.artifact_mean) and np.array_equal(self.std, self.artifact_std):
+        if np.array_equal(self.normalisation, self.artifact_normalisation):
             return images
-        return np.ascontiguousarray((images * self.std + self.mean - self.artifact_mean) / self.artifact_std, np.float32)
+        (mean, std), (artifact_mean, artifact_std) = self.normalisation, self.artifact_normalisation
+        return np.ascontiguousarray((images * std + mean - artifact_mean) / artifact_std, np.float32)
 
     def logits(self, run: Callable[[Any], Array]) -> Logits:
         """The artifact as a function of normalised images; ``run`` takes what the artifact takes."""
@@ -63,7 +60,8 @@ class ArtifactInput:
         if not self.pixels:
             return images
         levels = pixels_of(images.images, self.preprocess).transpose(0, 3, 1, 2).astype(np.float32)
-        return dataclasses.replace(images, images=np.ascontiguousarray((levels / 255 - self.mean) / self.std, np.float32))
+        mean, std = self.normalisation
+        return dataclasses.replace(images, images=np.ascontiguousarray((levels / 255 - mean) / std, np.float32))
 
 
 def artifact_input(path: Path, manifest: Manifest | None, preprocess: Mapping[str, Any]) -> ArtifactInput:
@@ -71,7 +69,7 @@ def artifact_input(path: Path, manifest: Manifest | None, preprocess: Mapping[st
 
     Args:
         path: for messages.
-        manifest: its manifest; without one, the artifact takes the run's images.
+        manifest: without one, the artifact takes the run's images.
         preprocess: how the run's images were made.
 
     Raises:
@@ -80,7 +78,7 @@ def artifact_input(path: Path, manifest: Manifest | None, preprocess: Mapping[st
     recorded = preprocess if manifest is None else manifest.preprocess
     if recorded is None:
         raise ParityError(f"{path}: its manifest doesn't say how images are normalised, and the run's images are; export it again")
-    for field in _MUST_AGREE:
+    for field in ("image_size", "in_chans", "interpolation", "crop_pct"):
         if field in preprocess and recorded.get(field) != preprocess[field]:
             raise ParityError(
                 f"{path}: its manifest's preprocess.{field} is {recorded.get(field)!r}, the run's is {preprocess[field]!r}"
@@ -96,11 +94,9 @@ def artifact_input(path: Path, manifest: Manifest | None, preprocess: Mapping[st
 
     entry = (manifest and manifest.input) or TensorRecord()
     return ArtifactInput(
-        mean=plane(preprocess, "mean"),
-        std=plane(preprocess, "std"),
-        artifact_mean=plane(recorded, "mean"),
-        artifact_std=plane(recorded, "std"),
         preprocess=preprocess,
+        normalisation=(plane(preprocess, "mean"), plane(preprocess, "std")),
+        artifact_normalisation=(plane(recorded, "mean"), plane(recorded, "std")),
         pixels=entry.takes_pixels,
         margin=_margin(preprocess) if entry.resize else (0, 0),
     )

@@ -29,11 +29,9 @@ def check_optimized_graph(
     """Compares the graph that a plan was compiled from with its ONNX file.
 
     Args:
-        plan: with its ``graph``.
         onnx: the file, which is checked itself.
-        images: normalised images.
+        images: normalised images; ``feed`` makes of them what the file takes.
         max_batch: as of :func:`growtas.export.verification.parity.gate_batches`.
-        feed: makes of images what the file takes.
 
     Returns:
         For the manifest: the graph's ``sha256``, and ``parity`` with the file, or None and why it was ``not_executed_because``.
@@ -55,9 +53,8 @@ def check_optimized_graph(
         report = run_gate(
             lambda batch: arranged.run(feed(batch)),
             {onnx.name: lambda batch: file.run(feed(batch))},
-            images.images,
+            images,
             subject=f"the graph that the plan of {onnx.name} is compiled from",
-            images_are=images.description,
             max_batch=max_batch,
             tolerance=TOLERANCES[plan.precision],
         )

@@ -12,7 +12,8 @@ import numpy as np
 
 from growtas.errors import ConfigError, ParityError
 from growtas.export.runtimes.base import Array
-from growtas.export.verification.batches import Logits, run_all, take_around
+from growtas.export.verification.batches import Logits, cut_batches, run_all
+from growtas.export.verification.images import VerificationImages
 
 DEFAULT_TOLERANCE = 1e-4
 ODD_BATCH = 3
@@ -92,13 +93,8 @@ def compare(got: Array, want: Array, *, against: str) -> Comparison:
         return Comparison(against=against, batch=batch, max_abs_error=np.inf, relative_error=np.inf, top1_agreement=0.0)
     error, scale = float(np.abs(got - want).max()), float(np.abs(want).max())
     agreement = float((got.argmax(1) == want.argmax(1)).mean())
-    return Comparison(
-        against=against,
-        batch=batch,
-        max_abs_error=error,
-        relative_error=relative_error(error, scale),
-        top1_agreement=agreement,
-    )
+    relative = relative_error(error, scale)
+    return Comparison(against=against, batch=batch, max_abs_error=error, relative_error=relative, top1_agreement=agreement)
 
 
 def relative_error(error: float, scale: float) -> float:
@@ -109,10 +105,9 @@ def relative_error(error: float, scale: float) -> float:
 def run_gate(
     artifact: Logits,
     references: Mapping[str, Logits],
-    images: Array,
+    images: VerificationImages,
     *,
     subject: str,
-    images_are: str,
     max_batch: int,
     tolerance: float = DEFAULT_TOLERANCE,
 ) -> ParityReport:
@@ -121,9 +116,8 @@ def run_gate(
     Args:
         artifact: images to logits; it and the references may be called from several threads at once.
         references: name to the same function, computed by the source.
-        images: real images, ``(at least max_batch, channels, height, width)``; each batch takes other ones as far as they reach.
+        images: each batch takes other ones as far as they reach.
         subject: what to call the artifact.
-        images_are: what to call the images.
 
     Raises:
         ConfigError: a tolerance that is not above zero, or a maximum batch out of range.
@@ -131,16 +125,13 @@ def run_gate(
     """
     if not 0 < tolerance < 1:
         raise ConfigError(f"--tolerance is {tolerance:g}; it must be between 0 and 1 (relative error, 1e-4 by default)")
-    chunks, start = [], 0
-    for batch in gate_batches(max_batch):
-        chunks.append(take_around(images, start, batch))
-        start += batch
+    batches = cut_batches(images.images, gate_batches(max_batch))
     comparisons = [
         compare(got, want, against=name)
-        for got, *wanted in run_all((artifact, *references.values()), chunks)
-        for name, want in zip(references, wanted, strict=True)
+        for got, *expected in run_all((artifact, *references.values()), batches)
+        for name, want in zip(references, expected, strict=True)
     ]
-    report = ParityReport(subject=subject, tolerance=tolerance, images=images_are, comparisons=tuple(comparisons))
+    report = ParityReport(subject=subject, tolerance=tolerance, images=images.description, comparisons=tuple(comparisons))
     if not report.passed:
         failed = [comparison for comparison in comparisons if not comparison.relative_error <= tolerance]
         worst = max(failed, key=lambda comparison: comparison.relative_error)

@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from growtas.checkpoint import load_supernet
 from growtas.errors import CheckpointError, ParityError
-from growtas.export import artifact
-from growtas.export.artifact import Manifest, SourceRecord
-from growtas.export.formats import PLAN
+from growtas.export.artifact import Manifest, SourceRecord, check_hash, read_manifest
 from growtas.export.open import open_session
 from growtas.export.runtimes.base import Array
 from growtas.export.runtimes.torch import TorchSession
 from growtas.export.verification.batches import Logits, remembering
-from growtas.export.verification.inputs import ArtifactInput, artifact_input
+from growtas.export.verification.inputs import artifact_input
 from growtas.export.verification.parity import DEFAULT_TOLERANCE, compare
 from growtas.files import sha256
 from growtas.nn.extract import extract
@@ -39,13 +38,13 @@ class Reference:
     Attributes:
         logits: images, preprocessed as the run's are, to logits; computed once for the same images.
         name: what to call it.
-        input: what it takes itself.
+        feed: makes of these images what the reference takes itself.
         model: the static ViT, where the reference is one.
     """
 
     logits: Logits
     name: str
-    input: ArtifactInput
+    feed: Callable[[Array], NDArray[Any]] = lambda images: images
     model: VisionTransformer | None = None
 
 
@@ -64,73 +63,43 @@ def supernet_logits(supernet: Supernet, subnet: Subnet) -> Logits:
     return torch_logits(lambda images: supernet(images, subnet))
 
 
-class References:
-    """Loads the references of artifacts, each once. Needs a run or another artifact."""
-
-    def __init__(self, run: Run | None, against: Path | None) -> None:
-        self._run, self._against = run, against
-        self._other: Reference | None = None
-        self._static_vits: dict[Subnet, Reference] = {}
-
-    def of(self, path: Path, manifest: Manifest | None, preprocess: Mapping[str, Any], images: Callable[[], Array]) -> Reference:
-        """The reference of an artifact.
-
-        Args:
-            path, manifest: the artifact's.
-            preprocess: of the images that it will get.
-            images: gives a few images for a check of the static ViT itself.
-
-        Raises:
-            CheckpointError: the checkpoint or the other artifact can't be read.
-            ParityError: the artifact was made from another checkpoint than the run's newest, the other artifact is not what its
-                manifest describes, or the static ViT differs from the supernet that it is cut from.
-            DeviceError, MissingExtra: the other artifact can't be run here.
-            SubnetError: the manifest's subnet is not of the run's space.
-        """
-        if self._against is not None:
-            if self._other is None:
-                self._other = _artifact_reference(self._against, preprocess)
-            return self._other
-        assert self._run is not None
-        assert manifest is not None
-        checkpoint = _check_checkpoint(path, manifest.source, self._run)
-        subnet = self._run.space.validate(Subnet.from_dict(manifest.subnet or {}, source=f"{path}'s manifest"))
-        if subnet not in self._static_vits:
-            takes = artifact_input(path, None, preprocess)
-            self._static_vits[subnet] = _static_vit_reference(checkpoint, subnet, takes, images())
-        return self._static_vits[subnet]
-
-
-def check_hash(path: Path, manifest: Manifest | None) -> None:
-    """Make sure that a file, with the files that belong to it, is what its manifest, if there is one, describes.
+def check_unchanged(path: Path, manifest: Manifest | None) -> None:
+    """Makes sure that a file and its side files are what its manifest describes, if there is one.
 
     Raises:
-        ParityError: it isn't.
+        ParityError: they aren't.
     """
     if manifest is not None:
         try:
-            artifact.check_hash(path, manifest)
+            check_hash(path, manifest)
         except CheckpointError as error:
             raise ParityError(str(error)) from None
 
 
-def runtime_of(path: Path, manifest: Manifest | None) -> str | None:
-    """The runtime to open an artifact with, where its suffix leaves a choice."""
-    return manifest.runtime if manifest is not None and path.suffix == PLAN.suffix else None
+def artifact_reference(path: Path, preprocess: Mapping[str, Any]) -> Reference:
+    """Another artifact as the reference, for images of this preprocessing.
 
-
-def _artifact_reference(path: Path, preprocess: Mapping[str, Any]) -> Reference:
-    manifest = artifact.read_manifest(path, verify=False)
-    check_hash(path, manifest)
-    session = open_session(path, threads=1, runtime=runtime_of(path, manifest))
+    Raises:
+        CheckpointError: it can't be read.
+        DeviceError, MissingExtra: it can't be run here.
+        ParityError: it is not what its manifest describes.
+    """
+    manifest = read_manifest(path, verify=False)
+    check_unchanged(path, manifest)
+    session = open_session(path, threads=1)
     takes = artifact_input(path, manifest, preprocess)
     module = session.module if isinstance(session, TorchSession) else None
     model = module if isinstance(module, VisionTransformer) else None
-    return Reference(logits=remembering(takes.logits(session.run)), name=path.name, input=takes, model=model)
+    return Reference(logits=remembering(takes.logits(session.run)), name=path.name, feed=takes.convert, model=model)
 
 
-def _check_checkpoint(path: Path, source: SourceRecord, run: Run) -> Path:
-    """The run's newest checkpoint, which must be what the artifact was made from."""
+def check_checkpoint(path: Path, source: SourceRecord, run: Run) -> None:
+    """Makes sure that an artifact was made from the run's newest checkpoint.
+
+    Raises:
+        CheckpointError: the run has none.
+        ParityError: it was made from another one.
+    """
     checkpoint = run.supernet_file
     recorded, digest = str(source.checkpoint_sha256), sha256(checkpoint)
     if recorded != digest:
@@ -138,15 +107,19 @@ def _check_checkpoint(path: Path, source: SourceRecord, run: Run) -> Path:
             f"{path}: it was made from {source.checkpoint} with SHA-256 {recorded[:12]}, but the run's "
             f"checkpoint is {checkpoint.relative_to(run.path)} with {digest[:12]}; export it again"
         )
-    return checkpoint
 
 
-def _static_vit_reference(checkpoint: Path, subnet: Subnet, takes: ArtifactInput, images: Array) -> Reference:
-    """The static ViT, which must compute what the supernet computes: the reference could be wrong itself."""
+def static_vit_reference(checkpoint: Path, subnet: Subnet, images: Array) -> Reference:
+    """The static ViT as the reference. It could be wrong itself, so it is compared with the supernet on the images.
+
+    Raises:
+        CheckpointError: the checkpoint can't be read.
+        ParityError: it differs from the supernet that it is cut from.
+    """
     supernet = load_supernet(checkpoint)
     model = extract(supernet, subnet).eval()
     logits = torch_logits(model)
     error = compare(logits(images), supernet_logits(supernet, subnet)(images), against=SUPERNET).relative_error
     if not error <= DEFAULT_TOLERANCE:
         raise ParityError(f"{checkpoint}: the static ViT cut from it differs from the supernet by {error:.2g} relative")
-    return Reference(logits=remembering(logits), name=STATIC, input=takes, model=model)
+    return Reference(logits=remembering(logits), name=STATIC, model=model)

@@ -5,24 +5,31 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from growtas.errors import BuildError, CheckpointError, DeviceError, GrowtasError, MissingExtra, ParityError, UsageError
-from growtas.export.artifact import Manifest, manifest_path, read_manifest
+from growtas.export.artifact import Artifact, Manifest, manifest_path, read_manifest
+from growtas.export.formats import ONNX, artifact_files
 from growtas.export.graph.tensors import HalfRange
 from growtas.export.open import open_session
+from growtas.export.quantization.thresholds import Thresholds, thresholds_for
 from growtas.export.runtimes.base import Array
 from growtas.export.verification.agreement import Verification, check_fp16_range, measure_artifact
 from growtas.export.verification.batches import one_thread
 from growtas.export.verification.bisect import Bisection, bisect_artifact, bisect_onnx
 from growtas.export.verification.images import VerificationImages, check_count, images_for, photographs, run_images, spread
 from growtas.export.verification.inputs import ArtifactInput, artifact_input
-from growtas.export.verification.reference import Reference, References, check_hash, runtime_of
-from growtas.export.verification.thresholds import Thresholds, thresholds_for
+from growtas.export.verification.reference import (
+    Reference,
+    artifact_reference,
+    check_checkpoint,
+    check_unchanged,
+    static_vit_reference,
+)
 from growtas.progress import SILENT, Progress
-from growtas.runs import Run
+from growtas.runs import Run, find_run
+from growtas.subnet import Subnet
 
 _BISECT_IMAGES, _REFERENCE_IMAGES = 8, 8
 _BATCHES = (1, 3, 8)
@@ -99,56 +106,106 @@ class VerifyReport:
         }
 
 
-@dataclass(kw_only=True)
-class Verifier:
-    """Verifies finished artifacts; images and references that they share are loaded once.
+def verify(
+    artifacts: Sequence[Artifact | str | Path] | None = None,
+    *,
+    run: Run | str | Path | None = None,
+    against: Artifact | str | Path | None = None,
+    images: int | None = None,
+    bisect: bool = False,
+    max_error: float | None = None,
+    min_cosine: float | None = None,
+    min_agreement: float | None = None,
+    max_accuracy_drop: float | None = None,
+    data: str | None = None,
+    data_dir: str | None = None,
+    progress: Progress = SILENT,
+) -> VerifyReport:
+    """Compares finished artifacts with the checkpoint of the run that they were made from, or with another artifact.
 
-    Attributes:
-        run: where checkpoint and images come from; needed unless ``against`` is given.
-        against: another artifact that is the reference.
-        images: how many; by default what :func:`growtas.export.verification.images.images_for` says.
-        bisect: look for the first layer that differs as well.
-        data, data_dir: other data than the run's.
-        overrides: thresholds to replace, as :meth:`growtas.export.verification.thresholds.Thresholds.override` names them.
+    Args:
+        artifacts: by default all in the run's export folder.
+        run: by default the one that the first artifact lies in, or the newest in ``./runs`` where no artifacts are named.
+        against: another artifact to compare with instead of the run's checkpoint.
+        images: how many test images; by default what :func:`growtas.export.verification.images.images_for` says.
+        bisect: compare intermediate outputs too, and name the first layer that differs.
+        max_error: largest relative error of the logits that passes; by default the precision's, as are the next three.
+        min_cosine: least cosine of an image's logits with the reference's.
+        min_agreement: least share of images with the same first class, 0 to 1.
+        max_accuracy_drop: most percentage points of accuracy that may be lost.
+        data, data_dir: other data than the run's, as ``growtas train`` names it.
+
+    Returns:
+        The results, one an artifact; ``error`` says what failed. Artifacts that fail raise nothing.
 
     Raises:
-        ConfigError: fewer images than one.
+        CheckpointError: an artifact is absent or, without ``against``, has no manifest; a checkpoint or manifest is unreadable.
+        ConfigError: a threshold or number of images out of range.
+        DataError: the data that was named can't be used.
+        UsageError: no artifacts, neither a run nor another artifact to compare with, or no images can be had.
     """
+    paths = [Path(artifact) for artifact in artifacts or ()]
+    found = _find_run(run, paths, progress)
+    check_count(images)
+    if not paths and found is not None:
+        folder = found.path / "export"
+        paths = artifact_files(folder)
+        if not paths:
+            raise UsageError(f"{folder}: no artifacts to verify; make some with `growtas export {found.path}`, or name files")
+    if found is None and against is None:
+        raise UsageError(
+            f"{paths[0]}: it lies in no run's export folder; name its run with --run, or another artifact with --against"
+        )
+    verifier = _Verifier(
+        run=found,
+        against=None if against is None else Path(against),
+        count=images,
+        bisect=bisect,
+        data=data,
+        data_dir=data_dir,
+        overrides={
+            "max_error": max_error,
+            "min_cosine": min_cosine,
+            "min_agreement": min_agreement,
+            "max_accuracy_drop": max_accuracy_drop,
+        },
+    )
+    manifests = [verifier.read_manifest(path) for path in paths]
+    results = []
+    for path, manifest in zip(paths, manifests, strict=True):
+        progress.stage(f"verifying {path.name}")
+        results.append(verifier.verify(path, manifest))
+    return VerifyReport(run=found, against=verifier.against, artifacts=tuple(results))
 
-    run: Run | None = None
-    against: Path | None = None
-    images: int | None = None
-    bisect: bool = False
-    data: str | None = None
-    data_dir: str | None = None
-    overrides: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        check_count(self.images)
-        self._run_images = cache(self._load_images)
-        self._references = References(self.run, self.against)
+def _find_run(run: Run | str | Path | None, paths: Sequence[Path], progress: Progress) -> Run | None:
+    if run is not None:
+        return run if isinstance(run, Run) else find_run(run)
+    if not paths:
+        newest = find_run(None)
+        progress.note(f"run: {newest.path} (the newest)")
+        return newest
+    folder = paths[0].resolve().parent.parent
+    if (folder / "run.json").is_file():
+        return Run(paths[0].parent.parent if paths[0].parent.name else folder)
+    return None
 
-    def verify(self, paths: Sequence[Path], *, progress: Progress = SILENT) -> VerifyReport:
-        """Verifies artifacts one by one: one that fails does not keep the others from being verified.
 
-        Raises:
-            CheckpointError: an artifact is absent or, without ``against``, has no manifest; a checkpoint or manifest is unreadable.
-            ConfigError: a threshold out of range; an unknown precision.
-            DataError: the data that was named can't be used.
-            UsageError: there is neither a run nor another artifact to compare with, or no images can be had.
-        """
-        if self.run is None and self.against is None:
-            raise UsageError(
-                f"{paths[0]}: it lies in no run's export folder; name its run with --run, or another artifact with --against"
-            )
-        manifests = [self._read_manifest(path) for path in paths]
-        results = []
-        for path, manifest in zip(paths, manifests, strict=True):
-            progress.stage(f"verifying {path.name}")
-            results.append(self._verify(path, manifest))
-        return VerifyReport(run=self.run, against=self.against, artifacts=tuple(results))
+@dataclass(kw_only=True)
+class _Verifier:
+    """Verifies artifacts one by one; images and references that they share are loaded once."""
 
-    def _read_manifest(self, path: Path) -> Manifest | None:
+    run: Run | None
+    against: Path | None
+    count: int | None
+    bisect: bool
+    data: str | None
+    data_dir: str | None
+    overrides: Mapping[str, float | None]
+    images: dict[int, VerificationImages] = dataclasses.field(default_factory=dict)
+    references: dict[Path | Subnet, Reference] = dataclasses.field(default_factory=dict)
+
+    def read_manifest(self, path: Path) -> Manifest | None:
         manifest = read_manifest(path, verify=False)
         if self.against is not None:
             return manifest
@@ -159,24 +216,24 @@ class Verifier:
             raise CheckpointError(f"{manifest_path(path)}: it names no source and no subnet; export the artifact again")
         return manifest
 
-    def _verify(self, path: Path, manifest: Manifest | None) -> ArtifactVerification:
+    def verify(self, path: Path, manifest: Manifest | None) -> ArtifactVerification:
         known = manifest or Manifest()
         precision = known.precision or "fp32"
         result = ArtifactVerification(path=path, precision=precision)
         thresholds = thresholds_for(precision).override(**self.overrides)
-        count = self.images or images_for(known.macs or 0, precision)
         preprocess = self.run.info["preprocess"] if self.run else known.preprocess
         if preprocess is None:
             raise UsageError(f"{path}: nothing says how its images are preprocessed; name the run with --run")
         try:
-            check_hash(path, manifest)
+            check_unchanged(path, manifest)
             takes = artifact_input(path, manifest, preprocess)
-            reference = self._references.of(path, manifest, preprocess, lambda: self._run_images(_REFERENCE_IMAGES).images)
+            reference = self._reference(path, known, preprocess)
         except ParityError as error:
             return dataclasses.replace(result, problem=str(error))
-        images = takes.round_to_pixels(self._run_images(count) if self.run else photographs(preprocess, count, "no run was named"))
+        count = self.count or images_for(known.macs or 0, precision)
+        images = takes.round_to_pixels(self._load_images(count, preprocess))
         try:
-            result = self._measure(result, manifest, takes, images, thresholds, reference)
+            result = self._measure(result, known, takes, images, thresholds, reference)
         except (DeviceError, MissingExtra) as error:
             return dataclasses.replace(result, not_run_because=str(error))
         except CheckpointError as error:
@@ -184,21 +241,41 @@ class Verifier:
             if "find an implementation" in str(error):
                 return dataclasses.replace(result, not_run_because=str(error))
             return dataclasses.replace(result, problem=str(error))
-        if self.bisect:
-            result = self._bisect(result, takes, spread(images.images, _BISECT_IMAGES), reference)
-        return result
+        return self._bisect(result, takes, spread(images.images, _BISECT_IMAGES), reference) if self.bisect else result
+
+    def _load_images(self, count: int, preprocess: Mapping[str, Any]) -> VerificationImages:
+        if self.run is None:
+            return photographs(preprocess, count, "no run was named")
+        if count not in self.images:
+            self.images[count] = run_images(self.run, count, data=self.data, data_dir=self.data_dir)
+        return self.images[count]
+
+    def _reference(self, path: Path, manifest: Manifest, preprocess: Mapping[str, Any]) -> Reference:
+        key: Path | Subnet
+        if self.against is not None:
+            key = self.against
+            if key not in self.references:
+                self.references[key] = artifact_reference(key, preprocess)
+        else:
+            assert self.run is not None
+            check_checkpoint(path, manifest.source, self.run)
+            key = self.run.space.validate(Subnet.from_dict(manifest.subnet or {}, source=f"{path}'s manifest"))
+            if key not in self.references:
+                images = self._load_images(_REFERENCE_IMAGES, preprocess).images
+                self.references[key] = static_vit_reference(self.run.supernet_file, key, images)
+        return self.references[key]
 
     def _measure(
         self,
         result: ArtifactVerification,
-        manifest: Manifest | None,
+        manifest: Manifest,
         takes: ArtifactInput,
         images: VerificationImages,
         thresholds: Thresholds,
         reference: Reference,
     ) -> ArtifactVerification:
         path = result.path
-        with one_thread(), open_session(path, threads=1, runtime=runtime_of(path, manifest)) as session:
+        with one_thread(), open_session(path, threads=1) as session:
             runtime = session.info.runtime
 
             def run(batch: Array) -> Array:
@@ -214,17 +291,17 @@ class Verifier:
                 precision=result.precision,
                 thresholds=thresholds,
                 subject=f"{path.name} in {runtime}",
-                batches=(manifest and manifest.input and manifest.input.batch.checked) or _BATCHES,
-                class_names=manifest.class_names if manifest else None,
+                batches=(manifest.input and manifest.input.batch.checked) or _BATCHES,
+                class_names=manifest.class_names,
                 reference_is=reference.name,
             )
         result = dataclasses.replace(result, verification=verification, problem=verification.summary or None)
-        if path.suffix == ".onnx" and result.precision != "fp32":
-            try:
-                result = dataclasses.replace(result, half_range=check_fp16_range(path, images, takes))
-            except ParityError as error:
-                result = dataclasses.replace(result, problem=str(error))
-        return result
+        if path.suffix != ONNX.suffix or result.precision == "fp32":
+            return result
+        try:
+            return dataclasses.replace(result, half_range=check_fp16_range(path, images, takes))
+        except ParityError as error:
+            return dataclasses.replace(result, problem=str(error))
 
     def _bisect(
         self, result: ArtifactVerification, takes: ArtifactInput, images: Array, reference: Reference
@@ -233,15 +310,11 @@ class Verifier:
         try:
             if reference.model is not None:
                 bisection = bisect_artifact(path, reference.model, images, precision=precision, feed=takes.convert)
-            elif against is not None and against.suffix == path.suffix == ".onnx":
-                other_feed = reference.input.convert
-                bisection = bisect_onnx(path, against, images, precision=precision, feed=takes.convert, other_feed=other_feed)
+            elif against is not None and against.suffix == path.suffix == ONNX.suffix:
+                feeds = {"feed": takes.convert, "other_feed": reference.feed}
+                bisection = bisect_onnx(path, against, images, precision=precision, **feeds)
             else:
                 raise UsageError("layers can be compared with a static ViT's, and an ONNX file's with another ONNX file's")
         except (BuildError, CheckpointError, UsageError) as error:
             return dataclasses.replace(result, no_bisection_because=str(error))
         return dataclasses.replace(result, bisection=bisection)
-
-    def _load_images(self, count: int) -> VerificationImages:
-        assert self.run is not None
-        return run_images(self.run, count, data=self.data, data_dir=self.data_dir)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from growtas.api.search_results import SearchResult
     from growtas.api.searching import search
     from growtas.api.training import RecipeOptions, Run, finetune, load_run, plan_training, resume, train
-    from growtas.api.verification import verify
     from growtas.autoformer import import_autoformer
     from growtas.costs import Costs, count_costs
     from growtas.export.artifact import Artifact, Manifest, load_artifact
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from growtas.export.serving.launch import serve
     from growtas.export.serving.options import ServeOptions
     from growtas.export.serving.predictor import Predictor
-    from growtas.export.verification.run import VerifyReport
+    from growtas.export.verification.run import VerifyReport, verify
     from growtas.latency.catalogue import measured_profiles, modelled_profiles
     from growtas.progress import Progress
     from growtas.runs import list_runs
@@ -91,7 +90,7 @@ _MODULES: dict[str, str] = {
     "search": "growtas.api.searching",
     "serve": "growtas.export.serving.launch",
     "train": "growtas.api.training",
-    "verify": "growtas.api.verification",
+    "verify": "growtas.export.verification.run",
     "write_card": "growtas.export.pipeline.model_card",
     "write_triton": "growtas.export.pipeline.triton",
 }

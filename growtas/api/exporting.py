@@ -9,12 +9,12 @@ from typing import Any, TypedDict, Unpack
 
 from growtas.errors import ConfigError
 from growtas.export.artifact import Artifact
-from growtas.export.formats import ONNX
+from growtas.export.formats import ONNX, PLAN, file_stem
 from growtas.export.pipeline.model_card import CARD, same_network, write_card
 from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.run import export_subnet
 from growtas.export.pipeline.source import find_source
-from growtas.export.pipeline.staging import kept_where_it_succeeds
+from growtas.export.pipeline.staging import removed_on_error
 from growtas.export.pipeline.triton import check_triton, write_triton
 from growtas.export.tensorrt.builder import choose_builder
 from growtas.progress import SILENT, Progress
@@ -109,12 +109,10 @@ def export(
         if newest:
             progress.note(f"run: {run.path} (the newest)")
     options = ExportOptions(subnet=Path(subnet) if isinstance(subnet, str) else subnet, **settings)
-    repository: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if triton is not None:
         _check_triton(run, options, instances=instances, max_delay_us=max_delay_us)
-        repository = kept_where_it_succeeds(Path(triton))
     served = model = None
-    with repository:
+    with removed_on_error(Path(triton)) if triton is not None else contextlib.nullcontext():
         artifacts = export_subnet(run, options, progress=progress)
         if triton is not None:
             served = _served(artifacts)
@@ -129,21 +127,18 @@ def export(
 
 def _check_triton(run: Run, options: ExportOptions, *, instances: int, max_delay_us: int) -> None:
     """Refuses before any work what would be refused after it."""
-    if "onnx" not in options.made_formats:
+    if ONNX not in options.made_formats:
         raise ConfigError("--triton serves an ONNX file or a plan of TensorRT; add --format onnx")
     runtime = None
-    if options.precision == "bf16" and "trt" in options.made_formats:
+    if options.precision == "bf16" and PLAN in options.made_formats:
         searched = (find_source(run, options.subnet).search or {}).get("device")
         builder, _ = choose_builder(target=options.target, device=options.device, searched_device=searched, precision="bf16")
         runtime = builder.name
-    name = options.stem(run.space.name)
+    name = options.name or file_stem(run.space.name)
     check_triton(name=name, instances=instances, max_delay_us=max_delay_us, precision=options.precision, plan_runtime=runtime)
 
 
 def _served(artifacts: Sequence[Artifact]) -> Artifact:
     """The artifact for Triton: a plan of TensorRT, which it can load, else the last ONNX file, which has all that was asked for."""
-    for artifact in reversed(artifacts):
-        plan = artifact.manifest.plan
-        if artifact.format is ONNX or (plan is not None and plan.runtime == "tensorrt"):
-            return artifact
-    return artifacts[-1]
+    plans = [artifact for artifact in artifacts if artifact.manifest.plan and artifact.manifest.plan.runtime == "tensorrt"]
+    return [*(artifact for artifact in artifacts if artifact.format is ONNX), *plans][-1]

@@ -16,7 +16,7 @@ from growtas.export.runtimes.base import is_installed
 from growtas.export.tensorrt import library
 from growtas.export.tensorrt.builder import PlanBuilder, Shapes, TensorRTBuilder, TensorRTRTXBuilder
 from growtas.export.tensorrt.targets import RTX_TARGETS
-from growtas.export.verification.images import noise
+from growtas.export.verification.images import VerificationImages, noise
 from growtas.export.verification.parity import run_gate
 from growtas.nn.extract import extract
 from tests.bench_helpers import bench
@@ -76,7 +76,8 @@ def _check(folder: Path, builder: PlanBuilder, runtime: str) -> None:
 
     with open_session(folder / "m.plan", runtime=runtime, trusted=True) as session:
         images = noise(12, (3, 16, 16))
-        report = run_gate(session.run, {"static ViT": reference}, images, subject="plan", images_are="noise", max_batch=8)
+        checked_on = VerificationImages(images=images, description="noise", unlabelled_because="it is noise")
+        report = run_gate(session.run, {"static ViT": reference}, checked_on, subject="plan", max_batch=8)
         assert report.passed
         one, eight = session.timer(images[:1]), session.timer(images[:8])
         # Timers of two batches share a context; each must run its own.

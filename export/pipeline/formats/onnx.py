@@ -12,28 +12,36 @@ from growtas.export.artifact import Artifact
 from growtas.export.graph.exporter import export_onnx
 from growtas.export.open import open_session
 from growtas.export.pipeline.context import ExportContext
-from growtas.export.pipeline.options import KEEP_AUTO
+from growtas.export.pipeline.options import KEEP_AUTO, KEEP_NONE
 from growtas.export.runtimes.base import Array
 from growtas.export.verification.agreement import check_fp16_range
 from growtas.export.verification.images import photographs, spread
 from growtas.export.verification.reference import STATIC
-from growtas.nn.vit import VisionTransformer
 
 if TYPE_CHECKING:
     from growtas.export.quantization.convert import PrecisionInfo
     from growtas.export.quantization.sensitivity import Sensitivity
 
 
-def export(context: ExportContext, model: VisionTransformer) -> Artifact:
-    """Exports the fp32 ONNX file, runs it in ONNX Runtime and compares it.
+def export(context: ExportContext) -> None:
+    """Exports the fp32 ONNX file, converts it to the precision, and puts pre- and post-processing into a copy.
 
     Raises:
         BuildError: the exporter fails.
-        ParityError: the file misses its thresholds.
+        ParityError: a file misses its thresholds.
     """
+    context.onnx = _export_fp32(context)
+    if context.precision != "fp32":
+        context.onnx = _convert(context, context.precision)
+    options = context.options
+    pre_or_post = options.preprocess or options.softmax or options.top_k
+    context.complete_onnx = _add_pre_and_postprocessing(context) if pre_or_post else context.onnx
+
+
+def _export_fp32(context: ExportContext) -> Artifact:
     context.progress.stage("exporting ONNX")
     path = context.folder / f"{context.name}.onnx"
-    info = export_onnx(model, path, opset=context.options.opset)
+    info = export_onnx(context.model, path, opset=context.options.opset)
     context.progress.stage("checking ONNX against PyTorch")
     with open_session(path, threads=1) as session:
         checks = context.check(session.run, path, "ONNX Runtime")
@@ -41,15 +49,11 @@ def export(context: ExportContext, model: VisionTransformer) -> Artifact:
     return context.add(path, {**checks, "executed": True, "runtime": "onnxruntime", "onnx": graph})
 
 
-def add_pre_and_postprocessing(context: ExportContext, onnx: Artifact) -> Artifact:
-    """Makes a copy of an ONNX file that takes pixels, or gives more than logits, and verifies it on whole pixels.
-
-    Raises:
-        ParityError: the file misses its thresholds.
-    """
+def _add_pre_and_postprocessing(context: ExportContext) -> Artifact:
+    """Makes a copy of the ONNX file that takes pixels, or gives more than logits, and verifies it on whole pixels."""
     from growtas.export.graph.pre_post import add_postprocess, add_preprocess
 
-    options, precision = context.options, str(onnx.manifest.precision)
+    onnx, options = context.onnx, context.options
     context.progress.stage("putting pre- and post-processing into the graph")
     path = onnx.path.with_name(f"{onnx.path.stem}.{'pixels' if options.preprocess else 'outputs'}.onnx")
     content: dict[str, Any] = {}
@@ -65,34 +69,31 @@ def add_pre_and_postprocessing(context: ExportContext, onnx: Artifact) -> Artifa
     checks = {key: onnx.manifest.to_dict().get(key) for key in ("parity", "verification", "not_executed_because")}
     if onnx.manifest.executed:
         with open_session(path, threads=1) as session:
-            checks = context.check(session.run, path, "ONNX Runtime", precision=precision, content=content)
+            checks = context.check(session.run, path, "ONNX Runtime", precision=context.precision, content=content)
     if options.resize:
         # The graph was verified on pixels of its own size; what resizing adds is compared with the evaluation's on its own.
         content["input"] = add_preprocess(source, path, context.preprocess, resize=True)
     content |= {"executed": onnx.manifest.executed, "runtime": "onnxruntime"}
-    return context.add(path, {**checks, **content}, precision=precision)
+    return context.add(path, {**checks, **content}, precision=context.precision)
 
 
-def convert_precision(context: ExportContext, onnx: Artifact, precision: str, rest: str = "fp32") -> Artifact:
-    """Converts the fp32 ONNX file to another precision, and verifies it where it runs here; layers that hurt stay higher.
-
-    Args:
-        rest: what surrounds quantised layers.
-
-    Raises:
-        ParityError: the thresholds are missed, whatever stays higher.
-    """
+def _convert(context: ExportContext, precision: str) -> Artifact:
+    """Converts the fp32 ONNX file to another precision, and verifies it where it runs here; layers that hurt stay higher."""
     from growtas.export.quantization.convert import convert
     from growtas.export.quantization.precisions import QUANTISED
 
-    options, progress = context.options, context.progress
+    onnx, options, progress = context.onnx, context.options, context.progress
     path = context.folder / f"{context.name}.{precision}.onnx"
     progress.stage(f"converting to {precision}")
     images, description = _calibration_images(context)
-    settings: dict[str, Any] = {"calibration": images, "calibration_are": description}
+    named = () if options.keep in (KEEP_AUTO, KEEP_NONE) else options.keep.split(",")
+    keep = [name.strip() for name in named if name.strip()]
+    settings: dict[str, Any] = {"calibration": images, "calibration_are": description, "keep": keep}
     if precision in QUANTISED:
-        settings |= {"rest": rest, "method": options.calibration_method}
-    info = convert(onnx.path, path, precision, keep=options.kept_layers, **settings)
+        # For a GPU what surrounds quantised layers is half as well: attention is one kernel then, and for Turing TensorRT-RTX has
+        # no other products.
+        settings |= {"rest": "fp32" if context.plan is None else "fp16", "method": options.calibration_method}
+    info = convert(onnx.path, path, precision, **settings)
     content: dict[str, Any] = {"runtime": "onnxruntime", "executed": info.runs_here}
     if not info.runs_here:
         content |= {"parity": None, "verification": None, "not_executed_because": info.runs_not_because}
@@ -102,9 +103,7 @@ def convert_precision(context: ExportContext, onnx: Artifact, precision: str, re
         try:
             content |= _check_converted(context, path, precision)
         except ParityError:
-            if options.keep != KEEP_AUTO:
-                raise
-            mixed = _find_mixed_precision(context, onnx.path, path, info, settings)
+            mixed = _find_mixed_precision(context, onnx.path, path, info, settings) if options.keep == KEEP_AUTO else None
             if mixed is None:
                 raise
             info, content["sensitivity"] = mixed.info, mixed.to_dict()
@@ -147,10 +146,7 @@ def _find_mixed_precision(
         return True
 
     layers = [name for name, kind in info.layers.items() if kind == precision]
-    keep = context.options.kept_layers
-    return find_sensitive(
-        onnx, path, precision, layers, error=error, passes=passes, keep=keep, progress=context.progress, **settings
-    )
+    return find_sensitive(onnx, path, precision, layers, error=error, passes=passes, progress=context.progress, **settings)
 
 
 def _calibration_images(context: ExportContext) -> tuple[Array, str]:

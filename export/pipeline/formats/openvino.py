@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from growtas.export.artifact import Artifact
+from growtas.export.formats import OPENVINO
 from growtas.export.open import open_session
 from growtas.export.pipeline.context import ExportContext
 
 
-def export(context: ExportContext, onnx: Artifact) -> None:
+def export(context: ExportContext) -> None:
     """Converts an ONNX file, runs the IR in OpenVINO and compares it.
 
     Raises:
@@ -19,7 +19,8 @@ def export(context: ExportContext, onnx: Artifact) -> None:
     from growtas.export.runtimes.openvino import write_ir
 
     context.progress.stage("writing the OpenVINO IR")
-    record, path, precision = onnx.manifest.to_dict(), onnx.path.with_suffix(".xml"), str(onnx.manifest.precision)
+    onnx, precision = context.complete_onnx, context.precision
+    record, path = onnx.manifest.to_dict(), onnx.path.with_suffix(OPENVINO.suffix)
     write_ir(onnx.path, path)
     content: dict[str, Any] = {key: record[key] for key in ("input", "postprocess") if key in record}
     with open_session(path, threads=1) as session:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from growtas.export.open import open_session
 from growtas.export.pipeline.context import ExportContext
-from growtas.nn.vit import VisionTransformer
 
 
-def export(context: ExportContext, model: VisionTransformer) -> None:
+def export(context: ExportContext) -> None:
     """Saves the program, loads it anew and compares it.
 
     Raises:
@@ -18,7 +17,7 @@ def export(context: ExportContext, model: VisionTransformer) -> None:
 
     context.progress.stage("exporting a torch program")
     path = context.folder / f"{context.name}.pt2"
-    save_program(model, path, max_batch=context.options.max_batch)
+    save_program(context.model, path, max_batch=context.options.max_batch)
     with open_session(path, threads=1) as session:
         checks = context.check(session.run, path, "torch.export")
     context.add(path, {**checks, "executed": True, "runtime": "torch.export"})

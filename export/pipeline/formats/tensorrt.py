@@ -4,28 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from growtas.export.artifact import Artifact
+from growtas.export.formats import PLAN
 from growtas.export.open import open_session
 from growtas.export.pipeline.context import ExportContext
-from growtas.export.tensorrt.builder import PlanBuilder, Shapes
+from growtas.export.tensorrt.builder import Shapes
 from growtas.export.verification.optimized_graph import check_optimized_graph
 from growtas.files import replacing
 
 _CHECKS = ("parity", "verification", "executed", "not_executed_because")
 
 
-def export(context: ExportContext, builder: PlanBuilder, targets: tuple[str, ...], onnx: Artifact) -> None:
-    """Compiles a plan from a checked ONNX file; it is run and compared where a GPU of a target is at hand.
+def export(context: ExportContext) -> None:
+    """Compiles a plan from the checked ONNX file; it is run and compared where a GPU of a target is at hand.
 
     Raises:
         BuildError: the compiler fails.
         ParityError: the plan, or the graph that it is compiled from, misses its thresholds.
     """
-    options, precision, record = context.options, str(onnx.manifest.precision), onnx.manifest.to_dict()
+    assert context.plan is not None
+    (builder, targets), options, precision = context.plan, context.options, context.precision
+    onnx = context.onnx if options.resize else context.complete_onnx
+    record = onnx.manifest.to_dict()
+    if options.resize:
+        context.progress.note("the plan takes normalised images of the model's size; only the ONNX file resizes pixels")
     context.progress.stage(f"compiling a plan for {', '.join(targets)}")
     shapes = Shapes(opt=options.opt_batch, max=options.max_batch)
     plan = builder.build(onnx.path, targets, batches=shapes, precision=precision, cache_dir=context.out)
-    path = onnx.path.with_suffix(".plan")
+    path = onnx.path.with_suffix(PLAN.suffix)
     with replacing(path) as temporary:
         temporary.write_bytes(plan.data)
     context.progress.stage("checking what the plan is compiled from")
@@ -62,7 +67,7 @@ def export(context: ExportContext, builder: PlanBuilder, targets: tuple[str, ...
     context.add(path, content, precision=precision)
     if why_not is None:
         context.progress.stage("checking the plan against PyTorch")
-        with open_session(path, runtime=builder.name) as session:
+        with open_session(path) as session:
             checks = context.check(session.run, path, builder.name, precision=precision, content=content)
         # The manifest, which a plan needs to be opened, is written again with the checks.
         context.artifacts.pop()

@@ -13,10 +13,9 @@ from growtas.export.verification.reference import STATIC, SUPERNET, supernet_log
 from growtas.files import sha256
 from growtas.nn.architecture import Architecture
 from growtas.nn.extract import extract
-from growtas.nn.vit import VisionTransformer
 
 
-def export(context: ExportContext) -> VisionTransformer:
+def export(context: ExportContext) -> None:
     """Saves the static ViT, reads it back and compares it with the supernet; it is the reference of all further artifacts.
 
     Raises:
@@ -26,13 +25,12 @@ def export(context: ExportContext) -> VisionTransformer:
     path = context.folder / f"{context.name}.safetensors"
     save_model(path, extract(context.supernet, context.source.subnet))
     context.references = {SUPERNET: remembering(supernet_logits(context.supernet, context.source.subnet))}
-    model = load_model(path).eval()
-    logits = remembering(torch_logits(model))
+    context.model = load_model(path).eval()
+    logits = remembering(torch_logits(context.model))
     checks = context.check(logits, path, "PyTorch", against=SUPERNET)
     context.references = {STATIC: logits, **context.references}
-    module = _write_module(context, path, model.architecture)
+    module = _write_module(context, path, context.model.architecture)
     context.add(path, {**checks, "executed": True, "runtime": "torch", "module": module})
-    return model
 
 
 def _write_module(context: ExportContext, weights: Path, architecture: Architecture) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def test_the_artifacts_compute_the_subnet(run: Run) -> None:
 
 def test_a_plan_that_can_run_goes_through_the_gate(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakePlanBuilder, "why_not_runnable", lambda self, targets: None)
-    opened: list[str | None] = []
+    opened: list[str] = []
 
     class Wrong:
         def __enter__(self) -> Wrong:
@@ -196,13 +196,13 @@ def test_a_plan_that_can_run_goes_through_the_gate(run: Run, monkeypatch: pytest
     def open_plan(path: Path, **options: Any) -> Any:
         if path.suffix != ".plan":
             return open_session(path, **options)
-        opened.append(options["runtime"])
+        opened.append(path.name)
         return Wrong()
 
     monkeypatch.setattr(tensorrt_format, "open_session", open_plan)
     with pytest.raises(ParityError, match=r"tiny-subnet\.plan in tensorrt-rtx"):
         export_subnet(run, ExportOptions(formats=("trt",), precision="fp32"))
-    assert opened == ["tensorrt-rtx"]
+    assert opened == ["tiny-subnet.plan"]
     assert not (run.path / "export").exists()
 
 

@@ -19,7 +19,7 @@ from growtas.export.runtimes.base import Array
 from growtas.export.verification import agreement
 from growtas.export.verification import run as verification
 from growtas.export.verification.images import VerificationImages, run_images
-from growtas.export.verification.run import Verifier
+from growtas.export.verification.run import verify
 from growtas.runs import Run
 
 ALL = set(range(10))
@@ -64,7 +64,7 @@ def test_the_range_of_fp16_is_looked_at_on_every_class(run: Run, seen: Seen, mon
 
     monkeypatch.setattr(agreement, "check_half_range", record)
     half = export_subnet(run, ExportOptions(precision="fp16", calibration_images=16))[-1]
-    (result,) = Verifier(run=run).verify([half.path]).artifacts
+    (result,) = verify([half], run=run).artifacts
     assert result.passed
     assert [len(classes) for classes in looked_at] == [16, 16]
     assert [set(classes) for classes in looked_at] == [ALL, ALL]
@@ -103,5 +103,5 @@ def test_layers_are_compared_on_as_many_classes_as_images(run: Run, seen: Seen, 
 
     monkeypatch.setattr(verification, "bisect_artifact", bisect)
     made = export_subnet(run, ExportOptions())[-1]
-    Verifier(run=run, bisect=True).verify([made.path])
+    verify([made], run=run, bisect=True)
     assert len(set(compared)) == len(compared) == 8

@@ -12,10 +12,10 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics.pairwise import cosine_similarity
 
 from growtas.errors import ConfigError
+from growtas.export.quantization.thresholds import THRESHOLDS, Thresholds, thresholds_for
 from growtas.export.verification.agreement import Verification, measure_artifact
 from growtas.export.verification.batches import Logits
 from growtas.export.verification.images import VerificationImages
-from growtas.export.verification.thresholds import THRESHOLDS, Thresholds, thresholds_for
 
 COUNT, CLASSES = 120, 5
 NAMES = ("ant", "bee", "cat", "dog", "eel")

@@ -14,7 +14,7 @@ from growtas.checkpoint import save_model
 from growtas.export.open import open_session
 from growtas.export.runtimes.base import is_installed
 from growtas.export.verification import batches as running
-from growtas.export.verification.batches import one_thread, remembering, run_all, take_around
+from growtas.export.verification.batches import cut_batches, one_thread, remembering, run_all
 from growtas.nn.vit import VisionTransformer
 
 
@@ -87,7 +87,7 @@ def test_what_was_computed_is_remembered_by_its_content() -> None:
 @given(st.integers(1, 12), st.integers(0, 30), st.integers(1, 40))
 def test_images_are_taken_around_the_end(length: int, start: int, count: int) -> None:
     images = np.arange(length * 2, dtype=np.float32).reshape(length, 2)
-    taken = take_around(images, start, count)
+    _, taken = cut_batches(images, [start, count])
     assert taken.tolist() == [[2 * (i % length), 2 * (i % length) + 1] for i in range(start, start + count)]
     assert taken.flags.c_contiguous
     assert np.shares_memory(taken, images) == (start + count <= length)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from growtas.errors import ConfigError, ParityError
+from growtas.export.verification.images import VerificationImages
 from growtas.export.verification.parity import compare, gate_batches, run_gate
 
 IMAGES = np.random.default_rng(0).standard_normal((12, 3, 4, 4), np.float32)
+NOISE = VerificationImages(images=IMAGES, description="noise", unlabelled_because="it is noise")
 WEIGHTS = np.random.default_rng(1).standard_normal((48, 5), np.float32)
 LOGITS = arrays(np.float32, (3, 5), elements=st.floats(-100, 100, width=32))
 
@@ -22,7 +25,7 @@ def reference(images: np.ndarray) -> np.ndarray:
 
 
 def gate(artifact: Callable[[np.ndarray], np.ndarray], **options: float) -> object:
-    return run_gate(artifact, {"it": reference}, IMAGES, subject="x.onnx", images_are="noise", max_batch=8, **options)  # type: ignore[arg-type]
+    return run_gate(artifact, {"it": reference}, NOISE, subject="x.onnx", max_batch=8, **options)  # type: ignore[arg-type]
 
 
 @given(LOGITS, LOGITS)
@@ -117,5 +120,6 @@ def test_a_tolerance_that_lets_nothing_or_everything_pass_is_refused(tolerance: 
 
 
 def test_fewer_images_than_the_batches_need_are_used_again() -> None:
-    report = run_gate(reference, {"it": reference}, IMAGES[:2], subject="x", images_are="two", max_batch=8)
+    two = dataclasses.replace(NOISE, images=IMAGES[:2])
+    report = run_gate(reference, {"it": reference}, two, subject="x", max_batch=8)
     assert [comparison.batch for comparison in report.comparisons] == [1, 3, 8]
