@@ -68,7 +68,8 @@ class PrecisionInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form for manifests."""
-        return asdict(self)
+        # Earlier manifests have this key too.
+        return {**asdict(self), "notes": []}
 
 
 def convert(
