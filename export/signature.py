@@ -97,7 +97,7 @@ class Signature(Typed):
     def example(self) -> tuple[int, ...]:
         """A shape of one image that certainly goes in, without the batch."""
         size = int(self.preprocess["image_size"]) if self.preprocess else 224
-        return tuple(size if each is None else each for each in self.shape)
+        return tuple(size if axis is None else axis for axis in self.shape)
 
 
 def read_signature(artifact: Artifact) -> Signature:

@@ -241,7 +241,7 @@ def _requested_output(entry: dict[str, Any], output: Output, signature: Signatur
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
         raise RequestRefused(f"classification of {name} is {_short(count)}; it must be a number of classes")
     if count and not output.per_class:
-        legal = choices(each.name for each in signature.outputs if each.per_class)
+        legal = choices(output.name for output in signature.outputs if output.per_class)
         raise RequestRefused(f"classification of {name} is not possible; legal is that of {legal}")
     return RequestedOutput(
         output=output,

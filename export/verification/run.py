@@ -145,19 +145,19 @@ def verify(
         UsageError: no artifacts, neither a run nor another artifact to compare with, or no images can be had.
     """
     paths = [Path(artifact) for artifact in artifacts or ()]
-    found = _find_run(run, paths, progress)
+    source_run = _find_run(run, paths, progress)
     check_count(images)
-    if not paths and found is not None:
-        folder = found.path / "export"
+    if not paths and source_run is not None:
+        folder = source_run.path / "export"
         paths = artifact_files(folder)
         if not paths:
-            raise UsageError(f"{folder}: no artifacts to verify; make some with `growtas export {found.path}`, or name files")
-    if found is None and against is None:
+            raise UsageError(f"{folder}: no artifacts to verify; make some with `growtas export {source_run.path}`, or name files")
+    if source_run is None and against is None:
         raise UsageError(
             f"{paths[0]}: it lies in no run's export folder; name its run with --run, or another artifact with --against"
         )
     verifier = _Verifier(
-        run=found,
+        run=source_run,
         against=None if against is None else Path(against),
         count=images,
         bisect=bisect,
@@ -175,7 +175,7 @@ def verify(
     for path, manifest in zip(paths, manifests, strict=True):
         progress.stage(f"verifying {path.name}")
         results.append(verifier.verify(path, manifest))
-    return VerifyReport(run=found, against=verifier.against, artifacts=tuple(results))
+    return VerifyReport(run=source_run, against=verifier.against, artifacts=tuple(results))
 
 
 def _find_run(run: Run | str | Path | None, paths: Sequence[Path], progress: Progress) -> Run | None:

@@ -89,14 +89,16 @@ def latency_text(latency: Mapping[str, Any]) -> str:
 def _precision(summary: Mapping[str, Any]) -> str:
     from growtas.units import format_bytes
 
-    stated, found = summary["precision"]["stated"], summary["precision"]["found"]
+    stated, actual = summary["precision"]["stated"], summary["precision"]["found"]
     sizes = summary["graph"].get("bytes_by_type", {})
     held = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in sizes.items())
     quantised = summary["graph"].get("quantised_to")
     notes = [f"weights and constants: {held}"] if held else []
     notes += [f"quantised to {', '.join(quantised)}"] if quantised else []
-    found_text = f"{found} in the file" if found else "the file is not read" if summary["kind"] == "plan" else "unknown in the file"
-    return "; ".join([f"{stated or 'nothing'} in the manifest, {found_text}", *notes])
+    actual_text = (
+        f"{actual} in the file" if actual else "the file is not read" if summary["kind"] == "plan" else "unknown in the file"
+    )
+    return "; ".join([f"{stated or 'nothing'} in the manifest, {actual_text}", *notes])
 
 
 def _graph(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -89,8 +89,8 @@ class DataReport:
         rows = [("data", f"{self.name}{where}, {self.classes} classes")]
         for split in self.splits:
             classes = "" if split.classes == self.classes else f" of {split.classes} classes"
-            each = f"{split.fewest} to {split.most}, median {split.median:g}" if split.fewest < split.most else str(split.most)
-            rows.append((split.name, f"{split.images:,} images{classes}, {each} a class"))
+            sizes = f"{split.fewest} to {split.most}, median {split.median:g}" if split.fewest < split.most else str(split.most)
+            rows.append((split.name, f"{split.images:,} images{classes}, {sizes} a class"))
         train = self.splits[0]
         if train.fewest < train.most:
             rows.append(("classes", f"smallest {train.smallest} ({train.fewest}), largest {train.largest} ({train.most})"))
@@ -151,14 +151,14 @@ def find_duplicates(train: ImageSet, test: ImageSet, progress: Progress = SILENT
     (train_sizes, read_train), (test_sizes, read_test) = contents[0], contents[1]
     # Only what has the size of an image of the other set need be read.
     alike = np.intersect1d(train_sizes, test_sizes)
-    seen: dict[bytes, int] = {}
+    indices_by_digest: dict[bytes, int] = {}
     for index in tracked(np.flatnonzero(np.isin(train_sizes, alike)).tolist(), "looking for duplicates", progress):
-        seen.setdefault(read_train(index), index)
-    found = []
+        indices_by_digest.setdefault(read_train(index), index)
+    duplicates = []
     for index in np.flatnonzero(np.isin(test_sizes, alike)).tolist():
-        if (other := seen.get(read_test(index))) is not None:
-            found.append((test.describe(index), train.describe(other)))
-    return tuple(found)
+        if (other := indices_by_digest.get(read_test(index))) is not None:
+            duplicates.append((test.describe(index), train.describe(other)))
+    return tuple(duplicates)
 
 
 def _contents(images: ImageSet) -> tuple[NDArray[np.int64], Callable[[int], bytes]] | None:

@@ -165,7 +165,7 @@ class MeasuredProfile:
 
     def of_role(self, role: Role) -> list[Sample]:
         """The samples of a role."""
-        return [sample for own, sample in self.samples if own == role]
+        return [sample for sample_role, sample in self.samples if sample_role == role]
 
     @property
     def held_out(self) -> HeldOut:
@@ -310,6 +310,6 @@ def _compare(claimed: Any, computed: dict[str, float], where: str) -> None:
     if not isinstance(claimed, Mapping) or set(claimed) != set(computed):
         raise ConfigError(f"{where} must be an object with {choices(computed)}")
     for name, value in computed.items():
-        said = claimed[name]
-        if isinstance(said, bool) or not isinstance(said, int | float) or not abs(said - value) <= 1e-6 + 1e-6 * abs(value):
-            raise ConfigError(f"{where}.{name} is {said!r}, but the profile's own samples give {value:.6g}")
+        claim = claimed[name]
+        if isinstance(claim, bool) or not isinstance(claim, int | float) or not abs(claim - value) <= 1e-6 + 1e-6 * abs(value):
+            raise ConfigError(f"{where}.{name} is {claim!r}, but the profile's own samples give {value:.6g}")

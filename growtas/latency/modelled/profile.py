@@ -224,8 +224,8 @@ def shipped_measured() -> list[Traversable]:
 
 def profile_names() -> list[str]:
     """Names of the modelled profiles, the shipped and the user's own, sorted."""
-    own = (path.stem for path in user_folder().glob("*.json") if "." not in path.stem)
-    return sorted({*shipped_names(), *own})
+    user_names = (path.stem for path in user_folder().glob("*.json") if "." not in path.stem)
+    return sorted({*shipped_names(), *user_names})
 
 
 def measured_names() -> list[str]:
@@ -264,8 +264,8 @@ def load_profile(name: str) -> DeviceProfile:
 
 def modelled_file(name: str) -> Path | Traversable:
     """The file of a modelled profile, the user's own if there is one, else the shipped one."""
-    own = user_folder() / f"{name}.json"
-    return own if own.exists() else resources.files("growtas.profiles") / own.name
+    user_file = user_folder() / f"{name}.json"
+    return user_file if user_file.exists() else resources.files("growtas.profiles") / user_file.name
 
 
 def read_profile_json(file: Path | Traversable, source: str) -> Any:
