@@ -10,7 +10,9 @@ import numpy as np
 
 from growtas.errors import CheckpointError
 from growtas.export.artifact import Artifact, Manifest, TensorRecord
-from growtas.export.graph.pre_post import PROBABILITIES, TOP_CLASSES, TOP_SCORES
+
+LOGITS, PROBABILITIES, TOP_SCORES, TOP_CLASSES = "logits", "probabilities", "top_scores", "top_classes"
+"""Names of the outputs."""
 
 _INPUT_DTYPES = ("float32", "uint8")
 T = TypeVar("T")

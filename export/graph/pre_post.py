@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from growtas.errors import ConfigError, UsageError, choices
 from growtas.export.graph.edit import load_model, save_model
 from growtas.export.graph.resize import PIXELS, add_node, add_numbers, check_resizing, resize_planes, to_planes
+from growtas.export.signature import PROBABILITIES, TOP_CLASSES, TOP_SCORES
 
-LOGITS, PROBABILITIES, TOP_SCORES, TOP_CLASSES = "logits", "probabilities", "top_scores", "top_classes"
 _RECORD = ("image_size", "in_chans", "mean", "std", "interpolation", "crop_pct")
 _SUBJECT = "the graph with its new ends"
 
