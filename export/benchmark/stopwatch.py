@@ -18,6 +18,7 @@ from growtas.export.tensorrt import library
 from growtas.export.tensorrt.builder import Shapes, builder_of
 from growtas.export.verification.images import noise
 from growtas.nn.architecture import Architecture
+from growtas.progress import SILENT, Progress
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
@@ -80,9 +81,12 @@ class ArchitectureTurns:
             lambda subnet: export_graph(Architecture.of(space, subnet)).SerializeToString()
         )
 
-    def check_against_exporter(self, subnet: Subnet) -> bool:
+    def check_against_exporter(self, subnet: Subnet, progress: Progress = SILENT) -> bool:
         """Whether the assembled graph of a subnet is what the exporter writes; if not, every subnet is exported from now on."""
         self._exporter_for_each = signature(self._assembler.graph(subnet)) != self.signature(subnet)
+        if self._exporter_for_each:
+            why = "graphs put together from blocks differ from exported ones here"
+            progress.note(f"{why}; exporting each subnet, which takes longer")
         return not self._exporter_for_each
 
     def signature(self, subnet: Subnet) -> str:

@@ -115,7 +115,9 @@ def export(
     with removed_on_error(Path(triton)) if triton is not None else contextlib.nullcontext():
         artifacts = export_subnet(run, options, progress=progress)
         if triton is not None:
-            served = _served(artifacts)
+            # A plan of TensorRT, which Triton can load, else the last ONNX file, which has all that was asked for.
+            plans = [artifact for artifact in artifacts if artifact.manifest.plan and artifact.manifest.plan.runtime == "tensorrt"]
+            served = [*(artifact for artifact in artifacts if artifact.format is ONNX), *plans][-1]
             progress.stage(f"writing {served.path.name} to the Triton repository")
             model = write_triton(triton, served, instances=instances, max_delay_us=max_delay_us)
     folder, manifests = artifacts[0].path.parent, [artifact.manifest for artifact in artifacts]
@@ -136,9 +138,3 @@ def _check_triton(run: Run, options: ExportOptions, *, instances: int, max_delay
         runtime = builder.name
     name = options.name or file_stem(run.space.name)
     check_triton(name=name, instances=instances, max_delay_us=max_delay_us, precision=options.precision, plan_runtime=runtime)
-
-
-def _served(artifacts: Sequence[Artifact]) -> Artifact:
-    """The artifact for Triton: a plan of TensorRT, which it can load, else the last ONNX file, which has all that was asked for."""
-    plans = [artifact for artifact in artifacts if artifact.manifest.plan and artifact.manifest.plan.runtime == "tensorrt"]
-    return [*(artifact for artifact in artifacts if artifact.format is ONNX), *plans][-1]

@@ -105,7 +105,8 @@ def _scatter_svg(report: SearchReport) -> str:
     base = _HEIGHT - _BOTTOM
     parts.append(f'<path d="M{_LEFT} 12V{base}H{_WIDTH - 16}" fill="none" stroke="#888"/>')
     for cost, anchor in ((left, "start"), (right, "end")):
-        parts.append(f'<text x="{place(cost, low)[0]:.1f}" y="{base + 18}" text-anchor="{anchor}">{_tick(report, cost)}</text>')
+        number = f"{cost:.3g}" if report.kind else report.format_cost(cost)  # the axis' label has the unit and the kind
+        parts.append(f'<text x="{place(cost, low)[0]:.1f}" y="{base + 18}" text-anchor="{anchor}">{number}</text>')
     for accuracy in dict.fromkeys((low, high)):
         parts.append(f'<text x="{_LEFT - 6}" y="{place(left, accuracy)[1] + 4:.1f}" text-anchor="end">{accuracy:.1%}</text>')
     parts.append(f'<text x="{(_LEFT + _WIDTH) / 2}" y="{base + 38}" text-anchor="middle">{escape(report.axis)}</text>')
@@ -113,11 +114,6 @@ def _scatter_svg(report: SearchReport) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" '
         f'font-family="sans-serif" font-size="12"><title>accuracy over {escape(report.axis)}</title>{"".join(parts)}</svg>'
     )
-
-
-def _tick(report: SearchReport, cost: float) -> str:
-    """A number at the axis, whose label has the unit and the kind."""
-    return f"{cost:.3g}" if report.kind else report.format_cost(cost)
 
 
 def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

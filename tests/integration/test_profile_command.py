@@ -38,7 +38,7 @@ class Clockwork:
         self.die_after = 10**9
         self.speed = 1.0
         monkeypatch.setattr(turns.ArchitectureTurns, "__call__", lambda job, subnets: self(subnets))
-        monkeypatch.setattr(turns.ArchitectureTurns, "check_against_exporter", lambda job, subnet: True)
+        monkeypatch.setattr(turns.ArchitectureTurns, "check_against_exporter", lambda job, subnet, progress: True)
         monkeypatch.setattr("time.sleep", lambda seconds: None)
 
     def __call__(self, subnets):
