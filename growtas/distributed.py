@@ -31,7 +31,7 @@ class World:
         rank: this process's number, from 0; process 0 writes the files.
         size: how many there are.
         local_rank: this process's number on its machine, which is also that of its GPU.
-        restarts: how often torchrun has started all of them anew.
+        restarts: how often torchrun has started all of them again.
     """
 
     rank: int = 0

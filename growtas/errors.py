@@ -1,4 +1,4 @@
-"""Every error that growtas raises on purpose.
+"""The exceptions that growtas raises on purpose.
 
 ::
 

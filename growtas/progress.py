@@ -1,4 +1,4 @@
-"""How long work says where it is: one class that every function of :mod:`growtas.api` takes as ``progress``.
+"""Progress of long work: one class that every function of :mod:`growtas.api` takes as ``progress``.
 
 The commands draw bars and tables from it, a notebook can print lines, and the default shows nothing.
 """

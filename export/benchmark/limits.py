@@ -1,4 +1,4 @@
-"""Whether the latency limits of a search hold in what was measured."""
+"""Compares the latency limits of a search with the measured latencies."""
 
 from __future__ import annotations
 

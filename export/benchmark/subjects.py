@@ -1,4 +1,4 @@
-"""What is benched: an artifact, or a timm model, in one runtime."""
+"""The subjects of a benchmark: an artifact or a timm model, in one runtime."""
 
 from __future__ import annotations
 

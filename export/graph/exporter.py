@@ -25,7 +25,7 @@ INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 DEFAULT_OPSET = 20
 # LayerNormalization came with 17; from 23 on attention maps to an operator whose fp32 form TensorRT doesn't build.
 OPSETS = range(18, 23)
-# The largest batch that the exporter is told of; the graph itself has no bound.
+# The largest batch that is declared to the exporter; the graph itself has no bound.
 _TRACED_MAX_BATCH = 1 << 16
 
 

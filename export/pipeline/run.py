@@ -31,7 +31,7 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
     """Exports a subnet of a run.
 
     Args:
-        progress: is told the stages, and in notes what the user should know: an older search, images that were used instead,
+        progress: receives the stages, and in notes what the user should know: an older search, images that were used instead,
             layers that stay in fp32.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which precision an ONNX file really is in: read from its tensors' types, not from its name."""
+"""Reads the precision of an ONNX file from its tensors' types; its name does not count."""
 
 from __future__ import annotations
 

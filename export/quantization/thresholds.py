@@ -1,4 +1,4 @@
-"""What an artifact of each precision may differ by from its source."""
+"""The largest differences from its source that an artifact of each precision may have."""
 
 from __future__ import annotations
 

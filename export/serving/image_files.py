@@ -32,7 +32,7 @@ def find_images(names: Sequence[str | os.PathLike[str]]) -> list[Path]:
                 raise DataError(f"{name}: no images in this folder")
             files += inside
         elif path.exists() or not glob.has_magic(name):
-            # A file that is not there is told of when it is read, so that the others are answered.
+            # A file that is not there is reported when it is read, so that the others are answered.
             files.append(path)
         else:
             matching = sorted(Path(file) for file in glob.glob(name, recursive=True) if Path(file).is_file())

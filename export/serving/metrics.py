@@ -1,4 +1,4 @@
-"""What the server counts, in a Prometheus registry of its own."""
+"""Counters of the server, in a Prometheus registry of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What compiling and running leave behind for next time: kernels' timings (TensorRT) and compiled kernels (TensorRT-RTX).
+"""Caches of compiling and running plans: kernels' timings (TensorRT) and compiled kernels (TensorRT-RTX).
 
 A cache fits the same GPU, package and driver only, and both are read by native code. So a file's name holds what it is for, and its
 first line says it again with the hash of the rest: what doesn't fit, or is damaged, counts as absent and is replaced. A cache is

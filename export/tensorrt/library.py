@@ -1,4 +1,4 @@
-"""What building and running plans share: the packages TensorRT and TensorRT-RTX, their messages, and this machine's GPU.
+"""The packages TensorRT and TensorRT-RTX, their messages, and this machine's GPU; building and running plans share it.
 
 Both packages have the same Python API under different module names, so functions take the module. Only the choice of compute
 capabilities, caches and CUDA graphs differ.

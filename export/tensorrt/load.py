@@ -33,7 +33,7 @@ def load_plan(path: str | Path, *, runtime: str | None = None, trusted: bool = F
     Raises:
         CheckpointError: absent, unreadable, without a manifest, not the file that the manifest describes, or not loadable.
         DeviceError: built for another GPU, another package or another version, or no GPU at hand. The message names both sides and
-            the command that builds the plan anew.
+            the command that builds the plan again.
         MissingExtra: the package is not installed.
     """
     path = Path(path)

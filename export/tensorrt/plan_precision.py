@@ -1,4 +1,4 @@
-"""Which precision a plan computes in: read from the compiler's parsed network.
+"""Reads the precision that a plan computes in from the compiler's parsed network.
 
 Networks are strongly typed, so the types of a parsed network are those that its plan has. They can be read without a GPU; a built
 engine's layers can't, since loading a plan needs a driver.

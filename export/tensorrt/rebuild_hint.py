@@ -1,4 +1,4 @@
-"""The command that builds a plan anew, for messages of why a plan can't be loaded."""
+"""Composes the command that builds a plan again, for messages of why a plan can't be loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan is compiled for: compute capabilities, by name or by the device that has them, and the precisions that each has."""
+"""The targets of a plan: compute capabilities, by name or by a device that has them, and the precisions of each."""
 
 from __future__ import annotations
 

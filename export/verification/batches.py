@@ -37,7 +37,7 @@ def run_all(functions: Sequence[Logits], batches: Sequence[Array]) -> list[tuple
 
 
 def cut_batches(images: Array, sizes: Iterable[int]) -> list[Array]:
-    """Batches of these sizes, one after the other, beginning anew after the last image; no copies where they lie in one piece."""
+    """Batches of these sizes, one after the other, beginning again after the last image; no copies where they lie in one piece."""
     batches, start = [], 0
     for size in sizes:
         end = start + size

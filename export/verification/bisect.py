@@ -1,4 +1,4 @@
-"""Where does an artifact begin to differ? Its intermediate outputs, compared with the static ViT's or another ONNX file's.
+"""Finds the first layer that differs, by comparing an artifact's intermediate outputs with the static ViT's or another ONNX file's.
 
 Against the static ViT each layer is judged on its own: it gets what the artifact's layer got, so an error that came from further up
 does not count. Layers are found by the LayerNormalization nodes, two a block and one at the end, whatever precision the rest has.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from growtas.train.recipe import Recipe
     from growtas.train.session import Session
 
-# Nothing here loads torch before a function is called: a wrong output folder is told at once.
+# Nothing here loads torch before a function is called: a wrong output folder is refused at once.
 
 
 class Run(runs.Run):
@@ -102,7 +102,7 @@ def train(
         name: of the run's folder; by default the time and the space's name.
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
         tensorboard: write the metrics for TensorBoard too.
-        progress: is told of stages, and of the events of :mod:`growtas.train.events`.
+        progress: receives stages, and the events of :mod:`growtas.train.events`.
         options: recipe fields such as ``epochs=2``, see :class:`RecipeOptions`.
 
     Returns:
@@ -141,7 +141,7 @@ def resume(
 
     Args:
         run: the run, by default the newest in ``root``.
-        config, settings, options: recipe fields given anew; they must be the run's own, but for ``workers``,
+        config, settings, options: recipe fields given again; they must be the run's own, but for ``workers``,
             ``keep_checkpoints`` and ``save_minutes``.
         data_dir: folder of the data's files, where they are not where they were.
         device, tensorboard, progress: as for :func:`train`.

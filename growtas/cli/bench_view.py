@@ -1,4 +1,4 @@
-"""What ``growtas bench`` prints: the table, and the lines under it."""
+"""The view of ``growtas bench``: the table, and the lines under it."""
 
 from __future__ import annotations
 

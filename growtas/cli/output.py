@@ -1,4 +1,4 @@
-"""What commands print: tables and notes for people on stderr/stdout, one JSON document on stdout for machines."""
+"""Output of commands: tables and notes for people on stderr/stdout, one JSON document on stdout for machines."""
 
 from __future__ import annotations
 

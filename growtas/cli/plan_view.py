@@ -1,4 +1,4 @@
-"""What ``growtas train --dry-run`` shows."""
+"""The view of ``growtas train --dry-run``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``growtas search`` shows while it runs, on stderr: notes, the generations as a table, and a progress bar."""
+"""The display of a running ``growtas search`` on stderr: notes, the generations as a table, and a progress bar."""
 
 from __future__ import annotations
 

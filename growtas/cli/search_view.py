@@ -1,4 +1,4 @@
-"""What ``growtas search`` prints when it is done: the chosen subnet, and how reliable its numbers are."""
+"""The view of a finished ``growtas search``: the chosen subnet, and how reliable its numbers are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set holds, and what is odd about it: looked at before the first step of a training."""
+"""Reports what a data set holds and what is odd about it, before the first step of a training."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def check_data(data: Data, split: Mapping[str, Any], record: Mapping[str, Any], 
         data: the set.
         split: its search split, as ``split.json`` has it.
         record: the preprocessing.
-        progress: is told of each stage.
+        progress: receives each stage.
 
     Raises:
         DataError: sampled images are unreadable; the message counts them and names the first.

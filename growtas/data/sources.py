@@ -92,7 +92,7 @@ def open_data(name: str, data_dir: str | Path | None = None, *, progress: Progre
     Args:
         name: ``digits``, ``fashion-mnist``, a folder, or a name of timm's ``create_dataset``.
         data_dir: where the files are; for ``digits`` there are none.
-        progress: is told of each stage.
+        progress: receives each stage.
         check_images: decode every image of a folder with at most :data:`VERIFY_LIMIT` images.
 
     Raises:

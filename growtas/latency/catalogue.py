@@ -1,4 +1,4 @@
-"""Every profile there is, shipped and the user's own, modelled and measured; and the estimator that a device's name stands for."""
+"""Finds profiles, shipped and the user's own, modelled and measured, and the estimator for a device's name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a latency is: a number with its kind, device and conditions; and who predicts one."""
+"""A latency: a number with its kind, device and conditions; and the interface of the models that predict one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a subnet takes: bytes of its weights, and the peak of the activations of its exported graph. Both are modelled.
+"""Memory of a subnet: bytes of its weights, and the peak of the activations of its exported graph. Both are modelled.
 
 The activation memory is the largest sum of tensors that are alive at once when the graph of
 :mod:`growtas.export.graph.inference_vit` runs node by node: what a node reads, what it writes, and what a later node still

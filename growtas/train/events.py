@@ -1,4 +1,4 @@
-"""What a training reports on its way, as :meth:`growtas.progress.Progress.event` gets it."""
+"""The events of a training, as :meth:`growtas.progress.Progress.event` gets them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def make_loader(
     """The training images without the search split, in batches.
 
     Args:
-        progress: is told of each stage.
+        progress: receives each stage.
         parts: of each batch, the ones that this process loads.
 
     Raises:

@@ -62,7 +62,7 @@ class InitialWeights:
     def supernet(self, recipe: Recipe, classes: int) -> Supernet:
         """The weights, in the recipe's space with the data's number of classes.
 
-        The head is kept where its number of classes is the data's, and made anew otherwise.
+        The head is kept where its number of classes is the data's, and drawn at random otherwise.
 
         Raises:
             CheckpointError: the file can't be read.

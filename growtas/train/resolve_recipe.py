@@ -1,4 +1,4 @@
-"""From a recipe, a configuration file and single fields to the recipe of a training or a fine-tuning.
+"""Resolves a recipe, a configuration file and single fields to the recipe of a training or a fine-tuning.
 
 Of the recipe (by name, else by space, data and method), the file and the single fields, what comes later overrides what comes
 earlier. A run that ``init`` names gives its space and data before all of these. The file is one layer and the single fields are

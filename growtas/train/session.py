@@ -117,7 +117,7 @@ def start_session(
 ) -> Session:
     """Check the output folder, open and check the data, and create the run.
 
-    Under torchrun every process calls this; process 0 creates the run. When torchrun starts the processes anew because one died,
+    Under torchrun every process calls this; process 0 creates the run. When torchrun starts the processes again because one died,
     the run of this name is continued.
 
     Args:
@@ -212,7 +212,7 @@ def resume_session(
     """Continue a run that was interrupted or killed.
 
     Args:
-        options: recipe fields given anew; they must be the run's own, but for those of :data:`FREE_ON_RESUME`.
+        options: recipe fields given again; they must be the run's own, but for those of :data:`FREE_ON_RESUME`.
 
     Raises:
         ConfigError: an option differs from the run's.

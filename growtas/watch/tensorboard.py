@@ -27,7 +27,7 @@ class TensorBoardProgress(Progress):
     A training that goes on opens the same folder again; what was written of steps that are done once more is then hidden.
 
     Args:
-        inner: is told of everything.
+        inner: receives everything too.
     """
 
     def __init__(self, inner: Progress) -> None:

@@ -7,7 +7,7 @@ from growtas.export.pipeline.context import ExportContext
 
 
 def export(context: ExportContext) -> None:
-    """Saves the program, loads it anew and compares it.
+    """Saves the program, loads it again and compares it.
 
     Raises:
         BuildError: torch.export fails.

@@ -1,4 +1,4 @@
-"""What a subnet's latency is a sum of: terms that grow with the subnet, so that any non-negative mixture of them is monotone.
+"""The terms of the latency model. Each grows with the subnet, so that any non-negative mixture of them is monotone.
 
 Three sets of terms, each holding the one before, so that a fit can take what its samples can tell apart:
 

@@ -1,4 +1,4 @@
-"""When the halves of a block may run as one autograd function each, and what those functions share.
+"""Decides when the halves of a block run as one autograd function each, and holds what those functions share.
 
 Plain autograd keeps every intermediate of a block. The functions of :mod:`growtas.nn.fused.attention` and
 :mod:`growtas.nn.fused.mlp` save the few that are expensive to compute again, and go through the batch in parts whose intermediates

@@ -1,4 +1,4 @@
-"""How the fused attention of :mod:`growtas.nn.fused.attention` reads its weights and tables."""
+"""The layout in which the fused attention of :mod:`growtas.nn.fused.attention` reads its weights and tables."""
 
 from __future__ import annotations
 
