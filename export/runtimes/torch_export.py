@@ -2,8 +2,9 @@
 
 Loading one by ``torch.export.load`` runs code that the file holds, where it holds any: tensors and custom objects may be pickled,
 sizes are Python expressions that SymPy evaluates, guards are executed, and a node may name any function below ``torch``. A program
-of growtas needs none of that. :func:`check_program` therefore refuses whatever is not plain tensors, ATen operators and a dynamic
-batch, before anything is deserialised.
+of growtas needs none of that. ATen operators are not harmless either: ``from_file`` maps any file that its argument names, and
+``copy_`` then writes it. :func:`check_program` therefore refuses whatever is not plain tensors, an operator of :data:`OPERATORS`
+and a dynamic batch, before anything is deserialised.
 """
 
 from __future__ import annotations
@@ -35,7 +36,17 @@ _MEMBERS = re.compile(
 )
 _CONFIGS = {"data/weights/model_weights_config.json": "weight_", "data/constants/model_constants_config.json": "tensor_"}
 _GRAPH, _SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
-_TARGET = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.(mul|add|sub|floordiv)")
+OPERATORS = frozenset(
+    f"torch.ops.aten.{name}"
+    for name in (
+        *("_assert_tensor_metadata.default", "add.Tensor", "cat.default", "conv2d.default", "expand.default", "flatten.using_ints"),
+        *("gather.default", "gelu.default", "index.Tensor", "layer_norm.default", "linear.default", "matmul.default", "mean.dim"),
+        *("pad.default", "permute.default", "repeat.default", "reshape.default", "scaled_dot_product_attention.default"),
+        *("select.int", "slice.Tensor", "sub.Tensor", "sym_size.int", "to.dtype", "transpose.int", "unbind.int", "view.default"),
+    )
+)
+"""The operators, with their overloads, that a program of growtas consists of. None of them changes a tensor in place, reads or
+writes a file, or calls a function."""
 _SYMBOL = r"Symbol\('s\d+', positive=True, integer=True\)"
 _SIZE = re.compile(rf"(Mul\()?(Integer\(\d+\), )?{_SYMBOL}\)?|\d+")
 _TREE_TYPES = (None, "builtins.tuple", "builtins.dict")
@@ -158,15 +169,15 @@ def _read_members(data: bytes, what: str) -> dict[str, bytes]:
 
 
 def _odd_parts(program: dict[str, Any]) -> Iterator[str]:
-    """What a program's JSON holds beside ATen operators, plain sizes and plain containers."""
+    """What a program's JSON holds beside known operators, plain sizes and plain containers."""
     if program["guards_code"]:
         yield "guards to be executed"
     module = program["graph_module"]
     if module["graph"]["custom_obj_values"] or module["treespec_namedtuple_fields"]:
         yield "custom objects"
     for key, value in _walk(program):
-        if key == "target" and isinstance(value, str) and _TARGET.fullmatch(value) is None:
-            yield f"the function {value[:60]!r}"
+        if key == "target" and value not in OPERATORS:
+            yield f"the operator {str(value)[:60]!r}"
         elif key == "expr_str" and _SIZE.fullmatch(str(value)) is None:
             yield f"the size {str(value)[:60]!r}"
         elif key in ("in_spec", "out_spec") and any(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import zipfile
@@ -15,9 +16,12 @@ from growtas.checkpoint import load_tensors, save_model
 from growtas.errors import BuildError, CheckpointError, ConfigError, OutputError, UsageError
 from growtas.export.artifact import write_manifest
 from growtas.export.open import open_session
-from growtas.export.runtimes.torch_export import check_program, load_program, save_program
+from growtas.export.runtimes.torch_export import OPERATORS, check_program, load_program, save_program
 from growtas.export.verification.images import noise
+from growtas.nn.architecture import Architecture
 from growtas.nn.vit import VisionTransformer
+from growtas.space import PRESETS
+from growtas.subnet import Subnet
 
 
 @pytest.fixture(scope="session")
@@ -117,8 +121,42 @@ class Intruder:
         return (Path.touch, (self.path,))
 
 
-def set_target(graph: dict[str, Any]) -> None:
-    graph["graph_module"]["graph"]["nodes"][0]["target"] = "torch.hub.load"
+def set_target(graph: dict[str, Any], target: Any = "torch.hub.load") -> None:
+    graph["graph_module"]["graph"]["nodes"][0]["target"] = target
+
+
+def add_writer(graph: dict[str, Any], victim: Path) -> None:
+    """Lets the graph map a file by ``aten.from_file`` and write into it by ``aten.copy_``."""
+    tensors = graph["graph_module"]["graph"]["tensor_values"]
+    meta = next(value for value in tensors.values() if value["dtype"] == 7)  # float32
+    tensors["mapped"] = tensors["written"] = {**meta, "sizes": [{"as_int": 2}], "strides": [{"as_int": 1}], "requires_grad": False}
+    source = graph["graph_module"]["graph"]["nodes"][-1]["outputs"][0]["as_tensor"]["name"]  # logits, (batch, classes)
+    tensors["picked"] = tensors["cut"] = tensors["mapped"]
+
+    def node(target: str, inputs: dict[str, Any], output: str) -> dict[str, Any]:
+        arguments = [{"name": name, "arg": arg, "kind": 1} for name, arg in inputs.items()]
+        return {
+            "target": f"torch.ops.aten.{target}",
+            "inputs": arguments,
+            "outputs": [{"as_tensor": {"name": output}}],
+            "metadata": {},
+            "is_hop_single_tensor_return": None,
+        }
+
+    def tensor(name: str) -> dict[str, Any]:
+        return {"as_tensor": {"name": name}}
+
+    mapping = {"filename": {"as_string": str(victim)}, "shared": {"as_bool": True}, "size": {"as_int": 2}}
+    graph["graph_module"]["graph"]["nodes"] += [
+        node("from_file.default", mapping, "mapped"),
+        node("select.int", {"self": tensor(source), "dim": {"as_int": 0}, "index": {"as_int": 0}}, "picked"),
+        node(
+            "slice.Tensor",
+            {"self": tensor("picked"), "dim": {"as_int": 0}, "start": {"as_int": 0}, "end": {"as_int": 2}},
+            "cut",
+        ),
+        node("copy_.default", {"self": tensor("mapped"), "src": tensor("cut")}, "written"),
+    ]
 
 
 def set_in_spec(graph: dict[str, Any]) -> None:
@@ -140,7 +178,14 @@ def set_size(graph: dict[str, Any]) -> None:
     ("change", "match"),
     [
         (in_graph(set_size), r"holds the size \"__import__\('os'\)\.getpid\(\)\""),
-        (in_graph(set_target), "holds the function 'torch.hub.load'"),
+        (in_graph(set_target), "holds the operator 'torch.hub.load'"),
+        (
+            in_graph(lambda graph: set_target(graph, "torch.ops.aten.from_file.default")),
+            "operator 'torch.ops.aten.from_file.default'",
+        ),
+        (in_graph(lambda graph: set_target(graph, "torch.ops.aten.add_.Tensor")), "operator 'torch.ops.aten.add_.Tensor'"),
+        (in_graph(lambda graph: set_target(graph, "torch.ops.aten.add.out")), "operator 'torch.ops.aten.add.out'"),
+        (in_graph(lambda graph: set_target(graph, "_operator.mul")), "operator '_operator.mul'"),
         (in_graph(lambda graph: graph.update(guards_code=["print(1)"])), "guards to be executed"),
         (in_graph(set_in_spec), "containers of other types"),
         (in_graph(lambda graph: graph["graph_module"]["graph"]["custom_obj_values"].update(a={})), "custom objects"),
@@ -160,6 +205,45 @@ def test_what_could_run_code_is_refused(program: Path, tmp_path: Path, change: A
     with pytest.raises(CheckpointError, match=match) as caught:
         load_program(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_program_that_writes_a_file_is_refused(program: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    path = rewritten(program, tmp_path / "writer.pt2", in_graph(lambda graph: add_writer(graph, victim)))
+    with pytest.raises(CheckpointError, match="the operator 'torch.ops.aten.from_file.default', which growtas does not load"):
+        load_program(path)
+    assert victim.read_bytes() == b"precious"
+    # It is an attack indeed: torch alone runs it, and the file is another one then.
+    torch.export.load(path).module()(torch.zeros(2, 3, 16, 16))
+    assert victim.read_bytes() != b"precious"
+
+
+def emitted_operators(folder: Path) -> set[str]:
+    """The operators of programs of every space, with every option that changes a graph."""
+    found: set[str] = set()
+    path = folder / "model.pt2"
+    for space in PRESETS.values():
+        whole = Architecture.of(space, space.smallest)
+        # Blocks are alike: two show what twelve do. One head, one patch and one image are special cases of an exporter.
+        subnet = Subnet(whole.subnet.embed_dim, whole.subnet.num_heads[:2], whole.subnet.mlp_ratio[:2])
+        one_head = dataclasses.replace(subnet, num_heads=(1, 1))
+        for changes, max_batch in (
+            ({"subnet": subnet}, 8),
+            ({"subnet": one_head, "in_chans": 1, "num_classes": 0}, 1),
+            ({"subnet": subnet, "max_relative_position": None}, 8),
+            ({"subnet": one_head, "max_relative_position": None, "image_size": whole.patch_size}, 1),
+            ({"subnet": subnet, "image_size": whole.patch_size, "num_classes": 2}, 8),
+        ):
+            save_program(VisionTransformer(dataclasses.replace(whole, **changes)).eval(), path, max_batch=max_batch)
+            with zipfile.ZipFile(path) as archive:
+                graph = json.loads(next(archive.read(name) for name in archive.namelist() if name.endswith("models/model.json")))
+            found |= {node["target"] for node in graph["graph_module"]["graph"]["nodes"]}
+    return found
+
+
+def test_exactly_the_operators_that_the_exporter_emits_are_loaded(tmp_path: Path) -> None:
+    assert emitted_operators(tmp_path) == OPERATORS
 
 
 def test_a_pickle_in_the_example_inputs_is_not_run(program: Path, tmp_path: Path) -> None:
