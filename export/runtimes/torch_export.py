@@ -13,9 +13,10 @@ import copy
 import hashlib
 import io
 import json
+import logging
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,10 @@ def load_program(path: str | Path, *, threads: int | None = None, device: str = 
     if manifest is not None:
         check_hash(path, manifest, digest=hashlib.sha256(data).hexdigest())
     check_program(data, str(path))
+    # torch logs what it stumbled over, with its traceback, and raises an error that only points there.
+    logged: list[BaseException] = []
+    log, keep = logging.getLogger("torch.export"), _error_keeper(logged)
+    log.addFilter(keep)
     try:
         program = torch.export.load(io.BytesIO(data))
         shape, max_batch = _input(program)
@@ -108,8 +113,22 @@ def load_program(path: str | Path, *, threads: int | None = None, device: str = 
             program = move_to_device_pass(program, device)
         module = program.module()
     except Exception as error:  # torch's deserialiser raises whatever it stumbles over
-        raise CheckpointError(f"{path}: torch can't load the program ({' '.join(str(error).split())[:160]})") from None
+        reason = " ".join(str(logged[0] if logged else error).split())[:160]
+        raise CheckpointError(f"{path}: torch can't load the program ({reason})") from None
+    finally:
+        log.removeFilter(keep)
     return TorchSession(module, shape, threads=threads, device=device, max_batch=max_batch, runtime="torch.export")
+
+
+def _error_keeper(errors: list[BaseException]) -> Callable[[logging.LogRecord], bool]:
+    """A logging filter that puts logged errors into a list, and drops their records."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None:
+            errors.append(record.exc_info[1])
+        return not record.exc_info
+
+    return keep
 
 
 def check_program(data: bytes, what: str) -> None:

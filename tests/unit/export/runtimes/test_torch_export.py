@@ -279,6 +279,21 @@ def test_two_members_of_one_name_are_refused(program: Path, tmp_path: Path) -> N
         check_program(path.read_bytes(), "twice.pt2")
 
 
+def test_weights_that_reach_beyond_their_bytes_are_one_sentence(
+    program: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def reach(members: dict[str, bytes]) -> None:
+        config = json.loads(members["data/weights/model_weights_config.json"])
+        for payload in config["config"].values():
+            payload["tensor_meta"]["storage_offset"] = {"as_int": 10**9}
+        members["data/weights/model_weights_config.json"] = json.dumps(config).encode()
+
+    path = rewritten(program, tmp_path / "far.pt2", reach)
+    with pytest.raises(CheckpointError, match=r"far\.pt2: torch can't load the program \(.*storage offset 1000000000"):
+        load_program(path)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04"])
 def test_a_broken_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.pt2").write_bytes(content)
