@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from safetensors import SafetensorError
@@ -93,7 +94,9 @@ def load_pretrained(
 def _from_run(run: Run, subnet: Subnet | Path | None) -> Pretrained:
     file, info = run.path / "search" / "subnet.json", run.info
     if subnet is None and not file.is_file():
-        raise UsageError(f"{run.path}: no subnet was searched yet; run `growtas search {run.path}`, or name one with --subnet")
+        raise UsageError(
+            f"{run.path}: no subnet was searched yet; run `growtas search {quote(str(run.path))}`, or name one with --subnet"
+        )
     names = info.get("class_names")
     return Pretrained(
         model=extract(load_supernet(run.supernet_file), subnet if isinstance(subnet, Subnet) else Subnet.load(subnet or file)),
