@@ -6,9 +6,11 @@ and they can simply be summed after the backward pass: no wrapper has to find ou
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +20,29 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from growtas.errors import DeviceError
+from growtas.errors import DeviceError, WorkerError
 
 _BUCKET_BYTES = 25 << 20
+_SIGNAL_S = 1.0
+"""A signal that ended one process reaches the next one within this time."""
+
+
+@contextlib.contextmanager
+def noticing_lost_process(work: str) -> Iterator[None]:
+    """Turns what torch raises when another process is gone into a sentence about it.
+
+    Args:
+        work: what the processes do, such as ``search``.
+
+    Raises:
+        WorkerError: a process is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # What ended the other process, such as Ctrl-C, may be about to end this one: then that is what there is to say.
+        time.sleep(_SIGNAL_S)
+        raise WorkerError(f"a process of this {work} is gone ({' '.join(str(error).split())[:100]})") from None
 
 
 @dataclass(frozen=True)
@@ -47,7 +69,7 @@ class World:
     def sum_gradients(self, parameters: Iterable[nn.Parameter], extra: Tensor) -> None:
         """Add up the gradients of all processes, and ``extra`` (float32, one-dimensional) with them, in place.
 
-        Gradients that are None stay so: no process has them.
+        Gradients that are None stay so: no process has them. All methods raise WorkerError where another process is gone.
         """
         if self.size == 1:
             return
@@ -55,9 +77,11 @@ class World:
         pending = []
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            pending.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+            with noticing_lost_process("training"):
+                pending.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
         for bucket, flat, work in pending:
-            work.wait()
+            with noticing_lost_process("training"):
+                work.wait()
             for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
@@ -66,7 +90,8 @@ class World:
         if self.size == 1:
             return counts
         total = torch.tensor(counts, dtype=torch.int64, device=device)
-        dist.all_reduce(total)
+        with noticing_lost_process("training"):
+            dist.all_reduce(total)
         return [int(value) for value in total.tolist()]
 
     def share(self, value: Any) -> Any:
@@ -74,19 +99,22 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with noticing_lost_process("training"):
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def share_weights(self, module: nn.Module) -> None:
         """Give every process the weights of process 0."""
         if self.size > 1:
-            for tensor in module.state_dict().values():
-                dist.broadcast(tensor, src=0)
+            with noticing_lost_process("training"):
+                for tensor in module.state_dict().values():
+                    dist.broadcast(tensor, src=0)
 
     def wait(self) -> None:
         """Return when every process is here."""
         if self.size > 1:
-            dist.barrier()
+            with noticing_lost_process("training"):
+                dist.barrier()
 
 
 def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:

@@ -7,7 +7,7 @@
     ├── ParityError             an artifact does not compute what it should
     ├── MissingExtra            an optional package is not installed
     ├── TrainingError           training can't go on (a loss that is not finite)
-    ├── WorkerError             a process of a search failed, or is gone
+    ├── WorkerError             a process of a search failed, or one of a search or training is gone
     ├── UnsteadyMachine         too busy to measure latencies (growtas.latency.measured.campaign)
     └── UsageError              exit code 2: the input is wrong
         ├── SpaceError          a search space (name, YAML file, field)
@@ -47,7 +47,7 @@ class TrainingError(GrowtasError):
 
 
 class WorkerError(GrowtasError):
-    """A process of a search could not evaluate what it was dealt, or is gone."""
+    """A process of a search could not evaluate what it was dealt, or a process of a search or training is gone."""
 
 
 class MissingExtra(GrowtasError):

@@ -13,7 +13,7 @@
         checkpoints/best-...    supernet.safetensors of the epoch with the highest mean accuracy of the three followed subnets
         tensorboard/            event files, where they were asked for
         search/                 journal.jsonl, result.json, subnet.json, report.html, search.png (with matplotlib), front.json (of a
-                                front), cpu-timings.jsonl (of --device cpu)
+                                front), cpu-timings.jsonl (of --device cpu); replay/ has the same files of a --replay
         export/                 model.safetensors, NAME.onnx, NAME.plan, each with its .json manifest
         bench/                  bench.json
 """
@@ -27,6 +27,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from growtas.errors import CheckpointError, UsageError
@@ -205,7 +206,7 @@ class Run:
         folders = self.checkpoints
         if not folders:
             raise CheckpointError(
-                f"{self.path}: the run has no checkpoint yet; continue it with `growtas train --resume {self.path}`"
+                f"{self.path}: the run has no checkpoint yet; continue it with `growtas train --resume {quote(str(self.path))}`"
             )
         return folders[-1] / "supernet.safetensors"
 
@@ -244,7 +245,9 @@ def check_run_name(root: Path, name: str | None) -> None:
     if not name or Path(name).name != name or name.startswith("."):
         raise UsageError(f"the run's name {name!r} must be a plain folder name")
     if (path := root / name).exists():
-        raise UsageError(f"{path}: a run of this name exists; choose another --name, or continue it with --resume {path}")
+        raise UsageError(
+            f"{path}: a run of this name exists; choose another --name, or continue it with --resume {quote(str(path))}"
+        )
 
 
 def find_run(given: str | Path | None, root: Path = RUNS) -> Run:

@@ -62,7 +62,7 @@ class ExportOptions:
     max_batch: int = 8
     opt_batch: int = 1
     name: str | None = None
-    out: Path | None = None
+    out: str | Path | None = None
     opset: int = DEFAULT_OPSET
     tolerance: float = DEFAULT_TOLERANCE
     images: int | None = None
@@ -71,7 +71,7 @@ class ExportOptions:
     min_agreement: float | None = None
     max_accuracy_drop: float | None = None
     data: str | None = None
-    data_dir: str | None = None
+    data_dir: str | Path | None = None
     preprocess: bool = False
     resize: bool = False
     softmax: bool = False

@@ -46,6 +46,8 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
     if options.top_k is not None and options.top_k > run.space.num_classes:
         raise ConfigError(f"--top-k is {options.top_k}; the model has {run.space.num_classes} classes")
     precision = _precision(options, source)
+    if precision == "tf32":  # how a GPU computes with the numbers of an fp32 file
+        precision = "fp32"
     plan = None
     if PLAN in options.made_formats:
         search = source.search or {}
@@ -70,7 +72,7 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
 
     if parity_images.photographs:
         progress.note(f"parity is checked on {parity_images.description}: {parity_images.unlabelled_because}")
-    out = options.out or run.path / "export"
+    out = Path(options.out) if options.out else run.path / "export"
     with one_thread(), staging(out) as folder:
         context = ExportContext(
             source=source,

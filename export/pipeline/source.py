@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from growtas.errors import SubnetError
@@ -51,7 +52,9 @@ def find_source(run: Run, subnet: Subnet | Path | None, progress: Progress = SIL
     else:
         path = subnet or searched
         if subnet is None and not path.is_file():
-            raise SubnetError(f"{run.path}: no subnet was searched yet; run `growtas search {run.path}`, or name one with --subnet")
+            raise SubnetError(
+                f"{run.path}: no subnet was searched yet; run `growtas search {quote(str(run.path))}`, or name one with --subnet"
+            )
         subnet = Subnet.load(path)
     run.space.validate(subnet)
     document = None if path is None else read_json(path, "subnet file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def images_for(macs: int, precision: str = "fp32") -> int:
 
 
 def run_images(
-    run: Run, count: int, *, data: str | None = None, data_dir: str | None = None, stratified: bool = True
+    run: Run, count: int, *, data: str | None = None, data_dir: str | Path | None = None, stratified: bool = True
 ) -> VerificationImages:
     """Returns at most ``count`` test images of a run, always the same ones; photographs where the run has no data at hand.
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from growtas.errors import BuildError, CheckpointError, DeviceError, GrowtasError, MissingExtra, ParityError, UsageError
@@ -151,7 +152,9 @@ def verify(
         folder = source_run.path / "export"
         paths = artifact_files(folder)
         if not paths:
-            raise UsageError(f"{folder}: no artifacts to verify; make some with `growtas export {source_run.path}`, or name files")
+            raise UsageError(
+                f"{folder}: no artifacts to verify; make some with `growtas export {quote(str(source_run.path))}`, or name files"
+            )
     if source_run is None and against is None:
         raise UsageError(
             f"{paths[0]}: it lies in no run's export folder; name its run with --run, or another artifact with --against"

@@ -35,7 +35,7 @@ class ExportSettings(TypedDict, total=False):
     max_batch: int
     opt_batch: int
     name: str | None
-    out: Path | None
+    out: str | Path | None
     opset: int
     tolerance: float
     images: int | None
@@ -44,7 +44,7 @@ class ExportSettings(TypedDict, total=False):
     min_agreement: float | None
     max_accuracy_drop: float | None
     data: str | None
-    data_dir: str | None
+    data_dir: str | Path | None
     preprocess: bool
     resize: bool
     softmax: bool

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from growtas.search.evaluation.workers import SearchWorld
 
 
+REPLAY = "replay"
+"""Folder of a replay's results, in the folder of the search."""
+
+
 def search(
     run: Run | str | Path | None = None,
     *,
@@ -78,7 +82,8 @@ def search(
         precision: of latency, memory and size; by default the device's.
         objective: ``accuracy``, or ``pareto`` for a whole front (NSGA-II).
         front: axes of the front, such as ``"accuracy,latency"``.
-        replay: choose among the journalled subnets; evaluate nothing.
+        replay: choose among the journalled subnets; evaluate nothing. The results go into the folder ``replay`` in ``out``, and
+            what a search has chosen there stays.
         exact: evaluate every subnet on all images, even if it can't become a parent.
         generations, population: of the evolution.
         seed: of all random choices.
@@ -267,10 +272,10 @@ class _Request:
 
             raise WorkerExit(0)
         started = time.perf_counter()
-        ensure_writable(self.out)
         checkpoint = self.run.supernet_file
         digest = sha256(checkpoint)
         recorded = Recorded.read(self.out / "journal.jsonl", digest, self._other_journals())
+        ensure_writable(self.out / REPLAY)
         search = self._with_targets(self._remote_targets())
         result, scores = recorded.ranked(self.space, search.feasible()), recorded.scores(self.space)
 
@@ -303,7 +308,7 @@ class _Request:
             "replay": {"journal": str(recorded.path), "recorded": len(scores), "legal": legal, "enough": legal >= ENOUGH},
             "seconds": time.perf_counter() - started,
         }
-        return write_results(self.run, self.out, search, outcome, record)
+        return write_results(self.run, self.out / REPLAY, search, outcome, record)
 
     def _other_journals(self) -> list[Path]:
         """The journals of all searches in the run's folder."""

@@ -204,7 +204,7 @@ def finetune(
     """
     check_output_folder(out)
     from growtas.export.formats import SUFFIXES
-    from growtas.train.finetune import load_pretrained, measure_finetuned, start_finetune
+    from growtas.train.finetune import load_pretrained, start_finetune
     from growtas.train.resolve_recipe import resolve_finetune
 
     chosen = Path(subnet) if isinstance(subnet, str) else subnet
@@ -222,9 +222,7 @@ def finetune(
         image_size=image_size,
         in_chans=in_chans,
     )
-    run = _trained(session, progress, tensorboard=tensorboard)
-    measure_finetuned(session)
-    return run
+    return _trained(session, progress, tensorboard=tensorboard)
 
 
 def plan_training(

@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from growtas.cli import options
 from growtas.cli.options import DATA, RECIPE
-from growtas.cli.output import print_json
+from growtas.cli.output import command_line, print_json
 
 
 def finetune(
@@ -46,7 +46,7 @@ def finetune(
     from growtas.subnet import Subnet
     from growtas.train.recipe_file import parse_settings
 
-    with TrainingView(quiet=json_) as view:
+    with TrainingView(quiet=json_, device=None if device == "auto" else device, tensorboard=tensorboard) as view:
         run = api.finetune(
             model,
             data=data,
@@ -73,4 +73,4 @@ def finetune(
         print_json({"run": str(run.path), "space": run.space.name, **content})
         return
     changes = info["finetune"]
-    show_result(run, {"": (Subnet.from_dict(changes["subnet"]), changes["test_accuracy"])}, f"export {run.path}")
+    show_result(run, {"": (Subnet.from_dict(changes["subnet"]), changes["test_accuracy"])}, command_line("export", run.path))

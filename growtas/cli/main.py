@@ -10,7 +10,9 @@ import typer
 
 from growtas.allocator import keep_memory
 from growtas.cli.app import app
+from growtas.cli.output import MAIN
 from growtas.errors import GrowtasError
+from growtas.interrupts import STOPPED, Interrupts, end_at_signals, exit_code
 
 _PATIENCE_SECONDS = 5.0
 
@@ -26,6 +28,21 @@ def main() -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
+        with Interrupts():
+            _run(arguments, debug=debug)
+    except KeyboardInterrupt:
+        if MAIN:
+            typer.echo("growtas: interrupted", err=True)
+    except SystemExit as ending:
+        if ending.code != STOPPED:
+            raise
+    sys.stdout.flush()
+    end_at_signals()
+    sys.exit(exit_code())
+
+
+def _run(arguments: list[str], *, debug: bool) -> None:
+    try:
         app(arguments, prog_name="growtas")
     except GrowtasError as error:
         if debug:
@@ -35,9 +52,6 @@ def main() -> None:
             time.sleep(_PATIENCE_SECONDS)
         typer.echo(f"growtas: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("growtas: interrupted", err=True)
-        sys.exit(130)
     except Exception as error:
         if debug:
             raise

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Collection, Iterable
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import typer
@@ -76,6 +78,19 @@ def print_table(table: Table) -> None:
         wide = out.options.update(max_width=10_000)
         out = Console(highlight=False, quiet=not MAIN, width=max(out.width, Measurement.get(out, wide, table).maximum))
     out.print(table)
+
+
+def command_line(*words: str | Path, **options: str | int | Path | None) -> str:
+    """A command of growtas that can be copied into a shell as it is.
+
+    Args:
+        options: by their names; those that are None or False are left out, one that is True has no value.
+    """
+    parts = ["growtas", *map(str, words)]
+    for name, value in options.items():
+        if value is not None and value is not False:
+            parts += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(parts)
 
 
 def note(text: str) -> None:

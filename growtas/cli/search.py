@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from growtas.cli import options
-from growtas.cli.output import print_json, print_line
+from growtas.cli.output import command_line, print_json, print_line
+
+if TYPE_CHECKING:
+    from growtas.api import SearchResult
+
+_FORMATS = {"tensorrt": "trt", "tensorrt-rtx": "trt", "openvino": "openvino", "onnxruntime": "onnx"}
+"""The export that each runtime executes."""
 
 
 def search(
@@ -38,7 +44,11 @@ def search(
         str | None, Option(help="Axes of the front: accuracy and latency, params or macs, separated by commas.")
     ] = None,
     replay: Annotated[
-        bool, Option("--replay", help="Choose among what the journal holds, under these limits; nothing is evaluated.")
+        bool,
+        Option(
+            "--replay",
+            help="Choose among what the journal holds, under these limits; nothing is evaluated, and the chosen subnet stays.",
+        ),
     ] = False,
     exact: Annotated[
         bool, Option("--exact", help="Evaluate every subnet on all images, even those that can't become parents any more.")
@@ -49,7 +59,9 @@ def search(
     limit_images: Annotated[int | None, Option(help="Evaluate on so many images of the search split only.")] = None,
     data: Annotated[str | None, Option(help="Data set, where the run records none: a name as `growtas train` takes it.")] = None,
     data_dir: Annotated[str | None, Option(help="Folder of the data set.")] = None,
-    out: Annotated[Path | None, Option(help="Folder for journal and results; by default RUN/search.")] = None,
+    out: Annotated[
+        Path | None, Option(help="Folder for journal and results (in it replay/, with --replay); by default RUN/search.")
+    ] = None,
     json_: options.Json = False,
 ) -> None:
     """Search a trained supernet for the best subnet under limits.
@@ -88,9 +100,40 @@ def search(
             out=out,
             progress=display,
         )
+    following = _next_commands(result, data=data, data_dir=data_dir)
     if json_:
-        print_json(result.to_dict())
+        print_json({**result.to_dict(), "next": following})
         return
     show_result(result)
-    named = f" {result.run.path}" if run is not None or space is not None else ""
-    print_line(f"next: growtas export{named} --format trt")
+    for command in following:
+        print_line(f"next: {command}")
+
+
+def _next_commands(result: SearchResult, *, data: str | None, data_dir: str | None) -> list[str]:
+    """The exports of the subnet that was found: one for each device, of the kind that its latency is of."""
+    from growtas.export.formats import file_stem
+
+    exported = {"data": data, "data_dir": data_dir}
+    if result.files["subnet"] != result.run.path / "search" / "subnet.json":  # where export looks
+        exported["subnet"] = str(result.files["subnet"])
+    commands: dict[str, str] = {}
+    for latency in result.latencies:
+        if latency.judged is not None:
+            meant = latency.judged.conditions
+            options = _export_options(meant.runtime, meant.precision, meant.batch)
+            if commands:  # the first device is the one that a plan is for by default
+                options |= {"device": latency.device} if options["format"] == "trt" else {}
+                options["name"] = f"{file_stem(result.run.space.name)}-{latency.device}"
+            commands[latency.device] = command_line("export", result.run.path, **exported, **options)
+    # Without a device a limit on bytes is for files of a precision.
+    options = _export_options("onnxruntime", result.limits.precision, result.limits.batch)
+    return list(commands.values()) or [command_line("export", result.run.path, **exported, **options)]
+
+
+def _export_options(runtime: str, precision: str, batch: int) -> dict[str, str | int]:
+    """Options of ``growtas export`` for what a runtime executes in a precision."""
+    options: dict[str, str | int] = {"format": _FORMATS.get(runtime, "onnx")}
+    if options["format"] != "trt":
+        return options if precision == "fp32" else {**options, "precision": precision}
+    # A plan's precision is the search's by default. It is tuned for one batch, and takes no larger one than it was built for.
+    return options if batch == 1 else {**options, "opt_batch": batch, "max_batch": max(batch, 8)}

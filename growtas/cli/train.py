@@ -9,7 +9,7 @@ from typer import Argument
 
 from growtas.cli import options
 from growtas.cli.options import COMPUTING, DATA, METHOD, RECIPE, RUN
-from growtas.cli.output import print_json
+from growtas.cli.output import command_line, print_json
 
 
 def train(
@@ -102,7 +102,11 @@ def train(
         return
     from growtas.cli.training_view import TrainingView, show_result
 
-    with TrainingView(quiet=json_) as view:
+    # The rest is recorded in the run, the data's folder that it began with too.
+    moved = data_dir if resume else None
+    processor = None if device == "auto" else device
+    again = {"data_dir": moved, "device": processor, "workers": workers, "keep": keep, "tensorboard": tensorboard}
+    with TrainingView(quiet=json_, **again) as view:
         if resume:
             stopped = api.load_run(run or (out / name if name else None), root=out)
             if recipe is not None:
@@ -142,7 +146,8 @@ def train(
 
     subnets = make_strategy(trained.recipe, trained.space).followed()
     accuracies = trained.info["test_accuracy"]
-    step = "export" if trained.recipe.method == "finetune" else "search"
+    tuned = trained.recipe.method == "finetune"
+    step = command_line("export" if tuned else "search", trained.path, data_dir=moved)
     show_result(trained, {label: (subnet, accuracies[label]) for label, subnet in subnets.items()}, step)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from growtas.cli.output import ProgressBar, note, print_line, print_table
+from growtas.cli.output import ProgressBar, command_line, note, print_line, print_table
 from growtas.costs import count_costs
 from growtas.runs import Run
 from growtas.subnet import Subnet
-from growtas.train.events import EpochDone, RunReady, StepDone, TrainingStarted
+from growtas.train.events import EpochDone, RunReady, StepDone, StopRequested, TrainingStarted
 from growtas.units import format_count
 from growtas.watch.terminal import format_seconds
 
@@ -22,21 +24,33 @@ class TrainingView(ProgressBar):
     """Shows a training; Ctrl-C ends the command with how to go on.
 
     Args:
-        quiet: show nothing.
+        quiet: show nothing but how to go on after Ctrl-C.
+        resume_options: of ``growtas train --resume``, for that command; None and False are as if they were not given.
     """
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, **resume_options: str | int | Path | None) -> None:
         text, left = TextColumn("{task.description}"), TextColumn("left")
         super().__init__(text, BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(compact=True), left, hidden=quiet)
         self._run: Run | None = None
-        self._quiet = quiet
+        self._quiet, self._resume_options, self._processes = quiet, resume_options, 1
         self._first_step, self._steps = 0, 0
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         super().__exit__(kind, *exception)
         if kind is KeyboardInterrupt and self._run is not None:
-            note(f"growtas: interrupted; continue with: growtas train --resume {self._run.path}")
+            finished = self._run.info["state"] == "finished"
+            note("growtas: interrupted; " + (f"{self._run.path} is finished" if finished else f"continue with: {self._resume}"))
             raise typer.Exit(130) from None
+
+    @property
+    def _resume(self) -> str:
+        """The command that continues the run, with as many processes where all of them are on this machine."""
+        assert self._run is not None
+        command = command_line("train", "--resume", self._run.path, **self._resume_options)
+        if self._processes == 1:
+            return command
+        alone = os.environ.get("LOCAL_WORLD_SIZE") == str(self._processes)
+        return f"torchrun {f'--standalone --nproc-per-node {self._processes}' if alone else '...'} -m {command}"
 
     def note(self, text: str) -> None:
         """Prints it."""
@@ -46,7 +60,7 @@ class TrainingView(ProgressBar):
     def event(self, event: object) -> None:
         """What the run is, then the steps of the bar, or the epochs' lines."""
         if isinstance(event, RunReady):
-            self._run = event.run
+            self._run, self._processes = event.run, event.processes
             for line in _description(event):
                 self.note(line)
         elif isinstance(event, TrainingStarted):
@@ -56,6 +70,8 @@ class TrainingView(ProgressBar):
         elif isinstance(event, StepDone):
             text = f"epoch {event.epoch + 1}, stage {event.stage + 1}, loss {event.loss:.3f}"
             self.bar.update(self.task, completed=event.step, description=text)
+        elif isinstance(event, StopRequested):
+            super().note(f"growtas: stopping after this step; the run can be continued by: {self._resume}")
         elif isinstance(event, EpochDone) and self.bar.disable:
             self.note(epoch_line(event.metrics, self._first_step, self._steps))
             self._first_step = event.metrics["step"]
@@ -107,7 +123,7 @@ def show_result(run: Run, subnets: Mapping[str, tuple[Subnet, float]], step: str
 
     Args:
         subnets: by their labels; of equal ones only the first is shown, and an empty label makes no column.
-        step: the next command with its arguments.
+        step: the next command.
     """
     space, info = run.space, run.info
     data = info["data"]
@@ -123,4 +139,4 @@ def show_result(run: Run, subnets: Mapping[str, tuple[Subnet, float]], step: str
         if len({subnet for subnet, _ in subnets.values()}) == 1:
             break
     print_table(table)
-    print_line(f"run {run.path}   {info['seconds']:.0f} s   next: growtas {step}")
+    print_line(f"run {run.path}   {info['seconds']:.0f} s   next: {step}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ def search_indices(split: Mapping[str, Any]) -> NDArray[np.int64]:
     return np.asarray(split["search"], np.int64)
 
 
-def search_set(run: Run, *, data: str | None = None, data_dir: str | None = None) -> EvaluationSet:
+def search_set(run: Run, *, data: str | None = None, data_dir: str | Path | None = None) -> EvaluationSet:
     """The search split of a run, which its training did not see.
 
     Args:
@@ -117,7 +118,7 @@ def search_set(run: Run, *, data: str | None = None, data_dir: str | None = None
     return EvaluationSet(Subset(opened.train, search_indices(split)), run.info["preprocess"], opened.class_names)
 
 
-def test_set(run: Run, *, data: str | None = None, data_dir: str | None = None) -> EvaluationSet:  # noqa: PT028 (no test)
+def test_set(run: Run, *, data: str | None = None, data_dir: str | Path | None = None) -> EvaluationSet:  # noqa: PT028 (no test)
     """The run's test images; arguments and errors as for :func:`search_set`."""
     opened, _ = _open(run, data, data_dir)
     return EvaluationSet(opened.test, run.info["preprocess"], opened.class_names)
@@ -127,7 +128,7 @@ def test_set(run: Run, *, data: str | None = None, data_dir: str | None = None) 
 test_set.__test__ = False  # type: ignore[attr-defined]
 
 
-def _open(run: Run, data: str | None, data_dir: str | None) -> tuple[Data, bool]:
+def _open(run: Run, data: str | None, data_dir: str | Path | None) -> tuple[Data, bool]:
     """The data set, and whether it is the one that the run was trained on."""
     record = run.info["data"]
     if record is None and data is None:

@@ -7,6 +7,7 @@ timm's transforms, in worker processes.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -189,6 +190,7 @@ class FileLoader:
             prefetch_factor=max(2, _AHEAD // len(self._rows)) if workers else None,
             # Image sets hold functions, which only a fork can take along.
             multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_leave_signals,
             pin_memory=pin_memory,
         )
 
@@ -201,6 +203,12 @@ class FileLoader:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C and SIGTERM often go to a whole group of processes. The parent decides what is still needed, and ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _TransformedImages(Dataset[tuple[Tensor, int] | DataError]):

@@ -64,6 +64,11 @@ class StepDone:
 
 
 @dataclass(frozen=True)
+class StopRequested:
+    """Ctrl-C, SIGTERM, or a KeyboardInterrupt of the progress asked to stop, which the training does after the running step."""
+
+
+@dataclass(frozen=True)
 class EpochDone:
     """An epoch is done and saved.
 

@@ -7,13 +7,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from safetensors import SafetensorError
 
 from growtas.checkpoint import load_model, load_supernet, read_metadata
 from growtas.costs import count_costs
-from growtas.data.evaluation import EvaluationSet, count_correct
 from growtas.data.preprocess import preprocess_record
 from growtas.data.seeding import preserved_globals, seed_globals
 from growtas.data.sources import open_data
@@ -94,7 +94,9 @@ def load_pretrained(
 def _from_run(run: Run, subnet: Subnet | Path | None) -> Pretrained:
     file, info = run.path / "search" / "subnet.json", run.info
     if subnet is None and not file.is_file():
-        raise UsageError(f"{run.path}: no subnet was searched yet; run `growtas search {run.path}`, or name one with --subnet")
+        raise UsageError(
+            f"{run.path}: no subnet was searched yet; run `growtas search {quote(str(run.path))}`, or name one with --subnet"
+        )
     names = info.get("class_names")
     return Pretrained(
         model=extract(load_supernet(run.supernet_file), subnet if isinstance(subnet, Subnet) else Subnet.load(subnet or file)),
@@ -218,19 +220,3 @@ def _renormalised(pretrained: Pretrained, resampled: VisionTransformer, record: 
 def _raw(model: VisionTransformer) -> tuple[list[float], list[float]]:
     chans = model.architecture.in_chans
     return [0.0] * chans, [1.0] * chans
-
-
-def measure_finetuned(session: Session) -> float:
-    """Measures a finished fine-tuning's model on the test images; its accuracy (0..1) goes into ``run.json`` under ``finetune``.
-
-    The training's own three accuracies say the same where every block of the model is alike. Elsewhere they are of other subnets of
-    its space, which nobody trained.
-    """
-    run, info = session.run, session.run.info
-    subnet = Subnet.from_dict(info["finetune"]["subnet"], source=str(run.path / "run.json"))
-    test = EvaluationSet(session.data.test, info["preprocess"], session.data.class_names)
-    model = extract(load_supernet(run.supernet_file), subnet).to(session.device)
-    accuracy = count_correct(lambda images: model(images.to(session.device)), test) / len(test)
-    if session.world.is_main:
-        run.update(finetune={**info["finetune"], "test_accuracy": accuracy})
-    return accuracy

@@ -1,33 +1,75 @@
-"""Stops a training between two steps, so that nothing is lost."""
+"""Stops a training between two steps, or two batches of an evaluation, on all its processes together."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-import threading
-from types import FrameType
+from collections.abc import Sequence
+
+import torch
 
 from growtas.distributed import World
+from growtas.interrupts import Interrupts
+from growtas.progress import SILENT, Progress
+from growtas.train.events import StopRequested
 
 
-class Interrupts(contextlib.ExitStack):
-    """Until it is left, Ctrl-C and SIGTERM ask the training to save and stop after the running step; a second one stops at once.
+class TrainingInterrupts(Interrupts):
+    """The requests to stop a training: one process's is answered by all of them, at the same place.
 
-    Among several processes signals keep their usual effect: torchrun decides who is stopped, and checkpoints are written by the
-    clock. Outside of the main thread there are no signals to handle.
+    Several processes wait for each other in every step. So from :meth:`join` on none of them may leave alone: they stop where all
+    :meth:`check`, or where a step has told them that somebody asked.
 
-    Attributes:
-        requested: whether somebody asked.
+    Args:
+        world: the processes.
+        device: of this process.
+        progress: gets :class:`growtas.train.events.StopRequested`.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, device: torch.device, progress: Progress) -> None:
         super().__init__()
-        self.requested = False
-        if world.size == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.callback(signal.signal, number, signal.signal(number, self._ask))
+        self._world, self._device, self._progress = world, device, progress
+        self._number: int = signal.SIGINT
+        self._together = contextlib.ExitStack()
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+    def __exit__(self, *exception: object) -> None:
+        self._together.close()
+        super().__exit__(*exception)
+
+    def join(self) -> None:
+        """From here on the processes of a world work together."""
+        if self._world.size > 1:
+            self._together.enter_context(self.held())
+
+    def finish(self) -> None:
+        """From here on the training is complete, and a request changes nothing any more."""
+        self._together.enter_context(self.held())
+        self._progress = SILENT
+
+    def request(self, number: int = signal.SIGINT) -> None:
+        """See :class:`growtas.interrupts.Interrupts`."""
+        self._number = number
+        super().request(number)
+
+    def on_request(self) -> None:
+        """Says so. A signal may come in the middle of printing, which can't be entered again."""
+        with contextlib.suppress(RuntimeError):
+            self._progress.event(StopRequested())
+
+    def flags(self) -> list[bool]:
+        """What this process has to say to the others: whether Ctrl-C, and whether SIGTERM asked it to stop."""
+        return [self.requested and (self._number == signal.SIGTERM) == terminated for terminated in (False, True)]
+
+    def check(self) -> None:
+        """A place where the training can stop; all processes come by.
+
+        Raises:
+            KeyboardInterrupt: one of them was asked to.
+        """
+        self.answer(self._world.sum_counts([int(flag) for flag in self.flags()], self._device))
+
+    def answer(self, flags: Sequence[float]) -> None:
+        """As :meth:`check`, where all processes know the sums of their :meth:`flags`."""
+        if any(flags):
+            self.agree(signal.SIGINT if flags[0] else signal.SIGTERM)
             raise KeyboardInterrupt
-        self.requested = True

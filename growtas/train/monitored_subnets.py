@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -45,17 +45,24 @@ def subnet_accuracies(
     device: torch.device,
     subnets: Mapping[str, Subnet],
     world: World = World(),  # noqa: B008 (a frozen value)
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Accuracy (0..1) of some subnets; the supernet is left in eval mode.
 
     The processes of a world share the batches; all get the result.
+
+    Args:
+        check: called before each subnet's turn at a batch, on every process equally often; it may raise.
     """
     supernet.eval()
     correct = dict.fromkeys(subnets.values(), 0)
-    for start in range(world.rank * _BATCH, len(images), world.size * _BATCH):
-        batch = images.images(start, start + _BATCH).to(device)
+    for first in range(0, len(images), world.size * _BATCH):
+        start = first + world.rank * _BATCH
         labels: Tensor = images.labels[start : start + _BATCH]
+        batch = images.images(start, start + _BATCH).to(device) if len(labels) else None
         for subnet in correct:
-            correct[subnet] += int((supernet(batch, subnet).argmax(1).cpu() == labels).sum())
+            check()
+            if batch is not None:
+                correct[subnet] += int((supernet(batch, subnet).argmax(1).cpu() == labels).sum())
     counts = dict(zip(correct, world.sum_counts(list(correct.values()), device), strict=True))
     return {name: counts[subnet] / len(images) for name, subnet in subnets.items()}

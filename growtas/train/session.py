@@ -28,9 +28,11 @@ from growtas.nn.supernet import Supernet
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run, check_run_name, create_run, this_process
 from growtas.space import SearchSpace, load_space
+from growtas.subnet import Subnet
 from growtas.train.events import RunReady
 from growtas.train.image_loader import check_memory, make_loader
 from growtas.train.initial_weights import InitialWeights
+from growtas.train.interrupts import TrainingInterrupts
 from growtas.train.monitored_subnets import subnet_accuracies
 from growtas.train.recipe import Recipe
 from growtas.train.recipe_file import dump_recipe, read_config
@@ -63,7 +65,7 @@ class Session:
     report: DataReport | None = None
 
     def train(self, progress: Progress = SILENT) -> dict[str, Any]:
-        """Trains, measures the three subnets on the test set, and returns the run's final entries.
+        """Trains, measures the three subnets (and a fine-tuned model) on the test set, and returns the run's final entries.
 
         Args:
             progress: gets the events of :mod:`growtas.train.events`, on process 0 only.
@@ -76,31 +78,43 @@ class Session:
         progress = progress if main else SILENT
         if main:
             self.run.update(state="training", error=None, process=this_process())
-        try:
-            progress.event(RunReady(self.run, self.recipe, self.data, self.device.type, self.world.size, self.report))
-            split, record = read_json(self.run.path / "split.json", "search split"), self.run.info["preprocess"]
-            search = EvaluationSet(Subset(self.data.train, search_indices(split)), record, self.data.class_names)
-            monitor = search.subset(self.recipe.monitor_images)
-            parts = Parts.of_process(self.world.rank, self.world.size, self.recipe.accumulate)
-            loader = make_loader(self.data, split, record, self.recipe, self.device, progress, parts)
-            strategy = make_strategy(self.recipe, self.run.space)
-            trainer = Trainer(self.run, self.recipe, strategy, loader, monitor, self.device, self.world, progress)
-            supernet = trainer.train()
-            start = time.perf_counter()
-            test = EvaluationSet(self.data.test, record, self.data.class_names)
-            accuracies = subnet_accuracies(supernet, test, self.device, strategy.followed(), self.world)
-        except (KeyboardInterrupt, GrowtasError) as error:
+        with TrainingInterrupts(self.world, self.device, progress) as interrupts:
+            try:
+                final = self._train(progress, interrupts)
+            except (KeyboardInterrupt, GrowtasError) as error:
+                if main:
+                    with interrupts.held():
+                        message = {"error": str(error)} if isinstance(error, GrowtasError) else {}
+                        self.run.update(state="interrupted", process=None, **message)
+                raise
             if main:
-                message = {"error": str(error)} if isinstance(error, GrowtasError) else {}
-                self.run.update(state="interrupted", process=None, **message)
-            raise
-        # From the epochs' own lines, so that a run that was stopped and continued counts them all.
-        epochs = sum(line["seconds"] for line in read_json_lines(self.run.path / "metrics.jsonl"))
-        seconds = epochs + time.perf_counter() - start
-        if main:
-            self.run.update(state="finished", process=None, test_accuracy=accuracies, seconds=round(seconds, 1))
+                self.run.update(state="finished", process=None, **final)
         self.world.wait()
         return self.run.info
+
+    def _train(self, progress: Progress, interrupts: TrainingInterrupts) -> dict[str, Any]:
+        """Trains, and measures on the test set; what ``run.json`` gets."""
+        progress.event(RunReady(self.run, self.recipe, self.data, self.device.type, self.world.size, self.report))
+        info = self.run.info
+        split, record = read_json(self.run.path / "split.json", "search split"), info["preprocess"]
+        search = EvaluationSet(Subset(self.data.train, search_indices(split)), record, self.data.class_names)
+        monitor = search.subset(self.recipe.monitor_images)
+        parts = Parts.of_process(self.world.rank, self.world.size, self.recipe.accumulate)
+        loader = make_loader(self.data, split, record, self.recipe, self.device, progress, parts)
+        strategy = make_strategy(self.recipe, self.run.space)
+        trainer = Trainer(self.run, self.recipe, strategy, loader, monitor, self.device, interrupts, self.world, progress)
+        supernet = trainer.train()
+        start, subnets, changes = time.perf_counter(), strategy.followed(), info.get("finetune")
+        if changes is not None:
+            # Where the blocks of a fine-tuned model differ, the three subnets of its space are others, which nobody trained.
+            subnets = {**subnets, "finetuned": Subnet.from_dict(changes["subnet"], source=str(self.run.path / "run.json"))}
+        test = EvaluationSet(self.data.test, record, self.data.class_names)
+        accuracies = subnet_accuracies(supernet, test, self.device, subnets, self.world, interrupts.check)
+        interrupts.finish()
+        finetuned = {} if changes is None else {"finetune": {**changes, "test_accuracy": accuracies.pop("finetuned")}}
+        # From the epochs' own lines, so that a run that was stopped and continued counts them all.
+        epochs = sum(line["seconds"] for line in read_json_lines(self.run.path / "metrics.jsonl"))
+        return {"test_accuracy": accuracies, "seconds": round(epochs + time.perf_counter() - start, 1), **finetuned}
 
 
 def start_session(

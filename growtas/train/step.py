@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -137,14 +137,17 @@ class Stepper:
             self._mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=smoothing, num_classes=classes)  # type: ignore[no-untyped-call]
         self._parameters = [parameter for parameter in self.supernet.parameters() if parameter.requires_grad]
 
-    def __call__(self, step: int, batch: Batch, passes: Sequence[Pass], clock: Clock, requests: Sequence[bool] = ()) -> StepResult:
+    def __call__(
+        self, step: int, batch: Batch, passes: Sequence[Pass], clock: Clock, requests: Callable[[], Sequence[bool]] = tuple
+    ) -> StepResult:
         """Do one step.
 
         Args:
             step: counted from the start of the training; seeds Mixup and drop path.
             batch: this process's images and labels, its parts one after the other.
             passes: what runs, the same on every process.
-            requests: questions to all processes, such as whether to save; answered with the step's communication.
+            requests: questions to all processes, such as whether to save. They are asked when the gradients are ready, and
+                answered with the step's communication.
 
         Raises:
             TrainingError: a loss is not finite; nothing was updated.
@@ -157,7 +160,7 @@ class Stepper:
         for index, (images, labels) in enumerate(zip(*pieces, strict=True)):
             self._part(step, self.world.rank * accumulate + index, parts, images, labels, passes, losses, clock)
         with clock("optimiser", step=True):
-            totals = torch.cat([losses, torch.tensor([float(r) for r in requests], device=self.device)])
+            totals = torch.cat([losses, torch.tensor([float(r) for r in requests()], device=self.device)])
             self.world.sum_gradients(self._parameters, totals)
             values = totals.tolist()
             for loss, chosen in zip(values, passes, strict=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from growtas.train.checkpoints import Place, all_finite, keep_best, load_newest,
 from growtas.train.clock import Clock
 from growtas.train.events import EpochDone, StepDone, TrainingStarted
 from growtas.train.freezing import FrozenEntries, used_regions
-from growtas.train.interrupts import Interrupts
+from growtas.train.interrupts import TrainingInterrupts
 from growtas.train.monitored_subnets import stage_subnets, subnet_accuracies
 from growtas.train.optimizer import make_scheduler
 from growtas.train.recipe import Recipe
@@ -53,6 +53,7 @@ class Trainer:
         loader: the training images, this process's share.
         monitor: images for the accuracies after each epoch.
         device: where to compute.
+        interrupts: the requests to stop.
         world: the processes that train together.
         progress: gets remarks and the events of :mod:`growtas.train.events`; it may raise KeyboardInterrupt to stop.
     """
@@ -65,18 +66,22 @@ class Trainer:
         loader: Loader,
         monitor: EvaluationSet,
         device: torch.device,
+        interrupts: TrainingInterrupts,
         world: World = World(),  # noqa: B008 (a frozen value)
         progress: Progress = SILENT,
     ) -> None:
         self.run, self.recipe, self.strategy, self.loader, self.monitor = run, recipe, strategy, loader, monitor
-        self.device, self.world, self.progress = device, world, progress
+        self.device, self.world, self.progress, self._interrupts = device, world, progress, interrupts
         self.space = run.space
         self._probes = stage_subnets(self.space, strategy.subspaces())
         self._extra_macs = 0.0
         self._subsets: dict[int, EvaluationSet] = {}
         self._saved = time.monotonic()
+        self._saved_place = ""
         self._save_seconds = 0.0
         """Of the last checkpoint; an epoch's line has that of the one before, its own comes after it."""
+        self._epoch_began = 0.0
+        """On the clock, less what an interrupted training has spent on this epoch before."""
 
     def train(self) -> Supernet:
         """Train to the last epoch, saving after each; the supernet, or its average where the recipe has one.
@@ -86,20 +91,27 @@ class Trainer:
             DataError: an image is unreadable.
             KeyboardInterrupt: the training was stopped; a checkpoint of where it was, or the last one, stays.
         """
-        with preserved_globals(), Interrupts(self.world) as self._interrupts:
+        with preserved_globals():
             place, fresh = self._prepare()
-            training, strategy = self._training, self.strategy
-            if fresh:
-                strategy.prepare(self)
-                # GPUs may differ in a last bit, and so may what was chosen by it.
-                strategy.load_state(self.world.share(strategy.state()))
-            elif place.batch == 0:
-                self._keep_best(place)
-            scheduler = make_scheduler(training.optimizer, self.recipe, self.loader.steps)
-            self.progress.event(TrainingStarted(place.step, self.recipe.epochs * self.loader.steps))
-            while place.epoch < self.recipe.epochs:
-                self._train_epoch(place, scheduler)
-        return training.result
+            self._saved_place = place.folder
+            self._interrupts.join()
+            try:
+                if fresh:
+                    self.strategy.prepare(self)
+                    # GPUs may differ in a last bit, and so may what was chosen by it.
+                    self.strategy.load_state(self.world.share(self.strategy.state()))
+                elif place.batch == 0:
+                    self._keep_best(place)
+                scheduler = make_scheduler(self._training.optimizer, self.recipe, self.loader.steps)
+                self._report(TrainingStarted(place.step, self.recipe.epochs * self.loader.steps))
+                while place.epoch < self.recipe.epochs:
+                    self._train_epoch(place, scheduler)
+            except KeyboardInterrupt:
+                # Wherever a first request is answered, the place is that of a complete step.
+                if self._interrupts.requested and not self._interrupts.at_once and place.folder != self._saved_place:
+                    self._save(place)
+                raise
+        return self._training.result
 
     def _prepare(self) -> tuple[Place, bool]:
         """Network, optimiser and what goes with them, from the newest checkpoint where there is one; and whether there was none."""
@@ -131,44 +143,56 @@ class Trainer:
         return place, fresh
 
     def _train_epoch(self, place: Place, scheduler: Any) -> None:
-        start, clock, epoch, images_here = time.perf_counter(), Clock(self.device), place.epoch, 0
-        training = self._training
+        clock, epoch, images_here = Clock(self.device), place.epoch, 0
+        training, steps = self._training, self.loader.steps
         training.supernet.train()
-        earlier = place.sums.pop("seconds", 0.0)
-        where = float(epoch)
-        for batch in _timed(self.loader.batches(epoch, place.batch), clock):
-            where = place.step / self.loader.steps
+        self._epoch_began = time.perf_counter() - place.sums.pop("seconds", 0.0)
+        # A training that was stopped after an epoch's last step has only to measure it.
+        for batch in _timed(self.loader.batches(epoch, place.batch), clock) if place.batch < steps else ():
             scheduler.step_update(place.step)
+            where = place.step / steps
             self._before_step(place.step, where, clock)
-            with clock.step(place.step):
-                passes = self.strategy.draw(place.step, where)
-                result = self._stepper(place.step, batch, passes, clock, self._requests())
-            place.step += 1
-            place.batch += 1
-            images = len(batch[0]) * self.world.size
-            images_here += images
-            loss = sum(result.losses) / len(passes)
-            extra_macs, self._extra_macs = result.extra_macs + self._extra_macs, 0.0
-            additions = {"loss": loss, "images": images, "passes": len(passes), "macs": result.macs, "extra_macs": extra_macs}
-            for key, value in additions.items():
-                place.sums[key] = place.sums.get(key, 0.0) + value
-            self.progress.event(StepDone(place.step, epoch, self.strategy.stage(where), loss))
-            self._answer(result.requests, place, earlier + time.perf_counter() - start)
+            with self._interrupts.held():
+                with clock.step(place.step):
+                    passes = self.strategy.draw(place.step, where)
+                    result = self._stepper(place.step, batch, passes, clock, self._requests)
+                place.step += 1
+                place.batch += 1
+                images = len(batch[0]) * self.world.size
+                images_here += images
+                loss = sum(result.losses) / len(passes)
+                extra_macs, self._extra_macs = result.extra_macs + self._extra_macs, 0.0
+                additions = {"loss": loss, "images": images, "passes": len(passes), "macs": result.macs, "extra_macs": extra_macs}
+                for key, value in additions.items():
+                    place.sums[key] = place.sums.get(key, 0.0) + value
+                self._report(StepDone(place.step, epoch, self.strategy.stage(where), loss))
+            self._answer(result.requests, place)
         if not all_finite(training.supernet):
             raise TrainingError(
                 f"epoch {epoch + 1}: a weight is not finite any more; lower lr ({self.recipe.lr:g}) or set clip_grad"
             )
-        sums, place.sums = place.sums, {}
-        place.epoch, place.batch = epoch + 1, 0
-        metrics = self._measure(place, where, sums, images_here, clock)
-        metrics["seconds"] = round(earlier + time.perf_counter() - start, 3)
-        self.strategy.after_epoch(place.epoch, metrics)
-        if self.world.is_main:
-            # The line goes first: a line without its checkpoint is dropped on resuming, the other way round it would be missing.
-            append_json_line(self.run.path / "metrics.jsonl", metrics)
-            self._save(place)
-            self._keep_best(place, metrics)
-        self.progress.event(EpochDone(metrics))
+        scheduler.step_update(place.step - 1)  # for the metrics of an epoch that was stopped after its last step
+        metrics = self._measure(place, images_here, clock)
+        with self._interrupts.held():
+            metrics["seconds"] = round(time.perf_counter() - self._epoch_began, 3)
+            place.epoch, place.batch, place.sums = epoch + 1, 0, {}
+            self.strategy.after_epoch(place.epoch, metrics)
+            if self.world.is_main:
+                # The line goes first: one without its checkpoint is dropped on resuming, the other way round it would be missing.
+                append_json_line(self.run.path / "metrics.jsonl", metrics)
+                self._save(place)
+                self._keep_best(place, metrics)
+            self._report(EpochDone(metrics))
+        self._interrupts.check()
+
+    def _report(self, event: object) -> None:
+        """Pass an event on. That the progress raises KeyboardInterrupt is a request like Ctrl-C."""
+        try:
+            self.progress.event(event)
+        except KeyboardInterrupt:
+            if self._interrupts.requested:
+                raise
+            self._interrupts.request()
 
     def _before_step(self, step: int, epoch: float, clock: Clock) -> None:
         """What the method does before a step, and keeping the teacher that it asks for."""
@@ -179,9 +203,9 @@ class Trainer:
         if not self._training.supernet.training:
             self._training.supernet.train()
 
-    def _measure(self, place: Place, where: float, sums: dict[str, float], images: int, clock: Clock) -> dict[str, Any]:
-        """The epoch's line of ``metrics.jsonl``."""
-        epoch, last = place.epoch, place.epoch == self.recipe.epochs
+    def _measure(self, place: Place, images: int, clock: Clock) -> dict[str, Any]:
+        """The line of ``metrics.jsonl`` of the epoch whose steps are done, ``images`` of it since this training was started."""
+        epoch, sums, where = place.epoch + 1, place.sums, (place.step - 1) / self.loader.steps
         metrics: dict[str, Any] = {
             "epoch": epoch,
             "step": place.step,
@@ -190,24 +214,37 @@ class Trainer:
             "loss": sums["loss"] / self.loader.steps,
             "lr": self._training.optimizer.param_groups[0]["lr"],
         }
-        if epoch % self.recipe.probe_epochs == 0 or last:
+        if epoch % self.recipe.probe_epochs == 0 or epoch == self.recipe.epochs:
             with clock("evaluate"):
                 probes = {**self.strategy.followed(), **self._probes}
-                accuracies = subnet_accuracies(self._training.result, self.monitor, self.device, probes, self.world)
+                accuracies = self._accuracies(self._training.result, self.monitor, probes)
             metrics["accuracy"] = {name: accuracies.pop(name) for name in self.strategy.followed()}
             metrics["probes"] = accuracies
         seconds = clock.seconds()
         busy = clock.step_seconds + seconds.get("data", 0.0) + seconds.get("method", 0.0)
+        if not images:
+            images, busy = int(sums["images"]), time.perf_counter() - self._epoch_began
         metrics["images_per_s"] = round(images / busy, 1) if busy else 0.0
         metrics["time"] = {**seconds, "save": round(self._save_seconds, 3)}
         metrics["compute"] = {key: sums[key] for key in ("passes", "macs", "extra_macs")}
         return metrics
 
     def _save(self, place: Place) -> None:
+        """Writes a checkpoint, on process 0."""
+        if not self.world.is_main:
+            return
         start = time.monotonic()
-        save_checkpoint(self.run, self._training, place, self.strategy.state(), self.recipe.keep_checkpoints)
+        if place.batch:
+            place.sums["seconds"] = time.perf_counter() - self._epoch_began
+        with self._interrupts.held():
+            save_checkpoint(self.run, self._training, place, self.strategy.state(), self.recipe.keep_checkpoints)
+            self._saved_place = place.folder
+        place.sums.pop("seconds", None)
         self._saved = time.monotonic()
         self._save_seconds = self._saved - start
+
+    def _accuracies(self, supernet: Supernet, images: EvaluationSet, subnets: Mapping[str, Subnet]) -> dict[str, float]:
+        return subnet_accuracies(supernet, images, self.device, subnets, self.world, self._interrupts.check)
 
     def _keep_best(self, place: Place, metrics: dict[str, Any] | None = None) -> None:
         """Keep the epoch's supernet if its followed subnets are the best on average so far."""
@@ -216,21 +253,18 @@ class Trainer:
             accuracies = lines[-1]["accuracy"].values()
             keep_best(self.run, self.run.path / "checkpoints" / place.folder, math.fsum(accuracies) / len(accuracies))
 
-    def _requests(self) -> tuple[bool, bool]:
-        """Whether this process wants a checkpoint now, and whether it wants to stop."""
+    def _requests(self) -> list[bool]:
+        """Whether this process wants a checkpoint now, and whether it was asked to stop."""
         limit = self.recipe.save_minutes * 60
-        return self.world.is_main and 0 < limit < time.monotonic() - self._saved, self._interrupts.requested
+        return [self.world.is_main and 0 < limit < time.monotonic() - self._saved, *self._interrupts.flags()]
 
-    def _answer(self, requests: list[float], place: Place, seconds: float) -> None:
-        """Save, or save and stop, when any process asked for it before the step; at an epoch's end that is done anyway."""
-        save, stop = requests
-        if (save or stop) and place.batch < self.loader.steps:
-            place.sums["seconds"] = seconds
-            if self.world.is_main:
-                self._save(place)
-            del place.sums["seconds"]
-            if stop:
-                raise KeyboardInterrupt
+    def _answer(self, requests: list[float], place: Place) -> None:
+        """Save, or stop, when a process asked for it during the step; at an epoch's end the next checkpoint is near anyway."""
+        save, *stop = requests
+        if save and place.batch < self.loader.steps:
+            self._save(place)
+        # A process alone need not wait for the next step with what came after the gradients.
+        self._interrupts.answer(stop if self.world.size > 1 else self._interrupts.flags())
 
     # What strategies may ask for: growtas.train.strategies.base.Tools.
 
@@ -243,12 +277,13 @@ class Trainer:
         """See :class:`growtas.train.strategies.base.Tools`."""
         size = len(self.monitor) if count is None else count
         images = self._subsets.setdefault(size, self.monitor.subset(size))
-        (accuracy,) = subnet_accuracies(self.supernet, images, self.device, {"subnet": subnet}, self.world).values()
+        (accuracy,) = self._accuracies(self.supernet, images, {"subnet": subnet}).values()
         self.count_macs(float(count_costs(self.space, subnet).macs) * len(images))
         return accuracy
 
     def sample_batch(self, index: int) -> tuple[Tensor, Tensor]:
         """See :class:`growtas.train.strategies.base.Tools`."""
+        self._interrupts.check()
         batches = self.loader.batches(0, index % self.num_parts)
         images, labels = self.world.share(next(batches))
         batches.close()  # type: ignore[attr-defined]

@@ -101,7 +101,7 @@ def test_stopped_and_resumed(tiny):
     progress = Recorder()
     resumed = api.resume(device="cpu", keep_checkpoints=1, tensorboard=True, progress=progress)
     assert resumed.path.name == "stopped"
-    assert progress.of(TrainingStarted) == [TrainingStarted(17, 34)]
+    assert progress.of(TrainingStarted) == [TrainingStarted(20, 34)]
     assert list(resumed.path.glob("tensorboard/*"))
     assert len(resumed.checkpoints) == 1
     whole = api.train(**tiny, name="whole").supernet().state_dict()

@@ -35,10 +35,10 @@ def environment():
 
 
 def train(folder, space, name, *options, processes=1, restarts=0, wait=True):
-    """``growtas train``, by torchrun where there are several processes."""
+    """``growtas train``, by torchrun where there are several processes; a run is continued where ``space`` is None."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "growtas", "train", "--space", space, "--name", name]
-    command += ["--batch-size", "64", "--device", "cpu", *options]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "growtas", "train", "--device", "cpu"]
+    command += ["--resume", f"runs/{name}"] if space is None else ["--space", space, "--name", name, "--batch-size", "64", *options]
     process = subprocess.Popen(
         [str(part) for part in command], cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -170,3 +170,37 @@ def test_a_batch_that_cannot_be_shared(tmp_path, space_file):
     assert "batch_size is 66, which can't be cut into 2 parts" in err
     assert "legal is a multiple of 4, such as 64 or 68" in err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "number"), [("torchrun", signal.SIGTERM), ("torchrun", signal.SIGINT), (0, signal.SIGTERM), (1, signal.SIGTERM)]
+)
+def test_stopped_under_torchrun(tmp_path, space_file, target, number):
+    """One step an epoch. torchrun passes on what it gets, and ends the other process with SIGTERM when one has ended."""
+    options = ["--epochs", "40", "--batch-size", "1024", "--set", "search_images=38"]
+    train(tmp_path, space_file, "calm", *options, processes=2)
+    torchrun = train(tmp_path, space_file, "stopped", *options, processes=2, wait=False)
+    run, deadline = Run(tmp_path / "runs" / "stopped"), time.monotonic() + 240
+    try:
+        while not run.checkpoints and time.monotonic() < deadline and torchrun.poll() is None:
+            time.sleep(0.01)
+        asked = time.monotonic()
+        os.kill(torchrun.pid if target == "torchrun" else workers(torchrun.pid)[target], number)
+        _, err = torchrun.communicate(timeout=60)
+        seconds = time.monotonic() - asked
+    finally:
+        torchrun.terminate()
+    command = "torchrun --standalone --nproc-per-node 2 -m growtas train --resume runs/stopped --device cpu"
+    assert torchrun.returncode != 0
+    assert f"growtas: interrupted; continue with: {command}" in err
+    assert "unexpected" not in err
+    assert f"exitcode  : {128 + number}" in err or target == "torchrun", err
+    assert run.info["state"] == "interrupted"
+    assert seconds < 25, "torchrun would soon have killed the workers"
+    resumed = train(tmp_path, None, "stopped", processes=2)
+    assert "accuracy on the 359 test images" in resumed
+    calm, stopped = weights(tmp_path, "calm"), weights(tmp_path, "stopped")
+    assert all(torch.equal(tensor, stopped[name]) for name, tensor in calm.items())
+    lines = [read_json_lines(tmp_path / "runs" / name / "metrics.jsonl") for name in ("calm", "stopped")]
+    assert [steady(line) for line in lines[0]] == [steady(line) for line in lines[1]]

@@ -12,9 +12,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import signal
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,8 +21,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from growtas.distributed import World, join_world, leave_world
+from growtas.distributed import World, join_world, leave_world, noticing_lost_process
 from growtas.errors import DeviceError, WorkerError
+from growtas.interrupts import end_at_signals
 from growtas.search.evaluation.evaluator import SubnetEvaluator, by_beginning
 from growtas.search.evaluation.racing import Race
 from growtas.search.journal import Evaluation
@@ -34,8 +33,6 @@ ROUND = 16
 """Subnets that a process gets at a time."""
 _PATIENCE = datetime.timedelta(days=7)
 """How long a process waits for another one. That one died is noticed at once; this is for process 0 measuring in between."""
-_SIGNAL_S = 1.0
-"""A signal that ended one process reaches the next one within this time."""
 
 Answer = tuple[list[tuple[Subnet, Evaluation]], str | None]
 """What a process found, or what went wrong there."""
@@ -62,7 +59,7 @@ class SearchWorld(World):
         if self.size == 1:
             return value
         box = [value]
-        with _noticing_lost_process():
+        with noticing_lost_process("search"):
             dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
@@ -75,7 +72,7 @@ class SearchWorld(World):
         if self.size == 1:
             return [value]
         every: list[Any] | None = [None] * self.size if self.is_main else None
-        with _noticing_lost_process():
+        with noticing_lost_process("search"):
             dist.gather_object(value, every, dst=0, group=self.group)
         return every or []
 
@@ -88,7 +85,7 @@ class WorkerExit(SystemExit):
 def search_world() -> Iterator[SearchWorld]:
     """The processes that torchrun started, each with its device; a process alone where it did not. A context manager.
 
-    Ctrl-C ends the others silently: it reaches all of them, and process 0 says what there is to say.
+    Ctrl-C and SIGTERM end the others silently: they reach all of them, and process 0 says what there is to say.
 
     Raises:
         DeviceError: this machine has fewer GPUs than processes (said by its first one), or the processes can't meet.
@@ -110,21 +107,11 @@ def search_world() -> Iterator[SearchWorld]:
         if gpus:
             torch.cuda.set_device(local)
         if not world.is_main:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            end_at_signals()
         group = dist.new_group(timeout=_PATIENCE, backend="gloo")
         yield SearchWorld(**vars(world), device=f"cuda:{local}" if gpus else "cpu", group=group)
     finally:
         leave_world(world)
-
-
-@contextlib.contextmanager
-def _noticing_lost_process() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        # What ended the other process, such as Ctrl-C, may be about to end this one: then that is what there is to say.
-        time.sleep(_SIGNAL_S)
-        raise WorkerError(f"a process of this search is gone ({' '.join(str(error).split())[:100]})") from None
 
 
 class SharedEvaluator:

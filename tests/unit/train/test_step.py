@@ -62,7 +62,7 @@ def test_a_step_is_the_gradient_of_the_mean_loss(supernet, batch, accumulate):
     images, labels = batch
     before, subnet = copy.deepcopy(supernet), supernet.space.largest
     loss, expected = gradient(supernet, lambda net: F.cross_entropy(net(images, subnet), labels))
-    result = stepper(supernet, accumulate=accumulate)(0, batch, [Pass(subnet)], Clock(CPU), (True, False))
+    result = stepper(supernet, accumulate=accumulate)(0, batch, [Pass(subnet)], Clock(CPU), lambda: (True, False))
     assert result.losses == pytest.approx([loss], rel=1e-5)
     assert result.requests == [1.0, 0.0]
     assert result.macs == 3 * 8 * count_costs(supernet.space, subnet).macs
