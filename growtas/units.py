@@ -1,71 +1,122 @@
 """Quantities with units, as people type them: ``6M``, ``1.3G``, ``5ms``, ``300us``, ``20MB``.
 
-A bare number is refused: ``--max-latency 5`` could mean seconds or milliseconds, ``--max-params 6`` six weights.
+A plain number is a count or an amount of bytes. As a time it is refused: ``--max-latency 5`` could mean seconds or milliseconds.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Mapping
 
 from growtas.errors import UnitError
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([^\d\s]*)\s*", re.IGNORECASE)
-_COUNT = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+_COUNT = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+_BYTES = {"": 1.0, "B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 _TIME_MS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "µs": 1e-3}
+# Unicode has the micro sign twice; keyboards give either.
+_MICRO_SIGN, _GREEK_MU = "\u00b5", "\u03bc"
+_EXACT_DIGITS = 12
 
 
-def _parse(text: str, units: dict[str, float], what: str, example: str) -> float:
-    legal = ", ".join(units)
+class TypedInt(int):
+    """A count or an amount of bytes, and the ``text`` that it was typed as."""
+
+    text: str
+
+
+class TypedFloat(float):
+    """A number of milliseconds, and the ``text`` that it was typed as."""
+
+    text: str
+
+
+def _parse(text: str, units: Mapping[str, float], what: str, example: str) -> float:
+    legal = ", ".join(filter(None, units))
     match = _NUMBER.fullmatch(text)
     if match is None:
-        raise UnitError(f"{what} {text!r} is not a number with a unit ({legal}); write {example}")
-    number, unit = float(match[1]), match[2]
-    if not unit:
-        raise UnitError(f"{what} {text!r} has no unit, and a bare number could mean any of {legal}; write {example}")
+        with_unit = "with or without a unit" if "" in units else "with a unit"
+        raise UnitError(f"{what} {text!r} is not a number {with_unit} ({legal}); write {example}")
+    number, unit = float(match[1]), match[2].replace(_GREEK_MU, _MICRO_SIGN)
     if unit not in units:
-        raise UnitError(f"{what} {text!r} has the unit {unit!r}; legal are {legal}, as in {example}")
+        if not unit:
+            raise UnitError(f"{what} {text!r} has no unit, and a bare number could mean any of {legal}; write {example}")
+        raise UnitError(f"{what} {text!r} has the unit {match[2]!r}; legal are {legal}, as in {example}")
     value = number * units[unit]
     if not math.isfinite(value) or value <= 0:
         raise UnitError(f"{what} {text!r} must be finite and above zero, as in {example}")
     return value
 
 
-def parse_count(text: str, what: str = "count", example: str = "6M") -> int:
-    """A count of parameters or MACs: ``6M`` -> 6_000_000. Units K, M, G (or B), T; case matters not.
+def _parse_whole(text: str, read_as: str, units: Mapping[str, float], what: str, example: str) -> TypedInt:
+    value = TypedInt(round(_parse(read_as, units, what, example)))
+    if value < 1:
+        raise UnitError(f"{what} {text!r} must be at least 1, as in {example}")
+    value.text = text.strip()
+    return value
+
+
+def parse_count(text: str, what: str = "count", example: str = "6M") -> TypedInt:
+    """A count of parameters or MACs: ``6M`` -> 6_000_000. Units K, M, G (or B), T, in either case, or none.
 
     Raises:
-        UnitError: no unit, an unknown unit, or a value that is not above zero.
+        UnitError: an unknown unit, or a value that is not above zero.
     """
     stripped = text.strip()
-    return round(_parse(stripped[:-1] + stripped[-1:].upper(), _COUNT, what, example))
+    return _parse_whole(text, stripped[:-1] + stripped[-1:].upper(), _COUNT, what, example)
 
 
-def parse_latency_ms(text: str, what: str = "latency", example: str = "5ms") -> float:
+def parse_bytes(text: str, what: str = "size", example: str = "20MB") -> TypedInt:
+    """An amount of memory in bytes: ``20MB`` -> 20_000_000, ``1MiB`` -> 1_048_576, ``512`` -> 512.
+
+    Raises:
+        UnitError: an unknown unit, or a value below one byte.
+    """
+    return _parse_whole(text, text, _BYTES, what, example)
+
+
+def parse_latency_ms(text: str, what: str = "latency", example: str = "5ms") -> TypedFloat:
     """A latency in milliseconds: ``5ms`` -> 5.0, ``300us`` -> 0.3, ``1s`` -> 1000.0.
 
     Raises:
         UnitError: no unit, an unknown unit, or a value that is not above zero.
     """
-    return _parse(text.strip(), _TIME_MS, what, example)
+    value = TypedFloat(_parse(text, _TIME_MS, what, example))
+    value.text = text.strip()
+    return value
 
 
-def format_count(value: float) -> str:
+def format_limit(value: float, form: Callable[[float, int], str]) -> str:
+    """A limit as it was typed; one that was not typed, such as a number in a file, with all of its digits.
+
+    Args:
+        form: one of the functions below.
+    """
+    return value.text if isinstance(value, TypedInt | TypedFloat) else form(value, _EXACT_DIGITS)
+
+
+def format_count(value: float, digits: int = 3) -> str:
     """``5867944`` -> ``5.87M``: three significant digits, units as :func:`parse_count` reads them."""
     for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
         if abs(value) >= factor:
-            return f"{value / factor:.3g}{unit}" if abs(value) < 999.5 * factor else f"{value / factor:.0f}{unit}"
-    return f"{value:.3g}"
+            return f"{_significant(value / factor, digits)}{unit}"
+    return f"{value:.{digits}g}"
 
 
-def format_ms(value: float) -> str:
+def format_ms(value: float, digits: int = 3) -> str:
     """Milliseconds with three significant digits and the unit: ``4.21 ms``, ``0.35 ms``."""
-    return f"{value:.3g} ms" if value < 999.5 else f"{value:.0f} ms"
+    return f"{_significant(value, digits)} ms"
 
 
-def format_bytes(value: float) -> str:
+def format_bytes(value: float, digits: int = 3) -> str:
     """Bytes in decimal units: ``22.7 MB``."""
     for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(value) >= factor:
-            return f"{value / factor:.3g} {unit}" if abs(value) < 999.5 * factor else f"{value / factor:.0f} {unit}"
+            return f"{_significant(value / factor, digits)} {unit}"
     return f"{value:.0f} B"
+
+
+def _significant(value: float, digits: int) -> str:
+    """Without an exponent, even where the digits before the point are more."""
+    return f"{value:.{digits}g}" if abs(value) < 10.0**digits - 0.5 else f"{value:.0f}"

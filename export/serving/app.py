@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,13 +17,14 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from growtas import __version__
+from growtas.errors import choices
 from growtas.export.serving.batching import Batcher, Outputs
 from growtas.export.serving.metrics import CONTENT_TYPE, Metrics
 from growtas.export.serving.options import ServeOptions
-from growtas.export.serving.protocol import HEADER_LENGTH, RequestRefused, parse_request
+from growtas.export.serving.protocol import HEADER_LENGTH, RequestRefused, accepted, parse_request
 from growtas.export.serving.response import encode_response
 from growtas.export.signature import Signature
 
@@ -63,8 +66,10 @@ class Serving:
         self.signature, self.name, self.platform, self.metrics = signature, name, platform, metrics
         self._body_bytes, self._body_seconds = options.max_body or default_body_bytes(signature), options.timeout_s
         self.about = about
+        self.ready = True
         self.draining = False
-        self.under_way = 0
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._cut_off = False
         self._held = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -76,10 +81,24 @@ class Serving:
             metrics=metrics,
         )
 
+    @property
+    def under_way(self) -> int:
+        """How many inference requests are being answered."""
+        return len(self._under_way)
+
     async def drain(self) -> None:
         """Take no new requests, and wait until those under way are answered."""
-        self.draining = True
+        self.ready, self.draining = False, True
         await self._idle.wait()
+
+    def cut_off(self) -> int:
+        """Answer what is under way with 503 now; returns how many requests these are, 0 if that was done already."""
+        if self._cut_off:
+            return 0
+        self.ready, self.draining, self._cut_off = False, True, True
+        for task in self._under_way:
+            task.cancel()
+        return len(self._under_way)
 
     def metadata(self) -> dict[str, Any]:
         """The model's metadata, as the protocol words it."""
@@ -98,12 +117,13 @@ class Serving:
 
     async def infer(self, request: Request) -> Response:
         """Answer one inference request; whatever is wrong with it becomes a status and a sentence."""
-        start, code, images = time.perf_counter(), 0, 0
+        start, code, images, unread = time.perf_counter(), 0, 0, True
         try:
             async with self._admitted():
                 body = bytearray()
                 try:
                     await self._read(request, body)
+                    unread = False
                     length = request.headers.get(HEADER_LENGTH)
                     if length is None and len(body) > _LARGE_JSON:
                         parsed = await asyncio.to_thread(parse_request, body, length, self.signature)
@@ -116,19 +136,27 @@ class Serving:
                 images = len(parsed.images)
         except RequestRefused as refusal:
             code = refusal.status
-            return Refusal(refusal, closing=self.draining)
+            return Refusal(refusal, unread=unread, closing=not self.ready)
+        except asyncio.CancelledError:
+            if not self._cut_off:
+                raise
+            code = 503
+            return Refusal(RequestRefused("the server stopped before this request was answered", code), closing=True)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
         # Left to the framework, it would be a page that is no JSON, and a traceback on stderr for every such request.
         except Exception as error:
             code = 500
             failure = RequestRefused(f"the server failed at this request ({type(error).__name__})", code)
-            return Refusal(failure, closing=self.draining)
+            return Refusal(failure, unread=unread, closing=not self.ready)
         else:
             code = 200
+            # A client that keeps its connection is sent away while it can still be, to another server.
+            headers = {} if self.ready else {"Connection": "close"}
             if head is None:
-                return Response(content, media_type="application/json")
-            return Response(content, media_type="application/octet-stream", headers={HEADER_LENGTH: str(head)})
+                return Response(content, headers=headers, media_type="application/json")
+            headers[HEADER_LENGTH] = str(head)
+            return Response(content, headers=headers, media_type="application/octet-stream")
         finally:
             self.metrics.answered(code, time.perf_counter() - start, images)
 
@@ -138,13 +166,15 @@ class Serving:
             raise RequestRefused("the server is stopping", 503, retry_after=1)
         # Before the body is read; who is still sending takes no place in the queue, or slow clients could fill it.
         self.batcher.check()
-        self.under_way += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way.add(task)
         self._idle.clear()
         try:
             yield
         finally:
-            self.under_way -= 1
-            if not self.under_way:
+            self._under_way.discard(task)
+            if not self._under_way:
                 self._idle.set()
 
     async def _read(self, request: Request, body: bytearray) -> None:
@@ -152,15 +182,18 @@ class Serving:
         most = self._body_bytes
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise RequestRefused("compressed requests are not taken; send the body as it is", 415)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind.startswith(("image/", "video/", "audio/", "multipart/")):
+            raise RequestRefused(f"the body is {kind[:40]}; {accepted(self.signature)}", 415)
         announced = request.headers.get("content-length")
         # h11 lets only digits through, but any number of them.
         if announced is not None and (len(announced) > 18 or int(announced) > most):
-            raise RequestRefused(f"the body has {announced[:18]} bytes; at most {most} are taken", 413)
+            raise RequestRefused(f"the body has {announced[:18]} bytes; at most {most} are taken; {accepted(self.signature)}", 413)
         try:
             async with asyncio.timeout(self._body_seconds):
                 async for chunk in request.stream():
                     if len(body) + len(chunk) > most:
-                        raise RequestRefused(f"the body has over {most} bytes; no more are taken", 413)
+                        raise RequestRefused(f"the body has over {most} bytes; no more are taken; {accepted(self.signature)}", 413)
                     if self._held > len(body) and self._held + len(chunk) > HELD_BYTES:
                         raise RequestRefused("too much is being sent at the same time; try again later", 503, retry_after=1)
                     body += chunk
@@ -172,14 +205,23 @@ class Serving:
 class Refusal(Response):
     """A refused request's answer.
 
-    Where the body may not have been read, its rest is thrown away for a while, and then the connection ends: closed at once, it
+    Where the body has not been read, its rest is thrown away for a while, and then the connection ends: closed at once, it
     would be reset, and the client would not get to read the answer.
+
+    Args:
+        unread: the body may not have been read to its end.
+        closing: end the connection in any case.
+        headers: more headers of the answer.
     """
 
-    def __init__(self, refusal: RequestRefused, *, closing: bool) -> None:
-        self._unread = refusal.status in (408, 413, 415, 503)
-        headers = {"Retry-After": str(refusal.retry_after)} if refusal.retry_after is not None else {}
-        if self._unread or closing:
+    def __init__(
+        self, refusal: RequestRefused, *, unread: bool = False, closing: bool = False, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self._unread = unread
+        headers = dict(headers or {})
+        if refusal.retry_after is not None:
+            headers["Retry-After"] = str(refusal.retry_after)
+        if unread or closing:
             headers["Connection"] = "close"
         super().__init__(error_body(str(refusal)), refusal.status, headers, "application/json")
 
@@ -204,9 +246,25 @@ def error_body(message: str) -> bytes:
     return json.dumps({"error": message}, ensure_ascii=False).encode()
 
 
+class _WithoutSlashes:
+    """Takes ``/v2/`` as ``/v2``; a redirect would send the client to whatever host its own request named."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        await self._app(scope, receive, send)
+
+
 def build_app(serving: Serving) -> FastAPI:
     """The web application of one served artifact."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.add_middleware(_WithoutSlashes)
+    infer_path = f"/v2/models/{serving.name}/infer"
+    # FastAPI adds HEAD to nothing by itself, and health checks ask with it; uvicorn leaves the body out.
+    get = functools.partial(app.api_route, methods=["GET", "HEAD"])
 
     def say(content: Any, status: int = 200) -> Response:
         return Response(json.dumps(content, ensure_ascii=False).encode(), status, media_type="application/json")
@@ -220,36 +278,47 @@ def build_app(serving: Serving) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        headers = dict(error.headers or {})
-        return Response(error_body(str(error.detail)), error.status_code, headers, "application/json")
+        message, headers, path = str(error.detail), dict(error.headers or {}), request.url.path[:80]
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = sorted(headers.get("Allow", "").split(", "))
+            headers["Allow"] = ", ".join(allowed)
+            message = f"{request.method[:20]} is not taken at {path}; legal is {choices(allowed)}"
+        elif message == HTTPStatus.NOT_FOUND.phrase:
+            message = f"nothing is at {path}; GET /v2/models/{serving.name} describes the model, POST {infer_path} runs it"
+        unread = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+        return Refusal(RequestRefused(message, error.status_code), unread=unread, headers=headers)
 
-    @app.get("/v2/health/live")
+    @get("/")
+    async def root() -> Response:
+        return say({"see": "/v2", "model": f"/v2/models/{serving.name}", "infer": infer_path})
+
+    @get("/v2/health/live")
     async def live() -> Response:
         return say({"live": True})
 
-    @app.get("/v2/health/ready")
+    @get("/v2/health/ready")
     async def ready() -> Response:
-        return say({"ready": not serving.draining}, 503 if serving.draining else 200)
+        return say({"ready": serving.ready}, 200 if serving.ready else 503)
 
-    @app.get("/v2")
+    @get("/v2")
     async def server() -> Response:
         return say({"name": "growtas", "version": __version__, "extensions": ["binary_tensor_data", "classification"]})
 
-    @app.get("/metrics")
+    @get("/metrics")
     async def metrics() -> Response:
         return Response(serving.metrics.text(), media_type=CONTENT_TYPE)
 
-    @app.get("/v2/models/{name}")
-    @app.get("/v2/models/{name}/versions/{version}")
+    @get("/v2/models/{name}")
+    @get("/v2/models/{name}/versions/{version}")
     async def model(name: str, version: str | None = None) -> Response:
         known(name, version)
         return say(serving.metadata())
 
-    @app.get("/v2/models/{name}/ready")
-    @app.get("/v2/models/{name}/versions/{version}/ready")
+    @get("/v2/models/{name}/ready")
+    @get("/v2/models/{name}/versions/{version}/ready")
     async def model_ready(name: str, version: str | None = None) -> Response:
         known(name, version)
-        return say({"name": name, "ready": not serving.draining}, 503 if serving.draining else 200)
+        return say({"name": name, "ready": serving.ready}, 200 if serving.ready else 503)
 
     @app.post("/v2/models/{name}/infer")
     @app.post("/v2/models/{name}/versions/{version}/infer")

@@ -22,6 +22,8 @@ class ServeOptions:
         connections: at the same time; more are told 503 and closed.
         timeout_s: for a request's head, for its body, and for its answer to be taken, each.
         drain_s: how long a stop waits for what is under way.
+        shutdown_delay_s: how long a stop goes on taking requests, while readiness is already false, so that load balancers and
+            Kubernetes send no more of them before they are refused.
     """
 
     host: str = "127.0.0.1"
@@ -35,6 +37,7 @@ class ServeOptions:
     connections: int = 256
     timeout_s: float = 20.0
     drain_s: float = 30.0
+    shutdown_delay_s: float = 0.0
 
     def check(self) -> None:
         """Check the numbers.
@@ -56,3 +59,5 @@ class ServeOptions:
         for name, seconds in (("--timeout", self.timeout_s), ("--drain", self.drain_s)):
             if not 0 < seconds <= 3600:
                 raise ConfigError(f"{name} is {seconds:g}; it must be above 0 and at most 3600 seconds")
+        if not 0 <= self.shutdown_delay_s <= 3600:
+            raise ConfigError(f"--shutdown-delay is {self.shutdown_delay_s:g}; it must be from 0 to 3600 seconds")

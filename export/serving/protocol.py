@@ -25,6 +25,17 @@ LARGEST_SIDE, LARGEST_ASPECT = 16384, 64
 """Pixels of a side, and times that one side may be the other, where the graph resizes: as the short side becomes the model's, the
 long one grows with it, and an image of 1 x 65535 pixels would be resized to gigabytes."""
 _MAX_DIGITS = 18
+# How files begin that people post instead of tensors.
+_FILES = {
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89PNG": "a PNG image",
+    b"GIF8": "a GIF image",
+    b"RIFF": "a WebP image, or another RIFF file",
+    b"BM": "a BMP image",
+    b"II*\0": "a TIFF image",
+    b"MM\0*": "a TIFF image",
+    b"\x93NUMPY": "a NumPy file",
+}
 
 
 class RequestRefused(UsageError):
@@ -78,8 +89,14 @@ def parse_request(body: bytes | bytearray, header_length: str | None, signature:
         header_length: the value of :data:`HEADER_LENGTH`, where that header was sent.
 
     Raises:
-        RequestRefused: anything about it is wrong; status 400.
+        RequestRefused: anything about it is wrong; status 400, or 415 for an image's file.
     """
+    file = next((name for start, name in _FILES.items() if body.startswith(start)), None)
+    # The fifth to eighth byte of HEIC and AVIF, and of videos.
+    if file or body[4:8] == b"ftyp":
+        raise RequestRefused(f"the body is {file or 'an image or a video'}; {accepted(signature)}", 415)
+    if not body:
+        raise RequestRefused(f"the body is empty, which is not JSON; {accepted(signature)}")
     end = len(body)
     if header_length is not None:
         is_number = header_length.isascii() and header_length.isdigit() and len(header_length) <= _MAX_DIGITS
@@ -96,9 +113,21 @@ def parse_request(body: bytes | bytearray, header_length: str | None, signature:
     return InferRequest(id=identity, images=images, outputs=_requested_outputs(document, signature))
 
 
+def accepted(signature: Signature) -> str:
+    """What an inference request has to be, as half a sentence."""
+    return (
+        f"legal is a KServe v2 request: JSON with the input {signature.input_name}, {signature.datatype} of shape "
+        f"{_legal_shape(signature)}, as numbers or as a binary tensor; `growtas predict` reads image files"
+    )
+
+
+def _legal_shape(signature: Signature) -> str:
+    return f"[{', '.join(['batch', *('any' if size is None else str(size) for size in signature.shape)])}]"
+
+
 def _json(text: bytes | bytearray) -> dict[str, Any]:
     try:
-        document = json.loads(str(text, "utf-8"), parse_constant=_no_constant)
+        document = json.loads(str(text, "utf-8-sig"), parse_constant=_no_constant)
     except UnicodeDecodeError:
         raise RequestRefused("the request is not JSON (not UTF-8)") from None
     except json.JSONDecodeError as error:
@@ -159,10 +188,9 @@ def _input(document: dict[str, Any], raw: memoryview, signature: Signature) -> N
 
 
 def _shape(shape: object, signature: Signature) -> tuple[int, ...]:
-    wanted = ["batch", *("any" if size is None else size for size in signature.shape)]
-    legal = f"legal is [{', '.join(map(str, wanted))}] with a batch from 1 to {signature.max_batch}"
+    legal = f"legal is {_legal_shape(signature)} with a batch from 1 to {signature.max_batch}"
     sizes = [size for size in shape if isinstance(size, int) and not isinstance(size, bool)] if isinstance(shape, list) else []
-    if not isinstance(shape, list) or len(sizes) != len(shape) or len(sizes) != len(wanted):
+    if not isinstance(shape, list) or len(sizes) != len(shape) or len(sizes) != 1 + len(signature.shape):
         raise RequestRefused(f"shape of {signature.input_name} is {_short(shape)}; {legal}")
     if signature.any_size:
         sides = [size for size, want in zip(sizes[1:], signature.shape, strict=True) if want is None]

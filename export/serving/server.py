@@ -9,9 +9,13 @@ import ipaddress
 import logging
 import os
 import re
+import signal
 import socket
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -25,6 +29,8 @@ from growtas.progress import Progress
 
 _KEEP_ALIVE_SECONDS = 65
 _SWEEP_SECONDS = 1.0
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What stops a server; SIGHUP, which Windows lacks, is that its terminal was closed."""
 
 
 def run_server(artifact: Path, options: ServeOptions, progress: Progress) -> int:
@@ -32,7 +38,7 @@ def run_server(artifact: Path, options: ServeOptions, progress: Progress) -> int
     name = options.name or re.sub(r"[^\w.-]+", "-", artifact.stem)
     if not re.fullmatch(r"[\w.-]+", name):
         raise ConfigError(f"--name is {name!r}; it must be of letters, digits, dots, hyphens and underscores")
-    with Predictor(artifact, threads=options.threads) as predictor:
+    with _stop_signals() as signals, Predictor(artifact, threads=options.threads) as predictor:
         signature = predictor.signature
         if options.max_batch is not None:
             if not 1 <= options.max_batch <= signature.max_batch:
@@ -55,18 +61,55 @@ def run_server(artifact: Path, options: ServeOptions, progress: Progress) -> int
             )
             address, port = listener.getsockname()[:2]
             shown = f"[{address}]" if ":" in address else address
+            server = _Server(serving, guarded(options, metrics), options, progress)
+            # Before the address is said: whoever reads it may send a signal at once.
+            signals.stop = server.stop
             progress.note(f"{artifact.name} in {predictor.info.runtime} at http://{shown}:{port}/v2/models/{name}")
             if not ipaddress.ip_address(address).is_loopback:
                 progress.note(f"listening on {address}: whoever reaches this machine can use it, nothing asks for a password")
-            server = _Server(serving, guarded(options, metrics), options.drain_s, progress)
             server.run([listener])
-            return 0 if server.drained else 1
+            return 1 if server.cut_off else 0
+
+
+class _Signals:
+    """What a signal does: ``stop`` once there is a server, and before that the command ends, with exit code 0."""
+
+    stop: Callable[[], None] | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.stop is not None:
+            self.stop()
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise SystemExit(0)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[_Signals]:
+    """Takes the signals that stop a server, except those that are ignored, as SIGHUP is below nohup."""
+    signals = _Signals()
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, signals)
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which on a signal first answers what is under way while refusing what is new, and only then closes."""
+    """uvicorn, which on a signal first answers what is under way while refusing what is new, and only then closes.
 
-    def __init__(self, serving: Serving, protocol: type[GuardedProtocol], drain_s: float, progress: Progress) -> None:
+    Attributes:
+        cut_off: requests were not answered, or not to the end.
+    """
+
+    def __init__(self, serving: Serving, protocol: type[GuardedProtocol], options: ServeOptions, progress: Progress) -> None:
         settings = uvicorn.Config(
             build_app(serving),
             http=protocol,
@@ -83,8 +126,9 @@ class _Server(uvicorn.Server):
         # Requests that are not HTTP are answered; a line on stderr for each would let anyone fill a disk.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         super().__init__(settings)
-        self._serving, self._drain_s, self._progress = serving, drain_s, progress
-        self.drained = False
+        self._serving, self._options, self._progress = serving, options, progress
+        self.cut_off = False
+        self._stop_asked = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Task[None] | None = None
 
@@ -93,37 +137,59 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._sweeper = self._loop.create_task(self._sweep())
+        if self._stop_asked:
+            self._stop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close what is open; answers that are being sent are finished."""
+        # Requests that are ended now would each be reported with a traceback.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(sockets)
+        if unread := len(self.server_state.connections):
+            self.cut_off = True
+            self._note(f"{unread} clients did not take their answers, which are cut off")
         self._sweeper.cancel()
         await self._serving.batcher.close()
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; a second signal ends at once. The signal is not raised again, so that the exit code is ours."""
-        if self._loop is None:  # nothing has been taken yet
-            self.drained = self.should_exit = True
-        else:
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone: uvicorn would take them later, and raise them again at the end."""
+        yield
+
+    def stop(self) -> None:
+        """Begin to drain; a second time, end at once. May be called by a signal's handler."""
+        if self._loop is None:
+            self._stop_asked = True
+        elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:
         if self._stopping is not None:
-            self.drained = False
-            self.should_exit = self.force_exit = True
+            self._cut_off("")
             return
-        self._progress.note(f"stopping: {self._serving.under_way} requests are under way")
         self._stopping = asyncio.get_running_loop().create_task(self._drain())
+        self._note(f"stopping: {self._serving.under_way} requests are under way")
 
     async def _drain(self) -> None:
+        self._serving.ready = False
+        await asyncio.sleep(self._options.shutdown_delay_s)
         try:
-            async with asyncio.timeout(self._drain_s):
+            async with asyncio.timeout(self._options.drain_s):
                 await self._serving.drain()
-            self.drained = True
         except TimeoutError:
-            count = self._serving.under_way
-            self._progress.note(f"{count} requests were still under way after {self._drain_s:g} s and are cut off")
+            self._cut_off(f" after {self._options.drain_s:g} s")
         self.should_exit = True
+
+    def _cut_off(self, when: str) -> None:
+        count = self._serving.cut_off()
+        if count:
+            self.cut_off = True
+            self._note(f"{count} requests were still under way{when} and are cut off")
+        self.should_exit = self.force_exit = True
+
+    def _note(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be gone, and the stop must go on
+            self._progress.note(text)
 
     async def _sweep(self) -> None:
         while True:
@@ -136,7 +202,9 @@ class _Server(uvicorn.Server):
 
 def _bind(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        # Brackets are how URLs write an IPv6 address.
+        plain = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        family, kind, protocol, _, address = socket.getaddrinfo(plain, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         # With the protocol spelled out: asyncio turns Nagle's algorithm off on no other sockets, and answers then take 40 ms more.
         listener = socket.socket(family, kind, protocol)
         try:
@@ -148,5 +216,7 @@ def _bind(host: str, port: int) -> socket.socket:
             listener.close()
             raise
         return listener
-    except OSError as error:
-        raise OutputError(f"can't listen on {host}:{port} ({error.strerror or error}); choose another --host or --port") from None
+    # A name that can't be one at all, such as one with a part of over 63 letters, is a UnicodeError.
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or ("no name of a machine" if isinstance(error, UnicodeError) else error)
+        raise OutputError(f"can't listen on {host}:{port} ({reason}); choose another --host or --port") from None

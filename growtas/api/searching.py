@@ -22,7 +22,6 @@ from growtas.search.devices import Device, Devices, parse_devices
 from growtas.search.evolution import EvolutionConfig
 from growtas.search.journal import Journal
 from growtas.search.limits import Limits
-from growtas.search.memory import parse_bytes
 from growtas.search.pareto import OBJECTIVES, parse_axes
 from growtas.search.scoring import Score
 from growtas.search.search import Search
@@ -30,7 +29,7 @@ from growtas.search.supernet import LoadedSupernet, find_supernet, searched_spac
 from growtas.search.targets import Target
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
-from growtas.units import parse_count
+from growtas.units import parse_bytes, parse_count
 
 if TYPE_CHECKING:
     from growtas.search.evaluation.workers import SearchWorld

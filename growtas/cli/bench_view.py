@@ -10,7 +10,7 @@ from rich.table import Table
 from growtas.cli.output import ProgressBar, new_table, print_line, print_table
 from growtas.export.benchmark.report import CV_BOUND, ArtifactReport, BatchResult, BenchReport
 from growtas.export.benchmark.run import TurnBegun
-from growtas.units import format_bytes, format_ms
+from growtas.units import format_bytes, format_limit, format_ms
 
 
 def print_report(report: BenchReport) -> None:
@@ -163,7 +163,7 @@ def _limit_lines(artifacts: list[ArtifactReport]) -> list[str]:
 
 def _limit_line(file: str, limit: dict[str, Any]) -> str:
     promised = limit["promised"]
-    line = f"the search's latency limit {format_ms(limit['limit_ms'])} on {limit['device']}"
+    line = f"the search's latency limit {format_limit(limit['limit_ms'], format_ms)} on {limit['device']}"
     if promised:
         line += f" (then {format_ms(promised['ms'])}, {promised['kind']})"
     if limit["holds"] is None:

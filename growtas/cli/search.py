@@ -26,15 +26,15 @@ def search(
         list[str] | None,
         Option(help="Whose latency: cpu (measured here) or a profile, with a limit as in a10:5ms; again for more devices."),
     ] = None,
-    max_params: Annotated[str | None, Option(help="Limit on parameters, with a unit: 6M.")] = None,
-    max_macs: Annotated[str | None, Option(help="Limit on multiply-accumulates for one image, with a unit: 1.3G.")] = None,
+    max_params: Annotated[str | None, Option(help="Limit on parameters: 6M, or a plain number.")] = None,
+    max_macs: Annotated[str | None, Option(help="Limit on multiply-accumulates for one image: 1.3G, or a plain number.")] = None,
     max_latency: Annotated[
         str | None, Option(help="Limit on the median latency, with a unit: 5ms; of each --device without its own.")
     ] = None,
     max_activation_memory: Annotated[
-        str | None, Option(help="Limit on the modelled peak of a plan's activations at --batch, with a unit: 20MB.")
+        str | None, Option(help="Limit on the modelled peak of a plan's activations at --batch: 20MB, or plain bytes.")
     ] = None,
-    max_size: Annotated[str | None, Option(help="Limit on the bytes of the weights at --precision, with a unit: 12MB.")] = None,
+    max_size: Annotated[str | None, Option(help="Limit on the bytes of the weights at --precision: 12MB, or plain bytes.")] = None,
     batch: Annotated[int, Option(help="Images at once that latency and activation memory are meant for.")] = 1,
     precision: Annotated[
         str | None, Option(help="Precision of latency, memory and size: fp32, tf32, fp16 or int8; by default the device's.")

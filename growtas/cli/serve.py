@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -27,10 +28,13 @@ def serve(
     max_connections: Annotated[int, Option(help="Connections at the same time; more are answered 503.")] = 256,
     timeout: Annotated[float, Option(help="Seconds for a request's head, its body, and for taking its answer, each.")] = 20.0,
     drain: Annotated[float, Option(help="Seconds that a stop waits for requests under way.")] = 30.0,
+    shutdown_delay: Annotated[
+        float, Option(help="Seconds that a stop still takes requests, with readiness 503, before it refuses them.")
+    ] = 0.0,
 ) -> None:
     """Serve an artifact over HTTP: KServe v2, with health, metadata, inference (JSON and binary tensors) and Prometheus metrics.
 
-    SIGTERM finishes what is under way, refuses what is new with 503, and exits 0.
+    SIGTERM finishes what is under way, refuses what is new with 503, and exits 0; it exits 1 where requests were cut off.
 
     Example: growtas serve runs/first/export/micro-subnet.onnx --port 8000
     """
@@ -48,7 +52,13 @@ def serve(
         connections=max_connections,
         timeout_s=timeout,
         drain_s=drain,
+        shutdown_delay_s=shutdown_delay,
     )
     code = api.serve(artifact, options, progress=Notes())
+    # The stop is done; a signal that comes while Python ends must not change the exit code.
+    from growtas.export.serving.server import STOP_SIGNALS
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     if code:
         raise typer.Exit(code)

@@ -18,7 +18,7 @@ from growtas.sampling import Feasible
 from growtas.search.memory import activation_bytes, weight_bytes
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
-from growtas.units import format_bytes, format_count, format_ms
+from growtas.units import format_bytes, format_count, format_limit, format_ms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Limits:
 
     def _terms(
         self, space: SearchSpace
-    ) -> list[tuple[int | None, Callable[[SubnetBatch], NDArray[Any]], str, Callable[[float], str]]]:
+    ) -> list[tuple[int | None, Callable[[SubnetBatch], NDArray[Any]], str, Callable[[float, int], str]]]:
         """Of each cost its limit, its values, what it is called and how it is written."""
         images, precision = self.batch, self.precision
         memory = f"activation memory (modelled, batch {images}, {precision})"
@@ -98,8 +98,8 @@ def check_latency(space: SearchSpace, max_ms: float | None, smallest_ms: float, 
         raise LimitError(f"no subnet of {space.name} has {problem}")
 
 
-def _too_low(what: str, limit: float, lowest: float, form: Callable[[float], str]) -> str:
-    return f"at most {form(limit)} {what}; the smallest has {form(_ceil_3_digits(lowest))}"
+def _too_low(what: str, limit: float, lowest: float, form: Callable[[float, int], str]) -> str:
+    return f"at most {format_limit(limit, form)} {what}; the smallest has {form(_ceil_3_digits(lowest), 3)}"
 
 
 def _ceil_3_digits(value: float) -> float:

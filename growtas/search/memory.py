@@ -11,7 +11,6 @@ the subnet, hence so does the peak.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,14 +19,12 @@ from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs_batch
-from growtas.errors import ConfigError, UnitError, choices
+from growtas.errors import ConfigError, choices
 from growtas.latency.modelled.profile import BYTES
 from growtas.space import SearchSpace
 
 _FIXED_BYTES, _PER_PEAK = 8_150_000, 2.0
 """Fitted to what TensorRT-RTX 1.7 reports for four fp32 plans at batch 1 and 8 (micro and AutoFormer-T): largest error 10 %."""
-_BYTES = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
-_AMOUNT = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*([a-zA-Z]*)\s*")
 
 _Sizes = dict[str, Any]
 _Steps = Sequence[tuple[str, Sequence[str]]]
@@ -102,20 +99,6 @@ def weight_bytes(space: SearchSpace, batch: SubnetBatch, precision: str = "fp32"
     """
     _known(precision)
     return np.asarray(count_costs_batch(space, batch)[0] * BYTES[precision], np.float64)
-
-
-def parse_bytes(text: str, what: str = "size", example: str = "20MB") -> int:
-    """An amount of memory in bytes: ``20MB`` -> 20_000_000, ``1MiB`` -> 1_048_576.
-
-    Raises:
-        UnitError: no unit, an unknown unit, or a value that is not above zero.
-    """
-    match = _AMOUNT.fullmatch(text)
-    if match is None or match[2] not in _BYTES:
-        raise UnitError(f"{what} {text!r} is no amount of memory with a unit ({choices(_BYTES)}); write {example}")
-    if (value := round(float(match[1]) * _BYTES[match[2]])) < 1:
-        raise UnitError(f"{what} {text!r} must be at least one byte, as in {example}")
-    return value
 
 
 def _known(precision: str) -> None:

@@ -17,12 +17,12 @@ from growtas.search.scoring import DROPPED
 from growtas.search.search import Outcome, Search
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
-from growtas.units import format_count, format_ms
+from growtas.units import format_count, format_limit, format_ms
 
 
-def at_most(limit: float | None, form: Callable[[float], str]) -> str:
-    """A limit in words; empty where there is none."""
-    return "" if limit is None else f"at most {form(limit)}"
+def at_most(limit: float | None, form: Callable[[float, int], str]) -> str:
+    """A limit in words, as it was typed; empty where there is none."""
+    return "" if limit is None else f"at most {format_limit(limit, form)}"
 
 
 def history(result: EvolutionResult) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ def test_a_modelled_latency_is_called_modelled_wherever_it_is_shown(run, growtas
     assert code == 0, err
     assert "latency, modelled" in out
     assert "modelled from the datasheet, not measured; uncertainty +-50% (p50, batch 1, fp16, tensorrt on a10)" in out
-    assert "at most 5 ms" in out
+    assert "at most 5ms" in out
     assert "at most 100K" in out
     assert "next: growtas export" in out
     assert "the newest in runs/" in err
@@ -95,8 +95,8 @@ def test_a_search_stopped_in_the_middle_goes_on(run, growtas, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--max-params", "6"), "bare number"),
-        (("--max-macs", "1.3"), "bare number"),
+        (("--max-params", "6"), "no subnet of micro has at most 6 params; the smallest has"),
+        (("--max-macs", "1.2e3"), "no subnet of micro has at most 1.2e3 MACs; the smallest has"),
         (("--device", "a10", "--max-latency", "5"), "bare number"),
         (("--max-latency", "5ms"), "--max-latency needs --device: cpu to measure on this machine, or a10"),
         (("--device", "a11", "--max-latency", "5ms"), "legal are cpu, a10, a100"),
@@ -114,9 +114,9 @@ def test_a_search_stopped_in_the_middle_goes_on(run, growtas, monkeypatch):
         (("--device", "a10:5"), "bare number"),
         (("--device", "a10:5ms", "--device", "a10:6ms"), "--device a10 is given twice"),
         (("--device", "a10:5ms", "--device", "t4:1us"), "modelled latency (p50, batch 1, fp16, tensorrt on t4); the smallest has"),
-        (("--max-size", "10kB"), "no subnet of micro has at most 10 kB of weights in fp32; the smallest has"),
+        (("--max-size", "10kB"), "no subnet of micro has at most 10kB of weights in fp32; the smallest has"),
         (("--max-activation-memory", "1MB", "--batch", "4"), "activation memory (modelled, batch 4, fp32); the smallest has"),
-        (("--max-size", "12M"), "no amount of memory"),
+        (("--max-size", "12M"), "--max-size '12M' has the unit 'M'; legal are B, kB"),
         (("--objective", "speed"), "legal are accuracy or pareto"),
         (("--front", "accuracy,params"), "--front needs --objective pareto"),
         (("--objective", "pareto", "--front", "accuracy,latency"), "a latency needs --device"),
@@ -249,7 +249,7 @@ def test_memory_and_size_are_limited_and_reported(run, growtas):
     assert data["modelled_size_bytes"] == 4 * data["params"] <= 300_000
     assert data["modelled_activation_bytes"] <= 8_300_000
     assert "activation memory, modelled" in out
-    assert "at most 300 kB" in out
+    assert "at most 300kB" in out
 
 
 def test_leaving_candidates_early_changes_nothing_that_is_found(run, growtas):

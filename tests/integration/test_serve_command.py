@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import socket
 import sys
@@ -12,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from PIL import Image
 
 from growtas.export.serving.predictor import Predictor
 from tests.unit.export.serving.helpers import (
@@ -131,7 +133,7 @@ def test_hundreds_of_requests_from_eight_clients_are_each_answered_as_predict_an
 @pytest.mark.parametrize(
     ("body", "headers", "status", "sentence"),
     [
-        (b"", (), 400, "not JSON"),
+        (b"", (), 400, "the body is empty, which is not JSON; legal is a KServe v2 request"),
         (b"{", (), 400, "not JSON"),
         (b"\x00" * 1000, (), 400, "not JSON"),
         (plain(images(1))[:-5], (), 400, "not JSON"),
@@ -151,10 +153,97 @@ def test_wrong_requests_are_told_in_one_sentence(server, body, headers, status, 
     assert still_answers(server)
 
 
-def test_paths_and_methods_that_are_not_there(server):
-    assert get(server, "/v2/models/net/infer")[0] == 405
+@pytest.mark.parametrize(
+    ("method", "path", "legal"),
+    [
+        ("GET", "/v2/models/net/infer", "POST"),
+        ("HEAD", "/v2/models/net/infer", "POST"),
+        ("PUT", "/v2/models/net/versions/1/infer", "POST"),
+        ("POST", "/v2", "GET, HEAD"),
+        ("DELETE", "/v2/models/net", "GET, HEAD"),
+        ("OPTIONS", "/metrics", "GET, HEAD"),
+        ("POST", "/", "GET, HEAD"),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(server, method, path, legal):
+    status, headers, content = server.ask(GET.format(path).replace("GET", method).encode(), head=method == "HEAD")
+    assert (status, headers["allow"]) == (405, legal)
+    if method != "HEAD":
+        assert json.loads(content) == {"error": f"{method} is not taken at {path}; legal is {legal.replace(', ', ' or ')}"}
+
+
+def test_a_path_that_is_not_there_is_told_which_are(server):
     status, _, content = get(server, "/etc/passwd")
-    assert (status, json.loads(content)) == (404, {"error": "Not Found"})
+    assert status == 404
+    assert json.loads(content) == {
+        "error": "nothing is at /etc/passwd; GET /v2/models/net describes the model, POST /v2/models/net/infer runs it"
+    }
+
+
+def test_a_large_body_to_a_wrong_path_does_not_keep_the_client_from_its_answer(server):
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (20 << 20)
+    status, headers, content = server.ask(head + bytes(20 << 20))
+    assert (status, headers["connection"]) == (404, "close")
+    assert "nothing is at /predict" in json.loads(content)["error"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/", "/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/net", "/v2/models/net/versions/1", "/v2/models/net/ready",
+        "/v2/models/net/versions/1/ready", "/v2/models/other", "/nothing",
+    ],
+)  # fmt: skip
+def test_head_answers_as_get_does_without_the_body(server, path):
+    status, headers, content = get(server, path)
+    asked = server.ask(GET.format(path).replace("GET", "HEAD").encode(), head=True)
+    for either in (headers, asked[1]):
+        del either["date"]
+    assert asked == (status, headers, b"")
+    assert len(content) == int(headers["content-length"]) > 0
+
+
+def test_head_of_the_metrics(server):
+    # Their length changes from one request to the next.
+    status, headers, content = server.ask(b"HEAD /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", head=True)
+    assert (status, content) == (200, b"")
+    assert headers["content-type"] == get(server, "/metrics")[1]["content-type"]
+
+
+def test_the_root_points_to_the_protocol(server):
+    status, _, content = get(server, "/")
+    assert (status, json.loads(content)) == (200, {"see": "/v2", "model": "/v2/models/net", "infer": "/v2/models/net/infer"})
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/health/ready", "/v2/models/net"])
+def test_a_slash_at_the_end_changes_nothing(server, path):
+    assert get(server, path + "/")[::2] == get(server, path)[::2]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
+def test_a_photograph_is_told_what_is_accepted(server, kind):
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(file, kind)
+    for headers in ((), (f"Content-Type: image/{kind.lower()}",)):
+        status, content = ask(server, file.getvalue(), *headers)
+        assert status == 415
+        assert (f"image/{kind.lower()}" if headers else "image") in content["error"]
+        assert "legal is a KServe v2 request: JSON with the input images, FP32 of shape [batch, 3, 8, 8]" in content["error"]
+    assert still_answers(server)
+
+
+def test_a_form_with_a_photograph_and_a_photograph_above_the_limit_are_told_too(server):
+    status, content = ask(server, b"--x\r\n\r\n--x--", "Content-Type: multipart/form-data; boundary=x")
+    assert (status, content["error"].partition(";")[0]) == (415, "the body is multipart/form-data")
+    status, content = ask(server, b"\xff\xd8\xff\xe0" + bytes(300_000))
+    assert status == 413
+    assert "legal is a KServe v2 request" in content["error"]
+
+
+def test_a_byte_order_mark_before_the_json_is_skipped(server):
+    status, content = ask(server, b"\xef\xbb\xbf" + plain(images(1, seed=5)), "Content-Type: application/json")
+    assert status == 200
+    assert np.allclose(content["outputs"][0]["data"], reference(images(1, seed=5))[0], atol=1e-5)
 
 
 def test_what_is_no_http_is_answered_400(server):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import sys
 import threading
 import time
@@ -85,7 +87,92 @@ def test_a_stop_does_not_wait_for_ever(half):
     server.terminate()
     code, said = server.wait()
     assert code == 1
-    assert "1 requests were still under way after 2 s and are cut off" in said
+    assert said == "stopping: 1 requests are under way\n1 requests were still under way after 2 s and are cut off\n"
+
+
+def test_a_second_signal_cuts_off_what_is_under_way_and_tells_it_so(half):
+    server, slow, _ = half
+    with server.connect() as kept:
+        server.terminate()
+        _not_ready(server, kept)
+        server.terminate()
+        status, headers, content = answer(slow)
+    assert (status, headers["connection"]) == (503, "close")
+    assert json.loads(content) == {"error": "the server stopped before this request was answered"}
+    code, said = server.wait()
+    assert code == 1
+    assert said == "stopping: 1 requests are under way\n1 requests were still under way and are cut off\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_right_after_the_ready_line_ends_with_zero(net, number):
+    with serving(net) as server:
+        server.terminate(number)
+        code, said = server.wait()
+    assert code == 0
+    assert said == "stopping: 0 requests are under way\n"
+
+
+def test_more_signals_do_not_change_the_end_of_a_stop_that_loses_nothing(net):
+    with serving(net) as server:
+        while server.process.poll() is None:
+            server.terminate()
+            time.sleep(0.01)
+        code, said = server.wait()
+    assert code == 0
+    assert said == "stopping: 0 requests are under way\n"
+
+
+def test_below_nohup_a_lost_terminal_stops_nothing(net):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with serving(net) as server:
+            server.terminate(signal.SIGHUP)
+            assert get(server, "/v2/health/ready")[0] == 200
+            server.terminate()
+            assert server.wait()[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_gone_does_not_keep_the_server_from_stopping(net):
+    with serving(net) as server:
+        assert get(server, "/v2/health/ready")[0] == 200
+        server.process.stderr.close()
+        server.terminate()
+        assert server.process.wait(timeout=30) == 0
+
+
+def test_readiness_is_gone_for_a_while_before_requests_are_refused(net):
+    with serving(net, "--shutdown-delay", "1.5") as server, server.connect() as kept:
+        start = time.monotonic()
+        server.terminate()
+        _not_ready(server, kept)
+        assert get(server, "/v2/health/live")[0] == 200
+        assert get(server, "/v2/models/net/ready")[0] == 503
+        status, headers, content = server.ask(post(server.name, plain(images(1, seed=5))))
+        assert (status, headers["connection"]) == (200, "close")
+        assert np.allclose(json.loads(content)["outputs"][0]["data"], reference(images(1, seed=5))[0], atol=1e-5)
+        code, _ = server.wait()
+        assert code == 0
+        assert time.monotonic() - start >= 1.5
+
+
+def test_an_answer_that_nobody_takes_ends_without_a_traceback(net):
+    with serving(net) as server, server.connect(receive_buffer=4096) as connection:
+        request = GET.format("/metrics").replace("Connection: close\r\n", "").encode()
+        connection.setblocking(False)
+        sent, before = 0, -1
+        # Until the server does nothing any more, since the system takes no more of its answers.
+        while before != (before := server.work()):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sent += connection.send((request * 100)[sent % len(request) :])
+            time.sleep(0.5)
+        server.terminate()
+        code, said = server.wait()
+    assert code == 1
+    assert said == "stopping: 0 requests are under way\n1 clients did not take their answers, which are cut off\n"
 
 
 def test_sigterm_under_load_loses_no_request(net):
@@ -157,6 +244,9 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (("--max-batch", "5"), "--max-batch is 5; the artifact was exported for 1 to 4"),
         (("--queue", "0"), "--queue is 0; it must be at least 1"),
         (("--timeout", "0"), "--timeout is 0; it must be above 0"),
+        (("--shutdown-delay", "-1"), "--shutdown-delay is -1; it must be from 0 to 3600 seconds"),
+        (("--host", "a" * 70), "(no name of a machine); choose another --host or --port"),
+        (("--host", "nowhere.invalid"), "can't listen on nowhere.invalid:8000"),
         (("--name", "a/b"), "--name is 'a/b'"),
         (("--host", "256.1.1.1"), "can't listen on 256.1.1.1:8000"),
     ],

@@ -1,21 +1,37 @@
 from __future__ import annotations
 
+import copy
+import json
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from growtas.errors import UnitError
-from growtas.units import format_bytes, format_count, format_ms, parse_count, parse_latency_ms
+from growtas.units import format_bytes, format_count, format_limit, format_ms, parse_bytes, parse_count, parse_latency_ms
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("6M", 6_000_000), ("1.3G", 1_300_000_000), ("450k", 450_000), ("2B", 2 * 10**9), (" 5.9 M ", 5_900_000)]
+    ("text", "value"),
+    [
+        ("6M", 6_000_000),
+        ("1.3G", 1_300_000_000),
+        ("450k", 450_000),
+        ("2B", 2 * 10**9),
+        (" 5.9 M ", 5_900_000),
+        ("5000000", 5_000_000),
+        ("1.2e9", 1_200_000_000),
+        ("1E6", 1_000_000),
+    ],
 )
 def test_counts(text, value):
     assert parse_count(text) == value
 
 
-@pytest.mark.parametrize(("text", "value"), [("5ms", 5.0), ("300us", 0.3), ("0.5 s", 500.0), ("1e1ms", 10.0)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("5ms", 5.0), ("300us", 0.3), ("0.5 s", 500.0), ("1e1ms", 10.0), ("500\u00b5s", 0.5), (" 500 \u03bcs", 0.5)]
+)
 def test_latencies(text, value):
     assert parse_latency_ms(text) == pytest.approx(value)
 
@@ -26,10 +42,50 @@ def test_latencies_that_are_refused(text):
         parse_latency_ms(text, "--max-latency")
 
 
-@pytest.mark.parametrize("text", ["6", "6000000", "", "6X", "-6M", "M", "0M"])
+@pytest.mark.parametrize("text", ["", "6X", "-6M", "M", "0M", "0", "0.2", "-6", "nan", "1e400", "6,000,000"])
 def test_counts_that_are_refused(text):
     with pytest.raises(UnitError):
         parse_count(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("20MB", 20_000_000),
+        ("1 MiB", 1 << 20),
+        ("1.5kB", 1500),
+        ("512B", 512),
+        (".5GB", 500_000_000),
+        ("512", 512),
+        ("1.2e7", 12_000_000),
+    ],
+)
+def test_amounts_of_memory(text, expected):
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["20M", "MB", "-3MB", "0MB", "20mb", "0.2", "0.2B"])
+def test_amounts_of_memory_that_are_refused(text):
+    with pytest.raises(UnitError, match="20MB"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(("parse", "text"), [(parse_count, " 5.9 M "), (parse_bytes, "512"), (parse_latency_ms, "4.2345ms")])
+def test_what_was_typed_is_kept_and_the_value_is_a_number_as_any(parse, text):
+    value = parse(text)
+    assert format_limit(value, format_count) == text.strip()
+    assert format_limit(copy.deepcopy(value), format_count) == text.strip()
+    assert json.loads(json.dumps({"limit": value})) == {"limit": value}
+    assert (np.array([value - 0.001, value + 0.001]) <= value).tolist() == [True, False]
+
+
+def test_a_limit_that_was_not_typed_has_all_of_its_digits():
+    assert format_limit(5_867_944, format_count) == "5.867944M"
+    assert format_limit(6_000_000, format_count) == "6M"
+    assert format_limit(999_999, format_count) == "999.999K"
+    assert format_limit(4.2345, format_ms) == "4.2345 ms"
+    assert format_limit(1000.0, format_ms) == "1000 ms"
+    assert format_limit(22_748_672, format_bytes) == "22.748672 MB"
 
 
 def test_a_bare_number_gets_the_reason():

@@ -16,12 +16,12 @@ from growtas.latency.modelled.profile import load_profile
 from growtas.latency.modelled.roofline import RooflineLatency
 from growtas.sampling import sample_batch
 from growtas.search.limits import Limits, check_latency
-from growtas.search.memory import activation_bytes, parse_bytes, weight_bytes
+from growtas.search.memory import activation_bytes, weight_bytes
 from growtas.search.search import Search
 from growtas.search.targets import Target
 from growtas.space import PRESETS, SearchSpace
 from growtas.subnet import Subnet
-from growtas.units import parse_count, parse_latency_ms
+from growtas.units import parse_bytes, parse_count, parse_latency_ms
 
 MICRO = PRESETS["micro"]
 SMALL = SearchSpace(name="small", embed_dim=(8, 16), num_heads=(1, 2), mlp_ratio=(2.0, 3.0), depth=(1, 2))
@@ -100,6 +100,25 @@ def test_an_infeasible_latency_says_its_kind_and_conditions():
     Target(device="a10", max_ms=named, estimator=latency).check(MICRO)
     with pytest.raises(LimitError, match=r"measured latency .*; the smallest has 7\.26 ms"):
         check_latency(MICRO, 5, 7.2512, "measured", PerBlock().conditions)
+
+
+@pytest.mark.parametrize("text", ["2.0004ms", "2000us", "2000\u00b5s", "2000\u03bcs", "0.002s"])
+def test_a_latency_limit_is_named_as_it_was_typed(text):
+    with pytest.raises(LimitError, match=f"at most {text} measured latency"):
+        check_latency(MICRO, parse_latency_ms(text), 7.2512, "measured", PerBlock().conditions)
+
+
+@pytest.mark.parametrize("text", ["5432", "5.432K", "0.005432m"])
+def test_a_limit_on_params_is_named_as_it_was_typed(text):
+    with pytest.raises(LimitError, match=f"at most {text} params; the smallest has "):
+        Limits(max_params=parse_count(text)).check(MICRO)
+
+
+def test_a_limit_that_is_a_number_is_named_with_all_its_digits():
+    with pytest.raises(LimitError, match=r"at most 5\.432K params"):
+        Limits(max_params=5432).check(MICRO)
+    with pytest.raises(LimitError, match=r"at most 5\.0004 ms measured"):
+        check_latency(MICRO, 5.0004, 7.2512, "measured", PerBlock().conditions)
 
 
 @settings(max_examples=40, deadline=None)

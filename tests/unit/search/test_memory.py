@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs
-from growtas.errors import ConfigError, UnitError
+from growtas.errors import ConfigError
 from growtas.sampling import sample
-from growtas.search.memory import _peak, activation_bytes, parse_bytes, weight_bytes
+from growtas.search.memory import _peak, activation_bytes, weight_bytes
 from growtas.space import PRESETS, SearchSpace
 from growtas.subnet import Subnet
 
@@ -74,19 +74,6 @@ def test_what_is_wrong_is_said():
         weight_bytes(MICRO, batch, "fp8")
     with pytest.raises(ConfigError, match="must be 1 or more"):
         activation_bytes(MICRO, batch, 0)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("20MB", 20_000_000), ("1 MiB", 1 << 20), ("1.5kB", 1500), ("512B", 512), (".5GB", 500_000_000)]
-)
-def test_amounts_of_memory(text, expected):
-    assert parse_bytes(text) == expected
-
-
-@pytest.mark.parametrize("text", ["20", "20M", "MB", "-3MB", "0MB", "20mb"])
-def test_amounts_without_a_legal_unit_are_refused(text):
-    with pytest.raises(UnitError, match="20MB"):
-        parse_bytes(text)
 
 
 def test_attention_weights_are_the_peak_where_tokens_are_many():

@@ -122,23 +122,28 @@ class Running:
             raise
         return connection
 
-    def ask(self, data: bytes) -> tuple[int, dict[str, str], bytes]:
+    def ask(self, data: bytes, *, head: bool = False) -> tuple[int, dict[str, str], bytes]:
         """One request on a connection of its own, as bytes."""
         with self.connect() as connection:
             connection.sendall(data)
-            return answer(connection)
+            return answer(connection, head=head)
 
     def memory(self, key: str) -> int:
         """Of the process, in bytes: ``VmRSS`` now, ``VmHWM`` at most so far."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(rf"{key}:\s+(\d+) kB", status)[1]) * 1024
 
+    def work(self) -> int:
+        """The processor time that the process has used, in the system's ticks."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
     def metric(self, name: str) -> float:
         text = self.ask(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")[2].decode()
         return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
 
-    def terminate(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
+    def terminate(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
 
     def wait(self) -> tuple[int, str]:
         """Exit code and what was said since the start."""
@@ -166,17 +171,21 @@ def serving(path: Path, *options: str) -> Iterator[Running]:
         process.stderr.close()
 
 
-def answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers (lower case) and body of the next response on a connection."""
+def answer(connection: socket.socket, *, head: bool = False) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers (lower case) and body of the next response on a connection; of the answer to HEAD all that comes."""
     received = b""
     while b"\r\n\r\n" not in received:
         piece = connection.recv(65536)
         if not piece:
             raise ConnectionError(f"closed after {received!r}")
         received += piece
-    head, _, body = received.partition(b"\r\n\r\n")
-    first, *lines = head.decode().split("\r\n")
+    start, _, body = received.partition(b"\r\n\r\n")
+    first, *lines = start.decode().split("\r\n")
     headers = {key.lower(): value for key, _, value in (line.partition(": ") for line in lines)}
+    while head and (piece := connection.recv(65536)):
+        body += piece
+    if head:
+        return int(first.split()[1]), headers, body
     while len(body) < int(headers["content-length"]):
         piece = connection.recv(65536)
         if not piece:
