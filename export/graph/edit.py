@@ -22,21 +22,44 @@ from growtas.files import replacing
 # Messages name this many; the rest is counted.
 _NAMED = 5
 _WEIGHT = ".weight"
+# Numbers of a constant that may be a shape or an axis.
+_SMALL_CONSTANT = 64
+
+
+def load_proto(path: str | Path, *, weights: bool = True) -> onnx.ModelProto:
+    """Reads an ONNX file as protobuf, with the weights that lie in files beside it; the one place that reads ONNX files.
+
+    The standard domain, which may be written ``ai.onnx``, is the empty one in what is returned.
+
+    Args:
+        weights: False leaves weights that lie in files beside it where they are.
+
+    Raises:
+        CheckpointError: not an ONNX file that can be read, or a file of its weights is missing.
+    """
+    try:
+        proto = onnx.load(path, load_external_data=weights)
+    except Exception as error:  # protobuf's, the checker's and the file system's errors share no base class
+        raise CheckpointError(f"{path}: not an ONNX file that can be read ({_one_line(error)})") from None
+    if not proto.graph.node:
+        raise CheckpointError(f"{path}: not an ONNX file that can be read (it holds no nodes)")
+    for entry in (*proto.opset_import, *proto.graph.node):
+        if entry.domain == "ai.onnx":
+            entry.domain = ""
+    return proto
 
 
 def load_model(path: str | Path) -> ir.Model:
-    """Reads an ONNX file.
+    """Reads an ONNX file, as :func:`load_proto` does.
 
     Raises:
         CheckpointError: not an ONNX file that can be read.
     """
+    proto = load_proto(path)
     try:
-        model = ir.load(path)
-    except Exception as error:  # protobuf's and the file system's errors share no base class
+        return ir.from_proto(proto)
+    except Exception as error:  # the conversion's exceptions share no base class
         raise CheckpointError(f"{path}: not an ONNX file that can be read ({_one_line(error)})") from None
-    if not len(model.graph):
-        raise CheckpointError(f"{path}: not an ONNX file that can be read (it holds no nodes)")
-    return model
 
 
 def load_typed_model(path: Path) -> ir.Model:
@@ -54,8 +77,31 @@ def load_typed_model(path: Path) -> ir.Model:
 
 
 def infer_types(model: ir.Model) -> ir.Model:
-    """Returns the model with the types and shapes of all tensors inferred, in addition to those that are known."""
-    return ir.from_proto(onnx.shape_inference.infer_shapes(to_proto(model), strict_mode=True))
+    """Infers the types and shapes of all tensors, in addition to those that are known, in place; returns the model.
+
+    Only small constants, such as shapes, are given to the inference: types don't depend on weights, whose bytes would be copied
+    several times.
+    """
+    graph = model.graph
+    constants, inputs = list(graph.initializers.values()), len(graph.inputs)
+    weights = [value for value in constants if value.const_value is not None and value.const_value.size > _SMALL_CONSTANT]
+    for value in weights:
+        del graph.initializers[str(value.name)]
+        graph.inputs.append(value)
+    try:
+        proto = to_proto(model)
+    finally:
+        del graph.inputs[inputs:]
+        graph.initializers.clear()
+        graph.initializers.update({str(value.name): value for value in constants})
+    inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True).graph
+    known = {info.name: info.type for info in (*inferred.value_info, *inferred.output)}
+    for node in graph:
+        for output in node.outputs:
+            if output.name in known:
+                output.type = ir.serde.deserialize_type_proto_for_type(known[output.name])
+                output.shape = ir.serde.deserialize_type_proto_for_shape(known[output.name])
+    return model
 
 
 def forget_types(model: ir.Model) -> None:
@@ -86,13 +132,13 @@ def save_model(model: ir.Model, path: str | Path, subject: str) -> None:
         BuildError: the graph is not valid ONNX.
         OutputError: the file can't be written.
     """
-    proto = to_proto(model)
+    data = to_proto(model).SerializeToString()
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(data, full_check=True)
     except Exception as error:  # the checker's exceptions share no base class
         raise BuildError(f"{Path(path).name}: {subject} is no valid ONNX ({_one_line(error)})") from None
     with replacing(path) as temporary:
-        onnx.save(proto, temporary)
+        temporary.write_bytes(data)
 
 
 def remove_unused(model: ir.Model) -> None:
