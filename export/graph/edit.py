@@ -6,7 +6,8 @@ stays in an order that can be run.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from growtas.errors import BuildError, CheckpointError
+from growtas.export.graph.versions import needed_ir_version
 from growtas.files import replacing
 
+PREPROCESS, CLASS_NAMES = "preprocess", "class_names"
+"""Keys of a file's metadata: the record of the preprocessing and the class names, both as JSON."""
 # Messages name this many; the rest is counted.
 _NAMED = 5
 _WEIGHT = ".weight"
@@ -123,7 +127,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 
 def save_model(model: ir.Model, path: str | Path, subject: str) -> None:
-    """Checks a model and writes it.
+    """Checks a model and writes it. Its IR version is raised where its opset or its types need that.
 
     Args:
         subject: what messages call the graph, such as ``the converted graph``.
@@ -132,6 +136,7 @@ def save_model(model: ir.Model, path: str | Path, subject: str) -> None:
         BuildError: the graph is not valid ONNX.
         OutputError: the file can't be written.
     """
+    model.ir_version = max(model.ir_version, needed_ir_version(model))
     data = to_proto(model).SerializeToString()
     try:
         onnx.checker.check_model(data, full_check=True)
@@ -139,6 +144,13 @@ def save_model(model: ir.Model, path: str | Path, subject: str) -> None:
         raise BuildError(f"{Path(path).name}: {subject} is no valid ONNX ({_one_line(error)})") from None
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def describe(model: ir.Model, *, preprocess: Mapping[str, Any] | None = None, class_names: Sequence[str] | None = None) -> None:
+    """Writes into a model's metadata what its images and its classes are, so that a file without a manifest still says it."""
+    for key, value in ((PREPROCESS, preprocess), (CLASS_NAMES, class_names)):
+        if value is not None:
+            model.metadata_props[key] = json.dumps(value, ensure_ascii=False)
 
 
 def remove_unused(model: ir.Model) -> None:
