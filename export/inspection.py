@@ -123,8 +123,10 @@ def _rule_problem(path: Path) -> str | None:
     if path.suffix == ONNX.suffix:
         import onnx
 
+        from growtas.export.graph.edit import load_proto
+
         try:
-            onnx.checker.check_model(onnx.load(path), full_check=True)
+            onnx.checker.check_model(load_proto(path), full_check=True)
         except Exception as error:  # the checker's and shape inference's errors share no base class
             return f"{path}: ONNX's checker refuses it ({' '.join(str(error).split())[:160]})"
     return None

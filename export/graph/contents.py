@@ -60,9 +60,9 @@ def read_graph(path: Path) -> dict[str, Any]:
 def _read_onnx(path: Path) -> dict[str, Any]:
     import onnx
 
-    proto = onnx.load(path, load_external_data=False)
-    if not proto.graph.node:
-        raise CheckpointError(f"{path}: not a readable .onnx file (it holds no nodes)")
+    from growtas.export.graph.edit import load_proto
+
+    proto = load_proto(path, weights=False)
     sizes: Counter[str] = Counter()
     for tensor in proto.graph.initializer:
         if tensor.data_type == onnx.TensorProto.STRING:
@@ -78,9 +78,9 @@ def _read_onnx(path: Path) -> dict[str, Any]:
     if quantising:
         precision = "fp8" if any(kind.startswith("float8") for kind in quantised) else "int8"
     return {
-        "opset": next((int(entry.version) for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None),
+        "opset": next((int(entry.version) for entry in proto.opset_import if not entry.domain), None),
         "ir_version": int(proto.ir_version),
-        "other_domains": sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx"}),
+        "other_domains": sorted({node.domain for node in proto.graph.node} - {""}),
         **_counted(operators),
         "inputs": [_onnx_value(value) for value in proto.graph.input],
         "outputs": [_onnx_value(value) for value in proto.graph.output],

@@ -6,7 +6,8 @@ stays in an order that can be run.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,52 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from growtas.errors import BuildError, CheckpointError
+from growtas.export.graph.versions import needed_ir_version
 from growtas.files import replacing
 
+PREPROCESS, CLASS_NAMES = "preprocess", "class_names"
+"""Keys of a file's metadata: the record of the preprocessing and the class names, both as JSON."""
 # Messages name this many; the rest is counted.
 _NAMED = 5
 _WEIGHT = ".weight"
+# Numbers of a constant that may be a shape or an axis.
+_SMALL_CONSTANT = 64
+
+
+def load_proto(path: str | Path, *, weights: bool = True) -> onnx.ModelProto:
+    """Reads an ONNX file as protobuf, with the weights that lie in files beside it; the one place that reads ONNX files.
+
+    The standard domain, which may be written ``ai.onnx``, is the empty one in what is returned.
+
+    Args:
+        weights: False leaves weights that lie in files beside it where they are.
+
+    Raises:
+        CheckpointError: not an ONNX file that can be read, or a file of its weights is missing.
+    """
+    try:
+        proto = onnx.load(path, load_external_data=weights)
+    except Exception as error:  # protobuf's, the checker's and the file system's errors share no base class
+        raise CheckpointError(f"{path}: not an ONNX file that can be read ({_one_line(error)})") from None
+    if not proto.graph.node:
+        raise CheckpointError(f"{path}: not an ONNX file that can be read (it holds no nodes)")
+    for entry in (*proto.opset_import, *proto.graph.node):
+        if entry.domain == "ai.onnx":
+            entry.domain = ""
+    return proto
 
 
 def load_model(path: str | Path) -> ir.Model:
-    """Reads an ONNX file.
+    """Reads an ONNX file, as :func:`load_proto` does.
 
     Raises:
         CheckpointError: not an ONNX file that can be read.
     """
+    proto = load_proto(path)
     try:
-        model = ir.load(path)
-    except Exception as error:  # protobuf's and the file system's errors share no base class
+        return ir.from_proto(proto)
+    except Exception as error:  # the conversion's exceptions share no base class
         raise CheckpointError(f"{path}: not an ONNX file that can be read ({_one_line(error)})") from None
-    if not len(model.graph):
-        raise CheckpointError(f"{path}: not an ONNX file that can be read (it holds no nodes)")
-    return model
 
 
 def load_typed_model(path: Path) -> ir.Model:
@@ -54,8 +81,31 @@ def load_typed_model(path: Path) -> ir.Model:
 
 
 def infer_types(model: ir.Model) -> ir.Model:
-    """Returns the model with the types and shapes of all tensors inferred, in addition to those that are known."""
-    return ir.from_proto(onnx.shape_inference.infer_shapes(to_proto(model), strict_mode=True))
+    """Infers the types and shapes of all tensors, in addition to those that are known, in place; returns the model.
+
+    Only small constants, such as shapes, are given to the inference: types don't depend on weights, whose bytes would be copied
+    several times.
+    """
+    graph = model.graph
+    constants, inputs = list(graph.initializers.values()), len(graph.inputs)
+    weights = [value for value in constants if value.const_value is not None and value.const_value.size > _SMALL_CONSTANT]
+    for value in weights:
+        del graph.initializers[str(value.name)]
+        graph.inputs.append(value)
+    try:
+        proto = to_proto(model)
+    finally:
+        del graph.inputs[inputs:]
+        graph.initializers.clear()
+        graph.initializers.update({str(value.name): value for value in constants})
+    inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True).graph
+    known = {info.name: info.type for info in (*inferred.value_info, *inferred.output)}
+    for node in graph:
+        for output in node.outputs:
+            if output.name in known:
+                output.type = ir.serde.deserialize_type_proto_for_type(known[output.name])
+                output.shape = ir.serde.deserialize_type_proto_for_shape(known[output.name])
+    return model
 
 
 def forget_types(model: ir.Model) -> None:
@@ -77,7 +127,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 
 def save_model(model: ir.Model, path: str | Path, subject: str) -> None:
-    """Checks a model and writes it.
+    """Checks a model and writes it. Its IR version is raised where its opset or its types need that.
 
     Args:
         subject: what messages call the graph, such as ``the converted graph``.
@@ -86,13 +136,21 @@ def save_model(model: ir.Model, path: str | Path, subject: str) -> None:
         BuildError: the graph is not valid ONNX.
         OutputError: the file can't be written.
     """
-    proto = to_proto(model)
+    model.ir_version = max(model.ir_version, needed_ir_version(model))
+    data = to_proto(model).SerializeToString()
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(data, full_check=True)
     except Exception as error:  # the checker's exceptions share no base class
         raise BuildError(f"{Path(path).name}: {subject} is no valid ONNX ({_one_line(error)})") from None
     with replacing(path) as temporary:
-        onnx.save(proto, temporary)
+        temporary.write_bytes(data)
+
+
+def describe(model: ir.Model, *, preprocess: Mapping[str, Any] | None = None, class_names: Sequence[str] | None = None) -> None:
+    """Writes into a model's metadata what its images and its classes are, so that a file without a manifest still says it."""
+    for key, value in ((PREPROCESS, preprocess), (CLASS_NAMES, class_names)):
+        if value is not None:
+            model.metadata_props[key] = json.dumps(value, ensure_ascii=False)
 
 
 def remove_unused(model: ir.Model) -> None:

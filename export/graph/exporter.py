@@ -6,9 +6,10 @@ import contextlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -16,8 +17,9 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from growtas.errors import BuildError, ConfigError
-from growtas.export.graph.edit import constant, operand, remove_unused, save_model
+from growtas.export.graph.edit import constant, describe, operand, remove_unused, save_model
 from growtas.export.graph.inference_vit import deployable
+from growtas.export.graph.versions import check_ir_version, needed_ir_version
 from growtas.files import ensure_writable
 from growtas.nn.vit import VisionTransformer
 
@@ -45,14 +47,26 @@ class OnnxInfo:
     operators: dict[str, int]
 
 
-def export_onnx(model: VisionTransformer, path: str | Path, *, opset: int = DEFAULT_OPSET) -> OnnxInfo:
+def export_onnx(
+    model: VisionTransformer,
+    path: str | Path,
+    *,
+    opset: int = DEFAULT_OPSET,
+    ir_version: int | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> OnnxInfo:
     """Writes a static ViT as ONNX.
 
     The input ``images`` is ``(batch, in_chans, image_size, image_size)``, the output ``logits`` is ``(batch, num_classes)``, both
     float32; ``batch`` is dynamic (traced at 2, so that nothing is specialised to one image).
 
+    Args:
+        ir_version: of the file; by default the lowest that the opset needs, which the most runtimes read.
+        preprocess, class_names: for the file's metadata; see :func:`growtas.export.graph.edit.describe`.
+
     Raises:
-        ConfigError: an opset outside :data:`OPSETS`.
+        ConfigError: an opset outside :data:`OPSETS`, or an IR version that the opset or the installed onnx doesn't have.
         BuildError: the exporter failed, or the graph holds an operator outside the standard domain.
         OutputError: the file can't be written.
     """
@@ -60,12 +74,17 @@ def export_onnx(model: VisionTransformer, path: str | Path, *, opset: int = DEFA
         raise ConfigError(
             f"opset is {opset}; legal are {OPSETS.start} to {OPSETS.stop - 1} (fp32 attention builds in TensorRT up to 22)"
         )
+    if ir_version is not None:
+        check_ir_version(ir_version, opset, "fp32")
     ensure_writable(Path(path).parent)
     exported = export_model(model, opset=opset)
+    exported.ir_version = ir_version or exported.ir_version
+    describe(exported, preprocess=preprocess, class_names=class_names)
     save_model(exported, path, "the exported graph")
     operators = Counter(node.op_type for node in exported.graph)
-    ir_version, nodes = exported.ir_version, len(exported.graph)
-    return OnnxInfo(opset=opset, ir_version=ir_version, nodes=nodes, operators=dict(operators.most_common()))
+    return OnnxInfo(
+        opset=opset, ir_version=exported.ir_version, nodes=len(exported.graph), operators=dict(operators.most_common())
+    )
 
 
 def export_model(model: VisionTransformer, *, opset: int = DEFAULT_OPSET) -> ir.Model:
@@ -109,13 +128,17 @@ def _trace(model: VisionTransformer, opset: int) -> onnx.ModelProto:
 
 
 def slim(proto: onnx.ModelProto) -> ir.Model:
-    """Folds constants and drops dead nodes; traces of the source (file names, line numbers) go too."""
+    """Folds constants and drops dead nodes; traces of the source (file names, line numbers) go too.
+
+    The IR version becomes the lowest that the opset and the types need.
+    """
     import onnxslim
 
     with quiet():
         model = ir.from_proto(onnxslim.slim(proto))
     _keep_sizes_as_lists(model)
     ClearMetadataAndDocStringPass()(model)
+    model.ir_version = needed_ir_version(model)
     return model
 
 

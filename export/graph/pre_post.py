@@ -6,7 +6,6 @@ What the nodes compute, and how far that is from Pillow's resizing, is in docs/a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from growtas.errors import ConfigError, UsageError, choices
-from growtas.export.graph.edit import load_model, save_model
+from growtas.export.graph.edit import describe, load_model, save_model
 from growtas.export.graph.resize import PIXELS, add_node, add_numbers, check_resizing, resize_planes, to_planes
 from growtas.export.signature import PROBABILITIES, TOP_CLASSES, TOP_SCORES
 
@@ -64,7 +63,7 @@ def add_preprocess(onnx_in: Path, onnx_out: Path, preprocess: Mapping[str, Any] 
     images.replace_all_uses_with(normalised)
     graph.inputs[0] = pixels
     _add(graph, tape, graph[0], "preprocess")
-    model.metadata_props["preprocess"] = json.dumps(dict(record), ensure_ascii=False)
+    describe(model, preprocess=record)
     save_model(model, onnx_out, _SUBJECT)
     return {
         "name": PIXELS,
@@ -122,8 +121,7 @@ def add_postprocess(
         best = [ir.val(name, dtype, [batch, top_k]) for name, dtype in names.items()]
         graph.outputs.extend(tape.op_multi_out("TopK", [scores, k], {"axis": -1}, outputs=best))
     _add(graph, tape, None, "postprocess")
-    if class_names is not None:
-        model.metadata_props["class_names"] = json.dumps(list(class_names), ensure_ascii=False)
+    describe(model, class_names=class_names)
     save_model(model, onnx_out, _SUBJECT)
     return {
         "outputs": [output.name for output in graph.outputs],

@@ -10,6 +10,7 @@ from pathlib import Path
 from growtas.errors import ConfigError, choices
 from growtas.export.formats import FORMATS, ONNX, OPENVINO, PLAN, Format, with_sources
 from growtas.export.graph.exporter import DEFAULT_OPSET, OPSETS
+from growtas.export.graph.versions import check_ir_version
 from growtas.export.quantization.calibration import METHODS
 from growtas.export.quantization.convert import DEFAULT_METHOD
 from growtas.export.quantization.precisions import PRECISIONS
@@ -19,6 +20,8 @@ from growtas.export.verification.parity import DEFAULT_TOLERANCE, gate_batches
 from growtas.subnet import Subnet
 
 KEEP_AUTO, KEEP_NONE = "auto", "none"
+# From 21 on QuantizeLinear has an attribute that ONNX Runtime's conversion of signed to unsigned activations doesn't change.
+_INT8_OPSET = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,8 @@ class ExportOptions:
         opt_batch: the batch that a plan is tuned for.
         name: the files' name without suffix; by default ``SPACE-subnet``.
         out: folder; by default the run's ``export``.
-        opset: of the ONNX file.
+        opset: of the ONNX file; bf16 and fp8 files may have a newer one.
+        ir_version: of the ONNX files; by default the lowest that the opset and the types in the file need.
         tolerance: largest relative error of the gate of fp32.
         images: labelled images that every artifact is verified on; by default as many as take some seconds.
         max_error, min_cosine, min_agreement, max_accuracy_drop: replace the precision's thresholds, see
@@ -64,6 +68,7 @@ class ExportOptions:
     name: str | None = None
     out: str | Path | None = None
     opset: int = DEFAULT_OPSET
+    ir_version: int | None = None
     tolerance: float = DEFAULT_TOLERANCE
     images: int | None = None
     max_error: float | None = None
@@ -81,12 +86,20 @@ class ExportOptions:
         formats = self.made_formats
         if self.opset not in OPSETS:
             raise ConfigError(f"--opset is {self.opset}; legal are {OPSETS.start} to {OPSETS.stop - 1}")
+        if self.ir_version is not None:
+            check_ir_version(self.ir_version, self.opset, self.precision or "fp32")
+        if self.precision == "int8" and self.opset > _INT8_OPSET and PLAN not in formats:
+            raise ConfigError(
+                f"--opset is {self.opset} with --precision int8; legal are {OPSETS.start} to {_INT8_OPSET}, because ONNX Runtime 1.27 "
+                "to 1.32 can't load int8 files of newer opsets"
+            )
         if PLAN not in formats and (self.target or self.device):
             raise ConfigError("--target and --device are for a plan; add --format trt")
         if self.precision is not None and self.precision not in PRECISIONS:
             raise ConfigError(f"--precision is {self.precision!r}; legal are {choices(PRECISIONS)}")
         if ONNX not in formats:
             for option, given in (
+                ("--ir-version", self.ir_version is not None),
                 ("--precision", self.precision not in (None, "fp32")),
                 ("--preprocess", self.preprocess),
                 ("--softmax", self.softmax),

@@ -26,6 +26,7 @@ from growtas.export.graph.edit import (
     save_model,
 )
 from growtas.export.graph.tensors import FP16_MAX
+from growtas.export.graph.versions import LEAST_OPSETS
 from growtas.export.quantization.calibration import Array, clipping_points, largest
 from growtas.export.quantization.half import cast_floats
 from growtas.export.quantization.inspect import require_precision
@@ -116,6 +117,8 @@ def convert(
     kept: dict[str, str] = {}
     measured: str | None = None
     rest = rest if precision in QUANTISED else precision
+    least = max(LEAST_OPSETS.get(name, 0) for name in (precision, rest))
+    model.opset_imports[""] = max(model.opset_imports.get("", 0), least)
     if rest in HALVES:
         # Half precision is for GPUs.
         fuse_attention(model)

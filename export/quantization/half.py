@@ -14,7 +14,6 @@ from growtas.export.quantization.precisions import ONNX_TYPES
 
 _FLOAT = ir.DataType.FLOAT
 _SUFFIXES = {_FLOAT: "_fp32", ir.DataType.FLOAT16: "_fp16", ir.DataType.BFLOAT16: "_bf16"}
-_BF16_OPSET = 22
 
 
 def cast_floats(model: ir.Model, precision: str, kept: Collection[str], subject: str) -> None:
@@ -32,9 +31,6 @@ def cast_floats(model: ir.Model, precision: str, kept: Collection[str], subject:
         BuildError: a weight that doesn't fit into the type; the message names its nodes.
     """
     graph, dtype = model.graph, ir.DataType[ONNX_TYPES[precision]]
-    if precision == "bf16":
-        # Convolutions take bfloat16 from opset 22 on; from 18 to 22 the operators used here got more types and no other meaning.
-        model.opset_imports[""] = max(model.opset_imports[""], _BF16_OPSET)
     floats = {value for node in graph for value in (*node.inputs, *node.outputs) if value is not None and value.dtype == _FLOAT}
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     too_large: list[str] = []

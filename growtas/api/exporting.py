@@ -37,6 +37,7 @@ class ExportSettings(TypedDict, total=False):
     name: str | None
     out: str | Path | None
     opset: int
+    ir_version: int | None
     tolerance: float
     images: int | None
     max_error: float | None

@@ -37,6 +37,9 @@ def export(
     name: Annotated[str | None, Option(help="Name of the files; by default SPACE-subnet.")] = None,
     out: Annotated[Path | None, Option(help="Folder for the files; by default RUN/export.")] = None,
     opset: Annotated[int, Option(help="ONNX opset, 18 to 22.")] = 20,
+    ir_version: Annotated[
+        int | None, Option(help="IR version of the ONNX files; by default the lowest that the opset needs, for old runtimes.")
+    ] = None,
     max_batch: Annotated[int, Option(help="Largest batch that is checked, and that a plan takes.")] = 8,
     opt_batch: Annotated[int, _PLANS(help="Batch that a plan is tuned for.")] = 1,
     target: Annotated[
@@ -99,6 +102,7 @@ def export(
             name=name,
             out=out,
             opset=opset,
+            ir_version=ir_version,
             tolerance=tolerance,
             images=images,
             max_error=max_error,

@@ -41,7 +41,14 @@ def export(context: ExportContext) -> None:
 def _export_fp32(context: ExportContext) -> Artifact:
     context.progress.stage("exporting ONNX")
     path = context.folder / f"{context.name}.onnx"
-    info = export_onnx(context.model, path, opset=context.options.opset)
+    info = export_onnx(
+        context.model,
+        path,
+        opset=context.options.opset,
+        ir_version=context.options.ir_version,
+        preprocess=context.preprocess,
+        class_names=context.class_names,
+    )
     context.progress.stage("checking ONNX against PyTorch")
     with open_session(path, threads=1) as session:
         checks = context.check(session.run, path, "ONNX Runtime")
