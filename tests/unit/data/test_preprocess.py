@@ -24,6 +24,7 @@ def test_records():
     digits = open_data("digits")
     assert preprocess_record(MICRO, digits) == {
         "image_size": 28, "in_chans": 3, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 1.0,
+        "decode": {"version": 1, "pixel_range": None},
     }  # fmt: skip
     grey = preprocess_record(MICRO.replace(in_chans=1, image_size=224, patch_size=16), digits)
     assert (grey["in_chans"], grey["mean"], grey["crop_pct"]) == (1, [0.5], 0.875)
