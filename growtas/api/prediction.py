@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from growtas.data.decode import DecodeRules, is_deep, is_turned, read_header
 from growtas.data.images import file_set, load_as
 from growtas.errors import ConfigError, DataError
 from growtas.export.serving.image_files import find_images
@@ -121,6 +123,7 @@ def predict(
         # Not all at once: a folder of a million images must not lie in memory.
         chunks = (paths[start : start + size] for start in range(0, len(paths), size))
         predictions = tuple(prediction for chunk in chunks for prediction in _answers(predictor, chunk, top))
+        _note_unheeded(predictor, paths, progress)
         runtime = f"{predictor.info.runtime} {predictor.info.version}"
         return Predictions(artifact=predictor.artifact, runtime=runtime, images=predictions)
 
@@ -141,3 +144,19 @@ def _answers(predictor: Predictor, paths: Sequence[Path], top: int) -> Iterator[
         for index, logits in zip(indices, predictor.run(np.stack([prepared[index] for index in indices])), strict=True):
             answers[index] = Prediction(file=paths[index], top=predictor.top(logits, top), logits=tuple(logits.tolist()))
     return (answers[index] for index in range(len(paths)))
+
+
+def _note_unheeded(predictor: Predictor, paths: Sequence[Path], progress: Progress) -> None:
+    """Says so where an artifact of an older growtas sees images as its training saw them, and not as viewers show them."""
+    if DecodeRules.of(predictor.signature.preprocess or {}).version:
+        return
+    unheeded = 0
+    for path in paths:
+        with contextlib.suppress(Exception), open(path, "rb") as file:  # unreadable ones have been named
+            header = read_header(file)
+            unheeded += is_turned(header) or is_deep(header)
+    if unheeded:
+        progress.note(
+            f"{unheeded} images have an EXIF orientation or more than 8 bits a sample; the artifact is of an older growtas, whose "
+            f"training heeded neither, so they are read without the orientation and with large values clipped"
+        )

@@ -182,7 +182,7 @@ def read_header(file: IO[bytes]) -> ImageFile.ImageFile:
 def oddities(image: Image.Image) -> list[str]:
     """What sets an image apart from an upright one of 8 bits; it may be a header alone."""
     odd = []
-    if _orientation(image) in _TURNS:
+    if is_turned(image):
         odd.append("an EXIF orientation, which is applied")
     if image.mode == "F":
         odd.append("floating-point values (mode F)")
@@ -193,6 +193,11 @@ def oddities(image: Image.Image) -> list[str]:
     if getattr(image, "is_animated", False) and image.format != "MPO":
         odd.append("several frames or pages, of which the first is taken")
     return odd
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether an image, or the header of one, has an EXIF orientation other than upright."""
+    return _orientation(image) in _TURNS
 
 
 def is_deep(image: Image.Image) -> bool:
