@@ -13,6 +13,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from growtas.checkpoint import load_tensors, save_supernet
+from growtas.data.decode import DecodeRules
 from growtas.errors import CheckpointError
 from growtas.files import replacing, sha256, write_json
 from growtas.nn.supernet import Supernet
@@ -115,6 +116,7 @@ def import_autoformer(path: str | Path, space: SearchSpace, root: Path, name: st
             "std": list(IMAGENET_DEFAULT_STD),
             "interpolation": "bicubic",
             "crop_pct": 0.875,
+            "decode": DecodeRules().to_dict(),
         },
         "class_names": None,
     }

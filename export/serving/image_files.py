@@ -1,36 +1,40 @@
-"""Image files to predict: from names, folders and patterns; read upright and in any mode."""
+"""Finds the image files to predict: from names, folders and patterns."""
 
 from __future__ import annotations
 
 import glob
 import os
-import warnings
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-
+from growtas.data.decode import readable_suffixes
 from growtas.errors import DataError
+from growtas.progress import SILENT, Progress
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
 
 
-def find_images(names: Sequence[str | os.PathLike[str]]) -> list[Path]:
+def find_images(names: Sequence[str | os.PathLike[str]], progress: Progress = SILENT) -> list[Path]:
     """The files that are meant, in the order named; those of a folder (and the folders in it) and of a pattern sorted by name.
 
-    A file that is named is taken whatever it is called; in a folder only names that Pillow knows as images count.
+    A file that is named is taken whatever it is called. In a folder only endings of formats that this Pillow can decode count, and
+    hidden files and folders don't.
+
+    Args:
+        progress: gets a note of the files of a folder that are left out.
 
     Raises:
-        DataError: a name is nothing, or a folder or pattern holds no images.
+        DataError: a name is nothing or a URL, or a folder or pattern holds no images.
     """
     files: list[Path] = []
     for item in names:
         name, path = os.fspath(item), Path(item)
+        if _URL.match(name):
+            raise DataError(f"{name}: this is a URL, and images are read from files only; download it and name the file")
         if path.is_dir():
-            known = Image.registered_extensions()
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
-            if not inside:
-                raise DataError(f"{name}: no images in this folder")
-            files += inside
+            files += _inside(path, progress)
         elif path.exists() or not glob.has_magic(name):
             # A file that is not there is reported when it is read, so that the others are answered.
             files.append(path)
@@ -42,35 +46,21 @@ def find_images(names: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return files
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """An image, decoded and upright (its EXIF orientation applied, as viewers show it).
+def _inside(folder: Path, progress: Progress) -> list[Path]:
+    """The images in a folder and below."""
+    readable = readable_suffixes()
+    everything = sorted(file for file in folder.rglob("*") if file.is_file())
+    visible = [file for file in everything if not any(_is_hidden(part) for part in file.relative_to(folder).parts)]
+    images = [file for file in visible if file.suffix.lower() in readable]
+    endings = Counter(file.suffix.lower() or "no ending" for file in visible if file.suffix.lower() not in readable)
+    counts = ", ".join(f"{ending} {count}" for ending, count in endings.most_common(5))
+    if not images:
+        there = f"; its files are of kinds that this Pillow doesn't decode ({counts})" if counts else ""
+        raise DataError(f"{folder}: no images in this folder{there}")
+    if counts:
+        progress.note(f"{folder}: {endings.total()} files are left out, of kinds that this Pillow doesn't decode ({counts})")
+    return images
 
-    Of an animation the first frame; 16-bit grey values are scaled to 8 bits.
 
-    Raises:
-        DataError: it can't be read; the message names it and says why.
-    """
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of images above its limit, and raises from twice that on: here both are refused.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                opened.load()
-                image = ImageOps.exif_transpose(opened)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise DataError(f"{path}: the image is too large (over {Image.MAX_IMAGE_PIXELS} pixels)") from None
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such image") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: not an image that Pillow knows") from None
-    # Pillow's decoders raise what they like for a broken file.
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120] or type(error).__name__
-        raise DataError(f"{path}: the image can't be read ({reason})") from None
-    if image.mode == "P" and "transparency" in image.info:
-        # The same colours as straight to RGB, without Pillow's warning.
-        return image.convert("RGBA")
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    return image
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"

@@ -67,15 +67,33 @@ class Predictor:
 
     def run(self, images: NDArray[Any]) -> Array:
         """Logits ``(n, classes)``, float32, of at most ``max_batch`` images ``(n, *signature.shape)`` of the signature's type."""
-        return self._session.run(np.ascontiguousarray(images))
+        return self._session.run(np.ascontiguousarray(self._without_far_ends(images)))
 
     def run_all(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Every output of the signature, by name and in its order, ``(n, *output.shape)`` each; of at most ``max_batch`` images."""
         outputs = self.signature.outputs
         if len(outputs) == 1 or not isinstance(self._session, NamedOutputs):
             return {outputs[0].name: self.run(images)}
-        values = self._session.run_named(np.ascontiguousarray(images), [output.name for output in outputs])
+        images = np.ascontiguousarray(self._without_far_ends(images))
+        values = self._session.run_named(images, [output.name for output in outputs])
         return {output.name: np.asarray(values[output.name], output.dtype) for output in outputs}
+
+    def _without_far_ends(self, images: NDArray[Any]) -> NDArray[Any]:
+        """The middle of very long images, where the graph resizes the whole image before it cuts out the middle.
+
+        An image of 30,000 x 1 pixels would need 9 GB in between.
+        """
+        from growtas.data.preprocess import LONGEST
+
+        if not self.signature.any_size:
+            return images
+        for axis in (1, 2):
+            short, long = min(images.shape[1:3]), images.shape[axis]
+            if long > LONGEST * short:
+                # A whole number of squares, so that the new size is in proportion; even or odd as the side is, so that the middle stays.
+                keep = (LONGEST + (LONGEST * short + long) % 2) * short
+                images = np.moveaxis(np.moveaxis(images, axis, 0)[(long - keep) // 2 :][:keep], 0, axis)
+        return images
 
     def warm_up(self, batch: int) -> None:
         """Run ``batch`` images of zeros: a runtime's first run allocates, and shows whether the manifest is right.
@@ -99,11 +117,14 @@ class Predictor:
     def prepare(self, image: Image.Image) -> NDArray[Any]:
         """An image of any size and mode, as one image of the artifact's input.
 
-        Resized, cropped and normalised as the manifest's record says, as far as the graph doesn't do it itself.
+        Decoded (:mod:`growtas.data.decode`), resized, cropped and normalised as the manifest's record says, as far as the graph
+        doesn't do it itself.
 
         Raises:
+            DataError: the record's rules refuse the image.
             CheckpointError: the manifest has no such record.
         """
+        from growtas.data.decode import DecodeRules
         from growtas.data.preprocess import color_mode, evaluation_transform, geometry
 
         record = self.signature.preprocess
@@ -112,7 +133,7 @@ class Predictor:
                 f"{self.artifact.path}: its manifest has no record of the preprocessing, so images can't be prepared for it"
             )
         if self.signature.any_size:
-            pixels = np.asarray(image.convert(color_mode(record)), np.uint8)
+            pixels = np.asarray(DecodeRules.of(record).apply(image, color_mode(record)), np.uint8)
             return pixels if pixels.ndim == 3 else pixels[..., None]
         if self.signature.takes_pixels:
             return np.ascontiguousarray(geometry(record)(image).permute(1, 2, 0).numpy())

@@ -73,12 +73,12 @@ def artifact_input(path: Path, manifest: Manifest | None, preprocess: Mapping[st
         preprocess: how the run's images were made.
 
     Raises:
-        ParityError: the manifest's preprocessing is absent, or another than the run's in size, channels, interpolation or crop.
+        ParityError: the manifest's preprocessing is absent, or another than the run's in size, channels, interpolation, crop or decoding.
     """
     recorded = preprocess if manifest is None else manifest.preprocess
     if recorded is None:
         raise ParityError(f"{path}: its manifest doesn't say how images are normalised, and the run's images are; export it again")
-    for field in ("image_size", "in_chans", "interpolation", "crop_pct"):
+    for field in ("image_size", "in_chans", "interpolation", "crop_pct", "decode"):
         if field in preprocess and recorded.get(field) != preprocess[field]:
             raise ParityError(
                 f"{path}: its manifest's preprocess.{field} is {recorded.get(field)!r}, the run's is {preprocess[field]!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -12,13 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from growtas.data.decode import DecodeRules, is_deep, is_turned, read_header
+from growtas.data.images import file_set, load_as
 from growtas.errors import ConfigError, DataError
-from growtas.export.serving.image_files import find_images, read_image
+from growtas.export.serving.image_files import find_images
 from growtas.export.serving.predictor import ClassScore, Predictor, newest_artifact
 from growtas.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from growtas.export.artifact import Artifact
+
+_TOP = 5
+"""Classes that are given for an image where nobody says how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +71,20 @@ class Predictions:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
         images = [image.to_dict() for image in self.images]
-        return {"model": str(self.artifact.path), "kind": self.artifact.manifest.kind, "runtime": self.runtime, "images": images}
+        return {
+            "model": str(self.artifact.path),
+            "kind": self.artifact.manifest.kind,
+            "runtime": self.runtime,
+            "unreadable": len(self.errors),
+            "images": images,
+        }
 
 
 def predict(
     artifact: str | os.PathLike[str] | None,
     images: Sequence[str | os.PathLike[str]],
     *,
-    top: int = 5,
+    top: int | None = None,
     batch: int | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
@@ -83,44 +95,47 @@ def predict(
         artifact: its manifest lies beside it; None for the newest ONNX file of the newest run.
         images: image files, folders of images, or patterns such as ``shoes/*.png``. A file that can't be read becomes a
             prediction with an error, and the others are answered.
-        top: how many classes to give for each image.
+        top: how many classes to give for each image; by default five, or all of a model with fewer.
         batch: images to run at once; by default the most that the export checked.
         threads: CPU threads; by default all that this process may use.
-        progress: gets a note where ``artifact`` is None.
+        progress: gets a note where ``artifact`` is None, and of the files of a folder that are left out.
 
     Raises:
         CheckpointError: the artifact or its manifest is absent or unreadable, or they don't belong together.
         ConfigError: ``top``, ``batch`` or ``threads`` is out of range.
-        DataError: a folder or pattern holds no images.
+        DataError: a name is a URL, or a folder or pattern holds no images.
         DeviceError: a plan, and no GPU that runs it.
         MissingExtra: the artifact's runtime is not installed.
         UsageError: not an artifact, or there is no run.
     """
-    paths = find_images(images)
+    paths = find_images(images, progress)
     if artifact is None:
         artifact = newest_artifact()
         progress.note(f"model: {artifact} (the newest)")
     with Predictor(artifact, threads=threads) as predictor:
         most, classes = predictor.signature.max_batch, predictor.signature.classes
+        top = min(_TOP, classes) if top is None else top
         if not 1 <= top <= classes:
-            raise ConfigError(f"--top is {top}; the artifact has {classes} classes")
+            raise ConfigError(f"--top is {top}; the artifact has {classes} classes, so it must be from 1 to {classes}")
         if batch is not None and not 1 <= batch <= most:
             raise ConfigError(f"--batch is {batch}; the artifact was exported for batches from 1 to {most}")
         size = batch or most
         # Not all at once: a folder of a million images must not lie in memory.
         chunks = (paths[start : start + size] for start in range(0, len(paths), size))
         predictions = tuple(prediction for chunk in chunks for prediction in _answers(predictor, chunk, top))
+        _note_unheeded(predictor, paths, progress)
         runtime = f"{predictor.info.runtime} {predictor.info.version}"
         return Predictions(artifact=predictor.artifact, runtime=runtime, images=predictions)
 
 
 def _answers(predictor: Predictor, paths: Sequence[Path], top: int) -> Iterator[Prediction]:
     """The answers for at most a batch of images, in the order of their files."""
+    files = file_set([str(path) for path in paths], [0] * len(paths))
     answers: dict[int, Prediction] = {}
     prepared: dict[int, NDArray[Any]] = {}
     for index, path in enumerate(paths):
         try:
-            prepared[index] = predictor.prepare(read_image(path))
+            prepared[index] = load_as(files, index, predictor.prepare)
         except DataError as error:
             answers[index] = Prediction(file=path, error=str(error))
     # Only images of one size can run together.
@@ -129,3 +144,19 @@ def _answers(predictor: Predictor, paths: Sequence[Path], top: int) -> Iterator[
         for index, logits in zip(indices, predictor.run(np.stack([prepared[index] for index in indices])), strict=True):
             answers[index] = Prediction(file=paths[index], top=predictor.top(logits, top), logits=tuple(logits.tolist()))
     return (answers[index] for index in range(len(paths)))
+
+
+def _note_unheeded(predictor: Predictor, paths: Sequence[Path], progress: Progress) -> None:
+    """Says so where an artifact of an older growtas sees images as its training saw them, and not as viewers show them."""
+    if DecodeRules.of(predictor.signature.preprocess or {}).version:
+        return
+    unheeded = 0
+    for path in paths:
+        with contextlib.suppress(Exception), open(path, "rb") as file:  # unreadable ones have been named
+            header = read_header(file)
+            unheeded += is_turned(header) or is_deep(header)
+    if unheeded:
+        progress.note(
+            f"{unheeded} of the images have an EXIF orientation or more than 8 bits a sample; the artifact is of an older growtas, whose "
+            f"training heeded neither, so they are read without the orientation and with large values clipped"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -58,6 +58,7 @@ class RecipeOptions(TypedDict, total=False):
     """
 
     data: str | None
+    pixel_range: Sequence[float] | None
     space: str | None
     method: str | None
     init: str | None
@@ -165,6 +166,7 @@ def finetune(
     *,
     data: str | None = None,
     data_dir: str | Path | None = None,
+    pixel_range: Sequence[float] | None = None,
     image_size: int | None = None,
     in_chans: int | None = None,
     subnet: Subnet | str | Path | None = None,
@@ -186,6 +188,7 @@ def finetune(
     Args:
         model: a run (its searched subnet is cut out), a model that was exported, or its folder.
         data: images, as for :func:`train`; the recipe or the file may name them.
+        pixel_range: values of black and white in images of more than 8 bits a sample; by default the model's.
         image_size: pixels a side, a multiple of the patch size; by default the model's.
         in_chans: 1 (grey) or 3 (RGB); by default the model's.
         subnet: of a run: a subnet, or the file of one; by default the one that the search chose.
@@ -209,7 +212,7 @@ def finetune(
 
     chosen = Path(subnet) if isinstance(subnet, str) else subnet
     pretrained = load_pretrained(model.path if isinstance(model, runs.Run) else model, chosen, suffixes=SUFFIXES)
-    options = {"data": data, "epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
+    options = {"data": data, "pixel_range": pixel_range, "epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
     size = pretrained.model.architecture.image_size if image_size is None else image_size
     session = start_finetune(
         pretrained,

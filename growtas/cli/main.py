@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 
 import typer
 
@@ -23,6 +24,8 @@ def main() -> None:
     # epochs of micro on digits took over 45 s spinning and 27 s sleeping; on two idle cores 20 s and 22 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_memory()
+    # Pillow's own words of images that are refused in a sentence, or whose tags are broken and pixels are not.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit|Corrupt EXIF data")
     # Every subcommand takes --debug too: people add it at the end of the line that failed.
     arguments = sys.argv[1:]
     debug = "--debug" in arguments

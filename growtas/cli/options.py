@@ -27,10 +27,31 @@ Settings = Annotated[
 LearningRate = Annotated[float | None, RECIPE(help="Peak learning rate.")]
 Seed = Annotated[int | None, RECIPE(help="Seed of everything random.")]
 DataDir = Annotated[Path | None, DATA(help="Folder of the data's files.")]
+PixelRange = Annotated[
+    str | None,
+    DATA(
+        metavar="LOW,HIGH",
+        help="Values of black and white in images of more than 8 bits a sample: 0,4095 for 12-bit cameras. Default: the type's.",
+    ),
+]
 Device = Annotated[str, COMPUTING(help="cpu, cuda, or auto (a GPU where there is one).")]
 Out = Annotated[Path, RUN(help="Folder for the runs.")]
 Name = Annotated[str | None, RUN(help="Name of the run's folder.")]
 TensorBoard = Annotated[bool, RUN("--tensorboard", help="Write the metrics for TensorBoard too.")]
+
+
+
+def parse_pixel_range(text: str | None) -> list[float] | None:
+    """The numbers of ``--pixel-range``; the recipe checks them."""
+    from growtas.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--pixel-range {text!r} must be the values of black and white, as in 0,4095") from None
+
 
 MaxError = Annotated[float | None, CHECKS(help="Largest relative error of the logits that passes.")]
 MinCosine = Annotated[float | None, CHECKS(help="Least cosine of an image's logits that passes.")]

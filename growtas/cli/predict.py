@@ -20,7 +20,9 @@ def predict(
     model: Annotated[
         Path | None, Option(help="Artifact with its manifest beside it; by default the newest ONNX file of the newest run.")
     ] = None,
-    top: Annotated[int, Option(help="How many classes to show for each image.")] = 5,
+    top: Annotated[
+        int | None, Option(help="How many classes to show for each image; by default 5, or all of a model with fewer.")
+    ] = None,
     batch: Annotated[int | None, Option(help="Images to run at once; by default what the export checked.")] = None,
     threads: options.Threads = None,
     json_: options.Json = False,

@@ -32,6 +32,7 @@ def train(
         DATA(help="Images: digits (embedded, the default), fashion-mnist, a folder, or a timm name such as torch/cifar10."),
     ] = None,
     data_dir: options.DataDir = None,
+    pixel_range: options.PixelRange = None,
     space: Annotated[str | None, METHOD(help="Search space: a preset's name or a YAML file. Default: micro.")] = None,
     method: Annotated[
         str | None,
@@ -74,6 +75,7 @@ def train(
     fields: api.RecipeOptions = {
         "space": space,
         "data": data,
+        "pixel_range": options.parse_pixel_range(pixel_range),
         "method": method,
         "epochs": epochs,
         "batch_size": batch_size,

@@ -1,8 +1,8 @@
 """A cache of decoded images on disk, so that a set is decoded once and not at every start.
 
 An entry is a ``.npy`` file of uint8 ``(n, C, height, width)`` that is mapped into memory. Its name is a hash over everything its
-pixels depend on: path, size and modification time of every image file in order, how they were resized and cropped, and the versions
-of the packages that did it. So an image that changed is never served in its old form: its set has another entry.
+pixels depend on: path, size and modification time of every image file in order, how they were decoded, resized and cropped, and the
+versions of the packages that did it. So an image that changed is never served in its old form: its set has another entry.
 
 The cache lies in ``$GROWTAS_CACHE``, else in ``~/.cache/growtas``; ``GROWTAS_CACHE=off`` turns it off. It never raises an error:
 an entry that can't be written is left out, one that can't be read is decoded again.
@@ -33,7 +33,7 @@ ENTRY_LIMIT = 2_000_000_000
 """Bytes of an entry at most."""
 TOTAL_LIMIT = 5 * ENTRY_LIMIT
 """Bytes of all entries; beyond it those that were not used for longest are removed."""
-_VERSION = 1
+_VERSION = 2
 _LIBRARIES = (PIL, torchvision, timm)
 _ABANDONED = 24 * 3600
 """Seconds after which a half-written file belongs to a process that was killed."""

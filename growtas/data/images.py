@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from growtas.data.decode import decode, reason
 from growtas.errors import DataError
 from growtas.progress import SILENT, Progress, tracked
+
+_Transformed = TypeVar("_Transformed")
 
 
 class ImageSet(Protocol):
@@ -27,7 +30,7 @@ class ImageSet(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> Image.Image:
-        """Decode one image.
+        """Read one image as Pillow does; :class:`growtas.data.decode.DecodeRules` make it upright and 8 bits deep.
 
         Raises:
             DataError: it is unreadable; the message names it.
@@ -95,7 +98,7 @@ class ReaderSet:
             image = self._read(index)
             image.load()
         except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
-            raise DataError(f"{self.describe(index)}: the image can't be read ({_reason(error)})") from None
+            raise DataError(f"{self.describe(index)}: the image can't be read ({reason(error)})") from None
         return image
 
     def describe(self, index: int) -> str:
@@ -135,12 +138,20 @@ def file_set(paths: Sequence[str], labels: Sequence[int]) -> ReaderSet:
     return ReaderSet(labels, lambda index: decode(open(paths[index], "rb")), lambda index: paths[index], paths)
 
 
-def decode(file: IO[bytes]) -> Image.Image:
-    """The image in an open file, which is closed, whatever comes of it."""
-    with file:
-        image = Image.open(file)
-        image.load()
-        return image
+def load_as(images: ImageSet, index: int, transform: Callable[[Image.Image], _Transformed]) -> _Transformed:
+    """Read one image and transform it.
+
+    Args:
+        transform: may raise a :class:`DataError` that says why it refuses the image.
+
+    Raises:
+        DataError: the image is unreadable or refused; the message names it.
+    """
+    image = images.load(index)
+    try:
+        return transform(image)
+    except DataError as error:
+        raise DataError(f"{images.describe(index)}: the image can't be read ({error})") from None
 
 
 def unreadable(images: ImageSet, progress: Progress = SILENT, title: str = "checking images") -> list[DataError]:
@@ -180,9 +191,3 @@ def listed(names: Sequence[str], most: int) -> str:
     """``a, b and 7 more``: the first names, and the number of the rest."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "no image format that Pillow knows"
-    return " ".join(str(error).split()) or type(error).__name__

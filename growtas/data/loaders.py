@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from growtas.data.augment import draw_flips, draw_shifts, flip, shift
-from growtas.data.images import ImageSet
+from growtas.data.images import ImageSet, load_as
 from growtas.data.parts import Parts
 from growtas.data.prefetch import prefetched
 from growtas.data.preprocess import array_normaliser
@@ -217,13 +217,12 @@ class _TransformedImages(Dataset[tuple[Tensor, int] | DataError]):
 
     def __getitem__(self, key: NDArray[np.int64]) -> tuple[Tensor, int] | DataError:
         epoch, index, place = key.tolist()
+        seed_globals(self.seed, epoch, _TRANSFORM, place)
         try:
-            image = self.images.load(index)
+            return load_as(self.images, index, self.transform), int(self.images.labels[index])
         except DataError as error:
             # Returned, not raised: torch would wrap it in the worker's traceback, and the sentence would be lost.
             return error
-        seed_globals(self.seed, epoch, _TRANSFORM, place)
-        return self.transform(image), int(self.images.labels[index])
 
 
 def _collate(items: list[tuple[Tensor, int] | DataError]) -> Batch | DataError:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from growtas.data.cache import files_key, load_entry, store_entry
-from growtas.data.images import ArraySet, ImageSet, resolve
+from growtas.data.images import ArraySet, ImageSet, load_as, resolve
 from growtas.data.preprocess import geometry
 from growtas.progress import SILENT, Progress, tracked
 
@@ -75,8 +75,8 @@ class Pixels:
         paths = getattr(self._base, "paths", None)
         if paths is None:
             return None
-        resize = {key: self._record[key] for key in ("image_size", "crop_pct", "interpolation")}
-        return files_key((paths[index] for index in self._indices.tolist()), shape=self._shape, **resize)
+        rules = {key: self._record.get(key) for key in ("image_size", "crop_pct", "interpolation", "decode")}
+        return files_key((paths[index] for index in self._indices.tolist()), shape=self._shape, **rules)
 
     def _load_cached(self) -> bool:
         """Take all images from the cache, at the first time of asking."""
@@ -98,6 +98,6 @@ class Pixels:
             if self._shape[0] == 3:
                 return pixels.permute(0, 3, 1, 2).contiguous()
         if len(indices) < 8:
-            return torch.stack([self._decode(self._images.load(index)) for index in indices.tolist()])
+            return torch.stack([load_as(self._images, index, self._decode) for index in indices.tolist()])
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return torch.stack(list(pool.map(lambda index: self._decode(self._images.load(index)), indices.tolist())))
+            return torch.stack(list(pool.map(lambda index: load_as(self._images, index, self._decode), indices.tolist())))

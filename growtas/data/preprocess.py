@@ -2,11 +2,13 @@
 
 The record holds ``image_size``, ``in_chans``, ``mean``, ``std`` (0..1 units, one number a channel), ``interpolation`` and
 ``crop_pct``: the short side is resized to ``image_size / crop_pct``, the middle is cut out, values are divided by 255 and
-normalised. These are timm's evaluation transforms.
+normalised. These are timm's evaluation transforms. Its ``decode`` says how a file becomes 8-bit grey or RGB before that
+(:mod:`growtas.data.decode`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,18 +17,26 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import auto_augment, create_transform
+from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
+from growtas.data.decode import DecodeRules
 from growtas.data.sources import Data
 from growtas.space import SearchSpace
 
 _SMALL_IMAGE = 64
+LONGEST = 32
+"""How many times its short side the long side of an image may be that is resized whole; of a longer one only the middle is."""
 
 
-def preprocess_record(space: SearchSpace, data: Data) -> dict[str, Any]:
+def preprocess_record(space: SearchSpace, data: Data, pixel_range: tuple[float, float] | None = None) -> dict[str, Any]:
     """The record for a data set in a space.
 
     Images of up to 64 pixels are not cropped (``crop_pct`` 1), larger ones by timm's usual 0.875.
+
+    Args:
+        pixel_range: see :class:`growtas.data.decode.DecodeRules`.
     """
     mean, std = data.mean, data.std
     if space.in_chans == 1:
@@ -38,6 +48,7 @@ def preprocess_record(space: SearchSpace, data: Data) -> dict[str, Any]:
         "std": [round(value, 6) for value in std],
         "interpolation": "bicubic",
         "crop_pct": 1.0 if space.image_size <= _SMALL_IMAGE else 0.875,
+        "decode": DecodeRules(pixel_range=pixel_range).to_dict(),
     }
 
 
@@ -47,14 +58,44 @@ def color_mode(record: Mapping[str, Any]) -> str:
 
 
 def geometry(record: Mapping[str, Any], mode: str | None = None) -> Callable[[Image.Image], Tensor]:
-    """Resize and crop, without normalisation: image -> uint8 ``(C, image_size, image_size)``.
+    """Decode rules, resize and crop, without normalisation: image -> uint8 ``(C, image_size, image_size)``.
 
     Args:
         mode: colour mode to convert to, by default the record's.
     """
-    mode = mode or color_mode(record)
+    mode, rules = mode or color_mode(record), DecodeRules.of(record)
     transform = create_transform(**_arguments(record), normalize=False)
-    return lambda image: transform(image.convert(mode))
+
+    def apply(image: Image.Image) -> Tensor:
+        upright = rules.apply(image, mode)
+        if max(upright.size) > LONGEST * min(upright.size):
+            return pil_to_tensor(_resized_middle(upright, record))
+        resized: Tensor = transform(upright)
+        return resized
+
+    return apply
+
+
+def _resized_middle(image: Image.Image, record: Mapping[str, Any]) -> Image.Image:
+    """What the evaluation's resize and crop make of a very long image, without the whole of it in the new size.
+
+    An image of 30,000 x 1 pixels would be 7.7 million pixels long where the short side becomes 256.
+    """
+    size, short = record["image_size"], math.floor(record["image_size"] / record["crop_pct"])
+    box, cut = [], []
+    for side in image.size:
+        resized = short * side // min(image.size)
+        scale = side / resized
+        low = round((resized - size) / 2) * scale
+        high = low + size * scale
+        # Pillow's numbers are float32: near the cut's beginning they are exact enough. Bicubic reads two (new) pixels around.
+        margin = math.ceil(3 * max(scale, 1))
+        cut.append((max(math.floor(low) - margin, 0), min(math.ceil(high) + margin, side)))
+        box.append((low - cut[-1][0], min(high, side) - cut[-1][0]))
+    (left, right), (top, bottom) = cut
+    (x0, x1), (y0, y1) = box
+    part = image.crop((left, top, right, bottom))
+    return part.resize((size, size), str_to_pil_interp(record["interpolation"]), (x0, y0, x1, y1))
 
 
 def normalise(pixels: Tensor, record: Mapping[str, Any]) -> Tensor:
@@ -107,8 +148,13 @@ def training_transform(record: Mapping[str, Any], **augmentation: Any) -> Callab
         **arguments, is_training=True, mean=tuple(record["mean"]), std=tuple(record["std"]), re_mode="pixel", **augmentation
     )
     _limit_posterize(transform)
-    mode = color_mode(record)
-    return lambda image: transform(image.convert(mode))
+    mode, rules = color_mode(record), DecodeRules.of(record)
+
+    def apply(image: Image.Image) -> Tensor:
+        augmented: Tensor = transform(rules.apply(image, mode))
+        return augmented
+
+    return apply
 
 
 def _limit_posterize(transform: Any) -> None:

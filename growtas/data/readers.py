@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 from timm.data import create_dataset
 
-from growtas.data.images import ArraySet, ImageSet, ReaderSet, decode
+from growtas.data.decode import decode
+from growtas.data.images import ArraySet, ImageSet, ReaderSet, file_set
 from growtas.errors import DataError, choices
 from growtas.progress import Progress, tracked
 
@@ -55,7 +56,9 @@ def _open(name: str, folder: Path | None, split: str) -> Any:
     root = str(folder) if folder else None
     try:
         download = name.lower().startswith("torch/") and not name.lower().endswith("folder")
-        return create_dataset(name, root=root, split=split, download=download)
+        # Streams come decoded: in the mode of their files, if timm is not asked for another.
+        mode = {"input_img_mode": ""} if name.partition("/")[0].lower() in ("wds", "hfids") else {}
+        return create_dataset(name, root=root, split=split, download=download, **mode)
     except (Exception, SystemExit) as error:  # every backend has its own kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{name}: the split {split} can't be opened ({reason})") from None
@@ -66,6 +69,8 @@ def _as_images(dataset: Any, name: str, split: str, progress: Progress) -> Image
     pixels = getattr(dataset, "data", None)
     labels = getattr(dataset, "targets", None)
     if pixels is not None and labels is not None:  # CIFAR, MNIST and their kin lie in memory
+        if np.asarray(pixels[:1]).dtype != np.uint8:
+            raise DataError(f"{title}: its pixels are {np.asarray(pixels[:1]).dtype}, and only uint8 ones are understood")
         return ArraySet(np.asarray(pixels, np.uint8), np.asarray(labels), title)
     if not hasattr(dataset, "__getitem__"):
         return _read_stream(dataset, title)
@@ -76,8 +81,9 @@ def _as_images(dataset: Any, name: str, split: str, progress: Progress) -> Image
         labels = getattr(dataset, attribute, None) if labels is None else labels
     if labels is None:
         labels = [int(dataset[i][1]) for i in tracked(range(len(dataset)), f"reading labels of {title}", progress)]
-    paths = [path for path, _ in dataset.samples] if hasattr(dataset, "samples") else None
-    return ReaderSet(labels, lambda i: dataset[i][0], lambda i: paths[i] if paths else f"{title}, image {i}", paths)
+    if hasattr(dataset, "samples"):  # not through torchvision's loader, which converts every image to RGB
+        return file_set([path for path, _ in dataset.samples], labels)
+    return ReaderSet(labels, lambda i: dataset[i][0], lambda i: f"{title}, image {i}")
 
 
 def _reader_labels(reader: Any, dataset: Any, progress: Progress) -> list[int]:
@@ -91,18 +97,18 @@ def _reader_labels(reader: Any, dataset: Any, progress: Progress) -> list[int]:
 
 def _read_stream(dataset: Iterable[tuple[Image.Image, int]], title: str) -> ImageSet:
     """Hold a stream in memory: a stratified split, and resuming in the middle, need images that have a place."""
-    images: list[np.ndarray[Any, Any]] = []
+    images: list[Image.Image] = []
     labels, size = [], 0
     for image, label in dataset:
-        images.append(np.asarray(image.convert("RGB"), np.uint8))
+        images.append(image)
         labels.append(int(label))
-        size += images[-1].nbytes
+        size += np.asarray(image).nbytes
         if size > STREAM_LIMIT:
             raise DataError(
                 f"{title}: the stream holds more than {STREAM_LIMIT / 1e9:g} GB of decoded images, the most that is kept in "
                 f"memory; unpack it into class folders and name that folder"
             )
-    return ReaderSet(labels, lambda i: Image.fromarray(images[i]), lambda i: f"{title}, image {i}")
+    return ReaderSet(labels, lambda i: images[i], lambda i: f"{title}, image {i}")
 
 
 def _class_names(dataset: Any, classes: int) -> tuple[str, ...]:

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from growtas.data.decode import DecodeRules
 from growtas.data.evaluation import search_indices
 from growtas.data.images import ArraySet, ImageSet, Subset, listed, raise_unreadable, resolve
+from growtas.data.odd_images import odd_images
 from growtas.data.sources import VERIFY_LIMIT, Data
 from growtas.data.split import complement, evenly_spaced
 from growtas.errors import DataError
@@ -113,7 +115,7 @@ def check_data(data: Data, split: Mapping[str, Any], record: Mapping[str, Any], 
         progress: receives each stage.
 
     Raises:
-        DataError: sampled images are unreadable; the message counts them and names the first.
+        DataError: sampled images are unreadable, or the record's rules refuse images; the message counts them and names the first.
     """
     search = search_indices(split)
     parts = {
@@ -124,6 +126,7 @@ def check_data(data: Data, split: Mapping[str, Any], record: Mapping[str, Any], 
     failures: list[DataError] = []
     splits = tuple(_look_at(name, images, data.class_names, progress, failures) for name, images in parts.items())
     raise_unreadable(failures, data.data_dir or data.name)
+    odd = odd_images(data, DecodeRules.of(record), progress)
     duplicates = find_duplicates(data.train, data.test, progress)
     return DataReport(
         name=data.name,
@@ -133,7 +136,7 @@ def check_data(data: Data, split: Mapping[str, Any], record: Mapping[str, Any], 
         in_chans=record["in_chans"],
         splits=splits,
         duplicates=duplicates,
-        warnings=tuple(_warnings(data, parts, splits, record, duplicates or ())),
+        warnings=(*odd, *_warnings(data, parts, splits, record, duplicates or ())),
     )
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from growtas.checkpoint import load_model, load_supernet, read_metadata
 from growtas.costs import count_costs
+from growtas.data.decode import DecodeRules
 from growtas.data.preprocess import preprocess_record
 from growtas.data.seeding import preserved_globals, seed_globals
 from growtas.data.sources import open_data
@@ -168,6 +169,8 @@ def start_finetune(
         raise ConfigError("init is set, but a fine-tuning starts from the model that is named; leave it out")
     old = pretrained.model.architecture
     resampled = resample(pretrained.model, image_size=image_size, in_chans=in_chans)
+    if recipe.pixel_range is None and pretrained.preprocess is not None:
+        recipe = recipe.override({"pixel_range": DecodeRules.of(pretrained.preprocess).pixel_range})
     data = open_data(recipe.data, data_dir, progress=progress)
     same_classes = pretrained.class_names == data.class_names and old.num_classes == len(data.class_names)
     if not same_classes:

@@ -47,11 +47,13 @@ class InitialWeights:
         """What a training takes from the run that it goes on from.
 
         Returns:
-            The recipe, for GrowTAS+ with the growth of that run, whose A_1 must be left alone; and ``data_dir``, or where that run
-            had its images if they are of the same name.
+            The recipe, with that run's ``pixel_range`` if it has none of its own, and for GrowTAS+ with the growth of that run,
+            whose A_1 must be left alone; and ``data_dir``, or where that run had its images if they are of the same name.
         """
         info: Mapping[str, Any] = self.run.info if self.run is not None else {}
         fields, data = info.get("recipe") or {}, info.get("data") or {}
+        if recipe.pixel_range is None and fields.get("pixel_range") is not None:
+            recipe = recipe.override({"pixel_range": fields["pixel_range"]})
         if recipe.method == "growtas-plus" and recipe.subspaces is None and fields.get("method") == "growtas":
             old = Recipe.from_dict(fields, source=str(self.path))
             recipe = replace(recipe, stages=old.stages, subspaces=old.subspaces)

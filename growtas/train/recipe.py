@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from growtas.data.decode import PIXEL_RANGE
 from growtas.errors import ConfigError
 from growtas.fields import RULE, Rule, check_fields, check_keys, checked, one_of, real, rule_of, text, whole
 from growtas.growth import GrowthSchedule, Subspace, growth_schedule
@@ -58,6 +59,7 @@ class Recipe:
         mixup: alpha of Mixup's Beta distribution, 0 for none.
         cutmix: alpha of CutMix's Beta distribution, 0 for none; with both, each batch takes either with equal chance.
         drop_path: stochastic depth of the supernet's last block, growing linearly from 0 at the first.
+        pixel_range: values of black and white in images of more than 8 bits a sample, as in [0, 4095]; null for the ends of the type.
         augment: ``none``; ``light``: images in memory, random shift and flip; ``paper``: timm's transforms, image by image.
         crop_padding: pixels of the random shift of ``light``.
         hflip: probability of a horizontal flip.
@@ -108,6 +110,7 @@ class Recipe:
     mixup: float = checked(0.0, real(0))
     cutmix: float = checked(0.0, real(0))
     drop_path: float = checked(0.0, real(0, 0.99))
+    pixel_range: tuple[float, float] | None = checked(None, PIXEL_RANGE)
     augment: str = checked("light", one_of("none", "light", "paper"))
     crop_padding: int = checked(2, whole(0))
     hflip: float = checked(0.5, real(0, 1))
@@ -139,7 +142,7 @@ class Recipe:
         check_fields(self)
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
-            if entry.name in ("transitions", "subspaces") and value is not None:
+            if entry.name in ("transitions", "subspaces", "pixel_range") and value is not None:
                 object.__setattr__(self, entry.name, _tuples(value))
             elif is_float(entry) and value is not None:
                 object.__setattr__(self, entry.name, float(value))

@@ -102,24 +102,61 @@ def test_broken_images_are_named_and_the_others_answered(cli: Cli, folder: Path,
     code, out, err = cli("predict", folder, tmp_path / "none.png", "--model", made, "--json")
     assert code == 1
     answers = json.loads(out)["images"]
+    assert json.loads(out)["unreadable"] == 3
     assert ["error" in answer for answer in answers] == [index in (4, 7, 10) for index in range(11)]
     for answer in answers:
         if "error" not in answer:
             np.testing.assert_allclose(answer["logits"], wanted(Path(answer["file"])), atol=1e-5)
     sentences = err.splitlines()
     assert len(sentences) == 3
-    assert sentences[0] == f"growtas: {folder / '4.png'}: not an image that Pillow knows"
+    assert sentences[0] == f"growtas: {folder / '4.png'}: the image can't be read (no image format that Pillow knows)"
     assert "7.png: the image can't be read" in sentences[1]
-    assert "none.png: no such image" in sentences[2]
+    assert "none.png: the image can't be read (No such file or directory)" in sentences[2]
     code, out, err = cli("predict", folder, "--model", made)
     assert code == 1
     assert "8 of 10 images answered" in out
     assert cli.fails("predict", tmp_path / "none.png", "--model", made)[0] == 1
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_model_of_fewer_than_five_classes_shows_them_all(cli: Cli, folder: Path, tmp_path: Path, classes: int) -> None:
+    made = artifact(tmp_path / "made", classes=classes)
+    code, out, err = cli("predict", folder / "0.png", "--model", made, "--json")
+    assert (code, err) == (0, "")
+    (answer,) = json.loads(out)["images"]
+    want = wanted(folder / "0.png")[:classes]
+    assert [score["label"] for score in answer["top"]] == [NAMES[index] for index in np.argsort(-want)]
+    assert f"the artifact has {classes} classes, so it must be from 1 to {classes}" in cli.fails(
+        "predict", folder / "0.png", "--model", made, "--top", "5"
+    )[1]
+
+
+def test_files_of_a_folder_that_are_no_images_are_said_and_hidden_ones_left(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    for name in ("notes.txt", "table.h5", ".hidden.png", "._0.png"):
+        (folder / name).write_bytes(b"")
+    code, out, err = cli("predict", folder, "--model", artifact(tmp_path / "made"), "--json")
+    assert (code, len(json.loads(out)["images"])) == (0, 10)
+    assert f"{folder}: 2 files are left out, of kinds that this Pillow doesn't decode (.txt 1, .h5 1)" in err
+
+
+def test_an_artifact_of_before_the_rules_says_what_it_does_not_heed(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(folder / "0.png").save(folder / "0.png", exif=exif)
+    code, out, err = cli("predict", folder, "--model", artifact(tmp_path / "made"), "--json")
+    assert code == 0
+    assert "1 of the images have an EXIF orientation or more than 8 bits a sample; the artifact is of an older growtas" in err
+    np.testing.assert_allclose(json.loads(out)["images"][0]["logits"], wanted(folder / "0.png"), atol=1e-5)
+    record = {**RECORD, "decode": {"version": 1, "pixel_range": None}}
+    code, out, err = cli("predict", folder, "--model", artifact(tmp_path / "made", preprocess=record), "--json")
+    assert (code, err) == (0, "")
+    assert not np.allclose(json.loads(out)["images"][0]["logits"], wanted(folder / "0.png"), atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
+        (("https://example.org/shoe.png",), "https://example.org/shoe.png: this is a URL, and images are read from files only"),
         (("*.gif",), "*.gif: no file matches this pattern"),
         (("images", "--top", "6"), "--top is 6; the artifact has 5 classes"),
         (("images", "--top", "0"), "--top is 0"),

@@ -90,6 +90,18 @@ def test_a_file_that_changes_while_the_set_is_read_is_not_kept(folder, cache):
     assert not cache.exists()
 
 
+def test_pixels_that_were_decoded_by_other_rules_are_not_taken(folder):
+    """12-bit images, read by their type's range, by a declared one, and as before there were rules."""
+    for number in range(COUNT):
+        Image.fromarray(np.full((14, 20), 100 * number, np.uint16)).save(folder / f"{number}.png")
+    rules = [{"version": 1, "pixel_range": None}, {"version": 1, "pixel_range": [0, 4095]}, None]
+    first = [read(folder, {**RECORD, "decode": decode}) for decode in rules]
+    again = [read(folder, {**RECORD, "decode": decode}) for decode in rules]
+    assert [decoded for _, decoded in (*first, *again)] == [COUNT] * 3 + [0] * 3
+    assert [pixels[19].max().item() for pixels, _ in first] == [round(1900 * 255 / 65535), round(1900 * 255 / 4095), 255]
+    assert all(torch.equal(pixels, other) for (pixels, _), (other, _) in zip(first, again, strict=True))
+
+
 @pytest.mark.parametrize(
     "change", [{"image_size": 10}, {"in_chans": 1, "mean": [0.5], "std": [0.5]}, {"crop_pct": 0.5}, {"interpolation": "bicubic"}]
 )

@@ -1,9 +1,13 @@
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from growtas.data import readers
-from growtas.data.images import decode
+from growtas.data.decode import DecodeRules, decode
+from growtas.data.images import load_as
 from growtas.data.readers import open_timm
 from growtas.data.sources import open_data
 from growtas.errors import DataError
@@ -124,11 +128,37 @@ def test_streams_are_held_in_memory(monkeypatch):
     assert (len(train), len(test), names) == (9, 3, ("0", "1", "2"))
     assert train.labels.tolist() == [0, 1, 2] * 3
     assert train.load(4).size == (12, 8)
-    assert train.load(4).getpixel((0, 0)) == (4, 4, 4)
+    assert train.load(4).getpixel((0, 0)) == 4
 
 
 def test_a_stream_too_large_for_memory_is_refused(monkeypatch):
     monkeypatch.setattr(readers, "STREAM_LIMIT", 500)
     fake_timm(monkeypatch, lambda split: Stream(9))
     with pytest.raises(DataError, match="unpack it into class folders"):
+        open_timm("hfds/x", None, lambda items, title: items)
+
+
+def test_torchvisions_folders_are_read_by_the_same_rules(tmp_path):
+    """torchvision's own loader would clip the 16 bits to white before anything else sees them."""
+    deep = np.arange(0, 64_000, 1000, dtype=np.uint16).reshape(8, 8)
+    for place in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.fromarray(deep).save(tmp_path / place / "a.png")
+    data = open_data("torch/image_folder", tmp_path)
+    got = load_as(data.train, 1, lambda image: DecodeRules().apply(image, "L"))
+    np.testing.assert_array_equal(np.asarray(got), np.rint(deep * (255 / 65535)))
+
+
+def test_streams_are_asked_for_images_as_they_are_stored(monkeypatch):
+    asked = []
+    monkeypatch.setitem(readers.PREFIXES, "wds", "torch")
+    monkeypatch.setattr(readers, "create_dataset", lambda name, **arguments: asked.append(arguments) or Stream(9))
+    open_timm("wds/x", Path("/shards"), lambda items, title: items)
+    assert {arguments["input_img_mode"] for arguments in asked} == {""}
+
+
+def test_arrays_of_more_than_8_bits_are_refused(monkeypatch):
+    arrays = SimpleNamespace(data=np.zeros((4, 8, 8), np.uint16), targets=[0, 1, 0, 1])
+    fake_timm(monkeypatch, lambda split: arrays)
+    with pytest.raises(DataError, match="hfds/x training: its pixels are uint16, and only uint8 ones are understood"):
         open_timm("hfds/x", None, lambda items, title: items)

@@ -180,6 +180,15 @@ def test_the_head_is_kept_for_the_same_classes_only(tmp_path, folder):
         assert session.run.info["finetune"]["head"] == ("kept" if same else "new")
 
 
+@pytest.mark.parametrize(("given", "want"), [(None, [0, 4095]), ([0, 1023], [0, 1023])])
+def test_the_models_range_of_pixels_is_the_default(tmp_path, folder, given, want):
+    record = {"mean": [0.5] * 3, "std": [0.5] * 3, "decode": {"version": 1, "pixel_range": [0, 4095]}}
+    start = load_pretrained(model_file(tmp_path / "model.safetensors", preprocess=record))
+    recipe = quick(folder, **({"pixel_range": given} if given else {}))
+    session = start_finetune(start, recipe, out=tmp_path / "runs", device="cpu")
+    assert session.run.info["preprocess"]["decode"]["pixel_range"] == want
+
+
 def test_grey_models_and_colours(tmp_path, folder):
     start = load_pretrained(model_file(tmp_path / "net.safetensors", preprocess={"mean": [0.5] * 3, "std": [0.5] * 3}))
     session = start_finetune(start, quick(folder), out=tmp_path / "runs", device="cpu", in_chans=1)

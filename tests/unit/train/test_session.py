@@ -265,6 +265,26 @@ def test_a_folder_is_trained_on(begin, tmp_path, augment):
     assert info["test_accuracy"]["smallest"] == 1.0
 
 
+def test_the_declared_range_is_recorded_and_inherited(begin, tmp_path):
+    first = begin("first", pixel_range=[0, 4095], epochs=1, warmup_epochs=0)
+    first.train()
+    second = begin("second", init=str(first.run.path))
+    other = begin("other", init=str(first.run.path), pixel_range=[0, 1023])
+    ranges = [session.run.info["preprocess"]["decode"] for session in (first, second, other, begin())]
+    assert ranges == [{"version": 1, "pixel_range": value} for value in ([0, 4095], [0, 4095], [0, 1023], None)]
+    assert second.run.info["recipe"]["pixel_range"] == [0, 4095]
+
+
+def test_images_that_the_rules_refuse_make_no_run(begin, tmp_path):
+    folder = image_folder(tmp_path / "colours")
+    for name in ("blue", "red"):
+        Image.fromarray(np.ones((9, 9), np.float32)).save(folder / "train" / name / "height.tif")
+    with pytest.raises(DataError, match=r"2 images can't be read; .*height.tif \(its values are floating-point"):
+        begin(data=str(folder), name="refused")
+    assert not list(tmp_path.rglob("refused"))
+    assert begin(data=str(folder), pixel_range=[0, 1], epochs=1, warmup_epochs=0).train()["state"] == "finished"
+
+
 def test_an_image_that_breaks_during_the_training(begin, tmp_path):
     folder = image_folder(tmp_path / "colours")
     session = begin(data=str(folder), augment="paper", epochs=2, batch_size=4, workers=1)

@@ -43,11 +43,18 @@ def reference(images: np.ndarray) -> np.ndarray:
 
 
 def artifact(
-    folder: Path, *, pixels: bool = False, name: str = "net", softmax: bool = False, top_k: int | None = None, **changes: Any
+    folder: Path,
+    *,
+    pixels: bool = False,
+    name: str = "net",
+    softmax: bool = False,
+    top_k: int | None = None,
+    classes: int = CLASSES,
+    **changes: Any,
 ) -> Path:
     """``folder/name.onnx`` with its manifest: float32 ``images``, or uint8 ``pixels`` that are only cast and turned.
 
-    With ``softmax`` or ``top_k`` there are more outputs after the logits, put there as the exporter does.
+    Of the classifier's classes it has the first ``classes``. With ``softmax`` or ``top_k`` there are more outputs after the logits, put there as the exporter does.
     """
     shape = ["batch", SIZE, SIZE, CHANNELS] if pixels else ["batch", CHANNELS, SIZE, SIZE]
     entry = "pixels" if pixels else "images"
@@ -63,8 +70,8 @@ def artifact(
         nodes,
         "net",
         [helper.make_tensor_value_info(entry, kind, shape)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
-        [numpy_helper.from_array(weights(), "weight")],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
+        [numpy_helper.from_array(weights()[:, :classes].copy(), "weight")],
     )
     path = folder / f"{name}.onnx"
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,9 +87,9 @@ def artifact(
             "shape": shape,
             "batch": {"min": 1, "max": MAX_BATCH},
         },
-        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", CLASSES]},
+        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", classes]},
         "preprocess": RECORD,
-        "class_names": NAMES,
+        "class_names": NAMES[:classes],
         **changes,
     }
     write_manifest(path, manifest)

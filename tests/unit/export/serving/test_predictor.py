@@ -12,9 +12,10 @@ from PIL import Image
 from growtas.errors import CheckpointError, DataError, UsageError
 from growtas.export.runtimes.base import is_installed
 from growtas.export.serving import predictor as module
-from growtas.export.serving.image_files import find_images, read_image
+from growtas.export.serving.image_files import find_images
 from growtas.export.serving.predictor import Predictor, newest_artifact
 from tests.fake_runtime import FakeSession
+from tests.progress_recorder import Recorder
 from tests.unit.export.serving.helpers import CLASSES, MAX_BATCH, NAMES, RECORD, SHAPE, SIZE, artifact, as_ir, images, reference
 
 needs_openvino = pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
@@ -116,70 +117,30 @@ def test_the_newest_onnx_file_answers(tmp_path: Path) -> None:
     assert newest_artifact(tmp_path) == tmp_path / "newer.safetensors"
 
 
-@pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16"]
-)
-def test_every_mode_of_pillow_is_prepared(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_an_image_of_every_mode_of_8_bits_is_prepared(tmp_path: Path, mode: str) -> None:
     grey = np.tile(np.arange(SIZE, dtype=np.uint8) * 30, (SIZE, 1))
-    if mode == "I;16":
-        image = Image.fromarray(grey.astype(np.uint16) * 256 + 17)
-    elif mode in ("PA", "LAB", "HSV", "RGBX"):
-        image = Image.new(mode, (SIZE, SIZE))
-    else:
-        image = Image.fromarray(grey).convert(mode)
-    path = tmp_path / "image.tiff"
-    if mode in ("PA", "HSV", "RGBX"):  # no format holds them
-        pass
-    else:
-        image.save(path)
-        image = read_image(path)
+    image = Image.new(mode, (SIZE, SIZE)) if mode in ("PA", "LAB", "HSV", "RGBX") else Image.fromarray(grey).convert(mode)
     with Predictor(artifact(tmp_path, pixels=True), threads=1) as predictor:
         pixels = predictor.prepare(image)
     assert pixels.shape == (SIZE, SIZE, 3)
-    if mode in ("L", "LA", "RGB", "RGBA", "I", "F", "I;16", "P"):
+    if mode in ("L", "LA", "RGB", "RGBA", "P"):
         np.testing.assert_array_equal(pixels[..., 0], grey)
 
 
-def test_palettes_with_transparency_keep_their_colours_without_a_warning(tmp_path: Path) -> None:
-    image = Image.new("P", (SIZE, SIZE), 1)
-    image.putpalette([*RED, *GREEN])
-    image.save(tmp_path / "a.png", transparency=b"\xff\x40")
-    with Predictor(artifact(tmp_path, pixels=True), threads=1) as predictor:
-        assert (predictor.prepare(read_image(tmp_path / "a.png")) == GREEN).all()
-
-
-def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
-    """A photograph stored on its side, as cameras do: what is stored left is shown at the top (orientation 6)."""
+def test_an_image_that_is_not_loaded_yet_is_prepared_by_the_records_rules(tmp_path: Path) -> None:
+    """A photograph stored on its side: what is stored left is shown at the top (orientation 6)."""
     image = Image.new("RGB", (SIZE, SIZE), GREEN)
     image.paste(RED, (0, 0, SIZE // 2, SIZE))
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "turned.png", exif=exif)
-    shown = np.asarray(read_image(tmp_path / "turned.png"))
-    np.testing.assert_array_equal(shown[0], np.broadcast_to(RED, (SIZE, 3)))
-    np.testing.assert_array_equal(shown[-1], np.broadcast_to(GREEN, (SIZE, 3)))
-
-
-def test_files_that_are_no_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "text.png").write_text("hello")
-    noise(size=(64, 64)).save(tmp_path / "whole.png")
-    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
-    (tmp_path / "empty.jpg").write_bytes(b"")
-    for name, match in (
-        ("text.png", "not an image that Pillow knows"),
-        ("half.png", "can't be read"),
-        ("empty.jpg", "not an image that Pillow knows"),
-        ("none.png", "no such image"),
-        (".", "can't be read"),
-    ):
-        with pytest.raises(DataError, match=match) as error:
-            read_image(tmp_path / name)
-        assert str(tmp_path / name) in str(error.value)
-        assert "\n" not in str(error.value)
-    for limit in (3000, 1500):  # Pillow warns of the first, and raises for the second
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(DataError, match=f"too large \\(over {limit} pixels\\)"):
-            read_image(tmp_path / "whole.png")
+    stored = np.asarray(image)
+    for decode, want in (({"version": 1, "pixel_range": None}, stored.swapaxes(0, 1)), (None, stored)):
+        record = {**RECORD, "decode": decode}
+        with Predictor(artifact(tmp_path, pixels=True, preprocess=record), threads=1) as predictor:
+            with Image.open(tmp_path / "turned.png") as opened:
+                np.testing.assert_array_equal(predictor.prepare(opened), want)
 
 
 def test_names_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,10 +152,55 @@ def test_names_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [str(path) for path in find_images(["."])] == ["a.JPG", "b.png", "in/c.png", "odd[1].png"]
     assert [str(path) for path in find_images(["*.png", "odd[1].png"])] == ["b.png", "odd[1].png", "odd[1].png"]
     assert [str(path) for path in find_images(["**/*.png"])] == ["b.png", "in/c.png", "odd[1].png"]
-    with pytest.raises(DataError, match="empty: no images in this folder"):
+    with pytest.raises(DataError, match=r"empty: no images in this folder; .* doesn't decode \(.txt 1\)"):
         find_images(["empty"])
     with pytest.raises(DataError, match=r"\*.gif: no file matches"):
         find_images(["*.gif"])
+
+
+def test_a_folder_means_what_pillow_can_decode_and_nothing_hidden(tmp_path: Path) -> None:
+    """Pillow writes .pdf and .palm without reading them, and knows .h5 and .mpg without decoding them."""
+    readable = ["a.png", "b.GIF", "c.jfif", "in/d.webp"]
+    others = ["e.pdf", "f.h5", "g.mpg", "h.palm", "i.txt", "j", "in/k.emf"]
+    hidden = [".l.png", "._a.png", ".thumbnails/m.png", "__MACOSX/n.png"]
+    for name in (*readable, *others, *hidden):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    progress = Recorder()
+    assert find_images([tmp_path], progress) == [tmp_path / name for name in readable]
+    (note,) = progress.notes
+    assert note.startswith(f"{tmp_path}: 7 files are left out")
+    assert ".pdf 1" in note
+
+
+@pytest.mark.parametrize("url", ["http://a.org/b.png", "https://a.org/*.png", "file:///b.png", "s3://a/b.png", "data:image/png;base64,x"])
+def test_urls_are_refused_as_urls(url: str) -> None:
+    with pytest.raises(DataError, match="this is a URL, and images are read from files only"):
+        find_images([url])
+
+
+@pytest.mark.parametrize("size", [(3000, 2), (2, 3000), (3001, 3), (1, 5000)])
+def test_a_graph_that_resizes_gets_the_middle_of_a_very_long_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    """The whole of it, resized, would be some thousand times longer than what is cut out of it."""
+    entry = {"name": "pixels", "dtype": "uint8", "shape": ["batch", "height", "width", 3], "batch": {"max": MAX_BATCH}}
+    seen = []
+
+    def middle(images: np.ndarray) -> np.ndarray:
+        seen.append(images)
+        return np.zeros((len(images), CLASSES), np.float32)
+
+    width, height = size
+    pixels = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+    monkeypatch.setattr(module, "open_session", lambda path, threads: FakeSession(middle, image_shape=SHAPE))
+    with Predictor(artifact(tmp_path, pixels=True, input=entry), threads=1) as predictor:
+        predictor.run(pixels)
+    (given,) = seen
+    short, long = sorted(given.shape[1:3])
+    assert (short, long % short, long <= 33 * short) == (min(size), 0, True)
+    before, after = ((whole - part) // 2 for whole, part in zip(pixels.shape[1:3], given.shape[1:3], strict=True))
+    np.testing.assert_array_equal(given, pixels[:, before : before + given.shape[1], after : after + given.shape[2]])
 
 
 MORE: tuple[dict[str, Any], ...] = ({}, {"softmax": True}, {"top_k": 2}, {"softmax": True, "top_k": CLASSES})

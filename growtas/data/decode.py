@@ -1,0 +1,283 @@
+"""Decodes images to 8-bit grey or RGB: one set of rules for training, verification, calibration and prediction.
+
+- The EXIF orientation is applied, so that an image is seen as viewers show it.
+- Grey images of 16 and 32 bits and colour images of 16 bits are scaled: 0 becomes 0, and the largest number of the file's type becomes
+  255. A declared ``pixel_range`` names other ends, for example 0 to 4095 for a camera that stores 12 bits in files of 16 bits. Values
+  outside are clipped.
+- Floating-point images, and signed ones with negative values, are refused without a declared range: nobody knows what is white.
+- Transparency is dropped: a transparent pixel has the colour that is stored in it.
+- Palettes, CMYK, YCbCr and LAB are converted by Pillow, without colour profiles. Of an animation the first frame is taken.
+
+A run records its rules as ``decode`` in its preprocessing record. Runs that were made before the rules have no such entry: their
+images are read as their training read them, by Pillow's conversion alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import EpsImagePlugin, ExifTags, Image, ImageFile, UnidentifiedImageError, features
+
+from growtas.errors import DataError
+from growtas.fields import Rule, real
+
+VERSION = 1
+"""Of the rules; a run without an entry is of version 0."""
+_NUMBER = real(-float("inf")).accepts
+PIXEL_RANGE = Rule(
+    lambda value: (
+        value is None
+        or (isinstance(value, list | tuple) and len(value) == 2 and all(map(_NUMBER, value)) and value[0] < value[1])
+    ),
+    "two numbers, the value of black and the larger one of white, as in [0, 4095], or null",
+)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientations and what makes the image upright."""
+_SAMPLE_FORMAT, _SIGNED, _PHOTOMETRIC, _WHITE_IS_ZERO, _BITS = 339, 2, 262, 0, 258
+_GREY_ALPHA = "LA;16B"
+_LOW_BYTES = "growtas.low_bytes"
+"""Key in ``Image.info`` of the lower halves of 16-bit colours, of which Pillow keeps the upper ones only."""
+_UPPER_ONLY = "growtas.upper_only"
+"""Key in ``Image.info`` of 16-bit images whose lower halves can't be had."""
+_DEEP_COLOUR = ("RGB;16", "RGBA;16", "RGBX;16", _GREY_ALPHA)
+_STUBS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")
+"""Formats that Pillow recognises but can't decode."""
+_FEATURES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+"""Formats that Pillow decodes where it was built with a library."""
+
+
+@dataclass(frozen=True)
+class DecodeRules:
+    """How a decoded file becomes 8-bit grey or RGB.
+
+    Attributes:
+        version: :data:`VERSION`, or 0 for runs that recorded none.
+        pixel_range: values of black and white in images of more than 8 bits a sample; None for the ends of the type.
+    """
+
+    version: int = VERSION
+    pixel_range: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> DecodeRules:
+        """The rules of a preprocessing record.
+
+        Raises:
+            DataError: the record is of a newer growtas, or its range is not one.
+        """
+        entry = record.get("decode")
+        if entry is None:
+            return cls(version=0)
+        if not isinstance(entry, Mapping) or entry.get("version") != VERSION:
+            version = entry.get("version") if isinstance(entry, Mapping) else entry
+            raise DataError(f"preprocess.decode.version is {version!r}, and this growtas knows {VERSION}; use a newer growtas")
+        declared = entry.get("pixel_range")
+        PIXEL_RANGE.check("preprocess.decode.pixel_range", declared, DataError)
+        return cls(pixel_range=tuple(declared) if declared is not None else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record's entry."""
+        return {"version": self.version, "pixel_range": list(self.pixel_range) if self.pixel_range else None}
+
+    def apply(self, image: Image.Image, mode: str) -> Image.Image:
+        """An upright image of mode L or RGB.
+
+        Args:
+            image: as :func:`decode` gives it, or any other of Pillow's.
+            mode: ``L`` or ``RGB``.
+
+        Raises:
+            DataError: the rules refuse the image; the message is the reason alone, without the image's name.
+        """
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # the same colours as straight to RGB, without Pillow's warning
+        if self.version == 0:
+            return image.convert(mode)
+        if self.pixel_range is not None and _UPPER_ONLY in image.info:
+            raise DataError(
+                f"its samples have 16 bits, of which Pillow gives the upper 8 only (mode {image.mode}), so that pixel_range can't be "
+                "applied; convert it to RGB or grey"
+            )
+        turn = _TURNS.get(_orientation(image))
+        eight_bits = self._scaled(image) if is_deep(image) else image
+        if eight_bits.mode in ("La", "RGBa"):  # colours that are multiplied with the alpha
+            eight_bits = eight_bits.convert({"La": "LA", "RGBa": "RGBA"}[eight_bits.mode])
+        upright = eight_bits.convert(mode)
+        if turn is not None:
+            upright = upright.transpose(turn)
+        upright.info = {}  # what is upright must not be turned again by whoever reads its tags
+        return upright
+
+    def _scaled(self, image: Image.Image) -> Image.Image:
+        """An image of more than 8 bits a sample, scaled to 8."""
+        tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+        values, (low, high) = _samples(image, tags)
+        if self.pixel_range is not None:
+            low, high = self.pixel_range
+        elif image.mode == "F":
+            raise DataError(
+                "its values are floating-point numbers (mode F), and no pixel_range says which of them is black and which white; "
+                "train with --pixel-range LOW,HIGH"
+            )
+        elif values.size and values.min() < 0:
+            raise DataError(
+                f"its values are signed and go down to {values.min()}, and no pixel_range says which of them is black and which "
+                f"white; train with --pixel-range LOW,HIGH"
+            )
+        if np.isnan(values).any():
+            raise DataError("some of its values are not a number (NaN)")
+        scaled = np.rint((values.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+        # Pillow inverts what is stored with white as zero in 8 bits, but not in more.
+        return Image.fromarray(255 - scaled if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else scaled)
+
+
+def decode(file: IO[bytes]) -> Image.Image:
+    """The image in an open file, as Pillow reads it; the file is closed, whatever comes of it.
+
+    Raises:
+        DataError: it is larger than Pillow's limit, or the reason why it is not an image; without the file's name.
+        Exception: whatever Pillow's decoders raise for a broken file.
+    """
+    with file:
+        image = read_header(file)
+        deep_colour = any(map(_is_deep_colour, image.tile))
+        upper_only = not image.mode.startswith("I") and any(";16" in _raw_mode(tile.args) for tile in image.tile)
+        image.load()
+        _orientation(image)  # read while the file is open
+        if deep_colour:
+            image.info[_LOW_BYTES] = _low_bytes(file)
+        elif upper_only:
+            image.info[_UPPER_ONLY] = True
+        return image
+
+
+def read_header(file: IO[bytes]) -> ImageFile.ImageFile:
+    """An image whose pixels are not read yet.
+
+    Raises:
+        DataError: it is larger than Pillow's limit; without the file's name.
+        Exception: whatever Pillow raises for a broken file.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    with contextlib.suppress(Image.DecompressionBombWarning, Image.DecompressionBombError):
+        image = Image.open(file)
+        if limit is None or image.width * image.height <= limit:
+            return image
+    raise DataError(f"it has more than {limit:,} pixels, the most that Pillow takes for safe; make it smaller")
+
+
+def oddities(image: Image.Image) -> list[str]:
+    """What sets an image apart from an upright one of 8 bits; it may be a header alone."""
+    odd = []
+    if is_turned(image):
+        odd.append("an EXIF orientation, which is applied")
+    if image.mode == "F":
+        odd.append("floating-point values (mode F)")
+    elif is_deep(image):
+        odd.append(f"more than 8 bits a sample, or signed ones (mode {image.mode})")
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        odd.append(f"the colours of mode {image.mode}, which are converted to RGB without a colour profile")
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        odd.append("several frames or pages, of which the first is taken")
+    return odd
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether an image, or the header of one, has an EXIF orientation other than upright."""
+    return _orientation(image) in _TURNS
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image, or the header of one, has more than 8 bits a sample, or signed values."""
+    signed = _SIGNED in tuple(getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ()))
+    deep_colour = _LOW_BYTES in image.info or any(map(_is_deep_colour, getattr(image, "tile", ())))
+    return image.mode in ("I", "F") or image.mode.startswith("I;16") or deep_colour or signed
+
+
+def largest_sample(image: Image.Image) -> tuple[float, float]:
+    """The largest value of an image of more than 8 bits, and the largest that its type holds."""
+    values, (_, high) = _samples(image, getattr(image, "tag_v2", {}))
+    return float(values.max()), high
+
+
+def readable_suffixes() -> set[str]:
+    """Endings of files that this Pillow can decode, in lower case with the dot."""
+    Image.init()
+    formats = set(Image.OPEN) - set(_STUBS) | {"MPO"}
+    formats -= {name for name, feature in _FEATURES.items() if not features.check(feature)}
+    if not EpsImagePlugin.has_ghostscript():
+        formats.discard("EPS")
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
+
+
+def reason(error: Exception) -> str:
+    """Why an image can't be decoded, in words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image format that Pillow knows"
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _samples(image: Image.Image, tags: Mapping[int, Any]) -> tuple[NDArray[Any], tuple[float, float]]:
+    """The values of an image of more than 8 bits a sample, and the least and largest of its type."""
+    low_bytes = image.info.get(_LOW_BYTES)
+    values = np.asarray(image)
+    if low_bytes is not None:
+        return values[..., :3].astype(np.uint16) * 256 + np.asarray(low_bytes)[..., :3], (0, 65535)
+    if image.mode == "F":
+        return values, (0, 1)
+    bits = int(tags.get(_BITS, (0,))[0]) or (16 if image.mode != "I" or image.format in ("PNG", "PPM") else 32)
+    if _SIGNED in tuple(tags.get(_SAMPLE_FORMAT, ())):
+        if bits == 8:
+            raise DataError("its samples are signed numbers of 8 bits, which Pillow takes for unsigned ones; convert it")
+        return values, (0, 2 ** (bits - 1) - 1)
+    if image.mode != "I" or image.format in ("PNG", "PPM"):
+        return values, (0, 2**bits - 1)
+    return (values.view(np.uint32), (0, 2**32 - 1)) if tags else (values, (0, 2**31 - 1))
+
+
+def _low_bytes(file: IO[bytes]) -> Image.Image:
+    """The lower halves of a 16-bit colour image's samples, read as if its bytes were in the other order."""
+    file.seek(0)
+    other = Image.open(file)
+    other.tile = [tile._replace(args=_other_order(tile.args)) for tile in other.tile]
+    grey = any(_raw_mode(tile.args) == "RGBA" for tile in other.tile)
+    other.load()
+    # Grey, alpha and their lower halves are read as if they were R, G, B and A: the second is the grey's lower half.
+    return Image.merge("RGB", [other.getchannel(1)] * 3) if grey else other.copy()
+
+
+def _is_deep_colour(tile: Any) -> bool:
+    return _raw_mode(tile.args).startswith(_DEEP_COLOUR)
+
+
+def _raw_mode(args: Any) -> str:
+    """How a tile's samples lie in the file, in Pillow's words."""
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""
+
+
+def _other_order(args: Any) -> Any:
+    raw = _raw_mode(args)
+    swapped = "RGBA" if raw == _GREY_ALPHA else raw[:-1] + {"B": "L", "L": "B"}[raw[-1]]
+    return (swapped, *args[1:]) if isinstance(args, tuple) else swapped
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none or where the tags are broken."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken tags raise all kinds, and say nothing about the pixels
+        return 1
