@@ -33,6 +33,9 @@ def train(
     ] = None,
     data_dir: options.DataDir = None,
     space: Annotated[str | None, METHOD(help="Search space: a preset's name or a YAML file. Default: micro.")] = None,
+    image_size: Annotated[
+        int | None, METHOD(help="Pixels a side that the network sees; the space's patches are adapted. Default: the space's own.")
+    ] = None,
     method: Annotated[
         str | None,
         METHOD(
@@ -73,6 +76,7 @@ def train(
 
     fields: api.RecipeOptions = {
         "space": space,
+        "image_size": image_size,
         "data": data,
         "method": method,
         "epochs": epochs,

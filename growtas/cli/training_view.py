@@ -11,7 +11,7 @@ from rich.table import Table
 
 from growtas.cli.output import ProgressBar, note, print_line, print_table
 from growtas.costs import count_costs
-from growtas.runs import Run
+from growtas.runs import Run, data_title
 from growtas.subnet import Subnet
 from growtas.train.events import EpochDone, RunReady, StepDone, TrainingStarted
 from growtas.units import format_count
@@ -66,7 +66,7 @@ def _description(ready: RunReady) -> Iterator[str]:
     run, recipe, data = ready.run, ready.recipe, ready.data
     done = run.checkpoints
     verb = f"continuing after {done[-1].name.replace('-', ' ')}" if done else "training"
-    images = f"{data.name} ({len(data.train):,} training, {len(data.test):,} test images, {len(data.class_names)} classes)"
+    images = f"{data.title} ({len(data.train):,} training, {len(data.test):,} test images, {len(data.class_names)} classes)"
     where = ready.device + (f", {ready.processes} processes" if ready.processes > 1 else "")
     yield f"{verb}: {run.space.name} on {images}, {recipe.method}, {recipe.epochs} epochs, on {where}"
     for label, value in ready.report.rows()[1:] if ready.report else ():
@@ -111,7 +111,7 @@ def show_result(run: Run, subnets: Mapping[str, tuple[Subnet, float]], step: str
     """
     space, info = run.space, run.info
     data = info["data"]
-    table = Table(title=f"{space.name} on {data['name']}: accuracy on the {data['test_size']:,} test images")
+    table = Table(title=f"{space.name} on {data_title(data)}: accuracy on the {data['test_size']:,} test images")
     for column in ("subnet", "architecture") if all(subnets) else ("architecture",):
         table.add_column(column)
     for column in ("params", "MACs", "accuracy"):

@@ -15,7 +15,6 @@ from typing import Any
 
 from growtas.errors import ConfigError, choices
 from growtas.fields import rule_of
-from growtas.space import load_space
 from growtas.train.initial_weights import inherited_fields
 from growtas.train.recipe import METHODS, Recipe
 from growtas.train.recipe_file import read_layer
@@ -56,7 +55,7 @@ def resolve_recipe(recipe: str | Recipe | None = None, fields: Mapping[str, Any]
     elif named.method not in METHODS and method is None:
         raise ConfigError(f"the recipe {named.name} has the method {named.method}; run it with `growtas finetune`")
     resolved = named.override(file_fields, fields)
-    make_strategy(resolved, load_space(resolved.space))
+    make_strategy(resolved, resolved.search_space())
     return resolved
 
 
@@ -66,7 +65,7 @@ def resolve_finetune(
     """The recipe of a fine-tuning: the named one or :func:`growtas.train.recipes.finetuning.finetune_recipe`, then as above.
 
     Args:
-        image_size: pixels a side of the model to be trained.
+        image_size: pixels a side of the model, where the recipe, the file and the fields give none.
         recipe, fields, config: as for :func:`resolve_recipe`.
 
     Raises:
@@ -77,7 +76,8 @@ def resolve_finetune(
     if named is None and data is None:
         raise ConfigError("a fine-tuning needs images: name them with --data")
     if named is None:
-        named = finetune_recipe(str(data), image_size)
+        size = {**file_fields, **fields}.get("image_size")
+        named = finetune_recipe(str(data), size if isinstance(size, int) else image_size)
     if named.method != "finetune":
         raise ConfigError(f"the recipe {named.name} has the method {named.method}; run it with `growtas train`")
     return named.override(file_fields, fields)
