@@ -104,8 +104,10 @@ def train(
         check_run_name(out, name)
         show_plan(api.plan_training(recipe, config=config, settings=overrides, data_dir=data_dir, device=device, **fields), json_)
         return
-    from growtas.cli.training_view import TrainingView, show_result
+    from growtas.cli.training_view import TrainingView, data_warnings, show_result
 
+    if run is not None and name is not None:
+        raise UsageError(f"--name {name} says nothing beside the run's folder, {run}; give one of them")
     with TrainingView(quiet=json_) as view:
         if resume:
             stopped = api.load_run(run or (out / name if name else None), root=out)
@@ -140,7 +142,8 @@ def train(
     if json_:
         info = trained.info
         keys = ("state", "method", "test_accuracy", "seconds", "data")
-        print_json({"run": str(trained.path), "space": trained.space.name, **{key: info[key] for key in keys}})
+        content = {"run": str(trained.path), "space": trained.space.name, **{key: info[key] for key in keys}}
+        print_json({**content, "warnings": data_warnings(trained)})
         return
     from growtas.train.strategies import make_strategy
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from growtas.cli.output import ProgressBar, note, print_line, print_table
 from growtas.costs import count_costs
+from growtas.files import read_json
 from growtas.runs import Run, data_title
 from growtas.subnet import Subnet
 from growtas.train.events import EpochDone, RunReady, StepDone, TrainingStarted
@@ -100,6 +101,12 @@ def epoch_line(metrics: dict[str, Any], before: int, steps: int) -> str:
     if left > 0 and done > 0:
         parts.append(f"about {format_seconds(metrics['seconds'] / done * left)} left")
     return ", ".join(parts)
+
+
+def data_warnings(run: Run) -> list[str]:
+    """What was odd about the data of a run when it was begun; nothing where that is not recorded."""
+    path = run.path / "data.json"
+    return list(read_json(path, "data report")["warnings"]) if path.is_file() else []
 
 
 def show_result(run: Run, subnets: Mapping[str, tuple[Subnet, float]], step: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from growtas.errors import ConfigError, choices
 from growtas.fields import rule_of
 from growtas.train.initial_weights import inherited_fields
-from growtas.train.recipe import METHODS, Recipe
+from growtas.train.recipe import METHODS, STAGED, Recipe
 from growtas.train.recipe_file import read_layer
 from growtas.train.recipes import default_recipe, find_recipe
 from growtas.train.recipes.finetuning import finetune_recipe
@@ -55,6 +55,7 @@ def resolve_recipe(recipe: str | Recipe | None = None, fields: Mapping[str, Any]
     elif named.method not in METHODS and method is None:
         raise ConfigError(f"the recipe {named.name} has the method {named.method}; run it with `growtas finetune`")
     resolved = named.override(file_fields, fields)
+    _refuse_ignored(named, resolved, fields)
     make_strategy(resolved, resolved.search_space())
     return resolved
 
@@ -80,7 +81,23 @@ def resolve_finetune(
         named = finetune_recipe(str(data), size if isinstance(size, int) else image_size)
     if named.method != "finetune":
         raise ConfigError(f"the recipe {named.name} has the method {named.method}; run it with `growtas train`")
-    return named.override(file_fields, fields)
+    resolved = named.override(file_fields, fields)
+    _refuse_ignored(named, resolved, fields)
+    return resolved
+
+
+def _refuse_ignored(named: Recipe, resolved: Recipe, fields: Mapping[str, Any]) -> None:
+    """Refuses single fields that change nothing in the recipe that they are given for."""
+    reasons = {
+        "stages": None if resolved.method in STAGED else f"the method {resolved.method} has no stages",
+        "momentum": None if resolved.optimizer == "sgd" else f"the optimizer {resolved.optimizer} has none",
+        "hflip": "augment: none does no flips" if resolved.augment == "none" else None,
+        "crop_padding": None if resolved.augment == "light" else "only augment: light shifts images",
+        "teacher_weight": None if resolved.teacher is not None else "there is no teacher",
+    }
+    for field, reason in reasons.items():
+        if reason is not None and field in fields and fields[field] != getattr(named, field):
+            raise ConfigError(f"{field} is given, but {reason}; leave it out")
 
 
 def _named_recipe(recipe: str | Recipe | None, config: Path | None) -> tuple[Recipe | None, dict[str, Any]]:
