@@ -39,10 +39,16 @@ class Rule:
             raise error(f"{name} is {value!r}; it must be {self.legal}")
 
 
-def whole(low: int, high: float = math.inf) -> Rule:
-    """Whole numbers from ``low`` to ``high``."""
+def whole(low: int, high: float = math.inf, *, null: bool = False) -> Rule:
+    """Whole numbers from ``low`` to ``high``; ``null`` lets in None."""
     legal = f"a whole number from {low} to {high:g}" if high < math.inf else f"a whole number of {low} or more"
-    return Rule(lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high, legal)
+
+    def accepts(value: Any) -> bool:
+        if value is None:
+            return null
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+    return Rule(accepts, legal + (" or null" if null else ""))
 
 
 def real(low: float, high: float = math.inf, *, above: bool = False, null: bool = False) -> Rule:

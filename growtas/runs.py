@@ -276,3 +276,11 @@ def list_runs(root: Path = RUNS) -> list[Run]:
         raise UsageError(f"{root}: no folder of runs here; make a run with `growtas train`, or name another folder")
     runs = [Run(path.parent) for path in root.glob("*/run.json")]
     return sorted(runs, key=lambda run: (run.created, run.path.name), reverse=True)
+
+
+def data_title(record: Mapping[str, Any] | None) -> str:
+    """What people call the data set that a run records: its name, or the path of a folder."""
+    if record is None:
+        return "the run's data"
+    folder = record.get("data_dir") if record.get("name") == "folder" else None
+    return str(folder or record.get("name"))

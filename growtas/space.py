@@ -6,6 +6,7 @@ The presets are AutoFormer's three spaces (the paper's Table 1) and ``micro``, w
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from typing import Any
 from growtas.errors import SpaceError, SubnetError, choices
 from growtas.fields import above_zero, check_keys, nearest
 from growtas.subnet import Subnet
+
+
+_SIZE = re.compile(r"-([1-9]\d{0,5})px$")
+"""The end of a name that :meth:`SearchSpace.resized` gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +142,38 @@ class SearchSpace:
         """A copy with some fields changed, for example ``num_classes`` for a data set."""
         return dataclasses.replace(self, **changes)
 
+    def resized(self, image_size: int) -> SearchSpace:
+        """The space for images of another size, under a name that says so (``micro-112px``).
+
+        The image is cut into as many patches a side as the space has, or the next higher number up to twice as many that divides it;
+        the distance from which relative positions are clipped grows with them. So costs stay or grow with the number of patches.
+
+        Raises:
+            SpaceError: no such number of patches divides the image; the message names sizes near it that can be cut.
+        """
+        if image_size == self.image_size:
+            return self
+        grid = self._grid_for(image_size)
+        if grid is None:
+            below = next((size for size in range(image_size - 1, 0, -1) if self._grid_for(size)), None)
+            above = next(size for size in range(image_size + 1, 2 * image_size + 2 * self.grid_size) if self._grid_for(size))
+            near = choices(size for size in (below, above) if size is not None)
+            raise SpaceError(
+                f"image_size is {image_size}, which {self.name} can't cut into {self.grid_size} to {2 * self.grid_size} equal patches a "
+                f"side; sizes near it that can be cut are {near}, and the YAML file of a space of your own may set image_size, "
+                f"patch_size and max_relative_position"
+            )
+        return self.replace(
+            name=f"{without_size(self.name)}-{image_size}px",
+            image_size=image_size,
+            patch_size=image_size // grid,
+            max_relative_position=-(-self.max_relative_position * grid // self.grid_size),
+        )
+
+    def _grid_for(self, image_size: int) -> int | None:
+        grids = range(self.grid_size, 2 * self.grid_size + 1)
+        return next((grid for grid in grids if image_size % grid == 0), None)
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON and YAML form, read back by :meth:`from_dict`."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
@@ -205,15 +242,21 @@ PRESETS: dict[str, SearchSpace] = {
 }  # fmt: skip
 
 
+def without_size(name: str) -> str:
+    """The name of the space that a space was adapted from: ``micro`` for ``micro-112px``."""
+    return _SIZE.sub("", name)
+
+
 def load_space(name: str | Path) -> SearchSpace:
-    """A preset by its name, or a space from a YAML file.
+    """A preset by its name, also as it is adapted to another image size (``micro-112px``), or a space from a YAML file.
 
     Raises:
         SpaceError: neither; the message names the presets.
     """
-    preset = PRESETS.get(str(name))
+    preset = PRESETS.get(without_size(str(name)))
     if preset is not None:
-        return preset
+        size = _SIZE.search(str(name))
+        return preset.resized(int(size[1])) if size else preset
     path = Path(name)
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
         hint = nearest(name, PRESETS)

@@ -104,6 +104,7 @@ class ExportOptions:
                 ("--preprocess", self.preprocess),
                 ("--softmax", self.softmax),
                 ("--top-k", self.top_k is not None),
+                ("--opset", self.opset != DEFAULT_OPSET),
             ):
                 if given:
                     raise ConfigError(f"{option} is for an ONNX file and what is made from it; add --format onnx")
@@ -119,11 +120,20 @@ class ExportOptions:
                 raise ConfigError(f"{option} is {number}; it must be 1 or more")
         if self.calibration_method not in METHODS:
             raise ConfigError(f"--calibration-method is {self.calibration_method!r}; legal are {choices(METHODS)}")
+        # A plan without a precision takes the one that its latency was searched for.
+        low = PLAN in formats if self.precision is None else self.precision != "fp32"
+        for option, given in (("--keep", self.keep != KEEP_AUTO), ("--calibration-images", self.calibration_images != 128)):
+            if given and not low:
+                raise ConfigError(f"{option} is for precisions below fp32; add one, as in --precision int8")
+        if self.calibration_method != DEFAULT_METHOD and self.precision not in ("int8", "fp8", *([None] if low else [])):
+            raise ConfigError("--calibration-method is for int8 and fp8; add --precision int8")
         if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name.startswith(".")):
             raise ConfigError(f"--name is {self.name!r}; it must be a file name without folders")
         gate_batches(self.max_batch)
         if not 1 <= self.opt_batch <= self.max_batch:
             raise ConfigError(f"--opt-batch is {self.opt_batch}; it must be from 1 to --max-batch ({self.max_batch})")
+        if PLAN not in formats and self.opt_batch != 1:
+            raise ConfigError("--opt-batch is for a plan; add --format trt")
         self.thresholds("fp32")
 
     @property

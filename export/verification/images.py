@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from growtas.data.split import evenly_spaced
 from growtas.errors import ConfigError, DataError
 from growtas.export.runtimes.base import Array
-from growtas.runs import Run
+from growtas.runs import Run, data_title
 
 MOST_IMAGES, MOST_IMAGES_COARSE, FEWEST_IMAGES = 512, 2000, 48
 # An artifact and its reference take about 35 ms each for an image of 1.3 GMACs on one core: 101 images of it are 7 s of one core.
@@ -105,7 +105,7 @@ def run_images(
             raise
         reason = "the run has no data of its own" if run.info.get("data") is None else str(error)
         return photographs(run.info["preprocess"], count, reason)
-    named = data or (run.info.get("data") or {}).get("name") or "the run's data"
+    named = data or data_title(run.info.get("data"))
     class_names = tuple(run.info.get("class_names") or test.class_names)
     # Other data may have the same classes in another order, or classes that have nothing to do with the run's.
     same_classes = sorted(class_names) == sorted(test.class_names)

@@ -159,6 +159,8 @@ def verify(
         raise UsageError(
             f"{paths[0]}: it lies in no run's export folder; name its run with --run, or another artifact with --against"
         )
+    if source_run is None and (data is not None or data_dir is not None):
+        raise UsageError("--data and --data-dir take other images than a run's, and there is no run here; name it with --run")
     verifier = _Verifier(
         run=source_run,
         against=None if against is None else Path(against),

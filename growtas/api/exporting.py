@@ -110,6 +110,8 @@ def export(
         if newest:
             progress.note(f"run: {run.path} (the newest)")
     options = ExportOptions(subnet=Path(subnet) if isinstance(subnet, str) else subnet, **settings)
+    if triton is None and (instances, max_delay_us) != (1, 500):
+        raise ConfigError("--instances and --max-delay-us are for a Triton repository; name one with --triton")
     if triton is not None:
         _check_triton(run, options, instances=instances, max_delay_us=max_delay_us)
     served = model = None

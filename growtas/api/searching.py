@@ -105,6 +105,19 @@ def search(
         raise ConfigError(f"--objective is {objective!r}; legal are {choices(OBJECTIVES)}")
     if front is not None and objective != "pareto":
         raise ConfigError("--front needs --objective pareto")
+    _refuse_ignored(
+        "with --replay, which evaluates nothing" if replay else "",
+        ("--data", data is not None),
+        ("--data-dir", data_dir is not None),
+        ("--limit-images", limit_images is not None),
+        ("--exact", exact),
+        ("--generations", generations != EvolutionConfig.generations),
+        ("--population", population != EvolutionConfig.population),
+    )
+    _refuse_ignored(
+        "without a --device or --max-activation-memory" if not devices and max_activation_memory is None else "",
+        ("--batch", batch != 1),
+    )
     sizes = max_size is not None or max_activation_memory is not None
     parsed = parse_devices(devices, max_latency, precision, sizes=sizes)
     limits = Limits(
@@ -141,6 +154,13 @@ def search(
         progress=progress,
     )
     return request.replay() if replay else request.search()
+
+
+def _refuse_ignored(where: str, *options: tuple[str, bool]) -> None:
+    """Refuses the options that are given where they change nothing; an empty ``where`` is nowhere."""
+    for option, given in options:
+        if where and given:
+            raise ConfigError(f"{option} changes nothing {where}; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,7 @@ class RecipeOptions(TypedDict, total=False):
     data: str | None
     pixel_range: Sequence[float] | None
     space: str | None
+    image_size: int | None
     method: str | None
     init: str | None
     epochs: int | None
@@ -189,11 +190,11 @@ def finetune(
         model: a run (its searched subnet is cut out), a model that was exported, or its folder.
         data: images, as for :func:`train`; the recipe or the file may name them.
         pixel_range: values of black and white in images of more than 8 bits a sample; by default the model's.
-        image_size: pixels a side, a multiple of the patch size; by default the model's.
+        image_size: pixels a side, a multiple of the model's patch size; by default the model's.
         in_chans: 1 (grey) or 3 (RGB); by default the model's.
         subnet: of a run: a subnet, or the file of one; by default the one that the search chose.
         recipe: a recipe of method ``finetune``, or its name.
-        epochs, lr, batch_size, seed: recipe fields; they override ``settings``, these ``config``, and ``config`` the recipe.
+        image_size, epochs, lr, batch_size, seed: recipe fields; they override ``settings``, these ``config``, and ``config`` the recipe.
         config, settings, data_dir, out, name, device, tensorboard, progress: as for :func:`train`.
 
     Returns:
@@ -212,8 +213,16 @@ def finetune(
 
     chosen = Path(subnet) if isinstance(subnet, str) else subnet
     pretrained = load_pretrained(model.path if isinstance(model, runs.Run) else model, chosen, suffixes=SUFFIXES)
-    options = {"data": data, "pixel_range": pixel_range, "epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
-    size = pretrained.model.architecture.image_size if image_size is None else image_size
+    options = {
+        "data": data,
+        "pixel_range": pixel_range,
+        "image_size": image_size,
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    size = pretrained.model.architecture.image_size
     session = start_finetune(
         pretrained,
         resolve_finetune(size, recipe, _given(settings, options), config=_path(config)),
@@ -222,7 +231,6 @@ def finetune(
         data_dir=_text(data_dir),
         device=device,
         progress=progress,
-        image_size=image_size,
         in_chans=in_chans,
     )
     return _trained(session, progress, tensorboard=tensorboard)

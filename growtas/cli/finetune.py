@@ -43,7 +43,7 @@ def finetune(
     Example: growtas finetune runs/RUN --data photos/ --image-size 56
     """
     from growtas import api
-    from growtas.cli.training_view import TrainingView, show_result
+    from growtas.cli.training_view import TrainingView, data_warnings, show_result
     from growtas.subnet import Subnet
     from growtas.train.recipe_file import parse_settings
 
@@ -72,7 +72,7 @@ def finetune(
     info = run.info
     if json_:
         content = {key: info[key] for key in ("finetune", "state", "seconds", "data")}
-        print_json({"run": str(run.path), "space": run.space.name, **content})
+        print_json({"run": str(run.path), "space": run.space.name, **content, "warnings": data_warnings(run)})
         return
     changes = info["finetune"]
     show_result(run, {"": (Subnet.from_dict(changes["subnet"]), changes["test_accuracy"])}, command_line("export", run.path))

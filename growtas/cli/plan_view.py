@@ -22,7 +22,7 @@ def show_plan(plan: TrainingPlan, as_json: bool) -> None:
         return
     recipe, memory, report = plan.recipe, plan.memory, plan.data
     assert report is not None
-    title = f"{recipe.method} on {plan.space.name}, {report.name}: {plan.train_images:,} training images, {len(plan.stages)} stage"
+    title = f"{recipe.method} on {plan.space.name}, {report.title}: {plan.train_images:,} training images, {len(plan.stages)} stage"
     table = Table(title=f"{title}{'s' if len(plan.stages) > 1 else ''}")
     for column in ("stage", "subspace", "epochs", "steps", "subnets", "params", "MACs"):
         table.add_column(column, justify="left" if column in ("subspace", "epochs") else "right")

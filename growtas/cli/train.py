@@ -34,6 +34,9 @@ def train(
     data_dir: options.DataDir = None,
     pixel_range: options.PixelRange = None,
     space: Annotated[str | None, METHOD(help="Search space: a preset's name or a YAML file. Default: micro.")] = None,
+    image_size: Annotated[
+        int | None, METHOD(help="Pixels a side that the network sees; the space's patches are adapted. Default: the space's own.")
+    ] = None,
     method: Annotated[
         str | None,
         METHOD(
@@ -74,6 +77,7 @@ def train(
 
     fields: api.RecipeOptions = {
         "space": space,
+        "image_size": image_size,
         "data": data,
         "pixel_range": options.parse_pixel_range(pixel_range),
         "method": method,
@@ -102,8 +106,10 @@ def train(
         check_run_name(out, name)
         show_plan(api.plan_training(recipe, config=config, settings=overrides, data_dir=data_dir, device=device, **fields), json_)
         return
-    from growtas.cli.training_view import TrainingView, show_result
+    from growtas.cli.training_view import TrainingView, data_warnings, show_result
 
+    if run is not None and name is not None:
+        raise UsageError(f"--name {name} says nothing beside the run's folder, {run}; give one of them")
     # The rest is recorded in the run, the data's folder that it began with too.
     moved = data_dir if resume else None
     processor = None if device == "auto" else device
@@ -142,7 +148,8 @@ def train(
     if json_:
         info = trained.info
         keys = ("state", "method", "test_accuracy", "seconds", "data")
-        print_json({"run": str(trained.path), "space": trained.space.name, **{key: info[key] for key in keys}})
+        content = {"run": str(trained.path), "space": trained.space.name, **{key: info[key] for key in keys}}
+        print_json({**content, "warnings": data_warnings(trained)})
         return
     from growtas.train.strategies import make_strategy
 

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from growtas.cli.output import ProgressBar, command_line, note, print_line, print_table
 from growtas.costs import count_costs
-from growtas.runs import Run
+from growtas.files import read_json
+from growtas.runs import Run, data_title
 from growtas.subnet import Subnet
 from growtas.train.events import EpochDone, RunReady, StepDone, StopRequested, TrainingStarted
 from growtas.units import format_count
@@ -82,7 +83,7 @@ def _description(ready: RunReady) -> Iterator[str]:
     run, recipe, data = ready.run, ready.recipe, ready.data
     done = run.checkpoints
     verb = f"continuing after {done[-1].name.replace('-', ' ')}" if done else "training"
-    images = f"{data.name} ({len(data.train):,} training, {len(data.test):,} test images, {len(data.class_names)} classes)"
+    images = f"{data.title} ({len(data.train):,} training, {len(data.test):,} test images, {len(data.class_names)} classes)"
     where = ready.device + (f", {ready.processes} processes" if ready.processes > 1 else "")
     yield f"{verb}: {run.space.name} on {images}, {recipe.method}, {recipe.epochs} epochs, on {where}"
     for label, value in ready.report.rows()[1:] if ready.report else ():
@@ -118,6 +119,12 @@ def epoch_line(metrics: dict[str, Any], before: int, steps: int) -> str:
     return ", ".join(parts)
 
 
+def data_warnings(run: Run) -> list[str]:
+    """What was odd about the data of a run when it was begun; nothing where that is not recorded."""
+    path = run.path / "data.json"
+    return list(read_json(path, "data report")["warnings"]) if path.is_file() else []
+
+
 def show_result(run: Run, subnets: Mapping[str, tuple[Subnet, float]], step: str) -> None:
     """Prints a table of subnets with their costs and accuracies (0..1), and the next command.
 
@@ -127,7 +134,7 @@ def show_result(run: Run, subnets: Mapping[str, tuple[Subnet, float]], step: str
     """
     space, info = run.space, run.info
     data = info["data"]
-    table = Table(title=f"{space.name} on {data['name']}: accuracy on the {data['test_size']:,} test images")
+    table = Table(title=f"{space.name} on {data_title(data)}: accuracy on the {data['test_size']:,} test images")
     for column in ("subnet", "architecture") if all(subnets) else ("architecture",):
         table.add_column(column)
     for column in ("params", "MACs", "accuracy"):

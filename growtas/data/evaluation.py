@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from growtas.data.images import ImageSet, Subset
+from growtas.data.images import ImageSet, Subset, listed
 from growtas.data.pixels import Pixels
 from growtas.data.preprocess import normalise
-from growtas.data.sources import Data, open_data
+from growtas.data.sources import Data, open_data, open_recorded
 from growtas.data.split import stratified_split
 from growtas.errors import DataError
 from growtas.files import read_json
@@ -59,12 +61,33 @@ class EvaluationSet:
         for start in range(0, len(self), batch_size):
             yield self.images(start, start + batch_size), self.labels[start : start + batch_size]
 
+    def labelled_as(self, class_names: Sequence[str]) -> EvaluationSet:
+        """The same images with the labels that a network with these classes gives them.
+
+        Raises:
+            DataError: the classes are others.
+        """
+        if tuple(class_names) == self.class_names:
+            return self
+        wanted, own = ([unicodedata.normalize("NFC", name) for name in names] for names in (class_names, self.class_names))
+        absent = sorted(set(own) ^ set(wanted))
+        if absent:
+            raise DataError(
+                f"the images' classes ({listed(self.class_names, 3)}) are not those that the run was trained on "
+                f"({listed(class_names, 3)}), so accuracies on them mean nothing; {absent[0]} is in one of them only"
+            )
+        changed = EvaluationSet(self._images, self._record, tuple(class_names))
+        changed.labels = torch.tensor([wanted.index(name) for name in own])[self.labels]
+        return changed
+
     def subset(self, count: int) -> EvaluationSet:
         """A stratified part of at most ``count`` images, the same at every call."""
         if count >= len(self):
             return self
         indices = stratified_split(self.labels.numpy(), count, np.random.default_rng(0))
-        return EvaluationSet(Subset(self._images, indices), self._record, self.class_names)
+        part = EvaluationSet(Subset(self._images, indices), self._record, self.class_names)
+        part.labels = self.labels[torch.from_numpy(indices)]
+        return part
 
 
 @torch.inference_mode()
@@ -133,13 +156,18 @@ def _open(run: Run, data: str | None, data_dir: str | Path | None) -> tuple[Data
     record = run.info["data"]
     if record is None and data is None:
         raise DataError(f"{run.path}: the run was imported and records no images; name some with --data (and --data-dir)")
-    if data is None:
-        opened = open_data(record["name"], data_dir or record["data_dir"])
-        opened.check_unchanged(record)
-    else:
-        opened = open_data(data, data_dir)
+    opened = open_recorded(record, data_dir) if data is None else _other_data(data, data_dir, record)
     classes = run.space.num_classes
     if len(opened.class_names) != classes:
         where = opened.data_dir or opened.name
         raise DataError(f"{where}: {len(opened.class_names)} classes, but the run {run.path} has {classes}")
     return opened, record is not None and opened.record()["sha256"] == record.get("sha256")
+
+
+def _other_data(name: str, data_dir: str | None, record: Mapping[str, Any] | None) -> Data:
+    """A data set that was named, by the rules of the run where it turns out to be the run's own."""
+    opened = open_data(name, data_dir)
+    if record is not None and opened.rules != record.get("rules", 1) and opened.name == record["name"] == "folder":
+        with contextlib.suppress(DataError):
+            return open_recorded(record, opened.data_dir)
+    return opened

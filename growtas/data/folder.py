@@ -1,51 +1,183 @@
-"""Opens a folder of images: a sub-folder for each class, with or without train/ and val/ above them."""
+"""Opens a folder of images: a sub-folder for each class, with or without folders for training and test above them.
+
+docs/training.md describes for users how names are read. A run records :data:`RULES`, so that the folder of an older run is read as it
+was read then.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
 
-from growtas.data.images import ImageSet, file_set
+from growtas.data.class_folders import ClassFolders
+from growtas.data.images import ImageSet, file_set, listed
 from growtas.errors import DataError, choices
 
-TRAIN_FOLDERS = ("train", "training")
-TEST_FOLDERS = ("val", "test", "validation", "valid", "eval")
+RULES = 2
+"""Version of the rules by which folders are read; a run without a version was made by those of :func:`open_as_before`."""
+TRAIN_NAMES = ("train", "training", "trn", "trainval")
+TEST_NAMES = ("test", "testing", "tst", "holdout", "val", "valid", "validation", "dev", "eval", "evaluation")
+"""Names of test sets. Where a folder has several, the first of this list that holds class folders is taken."""
+_FILLER = "images?|imgs?|data|set"
+_SPLIT_NAME = re.compile(rf"(?:{_FILLER})*({'|'.join((*TRAIN_NAMES, *TEST_NAMES))})(?:{_FILLER}|split|folder)*\d*")
 
 
-def open_folder(path: Path) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
-    """Training images, test images (None where the folder has none of its own), and class names.
+@dataclass(frozen=True)
+class Layout:
+    """How a folder was understood.
+
+    Attributes:
+        train: name of the training set's folder; ``.`` where the class folders lie in the folder itself.
+        test: name of the test set's folder; None where a fifth of the training images becomes the test set.
+        unused: the other folders beside them, from which nothing is read.
+        skipped: what was left out of the folders that are read, and how often: a folder's name, a file's ending, or a kind of link.
+        notes: a sentence for each thing that a person may not expect.
+    """
+
+    train: str
+    test: str | None
+    unused: tuple[str, ...]
+    skipped: Mapping[str, int]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        train = "the class folders are" if self.train == "." else f"{self.train}/ is"
+        return f"{train} the training set, {'a fifth of which' if self.test is None else f'{self.test}/'} is the test set"
+
+
+class OpenedFolder(NamedTuple):
+    """Training images, test images (None where the folder has none of its own), class names, and how the folder was understood."""
+
+    train: ImageSet
+    test: ImageSet | None
+    class_names: tuple[str, ...]
+    layout: Layout
+
+
+def open_folder(path: Path) -> OpenedFolder:
+    """Opens a folder of class folders, or of a training and a test set.
 
     Raises:
-        DataError: no images, a class folder without images, or test classes that the training set lacks.
+        DataError: no class folders, a class folder without images, test classes that the training set lacks, folders that can't be
+            told apart as training and test set, a folder that can't be read, or names that are not UTF-8.
     """
-    train_folder = next((path / name for name in TRAIN_FOLDERS if (path / name).is_dir()), None)
-    test_folder = next((path / name for name in TEST_FOLDERS if (path / name).is_dir()), None)
-    if train_folder is None and test_folder is not None:
-        raise DataError(f"{path}: {test_folder.name}/ without train/; a folder has both, or the class folders themselves")
-    train, class_names = _open_split(train_folder or path)
-    if len(class_names) < 2:
-        raise DataError(f"{train_folder or path}: only one class folder, {class_names[0]}; a classifier needs 2 or more")
-    if train_folder is None or test_folder is None:
-        return train, None, class_names
-    test, test_names = _open_split(test_folder)
-    unknown = sorted(set(test_names) - set(class_names))
-    if unknown:
+    reader = ClassFolders(path)
+    train_name, test_name, unused = _choose_splits(path, reader)
+    train_folder = path / train_name
+    train, class_names = reader.training_set(train_folder)
+    _check_levels(train_folder, class_names, reader)
+    test = None if test_name is None else reader.test_set(path / test_name, train_folder, class_names)
+    for place in dict.fromkeys((path, train_folder, path / (test_name or "."))):
+        reader.look_beside(place)
+    reader.check_names()
+    layout = Layout(train_name, test_name, tuple(unused), dict(reader.skipped), tuple(reader.notes()))
+    return OpenedFolder(train, test, class_names, layout)
+
+
+def _choose_splits(path: Path, reader: ClassFolders) -> tuple[str, str | None, list[str]]:
+    """Training and test folder as in :class:`Layout`, and the folders beside them."""
+    names = reader.folders(path)
+    split_names = {name: word for name in names if (word := _split_name(name))}
+    trains = [name for name, word in split_names.items() if word in TRAIN_NAMES]
+    tests = sorted((name for name in split_names if name not in trains), key=lambda name: TEST_NAMES.index(split_names[name]))
+    others = [name for name in names if name not in split_names]
+    flat = [name for name in split_names if not reader.folders(path / name)]
+    # A train among buses and cars, or a valid beside an invalid: classes, which hold images and no class folders.
+    if others and len(flat) == len(split_names) == 1 and (trains or len(others) == 1):
+        reader.remark(f"{flat[0]}/ is taken as a class, because images lie in it and no class folders")
+        return ".", None, []
+    if not split_names:
+        if len(names) > 1 and all(_mentions_split(name) for name in names):
+            raise DataError(
+                f"{path}: all its folders are named like parts of a data set ({listed(names, 4)}), so they can't be its classes; "
+                f"call the folder of the training images train, and that of the test images test"
+            )
+        return ".", None, []
+    if not trains:
+        beside = f" beside the class folders {choices(others[:3])}" if others else ""
         raise DataError(
-            f"{test_folder}: class {choices(unknown[:3])} is not in {train_folder}, which has {choices(class_names[:10])}"
+            f"{path}: {_folders(tests)} without train/{beside}; a folder has both, or the class folders themselves "
+            f"(where {tests[0]} is a class, give its folder another name)"
         )
-    # A test set may lack a class, so its labels are not the training set's yet.
-    test.labels = np.array([class_names.index(name) for name in test_names], np.int64)[test.labels]
-    return train, test, class_names
+    if len(trains) > 1:
+        raise DataError(f"{path}: {_folders(trains)} are all named as the training set; keep one of them here")
+    test = next((name for name in tests if name not in flat), tests[0] if tests else None)
+    unused = [name for name in names if name not in (trains[0], test)]
+    if unused:
+        chosen = f"{test}/ is the test set" if test else f"{trains[0]}/ is the training set"
+        reader.remark(f"{chosen}; {_folders(unused)} beside it {'is' if len(unused) == 1 else 'are'} not used")
+    return trains[0], test, unused
 
 
-def _open_split(folder: Path) -> tuple[ImageSet, tuple[str, ...]]:
-    if not any(entry.is_dir() for entry in folder.iterdir()):
-        what = "the folder is empty" if not any(folder.iterdir()) else "no class folders"
-        raise DataError(f"{folder}: {what}; images belong into a sub-folder a class, as in {folder / 'CLASS' / 'image.png'}")
-    dataset = ImageFolder(folder, allow_empty=True)  # its classes are the top folders, however deep the files lie
-    for label in np.setdiff1d(np.arange(len(dataset.classes)), dataset.targets):
-        raise DataError(f"{folder / dataset.classes[label]}: the class folder has no images ({choices(IMG_EXTENSIONS)})")
-    paths, labels = zip(*dataset.samples, strict=True)
-    return file_set(paths, labels), tuple(dataset.classes)
+def _split_name(name: str) -> str | None:
+    """Which training or test name a folder's name is a spelling of: ``train`` for ``Train-Set``, ``val`` for ``val2017``."""
+    match = _SPLIT_NAME.fullmatch(re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold()))
+    return match[1] if match else None
+
+
+def _mentions_split(name: str) -> bool:
+    """Whether a training or test name is a word of a folder's name, as in ``pets_train``."""
+    words = re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name)
+    return any(word.casefold() in (*TRAIN_NAMES, *TEST_NAMES) for word in words)
+
+
+def _check_levels(folder: Path, class_names: tuple[str, ...], reader: ClassFolders) -> None:
+    """Refuses training and test folders inside of classes, and remarks what else lies in the classes' sub-folders."""
+    inner = reader.subfolders
+    for place, names in inner.items():
+        words = {_split_name(name) for name in names}
+        if words & set(TRAIN_NAMES) and words & set(TEST_NAMES):
+            raise DataError(
+                f"{place}: the class folder holds {choices(sorted(names)[:3])}; put these above the class folders, as in "
+                f"{folder / 'train' / class_names[0]}"
+            )
+    common = set.intersection(*inner.values()) if len(inner) == len(class_names) else set()
+    if len(common) > 1:
+        reader.remark(
+            f"every class ({listed(class_names, 3)}) holds the folders {listed(sorted(common), 3)}; where those are the classes, "
+            f"name a folder that holds nothing but them, or call the folders above them train and test"
+        )
+    elif inner:
+        example = min(inner)
+        reader.remark(
+            f"{len(inner)} class folders have sub-folders, whose images count for the class "
+            f"({listed([os.path.join(os.path.basename(example), name) for name in sorted(inner[example])], 3)})"
+        )
+
+
+def _folders(names: Iterable[str]) -> str:
+    return " and ".join(f"{name}/" for name in names)
+
+
+def open_as_before(path: Path) -> OpenedFolder:
+    """Opens a folder as runs that record no version of the rules did: by lower-case names, and torchvision's endings of files.
+
+    Raises:
+        DataError: no images, or test classes that the training set lacks.
+    """
+
+    def first(*names: str) -> str | None:
+        return next((name for name in names if (path / name).is_dir()), None)
+
+    train_name = first("train", "training")
+    test_name = first("val", "test", "validation", "valid", "eval") if train_name else None
+    names = [train_name or "."] + ([test_name] if test_name else [])
+    try:
+        opened = [ImageFolder(path / name, allow_empty=True) for name in names]
+    except OSError as error:
+        raise DataError(f"{path}: the folder can't be read ({error.strerror or 'no class folders'})") from None
+    class_names = tuple(opened[0].classes)
+    if any(not part.samples or set(part.classes) - set(class_names) for part in opened):
+        raise DataError(f"{path}: no images ({choices(IMG_EXTENSIONS)}), or test classes that the training set lacks")
+    sets = [
+        file_set([name for name, _ in part.samples], [class_names.index(part.classes[label]) for label in part.targets])
+        for part in opened
+    ]
+    return OpenedFolder(sets[0], sets[1] if test_name else None, class_names, Layout(names[0], test_name, (), {}, ()))

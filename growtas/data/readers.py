@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from timm.data import create_dataset
 
@@ -26,10 +28,12 @@ STREAM_LIMIT = 2_000_000_000
 def open_timm(name: str, folder: Path | None, progress: Progress) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
     """Training images, test images and class names of a timm name.
 
-    The test set is the first of the splits test, validation and val that the set has.
+    The test set is the first of the splits test, validation and val that the set has with labels. Its labels are mapped to those of
+    the training set by the names of the classes: a split may number its classes by itself.
 
     Raises:
-        DataError: the package is missing, or the set can't be opened.
+        DataError: the package is missing, the set can't be opened, the classes of the two splits can't be mapped, or an image lies
+            in both.
     """
     prefix = name.partition("/")[0].lower()
     package = PREFIXES[prefix]
@@ -37,19 +41,50 @@ def open_timm(name: str, folder: Path | None, progress: Progress) -> tuple[Image
         raise DataError(f"{name} needs the package {package}, which is not installed: pip install {package.replace('_', '-')}")
     if folder is None and prefix in ("torch", "wds"):
         raise DataError(f"{name} needs --data-dir, the folder of its files")
-    train = _open(name, folder, "train")
+    train, train_names = _as_images(_open(name, folder, "train"), name, "training", progress)
     failures = []
     for split in _TEST_SPLITS:
         try:
-            test = _open(name, folder, split)
-            break
+            test, test_names = _as_images(_open(name, folder, split), name, "test", progress)
         except DataError as error:
             failures.append(str(error))
+            continue
+        if not len(test) or test.labels.min() >= 0:
+            break
+        failures.append(f"{name}: the images of the split {split} have no labels")
     else:
         raise DataError(f"{name}: no test set among the splits {choices(_TEST_SPLITS)} ({failures[0]})")
-    train_set, test_set = (_as_images(dataset, name, split, progress) for dataset, split in ((train, "training"), (test, "test")))
-    classes = max((int(images.labels.max()) + 1 for images in (train_set, test_set) if len(images)), default=0)
-    return train_set, test_set, _class_names(train, classes)
+    if train_names != test_names:
+        test.labels = _mapped(name, test.labels, test_names, train_names)
+    _check_apart(name, train, test)
+    classes = max((int(images.labels.max()) + 1 for images in (train, test) if len(images)), default=0)
+    return train, test, train_names or tuple(str(i) for i in range(classes))
+
+
+def _mapped(
+    name: str, labels: NDArray[np.int64], test_names: tuple[str, ...] | None, train_names: tuple[str, ...] | None
+) -> NDArray[np.int64]:
+    """Labels of the test set as the training set numbers its classes."""
+    if train_names is None or test_names is None:
+        which = "training" if train_names is None else "test"
+        raise DataError(f"{name}: the {which} set does not name its classes, so they can't be matched with those of the other set")
+    number = {class_name: label for label, class_name in enumerate(train_names)}
+    used = np.unique(labels).tolist()
+    unknown = [test_names[label] for label in used if test_names[label] not in number]
+    if unknown:
+        raise DataError(f"{name}: class {choices(unknown[:3])} of the test set is not in the training set")
+    return np.array([number.get(class_name, -1) for class_name in test_names], np.int64)[labels]
+
+
+def _check_apart(name: str, train: ImageSet, test: ImageSet) -> None:
+    """Refuses a test set with files of the training set."""
+    train_paths, test_paths = (getattr(images, "paths", None) for images in (train, test))
+    if train_paths is None or test_paths is None:
+        return
+    known = {os.path.abspath(path) for path in train_paths}
+    shared = [path for path in test_paths if os.path.abspath(path) in known]
+    if shared:
+        raise DataError(f"{name}: {len(shared)} of {len(test)} test images are training images, such as {shared[0]}")
 
 
 def _open(name: str, folder: Path | None, split: str) -> Any:
@@ -64,29 +99,41 @@ def _open(name: str, folder: Path | None, split: str) -> Any:
         raise DataError(f"{name}: the split {split} can't be opened ({reason})") from None
 
 
-def _as_images(dataset: Any, name: str, split: str, progress: Progress) -> ImageSet:
+def _as_images(dataset: Any, name: str, split: str, progress: Progress) -> tuple[ImageSet, tuple[str, ...] | None]:
+    """The images of a split with its own labels, and the names that it gives these labels."""
     title = f"{name} {split}"
     pixels = getattr(dataset, "data", None)
     labels = getattr(dataset, "targets", None)
+    images: ImageSet
     if pixels is not None and labels is not None:  # CIFAR, MNIST and their kin lie in memory
         if np.asarray(pixels[:1]).dtype != np.uint8:
             raise DataError(f"{title}: its pixels are {np.asarray(pixels[:1]).dtype}, and only uint8 ones are understood")
-        return ArraySet(np.asarray(pixels, np.uint8), np.asarray(labels), title)
+        images = ArraySet(np.asarray(pixels, np.uint8), np.asarray(labels), title)
+        return images, _class_names(dataset, images)
     if not hasattr(dataset, "__getitem__"):
-        return _read_stream(dataset, title)
+        images = _read_stream(dataset, title)
+        return images, _class_names(dataset, images)
     reader = getattr(dataset, "reader", None)
     if reader is not None:
-        return ReaderSet(_reader_labels(reader, dataset, progress), lambda i: decode(reader[i][0]), lambda i: f"{title}, image {i}")
+        labels = _reader_labels(reader, dataset, progress)
+        names = None
+        if labels and isinstance(labels[0], str):  # a column of texts: the classes have names and no numbers
+            names = tuple(sorted(set(labels)))
+            labels = [names.index(label) for label in labels]
+        images = ReaderSet(labels, lambda i: decode(reader[i][0]), lambda i: f"{title}, image {i}")
+        return images, names or _class_names(dataset, images)
     for attribute in ("labels", "_labels"):
         labels = getattr(dataset, attribute, None) if labels is None else labels
     if labels is None:
         labels = [int(dataset[i][1]) for i in tracked(range(len(dataset)), f"reading labels of {title}", progress)]
     if hasattr(dataset, "samples"):  # not through torchvision's loader, which converts every image to RGB
-        return file_set([path for path, _ in dataset.samples], labels)
-    return ReaderSet(labels, lambda i: dataset[i][0], lambda i: f"{title}, image {i}")
+        images = file_set([path for path, _ in dataset.samples], labels)
+    else:
+        images = ReaderSet(labels, lambda i: dataset[i][0], lambda i: f"{title}, image {i}")
+    return images, _class_names(dataset, images)
 
 
-def _reader_labels(reader: Any, dataset: Any, progress: Progress) -> list[int]:
+def _reader_labels(reader: Any, dataset: Any, progress: Progress) -> list[Any]:
     """Labels of a timm reader, without decoding the images where it is a Hugging Face table."""
     table, key = getattr(reader, "dataset", None), getattr(reader, "label_key", None)
     if table is not None and key is not None:
@@ -111,8 +158,8 @@ def _read_stream(dataset: Iterable[tuple[Image.Image, int]], title: str) -> Imag
     return ReaderSet(labels, lambda i: images[i], lambda i: f"{title}, image {i}")
 
 
-def _class_names(dataset: Any, classes: int) -> tuple[str, ...]:
-    """The names that a data set gives its labels, else the numbers."""
+def _class_names(dataset: Any, images: ImageSet) -> tuple[str, ...] | None:
+    """The names that a data set gives its labels; None where it gives none, or too few."""
     names = getattr(dataset, "classes", None)
     reader = getattr(dataset, "reader", None)
     if names is None and reader is not None:
@@ -120,6 +167,6 @@ def _class_names(dataset: Any, classes: int) -> tuple[str, ...]:
         names = getattr(getattr(table, "features", {}).get(key), "names", None) if table is not None and key else None
         if names is None and getattr(reader, "class_to_idx", None):
             names = sorted(reader.class_to_idx, key=reader.class_to_idx.get)
-    if names is None or len(names) < classes:
-        return tuple(str(i) for i in range(classes))
+    if names is None or (len(images) and len(names) <= images.labels.max()):
+        return None
     return tuple(str(name) for name in names)

@@ -12,20 +12,31 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from growtas.data.decode import DecodeRules
 from growtas.data.evaluation import search_indices
+from growtas.data.folder import Layout
 from growtas.data.images import ArraySet, ImageSet, Subset, listed, raise_unreadable, resolve
 from growtas.data.odd_images import odd_images
 from growtas.data.sources import VERIFY_LIMIT, Data
 from growtas.data.split import complement, evenly_spaced
 from growtas.errors import DataError
 from growtas.progress import SILENT, Progress, tracked
+from growtas.runs import data_title
 
 SAMPLED = 200
 """Images of a split whose size and mode are looked at, at most."""
 IMBALANCE = 10
 """How many times the images of the smallest class the largest may have before the report warns."""
+FEW_STEPS = 200
+"""Optimiser steps below which the report warns; the shortest recipe that comes with growtas has some 1,300."""
+FEW_IMAGES = 100
+"""Images of a set below which an accuracy of 50 % on it has a standard error of more than 5 points."""
+_REDUCTION = 3
+"""How many times the network's image size the images may have before the report warns of a small network."""
+_USUAL_SIZE = 112
+"""Pixels a side from which on photographs are commonly classified; the report warns of none that large."""
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "F")
 _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 
@@ -43,6 +54,7 @@ class SplitReport:
         sizes: ``WIDTHxHEIGHT`` of the sampled images and how many have it, the most frequent first.
         modes: Pillow's colour modes of the sampled images, likewise.
         sampled: how many images were sampled.
+        plain: how many of these have a single colour.
     """
 
     name: str
@@ -56,6 +68,7 @@ class SplitReport:
     sizes: Mapping[str, int]
     modes: Mapping[str, int]
     sampled: int
+    plain: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,7 @@ class DataReport:
         duplicates: test images that lie in the training set too, as (test image, training image); None where it was not looked at,
             because there are too many.
         warnings: a sentence for each thing that is odd but possible.
+        layout: for a folder, how it was understood.
     """
 
     name: str
@@ -80,6 +94,12 @@ class DataReport:
     splits: tuple[SplitReport, ...]
     duplicates: tuple[tuple[str, str], ...] | None
     warnings: tuple[str, ...]
+    layout: Layout | None = None
+
+    @property
+    def title(self) -> str:
+        """What people call the set: its name, or the path of a folder."""
+        return data_title({"name": self.name, "data_dir": self.data_dir})
 
     def to_dict(self) -> dict[str, Any]:
         """The report in JSON's types."""
@@ -87,8 +107,10 @@ class DataReport:
 
     def rows(self) -> list[tuple[str, str]]:
         """The report as (label, value) lines to print."""
-        where = f" in {self.data_dir}" if self.data_dir else ""
-        rows = [("data", f"{self.name}{where}, {self.classes} classes")]
+        where = f" in {self.data_dir}" if self.data_dir and self.title != self.data_dir else ""
+        rows = [("data", f"{self.title}{where}, {self.classes} classes")]
+        if self.layout is not None:
+            rows.append(("folders", str(self.layout)))
         for split in self.splits:
             classes = "" if split.classes == self.classes else f" of {split.classes} classes"
             sizes = f"{split.fewest} to {split.most}, median {split.median:g}" if split.fewest < split.most else str(split.most)
@@ -105,7 +127,9 @@ class DataReport:
         return [*rows, *(("warning", warning) for warning in self.warnings)]
 
 
-def check_data(data: Data, split: Mapping[str, Any], record: Mapping[str, Any], progress: Progress = SILENT) -> DataReport:
+def check_data(
+    data: Data, split: Mapping[str, Any], record: Mapping[str, Any], progress: Progress = SILENT, *, steps: int | None = None
+) -> DataReport:
     """Look at a data set before the training.
 
     Args:
@@ -113,6 +137,7 @@ def check_data(data: Data, split: Mapping[str, Any], record: Mapping[str, Any], 
         split: its search split, as ``split.json`` has it.
         record: the preprocessing.
         progress: receives each stage.
+        steps: optimiser steps of the training that is to come.
 
     Raises:
         DataError: sampled images are unreadable, or the record's rules refuse images; the message counts them and names the first.
@@ -136,7 +161,13 @@ def check_data(data: Data, split: Mapping[str, Any], record: Mapping[str, Any], 
         in_chans=record["in_chans"],
         splits=splits,
         duplicates=duplicates,
-        warnings=(*odd, *_warnings(data, parts, splits, record, duplicates or ())),
+        warnings=(
+            *(data.layout.notes if data.layout is not None else ()),
+            *odd,
+            *_warnings(data, parts, splits, record, duplicates or ()),
+            *_small_numbers(splits, record, steps),
+        ),
+        layout=data.layout,
     )
 
 
@@ -188,6 +219,7 @@ def _look_at(
     counts = np.bincount(images.labels, minlength=len(class_names))
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
+    plain = 0
     places = evenly_spaced(len(images), SAMPLED)
     for index in tracked(places.tolist(), f"looking at {name} images", progress):
         try:
@@ -197,6 +229,7 @@ def _look_at(
             continue
         sizes[f"{image.width}x{image.height}"] += 1
         # A palette with transparent colours goes as the PA that it is.
+        plain += _is_plain(image)
         modes["PA" if image.mode == "P" and "transparency" in image.info else image.mode] += 1
     return SplitReport(
         name=name,
@@ -210,7 +243,14 @@ def _look_at(
         sizes=dict(sizes.most_common()),
         modes=dict(modes.most_common()),
         sampled=len(places),
+        plain=plain,
     )
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Whether all pixels are alike."""
+    extremes = image.getextrema()
+    return all(low == high for low, high in (extremes if isinstance(extremes[0], tuple) else (extremes,)))  # type: ignore[misc]
 
 
 def _warnings(
@@ -244,6 +284,42 @@ def _warnings(
     if duplicates:
         pairs = listed([f"{test} = {train}" for test, train in duplicates], 3)
         warnings.append(f"{len(duplicates)} of {len(data.test)} test images are training images too, byte for byte ({pairs})")
+    return warnings
+
+
+def _small_numbers(splits: tuple[SplitReport, ...], record: Mapping[str, Any], steps: int | None) -> list[str]:
+    """What makes a training or its accuracies worth little, and what to do about it."""
+    warnings = []
+    train = splits[0]
+    size = record["image_size"]
+    sides = sorted(min(_sides(name)) for name, count in train.sizes.items() for _ in range(count))
+    typical = sides[len(sides) // 2] if sides else 0
+    if size < _USUAL_SIZE and typical >= _REDUCTION * size:
+        larger = size * min(-(-_USUAL_SIZE // size), typical // size)
+        warnings.append(
+            f"half of the images have {typical} pixels or more at the shorter side, and the network sees {size}: "
+            f"what is small in them is lost; --image-size {larger} shows it more"
+        )
+    if plain := sum(split.plain for split in splits):
+        sampled = sum(split.sampled for split in splits)
+        warnings.append(
+            f"{'all' if plain == sampled else plain} of the {sampled} images that were looked at have a single colour each; "
+            f"look at them, and remove those that show nothing"
+        )
+    for split in splits[1:]:
+        if 0 < split.images < FEW_IMAGES:
+            error = 50 / split.images**0.5
+            use = {"search": "the search chooses subnets by accuracies", "test": "the accuracies that are printed are"}[split.name]
+            warnings.append(
+                f"{split.name}: {use} on {split.images} images, uncertain by up to {error:.0f} points (one standard error); "
+                f"have {FEW_IMAGES} or more, for example by adding {'training' if split.name == 'search' else 'test'} images"
+            )
+    if steps is not None and steps < FEW_STEPS:
+        factor = -(-FEW_STEPS // steps)
+        warnings.append(
+            f"the whole training has {steps} steps, which are few to learn from; "
+            f"give {factor} times the epochs (--epochs), or a smaller --batch-size"
+        )
     return warnings
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from growtas.data.folder import open_folder
+from growtas.data.folder import RULES, Layout, open_as_before, open_folder
 from growtas.data.idx import find_idx, read_idx
 from growtas.data.images import ArraySet, ImageSet, Subset, raise_unreadable, resolve, unreadable
 from growtas.data.readers import PREFIXES, open_timm
@@ -19,6 +19,7 @@ from growtas.data.split import complement, stratified_split
 from growtas.errors import DataError, choices
 from growtas.fields import nearest
 from growtas.progress import SILENT, Progress
+from growtas.runs import data_title
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_CLASSES = (
@@ -26,6 +27,9 @@ FASHION_MNIST_CLASSES = (
 )  # fmt: skip
 VERIFY_LIMIT = 20_000
 """Folders with at most so many images are decoded once before the first step."""
+_FOLDERS = ("folder", "torch/image_folder", "torch/folder")
+"""Names of a folder whose path is in ``data_dir``. timm's readers of folders number the classes of each split by themselves, and take
+training images for the test where they find no folder of that name: growtas reads such a folder itself."""
 _TEST_FRACTION = 0.2
 _TEST_SEED = 0
 
@@ -40,6 +44,8 @@ class Data:
         train, test: the images; the search split is later cut from ``train``.
         class_names: a name for each label.
         mean, std: normalisation in 0..1 units, one number for each of R, G, B.
+        layout: for a folder, how it was understood.
+        rules: for a folder, the version of the rules by which it was read.
     """
 
     name: str
@@ -49,6 +55,13 @@ class Data:
     class_names: tuple[str, ...]
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+    layout: Layout | None = None
+    rules: int | None = None
+
+    @property
+    def title(self) -> str:
+        """What people call the set: its name, or the path of a folder."""
+        return data_title({"name": self.name, "data_dir": self.data_dir})
 
     def record(self) -> dict[str, Any]:
         """What ``run.json`` keeps: enough to open the set again, and to notice that it changed."""
@@ -58,6 +71,7 @@ class Data:
             "train_size": len(self.train),
             "test_size": len(self.test),
             "sha256": self._digest(),
+            **({"rules": self.rules} if self.rules is not None else {}),
         }
 
     def _digest(self) -> str:
@@ -71,7 +85,7 @@ class Data:
                 digest.update(Path(path).name.encode() + b"\0")
         return digest.hexdigest()
 
-    def check_unchanged(self, record: dict[str, Any]) -> None:
+    def check_unchanged(self, record: Mapping[str, Any]) -> None:
         """Compare with the :meth:`record` of a run.
 
         Raises:
@@ -79,25 +93,35 @@ class Data:
         """
         now = self.record()
         if record.get("sha256", now["sha256"]) != now["sha256"]:
+            before = record["data_dir"]
+            elsewhere = f", in {before}" if before not in (None, self.data_dir) else ""
             raise DataError(
-                f"{self.data_dir or self.name}: the images changed since the run was started "
-                f"(it had {record['train_size']} for training and {record['test_size']} for the test, "
-                f"now there are {len(self.train)} and {len(self.test)}); give the same images with --data-dir"
+                f"{self.title}: the images changed since the run was started "
+                f"(it had {record['train_size']} for training and {record['test_size']} for the test{elsewhere}; "
+                f"here are {len(self.train)} and {len(self.test)}); give the same images with --data-dir"
             )
 
 
-def open_data(name: str, data_dir: str | Path | None = None, *, progress: Progress = SILENT, check_images: bool = False) -> Data:
+def open_data(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    progress: Progress = SILENT,
+    check_images: bool = False,
+    rules: int = RULES,
+) -> Data:
     """Open a data set.
 
     Args:
         name: ``digits``, ``fashion-mnist``, a folder, or a name of timm's ``create_dataset``.
-        data_dir: where the files are; for ``digits`` there are none.
+        data_dir: where the files are; for ``digits`` and where ``name`` is a folder's path there is none.
         progress: receives each stage.
         check_images: decode every image of a folder with at most :data:`VERIFY_LIMIT` images.
+        rules: by which version of the rules a folder is read.
 
     Raises:
         DataError: the set is unknown, absent or empty, has one class, a class without images, test images of other classes, or
-            unreadable images, of which the message names the first and counts the rest.
+            unreadable images, of which the message names the first and counts the rest; or ``data_dir`` says nothing here.
     """
     folder = Path(data_dir).expanduser().absolute() if data_dir is not None else None
     if name == "digits":
@@ -108,26 +132,67 @@ def open_data(name: str, data_dir: str | Path | None = None, *, progress: Progre
         return _checked(_open_digits())
     if name == "fashion-mnist":
         return _checked(_open_fashion_mnist(folder or FASHION_MNIST_FOLDER))
+    if name.lower() in _FOLDERS:
+        if folder is None:
+            raise DataError(f"{name} needs --data-dir, the path of the images' folder")
+        return _open_folder(name.lower(), folder, progress, check_images=check_images, rules=rules)
     if name.partition("/")[0].lower() in PREFIXES and "/" in name:
         return _checked(Data(name, str(folder) if folder else None, *open_timm(name, folder, progress)))
-    path = folder if name == "folder" else Path(name).expanduser().absolute()
-    if path is None:
-        raise DataError("folder needs --data-dir, the path of the images' folder")
-    if not path.is_dir():
-        hint = nearest(name, ("digits", "fashion-mnist"))
+    path = Path(name).expanduser().absolute()
+    if folder is not None:
         raise DataError(
-            f"{name!r} is neither a known data set nor a folder; {hint}{' ' if hint else ''}legal are digits, fashion-mnist, "
+            f"{name!r} is no data set that --data-dir belongs to; where the images are a folder, name that alone, as in --data {folder}"
+        )
+    return _open_folder("folder", path, progress, check_images=check_images, rules=rules, called=name)
+
+
+def open_recorded(record: Mapping[str, Any], data_dir: str | Path | None = None) -> Data:
+    """Open the images of a run again, by the rules by which they were read then.
+
+    Args:
+        record: the run's :meth:`Data.record`.
+        data_dir: where the images are now, if they are not where they were.
+
+    Raises:
+        DataError: they are not there, or not the same.
+    """
+    name, before = record["name"], record["data_dir"]
+    if data_dir is None and before is not None and not _is_dir(Path(before)):
+        raise DataError(f"{before}: the folder of the run's images is not there; where it was moved, name its new place with --data-dir")
+    data = open_data(name, data_dir or before, rules=record.get("rules", 1))
+    data.check_unchanged(record)
+    return data
+
+
+def _open_folder(
+    name: str, path: Path, progress: Progress, *, check_images: bool, rules: int, called: str | None = None
+) -> Data:
+    if not _is_dir(path):
+        if path.is_file():
+            raise DataError(f"{path}: a file, and no folder of images; unpack it where it is an archive, and name the folder")
+        if called is None:
+            raise DataError(f"{path}: there is no such folder")
+        hint = nearest(called, ("digits", "fashion-mnist"))
+        raise DataError(
+            f"{called!r} is neither a known data set nor a folder; {hint}{' ' if hint else ''}legal are digits, fashion-mnist, "
             f"a folder of images, or a name of timm's create_dataset (torch/..., hfds/..., wds/...)"
         )
-    train, test, class_names = open_folder(path)
+    train, test, class_names, layout = open_folder(path) if rules >= RULES or name != "folder" else open_as_before(path)
     if test is None:
         train, test = _cut_test(train)
-    data = _checked(Data("folder", str(path), train, test, class_names))
+    data = _checked(Data(name, str(path), train, test, class_names, layout=layout, rules=rules if name == "folder" else RULES))
     if check_images and len(data.train) + len(data.test) <= VERIFY_LIMIT:
         parts = ((data.train, "checking training images"), (data.test, "checking test images"))
         bad = [error for images, title in parts for error in unreadable(images, progress, title)]
         raise_unreadable(bad, str(path))
     return data
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise DataError(f"{str(path)!r}: the folder can't be read ({error.strerror})") from None
 
 
 def _open_digits() -> Data:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from growtas.errors import CheckpointError, SpaceError, UsageError
 from growtas.progress import SILENT, Progress
 from growtas.runs import RUNS, Run, find_run, list_runs
-from growtas.space import SearchSpace, load_space
+from growtas.space import SearchSpace, load_space, without_size
 
 if TYPE_CHECKING:
     from growtas.data.evaluation import EvaluationSet
@@ -23,7 +23,7 @@ def find_supernet(run: str | Path | None, space: str | None, progress: Progress 
 
     Args:
         run: its folder; None for the newest.
-        space: of the newest run, where no folder is given: a preset or a YAML file.
+        space: of the newest run, where no folder is given: a preset or a YAML file; runs at other image sizes are of it too.
         progress: gets a note for each newer run that holds no supernet.
 
     Raises:
@@ -41,7 +41,8 @@ def find_supernet(run: str | Path | None, space: str | None, progress: Progress 
         except CheckpointError:
             progress.note(f"skipped {candidate.path}: its run.json can't be read")
             continue
-        if name is not None and (info.get("space") or {}).get("name") != name:
+        recorded = (info.get("space") or {}).get("name", "")
+        if name is not None and name not in (recorded, without_size(recorded)):
             continue
         if info.get("method") == "finetune":
             progress.note(f"skipped {candidate.path}: a fine-tuned run holds one subnet and nothing to search")
@@ -64,6 +65,8 @@ def searched_space(run: Run, space: str | None) -> SearchSpace:
         return trained
     narrowed = load_space(space)
     dimensions = ("embed_dim", "num_heads", "mlp_ratio", "depth")
+    if narrowed.name == without_size(trained.name) and all(getattr(narrowed, name) == getattr(trained, name) for name in dimensions):
+        return trained
     for field in dimensions:
         highest, bound = getattr(narrowed, field)[-1], getattr(trained, f"max_{field}")
         if highest > bound:
@@ -89,7 +92,7 @@ class LoadedSupernet:
 
         Raises:
             CheckpointError: the checkpoint can't be read.
-            DataError: the images are absent or changed.
+            DataError: the images are absent or changed, or of other classes.
         """
         from growtas.checkpoint import load_supernet
         from growtas.data.evaluation import search_set
@@ -98,6 +101,8 @@ class LoadedSupernet:
 
         supernet, digest = load_supernet(checkpoint), sha256(checkpoint)
         images = search_set(run, data=data, data_dir=data_dir)
+        if (class_names := run.info.get("class_names")) is not None:
+            images = images.labelled_as(class_names)
         if limit_images is not None:
             images = images.subset(limit_images)
         description = {"data": data or run.info["data"], "preprocess": run.info["preprocess"]}

@@ -145,7 +145,6 @@ def start_finetune(
     data_dir: str | None = None,
     device: str = "auto",
     progress: Progress = SILENT,
-    image_size: int | None = None,
     in_chans: int | None = None,
 ) -> Session:
     """Check everything and create the run: its space holds the model alone, its weights are the model's, its subnet is chosen.
@@ -154,8 +153,8 @@ def start_finetune(
     model's was, the patch convolution takes that up, so that the model sees what it is used to.
 
     Args:
-        recipe: of method ``finetune``; its ``data`` is opened, its ``space`` and ``method_options`` are the model's.
-        image_size: pixels a side, by default the model's; see :func:`growtas.nn.resample.resample`.
+        recipe: of method ``finetune``; its ``data`` is opened, its ``space`` and ``method_options`` are the model's, and so is the
+            image size where its ``image_size`` is not given; see :func:`growtas.nn.resample.resample`.
         in_chans: 1 or 3, by default the model's.
 
     Raises:
@@ -168,7 +167,7 @@ def start_finetune(
     if recipe.init is not None:
         raise ConfigError("init is set, but a fine-tuning starts from the model that is named; leave it out")
     old = pretrained.model.architecture
-    resampled = resample(pretrained.model, image_size=image_size, in_chans=in_chans)
+    resampled = resample(pretrained.model, image_size=recipe.image_size, in_chans=in_chans)
     if recipe.pixel_range is None and pretrained.preprocess is not None:
         recipe = recipe.override({"pixel_range": DecodeRules.of(pretrained.preprocess).pixel_range})
     data = open_data(recipe.data, data_dir, progress=progress)

@@ -11,7 +11,7 @@ from growtas.checkpoint import load_supernet
 from growtas.errors import CheckpointError, ConfigError
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run
-from growtas.space import SearchSpace, load_space
+from growtas.space import SearchSpace
 from growtas.train.recipe import Recipe
 
 
@@ -71,7 +71,7 @@ class InitialWeights:
             ConfigError: it is of another space; for ``growtas-plus`` also of another number of classes.
         """
         source = load_supernet(self.path)
-        space = load_space(recipe.space).replace(num_classes=classes)
+        space = recipe.search_space().replace(num_classes=classes)
         if _shape(source.space) != _shape(space):
             raise ConfigError(f"{self.path}: the supernet is of the space {source.space.name}, not of {space.name} (--space)")
         if source.space.num_classes == classes:
@@ -92,9 +92,9 @@ def _shape(space: SearchSpace) -> SearchSpace:
 
 
 def inherited_fields(init: Any) -> dict[str, Any]:
-    """The space and data of a run that a training goes on from, as recipe fields; nothing where ``init`` is no such run."""
+    """The space, image size and data of a run that a training goes on from, as recipe fields; nothing where ``init`` is no such run."""
     path = Path(init).expanduser() if isinstance(init, str) else None
     if path is None or not (path / "run.json").is_file():
         return {}
     recipe: Mapping[str, Any] = Run(path).info.get("recipe") or {}
-    return {key: recipe[key] for key in ("space", "data") if key in recipe}
+    return {key: recipe[key] for key in ("space", "image_size", "data") if key in recipe}

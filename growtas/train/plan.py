@@ -24,7 +24,7 @@ from growtas.errors import TrainingError
 from growtas.growth import Subspace
 from growtas.progress import SILENT, Progress
 from growtas.sampling import sample
-from growtas.space import SearchSpace, load_space
+from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.train.cost_estimates import MemoryEstimate, TimeEstimate, estimate_memory, time_passes
 from growtas.train.image_loader import check_memory
@@ -154,13 +154,13 @@ def plan_training(
         recipe, data_dir = initial.inherit(recipe, data_dir)
     torch_device = torch.device(device) if device == "cuda" else pick_device(device)
     data = open_data(recipe.data, data_dir, progress=progress)
-    space = load_space(recipe.space).replace(num_classes=len(data.class_names))
+    space = recipe.search_space().replace(num_classes=len(data.class_names))
     split = cut_search_split(data, recipe.seed, recipe.search_images)
     record = preprocess_record(space, data, recipe.pixel_range)
     check_memory(data, record, recipe)
-    report = check_data(data, split, record, progress)
     images = len(data.train) - len(search_indices(split))
     plan = make_plan(recipe, space, images, torch_device, int(os.environ.get("WORLD_SIZE", "1")))
+    report = check_data(data, split, record, progress, steps=plan.steps)
     return dataclasses.replace(plan, data=report)
 
 

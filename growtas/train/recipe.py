@@ -12,7 +12,7 @@ from growtas.data.decode import PIXEL_RANGE
 from growtas.errors import ConfigError
 from growtas.fields import RULE, Rule, check_fields, check_keys, checked, one_of, real, rule_of, text, whole
 from growtas.growth import GrowthSchedule, Subspace, growth_schedule
-from growtas.space import SearchSpace
+from growtas.space import SearchSpace, load_space
 
 METHODS = ("growtas", "growtas-plus", "uniform", "sandwich", "shrinking", "prenas", "focusformer")
 """What ``--method`` takes; ``finetune`` is what ``growtas finetune`` does."""
@@ -41,6 +41,7 @@ class Recipe:
     Attributes:
         name: what the recipe is called in ``run.json``.
         space: search space, a preset's name or a YAML file.
+        image_size: pixels a side of the network's images, to which the space is adapted; null for the space's own.
         data: data set, as ``--data`` takes it.
         method: how subnets are chosen, a name of :data:`METHODS`; each has its file in ``strategies/``.
         method_options: the method's own settings, named in its file.
@@ -88,6 +89,7 @@ class Recipe:
 
     name: str = checked("custom", text())
     space: str = checked("micro", text())
+    image_size: int | None = checked(None, whole(1, null=True))
     data: str = checked("digits", text())
     method: str = checked("growtas", one_of(*METHODS, "finetune"))
     method_options: Mapping[str, Any] = field(
@@ -172,6 +174,15 @@ class Recipe:
             raise ConfigError("growtas-plus goes on from a trained supernet; name its run with init (--init RUN)")
         if self.teacher_checkpoint is not None and self.teacher is None:
             raise ConfigError("teacher_checkpoint is set without a teacher; name the timm model with teacher")
+
+    def search_space(self) -> SearchSpace:
+        """The search space, adapted to the image size.
+
+        Raises:
+            SpaceError: no such space, or an image size that can't be cut into patches as the space needs them.
+        """
+        space = load_space(self.space)
+        return space if self.image_size is None else space.resized(self.image_size)
 
     def growth(self, space: SearchSpace) -> GrowthSchedule:
         """The growth schedule in a space.

@@ -15,9 +15,8 @@ from typing import Any
 
 from growtas.errors import ConfigError, choices
 from growtas.fields import rule_of
-from growtas.space import load_space
 from growtas.train.initial_weights import inherited_fields
-from growtas.train.recipe import METHODS, Recipe
+from growtas.train.recipe import METHODS, STAGED, Recipe
 from growtas.train.recipe_file import read_layer
 from growtas.train.recipes import default_recipe, find_recipe
 from growtas.train.recipes.finetuning import finetune_recipe
@@ -56,7 +55,8 @@ def resolve_recipe(recipe: str | Recipe | None = None, fields: Mapping[str, Any]
     elif named.method not in METHODS and method is None:
         raise ConfigError(f"the recipe {named.name} has the method {named.method}; run it with `growtas finetune`")
     resolved = named.override(file_fields, fields)
-    make_strategy(resolved, load_space(resolved.space))
+    _refuse_ignored(named, resolved, fields)
+    make_strategy(resolved, resolved.search_space())
     return resolved
 
 
@@ -66,7 +66,7 @@ def resolve_finetune(
     """The recipe of a fine-tuning: the named one or :func:`growtas.train.recipes.finetuning.finetune_recipe`, then as above.
 
     Args:
-        image_size: pixels a side of the model to be trained.
+        image_size: pixels a side of the model, where the recipe, the file and the fields give none.
         recipe, fields, config: as for :func:`resolve_recipe`.
 
     Raises:
@@ -77,10 +77,27 @@ def resolve_finetune(
     if named is None and data is None:
         raise ConfigError("a fine-tuning needs images: name them with --data")
     if named is None:
-        named = finetune_recipe(str(data), image_size)
+        size = {**file_fields, **fields}.get("image_size")
+        named = finetune_recipe(str(data), size if isinstance(size, int) else image_size)
     if named.method != "finetune":
         raise ConfigError(f"the recipe {named.name} has the method {named.method}; run it with `growtas train`")
-    return named.override(file_fields, fields)
+    resolved = named.override(file_fields, fields)
+    _refuse_ignored(named, resolved, fields)
+    return resolved
+
+
+def _refuse_ignored(named: Recipe, resolved: Recipe, fields: Mapping[str, Any]) -> None:
+    """Refuses single fields that change nothing in the recipe that they are given for."""
+    reasons = {
+        "stages": None if resolved.method in STAGED else f"the method {resolved.method} has no stages",
+        "momentum": None if resolved.optimizer == "sgd" else f"the optimizer {resolved.optimizer} has none",
+        "hflip": "augment: none does no flips" if resolved.augment == "none" else None,
+        "crop_padding": None if resolved.augment == "light" else "only augment: light shifts images",
+        "teacher_weight": None if resolved.teacher is not None else "there is no teacher",
+    }
+    for field, reason in reasons.items():
+        if reason is not None and field in fields and fields[field] != getattr(named, field):
+            raise ConfigError(f"{field} is given, but {reason}; leave it out")
 
 
 def _named_recipe(recipe: str | Recipe | None, config: Path | None) -> tuple[Recipe | None, dict[str, Any]]:

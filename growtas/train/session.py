@@ -20,14 +20,14 @@ from growtas.data.loaders import cut_batches
 from growtas.data.parts import Parts
 from growtas.data.preprocess import preprocess_record
 from growtas.data.report import DataReport, check_data
-from growtas.data.sources import Data, open_data
+from growtas.data.sources import Data, open_data, open_recorded
 from growtas.distributed import World, join_world
 from growtas.errors import ConfigError, DeviceError, GrowtasError, UsageError
 from growtas.files import ensure_writable, read_json, read_json_lines, replacing, sha256, write_json
 from growtas.nn.supernet import Supernet
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run, check_run_name, create_run, this_process
-from growtas.space import SearchSpace, load_space
+from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.train.events import RunReady
 from growtas.train.image_loader import check_memory, make_loader
@@ -161,7 +161,7 @@ def start_session(
         ensure_writable(out)
     try:
         initial = InitialWeights.of(recipe) if weights is None else None
-        space = space or load_space(recipe.space)
+        space = space or recipe.search_space()
         if initial is not None:
             recipe, data_dir = initial.inherit(recipe, data_dir)
         if not world.is_main:
@@ -175,10 +175,10 @@ def start_session(
         record = preprocess_record(space, data, recipe.pixel_range)
         check_memory(data, record, recipe)
         parts = Parts.of_process(world.rank, world.size, recipe.accumulate)
-        cut_batches(len(data.train) - len(split["search"]), recipe.batch_size, parts)
+        steps_per_epoch, _ = cut_batches(len(data.train) - len(split["search"]), recipe.batch_size, parts)
         report = None
         if world.is_main:
-            report = check_data(data, split, record, progress)
+            report = check_data(data, split, record, progress, steps=recipe.epochs * steps_per_epoch)
             load_teacher(recipe, record, len(data.class_names))  # fetched and fitting, before there is a run
         supernet = weights(space) if weights else initial.supernet(recipe, space.num_classes) if initial else None
     except (GrowtasError, KeyboardInterrupt):
@@ -254,8 +254,7 @@ def resume_session(
         raise UsageError(f"{run.path}: the run was stopped before its first weights were saved; start a new one")
     chosen = pick_device(device)
     world = join_world(chosen)
-    data = open_data(info["data"]["name"], data_dir or info["data"]["data_dir"])
-    data.check_unchanged(info["data"])
+    data = open_recorded(info["data"], data_dir)
     if world.is_main and not (run.path / "split.json").is_file():  # stopped between the run's first files
         write_json(run.path / "split.json", cut_search_split(data, recipe.seed, recipe.search_images))
     world.wait()

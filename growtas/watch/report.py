@@ -60,7 +60,7 @@ class Overview:
                 row,
                 state=str(run.state()),
                 space=_entry(info, str, "space", "name"),
-                data=_entry(info, str, "data", "name"),
+                data=_data_name(info),
                 method=_entry(info, str, "method"),
                 epochs=_entry(info, int, "recipe", "epochs"),
             )
@@ -203,6 +203,13 @@ def _accuracies(info: Mapping[str, Any], metrics: Metrics) -> tuple[dict[str, fl
         return {str(name): float(value) for name, value in tested.items()}, "test"
     monitored = {series.label: last for series in metrics.group("accuracy") if (last := series.last) is not None}
     return monitored, "search split" if monitored else None
+
+
+def _data_name(info: Mapping[str, Any]) -> str | None:
+    """The name of the run's data set; of a folder its own name, without the path."""
+    name = _entry(info, str, "data", "name")
+    folder = _entry(info, str, "data", "data_dir") if name == "folder" else None
+    return Path(folder).name or folder if folder else name
 
 
 def _entry(info: Mapping[str, Any], kind: type[Entry], *path: str) -> Entry | None:

@@ -9,6 +9,7 @@ from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from growtas.runs import data_title
 from growtas.units import format_bytes, format_count
 from growtas.watch.chart import Chart, draw
 from growtas.watch.report import Report
@@ -118,7 +119,7 @@ def _data_line(info: Mapping[str, Any]) -> str:
         return "not known (the run was not trained here)"
     sizes = [f"{data[key]:,} {what} images" for key, what in (("train_size", "training"), ("test_size", "test")) if key in data]
     classes = [f"{len(names)} classes"] if isinstance(names, list) else []
-    return ", ".join([str(data.get("name")), *sizes, *classes])
+    return ", ".join([data_title(data), *sizes, *classes])
 
 
 def _recipe_line(recipe: Mapping[str, Any]) -> str:

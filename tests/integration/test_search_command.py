@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import growtas as growtas_package
 from growtas.checkpoint import load_supernet, save_supernet
@@ -106,6 +107,10 @@ def test_a_search_stopped_in_the_middle_goes_on(run, growtas, monkeypatch):
         (("--generations", "0"), "generations is 0"),
         (("--population", "0"), "population is 0"),
         (("--device", "a10", "--batch", "0"), "--batch is 0"),
+        (("--batch", "4"), "--batch changes nothing without a --device or --max-activation-memory"),
+        (("--replay", "--data", "digits"), "--data changes nothing with --replay, which evaluates nothing"),
+        (("--replay", "--limit-images", "9"), "--limit-images changes nothing with --replay"),
+        (("--replay", "--population", "9"), "--population changes nothing with --replay"),
         (("--limit-images", "0"), "--limit-images is 0"),
         (("--max-params", "10K"), "no subnet of micro has at most 10K params; the smallest has"),
         (("--device", "a10", "--max-latency", "1us"), "modelled latency (p50, batch 1, fp16, tensorrt on a10); the smallest has"),
@@ -217,6 +222,19 @@ def test_a_front(run, growtas):
         "search", "--objective", "pareto", "--device", "a10", "--front", "accuracy,latency,params", *QUICK, "--json"
     )
     assert (code, json.loads(out)["evaluated"], json.loads(out)["best"]) == (0, 0, result["best"])
+
+
+def test_images_of_other_classes_are_refused(run, growtas):
+    """Their labels are numbers of the same range, and would be counted as if they were the run's classes."""
+    for label in range(10):
+        folder = Path("animals") / f"animal{label}"
+        folder.mkdir(parents=True)
+        for number in range(5):
+            Image.fromarray(np.full((8, 8), 10 * label + number, np.uint8)).save(folder / f"{number}.png")
+    Run(run).update(class_names=[str(label) for label in range(10)])
+    code, _, err = growtas("search", "--max-params", "90K", "--data", "animals", *QUICK)
+    assert code == 2
+    assert "the images' classes (animal0, animal1, animal2 and 7 more) are not those that the run was trained on (0, 1, 2 and 7" in err
 
 
 def test_replay_evaluates_nothing_and_says_when_the_journal_is_thin(run, growtas, monkeypatch):

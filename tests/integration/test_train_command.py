@@ -7,15 +7,17 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from growtas.checkpoint import load_tensors
 from growtas.cli import app
 from growtas.cli.recipes import recipes
-from growtas.errors import CheckpointError, ConfigError, DataError, DeviceError, OutputError, UsageError
+from growtas.errors import CheckpointError, ConfigError, DataError, DeviceError, OutputError, SpaceError, UsageError
 from growtas.files import read_json, read_json_lines
 from growtas.runs import Run
 from growtas.train.recipe import Recipe
@@ -61,6 +63,8 @@ def test_json_is_one_document_on_stdout(folder):
     result = json.loads(out)
     assert (result["run"], result["state"], result["method"], result["space"]) == ("runs/r", "finished", "growtas", "tiny")
     assert set(result["test_accuracy"]) == {"smallest", "middle", "largest"}
+    assert result["warnings"] == read_json(folder / "runs" / "r" / "data.json", "report")["warnings"]
+    assert "the whole training has 16 steps, which are few to learn from" in result["warnings"][-1]
     assert err == ""
     run = Run(folder / "runs" / "r")
     assert run.info["recipe"]["transitions"] == [1.0]
@@ -149,6 +153,17 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
         (["runs/x", "--resume"], UsageError, "runs/x: no run here"),
         (["--teacher", "nope"], ConfigError, "teacher is 'nope'; it must be a model of timm"),
         (["--teacher", "nope", "--dry-run"], ConfigError, "teacher is 'nope'; it must be a model of timm"),
+        (["runs/x", "--resume", "--name", "y"], UsageError, "--name y says nothing beside the run's folder, runs/x"),
+        (["--image-size", 0], ConfigError, "image_size is 0; it must be a whole number of 1 or more or null"),
+        (["--image-size", 101], SpaceError, "image_size is 101, which micro can't cut into 7 to 14 equal patches a side; sizes near"),
+        (["--data-dir", "."], DataError, "digits is embedded and takes no data folder"),
+        (["--data", ".", "--data-dir", "."], DataError, "'.' is no data set that --data-dir belongs to; where the images are a folder"),
+        (["--data", "file"], DataError, "file: a file, and no folder of images; unpack it where it is an archive"),
+        (["--method", "uniform", "--stages", 3], ConfigError, "stages is given, but the method uniform has no stages"),
+        (["--set", "momentum=0.5"], ConfigError, "momentum is given, but the optimizer adamw has none"),
+        (["--set", "teacher_weight=0.7"], ConfigError, "teacher_weight is given, but there is no teacher"),
+        (["--set", "augment=none", "--set", "hflip=0.4"], ConfigError, "hflip is given, but augment: none does no flips"),
+        (["--set", "augment=none", "--set", "crop_padding=4"], ConfigError, "crop_padding is given, but only augment: light shifts"),
         (["--name", "../x", "--dry-run"], UsageError, "the run's name '../x' must be a plain folder name"),
         (["--transitions", "3", "--stages", 3], ConfigError, "transitions has 1 epochs (3); a training of 3 stages has 2"),
         (["--out", "file/runs"], OutputError, "can't be written"),
@@ -258,6 +273,48 @@ def test_growtas_plus_goes_on_from_a_run(folder):
     assert run.info["recipe"] == planned["recipe"]
     assert Recipe.from_dict(read_config(run.path / "recipe.yaml")).to_dict() == planned["recipe"]
     assert planned["data"] == read_json(run.path / "data.json", "report")
+
+
+def test_another_image_size(folder):
+    arguments = ("--space", "../tiny.yaml", "--epochs", 1, "--device", "cpu")
+    planned = json.loads(invoke(*arguments, "--set", "image_size=24", "--dry-run", "--json").stdout)
+    assert (planned["space"], planned["recipe"]["space"], planned["data"]["image_size"]) == ("tiny-24px", "../tiny.yaml", 24)
+    invoke(*arguments, "--image-size", 24, "--name", "r")
+    run = Run(folder / "runs" / "r")
+    assert run.info["recipe"] == planned["recipe"]
+    # 2 x 2 patches as in the space, of 12 pixels.
+    assert (run.space.name, run.space.image_size, run.space.patch_size) == ("tiny-24px", 24, 12)
+    assert run.info["preprocess"]["image_size"] == 24
+    assert weights(run)["patch_embed.weight"].shape[-1] == 12
+    # A training from its weights has its image size; at another one they don't fit.
+    assert json.loads(invoke("--init", "runs/r", "--dry-run", "--json").stdout)["space"] == "tiny-24px"
+    result = invoke("--init", "runs/r", "--image-size", 16, fails=True)
+    assert "the supernet is of the space tiny-24px, not of tiny-16px" in str(result.exception)
+    run.update(state="interrupted")
+    result = invoke("--resume", "--image-size", 16, fails=True)
+    assert "image_size is 24 in this run and can't become 16" in str(result.exception)
+
+
+def test_a_moved_folder_of_images(folder):
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / "pets" / name).mkdir(parents=True)
+        for number in range(10):
+            Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).save(folder / "pets" / name / f"{number}.png")
+    result = invoke("--space", "../tiny.yaml", "--data", "pets", "--epochs", 1, "--name", "r")
+    assert f"training: tiny on {folder}/pets (16 training, 4 test images, 2 classes)" in result.stderr
+    assert f"tiny on {folder}/pets: accuracy on the 4 test images" in " ".join(result.stdout.split())
+    run = Run(folder / "runs" / "r")
+    run.update(state="interrupted")
+    (folder / "pets").rename(folder / "animals")
+    message = str(invoke("--resume", fails=True).exception)
+    assert message.startswith(f"{folder}/pets: the folder of the run's images is not there; where it was moved, name its new place")
+    (folder / "animals" / "cat" / "0.png").rename(folder / "animals" / "dog" / "10.png")
+    message = str(invoke("--resume", "--data-dir", "animals", fails=True).exception)
+    assert message.startswith(f"{folder}/animals: the images changed since the run was started (it had 16 for training and 4 for")
+    assert f"in {folder}/pets" in message
+    (folder / "animals" / "dog" / "10.png").rename(folder / "animals" / "cat" / "0.png")
+    assert invoke("--resume", "--data-dir", "animals").exit_code == 0
 
 
 def test_resuming_takes_no_recipe(folder):

@@ -186,6 +186,9 @@ def test_without_the_run_there_are_photographs_and_no_labels(cli: Cli) -> None:
     assert code == 0, err
     assert "on 20 crops of scikit-learn's sample photographs without labels (no run was named)" in out
     assert "no labels" in out
+    code, _, err = cli("verify", "tiny-subnet.onnx", "--against", "tiny-subnet.safetensors", "--data", "digits")
+    assert code == 2
+    assert "--data and --data-dir take other images than a run's, and there is no run here; name it with --run" in err
     code, _, err = cli("verify", "tiny-subnet.onnx")
     assert code == 2
     assert "name its run with --run, or another artifact with --against" in err

@@ -125,3 +125,35 @@ def test_an_unknown_preset_lists_the_legal_ones():
         SpaceError, match=r"'autoformer-x'; did you mean autoformer-\w\? legal are autoformer-t, .* or micro, or a YAML file"
     ):
         load_space("autoformer-x")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "patch", "distance"),
+    [
+        ("micro", 14, 2, 6), ("micro", 32, 4, 7), ("micro", 56, 8, 6), ("micro", 100, 10, 9), ("micro", 112, 16, 6),
+        ("micro", 224, 32, 6), ("autoformer-t", 112, 8, 14), ("autoformer-t", 384, 24, 16), ("autoformer-s", 448, 32, 14),
+    ],
+)  # fmt: skip
+def test_a_space_at_another_image_size(name, size, patch, distance):
+    space = PRESETS[name]
+    resized = space.resized(size)
+    assert resized == space.replace(
+        name=f"{name}-{size}px", image_size=size, patch_size=patch, max_relative_position=distance
+    )
+    assert space.grid_size <= resized.grid_size <= 2 * space.grid_size
+    assert load_space(resized.name) == resized
+    # Positions as far apart as the whole image is wide are told apart where they were.
+    assert (distance >= resized.grid_size - 1) == (space.max_relative_position >= space.grid_size - 1)
+    assert SearchSpace.from_dict(resized.to_dict()) == resized
+
+
+def test_the_own_image_size_changes_nothing():
+    assert PRESETS["micro"].resized(28) is PRESETS["micro"]
+    assert load_space("micro-28px") == PRESETS["micro"]
+    assert load_space("micro-56px").resized(112) == load_space("micro-112px")
+
+
+@pytest.mark.parametrize(("size", "near"), [(101, "100 or 104"), (3, "7"), (41, "40 or 42"), (211, "210 or 216")])
+def test_an_image_size_that_cannot_be_cut_names_sizes_that_can(size, near):
+    with pytest.raises(SpaceError, match=rf"^image_size is {size}, which micro can't cut .* be cut are {near}, and the YAML"):
+        PRESETS["micro"].resized(size)

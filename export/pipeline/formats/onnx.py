@@ -17,6 +17,7 @@ from growtas.export.runtimes.base import Array
 from growtas.export.verification.agreement import check_fp16_range
 from growtas.export.verification.images import photographs, spread
 from growtas.export.verification.reference import STATIC
+from growtas.runs import data_title
 
 if TYPE_CHECKING:
     from growtas.export.quantization.convert import PrecisionInfo
@@ -170,6 +171,6 @@ def _calibration_images(context: ExportContext) -> tuple[Array, str]:
         context.progress.note(f"calibration is on scikit-learn's sample photographs: {error}")
         crops = photographs(context.preprocess, count, str(error))
         return crops.images, crops.description
-    name = options.data or (run.info.get("data") or {}).get("name") or "the run's data"
+    name = options.data or data_title(run.info.get("data"))
     pixels = np.ascontiguousarray(images.images(0, len(images)).numpy(), np.float32)
     return pixels, f"{len(pixels)} images of the search split of {name}"

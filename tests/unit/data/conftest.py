@@ -52,3 +52,22 @@ def fashion(tmp_path, write_idx):
         write_idx(tmp_path / "fashion" / f"{stem}-images-idx3-ubyte.gz", rng.integers(0, 256, (count, 28, 28)))
         write_idx(tmp_path / "fashion" / f"{stem}-labels-idx1-ubyte.gz", np.arange(count) % 10)
     return tmp_path / "fashion"
+
+
+@pytest.fixture
+def make_run():
+    """Makes a finished run of the micro space on a data set, with the record of it that is given."""
+    from growtas.data.evaluation import cut_search_split
+    from growtas.data.preprocess import preprocess_record
+    from growtas.files import write_json
+    from growtas.runs import create_run
+    from growtas.space import PRESETS
+
+    def make(root, data, record):
+        space = PRESETS["micro"].replace(num_classes=len(data.class_names))
+        info = {"state": "finished", "space": space.to_dict(), "data": record, "preprocess": preprocess_record(space, data)}
+        run = create_run(root, None, info)
+        write_json(run.path / "split.json", cut_search_split(data, 0))
+        return run
+
+    return make

@@ -123,7 +123,7 @@ def test_the_run_s_own_data_may_have_moved(tmp_path, write_tree):
     run = make_run(tmp_path / "runs", data)
     want = search_set(run).images(0, 6)
     (tmp_path / "here").rename(tmp_path / "there")
-    with pytest.raises(DataError, match="neither a known data set nor a folder"):
+    with pytest.raises(DataError, match=f"^{tmp_path}/here: the folder of the run's images is not there; .* with --data-dir$"):
         search_set(run)
     for arguments in ({"data_dir": str(tmp_path / "there")}, {"data": str(tmp_path / "there")}):
         assert torch.equal(search_set(run, **arguments).images(0, 6), want)
@@ -168,3 +168,23 @@ def test_a_search_touches_no_test_image(tmp_path, write_tree, monkeypatch):
     assert sorted(opened) == sorted(data.train.describe(index) for index in split)
     open_test_set(run).images(0, 2)
     assert len(opened) == len(split) + 2
+
+
+def test_labels_follow_the_names_of_the_classes(tmp_path, write_tree):
+    data = open_data(str(write_tree(tmp_path, {"train/cat": 3, "train/cow": 2, "train/dog": 4, "val/cow": 1, "val/dog": 2})))
+    images = EvaluationSet(data.test, preprocess_record(MICRO, data), data.class_names)
+    trained = ("dog", "cat", "cow")
+    seen = images.labelled_as(trained)
+    assert [trained[label] for label in seen.labels] == ["cow", "dog", "dog"]
+    assert torch.equal(seen.images(0, 3), images.images(0, 3))
+    part = seen.subset(2)
+    assert [trained[label] for label in part.labels] == ["dog"]  # a class keeps one outside
+    assert images.labelled_as(data.class_names) is images
+    with pytest.raises(DataError, match=r"classes \(cat, cow, dog\) are not those that the run was trained on \(cat, cow, fox\).*; dog is in"):
+        images.labelled_as(("cat", "cow", "fox"))
+
+
+def test_class_names_in_another_unicode_form_are_the_same(tmp_path, write_tree):
+    data = open_data(str(write_tree(tmp_path, {"train/caf\u00e9": 3, "train/bar": 2, "val/bar": 1})))
+    images = EvaluationSet(data.test, preprocess_record(MICRO, data), data.class_names)
+    assert images.labelled_as(("cafe\u0301", "bar")).labels.tolist() == [1]

@@ -39,6 +39,32 @@ def test_torchvision_image_folder(tmp_path, write_tree):
     assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0] * 4 + [1] * 2, [0, 1])
     assert data.test.load(1).size == (20, 14)
     assert data.test.describe(1).endswith("test/dog/0.png")
+    assert data.record()["name"] == "torch/image_folder"
+
+
+@pytest.mark.parametrize("name", ["torch/image_folder", "torch/folder", "Torch/Image_Folder"])
+def test_classes_of_an_image_folder_are_matched_by_name(tmp_path, write_tree, name):
+    write_tree(tmp_path, {"train/cat": 4, "train/cow": 3, "train/dog": 2, "test/cow": 1, "test/dog": 2})
+    data = open_data(name, tmp_path)
+    assert [data.class_names[label] for label in data.test.labels] == ["cow", "dog", "dog"]
+    assert {data.test.describe(index).split("/")[-2] for index in range(3)} == {"cow", "dog"}
+
+
+def test_an_image_folder_without_a_test_set_has_no_training_image_in_its_test(tmp_path, write_tree):
+    write_tree(tmp_path, {"train/cat": 10, "train/dog": 10})
+    data = open_data("torch/image_folder", tmp_path)
+    assert data.class_names == ("cat", "dog")
+    names = [{part.describe(index) for index in range(len(part))} for part in (data.train, data.test)]
+    assert (len(names[0]), len(names[1]), names[0] & names[1]) == (16, 4, set())
+    write_tree(tmp_path, {"Val/cat": 2, "Val/dog": 1})
+    assert open_data("torch/image_folder", tmp_path).test.labels.tolist() == [0, 0, 1]
+
+
+def test_an_image_folder_needs_its_path(tmp_path):
+    with pytest.raises(DataError, match="torch/image_folder needs --data-dir"):
+        open_data("torch/image_folder")
+    with pytest.raises(DataError, match=f"{tmp_path}/none: there is no such folder"):
+        open_data("torch/image_folder", tmp_path / "none")
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
@@ -75,8 +101,10 @@ class Table(list):
 class HfReader:
     label_key, remap_class = "label", False
 
-    def __init__(self, paths):
-        self.dataset = Table({"path": path, "label": i % 2} for i, path in enumerate(paths))
+    def __init__(self, paths, labels=None, names=("no", "yes")):
+        labels = labels or [i % 2 for i in range(len(paths))]
+        self.dataset = Table({"path": path, "label": label} for path, label in zip(paths, labels, strict=True))
+        self.dataset.features = {"label": type("ClassLabel", (), {"names": names and list(names)})}
 
     def __getitem__(self, index):
         return open(self.dataset[index]["path"], "rb"), self.dataset[index]["label"]
@@ -89,9 +117,10 @@ def fake_timm(monkeypatch, make):
     monkeypatch.setitem(readers.PREFIXES, "hfds", "torch")
 
     def create(name, split, **arguments):
-        if split == "test":
-            raise ValueError("Unknown split test")
-        return make(split)
+        made = make(split)
+        if made is None:
+            raise ValueError(f"Unknown split {split}")
+        return made
 
     monkeypatch.setattr(readers, "create_dataset", create)
 
@@ -101,7 +130,8 @@ def test_hugging_face_tables(tmp_path, write_tree, monkeypatch):
 
     write_tree(tmp_path, {"x": 6})
     paths = [tmp_path / "x" / f"{i}.png" for i in range(6)]
-    fake_timm(monkeypatch, lambda split: ImageDataset("", HfReader(paths if split == "train" else paths[:2])))
+    splits = {"train": paths, "validation": paths[:2]}
+    fake_timm(monkeypatch, lambda split: ImageDataset("", HfReader(splits[split])) if split in splits else None)
     train, test, names = open_timm("hfds/x", None, lambda items, title: items)
     assert names == ("no", "yes")
     assert train.labels.tolist() == [0, 1, 0, 1, 0, 1]
@@ -161,4 +191,67 @@ def test_arrays_of_more_than_8_bits_are_refused(monkeypatch):
     arrays = SimpleNamespace(data=np.zeros((4, 8, 8), np.uint16), targets=[0, 1, 0, 1])
     fake_timm(monkeypatch, lambda split: arrays)
     with pytest.raises(DataError, match="hfds/x training: its pixels are uint16, and only uint8 ones are understood"):
+        open_timm("hfds/x", None, lambda items, title: items)
+
+
+def tables(monkeypatch, tmp_path, **splits):
+    """A data set of tables: for each split its labels, and the names that it numbers."""
+    from timm.data import ImageDataset
+
+    def make(split):
+        if split not in splits:
+            return None
+        labels, names = splits[split]
+        return ImageDataset("", HfReader([tmp_path / f"{i}.png" for i in range(len(labels))], labels, names))
+
+    fake_timm(monkeypatch, make)
+    return open_timm("hfds/x", None, lambda items, title: items)
+
+
+def test_a_split_that_numbers_its_classes_alone(tmp_path, monkeypatch):
+    train, test, names = tables(
+        monkeypatch, tmp_path, train=([0, 1, 2, 2], ("cat", "cow", "dog")), test=([0, 1, 1], ("cow", "dog"))
+    )
+    assert [names[label] for label in train.labels] == ["cat", "cow", "dog", "dog"]
+    assert [names[label] for label in test.labels] == ["cow", "dog", "dog"]
+
+
+def test_labels_that_are_texts(tmp_path, monkeypatch):
+    train, test, names = tables(monkeypatch, tmp_path, train=(["dog", "cat", "cow"], None), test=(["dog", "cow"], None))
+    assert names == ("cat", "cow", "dog")
+    assert (train.labels.tolist(), test.labels.tolist()) == ([2, 0, 1], [2, 1])
+
+
+def test_a_test_split_without_labels_is_passed_over(tmp_path, monkeypatch):
+    names = ("cat", "dog")
+    _, test, _ = tables(monkeypatch, tmp_path, train=([0, 1], names), test=([-1, -1], names), validation=([1, 0, 1], names))
+    assert test.labels.tolist() == [1, 0, 1]
+    with pytest.raises(DataError, match=r"no test set among .*the images of the split test have no labels"):
+        tables(monkeypatch, tmp_path, train=([0, 1], names), test=([-1, -1], names))
+
+
+def test_classes_that_cannot_be_matched_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"hfds/x: class fox of the test set is not in the training set"):
+        tables(monkeypatch, tmp_path, train=([0, 1], ("cat", "dog")), test=([0, 1], ("cat", "fox")))
+    with pytest.raises(DataError, match=r"hfds/x: the test set does not name its classes"):
+        tables(monkeypatch, tmp_path, train=([0, 1], ("cat", "dog")), test=([0, 1], None))
+    # Where neither names them, numbers are all that there is.
+    _, test, names = tables(monkeypatch, tmp_path, train=([0, 1], None), test=([1, 0], None))
+    assert (names, test.labels.tolist()) == (("0", "1"), [1, 0])
+
+
+def test_test_files_among_the_training_files_are_refused(monkeypatch):
+    class Files:
+        classes = ("cat", "dog")
+
+        def __init__(self, *paths):
+            self.samples = [(path, index % 2) for index, path in enumerate(paths)]
+            self.targets = [label for _, label in self.samples]
+
+        def __getitem__(self, index):
+            raise NotImplementedError
+
+    sets = {"train": Files("/x/cat/1.png", "/x/dog/1.png"), "test": Files("/x/cat/2.png", "/x/../x/dog/1.png")}
+    fake_timm(monkeypatch, sets.get)
+    with pytest.raises(DataError, match=r"1 of 2 test images are training images, such as /x/../x/dog/1\.png"):
         open_timm("hfds/x", None, lambda items, title: items)

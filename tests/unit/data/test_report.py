@@ -64,7 +64,7 @@ def test_counts_are_those_of_the_files(tmp_path, write_tree):
     assert warning(report, "enlarged") is None
     assert ("test", "8 images of 2 classes, 0 to 5, median 3 a class") in report.rows()
     assert ("classes", "smallest ant (8), largest bee (96)") in report.rows()
-    assert ("data", f"folder in {tmp_path}, 3 classes") in report.rows()
+    assert ("data", f"{tmp_path}, 3 classes") in report.rows()
 
 
 @pytest.mark.parametrize(("many", "warned"), [(100, False), (101, True)])
@@ -95,7 +95,8 @@ def test_modes(tmp_path, mode, in_chans, words):
             save(tmp_path / name / f"{number}.png", mode)
     report = check(open_data(str(tmp_path)), in_chans=in_chans)
     assert report.splits[0].modes == {mode: report.splits[0].images}
-    assert [words in text for text in report.warnings] == ([True] if words else [])
+    of_modes = [text for text in report.warnings if "standard error" not in text]
+    assert [words in text for text in of_modes] == ([True] if words else [])
 
 
 def test_transparent_palettes(tmp_path):
@@ -160,3 +161,77 @@ def test_unreadable_images_are_all_counted(tmp_path, write_tree):
         DataError, match=r"^[^\n]*: 3 images can't be read; [^\n]*cat/3\.png[^\n]*dog/0\.png[^\n]*val/cat/1\.png[^\n]*$"
     ):
         check(open_data(str(tmp_path)))
+
+
+def plain_pictures(root, mode="RGB"):
+    """Two classes of pictures of one colour each, a shade a picture."""
+    for number in range(10):
+        for name in ("a", "b"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            Image.new(mode, (30, 30), 20 * number).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "I;16"])
+def test_pictures_of_one_colour_are_counted(tmp_path, mode):
+    report = check(open_data(str(plain_pictures(tmp_path, mode))))
+    assert warning(report, "single colour").startswith("all of the 20 images that were looked at have a single colour each; look at")
+    save(tmp_path / "a" / "3.png")
+    save(tmp_path / "b" / "5.png")
+    assert warning(check(open_data(str(tmp_path))), "single colour").startswith("18 of the 20 images")
+
+
+@pytest.mark.parametrize(
+    ("size", "space", "suggested"),
+    [
+        ((400, 300), 28, 112),  # a multiple of the space's size, so that its patches fit
+        ((90, 400), 28, 84),  # no more pixels than the images have
+        ((84, 84), 28, 84),
+        ((83, 400), 28, None),
+        ((400, 300), 48, 144),
+        ((4000, 3000), 224, None),
+    ],
+)
+def test_photographs_in_a_small_network(tmp_path, size, space, suggested):
+    for name in ("a", "b"):
+        for number in range(3):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.effect_noise(size, 50 + number).save(tmp_path / name / f"{number}.png")
+    found = warning(check(open_data(str(tmp_path)), image_size=space, patch_size=4), "is lost")
+    if suggested is None:
+        assert found is None
+    else:
+        assert f"the network sees {space}: what is small in them is lost; --image-size {suggested} shows" in found
+        assert MICRO.replace(image_size=space).resized(suggested).image_size == suggested
+
+
+@pytest.mark.parametrize(("images", "points"), [(11, 15), (100, None), (99, 5)])
+def test_a_small_test_set(images, points):
+    rng = np.random.default_rng(0)
+    sets = [ArraySet(rng.integers(0, 256, (n, 28, 28), np.uint8), np.arange(n) % 2, "set") for n in (1000, images)]
+    data = type(open_data("digits"))("set", None, *sets, ("a", "b"))
+    found = [text for text in check(data).warnings if "standard error" in text]
+    assert len(found) == (points is not None)
+    if points is not None:
+        assert found[0].startswith(f"test: the accuracies that are printed are on {images} images, uncertain by up to {points} points")
+
+
+def test_few_steps():
+    data = open_data("digits")
+    split, record = cut_search_split(data, 0), preprocess_record(MICRO, data)
+    few, enough = (check_data(data, split, record, steps=steps) for steps in (60, 200))
+    assert "the whole training has 60 steps, which are few" in warning(few, "steps")
+    assert "give 4 times the epochs (--epochs)" in warning(few, "steps")
+    assert warning(enough, "steps") is None
+
+
+def test_the_report_says_how_a_folder_was_understood(tmp_path, write_tree):
+    write_tree(tmp_path, {"Train/cat": 10, "Train/dog": 10, "Val/cat": 2, "test/dog": 3, "__MACOSX": 1})
+    report = check(open_data(str(tmp_path)))
+    assert ("folders", "Train/ is the training set, test/ is the test set") in report.rows()
+    assert report.warnings[0] == "test/ is the test set; Val/ beside it is not used"
+    content = json.loads(json.dumps(report.to_dict()))["layout"]
+    assert (content["train"], content["test"], content["unused"]) == ("Train", "test", ["Val"])
+    assert content["skipped"] == {"__MACOSX": 1}
+    flat = check(open_data(str(write_tree(tmp_path / "flat", {"cat": 10, "dog": 10}))))
+    assert ("folders", "the class folders are the training set, a fifth of which is the test set") in flat.rows()

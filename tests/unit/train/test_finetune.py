@@ -127,7 +127,7 @@ def test_what_is_no_model(tmp_path):
 
 def test_the_run_holds_the_model_alone(tmp_path, folder):
     start = load_pretrained(model_file(tmp_path / "net.safetensors", space="tiny"))
-    session = start_finetune(start, quick(folder), out=tmp_path / "runs", name="r", image_size=16, device="cpu")
+    session = start_finetune(start, quick(folder, image_size=16), out=tmp_path / "runs", name="r", device="cpu")
     info, space = session.run.info, session.run.space
     assert (space.name, space.num_classes, space.image_size, space.max_relative_position) == ("tiny-finetuned", 3, 16, 2)
     assert (space.embed_dim, space.num_heads, space.depth) == ((16,), (1, 2), (2,))
@@ -275,7 +275,7 @@ def test_recipes(tmp_path):
     [
         ({"method": "uniform"}, {}, ConfigError, "method is uniform; a fine-tuning has the method finetune"),
         ({"init": "somewhere"}, {}, ConfigError, "init is set"),
-        ({}, {"image_size": 10}, ConfigError, "image_size is 10; it must be a multiple"),
+        ({"image_size": 10}, {}, ConfigError, "image_size is 10; it must be a multiple"),
         ({"data": "no-such"}, {}, DataError, "no-such"),
         ({}, {"name": "a/b"}, UsageError, "plain folder name"),
     ],

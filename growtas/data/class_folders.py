@@ -1,0 +1,295 @@
+"""Finds the image files of class folders, and remembers what it leaves out.
+
+Every folder and every file is read once, however many links lead to it. Class names are compared in Unicode's composed form (NFC):
+macOS writes file names decomposed, Linux and Windows as they are typed.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from growtas.data.images import ReaderSet, file_set, listed
+from growtas.errors import DataError, choices
+
+_NO_DATA = frozenset(
+    ("__macosx", "@eadir", "$recycle.bin", "recycler", "system volume information", "#recycle", "#snapshot", "@recycle",
+     "@recently-snapshot", "lost+found", "__pycache__")
+)  # fmt: skip
+"""Folders that operating systems, network drives and programs leave; those whose name begins with a dot are left out too."""
+_NO_IMAGES = frozenset(("thumbs.db", "desktop.ini"))
+_NOT_OPENED = frozenset(("BUFR", "GRIB", "HDF5", "MPEG", "EPS", "WMF"))
+"""Formats that Pillow recognises, but opens only with a program or a handler of someone else's."""
+_PACKED = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
+
+
+def image_endings() -> frozenset[str]:
+    """Endings, in lower case, of the image files that this Pillow opens by itself."""
+    formats = Image.registered_extensions()  # loads all of Pillow's plugins
+    return frozenset(ending for ending, name in formats.items() if name in Image.OPEN and name not in _NOT_OPENED)
+
+
+class ClassFolders:
+    """Reads the class folders of a data set.
+
+    Args:
+        root: the data set's folder.
+
+    Attributes:
+        skipped: what was left out, and how often: a folder's name, a file's ending, or a kind of link.
+        subfolders: the folders inside of each class folder that has some.
+
+    Raises:
+        DataError: the folder's own name is not UTF-8.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.skipped: Counter[str] = Counter()
+        self.subfolders: dict[str, set[str]] = {}
+        self._endings = image_endings()
+        self._remarks: list[str] = []
+        self._no_data: Counter[str] = Counter()
+        self._other_files: Counter[str] = Counter()
+        self._bad_names: list[str] = []
+        self._known: dict[int, tuple[str, int]] = {}
+        self._check_name(str(root))
+        self.check_names()
+
+    def remark(self, sentence: str) -> None:
+        """Keeps a sentence for :meth:`notes`."""
+        self._remarks.append(sentence)
+
+    def folders(self, folder: Path) -> list[str]:
+        """Names of the sub-folders that may hold data, sorted."""
+        return [entry.name for entry in _entries(str(folder)) if _is_folder(entry) and not _is_no_data(entry.name)]
+
+    def look_beside(self, folder: Path) -> None:
+        """Counts what lies beside the sub-folders of a folder and is not read."""
+        entries = _entries(str(folder))
+        for entry in entries:
+            if _is_folder(entry) and _is_no_data(entry.name):
+                self._leave_out(entry.name)
+        images = [entry.name for entry in entries if _ending(entry.name) in self._endings and not _is_folder(entry)]
+        if loose := [name for name in images if not name.startswith(".")]:
+            self.skipped["images beside folders"] += len(loose)
+            self.remark(f"{len(loose)} images lie in {folder} beside its folders, in no class, and are not used ({listed(loose, 2)})")
+
+    def training_set(self, folder: Path) -> tuple[ReaderSet, tuple[str, ...]]:
+        """The images of a training set, and the class names.
+
+        Raises:
+            DataError: fewer than two class folders, a class without images, or two folders of one class name.
+        """
+        folder_of = self._folder_of_class(folder)
+        class_names = tuple(sorted(folder_of))
+        if len(class_names) < 2:
+            inner = self.folders(Path(folder_of[class_names[0]]))
+            hint = f"; if its folders {choices(inner[:3])} are what you mean, name {folder_of[class_names[0]]}" if inner else ""
+            raise DataError(f"{folder}: only one class folder, {class_names[0]}; a classifier needs 2 or more{hint}")
+        paths: list[str] = []
+        labels: list[int] = []
+        for label, name in enumerate(class_names):
+            images = [path for path, number in self._images(folder_of[name]) if self._is_new(path, number, label)]
+            if not images:
+                raise DataError(f"{folder_of[name]}: the class folder has no images{_instead(folder_of[name])}")
+            paths += images
+            labels += [label] * len(images)
+        return file_set(paths, labels), class_names
+
+    def test_set(self, folder: Path, train_folder: Path, class_names: Sequence[str]) -> ReaderSet:
+        """The images of a test set with the labels of the training set, which must have been read; none of its files is among them.
+
+        Raises:
+            DataError: a class that the training set lacks, or no images but those of the training set.
+        """
+        folder_of = self._folder_of_class(folder)
+        unknown = sorted(set(folder_of) - set(class_names))
+        if unknown:
+            raise DataError(f"{folder}: class {choices(unknown[:3])} is not in {train_folder}, which has {choices(class_names[:10])}")
+        images = [(*found, name) for name in sorted(folder_of) for found in self._images(folder_of[name])]
+        own = [(path, class_names.index(name)) for path, number, name in images if self._same_file(path, number) is None]
+        shared = len(images) - len(own)
+        if not own:
+            what = f"all its {shared} images are files of {train_folder} too" if shared else "its class folders have no images"
+            raise DataError(f"{folder}: {what}; a test set needs images that the training does not see")
+        if shared:
+            self.skipped["test images that are training images"] = shared
+            self.remark(f"{shared} images of {folder} are files of {train_folder} too, by links; they are left out of the test")
+        paths, labels = zip(*own, strict=True)
+        return file_set(paths, labels)
+
+    def check_names(self) -> None:
+        """Refuses names that are not UTF-8, which neither JSON nor the labels of an artifact can hold.
+
+        Raises:
+            DataError: naming the first.
+        """
+        if self._bad_names:
+            more = f"; there are {len(self._bad_names)} such names in all" if len(self._bad_names) > 1 else ""
+            raise DataError(f"{self._bad_names[0]}: the name is not UTF-8, as it must be; rename it{more}")
+
+    def notes(self) -> list[str]:
+        """A sentence for each kind of thing that was left out."""
+        notes = list(self._remarks)
+        if self._no_data:
+            names = listed([f"{name} ({count})" if count > 1 else name for name, count in self._no_data.most_common()], 5)
+            notes.append(f"hidden folders and those that systems leave are no classes and were not read: {names}")
+        if hidden := self.skipped["hidden files"]:
+            notes.append(f"{hidden} hidden image files, whose names begin with a dot, were not read")
+        if self._other_files:
+            endings = listed([f"{count} {ending or 'without an ending'}" for ending, count in self._other_files.most_common()], 5)
+            notes.append(
+                f"{self._other_files.total()} files that this Pillow does not open as images were not read ({endings}); "
+                f"convert those that are images, for example to PNG"
+            )
+        return notes
+
+    def _folder_of_class(self, folder: Path) -> dict[str, str]:
+        """The folder of each class, by the class name in composed form."""
+        entries = _entries(str(folder))
+        files = [entry.name for entry in entries if not _is_folder(entry)]
+        names = self.folders(folder)
+        if not names:
+            what = "no class folders" if entries else "the folder is empty"
+            packed = "".join(f" (unpack {name} first)" for name in files if name.lower().endswith(_PACKED))
+            raise DataError(f"{folder}: {what}{packed}; images belong into a sub-folder a class, as in {folder}/CLASS/image.png")
+        folder_of: dict[str, str] = {}
+        for name in names:
+            self._check_name(os.path.join(folder, name))
+            composed = unicodedata.normalize("NFC", name)
+            if composed in folder_of:
+                raise DataError(f"{folder}: two folders are called {composed}, in two Unicode forms; put their images into one")
+            folder_of[composed] = os.path.join(folder, name)
+        return folder_of
+
+    def _images(self, folder: str) -> list[tuple[str, int | None]]:
+        """The image files of a class folder, however deep they lie, in the order of their paths, with a number for each file."""
+        read = {_identity(str(place)) for place in (self.root, os.path.dirname(folder))}
+        places, links = [folder], []
+        found: list[tuple[str, str, int | None]] = []
+        while places or links:
+            place = places.pop() if places else links.pop()
+            identity = _identity(place)
+            if identity in read:
+                self.skipped["links to a folder that is read already"] += 1
+                self.remark(f"{place} leads to a folder that is read already, and was not read again")
+                continue
+            read.add(identity)
+            if os.path.dirname(place) == folder:
+                self.subfolders.setdefault(folder, set()).add(os.path.basename(place))
+            for entry in _entries(place):
+                if not _is_folder(entry):
+                    if self._is_image(entry):
+                        self._check_name(entry.path)
+                        found.append((place, entry.name, _number(entry, identity[0])))
+                elif _is_no_data(entry.name):
+                    self._leave_out(entry.name)
+                else:
+                    (links if entry.is_symlink() else places).append(entry.path)
+        return [(os.path.join(place, name), number) for place, name, number in sorted(found, key=lambda image: image[:2])]
+
+    def _is_image(self, entry: os.DirEntry[str]) -> bool:
+        ending, hidden = _ending(entry.name), entry.name.startswith(".")
+        if ending not in self._endings:
+            if not hidden and entry.name.lower() not in _NO_IMAGES:
+                self._other_files[ending] += 1
+                self.skipped[ending or "no ending"] += 1
+            return False
+        if hidden:
+            self.skipped["hidden files"] += 1
+            return False
+        # A link that leads nowhere is an image that can't be read, and is named as one.
+        if entry.is_symlink() or entry.is_file():
+            return True
+        self.skipped["what is no file"] += 1
+        self.remark(f"{entry.path} is no file and was not read")
+        return False
+
+    def _is_new(self, path: str, number: int | None, label: int) -> bool:
+        """Whether the file is not yet an image of this class; a file of two classes is remarked."""
+        same = self._same_file(path, number)
+        if same is None:
+            if number is not None:
+                self._known.setdefault(number, (path, label))
+            return True
+        if same[1] == label:
+            self.skipped["links to an image that is read already"] += 1
+            return False
+        if not self.skipped["images of two classes"]:
+            self.remark(f"{path} is the same file as {same[0]}, which is of another class; look for links between class folders")
+        self.skipped["images of two classes"] += 1
+        return True
+
+    def _same_file(self, path: str, number: int | None) -> tuple[str, int] | None:
+        """Path and label of the training image that is this very file."""
+        known = self._known.get(number) if number is not None else None
+        # Some network drives give one number to many files in a listing, but not where a single file is asked for.
+        return known if known is not None and os.path.samefile(path, known[0]) else None
+
+    def _leave_out(self, name: str) -> None:
+        self._no_data[name] += 1
+        self.skipped[name] += 1
+
+    def _check_name(self, path: str) -> None:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            self._bad_names.append(os.fsencode(path).decode("utf-8", "backslashreplace"))
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """The content of a folder, sorted by name."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: the folder can't be read ({error.strerror})") from None
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        raise DataError(f"{folder}: the folder can't be read ({error.strerror})") from None
+    return status.st_dev, status.st_ino
+
+
+def _number(entry: os.DirEntry[str], device: int) -> int | None:
+    """A number that all paths of one file share; None for a link that leads nowhere."""
+    inode = entry.inode()
+    if entry.is_symlink():
+        try:
+            status = entry.stat()
+        except OSError:
+            return None
+        device, inode = status.st_dev, status.st_ino
+    return device << 64 | inode
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, or into a closed folder
+        return False
+
+
+def _is_no_data(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _NO_DATA
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _instead(folder: str) -> str:
+    """What lies in a class folder in place of images."""
+    inside = Counter(_ending(name) or "without an ending" for _, _, names in os.walk(folder) for name in names)
+    what = listed([f"{count} {ending}" for ending, count in inside.most_common()], 4)
+    return f" that this Pillow opens; its files are {what}" if inside else "; put some into it, or remove it"
+
