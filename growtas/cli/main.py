@@ -11,6 +11,7 @@ import typer
 from growtas.allocator import keep_memory
 from growtas.cli.app import app
 from growtas.errors import GrowtasError
+from growtas.resources import limit_openmp
 
 _PATIENCE_SECONDS = 5.0
 
@@ -20,6 +21,7 @@ def main() -> None:
     # Must be set before torch loads OpenMP. Its threads spin while they wait for each other: beside one other busy process, eight
     # epochs of micro on digits took over 45 s spinning and 27 s sleeping; on two idle cores 20 s and 22 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    limit_openmp()
     keep_memory()
     # Every subcommand takes --debug too: people add it at the end of the line that failed.
     arguments = sys.argv[1:]

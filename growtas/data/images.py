@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, Protocol
@@ -13,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from growtas.errors import DataError
 from growtas.progress import SILENT, Progress, tracked
+from growtas.resources import available_threads
 
 
 class ImageSet(Protocol):
@@ -156,7 +156,7 @@ def unreadable(images: ImageSet, progress: Progress = SILENT, title: str = "chec
             return error
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_threads()) as pool:
         chunks = np.array_split(indices, max(1, len(indices) // 64))
         failures = [failure for chunk in tracked(chunks, title, progress) for failure in pool.map(attempt, chunk.tolist())]
     return [failure for failure in failures if failure is not None]

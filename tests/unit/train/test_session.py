@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import multiprocessing
+import os
 import random
 import re
 
@@ -263,6 +265,16 @@ def test_a_folder_is_trained_on(begin, tmp_path, augment):
     assert info["data"]["name"] == "folder"
     assert info["data"]["data_dir"] == str(folder)
     assert info["test_accuracy"]["smallest"] == 1.0
+
+
+def test_no_more_processes_decode_than_there_are_cpus(begin, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    session = begin(data=str(image_folder(tmp_path / "colours")), augment="paper", batch_size=4, workers=3)
+    before, split = set(multiprocessing.active_children()), read_json(session.run.path / "split.json", "search split")
+    loader = make_loader(session.data, split, session.run.info["preprocess"], session.recipe, session.device)
+    batches = loader.batches(0)
+    next(batches)
+    assert len(set(multiprocessing.active_children()) - before) == 1
 
 
 def test_an_image_that_breaks_during_the_training(begin, tmp_path):
