@@ -1,4 +1,4 @@
-"""Memory: glibc's settings for large tensors, and how much this process may use.
+"""glibc's memory settings for large tensors.
 
 A training step takes and gives back the same hundreds of megabytes every time. Left to itself glibc returns much of it to the
 system and faults it in again, page by page.
@@ -6,17 +6,12 @@ system and faults it in again, page by page.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
-from pathlib import Path
 
 # glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES = 1 << 30
-# The memory limit of a container's control group, in either version.
-LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-_UNKNOWN_BYTES = 4 << 30
 _MMAP_BYTES = 64 << 20
 
 
@@ -35,15 +30,3 @@ def keep_memory() -> None:
         return
     mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
     mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
-
-
-def usable_memory() -> int:
-    """Bytes of memory that this machine has, or this container may use, whichever is less; 4 GiB where nothing tells."""
-    sizes = []
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for limit in LIMIT_FILES:
-        # Without a limit the file says "max", or a number beyond any machine's.
-        with contextlib.suppress(OSError, ValueError):
-            sizes.append(int(Path(limit).read_text(encoding="ascii")))
-    return min((value for value in sizes if value > 0), default=_UNKNOWN_BYTES)

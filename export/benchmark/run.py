@@ -22,8 +22,8 @@ from growtas.export.benchmark.subjects import Subject, find_baseline, name_basel
 from growtas.export.benchmark.timing import clocks, collect, environment, warm_up
 from growtas.export.formats import PLAN, SUFFIXES, artifact_files
 from growtas.export.open import check_device
-from growtas.export.runtimes.base import available_threads
 from growtas.progress import SILENT, Progress
+from growtas.resources import available_threads, check_threads
 
 _PART_RUNS = 5
 
@@ -51,8 +51,7 @@ class BenchOptions:
     def __post_init__(self) -> None:
         if not self.batches or any(batch < 1 for batch in self.batches):
             raise ConfigError(f"--batch is {list(self.batches)}; it must be a list of numbers from 1 up, such as 1,8")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"--threads is {self.threads}; it must be 1 or more")
+        check_threads(self.threads)
         if self.rounds < 1:
             raise ConfigError(f"--rounds is {self.rounds}; it must be 1 or more")
         if not 0 < self.seconds <= 600:

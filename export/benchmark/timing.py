@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from growtas.export.runtimes.base import RuntimeInfo, Timer, available_threads
+from growtas.export.runtimes.base import RuntimeInfo, Timer
 from growtas.latency.measured.machine import cpu_name
+from growtas.resources import available_threads
 
 WARMUP_RUNS = 5
 WARMUP_SECONDS = 0.2

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from growtas.errors import UsageError, choices
 from growtas.export.graph.edit import to_proto
+from growtas.resources import available_threads
 
 PIXELS = "pixels"
 MODES = {"bilinear": "linear", "bicubic": "cubic"}
@@ -134,7 +135,9 @@ def _differences(record: Mapping[str, Any], opset: int) -> list[NDArray[Any]]:
         [entry], [cropped], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": opset}, name="resizing"
     )
     model = to_proto(ir.Model(graph, ir_version=10))
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = available_threads()
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     first, second = load_sample_images().images
     transform, differences = geometry(record), []
     for photograph in (first, second[:, 200:420], first[100 : 100 + size + 5, 100 : 100 + size + 9], second[200:220, 300:317]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -101,13 +100,6 @@ class TimedParts(Protocol):
 
     def timer_parts(self, images: Array) -> PartsTimer:
         """A function that runs these images once, transfers included, and returns the milliseconds of each part."""
-
-
-def available_threads() -> int:
-    """CPU threads that this process may use (affinity respected)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def is_installed(module: str) -> bool:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtra, choices
-from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, available_threads, is_installed
+from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, is_installed
+from growtas.resources import available_threads
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(uint8)": "uint8"}
 

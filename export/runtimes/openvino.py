@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growtas.errors import BuildError, CheckpointError, MissingExtra, OutputError, UsageError
-from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, available_threads, is_installed
+from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, is_installed
 from growtas.files import ensure_writable
+from growtas.resources import available_threads
 
 _TELEMETRY = "openvino_telemetry"
 

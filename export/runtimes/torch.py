@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from growtas.errors import DeviceError, UsageError
-from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, available_threads
+from growtas.export.runtimes.base import Array, RuntimeInfo, Timer
+from growtas.resources import available_threads
 
 _CHANGING_THREADS = threading.Lock()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from growtas.errors import ConfigError
+from growtas.resources import check_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +53,10 @@ class ServeOptions:
             ("--queue", self.queue, 1),
             ("--max-connections", self.connections, 1),
             ("--max-body", self.max_body, 1),
-            ("--threads", self.threads, 1),
         ):
             if value is not None and value < least:
                 raise ConfigError(f"{name} is {value}; it must be at least {least}")
+        check_threads(self.threads)
         for name, seconds in (("--timeout", self.timeout_s), ("--drain", self.drain_s)):
             if not 0 < seconds <= 3600:
                 raise ConfigError(f"{name} is {seconds:g}; it must be above 0 and at most 3600 seconds")

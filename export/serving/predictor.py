@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from growtas.errors import CheckpointError, ConfigError, UsageError
+from growtas.errors import CheckpointError, UsageError
 from growtas.export.artifact import load_artifact, manifest_path
 from growtas.export.formats import FORMATS
 from growtas.export.open import open_session
 from growtas.export.runtimes.base import Array, NamedOutputs, RuntimeInfo
 from growtas.export.signature import read_signature
+from growtas.resources import check_threads
 from growtas.runs import find_run
 
 
@@ -45,15 +46,14 @@ class Predictor:
 
     Raises:
         CheckpointError: the artifact or its manifest is absent or unreadable, or they don't belong together.
-        ConfigError: ``threads`` below 1.
+        ConfigError: ``threads`` is not from 1 to what the machine has.
         DeviceError: a plan, and no GPU that runs it.
         MissingExtra: its runtime is not installed.
         UsageError: not an artifact.
     """
 
     def __init__(self, artifact: str | os.PathLike[str], *, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise ConfigError(f"--threads is {threads}; it must be 1 or more")
+        check_threads(threads)
         self.artifact = load_artifact(artifact)
         self.signature = read_signature(self.artifact)
         self._session = open_session(self.artifact.path, threads=threads)

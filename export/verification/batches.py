@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from growtas.export.runtimes.base import Array, available_threads
+from growtas.export.runtimes.base import Array
+from growtas.resources import available_threads
 
 Logits = Callable[[Array], Array]
 

@@ -14,11 +14,12 @@ from growtas.export.benchmark.timing import clocks, environment
 from growtas.files import ensure_writable, write_json
 from growtas.latency.catalogue import measured_file_name, near_name
 from growtas.latency.measured.campaign import Bounds, Campaign, Setup
-from growtas.latency.measured.machine import local_setup, other_work
+from growtas.latency.measured.machine import other_work
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.measured.sampling_plan import plan_profile
 from growtas.latency.modelled.profile import device_names, shipped_names, user_folder
 from growtas.progress import SILENT, Progress
+from growtas.resources import available_threads, check_threads
 from growtas.space import load_space
 
 
@@ -96,9 +97,9 @@ def profile(
         raise ConfigError(f"--device is {device!r}; a name is lower-case letters, digits and hyphens, such as a10")
     if device not in device_names():
         progress.note(f"{device} is a new device; search for it later with --device {device}")
-    for option, value in (("--batch", batch), ("--threads", threads)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{option} is {value}; it must be 1 or more")
+    if batch < 1:
+        raise ConfigError(f"--batch is {batch}; it must be 1 or more")
+    check_threads(threads)
     if not 0 < seconds <= 60:
         raise ConfigError(f"--seconds is {seconds:g}; it must be above 0 and at most 60")
     bounds, choices = Bounds(cv=max_cv, drift=max_drift), load_space(space)
@@ -112,7 +113,7 @@ def profile(
     if work := other_work():
         progress.note(f"{work}; samples may be refused")
     progress.stage("exporting blocks")
-    reference, threads = choices.middle(), threads or local_setup().threads
+    reference, threads = choices.middle(), threads or available_threads()
     timer = ArchitectureTurns(choices, [*plan.first, reference], runtime=runtime, batch=batch, threads=threads, seconds=seconds)
     info = timer.info(reference)
     check_device(device, shipped_names(), info.device)

@@ -35,7 +35,14 @@ SAMPLES = 12
 
 
 def local_target(
-    device: Device, space: SearchSpace, limits: Limits, folder: Path, *, predict: bool, progress: Progress = SILENT
+    device: Device,
+    space: SearchSpace,
+    limits: Limits,
+    folder: Path,
+    threads: int | None = None,
+    *,
+    predict: bool,
+    progress: Progress = SILENT,
 ) -> Target:
     """Makes the target of this machine's CPU.
 
@@ -44,6 +51,7 @@ def local_target(
     Args:
         limits: which subnets may be measured for a model, and the batch of all latencies.
         folder: for the journal of what is measured.
+        threads: CPU threads of what is measured; by default all that this process may use.
         predict: a front needs predictions even without a limit, which otherwise only has the chosen subnet measured.
         progress: a stage for the subnets that are measured, and notes on the profile, the model and the state of the machine.
 
@@ -51,7 +59,7 @@ def local_target(
         LimitError: not even the smallest subnet meets the limit.
         UnsteadyMachine: the machine is too busy.
     """
-    setup = dataclasses.replace(local_setup(batch=limits.batch), runtime_version=onnxruntime.__version__)
+    setup = dataclasses.replace(local_setup(batch=limits.batch, threads=threads), runtime_version=onnxruntime.__version__)
     machine = _LocalMachine(space, setup, folder, progress)
     if device.max_ms is None and not predict:
         return machine.target_without_limit(device)
@@ -61,6 +69,7 @@ def local_target(
     if profile is None:
         why = f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
         more = f" --batch {setup.batch}" if setup.batch != 1 else ""
+        more += f" --threads {threads}" if threads is not None else ""
         command = f"growtas profile --device cpu --space {space.name}{more}"
         progress.note(f"no measured profile fits this search{why}; `{command}` makes one: nothing is measured beforehand then")
     return machine.target_of_samples(device, limits)

@@ -17,6 +17,7 @@ from growtas.files import ensure_writable, sha256
 from growtas.latency.catalogue import latency_estimator
 from growtas.latency.modelled.profile import BYTES, CPU
 from growtas.progress import SILENT, Progress
+from growtas.resources import available_threads, check_threads
 from growtas.runs import Run
 from growtas.search.devices import Device, Devices, parse_devices
 from growtas.search.evolution import EvolutionConfig
@@ -59,6 +60,7 @@ def search(
     population: int = 50,
     seed: int = 0,
     limit_images: int | None = None,
+    threads: int | None = None,
     data: str | None = None,
     data_dir: str | None = None,
     out: str | Path | None = None,
@@ -87,6 +89,8 @@ def search(
         generations, population: of the evolution.
         seed: of all random choices.
         limit_images: evaluate on so many images of the search split only.
+        threads: CPU threads of the evaluation, of each process, and of what is timed on this machine; by default all that this
+            process may use.
         data, data_dir: the data set, where the run records none.
         out: folder of the journal and the results; by default ``RUN/search``.
         progress: gets the notes, stages and events (:class:`growtas.search.scoring.Evaluated`,
@@ -101,6 +105,7 @@ def search(
     for option, value, lowest in (("--batch", batch, 1), ("--limit-images", limit_images, 1), ("--seed", seed, 0)):
         if value is not None and value < lowest:
             raise ConfigError(f"{option} is {value}; it must be {lowest} or more")
+    check_threads(threads)
     if objective not in OBJECTIVES:
         raise ConfigError(f"--objective is {objective!r}; legal are {choices(OBJECTIVES)}")
     if front is not None and objective != "pareto":
@@ -149,6 +154,7 @@ def search(
         exact=exact,
         config=config,
         seed=seed,
+        threads=threads,
         load=partial(LoadedSupernet.load, chosen_run, data=data, data_dir=data_dir, limit_images=limit_images),
         out=Path(out) if out else chosen_run.path / "search",
         progress=progress,
@@ -182,6 +188,7 @@ class _Request:
     exact: bool
     config: EvolutionConfig
     seed: int
+    threads: int | None
     load: Callable[[Path], LoadedSupernet]
     out: Path
     progress: Progress
@@ -213,7 +220,7 @@ class _Request:
             search = self._with_targets(remote)
             path, others = self.out / "journal.jsonl", self._other_journals()
             journal = Journal(path, loaded.digest, loaded.data_digest, self._settings(), others)
-            local = SubnetEvaluator(loaded.supernet, loaded.images, device=world.device)
+            local = SubnetEvaluator(loaded.supernet, loaded.images, device=world.device, threads=self.threads)
         except Exception:
             with contextlib.suppress(WorkerError):
                 world.share(None)
@@ -249,6 +256,7 @@ class _Request:
             "evaluated_on": world.device.partition(":")[0],
             "kernels": kernels.instructions() if on_cpu else None,
             "processes": world.size,
+            "threads": local.threads,
             "seconds": time.perf_counter() - started,
         }
         return write_results(self.run, self.out, search, outcome, record)
@@ -269,7 +277,7 @@ class _Request:
                 loaded = self.load(checkpoint)
                 if [loaded.digest, loaded.data_digest] != digests:
                     raise CheckpointError(f"{checkpoint} or the images differ from those of process 0")
-                local = SubnetEvaluator(loaded.supernet, loaded.images, device=world.device)
+                local = SubnetEvaluator(loaded.supernet, loaded.images, device=world.device, threads=self.threads)
             except Exception as error:
                 local = error
             with SharedEvaluator(local, world) as evaluate:
@@ -350,12 +358,14 @@ class _Request:
                 from growtas.api.search_devices import local_target
 
                 predict = "latency" in self.axes
-                targets[CPU] = local_target(device, self.space, self.limits, self.out, predict=predict, progress=self.progress)
+                targets[CPU] = local_target(
+                    device, self.space, self.limits, self.out, self.threads, predict=predict, progress=self.progress
+                )
         ordered = tuple(targets[device.name] for device in self.devices)
         return Search(space=self.space, limits=self.limits, targets=ordered, front=self.axes)
 
     def _record(self, checkpoint: Path, digest: str) -> dict[str, Any]:
-        run = {"run": str(self.run.path), "run_chosen": self.run_chosen}
+        run = {"run": str(self.run.path), "run_chosen": self.run_chosen, "threads": self.threads or available_threads()}
         return {**run, "checkpoint": str(checkpoint), "checkpoint_sha256": digest, **self._settings()}
 
     def _settings(self) -> dict[str, Any]:

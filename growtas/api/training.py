@@ -11,6 +11,7 @@ from growtas import runs
 from growtas.errors import UsageError
 from growtas.files import check_output_folder
 from growtas.progress import SILENT, Progress
+from growtas.resources import limited_torch
 
 if TYPE_CHECKING:
     from growtas.nn.supernet import Supernet
@@ -255,7 +256,8 @@ def plan_training(
     from growtas.train.resolve_recipe import resolve_recipe
 
     resolved = resolve_recipe(recipe, _given(settings, options), config=_path(config))
-    return plan.plan_training(resolved, data_dir=_text(data_dir), device=device, progress=progress)
+    with limited_torch():
+        return plan.plan_training(resolved, data_dir=_text(data_dir), device=device, progress=progress)
 
 
 def load_run(run: runs.Run | str | Path | None = None, *, root: str | Path = "runs") -> Run:
@@ -274,6 +276,7 @@ def _trained(session: Session, progress: Progress, *, tensorboard: bool) -> Run:
             from growtas.watch.tensorboard import TensorBoardProgress
 
             progress = stack.enter_context(contextlib.closing(TensorBoardProgress(progress)))
+        stack.enter_context(limited_torch())
         session.train(progress)
     return Run(session.run.path)
 

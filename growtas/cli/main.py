@@ -14,6 +14,7 @@ from growtas.cli.app import app
 from growtas.cli.output import MAIN
 from growtas.errors import GrowtasError
 from growtas.interrupts import STOPPED, Interrupts, end_at_signals, exit_code
+from growtas.resources import limit_openmp
 
 _PATIENCE_SECONDS = 5.0
 
@@ -23,6 +24,7 @@ def main() -> None:
     # Must be set before torch loads OpenMP. Its threads spin while they wait for each other: beside one other busy process, eight
     # epochs of micro on digits took over 45 s spinning and 27 s sleeping; on two idle cores 20 s and 22 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    limit_openmp()
     keep_memory()
     # Pillow's own words of images that are refused in a sentence, or whose tags are broken and pixels are not.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit|Corrupt EXIF data")

@@ -57,6 +57,7 @@ def search(
     population: Annotated[int, Option(help="New subnets a generation.")] = 50,
     seed: Annotated[int, Option(help="Seed of all random choices.")] = 0,
     limit_images: Annotated[int | None, Option(help="Evaluate on so many images of the search split only.")] = None,
+    threads: options.Threads = None,
     data: Annotated[str | None, Option(help="Data set, where the run records none: a name as `growtas train` takes it.")] = None,
     data_dir: Annotated[str | None, Option(help="Folder of the data set.")] = None,
     out: Annotated[
@@ -95,6 +96,7 @@ def search(
             population=population,
             seed=seed,
             limit_images=limit_images,
+            threads=threads,
             data=data,
             data_dir=data_dir,
             out=out,

@@ -53,7 +53,9 @@ def train(
     accumulate: Annotated[
         int | None, COMPUTING(help="Parts that a batch is worked through in, one after the other, to save memory.")
     ] = None,
-    workers: Annotated[int | None, COMPUTING(help="Processes that decode images (recipes with augment: paper).")] = None,
+    workers: Annotated[
+        int | None, COMPUTING(help="Processes that decode images (recipes with augment: paper), at most as many as there are CPUs.")
+    ] = None,
     out: options.Out = Path("runs"),
     name: options.Name = None,
     resume: Annotated[bool, RUN("--resume", help="Continue a run that was stopped.")] = False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
@@ -14,6 +13,7 @@ from PIL import Image
 from growtas.data.decode import decode, reason
 from growtas.errors import DataError
 from growtas.progress import SILENT, Progress, tracked
+from growtas.resources import available_threads
 
 _Transformed = TypeVar("_Transformed")
 
@@ -167,7 +167,7 @@ def unreadable(images: ImageSet, progress: Progress = SILENT, title: str = "chec
             return error
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_threads()) as pool:
         chunks = np.array_split(indices, max(1, len(indices) // 64))
         failures = [failure for chunk in tracked(chunks, title, progress) for failure in pool.map(attempt, chunk.tolist())]
     return [failure for failure in failures if failure is not None]

@@ -5,7 +5,6 @@ Those that come from files are kept on disk too, see :mod:`growtas.data.cache`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +18,7 @@ from growtas.data.cache import files_key, load_entry, store_entry
 from growtas.data.images import ArraySet, ImageSet, load_as, resolve
 from growtas.data.preprocess import geometry
 from growtas.progress import SILENT, Progress, tracked
+from growtas.resources import available_threads
 
 MEMORY_LIMIT = 2_000_000_000
 """Bytes of decoded images that are kept; ImageNet's 10,000 search images at 224 px need 1.5 GB."""
@@ -99,5 +99,5 @@ class Pixels:
                 return pixels.permute(0, 3, 1, 2).contiguous()
         if len(indices) < 8:
             return torch.stack([load_as(self._images, index, self._decode) for index in indices.tolist()])
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(available_threads()) as pool:
             return torch.stack(list(pool.map(lambda index: load_as(self._images, index, self._decode), indices.tolist())))

@@ -17,6 +17,7 @@ from growtas.data.sources import Data
 from growtas.data.split import complement
 from growtas.errors import DataError
 from growtas.progress import SILENT, Progress
+from growtas.resources import available_cpus
 from growtas.train.recipe import Recipe
 
 
@@ -49,8 +50,9 @@ def make_loader(
             hflip=recipe.hflip,
             color_jitter=recipe.color_jitter or None,
         )
+        workers = min(recipe.workers, available_cpus())
         on_gpu = device.type == "cuda"
-        return FileLoader(images, transform, **common, repeats=recipe.repeated_aug, workers=recipe.workers, pin_memory=on_gpu)  # type: ignore[arg-type]
+        return FileLoader(images, transform, **common, repeats=recipe.repeated_aug, workers=workers, pin_memory=on_gpu)  # type: ignore[arg-type]
     pixels = Pixels(images, record).load_all(progress, "decoding training images")
     light = {"crop_padding": recipe.crop_padding, "hflip": recipe.hflip} if recipe.augment == "light" else {}
     return MemoryLoader(pixels, images.labels, record, **common, **light)  # type: ignore[arg-type]

@@ -84,7 +84,7 @@ class Recipe:
         save_minutes: a checkpoint is written within an epoch too after so many minutes; 0 for never.
         probe_epochs: every how many epochs the probe subnets are measured.
         seed: of initialisation, image order, augmentation and sampling.
-        workers: processes that decode images for ``paper``; the number does not change the result.
+        workers: processes that decode images for ``paper``, as far as there are CPUs; the number does not change the result.
     """
 
     name: str = checked("custom", text())

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 
 import onnxruntime
 import pytest
 import yaml
 
 from growtas.export.benchmark.stopwatch import ArchitectureTurns
-from growtas.export.runtimes.base import RuntimeInfo, available_threads
+from growtas.export.runtimes.base import RuntimeInfo
+from growtas.resources import available_threads
 from growtas.subnet import Subnet
 from tests.search_helpers import SPACE, fake_ms
 
@@ -150,3 +152,30 @@ def test_cpu_for_real(run, growtas):
     best = json.loads(out)["best"]
     assert best["latency"]["kind"] == "measured"
     assert 0 < best["latency"]["ms"] < 10_000
+
+
+def test_threads_are_honoured_and_recorded(run, growtas, stopwatch, monkeypatch):
+    used = set()
+    monkeypatch.setattr(
+        ArchitectureTurns, "__call__", lambda turns, subnets: used.add(turns.threads) or stopwatch.take(turns, subnets)
+    )
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    arguments = ("search", "--device", "cpu", "--max-latency", "1.2ms", *QUICK)
+    code, _, err = growtas(*arguments, "--threads", "3")
+    assert code == 0, err
+    assert used == {3}
+    assert json.loads((run / "search" / "result.json").read_text())["threads"] == 3
+    assert "`growtas profile --device cpu --space micro --threads 3` makes one" in err
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    code, out, err = growtas(*arguments, "--json")
+    assert code == 0, err
+    assert used == {3, 1}  # latencies at another number of threads are others: all are taken anew
+    assert json.loads(out)["threads"] == 1
+
+
+def test_a_wrong_number_of_threads_leaves_nothing(run, growtas):
+    code, _, err = growtas("search", "--threads", "0")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--threads is 0; it must be 1 or more, up to" in err
+    assert not (run / "search").exists()

@@ -2,8 +2,6 @@ import os
 import subprocess
 import sys
 
-from growtas import allocator
-
 CODE = """
 import resource, sys
 from growtas.allocator import keep_memory
@@ -35,14 +33,3 @@ def test_freed_memory_is_kept():
 
 def test_what_the_environment_says_counts():
     assert _faults("kept", MALLOC_MMAP_THRESHOLD_="1000000") > 20 * 9_000
-
-
-def test_usable_memory_is_the_smallest_limit_that_is_told(tmp_path, monkeypatch):
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(allocator, "LIMIT_FILES", (str(tmp_path / "absent"), str(limit)))
-    assert allocator.usable_memory() == whole
-    limit.write_text("max\n")
-    assert allocator.usable_memory() == whole
-    limit.write_text("123456789\n")
-    assert allocator.usable_memory() == 123456789

@@ -17,6 +17,7 @@ import numpy as np
 
 from growtas.latency.measured.campaign import Bounds, InterleavedTimer, Setup, UnsteadyMachine, spread
 from growtas.latency.measured.profile import MeasuredProfile
+from growtas.resources import available_threads
 from growtas.subnet import Subnet
 
 TOLERANCE = 0.04
@@ -36,24 +37,30 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def local_setup(*, batch: int = 1, runtime: str = "onnxruntime", precision: str = "fp32") -> Setup:
-    """What a timing on this machine's CPU would depend on: its name, all threads of this process, the installed runtime."""
+def local_setup(*, batch: int = 1, threads: int | None = None, runtime: str = "onnxruntime", precision: str = "fp32") -> Setup:
+    """What a timing on this machine's CPU would depend on: its name, the threads, the installed runtime.
+
+    Args:
+        threads: by default all that this process may use.
+    """
     try:
         version = metadata.version(runtime)
     except metadata.PackageNotFoundError:
         version = ""
-    return Setup(batch=batch, threads=_threads(), runtime=runtime, runtime_version=version, precision=precision, machine=cpu_name())
+    return Setup(
+        batch=batch,
+        threads=threads or available_threads(),
+        runtime=runtime,
+        runtime_version=version,
+        precision=precision,
+        machine=cpu_name(),
+    )
 
 
 def other_work() -> str:
     """Names the load of other programs on this machine, for a note; empty where it is low or unknown."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return f"other work is running here (load average {load:.1f})" if load > _threads() / 2 else ""
-
-
-def _threads() -> int:
-    """CPU threads that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"other work is running here (load average {load:.1f})" if load > available_threads() / 2 else ""
 
 
 def why_not_here(profile: MeasuredProfile, here: Setup) -> str:

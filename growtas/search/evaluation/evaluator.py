@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from growtas.allocator import usable_memory
 from growtas.data.evaluation import EvaluationSet
 from growtas.errors import DataError
 from growtas.nn.evaluation.layers import EvaluationLayers
 from growtas.nn.supernet import Supernet
+from growtas.resources import available_threads, usable_memory
 from growtas.search.evaluation.prefix_tree import Answers, Batch, PrefixTreeEvaluator
 from growtas.search.evaluation.racing import Race
 from growtas.search.journal import Evaluation
@@ -56,10 +56,13 @@ class SubnetEvaluator:
         supernet: in eval mode; moved to ``device``.
         data: the search split.
         device: ``cpu`` or a CUDA device.
-        threads: CPU threads; by default torch's.
+        threads: CPU threads; by default torch's number, and no more than this process may use.
         image_bytes: memory that decoded images may take; beyond it they are read again for every call.
         activation_bytes: memory that cached activations may take; by default a quarter of the machine's, container's or GPU's,
             and 4 GiB at most.
+
+    Attributes:
+        threads: CPU threads that compute; a GPU's evaluation takes none of them.
 
     Raises:
         DataError: there are no images, they don't fit the supernet, or a label has no class.
@@ -88,7 +91,8 @@ class SubnetEvaluator:
         on_cpu = self._device.type == "cpu"
         self._previous_threads = torch.get_num_threads()
         self._batch = max(1, _TOKENS_A_BATCH // space.num_tokens) if on_cpu else _CUDA_BATCH
-        workers = min(threads or self._previous_threads, -(-len(data) // self._batch)) if on_cpu else 1
+        self.threads = threads or min(self._previous_threads, available_threads())
+        workers = min(self.threads, -(-len(data) // self._batch)) if on_cpu else 1
         # Smaller batches cost more an image than dropping a subnet a little earlier saves.
         self._least = workers * self._batch // 2
         image_shape = (space.in_chans, space.image_size, space.image_size)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import multiprocessing
+import os
 import random
 import re
 
@@ -283,6 +285,16 @@ def test_images_that_the_rules_refuse_make_no_run(begin, tmp_path):
         begin(data=str(folder), name="refused")
     assert not list(tmp_path.rglob("refused"))
     assert begin(data=str(folder), pixel_range=[0, 1], epochs=1, warmup_epochs=0).train()["state"] == "finished"
+
+
+def test_no_more_processes_decode_than_there_are_cpus(begin, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    session = begin(data=str(image_folder(tmp_path / "colours")), augment="paper", batch_size=4, workers=3)
+    before, split = set(multiprocessing.active_children()), read_json(session.run.path / "split.json", "search split")
+    loader = make_loader(session.data, split, session.run.info["preprocess"], session.recipe, session.device)
+    batches = loader.batches(0)
+    next(batches)
+    assert len(set(multiprocessing.active_children()) - before) == 1
 
 
 def test_an_image_that_breaks_during_the_training(begin, tmp_path):

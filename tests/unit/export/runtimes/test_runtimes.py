@@ -11,13 +11,13 @@ from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtr
 from growtas.export.graph.pre_post import add_postprocess, add_preprocess
 from growtas.export.open import open_session
 from growtas.export.quantization.convert import convert
-from growtas.export.runtimes.base import available_threads
 from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
 from growtas.export.tensorrt import library
 from growtas.export.tensorrt.builder import Shapes, TensorRTBuilder, TensorRTRTXBuilder
 from growtas.export.tensorrt.targets import RTX_TARGETS, check_rtx_targets
 from growtas.export.verification.images import noise
 from growtas.nn.vit import VisionTransformer
+from growtas.resources import available_threads
 from tests.export_helpers import needs_rtx, without_gpu
 
 

@@ -10,11 +10,11 @@ import torch
 
 from growtas.checkpoint import save_model
 from growtas.export.open import open_session
-from growtas.export.runtimes.base import available_threads
 from growtas.export.runtimes.torch import TorchSession, cpu_threads
 from growtas.export.runtimes.torch_export import save_program
 from growtas.export.verification.images import noise
 from growtas.nn.vit import VisionTransformer
+from growtas.resources import available_threads
 
 IMAGE = (3, 16, 16)
 Open = Callable[..., TorchSession]

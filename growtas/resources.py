@@ -1,0 +1,149 @@
+"""How many CPU threads and how much memory this process may use: the least that the machine, its container and the user allow.
+
+A container's limits are those of its control group, which Linux shows as files, in two versions. A group may lie in another one,
+and then the limits of both hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from growtas.errors import ConfigError
+
+PROC = Path("/proc/self")
+"""Where Linux says which control groups a process is in, and where their files are."""
+_UNKNOWN_BYTES = 4 << 30
+# OpenMP takes a list too, with a number for each level of nested parallel regions. The first is of those that are not nested.
+_OMP_NUMBER = re.compile(r"\s*\+?([0-9]+)\s*(,\s*\+?[0-9]+\s*)*")
+
+
+def available_threads() -> int:
+    """CPU threads that this process may use: the least of :func:`available_cpus` and OMP_NUM_THREADS.
+
+    An OMP_NUM_THREADS that OpenMP does not take (empty, 0, no number) is ignored, as OpenMP does.
+    """
+    return int(min(available_cpus(), _omp_threads()))
+
+
+def available_cpus() -> int:
+    """CPUs that this process and its children may use: the least of its CPU affinity and its control groups' quotas.
+
+    A quota is rounded down, to 1 at least: 1.5 CPUs are one. Of more threads that compute all the time some would be stopped again
+    and again, in the middle of a measurement too.
+    """
+    return max(1, math.floor(min(_affinity(), _quota())))
+
+
+def check_threads(threads: int | None) -> None:
+    """Checks the value of ``--threads``.
+
+    Raises:
+        ConfigError: it is not from 1 to the number of CPU threads that the machine has.
+    """
+    most = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= most:
+        raise ConfigError(f"--threads is {threads}; it must be 1 or more, up to {most}, the CPU threads of this machine")
+
+
+def limit_openmp() -> None:
+    """Gives OpenMP, and so torch, no more threads than :func:`available_threads`. Call it before torch is imported.
+
+    OpenMP knows the affinity, but no quota: in a container of 2 CPUs on a machine of 64 it would start 64 threads.
+    """
+    if available_cpus() < _affinity():
+        os.environ["OMP_NUM_THREADS"] = str(available_threads())
+
+
+@contextlib.contextmanager
+def limited_torch() -> Iterator[None]:
+    """Lets torch take :func:`available_threads` at most in the block; a smaller number that was set before stays."""
+    import torch
+
+    before = torch.get_num_threads()
+    threads = min(before, available_threads())
+    if threads != before:  # setting the number that it has would change what OpenMP does with nested regions
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if threads != before:
+            torch.set_num_threads(before)
+
+
+def usable_memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or its control groups' where less; 4 GiB where nothing tells."""
+    sizes = []
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    # Without a limit the file says "max", or a number beyond any machine's.
+    sizes += [number for name in ("memory.max", "memory.limit_in_bytes") for number, *_ in _limits("memory", name)]
+    return int(min((size for size in sizes if 0 < size < math.inf), default=_UNKNOWN_BYTES))
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _omp_threads() -> float:
+    match = _OMP_NUMBER.fullmatch(os.environ.get("OMP_NUM_THREADS", ""))
+    return int(match[1]) or math.inf if match else math.inf
+
+
+def _quota() -> float:
+    """CPUs that the control groups grant at a time; infinite where none has a quota."""
+    pairs = [
+        *_limits("cpu", "cpu.max"),
+        *(
+            (*quota, *period)
+            for folder in _group_folders("cpu")
+            for quota, period in zip(_numbers(folder / "cpu.cfs_quota_us"), _numbers(folder / "cpu.cfs_period_us"), strict=False)
+        ),
+    ]
+    # Version 1 says -1 where there is no quota.
+    return min((pair[0] / pair[1] for pair in pairs if len(pair) == 2 and min(pair) > 0), default=math.inf)
+
+
+def _limits(controller: str, name: str) -> Iterator[tuple[float, ...]]:
+    """The numbers in a file of every control group that this process is in."""
+    for folder in _group_folders(controller):
+        yield from _numbers(folder / name)
+
+
+def _numbers(file: Path) -> Iterator[tuple[float, ...]]:
+    """The numbers in a file, "max" being infinite; nothing where the file is absent, unreadable or holds something else."""
+    with contextlib.suppress(OSError, ValueError):
+        words = file.read_text(encoding="ascii").split()
+        yield tuple(math.inf if word == "max" else float(int(word)) for word in words)
+
+
+def _group_folders(controller: str) -> list[Path]:
+    """The folders of the control groups that this process is in, of both versions, each with the ones that it lies in."""
+    folders = list[Path]()
+    with contextlib.suppress(OSError, ValueError):  # another system, or a /proc that can't be read
+        groups = [line.split(":", 2) for line in (PROC / "cgroup").read_text(encoding="utf-8").splitlines()]
+        # Version 2 has one hierarchy for all controllers; its number is 0.
+        paths = {
+            "cgroup2" if number == "0" else "cgroup": Path(path)
+            for number, names, path in groups
+            if number == "0" or controller in names.split(",")
+        }
+        for line in (PROC / "mountinfo").read_text(encoding="utf-8").splitlines():
+            left, _, right = line.partition(" - ")
+            (_, _, _, root, mount, *_), (kind, *_, options) = left.split(" "), right.split(" ")
+            if kind in paths and (kind == "cgroup2" or controller in options.split(",")):
+                # Where a container has no namespace of its own, the path begins at the machine's root, and only the container's
+                # group is mounted.
+                path, top = paths[kind], _unescaped(root)
+                inside = path.relative_to(top) if path.is_relative_to(top) and ".." not in path.parts else Path()
+                folders += [_unescaped(mount) / group for group in (inside, *inside.parents)]
+    return folders
+
+
+def _unescaped(field: str) -> Path:
+    """A path of ``mountinfo``, which has spaces and the like as octal numbers."""
+    return Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), field))
