@@ -17,6 +17,7 @@ from growtas.export.runtimes.base import RuntimeInfo, Session, is_installed
 from growtas.export.tensorrt import library
 from growtas.export.tensorrt.builder import Shapes, builder_of
 from growtas.export.verification.images import noise
+from growtas.latency.measured.paired import Block
 from growtas.nn.architecture import Architecture
 from growtas.progress import SILENT, Progress
 from growtas.space import SearchSpace
@@ -109,8 +110,8 @@ class ArchitectureTurns:
         with self.session(subnet) as session:
             return session.info
 
-    def __call__(self, subnets: Sequence[Subnet]) -> list[list[float]]:
-        """Median milliseconds of each subnet in each round, shape ``(len(subnets), rounds)``.
+    def __call__(self, subnets: Sequence[Subnet]) -> list[list[Block]]:
+        """The blocks of each subnet in each round, shape ``(len(subnets), rounds)``.
 
         Raises:
             BuildError, CheckpointError: a subnet can't be built or loaded.

@@ -16,6 +16,7 @@ import numpy as np
 
 from growtas.export.runtimes.base import RuntimeInfo, Timer
 from growtas.latency.measured.machine import cpu_name
+from growtas.latency.measured.paired import FAST_PERCENTILE, Block
 from growtas.resources import available_threads
 
 WARMUP_RUNS = 5
@@ -107,20 +108,21 @@ def collect(timer: Timer, *, seconds: float, min_runs: int = 1, max_seconds: flo
             return samples
 
 
-def measure_in_turns(timers: Sequence[Timer], *, rounds: int, seconds: float, min_runs: int = 3) -> list[list[float]]:
-    """Median milliseconds of each timer in each round, shape ``(len(timers), rounds)``.
+def measure_in_turns(timers: Sequence[Timer], *, rounds: int, seconds: float, min_runs: int = 3) -> list[list[Block]]:
+    """Blocks of each timer in each round, shape ``(len(timers), rounds)``.
 
     Everyone gets a short block a round, so that a second of other work on the machine spoils one block of some and not all of one.
     A block takes ``seconds`` and ``min_runs`` at least. The order turns around every round: what heats the machine for its
     successor changes sides.
     """
-    blocks: list[list[float]] = [[] for _ in timers]
+    blocks: list[list[Block]] = [[] for _ in timers]
     for round_ in range(rounds):
         order = range(len(timers)) if round_ % 2 == 0 else reversed(range(len(timers)))
         for index in order:
             # The others' weights have filled the caches since this one's last block.
             warm_up(timers[index], runs=2 if round_ else WARMUP_RUNS, seconds=0.0 if round_ else WARMUP_SECONDS)
-            blocks[index].append(float(np.median(collect(timers[index], seconds=seconds, min_runs=min_runs))))
+            fast, median = np.percentile(collect(timers[index], seconds=seconds, min_runs=min_runs), [FAST_PERCENTILE, 50])
+            blocks[index].append(Block(median_ms=float(median), fast_ms=float(fast)))
     return blocks
 
 

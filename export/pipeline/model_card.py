@@ -12,6 +12,7 @@ from growtas.export.artifact import Manifest, VerificationRecord, read_manifest
 from growtas.export.formats import artifact_files
 from growtas.export.inspection import latencies
 from growtas.files import replacing
+from growtas.latency.estimate import kind_text
 from growtas.units import format_bytes, format_count, format_ms
 
 CARD = "README.md"
@@ -137,7 +138,9 @@ def _latencies(manifest: Manifest) -> str:
             if condition
         )
         device = latency.get("device") or (manifest.search or {}).get("device") or "?"
-        rows.append(f"| {device} | {format_ms(latency['ms'])} | **{latency['kind']}** | {conditions} |")
+        rows.append(
+            f"| {device} | {format_ms(latency['ms'])} | **{kind_text(latency['kind'], latency.get('unsteady'))}** | {conditions} |"
+        )
     if not rows:
         return "The search had no latency limit. `growtas bench` measures on the machine at hand."
     return (

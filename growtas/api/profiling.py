@@ -20,6 +20,7 @@ from growtas.latency.measured.sampling_plan import plan_profile
 from growtas.latency.modelled.profile import device_names, shipped_names, user_folder
 from growtas.progress import SILENT, Progress
 from growtas.resources import available_threads, check_threads
+from growtas.runs import Run
 from growtas.space import load_space
 
 
@@ -62,6 +63,7 @@ def profile(
     seconds: float = 0.1,
     max_cv: float = 0.05,
     max_drift: float = 0.04,
+    strict: bool = False,
     out: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> ProfileResult:
@@ -72,7 +74,7 @@ def profile(
     Args:
         device: name of this machine: ``cpu``, or a name for its GPU, such as ``a10``.
         new_device: accept a name that looks like a slip of a known one.
-        space: a preset or a YAML file.
+        space: a preset, a YAML file, or a run's folder for the space that was trained there.
         runtime: ``onnxruntime``, ``tensorrt``, ``tensorrt-rtx`` or ``openvino``; by default ``tensorrt`` for a GPU that has a
             shipped profile, else ``onnxruntime``.
         precision: of the artifacts.
@@ -80,13 +82,15 @@ def profile(
         threads: CPU threads; by default all that this process may use.
         samples, held_out, repeats: subnets that the model is fitted to, tested on, and that are measured twice.
         seconds: length of a timed block; every subnet gets nine.
-        max_cv, max_drift: bounds of :class:`growtas.latency.measured.campaign.Bounds`.
+        max_cv, max_drift: what is steady; see :class:`growtas.latency.measured.campaign.Bounds`.
+        strict: measure what is not steady again, after pauses, and give up in the end; by default its ratio to a reference subnet is
+            taken, and the sample is marked as unsteady.
         out: the profile's file; by default in the user's folder of profiles.
         progress: gets the stages, the notes and each new sample as an event.
 
     Raises:
         UsageError: a wrong argument, or a device that this machine is not.
-        UnsteadyMachine: the machine is too busy; what was measured is kept.
+        UnsteadyMachine: the machine is too busy, and ``strict``; what was measured is kept.
         BuildError: a subnet can't be built.
     """
     started = time.perf_counter()
@@ -102,7 +106,8 @@ def profile(
     check_threads(threads)
     if not 0 < seconds <= 60:
         raise ConfigError(f"--seconds is {seconds:g}; it must be above 0 and at most 60")
-    bounds, choices = Bounds(cv=max_cv, drift=max_drift), load_space(space)
+    bounds = Bounds(cv=max_cv, drift=max_drift, strict=strict)
+    choices = Run(space).space if (Path(space) / "run.json").is_file() else load_space(space)
     plan = plan_profile(choices, samples=samples, held_out=held_out, repeats=repeats)
     check_runtime(runtime, precision)
     path = Path(out) if out else user_folder() / measured_file_name(device, choices.name, runtime, precision, batch)
@@ -111,7 +116,7 @@ def profile(
     ensure_writable(path.parent)
     machine = environment()
     if work := other_work():
-        progress.note(f"{work}; samples may be refused")
+        progress.note(f"{work}; samples may be {'refused' if strict else 'unsteady'}")
     progress.stage("exporting blocks")
     reference, threads = choices.middle(), threads or available_threads()
     timer = ArchitectureTurns(choices, [*plan.first, reference], runtime=runtime, batch=batch, threads=threads, seconds=seconds)

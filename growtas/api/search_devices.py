@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from growtas.export.benchmark.stopwatch import ArchitectureTurns
 from growtas.latency.catalogue import fitting_profile
 from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.fit import fit_latency
-from growtas.latency.measured.machine import check_profile, local_setup, other_work, recorded_ms, steady_ms
+from growtas.latency.measured.machine import Timed, check_profile, local_setup, other_work, recorded_ms, time_together
+from growtas.latency.measured.paired import InterleavedTimer
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.measured.sampling_plan import choose_subnets
 from growtas.latency.measured.stopwatch import LocalStopwatch, guard_reference, set_aside
@@ -42,6 +44,8 @@ def local_target(
     threads: int | None = None,
     *,
     predict: bool,
+    profile_of: str | Path,
+    strict: bool = False,
     progress: Progress = SILENT,
 ) -> Target:
     """Makes the target of this machine's CPU.
@@ -53,14 +57,17 @@ def local_target(
         folder: for the journal of what is measured.
         threads: CPU threads of what is measured; by default all that this process may use.
         predict: a front needs predictions even without a limit, which otherwise only has the chosen subnet measured.
+        profile_of: what ``growtas profile --space`` measures for such a search, for a note; see
+            :func:`growtas.search.supernet.profiled_as`.
+        strict: refuse to judge a limit on a machine that is not steady, instead of marking the result.
         progress: a stage for the subnets that are measured, and notes on the profile, the model and the state of the machine.
 
     Raises:
         LimitError: not even the smallest subnet meets the limit.
-        UnsteadyMachine: the machine is too busy.
+        UnsteadyMachine: the machine is too busy, and ``strict``.
     """
     setup = dataclasses.replace(local_setup(batch=limits.batch, threads=threads), runtime_version=onnxruntime.__version__)
-    machine = _LocalMachine(space, setup, folder, progress)
+    machine = _LocalMachine(space, setup, folder, strict, progress)
     if device.max_ms is None and not predict:
         return machine.target_without_limit(device)
     profile, reasons = fitting_profile(CPU, space, batch=setup.batch, precision=setup.precision, runtime=setup.runtime, here=setup)
@@ -70,7 +77,7 @@ def local_target(
         why = f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
         more = f" --batch {setup.batch}" if setup.batch != 1 else ""
         more += f" --threads {threads}" if threads is not None else ""
-        command = f"growtas profile --device cpu --space {space.name}{more}"
+        command = f"growtas profile --device cpu --space {shlex.quote(str(profile_of))}{more}"
         progress.note(f"no measured profile fits this search{why}; `{command}` makes one: nothing is measured beforehand then")
     return machine.target_of_samples(device, limits)
 
@@ -82,15 +89,15 @@ class _LocalMachine:
     space: SearchSpace
     setup: Setup
     folder: Path
+    strict: bool
     progress: Progress
 
     def target_without_limit(self, device: Device) -> Target:
         """Measures the chosen subnet only."""
         timer = self._timer(self.space, [])
-        # No limit is judged on it: a number of a busy machine will do, and its margin says so.
-        bounds = Bounds(cv=1.0, drift=1.0)
+        # No limit is judged on it: a number of a busy machine will do, however strict the search is, and it is marked.
         setup, path = self._graph_setup(timer), self.folder / UNBOUND
-        campaign = Campaign(path, self.space, setup, timer, bounds=bounds, progress=self.progress)
+        campaign = Campaign(path, self.space, setup, timer, progress=self.progress)
         return Target(device=device.name, stopwatch=LocalStopwatch(campaign))
 
     def target_of_profile(self, device: Device, profile: MeasuredProfile) -> Target | None:
@@ -98,7 +105,7 @@ class _LocalMachine:
         # The reference subnet is the profile's, so that its recorded latency can be compared.
         space = profile.space.replace(num_classes=self.space.num_classes)
         timer = self._timer(space, [])
-        check = check_profile(profile, timer)
+        check = check_profile(profile, timer, strict=self.strict)
         name = f"the profile of {profile.space.name} from {profile.date}"
         if check.factor is None:
             self.progress.note(f"{name} is not used: {check.message}; measuring subnets instead{_other_work()}")
@@ -116,7 +123,10 @@ class _LocalMachine:
             model = dataclasses.replace(model, coefficients=model.coefficients * check.factor, provenance=provenance)
             usual_ms *= check.factor
         samples = {sample.subnet: sample.p50_ms * check.factor for role, sample in profile.samples if role != "repeat"}
-        stopwatch = self._stopwatch(timer, check.reference_ms, usual_ms=usual_ms, repeatability=profile.repeatability.max)
+        if profile.unsteady:
+            self.progress.note(f"{name} is unsteady: {profile.unsteady} of its samples were taken while other work was running")
+        now = Timed(ms=(check.reference_ms,), unsteady=check.unsteady)
+        stopwatch = self._stopwatch(timer, now, usual_ms=usual_ms, repeatability=profile.repeatability.max)
         target = Target(
             device=device.name,
             max_ms=device.max_ms,
@@ -136,7 +146,7 @@ class _LocalMachine:
         subnets = choose_subnets(space, limits.feasible(space), SAMPLES, basis="coarse")
         timer = self._timer(space, [*subnets, space.middle()])
         timer.check_against_exporter(space.middle(), self.progress)
-        stopwatch = self._stopwatch(timer, steady_ms([space.middle()], timer)[0])
+        stopwatch = self._stopwatch(timer, time_together([space.middle()], timer, strict=self.strict))
         smallest_ms = stopwatch.campaign.measure([space.smallest])[0].p50_ms
         self._check_smallest(Target(device=device.name, max_ms=device.max_ms), stopwatch, smallest_ms)
         self.progress.stage("measuring subnets on this machine", len(subnets))
@@ -158,8 +168,10 @@ class _LocalMachine:
     def _check_smallest(self, target: Target, stopwatch: LocalStopwatch, ms: float) -> None:
         """Raises if no subnet meets the limit: the smallest one is measured unless its expected latency ``ms`` leaves no doubt."""
         if target.max_ms is not None and target.max_ms < ms * (1 + target.margin):
-            smallest = stopwatch.measure(self.space.smallest)
-            check_latency(self.space, target.max_ms, smallest.upper_ms, "measured", stopwatch.conditions)
+            smallest = stopwatch.measure(self.space.smallest, target.max_ms)
+            # On an unsteady machine the limit must be missed for certain to be refused.
+            judged_ms = smallest.ms if smallest.unsteady else smallest.upper_ms
+            check_latency(self.space, target.max_ms, judged_ms, "measured", stopwatch.conditions, unsteady=smallest.unsteady)
 
     def _timer(self, space: SearchSpace, subnets: list[Subnet]) -> ArchitectureTurns:
         setup = self.setup
@@ -169,19 +181,26 @@ class _LocalMachine:
         return dataclasses.replace(self.setup, graph=timer.signature(timer.space.middle()))
 
     def _stopwatch(
-        self, timer: ArchitectureTurns, reference_ms: float, *, usual_ms: float | None = None, repeatability: float = 0.0
+        self, timer: ArchitectureTurns, reference: Timed, *, usual_ms: float | None = None, repeatability: float = 0.0
     ) -> LocalStopwatch:
-        """The stopwatch with its journal; a journal whose reference subnet took another time than now is set aside."""
-        path, bounds, setup = self.folder / JOURNAL, Bounds(), self._graph_setup(timer)
-        existed = path.exists()
-        before_ms = set_aside(path, setup, reference_ms, bounds.drift)
-        if existed and not path.exists():
-            self.progress.note(
-                f"this machine is faster or slower than when the timings in {path} were taken; they are set aside{_other_work()}"
-            )
-        usual_ms = usual_ms or max(reference_ms, before_ms or 0.0)
-        guarded = guard_reference(timer, usual_ms, bounds, self.progress)
-        campaign = Campaign(path, timer.space, setup, guarded, bounds=bounds, progress=self.progress)
+        """The stopwatch with its journal; a journal whose reference subnet took another time than now is set aside.
+
+        Where the reference is not steady now, it tells nothing about the journal, and without a profile the samples tell what it takes
+        while nothing else runs.
+        """
+        path, bounds, setup = self.folder / JOURNAL, Bounds(strict=self.strict), self._graph_setup(timer)
+        if not reference.unsteady:
+            existed, (reference_ms,) = path.exists(), reference.ms
+            before_ms = set_aside(path, setup, reference_ms, bounds.drift)
+            if existed and not path.exists():
+                self.progress.note(
+                    f"this machine is faster or slower than when the timings in {path} were taken; they are set aside{_other_work()}"
+                )
+            usual_ms = usual_ms or max(reference_ms, before_ms or 0.0)
+        times: InterleavedTimer = timer
+        if self.strict and usual_ms is not None:
+            times = guard_reference(timer, usual_ms, bounds, self.progress)
+        campaign = Campaign(path, timer.space, setup, times, bounds=bounds, usual_ms=usual_ms, progress=self.progress)
         return LocalStopwatch(campaign, usual_ms=usual_ms, repeatability=repeatability)
 
 

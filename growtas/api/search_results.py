@@ -74,6 +74,7 @@ def write_results(run: Run, folder: Path, search: Search, outcome: Outcome, reco
     report: dict[str, Any] = {
         **record,
         "time": asdict(outcome.spent),
+        "unsteady": chosen.unsteady,
         "best": chosen.to_dict(),
         "latency_note": chosen.latencies[0].note if chosen.latencies else None,
         "finalists": [finalist.to_dict() for finalist in chosen.finalists],

@@ -26,7 +26,7 @@ from growtas.search.limits import Limits
 from growtas.search.pareto import OBJECTIVES, parse_axes
 from growtas.search.scoring import Score
 from growtas.search.search import Search
-from growtas.search.supernet import LoadedSupernet, find_supernet, searched_space
+from growtas.search.supernet import LoadedSupernet, find_supernet, profiled_as, searched_space
 from growtas.search.targets import Target
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
@@ -56,6 +56,7 @@ def search(
     front: str | None = None,
     replay: bool = False,
     exact: bool = False,
+    strict: bool = False,
     generations: int = 20,
     population: int = 50,
     seed: int = 0,
@@ -86,6 +87,8 @@ def search(
         replay: choose among the journalled subnets; evaluate nothing. The results go into the folder ``replay`` in ``out``, and
             what a search has chosen there stays.
         exact: evaluate every subnet on all images, even if it can't become a parent.
+        strict: on a machine whose timings are not steady, refuse to judge a latency limit; by default it is judged on ratios to a
+            reference subnet, and the result is marked as unsteady.
         generations, population: of the evolution.
         seed: of all random choices.
         limit_images: evaluate on so many images of the search split only.
@@ -98,7 +101,7 @@ def search(
 
     Raises:
         UsageError: a wrong argument, no run, limits that no subnet meets, or a journal that a replay can't use.
-        UnsteadyMachine: this machine is too busy to measure latencies.
+        UnsteadyMachine: this machine is too busy to measure latencies, and ``strict``.
         WorkerError: another process of this search failed.
         WorkerExit: on the processes of torchrun that are not the first one.
     """
@@ -152,6 +155,7 @@ def search(
         devices=parsed,
         axes=parse_axes(front, bool(parsed)) if objective == "pareto" else (),
         exact=exact,
+        strict=strict,
         config=config,
         seed=seed,
         threads=threads,
@@ -186,6 +190,7 @@ class _Request:
     devices: tuple[Device, ...]
     axes: tuple[str, ...]
     exact: bool
+    strict: bool
     config: EvolutionConfig
     seed: int
     threads: int | None
@@ -346,7 +351,13 @@ class _Request:
         targets: dict[str, Target] = {}
         for device in self.devices:
             if device.name != CPU:
-                model = latency_estimator(device.name, self.space, batch=self.limits.batch, precision=device.requested)
+                model = latency_estimator(
+                    device.name,
+                    self.space,
+                    batch=self.limits.batch,
+                    precision=device.requested,
+                    profile_of=profiled_as(self.run),
+                )
                 targets[device.name] = Target(device=device.name, max_ms=device.max_ms, estimator=model)
                 targets[device.name].check(self.space)
         return targets
@@ -357,9 +368,16 @@ class _Request:
             if device.name == CPU:
                 from growtas.api.search_devices import local_target
 
-                predict = "latency" in self.axes
                 targets[CPU] = local_target(
-                    device, self.space, self.limits, self.out, self.threads, predict=predict, progress=self.progress
+                    device,
+                    self.space,
+                    self.limits,
+                    self.out,
+                    self.threads,
+                    predict="latency" in self.axes,
+                    profile_of=profiled_as(self.run),
+                    strict=self.strict,
+                    progress=self.progress,
                 )
         ordered = tuple(targets[device.name] for device in self.devices)
         return Search(space=self.space, limits=self.limits, targets=ordered, front=self.axes)

@@ -59,7 +59,8 @@ def _measured(path: Path | Traversable, profile: MeasuredProfile) -> tuple[str, 
 
     what = f"{profile.description}, {profile.threads} threads" if profile.threads else profile.description
     source = path.name if origin(path) != SHIPPED else SHIPPED
-    return _row(profile, what, profile.space.name, "-", str(profile.batch), f"{profile.held_out.p95:.1%}", source)
+    error = f"{profile.held_out.p95:.1%}{', unsteady' if profile.unsteady else ''}"
+    return _row(profile, what, profile.space.name, "-", str(profile.batch), error, source)
 
 
 def _modelled(origin: str, profile: DeviceProfile) -> tuple[str, ...]:

@@ -76,9 +76,11 @@ def _facts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def latency_text(latency: Mapping[str, Any]) -> str:
     """A latency with its kind and conditions: ``4.21 ms modelled, p50, batch 1, fp16, on a10 (tensorrt)``."""
+    from growtas.latency.estimate import kind_text
     from growtas.units import format_ms
 
     kind = latency["kind"] if latency["kind"] != "not stated" else "of a kind that is not stated"
+    kind = kind_text(kind, latency.get("unsteady"))
     conditions = [str(latency[key]) for key in ("percentile", "precision") if latency.get(key)]
     conditions += [f"batch {latency['batch']}"] if latency.get("batch") else []
     where = f", on {latency['device']}" if latency.get("device") else ""

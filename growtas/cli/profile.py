@@ -20,7 +20,9 @@ def profile(
     new_device: Annotated[
         bool, Option("--new-device", help="The name is meant, though it looks like a slip of a known one.")
     ] = False,
-    space: options.Space = "autoformer-t",
+    space: Annotated[
+        str, Option(help="Search space: a preset's name, a YAML file, or the folder of a run that was trained on it.")
+    ] = "autoformer-t",
     runtime: Annotated[
         str | None,
         Option(
@@ -34,15 +36,18 @@ def profile(
     held_out: Annotated[int, Option(help="Random subnets that the model is tested on.")] = 40,
     repeats: Annotated[int, Option(help="Subnets measured again at the end, to see how well measurements repeat.")] = 10,
     seconds: Annotated[float, Option(help="Seconds of a block; every subnet gets nine, spread over time.")] = 0.1,
-    max_cv: Annotated[float, Option(help="Largest coefficient of variation of a subnet's blocks.")] = 0.05,
-    max_drift: Annotated[float, Option(help="Largest change of the reference subnet between groups.")] = 0.04,
+    max_cv: Annotated[float, Option(help="Largest coefficient of variation of a steady subnet's blocks.")] = 0.05,
+    max_drift: Annotated[float, Option(help="Largest change of the reference subnet between steady groups.")] = 0.04,
+    strict: Annotated[
+        bool, Option("--strict", help="Refuse what is not steady, after four tries, instead of marking it as unsteady.")
+    ] = False,
     out: Annotated[Path | None, Option(help="Profile to write; by default in the folder that `growtas devices` names.")] = None,
     json_: options.Json = False,
 ) -> None:
     """Measure this machine's latencies of a space, and fit the model that a search prunes with.
 
-    Subnets that tell the model's terms best apart are built and timed, and others, drawn at random, to test it. Samples of a busy
-    or throttled machine are refused. All are journalled beside the profile: the same command goes on where it was stopped.
+    Subnets that tell the model's terms best apart are built and timed, and others, drawn at random, to test it. On a busy or
+    throttled machine a sample is a ratio to a reference subnet, and marked as unsteady. All are journalled beside the profile: the same command goes on where it was stopped.
 
     Example: growtas profile --device cpu --space micro
     """
@@ -63,6 +68,7 @@ def profile(
             seconds=seconds,
             max_cv=max_cv,
             max_drift=max_drift,
+            strict=strict,
             out=out,
             progress=progress,
         )
@@ -89,5 +95,7 @@ def _print(result: ProfileResult) -> None:
         "variation of blocks": f"at most {highest_cv:.2%}; {profile.remeasured} measured again",
         "took": f"{result.seconds:.0f} s",
     }
+    if profile.unsteady:
+        facts["unsteady"] = f"{profile.unsteady} of {len(times)} samples: other work was running; --strict refuses such samples"
     print_facts(facts.items())
     print_line(f"written to {result.file}")

@@ -53,6 +53,10 @@ def search(
     exact: Annotated[
         bool, Option("--exact", help="Evaluate every subnet on all images, even those that can't become parents any more.")
     ] = False,
+    strict: Annotated[
+        bool,
+        Option("--strict", help="Refuse to judge a latency limit on a machine that is not steady, instead of marking the result."),
+    ] = False,
     generations: Annotated[int, Option(help="Generations of the evolution.")] = 20,
     population: Annotated[int, Option(help="New subnets a generation.")] = 50,
     seed: Annotated[int, Option(help="Seed of all random choices.")] = 0,
@@ -92,6 +96,7 @@ def search(
             front=front,
             replay=replay,
             exact=exact,
+            strict=strict,
             generations=generations,
             population=population,
             seed=seed,

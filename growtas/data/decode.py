@@ -31,8 +31,7 @@ VERSION = 1
 _NUMBER = real(-float("inf")).accepts
 PIXEL_RANGE = Rule(
     lambda value: (
-        value is None
-        or (isinstance(value, list | tuple) and len(value) == 2 and all(map(_NUMBER, value)) and value[0] < value[1])
+        value is None or (isinstance(value, list | tuple) and len(value) == 2 and all(map(_NUMBER, value)) and value[0] < value[1])
     ),
     "two numbers, the value of black and the larger one of white, as in [0, 4095], or null",
 )

@@ -47,7 +47,9 @@ def odd_images(data: Data, rules: DecodeRules, progress: Progress = SILENT) -> l
     raise_unreadable(refused, data.data_dir or data.name)
     sentences = [f"{count:,} of {seen:,} images have {kind}" for kind, count in kinds.most_common()]
     if rules.pixel_range is not None and largest > rules.pixel_range[1]:
-        sentences.append(f"values go up to {largest:,g}, and pixel_range ends at {rules.pixel_range[1]:,g}: what is above becomes white")
+        sentences.append(
+            f"values go up to {largest:,g}, and pixel_range ends at {rules.pixel_range[1]:,g}: what is above becomes white"
+        )
     if rules.pixel_range is None and 0 < share < _DARK:
         fitting = 2 ** int(largest).bit_length() - 1
         sentences.append(

@@ -158,15 +158,15 @@ def open_recorded(record: Mapping[str, Any], data_dir: str | Path | None = None)
     """
     name, before = record["name"], record["data_dir"]
     if data_dir is None and before is not None and not _is_dir(Path(before)):
-        raise DataError(f"{before}: the folder of the run's images is not there; where it was moved, name its new place with --data-dir")
+        raise DataError(
+            f"{before}: the folder of the run's images is not there; where it was moved, name its new place with --data-dir"
+        )
     data = open_data(name, data_dir or before, rules=record.get("rules", 1))
     data.check_unchanged(record)
     return data
 
 
-def _open_folder(
-    name: str, path: Path, progress: Progress, *, check_images: bool, rules: int, called: str | None = None
-) -> Data:
+def _open_folder(name: str, path: Path, progress: Progress, *, check_images: bool, rules: int, called: str | None = None) -> Data:
     if not _is_dir(path):
         if path.is_file():
             raise DataError(f"{path}: a file, and no folder of images; unpack it where it is an archive, and name the folder")

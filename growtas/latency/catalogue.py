@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
@@ -130,6 +131,7 @@ def latency_estimator(
     batch: int = 1,
     precision: str | None = None,
     here: Setup | None = None,
+    profile_of: str | Path | None = None,
 ) -> LatencyEstimator:
     """Who predicts a device's latencies of a space: a measured profile that fits, else the modelled one.
 
@@ -139,6 +141,7 @@ def latency_estimator(
     Args:
         precision: by default whatever there is, the newest measurement first.
         here: what a profile of ``cpu`` must have been measured with; by default this machine.
+        profile_of: what ``growtas profile --space`` takes for this space, for the message; by default the space's name.
 
     Raises:
         DeviceError: an unknown device, or one without a profile that fits; the message says what would be right.
@@ -153,5 +156,5 @@ def latency_estimator(
     if device in profile_names() and device != CPU:
         return RooflineLatency(profile=load_profile(device), space=space, batch=batch, precision=precision or "")
     because = f" that fits ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
-    command = f"growtas profile --device {device} --space {space.name} --batch {batch}"
+    command = f"growtas profile --device {device} --space {shlex.quote(str(profile_of or space.name))} --batch {batch}"
     raise DeviceError(f"{device} has no profile{because}; measure one with `{command}`")

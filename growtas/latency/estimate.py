@@ -47,12 +47,14 @@ class Latency:
         conditions: device, percentile, batch, precision and runtime.
         relative_uncertainty: half width of the interval around the number; of a measured one the margin that it was judged with, or
             None.
+        unsteady: whether a measured one was taken while other work disturbed the timings; None of what was not measured.
     """
 
     ms: float
     kind: Kind
     conditions: Conditions
     relative_uncertainty: float | None = None
+    unsteady: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, with the interval in milliseconds where the number has one."""
@@ -60,11 +62,16 @@ class Latency:
         if self.relative_uncertainty is not None:
             u = self.relative_uncertainty
             data |= {"relative_uncertainty": u, "interval_ms": [self.ms * (1 - u), self.ms * (1 + u)]}
-        return data
+        return data if self.unsteady is None else {**data, "unsteady": self.unsteady}
 
     def __str__(self) -> str:
         spread = f" +-{self.relative_uncertainty:.0%}" if self.relative_uncertainty is not None else ""
-        return f"{format_ms(self.ms)}{spread} ({self.kind})"
+        return f"{format_ms(self.ms)}{spread} ({kind_text(self.kind, self.unsteady)})"
+
+
+def kind_text(kind: str, unsteady: bool | None) -> str:
+    """A latency's kind for people: ``measured, unsteady`` where other work disturbed the timings."""
+    return f"{kind}, unsteady" if unsteady else kind
 
 
 class LatencyEstimator(Protocol):

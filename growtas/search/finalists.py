@@ -72,6 +72,11 @@ class SearchedSubnet:
         return self.finalists[-1].latencies
 
     @property
+    def unsteady(self) -> bool:
+        """Whether one of those was measured while other work disturbed the timings."""
+        return any(latency.unsteady for latency in self.latencies)
+
+    @property
     def latency(self) -> Latency | None:
         """The number that the first device's limit was judged on; None where no device was named."""
         return self.latencies[0].judged if self.latencies else None
@@ -99,7 +104,8 @@ def choose(
     """Chooses the best score whose latencies meet all limits: measured ones with their margin at hand, predicted ones elsewhere.
 
     A finalist that misses is added to what the devices' models are fitted to, and whatever then is predicted to miss is left out.
-    After ``MAX_FINALISTS`` misses it is the smallest subnet, which is known to meet the limits.
+    After ``MAX_FINALISTS`` misses it is the smallest subnet, which is known to meet the limits; or, on an unsteady machine, not known to
+    miss them.
 
     Args:
         ranked: evaluated subnets that are predicted to be legal, best first.
@@ -121,8 +127,8 @@ def choose(
             break
         if subnet == space.smallest:
             for latency in latencies:
-                if (judged := latency.judged) is not None and (compared := latency.judged_ms) is not None:
-                    check_latency(space, latency.max_ms, compared, judged.kind, judged.conditions)
+                if (judged := latency.judged) is not None and (compared := latency.judged_ms) is not None and not latency.undecided:
+                    check_latency(space, latency.max_ms, compared, judged.kind, judged.conditions, unsteady=latency.unsteady)
             break
         subnets, missed = [subnet for subnet, _ in left], [finalist.subnet for finalist in tried]
         keep = np.logical_and.reduce([target.meets(space, subnets, missed) for target in targets])

@@ -87,15 +87,27 @@ class Limits:
         ]
 
 
-def check_latency(space: SearchSpace, max_ms: float | None, smallest_ms: float, kind: Kind, conditions: Conditions) -> None:
+def check_latency(
+    space: SearchSpace,
+    max_ms: float | None,
+    smallest_ms: float,
+    kind: Kind,
+    conditions: Conditions,
+    *,
+    unsteady: bool = False,
+) -> None:
     """Make sure that the smallest subnet, whose latency is given in milliseconds, meets a latency limit.
+
+    Args:
+        unsteady: whether other work disturbed the measurement; the message says it.
 
     Raises:
         LimitError: it does not; the message says how slow it is.
     """
     if max_ms is not None and smallest_ms > max_ms:
         problem = _too_low(f"{kind} latency ({conditions})", max_ms, smallest_ms, format_ms)
-        raise LimitError(f"no subnet of {space.name} has {problem}")
+        busy = ", measured while other work was running here; on a quiet machine it may be faster" if unsteady else ""
+        raise LimitError(f"no subnet of {space.name} has {problem}{busy}")
 
 
 def _too_low(what: str, limit: float, lowest: float, form: Callable[[float, int], str]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from growtas.errors import CheckpointError, SpaceError, UsageError
 from growtas.progress import SILENT, Progress
 from growtas.runs import RUNS, Run, find_run, list_runs
-from growtas.space import SearchSpace, load_space, without_size
+from growtas.space import PRESETS, SearchSpace, load_space, without_size
 
 if TYPE_CHECKING:
     from growtas.data.evaluation import EvaluationSet
@@ -65,13 +65,23 @@ def searched_space(run: Run, space: str | None) -> SearchSpace:
         return trained
     narrowed = load_space(space)
     dimensions = ("embed_dim", "num_heads", "mlp_ratio", "depth")
-    if narrowed.name == without_size(trained.name) and all(getattr(narrowed, name) == getattr(trained, name) for name in dimensions):
+    if narrowed.name == without_size(trained.name) and all(
+        getattr(narrowed, name) == getattr(trained, name) for name in dimensions
+    ):
         return trained
     for field in dimensions:
         highest, bound = getattr(narrowed, field)[-1], getattr(trained, f"max_{field}")
         if highest > bound:
             raise SpaceError(f"--space {space}: {field} goes up to {highest:g}, but the supernet of {run.path} only to {bound:g}")
     return trained.replace(name=narrowed.name, **{field: getattr(narrowed, field) for field in dimensions})
+
+
+def profiled_as(run: Run) -> str | Path:
+    """What ``growtas profile --space`` takes for the space of a run: the preset's name if it is one, else the run's folder."""
+    space = run.space
+    preset = PRESETS.get(space.name)
+    # The head is one product of many: a profile fits any number of classes.
+    return space.name if preset is not None and preset.replace(num_classes=space.num_classes) == space else run.path
 
 
 @dataclass(frozen=True)

@@ -102,9 +102,15 @@ class Target:
                 relative_uncertainty=model.relative_uncertainty,
             )
         if (watch := self.stopwatch) is not None:
-            timed = watch.measure(subnet) if measure else watch.known(subnet)
+            timed = watch.measure(subnet, self.max_ms) if measure else watch.known(subnet)
             if timed is not None:
-                measured = Latency(ms=timed.ms, kind="measured", conditions=watch.conditions, relative_uncertainty=timed.margin)
+                measured = Latency(
+                    ms=timed.ms,
+                    kind="measured",
+                    conditions=watch.conditions,
+                    relative_uncertainty=timed.margin,
+                    unsteady=timed.unsteady,
+                )
         return DeviceLatency(self.device, self.max_ms, predicted, measured, provenance)
 
     def _predict(self, subnet: Subnet) -> float:
@@ -161,13 +167,29 @@ class DeviceLatency:
         return self.max_ms is None or (self.judged_ms is not None and self.judged_ms <= self.max_ms)
 
     @property
+    def unsteady(self) -> bool:
+        """Whether it was measured while other work disturbed the timings."""
+        return self.measured is not None and bool(self.measured.unsteady)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the limit lies between an unsteady measurement and that number: it is likely met, and was not shown to be."""
+        return self.unsteady and not self.meets and self.measured is not None and self.measured.ms <= (self.max_ms or 0.0)
+
+    @property
     def note(self) -> str | None:
         """What kind of number the latency is, in words; None without one."""
         latency = self.judged
         if latency is None:
             return None
         if latency.kind == "measured":
-            return f"measured on this machine ({latency.conditions})"
+            text = f"measured on this machine ({latency.conditions})"
+            if not latency.unsteady:
+                return text
+            text = f"{text}, unsteady: other work was running, so it is a ratio to the reference subnet, in turns with it"
+            if self.undecided:
+                return f"{text}; its interval crosses the limit, which is likely met but was not shown to be"
+            return text if self.max_ms is None else f"{text}; judged with its interval"
         spread = latency.relative_uncertainty or 0.0
         text = f"{self.provenance}, not measured; uncertainty +-{spread:.0%} ({latency.conditions})"
         if self.max_ms is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.files import replacing
+from growtas.latency.estimate import kind_text
 from growtas.units import format_bytes, format_count, format_ms
 from growtas.watch.diagram import subnet_svg
 from growtas.watch.search_report import SearchReport, at_most
@@ -130,4 +131,4 @@ def _latencies(device: Mapping[str, Any]) -> Iterator[str]:
     """The predicted and the measured latency."""
     for latency in (device["predicted"], device["measured"]):
         spread = f" +-{latency['relative_uncertainty']:.0%}" if latency and latency.get("relative_uncertainty") is not None else ""
-        yield f"{format_ms(latency['ms'])}{spread} ({latency['kind']})" if latency else "-"
+        yield f"{format_ms(latency['ms'])}{spread} ({kind_text(latency['kind'], latency.get('unsteady'))})" if latency else "-"

@@ -7,6 +7,7 @@ import pytest
 
 from growtas.cli.main import main
 from growtas.export.benchmark.stopwatch import ArchitectureTurns
+from growtas.latency.measured.paired import Block
 from tests.search_helpers import fake_ms, make_run
 
 
@@ -45,7 +46,7 @@ class Stopwatch(list):
         self += [subnet for subnet in subnets[:-1] if subnet not in self]
         speed = turns.batch * self.speed(self.turns)
         self.turns += 1
-        return [[fake_ms(subnet) * speed] * 5 for subnet in subnets]
+        return [[Block(fake_ms(subnet) * speed, fake_ms(subnet) * speed)] * 5 for subnet in subnets]
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from growtas.export.benchmark import stopwatch as turns
 from growtas.export.runtimes.base import is_installed
 from growtas.latency.catalogue import latency_estimator, load_measured
 from growtas.latency.measured.machine import local_setup
+from growtas.latency.measured.paired import Block
 from growtas.space import load_space
 from tests.export_helpers import TINY, Cli, make_run
 
@@ -45,7 +46,8 @@ class Clockwork:
         if len(self.timed) >= self.die_after:
             raise KeyboardInterrupt
         self.timed.append(len(subnets) - 1)
-        return [[self.speed * (s.embed_dim + sum(s.num_heads) + sum(s.mlp_ratio)) / 1000] * 5 for s in subnets]
+        times = [self.speed * (s.embed_dim + sum(s.num_heads) + sum(s.mlp_ratio)) / 1000 for s in subnets]
+        return [[Block(ms, ms)] * 5 for ms in times]
 
 
 def test_the_line_as_typed_measures_writes_and_is_listed(cli: Cli, tmp_path: Path) -> None:

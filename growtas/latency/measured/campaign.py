@@ -1,22 +1,25 @@
 """Measures many subnets on one machine, and notices where the machine is busy or throttled.
 
 Subnets are measured in groups, together with a reference subnet that is in every group. A group's blocks are interleaved, so its
-numbers are comparable with each other; the reference makes groups comparable. What is accepted is journalled at once, and a killed
-campaign goes on from there.
+numbers are comparable with each other; the reference makes groups comparable. Where the timings are not steady, more rounds
+follow, and a subnet is known by its ratio to the reference (:mod:`growtas.latency.measured.paired`); such samples are marked.
+What is accepted is journalled at once, and a killed campaign goes on from there.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from growtas.errors import ConfigError, GrowtasError, OutputError
 from growtas.files import append_json_line, drop_torn_line, ensure_writable, read_json_lines
+from growtas.latency.measured.paired import Block, InterleavedTimer, PairedRatio, medians, quiet_ms
 from growtas.nn.architecture import Architecture
 from growtas.progress import SILENT, Progress
 from growtas.space import SearchSpace
@@ -24,8 +27,8 @@ from growtas.subnet import Subnet
 
 Role = Literal["fit", "held-out", "repeat"]
 """What a sample is for: fitting a model, testing it, or comparing with another time."""
-InterleavedTimer = Callable[[Sequence[Subnet]], list[list[float]]]
-"""Times subnets in interleaved blocks: the median milliseconds of each subnet in each block, shape ``(subnets, blocks)``."""
+PRECISE = 0.04
+"""Half width of an unsteady sample's interval, relative to it, from which on no further rounds are taken for it."""
 
 
 class UnsteadyMachine(GrowtasError):
@@ -62,19 +65,21 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What a measurement must keep to be a sample.
+    """What a measurement must keep to be a steady sample, and what happens where it does not.
 
     Attributes:
         cv: largest robust coefficient of variation of a subnet's blocks; see :func:`spread`.
-        drift: largest relative change of the reference against the groups accepted before.
-        tries: how often a group is measured before the campaign stops.
+        drift: largest relative change of the reference against usual, or against the groups accepted before.
+        tries: how often a group is measured at most.
         group: subnets measured together, beside the reference.
+        strict: refuse what is not steady, after pauses, instead of marking it.
     """
 
     cv: float = 0.05
     drift: float = 0.04
     tries: int = 4
     group: int = 9
+    strict: bool = False
 
     def __post_init__(self) -> None:
         for name in ("cv", "drift"):
@@ -91,10 +96,13 @@ class Sample:
 
     Attributes:
         subnet: what was timed.
-        p50_ms: median over its blocks' medians, milliseconds a batch.
+        p50_ms: median over its blocks' medians, milliseconds a batch; of an unsteady sample its paired ratio times
+            ``reference_ms``.
         cv: robust coefficient of variation of the blocks.
-        reference_ms: what the reference subnet took in the same blocks.
-        visit: 0, or 1 for a repetition at another time.
+        reference_ms: what the reference subnet took in the same blocks; of an unsteady sample their lower quartile.
+        visit: 0, or a higher number for a repetition at another time.
+        half_width: of the interval of the ratio to the reference, relative to it; None for a steady sample.
+        rounds: blocks of the subnet that were used; 0 where that was not recorded.
     """
 
     subnet: Subnet
@@ -102,13 +110,22 @@ class Sample:
     cv: float
     reference_ms: float
     visit: int = 0
+    half_width: float | None = None
+    rounds: int = 0
+
+    @property
+    def unsteady(self) -> bool:
+        """Whether other work disturbed the timings too much for their own medians to count."""
+        return self.half_width is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form, without the visit."""
-        return {"subnet": self.subnet.to_dict(), "p50_ms": self.p50_ms, "cv": self.cv, "reference_ms": self.reference_ms}
+        """The JSON form, without the visit; ``unsteady`` and ``half_width`` stand in that of an unsteady sample."""
+        marks = {"unsteady": True, "half_width": self.half_width} if self.unsteady else {}
+        fields = {"p50_ms": self.p50_ms, "cv": self.cv, "reference_ms": self.reference_ms}
+        return {"subnet": self.subnet.to_dict(), **fields, **marks}
 
 
-def spread(blocks_ms: Sequence[float]) -> float:
+def spread(blocks_ms: Sequence[float] | NDArray[np.float64]) -> float:
     """Robust coefficient of variation: 1.4826 times the median absolute deviation, over the median.
 
     The factor makes it the standard deviation of normal noise. A single spoiled block does not count.
@@ -126,7 +143,8 @@ class Campaign:
         space: geometry of the architectures; its middle subnet is the reference.
         setup: what is measured how; only samples of the same setup are reused.
         timer: times subnets.
-        bounds: what is refused.
+        bounds: what is steady. Strict ones leave unsteady samples of the journal alone too.
+        usual_ms: what the reference takes while nothing else runs, milliseconds; None where only the samples tell.
         progress: advances with every sample, gets each new :class:`Sample` as an event, and a note when a group is measured again.
 
     Raises:
@@ -141,10 +159,12 @@ class Campaign:
         timer: InterleavedTimer,
         *,
         bounds: Bounds | None = None,
+        usual_ms: float | None = None,
         progress: Progress = SILENT,
     ) -> None:
         self.path, self.space, self.setup, self.bounds = Path(path), space, setup, bounds or Bounds()
-        self._timer, self._progress = timer, progress
+        self._timer, self._usual_ms, self._progress = timer, usual_ms, progress
+        self._noted = False
         self.reference = space.middle()
         self._known: dict[tuple[str, int], Sample] = {}
         self.remeasured = 0
@@ -154,14 +174,18 @@ class Campaign:
         for line in read_json_lines(self.path):
             if isinstance(line, dict) and line.get("setup") == expected and {"subnet", "p50_ms", "reference_ms"} <= line.keys():
                 subnet = Subnet.from_dict(line["subnet"], source=str(self.path))
+                half_width = line.get("half_width")
                 sample = Sample(
                     subnet=subnet,
                     p50_ms=float(line["p50_ms"]),
                     cv=float(line["cv"]),
                     reference_ms=float(line["reference_ms"]),
                     visit=int(line["visit"]),
+                    half_width=None if half_width is None else float(half_width),
+                    rounds=int(line.get("rounds", 0)),
                 )
-                self._known[str(line.get("architecture")), sample.visit] = sample
+                if not (sample.unsteady and self.bounds.strict):
+                    self._known[str(line.get("architecture")), sample.visit] = sample
 
     def _architecture(self, subnet: Subnet) -> dict[str, Any]:
         return Architecture.of(self.space, subnet).to_dict()
@@ -170,45 +194,86 @@ class Campaign:
         """The journalled sample, if there is one."""
         return self._known.get((str(self._architecture(subnet)), visit))
 
+    @property
+    def quiet_reference_ms(self) -> float | None:
+        """What the reference takes while nothing else runs: as given, else the lower quartile over the samples; None without any."""
+        if self._usual_ms is not None:
+            return self._usual_ms
+        beside = [sample.reference_ms for sample in self._known.values()]
+        return float(np.percentile(beside, 25)) if beside else None
+
     def measure(self, subnets: Iterable[Subnet], *, visit: int = 0) -> list[Sample]:
         """A sample of each subnet, journalled or measured now, in their order.
+
+        Unsteady ones are brought to :attr:`quiet_reference_ms`: the groups that they are from may have been disturbed differently.
 
         Args:
             visit: 1 to measure subnets again that have a sample already.
 
         Raises:
-            UnsteadyMachine: the timings of a group did not settle.
+            UnsteadyMachine: the timings of a group did not settle, and the bounds are strict.
             OutputError: the journal can't be written.
         """
         subnets = list(dict.fromkeys(subnets))
         missing = [subnet for subnet in subnets if self.known(subnet, visit) is None]
         self._progress.advance(len(subnets) - len(missing))
+        measure_group = self._strict_group if self.bounds.strict else self._group
         for start in range(0, len(missing), self.bounds.group):
-            self._group(missing[start : start + self.bounds.group], visit)
+            measure_group(missing[start : start + self.bounds.group], visit)
         samples = [self.known(subnet, visit) for subnet in subnets]
-        return [sample for sample in samples if sample is not None]
+        return [self._at_quiet(sample) for sample in samples if sample is not None]
+
+    def _at_quiet(self, sample: Sample) -> Sample:
+        usual_ms = self.quiet_reference_ms
+        if not sample.unsteady or usual_ms is None:
+            return sample
+        return replace(sample, p50_ms=sample.p50_ms / sample.reference_ms * usual_ms, reference_ms=usual_ms)
 
     def _group(self, pending: list[Subnet], visit: int) -> None:
-        """Measure a group until every subnet has a sample that keeps the bounds."""
+        """Measures a group: steady subnets once, the others until their ratio to the reference is precise, or ``tries`` times."""
+        blocks: dict[Subnet, list[Block]] = {subnet: [] for subnet in pending}
+        beside: list[Block] = []
+        for attempt in range(self.bounds.tries):
+            *turns, reference = self._timer([*pending, self.reference])
+            beside += reference
+            why = self._complaint(medians(reference))
+            accepted: list[Sample] = []
+            for subnet, times in zip(pending, turns, strict=True):
+                blocks[subnet] += times
+                sample = None if why else self._steady(subnet, times, reference, visit)
+                if sample is None:
+                    paired = PairedRatio.of_blocks(blocks[subnet], beside)
+                    if paired.half_width <= PRECISE or attempt == self.bounds.tries - 1:
+                        sample = self._unsteady(subnet, blocks[subnet], beside, paired, visit)
+                if sample is not None:
+                    accepted.append(sample)
+            self._record(accepted)
+            pending = [subnet for subnet in pending if subnet not in {sample.subnet for sample in accepted}]
+            if not self._noted and (pending or any(sample.unsteady for sample in accepted)):
+                self._noted = True
+                worst = max(spread(medians(times)) for times in turns)
+                why = why or f"blocks of one subnet vary by {worst:.1%} (allowed are {self.bounds.cv:.1%})"
+                self._progress.note(f"this machine is not steady: {why}; latencies are judged on ratios to the reference subnet")
+            if not pending:
+                return
+
+    def _strict_group(self, pending: list[Subnet], visit: int) -> None:
+        """Measures a group until every subnet has a steady sample."""
         why = ""
         for attempt in range(self.bounds.tries):
             if attempt:
                 self.remeasured += len(pending)
                 self._progress.note(f"measuring {len(pending)} subnets again: {why}")
                 time.sleep(2.0 * attempt)
-            *blocks, reference_blocks = self._timer([*pending, self.reference])
-            reference = float(np.median(reference_blocks))
-            why = self._complaint(reference, spread(reference_blocks))
+            *turns, reference = self._timer([*pending, self.reference])
+            why = self._complaint(medians(reference))
             if why:
                 continue
-            accepted = [
-                Sample(subnet=subnet, p50_ms=float(np.median(times)), cv=spread(times), reference_ms=reference, visit=visit)
-                for subnet, times in zip(pending, blocks, strict=True)
-                if spread(times) <= self.bounds.cv
-            ]
+            samples = [self._steady(subnet, times, reference, visit) for subnet, times in zip(pending, turns, strict=True)]
+            accepted = [sample for sample in samples if sample is not None]
             self._record(accepted)
             done = {sample.subnet for sample in accepted}
-            worst = max(map(spread, blocks))
+            worst = max(spread(medians(times)) for times in turns)
             why = f"their timings vary by {worst:.1%} (allowed are {self.bounds.cv:.1%})"
             pending = [subnet for subnet in pending if subnet not in done]
             if not pending:
@@ -218,16 +283,41 @@ class Campaign:
             f"the {len(self._known)} good samples are in {self.path}, and the same command goes on from there when it is quiet"
         )
 
-    def _complaint(self, reference_ms: float, cv: float) -> str:
-        """Why a group's reference is not to be trusted; empty if it is."""
+    def _steady(self, subnet: Subnet, blocks: list[Block], reference: list[Block], visit: int) -> Sample | None:
+        """The sample of blocks that keep the bounds; None of others."""
+        times, cv = medians(blocks), spread(medians(blocks))
+        if cv > self.bounds.cv:
+            return None
+        beside = float(np.median(medians(reference)))
+        ms = float(np.median(times))
+        return Sample(subnet=subnet, p50_ms=ms, cv=cv, reference_ms=beside, visit=visit, rounds=len(blocks))
+
+    def _unsteady(self, subnet: Subnet, blocks: list[Block], reference: list[Block], paired: PairedRatio, visit: int) -> Sample:
+        beside, cv = quiet_ms(reference), spread(medians(blocks))
+        return Sample(
+            subnet=subnet,
+            p50_ms=paired.ratio * beside,
+            cv=cv,
+            reference_ms=beside,
+            visit=visit,
+            half_width=paired.half_width,
+            rounds=len(blocks),
+        )
+
+    def _complaint(self, reference_ms: NDArray[np.float64]) -> str:
+        """Why a group's reference is not steady; empty if it is."""
+        cv = spread(reference_ms)
         if cv > self.bounds.cv:
             return f"the reference subnet's timings vary by {cv:.1%} (allowed are {self.bounds.cv:.1%})"
         before = [sample.reference_ms for sample in self._known.values()]
-        if not before:
+        # Strict bounds with a usual time are guarded by whoever knows it.
+        usual = None if self.bounds.strict else self._usual_ms
+        if usual is None and not before:
             return ""
-        moved = reference_ms / float(np.median(before)) - 1
+        than = "usual" if usual is not None else "before"
+        moved = float(np.median(reference_ms)) / (usual or float(np.median(before))) - 1
         if abs(moved) > self.bounds.drift:
-            return f"the reference subnet took {moved:+.1%} against before (allowed are {self.bounds.drift:.1%})"
+            return f"the reference subnet took {moved:+.1%} against {than} (allowed are {self.bounds.drift:.1%})"
         return ""
 
     def _record(self, samples: list[Sample]) -> None:
@@ -236,12 +326,11 @@ class Campaign:
             line = {
                 "setup": self.setup.to_dict(),
                 "architecture": architecture,
-                "subnet": sample.subnet.to_dict(),
                 "visit": sample.visit,
                 "kind": "measured",
-                "p50_ms": sample.p50_ms,
-                "cv": sample.cv,
-                "reference_ms": sample.reference_ms,
+                "unsteady": sample.unsteady,
+                "rounds": sample.rounds,
+                **sample.to_dict(),
             }
             try:
                 append_json_line(self.path, line)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from growtas.latency.measured.campaign import Bounds, InterleavedTimer, Setup, UnsteadyMachine, spread
+from growtas.latency.measured.campaign import Bounds, Setup, UnsteadyMachine, spread
+from growtas.latency.measured.paired import Block, InterleavedTimer, PairedRatio, medians, quiet_ms
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.resources import available_threads
 from growtas.subnet import Subnet
@@ -75,6 +76,19 @@ def why_not_here(profile: MeasuredProfile, here: Setup) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Subnets that were timed together.
+
+    Attributes:
+        ms: median milliseconds of each while nothing else runs.
+        unsteady: whether other work disturbed the timings, so that ``ms`` are estimates from the quietest rounds.
+    """
+
+    ms: tuple[float, ...]
+    unsteady: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """What timing a profile's subnets now has shown.
 
@@ -83,11 +97,13 @@ class Check:
         factor: what the profile's latencies are to be multiplied by; 1 where the reference takes as long as recorded; None where
             the profile is not to be used.
         message: for people; empty where there is nothing to say.
+        unsteady: whether other work disturbed the timings.
     """
 
     reference_ms: float
     factor: float | None
     message: str = ""
+    unsteady: bool = False
 
 
 def recorded_ms(profile: MeasuredProfile) -> float:
@@ -95,53 +111,74 @@ def recorded_ms(profile: MeasuredProfile) -> float:
     return float(np.median([sample.reference_ms for _, sample in profile.samples]))
 
 
-def check_profile(profile: MeasuredProfile, timer: InterleavedTimer) -> Check:
+def check_profile(profile: MeasuredProfile, timer: InterleavedTimer, *, strict: bool = False) -> Check:
     """Times the profile's reference subnet; where it is off, once more together with the smallest and the largest sample.
 
     If all three are off by one factor, the profile holds after scaling; if they are not, or the factor is above :data:`MAX_FACTOR`,
-    this is another machine or a busy one, and the profile is not to be used.
+    this is another machine or a busy one, and the profile is not to be used. Where the timings are unsteady, twice
+    :data:`TOLERANCE` is allowed.
 
     Args:
         timer: times subnets of the profile's space.
+        strict: see :func:`time_together`.
 
     Raises:
-        UnsteadyMachine: the timings do not settle.
+        UnsteadyMachine: the timings do not settle, and ``strict``.
     """
     reference, recorded = profile.space.middle(), recorded_ms(profile)
-    now = steady_ms([reference], timer)[0]
-    if abs(now / recorded - 1) <= TOLERANCE:
-        return Check(reference_ms=now, factor=1.0)
+    first = time_together([reference], timer, strict=strict)
+    now, unsteady = first.ms[0], first.unsteady
+    if abs(now / recorded - 1) <= _tolerance(unsteady):
+        return Check(reference_ms=now, factor=1.0, unsteady=unsteady)
     timed = {sample.subnet: sample.p50_ms for role, sample in profile.samples if role != "repeat"}
     ends = [min(timed, key=timed.__getitem__), max(timed, key=timed.__getitem__)]
     # Together, since a busy moment may have come or gone since.
-    *ends_ms, now = steady_ms([*ends, reference], timer)
+    together = time_together([*ends, reference], timer, strict=strict)
+    (*ends_ms, now), unsteady = together.ms, together.unsteady
     factor = now / recorded
     factors = [ms / timed[end] for ms, end in zip(ends_ms, ends, strict=True)]
-    if abs(factor - 1) <= TOLERANCE:
-        return Check(reference_ms=now, factor=1.0)
+    if abs(factor - 1) <= _tolerance(unsteady):
+        return Check(reference_ms=now, factor=1.0, unsteady=unsteady)
     message = f"the profile's reference subnet takes {factor:.2f} times what it took then"
     if not 1 / MAX_FACTOR <= factor <= MAX_FACTOR:
-        return Check(reference_ms=now, factor=None, message=f"{message}: another machine, or a busy one")
-    if max(abs(other / factor - 1) for other in factors) > TOLERANCE:
-        low, high = f"{factors[0]:.2f}", f"{factors[1]:.2f}"
-        return Check(reference_ms=now, factor=None, message=f"{message}, the smallest one {low} and the largest {high} times")
-    return Check(reference_ms=now, factor=factor, message=message)
+        message = f"{message}: another machine, or a busy one"
+        return Check(reference_ms=now, factor=None, message=message, unsteady=unsteady)
+    if max(abs(other / factor - 1) for other in factors) > _tolerance(unsteady):
+        message = f"{message}, the smallest one {factors[0]:.2f} and the largest {factors[1]:.2f} times"
+        return Check(reference_ms=now, factor=None, message=message, unsteady=unsteady)
+    return Check(reference_ms=now, factor=factor, message=message, unsteady=unsteady)
 
 
-def steady_ms(subnets: list[Subnet], timer: InterleavedTimer) -> list[float]:
-    """Medians of subnets in milliseconds, measured again while their blocks vary by more than a campaign allows.
+def _tolerance(unsteady: bool) -> float:
+    return 2 * TOLERANCE if unsteady else TOLERANCE
+
+
+def time_together(subnets: list[Subnet], timer: InterleavedTimer, *, strict: bool = False) -> Timed:
+    """Medians of subnets, of which the last one is the reference; timed again while their blocks vary more than a campaign allows.
+
+    Args:
+        strict: pause between the tries, and raise where the blocks vary each time. Without it the rounds of all tries together give
+            an estimate: of the reference its quiet blocks, of the others their ratios to it.
 
     Raises:
-        UnsteadyMachine: they vary each time.
+        UnsteadyMachine: they vary each time, and ``strict``.
     """
     bounds, worst = Bounds(), 0.0
+    rounds: list[list[Block]] = [[] for _ in subnets]
     for attempt in range(bounds.tries):
-        if attempt:
+        if attempt and strict:
             time.sleep(2.0 * attempt)
         blocks = timer(subnets)
-        worst = max(map(spread, blocks))
+        worst = max(spread(medians(times)) for times in blocks)
         if worst <= bounds.cv:
-            return [float(np.median(times)) for times in blocks]
+            return Timed(ms=tuple(float(np.median(medians(times))) for times in blocks), unsteady=False)
+        for so_far, times in zip(rounds, blocks, strict=True):
+            so_far += times
+    if not strict:
+        *others, reference = rounds
+        reference_ms = quiet_ms(reference)
+        ratios = (PairedRatio.of_blocks(times, reference).ratio for times in others)
+        return Timed(ms=(*(ratio * reference_ms for ratio in ratios), reference_ms), unsteady=True)
     raise UnsteadyMachine(
         f"the machine is too busy, or its clocks change: one subnet's timings vary by {worst:.1%} (allowed are {bounds.cv:.1%}), "
         f"{bounds.tries} times; nothing was lost, and the same command goes on when it is quiet"

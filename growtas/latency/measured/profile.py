@@ -53,6 +53,8 @@ _HOW_MEASURED = (
 _ABOVE_ZERO = Rule(POSITIVE.accepts, "a finite number above zero")
 _FROM_ZERO = Rule(NOT_NEGATIVE.accepts, "a finite number from zero up")
 _SAMPLE_RULES = {"role": one_of(*ROLES), "p50_ms": _ABOVE_ZERO, "cv": _FROM_ZERO, "reference_ms": _ABOVE_ZERO}
+_UNSTEADY_RULES = {"unsteady": Rule(lambda value: value is True, "true, or left out"), "half_width": _FROM_ZERO}
+_CLAIMED = ("format", "kind", "unsteady", "held_out", "repeatability")
 _GEOMETRY = ("head_dim", "image_size", "patch_size", "in_chans", "max_relative_position")
 
 
@@ -100,7 +102,7 @@ class MeasuredProfile:
         samples: timed subnets with their role: ``fit``, ``held-out``, or ``repeat`` for a second time.
         basis: the model's set of terms, of :data:`growtas.latency.measured.terms.BASES`.
         coefficients: milliseconds for each term, by its name.
-        max_cv, max_drift: bounds that the samples keep.
+        max_cv, max_drift: bounds that the steady samples keep.
         remeasured: samples that were thrown away and measured again.
         sources: how the numbers came about.
         date: of the last sample, ISO.
@@ -159,6 +161,11 @@ class MeasuredProfile:
         )
 
     @property
+    def unsteady(self) -> int:
+        """Samples that were taken while other work disturbed the timings; their latencies are ratios to the reference subnet."""
+        return sum(sample.unsteady for _, sample in self.samples)
+
+    @property
     def conditions(self) -> Conditions:
         """What its latencies are of."""
         return Conditions(device=self.name, batch=self.batch, precision=self.precision, runtime=self.runtime)
@@ -205,7 +212,7 @@ class MeasuredProfile:
             raise DeviceError(f"the profile of {self.name} does not fit: {why}")
         samples = self.of_role("held-out")
         residuals = np.array([sample.p50_ms for sample in samples]) / self._predicted(samples) - 1
-        error = self.held_out.p95
+        error, unsteady = self.held_out.p95, f" ({self.unsteady} samples of the profile are unsteady)" if self.unsteady else ""
         return FittedLatency(
             space=self.space,
             conditions=self.conditions,
@@ -213,7 +220,7 @@ class MeasuredProfile:
             relative_uncertainty=error,
             basis=self.basis,
             residuals=tuple(residuals.tolist()),
-            provenance=f"predicted from {len(self.of_role('fit'))} measured subnets, held-out error p95 {error:.1%}",
+            provenance=f"predicted from {len(self.of_role('fit'))} measured subnets{unsteady}, held-out error p95 {error:.1%}",
         )
 
     def why_not(self, space: SearchSpace, *, batch: int = 1, precision: str | None = None) -> str:
@@ -238,7 +245,7 @@ class MeasuredProfile:
         samples = [{"role": role, **sample.to_dict()} for role, sample in self.samples]
         plain |= {"space": self.space.to_dict(), "samples": samples, "sources": list(self.sources)}
         claims = {"held_out": dataclasses.asdict(self.held_out), "repeatability": dataclasses.asdict(self.repeatability)}
-        return {"format": FORMAT, "kind": self.kind, **plain, **claims}
+        return {"format": FORMAT, "kind": self.kind, **plain, "unsteady": self.unsteady, **claims}
 
     @classmethod
     def from_dict(cls, data: Any, *, source: str = "profile") -> MeasuredProfile:
@@ -249,7 +256,7 @@ class MeasuredProfile:
         """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT or data.get("kind") != "measured":
             raise ConfigError(f"{source}: not a measured profile of format {FORMAT}")
-        rest = {key: value for key, value in data.items() if key not in ("format", "kind", "held_out", "repeatability")}
+        rest = {key: value for key, value in data.items() if key not in _CLAIMED}
         fields = checked_fields(cls, rest, source)
         try:
             fields["space"] = SearchSpace.from_dict(fields["space"], source=f"{source}: space")
@@ -272,6 +279,9 @@ class MeasuredProfile:
             raise ConfigError(f"{source}: a sample of role repeat is of a subnet without a first sample")
         for part in ("held_out", "repeatability"):
             _compare(data.get(part), dataclasses.asdict(getattr(profile, part)), f"{source}: {part}")
+        # Profiles of earlier versions hold steady samples only, and don't say it.
+        if data.get("unsteady", 0) != profile.unsteady:
+            raise ConfigError(f"{source}: unsteady is {data['unsteady']!r}, but {profile.unsteady} of the profile's samples are")
         return profile
 
 
@@ -293,16 +303,25 @@ def held_out_errors(predicted_ms: NDArray[np.float64], measured_ms: NDArray[np.f
 
 
 def _sample(item: Any, source: str, space: SearchSpace) -> tuple[Role, Sample]:
-    if not isinstance(item, Mapping) or set(item) != {"role", "subnet", "p50_ms", "cv", "reference_ms"}:
-        raise ConfigError(f"{source}: it must be an object with role, subnet, p50_ms, cv and reference_ms")
-    for name, rule in _SAMPLE_RULES.items():
+    names = {"role", "subnet", "p50_ms", "cv", "reference_ms"}
+    if not isinstance(item, Mapping) or set(item) not in (names, names | set(_UNSTEADY_RULES)):
+        message = "it must be an object with role, subnet, p50_ms, cv and reference_ms, and with unsteady and half_width if it is unsteady"
+        raise ConfigError(f"{source}: {message}")
+    for name, rule in {**_SAMPLE_RULES, **(_UNSTEADY_RULES if "unsteady" in item else {})}.items():
         rule.check(f"{source}: {name}", item[name])
     try:
         subnet = space.validate(Subnet.from_dict(item["subnet"]))
     except SubnetError as error:
         raise ConfigError(f"{source}: {error}") from None
     visit = int(item["role"] == "repeat")
-    return item["role"], Sample(subnet=subnet, p50_ms=item["p50_ms"], cv=item["cv"], reference_ms=item["reference_ms"], visit=visit)
+    return item["role"], Sample(
+        subnet=subnet,
+        p50_ms=item["p50_ms"],
+        cv=item["cv"],
+        reference_ms=item["reference_ms"],
+        visit=visit,
+        half_width=item.get("half_width"),
+    )
 
 
 def _compare(claimed: Any, computed: dict[str, float], where: str) -> None:

@@ -3,6 +3,10 @@
 A single median describes one moment of the machine. So a subnet that a limit is judged on is timed at two visits, in blocks that
 are interleaved with the reference subnet (:mod:`growtas.latency.measured.campaign`), each visit with new sessions. The margin says
 how much longer the subnet may take another time.
+
+On a machine that other work disturbs, the latency is the subnet's ratio to the reference times what the reference takes while
+nothing else runs, and the margin is the ratio's interval. While that interval crosses a limit, more visits follow, up to
+:data:`MAX_VISITS`.
 """
 
 from __future__ import annotations
@@ -16,11 +20,14 @@ import numpy as np
 
 from growtas.files import read_json_lines
 from growtas.latency.estimate import Conditions
-from growtas.latency.measured.campaign import Bounds, Campaign, InterleavedTimer, Sample, Setup, UnsteadyMachine
+from growtas.latency.measured.campaign import Bounds, Campaign, Sample, Setup, UnsteadyMachine
+from growtas.latency.measured.paired import Block, InterleavedTimer, PairedRatio, medians
 from growtas.progress import SILENT, Progress
 from growtas.subnet import Subnet
 
 VISITS = 2
+MAX_VISITS = 6
+"""Visits of a subnet whose interval crosses a limit on an unsteady machine."""
 LEAST_MARGIN = 0.02
 """On a quiet machine measurements of a subnet at two times differ by about 1 %; a margin is at least twice that."""
 _REPEATS = 1.5
@@ -34,15 +41,21 @@ class MeasuredLatency:
     Attributes:
         ms: the median of a batch in milliseconds, the mean over the visits.
         margin: how much longer it may take another time, relative to ``ms``.
+        unsteady: whether other work disturbed a visit, so that ``ms`` comes from ratios to the reference subnet.
     """
 
     ms: float
     margin: float
+    unsteady: bool = False
 
     @property
     def upper_ms(self) -> float:
         """What limits are judged on, milliseconds."""
         return self.ms * (1 + self.margin)
+
+    def crosses(self, limit_ms: float) -> bool:
+        """Whether the limit lies within the margin around ``ms``, so that more measurements may tell on which side it is."""
+        return self.ms * (1 - self.margin) <= limit_ms < self.upper_ms
 
 
 def combine_visits(samples: Sequence[Sample], *, reference_ms: float | None, repeatability: float) -> MeasuredLatency:
@@ -52,15 +65,27 @@ def combine_visits(samples: Sequence[Sample], *, reference_ms: float | None, rep
     and one and a half times the largest difference of repeated measurements in the profile. The second is how much faster than
     usual the machine was, going by the reference subnet beside it; nothing where it was slower.
 
+    If one of the samples is unsteady, the latency is the paired ratio over all visits times ``reference_ms``, and the half width of
+    its interval stands for the blocks and the visits; the second part is in the ratio then.
+
     Args:
         samples: of one subnet, one a visit.
         reference_ms: what the reference subnet usually takes, milliseconds; None where that is not known.
         repeatability: relative difference of measurements at two times that a profile knows of; 0 without one.
     """
+    beside = float(np.mean([sample.reference_ms for sample in samples]))
+    if any(sample.unsteady for sample in samples):
+        ratios = [
+            # Of a steady visit the blocks' variation tells the error, as it tells the margin.
+            PairedRatio(ratio=s.p50_ms / s.reference_ms, half_width=_BLOCKS * s.cv if s.half_width is None else s.half_width)
+            for s in samples
+        ]
+        paired = PairedRatio.of_visits(ratios)
+        margin = max(LEAST_MARGIN, paired.half_width, _REPEATS * repeatability)
+        return MeasuredLatency(ms=paired.ratio * (reference_ms or beside), margin=margin, unsteady=True)
     values = [sample.p50_ms for sample in samples]
     visits = max(values) / min(values) - 1
     spread = max(LEAST_MARGIN, _BLOCKS * max(sample.cv for sample in samples), visits, _REPEATS * repeatability)
-    beside = float(np.mean([sample.reference_ms for sample in samples]))
     faster = max((reference_ms or beside) / beside - 1, 0.0)
     return MeasuredLatency(ms=float(np.mean(values)), margin=spread + faster)
 
@@ -71,7 +96,7 @@ class LocalStopwatch:
     Args:
         campaign: measures and journals.
         usual_ms: what the reference subnet takes when nothing is the matter, milliseconds: as a profile recorded it; None where
-            that is not known.
+            only the campaign's samples tell.
         repeatability: see :func:`combine_visits`.
     """
 
@@ -86,24 +111,41 @@ class LocalStopwatch:
 
     def known(self, subnet: Subnet) -> MeasuredLatency | None:
         """The journalled latency; None where the sample of a visit is missing."""
-        samples = [self.campaign.known(subnet, visit) for visit in range(VISITS)]
-        present = [sample for sample in samples if sample is not None]
-        if len(present) < VISITS:
+        samples = self._samples(subnet)
+        if len(samples) < VISITS:
             return None
-        return combine_visits(present, reference_ms=self.usual_ms, repeatability=self.repeatability)
+        usual_ms = self.usual_ms
+        if usual_ms is None and any(sample.unsteady for sample in samples):
+            usual_ms = self.campaign.quiet_reference_ms
+        return combine_visits(samples, reference_ms=usual_ms, repeatability=self.repeatability)
 
-    def measure(self, subnet: Subnet) -> MeasuredLatency:
+    def measure(self, subnet: Subnet, limit_ms: float | None = None) -> MeasuredLatency:
         """The journalled latency, or the one that is measured now.
 
+        Args:
+            limit_ms: while an unsteady latency's interval crosses it, the subnet is measured again, up to :data:`MAX_VISITS` times.
+
         Raises:
-            UnsteadyMachine: the machine is too busy.
+            UnsteadyMachine: the machine is too busy, and the campaign's bounds are strict.
             OutputError: the journal can't be written.
         """
-        for visit in range(VISITS):
+        for visit in range(MAX_VISITS):
+            if visit >= VISITS:
+                latency = self.known(subnet)
+                assert latency is not None
+                if limit_ms is None or not (latency.unsteady and latency.crosses(limit_ms)):
+                    return latency
             self.campaign.measure([subnet], visit=visit)
         latency = self.known(subnet)
         assert latency is not None
         return latency
+
+    def _samples(self, subnet: Subnet) -> list[Sample]:
+        """The samples of the visits so far."""
+        samples: list[Sample] = []
+        while (sample := self.campaign.known(subnet, len(samples))) is not None:
+            samples.append(sample)
+        return samples
 
     def expected_margin(self, reference_ms: float) -> float:
         """The margin of a subnet that is measured as steadily as can be, while the reference takes ``reference_ms``.
@@ -120,7 +162,7 @@ def guard_reference(timer: InterleavedTimer, usual_ms: float, bounds: Bounds, pr
     raises :class:`UnsteadyMachine` when the reference takes another time at every try.
     """
 
-    def guarded(subnets: Sequence[Subnet]) -> list[list[float]]:
+    def guarded(subnets: Sequence[Subnet]) -> list[list[Block]]:
         moved = 0.0
         for attempt in range(bounds.tries):
             if attempt:
@@ -129,7 +171,7 @@ def guard_reference(timer: InterleavedTimer, usual_ms: float, bounds: Bounds, pr
                 )
                 time.sleep(4.0 * attempt)
             blocks = timer(subnets)
-            moved = float(np.median(blocks[-1])) / usual_ms - 1
+            moved = float(np.median(medians(blocks[-1]))) / usual_ms - 1
             if abs(moved) <= bounds.drift:
                 return blocks
         raise UnsteadyMachine(

@@ -48,7 +48,7 @@ class Stopwatch:
     def known(self, subnet):
         return self.timed.get(subnet)
 
-    def measure(self, subnet):
+    def measure(self, subnet, limit_ms=None):
         return self.timed.setdefault(subnet, MeasuredLatency(ms=self.ms(subnet), margin=self.margin))
 
 

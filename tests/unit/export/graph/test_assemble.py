@@ -91,7 +91,7 @@ def test_turns_go_back_and_forth_and_give_the_median_of_each_block(monkeypatch: 
     # Five untimed runs each before the first block: a's slow start must not be in it.
     blocks = measure_in_turns([timer("a", 9.0, 1.0), timer("b", 2.0, 2.0)], rounds=3, seconds=0.0, min_runs=3)
     assert "".join(calls) == "a" * 8 + "b" * 8 + "b" * 5 + "a" * 5 + "a" * 5 + "b" * 5
-    assert blocks == [[1.0] * 3, [2.0] * 3]
+    assert blocks == [[(1.0, 1.0)] * 3, [(2.0, 2.0)] * 3]
 
 
 def test_one_slow_second_spoils_one_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_one_slow_second_spoils_one_block_only(monkeypatch: pytest.MonkeyPatch) 
     # Twelve runs up to the second block, two of them its untimed ones; then slow for its five, and the untimed ones after it.
     times = iter([4.0] * 12 + [50.0] * 7 + [4.0] * 1000)
     (blocks,) = measure_in_turns([lambda: next(times)], rounds=9, seconds=0.0, min_runs=5)
-    assert blocks == [4.0, 50.0, 4.0, *[4.0] * 6]
+    assert [block.median_ms for block in blocks] == [4.0, 50.0, 4.0, *[4.0] * 6]
 
 
 def test_clocks_are_what_the_system_tells() -> None:

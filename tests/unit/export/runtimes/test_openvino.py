@@ -201,7 +201,7 @@ def test_subnets_are_timed_in_openvino() -> None:
     )
     assert (timed.info(SUBNET).runtime, timed.info(SUBNET).threads) == ("openvino", 1)
     medians = np.array(timed(subnets))
-    assert medians.shape == (2, 3)
+    assert medians.shape == (2, 3, 2)
     assert (medians > 0).all()
     images = noise(2, SHAPE)
     for subnet in subnets:

@@ -7,6 +7,7 @@ import pytest
 
 from growtas.errors import ConfigError, OutputError
 from growtas.latency.measured.campaign import Bounds, Campaign, Setup, UnsteadyMachine, spread
+from growtas.latency.measured.paired import Block
 from growtas.progress import SILENT
 from growtas.sampling import sample_batch
 from growtas.space import PRESETS
@@ -14,7 +15,7 @@ from tests.progress_recorder import Recorder
 
 MICRO = PRESETS["micro"]
 SETUP = Setup(batch=1, threads=2, runtime="toy", runtime_version="1.0", precision="fp32", machine="m")
-BOUNDS = Bounds(group=4, tries=3)
+BOUNDS = Bounds(group=4, tries=3, strict=True)
 SUBNETS = list(dict.fromkeys(sample_batch(MICRO, 10, np.random.default_rng(0))))
 
 
@@ -33,7 +34,8 @@ class Machine:
         self.calls.append(list(subnets))
         factor = self.speeds[call] if call < len(self.speeds) else 1.0
         scatter = np.array([1.0, 1.3, 0.8, 1.2, 0.7])
-        return [[true_ms(s) * factor * f for f in (scatter if s in self.noisy.get(call, ()) else np.ones(5))] for s in subnets]
+        rows = [true_ms(s) * factor * (scatter if s in self.noisy.get(call, ()) else np.ones(5)) for s in subnets]
+        return [[Block(ms, ms) for ms in row] for row in rows]
 
 
 def _campaign(tmp_path, machine, bounds=BOUNDS, setup=SETUP, space=MICRO, progress=SILENT):

@@ -9,7 +9,8 @@ import pytest
 from growtas.batch import SubnetBatch
 from growtas.latency.catalogue import measured_profiles
 from growtas.latency.measured.campaign import Setup, UnsteadyMachine
-from growtas.latency.measured.machine import check_profile, cpu_name, local_setup, recorded_ms, steady_ms, why_not_here
+from growtas.latency.measured.machine import check_profile, cpu_name, local_setup, recorded_ms, time_together, why_not_here
+from growtas.latency.measured.paired import Block
 from growtas.space import PRESETS
 from tests.unit.latency.measured.test_profile import MICRO, SETUP, build
 from tests.unit.latency.measured.test_sampling_plan import synthetic_ms
@@ -34,7 +35,7 @@ class Machine:
         self.turns.append(list(subnets))
         times = synthetic_ms(MICRO, SubnetBatch.from_subnets(list(subnets)))
         return [
-            [ms * factor * self.odd.get(subnet, 1.0) * (1 + self.restless * i) for i in range(5)]
+            [Block(time := ms * factor * self.odd.get(subnet, 1.0) * (1 + self.restless * i), time) for i in range(5)]
             for subnet, ms in zip(subnets, times, strict=True)
         ]
 
@@ -101,7 +102,7 @@ def test_a_busy_moment_that_has_gone_is_forgotten(profile):
 def test_restless_timings_are_waited_for_and_then_refused(pauses):
     machine = Machine(1.0, restless=0.2)
     with pytest.raises(UnsteadyMachine, match="4 times; nothing was lost"):
-        steady_ms([MICRO.middle()], machine)
+        time_together([MICRO.middle()], machine, strict=True)
     assert pauses == [2.0, 4.0, 6.0]
     assert len(machine.turns) == 4
 

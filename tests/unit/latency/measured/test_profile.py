@@ -21,6 +21,7 @@ from growtas.latency.catalogue import (
     origin,
 )
 from growtas.latency.measured.campaign import Campaign, Setup
+from growtas.latency.measured.paired import Block
 from growtas.latency.measured.profile import MeasuredProfile, held_out_errors
 from growtas.latency.measured.sampling_plan import plan_profile
 from growtas.latency.modelled.profile import device_names, load_profile, profile_names, user_folder
@@ -39,7 +40,8 @@ def build(tmp_path, name="box", space=MICRO, noise=0.01, setup=SETUP, **plan):
     rng = np.random.default_rng(0)
 
     def turns(subnets):
-        return [[ms * rng.normal(1, noise)] * 3 for ms in synthetic_ms(space, SubnetBatch.from_subnets(subnets))]
+        times = [ms * rng.normal(1, noise) for ms in synthetic_ms(space, SubnetBatch.from_subnets(subnets))]
+        return [[Block(ms, ms)] * 3 for ms in times]
 
     campaign = Campaign(tmp_path / "journal.jsonl", space, setup, turns)
     samples = plan_profile(space, **({"samples": 30, "held_out": 20, "repeats": 5} | plan)).measure(campaign)

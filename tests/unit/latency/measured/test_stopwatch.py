@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from growtas.costs import count_costs
 from growtas.errors import OutputError
 from growtas.latency.measured.campaign import Bounds, Campaign, Sample, Setup, UnsteadyMachine
+from growtas.latency.measured.paired import Block
 from growtas.latency.measured.stopwatch import LEAST_MARGIN, LocalStopwatch, combine_visits, guard_reference, set_aside
 from growtas.space import PRESETS
 from tests.progress_recorder import Recorder
@@ -30,7 +31,7 @@ class Machine:
     def __call__(self, subnets):
         speed = self.speeds[min(len(self.turns), len(self.speeds) - 1)]
         self.turns.append(list(subnets))
-        return [[self.ms(subnet) * speed] * 5 for subnet in subnets]
+        return [[Block(self.ms(subnet) * speed, self.ms(subnet) * speed)] * 5 for subnet in subnets]
 
 
 def stopwatch(tmp_path, machine, **more):
@@ -122,7 +123,7 @@ def test_a_busy_moment_is_waited_for(tmp_path, pauses):
 def test_a_machine_that_stays_another_is_refused_and_nothing_is_lost(tmp_path, speed):
     machine = Machine(1.0, 1.0, speed)
     usual = machine.ms(MICRO.middle())
-    watch = stopwatch(tmp_path, guard_reference(machine, usual, Bounds(tries=3)), usual_ms=usual)
+    watch = stopwatch(tmp_path, guard_reference(machine, usual, Bounds(tries=3, strict=True)), usual_ms=usual)
     known = watch.measure(MICRO.smallest)
     with pytest.raises(UnsteadyMachine, match="too busy.*3 times; nothing was lost"):
         watch.measure(MICRO.largest)
