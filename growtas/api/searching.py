@@ -331,7 +331,11 @@ class _Request:
                 from growtas.api.search_devices import local_target
 
                 predict = "latency" in self.axes
-                targets[CPU] = local_target(device, self.space, self.limits, self.out, predict=predict, progress=self.progress)
+                try:
+                    targets[CPU] = local_target(device, self.space, self.limits, self.out, predict=predict, progress=self.progress)
+                except KeyboardInterrupt:
+                    self.progress.note(f"what was measured is kept in {self.out}; the same command goes on from there")
+                    raise
         ordered = tuple(targets[device.name] for device in self.devices)
         return Search(space=self.space, limits=self.limits, targets=ordered, front=self.axes)
 

@@ -6,17 +6,23 @@ import json
 import os
 import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
+from growtas.cli.training_view import TrainingView
 from growtas.costs import count_costs
 from growtas.subnet import Subnet
+from growtas.train.events import StepDone
 from tests.export_helpers import TINY, add_search, make_run, needs_rtx
 
 CHEAP = ("--generations", "2", "--population", "4", "--limit-images", "20")
 LARGEST = Subnet(24, (2, 2), (3.0, 3.0))
 """No search under a limit finds it."""
+FP32, FP16 = (".onnx", "fp32", None), (".onnx", "fp16", None)
+A10, A100, T4 = (".plan", "fp16", "sm86"), (".plan", "fp32", "sm80"), (".plan", "fp16", "sm75")
+"""Suffix, precision and target of an export."""
 
 
 @pytest.fixture(scope="module")
@@ -56,28 +62,28 @@ def export(growtas, command):
 @pytest.mark.parametrize(
     ("arguments", "run", "results", "made"),
     [
-        pytest.param(("--max-params", "5K"), "tiny", "runs/tiny/search", [(".onnx", "fp32", None)], id="newest run is fine-tuned"),
-        pytest.param(("--max-params", "5K", "--out", "o"), "tiny", "o", [(".onnx", "fp32", None)], id="out"),
-        pytest.param(("--max-params", "5K", "--out", "my results"), "tiny", "my results", [(".onnx", "fp32", None)], id="out with space"),
-        pytest.param(("runs/old", "--max-params", "5K"), "old", "runs/old/search", [(".onnx", "fp32", None)], id="older run by path"),
-        pytest.param(("--space", "tiny.yaml", "--max-params", "5K"), "tiny", "runs/tiny/search", [(".onnx", "fp32", None)], id="space"),
+        pytest.param(("--max-params", "5K"), "tiny", "runs/tiny/search", [FP32], id="newest run is fine-tuned"),
+        pytest.param(("--max-params", "5K", "--out", "o"), "tiny", "o", [FP32], id="out"),
+        pytest.param(("--max-params", "5K", "--out", "my results"), "tiny", "my results", [FP32], id="out with space"),
+        pytest.param(("runs/old", "--max-params", "5K"), "old", "runs/old/search", [FP32], id="older run by path"),
+        pytest.param(("--space", "tiny.yaml", "--max-params", "5K"), "tiny", "runs/tiny/search", [FP32], id="space"),
         pytest.param(
-            ("--max-size", "20kB", "--precision", "fp16"), "tiny", "runs/tiny/search", [(".onnx", "fp16", None)], id="size in fp16"
+            ("--max-size", "20kB", "--precision", "fp16"), "tiny", "runs/tiny/search", [FP16], id="size in fp16"
         ),
         pytest.param(
-            ("--objective", "pareto", "--max-params", "5K"), "tiny", "runs/tiny/search", [(".onnx", "fp32", None)], id="pareto"
+            ("--objective", "pareto", "--max-params", "5K"), "tiny", "runs/tiny/search", [FP32], id="pareto"
         ),
-        pytest.param(("--device", "cpu:9ms"), "tiny", "runs/tiny/search", [(".onnx", "fp32", None)], id="cpu"),
+        pytest.param(("--device", "cpu:9ms"), "tiny", "runs/tiny/search", [FP32], id="cpu"),
         pytest.param(
-            ("--device", "a10:5ms", "--max-params", "5K"), "tiny", "runs/tiny/search", [(".plan", "fp16", "sm86")], id="a10", marks=needs_rtx
+            ("--device", "a10:5ms", "--max-params", "5K"), "tiny", "runs/tiny/search", [A10], id="a10", marks=needs_rtx
         ),
         pytest.param(
-            ("--device", "a100:5ms", "--precision", "tf32", "--batch", "16"), "tiny", "runs/tiny/search", [(".plan", "fp32", "sm80")],
+            ("--device", "a100:5ms", "--precision", "tf32", "--batch", "16"), "tiny", "runs/tiny/search", [A100],
             id="a100 in tf32", marks=needs_rtx,
         ),
         pytest.param(
             ("--device", "cpu:9ms", "--device", "a10:5ms", "--device", "t4:5ms", "--out", "o"), "tiny", "o",
-            [(".onnx", "fp32", None), (".plan", "fp16", "sm86"), (".plan", "fp16", "sm75")], id="several devices", marks=needs_rtx,
+            [FP32, A10, T4], id="several devices", marks=needs_rtx,
         ),
     ],
 )  # fmt: skip
@@ -142,3 +148,33 @@ def test_a_replay_is_a_question(project, growtas):
     (command,) = json.loads(out)["next"]
     artifact, _ = export(growtas, command)
     assert Subnet.from_dict(artifact["subnet"]) == Subnet.from_dict(smallest["subnet"])
+
+
+def test_a_stopped_training_says_how_to_go_on_and_what_comes_next(tmp_path, growtas, monkeypatch):
+    (tmp_path / "my runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(json.dumps({**TINY.to_dict(), "image_size": 8}))
+    event = TrainingView.event
+
+    def signalled(view, what):
+        event(view, what)
+        if isinstance(what, StepDone) and what.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    options = ("--space", "tiny.yaml", "--epochs", "1", "--batch-size", "128", "--device", "cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingView, "event", signalled)
+        code, out, err = growtas("train", *options, "--out", "my runs", "--name", "first try", "--json")
+    assert (code, out) == (143, "")
+    first, last = err.splitlines()[-2:]
+    command = "growtas train --resume 'my runs/first try' --device cpu"
+    assert first == f"growtas: stopping after this step; the run can be continued by: {command}"
+    assert last == f"growtas: interrupted; continue with: {command}"
+    code, out, err = growtas(*shlex.split(command)[1:])
+    assert code == 0, err
+    assert "continuing after epoch 0000 batch 000002" in err
+    (command,) = next_commands(out)
+    assert command == "growtas search 'my runs/first try'"
+    code, _, err = growtas(*shlex.split(command)[1:], *CHEAP)
+    assert code == 0, err
+    assert "run: my runs/first try (named)" in err
