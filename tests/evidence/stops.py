@@ -29,6 +29,7 @@ import torch
 
 from growtas.cli import main, output, training_view
 from growtas.files import read_json
+from growtas.interrupts import Interrupts, exit_code
 from growtas.runs import Run
 from growtas.train.events import StepDone
 from tests.evidence.kills import finished, outcome
@@ -36,6 +37,7 @@ from tests.evidence.kills import finished, outcome
 SETTINGS = {1: (1024, 30), 2: (700, 15), 50: (28, 2)}
 """Batch size and epochs by steps an epoch: of the digits 1,400 images are left beside a search split of 38."""
 _STILL_RUNNING = os.WEXITED | os.WNOHANG | os.WNOWAIT
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SLOW_S = 30.0
 """torchrun kills a worker that has not ended so long after a signal."""
 
@@ -66,8 +68,11 @@ class Trainer:
         return [self._fork(command, rank, port) for rank in range(self.processes)]
 
     def _fork(self, command: Sequence[str], rank: int, port: int) -> int:
+        # A signal waits until the child handles it, as a command does as soon as it has begun.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             return pid
         code: Any = 1
         try:
@@ -82,10 +87,14 @@ class Trainer:
             torch.use_deterministic_algorithms(True)
             _log_steps()
             sys.argv = ["growtas", *command]
-            main()
+            with Interrupts():
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+                main()
             code = 0
         except SystemExit as ending:
             code = ending.code or 0
+        except KeyboardInterrupt:
+            code = exit_code()
         finally:
             sys.stdout.flush()
             os._exit(code)
