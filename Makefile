@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 DEMO := build/demo
 
-.PHONY: help demo test test-slow test-gpu lint bench evidence evidence-tables evidence-search evidence-kills evidence-limits clean
+.PHONY: help demo test test-slow test-gpu lint bench evidence evidence-tables evidence-search evidence-kills evidence-stops evidence-limits clean
 
 help:
 	@echo "make demo      train, search, export and bench on embedded images (minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make evidence-tables   draw the tables and figures of docs/EVIDENCE.md from that ledger (a second)"
 	@echo "make evidence-search   train micro on Fashion-MNIST, search it, and compare with random subnets (a quarter of an hour)"
 	@echo "make evidence-kills    a training killed 40 times at random moments, and continued (minutes)"
+	@echo "make evidence-stops    trainings stopped 120 times by Ctrl-C and SIGTERM, and continued (a quarter of an hour)"
 	@echo "make evidence-limits   20 searches under latency limits on this machine: RUN=a trained run's folder (ten minutes)"
 	@echo "make test-gpu  the tests that need a CUDA device; writes docs/GPU_RUNS.md"
 
@@ -71,6 +72,10 @@ evidence-search: $(VENV)/.installed
 evidence-kills: $(VENV)/.installed
 	rm -rf build/kills
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.evidence.kills build/kills --kills 40 --options '{"ema_decay": 0.99, "mixup": 0.2, "drop_path": 0.1}'
+
+evidence-stops: $(VENV)/.installed
+	rm -rf build/stops
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.evidence.stops build/stops --ema 0.99 --set mixup=0.2 --set drop_path=0.1
 
 evidence-limits: $(VENV)/.installed
 	$(BIN)/python -m tests.evidence.latency_limits $(RUN) $(ARGUMENTS)

@@ -368,17 +368,21 @@ class _Request:
             if device.name == CPU:
                 from growtas.api.search_devices import local_target
 
-                targets[CPU] = local_target(
-                    device,
-                    self.space,
-                    self.limits,
-                    self.out,
-                    self.threads,
-                    predict="latency" in self.axes,
-                    profile_of=profiled_as(self.run),
-                    strict=self.strict,
-                    progress=self.progress,
-                )
+                try:
+                    targets[CPU] = local_target(
+                        device,
+                        self.space,
+                        self.limits,
+                        self.out,
+                        self.threads,
+                        predict="latency" in self.axes,
+                        profile_of=profiled_as(self.run),
+                        strict=self.strict,
+                        progress=self.progress,
+                    )
+                except KeyboardInterrupt:
+                    self.progress.note(f"what was measured is kept in {self.out}; the same command goes on from there")
+                    raise
         ordered = tuple(targets[device.name] for device in self.devices)
         return Search(space=self.space, limits=self.limits, targets=ordered, front=self.axes)
 

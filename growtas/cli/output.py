@@ -137,6 +137,13 @@ class ProgressBar(Notes):
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self.bar.stop()
 
+    def note(self, text: str) -> None:
+        """Prints it, above the bar where one is drawn."""
+        if self.bar.live.is_started and not self.bar.disable:
+            self.bar.console.print(text, soft_wrap=True, markup=False)
+        else:
+            super().note(text)
+
     def stage(self, name: str, total: int | None = None) -> None:
         """The bar begins again under another name."""
         self.bar.remove_task(self.task)

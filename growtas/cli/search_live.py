@@ -34,7 +34,7 @@ class SearchDisplay(ProgressBar):
         self.bar.get_renderables = self._renderables  # type: ignore[method-assign]
         self._generations = generations
         self._rows: deque[tuple[str, ...]] = deque(maxlen=_ROWS)
-        self._stage = ""
+        self._stage, self._counting = "", True
         self._current: list[float] = []
         self._number, self._fresh, self._best = 1, 0, 0.0
         self._started = self._generation_started = time.perf_counter()
@@ -42,12 +42,17 @@ class SearchDisplay(ProgressBar):
 
     def stage(self, name: str, total: int | None = None) -> None:
         """The bar counts what is measured, then what is evaluated; while finalists are measured it stays full."""
-        self._stage = name
+        self._stage, self._counting = name, total is not None
         if total is None:
             self.bar.update(self.task, description=name)
         else:
             super().stage(name, total)
             self._started = self._generation_started = time.perf_counter()
+
+    def advance(self, count: int = 1) -> None:
+        """The bar grows, but not by what is measured after it is full."""
+        if self._counting:
+            super().advance(count)
 
     def event(self, event: object) -> None:
         """One more subnet is evaluated or measured, or a generation is complete."""

@@ -29,12 +29,15 @@ import torch
 
 from growtas.cli import main, output, training_view
 from growtas.files import read_json
+from growtas.interrupts import Interrupts, exit_code
 from growtas.runs import Run
 from growtas.train.events import StepDone
 from tests.evidence.kills import finished, outcome
 
-SETTINGS = {1: (1024, 40), 2: (700, 30), 50: (28, 4)}
+SETTINGS = {1: (1024, 30), 2: (700, 15), 50: (28, 2)}
 """Batch size and epochs by steps an epoch: of the digits 1,400 images are left beside a search split of 38."""
+_STILL_RUNNING = os.WEXITED | os.WNOHANG | os.WNOWAIT
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SLOW_S = 30.0
 """torchrun kills a worker that has not ended so long after a signal."""
 
@@ -65,8 +68,11 @@ class Trainer:
         return [self._fork(command, rank, port) for rank in range(self.processes)]
 
     def _fork(self, command: Sequence[str], rank: int, port: int) -> int:
+        # A signal waits until the child handles it, as a command does as soon as it has begun.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             return pid
         code: Any = 1
         try:
@@ -81,10 +87,14 @@ class Trainer:
             torch.use_deterministic_algorithms(True)
             _log_steps()
             sys.argv = ["growtas", *command]
-            main()
+            with Interrupts():
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+                main()
             code = 0
         except SystemExit as ending:
             code = ending.code or 0
+        except KeyboardInterrupt:
+            code = exit_code()
         finally:
             sys.stdout.flush()
             os._exit(code)
@@ -130,9 +140,17 @@ def wait(pids: Sequence[int]) -> list[int]:
     return [codes[pid] for pid in pids]
 
 
-def stop(trainer: Trainer, run: Run, delay: float, number: int, targets: Sequence[int]) -> tuple[str, float, list[str]] | None:
-    """Start or continue a run and signal it: where it stopped, after how many seconds, and what was wrong; None if it was over."""
+def stop(
+    trainer: Trainer, run: Run, delay: float, number: int, targets: Sequence[int], *, in_training: bool
+) -> tuple[str, float, list[str]] | None:
+    """Start or continue a run and signal it: where it stopped, after how many seconds, and what was wrong; None if it was over.
+
+    Args:
+        delay: before the signal, in seconds; from the first step on where it is to fall ``in_training``.
+    """
     pids = trainer.start(run.path.name)
+    while in_training and not trainer.steps() and all(os.waitid(os.P_PID, pid, _STILL_RUNNING) is None for pid in pids):
+        time.sleep(0.001)
     time.sleep(delay)
     asked = time.monotonic()
     for target in targets:
@@ -177,13 +195,15 @@ def stops(folder: Path, steps: int, processes: int, moments: int, options: Seque
     if any(wait(trainer.start("calm"))):
         raise SystemExit((folder / "err-0").read_text())
     duration, run = time.monotonic() - begun, Run(folder / "runs" / "stopped")
+    training = begun + duration - trainer.steps()[0][0]
     targets = [[0]] if processes == 1 else [list(range(processes)), [0], [processes - 1]]
     done: list[tuple[str, float, list[str]]] = []
     while len(done) < moments:
         if finished(run):
             shutil.rmtree(run.path)
-        number = (signal.SIGTERM, signal.SIGINT)[len(done) % 2]
-        stopped = stop(trainer, run, rng.uniform(0, duration), number, targets[len(done) // 2 % len(targets)])
+        number, in_training = (signal.SIGTERM, signal.SIGINT)[len(done) % 2], len(done) % 4 != 0
+        delay, target = rng.uniform(0, training if in_training else duration), targets[len(done) // 2 % len(targets)]
+        stopped = stop(trainer, run, delay, number, target, in_training=in_training)
         if stopped is not None:
             done.append(stopped)
     while not finished(run):

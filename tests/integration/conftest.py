@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 
 import pytest
@@ -17,11 +18,14 @@ def growtas(monkeypatch, capsys):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["growtas", *map(str, arguments)])
-        code = 0
+        code, handlers = 0, {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             main()
         except SystemExit as exit_:
             code = exit_.code or 0
+        finally:  # a command that was stopped leaves the signals to the system
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         out, err = capsys.readouterr()
         return code, out, err
 

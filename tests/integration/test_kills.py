@@ -1,4 +1,7 @@
-"""A training that is killed at random moments and continued ends as one that wasn't; ``make evidence-kills`` does it more often."""
+"""A training that is killed or stopped at random moments and continued ends as one that wasn't.
+
+``make evidence-kills`` and ``make evidence-stops`` do it more often.
+"""
 
 import json
 import os
@@ -32,3 +35,20 @@ def test_killed_and_continued_to_the_bit(tmp_path):
     assert report["kills"] == 6
     assert report["tensors"] > 100
     assert (report["different"], report["same_records"]) == ([], True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="trains in forked children, which talk over gloo")
+@pytest.mark.parametrize(("steps", "processes"), [(1, 1), (1, 2), (2, 2), (50, 1)])
+def test_stopped_and_continued_to_the_bit(tmp_path, steps, processes):
+    (tmp_path / "tiny.yaml").write_text(SPACE)
+    command = [sys.executable, "-m", "tests.evidence.stops", str(tmp_path / "stops"), "--moments", "4"]
+    command += ["--steps", str(steps), "--processes", str(processes)]
+    options = ["--space", str(tmp_path / "tiny.yaml"), "--ema", "0.99", "--set", "mixup=0.2", "--set", "drop_path=0.1"]
+    done = subprocess.run(
+        [*command, *options], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert (report["stops"], report["wrong"], report["different"], report["same_records"]) == (4, [], [], True)
+    assert report["tensors"] > 100

@@ -179,16 +179,16 @@ def test_the_others_end_when_process_0_is_killed(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("everyone", [True, False])
-def test_ctrl_c(folder, everyone):
+@pytest.mark.parametrize(("number", "everyone"), [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, True)])
+def test_it_is_stopped(folder, number, everyone):
     processes = Processes(2, folder, *LONG)
     processes.until_evaluated(folder / "runs" / "tiny" / "search" / "journal.jsonl")
     for process in processes if everyone else processes[:1]:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
     first, second = processes.ends(30)
-    assert first[0] == 130
+    assert first[0] == 128 + number
     assert first[2].splitlines()[-1].endswith("runs/tiny/search/journal.jsonl; the same command goes on from there")
-    assert second == (-signal.SIGINT if everyone else 1, "", "")
+    assert second == (-number if everyone else 1, "", "")
 
 
 @pytest.mark.slow

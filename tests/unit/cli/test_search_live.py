@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from growtas.cli.output import ProgressBar
 from growtas.cli.search_live import SearchDisplay
 from growtas.search.evolution import GenerationResult
 from growtas.search.journal import Evaluation
@@ -68,3 +69,27 @@ def test_it_is_shown_on_a_terminal_only(monkeypatch, terminal, hidden):
         table.stage(f"measuring a finalist: {SUBNET}")
     assert ("evaluations/s" in screen.file.getvalue()) is (terminal and not hidden)
     assert ("measuring a finalist" in screen.file.getvalue()) is (terminal and not hidden)
+
+
+def test_finalists_do_not_count_beyond_the_total():
+    with SearchDisplay(20, hidden=True) as table:
+        table.stage("searching", 60)
+        table.advance(60)
+        for _ in range(3):
+            table.stage(f"measuring a finalist: {SUBNET}")
+            table.advance()
+        (task,) = table.bar.tasks
+        assert (task.completed, task.total) == (60, 60)
+
+
+def test_a_note_stands_above_the_bar(monkeypatch, capsys):
+    screen = Console(file=io.StringIO(), force_terminal=True, highlight=False, width=60)
+    monkeypatch.setattr("growtas.cli.output.console", lambda stderr: screen)
+    with ProgressBar(hidden=False) as bar:
+        bar.stage("working", 3)
+        bar.note("one [of] many, and longer than the terminal is wide, which nobody has to fold")
+        bar.advance()
+    drawn = screen.file.getvalue()
+    assert capsys.readouterr().err == "", "it would have been written into the bar's line"
+    assert drawn.index("one [of] many") < drawn.rindex("working")
+    assert "which nobody has to fold" in drawn

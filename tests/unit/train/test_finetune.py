@@ -1,4 +1,5 @@
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -240,6 +241,26 @@ def test_a_stopped_run_goes_on_as_any_other(tmp_path, folder):
     resume_session(Run(stopped.run.path), device="cpu").train()
     one, two = (load_supernet(session.run.supernet_file).state_dict() for session in (whole, stopped))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_stopped_in_its_last_measuring_it_is_not_finished(tmp_path, folder, monkeypatch):
+    start, images = load_pretrained(model_file(tmp_path / "net.safetensors")), EvaluationSet.images
+    session = start_finetune(start, quick(folder), out=tmp_path / "runs", device="cpu")
+
+    def signalled(self, first, stop):
+        lines = read_json_lines(session.run.path / "metrics.jsonl")
+        if lines and lines[-1]["epoch"] == session.recipe.epochs:
+            signal.raise_signal(signal.SIGINT)
+        return images(self, first, stop)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(EvaluationSet, "images", signalled)
+        session.train()
+    assert session.run.info["state"] == "interrupted"
+    resume_session(Run(session.run.path), device="cpu").train()
+    info = session.run.info
+    assert info["state"] == "finished"
+    assert 0 < info["finetune"]["test_accuracy"] <= 1
 
 
 def test_the_seed_decides_the_head(tmp_path, folder):
