@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from growtas.errors import DataError
+from growtas.files import check_folder
 
 
 def find_images(names: Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -20,12 +21,13 @@ def find_images(names: Sequence[str | os.PathLike[str]]) -> list[Path]:
     A file that is named is taken whatever it is called; in a folder only names that Pillow knows as images count.
 
     Raises:
-        DataError: a name is nothing, or a folder or pattern holds no images.
+        DataError: a name is nothing, a folder can't be read, or a folder or pattern holds no images.
     """
     files: list[Path] = []
     for item in names:
         name, path = os.fspath(item), Path(item)
         if path.is_dir():
+            check_folder(path, DataError)
             known = Image.registered_extensions()
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
             if not inside:

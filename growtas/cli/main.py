@@ -1,22 +1,38 @@
-"""The entry point: the one place where errors become a sentence and an exit code."""
+"""The entry point: the one place where errors become a sentence and an exit code.
+
+It imports little, and the commands only inside of :func:`main`: Ctrl-C during imports, too, ends with a sentence.
+"""
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
+import threading
 import time
-
-import typer
+from typing import NoReturn
 
 from growtas.allocator import keep_memory
-from growtas.cli.app import app
-from growtas.errors import GrowtasError
+from growtas.errors import GrowtasError, UsageError
 
 _PATIENCE_SECONDS = 5.0
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
 
 
 def main() -> None:
     """Entry point of the ``growtas`` script."""
+    sys.unraisablehook, before = _hear_again, sys.unraisablehook
+    try:
+        _run()
+    except KeyboardInterrupt:
+        sys.stderr.write("growtas: interrupted\n")
+        sys.exit(INTERRUPTED)
+    finally:
+        sys.unraisablehook = before
+
+
+def _run() -> None:
     # Must be set before torch loads OpenMP. Its threads spin while they wait for each other: beside one other busy process, eight
     # epochs of micro on digits took over 45 s spinning and 27 s sleeping; on two idle cores 20 s and 22 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -26,22 +42,36 @@ def main() -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
+        from growtas.cli.app import app
+
         app(arguments, prog_name="growtas")
     except GrowtasError as error:
         if debug:
             raise
-        if os.environ.get("RANK", "0") != "0":
-            # Of torchrun's processes the first one speaks for all; when it has failed too, torchrun ends the others meanwhile.
-            time.sleep(_PATIENCE_SECONDS)
-        typer.echo(f"growtas: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("growtas: interrupted", err=True)
-        sys.exit(130)
+        _fail(str(error), error.exit_code)
     except Exception as error:
         if debug:
             raise
-        typer.echo(
-            f"growtas: unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)", err=True
-        )
-        sys.exit(1)
+        # Most often a folder or a file that this user may not read.
+        if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+            _fail(f"{os.fsdecode(error.filename)}: can't be read or written ({error.strerror})", UsageError.exit_code)
+        _fail(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if os.environ.get("RANK", "0") != "0":
+        # Of torchrun's processes the first one speaks for all; when it has failed too, torchrun ends the others meanwhile.
+        time.sleep(_PATIENCE_SECONDS)
+    sys.stderr.write(f"growtas: {message}\n")
+    sys.exit(code)
+
+
+def _hear_again(lost: sys.UnraisableHookArgs) -> None:
+    """Sends Ctrl-C again that came inside a callback of Python's own, as there are during imports.
+
+    Python would print a traceback there, and go on as if nothing had been pressed.
+    """
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(lost)

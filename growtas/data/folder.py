@@ -9,6 +9,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
 
 from growtas.data.images import ImageSet, file_set
 from growtas.errors import DataError, choices
+from growtas.files import check_folder
 
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("val", "test", "validation", "valid", "eval")
@@ -41,11 +42,13 @@ def open_folder(path: Path) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]
 
 
 def _open_split(folder: Path) -> tuple[ImageSet, tuple[str, ...]]:
+    check_folder(folder, DataError)
     if not any(entry.is_dir() for entry in folder.iterdir()):
         what = "the folder is empty" if not any(folder.iterdir()) else "no class folders"
         raise DataError(f"{folder}: {what}; images belong into a sub-folder a class, as in {folder / 'CLASS' / 'image.png'}")
     dataset = ImageFolder(folder, allow_empty=True)  # its classes are the top folders, however deep the files lie
     for label in np.setdiff1d(np.arange(len(dataset.classes)), dataset.targets):
+        check_folder(folder / dataset.classes[label], DataError)
         raise DataError(f"{folder / dataset.classes[label]}: the class folder has no images ({choices(IMG_EXTENSIONS)})")
     paths, labels = zip(*dataset.samples, strict=True)
     return file_set(paths, labels), tuple(dataset.classes)
