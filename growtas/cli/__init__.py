@@ -3,9 +3,12 @@
 import sys
 
 try:
-    from growtas.cli.main import main
+    from growtas.cli.main import hearing_again, main
+
+    with hearing_again():
+        from growtas.cli.app import app
 except KeyboardInterrupt:  # main() answers Ctrl-C from here on
     sys.stderr.write("growtas: interrupted\n")
     sys.exit(130)
 
-__all__ = ["main"]
+__all__ = ["app", "main"]

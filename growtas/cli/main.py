@@ -1,33 +1,52 @@
 """The entry point: the one place where errors become a sentence and an exit code.
 
-It imports little, and the commands only inside of :func:`main`: Ctrl-C during imports, too, ends with a sentence.
+It imports little, and the commands come after it, so that Ctrl-C during their imports ends with a sentence too.
 """
 
 from __future__ import annotations
 
 import _thread
+import contextlib
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import NoReturn
 
 from growtas.allocator import keep_memory
 from growtas.errors import GrowtasError, UsageError
 
 _PATIENCE_SECONDS = 5.0
-INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it."""
 
 
 def main() -> None:
     """Entry point of the ``growtas`` script."""
-    sys.unraisablehook, before = _hear_again, sys.unraisablehook
     try:
-        _run()
+        with hearing_again():
+            _run()
     except KeyboardInterrupt:
         sys.stderr.write("growtas: interrupted\n")
-        sys.exit(INTERRUPTED)
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def hearing_again() -> Iterator[None]:
+    """Has Ctrl-C sent again that came inside a callback of Python's own, as there are during imports.
+
+    Python would print a traceback there, and go on as if nothing had been pressed.
+    """
+    before = sys.unraisablehook
+
+    def hear_again(lost: sys.UnraisableHookArgs) -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            threading.Timer(0.01, _thread.interrupt_main).start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = hear_again
+    try:
+        yield
     finally:
         sys.unraisablehook = before
 
@@ -64,14 +83,3 @@ def _fail(message: str, code: int) -> NoReturn:
         time.sleep(_PATIENCE_SECONDS)
     sys.stderr.write(f"growtas: {message}\n")
     sys.exit(code)
-
-
-def _hear_again(lost: sys.UnraisableHookArgs) -> None:
-    """Sends Ctrl-C again that came inside a callback of Python's own, as there are during imports.
-
-    Python would print a traceback there, and go on as if nothing had been pressed.
-    """
-    if issubclass(lost.exc_type, KeyboardInterrupt):
-        threading.Timer(0.01, _thread.interrupt_main).start()
-    else:
-        sys.__unraisablehook__(lost)
