@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from growtas.errors import UsageError, choices
+from growtas.files import check_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,12 @@ def side_files(artifact: str | Path) -> tuple[Path, ...]:
 
 
 def artifact_files(folder: str | Path) -> list[Path]:
-    """The artifacts in a folder by name, hidden files left out."""
+    """The artifacts in a folder by name, hidden files left out.
+
+    Raises:
+        UsageError: the folder can't be read.
+    """
+    check_folder(folder)
     return sorted(path for path in Path(folder).glob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any
+
+# Type checkers take it as true. Importing typing here would take most of this module's time, in which nobody answers Ctrl-C yet.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # From 1.29 on ONNX Runtime leaves an identifier of the device in the user's home, and tells its maker over the network which models
 # are run (names of files, hashes of weights), unless this is set before it is imported. Whoever wants that sets it to 0.
@@ -38,6 +42,10 @@ __all__ = [
     "extract",
     "load_space",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

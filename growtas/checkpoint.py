@@ -51,6 +51,8 @@ def load_tensors(path: str | Path, what: str = "checkpoint") -> tuple[dict[str, 
         raise CheckpointError(f"{path}: no such {what}")
     try:
         return load_file(path), read_metadata(path)
+    except PermissionError as error:
+        raise CheckpointError(f"{path}: the {what} can't be read ({error.strerror or error})") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: the {what} is truncated or no safetensors file ({error})") from None
 

@@ -1,7 +1,8 @@
-"""Writes files atomically, and reads the JSON that growtas wrote."""
+"""Writes files atomically, and reads the texts and the JSON that people and growtas wrote."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -9,10 +10,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from growtas.errors import CheckpointError, OutputError
+from growtas.errors import CheckpointError, GrowtasError, OutputError, UsageError
 
 
 def ensure_writable(folder: str | Path) -> Path:
@@ -95,19 +97,65 @@ def write_json(path: str | Path, data: Any, *, sync: bool = False) -> None:
         temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_text(file: Path | Traversable, subject: str, error: type[GrowtasError] = CheckpointError) -> str:
+    """The text of a UTF-8 file. A byte order mark, which some editors write, is skipped.
+
+    Args:
+        subject: what a message begins with, such as ``"runs/first/run.json: the run file"``.
+
+    Raises:
+        GrowtasError: of the class ``error``; the file is absent, unreadable, or in another encoding.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as problem:
+        raise error(f"{subject} can't be read ({problem.strerror or problem})") from None
+    # UTF-32's mark begins with that of UTF-16.
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+        raise error(f"{subject} can't be read (it is in UTF-16 or UTF-32); save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise error(f"{subject} can't be read (not text in UTF-8)") from None
+
+
+def parse_json(text: str, subject: str, error: type[GrowtasError] = CheckpointError) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        GrowtasError: of the class ``error``; it is not JSON. The message begins with ``subject``.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as problem:
+        raise error(f"{subject} not JSON (line {problem.lineno}: {problem.msg})") from None
+    except (RecursionError, ValueError):  # lists within lists within lists, or a number of thousands of digits
+        raise error(f"{subject} not JSON that can be read") from None
+
+
 def read_json(path: str | Path, what: str = "file") -> Any:
     """Read JSON that growtas wrote.
 
     Raises:
         CheckpointError: absent, unreadable, or not JSON; the message calls it ``what``.
     """
+    subject = f"{path}: the {what}"
+    return parse_json(read_text(Path(path), subject), f"{subject} is")
+
+
+def check_folder(folder: str | Path, error: type[GrowtasError] = UsageError) -> None:
+    """Makes sure that a folder, where there is one, can be listed: patterns match nothing in one that can't.
+
+    Raises:
+        GrowtasError: of the class ``error``; it can't.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise CheckpointError(f"{path}: the {what} can't be read ({reason})") from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: the {what} is not JSON (line {error.lineno}: {error.msg})") from None
+        with os.scandir(folder):
+            pass
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as problem:
+        raise error(f"{folder}: the folder can't be read ({problem.strerror or problem})") from None
 
 
 def append_json_line(path: str | Path, data: Any) -> None:
@@ -144,7 +192,7 @@ def drop_torn_line(path: str | Path) -> None:
 def read_json_lines(path: str | Path) -> list[Any]:
     """All whole lines of a JSON-lines file, an empty list where there is none; a torn last line is left out."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         return []
     entries = []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ class _Last:
 
     time = float("-inf")
     number = int(signal.SIGINT)
+    lost = False  # the KeyboardInterrupt came where Python ignores exceptions, and is sent again
 
 
 class Interrupts:
@@ -90,10 +93,36 @@ class Interrupts:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now, under_torchrun = time.monotonic(), "TORCHELASTIC_RUN_ID" in os.environ
         same = now - _Last.time < (_SAME_REQUEST_UNDER_TORCHRUN_S if under_torchrun else _SAME_REQUEST_S)
-        if same or os.getpid() != self._process:
+        if os.getpid() != self._process:
+            return
+        if _Last.lost:
+            _Last.lost = self._asked = False
+        elif same:
             return
         _Last.time = now
         self.request(number)
+
+
+@contextlib.contextmanager
+def hearing_again() -> Iterator[None]:
+    """Has Ctrl-C sent again that came inside a callback of Python's own, as there are during imports.
+
+    Python would print a traceback there, and go on as if nothing had been pressed.
+    """
+    before = sys.unraisablehook
+
+    def hear_again(lost: sys.UnraisableHookArgs) -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            _Last.lost = True
+            threading.Timer(0.01, _thread.interrupt_main, (_Last.number,)).start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = hear_again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def exit_code() -> int:

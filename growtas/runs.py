@@ -31,7 +31,7 @@ from shlex import quote
 from typing import Any, Literal
 
 from growtas.errors import CheckpointError, UsageError
-from growtas.files import ensure_writable, read_json, write_json
+from growtas.files import check_folder, ensure_writable, read_json, write_json
 from growtas.space import SearchSpace
 
 RUNS = Path("runs")
@@ -172,7 +172,7 @@ class Run:
 
     @property
     def created(self) -> datetime.datetime:
-        """When the run was begun, with its time zone; the time of ``run.json`` where that doesn't say.
+        """When the run was begun, with its time zone; the time of ``run.json``, or of its folder, where that doesn't say.
 
         Raises:
             CheckpointError: there is no ``run.json``.
@@ -183,6 +183,8 @@ class Run:
         except (CheckpointError, KeyError, TypeError, ValueError):
             try:
                 return datetime.datetime.fromtimestamp(file.stat().st_mtime).astimezone()
+            except PermissionError:
+                return datetime.datetime.fromtimestamp(self.path.stat().st_mtime).astimezone()
             except OSError:
                 raise CheckpointError(f"{file}: the run file can't be read") from None
 
@@ -270,11 +272,12 @@ def list_runs(root: Path = RUNS) -> list[Run]:
     """All runs in a folder, newest first; those whose ``run.json`` is unreadable too.
 
     Raises:
-        UsageError: the folder does not exist.
+        UsageError: the folder does not exist, or can't be read.
     """
     if not root.is_dir():
         raise UsageError(f"{root}: no folder of runs here; make a run with `growtas train`, or name another folder")
-    runs = [Run(path.parent) for path in root.glob("*/run.json")]
+    check_folder(root)
+    runs = [Run(path) for path in root.iterdir() if path.is_dir() and _may_be_run(path)]
     return sorted(runs, key=lambda run: (run.created, run.path.name), reverse=True)
 
 
@@ -284,3 +287,11 @@ def data_title(record: Mapping[str, Any] | None) -> str:
         return "the run's data"
     folder = record.get("data_dir") if record.get("name") == "folder" else None
     return str(folder or record.get("name"))
+
+
+def _may_be_run(folder: Path) -> bool:
+    """Whether a folder holds a run, or is closed to this user, who is told so where runs are listed."""
+    try:
+        return (folder / "run.json").exists()
+    except PermissionError:
+        return True

@@ -14,6 +14,7 @@ from typing import Any
 
 from growtas.errors import SpaceError, SubnetError, choices
 from growtas.fields import above_zero, check_keys, nearest
+from growtas.files import read_text
 from growtas.subnet import Subnet
 
 _SIZE = re.compile(r"-([1-9]\d{0,5})px$")
@@ -264,11 +265,9 @@ def load_space(name: str | Path) -> SearchSpace:
         )
     import yaml
 
+    text = read_text(path, f"{path}: the search space", SpaceError)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise SpaceError(f"{path}: the search space can't be read ({reason})") from None
+        data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise SpaceError(f"{path}: not YAML{f' (line {mark.line + 1})' if mark else ''}") from None

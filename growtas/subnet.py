@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from growtas.errors import SubnetError
 from growtas.fields import above_zero
+from growtas.files import parse_json, read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +87,7 @@ class Subnet:
         Raises:
             SubnetError: the file is absent, is not JSON, or holds no subnet.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise SubnetError(f"{path}: the subnet file can't be read ({getattr(error, 'strerror', None) or 'not text'})") from None
-        except json.JSONDecodeError as error:
-            raise SubnetError(f"{path}: not JSON (line {error.lineno}: {error.msg})") from None
+        data = parse_json(read_text(Path(path), f"{path}: the subnet file", SubnetError), f"{path}:", SubnetError)
         if isinstance(data, Mapping) and isinstance(data.get("subnet"), Mapping):
             data = data["subnet"]
         return cls.from_dict(data, source=str(path))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from growtas.data.decode import readable_suffixes
 from growtas.errors import DataError
+from growtas.files import check_folder
 from growtas.progress import SILENT, Progress
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
@@ -26,7 +27,7 @@ def find_images(names: Sequence[str | os.PathLike[str]], progress: Progress = SI
         progress: gets a note of the files of a folder that are left out.
 
     Raises:
-        DataError: a name is nothing or a URL, or a folder or pattern holds no images.
+        DataError: a name is nothing or a URL, a folder can't be read, or a folder or pattern holds no images.
     """
     files: list[Path] = []
     for item in names:
@@ -34,6 +35,7 @@ def find_images(names: Sequence[str | os.PathLike[str]], progress: Progress = SI
         if _URL.match(name):
             raise DataError(f"{name}: this is a URL, and images are read from files only; download it and name the file")
         if path.is_dir():
+            check_folder(path, DataError)
             files += _inside(path, progress)
         elif path.exists() or not glob.has_magic(name):
             # A file that is not there is reported when it is read, so that the others are answered.

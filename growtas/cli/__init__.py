@@ -1,6 +1,15 @@
 """The command line: ``growtas COMMAND``; one file a command, torch imported only by those that need it."""
 
-from growtas.cli.app import app
-from growtas.cli.main import main
+import sys
+
+try:
+    from growtas.cli.main import main
+    from growtas.interrupts import hearing_again
+
+    with hearing_again():
+        from growtas.cli.app import app
+except KeyboardInterrupt:  # main() answers Ctrl-C from here on
+    sys.stderr.write("growtas: interrupted\n")
+    sys.exit(130)
 
 __all__ = ["app", "main"]

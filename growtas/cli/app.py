@@ -30,7 +30,7 @@ app = typer.Typer(
     "growtas export --format trt  |  growtas bench",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
 )
 

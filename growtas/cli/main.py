@@ -1,4 +1,7 @@
-"""The entry point: the one place where errors become a sentence and an exit code."""
+"""The entry point: the one place where errors become a sentence and an exit code.
+
+It imports little, and the commands come after it, so that Ctrl-C during their imports ends with a sentence too.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,11 @@ import os
 import sys
 import time
 import warnings
-
-import typer
+from typing import NoReturn
 
 from growtas.allocator import keep_memory
-from growtas.cli.app import app
-from growtas.cli.output import MAIN
-from growtas.errors import GrowtasError
-from growtas.interrupts import STOPPED, Interrupts, end_at_signals, exit_code
+from growtas.errors import GrowtasError, UsageError
+from growtas.interrupts import STOPPED, Interrupts, end_at_signals, exit_code, hearing_again
 from growtas.resources import limit_openmp
 
 _PATIENCE_SECONDS = 5.0
@@ -21,6 +21,21 @@ _PATIENCE_SECONDS = 5.0
 
 def main() -> None:
     """Entry point of the ``growtas`` script."""
+    try:
+        with hearing_again(), Interrupts():
+            _run()
+    except KeyboardInterrupt:
+        if _speaks():
+            sys.stderr.write("growtas: interrupted\n")
+    except SystemExit as ending:
+        if ending.code != STOPPED:
+            raise
+    sys.stdout.flush()
+    end_at_signals()
+    sys.exit(exit_code())
+
+
+def _run() -> None:
     # Must be set before torch loads OpenMP. Its threads spin while they wait for each other: beside one other busy process, eight
     # epochs of micro on digits took over 45 s spinning and 27 s sleeping; on two idle cores 20 s and 22 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -33,34 +48,29 @@ def main() -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        with Interrupts():
-            _run(arguments, debug=debug)
-    except KeyboardInterrupt:
-        if MAIN:
-            typer.echo("growtas: interrupted", err=True)
-    except SystemExit as ending:
-        if ending.code != STOPPED:
-            raise
-    sys.stdout.flush()
-    end_at_signals()
-    sys.exit(exit_code())
+        from growtas.cli.app import app
 
-
-def _run(arguments: list[str], *, debug: bool) -> None:
-    try:
         app(arguments, prog_name="growtas")
     except GrowtasError as error:
         if debug:
             raise
-        if os.environ.get("RANK", "0") != "0":
-            # Of torchrun's processes the first one speaks for all; when it has failed too, torchrun ends the others meanwhile.
-            time.sleep(_PATIENCE_SECONDS)
-        typer.echo(f"growtas: {error}", err=True)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
     except Exception as error:
         if debug:
             raise
-        typer.echo(
-            f"growtas: unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)", err=True
-        )
-        sys.exit(1)
+        # Most often a folder or a file that this user may not read.
+        if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+            _fail(f"{os.fsdecode(error.filename)}: can't be read or written ({error.strerror})", UsageError.exit_code)
+        _fail(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if not _speaks():
+        # Of torchrun's processes the first one speaks for all; when it has failed too, torchrun ends the others meanwhile.
+        time.sleep(_PATIENCE_SECONDS)
+    sys.stderr.write(f"growtas: {message}\n")
+    sys.exit(code)
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"

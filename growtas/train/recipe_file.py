@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import ConfigError
+from growtas.files import read_text
 from growtas.train.recipe import Recipe, check_known_fields, is_float
 from growtas.train.recipes import find_recipe
 
@@ -20,12 +21,10 @@ def read_layer(path: Path) -> tuple[str | None, dict[str, Any]]:
     """
     import yaml
 
+    text = read_text(path, f"{path}: the recipe", ConfigError)
     try:
-        text = path.read_text(encoding="utf-8")
         data = yaml.safe_load(text)
         twice = _given_twice(yaml.compose(text, Loader=yaml.SafeLoader))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the recipe can't be read ({getattr(error, 'strerror', None) or 'not text'})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise ConfigError(f"{path}: not YAML{f' (line {mark.line + 1})' if mark else ''}") from None

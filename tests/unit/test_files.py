@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from growtas.errors import CheckpointError, OutputError
-from growtas.files import append_json_line, ensure_writable, read_json, read_json_lines, replacing, sha256, write_json
+from growtas.files import append_json_line, check_folder, ensure_writable, read_json, read_json_lines, replacing, sha256, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
@@ -63,3 +63,35 @@ def test_unreadable_json_is_named(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"growtas")
     assert sha256(tmp_path / "a") == hashlib.sha256(b"growtas").hexdigest()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le", "utf-32"])
+def test_other_encodings_are_named(tmp_path, encoding):
+    path = tmp_path / "a.json"
+    mark = "" if encoding in ("utf-16", "utf-32") else "\ufeff"
+    path.write_text(mark + '{"a": 1}', encoding=encoding)
+    with pytest.raises(CheckpointError, match=r"a\.json: the file can't be read \(it is in UTF-16 or UTF-32\); save it as UTF-8"):
+        read_json(path)
+
+
+def test_what_is_no_text_and_what_is_nested_too_deeply_are_named(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\xff\xfa\x00")
+    with pytest.raises(CheckpointError, match=r"a\.json: the file can't be read \(not text in UTF-8\)"):
+        read_json(tmp_path / "a.json")
+    for text in ("[" * 100_000, "1" * 5000):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"a\.json: the file is not JSON that can be read"):
+            read_json(tmp_path / "a.json")
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": "\u00fc\ufeff"}\n', encoding="utf-8-sig")
+    assert read_json(path) == {"a": "\u00fc\ufeff"}
+    assert read_json_lines(path) == [{"a": "\u00fc\ufeff"}]
+
+
+def test_a_folder_that_is_not_there_can_be_checked(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path, tmp_path / "none", tmp_path / "file"):
+        check_folder(folder)

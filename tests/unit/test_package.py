@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import growtas
 from growtas import api
+from growtas.cli import app
 
 HEAVY = {"torch", "timm", "numpy", "onnx", "onnxruntime", "sklearn", "tensorrt_rtx", "matplotlib"}
 COMMANDS = (
@@ -33,6 +39,19 @@ def test_public_names_are_there_and_documented(package):
         _ = package.Nothing
 
 
+@pytest.mark.parametrize("package", [growtas, api])
+def test_dir_shows_the_public_names(package):
+    assert dir(package) == sorted(package.__all__)
+
+
+def test_the_projects_addresses_are_named():
+    root = Path(__file__).parents[2]
+    urls = tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]
+    assert {"Homepage", "Documentation", "Source", "Issues"} <= urls.keys()
+    assert all(url.startswith(urls["Source"]) for url in urls.values())
+    assert (root / urls["Documentation"].rpartition("/")[2] / "serving.md").exists()
+
+
 def test_importing_the_packages_imports_nothing_heavy():
     done = run_python("import growtas, growtas.api, growtas.export")
     assert done.returncode == 0, done.stderr
@@ -44,3 +63,63 @@ def test_help_imports_nothing_heavy_and_has_an_example(command):
     done = run_python(code, *command.split(), "--help")
     assert done.returncode == 0, done.stderr
     assert ("Example:" if command else "growtas train") in done.stdout
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, "import"])
+def test_h_is_help(command):
+    runner = CliRunner()
+    short, long = (runner.invoke(app, [*command.split(), option], prog_name="growtas") for option in ("-h", "--help"))
+    assert (short.exit_code, short.stdout) == (0, long.stdout)
+    assert "Usage: growtas" in short.stdout
+
+
+def run_command(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "growtas", *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "commands"),
+    [("growtas se", ["search", "serve"]), ("growtas pr", ["predict", "profile"]), ("growtas import a", ["autoformer"])],
+)
+def test_shells_complete_commands(line, commands):
+    words = line.split()
+    done = run_command(_GROWTAS_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=str(len(words) - 1))
+    assert sorted(done.stdout.split()) == commands
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_takes_the_completion():
+    script = f'eval "$({sys.executable} -m growtas --show-completion)"; complete -p growtas'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "growtas"
+
+
+PRESSES = """
+import os, signal, sys
+class Press:
+    def __del__(self): os.kill(os.getpid(), signal.SIGINT)
+class Keyboard:
+    def find_spec(self, name, path=None, target=None):
+        if name == MODULE and LATER: Press()
+        elif name == MODULE: os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Keyboard())
+sys.argv = ["growtas", "cost", "--space", "micro"]
+from growtas.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+@pytest.mark.parametrize("module", ["growtas.allocator", "growtas.cli.app", "typer", "growtas.cli.serve"])
+def test_ctrl_c_during_imports_is_quiet(module, swallowed):
+    """Also where Python swallows it, as in what runs when an object is freed."""
+    if swallowed and module == "growtas.allocator":
+        pytest.skip("too early to be heard again")
+    code = f"MODULE, LATER = {module!r}, {swallowed}\n{PRESSES}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr in ("", "growtas: interrupted\n")

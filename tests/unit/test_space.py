@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import yaml
@@ -155,3 +157,22 @@ def test_the_own_image_size_changes_nothing():
 def test_an_image_size_that_cannot_be_cut_names_sizes_that_can(size, near):
     with pytest.raises(SpaceError, match=rf"^image_size is {size}, which micro can't cut .* be cut are {near}, and the YAML"):
         PRESETS["micro"].resized(size)
+
+
+def test_a_byte_order_mark_is_skipped_and_utf_16_is_named(tmp_path):
+    subnet, space = tmp_path / "s.json", tmp_path / "mine.yaml"
+    texts = {subnet: json.dumps(PRESETS["micro"].smallest.to_dict()), space: yaml.safe_dump(PRESETS["micro"].to_dict())}
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8-sig")
+    assert Subnet.load(subnet) == PRESETS["micro"].smallest
+    assert load_space(space) == PRESETS["micro"]
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-16")
+    with pytest.raises(
+        SubnetError, match=r"s\.json: the subnet file can't be read \(it is in UTF-16 or UTF-32\); save it as UTF-8$"
+    ):
+        Subnet.load(subnet)
+    with pytest.raises(
+        SpaceError, match=r"mine\.yaml: the search space can't be read \(it is in UTF-16 or UTF-32\); save it as UTF-8$"
+    ):
+        load_space(space)

@@ -9,7 +9,6 @@ ones, one a device: a roofline from the datasheet, not a measurement. A folder o
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from typing import Any
 
 from growtas.errors import ConfigError, DeviceError, choices
 from growtas.fields import RULE, Rule, check_keys, one_of, real, text, whole
+from growtas.files import check_folder, parse_json, read_text
 from growtas.latency.estimate import Kind
 
 FORMAT = "growtas-profile/1"
@@ -203,11 +203,17 @@ def checked_fields(part: type, data: Mapping[str, Any], source: str, prefix: str
 
 
 def user_folder() -> Path:
-    """Where a user's own profiles lie: ``$GROWTAS_PROFILES``, else ``growtas/profiles`` in the XDG configuration folder."""
+    """Where a user's own profiles lie: ``$GROWTAS_PROFILES``, else ``growtas/profiles`` in the XDG configuration folder.
+
+    Raises:
+        ConfigError: ``$GROWTAS_PROFILES`` can't be read. The other folder would count as empty: in a container the home is
+            often another user's.
+    """
     named = os.environ.get("GROWTAS_PROFILES")
     if named:
+        check_folder(named, ConfigError)
         return Path(named)
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "growtas" / "profiles"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")) / "growtas" / "profiles"
 
 
 def shipped_names() -> list[str]:
@@ -265,7 +271,7 @@ def load_profile(name: str) -> DeviceProfile:
 def modelled_file(name: str) -> Path | Traversable:
     """The file of a modelled profile, the user's own if there is one, else the shipped one."""
     user_file = user_folder() / f"{name}.json"
-    return user_file if user_file.exists() else resources.files("growtas.profiles") / user_file.name
+    return user_file if os.path.exists(user_file) else resources.files("growtas.profiles") / user_file.name
 
 
 def read_profile_json(file: Path | Traversable, source: str) -> Any:
@@ -274,9 +280,4 @@ def read_profile_json(file: Path | Traversable, source: str) -> Any:
     Raises:
         ConfigError: it can't be read, or is not JSON.
     """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: can't be read ({getattr(error, 'strerror', None) or 'not text'})") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{source}: not JSON (line {error.lineno}: {error.msg})") from None
+    return parse_json(read_text(file, f"{source}:", ConfigError), f"{source}:", ConfigError)

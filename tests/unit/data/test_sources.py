@@ -1,3 +1,5 @@
+import errno
+import os
 import re
 
 import numpy as np
@@ -102,6 +104,19 @@ def test_test_images_of_another_class(tmp_path, write_tree):
 def test_val_without_train(tmp_path, write_tree):
     with pytest.raises(DataError, match=r"val/ without train/"):
         open_data(str(write_tree(tmp_path, {"val/cat": 2, "val/dog": 2})))
+
+
+def test_a_class_folder_that_may_not_be_read_is_not_an_empty_one(tmp_path, write_tree, monkeypatch):
+    root, scandir = write_tree(tmp_path, {"cat": 5, "dog": 5}), os.scandir
+
+    def closed(path="."):
+        if os.fspath(path).endswith("dog"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(DataError, match=r"dog: the folder can't be read \(Permission denied\)$"):
+        open_data(str(root))
 
 
 def test_a_set_too_small_to_test_on(tmp_path, write_tree):

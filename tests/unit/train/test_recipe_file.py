@@ -187,3 +187,15 @@ def test_a_key_that_is_given_twice(tmp_path, text, key):
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(ConfigError, match=rf"r.yaml: {key} is given twice; give it once"):
         read_config(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("text", ["epochs: 7\n", "# as saved by an editor\nepochs: 7\n", '{"epochs": 7}'])
+def test_a_byte_order_mark_is_skipped_and_utf_16_is_named(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8-sig")
+    assert read_config(path) == {"epochs": 7}
+    path.write_text(text, encoding="utf-16")
+    with pytest.raises(
+        ConfigError, match=r"recipe\.yaml: the recipe can't be read \(it is in UTF-16 or UTF-32\); save it as UTF-8$"
+    ):
+        read_config(path)

@@ -204,6 +204,8 @@ def test_the_users_profile_goes_before_the_shipped_one(folder):
     assert (origins["a10"], origins["t4"]) == (str(folder / "a10.json"), "shipped")
     (folder / "new-one.json").write_text(json.dumps(dataclasses.replace(own, name="new-one").to_dict()))
     assert "new-one" in device_names()
+    (folder / "a10.json").write_text(json.dumps(own.to_dict()), encoding="utf-8-sig")
+    assert load_profile("a10").description == "Mine"
     (folder / "a10.json").write_text("{")
     with pytest.raises(ConfigError, match=r"a10.json: not JSON"):
         load_profile("a10")
