@@ -116,6 +116,24 @@ def artifact_files(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).glob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
 
 
+def artifacts_in(place: str | Path) -> list[Path]:
+    """The artifacts that a user means: a file itself, those of a folder, or those in the export folder of a run.
+
+    Raises:
+        UsageError: a folder without artifacts.
+    """
+    place = Path(place)
+    if not place.is_dir():
+        return [place]
+    run = (place / "run.json").is_file()
+    folder = place / "export" if run else place
+    paths = artifact_files(folder)
+    if not paths:
+        make = f"make some with `growtas export {place}`" if run else f"legal are files that end in {choices(SUFFIXES)}"
+        raise UsageError(f"{folder}: no artifacts here; {make}, or name files")
+    return paths
+
+
 def file_stem(space: str) -> str:
     """The name without suffix of an export's files where none is given: of a search space's name."""
     return re.sub(r"[^\w.-]+", "-", space) + "-subnet"

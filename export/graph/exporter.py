@@ -82,9 +82,7 @@ def export_onnx(
     describe(exported, preprocess=preprocess, class_names=class_names)
     save_model(exported, path, "the exported graph")
     operators = Counter(node.op_type for node in exported.graph)
-    return OnnxInfo(
-        opset=opset, ir_version=exported.ir_version, nodes=len(exported.graph), operators=dict(operators.most_common())
-    )
+    return OnnxInfo(opset=opset, ir_version=exported.ir_version, nodes=len(exported.graph), operators=dict(operators.most_common()))
 
 
 def export_model(model: VisionTransformer, *, opset: int = DEFAULT_OPSET) -> ir.Model:
