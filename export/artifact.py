@@ -6,6 +6,7 @@ as it is.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from pydantic import field_validator as validator
 
 from growtas.errors import CheckpointError
-from growtas.export.formats import Format, format_of, side_files
+from growtas.export.formats import ONNX, Format, format_of, side_files
 from growtas.files import read_json, sha256, write_json
 
 FORMAT = "growtas-artifact/1"
@@ -225,6 +226,12 @@ class Manifest(_Record):
         return self.subnet, self.source.checkpoint_sha256
 
     @property
+    def is_for_gpu(self) -> bool:
+        """Whether an ONNX file was made for plans of GPUs: in half precision, or with half precision around what is quantised."""
+        rest = self.conversion.rest if self.conversion else None
+        return self.kind == ONNX.kind and bool({"fp16", "bf16", "fp8"} & {self.precision, rest})
+
+    @property
     def compiled_from(self) -> CompiledFromRecord | None:
         """The verified file that a plan was compiled from, where its numbers stand for those of a plan that was not run."""
         source = self.plan and self.plan.compiled_from
@@ -281,30 +288,55 @@ def write_manifest(path: str | os.PathLike[str], content: Mapping[str, Any]) -> 
 
 
 def read_manifest(artifact: str | os.PathLike[str], *, verify: bool = True) -> Manifest | None:
-    """An artifact's manifest, as :func:`load_artifact` reads it; None where there is none."""
+    """An artifact's manifest; None where there is none.
+
+    An artifact that was renamed without its manifest is found by its hash among the manifests in its folder.
+
+    Args:
+        verify: compare the hash of the artifact, and of the files that belong to it, with the recorded one.
+
+    Raises:
+        CheckpointError: the artifact is absent, the manifest is unreadable or of another format, or the hash differs.
+    """
     artifact = Path(artifact)
     if not artifact.is_file():
         raise CheckpointError(f"{artifact}: no such artifact")
     path = manifest_path(artifact)
-    if not path.exists():
-        return None
+    manifest = _parse(path) if path.exists() else _manifest_before_renaming(artifact)
+    if manifest is not None and verify:
+        check_hash(artifact, manifest)
+    return manifest
+
+
+def _parse(path: Path) -> Manifest:
     record = read_json(path, "manifest")
     if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("artifact"), dict):
         raise CheckpointError(f"{path}: not a manifest of format {FORMAT}")
-    manifest = Manifest.from_dict(record)
-    if verify:
-        check_hash(artifact, manifest)
-    return manifest
+    return Manifest.from_dict(record)
+
+
+def _manifest_before_renaming(artifact: Path) -> Manifest | None:
+    """The manifest in the artifact's folder that describes a file of these bytes."""
+    digest, size = "", artifact.stat().st_size
+    for path in sorted(artifact.parent.glob(f"*{artifact.suffix}.json")):
+        with contextlib.suppress(CheckpointError):
+            manifest = _parse(path)
+            if manifest.file.bytes != size:
+                continue
+            digest = digest or sha256(artifact)
+            if manifest.file.sha256 == digest:
+                return manifest
+    return None
 
 
 def load_artifact(path: str | os.PathLike[str], *, verify: bool = True) -> Artifact:
     """An artifact with its manifest, which must be there.
 
     Args:
-        verify: compare the hash of the artifact, and of the files that belong to it, with the recorded one.
+        verify: as for :func:`read_manifest`.
 
     Raises:
-        CheckpointError: the artifact is absent, the manifest is absent, unreadable or of another format, or the hash differs.
+        CheckpointError: as :func:`read_manifest`, or there is no manifest.
         UsageError: not an artifact.
     """
     path = Path(path)
@@ -330,11 +362,13 @@ def check_hash(artifact: Path, manifest: Manifest, *, digest: str | None = None)
         raise CheckpointError(f"{artifact}: no such artifact")
     if manifest.file.sha256 != (digest or sha256(artifact)):
         raise CheckpointError(f"{artifact}: the file is not the one that its manifest describes (SHA-256 differs); export it again")
-    recorded = {entry.file: entry.sha256 for entry in manifest.file.side_files}
+    # By suffix: the files may have been renamed since.
+    recorded = {Path(entry.file or "").suffix: entry.sha256 for entry in manifest.file.side_files}
     for entry in _side_file_records(artifact):
-        if entry.file not in recorded:
+        suffix = Path(entry.file or "").suffix
+        if suffix not in recorded:
             raise CheckpointError(f"{artifact}: its manifest does not describe {entry.file}; export it again")
-        if recorded[entry.file] != entry.sha256:
+        if recorded[suffix] != entry.sha256:
             raise CheckpointError(
                 f"{artifact}: {entry.file} is not the one that the manifest describes (SHA-256 differs); export it again"
             )

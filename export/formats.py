@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,24 @@ def artifact_files(folder: str | Path) -> list[Path]:
     """
     check_folder(folder)
     return sorted(path for path in Path(folder).glob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
+
+
+def artifacts_in(place: str | Path) -> list[Path]:
+    """The artifacts that a user means: a file itself, those of a folder, or those in the export folder of a run.
+
+    Raises:
+        UsageError: a folder without artifacts.
+    """
+    place = Path(place)
+    if not place.is_dir():
+        return [place]
+    run = (place / "run.json").is_file()
+    folder = place / "export" if run else place
+    paths = artifact_files(folder)
+    if not paths:
+        make = f"make some with `growtas export {shlex.quote(str(place))}`" if run else f"legal are files that end in {choices(SUFFIXES)}"
+        raise UsageError(f"{folder}: no artifacts here; {make}, or name files")
+    return paths
 
 
 def file_stem(space: str) -> str:

@@ -27,7 +27,8 @@ def inspect(path: str | os.PathLike[str], *, thorough: bool = False) -> dict[str
     Returns:
         ``path``, ``kind``, ``bytes`` (side files included), ``sha256``, ``matches_manifest`` (None without one), ``problems`` (one
         sentence each; the first is the hash where that differs), ``precision`` (``stated``, ``found``), ``params``, ``macs``,
-        ``latencies`` (each with its ``kind``), ``parity``, ``verification``, ``graph`` and ``manifest``.
+        ``preprocess``, ``class_names`` (of a file without a manifest those of its metadata), ``latencies`` (each with its
+        ``kind``), ``parity``, ``verification``, ``graph`` and ``manifest``.
 
     Raises:
         CheckpointError: the file is absent or damaged, or its manifest can't be read.
@@ -35,22 +36,27 @@ def inspect(path: str | os.PathLike[str], *, thorough: bool = False) -> dict[str
     """
     path = Path(path)
     stored = read_manifest(path, verify=False)
-    kind, graph, manifest = format_of(path).kind, read_graph(path), stored or Manifest()
+    kind, graph = format_of(path).kind, read_graph(path)
+    manifest, own = stored or Manifest(), graph.get("described") or {}
     digest = sha256(path)
     mismatch = _problem(lambda: check_hash(path, stored, digest=digest) if stored else check_side_files(path))
     broken_rule = _rule_problem(path) if thorough else None
-    problems = [problem for problem in (mismatch, *_contradictions(path, manifest, graph), broken_rule) if problem]
+    weights = [path.with_name(name) for name in graph.get("weights_files", ())]
+    missing = [f"{path}: {file.name}, which holds weights of it, is missing beside it" for file in weights if not file.is_file()]
+    problems = [problem for problem in (mismatch, *missing, *_contradictions(path, manifest, graph), broken_rule) if problem]
     record = manifest.to_dict()
     return {
         "path": str(path),
         "kind": kind,
-        "bytes": sum(file.stat().st_size for file in (path, *side_files(path)) if file.is_file()),
+        "bytes": sum(file.stat().st_size for file in (path, *side_files(path), *weights) if file.is_file()),
         "sha256": digest,
         "matches_manifest": None if stored is None else mismatch is None,
         "problems": problems,
         "precision": {"stated": record.get("precision"), "found": graph.get("precision")},
         "params": record.get("params", graph.get("params")),
         "macs": record.get("macs"),
+        "preprocess": record.get("preprocess") or own.get("preprocess"),
+        "class_names": record.get("class_names") or own.get("class_names"),
         "latencies": latencies(manifest),
         "parity": record.get("parity"),
         "verification": record.get("verification"),
@@ -88,6 +94,10 @@ def _contradictions(path: Path, manifest: Manifest, graph: Mapping[str, Any]) ->
         problems.append(f"{path}: the manifest says {manifest.precision}, and the file's weights are {held}")
     if params is not None and manifest.params not in (None, params):
         problems.append(f"{path}: the manifest says {manifest.params} parameters, and the file holds {params}")
+    record, own = manifest.to_dict(), graph.get("described", {})
+    for key, what in (("preprocess", "preprocessing"), ("class_names", "class names")):
+        if record.get(key) and own.get(key) not in (None, record[key]):
+            problems.append(f"{path}: the manifest has other {what} than the file's metadata")
     for end, described in (("input", manifest.input), ("output", manifest.output)):
         values = graph.get(f"{end}s")
         if not values or described is None:

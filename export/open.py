@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from growtas.errors import DeviceError, choices
-from growtas.export.formats import ONNX, OPENVINO, PROGRAM, TORCH, format_of
+from growtas.errors import CheckpointError, DeviceError, choices
+from growtas.export.artifact import Artifact, PlanRecord
+from growtas.export.formats import ONNX, OPENVINO, PLAN, PROGRAM, TORCH, format_of
 from growtas.export.runtimes.base import Session
 
 DEVICES = ("cpu", "cuda")
@@ -59,6 +60,37 @@ def open_session(
     from growtas.export.tensorrt.load import load_plan
 
     return load_plan(path, runtime=runtime, trusted=trusted)
+
+
+def open_artifact(artifact: Artifact, *, threads: int | None = None, runtime: str | None = None, device: str = "cpu") -> Session:
+    """Loads an artifact as :func:`open_session` does; where it can't, its manifest's reason is given, if it has one.
+
+    Raises:
+        DeviceError: the manifest says why it doesn't run on a machine like this; otherwise as :func:`open_session`.
+        CheckpointError, MissingExtra, UsageError: as :func:`open_session`.
+    """
+    try:
+        return open_session(artifact.path, threads=threads, runtime=runtime, device=device)
+    except CheckpointError:
+        reason = why_not_here(artifact) if device == "cpu" else None
+        if reason is None:
+            raise
+        raise DeviceError(f"{artifact.path}: it can't run here: {reason}") from None
+
+
+def why_not_here(artifact: Artifact) -> str | None:
+    """Why an artifact doesn't run on this machine, as far as that is known without loading it; None where nothing is known against it.
+
+    A plan's manifest says for which GPUs it is. For the other formats it says whether the CPU ran them when they were made.
+    """
+    manifest = artifact.manifest
+    if artifact.format is PLAN:
+        from growtas.export.tensorrt.load import why_not_loadable
+
+        return why_not_loadable(manifest.plan or PlanRecord())
+    if manifest.executed is False:
+        return manifest.not_executed_because or "it was not run when it was made"
+    return None
 
 
 def check_device(device: str) -> None:

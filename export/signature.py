@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
-from growtas.errors import CheckpointError
+from growtas.errors import CheckpointError, choices
 from growtas.export.artifact import Artifact, Manifest, TensorRecord
 
 LOGITS, PROBABILITIES, TOP_SCORES, TOP_CLASSES = "logits", "probabilities", "top_scores", "top_classes"
 """Names of the outputs."""
 
 _INPUT_DTYPES = ("float32", "uint8")
+_PREPROCESS = ("image_size", "in_chans", "mean", "std", "interpolation", "crop_pct")
 T = TypeVar("T")
+
+
+def preprocess_problem(record: Any) -> str | None:
+    """Why images can't be prepared by a record of :mod:`growtas.data.preprocess`, in words behind its name; None if they can."""
+    if not isinstance(record, Mapping):
+        return "is absent" if record is None else "is no JSON object"
+    missing = [key for key in _PREPROCESS if key not in record]
+    if missing:
+        return f"lacks {choices(missing)}"
+    for key in ("image_size", "in_chans"):
+        if not isinstance(record[key], int) or isinstance(record[key], bool) or record[key] < 1:
+            return f"has the {key} {str(record[key])[:40]!r}, which must be a whole number from 1 up"
+    channels = record["in_chans"]
+    for key in ("mean", "std"):
+        values = record[key]
+        if not isinstance(values, list | tuple) or len(values) != channels or not all(map(_is_number, values)):
+            return f"has the {key} {str(values)[:40]}, which must be a list of {channels} numbers, one for each channel"
+    if min(record["std"]) <= 0:
+        return f"has the std {record['std']}, whose numbers must be above zero"
+    if not _is_number(record["crop_pct"]) or record["crop_pct"] <= 0:
+        return f"has the crop_pct {str(record['crop_pct'])[:40]!r}, which must be a number above zero"
+    if not isinstance(record["interpolation"], str):
+        return f"has the interpolation {str(record['interpolation'])[:40]}, which must be a name such as bicubic"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +158,8 @@ def read_signature(artifact: Artifact) -> Signature:
             f"{path}: its manifest describes an input of type {signature.dtype} and {len(signature.shape) + 1} dimensions, "
             "not images"
         )
+    if signature.preprocess is not None and (problem := preprocess_problem(signature.preprocess)):
+        raise CheckpointError(f"{path}: the record of the preprocessing in its manifest {problem}; export it again")
     if signature.class_names is not None and len(signature.class_names) != signature.classes:
         raise CheckpointError(f"{path}: its manifest has {len(signature.class_names)} class names for {signature.classes} classes")
     return signature

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from growtas.errors import ConfigError, GrowtasError, UsageError, choices
+from growtas.errors import ConfigError, GrowtasError, UsageError
 from growtas.export.artifact import read_manifest, versions
 from growtas.export.benchmark.baselines import TIMM
 from growtas.export.benchmark.entries import Entry, judge, load, with_graphs
@@ -20,7 +20,7 @@ from growtas.export.benchmark.power import Metering, find_meter
 from growtas.export.benchmark.report import BenchReport, artifact_report, compare
 from growtas.export.benchmark.subjects import Subject, find_baseline, name_baseline, normalise, subjects_of
 from growtas.export.benchmark.timing import clocks, collect, environment, warm_up
-from growtas.export.formats import PLAN, SUFFIXES, artifact_files
+from growtas.export.formats import PLAN
 from growtas.export.open import check_device
 from growtas.progress import SILENT, Progress
 from growtas.resources import available_threads, check_threads
@@ -56,18 +56,6 @@ class BenchOptions:
             raise ConfigError(f"--rounds is {self.rounds}; it must be 1 or more")
         if not 0 < self.seconds <= 600:
             raise ConfigError(f"--seconds is {self.seconds:g}; it must be above 0 and at most 600")
-
-
-def find_artifacts(folder: Path) -> list[Path]:
-    """All artifacts in a folder, by name.
-
-    Raises:
-        UsageError: there are none.
-    """
-    paths = artifact_files(folder)
-    if not paths:
-        raise UsageError(f"{folder}: no artifacts to bench; make some with `growtas export`, or name files ({choices(SUFFIXES)})")
-    return paths
 
 
 def bench(artifacts: Sequence[Path | str], options: BenchOptions, progress: Progress = SILENT) -> BenchReport:

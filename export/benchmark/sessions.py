@@ -9,12 +9,12 @@ from types import TracebackType
 from typing import cast
 
 from growtas.errors import DeviceError
-from growtas.export.artifact import Manifest
+from growtas.export.artifact import Artifact, Manifest
 from growtas.export.benchmark import baselines
 from growtas.export.benchmark.subjects import Subject
 from growtas.export.formats import ONNX, PLAN
 from growtas.export.graph.contents import read_graph
-from growtas.export.open import open_session
+from growtas.export.open import open_artifact
 from growtas.export.runtimes.base import Array, PartsTimer, Session, TimedParts, Timer
 
 
@@ -40,7 +40,8 @@ def open_subject(subject: Subject, *, threads: int, batches: Sequence[int], devi
         return TorchSession(model, shape, threads=threads, device=device, compiled=runtime == "compile")
     if path.suffix == ONNX.suffix and runtime in PLAN.runtimes:
         return _compile_plans(path, runtime, batches, subject.manifest)
-    return open_session(path, threads=threads, runtime=runtime, device=device)
+    artifact = Artifact(path=path, manifest=subject.manifest or Manifest())
+    return open_artifact(artifact, threads=threads, runtime=runtime, device=device)
 
 
 def _compile_plans(onnx: Path, runtime: str, batches: Sequence[int], manifest: Manifest | None) -> Session:
@@ -48,14 +49,15 @@ def _compile_plans(onnx: Path, runtime: str, batches: Sequence[int], manifest: M
 
     Their precision is what most of the file's weights are multiplied in: its manifest's word, or else the graph's.
     """
-    # Here, since they import torch, whose memory a process that measures ONNX Runtime's must not have.
+    # Here, since they import torch and onnx, whose memory a process that measures ONNX Runtime's must not have.
     from growtas.export.benchmark.stopwatch import plan_session
+    from growtas.export.graph.edit import load_proto
     from growtas.export.tensorrt import library
 
     if library.local_target() is None:
         raise DeviceError("no NVIDIA GPU with a driver on this machine")
     precision = str((manifest and manifest.precision) or read_graph(onnx).get("precision") or "fp32")
-    model = onnx.read_bytes()
+    model = load_proto(onnx).SerializeToString()
     with contextlib.ExitStack() as stack:
         plans = {batch: stack.enter_context(plan_session(model, runtime, batch, precision=precision)) for batch in batches}
         return _CompiledSession(plans, stack.pop_all())

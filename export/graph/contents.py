@@ -1,9 +1,11 @@
-"""Reads artifact files without running or deserialising them: operators, inputs, outputs, and weights by type."""
+"""Reads artifact files without running or deserialising them: operators, inputs, outputs, weights by type, and what they are."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import struct
 import xml.etree.ElementTree as ElementTree
 import zipfile
@@ -13,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import CheckpointError
+from growtas.export.artifact import Artifact, Manifest, load_artifact, read_manifest
 from growtas.export.formats import ONNX, OPENVINO, PROGRAM, TORCH, format_of, side_files
+from growtas.export.signature import PROBABILITIES, TOP_CLASSES
 
 _MAX_HEADER_BYTES = 100_000_000
 # As safetensors and OpenVINO abbreviate them, in lower case and without underscores.
@@ -29,6 +33,8 @@ _BYTES = {
 _TORCH = {
     1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64", 12: "bool", 13: "bfloat16",
 }  # fmt: skip
+# The largest batch that an export checks where none is asked for.
+_USUAL_BATCH = 8
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
 
 
@@ -57,8 +63,66 @@ def read_graph(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a readable {path.suffix} file ({reason})") from None
 
 
+def load_described(path: str | os.PathLike[str]) -> Artifact:
+    """An artifact with its manifest, as :func:`growtas.export.artifact.load_artifact` loads it; without one, with what it says itself.
+
+    Raises:
+        CheckpointError: as :func:`growtas.export.artifact.load_artifact`, and the file doesn't say itself what goes in.
+        UsageError: not an artifact.
+    """
+    path = Path(path)
+    if format_of(path) is ONNX and read_manifest(path, verify=False) is None:
+        manifest = own_description(path)
+        if manifest is not None:
+            return Artifact(path=path, manifest=manifest)
+    return load_artifact(path)
+
+
+def own_description(path: Path) -> Manifest | None:
+    """What an ONNX file that growtas exported says of itself, as a manifest; None for every other file.
+
+    Its batch is what the graph takes, and :data:`_USUAL_BATCH` where that is free.
+    """
+    if format_of(path) is not ONNX:
+        return None
+    graph = read_graph(path)
+    preprocess, class_names = (graph["described"].get(key) for key in ("preprocess", "class_names"))
+    if not isinstance(preprocess, dict) or len(graph["inputs"]) != 1:
+        return None
+    images, outputs = graph["inputs"][0], graph["outputs"]
+    batch = images["shape"][0] if images["shape"] else 1
+    record: dict[str, Any] = {
+        "kind": ONNX.kind,
+        "precision": graph["precision"],
+        "input": {
+            **images,
+            "layout": "NHWC" if images["dtype"] == "uint8" else "NCHW",
+            "resize": not all(isinstance(size, int) for size in images["shape"][1:]),
+            "batch": {"max": batch if isinstance(batch, int) and batch > 0 else _USUAL_BATCH},
+        },
+        "output": outputs[0],
+        "preprocess": preprocess,
+        "class_names": class_names,
+    }
+    names = [output["name"] for output in outputs]
+    if len(names) > 1:
+        top_k = next((output["shape"][-1] for output in outputs if output["name"] == TOP_CLASSES), None)
+        record["postprocess"] = {"outputs": names, "softmax": PROBABILITIES in names, "top_k": top_k}
+    return Manifest.from_dict(record)
+
+
+def _json_values(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The values of a file's metadata that are JSON."""
+    values = {}
+    for key, text in metadata.items():
+        with contextlib.suppress(ValueError, RecursionError):
+            values[key] = json.loads(text)
+    return values
+
+
 def _read_onnx(path: Path) -> dict[str, Any]:
     import onnx
+    from onnx.external_data_helper import uses_external_data
 
     from growtas.export.graph.edit import load_proto
 
@@ -71,6 +135,7 @@ def _read_onnx(path: Path) -> dict[str, Any]:
             size = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         sizes[_onnx_type(tensor.data_type)] += size
     operators = Counter(node.op_type for node in proto.graph.node)
+    outside = [entry for tensor in proto.graph.initializer if uses_external_data(tensor) for entry in tensor.external_data]
     types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     quantising = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     quantised = sorted({_onnx_type(types[name]) for node in quantising for name in node.input[2:3] if name in types})
@@ -88,6 +153,8 @@ def _read_onnx(path: Path) -> dict[str, Any]:
         "bytes_by_type": dict(sizes.most_common()),
         "quantised_to": quantised,
         "metadata": sorted(entry.key for entry in proto.metadata_props),
+        "described": _json_values({entry.key: entry.value for entry in proto.metadata_props}),
+        "weights_files": sorted({entry.value for entry in outside if entry.key == "location"}),
         "precision": precision,
     }
 

@@ -44,9 +44,9 @@ def load_proto(path: str | Path, *, weights: bool = True) -> onnx.ModelProto:
     try:
         proto = onnx.load(path, load_external_data=weights)
     except Exception as error:  # protobuf's, the checker's and the file system's errors share no base class
-        raise CheckpointError(f"{path}: not an ONNX file that can be read ({_one_line(error)})") from None
+        raise CheckpointError(f"{path}: not a readable .onnx file ({_one_line(error)})") from None
     if not proto.graph.node:
-        raise CheckpointError(f"{path}: not an ONNX file that can be read (it holds no nodes)")
+        raise CheckpointError(f"{path}: not a readable .onnx file (it holds no nodes)")
     for entry in (*proto.opset_import, *proto.graph.node):
         if entry.domain == "ai.onnx":
             entry.domain = ""
@@ -63,7 +63,7 @@ def load_model(path: str | Path) -> ir.Model:
     try:
         return ir.from_proto(proto)
     except Exception as error:  # the conversion's exceptions share no base class
-        raise CheckpointError(f"{path}: not an ONNX file that can be read ({_one_line(error)})") from None
+        raise CheckpointError(f"{path}: not a readable .onnx file ({_one_line(error)})") from None
 
 
 def load_typed_model(path: Path) -> ir.Model:

@@ -14,12 +14,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from growtas.errors import ConfigError, UsageError, choices
+from growtas.errors import ConfigError, UsageError
 from growtas.export.graph.edit import describe, load_model, save_model
 from growtas.export.graph.resize import PIXELS, add_node, add_numbers, check_resizing, resize_planes, to_planes
-from growtas.export.signature import PROBABILITIES, TOP_CLASSES, TOP_SCORES
+from growtas.export.signature import PROBABILITIES, TOP_CLASSES, TOP_SCORES, preprocess_problem
 
-_RECORD = ("image_size", "in_chans", "mean", "std", "interpolation", "crop_pct")
 _SUBJECT = "the graph with its new ends"
 
 
@@ -147,13 +146,9 @@ def _affine(record: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
 def _checked(preprocess: Mapping[str, Any] | None, path: Path) -> Mapping[str, Any]:
     if preprocess is None:
         raise ConfigError(f"{path}: its run says nothing about preprocessing, so --preprocess has nothing to put into the graph")
-    missing = [key for key in _RECORD if key not in preprocess]
-    if missing:
-        raise ConfigError(f"{path}: the preprocessing record lacks {choices(missing)}")
-    counts = {len(preprocess[key]) for key in ("mean", "std")}
-    if counts != {preprocess["in_chans"]} or min(preprocess["std"]) <= 0:
-        channels = preprocess["in_chans"]
-        raise ConfigError(f"{path}: the preprocessing record needs a mean and a std above zero for each of its {channels} channels")
+    problem = preprocess_problem(preprocess)
+    if problem is not None:
+        raise ConfigError(f"{path}: the preprocessing record {problem}")
     return preprocess
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from growtas.errors import CheckpointError, OutputError
 from growtas.export.artifact import Manifest, VerificationRecord, read_manifest
-from growtas.export.formats import artifact_files
+from growtas.export.formats import ONNX, artifact_files
 from growtas.export.inspection import latencies
 from growtas.files import replacing
 from growtas.latency.estimate import kind_text
@@ -80,12 +82,15 @@ def card(manifests: Sequence[Manifest], *, licence: str | None = None) -> str:
         f"mlp_ratio {_list(subnet['mlp_ratio'])} |\n"
         f"| params | {format_count(first.params or 0)} |\n| MACs | {format_count(first.macs or 0)} |\n"
         f"| images | {preprocess.get('image_size', '?')} px, mean {preprocess.get('mean')}, std {preprocess.get('std')}, "
-        f"{preprocess.get('interpolation', '?')} |\n"
-        f"| classes | {_classes(first.class_names)} |\n| licence of weights and data | {licence or 'not stated'} |",
+        f"{preprocess.get('interpolation', '?')}, crop_pct {preprocess.get('crop_pct', '?')} |\n"
+        f"| classes | {class_list(first.class_names)} |\n| licence of weights and data | {licence or 'not stated'} |",
+        "## Images",
+        _images(manifests),
         "## Files",
         "| file | precision | size | accuracy here | of the source | top-1 agreement | rel. error | run when exported |\n"
         f"| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |\n{rows}",
         _checked(manifests),
+        *_runtimes(manifests),
         "## Latencies",
         _latencies(first),
         "## Use",
@@ -126,6 +131,51 @@ def _checked(manifests: Sequence[Manifest]) -> str:
         return "Nothing was verified."
     lines = "\n".join(f"- {', '.join(names)}: {images}." for images, names in files.items())
     return f"Measured on:\n\n{lines}\n\nThe tolerances are in the manifests (`FILE.json`)."
+
+
+def _images(manifests: Sequence[Manifest]) -> str:
+    record = manifests[0].preprocess
+    if not record:
+        return "The run has no record of how its images were preprocessed."
+    parts = ["What has to be done to an image:", "\n".join(preprocessing_steps(record))]
+    for manifest in manifests:
+        if manifest.input and manifest.input.takes_pixels:
+            own = "does all of it itself" if manifest.input.resize else "does the last two steps itself"
+            parts.append(f"`{manifest.file.file}` takes pixels (uint8, channels last), and {own}.")
+    if any(manifest.kind == ONNX.kind for manifest in manifests):
+        parts.append("Every ONNX file holds this record and the class names as JSON in its metadata (`preprocess`, `class_names`).")
+    return "\n\n".join(parts)
+
+
+def preprocessing_steps(record: Mapping[str, Any]) -> list[str]:
+    """The steps from a picture to an artifact's input, as numbered lines: what :mod:`growtas.data.preprocess` does."""
+    size, crop_pct = record.get("image_size", "?"), record.get("crop_pct", "?")
+    whole = isinstance(size, int) and isinstance(crop_pct, int | float) and crop_pct > 0
+    short = f"{math.floor(size / crop_pct)} pixels (image_size {size} / crop_pct {crop_pct:g}, rounded down)" if whole else "?"
+    return [
+        f"1. Convert to {'grey' if record.get('in_chans') == 1 else 'RGB'}.",
+        f"2. Resize the short side to {short}, the long side in proportion ({record.get('interpolation', '?')}, antialiased, in 8 bits).",
+        f"3. Cut out the middle {size} x {size} pixels.",
+        f"4. Divide by 255, subtract the mean {record.get('mean')}, divide by the standard deviation {record.get('std')}, "
+        "channel by channel.",
+        "5. Put the channels first: (batch, channels, height, width), float32.",
+    ]
+
+
+def _runtimes(manifests: Sequence[Manifest]) -> list[str]:
+    """The oldest ONNX Runtime for each of the ONNX files."""
+    rows = []
+    for manifest in manifests:
+        graph = manifest.to_dict().get("onnx")
+        if manifest.kind == ONNX.kind and isinstance(graph, Mapping):
+            oldest = graph.get("oldest_onnxruntime") or "none was tried"
+            rows.append(f"| `{manifest.file.file}` | {graph.get('opset')} | {graph.get('ir_version')} | {oldest} |")
+    if not rows:
+        return []
+    return [
+        "| file | ONNX opset | IR version | oldest ONNX Runtime tried with such files |\n| --- | ---: | ---: | --- |\n"
+        + "\n".join(rows)
+    ]
 
 
 def _latencies(manifest: Manifest) -> str:
@@ -170,7 +220,8 @@ def _use(manifests: Sequence[Manifest]) -> str:
     return "\n\n".join(parts)
 
 
-def _classes(names: Sequence[str] | None) -> str:
+def class_list(names: Sequence[str] | None) -> str:
+    """The first names of classes, and how many more there are."""
     if not names:
         return "no names"
     more = f" and {len(names) - _CLASSES} more" if len(names) > _CLASSES else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from growtas.checkpoint import load_supernet
 from growtas.costs import count_costs
-from growtas.errors import ConfigError
+from growtas.errors import CheckpointError, ConfigError
 from growtas.export.artifact import Artifact, Manifest, read_manifest
 from growtas.export.formats import ONNX, OPENVINO, PLAN, PROGRAM, TORCH, artifact_files
 from growtas.export.pipeline.context import ExportContext
@@ -15,10 +15,12 @@ from growtas.export.pipeline.formats import onnx, openvino, program, tensorrt, t
 from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.source import Source, find_source
 from growtas.export.pipeline.staging import move_into_place, staging
+from growtas.export.signature import preprocess_problem
 from growtas.export.tensorrt.builder import choose_builder
 from growtas.export.verification.batches import one_thread
 from growtas.export.verification.images import VerificationImages, images_for, run_images
 from growtas.export.verification.parity import gate_batches
+from growtas.latency.modelled.profile import CPU, load_profile
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run
 from growtas.units import format_ms
@@ -45,6 +47,11 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
     source = find_source(run, options.subnet, progress)
     if options.top_k is not None and options.top_k > run.space.num_classes:
         raise ConfigError(f"--top-k is {options.top_k}; the model has {run.space.num_classes} classes")
+    problem = preprocess_problem(run.info.get("preprocess"))
+    if problem is not None:
+        raise CheckpointError(
+            f"{run.path / 'run.json'}: the record of the preprocessing (preprocess) {problem}; nothing was exported"
+        )
     precision = _precision(options, source)
     if precision == "tf32":  # how a GPU computes with the numbers of an fp32 file
         precision = "fp32"
@@ -96,7 +103,7 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
 
 
 def _precision(options: ExportOptions, source: Source) -> str:
-    """The precision that was asked for; in a plan by default that of the search's latency, so that the latency is a plan's."""
+    """The precision that was asked for; in a plan by default that of the search's latency for its device, else the device's own."""
     if options.precision is not None:
         return options.precision
     if PLAN not in options.made_formats or options.target:
@@ -106,8 +113,9 @@ def _precision(options: ExportOptions, source: Source) -> str:
     for entry in search.get("latencies") or ():
         if entry["device"] == device:
             return str((entry["measured"] or entry["predicted"])["precision"])
-    latency = search.get("latency") or {}
-    return str(latency.get("precision", "fp32")) if device == search.get("device") else "fp32"
+    searched = (search.get("latency") or {}).get("precision") if device == search.get("device") else None
+    # Of a device that runs no plans, choose_builder says so.
+    return str(searched or ("fp32" if device in (None, CPU) else load_profile(device).precision))
 
 
 def _note_leftovers(out: Path, name: str, artifacts: list[Artifact], progress: Progress) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from growtas.errors import BuildError
 from growtas.export.pipeline import standalone_vit
-from growtas.files import replacing
+from growtas.files import replacing, sha256
 from growtas.nn.architecture import Architecture
 
 _CONFIG = "CONFIG: dict[str, Any] = {}\n"
@@ -27,11 +27,11 @@ def module_name(name: str) -> str:
     return plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"vit_{plain}"
 
 
-def write_module(path: Path, architecture: Architecture, *, weights: str, preprocess: Any, class_names: Any) -> None:
+def write_module(path: Path, architecture: Architecture, *, weights: Path, preprocess: Any, class_names: Any) -> None:
     """Writes the module of an architecture.
 
     Args:
-        weights: the name of the safetensors file beside it.
+        weights: the safetensors file beside it, which is found by its hash should it be renamed.
         preprocess: the run's record of its preprocessing, for readers; None where there is none.
         class_names: a name for each output; None where there are none.
 
@@ -49,7 +49,8 @@ def write_module(path: Path, architecture: Architecture, *, weights: str, prepro
         "num_heads": list(subnet.num_heads),
         "hidden_dims": [subnet.hidden_dim(index) for index in range(subnet.depth)],
         "max_relative_position": architecture.max_relative_position,
-        "weights": weights,
+        "weights": weights.name,
+        "weights_sha256": sha256(weights),
         "preprocess": preprocess,
         "class_names": None if class_names is None else list(class_names),
     }

@@ -8,6 +8,7 @@
 Images are resized, cropped and normalised as ``CONFIG["preprocess"]`` says; ``CONFIG["class_names"]`` names the outputs.
 """
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -114,13 +115,25 @@ def load(path: str | Path | None = None) -> VisionTransformer:
     """The network with its weights, in eval mode.
 
     Args:
-        path: the weights; by default the file that was exported with this module, beside it.
+        path: the weights; by default the file that was exported with this module, beside it, under any name.
     """
     from safetensors.torch import load_file
 
     model = VisionTransformer(CONFIG)
-    model.load_state_dict(load_file(path or Path(__file__).with_name(CONFIG["weights"])))
+    model.load_state_dict(load_file(path or find_weights()))
     return model.eval()
+
+
+def find_weights() -> Path:
+    """The weights beside this module: the file of the recorded name, or else the one of the recorded SHA-256."""
+    folder = Path(__file__).parent
+    named = folder / CONFIG["weights"]
+    if named.exists():
+        return named
+    for path in sorted(folder.glob("*.safetensors")):
+        if hashlib.sha256(path.read_bytes()).hexdigest() == CONFIG["weights_sha256"]:
+            return path
+    raise FileNotFoundError(f"{named} is not there, nor are its weights in another .safetensors file in that folder")
 
 
 if __name__ == "__main__":

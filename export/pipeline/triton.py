@@ -17,7 +17,8 @@ from growtas.errors import CheckpointError, ConfigError, OutputError, UsageError
 from growtas.export.artifact import Artifact, check_hash
 from growtas.export.formats import FORMATS, ONNX, PLAN, Format
 from growtas.export.graph.contents import read_graph
-from growtas.export.signature import Signature, read_signature
+from growtas.export.pipeline.model_card import preprocessing_steps
+from growtas.export.signature import TOP_CLASSES, Signature, read_signature
 from growtas.files import replacing, sha256, write_json
 
 LABELS, CONFIG, README, MANIFEST = "labels.txt", "config.pbtxt", "README.md", "manifest.json"
@@ -144,12 +145,13 @@ def _tensor(name: str, dtype: str, shape: Sequence[int | str | None]) -> _Tensor
 def _config(
     name: str, entry: Format, signature: Signature, given: _Tensor, outputs: Sequence[_Tensor], *, instances: int, max_delay_us: int
 ) -> str:
-    labelled = signature.output_name if signature.class_names else None
+    # Triton reads a label by a score's place: in top_scores that is the rank, not the class.
+    labelled = {output.name for output in signature.outputs if output.per_class} if signature.class_names else set()
     batches = sorted({1, signature.max_batch})
     parts = [
         f"name: {json.dumps(name)}\nplatform: {json.dumps(entry.platform)}\nmax_batch_size: {signature.max_batch}\n",
         f"input [\n{_entry(given)}\n]\n",
-        "output [\n" + ",\n".join(_entry(output, labels=output.name == labelled) for output in outputs) + "\n]\n",
+        "output [\n" + ",\n".join(_entry(output, labels=output.name in labelled) for output in outputs) + "\n]\n",
         f"instance_group [\n  {{\n    count: {instances}\n    kind: KIND_{'GPU' if entry is PLAN else 'CPU'}\n  }}\n]\n",
         f"dynamic_batching {{\n  max_queue_delay_microseconds: {max_delay_us}\n}}\n",
         "model_warmup [\n" + ",\n".join(_warmup(given, signature.example(), batch) for batch in batches) + "\n]\n",
@@ -189,13 +191,9 @@ def _readme(artifact: Path, signature: Signature, outputs: Sequence[_Tensor]) ->
         lines += [
             "**The pre-processing is NOT in the graph: clients do it.**",
             "",
-            f"1. Convert to {'grey' if record['in_chans'] == 1 else 'RGB'}; resize the short side to "
-            f"{record['image_size']} / {record['crop_pct']} pixels ({record['interpolation']}), cut out the middle "
-            f"{record['image_size']} x {record['image_size']}.",
-            f"2. Divide by 255, subtract the mean {record['mean']}, divide by {record['std']}, channel by channel.",
-            "3. Put the channels first.",
+            *preprocessing_steps(record),
             "",
-            "An artifact that takes pixels does steps 2 and 3 itself: `growtas export --preprocess`.",
+            "An artifact that takes pixels does the last two steps itself: `growtas export --preprocess`.",
         ]
     lines += ["", f"Output `{signature.output_name}`: FP32, (batch, {signature.classes}), logits."]
     for output in outputs:
@@ -203,5 +201,11 @@ def _readme(artifact: Path, signature: Signature, outputs: Sequence[_Tensor]) ->
             dims = ", ".join("any" if size < 0 else str(size) for size in output.dims)
             lines += ["", f"Output `{output.name}`: {output.type.removeprefix('TYPE_')}, (batch, {dims})."]
     if signature.class_names:
-        lines += [f"`{LABELS}` names the classes; ask for a classification of {signature.output_name} to get them."]
+        scores = choices(output.name for output in signature.outputs if output.per_class)
+        lines += [
+            "",
+            f"`{LABELS}` names the classes, a line each; ask for a classification of {scores} to get them with the scores.",
+        ]
+        if any(output.name == TOP_CLASSES for output in signature.outputs):
+            lines += [f"`{TOP_CLASSES}` holds numbers of classes: class 0 is the first line of `{LABELS}`."]
     return "\n".join(lines) + "\n"

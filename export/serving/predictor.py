@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from growtas.errors import CheckpointError, UsageError
-from growtas.export.artifact import load_artifact, manifest_path
-from growtas.export.formats import FORMATS
-from growtas.export.open import open_session
+from growtas.export.artifact import Artifact, read_manifest
+from growtas.export.formats import PLAN, artifact_files
+from growtas.export.graph.contents import load_described, own_description
+from growtas.export.open import open_artifact, why_not_here
 from growtas.export.runtimes.base import Array, NamedOutputs, RuntimeInfo
 from growtas.export.signature import read_signature
 from growtas.resources import check_threads
@@ -41,22 +42,23 @@ class Predictor:
     """A loaded artifact. A context manager: leaving it frees what the runtime holds.
 
     Args:
-        artifact: its manifest lies beside it, and its hash is compared before anything is loaded.
+        artifact: its manifest lies beside it, and its hash is compared before anything is loaded. An ONNX file that growtas
+            exported needs none.
         threads: CPU threads; by default all that this process may use.
 
     Raises:
         CheckpointError: the artifact or its manifest is absent or unreadable, or they don't belong together.
         ConfigError: ``threads`` is not from 1 to what the machine has.
-        DeviceError: a plan, and no GPU that runs it.
+        DeviceError: it can't run on this machine, such as a plan without its GPU; the message has the reason.
         MissingExtra: its runtime is not installed.
         UsageError: not an artifact.
     """
 
     def __init__(self, artifact: str | os.PathLike[str], *, threads: int | None = None) -> None:
         check_threads(threads)
-        self.artifact = load_artifact(artifact)
+        self.artifact = load_described(artifact)
         self.signature = read_signature(self.artifact)
-        self._session = open_session(self.artifact.path, threads=threads)
+        self._session = open_artifact(self.artifact, threads=threads)
         if not isinstance(self._session, NamedOutputs):
             self.signature = dataclasses.replace(self.signature, outputs=self.signature.outputs[:1])
 
@@ -159,17 +161,36 @@ class Predictor:
 
 
 def newest_artifact(folder: Path | None = None) -> Path:
-    """The artifact that answers where none is named: the newest ``.onnx``, without one the newest of the next format.
+    """The artifact that answers where none is named: one that was made for this machine.
+
+    A plan for this machine's GPU comes first, then ONNX files, an IR, programs and weights. ONNX files that were made for a GPU (in
+    half precision, or int8 for a plan) come last: a CPU takes several times as long for them. Of equals the newest is taken.
 
     Args:
         folder: an export folder; by default the one of the newest run.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or none that runs here; the message has the reasons.
     """
     folder = find_run(None).path / "export" if folder is None else folder
-    for entry in sorted(FORMATS, key=lambda entry: entry.default_rank):
-        candidates = [path for path in folder.glob(f"*{entry.suffix}") if manifest_path(path).is_file()]
-        if candidates:
-            return max(candidates, key=lambda path: (path.stat().st_mtime, path.name))
-    raise UsageError(f"{folder}: no artifact here; make one with `growtas export`, or name one with --model")
+    candidates: list[tuple[tuple[bool, int, float, str], Path]] = []
+    refused: list[str] = []
+    for path in artifact_files(folder):
+        try:
+            manifest = read_manifest(path, verify=False) or own_description(path)
+        except CheckpointError as error:
+            refused.append(str(error))
+            continue
+        if manifest is None:
+            continue
+        artifact = Artifact(path=path, manifest=manifest)
+        reason = why_not_here(artifact)
+        if reason is not None:
+            refused.append(f"{path.name} can't run here: {reason}")
+            continue
+        rank = -1 if artifact.format is PLAN else artifact.format.default_rank
+        candidates.append(((manifest.is_for_gpu, rank, -path.stat().st_mtime, path.name), path))
+    if not candidates:
+        reasons = f" ({'; '.join(refused)})" if refused else ""
+        raise UsageError(f"{folder}: no artifact here{reasons}; make one with `growtas export`, or name one with --model")
+    return min(candidates)[1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from growtas.errors import CheckpointError, DeviceError, choices
+from growtas.errors import CheckpointError, DeviceError, MissingExtra, choices
 from growtas.export.artifact import Manifest, PlanRecord, manifest_path, read_manifest
 from growtas.export.formats import PLAN
 from growtas.export.runtimes.base import Session
@@ -71,6 +71,19 @@ def load_plan(path: str | Path, *, runtime: str | None = None, trusted: bool = F
             key = CacheKey(kind="runtime", package=chosen, version=installed, target=here, driver=driver_version(), plan=sha256)
             cache = CacheFile(path.parent, key)
     return engine.PlanSession(trt, data, runtime=chosen, name=str(path), runtime_cache=cache)
+
+
+def why_not_loadable(plan: PlanRecord) -> str | None:
+    """Why :func:`load_plan` would refuse a plan on this machine, as its manifest describes it; None if it would load it."""
+    reason = library.why_not_here(plan.targets)
+    if reason is not None:
+        return reason
+    runtime = plan.runtime or PLAN.runtimes[0]
+    try:
+        installed = str(library.package(runtime, "running a plan").__version__)
+    except MissingExtra as error:
+        return str(error)
+    return None if installed == plan.runtime_version else f"built with {runtime} {plan.runtime_version}, installed is {installed}"
 
 
 def _plan_record(path: Path, manifest: Manifest, sha256: str) -> PlanRecord:

@@ -15,6 +15,7 @@ from torch import Tensor
 from growtas.checkpoint import load_supernet
 from growtas.errors import CheckpointError, ParityError
 from growtas.export.artifact import Manifest, SourceRecord, check_hash, read_manifest
+from growtas.export.graph.contents import own_description
 from growtas.export.open import open_session
 from growtas.export.runtimes.base import Array
 from growtas.export.runtimes.torch import TorchSession
@@ -86,6 +87,7 @@ def artifact_reference(path: Path, preprocess: Mapping[str, Any]) -> Reference:
     """
     manifest = read_manifest(path, verify=False)
     check_unchanged(path, manifest)
+    manifest = manifest or own_description(path)
     session = open_session(path, threads=1)
     takes = artifact_input(path, manifest, preprocess)
     module = session.module if isinstance(session, TorchSession) else None

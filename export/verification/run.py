@@ -6,16 +6,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
-from growtas.errors import BuildError, CheckpointError, DeviceError, GrowtasError, MissingExtra, ParityError, UsageError
+from growtas.errors import BuildError, CheckpointError, DeviceError, GrowtasError, MissingExtra, ParityError, UsageError, choices
 from growtas.export.artifact import Artifact, Manifest, manifest_path, read_manifest
-from growtas.export.formats import ONNX, artifact_files
+from growtas.export.formats import ONNX, artifacts_in
+from growtas.export.graph.contents import own_description
 from growtas.export.graph.tensors import HalfRange
-from growtas.export.open import open_session
+from growtas.export.open import open_artifact
 from growtas.export.quantization.thresholds import Thresholds, thresholds_for
 from growtas.export.runtimes.base import Array
+from growtas.export.signature import preprocess_problem
 from growtas.export.verification.agreement import Verification, check_fp16_range, measure_artifact
 from growtas.export.verification.batches import one_thread
 from growtas.export.verification.bisect import Bisection, bisect_artifact, bisect_onnx
@@ -125,7 +126,7 @@ def verify(
     """Compares finished artifacts with the checkpoint of the run that they were made from, or with another artifact.
 
     Args:
-        artifacts: by default all in the run's export folder.
+        artifacts: files, folders of them, or run folders, whose export folder is meant; by default the run's.
         run: by default the one that the first artifact lies in, or the newest in ``./runs`` where no artifacts are named.
         against: another artifact to compare with instead of the run's checkpoint.
         images: how many test images; by default what :func:`growtas.export.verification.images.images_for` says.
@@ -145,16 +146,11 @@ def verify(
         DataError: the data that was named can't be used.
         UsageError: no artifacts, neither a run nor another artifact to compare with, or no images can be had.
     """
-    paths = [Path(artifact) for artifact in artifacts or ()]
+    paths = [file for artifact in artifacts or () for file in artifacts_in(artifact)]
     source_run = _find_run(run, paths, progress)
     check_count(images)
     if not paths and source_run is not None:
-        folder = source_run.path / "export"
-        paths = artifact_files(folder)
-        if not paths:
-            raise UsageError(
-                f"{folder}: no artifacts to verify; make some with `growtas export {quote(str(source_run.path))}`, or name files"
-            )
+        paths = artifacts_in(source_run.path)
     if source_run is None and against is None:
         raise UsageError(
             f"{paths[0]}: it lies in no run's export folder; name its run with --run, or another artifact with --against"
@@ -190,10 +186,15 @@ def _find_run(run: Run | str | Path | None, paths: Sequence[Path], progress: Pro
         newest = find_run(None)
         progress.note(f"run: {newest.path} (the newest)")
         return newest
-    folder = paths[0].resolve().parent.parent
-    if (folder / "run.json").is_file():
-        return Run(paths[0].parent.parent if paths[0].parent.name else folder)
-    return None
+    folders = {path.resolve().parent.parent: path for path in paths}
+    runs = [
+        Run(path.parent.parent if path.parent.name else folder)
+        for folder, path in folders.items()
+        if (folder / "run.json").is_file()
+    ]
+    if len(runs) > 1:
+        raise UsageError(f"the artifacts lie in several runs, {choices(other.path for other in runs)}; verify one run at a time")
+    return runs[0] if runs else None
 
 
 @dataclass(kw_only=True)
@@ -213,7 +214,7 @@ class _Verifier:
     def read_manifest(self, path: Path) -> Manifest | None:
         manifest = read_manifest(path, verify=False)
         if self.against is not None:
-            return manifest
+            return manifest or own_description(path)
         if manifest is None:
             message = "no manifest beside it, which says what it was made from; name a reference with --against"
             raise CheckpointError(f"{path}: {message}")
@@ -226,9 +227,13 @@ class _Verifier:
         precision = known.precision or "fp32"
         result = ArtifactVerification(path=path, precision=precision)
         thresholds = thresholds_for(precision).override(**self.overrides)
-        preprocess = self.run.info["preprocess"] if self.run else known.preprocess
-        if preprocess is None:
+        preprocess = self.run.info.get("preprocess") if self.run else known.preprocess
+        if preprocess is None and self.run is None:
             raise UsageError(f"{path}: nothing says how its images are preprocessed; name the run with --run")
+        problem = preprocess_problem(preprocess)
+        if preprocess is None or problem:
+            where = self.run.path / "run.json" if self.run else manifest_path(path)
+            raise CheckpointError(f"{where}: the record of the preprocessing (preprocess) {problem}")
         try:
             check_unchanged(path, manifest)
             takes = artifact_input(path, manifest, preprocess)
@@ -280,7 +285,7 @@ class _Verifier:
         reference: Reference,
     ) -> ArtifactVerification:
         path = result.path
-        with one_thread(), open_session(path, threads=1) as session:
+        with one_thread(), open_artifact(Artifact(path=path, manifest=manifest), threads=1) as session:
             runtime = session.info.runtime
 
             def run(batch: Array) -> Array:

@@ -6,12 +6,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from growtas.export.benchmark.baselines import TIMM
 from growtas.export.benchmark.csv_table import write_csv
 from growtas.export.benchmark.limits import run_of
 from growtas.export.benchmark.plot import draw_png, require_matplotlib
 from growtas.export.benchmark.report import BenchReport
-from growtas.export.benchmark.run import BenchOptions, find_artifacts
+from growtas.export.benchmark.run import BenchOptions
 from growtas.export.benchmark.run import bench as measure
+from growtas.export.formats import artifacts_in
 from growtas.files import ensure_writable, write_json
 from growtas.progress import SILENT, Progress
 from growtas.runs import find_run
@@ -40,7 +42,8 @@ def bench(
     measuring; what was measured until then is reported, with ``interrupted`` set.
 
     Args:
-        artifacts: artifacts, their files, or ``timm:NAME``; by default all in the newest run's export folder.
+        artifacts: artifacts, their files, folders of them, run folders, or ``timm:NAME``; by default all in the newest run's export
+            folder.
         baseline: what the others are compared with: one of the artifacts, a runtime, or a timm model that is measured beside.
         runtimes: ``eager``, ``compile``, ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``; by default each
             artifact's own.
@@ -80,12 +83,12 @@ def bench(
         roofline=roofline,
     )
     if artifacts:
-        names = [os.fspath(artifact) for artifact in artifacts]
+        names = [str(file) for artifact in artifacts for file in _files(os.fspath(artifact))]
         run = next((folder for name in names if (folder := run_of(Path(name))) is not None), None)
     else:
         run = find_run(None).path
         progress.note(f"artifacts: all in {run / 'export'} (the newest run)")
-        names = [str(path) for path in find_artifacts(run / "export")]
+        names = [str(path) for path in artifacts_in(run)]
     report_file = Path(out) if out is not None else run / "bench" / "bench.json" if run is not None else None
     csv_file, png_file = (Path(file) if file is not None else None for file in (csv, png))
     for file in (report_file, csv_file, png_file):
@@ -107,3 +110,8 @@ def bench(
         draw_png(record, png_file)
     report.files = tuple(file for file in (report_file, csv_file, png_file) if file is not None)
     return report
+
+
+def _files(name: str) -> Sequence[str | Path]:
+    """The artifacts of a folder or run; any other name as it is."""
+    return [name] if name.startswith(TIMM) else artifacts_in(name)

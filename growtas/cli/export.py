@@ -32,7 +32,11 @@ def export(
         ),
     ] = "onnx",
     precision: Annotated[
-        str | None, Option(help="fp32, fp16, bf16, int8 or fp8; by default what a plan's latency was searched for, else fp32.")
+        str | None,
+        Option(
+            help="fp32, fp16, bf16, int8 or fp8; by default what a plan's latency was searched for, else what its device's profile "
+            "says, else fp32."
+        ),
     ] = None,
     name: Annotated[str | None, Option(help="Name of the files; by default SPACE-subnet.")] = None,
     out: Annotated[Path | None, Option(help="Folder for the files; by default RUN/export.")] = None,

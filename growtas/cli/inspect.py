@@ -62,6 +62,7 @@ def _facts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for end, described in (("input", manifest.input), ("output", manifest.output)):
         for value in summary["graph"].get(f"{end}s") or ([described.model_dump()] if described else []):
             yield end, f"{value.get('name')} {value.get('dtype')} ({', '.join(map(str, value.get('shape', [])))})"
+    yield from _images(summary)
     yield from _graph(summary["graph"])
     yield from _checks(manifest)
     plan = manifest.plan
@@ -101,6 +102,17 @@ def _precision(summary: Mapping[str, Any]) -> str:
         f"{actual} in the file" if actual else "the file is not read" if summary["kind"] == "plan" else "unknown in the file"
     )
     return "; ".join([f"{stated or 'nothing'} in the manifest, {actual_text}", *notes])
+
+
+def _images(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    from growtas.export.pipeline.model_card import class_list
+
+    record, names = summary["preprocess"], summary["class_names"]
+    where = "" if summary["manifest"] else " (the file's metadata)"
+    if isinstance(record, Mapping):
+        yield "preprocess", ", ".join(f"{key} {value}" for key, value in record.items()) + where
+    if isinstance(names, list):
+        yield "classes", class_list(list(map(str, names))) + where
 
 
 def _graph(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -50,5 +50,5 @@ def test_wrong_arguments_are_one_sentence(run: Run) -> None:
         api.export(run, formats=["onnx", "tflite"])
     with pytest.raises(ConfigError, match="--triton serves an ONNX file or a plan"):
         api.export(run, formats=["torch"], triton="repo")
-    with pytest.raises(UsageError, match="no artifacts to verify; make some with `growtas export runs/tiny`"):
+    with pytest.raises(UsageError, match="no artifacts here; make some with `growtas export runs/tiny`"):
         api.verify(run=run)

@@ -248,7 +248,7 @@ def test_wrong_input_is_exit_code_two(cli: Cli, run: Run) -> None:
     for arguments, sentence in (
         (("nowhere.onnx", "--run", "runs/tiny"), "nowhere.onnx: no such artifact"),
         (("alone.onnx", "--run", "runs/tiny"), "no manifest beside it"),
-        (("--run", "runs/empty"), "no artifacts to verify"),
+        (("--run", "runs/empty"), "no artifacts here"),
         (("--run", "runs/none"), "no run here"),
         ((ONNX, "--images", "0"), "--images is 0"),
         ((ONNX, "--min-agreement", "95"), "--min-agreement is 95; it must be a number from 0 to 1"),

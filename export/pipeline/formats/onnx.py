@@ -9,7 +9,9 @@ import numpy as np
 
 from growtas.errors import DataError, ParityError
 from growtas.export.artifact import Artifact
+from growtas.export.graph.contents import read_graph
 from growtas.export.graph.exporter import export_onnx
+from growtas.export.graph.versions import oldest_onnxruntime
 from growtas.export.open import open_session
 from growtas.export.pipeline.context import ExportContext
 from growtas.export.pipeline.options import KEEP_AUTO, KEEP_NONE
@@ -53,8 +55,15 @@ def _export_fp32(context: ExportContext) -> Artifact:
     context.progress.stage("checking ONNX against PyTorch")
     with open_session(path, threads=1) as session:
         checks = context.check(session.run, path, "ONNX Runtime")
-    graph = {"opset": info.opset, "ir_version": info.ir_version, "nodes": info.nodes, "operators": info.operators}
+    graph = {**_versions(path, "fp32"), "nodes": info.nodes, "operators": info.operators}
     return context.add(path, {**checks, "executed": True, "runtime": "onnxruntime", "onnx": graph})
+
+
+def _versions(path: Path, precision: str) -> dict[str, Any]:
+    """What decides which runtimes read a file, for its manifest."""
+    graph = read_graph(path)
+    opset = graph["opset"]
+    return {"opset": opset, "ir_version": graph["ir_version"], "oldest_onnxruntime": oldest_onnxruntime(opset, precision)}
 
 
 def _add_pre_and_postprocessing(context: ExportContext) -> Artifact:
@@ -81,7 +90,7 @@ def _add_pre_and_postprocessing(context: ExportContext) -> Artifact:
     if options.resize:
         # The graph was verified on pixels of its own size; what resizing adds is compared with the evaluation's on its own.
         content["input"] = add_preprocess(source, path, context.preprocess, resize=True)
-    content |= {"executed": onnx.manifest.executed, "runtime": "onnxruntime"}
+    content |= {"executed": onnx.manifest.executed, "runtime": "onnxruntime", "onnx": _versions(path, context.precision)}
     return context.add(path, {**checks, **content}, precision=context.precision)
 
 
@@ -119,7 +128,8 @@ def _convert(context: ExportContext, precision: str) -> Artifact:
             high = info.rest if precision in QUANTISED else "fp32"
             layers = f"{len(mixed.kept)} layers stay in {high}, or {precision} would miss: {', '.join(mixed.kept)}"
             progress.note(f"{path.name}: {layers}")
-    return context.add(path, {**content, "conversion": info.to_dict()}, precision=precision)
+    content |= {"conversion": info.to_dict(), "onnx": _versions(path, precision)}
+    return context.add(path, content, precision=precision)
 
 
 def _check_converted(context: ExportContext, path: Path, precision: str) -> dict[str, Any]:

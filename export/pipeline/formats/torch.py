@@ -37,7 +37,7 @@ def _write_module(context: ExportContext, weights: Path, architecture: Architect
     """A module in plain PyTorch beside the weights; loaded, run and compared."""
     context.progress.stage("writing the plain PyTorch module")
     path = weights.with_name(f"{module_name(context.name)}.py")
-    write_module(path, architecture, weights=weights.name, preprocess=context.preprocess, class_names=context.class_names)
+    write_module(path, architecture, weights=weights, preprocess=context.preprocess, class_names=context.class_names)
     logits = torch_logits(load_module(path).load())
     report = context.check_parity(logits, f"{path.name} in PyTorch", context.parity_images)
     context.side_files.append(path)

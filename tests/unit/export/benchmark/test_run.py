@@ -15,8 +15,9 @@ from growtas.export.benchmark import entries
 from growtas.export.benchmark import run as bench_module
 from growtas.export.benchmark.limits import check_limit
 from growtas.export.benchmark.memory import probe
-from growtas.export.benchmark.run import BenchOptions, find_artifacts
+from growtas.export.benchmark.run import BenchOptions
 from growtas.export.benchmark.subjects import Subject
+from growtas.export.formats import artifacts_in
 from growtas.export.open import open_session
 from growtas.export.tensorrt import library
 from growtas.nn.vit import VisionTransformer
@@ -82,7 +83,7 @@ def test_rounds_are_interleaved_and_change_direction(tmp_path: Path, fakes: dict
 def test_real_artifacts_run(onnx_file: Path, model: VisionTransformer, tmp_path: Path) -> None:
     shutil.copy(onnx_file, tmp_path / "m.onnx")
     save_model(tmp_path / "m.safetensors", model)
-    report = bench(find_artifacts(tmp_path), QUICK)
+    report = bench(artifacts_in(tmp_path), QUICK)
     runtimes = [result["runtime"] for artifact in report["artifacts"] for result in artifact["results"]]
     assert runtimes == ["onnxruntime"] * 2 + ["torch"] * 2
     for artifact in report["artifacts"]:
@@ -256,8 +257,8 @@ def test_wrong_files_are_refused(tmp_path: Path, onnx_file: Path) -> None:
         bench([tmp_path / "none.onnx"], QUICK)
     with pytest.raises(UsageError, match="named twice"):
         bench([onnx_file, onnx_file.parent / ".." / onnx_file.parent.name / onnx_file.name], QUICK)
-    with pytest.raises(UsageError, match="no artifacts to bench"):
-        find_artifacts(tmp_path)
+    with pytest.raises(UsageError, match="no artifacts here; legal are"):
+        artifacts_in(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_an_invalid_graph_is_not_written(onnx_file: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("content", [b"", b"no graph"])
 def test_other_files_are_no_graphs(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other.onnx").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"other\.onnx: not an ONNX file that can be read \("):
+    with pytest.raises(CheckpointError, match=r"other\.onnx: not a readable .onnx file \("):
         load_typed_model(tmp_path / "other.onnx")
 
 

@@ -238,8 +238,8 @@ def test_wrong_postprocessing_is_refused(onnx_file: Path, tmp_path: Path, option
         (None, "says nothing about preprocessing"),
         ({"image_size": 16}, "lacks in_chans, mean, std, interpolation or crop_pct"),
         ({**RECORD, "image_size": 32}, r"it takes images \(3, 16, 16\), and the preprocessing record makes \(3, 32, 32\)"),
-        ({**RECORD, "std": [0.1, 0.0, 0.1]}, "a std above zero"),
-        ({**RECORD, "mean": [0.5]}, "for each of its 3 channels"),
+        ({**RECORD, "std": [0.1, 0.0, 0.1]}, "whose numbers must be above zero"),
+        ({**RECORD, "mean": [0.5]}, "one for each channel"),
     ],
 )
 def test_a_record_that_does_not_fit_is_refused(onnx_file: Path, tmp_path: Path, record: Any, match: str) -> None:
@@ -263,7 +263,7 @@ def test_what_is_no_onnx_file_is_one_sentence(tmp_path: Path, content: bytes | N
     path = tmp_path / "broken.onnx"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"broken\.onnx: not an ONNX file that can be read"):
+    with pytest.raises(CheckpointError, match=r"broken\.onnx: not a readable .onnx file"):
         add_preprocess(path, tmp_path / "p.onnx", RECORD)
 
 

@@ -25,7 +25,7 @@ def write(folder, model, **described):
     weights = folder / "tiny-subnet.safetensors"
     save_model(weights, model)
     path = folder / f"{module_name('tiny-subnet')}.py"
-    write_module(path, model.architecture, weights=weights.name, **{"preprocess": None, "class_names": None, **described})
+    write_module(path, model.architecture, weights=weights, **{"preprocess": None, "class_names": None, **described})
     return path
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from growtas.errors import CheckpointError, DataError, UsageError
+from growtas.export.artifact import write_manifest
 from growtas.export.runtimes.base import is_installed
 from growtas.export.serving import predictor as module
 from growtas.export.serving.image_files import find_images
@@ -89,9 +90,11 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
         Predictor(tmp_path / "net.png")
     with pytest.raises(CheckpointError, match="no such artifact"):
         Predictor(tmp_path / "other.onnx")
-    made.write_bytes(made.read_bytes()[:-1])
+    whole = made.read_bytes()
+    made.write_bytes(whole[:-1])
     with pytest.raises(CheckpointError, match="SHA-256 differs"):
         Predictor(made)
+    made.write_bytes(whole)
     made.with_name("net.onnx.json").unlink()
     with pytest.raises(CheckpointError, match="no manifest net.onnx.json beside it"):
         Predictor(made)
@@ -106,11 +109,10 @@ def test_the_newest_onnx_file_answers(tmp_path: Path) -> None:
         newest_artifact(tmp_path)
     old, new = artifact(tmp_path, name="b"), artifact(tmp_path, name="a")
     os.utime(old, (1, 1))
-    bare = artifact(tmp_path, name="z")
-    bare.with_name("z.onnx.json").unlink()
+    (tmp_path / "z.onnx").write_bytes(b"without a manifest")
     for suffix in (".safetensors", ".plan"):
         (tmp_path / f"newer{suffix}").write_bytes(b"")
-        (tmp_path / f"newer{suffix}.json").write_bytes(b"")
+        write_manifest(tmp_path / f"newer{suffix}", {})
     assert newest_artifact(tmp_path) == new
     for path in (old, new):
         path.unlink()
@@ -255,7 +257,7 @@ def test_an_image_alone_is_answered_as_it_is_among_others(tmp_path: Path) -> Non
 
 def test_a_runtime_of_logits_alone_is_served_with_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = artifact(tmp_path, softmax=True)
-    monkeypatch.setattr(module, "open_session", lambda path, threads: FakeSession(reference, image_shape=SHAPE))
+    monkeypatch.setattr(module, "open_artifact", lambda artifact, threads: FakeSession(reference, image_shape=SHAPE))
     with Predictor(path) as predictor:
         assert [output.name for output in predictor.signature.outputs] == ["logits"]
         predictor.warm_up(2)
