@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from growtas.data.decode import DecodeRules
 from growtas.errors import CheckpointError, OutputError
 from growtas.export.artifact import Manifest, VerificationRecord, read_manifest
 from growtas.export.formats import artifact_files
@@ -80,6 +81,7 @@ def card(manifests: Sequence[Manifest], *, licence: str | None = None) -> str:
         f"| params | {format_count(first.params or 0)} |\n| MACs | {format_count(first.macs or 0)} |\n"
         f"| images | {preprocess.get('image_size', '?')} px, mean {preprocess.get('mean')}, std {preprocess.get('std')}, "
         f"{preprocess.get('interpolation', '?')} |\n"
+        f"| decoding | {DecodeRules.of(preprocess).describe() if preprocess else '?'} |\n"
         f"| classes | {_classes(first.class_names)} |\n| licence of weights and data | {licence or 'not stated'} |",
         "## Files",
         "| file | precision | size | accuracy here | of the source | top-1 agreement | rel. error | run when exported |\n"

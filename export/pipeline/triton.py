@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from growtas.data.decode import DecodeRules
 from growtas.errors import CheckpointError, ConfigError, OutputError, UsageError, choices
 from growtas.export.artifact import Artifact, check_hash
 from growtas.export.formats import FORMATS, ONNX, PLAN, Format
@@ -189,7 +190,7 @@ def _readme(artifact: Path, signature: Signature, outputs: Sequence[_Tensor]) ->
         lines += [
             "**The pre-processing is NOT in the graph: clients do it.**",
             "",
-            f"1. Convert to {'grey' if record['in_chans'] == 1 else 'RGB'}; resize the short side to "
+            f"1. Convert to {'grey' if record['in_chans'] == 1 else 'RGB'} ({DecodeRules.of(record).describe()}); resize the short side to "
             f"{record['image_size']} / {record['crop_pct']} pixels ({record['interpolation']}), cut out the middle "
             f"{record['image_size']} x {record['image_size']}.",
             f"2. Divide by 255, subtract the mean {record['mean']}, divide by {record['std']}, channel by channel.",

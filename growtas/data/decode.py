@@ -53,6 +53,7 @@ _LOW_BYTES = "growtas.low_bytes"
 _UPPER_ONLY = "growtas.upper_only"
 """Key in ``Image.info`` of 16-bit images whose lower halves can't be had."""
 _DEEP_COLOUR = ("RGB;16", "RGBA;16", "RGBX;16", _GREY_ALPHA)
+_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 _STUBS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")
 """Formats that Pillow recognises but can't decode."""
 _FEATURES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
@@ -91,6 +92,13 @@ class DecodeRules:
     def to_dict(self) -> dict[str, Any]:
         """The record's entry."""
         return {"version": self.version, "pixel_range": list(self.pixel_range) if self.pixel_range else None}
+
+    def describe(self) -> str:
+        """The rules in words, for those who prepare images themselves."""
+        if self.version == 0:
+            return "as Pillow's convert gives it: no EXIF orientation, values above 255 clipped"
+        ends = "from 0 to the type's largest" if self.pixel_range is None else "from {:g} to {:g}".format(*self.pixel_range)
+        return f"EXIF orientation applied, transparency dropped, values of more than 8 bits scaled {ends} to 0..255"
 
     def apply(self, image: Image.Image, mode: str) -> Image.Image:
         """An upright image of mode L or RGB.
@@ -190,6 +198,8 @@ def oddities(image: Image.Image) -> list[str]:
         odd.append(f"more than 8 bits a sample, or signed ones (mode {image.mode})")
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         odd.append(f"the colours of mode {image.mode}, which are converted to RGB without a colour profile")
+    if image.mode in _ALPHA or "transparency" in image.info:
+        odd.append(f"transparency (mode {image.mode}), which is dropped: a transparent pixel shows the colour that is stored in it")
     if getattr(image, "is_animated", False) and image.format != "MPO":
         odd.append("several frames or pages, of which the first is taken")
     return odd
