@@ -190,8 +190,9 @@ def _readme(artifact: Path, signature: Signature, outputs: Sequence[_Tensor]) ->
         lines += [
             "**The pre-processing is NOT in the graph: clients do it.**",
             "",
-            f"1. Convert to {'grey' if record['in_chans'] == 1 else 'RGB'} ({DecodeRules.of(record).describe()}); resize the short side to "
-            f"{record['image_size']} / {record['crop_pct']} pixels ({record['interpolation']}), cut out the middle "
+            f"1. Convert to {'grey' if record['in_chans'] == 1 else 'RGB'} ({DecodeRules.of(record).describe()}); "
+            f"resize the short side to {record['image_size']} / {record['crop_pct']} pixels "
+            f"({record['interpolation']}), cut out the middle "
             f"{record['image_size']} x {record['image_size']}.",
             f"2. Divide by 255, subtract the mean {record['mean']}, divide by {record['std']}, channel by channel.",
             "3. Put the channels first.",

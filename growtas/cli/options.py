@@ -40,7 +40,6 @@ Name = Annotated[str | None, RUN(help="Name of the run's folder.")]
 TensorBoard = Annotated[bool, RUN("--tensorboard", help="Write the metrics for TensorBoard too.")]
 
 
-
 def parse_pixel_range(text: str | None) -> list[float] | None:
     """The numbers of ``--pixel-range``; the recipe checks them."""
     from growtas.errors import ConfigError

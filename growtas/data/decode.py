@@ -1,9 +1,9 @@
 """Decodes images to 8-bit grey or RGB: one set of rules for training, verification, calibration and prediction.
 
 - The EXIF orientation is applied, so that an image is seen as viewers show it.
-- Grey images of 16 and 32 bits and colour images of 16 bits are scaled: 0 becomes 0, and the largest number of the file's type becomes
-  255. A declared ``pixel_range`` names other ends, for example 0 to 4095 for a camera that stores 12 bits in files of 16 bits. Values
-  outside are clipped.
+- Grey images of 16 and 32 bits and colour images of 16 bits are scaled: 0 becomes 0, and the largest number of the file's type
+  becomes 255. A declared ``pixel_range`` names other ends, for example 0 to 4095 for a camera that stores 12 bits in files of 16
+  bits. Values outside are clipped.
 - Floating-point images, and signed ones with negative values, are refused without a declared range: nobody knows what is white.
 - Transparency is dropped: a transparent pixel has the colour that is stored in it.
 - Palettes, CMYK, YCbCr and LAB are converted by Pillow, without colour profiles. Of an animation the first frame is taken.
@@ -31,8 +31,7 @@ VERSION = 1
 _NUMBER = real(-float("inf")).accepts
 PIXEL_RANGE = Rule(
     lambda value: (
-        value is None
-        or (isinstance(value, list | tuple) and len(value) == 2 and all(map(_NUMBER, value)) and value[0] < value[1])
+        value is None or (isinstance(value, list | tuple) and len(value) == 2 and all(map(_NUMBER, value)) and value[0] < value[1])
     ),
     "two numbers, the value of black and the larger one of white, as in [0, 4095], or null",
 )
@@ -116,8 +115,8 @@ class DecodeRules:
             return image.convert(mode)
         if self.pixel_range is not None and _UPPER_ONLY in image.info:
             raise DataError(
-                f"its samples have 16 bits, of which Pillow gives the upper 8 only (mode {image.mode}), so that pixel_range can't be "
-                "applied; convert it to RGB or grey"
+                f"its samples have 16 bits, of which Pillow gives the upper 8 only (mode {image.mode}), so that pixel_range can't "
+                "be applied; convert it to RGB or grey"
             )
         turn = _TURNS.get(_orientation(image))
         eight_bits = self._scaled(image) if is_deep(image) else image

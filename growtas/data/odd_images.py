@@ -47,12 +47,14 @@ def odd_images(data: Data, rules: DecodeRules, progress: Progress = SILENT) -> l
     raise_unreadable(refused, data.data_dir or data.name)
     sentences = [f"{count:,} of {seen:,} images have {kind}" for kind, count in kinds.most_common()]
     if rules.pixel_range is not None and largest > rules.pixel_range[1]:
-        sentences.append(f"values go up to {largest:,g}, and pixel_range ends at {rules.pixel_range[1]:,g}: what is above becomes white")
+        sentences.append(
+            f"values go up to {largest:,g}, and pixel_range ends at {rules.pixel_range[1]:,g}: what is above becomes white"
+        )
     if rules.pixel_range is None and 0 < share < _DARK:
         fitting = 2 ** int(largest).bit_length() - 1
         sentences.append(
-            f"the largest value of the images of more than 8 bits is {largest:,g}, which is {share:.1%} of their type's: they are read as "
-            f"dark images; --pixel-range 0,{fitting} makes {fitting} white"
+            f"the largest value of the images of more than 8 bits is {largest:,g}, which is {share:.1%} of their type's: they are "
+            f"read as dark images; --pixel-range 0,{fitting} makes {fitting} white"
         )
     return sentences
 

@@ -126,9 +126,10 @@ def test_a_model_of_fewer_than_five_classes_shows_them_all(cli: Cli, folder: Pat
     (answer,) = json.loads(out)["images"]
     want = wanted(folder / "0.png")[:classes]
     assert [score["label"] for score in answer["top"]] == [NAMES[index] for index in np.argsort(-want)]
-    assert f"the artifact has {classes} classes, so it must be from 1 to {classes}" in cli.fails(
-        "predict", folder / "0.png", "--model", made, "--top", "5"
-    )[1]
+    assert (
+        f"the artifact has {classes} classes, so it must be from 1 to {classes}"
+        in cli.fails("predict", folder / "0.png", "--model", made, "--top", "5")[1]
+    )
 
 
 def test_files_of_a_folder_that_are_no_images_are_said_and_hidden_ones_left(cli: Cli, folder: Path, tmp_path: Path) -> None:

@@ -85,7 +85,13 @@ def test_a_refused_image_is_named(tmp_path):
 
 def data_of(*files, test=()):
     """A data set of these files."""
-    return Data("folder", "/photos", file_set([str(f) for f in files], [0] * len(files)), file_set(list(map(str, test)), [0] * len(test)), ("a",))
+    return Data(
+        "folder",
+        "/photos",
+        file_set([str(f) for f in files], [0] * len(files)),
+        file_set(list(map(str, test)), [0] * len(test)),
+        ("a",),
+    )
 
 
 @pytest.fixture
@@ -112,11 +118,13 @@ def test_odd_images_are_counted_and_too_wide_a_range_is_said(mixed):
         "2 of 12 images have more than 8 bits a sample, or signed ones (mode I;16)",
         "1 of 12 images have the colours of mode CMYK, which are converted to RGB without a colour profile",
         "1 of 12 images have several frames or pages, of which the first is taken",
-        "the largest value of the images of more than 8 bits is 3,937, which is 6.0% of their type's: they are read as dark images; "
-        "--pixel-range 0,4095 makes 4095 white",
+        "the largest value of the images of more than 8 bits is 3,937, which is 6.0% of their type's: they are read as dark "
+        "images; --pixel-range 0,4095 makes 4095 white",
     ]
     assert len(odd_images(data_of(*mixed), DecodeRules(pixel_range=(0, 4095)))) == 4
-    assert odd_images(data_of(*mixed), DecodeRules(pixel_range=(0, 1023)))[-1].startswith("values go up to 3,937, and pixel_range ends at 1,023")
+    assert odd_images(data_of(*mixed), DecodeRules(pixel_range=(0, 1023)))[-1].startswith(
+        "values go up to 3,937, and pixel_range ends at 1,023"
+    )
 
 
 def test_images_that_the_rules_refuse_are_counted_before_a_training(mixed, tmp_path):
@@ -124,11 +132,19 @@ def test_images_that_the_rules_refuse_are_counted_before_a_training(mixed, tmp_p
         write_tiff(tmp_path / f"float{number}.tif", DEEP.astype(np.float32))
     write_tiff(tmp_path / "signed.tif", DEEP.astype(np.int16) - 5)
     data = data_of(*mixed, *(tmp_path / f"float{number}.tif" for number in range(3)), test=[tmp_path / "signed.tif"])
-    with pytest.raises(DataError, match=r"^/photos: 4 images can't be read; replace or remove .*float0.tif \(its values are floating"):
+    with pytest.raises(
+        DataError, match=r"^/photos: 4 images can't be read; replace or remove .*float0.tif \(its values are floating"
+    ):
         odd_images(data, DecodeRules())
     assert odd_images(data, DecodeRules(pixel_range=(-5, 60000)))
 
 
 def test_sets_that_are_no_files_are_looked_at_too():
-    data = Data("hfds/x", None, ReaderSet([0] * 3, lambda i: Image.fromarray(DEEP), str), ArraySet(np.zeros((2, 8, 8), np.uint8), [0, 0], "x"), ("a",))
+    data = Data(
+        "hfds/x",
+        None,
+        ReaderSet([0] * 3, lambda i: Image.fromarray(DEEP), str),
+        ArraySet(np.zeros((2, 8, 8), np.uint8), [0, 0], "x"),
+        ("a",),
+    )
     assert odd_images(data, DecodeRules()) == ["3 of 3 images have more than 8 bits a sample, or signed ones (mode I;16)"]
