@@ -49,6 +49,8 @@ _SAMPLE_FORMAT, _SIGNED, _PHOTOMETRIC, _WHITE_IS_ZERO, _BITS = 339, 2, 262, 0, 2
 _GREY_ALPHA = "LA;16B"
 _LOW_BYTES = "growtas.low_bytes"
 """Key in ``Image.info`` of the lower halves of 16-bit colours, of which Pillow keeps the upper ones only."""
+_TOP = "growtas.top"
+"""Key in ``Image.info`` of the largest value of a PGM's own type, which Pillow stretches to 65,535."""
 _UPPER_ONLY = "growtas.upper_only"
 """Key in ``Image.info`` of 16-bit images whose lower halves can't be had."""
 _DEEP_COLOUR = ("RGB;16", "RGBA;16", "RGBX;16", _GREY_ALPHA)
@@ -109,6 +111,7 @@ class DecodeRules:
         Raises:
             DataError: the rules refuse the image; the message is the reason alone, without the image's name.
         """
+        turn = _TURNS.get(_orientation(image))
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # the same colours as straight to RGB, without Pillow's warning
         if self.version == 0:
@@ -118,7 +121,6 @@ class DecodeRules:
                 f"its samples have 16 bits, of which Pillow gives the upper 8 only (mode {image.mode}), so that pixel_range can't "
                 "be applied; convert it to RGB or grey"
             )
-        turn = _TURNS.get(_orientation(image))
         eight_bits = self._scaled(image) if is_deep(image) else image
         if eight_bits.mode in ("La", "RGBa"):  # colours that are multiplied with the alpha
             eight_bits = eight_bits.convert({"La": "LA", "RGBa": "RGBA"}[eight_bits.mode])
@@ -161,13 +163,16 @@ def decode(file: IO[bytes]) -> Image.Image:
     with file:
         image = read_header(file)
         deep_colour = any(map(_is_deep_colour, image.tile))
-        upper_only = not image.mode.startswith("I") and any(";16" in _raw_mode(tile.args) for tile in image.tile)
+        top = _ppm_top(image)
+        upper_only = not image.mode.startswith("I") and (top > 255 or any(";16" in _raw_mode(tile.args) for tile in image.tile))
         image.load()
         _orientation(image)  # read while the file is open
         if deep_colour:
             image.info[_LOW_BYTES] = _low_bytes(file)
         elif upper_only:
             image.info[_UPPER_ONLY] = True
+        elif top > 255:
+            image.info[_TOP] = top
         return image
 
 
@@ -247,6 +252,8 @@ def _samples(image: Image.Image, tags: Mapping[int, Any]) -> tuple[NDArray[Any],
         return values[..., :3].astype(np.uint16) * 256 + np.asarray(low_bytes)[..., :3], (0, 65535)
     if image.mode == "F":
         return values, (0, 1)
+    if (own := image.info.get(_TOP)) is not None:
+        return np.rint(values * (own / 65535)), (0, own)
     bits = int(tags.get(_BITS, (0,))[0]) or (16 if image.mode != "I" or image.format in ("PNG", "PPM") else 32)
     if _SIGNED in tuple(tags.get(_SAMPLE_FORMAT, ())):
         if bits == 8:
@@ -270,6 +277,12 @@ def _low_bytes(file: IO[bytes]) -> Image.Image:
 
 def _is_deep_colour(tile: Any) -> bool:
     return _raw_mode(tile.args).startswith(_DEEP_COLOUR)
+
+
+def _ppm_top(image: ImageFile.ImageFile) -> int:
+    """The largest value that a PGM or PPM allows, 0 for other formats and where Pillow doesn't stretch it."""
+    args = image.tile[0].args if image.format == "PPM" and image.tile else None
+    return int(args[1]) if isinstance(args, tuple) and len(args) == 2 and isinstance(args[1], int) else 0
 
 
 def _raw_mode(args: Any) -> str:

@@ -173,10 +173,10 @@ def test_a_folder_means_what_pillow_can_decode_and_nothing_hidden(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "url", ["http://a.org/b.png", "https://a.org/*.png", "file:///b.png", "s3://a/b.png", "data:image/png;base64,x"]
+    "url", ["http://a.org/b.png", "https://a.org/*.png", "file:///b.png", "s3://a/b.png", "file:/b.png", "data:image/png;base64,x"]
 )
 def test_urls_are_refused_as_urls(url: str) -> None:
-    with pytest.raises(DataError, match="this is a URL, and images are read from files only"):
+    with pytest.raises(DataError, match="this is a URL, and only local files are read"):
         find_images([url])
 
 
