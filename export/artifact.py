@@ -19,9 +19,9 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, ValidatorFunctionWrapHandler
 from pydantic import field_validator as validator
 
-from growtas.errors import CheckpointError
+from growtas.errors import CheckpointError, UsageError
 from growtas.export.formats import ONNX, Format, format_of, side_files
-from growtas.files import read_json, sha256, write_json
+from growtas.files import read_json, refuse_url, sha256, write_json
 
 FORMAT = "growtas-artifact/1"
 _PACKAGES = (
@@ -339,6 +339,7 @@ def load_artifact(path: str | os.PathLike[str], *, verify: bool = True) -> Artif
         CheckpointError: as :func:`read_manifest`, or there is no manifest.
         UsageError: not an artifact.
     """
+    refuse_url(path, UsageError)
     path = Path(path)
     format_of(path)
     manifest = read_manifest(path, verify=verify)

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import CheckpointError, GrowtasError, OutputError, UsageError
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
+"""One slash: a ``Path`` of a URL has lost the other."""
+
+
+def refuse_url(name: object, error: type[GrowtasError]) -> None:
+    """Raises ``error`` where a name that must be a file or folder is a URL, such as ``https://...`` or ``s3://...``."""
+    if _URL.match(str(name)):
+        raise error(f"{name}: this is a URL, and only local files are read; download it and name the file or folder")
 
 
 def ensure_writable(folder: str | Path) -> Path:

@@ -24,18 +24,23 @@ def write_png16(path: Path, values: np.ndarray) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b""))
 
 
-def write_tiff(path: Path, values: np.ndarray, *, white_is_zero: bool = False, orientation: int = 1) -> None:
-    """An uncompressed TIFF of the array's own type and byte order: ``(height, width)``, RGB or CMYK."""
+def write_tiff(path: Path, values: np.ndarray, *, white_is_zero: bool = False, packed: bool = False) -> None:
+    """An uncompressed TIFF of the array's own type and byte order: ``(height, width)``, RGB or CMYK.
+
+    With ``packed``, two numbers of 12 bits lie in three bytes.
+    """
     height, width = values.shape[:2]
     channels = values.shape[2] if values.ndim == 3 else 1
     order = ">" if values.dtype.byteorder == ">" else "<"
     kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
-    data = values.tobytes()
+    data, bits = values.tobytes(), 8 * values.dtype.itemsize
+    if packed:
+        first, second = values.reshape(-1, 2).T
+        data, bits = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes(), 12
     photometric = {1: int(not white_is_zero), 3: 2, 4: 5}[channels]
-    bits = 8 * values.dtype.itemsize
     entries = [
         (256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, bits), (259, 3, 1, 1), (262, 3, 1, photometric),
-        (273, 4, 1, 8), (274, 3, 1, orientation), (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(data)),
+        (273, 4, 1, 8), (274, 3, 1, 1), (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(data)),
         (339, 3, channels, kind),
     ]  # fmt: skip
     # Three or four shorts don't fit into an entry: they lie behind the directory.

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from growtas.data.decode import DecodeRules
 from growtas.errors import CheckpointError, OutputError
 from growtas.export.artifact import Manifest, VerificationRecord, read_manifest
 from growtas.export.formats import ONNX, artifact_files
@@ -153,7 +154,7 @@ def preprocessing_steps(record: Mapping[str, Any]) -> list[str]:
     whole = isinstance(size, int) and isinstance(crop_pct, int | float) and crop_pct > 0
     short = f"{math.floor(size / crop_pct)} pixels (image_size {size} / crop_pct {crop_pct:g}, rounded down)" if whole else "?"
     return [
-        f"1. Convert to {'grey' if record.get('in_chans') == 1 else 'RGB'}.",
+        f"1. Convert to {'grey' if record.get('in_chans') == 1 else 'RGB'} ({DecodeRules.of(record).describe()}).",
         f"2. Resize the short side to {short}, the long side in proportion ({record.get('interpolation', '?')}, antialiased, in 8 bits).",
         f"3. Cut out the middle {size} x {size} pixels.",
         f"4. Divide by 255, subtract the mean {record.get('mean')}, divide by the standard deviation {record.get('std')}, "

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from growtas.data.decode import readable_suffixes
 from growtas.errors import DataError
-from growtas.files import check_folder
+from growtas.files import check_folder, refuse_url
 from growtas.progress import SILENT, Progress
-
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
 
 
 def find_images(names: Sequence[str | os.PathLike[str]], progress: Progress = SILENT) -> list[Path]:
@@ -32,8 +29,7 @@ def find_images(names: Sequence[str | os.PathLike[str]], progress: Progress = SI
     files: list[Path] = []
     for item in names:
         name, path = os.fspath(item), Path(item)
-        if _URL.match(name):
-            raise DataError(f"{name}: this is a URL, and images are read from files only; download it and name the file")
+        refuse_url(name, DataError)
         if path.is_dir():
             check_folder(path, DataError)
             files += _inside(path, progress)
@@ -51,7 +47,8 @@ def find_images(names: Sequence[str | os.PathLike[str]], progress: Progress = SI
 def _inside(folder: Path, progress: Progress) -> list[Path]:
     """The images in a folder and below."""
     readable = readable_suffixes()
-    everything = sorted(file for file in folder.rglob("*") if file.is_file())
+    # A link that leads nowhere is reported when it is read.
+    everything = sorted(file for file in folder.rglob("*") if os.path.isfile(file) or not os.path.exists(file))
     visible = [file for file in everything if not any(_is_hidden(part) for part in file.relative_to(folder).parts)]
     images = [file for file in visible if file.suffix.lower() in readable]
     endings = Counter(file.suffix.lower() or "no ending" for file in visible if file.suffix.lower() not in readable)
@@ -60,7 +57,8 @@ def _inside(folder: Path, progress: Progress) -> list[Path]:
         there = f"; its files are of kinds that this Pillow doesn't decode ({counts})" if counts else ""
         raise DataError(f"{folder}: no images in this folder{there}")
     if counts:
-        progress.note(f"{folder}: {endings.total()} files are left out, of kinds that this Pillow doesn't decode ({counts})")
+        files = "1 file is" if endings.total() == 1 else f"{endings.total()} files are"
+        progress.note(f"{folder}: {files} left out, of kinds that this Pillow doesn't decode ({counts})")
     return images
 
 

@@ -92,7 +92,7 @@ class Predictor:
         for axis in (1, 2):
             short, long = min(images.shape[1:3]), images.shape[axis]
             if long > LONGEST * short:
-                # A whole number of squares, so that the new size is in proportion; even or odd as the side is, so that the middle stays.
+                # A whole number of squares, so that the new size is in proportion; even or odd as the side is: the middle stays.
                 keep = (LONGEST + (LONGEST * short + long) % 2) * short
                 images = np.moveaxis(np.moveaxis(images, axis, 0)[(long - keep) // 2 :][:keep], 0, axis)
         return images

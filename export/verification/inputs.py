@@ -73,7 +73,8 @@ def artifact_input(path: Path, manifest: Manifest | None, preprocess: Mapping[st
         preprocess: how the run's images were made.
 
     Raises:
-        ParityError: the manifest's preprocessing is absent, or another than the run's in size, channels, interpolation, crop or decoding.
+        ParityError: the manifest's preprocessing is absent, or another than the run's in size, channels, interpolation, crop or
+            decoding.
     """
     recorded = preprocess if manifest is None else manifest.preprocess
     if recorded is None:

@@ -157,6 +157,6 @@ def _note_unheeded(predictor: Predictor, paths: Sequence[Path], progress: Progre
             unheeded += is_turned(header) or is_deep(header)
     if unheeded:
         progress.note(
-            f"{unheeded} of the images have an EXIF orientation or more than 8 bits a sample; the artifact is of an older growtas, whose "
-            f"training heeded neither, so they are read without the orientation and with large values clipped"
+            f"{unheeded} of the images have an EXIF orientation or more than 8 bits a sample; the artifact is of an older growtas, "
+            f"whose training heeded neither, so they are read without the orientation and with large values clipped"
         )

@@ -1,9 +1,9 @@
 """Decodes images to 8-bit grey or RGB: one set of rules for training, verification, calibration and prediction.
 
 - The EXIF orientation is applied, so that an image is seen as viewers show it.
-- Grey images of 16 and 32 bits and colour images of 16 bits are scaled: 0 becomes 0, and the largest number of the file's type becomes
-  255. A declared ``pixel_range`` names other ends, for example 0 to 4095 for a camera that stores 12 bits in files of 16 bits. Values
-  outside are clipped.
+- Grey images of 16 and 32 bits and colour images of 16 bits are scaled: 0 becomes 0, and the largest number of the file's type
+  becomes 255. A declared ``pixel_range`` names other ends, for example 0 to 4095 for a camera that stores 12 bits in files of 16
+  bits. Values outside are clipped.
 - Floating-point images, and signed ones with negative values, are refused without a declared range: nobody knows what is white.
 - Transparency is dropped: a transparent pixel has the colour that is stored in it.
 - Palettes, CMYK, YCbCr and LAB are converted by Pillow, without colour profiles. Of an animation the first frame is taken.
@@ -49,9 +49,12 @@ _SAMPLE_FORMAT, _SIGNED, _PHOTOMETRIC, _WHITE_IS_ZERO, _BITS = 339, 2, 262, 0, 2
 _GREY_ALPHA = "LA;16B"
 _LOW_BYTES = "growtas.low_bytes"
 """Key in ``Image.info`` of the lower halves of 16-bit colours, of which Pillow keeps the upper ones only."""
+_TOP = "growtas.top"
+"""Key in ``Image.info`` of the largest value of a PGM's own type, which Pillow stretches to 65,535."""
 _UPPER_ONLY = "growtas.upper_only"
 """Key in ``Image.info`` of 16-bit images whose lower halves can't be had."""
 _DEEP_COLOUR = ("RGB;16", "RGBA;16", "RGBX;16", _GREY_ALPHA)
+_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 _STUBS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")
 """Formats that Pillow recognises but can't decode."""
 _FEATURES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
@@ -91,6 +94,13 @@ class DecodeRules:
         """The record's entry."""
         return {"version": self.version, "pixel_range": list(self.pixel_range) if self.pixel_range else None}
 
+    def describe(self) -> str:
+        """The rules in words, for those who prepare images themselves."""
+        if self.version == 0:
+            return "as Pillow's convert gives it: no EXIF orientation, values above 255 clipped"
+        ends = "from 0 to the type's largest" if self.pixel_range is None else "from {:g} to {:g}".format(*self.pixel_range)
+        return f"EXIF orientation applied, transparency dropped, values of more than 8 bits scaled {ends} to 0..255"
+
     def apply(self, image: Image.Image, mode: str) -> Image.Image:
         """An upright image of mode L or RGB.
 
@@ -101,16 +111,16 @@ class DecodeRules:
         Raises:
             DataError: the rules refuse the image; the message is the reason alone, without the image's name.
         """
+        turn = _TURNS.get(_orientation(image))
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # the same colours as straight to RGB, without Pillow's warning
         if self.version == 0:
             return image.convert(mode)
         if self.pixel_range is not None and _UPPER_ONLY in image.info:
             raise DataError(
-                f"its samples have 16 bits, of which Pillow gives the upper 8 only (mode {image.mode}), so that pixel_range can't be "
-                "applied; convert it to RGB or grey"
+                f"its samples have 16 bits, of which Pillow gives the upper 8 only (mode {image.mode}), so that pixel_range can't "
+                "be applied; convert it to RGB or grey"
             )
-        turn = _TURNS.get(_orientation(image))
         eight_bits = self._scaled(image) if is_deep(image) else image
         if eight_bits.mode in ("La", "RGBa"):  # colours that are multiplied with the alpha
             eight_bits = eight_bits.convert({"La": "LA", "RGBa": "RGBA"}[eight_bits.mode])
@@ -153,13 +163,16 @@ def decode(file: IO[bytes]) -> Image.Image:
     with file:
         image = read_header(file)
         deep_colour = any(map(_is_deep_colour, image.tile))
-        upper_only = not image.mode.startswith("I") and any(";16" in _raw_mode(tile.args) for tile in image.tile)
+        top = _ppm_top(image)
+        upper_only = not image.mode.startswith("I") and (top > 255 or any(";16" in _raw_mode(tile.args) for tile in image.tile))
         image.load()
         _orientation(image)  # read while the file is open
         if deep_colour:
             image.info[_LOW_BYTES] = _low_bytes(file)
         elif upper_only:
             image.info[_UPPER_ONLY] = True
+        elif top > 255:
+            image.info[_TOP] = top
         return image
 
 
@@ -189,6 +202,8 @@ def oddities(image: Image.Image) -> list[str]:
         odd.append(f"more than 8 bits a sample, or signed ones (mode {image.mode})")
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         odd.append(f"the colours of mode {image.mode}, which are converted to RGB without a colour profile")
+    if image.mode in _ALPHA or "transparency" in image.info:
+        odd.append(f"transparency (mode {image.mode}), which is dropped: a transparent pixel shows the colour that is stored in it")
     if getattr(image, "is_animated", False) and image.format != "MPO":
         odd.append("several frames or pages, of which the first is taken")
     return odd
@@ -237,6 +252,8 @@ def _samples(image: Image.Image, tags: Mapping[int, Any]) -> tuple[NDArray[Any],
         return values[..., :3].astype(np.uint16) * 256 + np.asarray(low_bytes)[..., :3], (0, 65535)
     if image.mode == "F":
         return values, (0, 1)
+    if (own := image.info.get(_TOP)) is not None:
+        return np.rint(values * (own / 65535)), (0, own)
     bits = int(tags.get(_BITS, (0,))[0]) or (16 if image.mode != "I" or image.format in ("PNG", "PPM") else 32)
     if _SIGNED in tuple(tags.get(_SAMPLE_FORMAT, ())):
         if bits == 8:
@@ -260,6 +277,12 @@ def _low_bytes(file: IO[bytes]) -> Image.Image:
 
 def _is_deep_colour(tile: Any) -> bool:
     return _raw_mode(tile.args).startswith(_DEEP_COLOUR)
+
+
+def _ppm_top(image: ImageFile.ImageFile) -> int:
+    """The largest value that a PGM or PPM allows, 0 for other formats and where Pillow doesn't stretch it."""
+    args = image.tile[0].args if image.format == "PPM" and image.tile else None
+    return int(args[1]) if isinstance(args, tuple) and len(args) == 2 and isinstance(args[1], int) else 0
 
 
 def _raw_mode(args: Any) -> str:

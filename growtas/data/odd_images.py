@@ -53,8 +53,8 @@ def odd_images(data: Data, rules: DecodeRules, progress: Progress = SILENT) -> l
     if rules.pixel_range is None and 0 < share < _DARK:
         fitting = 2 ** int(largest).bit_length() - 1
         sentences.append(
-            f"the largest value of the images of more than 8 bits is {largest:,g}, which is {share:.1%} of their type's: they are read as "
-            f"dark images; --pixel-range 0,{fitting} makes {fitting} white"
+            f"the largest value of the images of more than 8 bits is {largest:,g}, which is {share:.1%} of their type's: they are "
+            f"read as dark images; --pixel-range 0,{fitting} makes {fitting} white"
         )
     return sentences
 

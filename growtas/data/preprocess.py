@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import auto_augment, create_transform
-from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -95,7 +94,7 @@ def _resized_middle(image: Image.Image, record: Mapping[str, Any]) -> Image.Imag
     (left, right), (top, bottom) = cut
     (x0, x1), (y0, y1) = box
     part = image.crop((left, top, right, bottom))
-    return part.resize((size, size), str_to_pil_interp(record["interpolation"]), (x0, y0, x1, y1))
+    return part.resize((size, size), Image.Resampling[record["interpolation"].upper()], (x0, y0, x1, y1))
 
 
 def normalise(pixels: Tensor, record: Mapping[str, Any]) -> Tensor:

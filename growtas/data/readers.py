@@ -92,8 +92,8 @@ def _open(name: str, folder: Path | None, split: str) -> Any:
     try:
         download = name.lower().startswith("torch/") and not name.lower().endswith("folder")
         # Streams come decoded: in the mode of their files, if timm is not asked for another.
-        mode = {"input_img_mode": ""} if name.partition("/")[0].lower() in ("wds", "hfids") else {}
-        return create_dataset(name, root=root, split=split, download=download, **mode)
+        mode = "" if name.partition("/")[0].lower() in ("wds", "hfids") else "RGB"
+        return create_dataset(name, root=root, split=split, download=download, input_img_mode=mode)
     except (Exception, SystemExit) as error:  # every backend has its own kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{name}: the split {split} can't be opened ({reason})") from None

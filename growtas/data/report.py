@@ -38,7 +38,6 @@ _REDUCTION = 3
 _USUAL_SIZE = 112
 """Pixels a side from which on photographs are commonly classified; the report warns of none that large."""
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "F")
-_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 
 
 @dataclass(frozen=True)
@@ -279,8 +278,6 @@ def _warnings(
         warnings.append(f"grey images ({', '.join(grey)}) are converted to RGB, three channels alike; in_chans: 1 would need fewer")
     if record["in_chans"] == 1 and (coloured := sorted(modes - set(_GREY))):
         warnings.append(f"colour images ({', '.join(coloured)}) are converted to grey, the network's one channel")
-    if alpha := sorted(modes & set(_ALPHA)):
-        warnings.append(f"transparency ({', '.join(alpha)}) is dropped: transparent pixels show the colour that is stored in them")
     if duplicates:
         pairs = listed([f"{test} = {train}" for test, train in duplicates], 3)
         warnings.append(f"{len(duplicates)} of {len(data.test)} test images are training images too, byte for byte ({pairs})")

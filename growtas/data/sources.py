@@ -18,6 +18,7 @@ from growtas.data.readers import PREFIXES, open_timm
 from growtas.data.split import complement, stratified_split
 from growtas.errors import DataError, choices
 from growtas.fields import nearest
+from growtas.files import refuse_url
 from growtas.progress import SILENT, Progress
 from growtas.runs import data_title
 
@@ -123,6 +124,8 @@ def open_data(
         DataError: the set is unknown, absent or empty, has one class, a class without images, test images of other classes, or
             unreadable images, of which the message names the first and counts the rest; or ``data_dir`` says nothing here.
     """
+    refuse_url(name, DataError)
+    refuse_url(data_dir, DataError)
     folder = Path(data_dir).expanduser().absolute() if data_dir is not None else None
     if name == "digits":
         if folder is not None:

@@ -60,7 +60,7 @@ class Recipe:
         mixup: alpha of Mixup's Beta distribution, 0 for none.
         cutmix: alpha of CutMix's Beta distribution, 0 for none; with both, each batch takes either with equal chance.
         drop_path: stochastic depth of the supernet's last block, growing linearly from 0 at the first.
-        pixel_range: values of black and white in images of more than 8 bits a sample, as in [0, 4095]; null for the ends of the type.
+        pixel_range: values of black and white in images of more than 8 bits a sample, as in [0, 4095]; null: the ends of the type.
         augment: ``none``; ``light``: images in memory, random shift and flip; ``paper``: timm's transforms, image by image.
         crop_padding: pixels of the random shift of ``light``.
         hflip: probability of a horizontal flip.

@@ -157,7 +157,8 @@ def test_an_artifact_of_before_the_rules_says_what_it_does_not_heed(cli: Cli, fo
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (("https://example.org/shoe.png",), "https://example.org/shoe.png: this is a URL, and images are read from files only"),
+        (("https://example.org/shoe.png",), "https://example.org/shoe.png: this is a URL, and only local files"),
+        (("images", "--model", "https://example.org/net.onnx"), "this is a URL, and only local files are read"),
         (("*.gif",), "*.gif: no file matches this pattern"),
         (("images", "--top", "6"), "--top is 6; the artifact has 5 classes"),
         (("images", "--top", "0"), "--top is 0"),

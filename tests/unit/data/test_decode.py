@@ -118,8 +118,8 @@ def test_odd_images_are_counted_and_too_wide_a_range_is_said(mixed):
         "2 of 12 images have more than 8 bits a sample, or signed ones (mode I;16)",
         "1 of 12 images have the colours of mode CMYK, which are converted to RGB without a colour profile",
         "1 of 12 images have several frames or pages, of which the first is taken",
-        "the largest value of the images of more than 8 bits is 3,937, which is 6.0% of their type's: they are read as dark images; "
-        "--pixel-range 0,4095 makes 4095 white",
+        "the largest value of the images of more than 8 bits is 3,937, which is 6.0% of their type's: they are read as dark "
+        "images; --pixel-range 0,4095 makes 4095 white",
     ]
     assert len(odd_images(data_of(*mixed), DecodeRules(pixel_range=(0, 4095)))) == 4
     assert odd_images(data_of(*mixed), DecodeRules(pixel_range=(0, 1023)))[-1].startswith(

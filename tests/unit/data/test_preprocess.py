@@ -138,7 +138,7 @@ def test_pixels_are_those_of_torchvisions_resize_and_crop(size, crop_pct):
 def test_the_middle_of_a_very_long_image_is_that_of_the_whole(size, crop_pct):
     record = {**preprocess_record(MICRO, open_data("digits")), "crop_pct": crop_pct}
     difference = (geometry(record)(noise(size)).int() - resized_whole(record, noise(size)).int()).abs()
-    # Pillow takes its two passes in the order that costs less, and clips overshoots after each: single values of noise differ by it.
+    # Pillow takes its two passes in the order that costs less, and clips overshoots after each: it shows in single values.
     assert (difference > 1).float().mean() < 0.002
     assert difference.max() <= 8
 

@@ -84,8 +84,8 @@ def test_imbalance(many, warned):
         ("L", 3, r"grey images (L) are converted to RGB"),
         ("L", 1, None),
         ("RGB", 1, "colour images (RGB) are converted to grey"),
-        ("RGBA", 3, "transparency (RGBA) is dropped"),
-        ("LA", 1, "transparency (LA) is dropped"),
+        ("RGBA", 3, "20 of 20 images have transparency (mode RGBA), which is dropped"),
+        ("LA", 1, "20 of 20 images have transparency (mode LA), which is dropped"),
         ("P", 3, None),
     ],
 )
@@ -103,7 +103,9 @@ def test_transparent_palettes(tmp_path):
     for name in ("a", "b"):
         for number in range(10):
             save(tmp_path / name / f"{number}.png", "P", transparency=3)
-    assert warning(check(open_data(str(tmp_path))), "transparency (PA) is dropped")
+    assert warning(check(open_data(str(tmp_path))), "transparency") == (
+        "20 of 20 images have transparency (mode P), which is dropped: a transparent pixel shows the colour that is stored in it"
+    )
 
 
 def test_many_sizes(tmp_path):

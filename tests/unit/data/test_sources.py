@@ -190,3 +190,11 @@ def test_a_changed_folder_is_noticed(tmp_path, write_tree):
     (tmp_path / "cat" / "0.png").unlink()
     with pytest.raises(DataError, match="the images changed since the run was started"):
         open_data(str(tmp_path)).check_unchanged(record)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("https://example.org/pets",), ("s3://pets",), ("folder", "file:///pets"), ("fashion-mnist", "gs://a/b")]
+)
+def test_urls_are_refused_as_urls(arguments):
+    with pytest.raises(DataError, match="this is a URL, and only local files are read"):
+        open_data(*arguments)

@@ -54,7 +54,8 @@ def artifact(
 ) -> Path:
     """``folder/name.onnx`` with its manifest: float32 ``images``, or uint8 ``pixels`` that are only cast and turned.
 
-    Of the classifier's classes it has the first ``classes``. With ``softmax`` or ``top_k`` there are more outputs after the logits, put there as the exporter does.
+    Of the classifier's classes it has the first ``classes``. With ``softmax`` or ``top_k`` there are more outputs after the logits,
+    put there as the exporter does.
     """
     shape = ["batch", SIZE, SIZE, CHANNELS] if pixels else ["batch", CHANNELS, SIZE, SIZE]
     entry = "pixels" if pixels else "images"

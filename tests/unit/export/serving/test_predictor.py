@@ -139,10 +139,9 @@ def test_an_image_that_is_not_loaded_yet_is_prepared_by_the_records_rules(tmp_pa
     image.save(tmp_path / "turned.png", exif=exif)
     stored = np.asarray(image)
     for decode, want in (({"version": 1, "pixel_range": None}, stored.swapaxes(0, 1)), (None, stored)):
-        record = {**RECORD, "decode": decode}
-        with Predictor(artifact(tmp_path, pixels=True, preprocess=record), threads=1) as predictor:
-            with Image.open(tmp_path / "turned.png") as opened:
-                np.testing.assert_array_equal(predictor.prepare(opened), want)
+        made = artifact(tmp_path, pixels=True, preprocess={**RECORD, "decode": decode})
+        with Predictor(made, threads=1) as predictor, Image.open(tmp_path / "turned.png") as opened:
+            np.testing.assert_array_equal(predictor.prepare(opened), want)
 
 
 def test_names_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,10 +175,10 @@ def test_a_folder_means_what_pillow_can_decode_and_nothing_hidden(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "url", ["http://a.org/b.png", "https://a.org/*.png", "file:///b.png", "s3://a/b.png", "data:image/png;base64,x"]
+    "url", ["http://a.org/b.png", "https://a.org/*.png", "file:///b.png", "s3://a/b.png", "file:/b.png", "data:image/png;base64,x"]
 )
 def test_urls_are_refused_as_urls(url: str) -> None:
-    with pytest.raises(DataError, match="this is a URL, and images are read from files only"):
+    with pytest.raises(DataError, match="this is a URL, and only local files are read"):
         find_images([url])
 
 
