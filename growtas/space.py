@@ -16,7 +16,6 @@ from growtas.errors import SpaceError, SubnetError, choices
 from growtas.fields import above_zero, check_keys, nearest
 from growtas.subnet import Subnet
 
-
 _SIZE = re.compile(r"-([1-9]\d{0,5})px$")
 """The end of a name that :meth:`SearchSpace.resized` gives."""
 

@@ -78,7 +78,9 @@ class ClassFolders:
         images = [entry.name for entry in entries if _ending(entry.name) in self._endings and not _is_folder(entry)]
         if loose := [name for name in images if not name.startswith(".")]:
             self.skipped["images beside folders"] += len(loose)
-            self.remark(f"{len(loose)} images lie in {folder} beside its folders, in no class, and are not used ({listed(loose, 2)})")
+            self.remark(
+                f"{len(loose)} images lie in {folder} beside its folders, in no class, and are not used ({listed(loose, 2)})"
+            )
 
     def training_set(self, folder: Path) -> tuple[ReaderSet, tuple[str, ...]]:
         """The images of a training set, and the class names.
@@ -111,7 +113,9 @@ class ClassFolders:
         folder_of = self._folder_of_class(folder)
         unknown = sorted(set(folder_of) - set(class_names))
         if unknown:
-            raise DataError(f"{folder}: class {choices(unknown[:3])} is not in {train_folder}, which has {choices(class_names[:10])}")
+            raise DataError(
+                f"{folder}: class {choices(unknown[:3])} is not in {train_folder}, which has {choices(class_names[:10])}"
+            )
         images = [(*found, name) for name in sorted(folder_of) for found in self._images(folder_of[name])]
         own = [(path, class_names.index(name)) for path, number, name in images if self._same_file(path, number) is None]
         shared = len(images) - len(own)
@@ -171,7 +175,8 @@ class ClassFolders:
     def _images(self, folder: str) -> list[tuple[str, int | None]]:
         """The image files of a class folder, however deep they lie, in the order of their paths, with a number for each file."""
         read = {_identity(str(place)) for place in (self.root, os.path.dirname(folder))}
-        places, links = [folder], []
+        places: list[str] = [folder]
+        links: list[str] = []
         found: list[tuple[str, str, int | None]] = []
         while places or links:
             place = places.pop() if places else links.pop()
@@ -292,4 +297,3 @@ def _instead(folder: str) -> str:
     inside = Counter(_ending(name) or "without an ending" for _, _, names in os.walk(folder) for name in names)
     what = listed([f"{count} {ending}" for ending, count in inside.most_common()], 4)
     return f" that this Pillow opens; its files are {what}" if inside else "; put some into it, or remove it"
-

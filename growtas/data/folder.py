@@ -1,7 +1,7 @@
 """Opens a folder of images: a sub-folder for each class, with or without folders for training and test above them.
 
-docs/training.md describes for users how names are read. A run records :data:`RULES`, so that the folder of an older run is read as it
-was read then.
+docs/training.md describes for users how names are read. A run records :data:`RULES`, so that the folder of an older run is read as
+it was read then.
 """
 
 from __future__ import annotations

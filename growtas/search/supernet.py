@@ -65,7 +65,9 @@ def searched_space(run: Run, space: str | None) -> SearchSpace:
         return trained
     narrowed = load_space(space)
     dimensions = ("embed_dim", "num_heads", "mlp_ratio", "depth")
-    if narrowed.name == without_size(trained.name) and all(getattr(narrowed, name) == getattr(trained, name) for name in dimensions):
+    if narrowed.name == without_size(trained.name) and all(
+        getattr(narrowed, name) == getattr(trained, name) for name in dimensions
+    ):
         return trained
     for field in dimensions:
         highest, bound = getattr(narrowed, field)[-1], getattr(trained, f"max_{field}")

@@ -233,7 +233,9 @@ def test_images_of_other_classes_are_refused(run, growtas):
             Image.fromarray(np.full((8, 8), 10 * label + number, np.uint8)).save(folder / f"{number}.png")
     code, _, err = growtas("search", "--max-params", "90K", "--data", "animals", *QUICK)
     assert code == 2
-    assert "the images' classes (animal0, animal1, animal2 and 7 more) are not those that the run was trained on (0, 1, 2 and 7" in err
+    assert (
+        "the images' classes (animal0, animal1, animal2 and 7 more) are not those that the run was trained on (0, 1, 2 and 7" in err
+    )
 
 
 def test_replay_evaluates_nothing_and_says_when_the_journal_is_thin(run, growtas, monkeypatch):

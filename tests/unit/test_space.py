@@ -137,9 +137,7 @@ def test_an_unknown_preset_lists_the_legal_ones():
 def test_a_space_at_another_image_size(name, size, patch, distance):
     space = PRESETS[name]
     resized = space.resized(size)
-    assert resized == space.replace(
-        name=f"{name}-{size}px", image_size=size, patch_size=patch, max_relative_position=distance
-    )
+    assert resized == space.replace(name=f"{name}-{size}px", image_size=size, patch_size=patch, max_relative_position=distance)
     assert space.grid_size <= resized.grid_size <= 2 * space.grid_size
     assert load_space(resized.name) == resized
     # Positions as far apart as the whole image is wide are told apart where they were.

@@ -180,7 +180,9 @@ def test_labels_follow_the_names_of_the_classes(tmp_path, write_tree):
     part = seen.subset(2)
     assert [trained[label] for label in part.labels] == ["dog"]  # a class keeps one outside
     assert images.labelled_as(data.class_names) is images
-    with pytest.raises(DataError, match=r"classes \(cat, cow, dog\) are not those that the run was trained on \(cat, cow, fox\).*; dog is in"):
+    with pytest.raises(
+        DataError, match=r"classes \(cat, cow, dog\) are not those that the run was trained on \(cat, cow, fox\).*; dog is in"
+    ):
         images.labelled_as(("cat", "cow", "fox"))
 
 

@@ -175,7 +175,9 @@ def plain_pictures(root, mode="RGB"):
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "I;16"])
 def test_pictures_of_one_colour_are_counted(tmp_path, mode):
     report = check(open_data(str(plain_pictures(tmp_path, mode))))
-    assert warning(report, "single colour").startswith("all of the 20 images that were looked at have a single colour each; look at")
+    assert warning(report, "single colour").startswith(
+        "all of the 20 images that were looked at have a single colour each; look at"
+    )
     save(tmp_path / "a" / "3.png")
     save(tmp_path / "b" / "5.png")
     assert warning(check(open_data(str(tmp_path))), "single colour").startswith("18 of the 20 images")
@@ -213,7 +215,9 @@ def test_a_small_test_set(images, points):
     found = [text for text in check(data).warnings if "standard error" in text]
     assert len(found) == (points is not None)
     if points is not None:
-        assert found[0].startswith(f"test: the accuracies that are printed are on {images} images, uncertain by up to {points} points")
+        assert found[0].startswith(
+            f"test: the accuracies that are printed are on {images} images, uncertain by up to {points} points"
+        )
 
 
 def test_few_steps():
