@@ -15,6 +15,7 @@ from growtas.costs import count_costs
 from growtas.data.evaluation import search_set
 from growtas.runs import Run
 from growtas.sampling import sample
+from growtas.space import PRESETS
 from growtas.subnet import Subnet
 from tests.search_helpers import SPACE, fake_ms, make_run
 
@@ -222,6 +223,18 @@ def test_a_front(run, growtas):
         "search", "--objective", "pareto", "--device", "a10", "--front", "accuracy,latency,params", *QUICK, "--json"
     )
     assert (code, json.loads(out)["evaluated"], json.loads(out)["best"]) == (0, 0, result["best"])
+
+
+@pytest.mark.parametrize(("space", "found"), [("micro", True), ("micro-14px", True), ("micro-56px", False), ("autoformer-t", False)])
+def test_a_space_is_found_at_another_image_size(run, growtas, space, found):
+    make_run(Path(), "small", PRESETS["micro"].resized(14))
+    code, out, err = growtas("search", "--space", space, "--max-params", "90K", *QUICK, "--json")
+    assert code == (0 if found else 2)
+    if found:
+        report = json.loads(out)
+        assert (report["run"], report["space"]) == ("runs/small", "micro-14px")
+    else:
+        assert f"no run of the space {space} in runs/" in err
 
 
 def test_images_of_other_classes_are_refused(run, growtas):
