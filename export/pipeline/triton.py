@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from growtas.data.decode import DecodeRules
 from growtas.errors import CheckpointError, ConfigError, OutputError, UsageError, choices
 from growtas.export.artifact import Artifact, check_hash
 from growtas.export.formats import FORMATS, ONNX, PLAN, Format

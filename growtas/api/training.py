@@ -195,7 +195,8 @@ def finetune(
         in_chans: 1 (grey) or 3 (RGB); by default the model's.
         subnet: of a run: a subnet, or the file of one; by default the one that the search chose.
         recipe: a recipe of method ``finetune``, or its name.
-        image_size, epochs, lr, batch_size, seed: recipe fields; they override ``settings``, these ``config``, and ``config`` the recipe.
+        epochs, lr, batch_size, seed: recipe fields like ``image_size``; all override ``settings``, these ``config``, and ``config``
+            the recipe.
         config, settings, data_dir, out, name, device, tensorboard, progress: as for :func:`train`.
 
     Returns:

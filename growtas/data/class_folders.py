@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -23,8 +23,9 @@ _NO_DATA = frozenset(
 )  # fmt: skip
 """Folders that operating systems, network drives and programs leave; those whose name begins with a dot are left out too."""
 _NO_IMAGES = frozenset(("thumbs.db", "desktop.ini"))
-_NOT_OPENED = frozenset(("BUFR", "GRIB", "HDF5", "MPEG", "EPS", "WMF"))
-"""Formats that Pillow recognises, but opens only with a program or a handler of someone else's."""
+_NOT_OPENED = frozenset(("BUFR", "GRIB", "HDF5", "IPTC", "MPEG", "EPS", "WMF", "PCD"))
+"""Formats that Pillow recognises, but opens only with a program or a handler of someone else's; and PCD, whose ending is commonly
+that of point clouds."""
 _PACKED = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
 
 
@@ -78,9 +79,11 @@ class ClassFolders:
         images = [entry.name for entry in entries if _ending(entry.name) in self._endings and not _is_folder(entry)]
         if loose := [name for name in images if not name.startswith(".")]:
             self.skipped["images beside folders"] += len(loose)
-            self.remark(
-                f"{len(loose)} images lie in {folder} beside its folders, in no class, and are not used ({listed(loose, 2)})"
-            )
+            self.remark(f"images in {folder} itself are in no class and not used: {len(loose)} ({listed(loose, 2)})")
+        for entry in entries:
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                self.skipped["links that lead nowhere"] += 1
+                self.remark(f"{entry.path} is a link that leads nowhere, and is not used")
 
     def training_set(self, folder: Path) -> tuple[ReaderSet, tuple[str, ...]]:
         """The images of a training set, and the class names.
@@ -97,9 +100,11 @@ class ClassFolders:
         paths: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(class_names):
-            images = [path for path, number in self._images(folder_of[name]) if self._is_new(path, number, label)]
+            found = self._images(folder_of[name])
+            images = [path for path, number in found if self._is_new(path, number, label)]
             if not images:
-                raise DataError(f"{folder_of[name]}: the class folder has no images{_instead(folder_of[name])}")
+                why = " but links to those of other classes" if found else _instead(folder_of[name])
+                raise DataError(f"{folder_of[name]}: the class folder has no images{why}")
             paths += images
             labels += [label] * len(images)
         return file_set(paths, labels), class_names
@@ -145,12 +150,12 @@ class ClassFolders:
             names = listed([f"{name} ({count})" if count > 1 else name for name, count in self._no_data.most_common()], 5)
             notes.append(f"hidden folders and those that systems leave are no classes and were not read: {names}")
         if hidden := self.skipped["hidden files"]:
-            notes.append(f"{hidden} hidden image files, whose names begin with a dot, were not read")
+            notes.append(f"hidden image files, whose names begin with a dot, were not read: {hidden}")
         if self._other_files:
             endings = listed([f"{count} {ending or 'without an ending'}" for ending, count in self._other_files.most_common()], 5)
             notes.append(
-                f"{self._other_files.total()} files that this Pillow does not open as images were not read ({endings}); "
-                f"convert those that are images, for example to PNG"
+                f"files that this Pillow does not open as images were not read: {endings}; convert those that are images, "
+                f"for example to PNG"
             )
         return notes
 
@@ -165,25 +170,35 @@ class ClassFolders:
             raise DataError(f"{folder}: {what}{packed}; images belong into a sub-folder a class, as in {folder}/CLASS/image.png")
         folder_of: dict[str, str] = {}
         for name in names:
-            self._check_name(os.path.join(folder, name))
+            place = os.path.join(folder, name)
+            self._check_name(place)
             composed = unicodedata.normalize("NFC", name)
             if composed in folder_of:
                 raise DataError(f"{folder}: two folders are called {composed}, in two Unicode forms; put their images into one")
-            folder_of[composed] = os.path.join(folder, name)
+            if not self._is_read(place, _with_parents(folder)):
+                folder_of[composed] = place
         return folder_of
+
+    def _is_read(self, place: str, read: Collection[tuple[int, int]]) -> bool:
+        """Whether a folder is one that is read already, or holds such a one; it is remarked then."""
+        if _identity(place) not in read:
+            return False
+        self.skipped["links to a folder that is read already"] += 1
+        self.remark(f"{place} leads to a folder that is read already, and was not read again")
+        return True
 
     def _images(self, folder: str) -> list[tuple[str, int | None]]:
         """The image files of a class folder, however deep they lie, in the order of their paths, with a number for each file."""
-        read = {_identity(str(place)) for place in (self.root, os.path.dirname(folder))}
-        places, links = [folder], []
+        # Where the class folder is a link, a link inside of it may lead up from where that one leads to.
+        read = _with_parents(os.path.dirname(folder)) | _with_parents(os.path.dirname(os.path.realpath(folder)))
+        places: list[str] = [folder]
+        links: list[str] = []
         found: list[tuple[str, str, int | None]] = []
         while places or links:
             place = places.pop() if places else links.pop()
-            identity = _identity(place)
-            if identity in read:
-                self.skipped["links to a folder that is read already"] += 1
-                self.remark(f"{place} leads to a folder that is read already, and was not read again")
+            if self._is_read(place, read):
                 continue
+            identity = _identity(place)
             read.add(identity)
             if os.path.dirname(place) == folder:
                 self.subfolders.setdefault(folder, set()).add(os.path.basename(place))
@@ -216,7 +231,7 @@ class ClassFolders:
         return False
 
     def _is_new(self, path: str, number: int | None, label: int) -> bool:
-        """Whether the file is not yet an image of this class; a file of two classes is remarked."""
+        """Whether the file is not an image yet; one of two classes is remarked."""
         same = self._same_file(path, number)
         if same is None:
             if number is not None:
@@ -226,9 +241,9 @@ class ClassFolders:
             self.skipped["links to an image that is read already"] += 1
             return False
         if not self.skipped["images of two classes"]:
-            self.remark(f"{path} is the same file as {same[0]}, which is of another class; look for links between class folders")
+            self.remark(f"{path} is the same file as {same[0]}, and counts for that class only; look for links between classes")
         self.skipped["images of two classes"] += 1
-        return True
+        return False
 
     def _same_file(self, path: str, number: int | None) -> tuple[str, int] | None:
         """Path and label of the training image that is this very file."""
@@ -264,6 +279,11 @@ def _identity(folder: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def _with_parents(folder: str | Path) -> set[tuple[int, int]]:
+    place = Path(folder)
+    return {_identity(str(each)) for each in (place, *place.parents)}
+
+
 def _number(entry: os.DirEntry[str], device: int) -> int | None:
     """A number that all paths of one file share; None for a link that leads nowhere."""
     inode = entry.inode()
@@ -293,6 +313,7 @@ def _ending(name: str) -> str:
 
 def _instead(folder: str) -> str:
     """What lies in a class folder in place of images."""
-    inside = Counter(_ending(name) or "without an ending" for _, _, names in os.walk(folder) for name in names)
+    names = [name for _, _, files in os.walk(folder) for name in files]
+    inside = Counter("hidden" if name.startswith(".") else _ending(name) or "without an ending" for name in names)
     what = listed([f"{count} {ending}" for ending, count in inside.most_common()], 4)
     return f" that this Pillow opens; its files are {what}" if inside else "; put some into it, or remove it"

@@ -1,7 +1,7 @@
 """Opens a folder of images: a sub-folder for each class, with or without folders for training and test above them.
 
-docs/training.md describes for users how names are read. A run records :data:`RULES`, so that the folder of an older run is read as it
-was read then.
+docs/training.md describes for users how names are read. A run records :data:`RULES`, so that the folder of an older run is read as
+it was read then.
 """
 
 from __future__ import annotations
@@ -94,10 +94,12 @@ def _choose_splits(path: Path, reader: ClassFolders) -> tuple[str, str | None, l
         reader.remark(f"{flat[0]}/ is taken as a class, because images lie in it and no class folders")
         return ".", None, []
     if not split_names:
-        if len(names) > 1 and all(_mentions_split(name) for name in names):
+        parts = {name: words for name in names if (words := _split_words(name))}
+        mentioned = set().union(*parts.values())
+        if len(parts) > 1 and (len(parts) == len(names) or (mentioned & set(TRAIN_NAMES) and mentioned & set(TEST_NAMES))):
             raise DataError(
-                f"{path}: all its folders are named like parts of a data set ({listed(names, 4)}), so they can't be its classes; "
-                f"call the folder of the training images train, and that of the test images test"
+                f"{path}: {_folders(parts)} are named like parts of a data set, and not like its classes; call the folder of the "
+                f"training images train, and that of the test images test"
             )
         return ".", None, []
     if not trains:
@@ -122,10 +124,10 @@ def _split_name(name: str) -> str | None:
     return match[1] if match else None
 
 
-def _mentions_split(name: str) -> bool:
-    """Whether a training or test name is a word of a folder's name, as in ``pets_train``."""
+def _split_words(name: str) -> set[str]:
+    """The training and test names among the words of a folder's name, such as ``pets_train``."""
     words = re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name)
-    return any(word.casefold() in (*TRAIN_NAMES, *TEST_NAMES) for word in words)
+    return {word.casefold() for word in words} & {*TRAIN_NAMES, *TEST_NAMES}
 
 
 def _check_levels(folder: Path, class_names: tuple[str, ...], reader: ClassFolders) -> None:
@@ -145,11 +147,8 @@ def _check_levels(folder: Path, class_names: tuple[str, ...], reader: ClassFolde
             f"name a folder that holds nothing but them, or call the folders above them train and test"
         )
     elif inner:
-        example = min(inner)
-        reader.remark(
-            f"{len(inner)} class folders have sub-folders, whose images count for the class "
-            f"({listed([os.path.join(os.path.basename(example), name) for name in sorted(inner[example])], 3)})"
-        )
+        places = [os.path.join(os.path.basename(place), name) for place in sorted(inner) for name in sorted(inner[place])]
+        reader.remark(f"images in sub-folders of class folders count for the class: {listed(places, 3)}")
 
 
 def _folders(names: Iterable[str]) -> str:

@@ -249,7 +249,7 @@ def _look_at(
 def _is_plain(image: Image.Image) -> bool:
     """Whether all pixels are alike."""
     extremes = image.getextrema()
-    return all(low == high for low, high in (extremes if isinstance(extremes[0], tuple) else (extremes,)))  # type: ignore[misc]
+    return all(low == high for low, high in (extremes if isinstance(extremes[0], tuple) else (extremes,)))
 
 
 def _warnings(

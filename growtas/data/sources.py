@@ -29,8 +29,8 @@ FASHION_MNIST_CLASSES = (
 VERIFY_LIMIT = 20_000
 """Folders with at most so many images are decoded once before the first step."""
 _FOLDERS = ("folder", "torch/image_folder", "torch/folder")
-"""Names of a folder whose path is in ``data_dir``. timm's readers of folders number the classes of each split by themselves, and take
-training images for the test where they find no folder of that name: growtas reads such a folder itself."""
+"""Names of a folder whose path is in ``data_dir``. growtas reads such a folder itself: timm's readers number the classes of each
+split alone, and take training images for the test where they find no folder of that name."""
 _TEST_FRACTION = 0.2
 _TEST_SEED = 0
 
@@ -144,7 +144,7 @@ def open_data(
     path = Path(name).expanduser().absolute()
     if folder is not None:
         raise DataError(
-            f"{name!r} is no data set that --data-dir belongs to; where the images are a folder, name that alone, as in --data {folder}"
+            f"{name!r} is no data set that --data-dir belongs to; where images are a folder, name it alone, as in --data {folder}"
         )
     return _open_folder("folder", path, progress, check_images=check_images, rules=rules, called=name)
 
@@ -160,10 +160,10 @@ def open_recorded(record: Mapping[str, Any], data_dir: str | Path | None = None)
         DataError: they are not there, or not the same.
     """
     name, before = record["name"], record["data_dir"]
-    if data_dir is None and before is not None and not _is_dir(Path(before)):
-        raise DataError(
-            f"{before}: the folder of the run's images is not there; where it was moved, name its new place with --data-dir"
-        )
+    # Where Fashion-MNIST is absent, its own message says how it is installed.
+    if data_dir is None and before is not None and name != "fashion-mnist" and not _is_dir(Path(before)):
+        moved = "where it was moved, name its new place with --data-dir"
+        raise DataError(f"{before}: the folder of the run's images is not there; {moved}")
     data = open_data(name, data_dir or before, rules=record.get("rules", 1))
     data.check_unchanged(record)
     return data
@@ -175,6 +175,8 @@ def _open_folder(name: str, path: Path, progress: Progress, *, check_images: boo
             raise DataError(f"{path}: a file, and no folder of images; unpack it where it is an archive, and name the folder")
         if called is None:
             raise DataError(f"{path}: there is no such folder")
+        if "://" in called:
+            raise DataError(f"{called}: a URL, and growtas fetches no images; download them, and name their folder")
         hint = nearest(called, ("digits", "fashion-mnist"))
         raise DataError(
             f"{called!r} is neither a known data set nor a folder; {hint}{' ' if hint else ''}legal are digits, fashion-mnist, "

@@ -92,7 +92,7 @@ def _shape(space: SearchSpace) -> SearchSpace:
 
 
 def inherited_fields(init: Any) -> dict[str, Any]:
-    """The space, image size and data of a run that a training goes on from, as recipe fields; nothing where ``init`` is no such run."""
+    """Space, image size and data of a run that a training goes on from, as recipe fields; nothing where ``init`` is no such run."""
     path = Path(init).expanduser() if isinstance(init, str) else None
     if path is None or not (path / "run.json").is_file():
         return {}

@@ -50,5 +50,7 @@ def test_wrong_arguments_are_one_sentence(run: Run) -> None:
         api.export(run, formats=["onnx", "tflite"])
     with pytest.raises(ConfigError, match="--triton serves an ONNX file or a plan"):
         api.export(run, formats=["torch"], triton="repo")
+    with pytest.raises(ConfigError, match="--instances and --max-delay-us are for a Triton repository; name one with --triton"):
+        api.export(run, instances=2)
     with pytest.raises(UsageError, match="no artifacts here; make some with `growtas export runs/tiny`"):
         api.verify(run=run)

@@ -164,7 +164,7 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
         (
             ["--data", ".", "--data-dir", "."],
             DataError,
-            "'.' is no data set that --data-dir belongs to; where the images are a folder",
+            "'.' is no data set that --data-dir belongs to; where images are a folder",
         ),
         (["--data", "file"], DataError, "file: a file, and no folder of images; unpack it where it is an archive"),
         (["--method", "uniform", "--stages", 3], ConfigError, "stages is given, but the method uniform has no stages"),

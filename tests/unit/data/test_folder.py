@@ -29,6 +29,7 @@ class Case:
         unused: folders beside the two.
         skipped: what is left out.
         said: words of one of the notes.
+        root: the data set's folder among the files.
     """
 
     files: str
@@ -38,6 +39,7 @@ class Case:
     unused: tuple[str, ...] = ()
     skipped: dict[str, int] = field(default_factory=dict)
     said: tuple[str, ...] = ()
+    root: str = "."
 
 
 LAYOUTS = {
@@ -77,28 +79,28 @@ LAYOUTS = {
         "cat/*2 dog/*2 .git/*1 __MACOSX/cat/*2 @eaDir/*1 $RECYCLE.BIN/*1 cat/.ipynb_checkpoints/*1 cat/._0.png cat/Thumbs.db",
         {"cat": 2, "dog": 2},
         skipped={".git": 1, "__MACOSX": 1, "@eaDir": 1, "$RECYCLE.BIN": 1, ".ipynb_checkpoints": 1, "hidden files": 1},
-        said=("are no classes and were not read: ", "1 hidden image files"),
+        said=("are no classes and were not read: ", "hidden image files, whose names begin with a dot, were not read: 1"),
     ),
     "files of other endings": Case(
         "cat/*2 cat/a.GIF cat/b.jfif cat/c.avif cat/d.jp2 cat/e.heic cat/f.txt cat/g dog/*2 dog/h.HEIC",
         {"cat": 6, "dog": 2}, skipped={".heic": 2, ".txt": 1, "no ending": 1},
-        said=("4 files that this Pillow does not open as images were not read (2 .heic, 1 .txt, 1 without an ending)",),
+        said=("files that this Pillow does not open as images were not read: 2 .heic, 1 .txt, 1 without an ending;",),
     ),
     "images in the root": Case(
         "cat/*2 dog/*2 a.png b.jpg notes.txt", {"cat": 2, "dog": 2}, skipped={"images beside folders": 2},
-        said=("2 images lie in ", "(a.png, b.jpg)"),
+        said=("are in no class and not used: 2 (a.png, b.jpg)",),
     ),
     "classes with sub-folders only": Case(
         "cat/house/*2 cat/zoo/old/*1 dog/zoo/*2", {"cat": 3, "dog": 2},
-        said=("2 class folders have sub-folders, whose images count for the class (cat/house, cat/zoo)",),
+        said=("images in sub-folders of class folders count for the class: cat/house, cat/zoo, dog/zoo",),
     ),
     "the classes a level below": Case(
         "day1/cat/*2 day1/dog/*2 day2/cat/*2 day2/dog/*1", {"day1": 4, "day2": 3},
         said=("every class (day1, day2) holds the folders cat, dog; where those are the classes",),
     ),
     "links in a circle": Case(
-        "cat/*2 dog/*2 cat/all->.. cat/self->. dog/more/*1 dog/more/up->..", {"cat": 2, "dog": 3},
-        skipped={"links to a folder that is read already": 3}, said=("cat/all leads to a folder that is read already",),
+        "cat/*2 dog/*2 cat/all->.. cat/self->. dog/more/*1 dog/more/up->.. dog/far->../../.. root->.", {"cat": 2, "dog": 3},
+        skipped={"links to a folder that is read already": 5}, said=("cat/all leads to a folder that is read already",),
     ),
     "a test set with links to training images": Case(
         "train/cat/*3 train/dog/*3 test/cat/*1 test/cat/old.png->../../train/cat/1.png",
@@ -106,9 +108,14 @@ LAYOUTS = {
         said=("they are left out of the test",),
     ),
     "one image, two links": Case(
-        "cat/*2 cat/again.png->0.png dog/*2 dog/my.png->../cat/1.png", {"cat": 2, "dog": 3},
+        "cat/*2 cat/again.png->0.png dog/*2 dog/my.png->../cat/1.png", {"cat": 2, "dog": 2},
         skipped={"links to an image that is read already": 1, "images of two classes": 1},
         said=("dog/my.png is the same file as ",),
+    ),
+    "class folders that are links": Case(
+        "store/a/*2 store/a/up->.. store/b/*3 set/cat->../store/a set/dog->../store/b set/gone->../nowhere", {"cat": 2, "dog": 3},
+        skipped={"links to a folder that is read already": 1, "links that lead nowhere": 1}, said=("gone is a link that leads",),
+        root="set",
     ),
     "two Unicode forms of a class": Case(
         f"train/{CAFE_OF_MACOS}/*2 train/bar/*2 test/{CAFE}/*1", {"bar": 2, CAFE: 2}, {CAFE: 1}, ("train", "test")
@@ -147,7 +154,7 @@ def counts(images, class_names):
 
 @pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
 def test_layouts(tmp_path, case):
-    opened = open_folder(lay_out(tmp_path, case.files))
+    opened = open_folder(lay_out(tmp_path, case.files) / case.root)
     assert opened.class_names == tuple(sorted(case.train))
     assert counts(opened.train, opened.class_names) == case.train
     assert (opened.test and counts(opened.test, opened.class_names)) == case.test
@@ -169,14 +176,18 @@ def test_layouts(tmp_path, case):
         ("test/cat/*2 cat/*2 dog/*2", r"test/ without train/ beside the class folders cat or dog"),
         ("cat/*2 dog/*2 test/*4", r"test/ without train/ beside the class folders cat or dog; .*where test is a class"),
         ("train/cat/*2 Training/cat/*2 test/cat/*1", r"Training/ and train/ are all named as the training set; keep one"),
-        ("pets_train/cat/*2 pets_test/cat/*2", r"all its folders are named like parts of a data set \(pets_test, pets_train\)"),
+        ("pets_train/cat/*2 pets_test/cat/*2", r"pets_test/ and pets_train/ are named like parts of a data set, and not like"),
+        ("seg_pred/*1 seg_test/a/*2 seg_train/a/*2", r"seg_test/ and seg_train/ are named like parts of a data set"),
+        ("petsTrain/*2 petsVal/*2 readme/a.txt", r"petsTrain/ and petsVal/ are named like parts"),
+        ("cat/*3 dog/*3 kitty->cat", r"kitty: the class folder has no images but links to those of other classes"),
+        ("cat/*3 dog/.a.png", r"dog: the class folder has no images that this Pillow opens; its files are 1 hidden"),
         ("train/*4 test/*2", r"train: no class folders; images belong into a sub-folder a class"),
         ("train/cat/*2 train/dog/*2 test/*2", r"test: no class folders"),
         ("cat/train/*3 cat/test/*3 dog/train/*3 dog/test/*3", r"cat: the class folder holds test or train; put these above"),
-        ("set/train/cat/*2 set/test/cat/*2", r"only one class folder, set; .* if its folders test or train are what you mean, name .*/set"),
+        ("set/train/cat/*2 set/test/cat/*2", r"only one class folder, set; .* its folders test or train are what you mean, name"),
         ("set/cat/*2 set/dog/*2", r"only one class folder, set; .* if its folders cat or dog are what you mean, name .*/set$"),
         ("photos.zip", r"no class folders \(unpack photos.zip first\)"),
-        ("cat/*2 dog/a.heic dog/b.heic dog/c.txt", r"dog: the class folder has no images that this Pillow opens; its files are 2 \.heic"),
+        ("cat/*2 dog/a.heic dog/b.heic dog/c.txt", r"dog: the class folder has no images that this Pillow opens; .* are 2 \.heic"),
         ("train/cat/*2 train/dog/*2 val->train", r"val: all its 4 images are files of .*/train too; a test set needs images that"),
         ("train/cat/*2 train/dog/*2 val/cat/a.txt", r"val: its class folders have no images; a test set needs"),
         (f"{CAFE}/*2 {CAFE_OF_MACOS}/*2", rf"two folders are called {CAFE}, in two Unicode forms"),

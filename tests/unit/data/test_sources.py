@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from growtas.data.images import raise_unreadable, unreadable
-from growtas.data.sources import FASHION_MNIST_CLASSES, open_data
+from growtas.data.sources import FASHION_MNIST_CLASSES, open_data, open_recorded
 from growtas.errors import DataError
 from growtas.progress import Progress
 
@@ -170,6 +170,8 @@ def test_two_corrupt_images_are_both_named(tmp_path, write_tree):
         ("digit", "did you mean digits"),
         ("nowhere/at-all", r"'nowhere/at-all' is neither a known data set nor a folder; legal are digits, fashion-mnist, a folder"),
         ("folder", "folder needs --data-dir"),
+        ("https://example.org/pets.zip", r"https://example\.org/pets\.zip: a URL, and growtas fetches no images"),
+        ("x" * 300, r"the folder can't be read \(File name too long\)"),
     ],
 )
 def test_an_unknown_name(name, message):
@@ -198,3 +200,32 @@ def test_a_changed_folder_is_noticed(tmp_path, write_tree):
 def test_urls_are_refused_as_urls(arguments):
     with pytest.raises(DataError, match="this is a URL, and only local files are read"):
         open_data(*arguments)
+
+
+def test_a_folder_takes_no_second_folder(tmp_path, write_tree):
+    write_tree(tmp_path, {"cat": 5, "dog": 5})
+    with pytest.raises(DataError, match=rf"^'{tmp_path}' is no data set that --data-dir belongs to; .* --data {tmp_path}/cat$"):
+        open_data(str(tmp_path), tmp_path / "cat")
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "pets.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"pets\.zip: a file, and no folder of images; unpack it"):
+        open_data(str(tmp_path / "pets.zip"))
+
+
+def test_recorded_images_that_are_gone(tmp_path, write_tree, fashion):
+    record = open_data(str(write_tree(tmp_path / "here", {"cat": 10, "dog": 10}))).record()
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(DataError, match=rf"^{tmp_path}/here: the folder of the run's images is not there; .* with --data-dir$"):
+        open_recorded(record)
+    assert open_recorded(record, tmp_path / "there").record() == {**record, "data_dir": str(tmp_path / "there")}
+    write_tree(tmp_path / "other", {"cat": 9, "dog": 10})
+    with pytest.raises(
+        DataError, match=rf"^{tmp_path}/other: the images changed .*it had 16 for .* in {tmp_path}/here; here are 15 and 4"
+    ):
+        open_recorded(record, tmp_path / "other")
+    record = open_data("fashion-mnist", fashion).record()
+    fashion.rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"no Fashion-MNIST here .*apt-get install"):
+        open_recorded(record)
