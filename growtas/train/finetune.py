@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from growtas.checkpoint import load_model, load_supernet, read_metadata
 from growtas.costs import count_costs
-from growtas.data.evaluation import EvaluationSet, count_correct
+from growtas.data.evaluation import EvaluationSet
 from growtas.data.preprocess import preprocess_record
 from growtas.data.seeding import preserved_globals, seed_globals
 from growtas.data.sources import open_data
@@ -26,6 +26,7 @@ from growtas.nn.vit import VisionTransformer
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run
 from growtas.subnet import Subnet
+from growtas.train.monitored_subnets import accuracies_of
 from growtas.train.recipe import Recipe
 from growtas.train.session import Session, start_session
 
@@ -223,6 +224,8 @@ def _raw(model: VisionTransformer) -> tuple[list[float], list[float]]:
 def measure_finetuned(session: Session) -> float:
     """Measures a finished fine-tuning's model on the test images; its accuracy (0..1) goes into ``run.json`` under ``finetune``.
 
+    The processes of a training share the images.
+
     The training's own three accuracies say the same where every block of the model is alike. Elsewhere they are of other subnets of
     its space, which nobody trained.
     """
@@ -230,7 +233,8 @@ def measure_finetuned(session: Session) -> float:
     subnet = Subnet.from_dict(info["finetune"]["subnet"], source=str(run.path / "run.json"))
     test = EvaluationSet(session.data.test, info["preprocess"], session.data.class_names)
     model = extract(load_supernet(run.supernet_file), subnet).to(session.device)
-    accuracy = count_correct(lambda images: model(images.to(session.device)), test) / len(test)
+    accuracy = accuracies_of({subnet: model}, test, session.device, session.world)[subnet]
     if session.world.is_main:
         run.update(finetune={**info["finetune"], "test_accuracy": accuracy})
+    session.world.wait()  # the others read it from the run
     return accuracy
