@@ -73,6 +73,7 @@ class RecipeOptions(TypedDict, total=False):
     amp: str | None
     ema_decay: float | None
     teacher: str | None
+    teacher_checkpoint: str | None
     keep_checkpoints: int | None
     seed: int | None
     workers: int | None
@@ -151,6 +152,7 @@ def resume(
 
     Raises:
         ConfigError: a field differs from the run's.
+        CheckpointError: the teacher's file is absent, or holds other weights than it did.
         UsageError: there is no such run, it is finished, or another process is training it.
         DataError: the images are absent or changed.
         TrainingError, KeyboardInterrupt: as for :func:`train`.

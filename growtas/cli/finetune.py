@@ -71,7 +71,7 @@ def finetune(
         )
     info = run.info
     if json_:
-        content = {key: info[key] for key in ("finetune", "state", "seconds", "data")}
+        content = {key: info.get(key) for key in ("finetune", "state", "seconds", "data", "teacher")}
         print_json({"run": str(run.path), "space": run.space.name, **content, "warnings": data_warnings(run)})
         return
     changes = info["finetune"]

@@ -25,6 +25,12 @@ def train(
     lr: options.LearningRate = None,
     ema: Annotated[float | None, RECIPE(help="Decay of a moving average of the weights, which is then the result: 0.999.")] = None,
     teacher: Annotated[str | None, RECIPE(help="Learn from a timm model, or a model.safetensors of growtas, too.")] = None,
+    teacher_checkpoint: Annotated[
+        str | None,
+        RECIPE(
+            help="File with the timm teacher's weights, whose head has the data's classes: safetensors, or a state_dict of torch."
+        ),
+    ] = None,
     init: Annotated[str | None, RECIPE(help="Start from the weights of a run, or of a supernet.safetensors.")] = None,
     seed: options.Seed = None,
     data: Annotated[
@@ -95,6 +101,7 @@ def train(
         "ema_decay": ema,
         "amp": amp,
         "teacher": teacher,
+        "teacher_checkpoint": teacher_checkpoint,
         "keep_checkpoints": keep,
     }
     if dry_run and (resume or run is not None):
@@ -149,8 +156,8 @@ def train(
             )
     if json_:
         info = trained.info
-        keys = ("state", "method", "test_accuracy", "seconds", "data")
-        content = {"run": str(trained.path), "space": trained.space.name, **{key: info[key] for key in keys}}
+        keys = ("state", "method", "test_accuracy", "seconds", "data", "teacher")
+        content = {"run": str(trained.path), "space": trained.space.name, **{key: info.get(key) for key in keys}}
         print_json({**content, "warnings": data_warnings(trained)})
         return
     from growtas.train.strategies import make_strategy

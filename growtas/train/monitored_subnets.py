@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
 _BATCH = 256
+Key = TypeVar("Key", bound=Hashable)
 
 
 def monitored(space: SearchSpace) -> dict[str, Subnet]:
@@ -38,7 +41,6 @@ def stage_subnets(space: SearchSpace, subspaces: Iterable[Subspace]) -> dict[str
     return subnets
 
 
-@torch.inference_mode()
 def subnet_accuracies(
     supernet: Supernet,
     images: EvaluationSet,
@@ -55,14 +57,27 @@ def subnet_accuracies(
         check: called before each subnet's turn at a batch, on every process equally often; it may raise.
     """
     supernet.eval()
-    correct = dict.fromkeys(subnets.values(), 0)
+    models = {subnet: partial(supernet, subnet=subnet) for subnet in subnets.values()}
+    accuracies = accuracies_of(models, images, device, world, check)
+    return {name: accuracies[subnet] for name, subnet in subnets.items()}
+
+
+@torch.inference_mode()
+def accuracies_of(
+    models: Mapping[Key, Callable[[Tensor], Tensor]],
+    images: EvaluationSet,
+    device: torch.device,
+    world: World = World(),  # noqa: B008 (a frozen value)
+    check: Callable[[], None] = lambda: None,
+) -> dict[Key, float]:
+    """Accuracy (0..1) of some models, which map images to logits; see :func:`subnet_accuracies`."""
+    correct = dict.fromkeys(models, 0)
     for first in range(0, len(images), world.size * _BATCH):
         start = first + world.rank * _BATCH
         labels: Tensor = images.labels[start : start + _BATCH]
         batch = images.images(start, start + _BATCH).to(device) if len(labels) else None
-        for subnet in correct:
+        for key, model in models.items():
             check()
             if batch is not None:
-                correct[subnet] += int((supernet(batch, subnet).argmax(1).cpu() == labels).sum())
-    counts = dict(zip(correct, world.sum_counts(list(correct.values()), device), strict=True))
-    return {name: counts[subnet] / len(images) for name, subnet in subnets.items()}
+                correct[key] += int((model(batch).argmax(1).cpu() == labels).sum())
+    return {key: count / len(images) for key, count in zip(correct, world.sum_counts(list(correct.values()), device), strict=True)}

@@ -38,7 +38,7 @@ from growtas.train.strategies.base import Pass, Strategy
 from growtas.train.strategies.fixed import Fixed
 from growtas.train.strategies.growtas_plus import ProgressivePlus
 from growtas.train.strategies.shrinking import Shrinking
-from growtas.train.teacher import check_teacher
+from growtas.train.teacher import check_teacher, load_teacher
 
 _DRAWS = 256
 """Steps of a stage whose passes are drawn for its mean costs."""
@@ -158,6 +158,9 @@ def plan_training(
     split = cut_search_split(data, recipe.seed, recipe.search_images)
     record = preprocess_record(space, data, recipe.pixel_range)
     check_memory(data, record, recipe)
+    check_teacher(recipe, len(data.class_names))
+    if recipe.teacher is not None and (recipe.teacher_checkpoint is not None or recipe.teacher.endswith(".safetensors")):
+        load_teacher(recipe, record, data.class_names)  # what is to be fetched first is not loaded for a plan
     images = len(data.train) - len(search_indices(split))
     plan = make_plan(recipe, space, images, torch_device, int(os.environ.get("WORLD_SIZE", "1")))
     report = check_data(data, split, record, progress, steps=plan.steps)

@@ -77,7 +77,8 @@ class Recipe:
         amp: ``fp32``; ``bf16`` or ``fp16`` autocast (``fp16`` with a loss scaler); ``auto``: bf16 on a GPU that has it, else fp32.
         ema_decay: decay of an exponential moving average of the weights, which is then what a checkpoint's supernet holds, or null.
         teacher: a timm model, or a growtas ``model.safetensors``, from whose soft outputs every pass learns too, or null.
-        teacher_checkpoint: a timm teacher's weights (safetensors); without it timm fetches its pretrained ones.
+        teacher_checkpoint: file of a timm teacher's weights, whose head has the data's classes; without it timm fetches its
+            pretrained ones.
         teacher_weight: share of the loss that the teacher gets; the labels get the rest.
         temperature: that soft outputs of teachers are divided by.
         keep_checkpoints: how many of the newest are kept, besides the best.
@@ -173,7 +174,7 @@ class Recipe:
         if self.method == "growtas-plus" and self.init is None:
             raise ConfigError("growtas-plus goes on from a trained supernet; name its run with init (--init RUN)")
         if self.teacher_checkpoint is not None and self.teacher is None:
-            raise ConfigError("teacher_checkpoint is set without a teacher; name the timm model with teacher")
+            raise ConfigError("teacher_checkpoint is set without a teacher; name the timm model with teacher (--teacher MODEL)")
 
     def search_space(self) -> SearchSpace:
         """The search space, adapted to the image size.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -33,11 +34,11 @@ from growtas.train.events import RunReady
 from growtas.train.image_loader import check_memory, make_loader
 from growtas.train.initial_weights import InitialWeights
 from growtas.train.interrupts import TrainingInterrupts
-from growtas.train.monitored_subnets import subnet_accuracies
+from growtas.train.monitored_subnets import accuracies_of, subnet_accuracies
 from growtas.train.recipe import Recipe
 from growtas.train.recipe_file import dump_recipe, read_config
 from growtas.train.strategies import make_strategy
-from growtas.train.teacher import check_teacher, load_teacher
+from growtas.train.teacher import Teacher, absolute_teacher, check_same_teacher, check_teacher, load_teacher
 from growtas.train.trainer import Trainer
 
 FREE_ON_RESUME = ("workers", "keep_checkpoints", "save_minutes")
@@ -55,6 +56,7 @@ class Session:
         device: where it will be done.
         world: the processes that will do it.
         report: what the data hold, as far as this process looked; None for a run that is continued.
+        teacher: whom the supernet learns from besides the labels, or None.
     """
 
     run: Run
@@ -63,6 +65,7 @@ class Session:
     device: torch.device
     world: World = World()  # noqa: RUF009 (a frozen value)
     report: DataReport | None = None
+    teacher: Teacher | None = None
 
     def train(self, progress: Progress = SILENT) -> dict[str, Any]:
         """Trains, measures the three subnets (and a fine-tuned model) on the test set, and returns the run's final entries.
@@ -102,7 +105,10 @@ class Session:
         parts = Parts.of_process(self.world.rank, self.world.size, self.recipe.accumulate)
         loader = make_loader(self.data, split, record, self.recipe, self.device, progress, parts)
         strategy = make_strategy(self.recipe, self.run.space)
-        trainer = Trainer(self.run, self.recipe, strategy, loader, monitor, self.device, interrupts, self.world, progress)
+        self._measure_teacher(monitor, progress, interrupts)
+        trainer = Trainer(
+            self.run, self.recipe, strategy, loader, monitor, self.device, interrupts, self.world, progress, self.teacher
+        )
         supernet = trainer.train()
         start, subnets, changes = time.perf_counter(), strategy.followed(), info.get("finetune")
         if changes is not None:
@@ -115,6 +121,27 @@ class Session:
         # From the epochs' own lines, so that a run that was stopped and continued counts them all.
         epochs = sum(line["seconds"] for line in read_json_lines(self.run.path / "metrics.jsonl"))
         return {"test_accuracy": accuracies, "seconds": round(epochs + time.perf_counter() - start, 1), **finetuned}
+
+    def _measure_teacher(self, images: EvaluationSet, progress: Progress, interrupts: TrainingInterrupts) -> None:
+        """Measures the teacher, says and records how good it is; a run that is continued only says it again."""
+        if self.teacher is None:
+            return
+        record = self.run.info.get("teacher") or self.teacher.record
+        teacher = self.teacher.to(self.device)
+        if "accuracy" not in record:
+            progress.stage("measuring the teacher")
+            accuracy = accuracies_of({"teacher": teacher}, images, self.device, self.world, interrupts.check)["teacher"]
+            most_frequent = int(images.labels.bincount().max()) / len(images)
+            record = {**record, "accuracy": accuracy, "images": len(images), "chance": most_frequent}
+            if self.world.is_main:
+                self.run.update(teacher=record)
+        accuracy, count, chance = (record[key] for key in ("accuracy", "images", "chance"))
+        progress.note(f"teacher: {record['model']}, accuracy {accuracy:.1%} on {count:,} images of the search split")
+        if accuracy < chance + 3 * math.sqrt(chance * (1 - chance) / count):
+            progress.note(
+                f"warning: the teacher is no better than chance (the most frequent class is {chance:.1%} of these images); "
+                f"its classes may be others, or in another order"
+            )
 
 
 def start_session(
@@ -148,6 +175,7 @@ def start_session(
         CheckpointError: ``init`` can't be read, or is of another space.
         ConfigError: the method's options don't fit the space; or no such teacher.
     """
+    recipe = absolute_teacher(recipe)
     check_teacher(recipe)
     chosen = pick_device(device)
     world = join_world(chosen)
@@ -176,10 +204,10 @@ def start_session(
         check_memory(data, record, recipe)
         parts = Parts.of_process(world.rank, world.size, recipe.accumulate)
         steps_per_epoch, _ = cut_batches(len(data.train) - len(split["search"]), recipe.batch_size, parts)
-        report = None
+        report = teacher = None
         if world.is_main:
             report = check_data(data, split, record, progress, steps=recipe.epochs * steps_per_epoch)
-            load_teacher(recipe, record, len(data.class_names))  # fetched and fitting, before there is a run
+            teacher = load_teacher(recipe, record, data.class_names)  # fetched and fitting, before there is a run
         supernet = weights(space) if weights else initial.supernet(recipe, space.num_classes) if initial else None
     except (GrowtasError, KeyboardInterrupt):
         if created and world.is_main and not any(out.iterdir()):
@@ -199,6 +227,7 @@ def start_session(
         "class_names": list(data.class_names),
         "versions": {"growtas": __version__, "torch": torch.__version__, "numpy": np.__version__},
         "starts_from": starts_from,
+        **({"teacher": teacher.record} if teacher is not None else {}),
         **(extra or {}),
     }
     path = None
@@ -212,7 +241,10 @@ def start_session(
         if report is not None:
             write_json(run.path / "data.json", report.to_dict())
         path = str(run.path)
-    return Session(Run(Path(world.share(path))), recipe, data, chosen, world, report)
+    created_run = Run(Path(world.share(path)))
+    if not world.is_main:
+        teacher = load_teacher(recipe, record, data.class_names)  # process 0 has fetched it
+    return Session(created_run, recipe, data, chosen, world, report, teacher)
 
 
 def resume_session(
@@ -226,10 +258,12 @@ def resume_session(
     """Continue a run that was interrupted or killed.
 
     Args:
-        options: recipe fields given again; they must be the run's own, but for those of :data:`FREE_ON_RESUME`.
+        options: recipe fields given again; they must be the run's own, but for those of :data:`FREE_ON_RESUME`, and the path of a
+            teacher's weights that were moved.
 
     Raises:
         ConfigError: an option differs from the run's.
+        CheckpointError: the teacher's file is absent, or holds other weights than it did.
         UsageError: the run is finished or was not trained here.
         DataError: the images are absent or changed.
     """
@@ -242,14 +276,17 @@ def resume_session(
         raise UsageError(f"{run.path}: process {run.state().pid} is training this run; wait for it, or stop it first")
     recipe = Recipe.from_dict(info["recipe"], source=str(run.path / "run.json"))
     given = {**(read_config(config) if config else {}), **(options or {})}
+    free = FREE_ON_RESUME
+    if info.get("teacher") is not None:
+        free += tuple(key for key in ("teacher", "teacher_checkpoint") if recipe.to_dict()[key] == info["teacher"]["weights"])
     for key, value in recipe.override(given).to_dict().items():
         old = recipe.to_dict()[key]
-        if key in given and key not in FREE_ON_RESUME and value != old and not _same_folder(key, value, info):
+        if key in given and key not in free and value != old and not _same_folder(key, value, info):
             raise ConfigError(
                 f"{run.path}: {key} is {_show(old)} in this run and can't become {_show(value)}; start a new run for that, "
                 f"with --init {run.path} from these weights"
             )
-    recipe = recipe.override({key: given[key] for key in FREE_ON_RESUME if key in given})
+    recipe = absolute_teacher(recipe.override({key: given[key] for key in free if key in given}))
     if info.get("starts_from") is not None and not (run.path / "init.safetensors").exists():
         raise UsageError(f"{run.path}: the run was stopped before its first weights were saved; start a new one")
     chosen = pick_device(device)
@@ -258,7 +295,9 @@ def resume_session(
     if world.is_main and not (run.path / "split.json").is_file():  # stopped between the run's first files
         write_json(run.path / "split.json", cut_search_split(data, recipe.seed, recipe.search_images))
     world.wait()
-    return Session(run, recipe, data, chosen, world)
+    teacher = load_teacher(recipe, info["preprocess"], info["class_names"])
+    check_same_teacher(teacher, info.get("teacher"), str(run.path))
+    return Session(run, recipe, data, chosen, world, teacher=teacher)
 
 
 def pick_device(name: str) -> torch.device:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import hashlib
+import pickle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.data import resolve_model_data_config
+from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from growtas.checkpoint import load_model
-from growtas.errors import CheckpointError, ConfigError
+from growtas.data.seeding import preserved_globals
+from growtas.errors import CheckpointError, ConfigError, choices
 from growtas.fields import nearest
+from growtas.files import read_json
 from growtas.train.recipe import Recipe
+
+_OPTION = "--teacher-checkpoint"
 
 
 class Teacher(nn.Module):
@@ -22,31 +31,75 @@ class Teacher(nn.Module):
 
     Args:
         model: images -> logits.
-        size: height and width that the model wants, or None where it takes any.
-        scale, shift: per channel, from the training's normalisation to the model's: ``images * scale + shift``.
+        config: what the model takes, as timm's data configurations have it: ``input_size`` (channels, height, width), ``mean``,
+            ``std`` (one number a channel) and ``interpolation``.
+        preprocess: the training's preprocessing.
+        name: what it is called in ``run.json``.
+        weights: the file of its weights; None for what timm fetches.
+
+    Attributes:
+        record: what ``run.json`` holds of it; ``sha256`` is of its weights, whatever file they come from.
+
+    Raises:
+        ConfigError: the training's images have other channels than the model takes, and are not grey.
     """
 
-    def __init__(self, model: nn.Module, size: tuple[int, int] | None, scale: Tensor, shift: Tensor) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Mapping[str, Any],
+        preprocess: Mapping[str, Any],
+        *,
+        name: str = "",
+        weights: str | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.size = model.eval().requires_grad_(False), size
-        self.register_buffer("scale", scale.view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("shift", shift.view(1, -1, 1, 1), persistent=False)
+        channels, *size = config["input_size"]
+        if preprocess["in_chans"] not in (1, channels):
+            raise ConfigError(
+                f"the teacher {name} takes images of {channels} channels, and this training's have {preprocess['in_chans']}"
+            )
+        self.model = model.eval().requires_grad_(False)
+        self._size = tuple(size)
+        self._mode = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
+        mean, std, mean_here, std_here = (
+            torch.tensor(source[key], dtype=torch.float32).expand(channels).view(1, -1, 1, 1)
+            for source in (config, preprocess)
+            for key in ("mean", "std")
+        )
+        # Both normalisations in one step, which changes no bit where they are the same; and black and white in the model's.
+        for buffer, value in {
+            "scale": std_here / std, "shift": (mean_here - mean) / std, "black": -mean / std, "white": (1 - mean) / std
+        }.items():  # fmt: skip
+            self.register_buffer(buffer, value, persistent=False)
+        self.record = {
+            "model": name,
+            "weights": weights,
+            "sha256": _digest(model),
+            **{key: list(config[key]) for key in ("input_size", "mean", "std")},
+            "interpolation": self._mode,
+        }
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised training images ``(n, C, H, W)`` -> logits ``(n, classes)``."""
+        """Normalised training images ``(n, C, H, W)`` -> logits ``(n, classes)``; grey images fill all of the model's channels."""
         x = images * self.get_buffer("scale") + self.get_buffer("shift")
-        if self.size is not None and x.shape[-2:] != self.size:
-            x = F.interpolate(x, self.size, mode="bicubic", antialias=True)
+        if x.shape[-2:] != self._size:
+            x = F.interpolate(x, self._size, mode=self._mode, antialias=True)
+            # Bicubic curves go beyond black and white; an image's pixels, as the model knows them, do not.
+            x = x.clamp(self.get_buffer("black"), self.get_buffer("white"))
         logits: Tensor = self.model(x)
         return logits
 
 
-def check_teacher(recipe: Recipe) -> None:
-    """Refuse a teacher that is named wrongly, before anything is opened; nothing is loaded.
+def check_teacher(recipe: Recipe, classes: int | None = None) -> None:
+    """Refuses a teacher before anything is loaded or fetched: one that is named wrongly, or whose pretrained head does not fit.
+
+    Args:
+        classes: of the data, where they are known.
 
     Raises:
-        ConfigError: timm knows no such model.
+        ConfigError: timm knows no such model or pretrained weights; or they are of another number of classes.
         CheckpointError: a file is absent.
     """
     name, checkpoint = recipe.teacher, recipe.teacher_checkpoint
@@ -55,52 +108,164 @@ def check_teacher(recipe: Recipe) -> None:
     if name.endswith(".safetensors"):
         if not Path(name).is_file():
             raise CheckpointError(f"{name}: no such safetensors file with a teacher")
+        if checkpoint is not None:
+            raise ConfigError(f"teacher_checkpoint is set, but the teacher {name} has its own weights; leave out {_OPTION}")
         return
-    if checkpoint is not None and not (checkpoint.endswith(".safetensors") and Path(checkpoint).is_file()):
-        raise CheckpointError(f"{checkpoint}: no such safetensors file with a teacher's weights")
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise CheckpointError(f"{checkpoint}: no such file with a teacher's weights")
     # A name with a source, as in hf-hub:timm/..., is looked up there.
-    if ":" not in name and not timm.is_model(name):
-        hint = nearest(name.partition(".")[0], timm.list_models())
+    if ":" in name:
+        return
+    architecture = name.partition(".")[0]
+    if not timm.is_model(name):
+        hint = nearest(architecture, timm.list_models())
         raise ConfigError(f"teacher is {name!r}; it must be a model of timm{f' ({hint})' if hint else ''} or a model.safetensors")
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # an unknown tag
+        known = [known for known in timm.list_pretrained(f"{architecture}.*") if known.partition(".")[0] == architecture]
+        raise ConfigError(f"teacher is {name!r}; timm's pretrained weights of {architecture} are {choices(known)}") from None
+    if checkpoint is not None:
+        return
+    if config is None or not config.has_weights:
+        raise ConfigError(f"the teacher {name} has no pretrained weights in timm; name a file with some: {_OPTION} FILE")
+    if classes is not None:
+        _check_classes(f"the pretrained teacher {name}", config.num_classes, classes)
 
 
-def load_teacher(recipe: Recipe, record: Mapping[str, Any], classes: int) -> Teacher | None:
+def load_teacher(recipe: Recipe, preprocess: Mapping[str, Any], class_names: Sequence[str]) -> Teacher | None:
     """The recipe's teacher in eval mode, or None where it has none.
 
     Args:
-        record: the training's preprocessing.
-        classes: what the data has.
+        preprocess: the training's preprocessing.
+        class_names: of the data.
 
     Raises:
-        ConfigError: timm knows no such model, or has no weights for it.
-        CheckpointError: the weights can't be read, or are of another number of classes.
+        ConfigError: timm knows no such model, can't fetch its weights, or the teacher takes other channels or classes.
+        CheckpointError: the weights can't be read, are no mere tensors, or are of another number of classes.
     """
-    channels = record["in_chans"]
+    check_teacher(recipe, len(class_names))
     if recipe.teacher is None:
         return None
-    if recipe.teacher.endswith(".safetensors"):
-        model = load_model(recipe.teacher)
-        if model.num_classes != classes:
-            raise CheckpointError(f"{recipe.teacher}: the teacher has {model.num_classes} classes, the data {classes}")
-        side = model.architecture.image_size
-        return Teacher(model, (side, side), torch.ones(channels), torch.zeros(channels))
-    check_teacher(recipe)
-    checkpoint = recipe.teacher_checkpoint
-    try:
-        network = timm.create_model(
-            recipe.teacher, checkpoint is None, checkpoint_path=checkpoint or "", num_classes=classes, in_chans=channels
+    with preserved_globals():  # networks draw weights before they get theirs
+        if recipe.teacher.endswith(".safetensors"):
+            teacher = _own_model(recipe.teacher, preprocess, class_names)
+        else:
+            teacher = _timm_model(recipe.teacher, recipe.teacher_checkpoint, preprocess, len(class_names))
+    return teacher
+
+
+def check_same_teacher(teacher: Teacher | None, recorded: Mapping[str, Any] | None, where: str) -> None:
+    """Refuses to go on with another teacher than the run began with. Runs of earlier versions record none.
+
+    Raises:
+        CheckpointError: its weights are others.
+    """
+    if teacher is not None and recorded is not None and teacher.record["sha256"] != recorded["sha256"]:
+        now, then = (record["weights"] or record["model"] for record in (teacher.record, recorded))
+        raise CheckpointError(
+            f"{where}: the run learns from {then}, and the weights in {now} are not those that it began with; name the file that "
+            f"holds them ({_OPTION}), or start a new run"
         )
+
+
+def absolute_teacher(recipe: Recipe) -> Recipe:
+    """The recipe with the full paths of its teacher's files, by which a run that is continued elsewhere finds them."""
+    paths = {
+        key: str(Path(value).expanduser().absolute())
+        for key in ("teacher", "teacher_checkpoint")
+        if (value := getattr(recipe, key)) is not None and (key == "teacher_checkpoint" or value.endswith(".safetensors"))
+    }
+    return dataclasses.replace(recipe, **paths)
+
+
+def _own_model(name: str, preprocess: Mapping[str, Any], class_names: Sequence[str]) -> Teacher:
+    model, manifest = load_model(name), Path(name + ".json")
+    about = read_json(manifest, "manifest") if manifest.is_file() else {}
+    _check_classes(f"{name}: the teacher", model.num_classes, len(class_names), CheckpointError)
+    names = about.get("class_names")
+    if names is not None and list(names) != list(class_names):
+        other, here = next(pair for pair in zip(names, class_names, strict=True) if pair[0] != pair[1])
+        raise CheckpointError(f"{name}: the teacher has other classes than the data: {other!r} in the place of {here!r}")
+    # A model without its manifest is taken to have been trained on images like these.
+    known = about.get("preprocess") or {**preprocess, "in_chans": model.architecture.in_chans}
+    size = (known["in_chans"], *[model.architecture.image_size] * 2)
+    config = {"input_size": size, **{key: known[key] for key in ("mean", "std", "interpolation")}}
+    return Teacher(model, config, preprocess, name=name, weights=name)
+
+
+def _timm_model(name: str, checkpoint: str | None, preprocess: Mapping[str, Any], classes: int) -> Teacher:
+    state = _read_weights(checkpoint) if checkpoint is not None else None
+    try:
+        if state is None:
+            network = timm.create_model(name, pretrained=True)  # with its own head: another one would be drawn at random
+        else:
+            network = timm.create_model(name, num_classes=classes, in_chans=_channels_of(name, state))
+            head = _first(network.pretrained_cfg.get("classifier"))
+            if (weight := state.get(f"{head}.weight")) is not None:
+                _check_classes(f"{checkpoint}: the teacher", len(weight), classes, CheckpointError)
+            network.load_state_dict(state)
+    except (CheckpointError, ConfigError):
+        raise
     except Exception as error:  # timm, its hub and torch each raise their own kinds
         reason = " ".join(str(error).split())[:200]
-        where = f"with the weights {checkpoint}" if checkpoint else "with its pretrained weights (or name some: teacher_checkpoint)"
-        raise ConfigError(f"the teacher {recipe.teacher} can't be made by timm {where}: {reason}") from None
-    config: Mapping[str, Any] = getattr(network, "pretrained_cfg")  # noqa: B009 (nn.Module's attributes are tensors or modules to mypy)
-    mean, std = (_channels(config.get(key, 0.5), channels) for key in ("mean", "std"))
-    data_mean, data_std = (_channels(record[key], channels) for key in ("mean", "std"))
-    size = tuple(config["input_size"][-2:]) if config.get("fixed_input_size") else None
-    return Teacher(network, size, data_std / std, (data_mean - mean) / std)
+        where = f"with the weights {checkpoint}" if checkpoint else f"with its pretrained weights (or name a file: {_OPTION})"
+        raise ConfigError(f"the teacher {name} can't be made by timm {where}: {reason}") from None
+    if state is None:  # a model from a hub says how many classes it has only now
+        _check_classes(f"the pretrained teacher {name}", network.num_classes, classes)
+    config = resolve_model_data_config(network)
+    if state is not None:
+        config["input_size"] = (_channels_of(name, state), *config["input_size"][1:])
+        config |= {key: _per_channel(config[key], config["input_size"][0]) for key in ("mean", "std")}
+    about = network.pretrained_cfg
+    full_name = f"{about['architecture']}.{about['tag']}" if about.get("tag") and ":" not in name else name
+    return Teacher(network, config, preprocess, name=full_name, weights=checkpoint)
 
 
-def _channels(values: Any, count: int) -> Tensor:
-    tensor = torch.tensor(values, dtype=torch.float32).reshape(-1)
-    return tensor if len(tensor) == count else tensor.mean().expand(count).clone()
+def _read_weights(path: str) -> dict[str, Tensor]:
+    """The tensors in a file that timm, or ``torch.save``, wrote, or a safetensors file. Nothing in it is run.
+
+    Raises:
+        CheckpointError: it can't be read, or holds more than tensors.
+    """
+    try:
+        state = load_state_dict(path, weights_only=True)
+    except Exception as error:  # safetensors, torch and zipfile each raise their own kinds
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+            reason = "it is no file of weights alone, and others are not loaded because they can run code; save a state_dict"
+        else:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"{path}: the teacher's weights can't be read ({reason})") from None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: the teacher's weights can't be read (it holds no state_dict of a model)")
+    return state
+
+
+def _channels_of(name: str, state: Mapping[str, Tensor]) -> int:
+    """Channels of the images that weights are for, by their first convolution; 3 where it can't be told."""
+    config = None if ":" in name else timm.get_pretrained_cfg(name)
+    weight = state.get(f"{_first(config.first_conv)}.weight") if config is not None else None
+    return weight.shape[1] if weight is not None and weight.ndim == 4 else 3
+
+
+def _first(names: Any) -> Any:
+    """timm's configurations name one module, or several."""
+    return names[0] if isinstance(names, list | tuple) else names
+
+
+def _per_channel(values: Sequence[float], channels: int) -> list[float]:
+    """A model for grey images that timm has for colour gets the mean of the channels' numbers."""
+    return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
+
+
+def _check_classes(who: str, has: int, classes: int, error: type[ConfigError] | type[CheckpointError] = ConfigError) -> None:
+    if has != classes:
+        raise error(f"{who} has a head of {has} classes, the data {classes}; give weights whose head has {classes}: {_OPTION} FILE")
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -34,7 +34,7 @@ from growtas.train.recipe import Recipe
 from growtas.train.step import Stepper, Training
 from growtas.train.strategies.base import Strategy
 from growtas.train.strategies.growtas_plus import ProgressivePlus
-from growtas.train.teacher import load_teacher
+from growtas.train.teacher import Teacher
 
 _INITIAL_WEIGHTS = 2**32
 """Seed stream of the initialisation: above every step, whose number is the stream of a step's drop path and Mixup."""
@@ -56,6 +56,7 @@ class Trainer:
         interrupts: the requests to stop.
         world: the processes that train together.
         progress: gets remarks and the events of :mod:`growtas.train.events`; it may raise KeyboardInterrupt to stop.
+        teacher: from which passes that learn from labels learn too; on ``device``.
     """
 
     def __init__(
@@ -69,9 +70,11 @@ class Trainer:
         interrupts: TrainingInterrupts,
         world: World = World(),  # noqa: B008 (a frozen value)
         progress: Progress = SILENT,
+        teacher: Teacher | None = None,
     ) -> None:
         self.run, self.recipe, self.strategy, self.loader, self.monitor = run, recipe, strategy, loader, monitor
         self.device, self.world, self.progress, self._interrupts = device, world, progress, interrupts
+        self.teacher = teacher
         self.space = run.space
         self._probes = stage_subnets(self.space, strategy.subspaces())
         self._extra_macs = 0.0
@@ -127,9 +130,7 @@ class Trainer:
         if isinstance(self.strategy, ProgressivePlus):
             frozen = FrozenEntries(supernet, used_regions(supernet, self.strategy.frozen))
         self._training = Training.of(supernet, recipe, self.device)
-        teacher = load_teacher(recipe, self.run.info["preprocess"], self.space.num_classes)
-        teacher = teacher.to(self.device) if teacher is not None else None
-        self._stepper = Stepper(self._training, recipe, self.world, self.device, teacher=teacher, frozen=frozen)
+        self._stepper = Stepper(self._training, recipe, self.world, self.device, teacher=self.teacher, frozen=frozen)
         if not self.world.is_main:
             self.world.wait()  # until process 0 has set aside what can't be read
         fresh = not self.run.checkpoints
@@ -276,9 +277,10 @@ class Trainer:
     def accuracy(self, subnet: Subnet, count: int | None = None) -> float:
         """See :class:`growtas.train.strategies.base.Tools`."""
         size = len(self.monitor) if count is None else count
-        images = self._subsets.setdefault(size, self.monitor.subset(size))
-        (accuracy,) = self._accuracies(self.supernet, images, {"subnet": subnet}).values()
-        self.count_macs(float(count_costs(self.space, subnet).macs) * len(images))
+        if size not in self._subsets:
+            self._subsets[size] = self.monitor.subset(size)
+        (accuracy,) = self._accuracies(self.supernet, self._subsets[size], {"subnet": subnet}).values()
+        self.count_macs(float(count_costs(self.space, subnet).macs) * len(self._subsets[size]))
         return accuracy
 
     def sample_batch(self, index: int) -> tuple[Tensor, Tensor]:

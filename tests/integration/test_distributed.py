@@ -10,9 +10,12 @@ import time
 import pytest
 import torch
 
-from growtas.checkpoint import load_tensors
+from growtas.checkpoint import load_supernet, load_tensors
+from growtas.data.evaluation import count_correct
+from growtas.data.evaluation import test_set as open_test_set
 from growtas.files import read_json_lines
 from growtas.runs import Run
+from growtas.subnet import Subnet
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the processes of a training from /proc")
 
@@ -204,3 +207,45 @@ def test_stopped_under_torchrun(tmp_path, space_file, target, number):
     assert all(torch.equal(tensor, stopped[name]) for name, tensor in calm.items())
     lines = [read_json_lines(tmp_path / "runs" / name / "metrics.jsonl") for name in ("calm", "stopped")]
     assert [steady(line) for line in lines[0]] == [steady(line) for line in lines[1]]
+
+
+FINETUNE = """
+import os, time
+import torch
+from growtas import api, runs
+from growtas.checkpoint import save_model
+from growtas.nn.extract import extract
+from growtas.nn.supernet import Supernet
+from growtas.space import load_space
+
+rank, update = os.environ["RANK"], runs.Run.update
+if rank == "0":
+    # Process 0 is slow to write: the others must not read the run before it has.
+    runs.Run.update = lambda run, **values: time.sleep(1 if "finetune" in values else 0) or update(run, **values)
+torch.manual_seed(0)
+space = load_space("tiny.yaml")
+if not os.path.exists("model.safetensors") and rank == "0":
+    save_model("model.safetensors", extract(Supernet(space), space.largest))
+    open("saved", "w").close()
+while not os.path.exists("saved"):
+    time.sleep(0.05)
+run = api.finetune("model.safetensors", data="digits", epochs=1, batch_size=256, name="tuned", device="cpu")
+print("accuracy", rank, run.info["finetune"]["test_accuracy"])
+"""
+
+
+@pytest.mark.slow
+def test_every_process_of_a_finetuning_returns_its_accuracy(tmp_path, space_file):
+    (tmp_path / "tune.py").write_text(FINETUNE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "tune.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    run = Run(tmp_path / "runs" / "tuned")
+    wanted = run.info["finetune"]["test_accuracy"]
+    said = {tuple(line.split()[1:]) for line in done.stdout.splitlines() if line.startswith("accuracy")}
+    assert said == {("0", str(wanted)), ("1", str(wanted))}
+    # One process measures the same on its own.
+    images = open_test_set(run)
+    subnet = Subnet.from_dict(run.info["finetune"]["subnet"])
+    supernet = load_supernet(run.supernet_file)
+    assert count_correct(lambda batch: supernet(batch, subnet), images) / len(images) == pytest.approx(wanted, abs=1 / len(images))

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import timm
 import torch
 import typer
 from PIL import Image
@@ -176,6 +177,17 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
             ConfigError,
             "crop_padding is given, but only augment: light shifts",
         ),
+        *(
+            (
+                ["--teacher", "test_vit", *more],
+                ConfigError,
+                "test_vit has a head of 1000 classes, the data 10; give weights whose head",
+            )
+            for more in ([], ["--dry-run"])
+        ),
+        (["--teacher", "test_vit.mine"], ConfigError, "timm's pretrained weights of test_vit are test_vit.r160_in1k"),
+        (["--teacher", "test_vit", "--teacher-checkpoint", "no.pth"], CheckpointError, "no.pth: no such file with a teacher's"),
+        (["--teacher-checkpoint", "no.pth"], ConfigError, "teacher_checkpoint is set without a teacher"),
         (["--name", "../x", "--dry-run"], UsageError, "the run's name '../x' must be a plain folder name"),
         (["--transitions", "3", "--stages", 3], ConfigError, "transitions has 1 epochs (3); a training of 3 stages has 2"),
         (["--out", "file/runs"], OutputError, "can't be written"),
@@ -193,7 +205,7 @@ def test_one_sentence_and_nothing_left(folder, arguments, error, message):
 def test_a_teacher_that_cannot_be_loaded_leaves_no_run(folder):
     (folder / "bad.safetensors").write_bytes(b"x" * 100)
     arguments = ["--space", "../tiny.yaml", "--teacher", "test_vit", "--set", "teacher_checkpoint=bad.safetensors", "--epochs", 1]
-    assert "the teacher test_vit can't be made by timm" in str(invoke(*arguments, fails=True).exception)
+    assert "bad.safetensors: the teacher's weights can't be read" in str(invoke(*arguments, fails=True).exception)
     assert [path.name for path in folder.iterdir()] == ["bad.safetensors"]
 
 
@@ -227,14 +239,17 @@ def test_options_go_before_set_before_the_file_before_the_recipe(folder):
 
 
 def test_every_option_reaches_its_field(folder):
+    torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), "t.pth")
     result = invoke(
         "--space", "../tiny.yaml", "--transitions", "auto", "--accumulate", 2, "--ema", 0.99, "--amp", "bf16",
-        "--teacher", "test_vit", "--keep", 5, "--workers", 1, "--batch-size", 64, "--epochs", 4, "--seed", 3,
+        "--teacher", "test_resnet", "--teacher-checkpoint", "t.pth",
+        "--keep", 5, "--workers", 1, "--batch-size", 64, "--epochs", 4, "--seed", 3,
         "--stages", 2, "--dry-run", "--json",
     )  # fmt: skip
     content = json.loads(result.stdout)
     wanted = {
-        "space": "../tiny.yaml", "transitions": "auto", "accumulate": 2, "ema_decay": 0.99, "amp": "bf16", "teacher": "test_vit",
+        "space": "../tiny.yaml", "transitions": "auto", "accumulate": 2, "ema_decay": 0.99, "amp": "bf16", "teacher": "test_resnet",
+        "teacher_checkpoint": "t.pth",
         "keep_checkpoints": 5, "workers": 1, "batch_size": 64, "epochs": 4, "seed": 3, "stages": 2,
     }  # fmt: skip
     assert {key: content["recipe"][key] for key in wanted} == wanted

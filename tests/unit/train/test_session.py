@@ -10,14 +10,16 @@ import re
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
-from growtas.checkpoint import load_supernet, load_tensors
+from growtas.checkpoint import load_model, load_supernet, load_tensors, save_model
 from growtas.data.evaluation import EvaluationSet, count_correct, search_set
 from growtas.data.evaluation import test_set as open_test_set
-from growtas.errors import ConfigError, DataError, DeviceError, OutputError, TrainingError, UsageError
+from growtas.errors import CheckpointError, ConfigError, DataError, DeviceError, OutputError, TrainingError, UsageError
 from growtas.files import read_json, read_json_lines
+from growtas.nn.extract import extract
 from growtas.progress import Progress
 from growtas.train import trainer as trainer_module
 from growtas.train.events import EpochDone, StepDone, TrainingStarted
@@ -254,6 +256,80 @@ def test_weights_that_are_not_finite_are_not_saved(begin, monkeypatch):
     with pytest.raises(TrainingError, match="epoch 1: a weight is not finite any more"):
         session.train()
     assert session.run.checkpoints == []
+
+
+class Told(Progress):
+    """Keeps the notes, and how many there were before the first step."""
+
+    def __init__(self):
+        self.notes, self.before = [], None
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def event(self, event):
+        if isinstance(event, StepDone) and self.before is None:
+            self.before = len(self.notes)
+
+
+def save_own(session, path):
+    """The largest subnet of a session's run as a file to learn from."""
+    save_model(path, extract(load_supernet(session.run.supernet_file), session.run.space.largest))
+    return str(path)
+
+
+def test_the_teachers_accuracy_is_told_before_the_first_step(begin, tmp_path):
+    first = begin("first", method="uniform", epochs=6, batch_size=32, lr=2e-2, augment="none", label_smoothing=0.0)
+    first.train()
+    path, told = save_own(first, tmp_path / "model.safetensors"), Told()
+    session = begin("second", teacher=path, search_images=200, monitor_images=150)
+    session.train(told)
+    record, model = session.run.info["teacher"], load_model(path)
+    images = search_set(session.run).subset(150)
+    assert (record["weights"], record["images"]) == (path, 150)
+    assert record["accuracy"] == count_correct(model, images) / 150 > 0.3
+    assert f"teacher: {path}, accuracy {record['accuracy']:.1%} on 150 images of the search split" in told.notes[: told.before]
+    assert not any("chance" in note for note in told.notes)
+
+
+def test_a_teacher_that_knows_nothing_is_warned_of(begin, tmp_path):
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), tmp_path / "t.pth")
+    told = Told()
+    options = {"teacher": "test_resnet", "teacher_checkpoint": str(tmp_path / "t.pth"), "epochs": 1, "batch_size": 512}
+    begin(search_images=50, **options).train(told)
+    assert any(note.startswith("warning: the teacher is no better than chance") for note in told.notes[: told.before])
+
+
+def test_a_run_goes_on_with_the_teacher_that_it_began_with(begin, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = begin("first", epochs=1)
+    first.train()
+    save_own(first, tmp_path / "model.safetensors")
+    whole = begin("whole", teacher="model.safetensors")
+    whole.train()
+    session = begin("stopped", teacher="model.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        session.train(Stop(epoch=1))
+    accuracy = session.run.info["teacher"]["accuracy"]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # the path was relative to the folder before
+    resume_session(session.run)
+    (tmp_path / "model.safetensors").rename(tmp_path / "moved.safetensors")
+    with pytest.raises(CheckpointError, match="model.safetensors: no such safetensors file with a teacher"):
+        resume_session(session.run)
+    other = begin("other", epochs=1, seed=1)
+    other.train()
+    save_own(other, tmp_path / "model.safetensors")
+    message = r"the weights in .*model\.safetensors are not those that it began with; name the file that holds them"
+    with pytest.raises(CheckpointError, match=message):
+        resume_session(session.run)
+    resumed, told = resume_session(session.run, options={"teacher": "../moved.safetensors"}), Told()
+    resumed.train(told)
+    assert session.run.info["teacher"]["accuracy"] == accuracy
+    assert any("accuracy" in note for note in told.notes[: told.before])
+    one, two = (load_tensors(item.run.supernet_file)[0] for item in (whole, session))
+    assert all(torch.equal(two[name], tensor) for name, tensor in one.items())
 
 
 @pytest.mark.parametrize("augment", ["none", "light", "paper"])

@@ -107,8 +107,10 @@ def test_an_external_teacher_shares_the_loss_with_the_labels(supernet, batch):
     images, labels = batch
     subnet, before = supernet.space.largest, copy.deepcopy(supernet)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
-    ones = torch.ones(3)
-    teacher = Teacher(model, None, 2 * ones, 0.5 * ones)  # wants images in another normalisation
+    # The training divides by 0.5 after taking off 0.5, the teacher by 0.25 after taking off 0.375: 2 x + 0.5.
+    here = {"in_chans": 3, "mean": [0.5] * 3, "std": [0.5] * 3}
+    config = {"input_size": (3, 8, 8), "mean": (0.375,) * 3, "std": (0.25,) * 3, "interpolation": "bicubic"}
+    teacher = Teacher(model, config, here)
 
     def loss_of(net):
         logits = net(images, subnet)
