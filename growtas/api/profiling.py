@@ -44,7 +44,7 @@ class ProfileResult:
 
     def to_dict(self) -> dict[str, Any]:
         """What ``growtas profile --json`` prints."""
-        return {**self.profile.to_dict(), "file": str(self.file), "journal": str(self.journal), "seconds": self.seconds}
+        return {**self.profile.to_dict(), "unsteady": self.profile.unsteady, "file": str(self.file), "journal": str(self.journal), "seconds": self.seconds}
 
 
 def profile(

@@ -245,7 +245,7 @@ class MeasuredProfile:
         samples = [{"role": role, **sample.to_dict()} for role, sample in self.samples]
         plain |= {"space": self.space.to_dict(), "samples": samples, "sources": list(self.sources)}
         claims = {"held_out": dataclasses.asdict(self.held_out), "repeatability": dataclasses.asdict(self.repeatability)}
-        return {"format": FORMAT, "kind": self.kind, **plain, "unsteady": self.unsteady, **claims}
+        return {"format": FORMAT, "kind": self.kind, **plain, **({"unsteady": self.unsteady} if self.unsteady else {}), **claims}
 
     @classmethod
     def from_dict(cls, data: Any, *, source: str = "profile") -> MeasuredProfile:
@@ -279,9 +279,9 @@ class MeasuredProfile:
             raise ConfigError(f"{source}: a sample of role repeat is of a subnet without a first sample")
         for part in ("held_out", "repeatability"):
             _compare(data.get(part), dataclasses.asdict(getattr(profile, part)), f"{source}: {part}")
-        # Profiles of earlier versions hold steady samples only, and don't say it.
+        # Left out where there are none, as in the profiles of earlier versions.
         if data.get("unsteady", 0) != profile.unsteady:
-            raise ConfigError(f"{source}: unsteady is {data['unsteady']!r}, but {profile.unsteady} of the profile's samples are")
+            raise ConfigError(f"{source}: unsteady is {data.get('unsteady')!r}, but {profile.unsteady} of the profile's samples are")
         return profile
 
 
