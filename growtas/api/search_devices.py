@@ -14,7 +14,7 @@ from growtas.export.benchmark.stopwatch import ArchitectureTurns
 from growtas.latency.catalogue import fitting_profile
 from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.fit import fit_latency
-from growtas.latency.measured.machine import check_profile, local_setup, other_work, recorded_ms, Timed, time_together
+from growtas.latency.measured.machine import Timed, check_profile, local_setup, other_work, recorded_ms, time_together
 from growtas.latency.measured.paired import InterleavedTimer
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.measured.sampling_plan import choose_subnets
@@ -182,17 +182,16 @@ class _LocalMachine:
     ) -> LocalStopwatch:
         """The stopwatch with its journal; a journal whose reference subnet took another time than now is set aside.
 
-        Where the reference is not steady now, it tells nothing about the journal, and without a profile the samples tell what it takes
-        while nothing else runs.
+        Where the reference is not steady now, it tells nothing about the journal, and without a profile the samples tell what it
+        takes while nothing else runs.
         """
         path, bounds, setup = self.folder / JOURNAL, Bounds(strict=self.strict), self._graph_setup(timer)
         if not reference.unsteady:
             existed, (reference_ms,) = path.exists(), reference.ms
             before_ms = set_aside(path, setup, reference_ms, bounds.drift)
             if existed and not path.exists():
-                self.progress.note(
-                    f"this machine is faster or slower than when the timings in {path} were taken; they are set aside{_other_work()}"
-                )
+                moved = f"this machine is faster or slower than when the timings in {path} were taken; they are set aside"
+                self.progress.note(f"{moved}{_other_work()}")
             usual_ms = usual_ms or max(reference_ms, before_ms or 0.0)
         times: InterleavedTimer = timer
         if self.strict and usual_ms is not None:

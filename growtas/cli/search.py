@@ -44,7 +44,8 @@ def search(
         bool, Option("--exact", help="Evaluate every subnet on all images, even those that can't become parents any more.")
     ] = False,
     strict: Annotated[
-        bool, Option("--strict", help="Refuse to judge a latency limit on a machine that is not steady, instead of marking the result.")
+        bool,
+        Option("--strict", help="Refuse to judge a latency limit on a machine that is not steady, instead of marking the result."),
     ] = False,
     generations: Annotated[int, Option(help="Generations of the evolution.")] = 20,
     population: Annotated[int, Option(help="New subnets a generation.")] = 50,

@@ -311,9 +311,7 @@ class Campaign:
         ms = float(np.median(times))
         return Sample(subnet=subnet, p50_ms=ms, cv=cv, reference_ms=beside, visit=visit, rounds=len(blocks))
 
-    def _unsteady(
-        self, subnet: Subnet, blocks: list[Block], reference: list[Block], paired: PairedRatio, visit: int
-    ) -> Sample:
+    def _unsteady(self, subnet: Subnet, blocks: list[Block], reference: list[Block], paired: PairedRatio, visit: int) -> Sample:
         beside, cv = quiet_ms(reference), spread(medians(blocks))
         return Sample(
             subnet=subnet,
