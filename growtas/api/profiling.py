@@ -107,7 +107,7 @@ def profile(
     if not 0 < seconds <= 60:
         raise ConfigError(f"--seconds is {seconds:g}; it must be above 0 and at most 60")
     bounds = Bounds(cv=max_cv, drift=max_drift, strict=strict)
-    choices = Run(space).space if (Path(space) / "run.json").is_file() else load_space(space)
+    choices = Run(Path(space)).space if (Path(space) / "run.json").is_file() else load_space(space)
     plan = plan_profile(choices, samples=samples, held_out=held_out, repeats=repeats)
     check_runtime(runtime, precision)
     path = Path(out) if out else user_folder() / measured_file_name(device, choices.name, runtime, precision, batch)

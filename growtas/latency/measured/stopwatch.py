@@ -182,12 +182,13 @@ def guard_reference(timer: InterleavedTimer, usual_ms: float, bounds: Bounds, pr
 def set_aside(path: Path, setup: Setup, reference_ms: float, tolerance: float) -> float | None:
     """What the reference subnet took in a journal, milliseconds; None where there is none, or where it was moved away.
 
-    It becomes ``NAME.old.jsonl`` if the reference takes ``reference_ms`` now and that differs by more than ``tolerance``, relative
-    to then: a campaign would refuse every further sample.
+    Only steady samples count: the others are ratios to the reference, whatever its speed was. The journal becomes
+    ``NAME.old.jsonl`` if the reference takes ``reference_ms`` now and that differs by more than ``tolerance``, relative to then: a
+    campaign would refuse every further sample.
     """
     expected = setup.to_dict()
     lines = [line for line in read_json_lines(path) if isinstance(line, dict) and line.get("setup") == expected]
-    before = [float(line["reference_ms"]) for line in lines if "reference_ms" in line]
+    before = [float(line["reference_ms"]) for line in lines if "reference_ms" in line and not line.get("unsteady")]
     if not before:
         return None
     usual = float(np.median(before))
