@@ -189,9 +189,8 @@ def _latencies(manifest: Manifest) -> str:
             if condition
         )
         device = latency.get("device") or (manifest.search or {}).get("device") or "?"
-        rows.append(
-            f"| {device} | {format_ms(latency['ms'])} | **{kind_text(latency['kind'], latency.get('unsteady'))}** | {conditions} |"
-        )
+        kind = kind_text(latency["kind"], latency.get("unsteady"))
+        rows.append(f"| {device} | {format_ms(latency['ms'])} | **{kind}** | {conditions} |")
     if not rows:
         return "The search had no latency limit. `growtas bench` measures on the machine at hand."
     return (

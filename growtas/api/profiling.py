@@ -45,7 +45,8 @@ class ProfileResult:
 
     def to_dict(self) -> dict[str, Any]:
         """What ``growtas profile --json`` prints."""
-        return {**self.profile.to_dict(), "file": str(self.file), "journal": str(self.journal), "seconds": self.seconds}
+        files = {"file": str(self.file), "journal": str(self.journal)}
+        return {**self.profile.to_dict(), "unsteady": self.profile.unsteady, **files, "seconds": self.seconds}
 
 
 def profile(
@@ -83,8 +84,8 @@ def profile(
         samples, held_out, repeats: subnets that the model is fitted to, tested on, and that are measured twice.
         seconds: length of a timed block; every subnet gets nine.
         max_cv, max_drift: what is steady; see :class:`growtas.latency.measured.campaign.Bounds`.
-        strict: measure what is not steady again, after pauses, and give up in the end; by default its ratio to a reference subnet is
-            taken, and the sample is marked as unsteady.
+        strict: measure what is not steady again, after pauses, and give up in the end. By default the ratio to a reference subnet
+            is taken, and the sample is marked as unsteady.
         out: the profile's file; by default in the user's folder of profiles.
         progress: gets the stages, the notes and each new sample as an event.
 
@@ -107,7 +108,7 @@ def profile(
     if not 0 < seconds <= 60:
         raise ConfigError(f"--seconds is {seconds:g}; it must be above 0 and at most 60")
     bounds = Bounds(cv=max_cv, drift=max_drift, strict=strict)
-    choices = Run(space).space if (Path(space) / "run.json").is_file() else load_space(space)
+    choices = Run(Path(space)).space if (Path(space) / "run.json").is_file() else load_space(space)
     plan = plan_profile(choices, samples=samples, held_out=held_out, repeats=repeats)
     check_runtime(runtime, precision)
     path = Path(out) if out else user_folder() / measured_file_name(device, choices.name, runtime, precision, batch)

@@ -185,17 +185,16 @@ class _LocalMachine:
     ) -> LocalStopwatch:
         """The stopwatch with its journal; a journal whose reference subnet took another time than now is set aside.
 
-        Where the reference is not steady now, it tells nothing about the journal, and without a profile the samples tell what it takes
-        while nothing else runs.
+        Where the reference is not steady now, it tells nothing about the journal, and without a profile the samples tell what it
+        takes while nothing else runs.
         """
         path, bounds, setup = self.folder / JOURNAL, Bounds(strict=self.strict), self._graph_setup(timer)
         if not reference.unsteady:
             existed, (reference_ms,) = path.exists(), reference.ms
             before_ms = set_aside(path, setup, reference_ms, bounds.drift)
             if existed and not path.exists():
-                self.progress.note(
-                    f"this machine is faster or slower than when the timings in {path} were taken; they are set aside{_other_work()}"
-                )
+                moved = f"this machine is faster or slower than when the timings in {path} were taken; they are set aside"
+                self.progress.note(f"{moved}{_other_work()}")
             usual_ms = usual_ms or max(reference_ms, before_ms or 0.0)
         times: InterleavedTimer = timer
         if self.strict and usual_ms is not None:

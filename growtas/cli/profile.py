@@ -47,7 +47,8 @@ def profile(
     """Measure this machine's latencies of a space, and fit the model that a search prunes with.
 
     Subnets that tell the model's terms best apart are built and timed, and others, drawn at random, to test it. On a busy or
-    throttled machine a sample is a ratio to a reference subnet, and marked as unsteady. All are journalled beside the profile: the same command goes on where it was stopped.
+    throttled machine a sample is a ratio to a reference subnet, and marked as unsteady. All are journalled beside the profile:
+    the same command goes on where it was stopped.
 
     Example: growtas profile --device cpu --space micro
     """

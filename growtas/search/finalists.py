@@ -104,8 +104,8 @@ def choose(
     """Chooses the best score whose latencies meet all limits: measured ones with their margin at hand, predicted ones elsewhere.
 
     A finalist that misses is added to what the devices' models are fitted to, and whatever then is predicted to miss is left out.
-    After ``MAX_FINALISTS`` misses it is the smallest subnet, which is known to meet the limits; or, on an unsteady machine, not known to
-    miss them.
+    After ``MAX_FINALISTS`` misses it is the smallest subnet, which is known to meet the limits; or, on an unsteady machine, not
+    known to miss them.
 
     Args:
         ranked: evaluated subnets that are predicted to be legal, best first.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 
 import onnxruntime
 import pytest
@@ -29,12 +30,12 @@ def test_cpu_measures_here_and_the_result_truly_meets_the_limit(run, growtas, st
     assert data["latency"] == {
         "ms": fake_ms(subnet), "kind": "measured", "device": "cpu", "percentile": "p50", "batch": 1, "precision": "fp32",
         "runtime": "onnxruntime", "relative_uncertainty": 0.02, "interval_ms": pytest.approx([0.98 * fake_ms(subnet), upper]),
+        "unsteady": False,
     }  # fmt: skip
     assert data["latencies"][0]["judged"] == {"ms": pytest.approx(upper), "kind": "measured"}
     assert upper <= 1.2
     assert subnet in stopwatch
     assert "no measured profile fits this search" in err
-    assert "`growtas profile --device cpu --space micro` makes one" in err
     assert len(stopwatch) <= 12 + len(json.loads((run / "search" / "result.json").read_text())["finalists"])
     turns = stopwatch.turns
     code, out, _ = growtas(*arguments, "--json")
@@ -109,7 +110,7 @@ def test_a_machine_that_is_another_measures_afresh(run, growtas, profiled):
 
 def test_a_machine_that_gets_busy_is_refused_in_a_sentence_and_nothing_is_lost(run, growtas, profiled):
     profiled.speed = lambda turn: 1.0 if turn < 1 else 1.3
-    arguments = ("search", "--device", "cpu", "--max-latency", "1.2ms", *QUICK)
+    arguments = ("search", "--device", "cpu", "--max-latency", "1.2ms", "--strict", *QUICK)
     code, out, err = growtas(*arguments)
     assert (code, out) == (1, "")
     said = [line for line in err.splitlines() if line.startswith("growtas: ")]
@@ -119,6 +120,62 @@ def test_a_machine_that_gets_busy_is_refused_in_a_sentence_and_nothing_is_lost(r
     profiled.speed = lambda turn: 1.0
     code, out, err = growtas(*arguments, "--json")
     assert (code, json.loads(out)["evaluated"], json.loads(out)["reused"]) == (0, 0, 10)
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("--objective", "pareto"), ("--device", "a10:5ms"), ("--objective", "pareto", "--device", "a10:5ms")], ids=" ".join
+)
+def test_a_machine_that_gets_busy_is_judged_on_pairs_and_marked(run, growtas, profiled, more):
+    # Slower and slower after the first look at the reference; subnet and reference alike.
+    profiled.speed = lambda turn: 1.0 + 0.1 * turn
+    arguments = ("search", "--device", "cpu:1.2ms", *more, *QUICK)
+    code, out, err = growtas(*arguments)
+    assert code == 0, err
+    assert "this machine is not steady: the reference subnet took" in err
+    assert "(measured, unsteady)" in out
+    assert "unsteady: other work was running" in out
+    report = json.loads((run / "search" / "result.json").read_text())
+    latency = next(latency for latency in report["best"]["latencies"] if latency["device"] == "cpu")
+    measured = latency["measured"]
+    assert (report["unsteady"], measured["unsteady"]) == (True, True)
+    # What the subnet takes on the quiet machine, although no turn took so little.
+    assert measured["ms"] == pytest.approx(fake_ms(Subnet.from_dict(report["best"])), rel=0.01)
+    assert measured["interval_ms"][0] < measured["ms"] < measured["interval_ms"][1] == pytest.approx(latency["judged"]["ms"])
+    assert "unsteady" not in latency["predicted"]
+    assert "measured, unsteady" in (run / "search" / "report.html").read_text()
+    subnet = json.loads((run / "search" / "subnet.json").read_text())
+    assert any((device["measured"] or {}).get("unsteady") for device in subnet["latencies"])
+    lines = [json.loads(line) for line in (run / "search" / "cpu-timings.jsonl").read_text().splitlines()]
+    assert any(line["unsteady"] and line["rounds"] and "half_width" in line for line in lines)
+    # The timings are reused, by the same search and by a replay.
+    profiled.speed = lambda turn: 1.0
+    turns = profiled.turns
+    for again in (arguments, (*arguments, "--replay")):
+        assert growtas(*again)[0] == 0
+        best = json.loads((run / "search" / "result.json").read_text())["best"]
+        assert Subnet.from_dict(best) == Subnet.from_dict(report["best"])
+        assert best["latencies"] == report["best"]["latencies"]
+    assert profiled.turns == turns + 2
+
+
+def test_the_profile_that_a_note_advises_is_made_by_its_command_and_then_used(run, growtas, stopwatch, monkeypatch):
+    """The run's space bears the name of a preset, and is another one: from a file, or changed for the data."""
+    monkeypatch.setenv("GROWTAS_PROFILES", str(run.parent.parent / "mine"))
+    info = RuntimeInfo(runtime="onnxruntime", version=onnxruntime.__version__, device="cpu", threads=available_threads())
+    monkeypatch.setattr(ArchitectureTurns, "info", lambda turns, subnet: info)
+    narrow = run.parent.parent / "narrow.yaml"
+    narrow.write_text(yaml.safe_dump({**SPACE.to_dict(), "name": "narrow", "depth": [4, 5]}))
+    for more in ((), ("--space", narrow)):
+        search = ("search", run, "--device", "cpu", "--max-latency", "1.2ms", *more, *QUICK)
+        code, _, err = growtas(*search)
+        assert code == 0, err
+        command = shlex.split(err.partition("`growtas ")[2].partition("`")[0])
+        assert command[0] == "profile"
+        code, _, err = growtas(*command, "--samples", "8", "--held-out", "4", "--repeats", "1")
+        assert code == 0, err
+        assert "latency model for pruning: the profile of micro" in growtas(*search)[2]
+        for file in (run.parent.parent / "mine").iterdir():
+            file.unlink()
 
 
 def test_timings_of_earlier_versions_and_of_another_speed_are_not_reused(run, growtas, stopwatch):

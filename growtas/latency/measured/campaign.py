@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,7 +102,7 @@ class Sample:
         reference_ms: what the reference subnet took in the same blocks; of an unsteady sample their lower quartile.
         visit: 0, or a higher number for a repetition at another time.
         half_width: of the interval of the ratio to the reference, relative to it; None for a steady sample.
-        rounds: blocks of the subnet that were used; 0 where that was not recorded.
+        rounds: blocks of the subnet that were used; 0 where that was not recorded. Not part of comparisons.
     """
 
     subnet: Subnet
@@ -111,7 +111,7 @@ class Sample:
     reference_ms: float
     visit: int = 0
     half_width: float | None = None
-    rounds: int = 0
+    rounds: int = field(default=0, compare=False)
 
     @property
     def unsteady(self) -> bool:
@@ -133,6 +133,14 @@ def spread(blocks_ms: Sequence[float] | NDArray[np.float64]) -> float:
     blocks = np.asarray(blocks_ms, np.float64)
     median = float(np.median(blocks))
     return float(1.4826 * np.median(np.abs(blocks - median)) / median)
+
+
+def mostly_slow(blocks_ms: NDArray[np.float64], cv: float) -> bool:
+    """Whether the median lies further above the fastest block than blocks with a variation of ``cv`` would.
+
+    Of two speeds that alternate, :func:`spread` sees the more frequent one alone.
+    """
+    return bool(blocks_ms.min() < float(np.median(blocks_ms)) * (1 - 2 * cv))
 
 
 class Campaign:
@@ -196,16 +204,33 @@ class Campaign:
 
     @property
     def quiet_reference_ms(self) -> float | None:
-        """What the reference takes while nothing else runs: as given, else the lower quartile over the samples; None without any."""
-        if self._usual_ms is not None:
-            return self._usual_ms
+        """What the reference takes while nothing else runs; None where that is not known yet.
+
+        As given, unless the samples contradict it: the lower quartile of what it took beside them, where that is clearly less.
+        """
         beside = [sample.reference_ms for sample in self._known.values()]
-        return float(np.percentile(beside, 25)) if beside else None
+        if not beside:
+            return self._usual_ms
+        lower = float(np.percentile(beside, 25))
+        is_usual = self._usual_ms is not None and lower >= self._usual_ms * (1 - self.bounds.drift)
+        return self._usual_ms if is_usual else lower
+
+    def settled(self, sample: Sample) -> Sample:
+        """A sample at :attr:`quiet_reference_ms`: the groups that samples are from may have been disturbed differently.
+
+        A steady one stays as it is, unless later samples have shown that the machine was slow, or fast, at its time.
+        """
+        usual_ms = self.quiet_reference_ms
+        if usual_ms is None or self.bounds.strict:
+            return sample
+        if not sample.unsteady and abs(sample.reference_ms / usual_ms - 1) <= self.bounds.drift:
+            return sample
+        half_width = 2 * sample.cv if sample.half_width is None else sample.half_width
+        ms = sample.p50_ms / sample.reference_ms * usual_ms
+        return replace(sample, p50_ms=ms, reference_ms=usual_ms, half_width=half_width)
 
     def measure(self, subnets: Iterable[Subnet], *, visit: int = 0) -> list[Sample]:
-        """A sample of each subnet, journalled or measured now, in their order.
-
-        Unsteady ones are brought to :attr:`quiet_reference_ms`: the groups that they are from may have been disturbed differently.
+        """A sample of each subnet, journalled or measured now and :meth:`settled`, in their order.
 
         Args:
             visit: 1 to measure subnets again that have a sample already.
@@ -221,13 +246,7 @@ class Campaign:
         for start in range(0, len(missing), self.bounds.group):
             measure_group(missing[start : start + self.bounds.group], visit)
         samples = [self.known(subnet, visit) for subnet in subnets]
-        return [self._at_quiet(sample) for sample in samples if sample is not None]
-
-    def _at_quiet(self, sample: Sample) -> Sample:
-        usual_ms = self.quiet_reference_ms
-        if not sample.unsteady or usual_ms is None:
-            return sample
-        return replace(sample, p50_ms=sample.p50_ms / sample.reference_ms * usual_ms, reference_ms=usual_ms)
+        return [self.settled(sample) for sample in samples if sample is not None]
 
     def _group(self, pending: list[Subnet], visit: int) -> None:
         """Measures a group: steady subnets once, the others until their ratio to the reference is precise, or ``tries`` times."""
@@ -286,7 +305,7 @@ class Campaign:
     def _steady(self, subnet: Subnet, blocks: list[Block], reference: list[Block], visit: int) -> Sample | None:
         """The sample of blocks that keep the bounds; None of others."""
         times, cv = medians(blocks), spread(medians(blocks))
-        if cv > self.bounds.cv:
+        if cv > self.bounds.cv or (not self.bounds.strict and mostly_slow(times, self.bounds.cv)):
             return None
         beside = float(np.median(medians(reference)))
         ms = float(np.median(times))
@@ -307,17 +326,17 @@ class Campaign:
     def _complaint(self, reference_ms: NDArray[np.float64]) -> str:
         """Why a group's reference is not steady; empty if it is."""
         cv = spread(reference_ms)
+        if not self.bounds.strict and mostly_slow(reference_ms, self.bounds.cv):
+            return "most blocks of the reference subnet are much slower than its fastest one"
         if cv > self.bounds.cv:
             return f"the reference subnet's timings vary by {cv:.1%} (allowed are {self.bounds.cv:.1%})"
-        before = [sample.reference_ms for sample in self._known.values()]
-        # Strict bounds with a usual time are guarded by whoever knows it.
-        usual = None if self.bounds.strict else self._usual_ms
-        if usual is None and not before:
-            return ""
-        than = "usual" if usual is not None else "before"
-        moved = float(np.median(reference_ms)) / (usual or float(np.median(before))) - 1
+        usual_ms = self.quiet_reference_ms
+        if self.bounds.strict:
+            before = [sample.reference_ms for sample in self._known.values()]
+            usual_ms = float(np.median(before)) if before else None
+        moved = float(np.median(reference_ms)) / usual_ms - 1 if usual_ms else 0.0
         if abs(moved) > self.bounds.drift:
-            return f"the reference subnet took {moved:+.1%} against {than} (allowed are {self.bounds.drift:.1%})"
+            return f"the reference subnet took {moved:+.1%} against before (allowed are {self.bounds.drift:.1%})"
         return ""
 
     def _record(self, samples: list[Sample]) -> None:

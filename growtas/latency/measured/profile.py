@@ -245,7 +245,7 @@ class MeasuredProfile:
         samples = [{"role": role, **sample.to_dict()} for role, sample in self.samples]
         plain |= {"space": self.space.to_dict(), "samples": samples, "sources": list(self.sources)}
         claims = {"held_out": dataclasses.asdict(self.held_out), "repeatability": dataclasses.asdict(self.repeatability)}
-        return {"format": FORMAT, "kind": self.kind, **plain, "unsteady": self.unsteady, **claims}
+        return {"format": FORMAT, "kind": self.kind, **plain, **({"unsteady": self.unsteady} if self.unsteady else {}), **claims}
 
     @classmethod
     def from_dict(cls, data: Any, *, source: str = "profile") -> MeasuredProfile:
@@ -279,9 +279,11 @@ class MeasuredProfile:
             raise ConfigError(f"{source}: a sample of role repeat is of a subnet without a first sample")
         for part in ("held_out", "repeatability"):
             _compare(data.get(part), dataclasses.asdict(getattr(profile, part)), f"{source}: {part}")
-        # Profiles of earlier versions hold steady samples only, and don't say it.
+        # Left out where there are none, as in the profiles of earlier versions.
         if data.get("unsteady", 0) != profile.unsteady:
-            raise ConfigError(f"{source}: unsteady is {data['unsteady']!r}, but {profile.unsteady} of the profile's samples are")
+            raise ConfigError(
+                f"{source}: unsteady is {data.get('unsteady')!r}, but {profile.unsteady} of the profile's samples are"
+            )
         return profile
 
 
@@ -305,8 +307,8 @@ def held_out_errors(predicted_ms: NDArray[np.float64], measured_ms: NDArray[np.f
 def _sample(item: Any, source: str, space: SearchSpace) -> tuple[Role, Sample]:
     names = {"role", "subnet", "p50_ms", "cv", "reference_ms"}
     if not isinstance(item, Mapping) or set(item) not in (names, names | set(_UNSTEADY_RULES)):
-        message = "it must be an object with role, subnet, p50_ms, cv and reference_ms, and with unsteady and half_width if it is unsteady"
-        raise ConfigError(f"{source}: {message}")
+        more = ", and of an unsteady sample unsteady and half_width"
+        raise ConfigError(f"{source}: it must be an object with role, subnet, p50_ms, cv and reference_ms{more}")
     for name, rule in {**_SAMPLE_RULES, **(_UNSTEADY_RULES if "unsteady" in item else {})}.items():
         rule.check(f"{source}: {name}", item[name])
     try:

@@ -65,8 +65,8 @@ def combine_visits(samples: Sequence[Sample], *, reference_ms: float | None, rep
     and one and a half times the largest difference of repeated measurements in the profile. The second is how much faster than
     usual the machine was, going by the reference subnet beside it; nothing where it was slower.
 
-    If one of the samples is unsteady, the latency is the paired ratio over all visits times ``reference_ms``, and the half width of
-    its interval stands for the blocks and the visits; the second part is in the ratio then.
+    If one of the samples is unsteady, the latency is their paired ratio times what the reference took beside them, and the half
+    width of its interval stands for the blocks and the visits; the second part is in the ratio then.
 
     Args:
         samples: of one subnet, one a visit.
@@ -82,7 +82,7 @@ def combine_visits(samples: Sequence[Sample], *, reference_ms: float | None, rep
         ]
         paired = PairedRatio.of_visits(ratios)
         margin = max(LEAST_MARGIN, paired.half_width, _REPEATS * repeatability)
-        return MeasuredLatency(ms=paired.ratio * (reference_ms or beside), margin=margin, unsteady=True)
+        return MeasuredLatency(ms=paired.ratio * beside, margin=margin, unsteady=True)
     values = [sample.p50_ms for sample in samples]
     visits = max(values) / min(values) - 1
     spread = max(LEAST_MARGIN, _BLOCKS * max(sample.cv for sample in samples), visits, _REPEATS * repeatability)
@@ -114,10 +114,7 @@ class LocalStopwatch:
         samples = self._samples(subnet)
         if len(samples) < VISITS:
             return None
-        usual_ms = self.usual_ms
-        if usual_ms is None and any(sample.unsteady for sample in samples):
-            usual_ms = self.campaign.quiet_reference_ms
-        return combine_visits(samples, reference_ms=usual_ms, repeatability=self.repeatability)
+        return combine_visits(samples, reference_ms=self.usual_ms, repeatability=self.repeatability)
 
     def measure(self, subnet: Subnet, limit_ms: float | None = None) -> MeasuredLatency:
         """The journalled latency, or the one that is measured now.
@@ -141,10 +138,10 @@ class LocalStopwatch:
         return latency
 
     def _samples(self, subnet: Subnet) -> list[Sample]:
-        """The samples of the visits so far."""
+        """The samples of the visits so far, as they count now."""
         samples: list[Sample] = []
         while (sample := self.campaign.known(subnet, len(samples))) is not None:
-            samples.append(sample)
+            samples.append(self.campaign.settled(sample))
         return samples
 
     def expected_margin(self, reference_ms: float) -> float:
@@ -185,12 +182,13 @@ def guard_reference(timer: InterleavedTimer, usual_ms: float, bounds: Bounds, pr
 def set_aside(path: Path, setup: Setup, reference_ms: float, tolerance: float) -> float | None:
     """What the reference subnet took in a journal, milliseconds; None where there is none, or where it was moved away.
 
-    It becomes ``NAME.old.jsonl`` if the reference takes ``reference_ms`` now and that differs by more than ``tolerance``, relative
-    to then: a campaign would refuse every further sample.
+    Only steady samples count: the others are ratios to the reference, whatever its speed was. The journal becomes
+    ``NAME.old.jsonl`` if the reference takes ``reference_ms`` now and that differs by more than ``tolerance``, relative to then: a
+    campaign would refuse every further sample.
     """
     expected = setup.to_dict()
     lines = [line for line in read_json_lines(path) if isinstance(line, dict) and line.get("setup") == expected]
-    before = [float(line["reference_ms"]) for line in lines if "reference_ms" in line]
+    before = [float(line["reference_ms"]) for line in lines if "reference_ms" in line and not line.get("unsteady")]
     if not before:
         return None
     usual = float(np.median(before))

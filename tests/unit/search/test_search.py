@@ -8,6 +8,7 @@ from growtas.costs import count_costs
 from growtas.errors import LimitError
 from growtas.latency.measured.campaign import Campaign, Setup
 from growtas.latency.measured.fit import fit_latency
+from growtas.latency.measured.paired import Block
 from growtas.latency.measured.sampling_plan import choose_subnets
 from growtas.latency.measured.stopwatch import LEAST_MARGIN, LocalStopwatch
 from growtas.latency.modelled.profile import load_profile
@@ -58,7 +59,7 @@ class Machine:
         *subnets_, reference = subnets
         assert reference == MICRO.middle()
         self.timed += [subnet for subnet in subnets_ if subnet not in self.timed]
-        return [[self.ms(subnet)] * 5 for subnet in subnets_] + [[1.0] * 5]
+        return [[Block(ms, ms)] * 5 for ms in [*(self.ms(subnet) for subnet in subnets_), 1.0]]
 
 
 def _run(tmp_path, evaluate, limits=None, *targets, seed=0, **more):
