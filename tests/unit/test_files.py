@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 
+import numpy as np
 import pytest
 
 from growtas.errors import CheckpointError, OutputError
@@ -63,3 +66,15 @@ def test_unreadable_json_is_named(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"growtas")
     assert sha256(tmp_path / "a") == hashlib.sha256(b"growtas").hexdigest()
+
+
+def test_what_is_not_finite_is_null_in_every_file(tmp_path):
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    data = {"a": [math.nan, 1.5, {"b": (math.inf, -math.inf)}], "c": np.float64("nan"), "d": "NaN"}
+    expected = {"a": [None, 1.5, {"b": [None, None]}], "c": None, "d": "NaN"}
+    write_json(tmp_path / "a.json", data)
+    append_json_line(tmp_path / "b.jsonl", data)
+    for name in ("a.json", "b.jsonl"):
+        assert json.loads((tmp_path / name).read_text(), parse_constant=refuse) == expected
