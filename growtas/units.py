@@ -69,3 +69,21 @@ def format_bytes(value: float) -> str:
         if abs(value) >= factor:
             return f"{value / factor:.3g} {unit}" if abs(value) < 999.5 * factor else f"{value / factor:.0f} {unit}"
     return f"{value:.0f} B"
+
+
+def standard_error(share: float, count: int) -> float:
+    """Standard error of a share that was counted on some images: sqrt(share * (1 - share) / count).
+
+    Where all or none were right that would be zero, as if nothing were uncertain; it is then 1 / (2 * (count + 1)), the half width
+    of Wilson's interval at one standard deviation.
+    """
+    return math.sqrt(share * (1 - share) / count) if 0 < share < 1 else 1 / (2 * (count + 1))
+
+
+def format_accuracy(share: float, count: int | None) -> str:
+    """An accuracy with its standard error on ``count`` images: ``87.3 ± 1.5 %``; without one where the number is not known."""
+    if not count:
+        return f"{100 * share:.2f} %"
+    points = 100 * standard_error(share, count)
+    digits = 1 if points >= 0.95 else 2
+    return f"{100 * share:.{digits}f} ± {points:.{digits}f} %"
