@@ -10,6 +10,7 @@ from typer import Argument, Option
 from growtas.cli import options
 from growtas.cli.options import DATA, RECIPE
 from growtas.cli.output import print_json
+from growtas.units import standard_error
 
 
 def finetune(
@@ -70,6 +71,8 @@ def finetune(
     info = run.info
     if json_:
         content = {key: info[key] for key in ("finetune", "state", "seconds", "data")}
+        error = standard_error(info["finetune"]["test_accuracy"], info["data"]["test_size"])
+        content |= {"test_accuracy_standard_error": error}
         print_json({"run": str(run.path), "space": run.space.name, **content})
         return
     changes = info["finetune"]

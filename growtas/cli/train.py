@@ -10,6 +10,7 @@ from typer import Argument
 from growtas.cli import options
 from growtas.cli.options import COMPUTING, DATA, METHOD, RECIPE, RUN
 from growtas.cli.output import print_json
+from growtas.units import standard_error
 
 
 def train(
@@ -136,7 +137,10 @@ def train(
     if json_:
         info = trained.info
         keys = ("state", "method", "test_accuracy", "seconds", "data")
-        print_json({"run": str(trained.path), "space": trained.space.name, **{key: info[key] for key in keys}})
+        tested, count = info["test_accuracy"], info["data"]["test_size"]
+        errors = {name: standard_error(accuracy, count) for name, accuracy in tested.items()}
+        content = {key: info[key] for key in keys} | {"test_accuracy_standard_error": errors}
+        print_json({"run": str(trained.path), "space": trained.space.name, **content})
         return
     from growtas.train.strategies import make_strategy
 
