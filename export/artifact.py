@@ -115,6 +115,7 @@ class SourceRecord(_Record):
 class VerificationRecord(_Record):
     """What was measured on labelled images; see :class:`growtas.export.verification.agreement.Verification`."""
 
+    count: int | None = None
     accuracy: float | None = None
     accuracy_drop_points: float | None = None
     reference: str | None = None

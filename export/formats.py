@@ -136,7 +136,11 @@ def artifacts_in(place: str | Path) -> list[Path]:
     folder = place / "export" if run else place
     paths = artifact_files(folder)
     if not paths:
-        make = f"make some with `growtas export {shlex.quote(str(place))}`" if run else f"legal are files that end in {choices(SUFFIXES)}"
+        make = (
+            f"make some with `growtas export {shlex.quote(str(place))}`"
+            if run
+            else f"legal are files that end in {choices(SUFFIXES)}"
+        )
         raise UsageError(f"{folder}: no artifacts here; {make}, or name files")
     return paths
 

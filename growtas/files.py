@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -101,10 +102,24 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def json_text(data: Any, indent: int | None = None) -> str:
+    """Data as JSON that every parser reads: a number that is not finite becomes null, since JSON has no word for it."""
+    return json.dumps(finite_or_null(data), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def finite_or_null(value: Any) -> Any:
+    """JSON data with None in place of every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: str | Path, data: Any, *, sync: bool = False) -> None:
-    """Write JSON atomically, indented, with a closing newline; ``sync`` as for :func:`replacing`."""
+    """Write JSON atomically, indented, with a closing newline; ``sync`` as for :func:`replacing`, numbers as :func:`json_text`."""
     with replacing(path, sync=sync) as temporary:
-        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(data, indent=2) + "\n", encoding="utf-8")
 
 
 def read_text(file: Path | Traversable, subject: str, error: type[GrowtasError] = CheckpointError) -> str:
@@ -171,7 +186,7 @@ def check_folder(folder: str | Path, error: type[GrowtasError] = UsageError) -> 
 def append_json_line(path: str | Path, data: Any) -> None:
     """Append one JSON object as a line; flushed, so that a killed process loses at most the line it was writing."""
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(data, ensure_ascii=False) + "\n")
+        file.write(json_text(data) + "\n")
 
 
 def drop_torn_line(path: str | Path) -> None:

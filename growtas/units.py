@@ -120,3 +120,21 @@ def format_bytes(value: float, digits: int = 3) -> str:
 def _significant(value: float, digits: int) -> str:
     """Without an exponent, even where the digits before the point are more."""
     return f"{value:.{digits}g}" if abs(value) < 10.0**digits - 0.5 else f"{value:.0f}"
+
+
+def standard_error(share: float, count: int) -> float:
+    """Standard error of a share that was counted on some images: sqrt(share * (1 - share) / count).
+
+    Where all or none were right that would be zero, as if nothing were uncertain; it is then 1 / (2 * (count + 1)), the half width
+    of Wilson's interval at one standard deviation.
+    """
+    return math.sqrt(share * (1 - share) / count) if 0 < share < 1 else 1 / (2 * (count + 1))
+
+
+def format_accuracy(share: float, count: int | None) -> str:
+    """An accuracy with its standard error on ``count`` images: ``87.3 ± 1.5 %``; without one where the number is not known."""
+    if not count:
+        return f"{100 * share:.2f} %"
+    points = 100 * standard_error(share, count)
+    digits = 1 if points >= 0.95 else 2
+    return f"{100 * share:.{digits}f} ± {points:.{digits}f} %"

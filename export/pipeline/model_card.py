@@ -16,7 +16,7 @@ from growtas.export.formats import ONNX, artifact_files
 from growtas.export.inspection import latencies
 from growtas.files import replacing
 from growtas.latency.estimate import kind_text
-from growtas.units import format_bytes, format_count, format_ms
+from growtas.units import format_accuracy, format_bytes, format_count, format_ms
 
 CARD = "README.md"
 # What a card of ours begins with, behind the front matter: another README is not written over.
@@ -111,8 +111,8 @@ def _row(manifest: Manifest) -> str:
         f"`{manifest.file.file}`",
         manifest.precision,
         format_bytes(manifest.file.total_bytes),
-        _percent(verified.accuracy),
-        _percent(verified.reference_accuracy),
+        _accuracy(verified.accuracy, verified.count),
+        _accuracy(verified.reference_accuracy, verified.count),
         _percent(verified.top1_agreement),
         "not measured" if verified.relative_error is None else f"{verified.relative_error:.1e}",
         ran,
@@ -230,6 +230,10 @@ def class_list(names: Sequence[str] | None) -> str:
 
 def _list(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
+
+
+def _accuracy(value: float | None, count: int | None) -> str:
+    return "not measured" if value is None else format_accuracy(value, count)
 
 
 def _percent(value: float | None) -> str:

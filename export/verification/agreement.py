@@ -23,6 +23,7 @@ from growtas.export.verification.batches import Logits, cut_batches, run_all
 from growtas.export.verification.images import VerificationImages, spread
 from growtas.export.verification.inputs import ArtifactInput
 from growtas.export.verification.parity import relative_error
+from growtas.units import standard_error
 
 _RANGE_IMAGES = 16
 # Below ten images a class, an order of the names that fits better is found by chance.
@@ -141,12 +142,17 @@ class Verification:
             "passed": self.passed,
             "failed": [failure.measure for failure in self.failures],
             **dataclasses.asdict(self),
+            "accuracy_standard_error": self._standard_error(self.accuracy),
+            "reference_accuracy_standard_error": self._standard_error(self.reference_accuracy),
             "accuracy_drop_points": self.accuracy_drop_points,
             "relative_error_by_batch": {str(batch): _json(error) for batch, error in self.relative_error_by_batch.items()},
             "batches": list(self.batches),
             "better_order": None if self.better_order is None else list(self.better_order),
         }
         return {key: _json(value) for key, value in written.items()}
+
+    def _standard_error(self, accuracy: float | None) -> float | None:
+        return None if accuracy is None else standard_error(accuracy, self.count)
 
 
 def _json(value: Any) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from growtas import __version__
 from growtas.files import write_json
 from growtas.runs import Run
 from growtas.search.finalists import SearchedSubnet
@@ -15,6 +17,7 @@ from growtas.search.search import Outcome, Search
 from growtas.search.targets import DeviceLatency
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
+from growtas.units import standard_error
 from growtas.watch.pictures import can_draw, draw_search_png
 from growtas.watch.search_html import write_search_page
 from growtas.watch.search_report import SearchReport, history
@@ -69,27 +72,35 @@ def write_results(run: Run, folder: Path, search: Search, outcome: Outcome, reco
     Raises:
         OutputError: a file can't be written.
     """
-    chosen = outcome.chosen
+    chosen, count = outcome.chosen, record["images"]["count"]
+
+    def with_error(content: dict[str, Any]) -> dict[str, Any]:
+        return {**content, "accuracy_standard_error": standard_error(content["accuracy"], count) if count else None}
+
+    best = with_error(chosen.to_dict())
     files: dict[str, Path] = {"result": folder / "result.json", "subnet": folder / "subnet.json"}
     report: dict[str, Any] = {
+        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "growtas": __version__,
         **record,
         "time": asdict(outcome.spent),
         "unsteady": chosen.unsteady,
-        "best": chosen.to_dict(),
+        "best": best,
         "latency_note": chosen.latencies[0].note if chosen.latencies else None,
-        "finalists": [finalist.to_dict() for finalist in chosen.finalists],
+        "finalists": [with_error(finalist.to_dict()) for finalist in chosen.finalists],
         "history": history(outcome.result),
     }
     if search.front:
         files["front"] = folder / "front.json"
         front = search.front_report(outcome.result)
+        front["subnets"] = [with_error(subnet) for subnet in front["subnets"]]
         write_json(files["front"], front)
         report["front"] = {"subnets": len(front["subnets"]), "hypervolume": front["hypervolume"]}
     drawn = SearchReport.of(search, outcome, report)
     files |= {"report": folder / "report.html"} | ({"picture": folder / "search.png"} if can_draw() else {})
     report["files"] = {name: str(path) for name, path in files.items()}
     write_json(files["result"], report)
-    subnet = {**chosen.to_dict(), **{key: record[key] for key in ("device", "devices", "limits")}}
+    subnet = {**best, **{key: record[key] for key in ("device", "devices", "limits")}}
     write_json(files["subnet"], {**subnet, "space": run.space.name, "checkpoint_sha256": record["checkpoint_sha256"]})
     write_search_page(drawn, files["report"])
     if "picture" in files:

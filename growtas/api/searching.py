@@ -47,6 +47,7 @@ def search(
     devices: Devices = (),
     max_params: str | int | None = None,
     max_macs: str | int | None = None,
+    max_macs_with_relative_position: str | int | None = None,
     max_latency: str | float | None = None,
     max_activation_memory: str | int | None = None,
     max_size: str | int | None = None,
@@ -65,6 +66,7 @@ def search(
     data: str | None = None,
     data_dir: str | None = None,
     out: str | Path | None = None,
+    command: str | None = None,
     progress: Progress = SILENT,
 ) -> SearchResult:
     """Searches a trained supernet for the best subnet under limits, by the paper's evolution (Section 3.3).
@@ -77,7 +79,8 @@ def search(
         space: choices to search, a preset or a YAML file; without ``run`` also the space of the newest run.
         devices: whose latency is limited or measured: names with limits (``{"a10": "5ms"}``; a number is in milliseconds), or
             names. ``cpu`` is measured on this machine.
-        max_params, max_macs: limits, as numbers or with a unit: ``"6M"``; MACs are for one image.
+        max_params, max_macs: limits, as numbers or with a unit: ``"6M"``; MACs are for one image, without the relative position.
+        max_macs_with_relative_position: limit on the MACs with it.
         max_latency: limit on the median latency of the devices that have none, ``"5ms"`` or milliseconds.
         max_activation_memory, max_size: limits on the modelled bytes of activations and weights, ``"20MB"`` or bytes.
         batch: images at once that latency and activation memory are meant for.
@@ -96,6 +99,7 @@ def search(
             process may use.
         data, data_dir: the data set, where the run records none.
         out: folder of the journal and the results; by default ``RUN/search``.
+        command: the line that was typed, which the results then name.
         progress: gets the notes, stages and events (:class:`growtas.search.scoring.Evaluated`,
             :class:`growtas.search.evolution.GenerationResult`).
 
@@ -131,6 +135,9 @@ def search(
     limits = Limits(
         max_params=parse_count(max_params, "--max-params", "6M") if isinstance(max_params, str) else max_params,
         max_macs=parse_count(max_macs, "--max-macs", "1.3G") if isinstance(max_macs, str) else max_macs,
+        max_macs_with_relative_position=parse_count(max_macs_with_relative_position, "--max-macs-with-relative-position", "1.3G")
+        if isinstance(max_macs_with_relative_position, str)
+        else max_macs_with_relative_position,
         max_activation_bytes=parse_bytes(max_activation_memory, "--max-activation-memory")
         if isinstance(max_activation_memory, str)
         else max_activation_memory,
@@ -161,6 +168,8 @@ def search(
         threads=threads,
         load=partial(LoadedSupernet.load, chosen_run, data=data, data_dir=data_dir, limit_images=limit_images),
         out=Path(out) if out else chosen_run.path / "search",
+        data={"name": data, "data_dir": data_dir} if data is not None else chosen_run.info.get("data"),
+        command=command,
         progress=progress,
     )
     return request.replay() if replay else request.search()
@@ -181,6 +190,8 @@ class _Request:
         run_chosen: how the run was chosen.
         axes: of the front; empty without one.
         load: loads a checkpoint of the run, and its images.
+        data: the name of the data set and what else is recorded of it.
+        command: the line that was typed, None where that is not known.
     """
 
     run: Run
@@ -196,6 +207,8 @@ class _Request:
     threads: int | None
     load: Callable[[Path], LoadedSupernet]
     out: Path
+    data: Mapping[str, Any] | None
+    command: str | None
     progress: Progress
 
     def search(self) -> SearchResult:
@@ -387,17 +400,26 @@ class _Request:
         return Search(space=self.space, limits=self.limits, targets=ordered, front=self.axes)
 
     def _record(self, checkpoint: Path, digest: str) -> dict[str, Any]:
-        run = {"run": str(self.run.path), "run_chosen": self.run_chosen, "threads": self.threads or available_threads()}
+        run = {
+            "run": str(self.run.path),
+            "run_chosen": self.run_chosen,
+            "data": self.data,
+            "command": self.command,
+            "threads": self.threads or available_threads(),
+        }
         return {**run, "checkpoint": str(checkpoint), "checkpoint_sha256": digest, **self._settings()}
 
     def _settings(self) -> dict[str, Any]:
         """What the journal and the results record of the request."""
-        first = self.devices[0] if self.devices else None
+        first, limits = self.devices[0] if self.devices else None, asdict(self.limits)
+        if self.limits.max_macs_with_relative_position is None:
+            # The headers of older journals don't have it, and the same search must find itself in them.
+            del limits["max_macs_with_relative_position"]
         return {
             "space": self.space.name,
             "objective": "pareto" if self.axes else "accuracy",
             # The first device's limit is also where one device's has always been.
-            "limits": {**asdict(self.limits), "max_latency_ms": first.max_ms if first else None},
+            "limits": {**limits, "max_latency_ms": first.max_ms if first else None},
             "device": first.name if first else None,
             "devices": [{"device": d.name, "max_latency_ms": d.max_ms, "precision": d.precision} for d in self.devices],
             "batch": self.limits.batch,

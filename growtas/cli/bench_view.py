@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from growtas.cli.output import ProgressBar, new_table, print_line, print_table
+from growtas.cli.output import ProgressBar, new_table, print_line, print_table, print_text
 from growtas.export.benchmark.report import CV_BOUND, ArtifactReport, BatchResult, BenchReport
 from growtas.export.benchmark.run import TurnBegun
 from growtas.units import format_bytes, format_limit, format_ms
@@ -18,30 +18,36 @@ def print_report(report: BenchReport) -> None:
     table = _table(report)
     if table.row_count:
         print_table(table)
-    for line in (*_lines(report), *(f"written to {file}" for file in report.files)):
-        print_line(line)
+    for line in _lines(report):
+        print_text(line)
+    for file in report.files:
+        print_line(f"written to {file}")
 
 
 def _table(report: BenchReport) -> Table:
     numbers = ["batch", "p50 ms", "p95 ms", "p99 ms", "cv", "images/s", "load ms", "memory"]
     if report.settings["baseline"]:
         numbers.insert(6, "x baseline")
-    table = new_table("artifact", *numbers, "kind", right=numbers, fold=("artifact",))
+    table = new_table("artifact", *numbers, "kind", right=numbers)
     for artifact in report.artifacts:
         memory = artifact.memory
         for index, result in enumerate(artifact.results):
             table.add_row(
                 artifact.label if index == 0 else "",
                 str(result.batch),
-                *(f"{ms:.3g}" for ms in (result.p50_ms, result.p95_ms, result.p99_ms)),
+                *map(_number, (result.p50_ms, result.p95_ms, result.p99_ms)),
                 f"{100 * result.cv:.0f}%" + ("" if result.steady else " !"),
                 f"{result.images_per_second:,.0f}",
                 *([_ratio(artifact, result)] if report.settings["baseline"] else []),
-                f"{memory['load_ms']:.3g}" if memory and index == 0 else "",
+                _number(memory["load_ms"]) if memory and index == 0 else "",
                 format_bytes(memory["peak_rss_bytes"]) if memory and index == 0 else "",
                 "measured",
             )
     return table
+
+
+def _number(ms: float) -> str:
+    return f"{ms:.3g}" if ms < 999.5 else f"{ms:,.0f}"
 
 
 def _ratio(artifact: ArtifactReport, result: BatchResult) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Argument
 
 from growtas.cli import options
-from growtas.cli.output import print_json, print_line
+from growtas.cli.output import print_json, print_line, print_text
 
 
 def cost(
@@ -18,11 +18,13 @@ def cost(
 ) -> None:
     """Count the parameters and MACs of a subnet.
 
-    MACs are multiply-accumulates for one image (many papers print them as "FLOPs").
+    MACs are multiply-accumulates for one image (many papers print them as "FLOPs"). They are counted as in the papers' tables,
+    without the relative position, and a second time with it.
 
     Example: growtas cost --space autoformer-t subnet.json
     """
-    from growtas.costs import count_costs
+    from growtas.batch import SubnetBatch
+    from growtas.costs import count_costs, macs_with_relative_position
     from growtas.space import load_space
     from growtas.subnet import Subnet
     from growtas.units import format_count
@@ -30,8 +32,11 @@ def cost(
     search_space = load_space(space)
     chosen = search_space.validate(Subnet.load(subnet))
     costs = count_costs(search_space, chosen)
+    with_position = int(macs_with_relative_position(search_space, SubnetBatch.from_subnets([chosen]))[0])
     if json_:
-        print_json({"space": search_space.name, "params": costs.params, "macs": costs.macs, "subnet": chosen.to_dict()})
+        counts = {"params": costs.params, "macs": costs.macs, "macs_with_relative_position": with_position}
+        print_json({"space": search_space.name, **counts, "subnet": chosen.to_dict()})
         return
-    print_line(f"{search_space.name}: {chosen}")
+    print_text(f"{search_space.name}: {chosen}")
     print_line(f"params {costs.params:,} ({format_count(costs.params)})   MACs {costs.macs:,} ({format_count(costs.macs)})")
+    print_line(f"MACs with the relative position {with_position:,} ({format_count(with_position)})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from growtas.cli import options
-from growtas.cli.output import new_table, print_json, print_line, print_table
+from growtas.cli.output import new_table, print_json, print_table, print_text
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -38,12 +38,13 @@ def devices(json_: options.Json = False) -> None:
     for row in sorted([*(_measured(*item) for item in measured), *(_modelled(*item) for item in modelled)]):
         table.add_row(*row)
     print_table(table)
-    print_line(
+    for text in (
         "error of a measured profile: 95th percentile on held-out subnets; of a modelled one: its uncertainty, a judgement, after "
-        "how far it misses public ViT-B/16 latencies (fp16, batch 1 to 32)\n"
-        "a measured profile of cpu counts where CPU, threads and runtime are the same and its reference subnet takes as long\n"
-        f"your own profiles go before the shipped ones; they lie in {user_folder()}, and `growtas profile` measures one"
-    )
+        "how far it misses public ViT-B/16 latencies (fp16, batch 1 to 32)",
+        "a measured profile of cpu counts where CPU, threads and runtime are the same and its reference subnet takes as long",
+        f"your own profiles go before the shipped ones; they lie in {user_folder()}, and `growtas profile` measures one",
+    ):
+        print_text(text)
 
 
 def _entry(path: Path | Traversable, profile: MeasuredProfile) -> dict[str, Any]:

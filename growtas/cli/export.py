@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from growtas.cli import options
 from growtas.cli.options import CHECKS
-from growtas.cli.output import ProgressBar, new_table, print_json, print_line, print_table
+from growtas.cli.output import ProgressBar, new_table, print_json, print_line, print_table, print_text
 
 if TYPE_CHECKING:
     from growtas.api.exporting import ExportedArtifacts
@@ -132,11 +132,11 @@ def export(
 
 
 def _print(artifacts: ExportedArtifacts) -> None:
-    from growtas.units import format_bytes, format_count
+    from growtas.units import format_accuracy, format_bytes, format_count
 
     first = artifacts[0].manifest
     print_line(f"{first.space}: params {format_count(first.params or 0)}, MACs {format_count(first.macs or 0)}")
-    table = new_table("file", "size", "precision", "rel. error", "top-1 agr.", "accuracy", "target", "run here", fold=("file",))
+    table = new_table("file", "size", "precision", "rel. error", "top-1 agr.", "accuracy", "target", "run here")
     for artifact in artifacts:
         manifest = artifact.manifest
         verified, targets = manifest.verified, manifest.plan.targets if manifest.plan else ()
@@ -147,7 +147,9 @@ def _print(artifacts: ExportedArtifacts) -> None:
             manifest.precision,
             f"{verified.relative_error:.1e}" if verified else "-",
             f"{verified.top1_agreement:.1%}" if verified else "-",
-            "-" if verified is None or points is None else f"{verified.accuracy:.2%} ({0 - points:+.2f})",
+            "-"
+            if verified is None or points is None
+            else f"{format_accuracy(verified.accuracy or 0.0, verified.count)} ({0 - points:+.2f})",
             ", ".join(targets) or "any",
             "yes" if manifest.executed else "no",
         )
@@ -157,16 +159,19 @@ def _print(artifacts: ExportedArtifacts) -> None:
         print_line(f"{module}: the network in plain PyTorch, without growtas")
     checked = first.verification
     images = checked and checked.images
-    print_line(f"in {artifacts[0].path.parent}; checked on {images}")
+    print_text(f"in {artifacts[0].path.parent}; checked on {images}")
     if checked is not None and checked.accuracy is not None:
-        print_line("accuracy: in brackets the points won or lost against the network it was made from, on the same images")
+        print_text(
+            "accuracy: ± its standard error; in brackets the points won or lost against the network it was made from, on the same "
+            "images"
+        )
     for artifact in artifacts:
         name, manifest = artifact.path.name, artifact.manifest
         if manifest.verified is not None and manifest.verified.images != images:
-            print_line(f"{name} was checked on {manifest.verified.images}")
+            print_text(f"{name} was checked on {manifest.verified.images}")
         if not manifest.executed:
             source = manifest.compiled_from
             numbers = f"; its numbers are those of {source.file}, which it was compiled from" if source else ""
-            print_line(f"{name} was made, not run: {manifest.not_executed_because}{numbers}")
+            print_text(f"{name} was made, not run: {manifest.not_executed_because}{numbers}")
     if artifacts.served is not None:
         print_line(f"{artifacts.served.path.name} is in the Triton repository: {artifacts.triton}")

@@ -10,6 +10,7 @@ from typer import Argument, Option
 from growtas.cli import options
 from growtas.cli.options import DATA, RECIPE
 from growtas.cli.output import command_line, print_json
+from growtas.units import standard_error
 
 
 def finetune(
@@ -72,7 +73,9 @@ def finetune(
     info = run.info
     if json_:
         content = {key: info.get(key) for key in ("finetune", "state", "seconds", "data", "teacher")}
-        print_json({"run": str(run.path), "space": run.space.name, **content, "warnings": data_warnings(run)})
+        error = standard_error(info["finetune"]["test_accuracy"], info["data"]["test_size"])
+        content |= {"test_accuracy_standard_error": error, "warnings": data_warnings(run)}
+        print_json({"run": str(run.path), "space": run.space.name, **content})
         return
     changes = info["finetune"]
     show_result(run, {"": (Subnet.from_dict(changes["subnet"]), changes["test_accuracy"])}, command_line("export", run.path))

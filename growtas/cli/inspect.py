@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from growtas.cli import options
-from growtas.cli.output import print_facts, print_json, print_line
+from growtas.cli.output import print_facts, print_json, print_text
 
 if TYPE_CHECKING:
     from growtas.export.artifact import Manifest
@@ -37,7 +37,7 @@ def inspect(
     else:
         print_facts(_facts(summary))
         for problem in summary["problems"]:
-            print_line(problem)
+            print_text(problem)
     if summary["problems"] and (verify or summary["matches_manifest"] is False):
         raise CheckpointError(summary["problems"][0])
 
@@ -126,6 +126,8 @@ def _graph(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _checks(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    from growtas.units import format_accuracy
+
     parity, verified = manifest.parity, manifest.verification
     if parity is not None:
         error, agreement = _number(parity.relative_error, ".1e"), _number(parity.top1_agreement, ".1%")
@@ -134,8 +136,9 @@ def _checks(manifest: Manifest) -> Iterator[tuple[str, str]]:
         error, agreement = _number(verified.relative_error, ".1e"), _number(verified.top1_agreement, ".1%")
         text = f"relative error {error}, top-1 agreement {agreement}"
         if verified.accuracy is not None:
-            reference = _number(verified.reference_accuracy, ".1%")
-            text += f", accuracy {verified.accuracy:.1%} ({verified.reference}: {reference})"
+            accuracies = (verified.accuracy, verified.reference_accuracy)
+            own, reference = ("unknown" if x is None else format_accuracy(x, verified.count) for x in accuracies)
+            text += f", accuracy {own} ({verified.reference}: {reference})"
         yield "verified", f"{text} on {verified.images}"
     if manifest.executed is False:
         yield "not run", str(manifest.not_executed_because)

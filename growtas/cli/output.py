@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import typer
+from rich.cells import cell_len
 
+from growtas.files import json_text
 from growtas.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import ProgressColumn
     from rich.table import Table
+    from rich.text import Text
 
 MAIN = os.environ.get("RANK", "0") == "0"
 """Whether this process talks: among those that torchrun started, only number 0 does."""
@@ -28,39 +30,30 @@ def console(*, stderr: bool = False) -> Console:
     """The console for tables and results (stdout), or for progress bars (stderr), so that stdout stays clean for results."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, quiet=not MAIN)
+    return Console(stderr=stderr, highlight=False, emoji=False, quiet=not MAIN)
 
 
-def new_table(*headings: str, right: Collection[str] = (), fold: Collection[str] = ()) -> Table:
-    """An empty table without borders.
+def new_table(*headings: str, right: Collection[str] = (), fold: str | None = None) -> Table:
+    """An empty table without borders, for :func:`print_table`.
 
     Args:
         right: headings of the columns that are aligned at the right.
-        fold: headings of the columns whose cells are folded where the terminal is too narrow; the others are cut.
+        fold: heading of the column of sentences, which may go on in the next line where the terminal is narrow.
     """
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for heading in headings:
-        table.add_column(
-            heading,
-            justify="right" if heading in right else "left",
-            no_wrap=heading not in fold,
-            overflow="fold" if heading in fold else "ellipsis",
-        )
+        table.add_column(heading, justify="right" if heading in right else "left", no_wrap=heading != fold, overflow="fold")
     return table
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Names and what they stand for, as a table of two columns on stdout."""
-    from rich.text import Text
+    """Names and what they stand for on stdout, one below the other; on a terminal long values go on in the next line."""
+    from growtas.watch.terminal import fact_lines
 
-    table = new_table("name", "value", fold=("value",))
-    table.show_header = False
-    for name, value in facts:
-        # As Text: a path may hold brackets, which are markup in plain strings.
-        table.add_row(name, Text(value))
-    print_table(table)
+    for line in fact_lines([(name, value, "") for name, value in facts], _width()):
+        console().print(line, soft_wrap=True)
 
 
 def print_line(text: str = "", end: str = "\n") -> None:
@@ -68,16 +61,71 @@ def print_line(text: str = "", end: str = "\n") -> None:
     console().print(text, end=end, soft_wrap=True, markup=False)
 
 
-def print_table(table: Table) -> None:
-    """A table on stdout, as wide as its content where stdout is no terminal: what programs and logs read must not be cut."""
-    out = console()
-    if not out.is_terminal:
-        from rich.console import Console
-        from rich.measure import Measurement
+def print_text(text: str) -> None:
+    """Sentences on stdout; on a terminal they are folded between words."""
+    from growtas.watch.terminal import fold
 
-        wide = out.options.update(max_width=10_000)
-        out = Console(highlight=False, quiet=not MAIN, width=max(out.width, Measurement.get(out, wide, table).maximum))
-    out.print(table)
+    print_line("\n".join(fold(text, _width())))
+
+
+def print_table(table: Table) -> None:
+    """A table on stdout; neither a name nor a number in it is ever cut.
+
+    On a terminal that is too narrow, each row becomes a few lines: its first cell, and below it the others, each with its heading.
+    Where stdout is no terminal, the table is as wide as its content.
+    """
+    from rich.console import Console
+
+    out = console()
+    least, most = _table_widths(table)
+    if not out.is_terminal:
+        out = Console(highlight=False, emoji=False, quiet=not MAIN, width=max(out.width, most))
+    if least <= out.width:
+        out.print(table, markup=False)
+        return
+    for line in _records(table, out.width):
+        out.print(line, soft_wrap=True)
+
+
+def _width() -> int | None:
+    """Columns of the terminal that stdout is; None where it is none."""
+    return console().width if console().is_terminal else None
+
+
+_READABLE = 24
+"""Columns that a folded sentence needs."""
+
+
+def _table_widths(table: Table) -> tuple[int, int]:
+    """The columns that a table needs if its sentences are folded, and if they are not."""
+    least = most = 2 * (len(table.columns) - 1)
+    for column in table.columns:
+        texts = [str(text) for text in (column.header, *column.cells)]
+        widest = max(map(cell_len, texts))
+        most += widest
+        least += widest if column.no_wrap else min(widest, max(_READABLE, *(cell_len(w) for text in texts for w in text.split())))
+    return least, most
+
+
+def _records(table: Table, width: int) -> Iterator[Text]:
+    """The rows of a table, each as its first cell and, below it and indented, its other cells behind their headings."""
+    from rich.text import Text
+
+    from growtas.watch.terminal import fold
+
+    first, *others = table.columns
+    for title, *cells in zip(first.cells, *(column.cells for column in others), strict=True):
+        if str(title):
+            yield Text(str(title), "bold")
+        line = ""
+        for heading, cell in zip((str(column.header) for column in others), map(str, cells), strict=True):
+            # A dash stands for nothing.
+            entry = "" if cell in ("", "-") else f"{heading}: {cell}" if heading else cell
+            if line and cell_len(f"  {line}   {entry}") > width:
+                yield from (Text(f"  {part}") for part in fold(line, width - 2))
+                line = ""
+            line = f"{line}   {entry}" if line and entry else line or entry
+        yield from (Text(f"  {part}") for part in fold(line, width - 2) if part)
 
 
 def command_line(*words: str | Path, **options: str | int | Path | None) -> str:
@@ -102,7 +150,7 @@ def note(text: str) -> None:
 def print_json(data: Any) -> None:
     """One JSON document on stdout."""
     if MAIN:
-        typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+        typer.echo(json_text(data, indent=2))
 
 
 class Notes(Progress):

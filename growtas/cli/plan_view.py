@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rich.table import Table
-
-from growtas.cli.output import print_json, print_line, print_table
+from growtas.cli.output import new_table, print_facts, print_json, print_line, print_table, print_text
 from growtas.costs import Costs
 from growtas.growth import Subspace
 from growtas.train.plan import StagePlan, TrainingPlan
@@ -23,9 +21,10 @@ def show_plan(plan: TrainingPlan, as_json: bool) -> None:
     recipe, memory, report = plan.recipe, plan.memory, plan.data
     assert report is not None
     title = f"{recipe.method} on {plan.space.name}, {report.title}: {plan.train_images:,} training images, {len(plan.stages)} stage"
-    table = Table(title=f"{title}{'s' if len(plan.stages) > 1 else ''}")
-    for column in ("stage", "subspace", "epochs", "steps", "subnets", "params", "MACs"):
-        table.add_column(column, justify="left" if column in ("subspace", "epochs") else "right")
+    print_text(f"{title}{'s' if len(plan.stages) > 1 else ''}")
+    table = new_table(
+        "stage", "subspace", "epochs", "steps", "subnets", "params", "MACs", right=("steps", "subnets", "params", "MACs")
+    )
     for stage in plan.stages:
         table.add_row(*_row(stage))
     print_table(table)
@@ -43,8 +42,7 @@ def show_plan(plan: TrainingPlan, as_json: bool) -> None:
     if plan.time is not None:
         duration = format_seconds(plan.time.seconds)
         lines.append(("time", f"about {duration}, {plan.time.label}; data, evaluation and saving come on top"))
-    for name, text in (*lines, *report.rows()[1:], *(("note", remark) for remark in plan.remarks)):
-        print_line(f"{name:14}{text}")
+    print_facts((*lines, *report.rows()[1:], *(("note", remark) for remark in plan.remarks)))
     print_line("\n# the recipe, as --config takes it")
     print_line(dump_recipe(recipe), end="")
 

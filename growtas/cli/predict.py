@@ -50,7 +50,7 @@ def _print(predictions: Predictions) -> None:
     answered = [image for image in predictions.images if image.error is None]
     if not answered:
         return
-    table = new_table("image", "class", "probability", right=("probability",), fold=("image", "class"))
+    table = new_table("image", "class", "probability", right=("probability",))
     for image in answered:
         for place, score in enumerate(image.top):
             table.add_row("" if place else str(image.file), score.label, f"{score.probability:.1%}")

@@ -8,7 +8,7 @@ import typer
 from typer import Argument
 
 from growtas.cli import options
-from growtas.cli.output import new_table, print_json, print_line, print_table
+from growtas.cli.output import new_table, print_json, print_table, print_text
 
 if TYPE_CHECKING:
     from growtas.train.recipes.entry import Entry
@@ -30,12 +30,12 @@ def recipes(
     if json_:
         print_json({"recipes": [_record(entry) for entry in RECIPES.values()]})
         return
-    table = new_table("recipe", "space", "data", "method", "epochs", "source", right=("epochs",), fold=("source",))
+    table = new_table("recipe", "space", "data", "method", "epochs", "source", right=("epochs",), fold="source")
     for entry in RECIPES.values():
         recipe = entry()
         table.add_row(entry.name, recipe.space, recipe.data, recipe.method, str(recipe.epochs), entry.source)
     print_table(table)
-    print_line("growtas recipes NAME shows one; growtas train --recipe NAME runs it")
+    print_text("growtas recipes NAME shows one; growtas train --recipe NAME runs it")
 
 
 def _show(entry: Entry, *, as_json: bool) -> None:

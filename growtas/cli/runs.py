@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument
 
 from growtas.cli import options
-from growtas.cli.output import console, new_table, note, print_json, print_line, print_table
+from growtas.cli.output import new_table, note, print_json, print_table, print_text
+from growtas.units import standard_error
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from growtas.watch.report import Overview
 
 
@@ -41,52 +40,26 @@ def runs(
 
 
 def _print(rows: list[Overview]) -> None:
-    from rich.measure import Measurement
-
-    screen = console()
-    wide = _wide(rows)
-    fits = Measurement.get(screen, screen.options.update(max_width=10_000), wide).maximum <= screen.width
-    print_table(wide if fits or not screen.is_terminal else _stacked(rows))
-    for row in rows:
-        if row.problem:
-            print_line(f"{row.name}: {row.problem}")
-    if any(row.accuracy for row in rows):
-        last_epoch = (
-            "; with * of the last epoch, on the search split" if any(row.accuracy_on == "search split" for row in rows) else ""
-        )
-        print_line(f"accuracy: smallest / middle / largest subnet, on the test images{last_epoch}")
-    if any(row.state.endswith("(unchecked)") for row in rows):
-        print_line("unchecked: which process trains the run is not recorded")
-
-
-def _wide(rows: list[Overview]) -> Table:
-    """A line a run."""
     from rich.text import Text
 
     headings = ("run", "state", "space", "data", "method", "epochs", "accuracy %", "when", "what is in it")
     table = new_table(*headings, right=("epochs",))
-    table.padding = (0, 2, 0, 0)
     for row in rows:
         names = (name or "-" for name in (row.space, row.data, row.method))
         texts = (row.name, row.state, *names, _epochs(row), _accuracy(row), _when(row), ", ".join(row.contents) or "-")
         table.add_row(*(Text(text, "red" if row.problem else "") for text in texts))
-    return table
-
-
-def _stacked(rows: list[Overview]) -> Table:
-    """Two lines a run, for a narrow terminal."""
-    from rich.text import Text
-
-    headings = ("run\nspace, data, method", "state\nepochs, when", "accuracy %\nwhat is in it")
-    table = new_table(*headings, fold=headings)
-    table.padding = (0, 2, 0, 0)
+    print_table(table)
     for row in rows:
-        first = (row.name, row.state, _accuracy(row))
-        when = _when(row) if row.epochs is None else f"{_epochs(row)}, {_when(row)}"
-        second = (", ".join(filter(None, (row.space, row.data, row.method))), when, ", ".join(row.contents))
-        style = "red" if row.problem else "bold"
-        table.add_row(*(Text.assemble((a, style), "\n", b) for a, b in zip(first, second, strict=True)))
-    return table
+        if row.problem:
+            print_text(f"{row.name}: {row.problem}")
+    if any(row.accuracy for row in rows):
+        last_epoch = (
+            "; with * of the last epoch, on the search split" if any(row.accuracy_on == "search split" for row in rows) else ""
+        )
+        error = " ± the largest standard error" if any(row.accuracy_images for row in rows) else ""
+        print_text(f"accuracy: smallest / middle / largest subnet{error}, on the test images{last_epoch}")
+    if any(row.state.endswith("(unchecked)") for row in rows):
+        print_text("unchecked: which process trains the run is not recorded")
 
 
 def _epochs(row: Overview) -> str:
@@ -100,7 +73,10 @@ def _when(row: Overview) -> str:
 def _accuracy(row: Overview) -> str:
     if not row.accuracy:
         return "-"
-    return " / ".join(f"{100 * value:.1f}" for value in row.accuracy.values()) + ("*" if row.accuracy_on != "test" else "")
+    text = " / ".join(f"{100 * value:.1f}" for value in row.accuracy.values())
+    if (count := row.accuracy_images) is not None:
+        text += f" ± {100 * max(standard_error(value, count) for value in row.accuracy.values()):.1f}"
+    return text + ("*" if row.accuracy_on != "test" else "")
 
 
 def ago(then: datetime.datetime, now: datetime.datetime) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +29,15 @@ def search(
         Option(help="Whose latency: cpu (measured here) or a profile, with a limit as in a10:5ms; again for more devices."),
     ] = None,
     max_params: Annotated[str | None, Option(help="Limit on parameters: 6M, or a plain number.")] = None,
-    max_macs: Annotated[str | None, Option(help="Limit on multiply-accumulates for one image: 1.3G, or a plain number.")] = None,
+    max_macs: Annotated[
+        str | None,
+        Option(
+            help="Limit on multiply-accumulates for one image: 1.3G, or a plain number; as in papers, without the relative position."
+        ),
+    ] = None,
+    max_macs_with_relative_position: Annotated[
+        str | None, Option(help="The same limit, with the multiply-accumulates of the relative position counted too.")
+    ] = None,
     max_latency: Annotated[
         str | None, Option(help="Limit on the median latency, with a unit: 5ms; of each --device without its own.")
     ] = None,
@@ -87,6 +97,7 @@ def search(
             devices=device or (),
             max_params=max_params,
             max_macs=max_macs,
+            max_macs_with_relative_position=max_macs_with_relative_position,
             max_latency=max_latency,
             max_activation_memory=max_activation_memory,
             max_size=max_size,
@@ -105,6 +116,7 @@ def search(
             data=data,
             data_dir=data_dir,
             out=out,
+            command=shlex.join(["growtas", *sys.argv[1:]]),
             progress=display,
         )
     following = _next_commands(result, data=data, data_dir=data_dir)

@@ -7,17 +7,22 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
+from rich.cells import cell_len
 from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from growtas.cli.output import ProgressBar, new_table
+from growtas.cli.output import ProgressBar, console, new_table
 from growtas.latency.measured.campaign import Sample
 from growtas.search.evolution import GenerationResult
 from growtas.search.scoring import DROPPED, Evaluated
 from growtas.units import format_ms
 
 _ROWS = 8
+_WIDE = 72
+"""Columns of a terminal from which the bar shows the time that has passed too."""
+_BAR = 40
+"""Columns of the bar with its numbers."""
 
 
 class SearchDisplay(ProgressBar):
@@ -29,7 +34,8 @@ class SearchDisplay(ProgressBar):
     """
 
     def __init__(self, generations: int, *, hidden: bool) -> None:
-        times = (TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+        left = (TextColumn("ETA"), TimeRemainingColumn())
+        times = (TimeElapsedColumn(), *left) if console(stderr=True).width >= _WIDE else left
         super().__init__(TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), *times, hidden=hidden)
         self.bar.get_renderables = self._renderables  # type: ignore[method-assign]
         self._generations = generations
@@ -44,7 +50,9 @@ class SearchDisplay(ProgressBar):
         """The bar counts what is measured, then what is evaluated; while finalists are measured it stays full."""
         self._stage, self._counting = name, total is not None
         if total is None:
-            self.bar.update(self.task, description=name)
+            # A subnet's name leaves a narrow terminal no room for the bar.
+            fits = cell_len(name) + _BAR <= console(stderr=True).width
+            self.bar.update(self.task, description=name if fits else name.partition(":")[0])
         else:
             super().stage(name, total)
             self._started = self._generation_started = time.perf_counter()
@@ -81,7 +89,7 @@ class SearchDisplay(ProgressBar):
 
     def table(self) -> Table:
         """What is shown above the bar."""
-        headings = ("generation", "subnets", "best so far", "best", "median", "evaluations/s")
+        headings = ("generation", "subnets", "best so far", "best", "median", "evals/s")
         table = new_table(*headings, right=headings)
         for row in self._rows:
             table.add_row(*row)
@@ -92,8 +100,9 @@ class SearchDisplay(ProgressBar):
     def _row(self, number: int, accuracies: list[float], best: float, now: float) -> tuple[str, ...]:
         fresh = self._fresh - self._fresh_before
         rate = f"{fresh / max(now - self._generation_started, 1e-6):.1f}" if fresh else "journal"
-        shares = (best, max(accuracies, default=0.0), statistics.median(accuracies or [0.0]))
-        return (f"{number}/{self._generations}", str(len(accuracies)), *(f"{share:.2%}" for share in shares), rate)
+        shares = (best, max(accuracies), statistics.median(accuracies)) if accuracies else (best, None, None)
+        shown = ("-" if share is None else f"{share:.2%}" for share in shares)
+        return (f"{number}/{self._generations}", str(len(accuracies)), *shown, rate)
 
     def _renderables(self) -> Iterator[RenderableType]:
         if self._rows or self._current:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from growtas.api import SearchResult
-from growtas.cli.output import new_table, print_line, print_table
-from growtas.units import format_bytes, format_count, format_ms
+from growtas.cli.output import new_table, print_line, print_table, print_text
+from growtas.units import format_accuracy, format_bytes, format_count, format_ms
 from growtas.watch.diagram import subnet_text
 from growtas.watch.search_report import at_most
 
@@ -14,7 +14,7 @@ def show_result(result: SearchResult) -> None:
     _show_costs(result)
     for latency in result.latencies:
         if latency.note is not None:
-            print_line(f"latency of {latency.device}: {latency.note}")
+            print_text(f"latency of {latency.device}: {latency.note}")
     if result.latencies:
         _show_latencies(result)
     print_line(subnet_text(result.space, result.subnet))
@@ -24,7 +24,7 @@ def show_result(result: SearchResult) -> None:
         print_line(f"{misses} better subnets were measured and miss a limit")
     reused = f", {report['reused']} more taken from the journal" if report["reused"] else ""
     dropped = f", {report['dropped']} left early that could not become parents" if report["dropped"] else ""
-    print_line(f"{report['evaluated']} subnets evaluated in {report['seconds']:.1f} s{dropped}{reused}")
+    print_text(f"{report['evaluated']} subnets evaluated in {report['seconds']:.1f} s{dropped}{reused}")
     if (front := report.get("front")) is not None:
         print_line(f"front: {front['subnets']} subnets, hypervolume {front['hypervolume']:.4f}; {result.files['front']}")
     if "picture" not in result.files:
@@ -35,11 +35,12 @@ def show_result(result: SearchResult) -> None:
 
 def _show_costs(result: SearchResult) -> None:
     chosen, limits = result.chosen, result.limits
-    headings = ("", "subnet found", "limit")
-    table = new_table(*headings, fold=headings)
+    table = new_table("", "subnet found", "limit", fold="subnet found")
     table.add_row("subnet", str(chosen.subnet), "")
     table.add_row("params", format_count(chosen.costs["params"]), at_most(limits.max_params, format_count))
     table.add_row("MACs", format_count(chosen.costs["macs"]), at_most(limits.max_macs, format_count))
+    with_position = format_count(chosen.costs["macs_with_relative_position"])
+    table.add_row("with relative position", with_position, at_most(limits.max_macs_with_relative_position, format_count))
     memory = ("activation memory, modelled", "activation_bytes", limits.max_activation_bytes)
     for label, name, limit in (memory, ("weights, modelled", "size_bytes", limits.max_size_bytes)):
         if limit is not None:
@@ -47,7 +48,7 @@ def _show_costs(result: SearchResult) -> None:
             table.add_row(label, value, at_most(limit, format_bytes))
     count = result.report["images"]["count"]
     images = f" ({count} search images)" if count is not None else " (as recorded)"
-    table.add_row("accuracy", f"{result.accuracy:.2%}{images}", "")
+    table.add_row("accuracy", f"{format_accuracy(result.accuracy, count)}{images}", "")
     for latency in result.latencies:
         if (judged := latency.judged) is not None:
             table.add_row(f"latency, {judged.kind}", f"{judged}, {judged.conditions}", at_most(latency.max_ms, format_ms))

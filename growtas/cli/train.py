@@ -10,6 +10,7 @@ from typer import Argument
 from growtas.cli import options
 from growtas.cli.options import COMPUTING, DATA, METHOD, RECIPE, RUN
 from growtas.cli.output import command_line, print_json
+from growtas.units import standard_error
 
 
 def train(
@@ -157,8 +158,13 @@ def train(
     if json_:
         info = trained.info
         keys = ("state", "method", "test_accuracy", "seconds", "data", "teacher")
-        content = {"run": str(trained.path), "space": trained.space.name, **{key: info.get(key) for key in keys}}
-        print_json({**content, "warnings": data_warnings(trained)})
+        tested, count = info["test_accuracy"], info["data"]["test_size"]
+        errors = {name: standard_error(accuracy, count) for name, accuracy in tested.items()}
+        content = {key: info.get(key) for key in keys} | {
+            "test_accuracy_standard_error": errors,
+            "warnings": data_warnings(trained),
+        }
+        print_json({"run": str(trained.path), "space": trained.space.name, **content})
         return
     from growtas.train.strategies import make_strategy
 

@@ -9,15 +9,14 @@ from typing import Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from growtas.cli.output import ProgressBar, command_line, note, print_line, print_table
+from growtas.cli.output import ProgressBar, command_line, new_table, note, print_line, print_table, print_text
 from growtas.costs import count_costs
 from growtas.files import read_json
 from growtas.runs import Run, data_title
 from growtas.subnet import Subnet
 from growtas.train.events import EpochDone, RunReady, StepDone, StopRequested, TrainingStarted
-from growtas.units import format_count
+from growtas.units import format_accuracy, format_count
 from growtas.watch.terminal import format_seconds
 
 
@@ -85,7 +84,8 @@ def _description(ready: RunReady) -> Iterator[str]:
     verb = f"continuing after {done[-1].name.replace('-', ' ')}" if done else "training"
     images = f"{data.title} ({len(data.train):,} training, {len(data.test):,} test images, {len(data.class_names)} classes)"
     where = ready.device + (f", {ready.processes} processes" if ready.processes > 1 else "")
-    yield f"{verb}: {run.space.name} on {images}, {recipe.method}, {recipe.epochs} epochs, on {where}"
+    epochs = f"{recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''}"
+    yield f"{verb}: {run.space.name} on {images}, {recipe.method}, {epochs}, on {where}"
     for label, value in ready.report.rows()[1:] if ready.report else ():
         yield f"  {label:<13} {value}"
     yield f"run: {run.path}"
@@ -111,7 +111,7 @@ def epoch_line(metrics: dict[str, Any], before: int, steps: int) -> str:
     """
     parts = [f"epoch {metrics['epoch']}", f"stage {metrics['stage']}", f"loss {metrics['loss']:.3f}"]
     if accuracy := metrics.get("accuracy"):
-        parts.append("accuracy " + " / ".join(f"{100 * value:.1f}" for value in dict.fromkeys(accuracy.values())) + " %")
+        parts.append("accuracy " + " / ".join(f"{name} {100 * value:.1f}" for name, value in accuracy.items()) + " %")
     parts.append(f"{metrics['images_per_s']:,.0f} images/s")
     left, done = steps - metrics["step"], metrics["step"] - before
     if left > 0 and done > 0:
@@ -133,15 +133,14 @@ def show_result(run: Run, subnets: Mapping[str, tuple[Subnet, float]], step: str
         step: the next command.
     """
     space, info = run.space, run.info
-    data = info["data"]
-    table = Table(title=f"{space.name} on {data_title(data)}: accuracy on the {data['test_size']:,} test images")
-    for column in ("subnet", "architecture") if all(subnets) else ("architecture",):
-        table.add_column(column)
-    for column in ("params", "MACs", "accuracy"):
-        table.add_column(column, justify="right")
+    data, numbers = info["data"], ("params", "MACs", "accuracy")
+    print_text(f"{space.name} on {data_title(data)}: accuracy on the {data['test_size']:,} test images, ± its standard error")
+    headings = ("subnet", "architecture", *numbers) if all(subnets) else ("architecture", *numbers)
+    table = new_table(*headings, right=numbers, fold="architecture")
     for label, (subnet, accuracy) in subnets.items():
         costs = count_costs(space, subnet)
-        cells = (str(subnet), format_count(costs.params), format_count(costs.macs), f"{accuracy:.2%}")
+        shown = format_accuracy(accuracy, data["test_size"])
+        cells = (str(subnet), format_count(costs.params), format_count(costs.macs), shown)
         table.add_row(*([label] if label else []), *cells)
         if len({subnet for subnet, _ in subnets.values()}) == 1:
             break

@@ -11,7 +11,7 @@ from typer import Argument, Option
 
 from growtas.cli import options
 from growtas.cli.options import CHECKS
-from growtas.cli.output import ProgressBar, new_table, print_json, print_line, print_table
+from growtas.cli.output import ProgressBar, new_table, print_json, print_table, print_text
 
 if TYPE_CHECKING:
     from growtas.export.verification.agreement import Verification
@@ -76,8 +76,10 @@ def verify(
 def _print(results: Sequence[ArtifactVerification]) -> None:
     from rich.text import Text
 
+    from growtas.units import format_accuracy
+
     headings = ("artifact", "precision", "rel. error", "cosine", "agreement", "accuracy", "lost points", "result")
-    table = new_table(*headings, fold=("artifact",))
+    table = new_table(*headings)
     compared: dict[str, list[str]] = {}
     for result in results:
         verification = result.verification
@@ -90,21 +92,24 @@ def _print(results: Sequence[ArtifactVerification]) -> None:
                 cells += ["no labels", "-"]
             else:
                 drop = 0.0 if math.isclose(drop, 0, abs_tol=1e-9) else drop
-                cells += [f"{verification.accuracy:.1%}", f"{drop:.2f} ± {verification.accuracy_drop_error_points:.2f}"]
+                cells += [
+                    format_accuracy(verification.accuracy or 0.0, verification.count),
+                    f"{drop:.2f} ± {verification.accuracy_drop_error_points:.2f}",
+                ]
         word, style = {True: ("passed", "green"), False: ("failed", "red"), None: ("not run", "yellow")}[result.passed]
         table.add_row(result.path.name, result.precision, *cells, Text(word, style))
     print_table(table)
     for result in results:
         if result.not_run_because:
-            print_line(f"{result.path.name} was not run: {result.not_run_because}")
+            print_text(f"{result.path.name} was not run: {result.not_run_because}")
     for line, names in compared.items():
         # Precisions are verified on different numbers of images.
-        print_line(line if len(compared) == 1 else f"{', '.join(names)}: {line}")
+        print_text(line if len(compared) == 1 else f"{', '.join(names)}: {line}")
     for result in results:
         if result.bisection is not None:
             _print_layers(result.bisection)
         elif result.no_bisection_because:
-            print_line(f"{result.path.name}: its layers were not compared: {result.no_bisection_because}")
+            print_text(f"{result.path.name}: its layers were not compared: {result.no_bisection_because}")
 
 
 def _compared(verification: Verification) -> str:
@@ -120,4 +125,4 @@ def _print_layers(bisection: Bisection) -> None:
         numbers = (f"{value:.1e}" for value in (layer.before, layer.after, layer.own))
         table.add_row(layer.layer, layer.tensor, *numbers, mark, style="bold" if mark else "")
     print_table(table)
-    print_line(bisection.summary)
+    print_text(bisection.summary)

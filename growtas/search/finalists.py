@@ -56,7 +56,8 @@ class SearchedSubnet:
 
     Attributes:
         subnet: the architecture.
-        costs: params, macs, and modelled bytes of activations and weights; see :meth:`growtas.search.limits.Limits.costs`.
+        costs: params, MACs without and with the relative position, and modelled bytes of activations and weights; see
+            :meth:`growtas.search.limits.Limits.costs`.
         evaluation: on the search split.
         finalists: what was considered, in the order of its scores; the last one was chosen.
     """

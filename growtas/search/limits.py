@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
-from growtas.costs import count_costs_batch
+from growtas.costs import count_costs_batch, macs_with_relative_position
 from growtas.errors import LimitError
 from growtas.latency.estimate import Conditions, Kind
 from growtas.sampling import Feasible
@@ -27,7 +27,8 @@ class Limits:
 
     Attributes:
         max_params: parameters.
-        max_macs: multiply-accumulates for one image.
+        max_macs: multiply-accumulates for one image, without the relative position.
+        max_macs_with_relative_position: the same with it; see :func:`growtas.costs.relative_position_macs`.
         max_activation_bytes: modelled peak of the live activations at ``batch`` and ``precision``.
         max_size_bytes: bytes of the weights at ``precision``, modelled.
         batch: images at once.
@@ -36,6 +37,7 @@ class Limits:
 
     max_params: int | None = None
     max_macs: int | None = None
+    max_macs_with_relative_position: int | None = None
     max_activation_bytes: int | None = None
     max_size_bytes: int | None = None
     batch: int = 1
@@ -43,7 +45,7 @@ class Limits:
 
     def feasible(self, space: SearchSpace) -> Feasible:
         """The monotone predicate over a batch: which subnets meet every limit."""
-        limited = [(limit, costs) for limit, costs, _, _ in self._terms(space) if limit is not None]
+        limited = [(limit, costs) for limit, costs, _, _ in self.terms(space) if limit is not None]
 
         def predicate(batch: SubnetBatch) -> NDArray[np.bool_]:
             legal = np.ones(len(batch), bool)
@@ -61,19 +63,19 @@ class Limits:
         """
         smallest = SubnetBatch.from_subnets([space.smallest])
         problems = []
-        for limit, costs, what, form in self._terms(space):
+        for limit, costs, what, form in self.terms(space):
             if limit is not None and (lowest := float(costs(smallest)[0])) > limit:
                 problems.append(_too_low(what, limit, lowest, form))
         if problems:
             raise LimitError(f"no subnet of {space.name} has {', and none has '.join(problems)}")
 
     def costs(self, space: SearchSpace, subnet: Subnet) -> dict[str, int]:
-        """Params, MACs, and the modelled bytes of activations and weights of one subnet."""
+        """Params, MACs without and with the relative position, and the modelled bytes of activations and weights of one subnet."""
         batch = SubnetBatch.from_subnets([subnet])
-        names = ("params", "macs", "activation_bytes", "size_bytes")
-        return {name: int(costs(batch)[0]) for name, (_, costs, _, _) in zip(names, self._terms(space), strict=True)}
+        names = ("params", "macs", "macs_with_relative_position", "activation_bytes", "size_bytes")
+        return {name: int(costs(batch)[0]) for name, (_, costs, _, _) in zip(names, self.terms(space), strict=True)}
 
-    def _terms(
+    def terms(
         self, space: SearchSpace
     ) -> list[tuple[int | None, Callable[[SubnetBatch], NDArray[Any]], str, Callable[[float, int], str]]]:
         """Of each cost its limit, its values, what it is called and how it is written."""
@@ -82,6 +84,12 @@ class Limits:
         return [
             (self.max_params, lambda batch: count_costs_batch(space, batch)[0], "params", format_count),
             (self.max_macs, lambda batch: count_costs_batch(space, batch)[1], "MACs", format_count),
+            (
+                self.max_macs_with_relative_position,
+                lambda batch: macs_with_relative_position(space, batch),
+                "MACs with the relative position",
+                format_count,
+            ),
             (self.max_activation_bytes, lambda batch: activation_bytes(space, batch, images, precision), memory, format_bytes),
             (self.max_size_bytes, lambda batch: weight_bytes(space, batch, precision), f"of weights in {precision}", format_bytes),
         ]

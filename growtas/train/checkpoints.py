@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -140,7 +141,8 @@ def _load(folder: Path, training: Training) -> tuple[Place, dict[str, Any]]:
         training.scaler.load_state_dict(state["scaler"])
     if teacher is not None:
         training.teacher = teacher.to(training.supernet.cls_token.device).requires_grad_(False)
-    return Place(state["epoch"], state["batch"], state["step"], state["sums"]), state["strategy"]
+    sums = {key: math.nan if value is None else value for key, value in state["sums"].items()}
+    return Place(state["epoch"], state["batch"], state["step"], sums), state["strategy"]
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

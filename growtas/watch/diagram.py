@@ -28,7 +28,10 @@ def subnet_text(space: SearchSpace, subnet: Subnet) -> str:
 
 
 def subnet_svg(space: SearchSpace, subnet: Subnet) -> str:
-    """The blocks from left to right as an ``<svg>`` element: circles are heads, the bar's height is the hidden layer."""
+    """The blocks from left to right as an ``<svg>`` element: circles are heads, the bar's height is the hidden layer.
+
+    Its colours are the page's, by the classes ``box``, ``bar`` and ``head``.
+    """
     first, last = _input_and_output(space, subnet)
     widest = space.max_mlp_ratio * space.max_embed_dim
     step, top, bar = 62, 34, 90
@@ -38,15 +41,16 @@ def subnet_svg(space: SearchSpace, subnet: Subnet) -> str:
     for index, (heads, ratio) in enumerate(zip(subnet.num_heads, subnet.mlp_ratio, strict=True)):
         x, hidden = 20 + step * index, subnet.hidden_dim(index)
         height = max(2.0, bar * hidden / widest)
-        parts.append(f'<rect x="{x}" y="{top}" width="{step - 8}" height="{bar}" rx="4" fill="#f2f2f2" stroke="#bbb"/>')
-        parts.append(f'<rect x="{x + 24}" y="{bottom - height:.1f}" width="22" height="{height:.1f}" fill="#6b8fb5"/>')
+        title = f"block {index + 1}: {heads} heads, mlp_ratio {ratio:g}, hidden layer {hidden}"
+        parts.append(f"<g><title>{title}</title>")
+        parts.append(f'<rect x="{x}" y="{top}" width="{step - 8}" height="{bar}" rx="4" class="box"/>')
+        parts.append(f'<rect x="{x + 24}" y="{bottom - height:.1f}" width="22" height="{height:.1f}" class="bar"/>')
         gap = min(9.0, (bar - 6) / heads)
         parts += [
-            f'<circle cx="{x + 12}" cy="{bottom - 6 - gap * head:.1f}" r="{min(3.5, gap / 2.2):.2f}" fill="#1b7837"/>'
+            f'<circle cx="{x + 12}" cy="{bottom - 6 - gap * head:.1f}" r="{min(3.5, gap / 2.2):.2f}" class="head"/>'
             for head in range(heads)
         ]
-        title = f"block {index + 1}: {heads} heads, mlp_ratio {ratio:g}, hidden layer {hidden}"
-        parts.append(f'<title>{title}</title><text x="{x + 6}" y="{bottom + 16}">{heads}h, {ratio:g}x</text>')
+        parts.append(f'<text x="{x + 6}" y="{bottom + 16}">{heads}h, {ratio:g}x</text></g>')
     parts.append(f'<text x="8" y="{bottom + 38}">{escape(last)}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {max(width, 460)} {bottom + 48}" width="{max(width, 460)}" '

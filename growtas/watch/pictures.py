@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from growtas.errors import MissingExtra, UsageError
 from growtas.files import replacing
+from growtas.units import format_accuracy
 from growtas.watch.chart import Chart
 from growtas.watch.report import Report
 from growtas.watch.terminal import charts, format_seconds
@@ -70,13 +71,16 @@ def draw_search_png(report: SearchReport, path: Path) -> None:
     figure = _new_figure(7.2, 4.6)
     axes = figure.subplots()
     accuracies = [100 * value for value in report.accuracies]
-    axes.scatter(report.costs, accuracies, s=9, color="0.7", label=f"{len(accuracies)} evaluated", linewidths=0)
+    axes.scatter(report.costs, accuracies, s=9, color="0.55", label=f"{len(accuracies)} evaluated", linewidths=0)
     costs, best = ([values[row] for row in report.front] for values in (report.costs, accuracies))
     axes.plot(costs, best, color="#2166ac", linewidth=1.3, marker="o", markersize=3, label="front", drawstyle="steps-post")
     if report.limit is not None:
-        axes.axvline(
-            report.limit, color="#b2182b", linewidth=1.2, linestyle="--", label=f"limit {report.format_cost(report.limit)}"
-        )
+        look: dict[str, Any] = {"color": "#b2182b", "linewidth": 1.2, "linestyle": "--", "label": report.limit_text}
+        left, right = report.cost_range
+        if left <= report.limit <= right:
+            axes.axvline(report.limit, **look)
+        else:
+            axes.plot([], [], **look)
     for meets, marker, colour in ((True, "D", "#1b7837"), (False, "x", "#b2182b")):
         points = [(ms, 100 * accuracy) for ms, accuracy, within in report.measured if within is meets]
         if points:
@@ -84,13 +88,17 @@ def draw_search_png(report: SearchReport, path: Path) -> None:
             x, y = ([point[column] for point in points] for column in (0, 1))
             axes.scatter(x, y, s=36, marker=marker, color=colour, zorder=3, label=label)
     if (row := report.chosen_row) is not None:
-        label = f"found: {accuracies[row]:.2f}%, {report.format_cost(report.costs[row], with_kind=True)}"
+        count = report.data["images"]["count"]
+        label = f"found: {format_accuracy(report.accuracies[row], count)}, {report.format_cost(report.costs[row], with_kind=True)}"
         axes.scatter(
             [report.costs[row]], [accuracies[row]], s=110, marker="*", color="#d9881c", edgecolors="0.2", zorder=4, label=label
         )
+    axes.set_xlim(*report.cost_range)
+    if not report.kind:
+        axes.xaxis.set_major_formatter(lambda cost, _: report.form(cost))
     axes.set_xlabel(report.axis)
     axes.set_ylabel("accuracy on the search split, %")
-    axes.set_title(f"search of {report.space.name}", fontsize=10, loc="left")
+    axes.set_title(_plain(f"search of {report.space.name}"), fontsize=10, loc="left")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False)
@@ -99,8 +107,12 @@ def draw_search_png(report: SearchReport, path: Path) -> None:
 
 def _title(report: Report) -> str:
     total = "" if report.epochs is None else f" of {report.epochs}"
-    # A dollar would begin a formula.
-    return f"{report.run.path.resolve().name}: {report.state}, {report.metrics.done}{total} epochs".replace("$", r"\$")
+    return _plain(f"{report.run.path.resolve().name}: {report.state}, {report.metrics.done}{total} epochs")
+
+
+def _plain(text: str) -> str:
+    """Text for matplotlib, where a dollar would begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def _draw_chart(axes: Axes, chart: Chart) -> None:

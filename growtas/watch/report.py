@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from growtas.errors import CheckpointError
-from growtas.files import read_json
+from growtas.files import finite_or_null, read_json
 from growtas.runs import Run, RunState
+from growtas.units import standard_error
 from growtas.watch.metrics import Metrics
 
 Entry = TypeVar("Entry")
@@ -33,6 +33,7 @@ class Overview:
         epochs: epochs of the whole training; None for an imported run.
         accuracy: of the followed subnets (0..1), in the order smallest, middle, largest; empty where none was measured.
         accuracy_on: ``test`` (a finished training) or ``search split`` (the last epoch's); None without accuracies.
+        accuracy_images: how many images that were; None where it is not known.
         contents: which of ``searched``, ``exported`` and ``benched`` the run is.
     """
 
@@ -48,6 +49,7 @@ class Overview:
     epochs: int | None = None
     accuracy: Mapping[str, float] = dataclasses.field(default_factory=dict)
     accuracy_on: str | None = None
+    accuracy_images: int | None = None
     contents: tuple[str, ...] = ()
 
     @classmethod
@@ -68,11 +70,17 @@ class Overview:
         except CheckpointError as error:
             return dataclasses.replace(row, problem=str(error))
         accuracy, accuracy_on = _accuracies(info, metrics)
-        return dataclasses.replace(row, epochs_done=metrics.done, accuracy=accuracy, accuracy_on=accuracy_on)
+        images = _accuracy_images(run, info, accuracy_on)
+        return dataclasses.replace(
+            row, epochs_done=metrics.done, accuracy=accuracy, accuracy_on=accuracy_on, accuracy_images=images
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        return {**dataclasses.asdict(self), "path": str(self.path), "contents": list(self.contents)}
+        errors = _standard_errors(self.accuracy, self.accuracy_images)
+        return {
+            **dataclasses.asdict(self), "path": str(self.path), "contents": list(self.contents), "accuracy_standard_error": errors
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -134,12 +142,17 @@ class Report:
         """The accuracies that tell most about the run (0..1), and on which images they were measured."""
         return _accuracies(self.info, self.metrics)
 
+    @property
+    def accuracy_images(self) -> int | None:
+        """How many images those accuracies were measured on; None where it is not known."""
+        return _accuracy_images(self.run, self.info, self.accuracy[1])
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; a number that is not finite is null."""
         metrics = self.metrics
         values, measured_on = self.accuracy
         best, state = metrics.best(), self.state
-        return _finite(
+        return finite_or_null(
             {
                 "run": str(self.run.path),
                 "state": str(state),
@@ -148,6 +161,8 @@ class Report:
                 "epochs": {"done": metrics.done, "total": self.epochs, "seconds_left": self.seconds_left},
                 "accuracy": values,
                 "accuracy_on": measured_on,
+                "accuracy_images": self.accuracy_images,
+                "accuracy_standard_error": _standard_errors(values, self.accuracy_images),
                 "best_epoch": None if best is None else {"epoch": best[0], "mean_accuracy": best[1]},
                 "stages": [{"stage": stage, "first_epoch": epoch} for stage, epoch in metrics.stages],
                 "seconds": metrics.seconds,
@@ -181,14 +196,6 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _contents(run: Run) -> tuple[str, ...]:
     """What was done with a run: ``searched``, ``exported``, ``benched``."""
     artifacts = ("export/*.safetensors", "export/*.onnx", "export/*.plan")
@@ -210,6 +217,23 @@ def _data_name(info: Mapping[str, Any]) -> str | None:
     name = _entry(info, str, "data", "name")
     folder = _entry(info, str, "data", "data_dir") if name == "folder" else None
     return Path(folder).name or folder if folder else name
+
+
+def _accuracy_images(run: Run, info: Mapping[str, Any], measured_on: str | None) -> int | None:
+    """The number of images behind accuracies of the test images, or those of every epoch, on a part of the search split."""
+    if measured_on == "test":
+        return _entry(info, int, "data", "test_size")
+    most, split = _entry(info, int, "recipe", "monitor_images"), run.path / "split.json"
+    if measured_on is None or most is None or not split.is_file():
+        return None
+    with contextlib.suppress(CheckpointError):
+        if isinstance(content := read_json(split, "search split"), Mapping) and isinstance(content.get("search"), list):
+            return min(most, len(content["search"]))
+    return None
+
+
+def _standard_errors(accuracies: Mapping[str, float], images: int | None) -> dict[str, float | None]:
+    return {name: standard_error(value, images) if images else None for name, value in accuracies.items()}
 
 
 def _entry(info: Mapping[str, Any], kind: type[Entry], *path: str) -> Entry | None:

@@ -1,4 +1,4 @@
-"""A search as one page of HTML, with its drawings as SVG inside: nothing to fetch, no script."""
+"""A search as one page of HTML, with its drawings as SVG inside: nothing to fetch, no script, for light and for dark screens."""
 
 from __future__ import annotations
 
@@ -9,14 +9,36 @@ from typing import Any
 
 from growtas.files import replacing
 from growtas.latency.estimate import kind_text
-from growtas.units import format_bytes, format_count, format_ms
+from growtas.units import format_accuracy, format_bytes, format_count, format_ms
 from growtas.watch.diagram import subnet_svg
 from growtas.watch.search_report import SearchReport, at_most
 
+# Text has a contrast of 4.5 or more with what it stands on, dots, bars and lines of 3 or more, in both palettes.
+_LIGHT = {
+    "page": "#ffffff", "text": "#222222", "muted": "#595959", "rule": "#8a8a8a", "point": "#8a8a8a", "front": "#2166ac",
+    "limit": "#b2182b", "within": "#1b7837", "found": "#b35900", "box": "#f2f2f2", "bar": "#4a6f99", "head": "#1b7837",
+}  # fmt: skip
+_DARK = {
+    "page": "#16181c", "text": "#e6e6e6", "muted": "#b3b3b3", "rule": "#7a7a7a", "point": "#8c8c8c", "front": "#74aee8",
+    "limit": "#ff8a80", "within": "#5fd07a", "found": "#f0a43a", "box": "#24282e", "bar": "#7ea3cf", "head": "#5fd07a",
+}  # fmt: skip
+
+
+def _palette(colours: Mapping[str, str]) -> str:
+    return ":root{" + ";".join(f"--{name}:{colour}" for name, colour in colours.items()) + "}"
+
+
 _STYLE = (
-    "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
-    "table{border-collapse:collapse;margin:1em 0}"
-    "td,th{padding:.25em .9em .25em 0;text-align:left;border-bottom:1px solid #ddd}svg{max-width:100%;height:auto}"
+    f"{_palette(_LIGHT)}@media (prefers-color-scheme:dark){{{_palette(_DARK)}}}:root{{color-scheme:light dark}}"
+    "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:var(--text);background:var(--page)}"
+    ".wide{overflow-x:auto}table{border-collapse:collapse;margin:1em 0}"
+    "td,th{padding:.25em .9em .25em 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule);"
+    "overflow-wrap:anywhere;min-width:3.5em}"
+    "svg text{fill:var(--text)}svg text.limit{fill:var(--limit)}"
+    ".point{fill:var(--point)}.front{fill:var(--front)}.within{fill:var(--within)}.beyond{fill:var(--limit)}.found{fill:var(--found)}"
+    ".box{fill:var(--box);stroke:var(--rule)}.bar{fill:var(--bar)}.head{fill:var(--head)}"
+    ".axis,.front-line,.limit-line{fill:none;stroke:var(--rule)}.front-line{stroke:var(--front);stroke-width:1.5}"
+    ".limit-line{stroke:var(--limit);stroke-dasharray:5 4}footer,.note{color:var(--muted)}"
 )
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 420, 64, 48
 
@@ -28,12 +50,15 @@ def write_search_page(report: SearchReport, path: Path) -> None:
         OutputError: the place can't be written.
     """
     data, best, limits = report.data, report.data["best"], report.data["limits"]
+    count = data["images"]["count"]
+    with_position = limits.get("max_macs_with_relative_position")
     memory, size = best["modelled_activation_bytes"], best["modelled_size_bytes"]
     costs = [
         ("subnet", str(report.chosen), ""),
-        ("accuracy", f"{best['accuracy']:.2%} on the search split", ""),
+        ("accuracy on the search split", format_accuracy(best["accuracy"], count), ""),
         ("params", format_count(best["params"]), at_most(limits["max_params"], format_count)),
         ("MACs", format_count(best["macs"]), at_most(limits["max_macs"], format_count)),
+        ("with the relative position", format_count(best["macs_with_relative_position"]), at_most(with_position, format_count)),
         ("activation memory (modelled)", format_bytes(memory), at_most(limits["max_activation_bytes"], format_bytes)),
         ("weights (modelled)", format_bytes(size), at_most(limits["max_size_bytes"], format_bytes)),
     ]
@@ -42,89 +67,110 @@ def write_search_page(report: SearchReport, path: Path) -> None:
         for x in best["latencies"]
     ]
     finalists = [
-        (f"{f['accuracy']:.2%}", x["device"], *_latencies(x), "within" if f["meets"] else "beyond a limit")
+        (format_accuracy(f["accuracy"], count), x["device"], *_latencies(x), "within" if f["meets"] else "beyond a limit")
         for f in data["finalists"]
         for x in f["latencies"]
     ]
-    generations = [
-        (str(g["generation"]), str(g["subnets"]), f"{g['best_accuracy']:.2%}", f"{g['median_accuracy']:.2%}")
-        for g in data["history"]
-    ]
     page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>growtas search</title>'
-        f"<style>{_STYLE}</style><h1>Search of {escape(report.space.name)}</h1>"
-        f"<p>{escape(str(data['run']))}: {data['evaluated']} subnets evaluated, {data['reused']} from the journal, "
-        f"{data['seconds']:.1f} s.</p>"
-        + _table("", ("", "found", "limit"), costs)
-        + subnet_svg(report.space, report.chosen)
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>growtas search of {escape(report.space.name)}</title><style>{_STYLE}</style></head>\n"
+        f"<body><h1>Search of {escape(report.space.name)}</h1>"
+        + _table("", (), list(_facts(data)))
+        + _table("Found", ("", "found", "limit"), costs)
+        + f'<div class="wide">{subnet_svg(report.space, report.chosen)}</div>'
         + _table("Latency", ("device", "predicted", "measured", "limit", "judged on"), latencies)
-        + f"<h2>All that was evaluated</h2>{_scatter_svg(report)}"
+        + f'<h2>All that was evaluated</h2><div class="wide">{_scatter_svg(report)}</div>'
         + _table("Finalists", ("accuracy", "device", "predicted", "measured", "limits"), finalists)
-        + _table("Generations", ("generation", "subnets", "best so far", "median"), generations)
-        + "</html>\n"
+        + _table("Generations", ("generation", "subnets", "left early", "best so far", "median"), _generations(data["history"]))
+        + '<p class="note">Left early: subnets that could not become parents any more; their accuracy is not known. An accuracy is '
+        "given with its standard error. MACs are counted as in papers, without the relative position, unless it is named.</p>"
+        "</body></html>\n"
     )
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
+def _facts(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """When and with what the search was made; what is not known is left out."""
+    images, dropped = data["images"]["count"], data["dropped"]
+    name = (data.get("data") or {}).get("name")
+    yield "date", str(data["created"])
+    if data.get("command"):
+        yield "command", str(data["command"])
+    yield "run", str(data["run"])
+    if name:
+        yield "data set", f"{name}, {images:,} search images" if images is not None else str(name)
+    yield "growtas", str(data["growtas"])
+    early = f", {dropped} left early" if dropped else ""
+    yield "evaluated", f"{data['evaluated']} subnets{early}, {data['reused']} from the journal, in {data['seconds']:.1f} s"
+
+
+def _generations(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    def share(value: float | None) -> str:
+        return "all left early" if value is None else f"{100 * value:.2f} %"
+
+    return [
+        (str(g["generation"]), str(g["subnets"]), str(g["dropped"]), share(g["best_accuracy"]), share(g["median_accuracy"]))
+        for g in history
+    ]
+
+
 def _scatter_svg(report: SearchReport) -> str:
     """Accuracy over cost as an ``<svg>`` element: every evaluated subnet, the front, the limit and the chosen subnet."""
-    costs = [*report.costs, *(ms for ms, _, _ in report.measured)]
-    left, right = min(costs), max(costs)
-    if report.limit is not None:
-        # A limit far beyond every subnet would leave the points no room.
-        farthest = left + 1.5 * (right - left) if max(report.costs) > left else report.limit
-        left, right = min(left, report.limit), max(right, min(report.limit, farthest))
+    left, right = report.cost_range
     low, high = min(report.accuracies), max(report.accuracies)
 
     def place(cost: float, accuracy: float) -> tuple[float, float]:
-        x = _LEFT + (_WIDTH - _LEFT - 16) * (0.03 + 0.94 * (cost - left) / ((right - left) or 1))
+        x = _LEFT + (_WIDTH - _LEFT - 16) * (cost - left) / (right - left)
         return x, _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - 16) * (0.04 + 0.92 * (accuracy - low) / ((high - low) or 1))
 
-    def mark(cost: float, accuracy: float, colour: str, radius: float, title: str) -> str:
+    def mark(cost: float, accuracy: float, kind: str, radius: float, title: str) -> str:
         x, y = place(cost, accuracy)
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}"><title>{escape(title)}</title></circle>'
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" class="{kind}"><title>{escape(title)}</title></circle>'
 
     points = list(zip(report.costs, report.accuracies, strict=True))
-    titles = [f"{accuracy:.2%}, {report.format_cost(cost, with_kind=True)}" for cost, accuracy in points]
-    parts = [mark(*point, "#c4c4c4", 2.2, title) for point, title in zip(points, titles, strict=True)]
+    titles = [f"{100 * accuracy:.2f} %, {report.format_cost(cost, with_kind=True)}" for cost, accuracy in points]
+    parts = [mark(*point, "point", 2.2, title) for point, title in zip(points, titles, strict=True)]
     line = " ".join("{:.1f},{:.1f}".format(*place(*points[row])) for row in report.front)
-    parts.append(f'<polyline points="{line}" fill="none" stroke="#2166ac" stroke-width="1.5"/>')
-    parts += [mark(*points[row], "#2166ac", 3, f"front: {titles[row]}") for row in report.front]
+    parts.append(f'<polyline points="{line}" class="front-line"/>')
+    parts += [mark(*points[row], "front", 3, f"front: {titles[row]}") for row in report.front]
     for ms, accuracy, meets in report.measured:
-        parts.append(
-            mark(ms, accuracy, "#1b7837" if meets else "#b2182b", 5, f"finalist: {accuracy:.2%}, {format_ms(ms)} (measured)")
-        )
+        title = f"finalist: {100 * accuracy:.2f} %, {format_ms(ms)} (measured)"
+        parts.append(mark(ms, accuracy, "within" if meets else "beyond", 5, title))
     if (row := report.chosen_row) is not None:
-        parts.append(mark(*points[row], "#d9881c", 6, f"found: {titles[row]}"))
-    if report.limit is not None and report.limit <= right:
-        x, _ = place(report.limit, low)
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="12" y2="{_HEIGHT - _BOTTOM}" stroke="#b2182b" stroke-dasharray="5 4"/>')
-        parts.append(
-            f'<text x="{x - 4:.1f}" y="24" text-anchor="end" fill="#b2182b">limit {report.format_cost(report.limit)}</text>'
-        )
+        parts.append(mark(*points[row], "found", 6, f"found: {titles[row]}"))
     base = _HEIGHT - _BOTTOM
-    parts.append(f'<path d="M{_LEFT} 12V{base}H{_WIDTH - 16}" fill="none" stroke="#888"/>')
-    for cost, anchor in ((left, "start"), (right, "end")):
+    if report.limit is not None:
+        x, inside = place(report.limit, low)[0], left <= report.limit <= right
+        if inside:
+            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="12" y2="{base}" class="limit-line"/>')
+        x = min(max(x - 4 if inside else x, _LEFT + 4), _WIDTH - 20)
+        anchor = "end" if x > (_LEFT + _WIDTH) / 2 else "start"
+        parts.append(f'<text x="{x:.1f}" y="10" text-anchor="{anchor}" class="limit">{escape(report.limit_text)}</text>')
+    parts.append(f'<path d="M{_LEFT} 12V{base}H{_WIDTH - 16}" class="axis"/>')
+    for cost, anchor in ((min(report.costs), "start"), (max(report.costs), "end")):
         number = f"{cost:.3g}" if report.kind else report.format_cost(cost)  # the axis' label has the unit and the kind
         parts.append(f'<text x="{place(cost, low)[0]:.1f}" y="{base + 18}" text-anchor="{anchor}">{number}</text>')
     for accuracy in dict.fromkeys((low, high)):
-        parts.append(f'<text x="{_LEFT - 6}" y="{place(left, accuracy)[1] + 4:.1f}" text-anchor="end">{accuracy:.1%}</text>')
+        y = place(left, accuracy)[1] + 4
+        parts.append(f'<text x="{_LEFT - 6}" y="{y:.1f}" text-anchor="end">{100 * accuracy:.1f} %</text>')
     parts.append(f'<text x="{(_LEFT + _WIDTH) / 2}" y="{base + 38}" text-anchor="middle">{escape(report.axis)}</text>')
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img" '
         f'font-family="sans-serif" font-size="12"><title>accuracy over {escape(report.axis)}</title>{"".join(parts)}</svg>'
     )
 
 
 def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A table under its title; nothing where it has no rows."""
+    """A table under its title, which scrolls where the screen is narrower; nothing where it has no rows."""
     if not rows:
         return ""
     heading = f"<h2>{title}</h2>" if title else ""
-    lines = [("th", head), *(("td", row) for row in rows)]
-    cells = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line) for tag, line in lines)
-    return f"{heading}<table>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>"
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    top = f"<thead><tr>{top}</tr></thead>" if head else ""
+    return f'{heading}<div class="wide"><table>{top}<tbody>{body}</tbody></table></div>\n'
 
 
 def _latencies(device: Mapping[str, Any]) -> Iterator[str]:

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from growtas.batch import SubnetBatch
-from growtas.costs import count_costs_batch
 from growtas.search.evolution import EvolutionResult
 from growtas.search.pareto import non_dominated
 from growtas.search.scoring import DROPPED
 from growtas.search.search import Outcome, Search
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
-from growtas.units import format_count, format_limit, format_ms
+from growtas.units import format_limit, format_ms
 
 
 def at_most(limit: float | None, form: Callable[[float, int], str]) -> str:
@@ -26,18 +25,26 @@ def at_most(limit: float | None, form: Callable[[float, int], str]) -> str:
 
 
 def history(result: EvolutionResult) -> list[dict[str, Any]]:
-    """The numbers of each generation, as ``result.json`` holds them."""
-    return [
-        {
-            "generation": generation.number,
-            "subnets": len(generation.ranked),
-            "best_accuracy": generation.best[1][0],
-            "generation_best_accuracy": generation.ranked[0][1][0],
-            # Those dropped from a race have no accuracy.
-            "median_accuracy": statistics.median([score[0] for _, score in generation.ranked if score[0] != DROPPED] or [0.0]),
-        }
-        for generation in result.history
-    ]
+    """The numbers of each generation, as ``result.json`` holds them.
+
+    Of subnets that were dropped from a race no accuracy is known. They are counted, and best and median are those of the others;
+    None where there are no others.
+    """
+    generations = []
+    for generation in result.history:
+        known = [score[0] for _, score in generation.ranked if score[0] != DROPPED]
+        best = generation.best[1][0]
+        generations.append(
+            {
+                "generation": generation.number,
+                "subnets": len(generation.ranked),
+                "dropped": len(generation.ranked) - len(known),
+                "best_accuracy": None if best == DROPPED else best,
+                "generation_best_accuracy": max(known, default=None),
+                "median_accuracy": statistics.median(known) if known else None,
+            }
+        )
+    return generations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +56,9 @@ class SearchReport:
         space: the space that was searched.
         chosen: the subnet that the search chose.
         axis: what the costs are, with unit and kind: ``latency of a10, ms (modelled)``.
-        kind: of the latencies, in milliseconds; empty for params.
-        costs, accuracies: of every evaluated subnet.
+        kind: of the latencies, in milliseconds; empty for other costs.
+        form: writes a cost with its unit.
+        costs, accuracies: of every subnet that was evaluated on all images.
         front: rows that no other one beats in both, by rising cost.
         limit: on the cost; None without one.
         chosen_row: the row of ``chosen``; None where it was not evaluated.
@@ -62,6 +70,7 @@ class SearchReport:
     chosen: Subnet
     axis: str
     kind: str
+    form: Callable[[float], str]
     costs: tuple[float, ...]
     accuracies: tuple[float, ...]
     front: tuple[int, ...]
@@ -71,23 +80,32 @@ class SearchReport:
 
     @classmethod
     def of(cls, search: Search, outcome: Outcome, data: dict[str, Any]) -> SearchReport:
-        """Lay a search out over the first device's predicted latency, or over params where none is predicted."""
+        """Lay a search out over the first cost that has a limit: a predicted latency, or another one.
+
+        Where nothing is limited it is the first predicted latency, or params.
+        """
         ranked = [(subnet, score[0]) for subnet, score in outcome.result.ranked if score[0] != DROPPED]
         subnets, accuracies = [subnet for subnet, _ in ranked], np.array([accuracy for _, accuracy in ranked])
         batch = SubnetBatch.from_subnets(subnets)
-        target = next((target for target in search.targets if target.estimator is not None), None)
+        predicted = [target for target in search.targets if target.estimator is not None]
+        limited = [target for target in predicted if target.max_ms is not None]
+        terms = search.limits.terms(search.space)
+        limited_terms = [term for term in terms if term[0] is not None]
         measured: list[tuple[float, float, bool]] = []
-        kind, axis = "", "params"
-        limit: float | None = search.limits.max_params
-        if target is None or target.estimator is None:
-            costs = count_costs_batch(search.space, batch)[0].astype(float)
-        else:
-            kind, limit, costs = target.estimator.kind, target.max_ms, np.asarray(target.estimator.predict_ms(batch))
+        kind, limit = "", None
+        form: Callable[[float], str]
+        if limited or (predicted and not limited_terms):
+            target = (limited or predicted)[0]
+            assert target.estimator is not None
+            kind, limit, costs, form = target.estimator.kind, target.max_ms, target.estimator.predict_ms(batch), format_ms
             axis = f"latency of {target.device}, ms ({kind})"
             index = search.targets.index(target)
             for finalist in outcome.chosen.finalists:
                 if (timed := finalist.latencies[index].measured) is not None:
                     measured.append((timed.ms, finalist.accuracy, finalist.meets))
+        else:
+            limit, count, what, form = (limited_terms or terms)[0]
+            costs, axis = count(batch).astype(np.float64), what.removeprefix("of ")
         rows = np.flatnonzero(non_dominated(np.column_stack([costs, -accuracies])))
         return cls(
             data=data,
@@ -95,6 +113,7 @@ class SearchReport:
             chosen=outcome.chosen.subnet,
             axis=axis,
             kind=kind,
+            form=form,
             costs=tuple(map(float, costs)),
             accuracies=tuple(map(float, accuracies)),
             front=tuple(int(row) for row in rows[np.argsort(costs[rows], kind="stable")]),
@@ -103,8 +122,24 @@ class SearchReport:
             measured=tuple(measured),
         )
 
+    @property
+    def cost_range(self) -> tuple[float, float]:
+        """The ends of the cost axis, chosen by the points; the limit is within them only where it lies near the points."""
+        costs = [*self.costs, *(ms for ms, _, _ in self.measured)]
+        left, right = min(costs), max(costs)
+        span = right - left or 0.1 * abs(right) or 1.0
+        if self.limit is not None and left - 0.25 * span <= self.limit <= right + 0.25 * span:
+            left, right = min(left, self.limit), max(right, self.limit)
+        return left - 0.03 * span, right + 0.03 * span
+
+    @property
+    def limit_text(self) -> str:
+        """The limit for a legend, with an arrow to where it lies beyond the cost axis; empty without a limit."""
+        if self.limit is None:
+            return ""
+        (left, right), text = self.cost_range, f"limit {self.form(self.limit)}"
+        return f"\u2190 {text}" if self.limit < left else f"{text} \u2192" if self.limit > right else text
+
     def format_cost(self, cost: float, *, with_kind: bool = False) -> str:
         """A cost as text, with its unit; ``with_kind`` adds to a latency whether it is measured or modelled."""
-        if not self.kind:
-            return format_count(cost)
-        return f"{format_ms(cost)} ({self.kind})" if with_kind else format_ms(cost)
+        return f"{self.form(cost)} ({self.kind})" if with_kind and self.kind else self.form(cost)

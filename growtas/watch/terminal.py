@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from growtas.runs import data_title
-from growtas.units import format_bytes, format_count
+from growtas.units import format_accuracy, format_bytes, format_count
 from growtas.watch.chart import Chart, draw
 from growtas.watch.report import Report
 
@@ -27,8 +29,31 @@ def print_report(report: Report, console: Console) -> None:
     """Print a report, as wide as the console, and without colours where the console has none."""
     # A path is not folded: it is there to be copied.
     console.print(Text(str(report.run.path), "bold"), soft_wrap=True)
+    for line in fact_lines(_header(report), console.width):
+        console.print(line, soft_wrap=True)
     for renderable in _renderables(report, console):
         console.print(renderable, markup=False)
+
+
+def fold(text: str, width: int | None) -> list[str]:
+    """Text as lines that are broken between words only: a path or a number stays whole even where it is wider than ``width``.
+
+    Args:
+        width: columns; None leaves the text as it is.
+    """
+    if width is None or cell_len(text) <= width:
+        return [text]
+    return textwrap.wrap(text, max(width, 1), break_long_words=False, break_on_hyphens=False)
+
+
+def fact_lines(facts: Sequence[tuple[str, str, str]], width: int | None) -> Iterator[Text]:
+    """Facts as (name, value, style), one below the other; values are folded as by :func:`fold`."""
+    indent = max((cell_len(name) for name, _, _ in facts), default=0) + 2
+    for name, value, style in facts:
+        label = name + " " * (indent - cell_len(name))
+        for line in fold(value, None if width is None else width - indent) or [""]:
+            yield Text.assemble((label, "dim"), (line, style))
+            label = " " * indent
 
 
 def charts(report: Report) -> list[Chart]:
@@ -61,7 +86,6 @@ def format_seconds(seconds: float) -> str:
 
 
 def _renderables(report: Report, console: Console) -> Iterator[RenderableType]:
-    yield _header(report)
     yield from _chart_grid(charts(report), console)
     if report.metrics.lines:
         yield ""
@@ -71,7 +95,7 @@ def _renderables(report: Report, console: Console) -> Iterator[RenderableType]:
         yield _checkpoints(report)
 
 
-def _header(report: Report) -> RenderableType:
+def _header(report: Report) -> list[tuple[str, str, str]]:
     info, rows = report.info, [("state", _state_line(report), "")]
     if isinstance(info.get("error"), str):
         rows.append(("error", info["error"], "red"))
@@ -87,16 +111,12 @@ def _header(report: Report) -> RenderableType:
     accuracy, measured_on = report.accuracy
     if accuracy:
         label = "test accuracy" if measured_on == "test" else "accuracy"
-        where = "" if measured_on == "test" else f"   ({measured_on}, epoch {report.metrics.done})"
-        rows.append((label, "   ".join(f"{name} {value:.2%}" for name, value in accuracy.items()) + where, ""))
+        where = "" if measured_on == "test" else f" ({measured_on}, epoch {report.metrics.done})"
+        shown = [f"{name} {format_accuracy(value, report.accuracy_images)}" for name, value in accuracy.items()]
+        rows.append((label, ", ".join(shown) + where, ""))
     if bad := report.metrics.not_finite():
         rows.append(("loss", f"not finite in epoch {', '.join(map(str, bad[:8]))}{' ...' if len(bad) > 8 else ''}", "red"))
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for label, text, style in rows:
-        table.add_row(label, Text(text, style))
-    return table
+    return rows
 
 
 def _state_line(report: Report) -> str:

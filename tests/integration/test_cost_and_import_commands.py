@@ -31,10 +31,13 @@ def test_cost_of_autoformer_ts_published_subnet(invoke, tmp_path):
     # The paper's table says 5.9 M parameters and 1.3 G.
     assert answer["params"] == 5_867_944
     assert answer["macs"] == pytest.approx(1.283e9, rel=1e-3)
+    # 197 tokens, 40 heads of 64 channels, and two more products of tokens with tokens.
+    assert answer["macs_with_relative_position"] == answer["macs"] + 2 * 197 * 197 * 40 * 64
     assert answer["subnet"] == PUBLISHED
     table = invoke("cost", "--space", "autoformer-t", "subnet.json")
     assert "5,867,944 (5.87M)" in table.stdout
     assert "(1.28G)" in table.stdout
+    assert "MACs with the relative position 1,481,938,432 (1.48G)" in table.stdout
 
 
 def test_an_imported_checkpoint_is_a_run(invoke, tmp_path):

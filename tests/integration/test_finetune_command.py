@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,8 @@ def test_from_a_trained_run_to_a_benched_artifact(cli: Cli, images: Path) -> Non
     model = extract(load_supernet(run.supernet_file), MIXED)
     test = open_test_set(run)
     accuracy = count_correct(model, test) / len(test)
-    assert f"{accuracy:.2%}" in out
+    error = math.sqrt(accuracy * (1 - accuracy) / 9) if accuracy < 1 else 1 / 20
+    assert f"{100 * accuracy:.1f} ± {100 * error:.1f} %" in out
     assert accuracy == run.info["finetune"]["test_accuracy"]
     assert accuracy > 0.8
 

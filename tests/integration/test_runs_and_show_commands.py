@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import subprocess
 import sys
@@ -59,12 +60,15 @@ def test_a_training_is_listed_and_shown(folder):
     lines = read_json_lines(run.path / "metrics.jsonl")
     for text in ("runs/r", "finished, 2 of 2 epochs", "stage 2", f"{lines[-1]['loss']:.3g}", "epoch-0002", "newest"):
         assert text in shown
-    assert all(f"{name} {tested[name]:.2%}" in shown for name in tested)
+    errors = {name: math.sqrt(share * (1 - share) / 359) for name, share in tested.items()}
+    assert all(f"{name} {100 * tested[name]:.1f} ± {100 * errors[name]:.1f} %" in shown for name in tested)
+    assert f"± {100 * max(errors.values()):.1f} " in table
     with Image.open(folder / "curves.png") as image:
         assert image.width > 800
     data = json.loads(invoke("show", "runs/r", "--json").stdout)
     assert data["metrics"] == lines
     assert data["accuracy"] == tested
+    assert data["accuracy_standard_error"] == pytest.approx(errors)
     assert data["checkpoints"]
 
 
@@ -96,13 +100,14 @@ def test_states_and_what_can_not_be_read(folder):
     assert "with * of the last epoch, on the search split" in lines[8]
 
 
-def test_a_narrow_terminal_gets_two_lines_a_run(folder):
+def test_a_narrow_terminal_gets_a_few_lines_a_run(folder):
     make("a-rather-long-name-of-a-run", "2026-01-05T00:00:00+00:00", "training", [line(1)], process={"pid": 1, "host": "gpu-17"})
     code = "import sys; sys.argv = ['growtas', 'runs']\nfrom growtas.cli import main\nmain()"
     environment = {**os.environ, "FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "COLUMNS": "80", "TERM": "xterm"}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True).stdout
-    assert "space, data, method" in out
-    assert "micro, digits, growtas" in out
+    assert "a-rather-long-name-of-a-run" in out
+    assert "state: training (on gpu-17)   space: micro   data: digits   method: growtas" in out
+    assert "epochs: 1/4   accuracy %: 10.0 / 20.0 / 30.0*   when: 2026-01-05" in out
     piped = invoke("runs").stdout
     assert "a-rather-long-name-of-a-run" in piped.splitlines()[1]
     assert "what is in it" in piped.splitlines()[0]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import datetime
 import json
+import math
 import re
 import signal
 from pathlib import Path
@@ -59,6 +61,11 @@ def test_what_is_written_is_what_the_export_reads(run, growtas):
         "batch": 1, "precision": "fp32",
     }  # fmt: skip
     assert (data["device"], data["latency"], data["space"]) == (None, None, "micro")
+    assert report["command"] == "growtas search --max-params 90K --max-macs 2.5M " + " ".join((*QUICK, "--json"))
+    assert (report["data"]["name"], report["growtas"]) == ("digits", growtas_package.__version__)
+    assert datetime.datetime.fromisoformat(report["created"]).tzinfo is not None
+    error = math.sqrt(data["accuracy"] * (1 - data["accuracy"]) / 30)
+    assert data["accuracy_standard_error"] == report["best"]["accuracy_standard_error"] == pytest.approx(error)
     assert data["checkpoint_sha256"] == report["checkpoint_sha256"]
     assert 0 <= data["accuracy"] <= 1
     assert report["images"]["count"] == 30
@@ -67,6 +74,17 @@ def test_what_is_written_is_what_the_export_reads(run, growtas):
     lines = [json.loads(line) for line in (run / "search" / "journal.jsonl").read_text().splitlines()]
     assert [line["type"] for line in lines] == ["header"] + ["evaluation"] * 10
     assert max((line["accuracy"], -line["loss"]) for line in lines[1:]) == (report["best"]["accuracy"], -report["best"]["loss"])
+
+
+def test_a_limit_may_count_the_relative_position(run, growtas):
+    code, out, err = growtas("search", "--max-macs-with-relative-position", "2.5M", *QUICK, "--json")
+    assert code == 0, err
+    best, limits = json.loads(out)["best"], json.loads(out)["limits"]
+    assert limits["max_macs_with_relative_position"] == 2_500_000
+    assert best["macs"] < best["macs_with_relative_position"] <= 2_500_000
+    code, out, err = growtas("search", "--max-macs-with-relative-position", "2.5M", *QUICK)
+    assert "with relative position" in out
+    assert "at most 2.5M" in out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -102,6 +120,7 @@ def test_a_search_stopped_in_the_middle_goes_on(run, growtas, monkeypatch, numbe
     [
         (("--max-params", "6"), "no subnet of micro has at most 6 params; the smallest has"),
         (("--max-macs", "1.2e3"), "no subnet of micro has at most 1.2e3 MACs; the smallest has"),
+        (("--max-macs-with-relative-position", "10K"), "at most 10K MACs with the relative position; the smallest has"),
         (("--device", "a10", "--max-latency", "5"), "bare number"),
         (("--max-latency", "5ms"), "--max-latency needs --device: cpu to measure on this machine, or a10"),
         (("--device", "a11", "--max-latency", "5ms"), "legal are cpu, a10, a100"),
@@ -228,7 +247,9 @@ def test_a_front(run, growtas):
     assert (code, json.loads(out)["evaluated"], json.loads(out)["best"]) == (0, 0, result["best"])
 
 
-@pytest.mark.parametrize(("space", "found"), [("micro", True), ("micro-14px", True), ("micro-56px", False), ("autoformer-t", False)])
+@pytest.mark.parametrize(
+    ("space", "found"), [("micro", True), ("micro-14px", True), ("micro-56px", False), ("autoformer-t", False)]
+)
 def test_a_space_is_found_at_another_image_size(run, growtas, space, found):
     make_run(Path(), "small", PRESETS["micro"].resized(14))
     code, out, err = growtas("search", "--space", space, "--max-params", "90K", *QUICK, "--json")

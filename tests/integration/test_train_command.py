@@ -82,7 +82,7 @@ def test_people_get_a_table_and_the_next_command(folder):
     assert str(run.relative_to(folder)) in result.stdout
     info = Run(run).info
     assert (info["method"], info["recipe"]["batch_size"], info["recipe"]["lr"]) == ("uniform", 128, 0.002)
-    assert "training: tiny on digits (1,438 training, 359 test images, 10 classes), uniform, 1 epochs" in result.stderr
+    assert "training: tiny on digits (1,438 training, 359 test images, 10 classes), uniform, 1 epoch, on" in result.stderr
 
 
 def test_ctrl_c_and_resume(folder):

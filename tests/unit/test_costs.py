@@ -3,14 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import timm
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from growtas.batch import SubnetBatch
-from growtas.costs import count_costs, count_costs_batch
+from growtas.costs import count_costs, count_costs_batch, macs_with_relative_position
 from growtas.sampling import sample_batch
 from growtas.space import PRESETS, SearchSpace
 from growtas.subnet import Subnet
+from tests.reference import naive_relative_attention
 
 
 @given(name=st.sampled_from(sorted(PRESETS)), seed=st.integers(0, 2**32 - 1))
@@ -49,3 +52,20 @@ def test_params_equal_timms_deit_but_for_the_tables(name, embed_dim, heads):
 def test_batches_of_different_depths_stack():
     a, b = (SubnetBatch.from_subnets([Subnet(8, (1,) * n, (2.0,) * n)]) for n in (1, 3))
     assert list(SubnetBatch.concatenate([a, b])) == [Subnet(8, (1,), (2.0,)), Subnet(8, (1,) * 3, (2.0,) * 3)]
+
+
+@pytest.mark.parametrize("name", ["micro", "autoformer-t"])
+def test_the_relative_position_adds_what_its_formula_multiplies(name):
+    space = PRESETS[name]
+    subnet = Subnet(space.embed_dim[0], (2, 4, 3), (2.0, 2.0, 2.0))
+    macs = 0
+    for heads in subnet.num_heads:
+        q, k, v = torch.randn(3, 1, heads, space.num_tokens, space.head_dim).unbind()
+        tables = torch.randn(4, 2 * space.max_relative_position + 2, space.head_dim).unbind()
+        with FlopCounterMode(display=False) as counter:
+            naive_relative_attention(q, k, v, tables[:2], tables[2:], space.grid_size, space.grid_size, 1.0)
+        with FlopCounterMode(display=False) as plain:
+            (q @ k.transpose(-1, -2)) @ v
+        macs += (counter.get_total_flops() - plain.get_total_flops()) // 2
+    counted = macs_with_relative_position(space, SubnetBatch.from_subnets([subnet]))
+    assert counted.tolist() == [count_costs(space, subnet).macs + macs]

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 
+import numpy as np
 import pytest
 
 from growtas.errors import CheckpointError, OutputError
@@ -95,3 +98,15 @@ def test_a_folder_that_is_not_there_can_be_checked(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path, tmp_path / "none", tmp_path / "file"):
         check_folder(folder)
+
+
+def test_what_is_not_finite_is_null_in_every_file(tmp_path):
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    data = {"a": [math.nan, 1.5, {"b": (math.inf, -math.inf)}], "c": np.float64("nan"), "d": "NaN"}
+    expected = {"a": [None, 1.5, {"b": [None, None]}], "c": None, "d": "NaN"}
+    write_json(tmp_path / "a.json", data)
+    append_json_line(tmp_path / "b.jsonl", data)
+    for name in ("a.json", "b.jsonl"):
+        assert json.loads((tmp_path / name).read_text(), parse_constant=refuse) == expected

@@ -7,9 +7,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest, norm
 
 from growtas.errors import UnitError
-from growtas.units import format_bytes, format_count, format_limit, format_ms, parse_bytes, parse_count, parse_latency_ms
+from growtas.units import (
+    format_accuracy,
+    format_bytes,
+    format_count,
+    format_limit,
+    format_ms,
+    parse_bytes,
+    parse_count,
+    parse_latency_ms,
+    standard_error,
+)
 
 
 @pytest.mark.parametrize(
@@ -104,3 +115,24 @@ def test_formats():
     assert format_count(999_999) == "1000K"
     assert format_ms(4.2111) == "4.21 ms"
     assert format_bytes(22_748_672) == "22.7 MB"
+
+
+@pytest.mark.parametrize(("right", "count"), [(1, 11), (180, 359), (358, 359), (43_000, 50_000)])
+def test_the_standard_error_is_the_spread_of_accuracies_on_other_images(right, count):
+    shares = np.random.default_rng(0).binomial(count, right / count, 200_000) / count
+    assert standard_error(right / count, count) == pytest.approx(shares.std(), rel=0.01)
+
+
+@pytest.mark.parametrize("count", [1, 11, 359, 50_000])
+def test_an_accuracy_of_all_or_nothing_is_not_certain(count):
+    level = 2 * norm.cdf(1) - 1
+    for right in (0, count):
+        interval = binomtest(right, count).proportion_ci(level, method="wilson")
+        assert standard_error(right / count, count) == pytest.approx((interval.high - interval.low) / 2)
+
+
+def test_accuracies_are_written_as_precisely_as_they_are_known():
+    assert format_accuracy(0.873, 500) == "87.3 ± 1.5 %"
+    assert format_accuracy(0.873, 50_000) == "87.30 ± 0.15 %"
+    assert format_accuracy(1.0, 9) == "100.0 ± 5.0 %"
+    assert format_accuracy(0.873, None) == "87.30 %"

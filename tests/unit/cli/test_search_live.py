@@ -51,6 +51,28 @@ def test_what_was_dropped_from_a_race_has_no_accuracy():
         assert rows(table)[0][:5] == ["1/20", "1", "20.00%", "20.00%", "20.00%"]
 
 
+def test_a_generation_that_was_left_early_has_no_best_and_no_median():
+    with SearchDisplay(20, hidden=True) as table:
+        table.event(generation(1, [0.2], 0.2))
+        table.event(generation(2, [DROPPED, DROPPED], 0.2))
+        assert rows(table)[1][:5] == ["2/20", "0", "20.00%", "-", "-"]
+
+
+def test_a_narrow_terminal_shows_every_number_whole(monkeypatch):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=60)
+    for module in ("output", "search_live"):
+        monkeypatch.setattr(f"growtas.cli.{module}.console", lambda stderr: screen)
+    with SearchDisplay(20, hidden=False) as table:
+        table.stage("searching", 1000)
+        feed(table, [0.125, 0.25])
+        table.event(generation(1, [0.125, 0.25], 0.25))
+        table.stage(f"measuring a finalist: {SUBNET}")
+        screen.print(table.table())
+    shown = screen.file.getvalue()
+    assert "\u2026" not in shown
+    assert all(text in shown for text in ("1/20", "25.00%", "18.75%", "evals/s", "measuring a finalist", "0/1000"))
+
+
 def test_only_the_last_generations_stay():
     with SearchDisplay(20, hidden=True) as table:
         for number in range(1, 13):
@@ -63,11 +85,12 @@ def test_only_the_last_generations_stay():
 def test_it_is_shown_on_a_terminal_only(monkeypatch, terminal, hidden):
     screen = Console(file=io.StringIO(), force_terminal=terminal, width=120)
     monkeypatch.setattr("growtas.cli.output.console", lambda stderr: screen)
+    monkeypatch.setattr("growtas.cli.search_live.console", lambda stderr: screen)
     with SearchDisplay(20, hidden=hidden) as table:
         table.stage("searching", 60)
         feed(table, [0.5])
         table.stage(f"measuring a finalist: {SUBNET}")
-    assert ("evaluations/s" in screen.file.getvalue()) is (terminal and not hidden)
+    assert ("evals/s" in screen.file.getvalue()) is (terminal and not hidden)
     assert ("measuring a finalist" in screen.file.getvalue()) is (terminal and not hidden)
 
 

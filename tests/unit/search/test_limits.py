@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growtas.batch import SubnetBatch
-from growtas.costs import count_costs
+from growtas.costs import count_costs, macs_with_relative_position
 from growtas.errors import LimitError
 from growtas.latency.estimate import Conditions
 from growtas.latency.modelled.profile import load_profile
@@ -67,12 +67,16 @@ def test_limits_are_inclusive():
     costs = count_costs(MICRO, MICRO.smallest)
     smallest = SubnetBatch.from_subnets([MICRO.smallest])
     size, memory = int(weight_bytes(MICRO, smallest)[0]), int(activation_bytes(MICRO, smallest)[0])
-    exact = Limits(max_params=costs.params, max_macs=costs.macs, max_size_bytes=size, max_activation_bytes=memory)
+    with_position = int(macs_with_relative_position(MICRO, smallest)[0])
+    exact = Limits(
+        max_params=costs.params, max_macs=costs.macs, max_macs_with_relative_position=with_position, max_size_bytes=size,
+        max_activation_bytes=memory,
+    )  # fmt: skip
     exact.check(MICRO)
     per_block(4).check(MICRO)
     assert exact.feasible(MICRO)(smallest).all()
     assert per_block(4).feasible(MICRO)(smallest).all()
-    for field in ("max_params", "max_macs", "max_size_bytes", "max_activation_bytes"):
+    for field in ("max_params", "max_macs", "max_macs_with_relative_position", "max_size_bytes", "max_activation_bytes"):
         below = replace(exact, **{field: getattr(exact, field) - 1})
         assert not below.feasible(MICRO)(smallest).any()
         with pytest.raises(LimitError, match="the smallest has"):

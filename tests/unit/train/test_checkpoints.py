@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,6 +103,14 @@ def test_the_newest_few_are_kept_in_the_order_of_time(space, run):
     names = ["epoch-0001-batch-000090", "epoch-0001-batch-000100", "epoch-0002"]
     assert [path.name for path in run.checkpoints] == names
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == names
+
+
+def test_a_sum_that_is_no_number_stays_so(space, run):
+    training = make_training(space)
+    save_checkpoint(run, training, Place(0, 7, sums={"loss": math.nan, "passes": 2.0}), {}, keep=3)
+    place, _ = load_newest(run, training, SILENT)
+    assert math.isnan(place.sums["loss"])
+    assert place.sums["passes"] == 2.0
 
 
 def test_the_best_stays_when_its_checkpoint_goes(space, run):

@@ -122,7 +122,7 @@ def test_the_screen(make_run):
         "micro, method growtas",
         "digits, 1,438 training images, 359 test images, 10 classes",
         "r: 4 epochs, lr 0.003 to 1e-05, batch 32, seed 0",
-        "test accuracy  smallest 50.00%   middle 60.00%   largest 70.00%",
+        "test accuracy  smallest 50.0 ± 2.6 %, middle 60.0 ± 2.6 %, largest 70.0 ± 2.4 %",
         "learning rate",
         "accuracy of the probes",
         "stage 2",

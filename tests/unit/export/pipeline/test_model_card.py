@@ -56,6 +56,12 @@ def made(onnx_file: Path, tmp_path: Path) -> Path:
     return tmp_path / "tiny.onnx"
 
 
+def test_an_accuracy_has_its_standard_error(made: Path) -> None:
+    manifest = described()
+    manifest["verification"]["count"] = 200
+    assert "| 81.2 ± 2.8 % | 82.5 ± 2.7 % |" in card([write_manifest(made, manifest).manifest], licence=None)
+
+
 def test_the_card_says_what_the_manifest_says(made: Path) -> None:
     text = card([write_manifest(made, described()).manifest], licence="CC0-1.0")
     for said in (

@@ -1,0 +1,104 @@
+"""Tables of commands on terminals of several widths, and where stdout is none."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from growtas.cli import app
+from growtas.cli.output import new_table, print_facts, print_table, print_text
+
+LONG = "a-file-whose-name-is-far-longer-than-a-narrow-terminal-is-wide-and-which-somebody-wants-to-copy.onnx"
+ROWS = [
+    ("photos [1]/:cat:.png", "1,234.5", "a sentence of many words that may well go on in the next line"),
+    (LONG, "0.25", "short"),
+    ("", "7", "-"),
+]
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Makes stdout a terminal of a width; returns a function that gives what was printed."""
+
+    def make(width, terminal=True):
+        screen = Console(file=io.StringIO(), force_terminal=terminal, color_system=None, width=width, highlight=False, emoji=False)
+        monkeypatch.setattr("growtas.cli.output.console", lambda **_: screen)
+        return screen.file.getvalue
+
+    return make
+
+
+def sample():
+    table = new_table("file", "number", "what it is", right=("number",), fold="what it is")
+    for row in ROWS:
+        table.add_row(*row)
+    return table
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_no_name_and_no_number_is_cut_on_any_terminal(terminal, width):
+    printed = terminal(width)
+    print_table(sample())
+    words = printed().split()
+    for name, number, sentence in ROWS:
+        for cell in (*name.split(), number, *sentence.strip("-").split()):
+            assert cell in words
+    assert "\u2026" not in printed()
+
+
+def test_a_table_stays_one_where_it_fits(terminal):
+    printed = terminal(200)
+    print_table(sample())
+    assert printed().splitlines()[0].split() == ["file", "number", "what", "it", "is"]
+    assert LONG in printed().splitlines()[2]
+
+
+def test_a_row_that_does_not_fit_has_every_cell_behind_its_heading(terminal):
+    printed = terminal(60)
+    print_table(sample())
+    assert printed().splitlines() == [
+        "photos [1]/:cat:.png",
+        "  number: 1,234.5",
+        "  what it is: a sentence of many words that may well go on",
+        "  in the next line",
+        LONG,
+        "  number: 0.25   what it is: short",
+        "  number: 7",
+    ]
+
+
+def test_a_pipe_gets_a_line_a_row(capsys):
+    print_table(sample())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    for line, cells in zip(lines[1:], ROWS, strict=True):
+        assert all(cell in line for cell in cells)
+
+
+def test_facts_and_sentences_break_between_words_only(terminal):
+    printed = terminal(40)
+    print_facts([("file", f"it is {LONG}, and so on"), ("made", "today")])
+    print_text(f"this sentence names {LONG} and goes on")
+    assert printed().splitlines() == [
+        "file  it is", f"      {LONG},", "      and so on", "made  today", "this sentence names", LONG, "and goes on",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("command", ["devices", "recipes"])
+def test_lists_are_readable_on_narrow_terminals(terminal, command, width):
+    (entries,) = (
+        value for value in json.loads(CliRunner().invoke(app, [command, "--json"]).stdout).values() if isinstance(value, list)
+    )
+    printed = terminal(width)
+    assert CliRunner().invoke(app, [command], catch_exceptions=False).exit_code == 0
+    words = printed().replace(",", " ").split()
+    keys = {"devices": ("name", "kind", "precision", "runtime"), "recipes": ("name", "space", "data", "method")}[command]
+    for entry in entries:
+        assert all(word in words for key in keys for word in str(entry[key]).replace(",", " ").split())
+    assert "\u2026" not in printed()
+    assert max(map(len, printed().splitlines())) <= width
