@@ -164,7 +164,7 @@ def _open(run: Run, data: str | None, data_dir: str | Path | None) -> tuple[Data
     return opened, record is not None and opened.record()["sha256"] == record.get("sha256")
 
 
-def _other_data(name: str, data_dir: str | None, record: Mapping[str, Any] | None) -> Data:
+def _other_data(name: str, data_dir: str | Path | None, record: Mapping[str, Any] | None) -> Data:
     """A data set that was named, by the rules of the run where it turns out to be the run's own."""
     opened = open_data(name, data_dir)
     if record is not None and opened.rules != record.get("rules", 1) and opened.name == record["name"] == "folder":
