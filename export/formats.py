@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def artifact_files(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).glob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
 
 
-def artifacts_in(place: str | Path) -> list[Path]:
+def artifacts_in(place: str | os.PathLike[str]) -> list[Path]:
     """The artifacts that a user means: a file itself, those of a folder, or those in the export folder of a run.
 
     Raises:
