@@ -19,7 +19,7 @@ def predict(
     images: Annotated[list[str], Argument(help="Image files, folders of images, or patterns such as 'shoes/*.png'.")],
     model: Annotated[
         Path | None,
-        Option(help="Artifact, with its manifest beside it; by default one of the newest run that was made for this machine."),
+        Option(help="Artifact with its manifest; by default one of the newest run that was made for this machine."),
     ] = None,
     top: Annotated[int, Option(help="How many classes to show for each image.")] = 5,
     batch: Annotated[int | None, Option(help="Images to run at once; by default what the export checked.")] = None,
