@@ -79,7 +79,7 @@ def open_artifact(artifact: Artifact, *, threads: int | None = None, runtime: st
 
 
 def why_not_here(artifact: Artifact) -> str | None:
-    """Why an artifact doesn't run on this machine, as far as that is known without loading it; None where nothing is known against it.
+    """Why an artifact doesn't run on this machine, as far as its manifest tells; None where it tells nothing against it.
 
     A plan's manifest says for which GPUs it is. For the other formats it says whether the CPU ran them when they were made.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -136,14 +137,14 @@ class Recorder(Progress):
         self.notes.append(text)
 
 
-_EXPORTED: dict[tuple[bytes, int], tuple[bytes, OnnxInfo]] = {}
+_EXPORTED: dict[tuple[bytes, str], tuple[bytes, OnnxInfo]] = {}
 
 
-def export_once(model: VisionTransformer, path: Path, *, opset: int) -> OnnxInfo:
-    """The real exporter, which takes seconds, once for the same weights."""
-    key = (save(model.state_dict()), opset)
+def export_once(model: VisionTransformer, path: Path, **options: Any) -> OnnxInfo:
+    """The real exporter, which takes seconds, once for the same weights and options."""
+    key = (save(model.state_dict()), json.dumps(options))
     if key not in _EXPORTED:
-        info = export_onnx(model, path, opset=opset)
+        info = export_onnx(model, path, **options)
         _EXPORTED[key] = (path.read_bytes(), info)
     content, info = _EXPORTED[key]
     path.write_bytes(content)

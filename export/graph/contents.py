@@ -64,7 +64,7 @@ def read_graph(path: Path) -> dict[str, Any]:
 
 
 def load_described(path: str | os.PathLike[str]) -> Artifact:
-    """An artifact with its manifest, as :func:`growtas.export.artifact.load_artifact` loads it; without one, with what it says itself.
+    """An artifact with its manifest; without one, with what the file says itself.
 
     Raises:
         CheckpointError: as :func:`growtas.export.artifact.load_artifact`, and the file doesn't say itself what goes in.

@@ -11,7 +11,7 @@ from typing import Any
 
 from growtas.data.decode import DecodeRules
 from growtas.errors import CheckpointError, OutputError
-from growtas.export.artifact import Manifest, VerificationRecord, read_manifest
+from growtas.export.artifact import Manifest, VerificationRecord, manifest_path, read_manifest
 from growtas.export.formats import ONNX, artifact_files
 from growtas.export.inspection import latencies
 from growtas.files import replacing
@@ -57,7 +57,7 @@ def same_network(folder: str | Path, manifests: Sequence[Manifest]) -> list[Mani
     new = {manifest.file.file for manifest in manifests}
     others = []
     for path in artifact_files(folder):
-        if path.name in new:
+        if path.name in new or not manifest_path(path).is_file():
             continue
         with contextlib.suppress(CheckpointError, OSError):
             manifest = read_manifest(path)
@@ -153,9 +153,10 @@ def preprocessing_steps(record: Mapping[str, Any]) -> list[str]:
     size, crop_pct = record.get("image_size", "?"), record.get("crop_pct", "?")
     whole = isinstance(size, int) and isinstance(crop_pct, int | float) and crop_pct > 0
     short = f"{math.floor(size / crop_pct)} pixels (image_size {size} / crop_pct {crop_pct:g}, rounded down)" if whole else "?"
+    how = f"{record.get('interpolation', '?')}, antialiased, in 8 bits"
     return [
         f"1. Convert to {'grey' if record.get('in_chans') == 1 else 'RGB'} ({DecodeRules.of(record).describe()}).",
-        f"2. Resize the short side to {short}, the long side in proportion ({record.get('interpolation', '?')}, antialiased, in 8 bits).",
+        f"2. Resize the short side to {short}, the long side in proportion ({how}).",
         f"3. Cut out the middle {size} x {size} pixels.",
         f"4. Divide by 255, subtract the mean {record.get('mean')}, divide by the standard deviation {record.get('std')}, "
         "channel by channel.",

@@ -90,8 +90,8 @@ class ExportOptions:
             check_ir_version(self.ir_version, self.opset, self.precision or "fp32")
         if self.precision == "int8" and self.opset > _INT8_OPSET and PLAN not in formats:
             raise ConfigError(
-                f"--opset is {self.opset} with --precision int8; legal are {OPSETS.start} to {_INT8_OPSET}, because ONNX Runtime 1.27 "
-                "to 1.32 can't load int8 files of newer opsets"
+                f"--opset is {self.opset} with --precision int8; legal are {OPSETS.start} to {_INT8_OPSET}, because "
+                "ONNX Runtime 1.27 to 1.32 can't load int8 files of newer opsets"
             )
         if PLAN not in formats and (self.target or self.device):
             raise ConfigError("--target and --device are for a plan; add --format trt")

@@ -18,7 +18,7 @@ def serve(
     """Serves an artifact over HTTP (KServe v2) until SIGTERM or SIGINT; must be called in the main thread.
 
     Args:
-        artifact: its manifest lies beside it; by default the newest ONNX file of the newest run.
+        artifact: its manifest lies beside it; by default one of the newest run that was made for this machine.
         options: where to listen, and the limits; by default those of :class:`ServeOptions`.
         progress: gets a note of the address, and of what the user should know.
 

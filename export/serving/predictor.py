@@ -164,7 +164,7 @@ def newest_artifact(folder: Path | None = None) -> Path:
     """The artifact that answers where none is named: one that was made for this machine.
 
     A plan for this machine's GPU comes first, then ONNX files, an IR, programs and weights. ONNX files that were made for a GPU (in
-    half precision, or int8 for a plan) come last: a CPU takes several times as long for them. Of equals the newest is taken.
+    half precision, or int8 for a plan) come last: a CPU takes longer for them. Of equals the newest is taken.
 
     Args:
         folder: an export folder; by default the one of the newest run.

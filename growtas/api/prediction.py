@@ -92,7 +92,8 @@ def predict(
     """The best classes of images, from an artifact and its manifest alone; the run may be gone.
 
     Args:
-        artifact: its manifest lies beside it; None for the newest ONNX file of the newest run.
+        artifact: its manifest lies beside it, which an ONNX file of growtas doesn't need; None for one of the newest run that was made
+            for this machine.
         images: image files, folders of images, or patterns such as ``shoes/*.png``. A file that can't be read becomes a
             prediction with an error, and the others are answered.
         top: how many classes to give for each image; by default five, or all of a model with fewer.
@@ -104,7 +105,7 @@ def predict(
         CheckpointError: the artifact or its manifest is absent or unreadable, or they don't belong together.
         ConfigError: ``top``, ``batch`` or ``threads`` is out of range.
         DataError: a name is a URL, or a folder or pattern holds no images.
-        DeviceError: a plan, and no GPU that runs it.
+        DeviceError: the artifact can't run on this machine; the message has the reason.
         MissingExtra: the artifact's runtime is not installed.
         UsageError: not an artifact, or there is no run.
     """

@@ -16,7 +16,8 @@ def bench(
     artifacts: Annotated[
         list[str] | None,
         Argument(
-            help="Files (.safetensors, .pt2, .onnx, .xml, .plan), or timm:NAME; by default all in the newest run's export folder."
+            help="Files (.safetensors, .pt2, .onnx, .xml, .plan), folders of them, run folders, or timm:NAME; by default all of the "
+            "newest run."
         ),
     ] = None,
     baseline: Annotated[

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def predict(
     images: Annotated[list[str], Argument(help="Image files, folders of images, or patterns such as 'shoes/*.png'.")],
     model: Annotated[
-        Path | None, Option(help="Artifact with its manifest beside it; by default the newest ONNX file of the newest run.")
+        Path | None,
+        Option(help="Artifact with its manifest; by default one of the newest run that was made for this machine."),
     ] = None,
     top: Annotated[
         int | None, Option(help="How many classes to show for each image; by default 5, or all of a model with fewer.")

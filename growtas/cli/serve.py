@@ -15,7 +15,8 @@ from growtas.cli.output import Notes
 
 def serve(
     artifact: Annotated[
-        Path | None, Argument(help="Artifact with its manifest beside it; by default the newest ONNX file of the newest run.")
+        Path | None,
+        Argument(help="Artifact with its manifest; by default one of the newest run that was made for this machine."),
     ] = None,
     host: Annotated[str, Option(help="Address to listen on; the default is reached from this machine only.")] = "127.0.0.1",
     port: Annotated[int, Option(help="Port to listen on; 0 takes a free one.")] = 8000,

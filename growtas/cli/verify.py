@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def verify(
     artifacts: Annotated[
         list[Path] | None,
-        Argument(help="Files (.onnx, .safetensors, .pt2, .xml, .plan); by default all in the run's export folder."),
+        Argument(help="Files (.onnx, .safetensors, .pt2, .xml, .plan), folders of them, or run folders; by default the run's."),
     ] = None,
     run: Annotated[
         Path | None, Option(help="Run folder; by default the one that the first file lies in, or the newest in ./runs.")

@@ -273,3 +273,34 @@ def test_help_has_an_example_and_the_exit_codes(cli: Cli) -> None:
     assert "growtas verify" in text
     assert "Exit code 0" in text
     assert "Example" in text
+
+
+def test_a_run_and_a_folder_stand_for_their_artifacts(cli: Cli, run: Run, tmp_path: Path) -> None:
+    names = ["tiny-subnet.onnx", "tiny-subnet.safetensors"]
+    for place in ("runs/tiny", "runs/tiny/export"):
+        code, document, err = verified(cli, place)
+        assert code == 0, err
+        assert [Path(entry["path"]).name for entry in document["artifacts"]] == names
+        assert document["run"] == "runs/tiny"
+    shutil.copytree("runs/tiny/export", "elsewhere")
+    code, document, err = verified(cli, "elsewhere", "--run", "runs/tiny")
+    assert (code, [entry["passed"] for entry in document["artifacts"]]) == (0, [True, True]), err
+    doctor(Path("elsewhere/tiny-subnet.onnx"), wrong_bias)
+    assert verified(cli, "elsewhere", "--run", "runs/tiny")[0] == 1
+    shutil.copytree("runs/tiny", "runs/second")
+    code, said = cli.fails("verify", "runs/tiny", "runs/second")
+    assert code == 2
+    assert "several runs, runs/tiny or runs/second" in said
+    Path("empty").mkdir()
+    assert cli.fails("verify", "empty", "--run", "runs/tiny")[0] == 2
+
+
+def test_a_run_without_preprocessing_is_one_sentence(cli: Cli, run: Run) -> None:
+    file = run.path / "run.json"
+    info = json.loads(file.read_text())
+    for damaged in (None, {"image_size": 8}, {**info["preprocess"], "mean": "grey"}):
+        file.write_text(json.dumps({**info, "preprocess": damaged}))
+        for command in (("verify",), ("export", "--subnet", manifest_path(ONNX))):
+            code, said = cli.fails(*command)
+            assert code == 2
+            assert "run.json: the record of the preprocessing (preprocess)" in said

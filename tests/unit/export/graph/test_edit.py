@@ -10,8 +10,11 @@ import onnx_ir as ir
 import pytest
 
 from growtas.errors import BuildError, CheckpointError
+from growtas.export.graph.contents import read_graph
 from growtas.export.graph.edit import (
     add_constant,
+    forget_types,
+    infer_types,
     insert_after,
     is_within,
     load_model,
@@ -22,6 +25,9 @@ from growtas.export.graph.edit import (
     save_model,
     to_proto,
 )
+from growtas.export.inspection import inspect
+from growtas.export.quantization.convert import convert
+from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
 
 
 def test_a_saved_graph_is_the_loaded_one_and_nothing_else_is_written(onnx_file: Path, tmp_path: Path) -> None:
@@ -80,3 +86,44 @@ def test_other_files_are_no_graphs(tmp_path: Path, content: bytes) -> None:
 def test_a_part_of_the_model_names_its_layers() -> None:
     assert is_within("blocks.3.fc1", ["blocks.3"])
     assert not is_within("blocks.30.fc1", ["blocks.3"])
+
+
+def test_weights_in_a_file_of_their_own_are_read(onnx_file: Path, tmp_path: Path) -> None:
+    path, images = tmp_path / "apart.onnx", np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)
+    onnx.save(onnx.load(onnx_file), path, save_as_external_data=True, location="apart.data", size_threshold=0)
+    want = OnnxRuntimeSession(onnx_file, threads=1).run(images)
+    assert read_graph(path)["bytes_by_type"] == read_graph(onnx_file)["bytes_by_type"]
+    assert inspect(path, thorough=True)["problems"] == []
+    for precision, tolerance in (("fp32", 0), ("fp16", 1e-2), ("int8", 0.5)):
+        made = tmp_path / f"{precision}.onnx"
+        if precision == "fp32":
+            save_model(load_model(path), made, "the graph")
+        else:
+            convert(path, made, precision, calibration=images)
+        got = OnnxRuntimeSession(made.read_bytes(), threads=1).run(images)
+        assert np.abs(got - want).max() <= tolerance * np.abs(want).max(), precision
+    (tmp_path / "apart.data").unlink()
+    with pytest.raises(CheckpointError, match=r"apart\.onnx: not a readable \.onnx file"):
+        load_model(path)
+    assert "apart.data, which holds weights of it, is missing" in inspect(path)["problems"][0]
+
+
+def test_the_standard_domain_may_be_written_out(onnx_file: Path, tmp_path: Path) -> None:
+    proto = onnx.load(onnx_file)
+    proto.opset_import[0].domain = "ai.onnx"
+    onnx.save(proto, tmp_path / "named.onnx")
+    convert(tmp_path / "named.onnx", tmp_path / "bf16.onnx", "bf16")
+    assert [(entry.domain, entry.version) for entry in onnx.load(tmp_path / "bf16.onnx").opset_import] == [("", 22)]
+
+
+def test_inferred_types_are_those_of_the_whole_model(onnx_file: Path) -> None:
+    model = load_model(onnx_file)
+    constants = list(model.graph.initializers)
+    forget_types(model)
+    whole = onnx.shape_inference.infer_shapes(to_proto(model), strict_mode=True).graph
+    want = {info.name: info.type for info in whole.value_info}
+    got = {info.name: info.type for info in to_proto(infer_types(model)).graph.value_info}
+    assert {name: want[name] for name in got} == got
+    assert len(got) > 40
+    assert list(model.graph.initializers) == constants
+    assert [value.name for value in model.graph.inputs] == ["images"]

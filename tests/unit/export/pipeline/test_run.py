@@ -41,8 +41,8 @@ def files(folder: Path) -> set[str]:
 def corrupt(change: Callable[[onnx.ModelProto], None]) -> Callable[..., OnnxInfo]:
     """An exporter that writes a valid ONNX file with a fault in it."""
 
-    def export(model: VisionTransformer, path: Path, *, opset: int) -> OnnxInfo:
-        info = export_once(model, path, opset=opset)
+    def export(model: VisionTransformer, path: Path, **options: Any) -> OnnxInfo:
+        info = export_once(model, path, **options)
         proto = onnx.load(path)
         change(proto)
         onnx.checker.check_model(proto, full_check=True)
@@ -67,8 +67,8 @@ def edit(proto: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.nd
     found[0].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(change(numpy_helper.to_array(found[0]))), found[0].name))
 
 
-def export_another_checkpoint(model: VisionTransformer, path: Path, *, opset: int) -> OnnxInfo:
-    return export_once(extract(random_supernet(seed=9), SUBNET), path, opset=opset)
+def export_another_checkpoint(model: VisionTransformer, path: Path, **options: Any) -> OnnxInfo:
+    return export_once(extract(random_supernet(seed=9), SUBNET), path, **options)
 
 
 @pytest.mark.parametrize("exporter", [corrupt(flip_a_bias), corrupt(swap_two_classes), export_another_checkpoint])

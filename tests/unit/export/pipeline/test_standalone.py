@@ -106,3 +106,17 @@ def test_every_parameter_has_the_name_that_growtas_gives_it(tmp_path):
     model = VisionTransformer(architecture())
     ours = load_module(write(tmp_path, model)).load()
     assert set(ours.state_dict()) == set(model.state_dict())
+
+
+def test_renamed_weights_are_found_by_their_hash(tmp_path):
+    model = random_network(architecture())
+    path = write(tmp_path, model)
+    (tmp_path / "a-decoy.safetensors").write_bytes(b"others")
+    (tmp_path / "tiny-subnet.safetensors").rename(tmp_path / "production.safetensors")
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        want, got = model(images), load_module(path).load()(images)
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+    (tmp_path / "production.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"tiny-subnet\.safetensors is not there, nor are its weights"):
+        load_module(path).load()

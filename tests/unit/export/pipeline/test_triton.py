@@ -127,11 +127,12 @@ def test_a_plan_gives_what_its_manifest_says(tmp_path):
     made = plan(tmp_path)
     record = {"outputs": ["probabilities", "top_scores", "top_classes"], "top_k": 2}
     folder = write_triton(tmp_path / "repo", changed(made, postprocess=record))
-    assert [(each.name, each.data_type, list(each.dims)) for each in parsed(folder).output] == [
-        ("logits", model_config_pb2.TYPE_FP32, [CLASSES]),
-        ("probabilities", model_config_pb2.TYPE_FP32, [CLASSES]),
-        ("top_scores", model_config_pb2.TYPE_FP32, [2]),
-        ("top_classes", model_config_pb2.TYPE_INT64, [2]),
+    # Triton finds a label by a score's place, which is the class in the first two, and the rank in the others.
+    assert [(each.name, each.data_type, list(each.dims), each.label_filename) for each in parsed(folder).output] == [
+        ("logits", model_config_pb2.TYPE_FP32, [CLASSES], "labels.txt"),
+        ("probabilities", model_config_pb2.TYPE_FP32, [CLASSES], "labels.txt"),
+        ("top_scores", model_config_pb2.TYPE_FP32, [2], ""),
+        ("top_classes", model_config_pb2.TYPE_INT64, [2], ""),
     ]
 
 

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from PIL import Image
 
-from growtas.errors import CheckpointError, DataError, UsageError
+from growtas.errors import CheckpointError, DataError, DeviceError, UsageError
 from growtas.export.artifact import write_manifest
+from growtas.export.graph.edit import describe, load_model, save_model
 from growtas.export.runtimes.base import is_installed
 from growtas.export.serving import predictor as module
 from growtas.export.serving.image_files import find_images
@@ -103,8 +107,6 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
 
 
 def test_the_newest_onnx_file_answers(tmp_path: Path) -> None:
-    import os
-
     with pytest.raises(UsageError, match="no artifact here; make one with `growtas export`"):
         newest_artifact(tmp_path)
     old, new = artifact(tmp_path, name="b"), artifact(tmp_path, name="a")
@@ -298,3 +300,99 @@ def test_another_number_of_classes_than_the_manifests_is_found_by_the_first_run(
         predictor.signature = dataclasses.replace(predictor.signature, outputs=(wrong,))
         with pytest.raises(CheckpointError, match=r"gives logits of shape \[1, 5\], and its manifest says \[1, 6\]"):
             predictor.warm_up(1)
+
+
+def test_what_answers_by_default_was_made_for_this_machine(tmp_path: Path) -> None:
+    plain = artifact(tmp_path, name="net")
+    time = plain.stat().st_mtime
+    # Newer ones: for a plan's GPU, for a runtime without kernels, and for CPUs.
+    for later, (name, record) in enumerate(
+        {
+            "net.fp16": {"precision": "fp16"},
+            "net.int8-gpu": {"precision": "int8", "conversion": {"rest": "fp16"}},
+            "net.bf16": {"precision": "bf16", "executed": False, "not_executed_because": "no kernels for bf16"},
+        }.items(),
+        start=1,
+    ):
+        os.utime(artifact(tmp_path, name=name, **record), (time + later, time + later))
+    (tmp_path / "net.plan").write_bytes(b"plan")
+    write_manifest(tmp_path / "net.plan", {"plan": {"runtime": "tensorrt", "targets": ["sm01"]}})
+    assert newest_artifact(tmp_path) == plain
+    int8 = artifact(tmp_path, name="net.int8", precision="int8", conversion={"rest": "fp32"})
+    os.utime(int8, (time + 9, time + 9))
+    assert newest_artifact(tmp_path) == int8
+    for path in (plain, int8):
+        path.unlink()
+    assert newest_artifact(tmp_path).name == "net.int8-gpu.onnx"
+    for name in ("net.fp16", "net.int8-gpu"):
+        (tmp_path / f"{name}.onnx").unlink()
+    with pytest.raises(UsageError, match=r"net\.bf16\.onnx can't run here: no kernels for bf16; net\.plan can't run here"):
+        newest_artifact(tmp_path)
+
+
+def test_a_file_that_can_not_run_answers_with_the_manifests_reason(tmp_path: Path) -> None:
+    path = artifact(tmp_path)
+    proto = onnx.load(path)
+    proto.graph.node[-1].domain = "nowhere"
+    proto.opset_import.add(domain="nowhere", version=1)
+    onnx.save(proto, path)
+    record = json.loads(path.with_name("net.onnx.json").read_text())
+    del record["artifact"]
+    write_manifest(path, {**record, "executed": False, "not_executed_because": "no machine has this operator"})
+    with pytest.raises(DeviceError, match=r"net\.onnx: it can't run here: no machine has this operator"):
+        Predictor(path)
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+def test_a_bare_onnx_file_answers_by_its_own_metadata(tmp_path: Path, pixels: bool) -> None:
+    path = artifact(tmp_path, pixels=pixels, softmax=True, top_k=2)
+    model = load_model(path)
+    describe(model, preprocess=RECORD, class_names=NAMES)
+    save_model(model, path, "the graph")
+    path.with_name("net.onnx.json").unlink()
+    with Predictor(path, threads=1) as predictor:
+        signature = predictor.signature
+        assert signature.class_names == tuple(NAMES)
+        assert signature.preprocess == RECORD
+        assert [output.name for output in signature.outputs] == ["logits", "probabilities", "top_scores", "top_classes"]
+        prepared = predictor.prepare(noise())[None]
+        assert (prepared.dtype == np.uint8) == pixels
+        answers = predictor.run_all(prepared)
+    assert answers["top_classes"][0][0] == answers["logits"][0].argmax()
+
+
+def test_a_renamed_artifact_is_found_by_its_hash(tmp_path: Path) -> None:
+    path = artifact(tmp_path)
+    renamed = path.rename(tmp_path / "model.onnx")
+    with Predictor(renamed, threads=1) as predictor:
+        assert predictor.signature.class_names == tuple(NAMES)
+    renamed.write_bytes(renamed.read_bytes() + b" ")
+    with pytest.raises(CheckpointError):
+        Predictor(renamed)
+
+
+@needs_openvino
+def test_the_two_files_of_an_ir_may_be_renamed(tmp_path: Path) -> None:
+    xml = as_ir(artifact(tmp_path))
+    for suffix in (".xml", ".bin", ".xml.json"):
+        xml.with_suffix(suffix).rename(tmp_path / f"model{suffix}")
+    with Predictor(tmp_path / "model.xml", threads=1) as predictor:
+        np.testing.assert_allclose(predictor.run(images(2)), reference(images(2)), rtol=1e-4, atol=1e-5)
+    (tmp_path / "model.bin").write_bytes(b"\0" * (tmp_path / "model.bin").stat().st_size)
+    with pytest.raises(CheckpointError, match=r"model\.bin is not the one"):
+        Predictor(tmp_path / "model.xml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("mean", "grey", "has the mean grey, which must be a list of 3 numbers"),
+        ("std", [0.5, 0.5, None], "which must be a list of 3 numbers"),
+        ("image_size", "224", "image_size '224', which must be a whole number"),
+        ("crop_pct", 0, "crop_pct '0', which must be a number above zero"),
+        ("interpolation", None, "must be a name such as bicubic"),
+    ],
+)
+def test_a_damaged_record_of_the_preprocessing_is_one_sentence(tmp_path: Path, key: str, value: Any, match: str) -> None:
+    with pytest.raises(CheckpointError, match=match):
+        Predictor(artifact(tmp_path, preprocess={**RECORD, key: value}))
