@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -41,7 +42,7 @@ class Rule:
 
 def whole(low: int, high: float = math.inf, *, null: bool = False) -> Rule:
     """Whole numbers from ``low`` to ``high``; ``null`` lets in None."""
-    legal = f"a whole number from {low} to {high:g}" if high < math.inf else f"a whole number of {low} or more"
+    legal = f"a whole number from {low} to {high:,}" if high < math.inf else f"a whole number of {low} or more"
 
     def accepts(value: Any) -> bool:
         if value is None:
@@ -60,8 +61,9 @@ def real(low: float, high: float = math.inf, *, above: bool = False, null: bool 
     def accepts(value: Any) -> bool:
         if value is None:
             return null
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return number and low <= value <= high and (value > low or not above)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        # Not all whole numbers fit a float, and NaN is not below anything.
+        return number and low <= value <= min(high, sys.float_info.max) and (value > low or not above)
 
     return Rule(accepts, legal + (" or null" if null else ""))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,13 +21,23 @@ STAGED = ("growtas", "growtas-plus")
 """Methods to which stages, subspaces and transitions mean something."""
 
 
+# timm itself passes over sections that it does not know, and takes any number.
+_RAND = r"rand(-(m\d{1,2}|n[1-9]\d?|mstd\d{1,3}(\.\d+)?|mmax\d{1,2}|p(0(\.\d+)?|1(\.0*)?)|inc[01]|t(weights|3a|3aw)))*"
+_AUGMIX = r"augmix(-(m\d{1,2}|w[1-9]|d[1-9]|a\d{1,2}(\.\d+)?|b[01]|mstd\d{1,3}(\.\d+)?))*"
+_POLICY = re.compile(rf"{_RAND}|{_AUGMIX}|(original|originalr|v0|v0r|3a)(-mstd\d{{1,3}}(\.\d+)?)?", re.ASCII)
+
+
+def _is_policy(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and _POLICY.fullmatch(value) is not None)
+
+
 def _is_epochs(value: Any) -> bool:
     above_zero = real(0, above=True).accepts
     return value is None or value == "auto" or (isinstance(value, list | tuple) and all(above_zero(item) for item in value))
 
 
 def _is_caps(value: Any) -> bool:
-    above_zero = real(0, above=True, null=True).accepts
+    above_zero = real(0, 1e6, above=True, null=True).accepts
     return value is None or (
         isinstance(value, list | tuple)
         and len(value) > 0
@@ -100,44 +111,50 @@ class Recipe:
     )
     init: str | None = checked(None, text(null=True))
     epochs: int = checked(30, whole(1, 100_000))
-    batch_size: int = checked(128, whole(1))
-    accumulate: int = checked(1, whole(1))
+    batch_size: int = checked(128, whole(1, 10_000_000))
+    accumulate: int = checked(1, whole(1, 100_000))
     optimizer: str = checked("adamw", one_of("adamw", "sgd"))
     momentum: float = checked(0.9, real(0, 0.9999))
-    lr: float = checked(1e-3, real(0, above=True))
-    min_lr: float = checked(1e-5, real(0))
-    warmup_epochs: float = checked(1.0, real(0))
-    warmup_lr: float = checked(1e-6, real(0))
-    weight_decay: float = checked(0.05, real(0))
+    lr: float = checked(1e-3, real(0, 1000, above=True))
+    min_lr: float = checked(1e-5, real(0, 1000))
+    warmup_epochs: float = checked(1.0, real(0, 100_000))
+    warmup_lr: float = checked(1e-6, real(0, 1000))
+    weight_decay: float = checked(0.05, real(0, 1000))
     label_smoothing: float = checked(0.1, real(0, 0.99))
-    mixup: float = checked(0.0, real(0))
-    cutmix: float = checked(0.0, real(0))
+    mixup: float = checked(0.0, real(0, 1000))
+    cutmix: float = checked(0.0, real(0, 1000))
     drop_path: float = checked(0.0, real(0, 0.99))
     pixel_range: tuple[float, float] | None = checked(None, PIXEL_RANGE)
     augment: str = checked("light", one_of("none", "light", "paper"))
-    crop_padding: int = checked(2, whole(0))
+    crop_padding: int = checked(2, whole(0, 1000))
     hflip: float = checked(0.5, real(0, 1))
-    auto_augment: str | None = checked(None, text(null=True))
+    auto_augment: str | None = checked(
+        None,
+        Rule(
+            _is_policy,
+            "a policy of timm (rand or augmix with sections, as in rand-m9-mstd0.5-inc1, original, originalr, v0, v0r, 3a) or null",
+        ),
+    )
     random_erasing: float = checked(0.0, real(0, 1))
-    color_jitter: float = checked(0.0, real(0))
-    repeated_aug: int = checked(1, whole(1))
+    color_jitter: float = checked(0.0, real(0, 10))
+    repeated_aug: int = checked(1, whole(1, 1000))
     transitions: tuple[float, ...] | str | None = checked(None, Rule(_is_epochs, "a list of epochs above zero, auto, or null"))
-    stages: int = checked(2, whole(1))
+    stages: int = checked(2, whole(1, 1000))
     subspaces: tuple[tuple[float | None, float | None], ...] | None = checked(
         None, Rule(_is_caps, "a list of [max_embed_dim, max_mlp_ratio] pairs with null for no cap, or null")
     )
-    search_images: int = checked(10_000, whole(1))
+    search_images: int = checked(10_000, whole(1, 100_000_000))
     monitor_images: int = checked(2_000, whole(1, 2_000))
-    clip_grad: float | None = checked(None, real(0, above=True, null=True))
+    clip_grad: float | None = checked(None, real(0, 100_000, above=True, null=True))
     amp: str = checked("auto", one_of("auto", "fp32", "bf16", "fp16"))
     ema_decay: float | None = checked(None, real(0, 0.999999, null=True))
     teacher: str | None = checked(None, text(null=True))
     teacher_checkpoint: str | None = checked(None, text(null=True))
     teacher_weight: float = checked(0.5, real(0, 1))
-    temperature: float = checked(1.0, real(0, above=True))
-    keep_checkpoints: int = checked(2, whole(1))
-    save_minutes: float = checked(15.0, real(0))
-    probe_epochs: int = checked(1, whole(1))
+    temperature: float = checked(1.0, real(0, 1000, above=True))
+    keep_checkpoints: int = checked(2, whole(1, 100_000))
+    save_minutes: float = checked(15.0, real(0, 500_000))
+    probe_epochs: int = checked(1, whole(1, 100_000))
     seed: int = checked(0, whole(0, 2**32 - 1))
     workers: int = checked(0, whole(0, 256))
 

@@ -56,7 +56,11 @@ def resolve_recipe(recipe: str | Recipe | None = None, fields: Mapping[str, Any]
         raise ConfigError(f"the recipe {named.name} has the method {named.method}; run it with `growtas finetune`")
     resolved = named.override(file_fields, fields)
     _refuse_ignored(named, resolved, fields)
-    make_strategy(resolved, resolved.search_space())
+    space = resolved.search_space()
+    if resolved.subspaces is None and not {"stages", "transitions"} & given.keys():
+        # A recipe's number of stages is for spaces of several widths; one that the user gives is checked as it is.
+        resolved = resolved.override({"stages": min(resolved.stages, len(space.embed_dim))})
+    make_strategy(resolved, space)
     return resolved
 
 

@@ -44,9 +44,9 @@ class FocusFormerOptions:
 
     budgets: int = checked(4, whole(1, 1000))
     start: float = checked(0.1, real(0, 1))
-    every: int = checked(200, whole(1))
+    every: int = checked(200, whole(1, 10_000_000))
     samples: int = checked(8, whole(1, 10_000))
-    images: int = checked(500, whole(1))
+    images: int = checked(500, whole(1, 100_000_000))
     lr: float = checked(0.05, real(0, 100, above=True))
     penalty: float = checked(0.5, real(0, 100))
     entropy: float = checked(0.1, real(0, 100))

@@ -23,7 +23,9 @@ class ProgressivePlus(Strategy):
         super().__init__(space, recipe)
         self.frozen: Subspace = recipe.growth(space).subspaces[0]
         if self.frozen.restrict(space) == space:
-            raise ConfigError("growtas-plus trains what A_1 leaves out, but A_1 is the whole space; give stages of 2 or more")
+            raise ConfigError(
+                "growtas-plus trains what A_1 leaves out, but A_1 is the whole space; give stages of 2 or more, or subspaces"
+            )
 
     def draw(self, step: int, epoch: float) -> tuple[Pass, ...]:
         rng = self.rng(step)

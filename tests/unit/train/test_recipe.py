@@ -1,8 +1,10 @@
+import dataclasses
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.data import create_transform
 
 from growtas.errors import ConfigError
 from growtas.growth import Subspace
@@ -16,7 +18,7 @@ MICRO = PRESETS["micro"]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "epochs is 0; it must be a whole number from 1 to 100000"),
+        ({"epochs": 0}, "epochs is 0; it must be a whole number from 1 to 100,000"),
         ({"epochs": 2.5}, "epochs is 2.5; it must be a whole number"),
         ({"epochs": True}, "epochs is True"),
         ({"lr": 0}, "lr is 0; it must be a number above 0"),
@@ -26,11 +28,11 @@ MICRO = PRESETS["micro"]
         ({"augment": "heavy"}, "augment is 'heavy'; it must be none, light or paper"),
         ({"pixel_range": [4095, 0]}, r"pixel_range is \[4095, 0\]; it must be two numbers, the value of black and the larger one"),
         ({"hflip": 1.5}, "hflip is 1.5; it must be a number from 0 to 1"),
-        ({"monitor_images": 5000}, "monitor_images is 5000; it must be a whole number from 1 to 2000"),
+        ({"monitor_images": 5000}, "monitor_images is 5000; it must be a whole number from 1 to 2,000"),
         ({"transitions": [0, 3]}, r"transitions is \[0, 3\]; it must be a list of epochs above zero, auto, or null"),
         ({"transitions": 3}, "transitions is 3; it must be a list"),
         ({"subspaces": [[32]]}, "max_embed_dim, max_mlp_ratio"),
-        ({"clip_grad": -1}, "clip_grad is -1; it must be a number above 0 or null"),
+        ({"clip_grad": -1}, "clip_grad is -1; it must be a number above 0, up to 100000 or null"),
         ({"amp": 1}, "amp is 1; it must be auto, fp32, bf16 or fp16"),
         ({"seed": -1}, "seed is -1"),
         ({"min_lr": 1.0}, "min_lr is 1, above lr, which is 0.001"),
@@ -43,6 +45,50 @@ MICRO = PRESETS["micro"]
 def test_wrong_values(changes, message):
     with pytest.raises(ConfigError, match=message):
         Recipe(**changes)
+
+
+NUMBERS = [entry.name for entry in dataclasses.fields(Recipe) if entry.type in ("int", "float", "float | None")]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e300, 10**400, -1])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_has_its_bounds(name, value):
+    with pytest.raises(ConfigError, match=f"^{name} is .*; it must be a (whole )?number"):
+        Recipe(**{name: value})
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, 10**400])
+def test_numbers_in_lists_have_bounds_too(value):
+    with pytest.raises(ConfigError, match="^transitions is"):
+        Recipe(transitions=(value,))
+    with pytest.raises(ConfigError, match="^subspaces is"):
+        Recipe(subspaces=((value, None), (None, None)))
+
+
+POLICIES = (
+    "rand", "rand-m9-mstd0.5-inc1", "rand-n3-m10-mstd0.5-inc1", "rand-m9-mstd101-mmax10-p0.5-tweights",
+    "augmix", "augmix-m5-w4-d2", "augmix-m3-w3-d1-b1-a1.0-mstd0.5", "original", "originalr-mstd0.5", "v0", "v0r", "3a",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_policies_of_timm(policy):
+    recipe = Recipe(augment="paper", auto_augment=policy)
+    create_transform((3, 32, 32), is_training=True, auto_augment=recipe.auto_augment)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "", " ", "none", "foo", "Rand-m9", "rand m9", "rand-", "rand-x3", "rand-mfoo", "rand-m1e9", "rand-n0", "rand-n3.5",
+        "rand-n100000", "rand-m-5", "rand-w1", "rand-p2", "rand-mstdnan", "rand-mstdinf",
+        "rand-tmine", "rand-m9\n", "augmix-w0", "augmix-d-2",
+        "augmix-m5-x", "v1", "original-m5", "randaugment", 9, ["rand"], True,
+    ],
+)  # fmt: skip
+def test_a_policy_that_timm_does_not_have(policy):
+    with pytest.raises(ConfigError, match="^auto_augment is .*; it must be a policy of timm"):
+        Recipe(augment="paper", auto_augment=policy)
 
 
 def test_an_unknown_field_names_the_nearest():

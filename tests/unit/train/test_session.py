@@ -7,11 +7,13 @@ import multiprocessing
 import os
 import random
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 
 from growtas.checkpoint import load_model, load_supernet, load_tensors, save_model
@@ -21,6 +23,7 @@ from growtas.errors import CheckpointError, ConfigError, DataError, DeviceError,
 from growtas.files import read_json, read_json_lines
 from growtas.nn.extract import extract
 from growtas.progress import Progress
+from growtas.space import load_space
 from growtas.train import trainer as trainer_module
 from growtas.train.events import EpochDone, StepDone, TrainingStarted
 from growtas.train.image_loader import make_loader
@@ -256,6 +259,30 @@ def test_weights_that_are_not_finite_are_not_saved(begin, monkeypatch):
     with pytest.raises(TrainingError, match="epoch 1: a weight is not finite any more"):
         session.train()
     assert session.run.checkpoints == []
+
+
+@pytest.mark.parametrize("method", ["growtas", "sandwich", "shrinking", "prenas", "focusformer"])
+def test_a_space_of_one_subnet(begin, tmp_path, method):
+    space = {"name": "one", "embed_dim": [16], "num_heads": [2], "mlp_ratio": [2], "depth": [2], "head_dim": 8, "image_size": 8}
+    (tmp_path / "one.yaml").write_text(json.dumps({**space, "patch_size": 4, "max_relative_position": 1}))
+    session = begin(space=str(tmp_path / "one.yaml"), method=method, epochs=1, batch_size=256)
+    assert session.train()["state"] == "finished"
+    assert len(set(session.run.info["test_accuracy"].values())) == 1
+
+
+def test_one_width_has_one_stage_unless_more_are_asked_for(tiny, tmp_path):
+    content = yaml.safe_load(Path(tiny).read_text())
+    (tmp_path / "narrow.yaml").write_text(yaml.safe_dump({**content, "embed_dim": [8]}))
+    narrow = str(tmp_path / "narrow.yaml")
+    for recipe in (None, "digits-demo"):
+        assert resolve_recipe(recipe, {"space": narrow}).stages == 1
+        assert resolve_recipe(recipe, {"space": tiny}).stages == 2
+    with pytest.raises(ConfigError, match="stages is 2; .* has 1 choices of embed_dim"):
+        resolve_recipe(None, {"space": narrow, "stages": 2})
+    with pytest.raises(ConfigError, match="growtas-plus trains what A_1 leaves out"):
+        resolve_recipe(None, {"space": narrow, "method": "growtas-plus", "init": "any"})
+    capped = resolve_recipe(None, {"space": narrow, "subspaces": [[None, 1], [None, None]], "transitions": [3]})
+    assert len(capped.growth(load_space(narrow)).subspaces) == 2
 
 
 class Told(Progress):
