@@ -27,6 +27,8 @@ from growtas.subnet import Subnet
 
 Role = Literal["fit", "held-out", "repeat"]
 """What a sample is for: fitting a model, testing it, or comparing with another time."""
+ATTEMPTS = 2
+"""Times that a group is measured for its ratios; where one is to be more precise, its subnet gets more visits."""
 PRECISE = 0.04
 """Half width of an unsteady sample's interval, relative to it, from which on no further rounds are taken for it."""
 
@@ -70,7 +72,7 @@ class Bounds:
     Attributes:
         cv: largest robust coefficient of variation of a subnet's blocks; see :func:`spread`.
         drift: largest relative change of the reference against usual, or against the groups accepted before.
-        tries: how often a group is measured at most.
+        tries: how often a group is measured at most; without ``strict``, at most :data:`ATTEMPTS` times.
         group: subnets measured together, beside the reference.
         strict: refuse what is not steady, after pauses, instead of marking it.
     """
@@ -249,10 +251,11 @@ class Campaign:
         return [self.settled(sample) for sample in samples if sample is not None]
 
     def _group(self, pending: list[Subnet], visit: int) -> None:
-        """Measures a group: steady subnets once, the others until their ratio to the reference is precise, or ``tries`` times."""
+        """Measures a group: steady subnets once, the others until their ratio to the reference is precise, or twice."""
         blocks: dict[Subnet, list[Block]] = {subnet: [] for subnet in pending}
         beside: list[Block] = []
-        for attempt in range(self.bounds.tries):
+        attempts = min(self.bounds.tries, ATTEMPTS)
+        for attempt in range(attempts):
             *turns, reference = self._timer([*pending, self.reference])
             beside += reference
             why = self._complaint(medians(reference))
@@ -262,7 +265,7 @@ class Campaign:
                 sample = None if why else self._steady(subnet, times, reference, visit)
                 if sample is None:
                     paired = PairedRatio.of_blocks(blocks[subnet], beside)
-                    if paired.half_width <= PRECISE or attempt == self.bounds.tries - 1:
+                    if paired.half_width <= PRECISE or attempt == attempts - 1:
                         sample = self._unsteady(subnet, blocks[subnet], beside, paired, visit)
                 if sample is not None:
                     accepted.append(sample)
