@@ -188,7 +188,8 @@ def test_the_points_choose_the_axis_and_the_limit_is_always_there(write, limit, 
 
 
 def test_the_axis_is_what_was_limited(write):
-    assert "MACs" in Page(write(Limits(max_macs=10**9)) / "report.html").texts
     a10 = Target(device="a10", estimator=RooflineLatency(profile=load_profile("a10"), space=MICRO))
-    assert "params" in Page(write(Limits(max_params=10**9), (a10,)) / "report.html").texts
-    assert "latency of a10, ms (modelled)" in Page(write(targets=(a10,)) / "report.html").texts
+    assert "accuracy over MACs" in Page(write(Limits(max_macs=10**9)) / "report.html").texts
+    assert "accuracy over params" in Page(write(Limits(max_params=10**9), (a10,)) / "report.html").texts
+    assert "accuracy over weights in fp32" in Page(write(Limits(max_size_bytes=10**9)) / "report.html").texts
+    assert "accuracy over latency of a10, ms (modelled)" in Page(write(targets=(a10,)) / "report.html").texts
