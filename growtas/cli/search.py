@@ -32,7 +32,7 @@ def search(
     max_macs: Annotated[
         str | None,
         Option(
-            help="Limit on multiply-accumulates for one image: 1.3G, or a plain number; as in papers, without the relative position."
+            help="Limit on multiply-accumulates for one image, 1.3G or a plain number; as in papers, without the relative position."
         ),
     ] = None,
     max_macs_with_relative_position: Annotated[
