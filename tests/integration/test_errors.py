@@ -159,7 +159,7 @@ def test_an_impossible_limit_is_answered_with_the_nearest(growtas, run, limit, n
     assert not (run.path / "search" / "subnet.json").exists()
 
 
-@pytest.mark.parametrize("limit", [["--max-params", "6"], ["--max-latency", "5", "--device", "a10"], ["--max-macs", "1.3X"]])
+@pytest.mark.parametrize("limit", [["--max-params", "6X"], ["--max-latency", "5", "--device", "a10"], ["--max-macs", "1.3X"]])
 def test_a_limit_without_a_unit(growtas, run, limit):
     code, err = growtas("search", *limit)
     assert code == 2
