@@ -77,7 +77,7 @@ def limited_torch() -> Iterator[None]:
 
 def usable_memory() -> int:
     """Bytes of memory that this process may use: the machine's, or its control groups' where less; 4 GiB where nothing tells."""
-    sizes = []
+    sizes = list[float]()
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     # Without a limit the file says "max", or a number beyond any machine's.

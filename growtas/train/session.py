@@ -126,7 +126,7 @@ class Session:
         """Measures the teacher, says and records how good it is; a run that is continued only says it again."""
         if self.teacher is None:
             return
-        record = self.run.info.get("teacher") or self.teacher.record
+        record: dict[str, Any] = self.run.info.get("teacher") or self.teacher.record
         teacher = self.teacher.to(self.device)
         if "accuracy" not in record:
             progress.stage("measuring the teacher")
@@ -135,7 +135,7 @@ class Session:
             record = {**record, "accuracy": accuracy, "images": len(images), "chance": most_frequent}
             if self.world.is_main:
                 self.run.update(teacher=record)
-        accuracy, count, chance = (record[key] for key in ("accuracy", "images", "chance"))
+        accuracy, count, chance = record["accuracy"], record["images"], record["chance"]
         progress.note(f"teacher: {record['model']}, accuracy {accuracy:.1%} on {count:,} images of the search split")
         if accuracy < chance + 3 * math.sqrt(chance * (1 - chance) / count):
             progress.note(
@@ -276,7 +276,7 @@ def resume_session(
         raise UsageError(f"{run.path}: process {run.state().pid} is training this run; wait for it, or stop it first")
     recipe = Recipe.from_dict(info["recipe"], source=str(run.path / "run.json"))
     given = {**(read_config(config) if config else {}), **(options or {})}
-    free = FREE_ON_RESUME
+    free: tuple[str, ...] = FREE_ON_RESUME
     if info.get("teacher") is not None:
         free += tuple(key for key in ("teacher", "teacher_checkpoint") if recipe.to_dict()[key] == info["teacher"]["weights"])
     for key, value in recipe.override(given).to_dict().items():

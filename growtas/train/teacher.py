@@ -72,7 +72,7 @@ class Teacher(nn.Module):
             "scale": std_here / std, "shift": (mean_here - mean) / std, "black": -mean / std, "white": (1 - mean) / std
         }.items():  # fmt: skip
             self.register_buffer(buffer, value, persistent=False)
-        self.record = {
+        self.record: dict[str, Any] = {
             "model": name,
             "weights": weights,
             "sha256": _digest(model),
@@ -171,7 +171,7 @@ def check_same_teacher(teacher: Teacher | None, recorded: Mapping[str, Any] | No
 
 def absolute_teacher(recipe: Recipe) -> Recipe:
     """The recipe with the full paths of its teacher's files, by which a run that is continued elsewhere finds them."""
-    paths = {
+    paths: dict[str, Any] = {
         key: str(Path(value).expanduser().absolute())
         for key in ("teacher", "teacher_checkpoint")
         if (value := getattr(recipe, key)) is not None and (key == "teacher_checkpoint" or value.endswith(".safetensors"))
@@ -201,7 +201,8 @@ def _timm_model(name: str, checkpoint: str | None, preprocess: Mapping[str, Any]
             network = timm.create_model(name, pretrained=True)  # with its own head: another one would be drawn at random
         else:
             network = timm.create_model(name, num_classes=classes, in_chans=_channels_of(name, state))
-            head = _first(network.pretrained_cfg.get("classifier"))
+            about: dict[str, Any] = vars(network)["pretrained_cfg"]
+            head = _first(about.get("classifier"))
             if (weight := state.get(f"{head}.weight")) is not None:
                 _check_classes(f"{checkpoint}: the teacher", len(weight), classes, CheckpointError)
             network.load_state_dict(state)
@@ -212,12 +213,12 @@ def _timm_model(name: str, checkpoint: str | None, preprocess: Mapping[str, Any]
         where = f"with the weights {checkpoint}" if checkpoint else f"with its pretrained weights (or name a file: {_OPTION})"
         raise ConfigError(f"the teacher {name} can't be made by timm {where}: {reason}") from None
     if state is None:  # a model from a hub says how many classes it has only now
-        _check_classes(f"the pretrained teacher {name}", network.num_classes, classes)
-    config = resolve_model_data_config(network)
+        _check_classes(f"the pretrained teacher {name}", vars(network)["num_classes"], classes)
+    config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     if state is not None:
         config["input_size"] = (_channels_of(name, state), *config["input_size"][1:])
         config |= {key: _per_channel(config[key], config["input_size"][0]) for key in ("mean", "std")}
-    about = network.pretrained_cfg
+    about = vars(network)["pretrained_cfg"]
     full_name = f"{about['architecture']}.{about['tag']}" if about.get("tag") and ":" not in name else name
     return Teacher(network, config, preprocess, name=full_name, weights=checkpoint)
 
