@@ -225,7 +225,9 @@ def test_a_front(run, growtas):
     assert (code, json.loads(out)["evaluated"], json.loads(out)["best"]) == (0, 0, result["best"])
 
 
-@pytest.mark.parametrize(("space", "found"), [("micro", True), ("micro-14px", True), ("micro-56px", False), ("autoformer-t", False)])
+@pytest.mark.parametrize(
+    ("space", "found"), [("micro", True), ("micro-14px", True), ("micro-56px", False), ("autoformer-t", False)]
+)
 def test_a_space_is_found_at_another_image_size(run, growtas, space, found):
     make_run(Path(), "small", PRESETS["micro"].resized(14))
     code, out, err = growtas("search", "--space", space, "--max-params", "90K", *QUICK, "--json")
