@@ -63,7 +63,7 @@ def test_from_a_trained_run_to_a_benched_artifact(cli: Cli, images: Path) -> Non
     arguments = ("runs/base/export/net.safetensors", "--data", images, "--image-size", "16", "--epochs", "8", "--lr", "0.01")
     code, out, err = cli("finetune", *arguments, "--name", "tuned", "--device", "cpu", "--set", "batch_size=8")
     assert code == 0, err
-    assert "training: tiny-finetuned on folder (36 training, 9 test images, 3 classes), finetune, 8 epochs, on cpu" in err
+    assert f"training: tiny-finetuned on {images} (36 training, 9 test images, 3 classes), finetune, 8 epochs, on cpu" in err
     assert "image size 8 -> 16; longest relative distance 1 -> 2; new head" in err
     assert str(MIXED) in out
     assert "next: growtas export runs/tuned" in out
