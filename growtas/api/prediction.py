@@ -80,8 +80,8 @@ def predict(
     """The best classes of images, from an artifact and its manifest alone; the run may be gone.
 
     Args:
-        artifact: its manifest lies beside it, which an ONNX file of growtas doesn't need; None for one of the newest run that was made
-            for this machine.
+        artifact: its manifest lies beside it, which an ONNX file of growtas doesn't need; None for one of the newest run that
+            was made for this machine.
         images: image files, folders of images, or patterns such as ``shoes/*.png``. A file that can't be read becomes a
             prediction with an error, and the others are answered.
         top: how many classes to give for each image.
