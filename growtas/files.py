@@ -108,6 +108,8 @@ def read_json(path: str | Path, what: str = "file") -> Any:
         raise CheckpointError(f"{path}: the {what} can't be read ({reason})") from None
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path}: the {what} is not JSON (line {error.lineno}: {error.msg})") from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path}: the {what} is damaged (a number with thousands of digits, or too many brackets)") from None
 
 
 def append_json_line(path: str | Path, data: Any) -> None:

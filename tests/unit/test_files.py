@@ -63,3 +63,10 @@ def test_unreadable_json_is_named(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"growtas")
     assert sha256(tmp_path / "a") == hashlib.sha256(b"growtas").hexdigest()
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a": ' + "9" * 10_000 + "}"])
+def test_json_that_python_gives_up_on_is_one_sentence(tmp_path, text):
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"m\.json: the manifest is damaged"):
+        read_json(tmp_path / "m.json", "manifest")
