@@ -16,7 +16,7 @@ def bench(
     artifacts: Annotated[
         list[str] | None,
         Argument(
-            help="Files (.safetensors, .pt2, .onnx, .xml, .plan), folders of them, run folders, or timm:NAME; by default all of the "
+            help="Files (.safetensors, .pt2, .onnx, .xml, .plan), folders of them, run folders, or timm:NAME; by default the "
             "newest run."
         ),
     ] = None,

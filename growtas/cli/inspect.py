@@ -152,4 +152,4 @@ def _compact(values: Any) -> str:
     """``[3, 3, 3]`` as ``3 x3``, others as they are."""
     if not isinstance(values, list) or not values:
         return str(values)
-    return f"{values[0]} x{len(values)}" if len(set(values)) == 1 else " ".join(map(str, values))
+    return f"{values[0]} x{len(values)}" if values.count(values[0]) == len(values) else " ".join(map(str, values))

@@ -174,3 +174,18 @@ def test_another_readme_stays_and_an_own_one_is_renewed(made: Path) -> None:
     (made.parent / CARD).write_text("mine")
     assert write_card(made.parent, manifests) is None
     assert (made.parent / CARD).read_text() == "mine"
+
+
+def test_the_card_has_the_steps_of_the_preprocessing_and_the_oldest_runtime(made: Path) -> None:
+    record = {**DIGITS_PREPROCESS, "image_size": 224, "crop_pct": 0.875}
+    onnx = {"opset": 20, "ir_version": 9, "oldest_onnxruntime": "1.17.0"}
+    text = card([write_manifest(made, described(preprocess=record, onnx=onnx)).manifest])
+    assert "crop_pct 0.875 |" in text
+    steps = [line for line in text.splitlines() if line[:3] in ("1. ", "2. ", "3. ", "4. ", "5. ")]
+    assert steps[0] == "1. Convert to RGB."
+    assert "Resize the short side to 256 pixels" in steps[1]
+    assert "bicubic" in steps[1]
+    assert steps[2] == "3. Cut out the middle 224 x 224 pixels."
+    assert "subtract the mean [0.5, 0.5, 0.5]" in steps[3]
+    assert len(steps) == 5
+    assert f"| `{made.name}` | 20 | 9 | 1.17.0 |" in text

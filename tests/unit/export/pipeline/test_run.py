@@ -282,6 +282,10 @@ def test_a_subnet_beyond_the_space_is_refused(run: Run, tmp_path: Path) -> None:
         ({"calibration_method": "mean"}, "--calibration-method is 'mean'; legal are minmax, percentile or entropy"),
         ({"opt_batch": 9}, "--opt-batch is 9; it must be from 1 to --max-batch"),
         ({"min_cosine": 2.0}, "--min-cosine is 2"),
+        ({"ir_version": 8}, "--ir-version is 8; legal are 9 to"),
+        ({"ir_version": 9, "precision": "bf16"}, r"legal are 10 to \d+ \(opset 22, which bf16 needs"),
+        ({"ir_version": 9, "formats": ("torch",)}, "--ir-version is for an ONNX file"),
+        ({"precision": "int8", "opset": 21}, "--opset is 21 with --precision int8; legal are 18 to 20"),
     ],
 )
 def test_wrong_options_are_found_before_any_work(run: Run, options: dict[str, Any], match: str) -> None:
@@ -291,7 +295,7 @@ def test_wrong_options_are_found_before_any_work(run: Run, options: dict[str, An
     assert stages == []
 
 
-@pytest.mark.parametrize(("measured", "device", "precision"), [(None, None, "fp16"), ("fp32", None, "fp32"), (None, "l4", "fp32")])
+@pytest.mark.parametrize(("measured", "device", "precision"), [(None, None, "fp16"), ("fp32", None, "fp32"), (None, "l4", "fp16")])
 def test_a_plan_is_in_what_its_devices_limit_was_for(
     run: Run, measured: str | None, device: str | None, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +315,19 @@ def test_a_plan_is_in_what_its_devices_limit_was_for(
     with pytest.raises(BuildError, match="enough"):
         export_subnet(run, ExportOptions(formats=("trt",), device=device))
     assert asked == [precision]
+
+
+def test_a_file_says_what_it_is_without_its_manifest(run: Run) -> None:
+    artifacts = export_subnet(run, ExportOptions(precision="fp16", preprocess=True, softmax=True, ir_version=10))
+    files = [artifact for artifact in artifacts if artifact.path.suffix == ".onnx"]
+    assert len(files) == 3
+    for artifact in files:
+        proto = onnx.load(artifact.path)
+        metadata = {entry.key: json.loads(entry.value) for entry in proto.metadata_props}
+        assert metadata == {"preprocess": run.info["preprocess"], "class_names": run.info["class_names"]}
+        recorded = artifact.manifest.to_dict()["onnx"]
+        assert (recorded["opset"], recorded["ir_version"], recorded["oldest_onnxruntime"]) == (20, 10, "1.17.0")
+        assert proto.ir_version == 10
 
 
 def test_the_plain_module_lies_beside_its_weights(run: Run) -> None:
