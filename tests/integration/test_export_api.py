@@ -54,3 +54,10 @@ def test_wrong_arguments_are_one_sentence(run: Run) -> None:
         api.export(run, instances=2)
     with pytest.raises(UsageError, match="no artifacts here; make some with `growtas export runs/tiny`"):
         api.verify(run=run)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_the_folder_is_a_path_or_its_text(run: Run, tmp_path: Path, kind: type) -> None:
+    artifacts = api.export(run, formats=["torch"], images=32, out=kind("some where"))
+    assert [artifact.path for artifact in artifacts] == [Path("some where") / "tiny-subnet.safetensors"]
+    assert artifacts[0].path.is_file()
