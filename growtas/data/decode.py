@@ -111,6 +111,8 @@ class DecodeRules:
         Raises:
             DataError: the rules refuse the image; the message is the reason alone, without the image's name.
         """
+        if isinstance(image, ImageFile.ImageFile) and image.tile:
+            _load(image)
         turn = _TURNS.get(_orientation(image))
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # the same colours as straight to RGB, without Pillow's warning
@@ -146,9 +148,11 @@ class DecodeRules:
                 f"its values are signed and go down to {values.min()}, and no pixel_range says which of them is black and which "
                 f"white; train with --pixel-range LOW,HIGH"
             )
-        if np.isnan(values).any():
+        if image.mode == "F" and np.isnan(values).any():
             raise DataError("some of its values are not a number (NaN)")
-        scaled = np.rint((values.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+        # Of 16 bits a table is smaller than a float a value.
+        every = np.arange(65536) if values.dtype.kind == "u" and values.dtype.itemsize == 2 else None
+        scaled = _levels(values, low, high) if every is None else _levels(every, low, high)[values]
         # Pillow inverts what is stored with white as zero in 8 bits, but not in more.
         return Image.fromarray(255 - scaled if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else scaled)
 
@@ -162,17 +166,7 @@ def decode(file: IO[bytes]) -> Image.Image:
     """
     with file:
         image = read_header(file)
-        deep_colour = any(map(_is_deep_colour, image.tile))
-        top = _ppm_top(image)
-        upper_only = not image.mode.startswith("I") and (top > 255 or any(";16" in _raw_mode(tile.args) for tile in image.tile))
-        image.load()
-        _orientation(image)  # read while the file is open
-        if deep_colour:
-            image.info[_LOW_BYTES] = _low_bytes(file)
-        elif upper_only:
-            image.info[_UPPER_ONLY] = True
-        elif top > 255:
-            image.info[_TOP] = top
+        _load(image)
         return image
 
 
@@ -244,6 +238,26 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def _load(image: ImageFile.ImageFile) -> None:
+    """Reads the pixels of an image, and notes in its ``info`` what Pillow doesn't say of them."""
+    facts: dict[str, Any] = {}
+    top = _ppm_top(image)
+    if any(map(_is_deep_colour, image.tile)):
+        facts[_LOW_BYTES] = _low_bytes(image.fp)
+    elif image.mode.startswith("I"):
+        facts = {_TOP: top} if top else {}
+    elif top > 255 or any(";16" in _raw_mode(tile.args) for tile in image.tile):
+        facts[_UPPER_ONLY] = True
+    _orientation(image)  # read while the file is open
+    image.load()
+    image.info.update(facts)  # loading fills it anew
+
+
+def _levels(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Values from ``low`` to ``high`` as 0 to 255, rounded; what is outside is clipped."""
+    return np.rint((values.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+
+
 def _samples(image: Image.Image, tags: Mapping[int, Any]) -> tuple[NDArray[Any], tuple[float, float]]:
     """The values of an image of more than 8 bits a sample, and the least and largest of its type."""
     low_bytes = image.info.get(_LOW_BYTES)
@@ -264,13 +278,16 @@ def _samples(image: Image.Image, tags: Mapping[int, Any]) -> tuple[NDArray[Any],
     return (values.view(np.uint32), (0, 2**32 - 1)) if tags else (values, (0, 2**31 - 1))
 
 
-def _low_bytes(file: IO[bytes]) -> Image.Image:
+def _low_bytes(file: IO[bytes] | None) -> Image.Image:
     """The lower halves of a 16-bit colour image's samples, read as if its bytes were in the other order."""
+    assert file is not None, "its header was read from a file that is still open"
+    place = file.tell()
     file.seek(0)
     other = Image.open(file)
     other.tile = [tile._replace(args=_other_order(tile.args)) for tile in other.tile]
     grey = any(_raw_mode(tile.args) == "RGBA" for tile in other.tile)
     other.load()
+    file.seek(place)
     # Grey, alpha and their lower halves are read as if they were R, G, B and A: the second is the grey's lower half.
     return Image.merge("RGB", [other.getchannel(1)] * 3) if grey else other.copy()
 

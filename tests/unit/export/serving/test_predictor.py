@@ -20,6 +20,7 @@ from growtas.export.serving import predictor as module
 from growtas.export.serving.image_files import find_images
 from growtas.export.serving.predictor import Predictor, newest_artifact
 from tests.fake_runtime import FakeSession
+from tests.image_writers import write_png16
 from tests.progress_recorder import Recorder
 from tests.unit.export.serving.helpers import CLASSES, MAX_BATCH, NAMES, RECORD, SHAPE, SIZE, artifact, as_ir, images, reference
 
@@ -144,6 +145,15 @@ def test_an_image_that_is_not_loaded_yet_is_prepared_by_the_records_rules(tmp_pa
         made = artifact(tmp_path, pixels=True, preprocess={**RECORD, "decode": decode})
         with Predictor(made, threads=1) as predictor, Image.open(tmp_path / "turned.png") as opened:
             np.testing.assert_array_equal(predictor.prepare(opened), want)
+
+
+def test_an_image_of_16_bit_colours_that_is_not_loaded_yet(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (SIZE, SIZE, 3), np.uint16)
+    write_png16(tmp_path / "deep.png", values)
+    for declared, top in (([0, 4095], 4095), (None, 65535)):
+        made = artifact(tmp_path, pixels=True, preprocess={**RECORD, "decode": {"version": 1, "pixel_range": declared}})
+        with Predictor(made, threads=1) as predictor, Image.open(tmp_path / "deep.png") as opened:
+            np.testing.assert_array_equal(predictor.prepare(opened), np.rint(values * (255 / top)))
 
 
 def test_names_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
