@@ -168,3 +168,9 @@ def test_another_readme_stays_and_an_own_one_is_renewed(made: Path) -> None:
     (made.parent / CARD).write_text("mine")
     assert write_card(made.parent, manifests) is None
     assert (made.parent / CARD).read_text() == "mine"
+
+
+def test_a_latency_of_a_busy_machine_is_marked(made: Path) -> None:
+    latency = {"ms": 0.4, "kind": "measured", "device": "cpu", "percentile": "p50", "batch": 1, "unsteady": True}
+    text = card([write_manifest(made, described(search={"latency": latency})).manifest])
+    assert "| cpu | 0.4 ms | **measured, unsteady** | p50, batch 1 |" in text
