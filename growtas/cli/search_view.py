@@ -19,7 +19,7 @@ def show_result(result: SearchResult) -> None:
         _show_latencies(result)
     print_line(subnet_text(result.space, result.subnet))
     report = result.report
-    misses = sum(not finalist.meets for finalist in result.chosen.finalists)
+    misses = sum(not finalist.meets for finalist in result.chosen.finalists[:-1])
     if misses:
         print_line(f"{misses} better subnets were measured and miss a limit")
     reused = f", {report['reused']} more taken from the journal" if report["reused"] else ""

@@ -151,3 +151,11 @@ def test_odd_manifests_are_one_sentence(cli: Cli, artifact: Path) -> None:
 def test_help_does_not_load_torch() -> None:
     code = "import sys, growtas.cli.inspect; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_latency_of_a_busy_machine_is_marked(cli: Cli, artifact: Path) -> None:
+    latency = {"ms": 0.4, "kind": "measured", "device": "cpu", "percentile": "p50", "batch": 1, "unsteady": True}
+    write_manifest(artifact, manifest(search={"latency": latency}))
+    code, out, _ = cli("inspect", artifact)
+    assert code == 0
+    assert "0.4 ms measured, unsteady, p50, batch 1, on cpu" in out

@@ -182,10 +182,16 @@ def test_the_card_has_the_steps_of_the_preprocessing_and_the_oldest_runtime(made
     text = card([write_manifest(made, described(preprocess=record, onnx=onnx)).manifest])
     assert "crop_pct 0.875 |" in text
     steps = [line for line in text.splitlines() if line[:3] in ("1. ", "2. ", "3. ", "4. ", "5. ")]
-    assert steps[0] == "1. Convert to RGB."
+    assert steps[0].startswith("1. Convert to RGB (")
     assert "Resize the short side to 256 pixels" in steps[1]
     assert "bicubic" in steps[1]
     assert steps[2] == "3. Cut out the middle 224 x 224 pixels."
     assert "subtract the mean [0.5, 0.5, 0.5]" in steps[3]
     assert len(steps) == 5
     assert f"| `{made.name}` | 20 | 9 | 1.17.0 |" in text
+
+
+def test_a_latency_of_a_busy_machine_is_marked(made: Path) -> None:
+    latency = {"ms": 0.4, "kind": "measured", "device": "cpu", "percentile": "p50", "batch": 1, "unsteady": True}
+    text = card([write_manifest(made, described(search={"latency": latency})).manifest])
+    assert "| cpu | 0.4 ms | **measured, unsteady** | p50, batch 1 |" in text

@@ -124,8 +124,10 @@ def test_a_ratio_to_the_reference_is_found_under_load_and_its_interval_holds_it(
             error = sample.p50_ms / sample.reference_ms / (quiet(sample.subnet) / quiet(MICRO.middle())) - 1
             errors.append(abs(error))
             held += abs(error) <= max(sample.half_width or 2 * sample.cv, LEAST_MARGIN)
-    assert np.median(errors) < 0.03
-    assert np.quantile(errors, 0.95) < 0.06
+    # Where every block scatters by a quarter, 18 rounds tell less; the interval knows.
+    typical, largest = (0.03, 0.12) if load is restless else (0.02, 0.06)
+    assert np.median(errors) < typical
+    assert np.quantile(errors, 0.95) < largest
     assert held >= 0.9 * len(errors)
 
 

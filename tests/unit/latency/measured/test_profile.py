@@ -289,3 +289,23 @@ def test_names_that_look_like_slips(tmp_path, folder, name, near):
 def test_a_strange_name_of_a_space_makes_no_strange_file(tmp_path, folder):
     profile = build(tmp_path, space=MICRO.replace(name="../my space"))
     assert save(profile, folder).name == "box.-my-space.onnxruntime-fp32-b1.json"
+
+
+def test_an_unsteady_profile_says_so_and_a_false_claim_is_refused(tmp_path):
+    profile = build(tmp_path, samples=8, held_out=4, repeats=1)
+    (role, first), *others = profile.samples
+    marked = dataclasses.replace(profile, samples=((role, dataclasses.replace(first, half_width=0.05)), *others))
+    data = json.loads(json.dumps(marked.to_dict()))
+    assert (data["unsteady"], marked.unsteady) == (1, 1)
+    assert problems(data, SCHEMA) == []
+    read = MeasuredProfile.from_dict(data)
+    assert read == marked
+    assert "1 samples of the profile are unsteady" in read.estimator(MICRO).provenance
+    # A profile without such samples is as it has always been.
+    assert "unsteady" not in json.dumps(profile.to_dict())
+    for claim in (0, 2, None):
+        with pytest.raises(ConfigError, match="1 of the profile's samples are"):
+            MeasuredProfile.from_dict({**data, "unsteady": claim})
+    half = {key: value for key, value in data["samples"][0].items() if key != "half_width"}
+    with pytest.raises(ConfigError, match="sample 0: it must be an object"):
+        MeasuredProfile.from_dict({**data, "samples": [half, *data["samples"][1:]]})
