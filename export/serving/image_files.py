@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from growtas.data.class_folders import is_no_data
 from growtas.data.decode import readable_suffixes
 from growtas.errors import DataError
 from growtas.files import check_folder, refuse_url
@@ -49,7 +50,7 @@ def _inside(folder: Path, progress: Progress) -> list[Path]:
     readable = readable_suffixes()
     # A link that leads nowhere is reported when it is read.
     everything = sorted(file for file in folder.rglob("*") if os.path.isfile(file) or not os.path.exists(file))
-    visible = [file for file in everything if not any(_is_hidden(part) for part in file.relative_to(folder).parts)]
+    visible = [file for file in everything if not any(is_no_data(part) for part in file.relative_to(folder).parts)]
     images = [file for file in visible if file.suffix.lower() in readable]
     endings = Counter(file.suffix.lower() or "no ending" for file in visible if file.suffix.lower() not in readable)
     counts = ", ".join(f"{ending} {count}" for ending, count in endings.most_common(5))
@@ -60,7 +61,3 @@ def _inside(folder: Path, progress: Progress) -> list[Path]:
         files = "1 file is" if endings.total() == 1 else f"{endings.total()} files are"
         progress.note(f"{folder}: {files} left out, of kinds that this Pillow doesn't decode ({counts})")
     return images
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"

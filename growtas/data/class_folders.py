@@ -12,8 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from PIL import Image
-
+from growtas.data.decode import readable_suffixes
 from growtas.data.images import ReaderSet, file_set, listed
 from growtas.errors import DataError, choices
 
@@ -23,16 +22,7 @@ _NO_DATA = frozenset(
 )  # fmt: skip
 """Folders that operating systems, network drives and programs leave; those whose name begins with a dot are left out too."""
 _NO_IMAGES = frozenset(("thumbs.db", "desktop.ini"))
-_NOT_OPENED = frozenset(("BUFR", "GRIB", "HDF5", "IPTC", "MPEG", "EPS", "WMF", "PCD"))
-"""Formats that Pillow recognises, but opens only with a program or a handler of someone else's; and PCD, whose ending is commonly
-that of point clouds."""
 _PACKED = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
-
-
-def image_endings() -> frozenset[str]:
-    """Endings, in lower case, of the image files that this Pillow opens by itself."""
-    formats = Image.registered_extensions()  # loads all of Pillow's plugins
-    return frozenset(ending for ending, name in formats.items() if name in Image.OPEN and name not in _NOT_OPENED)
 
 
 class ClassFolders:
@@ -53,7 +43,7 @@ class ClassFolders:
         self.root = root
         self.skipped: Counter[str] = Counter()
         self.subfolders: dict[str, set[str]] = {}
-        self._endings = image_endings()
+        self._endings = readable_suffixes()
         self._remarks: list[str] = []
         self._no_data: Counter[str] = Counter()
         self._other_files: Counter[str] = Counter()
@@ -68,13 +58,13 @@ class ClassFolders:
 
     def folders(self, folder: Path) -> list[str]:
         """Names of the sub-folders that may hold data, sorted."""
-        return [entry.name for entry in _entries(str(folder)) if _is_folder(entry) and not _is_no_data(entry.name)]
+        return [entry.name for entry in _entries(str(folder)) if _is_folder(entry) and not is_no_data(entry.name)]
 
     def look_beside(self, folder: Path) -> None:
         """Counts what lies beside the sub-folders of a folder and is not read."""
         entries = _entries(str(folder))
         for entry in entries:
-            if _is_folder(entry) and _is_no_data(entry.name):
+            if _is_folder(entry) and is_no_data(entry.name):
                 self._leave_out(entry.name)
         images = [entry.name for entry in entries if _ending(entry.name) in self._endings and not _is_folder(entry)]
         if loose := [name for name in images if not name.startswith(".")]:
@@ -207,7 +197,7 @@ class ClassFolders:
                     if self._is_image(entry):
                         self._check_name(entry.path)
                         found.append((place, entry.name, _number(entry, identity[0])))
-                elif _is_no_data(entry.name):
+                elif is_no_data(entry.name):
                     self._leave_out(entry.name)
                 else:
                     (links if entry.is_symlink() else places).append(entry.path)
@@ -303,8 +293,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_no_data(name: str) -> bool:
-    return name.startswith(".") or name.casefold() in _NO_DATA
+def is_no_data(name: str) -> bool:
+    """Whether a folder or file is hidden, or one that systems and programs leave among people's data."""
+    return name.startswith(".") or name.casefold() in _NO_DATA | _NO_IMAGES
 
 
 def _ending(name: str) -> str:

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import EpsImagePlugin, ExifTags, Image, ImageFile, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 
 from growtas.errors import DataError
 from growtas.fields import Rule, real
@@ -55,8 +55,9 @@ _UPPER_ONLY = "growtas.upper_only"
 """Key in ``Image.info`` of 16-bit images whose lower halves can't be had."""
 _DEEP_COLOUR = ("RGB;16", "RGBA;16", "RGBX;16", _GREY_ALPHA)
 _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
-_STUBS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")
-"""Formats that Pillow recognises but can't decode."""
+_NOT_READ = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PCD", "WMF")
+"""Formats that Pillow recognises, but decodes only with somebody else's program; and PCD, whose ending is commonly that of point
+clouds."""
 _FEATURES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 """Formats that Pillow decodes where it was built with a library."""
 
@@ -222,13 +223,10 @@ def largest_sample(image: Image.Image) -> tuple[float, float]:
 
 
 def readable_suffixes() -> set[str]:
-    """Endings of files that this Pillow can decode, in lower case with the dot."""
-    Image.init()
-    formats = set(Image.OPEN) - set(_STUBS) | {"MPO"}
-    formats -= {name for name, feature in _FEATURES.items() if not features.check(feature)}
-    if not EpsImagePlugin.has_ghostscript():
-        formats.discard("EPS")
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
+    """Endings of files that this Pillow decodes by itself, in lower case with the dot."""
+    suffixes = Image.registered_extensions()  # loads all of Pillow's plugins
+    formats = {*Image.OPEN, "MPO"} - {*_NOT_READ, *(name for name, feature in _FEATURES.items() if not features.check(feature))}
+    return {suffix for suffix, name in suffixes.items() if name in formats}
 
 
 def reason(error: Exception) -> str:
