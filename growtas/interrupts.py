@@ -50,12 +50,15 @@ class Interrupts:
     def __enter__(self) -> Self:
         _Last.number = signal.SIGINT
         if threading.current_thread() is threading.main_thread():
+            if not isinstance(getattr(signal.getsignal(signal.SIGINT), "__self__", None), Interrupts):
+                _Last.time = float("-inf")  # what stopped earlier work of this process is no request to this one
             self._previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._on_signal:  # else somebody else's, such as a server's, which is to stay
+                signal.signal(number, handler)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from growtas.errors import CheckpointError
+from growtas.errors import CheckpointError, UsageError
 from growtas.export.artifact import Artifact, Manifest, load_artifact, read_manifest
 from growtas.export.formats import ONNX, OPENVINO, PROGRAM, TORCH, format_of, side_files
 from growtas.export.signature import PROBABILITIES, TOP_CLASSES
+from growtas.files import refuse_url
 
 _MAX_HEADER_BYTES = 100_000_000
 # As safetensors and OpenVINO abbreviate them, in lower case and without underscores.
@@ -70,6 +71,7 @@ def load_described(path: str | os.PathLike[str]) -> Artifact:
         CheckpointError: as :func:`growtas.export.artifact.load_artifact`, and the file doesn't say itself what goes in.
         UsageError: not an artifact.
     """
+    refuse_url(path, UsageError)
     path = Path(path)
     if format_of(path) is ONNX and read_manifest(path, verify=False) is None:
         manifest = own_description(path)

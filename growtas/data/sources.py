@@ -175,8 +175,6 @@ def _open_folder(name: str, path: Path, progress: Progress, *, check_images: boo
             raise DataError(f"{path}: a file, and no folder of images; unpack it where it is an archive, and name the folder")
         if called is None:
             raise DataError(f"{path}: there is no such folder")
-        if "://" in called:
-            raise DataError(f"{called}: a URL, and growtas fetches no images; download them, and name their folder")
         hint = nearest(called, ("digits", "fashion-mnist"))
         raise DataError(
             f"{called!r} is neither a known data set nor a folder; {hint}{' ' if hint else ''}legal are digits, fashion-mnist, "

@@ -88,7 +88,7 @@ def documents(folder):
     """What a search wrote, apart from times."""
     result = json.loads((folder / "result.json").read_text())
     counts = result.pop("processes")
-    for name in ("seconds", "time"):
+    for name in ("seconds", "time", "created"):
         del result[name]
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
     found = {json.dumps(line.get("subnet")): line for line in lines}
