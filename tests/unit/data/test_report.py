@@ -13,6 +13,7 @@ from growtas.data.report import check_data, find_duplicates
 from growtas.data.sources import open_data
 from growtas.errors import DataError
 from growtas.space import PRESETS
+from tests.image_writers import write_tiff
 
 MICRO = PRESETS["micro"]
 
@@ -163,6 +164,17 @@ def test_unreadable_images_are_all_counted(tmp_path, write_tree):
         DataError, match=r"^[^\n]*: 3 images can't be read; [^\n]*cat/3\.png[^\n]*dog/0\.png[^\n]*val/cat/1\.png[^\n]*$"
     ):
         check(open_data(str(tmp_path)))
+
+
+def test_images_of_16_bits_in_either_order_of_bytes(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        for name, order in (("intel", "<u2"), ("motorola", ">u2")):
+            (tmp_path / name).mkdir(exist_ok=True)
+            write_tiff(tmp_path / name / f"{number}.tif", rng.integers(0, 65536, (9, 9)).astype(order))
+    report = check(open_data(str(tmp_path)))
+    assert "grey images (I;16, I;16B) are converted to RGB" in warning(report, "grey images")
+    assert warning(report, "colour") is None
 
 
 def plain_pictures(root, mode="RGB"):
