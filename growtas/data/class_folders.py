@@ -66,9 +66,7 @@ class ClassFolders:
         files = [entry.name for entry in entries if not _is_folder(entry) and not entry.name.startswith(".")]
         if loose := [name for name in files if _ending(name) in self._endings]:
             self._others["images beside folders"] += len(loose)
-            self.remarks.append(
-                f"images in {folder} itself are in no class and not used: {len(loose)} ({listed(loose, 2)})"
-            )
+            self.remarks.append(f"images in {folder} itself are in no class and not used: {len(loose)} ({listed(loose, 2)})")
         for entry in entries:
             if entry.is_symlink() and not os.path.exists(entry.path):
                 self._others["links that lead nowhere"] += 1
