@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from growtas.checkpoint import load_tensors
-from growtas.cli import app
+from growtas.cli.app import app
 from growtas.cli.recipes import recipes
 from growtas.errors import CheckpointError, ConfigError, DataError, DeviceError, OutputError, SpaceError, UsageError
 from growtas.files import read_json, read_json_lines
