@@ -38,7 +38,7 @@ _REDUCTION = 3
 """How many times the network's image size the images may have before the report warns of a small network."""
 _USUAL_SIZE = 112
 """Pixels a side from which on photographs are commonly classified; the report warns of none that large."""
-_GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "F")
+_GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "F")
 
 
 @dataclass(frozen=True)

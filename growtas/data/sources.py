@@ -162,8 +162,9 @@ def open_recorded(record: Mapping[str, Any], data_dir: str | Path | None = None)
     name, before = record["name"], record["data_dir"]
     # Where Fashion-MNIST is absent, its own message says how it is installed.
     if data_dir is None and before is not None and name != "fashion-mnist" and not _is_dir(Path(before)):
-        moved = "where it was moved, name its new place with --data-dir"
-        raise DataError(f"{before}: the folder of the run's images is not there; {moved}")
+        raise DataError(
+            f"{before}: the folder of the run's images is not there; where it was moved, name its new place with --data-dir"
+        )
     data = open_data(name, data_dir or before, rules=record.get("rules", 1))
     data.check_unchanged(record)
     return data
@@ -175,8 +176,6 @@ def _open_folder(name: str, path: Path, progress: Progress, *, check_images: boo
             raise DataError(f"{path}: a file, and no folder of images; unpack it where it is an archive, and name the folder")
         if called is None:
             raise DataError(f"{path}: there is no such folder")
-        if "://" in called:
-            raise DataError(f"{called}: a URL, and growtas fetches no images; download them, and name their folder")
         hint = nearest(called, ("digits", "fashion-mnist"))
         raise DataError(
             f"{called!r} is neither a known data set nor a folder; {hint}{' ' if hint else ''}legal are digits, fashion-mnist, "
