@@ -25,7 +25,7 @@ _OMP_NUMBER = re.compile(r"\s*\+?([0-9]+)\s*(,\s*\+?[0-9]+\s*)*")
 def available_threads() -> int:
     """CPU threads that this process may use: the least of :func:`available_cpus` and OMP_NUM_THREADS.
 
-    An OMP_NUM_THREADS that OpenMP does not take (empty, 0, no number) is ignored, as OpenMP does.
+    An OMP_NUM_THREADS that OpenMP ignores (empty, 0, no number) is ignored here too.
     """
     return int(min(available_cpus(), _omp_threads()))
 
@@ -33,8 +33,8 @@ def available_threads() -> int:
 def available_cpus() -> int:
     """CPUs that this process and its children may use: the least of its CPU affinity and its control groups' quotas.
 
-    A quota is rounded down, to 1 at least: 1.5 CPUs are one. Of more threads that compute all the time some would be stopped again
-    and again, in the middle of a measurement too.
+    A quota is rounded down, but not below 1: 1.5 CPUs count as one. Of two threads that compute all the time, one would be stopped
+    again and again, in the middle of a measurement too.
     """
     return max(1, math.floor(min(_affinity(), _quota())))
 

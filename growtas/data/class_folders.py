@@ -18,10 +18,9 @@ from growtas.errors import DataError, choices
 
 _NO_DATA = frozenset(
     ("__macosx", "@eadir", "$recycle.bin", "recycler", "system volume information", "#recycle", "#snapshot", "@recycle",
-     "@recently-snapshot", "lost+found", "__pycache__")
+     "@recently-snapshot", "lost+found", "__pycache__", "thumbs.db", "desktop.ini")
 )  # fmt: skip
-"""Folders that operating systems, network drives and programs leave; those whose name begins with a dot are left out too."""
-_NO_IMAGES = frozenset(("thumbs.db", "desktop.ini"))
+"""What operating systems, network drives and programs leave; names that begin with a dot are left out too."""
 _PACKED = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
 
 
@@ -193,12 +192,12 @@ class ClassFolders:
         return [(os.path.join(place, name), true) for place, name, true in sorted(found)]
 
     def _is_image(self, entry: os.DirEntry[str]) -> bool:
-        ending, hidden = _ending(entry.name), entry.name.startswith(".")
+        ending = _ending(entry.name)
         if ending not in self._endings:
             if not is_no_data(entry.name):
                 self._other_files[ending] += 1
             return False
-        if hidden:
+        if entry.name.startswith("."):
             self._others["hidden files"] += 1
             return False
         # A link that leads nowhere is an image that can't be read, and is named as one.
@@ -248,7 +247,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def is_no_data(name: str) -> bool:
     """Whether a folder or file is hidden, or one that systems and programs leave among people's data."""
-    return name.startswith(".") or name.casefold() in _NO_DATA | _NO_IMAGES
+    return name.startswith(".") or name.casefold() in _NO_DATA
 
 
 def _ending(name: str) -> str:
