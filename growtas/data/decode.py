@@ -15,6 +15,8 @@ images are read as their training read them, by Pillow's conversion alone.
 from __future__ import annotations
 
 import contextlib
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any
@@ -53,6 +55,8 @@ _TOP = "growtas.top"
 """Key in ``Image.info`` of the largest value of a PGM's own type, which Pillow stretches to 65,535."""
 _UPPER_ONLY = "growtas.upper_only"
 """Key in ``Image.info`` of 16-bit images whose lower halves can't be had."""
+_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+"""Of the bytes of a sample, as Pillow writes it at the end of a raw mode: big, little, or the machine's own."""
 _DEEP_COLOUR = ("RGB;16", "RGBA;16", "RGBX;16", _GREY_ALPHA)
 _NOT_READ = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PCD", "WMF")
 """Formats that Pillow recognises, but decodes only with somebody else's program; and PCD, whose ending is commonly that of point
@@ -234,6 +238,9 @@ def reason(error: Exception) -> str:
 def _load(image: ImageFile.ImageFile) -> None:
     """Reads the pixels of an image, and notes in its ``info`` what Pillow doesn't say of them."""
     facts: dict[str, Any] = {}
+    if any(tile.codec_name == "libtiff" for tile in image.tile):
+        # It gives samples in the machine's own order, which Pillow minds in unsigned ones alone.
+        image.tile = [tile._replace(args=(re.sub(r"(;\d+)B", r"\1N", tile.args[0]), *tile.args[1:])) for tile in image.tile]
     top = _ppm_top(image)
     if any(map(_is_deep_colour, image.tile)):
         facts[_LOW_BYTES] = _low_bytes(image.fp)
@@ -304,7 +311,7 @@ def _raw_mode(args: Any) -> str:
 
 def _other_order(args: Any) -> Any:
     raw = _raw_mode(args)
-    swapped = "RGBA" if raw == _GREY_ALPHA else raw[:-1] + {"B": "L", "L": "B"}[raw[-1]]
+    swapped = "RGBA" if raw == _GREY_ALPHA else raw[:-1] + _OTHER_ORDER[raw[-1]]
     return (swapped, *args[1:]) if isinstance(args, tuple) else swapped
 
 
