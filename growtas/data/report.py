@@ -359,7 +359,7 @@ def _small_numbers(splits: tuple[SplitReport, ...], record: Mapping[str, Any], s
         larger = size * min(-(-_USUAL_SIZE // size), typical // size)
         warnings.append(
             f"half of the images have {typical} pixels or more at the shorter side, and the network sees {size}: "
-            f"what is small in them is lost; --image-size {larger} shows it more"
+            f"what is small in them is lost; --image-size {larger} shows more of it"
         )
     if plain := sum(split.plain for split in splits):
         sampled = sum(split.sampled for split in splits)
@@ -378,7 +378,7 @@ def _small_numbers(splits: tuple[SplitReport, ...], record: Mapping[str, Any], s
     if steps is not None and steps < FEW_STEPS:
         factor = -(-FEW_STEPS // steps)
         warnings.append(
-            f"the whole training has {steps} steps, which are few to learn from; "
+            f"the whole training has {steps} step{'s' if steps > 1 else ''}, too few to learn much; "
             f"give {factor} times the epochs (--epochs), or a smaller --batch-size"
         )
     return warnings

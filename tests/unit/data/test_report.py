@@ -238,9 +238,10 @@ def test_few_steps():
     data = open_data("digits")
     split, record = cut_search_split(data, 0), preprocess_record(MICRO, data)
     few, enough = (check_data(data, split, record, steps=steps) for steps in (60, 200))
-    assert "the whole training has 60 steps, which are few" in warning(few, "steps")
+    assert "the whole training has 60 steps, too few to learn much" in warning(few, "steps")
     assert "give 4 times the epochs (--epochs)" in warning(few, "steps")
     assert warning(enough, "steps") is None
+    assert "has 1 step, too few" in warning(check_data(data, split, record, steps=1), "too few")
 
 
 def test_the_report_says_how_a_folder_was_understood(tmp_path, write_tree):
