@@ -85,36 +85,36 @@ class World:
             for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
+    @noticing_lost_process("training")
     def sum_counts(self, counts: list[int], device: torch.device) -> list[int]:
         """Element-wise sums of a list of whole numbers over all processes."""
         if self.size == 1:
             return counts
         total = torch.tensor(counts, dtype=torch.int64, device=device)
-        with noticing_lost_process("training"):
-            dist.all_reduce(total)
+        dist.all_reduce(total)
         return [int(value) for value in total.tolist()]
 
+    @noticing_lost_process("training")
     def share(self, value: Any) -> Any:
         """Process 0's value, on every process."""
         if self.size == 1:
             return value
         box = [value]
-        with noticing_lost_process("training"):
-            dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    @noticing_lost_process("training")
     def share_weights(self, module: nn.Module) -> None:
         """Give every process the weights of process 0."""
         if self.size > 1:
-            with noticing_lost_process("training"):
-                for tensor in module.state_dict().values():
-                    dist.broadcast(tensor, src=0)
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, src=0)
 
+    @noticing_lost_process("training")
     def wait(self) -> None:
         """Return when every process is here."""
         if self.size > 1:
-            with noticing_lost_process("training"):
-                dist.barrier()
+            dist.barrier()
 
 
 def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:

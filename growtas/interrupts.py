@@ -39,11 +39,13 @@ class Interrupts:
 
     Attributes:
         requested: whether somebody asked to stop.
+        number: the signal of the newest request.
         at_once: whether this process was asked twice.
     """
 
     def __init__(self) -> None:
         self.requested = self.at_once = self._asked = False
+        self.number: int = signal.SIGINT
         self._holds, self._process = 0, os.getpid()
         self._previous: dict[int, Any] = {}
 
@@ -77,7 +79,7 @@ class Interrupts:
         """
         said, self.at_once = self.requested, self._asked
         self.requested = self._asked = True
-        _Last.number = number
+        self.number = _Last.number = number
         if self.at_once or not self._holds:
             raise KeyboardInterrupt
         if not said:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from growtas.errors import ConfigError
 
-PROC = Path("/proc/self")
-"""Where Linux says which control groups a process is in, and where their files are."""
+MEMBERSHIP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""Where Linux says which control groups this process is in, and where their files are."""
 _UNKNOWN_BYTES = 4 << 30
 # OpenMP takes a list too, with a number for each level of nested parallel regions. The first is of those that are not nested.
 _OMP_NUMBER = re.compile(r"\s*\+?([0-9]+)\s*(,\s*\+?[0-9]+\s*)*")
@@ -25,7 +25,7 @@ _OMP_NUMBER = re.compile(r"\s*\+?([0-9]+)\s*(,\s*\+?[0-9]+\s*)*")
 def available_threads() -> int:
     """CPU threads that this process may use: the least of :func:`available_cpus` and OMP_NUM_THREADS.
 
-    An OMP_NUM_THREADS that OpenMP does not take (empty, 0, no number) is ignored, as OpenMP does.
+    An OMP_NUM_THREADS that OpenMP ignores (empty, 0, no number) is ignored here too.
     """
     return int(min(available_cpus(), _omp_threads()))
 
@@ -33,8 +33,8 @@ def available_threads() -> int:
 def available_cpus() -> int:
     """CPUs that this process and its children may use: the least of its CPU affinity and its control groups' quotas.
 
-    A quota is rounded down, to 1 at least: 1.5 CPUs are one. Of more threads that compute all the time some would be stopped again
-    and again, in the middle of a measurement too.
+    A quota is rounded down, but not below 1: 1.5 CPUs count as one. Of two threads that compute all the time, one would be stopped
+    again and again, in the middle of a measurement too.
     """
     return max(1, math.floor(min(_affinity(), _quota())))
 
@@ -81,7 +81,8 @@ def usable_memory() -> int:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     # Without a limit the file says "max", or a number beyond any machine's.
-    sizes += [number for name in ("memory.max", "memory.limit_in_bytes") for number, *_ in _limits("memory", name)]
+    for folder in _group_folders("memory"):
+        sizes += [*_numbers(folder / "memory.max"), *_numbers(folder / "memory.limit_in_bytes")]
     return int(min((size for size in sizes if 0 < size < math.inf), default=_UNKNOWN_BYTES))
 
 
@@ -96,54 +97,33 @@ def _omp_threads() -> float:
 
 def _quota() -> float:
     """CPUs that the control groups grant at a time; infinite where none has a quota."""
-    pairs = [
-        *_limits("cpu", "cpu.max"),
-        *(
-            (*quota, *period)
-            for folder in _group_folders("cpu")
-            for quota, period in zip(_numbers(folder / "cpu.cfs_quota_us"), _numbers(folder / "cpu.cfs_period_us"), strict=False)
-        ),
-    ]
-    # Version 1 says -1 where there is no quota.
-    return min((pair[0] / pair[1] for pair in pairs if len(pair) == 2 and min(pair) > 0), default=math.inf)
+    quotas = [math.inf]
+    for folder in _group_folders("cpu"):
+        pair = _numbers(folder / "cpu.max") or _numbers(folder / "cpu.cfs_quota_us") + _numbers(folder / "cpu.cfs_period_us")
+        if len(pair) == 2 and min(pair) > 0:  # version 1 says -1 where there is no quota
+            quotas.append(pair[0] / pair[1])
+    return min(quotas)
 
 
-def _limits(controller: str, name: str) -> Iterator[tuple[float, ...]]:
-    """The numbers in a file of every control group that this process is in."""
-    for folder in _group_folders(controller):
-        yield from _numbers(folder / name)
-
-
-def _numbers(file: Path) -> Iterator[tuple[float, ...]]:
-    """The numbers in a file, "max" being infinite; nothing where the file is absent, unreadable or holds something else."""
+def _numbers(file: Path) -> list[float]:
+    """The numbers in a file, "max" being infinite; none where the file is absent, unreadable or holds something else."""
     with contextlib.suppress(OSError, ValueError):
-        words = file.read_text(encoding="ascii").split()
-        yield tuple(math.inf if word == "max" else float(int(word)) for word in words)
+        return [math.inf if word == "max" else int(word) for word in file.read_text(encoding="ascii").split()]
+    return []
 
 
 def _group_folders(controller: str) -> list[Path]:
-    """The folders of the control groups that this process is in, of both versions, each with the ones that it lies in."""
+    """The folders of the control groups that this process is in, of both versions, each with the ones that it lies in.
+
+    In a container without a namespace of its own, the path begins at the machine's root, and only the container's group is there,
+    as the topmost folder.
+    """
     folders = list[Path]()
     with contextlib.suppress(OSError, ValueError):  # another system, or a /proc that can't be read
-        groups = [line.split(":", 2) for line in (PROC / "cgroup").read_text(encoding="utf-8").splitlines()]
-        # Version 2 has one hierarchy for all controllers; its number is 0.
-        paths = {
-            "cgroup2" if number == "0" else "cgroup": Path(path)
-            for number, names, path in groups
-            if number == "0" or controller in names.split(",")
-        }
-        for line in (PROC / "mountinfo").read_text(encoding="utf-8").splitlines():
-            left, _, right = line.partition(" - ")
-            (_, _, _, root, mount, *_), (kind, *_, options) = left.split(" "), right.split(" ")
-            if kind in paths and (kind == "cgroup2" or controller in options.split(",")):
-                # Where a container has no namespace of its own, the path begins at the machine's root, and only the container's
-                # group is mounted.
-                path, top = paths[kind], _unescaped(root)
-                inside = path.relative_to(top) if path.is_relative_to(top) and ".." not in path.parts else Path()
-                folders += [_unescaped(mount) / group for group in (inside, *inside.parents)]
+        for line in MEMBERSHIP.read_text(encoding="utf-8").splitlines():
+            number, names, path = line.split(":", 2)
+            # Version 2 has one hierarchy for all controllers, whose number is 0; version 1 has one for each.
+            if number == "0" or controller in names.split(","):
+                top, group = GROUPS / ("" if number == "0" else controller), Path(path.lstrip("/"))
+                folders += [top / part for part in (group, *group.parents)]
     return folders
-
-
-def _unescaped(field: str) -> Path:
-    """A path of ``mountinfo``, which has spaces and the like as octal numbers."""
-    return Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), field))

@@ -24,10 +24,12 @@ def write_png16(path: Path, values: np.ndarray) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b""))
 
 
-def write_tiff(path: Path, values: np.ndarray, *, white_is_zero: bool = False, packed: bool = False) -> None:
-    """An uncompressed TIFF of the array's own type and byte order: ``(height, width)``, RGB or CMYK.
+def write_tiff(
+    path: Path, values: np.ndarray, *, white_is_zero: bool = False, packed: bool = False, compressed: bool = False
+) -> None:
+    """A TIFF of the array's own type and byte order: ``(height, width)``, RGB or CMYK.
 
-    With ``packed``, two numbers of 12 bits lie in three bytes.
+    With ``packed``, two numbers of 12 bits lie in three bytes; with ``compressed`` the samples are deflated.
     """
     height, width = values.shape[:2]
     channels = values.shape[2] if values.ndim == 3 else 1
@@ -37,9 +39,12 @@ def write_tiff(path: Path, values: np.ndarray, *, white_is_zero: bool = False, p
     if packed:
         first, second = values.reshape(-1, 2).T
         data, bits = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes(), 12
+    if compressed:
+        data = zlib.compress(data)
+        data += b"\0" * (len(data) % 2)  # the directory begins at an even place
     photometric = {1: int(not white_is_zero), 3: 2, 4: 5}[channels]
     entries = [
-        (256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, bits), (259, 3, 1, 1), (262, 3, 1, photometric),
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, bits), (259, 3, 1, 8 if compressed else 1), (262, 3, 1, photometric),
         (273, 4, 1, 8), (274, 3, 1, 1), (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(data)),
         (339, 3, channels, kind),
     ]  # fmt: skip

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from growtas.data.evaluation import EvaluationSet
 
 
 def naive_relative_attention(
@@ -34,3 +38,9 @@ def naive_relative_attention(
     logits = torch.einsum("bhid,bhjd->bhij", q, k) + torch.einsum("bhid,ijd->bhij", q, relative_key)
     weights = (scale * logits).softmax(dim=-1)
     return torch.einsum("bhij,bhjd->bhid", weights, v) + torch.einsum("bhij,ijd->bhid", weights, relative_value)
+
+
+@torch.inference_mode()
+def count_correct(model: Callable[[Tensor], Tensor], images: EvaluationSet) -> int:
+    """The number of images that get the right class; ``model`` maps float32 images to logits ``(n, classes)``."""
+    return sum(int((model(batch).argmax(1).cpu() == labels).sum()) for batch, labels in images.batches(256))

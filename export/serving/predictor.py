@@ -85,17 +85,12 @@ class Predictor:
 
         An image of 30,000 x 1 pixels would need 9 GB in between.
         """
-        from growtas.data.preprocess import LONGEST
+        from growtas.data.preprocess import middle
 
         if not self.signature.any_size:
             return images
-        for axis in (1, 2):
-            short, long = min(images.shape[1:3]), images.shape[axis]
-            if long > LONGEST * short:
-                # A whole number of squares, so that the new size is in proportion; even or odd as the side is: the middle stays.
-                keep = (LONGEST + (LONGEST * short + long) % 2) * short
-                images = np.moveaxis(np.moveaxis(images, axis, 0)[(long - keep) // 2 :][:keep], 0, axis)
-        return images
+        rows, columns = middle(*images.shape[1:3])
+        return images[:, rows, columns]
 
     def warm_up(self, batch: int) -> None:
         """Run ``batch`` images of zeros: a runtime's first run allocates, and shows whether the manifest is right.

@@ -146,7 +146,7 @@ def resume(
     Args:
         run: the run, by default the newest in ``root``.
         config, settings, options: recipe fields given again; they must be the run's own, but for ``workers``,
-            ``keep_checkpoints`` and ``save_minutes``.
+            ``keep_checkpoints`` and ``save_minutes``, and for the path of a teacher's weights that were moved.
         data_dir: folder of the data's files, where they are not where they were.
         device, tensorboard, progress: as for :func:`train`.
 

@@ -4,12 +4,8 @@ import sys
 
 try:
     from growtas.cli.main import main
-    from growtas.interrupts import hearing_again
-
-    with hearing_again():
-        from growtas.cli.app import app
 except KeyboardInterrupt:  # main() answers Ctrl-C from here on
     sys.stderr.write("growtas: interrupted\n")
     sys.exit(130)
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

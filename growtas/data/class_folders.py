@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from growtas.data.decode import readable_suffixes
@@ -18,10 +18,9 @@ from growtas.errors import DataError, choices
 
 _NO_DATA = frozenset(
     ("__macosx", "@eadir", "$recycle.bin", "recycler", "system volume information", "#recycle", "#snapshot", "@recycle",
-     "@recently-snapshot", "lost+found", "__pycache__")
+     "@recently-snapshot", "lost+found", "__pycache__", "thumbs.db", "desktop.ini")
 )  # fmt: skip
-"""Folders that operating systems, network drives and programs leave; those whose name begins with a dot are left out too."""
-_NO_IMAGES = frozenset(("thumbs.db", "desktop.ini"))
+"""What operating systems, network drives and programs leave; names that begin with a dot are left out too."""
 _PACKED = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
 
 
@@ -32,29 +31,28 @@ class ClassFolders:
         root: the data set's folder.
 
     Attributes:
-        skipped: what was left out, and how often: a folder's name, a file's ending, or a kind of link.
         subfolders: the folders inside of each class folder that has some.
+        remarks: a sentence for each thing that a person may not expect.
 
     Raises:
-        DataError: the folder's own name is not UTF-8.
+        DataError: a name is not UTF-8, which neither JSON nor the labels of an artifact can hold.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.skipped: Counter[str] = Counter()
         self.subfolders: dict[str, set[str]] = {}
+        self.remarks: list[str] = []
         self._endings = readable_suffixes()
-        self._remarks: list[str] = []
         self._no_data: Counter[str] = Counter()
         self._other_files: Counter[str] = Counter()
-        self._bad_names: list[str] = []
-        self._known: dict[int, tuple[str, int]] = {}
-        self._check_name(str(root))
-        self.check_names()
+        self._others: Counter[str] = Counter()
+        self._labels: dict[str, int] = {}
+        """Of the training images, by the paths of the files that they truly are."""
+        _check_name(str(root))
 
-    def remark(self, sentence: str) -> None:
-        """Keeps a sentence for :meth:`notes`."""
-        self._remarks.append(sentence)
+    @property
+    def skipped(self) -> dict[str, int]:
+        """What was left out, and how often: a folder's name, a file's ending, or a kind of link."""
+        return dict(self._no_data + self._other_files + self._others)
 
     def folders(self, folder: Path) -> list[str]:
         """Names of the sub-folders that may hold data, sorted."""
@@ -63,17 +61,15 @@ class ClassFolders:
     def look_beside(self, folder: Path) -> None:
         """Counts what lies beside the sub-folders of a folder and is not read."""
         entries = _entries(str(folder))
-        for entry in entries:
-            if _is_folder(entry) and is_no_data(entry.name):
-                self._leave_out(entry.name)
-        images = [entry.name for entry in entries if _ending(entry.name) in self._endings and not _is_folder(entry)]
-        if loose := [name for name in images if not name.startswith(".")]:
-            self.skipped["images beside folders"] += len(loose)
-            self.remark(f"images in {folder} itself are in no class and not used: {len(loose)} ({listed(loose, 2)})")
+        self._no_data.update(entry.name for entry in entries if _is_folder(entry) and is_no_data(entry.name))
+        files = [entry.name for entry in entries if not _is_folder(entry) and not entry.name.startswith(".")]
+        if loose := [name for name in files if _ending(name) in self._endings]:
+            self._others["images beside folders"] += len(loose)
+            self.remarks.append(f"images in {folder} itself are in no class and not used: {len(loose)} ({listed(loose, 2)})")
         for entry in entries:
             if entry.is_symlink() and not os.path.exists(entry.path):
-                self.skipped["links that lead nowhere"] += 1
-                self.remark(f"{entry.path} is a link that leads nowhere, and is not used")
+                self._others["links that lead nowhere"] += 1
+                self.remarks.append(f"{entry.path} is a link that leads nowhere, and is not used")
 
     def training_set(self, folder: Path) -> tuple[ReaderSet, tuple[str, ...]]:
         """The images of a training set, and the class names.
@@ -91,7 +87,7 @@ class ClassFolders:
         labels: list[int] = []
         for label, name in enumerate(class_names):
             found = self._images(folder_of[name])
-            images = [path for path, number in found if self._is_new(path, number, label)]
+            images = [path for path, true in found if self._is_new(path, true, label)]
             if not images:
                 why = " but links to those of other classes" if found else _instead(folder_of[name])
                 raise DataError(f"{folder_of[name]}: the class folder has no images{why}")
@@ -112,37 +108,29 @@ class ClassFolders:
                 f"{folder}: class {choices(unknown[:3])} is not in {train_folder}, which has {choices(class_names[:10])}"
             )
         images = [(*found, name) for name in sorted(folder_of) for found in self._images(folder_of[name])]
-        own = [(path, class_names.index(name)) for path, number, name in images if self._same_file(path, number) is None]
+        own = [(path, class_names.index(name)) for path, true, name in images if true not in self._labels]
         shared = len(images) - len(own)
         if not own:
             what = f"all its {shared} images are files of {train_folder} too" if shared else "its class folders have no images"
             raise DataError(f"{folder}: {what}; a test set needs images that the training does not see")
         if shared:
-            self.skipped["test images that are training images"] = shared
-            self.remark(f"{shared} images of {folder} are files of {train_folder} too, by links; they are left out of the test")
+            self._others["test images that are training images"] = shared
+            self.remarks.append(
+                f"{shared} images of {folder} are files of {train_folder} too, by links; they are left out of the test"
+            )
         paths, labels = zip(*own, strict=True)
         return file_set(paths, labels)
 
-    def check_names(self) -> None:
-        """Refuses names that are not UTF-8, which neither JSON nor the labels of an artifact can hold.
-
-        Raises:
-            DataError: naming the first.
-        """
-        if self._bad_names:
-            more = f"; there are {len(self._bad_names)} such names in all" if len(self._bad_names) > 1 else ""
-            raise DataError(f"{self._bad_names[0]}: the name is not UTF-8, as it must be; rename it{more}")
-
     def notes(self) -> list[str]:
-        """A sentence for each kind of thing that was left out."""
-        notes = list(self._remarks)
+        """The remarks, and a sentence for each kind of thing that was left out."""
+        notes = list(self.remarks)
         if self._no_data:
             names = listed([f"{name} ({count})" if count > 1 else name for name, count in self._no_data.most_common()], 5)
             notes.append(f"hidden folders and those that systems leave are no classes and were not read: {names}")
-        if hidden := self.skipped["hidden files"]:
+        if hidden := self._others["hidden files"]:
             notes.append(f"hidden image files, whose names begin with a dot, were not read: {hidden}")
         if self._other_files:
-            endings = listed([f"{count} {ending or 'without an ending'}" for ending, count in self._other_files.most_common()], 5)
+            endings = listed([f"{count} {ending}" for ending, count in self._other_files.most_common()], 5)
             notes.append(
                 f"files that this Pillow does not open as images were not read: {endings}; convert those that are images, "
                 f"for example to PNG"
@@ -151,17 +139,16 @@ class ClassFolders:
 
     def _folder_of_class(self, folder: Path) -> dict[str, str]:
         """The folder of each class, by the class name in composed form."""
-        entries = _entries(str(folder))
-        files = [entry.name for entry in entries if not _is_folder(entry)]
         names = self.folders(folder)
         if not names:
-            what = "no class folders" if entries else "the folder is empty"
+            files = [entry.name for entry in _entries(str(folder))]
+            what = "no class folders" if files else "the folder is empty"
             packed = "".join(f" (unpack {name} first)" for name in files if name.lower().endswith(_PACKED))
             raise DataError(f"{folder}: {what}{packed}; images belong into a sub-folder a class, as in {folder}/CLASS/image.png")
         folder_of: dict[str, str] = {}
         for name in names:
             place = os.path.join(folder, name)
-            self._check_name(place)
+            _check_name(place)
             composed = unicodedata.normalize("NFC", name)
             if composed in folder_of:
                 raise DataError(f"{folder}: two folders are called {composed}, in two Unicode forms; put their images into one")
@@ -169,87 +156,71 @@ class ClassFolders:
                 folder_of[composed] = place
         return folder_of
 
-    def _is_read(self, place: str, read: Collection[tuple[int, int]]) -> bool:
+    def _is_read(self, place: str, read: set[str]) -> bool:
         """Whether a folder is one that is read already, or holds such a one; it is remarked then."""
-        if _identity(place) not in read:
+        if os.path.realpath(place) not in read:
             return False
-        self.skipped["links to a folder that is read already"] += 1
-        self.remark(f"{place} leads to a folder that is read already, and was not read again")
+        self._others["links to a folder that is read already"] += 1
+        self.remarks.append(f"{place} leads to a folder that is read already, and was not read again")
         return True
 
-    def _images(self, folder: str) -> list[tuple[str, int | None]]:
-        """The image files of a class folder, however deep they lie, in the order of their paths, with a number for each file."""
+    def _images(self, folder: str) -> list[tuple[str, str]]:
+        """The image files of a class folder, however deep they lie, sorted by folder and name; each with its true path."""
         # Where the class folder is a link, a link inside of it may lead up from where that one leads to.
         read = _with_parents(os.path.dirname(folder)) | _with_parents(os.path.dirname(os.path.realpath(folder)))
         places: list[str] = [folder]
         links: list[str] = []
-        found: list[tuple[str, str, int | None]] = []
+        found: list[tuple[str, str, str]] = []
         while places or links:
             place = places.pop() if places else links.pop()
             if self._is_read(place, read):
                 continue
-            identity = _identity(place)
-            read.add(identity)
+            true_place = os.path.realpath(place)
+            read.add(true_place)
             if os.path.dirname(place) == folder:
                 self.subfolders.setdefault(folder, set()).add(os.path.basename(place))
             for entry in _entries(place):
                 if not _is_folder(entry):
                     if self._is_image(entry):
-                        self._check_name(entry.path)
-                        found.append((place, entry.name, _number(entry, identity[0])))
+                        _check_name(entry.path)
+                        true = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(true_place, entry.name)
+                        found.append((place, entry.name, true))
                 elif is_no_data(entry.name):
-                    self._leave_out(entry.name)
+                    self._no_data[entry.name] += 1
                 else:
                     (links if entry.is_symlink() else places).append(entry.path)
-        return [(os.path.join(place, name), number) for place, name, number in sorted(found, key=lambda image: image[:2])]
+        return [(os.path.join(place, name), true) for place, name, true in sorted(found)]
 
     def _is_image(self, entry: os.DirEntry[str]) -> bool:
-        ending, hidden = _ending(entry.name), entry.name.startswith(".")
+        ending = _ending(entry.name)
         if ending not in self._endings:
-            if not hidden and entry.name.lower() not in _NO_IMAGES:
+            if not is_no_data(entry.name):
                 self._other_files[ending] += 1
-                self.skipped[ending or "no ending"] += 1
             return False
-        if hidden:
-            self.skipped["hidden files"] += 1
+        if entry.name.startswith("."):
+            self._others["hidden files"] += 1
             return False
         # A link that leads nowhere is an image that can't be read, and is named as one.
         if entry.is_symlink() or entry.is_file():
             return True
-        self.skipped["what is no file"] += 1
-        self.remark(f"{entry.path} is no file and was not read")
+        self._others["what is no file"] += 1
+        self.remarks.append(f"{entry.path} is no file and was not read")
         return False
 
-    def _is_new(self, path: str, number: int | None, label: int) -> bool:
+    def _is_new(self, path: str, true: str, label: int) -> bool:
         """Whether the file is not an image yet; one of two classes is remarked."""
-        same = self._same_file(path, number)
-        if same is None:
-            if number is not None:
-                self._known.setdefault(number, (path, label))
+        if true not in self._labels:
+            self._labels[true] = label
             return True
-        if same[1] == label:
-            self.skipped["links to an image that is read already"] += 1
+        if self._labels[true] == label:
+            self._others["links to an image that is read already"] += 1
             return False
-        if not self.skipped["images of two classes"]:
-            self.remark(f"{path} is the same file as {same[0]}, and counts for that class only; look for links between classes")
-        self.skipped["images of two classes"] += 1
+        if not self._others["images of two classes"]:
+            self.remarks.append(
+                f"{path} is the same file as {true}, and counts for the class of that one only; look for links between classes"
+            )
+        self._others["images of two classes"] += 1
         return False
-
-    def _same_file(self, path: str, number: int | None) -> tuple[str, int] | None:
-        """Path and label of the training image that is this very file."""
-        known = self._known.get(number) if number is not None else None
-        # Some network drives give one number to many files in a listing, but not where a single file is asked for.
-        return known if known is not None and os.path.samefile(path, known[0]) else None
-
-    def _leave_out(self, name: str) -> None:
-        self._no_data[name] += 1
-        self.skipped[name] += 1
-
-    def _check_name(self, path: str) -> None:
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            self._bad_names.append(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -261,29 +232,10 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         raise DataError(f"{folder}: the folder can't be read ({error.strerror})") from None
 
 
-def _identity(folder: str) -> tuple[int, int]:
-    try:
-        status = os.stat(folder)
-    except OSError as error:
-        raise DataError(f"{folder}: the folder can't be read ({error.strerror})") from None
-    return status.st_dev, status.st_ino
-
-
-def _with_parents(folder: str | Path) -> set[tuple[int, int]]:
-    place = Path(folder)
-    return {_identity(str(each)) for each in (place, *place.parents)}
-
-
-def _number(entry: os.DirEntry[str], device: int) -> int | None:
-    """A number that all paths of one file share; None for a link that leads nowhere."""
-    inode = entry.inode()
-    if entry.is_symlink():
-        try:
-            status = entry.stat()
-        except OSError:
-            return None
-        device, inode = status.st_dev, status.st_ino
-    return device << 64 | inode
+def _with_parents(folder: str | Path) -> set[str]:
+    """The true paths of a folder and of those that it lies in."""
+    place = Path(os.path.realpath(folder))
+    return {str(each) for each in (place, *place.parents)}
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -295,16 +247,24 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def is_no_data(name: str) -> bool:
     """Whether a folder or file is hidden, or one that systems and programs leave among people's data."""
-    return name.startswith(".") or name.casefold() in _NO_DATA | _NO_IMAGES
+    return name.startswith(".") or name.casefold() in _NO_DATA
 
 
 def _ending(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+    return os.path.splitext(name)[1].lower() or "without an ending"
+
+
+def _check_name(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise DataError(f"{shown}: the name is not UTF-8, as it must be; rename it") from None
 
 
 def _instead(folder: str) -> str:
     """What lies in a class folder in place of images."""
     names = [name for _, _, files in os.walk(folder) for name in files]
-    inside = Counter("hidden" if name.startswith(".") else _ending(name) or "without an ending" for name in names)
+    inside = Counter("hidden" if name.startswith(".") else _ending(name) for name in names)
     what = listed([f"{count} {ending}" for ending, count in inside.most_common()], 4)
     return f" that this Pillow opens; its files are {what}" if inside else "; put some into it, or remove it"

@@ -15,13 +15,15 @@ images are read as their training read them, by Pillow's conversion alone.
 from __future__ import annotations
 
 import contextlib
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from growtas.errors import DataError
 from growtas.fields import Rule, real
@@ -53,13 +55,12 @@ _TOP = "growtas.top"
 """Key in ``Image.info`` of the largest value of a PGM's own type, which Pillow stretches to 65,535."""
 _UPPER_ONLY = "growtas.upper_only"
 """Key in ``Image.info`` of 16-bit images whose lower halves can't be had."""
+_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+"""Of the bytes of a sample, as Pillow writes it at the end of a raw mode: big, little, or the machine's own."""
 _DEEP_COLOUR = ("RGB;16", "RGBA;16", "RGBX;16", _GREY_ALPHA)
-_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 _NOT_READ = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PCD", "WMF")
 """Formats that Pillow recognises, but decodes only with somebody else's program; and PCD, whose ending is commonly that of point
 clouds."""
-_FEATURES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
-"""Formats that Pillow decodes where it was built with a library."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,6 @@ class DecodeRules:
                 "be applied; convert it to RGB or grey"
             )
         eight_bits = self._scaled(image) if is_deep(image) else image
-        if eight_bits.mode in ("La", "RGBa"):  # colours that are multiplied with the alpha
-            eight_bits = eight_bits.convert({"La": "LA", "RGBa": "RGBA"}[eight_bits.mode])
         upright = eight_bits.convert(mode)
         if turn is not None:
             upright = upright.transpose(turn)
@@ -197,7 +196,7 @@ def oddities(image: Image.Image) -> list[str]:
         odd.append(f"more than 8 bits a sample, or signed ones (mode {image.mode})")
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         odd.append(f"the colours of mode {image.mode}, which are converted to RGB without a colour profile")
-    if image.mode in _ALPHA or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         odd.append(f"transparency (mode {image.mode}), which is dropped: a transparent pixel shows the colour that is stored in it")
     if getattr(image, "is_animated", False) and image.format != "MPO":
         odd.append("several frames or pages, of which the first is taken")
@@ -225,7 +224,7 @@ def largest_sample(image: Image.Image) -> tuple[float, float]:
 def readable_suffixes() -> set[str]:
     """Endings of files that this Pillow decodes by itself, in lower case with the dot."""
     suffixes = Image.registered_extensions()  # loads all of Pillow's plugins
-    formats = {*Image.OPEN, "MPO"} - {*_NOT_READ, *(name for name, feature in _FEATURES.items() if not features.check(feature))}
+    formats = {*Image.OPEN, "MPO"} - {*_NOT_READ}
     return {suffix for suffix, name in suffixes.items() if name in formats}
 
 
@@ -239,6 +238,9 @@ def reason(error: Exception) -> str:
 def _load(image: ImageFile.ImageFile) -> None:
     """Reads the pixels of an image, and notes in its ``info`` what Pillow doesn't say of them."""
     facts: dict[str, Any] = {}
+    if any(tile.codec_name == "libtiff" for tile in image.tile):
+        # It gives samples in the machine's own order, which Pillow minds in unsigned ones alone.
+        image.tile = [tile._replace(args=(re.sub(r"(;\d+)B", r"\1N", tile.args[0]), *tile.args[1:])) for tile in image.tile]
     top = _ppm_top(image)
     if any(map(_is_deep_colour, image.tile)):
         facts[_LOW_BYTES] = _low_bytes(image.fp)
@@ -266,12 +268,13 @@ def _samples(image: Image.Image, tags: Mapping[int, Any]) -> tuple[NDArray[Any],
         return values, (0, 1)
     if (own := image.info.get(_TOP)) is not None:
         return np.rint(values * (own / 65535)), (0, own)
-    bits = int(tags.get(_BITS, (0,))[0]) or (16 if image.mode != "I" or image.format in ("PNG", "PPM") else 32)
+    sixteen = image.mode != "I" or image.format in ("PNG", "PPM")
+    bits = int(tags.get(_BITS, (0,))[0]) or (16 if sixteen else 32)
     if _SIGNED in tuple(tags.get(_SAMPLE_FORMAT, ())):
         if bits == 8:
             raise DataError("its samples are signed numbers of 8 bits, which Pillow takes for unsigned ones; convert it")
         return values, (0, 2 ** (bits - 1) - 1)
-    if image.mode != "I" or image.format in ("PNG", "PPM"):
+    if sixteen:
         return values, (0, 2**bits - 1)
     return (values.view(np.uint32), (0, 2**32 - 1)) if tags else (values, (0, 2**31 - 1))
 
@@ -308,7 +311,7 @@ def _raw_mode(args: Any) -> str:
 
 def _other_order(args: Any) -> Any:
     raw = _raw_mode(args)
-    swapped = "RGBA" if raw == _GREY_ALPHA else raw[:-1] + {"B": "L", "L": "B"}[raw[-1]]
+    swapped = "RGBA" if raw == _GREY_ALPHA else raw[:-1] + _OTHER_ORDER[raw[-1]]
     return (swapped, *args[1:]) if isinstance(args, tuple) else swapped
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,6 @@ class EvaluationSet:
         part = EvaluationSet(Subset(self._images, indices), self._record, self.class_names)
         part.labels = self.labels[torch.from_numpy(indices)]
         return part
-
-
-@torch.inference_mode()
-def count_correct(model: Callable[[Tensor], Tensor], images: EvaluationSet) -> int:
-    """The number of images that get the right class; ``model`` maps float32 images to logits ``(n, classes)``."""
-    return sum(int((model(batch).argmax(1).cpu() == labels).sum()) for batch, labels in images.batches(256))
 
 
 def cut_search_split(data: Data, seed: int, count: int = SEARCH_IMAGES) -> dict[str, Any]:

@@ -76,8 +76,7 @@ def open_folder(path: Path) -> OpenedFolder:
     test = None if test_name is None else reader.test_set(path / test_name, train_folder, class_names)
     for place in dict.fromkeys((path, train_folder, path / (test_name or "."))):
         reader.look_beside(place)
-    reader.check_names()
-    layout = Layout(train_name, test_name, tuple(unused), dict(reader.skipped), tuple(reader.notes()))
+    layout = Layout(train_name, test_name, tuple(unused), reader.skipped, tuple(reader.notes()))
     return OpenedFolder(train, test, class_names, layout)
 
 
@@ -91,7 +90,7 @@ def _choose_splits(path: Path, reader: ClassFolders) -> tuple[str, str | None, l
     flat = [name for name in split_names if not reader.folders(path / name)]
     # A train among buses and cars, or a valid beside an invalid: classes, which hold images and no class folders.
     if others and len(flat) == len(split_names) == 1 and (trains or len(others) == 1):
-        reader.remark(f"{flat[0]}/ is taken as a class, because images lie in it and no class folders")
+        reader.remarks.append(f"{flat[0]}/ is taken as a class, because images lie in it and no class folders")
         return ".", None, []
     if not split_names:
         parts = {name: words for name in names if (words := _split_words(name))}
@@ -114,7 +113,7 @@ def _choose_splits(path: Path, reader: ClassFolders) -> tuple[str, str | None, l
     unused = [name for name in names if name not in (trains[0], test)]
     if unused:
         chosen = f"{test}/ is the test set" if test else f"{trains[0]}/ is the training set"
-        reader.remark(f"{chosen}; {_folders(unused)} beside it {'is' if len(unused) == 1 else 'are'} not used")
+        reader.remarks.append(f"{chosen}; {_folders(unused)} beside it {'is' if len(unused) == 1 else 'are'} not used")
     return trains[0], test, unused
 
 
@@ -142,13 +141,13 @@ def _check_levels(folder: Path, class_names: tuple[str, ...], reader: ClassFolde
             )
     common = set.intersection(*inner.values()) if len(inner) == len(class_names) else set()
     if len(common) > 1:
-        reader.remark(
+        reader.remarks.append(
             f"every class ({listed(class_names, 3)}) holds the folders {listed(sorted(common), 3)}; where those are the classes, "
             f"name a folder that holds nothing but them, or call the folders above them train and test"
         )
     elif inner:
         places = [os.path.join(os.path.basename(place), name) for place in sorted(inner) for name in sorted(inner[place])]
-        reader.remark(f"images in sub-folders of class folders count for the class: {listed(places, 3)}")
+        reader.remarks.append(f"images in sub-folders of class folders count for the class: {listed(places, 3)}")
 
 
 def _folders(names: Iterable[str]) -> str:

@@ -30,7 +30,7 @@ Batch = tuple[Tensor, Tensor]
 _ORDER, _AUGMENT, _TRANSFORM = range(3)
 """Streams of random numbers within an epoch; each is seeded by (seed, epoch, stream, place)."""
 _AHEAD = 64
-"""Images that a worker process prepares ahead at least."""
+"""The least number of images that a worker process prepares ahead."""
 
 
 class Loader(Protocol):

@@ -8,7 +8,6 @@ normalised. These are timm's evaluation transforms. Its ``decode`` says how a fi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data import auto_augment, create_transform
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 from growtas.data.decode import DecodeRules
 from growtas.data.sources import Data
@@ -26,7 +24,7 @@ from growtas.space import SearchSpace
 
 _SMALL_IMAGE = 64
 LONGEST = 32
-"""How many times its short side the long side of an image may be that is resized whole; of a longer one only the middle is."""
+"""How many times its short side the long side of an image is, about, where only the middle is resized."""
 
 
 def preprocess_record(space: SearchSpace, data: Data, pixel_range: tuple[float, float] | None = None) -> dict[str, Any]:
@@ -67,34 +65,29 @@ def geometry(record: Mapping[str, Any], mode: str | None = None) -> Callable[[Im
 
     def apply(image: Image.Image) -> Tensor:
         upright = rules.apply(image, mode)
-        if max(upright.size) > LONGEST * min(upright.size):
-            return pil_to_tensor(_resized_middle(upright, record))
-        resized: Tensor = transform(upright)
+        rows, columns = middle(upright.height, upright.width)
+        box = (columns.start, rows.start, columns.stop, rows.stop)
+        resized: Tensor = transform(upright if box == (0, 0, *upright.size) else upright.crop(box))
         return resized
 
     return apply
 
 
-def _resized_middle(image: Image.Image, record: Mapping[str, Any]) -> Image.Image:
-    """What the evaluation's resize and crop make of a very long image, without the whole of it in the new size.
+def middle(height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of an image that are resized: all, or of a very long image the middle, since the rest is cut away anyway.
 
     An image of 30,000 x 1 pixels would be 7.7 million pixels long where the short side becomes 256.
     """
-    size, short = record["image_size"], math.floor(record["image_size"] / record["crop_pct"])
-    box, cut = [], []
-    for side in image.size:
-        resized = short * side // min(image.size)
-        scale = side / resized
-        low = round((resized - size) / 2) * scale
-        high = low + size * scale
-        # Pillow's numbers are float32: near the cut's beginning they are exact enough. Bicubic reads two (new) pixels around.
-        margin = math.ceil(3 * max(scale, 1))
-        cut.append((max(math.floor(low) - margin, 0), min(math.ceil(high) + margin, side)))
-        box.append((low - cut[-1][0], min(high, side) - cut[-1][0]))
-    (left, right), (top, bottom) = cut
-    (x0, x1), (y0, y1) = box
-    part = image.crop((left, top, right, bottom))
-    return part.resize((size, size), Image.Resampling[record["interpolation"].upper()], (x0, y0, x1, y1))
+    short = min(height, width)
+
+    def kept(side: int) -> slice:
+        if side <= (LONGEST + 1) * short:
+            return slice(0, side)
+        # A whole number of squares, so that the new size is in proportion; even or odd as the side is: the middle stays.
+        keep = (LONGEST + (LONGEST * short + side) % 2) * short
+        return slice((side - keep) // 2, (side - keep) // 2 + keep)
+
+    return kept(height), kept(width)
 
 
 def normalise(pixels: Tensor, record: Mapping[str, Any]) -> Tensor:

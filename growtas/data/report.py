@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from growtas.data.decode import DecodeRules
+from growtas.data.decode import DecodeRules, is_deep, largest_sample, oddities, read_header
 from growtas.data.evaluation import search_indices
 from growtas.data.folder import Layout
-from growtas.data.images import ArraySet, ImageSet, Subset, listed, raise_unreadable, resolve
-from growtas.data.odd_images import odd_images
+from growtas.data.images import ArraySet, ImageSet, Subset, listed, load_as, raise_unreadable, resolve
 from growtas.data.sources import VERIFY_LIMIT, Data
 from growtas.data.split import complement, evenly_spaced
 from growtas.errors import DataError
@@ -26,7 +25,9 @@ from growtas.progress import SILENT, Progress, tracked
 from growtas.runs import data_title
 
 SAMPLED = 200
-"""Images of a split whose size and mode are looked at, at most."""
+"""Images of a split whose size and mode are looked at, at most; and of a set whose headers are not all read."""
+_DARK = 1 / 8
+"""Share of the type's range that the largest value of deep images reaches at least where the range fits."""
 IMBALANCE = 10
 """How many times the images of the smallest class the largest may have before the report warns."""
 FEW_STEPS = 200
@@ -37,7 +38,7 @@ _REDUCTION = 3
 """How many times the network's image size the images may have before the report warns of a small network."""
 _USUAL_SIZE = 112
 """Pixels a side from which on photographs are commonly classified; the report warns of none that large."""
-_GREY = ("1", "L", "LA", "La", "I", "I;16", "F")
+_GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "F")
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,69 @@ def check_data(
     )
 
 
+def odd_images(data: Data, rules: DecodeRules, progress: Progress = SILENT) -> list[str]:
+    """A sentence for each way in which images are not upright ones of 8 bits, with their number.
+
+    Of files the headers are read, and the pixels only where they have more than 8 bits. Of larger sets, and of those that are no
+    files, :data:`SAMPLED` images are looked at.
+
+    Raises:
+        DataError: the rules refuse images; the message counts them and names the first.
+    """
+    kinds: Counter[str] = Counter()
+    refused: list[DataError] = []
+    largest, share, seen = 0.0, 0.0, 0
+
+    def extremes(image: Image.Image) -> tuple[float, float]:
+        rules.apply(image, "L")
+        return largest_sample(image)
+
+    for images in (data.train, data.test):
+        base, indices = resolve(images)
+        if isinstance(base, ArraySet):
+            continue
+        paths: Sequence[str] | None = getattr(base, "paths", None)
+        every = paths is not None and len(data.train) + len(data.test) <= VERIFY_LIMIT
+        places = range(len(images)) if every else evenly_spaced(len(images), SAMPLED).tolist()
+        for place in tracked(places, "looking for odd images", progress):
+            try:
+                odd, deep = _oddities(images, place, None if paths is None else paths[indices[place]])
+            except Exception:  # Pillow's readers raise what they like; unreadable images are reported elsewhere
+                continue
+            seen += 1
+            kinds.update(odd)
+            if deep:
+                try:
+                    value, top = load_as(images, place, extremes)
+                except DataError as error:
+                    refused.append(error)
+                else:
+                    largest, share = max(largest, value), max(share, value / top)
+    raise_unreadable(refused, data.data_dir or data.name)
+    sentences = [f"{count:,} of {seen:,} images have {kind}" for kind, count in kinds.most_common()]
+    if rules.pixel_range is not None and largest > rules.pixel_range[1]:
+        sentences.append(
+            f"values go up to {largest:,g}, and pixel_range ends at {rules.pixel_range[1]:,g}: what is above becomes white"
+        )
+    if rules.pixel_range is None and 0 < share < _DARK:
+        fitting = 2 ** int(largest).bit_length() - 1
+        sentences.append(
+            f"the largest value of the images of more than 8 bits is {largest:,g}, which is {share:.1%} of their type's: they are "
+            f"read as dark images; --pixel-range 0,{fitting} makes {fitting} white"
+        )
+    return sentences
+
+
+def _oddities(images: ImageSet, place: int, path: str | None) -> tuple[list[str], bool]:
+    """What is odd about an image, and whether it has more than 8 bits a sample; of a file only the header is read."""
+    if path is None:
+        image = images.load(place)
+        return oddities(image), is_deep(image)
+    with open(path, "rb") as file:
+        header = read_header(file)
+        return oddities(header), is_deep(header)
+
+
 def find_duplicates(train: ImageSet, test: ImageSet, progress: Progress = SILENT) -> tuple[tuple[str, str], ...] | None:
     """Test images that are training images too, byte for byte: names of the test image and of the first training image like it.
 
@@ -227,8 +291,8 @@ def _look_at(
             failures.append(error)
             continue
         sizes[f"{image.width}x{image.height}"] += 1
-        # A palette with transparent colours goes as the PA that it is.
         plain += _is_plain(image)
+        # A palette with transparent colours goes as the PA that it is.
         modes["PA" if image.mode == "P" and "transparency" in image.info else image.mode] += 1
     return SplitReport(
         name=name,
@@ -248,8 +312,8 @@ def _look_at(
 
 def _is_plain(image: Image.Image) -> bool:
     """Whether all pixels are alike."""
-    extremes = image.getextrema()
-    return all(low == high for low, high in (extremes if isinstance(extremes[0], tuple) else (extremes,)))
+    pixels = np.asarray(image)  # Pillow's getextrema knows no big-endian samples
+    return bool((pixels == pixels[:1, :1]).all())
 
 
 def _warnings(
@@ -295,7 +359,7 @@ def _small_numbers(splits: tuple[SplitReport, ...], record: Mapping[str, Any], s
         larger = size * min(-(-_USUAL_SIZE // size), typical // size)
         warnings.append(
             f"half of the images have {typical} pixels or more at the shorter side, and the network sees {size}: "
-            f"what is small in them is lost; --image-size {larger} shows it more"
+            f"what is small in them is lost; --image-size {larger} shows more of it"
         )
     if plain := sum(split.plain for split in splits):
         sampled = sum(split.sampled for split in splits)
@@ -314,7 +378,7 @@ def _small_numbers(splits: tuple[SplitReport, ...], record: Mapping[str, Any], s
     if steps is not None and steps < FEW_STEPS:
         factor = -(-FEW_STEPS // steps)
         warnings.append(
-            f"the whole training has {steps} steps, which are few to learn from; "
+            f"the whole training has {steps} step{'s' if steps > 1 else ''}, too few to learn much; "
             f"give {factor} times the epochs (--epochs), or a smaller --batch-size"
         )
     return warnings

@@ -162,8 +162,9 @@ def open_recorded(record: Mapping[str, Any], data_dir: str | Path | None = None)
     name, before = record["name"], record["data_dir"]
     # Where Fashion-MNIST is absent, its own message says how it is installed.
     if data_dir is None and before is not None and name != "fashion-mnist" and not _is_dir(Path(before)):
-        moved = "where it was moved, name its new place with --data-dir"
-        raise DataError(f"{before}: the folder of the run's images is not there; {moved}")
+        raise DataError(
+            f"{before}: the folder of the run's images is not there; where it was moved, name its new place with --data-dir"
+        )
     data = open_data(name, data_dir or before, rules=record.get("rules", 1))
     data.check_unchanged(record)
     return data

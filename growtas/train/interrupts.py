@@ -15,10 +15,10 @@ from growtas.train.events import StopRequested
 
 
 class TrainingInterrupts(Interrupts):
-    """The requests to stop a training: one process's is answered by all of them, at the same place.
+    """The requests to stop a training: all its processes answer a request of one, at the same place.
 
-    Several processes wait for each other in every step. So from :meth:`join` on none of them may leave alone: they stop where all
-    :meth:`check`, or where a step has told them that somebody asked.
+    The processes wait for each other in every step, so that none of them may leave alone from :meth:`join` on: they stop where all
+    of them :meth:`check`, or where a step has told them that somebody asked.
 
     Args:
         world: the processes.
@@ -29,7 +29,6 @@ class TrainingInterrupts(Interrupts):
     def __init__(self, world: World, device: torch.device, progress: Progress) -> None:
         super().__init__()
         self._world, self._device, self._progress = world, device, progress
-        self._number: int = signal.SIGINT
         self._together = contextlib.ExitStack()
 
     def __exit__(self, *exception: object) -> None:
@@ -37,19 +36,14 @@ class TrainingInterrupts(Interrupts):
         super().__exit__(*exception)
 
     def join(self) -> None:
-        """From here on the processes of a world work together."""
+        """Call it where the processes begin to wait for each other: from then on a request is noted until all can answer it."""
         if self._world.size > 1:
             self._together.enter_context(self.held())
 
     def finish(self) -> None:
-        """From here on the training is complete, and a request changes nothing any more."""
+        """Call it when the training is complete: from then on a request changes nothing."""
         self._together.enter_context(self.held())
         self._progress = SILENT
-
-    def request(self, number: int = signal.SIGINT) -> None:
-        """See :class:`growtas.interrupts.Interrupts`."""
-        self._number = number
-        super().request(number)
 
     def on_request(self) -> None:
         """Says so. A signal may come in the middle of printing, which can't be entered again."""
@@ -57,8 +51,8 @@ class TrainingInterrupts(Interrupts):
             self._progress.event(StopRequested())
 
     def flags(self) -> list[bool]:
-        """What this process has to say to the others: whether Ctrl-C, and whether SIGTERM asked it to stop."""
-        return [self.requested and (self._number == signal.SIGTERM) == terminated for terminated in (False, True)]
+        """What this process tells the others: whether Ctrl-C asked it to stop, and whether SIGTERM did."""
+        return [self.requested and (self.number == signal.SIGTERM) == terminated for terminated in (False, True)]
 
     def check(self) -> None:
         """A place where the training can stop; all processes come by.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
 _BATCH = 256
-Key = TypeVar("Key", bound=Hashable)
 
 
 def monitored(space: SearchSpace) -> dict[str, Subnet]:
@@ -64,12 +63,12 @@ def subnet_accuracies(
 
 @torch.inference_mode()
 def accuracies_of(
-    models: Mapping[Key, Callable[[Tensor], Tensor]],
+    models: Mapping[Any, Callable[[Tensor], Tensor]],
     images: EvaluationSet,
     device: torch.device,
     world: World = World(),  # noqa: B008 (a frozen value)
     check: Callable[[], None] = lambda: None,
-) -> dict[Key, float]:
+) -> dict[Any, float]:
     """Accuracy (0..1) of some models, which map images to logits; see :func:`subnet_accuracies`."""
     correct = dict.fromkeys(models, 0)
     for first in range(0, len(images), world.size * _BATCH):

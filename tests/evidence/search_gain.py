@@ -19,11 +19,12 @@ import torch
 from growtas import Subnet
 from growtas.checkpoint import load_supernet
 from growtas.costs import count_costs, count_costs_batch
-from growtas.data.evaluation import count_correct, test_set
+from growtas.data.evaluation import test_set
 from growtas.files import read_json
 from growtas.runs import Run, find_run
 from growtas.sampling import sample_feasible
 from growtas.units import parse_count
+from tests.reference import count_correct
 
 
 def growtas(*arguments: str, cwd: Path) -> float:

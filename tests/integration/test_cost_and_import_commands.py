@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from growtas import Supernet, load_space
-from growtas.cli import app
+from growtas.cli.app import app
 
 PUBLISHED = {
     "depth": 13,

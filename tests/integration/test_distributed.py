@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from growtas.checkpoint import load_supernet, load_tensors
-from growtas.data.evaluation import count_correct
 from growtas.data.evaluation import test_set as open_test_set
 from growtas.files import read_json_lines
 from growtas.runs import Run
 from growtas.subnet import Subnet
+from tests.reference import count_correct
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the processes of a training from /proc")
 

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from growtas.checkpoint import load_model, load_supernet
-from growtas.data.evaluation import count_correct
 from growtas.data.evaluation import test_set as open_test_set
 from growtas.files import write_json
 from growtas.nn.extract import extract
 from growtas.runs import Run
 from growtas.subnet import Subnet
 from tests.export_helpers import Cli
+from tests.reference import count_correct
 
 TINY = {
     "name": "tiny", "embed_dim": [8, 16], "num_heads": [1, 2], "mlp_ratio": [1, 2], "depth": [1, 2], "head_dim": 8,

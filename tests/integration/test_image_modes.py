@@ -193,6 +193,17 @@ CASES = {
     "16-bit colour tiff, big-endian": Case(
         "tif", lambda path: write_tiff(path, DEEP_COLOUR[..., :3].astype(">u2")), scaled(DEEP_COLOUR[..., :3], 0, 65535)
     ),
+    "16-bit colour tiff, compressed": Case(
+        "tif", lambda path: write_tiff(path, DEEP_COLOUR[..., :3], compressed=True), scaled(DEEP_COLOUR[..., :3], 0, 65535)
+    ),
+    "16-bit colour tiff, big-endian, compressed": Case(
+        "tif",
+        lambda path: write_tiff(path, DEEP_COLOUR[..., :3].astype(">u2"), compressed=True),
+        scaled(DEEP_COLOUR[..., :3], 0, 65535),
+    ),
+    "16-bit tiff, big-endian, compressed": Case(
+        "tif", lambda path: write_tiff(path, DEEP.astype(">u2"), compressed=True), scaled(DEEP, 0, 65535)
+    ),
     "12-bit colour, declared": Case(
         "png", lambda path: write_png16(path, DEEP_COLOUR[..., :3] // 16), scaled(DEEP_COLOUR[..., :3] // 16, 0, 4095), (0, 4095)
     ),
@@ -207,6 +218,15 @@ CASES = {
     "8-bit signed": Case("tif", lambda path: write_tiff(path, GREY.view(np.int8)), "its samples are signed numbers of 8 bits"),
     "float": Case("tif", saved(FLOATS), "its values are floating-point numbers (mode F)"),
     "float, declared": Case("tif", saved(FLOATS), scaled(FLOATS, 0, 1), (0, 1)),
+    "float, big-endian, compressed, declared": Case(
+        "tif", lambda path: write_tiff(path, FLOATS.astype(">f4"), compressed=True), scaled(FLOATS, 0, 1), (0, 1)
+    ),
+    "16-bit signed, big-endian, compressed, declared": Case(
+        "tif",
+        lambda path: write_tiff(path, SIGNED.astype(">i2"), compressed=True),
+        scaled(SIGNED, -1000, 3000),
+        (-1000, 3000),
+    ),
     "float with a hole": Case(
         "tif", saved(np.where(BITS, FLOATS, np.nan).astype(np.float32)), "some of its values are not a number", (0, 1)
     ),

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from growtas.cli import app
+from growtas.cli.app import app
 from growtas.cli.runs import ago
 from growtas.errors import CheckpointError, UsageError
 from growtas.files import read_json_lines
@@ -153,7 +153,7 @@ def test_an_empty_folder_is_no_error(folder):
 def test_help_and_use_import_nothing_heavy(folder, command):
     make("a", "2026-01-01T00:00:00+00:00", lines=[line(1), line(2)])
     code = (
-        "import sys\nfrom growtas.cli import app\n"
+        "import sys\nfrom growtas.cli.app import app\n"
         f"for arguments in (['{command}', '--help'], ['{command}']):\n"
         "    try: app(arguments)\n    except SystemExit: pass\n"
         "heavy = [name for name in ('torch', 'timm', 'matplotlib', 'tensorboard', 'sklearn') if name in sys.modules]\n"

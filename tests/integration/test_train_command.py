@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from growtas.checkpoint import load_tensors
-from growtas.cli import app
+from growtas.cli.app import app
 from growtas.cli.recipes import recipes
 from growtas.errors import CheckpointError, ConfigError, DataError, DeviceError, OutputError, SpaceError, UsageError
 from growtas.files import read_json, read_json_lines
@@ -65,7 +65,7 @@ def test_json_is_one_document_on_stdout(folder):
     assert (result["run"], result["state"], result["method"], result["space"]) == ("runs/r", "finished", "growtas", "tiny")
     assert set(result["test_accuracy"]) == {"smallest", "middle", "largest"}
     assert result["warnings"] == read_json(folder / "runs" / "r" / "data.json", "report")["warnings"]
-    assert "the whole training has 16 steps, which are few to learn from" in result["warnings"][-1]
+    assert "the whole training has 16 steps, too few to learn much" in result["warnings"][-1]
     assert err == ""
     run = Run(folder / "runs" / "r")
     assert run.info["recipe"]["transitions"] == [1.0]

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import growtas
 from growtas import api
-from growtas.cli import app
+from growtas.cli.app import app
 
 HEAVY = {"torch", "timm", "numpy", "onnx", "onnxruntime", "sklearn", "tensorrt_rtx", "matplotlib"}
 COMMANDS = (

@@ -17,13 +17,11 @@ def eight_cores(monkeypatch):
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
     """Writes a machine's control groups: what /proc says of them, and the files that lie in them."""
-    monkeypatch.setattr(resources, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(resources, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(resources, "GROUPS", tmp_path / "cg")
 
-    def write(cgroup, mounts, files):
-        (tmp_path / "proc").mkdir()
-        (tmp_path / "proc" / "cgroup").write_text(cgroup)
-        lines = [f"31 23 0:28 {root} {tmp_path}/{mount} rw,relatime - {kind}" for root, mount, kind in mounts]
-        (tmp_path / "proc" / "mountinfo").write_text("22 1 8:1 / / rw - ext4 /dev/root rw\n" + "\n".join(lines) + "\n")
+    def write(membership, files):
+        (tmp_path / "membership").write_text(membership)
         for name, text in files.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
@@ -31,17 +29,13 @@ def groups(tmp_path, monkeypatch):
     return write
 
 
-V2 = [("/", "cg", "cgroup2 cgroup2 rw,nsdelegate")]
-V1 = [("/", "cg/cpu,cpuacct", "cgroup cgroup rw,cpu,cpuacct"), ("/", "cg/memory", "cgroup cgroup rw,memory")]
-
-
 def test_nothing_but_the_affinity(groups):
-    groups("0::/\n", V2, {})
+    groups("0::/\n", {})
     assert available_threads() == 8
 
 
 def test_a_system_without_control_groups(monkeypatch, tmp_path):
-    monkeypatch.setattr(resources, "PROC", tmp_path / "absent")
+    monkeypatch.setattr(resources, "MEMBERSHIP", tmp_path / "absent")
     assert available_threads() == 8
     assert usable_memory() == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -54,35 +48,34 @@ def test_a_system_without_control_groups(monkeypatch, tmp_path):
     ],
 )  # fmt: skip
 def test_the_quota_of_version_2(groups, limit, threads):
-    groups("0::/\n", V2, {"cg/cpu.max": limit + "\n"})
+    groups("0::/\n", {"cg/cpu.max": limit + "\n"})
     assert available_threads() == threads
 
 
 @pytest.mark.parametrize("where", ["cg/a.slice", "cg/a.slice/b.scope/c", "cg/a.slice/b.scope"])
 def test_the_quota_of_any_group_above(groups, where):
     files = {f"cg/a.slice/{name}cpu.max": "max 100000\n" for name in ("", "b.scope/", "b.scope/c/")}
-    groups("0::/a.slice/b.scope/c\n", V2, {**files, f"{where}/cpu.max": "300000 100000\n", "cg/other/cpu.max": "100000 100000\n"})
+    groups("0::/a.slice/b.scope/c\n", {**files, f"{where}/cpu.max": "300000 100000\n", "cg/other/cpu.max": "100000 100000\n"})
     assert available_threads() == 3
 
 
 @pytest.mark.parametrize(("quota", "threads"), [("-1", 8), ("250000", 2), ("400000", 4)])
 def test_the_quota_of_version_1(groups, quota, threads):
-    folder = "cg/cpu,cpuacct/docker/abc"
+    folder = "cg/cpu/docker/abc"
     files = {f"{folder}/cpu.cfs_quota_us": quota + "\n", f"{folder}/cpu.cfs_period_us": "100000\n"}
-    groups("4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n0::/\n", [*V1, ("/", "cg/unified", "cgroup2 cgroup2 rw")], files)
+    groups("4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n0::/\n", files)
     assert available_threads() == threads
 
 
 def test_a_container_without_a_namespace_of_its_own(groups):
     # The path is the machine's, but only the container's own group is mounted.
-    files = {"cg/cpu.cfs_quota_us": "200000\n", "cg/cpu.cfs_period_us": "100000\n"}
-    groups("3:cpu,cpuacct:/docker/abc\n", [("/docker/abc", "cg", "cgroup cgroup rw,cpu,cpuacct")], files)
+    files = {"cg/cpu/cpu.cfs_quota_us": "200000\n", "cg/cpu/cpu.cfs_period_us": "100000\n"}
+    groups("3:cpu,cpuacct:/docker/abc\n", files)
     assert available_threads() == 2
 
 
-def test_a_mount_with_a_space_and_a_path_above_it(groups):
-    files = {"my groups/cpu.max": "200000 100000\n"}
-    groups("0::/../../other\n", [("/", "my\\040groups", "cgroup2 cgroup2 rw")], files)
+def test_a_namespace_whose_path_leads_above_the_top(groups):
+    groups("0::/../../other\n", {"cg/cpu.max": "200000 100000\n"})
     assert available_threads() == 2
 
 
@@ -97,13 +90,13 @@ def test_what_openmp_is_told(monkeypatch, value, threads):
 
 
 def test_processes_that_decode_are_not_openmps(groups, monkeypatch):
-    groups("0::/\n", V2, {"cg/cpu.max": "400000 100000\n"})
+    groups("0::/\n", {"cg/cpu.max": "400000 100000\n"})
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torchrun sets it for each of its processes
     assert (available_cpus(), available_threads()) == (4, 1)
 
 
 def test_the_least_counts(groups, monkeypatch):
-    groups("0::/\n", V2, {"cg/cpu.max": "400000 100000\n"})
+    groups("0::/\n", {"cg/cpu.max": "400000 100000\n"})
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     assert available_threads() == 4
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -116,7 +109,7 @@ def test_openmp_learns_of_a_quota_only(groups, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "abc")
     limit_openmp()
     assert os.environ["OMP_NUM_THREADS"] == "abc"  # OpenMP itself says what it thinks of that
-    groups("0::/\n", V2, {"cg/cpu.max": "250000 100000\n"})
+    groups("0::/\n", {"cg/cpu.max": "250000 100000\n"})
     for before, after in (("abc", "2"), ("1", "1"), ("4,2", "2")):
         monkeypatch.setenv("OMP_NUM_THREADS", before)
         limit_openmp()
@@ -140,12 +133,12 @@ def test_torch_is_limited_for_a_while(monkeypatch):
 
 def test_usable_memory_is_the_smallest_limit_that_is_told(groups):
     files = {"cg/memory.max": "max\n", "cg/a/memory.max": "123456789\n", "cg/a/b/memory.max": "max\n"}
-    groups("0::/a/b\n", V2, files)
+    groups("0::/a/b\n", files)
     assert usable_memory() == 123456789
 
 
 def test_usable_memory_in_version_1(groups):
-    groups("4:memory:/docker/abc\n", V1, {"cg/memory/docker/abc/memory.limit_in_bytes": "123456789\n"})
+    groups("4:memory:/docker/abc\n", {"cg/memory/docker/abc/memory.limit_in_bytes": "123456789\n"})
     assert usable_memory() == 123456789
 
 

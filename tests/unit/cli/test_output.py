@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from growtas.cli import app
+from growtas.cli.app import app
 from growtas.cli.output import new_table, print_facts, print_table, print_text
 
 LONG = "a-file-whose-name-is-far-longer-than-a-narrow-terminal-is-wide-and-which-somebody-wants-to-copy.onnx"

@@ -6,7 +6,7 @@ from PIL import Image, ImageOps
 
 from growtas.data.decode import DecodeRules, decode, readable_suffixes
 from growtas.data.images import ArraySet, ReaderSet, file_set, load_as
-from growtas.data.odd_images import odd_images
+from growtas.data.report import odd_images
 from growtas.data.sources import Data
 from growtas.errors import DataError
 from tests.image_writers import write_tiff

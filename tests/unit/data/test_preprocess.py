@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode
 
 from growtas.data.images import ArraySet, file_set
 from growtas.data.pixels import Pixels
-from growtas.data.preprocess import evaluation_transform, geometry, preprocess_record, training_transform
+from growtas.data.preprocess import evaluation_transform, geometry, middle, preprocess_record, training_transform
 from growtas.data.seeding import seed_globals
 from growtas.data.sources import open_data
 from growtas.errors import DataError
@@ -133,7 +133,7 @@ def test_pixels_are_those_of_torchvisions_resize_and_crop(size, crop_pct):
     assert torch.equal(geometry(record)(noise(size)), resized_whole(record, noise(size)))
 
 
-@pytest.mark.parametrize("size", [(1000, 1), (1, 1001), (700, 3), (3, 701), (3001, 50), (64, 6000), (66, 2)])
+@pytest.mark.parametrize("size", [(1000, 1), (1, 1001), (702, 3), (3, 900), (5000, 50), (64, 6400), (66, 2)])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.8])
 def test_the_middle_of_a_very_long_image_is_that_of_the_whole(size, crop_pct):
     record = {**preprocess_record(MICRO, open_data("digits")), "crop_pct": crop_pct}
@@ -141,6 +141,17 @@ def test_the_middle_of_a_very_long_image_is_that_of_the_whole(size, crop_pct):
     # Pillow takes its two passes in the order that costs less, and clips overshoots after each: it shows in single values.
     assert (difference > 1).float().mean() < 0.002
     assert difference.max() <= 8
+
+
+@pytest.mark.parametrize("short", [1, 2, 3, 10])
+def test_what_is_left_of_a_very_long_image_is_long_enough_and_in_its_middle(short):
+    for side in range(short, 40 * short):
+        rows, columns = middle(side, short)
+        assert (columns.start, columns.stop) == (0, short)
+        assert 0 <= rows.start < rows.stop <= side
+        assert rows.stop - rows.start >= min(side, 32 * short)
+        assert abs(rows.start - (side - rows.stop)) <= 1
+        assert middle(short, side) == (columns, rows)
 
 
 def test_a_very_long_image_takes_little_memory():

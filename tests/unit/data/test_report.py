@@ -13,6 +13,7 @@ from growtas.data.report import check_data, find_duplicates
 from growtas.data.sources import open_data
 from growtas.errors import DataError
 from growtas.space import PRESETS
+from tests.image_writers import write_tiff
 
 MICRO = PRESETS["micro"]
 
@@ -165,6 +166,17 @@ def test_unreadable_images_are_all_counted(tmp_path, write_tree):
         check(open_data(str(tmp_path)))
 
 
+def test_images_of_16_bits_in_either_order_of_bytes(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        for name, order in (("intel", "<u2"), ("motorola", ">u2")):
+            (tmp_path / name).mkdir(exist_ok=True)
+            write_tiff(tmp_path / name / f"{number}.tif", rng.integers(0, 65536, (9, 9)).astype(order))
+    report = check(open_data(str(tmp_path)))
+    assert "grey images (I;16, I;16B) are converted to RGB" in warning(report, "grey images")
+    assert warning(report, "colour") is None
+
+
 def plain_pictures(root, mode="RGB"):
     """Two classes of pictures of one colour each, a shade a picture."""
     for number in range(10):
@@ -226,9 +238,10 @@ def test_few_steps():
     data = open_data("digits")
     split, record = cut_search_split(data, 0), preprocess_record(MICRO, data)
     few, enough = (check_data(data, split, record, steps=steps) for steps in (60, 200))
-    assert "the whole training has 60 steps, which are few" in warning(few, "steps")
+    assert "the whole training has 60 steps, too few to learn much" in warning(few, "steps")
     assert "give 4 times the epochs (--epochs)" in warning(few, "steps")
     assert warning(enough, "steps") is None
+    assert "has 1 step, too few" in warning(check_data(data, split, record, steps=1), "too few")
 
 
 def test_the_report_says_how_a_folder_was_understood(tmp_path, write_tree):

@@ -170,6 +170,10 @@ def test_two_corrupt_images_are_both_named(tmp_path, write_tree):
         ("digit", "did you mean digits"),
         ("nowhere/at-all", r"'nowhere/at-all' is neither a known data set nor a folder; legal are digits, fashion-mnist, a folder"),
         ("folder", "folder needs --data-dir"),
+        (
+            "https://example.org/pets.zip",
+            r"https://example\.org/pets\.zip: this is a URL, and only local files are read; download it",
+        ),
         ("x" * 300, r"the folder can't be read \(File name too long\)"),
     ],
 )

@@ -8,7 +8,7 @@ from PIL import Image
 
 from growtas import Architecture, SearchSpace, Subnet, VisionTransformer, extract
 from growtas.checkpoint import load_supernet, save_model
-from growtas.data.evaluation import EvaluationSet, count_correct
+from growtas.data.evaluation import EvaluationSet
 from growtas.data.preprocess import evaluation_transform
 from growtas.errors import CheckpointError, ConfigError, DataError, SubnetError, UsageError
 from growtas.export.formats import SUFFIXES
@@ -22,6 +22,7 @@ from growtas.train.resolve_recipe import resolve_finetune
 from growtas.train.session import resume_session
 from growtas.train.strategies import make_strategy
 from tests.export_helpers import SUBNET, add_search, make_run
+from tests.reference import count_correct
 
 SPACE = SearchSpace(
     name="tiny", embed_dim=(8, 16), num_heads=(1, 2), mlp_ratio=(1.0, 2.0), depth=(1, 2), head_dim=8, image_size=8, patch_size=4,

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from growtas.checkpoint import load_model, load_supernet, load_tensors, save_model
-from growtas.data.evaluation import EvaluationSet, count_correct, search_set
+from growtas.data.evaluation import EvaluationSet, search_set
 from growtas.data.evaluation import test_set as open_test_set
 from growtas.errors import CheckpointError, ConfigError, DataError, DeviceError, OutputError, TrainingError, UsageError
 from growtas.files import read_json, read_json_lines
@@ -32,6 +32,7 @@ from growtas.train.session import pick_device, resume_session, start_session
 from growtas.train.strategies import make_strategy
 from growtas.train.strategies.base import Pass
 from growtas.train.strategies.uniform import Uniform
+from tests.reference import count_correct
 
 
 @pytest.fixture
