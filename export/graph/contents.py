@@ -70,12 +70,9 @@ def load_described(path: str | os.PathLike[str]) -> Artifact:
         CheckpointError: as :func:`growtas.export.artifact.load_artifact`, and the file doesn't say itself what goes in.
         UsageError: not an artifact.
     """
-    path = Path(path)
-    if format_of(path) is ONNX and read_manifest(path, verify=False) is None:
-        manifest = own_description(path)
-        if manifest is not None:
-            return Artifact(path=path, manifest=manifest)
-    return load_artifact(path)
+    file = Path(path)
+    manifest = read_manifest(file) or own_description(file) if file.is_file() and format_of(file) is ONNX else None
+    return load_artifact(path) if manifest is None else Artifact(path=file, manifest=manifest)
 
 
 def own_description(path: Path) -> Manifest | None:
@@ -122,7 +119,6 @@ def _json_values(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _read_onnx(path: Path) -> dict[str, Any]:
     import onnx
-    from onnx.external_data_helper import uses_external_data
 
     from growtas.export.graph.edit import load_proto
 
@@ -135,7 +131,6 @@ def _read_onnx(path: Path) -> dict[str, Any]:
             size = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         sizes[_onnx_type(tensor.data_type)] += size
     operators = Counter(node.op_type for node in proto.graph.node)
-    outside = [entry for tensor in proto.graph.initializer if uses_external_data(tensor) for entry in tensor.external_data]
     types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     quantising = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     quantised = sorted({_onnx_type(types[name]) for node in quantising for name in node.input[2:3] if name in types})
@@ -154,7 +149,6 @@ def _read_onnx(path: Path) -> dict[str, Any]:
         "quantised_to": quantised,
         "metadata": sorted(entry.key for entry in proto.metadata_props),
         "described": _json_values({entry.key: entry.value for entry in proto.metadata_props}),
-        "weights_files": sorted({entry.value for entry in outside if entry.key == "location"}),
         "precision": precision,
     }
 
