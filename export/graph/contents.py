@@ -83,10 +83,10 @@ def own_description(path: Path) -> Manifest | None:
     if format_of(path) is not ONNX:
         return None
     graph = read_graph(path)
-    preprocess, class_names = (graph["described"].get(key) for key in ("preprocess", "class_names"))
-    if not isinstance(preprocess, dict) or len(graph["inputs"]) != 1:
+    preprocess, inputs, outputs = graph["described"].get("preprocess"), graph["inputs"], graph["outputs"]
+    if not isinstance(preprocess, dict) or len(inputs) != 1 or not outputs:
         return None
-    images, outputs = graph["inputs"][0], graph["outputs"]
+    images = inputs[0]
     batch = images["shape"][0] if images["shape"] else 1
     record: dict[str, Any] = {
         "kind": ONNX.kind,
@@ -99,7 +99,7 @@ def own_description(path: Path) -> Manifest | None:
         },
         "output": outputs[0],
         "preprocess": preprocess,
-        "class_names": class_names,
+        "class_names": graph["described"].get("class_names"),
     }
     names = [output["name"] for output in outputs]
     if len(names) > 1:

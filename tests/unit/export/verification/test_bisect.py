@@ -223,7 +223,7 @@ def test_other_kinds_of_files_are_refused(two_blocks: VisionTransformer, tmp_pat
     with pytest.raises(UsageError, match=r"\.onnx and \.safetensors files only"):
         bisect_artifact(tmp_path / "x.plan", two_blocks, FEW, precision="fp32")
     (tmp_path / "x.onnx").write_bytes(b"no model")
-    with pytest.raises(CheckpointError, match="not an ONNX file"):
+    with pytest.raises(CheckpointError, match="not a readable .onnx file"):
         bisect_artifact(tmp_path / "x.onnx", two_blocks, FEW, precision="fp32")
 
 
