@@ -55,7 +55,9 @@ class Interrupts:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # A command that ended may have chosen another one for what is left of the process.
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, handler)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -21,9 +21,8 @@ from growtas.errors import UsageError, choices
 from growtas.export.signature import Output, Signature
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-LARGEST_SIDE, LARGEST_ASPECT = 16384, 64
-"""Pixels of a side, and times that one side may be the other, where the graph resizes: as the short side becomes the model's, the
-long one grows with it, and an image of 1 x 65535 pixels would be resized to gigabytes."""
+LARGEST_SIDE = 16384
+"""Pixels of a side where the graph resizes."""
 _MAX_DIGITS = 18
 
 
@@ -172,10 +171,9 @@ def _shape(shape: object, signature: Signature) -> tuple[int, ...]:
         raise RequestRefused(f"shape of {signature.input_name} is {_short(shape)}; {legal}")
     if signature.any_size:
         sides = [size for size, want in zip(sizes[1:], signature.shape, strict=True) if want is None]
-        if not (min(sides) > 0 and max(sides) <= LARGEST_SIDE and max(sides) <= LARGEST_ASPECT * min(sides)):
+        if not 0 < min(sides) <= max(sides) <= LARGEST_SIDE:
             raise RequestRefused(
-                f"shape of {signature.input_name} is {_short(shape)}; {legal}, "
-                f"sides from 1 to {LARGEST_SIDE} and none over {LARGEST_ASPECT} times the other"
+                f"shape of {signature.input_name} is {_short(shape)}; {legal}, and sides from 1 to {LARGEST_SIDE}"
             )
     fits = all(want is None or size == want for size, want in zip(sizes[1:], signature.shape, strict=True))
     if not fits or not 1 <= sizes[0] <= signature.max_batch:
