@@ -24,7 +24,7 @@ class Format:
         made_from: names of the formats that are made on the way to it.
         runtimes: in which ``growtas bench`` runs its files, the default first.
         platform: as the open inference protocol calls what runs its files.
-        default_rank: place among the formats when predict and serve look for an artifact and none is named; 0 comes first.
+        default_rank: place among the formats when predict and serve look for an artifact that runs here; 0 comes first.
         triton: whether a backend of Triton loads its files; ``platform`` is Triton's name for it then.
         side_suffixes: suffixes of the files beside one of its files without which it can't be loaded.
     """
@@ -40,7 +40,7 @@ class Format:
     side_suffixes: tuple[str, ...] = ()
 
 
-TORCH = Format(name="torch", suffix=".safetensors", kind="torch", runtimes=("eager", "compile"), platform="torch", default_rank=3)
+TORCH = Format(name="torch", suffix=".safetensors", kind="torch", runtimes=("eager", "compile"), platform="torch", default_rank=4)
 PROGRAM = Format(
     name="program",
     suffix=".pt2",
@@ -48,7 +48,7 @@ PROGRAM = Format(
     made_from=("torch",),
     runtimes=("eager",),
     platform="torch_export",
-    default_rank=2,
+    default_rank=3,
 )
 ONNX = Format(
     name="onnx",
@@ -57,7 +57,7 @@ ONNX = Format(
     made_from=("torch",),
     runtimes=("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"),
     platform="onnxruntime_onnx",
-    default_rank=0,
+    default_rank=1,
     triton=True,
 )
 OPENVINO = Format(
@@ -67,7 +67,7 @@ OPENVINO = Format(
     made_from=("torch", "onnx"),
     runtimes=("openvino",),
     platform="openvino_ir",
-    default_rank=1,
+    default_rank=2,
     side_suffixes=(".bin",),
 )
 PLAN = Format(
@@ -77,7 +77,7 @@ PLAN = Format(
     made_from=("torch", "onnx"),
     runtimes=("tensorrt-rtx", "tensorrt"),
     platform="tensorrt_plan",
-    default_rank=4,
+    default_rank=0,
     triton=True,
 )
 FORMATS = (TORCH, PROGRAM, ONNX, OPENVINO, PLAN)
@@ -137,12 +137,8 @@ def artifacts_in(place: str | os.PathLike[str]) -> list[Path]:
     folder = place / "export" if run else place
     paths = artifact_files(folder)
     if not paths:
-        make = (
-            f"make some with `growtas export {shlex.quote(str(place))}`"
-            if run
-            else f"legal are files that end in {choices(SUFFIXES)}"
-        )
-        raise UsageError(f"{folder}: no artifacts here; {make}, or name files")
+        make = f"make some with `growtas export {shlex.quote(str(place))}`, or " if run else ""
+        raise UsageError(f"{folder}: no artifacts here; {make}name files that end in {choices(SUFFIXES)}")
     return paths
 
 

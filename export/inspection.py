@@ -41,14 +41,12 @@ def inspect(path: str | os.PathLike[str], *, thorough: bool = False) -> dict[str
     digest = sha256(path)
     mismatch = _problem(lambda: check_hash(path, stored, digest=digest) if stored else check_side_files(path))
     broken_rule = _rule_problem(path) if thorough else None
-    weights = [path.with_name(name) for name in graph.get("weights_files", ())]
-    missing = [f"{path}: {file.name}, which holds weights of it, is missing beside it" for file in weights if not file.is_file()]
-    problems = [problem for problem in (mismatch, *missing, *_contradictions(path, manifest, graph), broken_rule) if problem]
+    problems = [problem for problem in (mismatch, *_contradictions(path, manifest, graph), broken_rule) if problem]
     record = manifest.to_dict()
     return {
         "path": str(path),
         "kind": kind,
-        "bytes": sum(file.stat().st_size for file in (path, *side_files(path), *weights) if file.is_file()),
+        "bytes": sum(file.stat().st_size for file in (path, *side_files(path)) if file.is_file()),
         "sha256": digest,
         "matches_manifest": None if stored is None else mismatch is None,
         "problems": problems,
@@ -137,6 +135,8 @@ def _rule_problem(path: Path) -> str | None:
 
         try:
             onnx.checker.check_model(load_proto(path), full_check=True)
+        except CheckpointError as error:
+            return str(error)
         except Exception as error:  # the checker's and shape inference's errors share no base class
             return f"{path}: ONNX's checker refuses it ({' '.join(str(error).split())[:160]})"
     return None

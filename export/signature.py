@@ -11,12 +11,14 @@ import numpy as np
 
 from growtas.errors import CheckpointError, choices
 from growtas.export.artifact import Artifact, Manifest, TensorRecord
+from growtas.fields import real, text, whole
 
 LOGITS, PROBABILITIES, TOP_SCORES, TOP_CLASSES = "logits", "probabilities", "top_scores", "top_classes"
 """Names of the outputs."""
 
 _INPUT_DTYPES = ("float32", "uint8")
-_PREPROCESS = ("image_size", "in_chans", "mean", "std", "interpolation", "crop_pct")
+_PREPROCESS = {"image_size": whole(1), "in_chans": whole(1), "interpolation": text(), "crop_pct": real(0, above=True)}
+_OF_CHANNELS = {"mean": (real(-math.inf), "numbers"), "std": (real(0, above=True), "numbers above zero")}
 T = TypeVar("T")
 
 
@@ -24,28 +26,18 @@ def preprocess_problem(record: Any) -> str | None:
     """Why images can't be prepared by a record of :mod:`growtas.data.preprocess`, in words behind its name; None if they can."""
     if not isinstance(record, Mapping):
         return "is absent" if record is None else "is no JSON object"
-    missing = [key for key in _PREPROCESS if key not in record]
+    missing = [key for key in (*_PREPROCESS, *_OF_CHANNELS) if key not in record]
     if missing:
         return f"lacks {choices(missing)}"
-    for key in ("image_size", "in_chans"):
-        if not isinstance(record[key], int) or isinstance(record[key], bool) or record[key] < 1:
-            return f"has the {key} {str(record[key])[:40]!r}, which must be a whole number from 1 up"
+    for key, rule in _PREPROCESS.items():
+        if not rule.accepts(record[key]):
+            return f"has the {key} {str(record[key])[:40]!r}, which must be {rule.legal}"
     channels = record["in_chans"]
-    for key in ("mean", "std"):
+    for key, (rule, what) in _OF_CHANNELS.items():
         values = record[key]
-        if not isinstance(values, list | tuple) or len(values) != channels or not all(map(_is_number, values)):
-            return f"has the {key} {str(values)[:40]}, which must be a list of {channels} numbers, one for each channel"
-    if min(record["std"]) <= 0:
-        return f"has the std {record['std']}, whose numbers must be above zero"
-    if not _is_number(record["crop_pct"]) or record["crop_pct"] <= 0:
-        return f"has the crop_pct {str(record['crop_pct'])[:40]!r}, which must be a number above zero"
-    if not isinstance(record["interpolation"], str):
-        return f"has the interpolation {str(record['interpolation'])[:40]}, which must be a name such as bicubic"
+        if not isinstance(values, list | tuple) or len(values) != channels or not all(map(rule.accepts, values)):
+            return f"has the {key} {str(values)[:40]}, which must be a list of {channels} {what}, one for each channel"
     return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True, kw_only=True)

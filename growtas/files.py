@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import hashlib
 import json
@@ -135,13 +134,10 @@ def read_text(file: Path | Traversable, subject: str, error: type[GrowtasError] 
         data = file.read_bytes()
     except OSError as problem:
         raise error(f"{subject} can't be read ({problem.strerror or problem})") from None
-    # UTF-32's mark begins with that of UTF-16.
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
-        raise error(f"{subject} can't be read (it is in UTF-16 or UTF-32); save it as UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise error(f"{subject} can't be read (not text in UTF-8)") from None
+        raise error(f"{subject} can't be read (it is not text in UTF-8); save it as UTF-8") from None
 
 
 def parse_json(text: str, subject: str, error: type[GrowtasError] = CheckpointError) -> Any:

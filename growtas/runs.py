@@ -268,6 +268,14 @@ def find_run(given: str | Path | None, root: Path = RUNS) -> Run:
     return runs[0]
 
 
+def run_of(artifact: Path) -> Path | None:
+    """The run in whose export folder an artifact lies, named as the artifact's path names it where it does; None for others."""
+    named, real = artifact.parent.parent, artifact.resolve().parent.parent
+    if not (real / "run.json").is_file():
+        return None
+    return named if named.resolve() == real else real
+
+
 def list_runs(root: Path = RUNS) -> list[Run]:
     """All runs in a folder, newest first; those whose ``run.json`` is unreadable too.
 

@@ -10,6 +10,7 @@ from typing import Any
 from growtas.errors import CheckpointError
 from growtas.export.artifact import Manifest
 from growtas.files import read_json
+from growtas.runs import run_of
 
 
 def check_limit(search: Mapping[str, Any] | None, results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -39,12 +40,6 @@ def check_limit(search: Mapping[str, Any] | None, results: Sequence[Mapping[str,
         return {**answer, "unchecked_because": f"the limit is for {asked}, which was not measured here"}
     measured = result.get(f"{percentile}_ms")
     return {**answer, "measured_ms": measured, "holds": measured is not None and measured <= limit_ms}
-
-
-def run_of(artifact: Path) -> Path | None:
-    """The run folder that an artifact lies in, if it does."""
-    folder = artifact.resolve().parent.parent
-    return artifact.parent.parent if (folder / "run.json").is_file() else None
 
 
 def check_limits(path: Path, manifest: Manifest, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

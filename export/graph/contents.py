@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from growtas.errors import CheckpointError, UsageError
+from growtas.errors import CheckpointError
 from growtas.export.artifact import Artifact, Manifest, load_artifact, read_manifest
 from growtas.export.formats import ONNX, OPENVINO, PROGRAM, TORCH, format_of, side_files
 from growtas.export.signature import PROBABILITIES, TOP_CLASSES
-from growtas.files import refuse_url
 
 _MAX_HEADER_BYTES = 100_000_000
 # As safetensors and OpenVINO abbreviate them, in lower case and without underscores.
@@ -71,13 +70,9 @@ def load_described(path: str | os.PathLike[str]) -> Artifact:
         CheckpointError: as :func:`growtas.export.artifact.load_artifact`, and the file doesn't say itself what goes in.
         UsageError: not an artifact.
     """
-    refuse_url(path, UsageError)
-    path = Path(path)
-    if format_of(path) is ONNX and read_manifest(path, verify=False) is None:
-        manifest = own_description(path)
-        if manifest is not None:
-            return Artifact(path=path, manifest=manifest)
-    return load_artifact(path)
+    file = Path(path)
+    manifest = read_manifest(file) or own_description(file) if file.is_file() and format_of(file) is ONNX else None
+    return load_artifact(path) if manifest is None else Artifact(path=file, manifest=manifest)
 
 
 def own_description(path: Path) -> Manifest | None:
@@ -88,10 +83,10 @@ def own_description(path: Path) -> Manifest | None:
     if format_of(path) is not ONNX:
         return None
     graph = read_graph(path)
-    preprocess, class_names = (graph["described"].get(key) for key in ("preprocess", "class_names"))
-    if not isinstance(preprocess, dict) or len(graph["inputs"]) != 1:
+    preprocess, inputs, outputs = graph["described"].get("preprocess"), graph["inputs"], graph["outputs"]
+    if not isinstance(preprocess, dict) or len(inputs) != 1 or not outputs:
         return None
-    images, outputs = graph["inputs"][0], graph["outputs"]
+    images = inputs[0]
     batch = images["shape"][0] if images["shape"] else 1
     record: dict[str, Any] = {
         "kind": ONNX.kind,
@@ -104,7 +99,7 @@ def own_description(path: Path) -> Manifest | None:
         },
         "output": outputs[0],
         "preprocess": preprocess,
-        "class_names": class_names,
+        "class_names": graph["described"].get("class_names"),
     }
     names = [output["name"] for output in outputs]
     if len(names) > 1:
@@ -124,7 +119,6 @@ def _json_values(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _read_onnx(path: Path) -> dict[str, Any]:
     import onnx
-    from onnx.external_data_helper import uses_external_data
 
     from growtas.export.graph.edit import load_proto
 
@@ -137,7 +131,6 @@ def _read_onnx(path: Path) -> dict[str, Any]:
             size = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         sizes[_onnx_type(tensor.data_type)] += size
     operators = Counter(node.op_type for node in proto.graph.node)
-    outside = [entry for tensor in proto.graph.initializer if uses_external_data(tensor) for entry in tensor.external_data]
     types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     quantising = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     quantised = sorted({_onnx_type(types[name]) for node in quantising for name in node.input[2:3] if name in types})
@@ -156,7 +149,6 @@ def _read_onnx(path: Path) -> dict[str, Any]:
         "quantised_to": quantised,
         "metadata": sorted(entry.key for entry in proto.metadata_props),
         "described": _json_values({entry.key: entry.value for entry in proto.metadata_props}),
-        "weights_files": sorted({entry.value for entry in outside if entry.key == "location"}),
         "precision": precision,
     }
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from growtas.errors import BuildError, CheckpointError
-from growtas.export.graph.versions import needed_ir_version
+from growtas.export.graph.versions import least_ir_version
 from growtas.files import replacing
 
 PREPROCESS, CLASS_NAMES = "preprocess", "class_names"
@@ -26,8 +26,6 @@ PREPROCESS, CLASS_NAMES = "preprocess", "class_names"
 # Messages name this many; the rest is counted.
 _NAMED = 5
 _WEIGHT = ".weight"
-# Numbers of a constant that may be a shape or an axis.
-_SMALL_CONSTANT = 64
 
 
 def load_proto(path: str | Path, *, weights: bool = True) -> onnx.ModelProto:
@@ -81,31 +79,8 @@ def load_typed_model(path: Path) -> ir.Model:
 
 
 def infer_types(model: ir.Model) -> ir.Model:
-    """Infers the types and shapes of all tensors, in addition to those that are known, in place; returns the model.
-
-    Only small constants, such as shapes, are given to the inference: types don't depend on weights, whose bytes would be copied
-    several times.
-    """
-    graph = model.graph
-    constants, inputs = list(graph.initializers.values()), len(graph.inputs)
-    weights = [value for value in constants if value.const_value is not None and value.const_value.size > _SMALL_CONSTANT]
-    for value in weights:
-        del graph.initializers[str(value.name)]
-        graph.inputs.append(value)
-    try:
-        proto = to_proto(model)
-    finally:
-        del graph.inputs[inputs:]
-        graph.initializers.clear()
-        graph.initializers.update({str(value.name): value for value in constants})
-    inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True).graph
-    known = {info.name: info.type for info in (*inferred.value_info, *inferred.output)}
-    for node in graph:
-        for output in node.outputs:
-            if output.name in known:
-                output.type = ir.serde.deserialize_type_proto_for_type(known[output.name])
-                output.shape = ir.serde.deserialize_type_proto_for_shape(known[output.name])
-    return model
+    """Returns the model with the types and shapes of all tensors inferred, in addition to those that are known."""
+    return ir.from_proto(onnx.shape_inference.infer_shapes(to_proto(model), strict_mode=True))
 
 
 def forget_types(model: ir.Model) -> None:
@@ -127,7 +102,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 
 def save_model(model: ir.Model, path: str | Path, subject: str) -> None:
-    """Checks a model and writes it. Its IR version is raised where its opset or its types need that.
+    """Checks a model and writes it. Its IR version is raised where its opset needs that.
 
     Args:
         subject: what messages call the graph, such as ``the converted graph``.
@@ -136,7 +111,7 @@ def save_model(model: ir.Model, path: str | Path, subject: str) -> None:
         BuildError: the graph is not valid ONNX.
         OutputError: the file can't be written.
     """
-    model.ir_version = max(model.ir_version, needed_ir_version(model))
+    model.ir_version = max(model.ir_version, least_ir_version(model.opset_imports.get("", 1)))
     data = to_proto(model).SerializeToString()
     try:
         onnx.checker.check_model(data, full_check=True)

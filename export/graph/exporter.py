@@ -19,7 +19,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from growtas.errors import BuildError, ConfigError
 from growtas.export.graph.edit import constant, describe, operand, remove_unused, save_model
 from growtas.export.graph.inference_vit import deployable
-from growtas.export.graph.versions import check_ir_version, needed_ir_version
+from growtas.export.graph.versions import least_ir_version
 from growtas.files import ensure_writable
 from growtas.nn.vit import VisionTransformer
 
@@ -66,7 +66,7 @@ def export_onnx(
         preprocess, class_names: for the file's metadata; see :func:`growtas.export.graph.edit.describe`.
 
     Raises:
-        ConfigError: an opset outside :data:`OPSETS`, or an IR version that the opset or the installed onnx doesn't have.
+        ConfigError: an opset outside :data:`OPSETS`.
         BuildError: the exporter failed, or the graph holds an operator outside the standard domain.
         OutputError: the file can't be written.
     """
@@ -74,8 +74,6 @@ def export_onnx(
         raise ConfigError(
             f"opset is {opset}; legal are {OPSETS.start} to {OPSETS.stop - 1} (fp32 attention builds in TensorRT up to 22)"
         )
-    if ir_version is not None:
-        check_ir_version(ir_version, opset, "fp32")
     ensure_writable(Path(path).parent)
     exported = export_model(model, opset=opset)
     exported.ir_version = ir_version or exported.ir_version
@@ -128,7 +126,7 @@ def _trace(model: VisionTransformer, opset: int) -> onnx.ModelProto:
 def slim(proto: onnx.ModelProto) -> ir.Model:
     """Folds constants and drops dead nodes; traces of the source (file names, line numbers) go too.
 
-    The IR version becomes the lowest that the opset and the types need.
+    The IR version becomes the lowest that the opset needs.
     """
     import onnxslim
 
@@ -136,7 +134,7 @@ def slim(proto: onnx.ModelProto) -> ir.Model:
         model = ir.from_proto(onnxslim.slim(proto))
     _keep_sizes_as_lists(model)
     ClearMetadataAndDocStringPass()(model)
-    model.ir_version = needed_ir_version(model)
+    model.ir_version = least_ir_version(model.opset_imports[""])
     return model
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from growtas.errors import CheckpointError, ParityError
 from growtas.export.graph.edit import load_model, to_proto
+from growtas.files import finite_or_null
 
 FP16_MAX = 65504.0
 """The largest number of fp16."""
@@ -102,7 +103,8 @@ class HalfRange:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form for manifests."""
-        return asdict(self) | {"largest": self.largest if math.isfinite(self.largest) else None}
+        record: dict[str, Any] = finite_or_null(asdict(self))
+        return record
 
 
 def half_range(path: str | Path, images: NDArray[Any]) -> HalfRange:

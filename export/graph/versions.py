@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import onnx
-import onnx_ir as ir
 from onnx.helper import OP_SET_ID_VERSION_MAP
 
 from growtas.errors import ConfigError
@@ -15,29 +12,15 @@ NEWEST_IR_VERSION = int(onnx.IR_VERSION)
 # Convolutions take bfloat16 from 22 on, QuantizeLinear float8 from 19 on. In between the operators used here got more types and no
 # other meaning.
 LEAST_OPSETS = {"fp8": 19, "bf16": 22}
-# Tensor types that came with a later IR version than the operators that are used with them (onnx.proto, enum DataType).
-_TYPES = {
-    "FLOAT8E4M3FN": 9, "FLOAT8E4M3FNUZ": 9, "FLOAT8E5M2": 9, "FLOAT8E5M2FNUZ": 9, "UINT4": 10, "INT4": 10, "FLOAT4E2M1": 11,
-    "FLOAT8E8M0": 12, "UINT2": 13, "INT2": 13,
-}  # fmt: skip
 # Tried on Linux with releases 1.15.0 (the first for Python 3.11) to 1.32.0: the files load, and answer as in the newest one.
 _OLDEST_ONNXRUNTIME = {18: "1.15.0", 19: "1.16.0", 20: "1.17.0", 21: "1.18.0", 22: "1.21.0"}
 # Before 1.17 LayerNormalization in fp16 is taken apart into operators of another opset; fp8 products are fused to integer ones.
 _OLDEST_OF_PRECISION = {"fp16": "1.17.0", "fp8": "1.32.0"}
 
 
-def least_ir_version(opset: int, types: Iterable[ir.DataType | None] = ()) -> int:
-    """Returns the lowest IR version that a file of an opset of the standard domain needs, given the types of its tensors."""
-    known = max(version for domain, version in OP_SET_ID_VERSION_MAP if domain == "ai.onnx")
-    of_opset = int(OP_SET_ID_VERSION_MAP["ai.onnx", max(1, min(opset, known))])
-    return max([of_opset, *(_TYPES.get(dtype.name, 0) for dtype in types if dtype is not None)])
-
-
-def needed_ir_version(model: ir.Model) -> int:
-    """Returns the lowest IR version that a model's opset and types need."""
-    nodes = [value for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None]
-    types = {value.dtype for value in (*model.graph.inputs, *model.graph.initializers.values(), *nodes)}
-    return least_ir_version(model.opset_imports.get("", 1), types)
+def least_ir_version(opset: int) -> int:
+    """Returns the lowest IR version that a file of an opset of the standard domain needs."""
+    return int(OP_SET_ID_VERSION_MAP.get(("ai.onnx", opset), NEWEST_IR_VERSION))
 
 
 def check_ir_version(ir_version: int, opset: int, precision: str) -> None:
@@ -49,10 +32,10 @@ def check_ir_version(ir_version: int, opset: int, precision: str) -> None:
     Raises:
         ConfigError: it is below what the opset needs, or above what the installed onnx knows.
     """
-    opset = max(opset, LEAST_OPSETS.get(precision, 0))
-    least = least_ir_version(opset)
+    needed = LEAST_OPSETS.get(precision, 0)
+    least = least_ir_version(max(opset, needed))
     if not least <= ir_version <= NEWEST_IR_VERSION:
-        of = f"opset {opset}, which {precision} needs," if precision in LEAST_OPSETS else f"opset {opset}"
+        of = f"opset {needed}, which {precision} needs," if needed > opset else f"opset {opset}"
         raise ConfigError(
             f"--ir-version is {ir_version}; legal are {least} to {NEWEST_IR_VERSION} "
             f"({of} came with IR version {least}, the installed onnx knows {NEWEST_IR_VERSION})"

@@ -69,7 +69,7 @@ def same_network(folder: str | Path, manifests: Sequence[Manifest]) -> list[Mani
 def card(manifests: Sequence[Manifest], *, licence: str | None = None) -> str:
     """The card's text; see :func:`write_card`."""
     first = manifests[0]
-    subnet, preprocess = first.subnet or {}, first.preprocess or {}
+    subnet = first.subnet or {}
     classes = first.output.shape[-1] if first.output else "?"
     front = ["---", "library_name: growtas", "pipeline_tag: image-classification", "tags: [vision-transformer]"]
     front += [f"license: {json.dumps(licence)}"] if licence else []
@@ -82,8 +82,6 @@ def card(manifests: Sequence[Manifest], *, licence: str | None = None) -> str:
         f"| subnet | embed_dim {subnet['embed_dim']}, num_heads {_list(subnet['num_heads'])}, "
         f"mlp_ratio {_list(subnet['mlp_ratio'])} |\n"
         f"| params | {format_count(first.params or 0)} |\n| MACs | {format_count(first.macs or 0)} |\n"
-        f"| images | {preprocess.get('image_size', '?')} px, mean {preprocess.get('mean')}, std {preprocess.get('std')}, "
-        f"{preprocess.get('interpolation', '?')}, crop_pct {preprocess.get('crop_pct', '?')} |\n"
         f"| classes | {class_list(first.class_names)} |\n| licence of weights and data | {licence or 'not stated'} |",
         "## Images",
         _images(manifests),
@@ -150,16 +148,14 @@ def _images(manifests: Sequence[Manifest]) -> str:
 
 def preprocessing_steps(record: Mapping[str, Any]) -> list[str]:
     """The steps from a picture to an artifact's input, as numbered lines: what :mod:`growtas.data.preprocess` does."""
-    size, crop_pct = record.get("image_size", "?"), record.get("crop_pct", "?")
-    whole = isinstance(size, int) and isinstance(crop_pct, int | float) and crop_pct > 0
-    short = f"{math.floor(size / crop_pct)} pixels (image_size {size} / crop_pct {crop_pct:g}, rounded down)" if whole else "?"
-    how = f"{record.get('interpolation', '?')}, antialiased, in 8 bits"
+    size, crop_pct = record["image_size"], record["crop_pct"]
+    short = f"{math.floor(size / crop_pct)} pixels (image_size {size} / crop_pct {crop_pct:g}, rounded down)"
     return [
-        f"1. Convert to {'grey' if record.get('in_chans') == 1 else 'RGB'} ({DecodeRules.of(record).describe()}).",
-        f"2. Resize the short side to {short}, the long side in proportion ({how}).",
+        f"1. Convert to {'grey' if record['in_chans'] == 1 else 'RGB'} ({DecodeRules.of(record).describe()}).",
+        f"2. Resize the short side to {short}, the long side in proportion ({record['interpolation']}, antialiased, in 8 bits).",
         f"3. Cut out the middle {size} x {size} pixels.",
-        f"4. Divide by 255, subtract the mean {record.get('mean')}, divide by the standard deviation {record.get('std')}, "
-        "channel by channel.",
+        f"4. Divide by 255, subtract the mean {record['mean']} and divide by the standard deviation {record['std']}, channel by "
+        "channel.",
         "5. Put the channels first: (batch, channels, height, width), float32.",
     ]
 

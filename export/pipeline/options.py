@@ -13,7 +13,7 @@ from growtas.export.graph.exporter import DEFAULT_OPSET, OPSETS
 from growtas.export.graph.versions import check_ir_version
 from growtas.export.quantization.calibration import METHODS
 from growtas.export.quantization.convert import DEFAULT_METHOD
-from growtas.export.quantization.precisions import PRECISIONS
+from growtas.export.quantization.precisions import HALVES, PRECISIONS
 from growtas.export.quantization.thresholds import Thresholds, thresholds_for
 from growtas.export.verification.images import check_count
 from growtas.export.verification.parity import DEFAULT_TOLERANCE, gate_batches
@@ -42,7 +42,7 @@ class ExportOptions:
         name: the files' name without suffix; by default ``SPACE-subnet``.
         out: folder; by default the run's ``export``.
         opset: of the ONNX file; bf16 and fp8 files may have a newer one.
-        ir_version: of the ONNX files; by default the lowest that the opset and the types in the file need.
+        ir_version: of the ONNX files; by default the lowest that the opset needs.
         tolerance: largest relative error of the gate of fp32.
         images: labelled images that every artifact is verified on; by default as many as take some seconds.
         max_error, min_cosine, min_agreement, max_accuracy_drop: replace the precision's thresholds, see
@@ -125,7 +125,7 @@ class ExportOptions:
         for option, given in (("--keep", self.keep != KEEP_AUTO), ("--calibration-images", self.calibration_images != 128)):
             if given and not low:
                 raise ConfigError(f"{option} is for precisions below fp32; add one, as in --precision int8")
-        if self.calibration_method != DEFAULT_METHOD and self.precision not in ("int8", "fp8", *([None] if low else [])):
+        if self.calibration_method != DEFAULT_METHOD and (not low or self.precision in HALVES):
             raise ConfigError("--calibration-method is for int8 and fp8; add --precision int8")
         if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name.startswith(".")):
             raise ConfigError(f"--name is {self.name!r}; it must be a file name without folders")

@@ -16,7 +16,7 @@ import json
 import logging
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,12 @@ _GRAPH, _SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
 OPERATORS = frozenset(
     f"torch.ops.aten.{name}"
     for name in (
-        *("_assert_tensor_metadata.default", "add.Tensor", "cat.default", "conv2d.default", "expand.default", "flatten.using_ints"),
-        *("gather.default", "gelu.default", "index.Tensor", "layer_norm.default", "linear.default", "matmul.default", "mean.dim"),
-        *("pad.default", "permute.default", "repeat.default", "reshape.default", "scaled_dot_product_attention.default"),
-        *("select.int", "slice.Tensor", "sub.Tensor", "sym_size.int", "to.dtype", "transpose.int", "unbind.int", "view.default"),
+        "_assert_tensor_metadata.default", "add.Tensor", "cat.default", "conv2d.default", "expand.default", "flatten.using_ints",
+        "gather.default", "gelu.default", "index.Tensor", "layer_norm.default", "linear.default", "matmul.default", "mean.dim",
+        "pad.default", "permute.default", "repeat.default", "reshape.default", "scaled_dot_product_attention.default",
+        "select.int", "slice.Tensor", "sub.Tensor", "sym_size.int", "to.dtype", "transpose.int", "unbind.int", "view.default",
     )
-)
+)  # fmt: skip
 """The operators, with their overloads, that a program of growtas consists of. None of them changes a tensor in place, reads or
 writes a file, or calls a function."""
 _SYMBOL = r"Symbol\('s\d+', positive=True, integer=True\)"
@@ -103,8 +103,13 @@ def load_program(path: str | Path, *, threads: int | None = None, device: str = 
         check_hash(path, manifest, digest=hashlib.sha256(data).hexdigest())
     check_program(data, str(path))
     # torch logs what it stumbled over, with its traceback, and raises an error that only points there.
-    logged: list[BaseException] = []
-    log, keep = logging.getLogger("torch.export"), _error_keeper(logged)
+    logged: list[logging.LogRecord] = []
+    log = logging.getLogger("torch.export")
+
+    def keep(record: logging.LogRecord) -> bool:
+        logged.append(record)
+        return False
+
     log.addFilter(keep)
     try:
         program = torch.export.load(io.BytesIO(data))
@@ -113,22 +118,12 @@ def load_program(path: str | Path, *, threads: int | None = None, device: str = 
             program = move_to_device_pass(program, device)
         module = program.module()
     except Exception as error:  # torch's deserialiser raises whatever it stumbles over
-        reason = " ".join(str(logged[0] if logged else error).split())[:160]
+        first = next((record.exc_info[1] for record in logged if record.exc_info), error)
+        reason = " ".join(str(first).split())[:160]
         raise CheckpointError(f"{path}: torch can't load the program ({reason})") from None
     finally:
         log.removeFilter(keep)
     return TorchSession(module, shape, threads=threads, device=device, max_batch=max_batch, runtime="torch.export")
-
-
-def _error_keeper(errors: list[BaseException]) -> Callable[[logging.LogRecord], bool]:
-    """A logging filter that puts logged errors into a list, and drops their records."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        if record.exc_info and record.exc_info[1] is not None:
-            errors.append(record.exc_info[1])
-        return not record.exc_info
-
-    return keep
 
 
 def check_program(data: bytes, what: str) -> None:

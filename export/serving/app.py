@@ -17,7 +17,7 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from growtas import __version__
 from growtas.errors import choices
@@ -246,22 +246,9 @@ def error_body(message: str) -> bytes:
     return json.dumps({"error": message}, ensure_ascii=False).encode()
 
 
-class _WithoutSlashes:
-    """Takes ``/v2/`` as ``/v2``; a redirect would send the client to whatever host its own request named."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
-        await self._app(scope, receive, send)
-
-
 def build_app(serving: Serving) -> FastAPI:
     """The web application of one served artifact."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.add_middleware(_WithoutSlashes)
     infer_path = f"/v2/models/{serving.name}/infer"
     # FastAPI adds HEAD to nothing by itself, and health checks ask with it; uvicorn leaves the body out.
     get = functools.partial(app.api_route, methods=["GET", "HEAD"])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from growtas.errors import CheckpointError, UsageError
 from growtas.export.artifact import Artifact, read_manifest
-from growtas.export.formats import PLAN, artifact_files
+from growtas.export.formats import artifact_files
 from growtas.export.graph.contents import load_described, own_description
 from growtas.export.open import open_artifact, why_not_here
 from growtas.export.runtimes.base import Array, NamedOutputs, RuntimeInfo
@@ -183,8 +183,7 @@ def newest_artifact(folder: Path | None = None) -> Path:
         if reason is not None:
             refused.append(f"{path.name} can't run here: {reason}")
             continue
-        rank = -1 if artifact.format is PLAN else artifact.format.default_rank
-        candidates.append(((manifest.is_for_gpu, rank, -path.stat().st_mtime, path.name), path))
+        candidates.append(((manifest.is_for_gpu, artifact.format.default_rank, -path.stat().st_mtime, path.name), path))
     if not candidates:
         reasons = f" ({'; '.join(refused)})" if refused else ""
         raise UsageError(f"{folder}: no artifact here{reasons}; make one with `growtas export`, or name one with --model")

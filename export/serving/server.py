@@ -202,9 +202,7 @@ class _Server(uvicorn.Server):
 
 def _bind(host: str, port: int) -> socket.socket:
     try:
-        # Brackets are how URLs write an IPv6 address.
-        plain = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        family, kind, protocol, _, address = socket.getaddrinfo(plain, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         # With the protocol spelled out: asyncio turns Nagle's algorithm off on no other sockets, and answers then take 40 ms more.
         listener = socket.socket(family, kind, protocol)
         try:
@@ -218,5 +216,5 @@ def _bind(host: str, port: int) -> socket.socket:
         return listener
     # A name that can't be one at all, such as one with a part of over 63 letters, is a UnicodeError.
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or ("no name of a machine" if isinstance(error, UnicodeError) else error)
+        reason = "no name of a machine" if isinstance(error, UnicodeError) else error.strerror or error
         raise OutputError(f"can't listen on {host}:{port} ({reason}); choose another --host or --port") from None

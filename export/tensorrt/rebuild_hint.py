@@ -11,7 +11,7 @@ from growtas.errors import SubnetError
 from growtas.export.artifact import CompiledFromRecord, Manifest, PlanRecord, manifest_path
 from growtas.export.formats import file_stem
 from growtas.export.quantization.thresholds import OPTIONS, THRESHOLDS
-from growtas.runs import RUNS
+from growtas.runs import RUNS, run_of
 from growtas.subnet import Subnet
 
 
@@ -30,8 +30,7 @@ def rebuild_hint(path: Path, manifest: Manifest, target: str | None = None) -> s
     name = Path(manifest.source.run or "").name
     by_name = RUNS / name if name else None
     # The run's folder, where it is at hand: the one that the plan lies in, or the one of its name in runs/.
-    folders = [path.parent.parent if path.parent.name else None, path.resolve().parent.parent, by_name]
-    run = next((folder for folder in folders if folder is not None and (folder / "run.json").is_file()), None)
+    run = run_of(path) or (by_name if by_name and (by_name / "run.json").is_file() else None)
     targets = target or ",".join(plan.targets)
     words: list[Any] = ["growtas", "export", run or by_name or "RUN", "--format", "trt"]
     words += ["--target", targets] if targets else []

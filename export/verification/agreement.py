@@ -23,6 +23,7 @@ from growtas.export.verification.batches import Logits, cut_batches, run_all
 from growtas.export.verification.images import VerificationImages, spread
 from growtas.export.verification.inputs import ArtifactInput
 from growtas.export.verification.parity import relative_error
+from growtas.files import finite_or_null
 from growtas.units import standard_error
 
 _RANGE_IMAGES = 16
@@ -138,25 +139,19 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form for manifests; what isn't finite is None, since JSON has no word for it."""
-        written = {
+        written: dict[str, Any] = {
             "passed": self.passed,
             "failed": [failure.measure for failure in self.failures],
             **dataclasses.asdict(self),
             "accuracy_standard_error": self._standard_error(self.accuracy),
             "reference_accuracy_standard_error": self._standard_error(self.reference_accuracy),
             "accuracy_drop_points": self.accuracy_drop_points,
-            "relative_error_by_batch": {str(batch): _json(error) for batch, error in self.relative_error_by_batch.items()},
-            "batches": list(self.batches),
-            "better_order": None if self.better_order is None else list(self.better_order),
+            "relative_error_by_batch": {str(batch): error for batch, error in self.relative_error_by_batch.items()},
         }
-        return {key: _json(value) for key, value in written.items()}
+        return {key: finite_or_null(value) for key, value in written.items()}
 
     def _standard_error(self, accuracy: float | None) -> float | None:
         return None if accuracy is None else standard_error(accuracy, self.count)
-
-
-def _json(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _ratio(value: float, threshold: float) -> float:

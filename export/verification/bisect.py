@@ -25,6 +25,7 @@ from growtas.errors import BuildError, UsageError
 from growtas.export.formats import ONNX, TORCH
 from growtas.export.graph.tensors import OnnxTensors
 from growtas.export.runtimes.base import Array
+from growtas.files import finite_or_null
 from growtas.nn.vit import Block, VisionTransformer
 
 Feed = Callable[[Array], NDArray[Any]]
@@ -85,17 +86,12 @@ class Bisection:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; errors that aren't finite are None."""
-
-        def layer(error: LayerError) -> dict[str, Any]:
-            fields = asdict(error).items()
-            return {name: value if isinstance(value, str) or math.isfinite(value) else None for name, value in fields}
-
         return {
             "subject": self.subject,
             "against": self.against,
             "images": self.images,
-            "first": self.first and layer(self.first),
-            "layers": [layer(error) for error in self.layers],
+            "first": self.first and finite_or_null(asdict(self.first)),
+            "layers": [finite_or_null(asdict(error)) for error in self.layers],
         }
 
 

@@ -30,7 +30,7 @@ from growtas.export.verification.reference import (
     static_vit_reference,
 )
 from growtas.progress import SILENT, Progress
-from growtas.runs import Run, find_run
+from growtas.runs import Run, find_run, run_of
 from growtas.subnet import Subnet
 
 _BISECT_IMAGES, _REFERENCE_IMAGES = 8, 8
@@ -186,15 +186,10 @@ def _find_run(run: Run | str | Path | None, paths: Sequence[Path], progress: Pro
         newest = find_run(None)
         progress.note(f"run: {newest.path} (the newest)")
         return newest
-    folders = {path.resolve().parent.parent: path for path in paths}
-    runs = [
-        Run(path.parent.parent if path.parent.name else folder)
-        for folder, path in folders.items()
-        if (folder / "run.json").is_file()
-    ]
+    runs = {folder.resolve(): folder for path in paths if (folder := run_of(path)) is not None}
     if len(runs) > 1:
-        raise UsageError(f"the artifacts lie in several runs, {choices(other.path for other in runs)}; verify one run at a time")
-    return runs[0] if runs else None
+        raise UsageError(f"the artifacts lie in several runs, {choices(runs.values())}; verify one run at a time")
+    return Run(next(iter(runs.values()))) if runs else None
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from growtas.export.benchmark.baselines import TIMM
 from growtas.export.benchmark.csv_table import write_csv
-from growtas.export.benchmark.limits import run_of
 from growtas.export.benchmark.plot import draw_png, require_matplotlib
 from growtas.export.benchmark.report import BenchReport
 from growtas.export.benchmark.run import BenchOptions
@@ -16,7 +15,7 @@ from growtas.export.benchmark.run import bench as measure
 from growtas.export.formats import artifacts_in
 from growtas.files import ensure_writable, write_json
 from growtas.progress import SILENT, Progress
-from growtas.runs import find_run
+from growtas.runs import find_run, run_of
 
 
 def bench(

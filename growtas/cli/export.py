@@ -42,7 +42,8 @@ def export(
     out: Annotated[Path | None, Option(help="Folder for the files; by default RUN/export.")] = None,
     opset: Annotated[int, Option(help="ONNX opset, 18 to 22.")] = 20,
     ir_version: Annotated[
-        int | None, Option(help="IR version of the ONNX files; by default the lowest that the opset needs, for old runtimes.")
+        int | None,
+        Option(help="IR version of the ONNX files; by default the lowest that the opset needs, which most runtimes read."),
     ] = None,
     max_batch: Annotated[int, Option(help="Largest batch that is checked, and that a plan takes.")] = 8,
     opt_batch: Annotated[int, _PLANS(help="Batch that a plan is tuned for.")] = 1,

@@ -56,7 +56,7 @@ def serve(
         shutdown_delay_s=shutdown_delay,
     )
     code = api.serve(artifact, options, progress=Notes())
-    # The stop is done; a signal that comes while Python ends must not change the exit code.
+    # The server has stopped; a signal that comes while Python ends must not change the exit code.
     from growtas.export.serving.server import STOP_SIGNALS
 
     for number in STOP_SIGNALS:

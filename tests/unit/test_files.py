@@ -73,13 +73,13 @@ def test_other_encodings_are_named(tmp_path, encoding):
     path = tmp_path / "a.json"
     mark = "" if encoding in ("utf-16", "utf-32") else "\ufeff"
     path.write_text(mark + '{"a": 1}', encoding=encoding)
-    with pytest.raises(CheckpointError, match=r"a\.json: the file can't be read \(it is in UTF-16 or UTF-32\); save it as UTF-8"):
+    with pytest.raises(CheckpointError, match=r"a\.json: the file can't be read \(it is not text in UTF-8\); save it as UTF-8"):
         read_json(path)
 
 
 def test_what_is_no_text_and_what_is_nested_too_deeply_are_named(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\xff\xfa\x00")
-    with pytest.raises(CheckpointError, match=r"a\.json: the file can't be read \(not text in UTF-8\)"):
+    with pytest.raises(CheckpointError, match=r"a\.json: the file can't be read \(it is not text in UTF-8\)"):
         read_json(tmp_path / "a.json")
     for text in ("[" * 100_000, "1" * 5000):
         (tmp_path / "a.json").write_text(text)

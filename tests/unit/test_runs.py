@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from growtas.errors import CheckpointError, UsageError
-from growtas.runs import Run, create_run, find_run
+from growtas.runs import Run, create_run, find_run, run_of
 from growtas.space import PRESETS
 
 
@@ -57,3 +58,17 @@ def test_only_complete_checkpoints_count(tmp_path):
     for name in ("epoch-0002", "epoch-0010", ".epoch-0011.tmp"):
         (run.path / "checkpoints" / name / "state.json").touch()
     assert Run(run.path).supernet_file == run.path / "checkpoints" / "epoch-0010" / "supernet.safetensors"
+
+
+def test_an_artifact_lies_in_the_run_whose_export_folder_it_is_in(tmp_path, monkeypatch):
+    run = create_run(tmp_path, "first", _info())
+    (run.path / "export").mkdir()
+    for folder, name, want in (
+        (tmp_path, "first/export/m.onnx", "first"),
+        (run.path, "export/m.onnx", "."),
+        (run.path / "export", "m.onnx", run.path),
+        (run.path / "export", "../export/m.onnx", ".."),
+        (tmp_path, "m.onnx", None),
+    ):
+        monkeypatch.chdir(folder)
+        assert run_of(Path(name)) == (None if want is None else Path(want)), name

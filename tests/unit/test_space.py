@@ -169,10 +169,10 @@ def test_a_byte_order_mark_is_skipped_and_utf_16_is_named(tmp_path):
     for path, text in texts.items():
         path.write_text(text, encoding="utf-16")
     with pytest.raises(
-        SubnetError, match=r"s\.json: the subnet file can't be read \(it is in UTF-16 or UTF-32\); save it as UTF-8$"
+        SubnetError, match=r"s\.json: the subnet file can't be read \(it is not text in UTF-8\); save it as UTF-8$"
     ):
         Subnet.load(subnet)
     with pytest.raises(
-        SpaceError, match=r"mine\.yaml: the search space can't be read \(it is in UTF-16 or UTF-32\); save it as UTF-8$"
+        SpaceError, match=r"mine\.yaml: the search space can't be read \(it is not text in UTF-8\); save it as UTF-8$"
     ):
         load_space(space)

@@ -236,9 +236,9 @@ def test_wrong_postprocessing_is_refused(onnx_file: Path, tmp_path: Path, option
     ("record", "match"),
     [
         (None, "says nothing about preprocessing"),
-        ({"image_size": 16}, "lacks in_chans, mean, std, interpolation or crop_pct"),
+        ({"image_size": 16}, "lacks in_chans, interpolation, crop_pct, mean or std"),
         ({**RECORD, "image_size": 32}, r"it takes images \(3, 16, 16\), and the preprocessing record makes \(3, 32, 32\)"),
-        ({**RECORD, "std": [0.1, 0.0, 0.1]}, "whose numbers must be above zero"),
+        ({**RECORD, "std": [0.1, 0.0, 0.1]}, "must be a list of 3 numbers above zero"),
         ({**RECORD, "mean": [0.5]}, "one for each channel"),
     ],
 )

@@ -399,8 +399,8 @@ def test_the_two_files_of_an_ir_may_be_renamed(tmp_path: Path) -> None:
         ("mean", "grey", "has the mean grey, which must be a list of 3 numbers"),
         ("std", [0.5, 0.5, None], "which must be a list of 3 numbers"),
         ("image_size", "224", "image_size '224', which must be a whole number"),
-        ("crop_pct", 0, "crop_pct '0', which must be a number above zero"),
-        ("interpolation", None, "must be a name such as bicubic"),
+        ("crop_pct", 0, "crop_pct '0', which must be a number above 0"),
+        ("interpolation", None, "interpolation 'None', which must be a text"),
     ],
 )
 def test_a_damaged_record_of_the_preprocessing_is_one_sentence(tmp_path: Path, key: str, value: Any, match: str) -> None:

@@ -122,7 +122,7 @@ def test_what_is_wrong_is_said_in_one_sentence(document, match):
         (b"{", "not JSON"),
         (b"\xff\xfe", "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"inputs": ' + b"1" * 5000 + b"}", "not JSON that can be read"),
+        (b'{"inputs": ' + b"1" * 5000 + b"}", "not JSON"),
         (b'{"inputs": [{"data": [NaN]}]}', "NaN is no JSON"),
     ],
 )
@@ -203,15 +203,14 @@ def test_lists_are_numbers_flat_or_nested_and_nothing_else(data):
         ((64, 1), True),
         ((1, 64), True),
         ((16384, 256), True),
-        ((65, 1), False),
-        ((1, 65), False),
+        ((16384, 1), True),
+        ((1, 16385), False),
         ((16385, 16384), False),
         ((1, 10**3000), False),
         ((10**3000, 10**3000), False),
     ],
 )
-def test_sides_that_resizing_would_make_gigabytes_of_are_refused(sides, legal):
-    """The short side becomes the model's, and the long one grows with it."""
+def test_sides_above_the_limit_are_refused(sides, legal):
     free = signature(input_name="pixels", dtype="uint8", shape=(None, None, 1))
     size = math.prod(sides) if legal else 5
     for kept in ({"data": ..., "parameters": {"binary_data_size": size}}, {"data": [1, 2, 3]}):
