@@ -32,6 +32,8 @@ JOURNAL = "cpu-timings.jsonl"
 """The latencies measured for a search, in its folder. The cpu-latency.jsonl of earlier versions holds those of another graph."""
 UNBOUND = "cpu-timings-unbound.jsonl"
 """Latencies that no limit is judged on, taken on a machine that may have been busy."""
+SECONDS = 75.0
+"""Time that a search spends on timing, after which nothing is measured again to be more precise: the interval that there is decides."""
 SAMPLES = 12
 """Subnets that the latency model is fitted to, where no profile fits."""
 
@@ -188,7 +190,7 @@ class _LocalMachine:
         Where the reference is not steady now, it tells nothing about the journal, and without a profile the samples tell what it
         takes while nothing else runs.
         """
-        path, bounds, setup = self.folder / JOURNAL, Bounds(strict=self.strict), self._graph_setup(timer)
+        path, bounds, setup = self.folder / JOURNAL, Bounds(strict=self.strict, seconds=SECONDS), self._graph_setup(timer)
         if not reference.unsteady:
             existed, (reference_ms,) = path.exists(), reference.ms
             before_ms = set_aside(path, setup, reference_ms, bounds.drift)

@@ -8,6 +8,7 @@ What is accepted is journalled at once, and a killed campaign goes on from there
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -74,6 +75,7 @@ class Bounds:
         drift: largest relative change of the reference against usual, or against the groups accepted before.
         tries: how often a group is measured at most; without ``strict``, at most :data:`ATTEMPTS` times.
         group: subnets measured together, beside the reference.
+        seconds: time spent on timing after which nothing is measured again to be more precise. Not for ``strict``.
         strict: refuse what is not steady, after pauses, instead of marking it.
     """
 
@@ -81,6 +83,7 @@ class Bounds:
     drift: float = 0.04
     tries: int = 4
     group: int = 9
+    seconds: float = math.inf
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -174,7 +177,7 @@ class Campaign:
     ) -> None:
         self.path, self.space, self.setup, self.bounds = Path(path), space, setup, bounds or Bounds()
         self._timer, self._usual_ms, self._progress = timer, usual_ms, progress
-        self._noted = False
+        self._noted, self._seconds = False, 0.0
         self.reference = space.middle()
         self._known: dict[tuple[str, int], Sample] = {}
         self.remeasured = 0
@@ -250,13 +253,25 @@ class Campaign:
         samples = [self.known(subnet, visit) for subnet in subnets]
         return [self.settled(sample) for sample in samples if sample is not None]
 
+    @property
+    def may_repeat(self) -> bool:
+        """Whether the bounds leave time to measure a subnet again, for a narrower interval."""
+        return self._seconds < self.bounds.seconds
+
+    def _timed(self, subnets: list[Subnet]) -> tuple[list[list[Block]], list[Block]]:
+        """The blocks of each subnet, and those of the reference beside them."""
+        started = time.monotonic()
+        *turns, reference = self._timer([*subnets, self.reference])
+        self._seconds += time.monotonic() - started
+        return turns, reference
+
     def _group(self, pending: list[Subnet], visit: int) -> None:
         """Measures a group: steady subnets once, the others until their ratio to the reference is precise, or twice."""
         blocks: dict[Subnet, list[Block]] = {subnet: [] for subnet in pending}
         beside: list[Block] = []
         attempts = min(self.bounds.tries, ATTEMPTS)
         for attempt in range(attempts):
-            *turns, reference = self._timer([*pending, self.reference])
+            turns, reference = self._timed(pending)
             beside += reference
             why = self._complaint(medians(reference))
             accepted: list[Sample] = []
@@ -265,7 +280,7 @@ class Campaign:
                 sample = None if why else self._steady(subnet, times, reference, visit)
                 if sample is None:
                     paired = PairedRatio.of_blocks(blocks[subnet], beside)
-                    if paired.half_width <= PRECISE or attempt == attempts - 1:
+                    if paired.half_width <= PRECISE or attempt == attempts - 1 or not self.may_repeat:
                         sample = self._unsteady(subnet, blocks[subnet], beside, paired, visit)
                 if sample is not None:
                     accepted.append(sample)
@@ -287,7 +302,7 @@ class Campaign:
                 self.remeasured += len(pending)
                 self._progress.note(f"measuring {len(pending)} subnets again: {why}")
                 time.sleep(2.0 * attempt)
-            *turns, reference = self._timer([*pending, self.reference])
+            turns, reference = self._timed(pending)
             why = self._complaint(medians(reference))
             if why:
                 continue

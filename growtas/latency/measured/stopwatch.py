@@ -6,7 +6,7 @@ how much longer the subnet may take another time.
 
 On a machine that other work disturbs, the latency is the subnet's ratio to the reference times what the reference takes while
 nothing else runs, and the margin is the ratio's interval. While that interval crosses a limit, more visits follow, up to
-:data:`MAX_VISITS`.
+:data:`MAX_VISITS`, as long as the campaign's bounds leave time for them.
 """
 
 from __future__ import annotations
@@ -120,18 +120,19 @@ class LocalStopwatch:
         """The journalled latency, or the one that is measured now.
 
         Args:
-            limit_ms: while an unsteady latency's interval crosses it, the subnet is measured again, up to :data:`MAX_VISITS` times.
+            limit_ms: while an unsteady latency's interval crosses it, the subnet is measured again, up to :data:`MAX_VISITS` times
+                and as long as the campaign's bounds leave time. Then the interval that there is decides.
 
         Raises:
             UnsteadyMachine: the machine is too busy, and the campaign's bounds are strict.
             OutputError: the journal can't be written.
         """
-        for visit in range(MAX_VISITS):
-            if visit >= VISITS:
-                latency = self.known(subnet)
-                assert latency is not None
-                if limit_ms is None or not (latency.unsteady and latency.crosses(limit_ms)):
-                    return latency
+        self.campaign.measure([subnet])
+        for visit in range(1, MAX_VISITS):
+            latency = self.known(subnet)
+            doubtful = latency is None or (limit_ms is not None and latency.unsteady and latency.crosses(limit_ms))
+            if latency is not None and not (doubtful and self.campaign.may_repeat):
+                break
             self.campaign.measure([subnet], visit=visit)
         latency = self.known(subnet)
         assert latency is not None

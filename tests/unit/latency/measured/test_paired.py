@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -217,6 +218,23 @@ def test_more_visits_follow_only_while_the_limit_is_in_doubt(tmp_path):
     stopwatch(tmp_path / "near", near).measure(MICRO.largest, stopwatch(tmp_path / "far", far).known(MICRO.largest).ms)
     visits = [json.loads(line)["visit"] for line in (tmp_path / "near" / "t.jsonl").read_text().splitlines()]
     assert len(visits) > 2
+
+
+@pytest.mark.parametrize("seconds", [0.0, 20.0])
+def test_no_more_than_the_least_is_measured_once_the_time_is_spent(seconds, tmp_path, monkeypatch):
+    machine = Machine(restless, 0)
+    monkeypatch.setattr(time, "monotonic", lambda: machine.seconds)
+    watch = stopwatch(tmp_path, machine, bounds=Bounds(seconds=seconds))
+    for subnet in dict.fromkeys(sample_batch(MICRO, 30, np.random.default_rng(0))):
+        before = machine.turns
+        spent = machine.seconds >= seconds
+        # A limit in the middle of the interval, which more visits would narrow.
+        found = watch.measure(subnet, 1.2 * quiet(subnet))
+        assert found.unsteady
+        assert 0 < found.margin < 1
+        if spent:
+            assert machine.turns - before == VISITS
+    assert spent
 
 
 def test_the_smallest_subnet_is_taken_while_it_is_not_known_to_miss_and_refused_when_it_is(tmp_path):
