@@ -15,10 +15,9 @@ from growtas.latency.catalogue import fitting_profile
 from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.fit import fit_latency
 from growtas.latency.measured.machine import Timed, check_profile, local_setup, other_work, recorded_ms, time_together
-from growtas.latency.measured.paired import InterleavedTimer
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.measured.sampling_plan import choose_subnets
-from growtas.latency.measured.stopwatch import LocalStopwatch, guard_reference, set_aside
+from growtas.latency.measured.stopwatch import LocalStopwatch, set_aside
 from growtas.latency.modelled.profile import CPU
 from growtas.progress import SILENT, Progress
 from growtas.search.devices import Device
@@ -33,7 +32,7 @@ JOURNAL = "cpu-timings.jsonl"
 UNBOUND = "cpu-timings-unbound.jsonl"
 """Latencies that no limit is judged on, taken on a machine that may have been busy."""
 SECONDS = 75.0
-"""Time that a search spends on timing, after which nothing is measured again to be more precise: the interval that there is decides."""
+"""Time spent on timing after which a search measures nothing again to be more precise: the interval that there is decides."""
 SAMPLES = 12
 """Subnets that the latency model is fitted to, where no profile fits."""
 
@@ -198,11 +197,8 @@ class _LocalMachine:
                 moved = f"this machine is faster or slower than when the timings in {path} were taken; they are set aside"
                 self.progress.note(f"{moved}{_other_work()}")
             usual_ms = usual_ms or max(reference_ms, before_ms or 0.0)
-        times: InterleavedTimer = timer
-        if self.strict and usual_ms is not None:
-            times = guard_reference(timer, usual_ms, bounds, self.progress)
-        campaign = Campaign(path, timer.space, setup, times, bounds=bounds, usual_ms=usual_ms, progress=self.progress)
-        return LocalStopwatch(campaign, usual_ms=usual_ms, repeatability=repeatability)
+        campaign = Campaign(path, timer.space, setup, timer, bounds=bounds, usual_ms=usual_ms, progress=self.progress)
+        return LocalStopwatch(campaign, repeatability=repeatability)
 
 
 def _other_work() -> str:

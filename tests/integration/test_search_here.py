@@ -150,9 +150,10 @@ def test_a_machine_that_gets_busy_is_judged_on_pairs_and_marked(run, growtas, pr
     # The timings are reused, by the same search and by a replay.
     profiled.speed = lambda turn: 1.0
     turns = profiled.turns
-    for again in (arguments, (*arguments, "--replay")):
-        assert growtas(*again)[0] == 0
-        best = json.loads((run / "search" / "result.json").read_text())["best"]
+    for folder, again in (("search", arguments), ("search/replay", ("search", "--device", "cpu:1.2ms", *more, "--replay"))):
+        code, _, err = growtas(*again)
+        assert code == 0, err
+        best = json.loads((run / folder / "result.json").read_text())["best"]
         assert Subnet.from_dict(best) == Subnet.from_dict(report["best"])
         assert best["latencies"] == report["best"]["latencies"]
     assert profiled.turns == turns + 2
@@ -222,7 +223,7 @@ def test_threads_are_honoured_and_recorded(run, growtas, stopwatch, monkeypatch)
     assert code == 0, err
     assert used == {3}
     assert json.loads((run / "search" / "result.json").read_text())["threads"] == 3
-    assert "`growtas profile --device cpu --space micro --threads 3` makes one" in err
+    assert "`growtas profile --device cpu --space runs/first --threads 3` makes one" in err
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     code, out, err = growtas(*arguments, "--json")

@@ -73,7 +73,7 @@ class Bounds:
     Attributes:
         cv: largest robust coefficient of variation of a subnet's blocks; see :func:`spread`.
         drift: largest relative change of the reference against usual, or against the groups accepted before.
-        tries: how often a group is measured at most; without ``strict``, at most :data:`ATTEMPTS` times.
+        tries: how often a group is measured at most, if ``strict``; otherwise it is :data:`ATTEMPTS` times.
         group: subnets measured together, beside the reference.
         seconds: time spent on timing after which nothing is measured again to be more precise. Not for ``strict``.
         strict: refuse what is not steady, after pauses, instead of marking it.
@@ -140,12 +140,17 @@ def spread(blocks_ms: Sequence[float] | NDArray[np.float64]) -> float:
     return float(1.4826 * np.median(np.abs(blocks - median)) / median)
 
 
-def mostly_slow(blocks_ms: NDArray[np.float64], cv: float) -> bool:
-    """Whether the median lies further above the fastest block than blocks with a variation of ``cv`` would.
+def scatter(blocks_ms: NDArray[np.float64], bounds: Bounds) -> str:
+    """How a subnet's blocks break the bound on their variation, in words; empty where they keep it.
 
-    Of two speeds that alternate, :func:`spread` sees the more frequent one alone.
+    Of two speeds that alternate, :func:`spread` sees the more frequent one alone. So unless the bounds are strict, the median must
+    not lie further above the fastest block than blocks with the allowed variation would.
     """
-    return bool(blocks_ms.min() < float(np.median(blocks_ms)) * (1 - 2 * cv))
+    if (cv := spread(blocks_ms)) > bounds.cv:
+        return f"vary by {cv:.1%} (allowed are {bounds.cv:.1%})"
+    if not bounds.strict and blocks_ms.min() < float(np.median(blocks_ms)) * (1 - 2 * bounds.cv):
+        return "are mostly much longer than the shortest one"
+    return ""
 
 
 class Campaign:
@@ -158,7 +163,7 @@ class Campaign:
         timer: times subnets.
         bounds: what is steady. Strict ones leave unsteady samples of the journal alone too.
         usual_ms: what the reference takes while nothing else runs, milliseconds; None where only the samples tell.
-        progress: advances with every sample, gets each new :class:`Sample` as an event, and a note when a group is measured again.
+        progress: advances with every sample, gets each new :class:`Sample` as an event, and a note when the machine is not steady.
 
     Raises:
         OutputError: the journal can't be written.
@@ -176,7 +181,8 @@ class Campaign:
         progress: Progress = SILENT,
     ) -> None:
         self.path, self.space, self.setup, self.bounds = Path(path), space, setup, bounds or Bounds()
-        self._timer, self._usual_ms, self._progress = timer, usual_ms, progress
+        self.usual_ms = usual_ms
+        self._timer, self._progress = timer, progress
         self._noted, self._seconds = False, 0.0
         self.reference = space.middle()
         self._known: dict[tuple[str, int], Sample] = {}
@@ -211,14 +217,17 @@ class Campaign:
     def quiet_reference_ms(self) -> float | None:
         """What the reference takes while nothing else runs; None where that is not known yet.
 
-        As given, unless the samples contradict it: the lower quartile of what it took beside them, where that is clearly less.
+        As given, unless the samples contradict it: the lower quartile of what it took beside them, where that is clearly less. With
+        strict bounds all samples are steady, and nothing can contradict.
         """
         beside = [sample.reference_ms for sample in self._known.values()]
-        if not beside:
-            return self._usual_ms
+        if not beside or (self.bounds.strict and self.usual_ms is not None):
+            return self.usual_ms
+        if self.bounds.strict:
+            return float(np.median(beside))
         lower = float(np.percentile(beside, 25))
-        is_usual = self._usual_ms is not None and lower >= self._usual_ms * (1 - self.bounds.drift)
-        return self._usual_ms if is_usual else lower
+        is_usual = self.usual_ms is not None and lower >= self.usual_ms * (1 - self.bounds.drift)
+        return self.usual_ms if is_usual else lower
 
     def settled(self, sample: Sample) -> Sample:
         """A sample at :attr:`quiet_reference_ms`: the groups that samples are from may have been disturbed differently.
@@ -247,9 +256,8 @@ class Campaign:
         subnets = list(dict.fromkeys(subnets))
         missing = [subnet for subnet in subnets if self.known(subnet, visit) is None]
         self._progress.advance(len(subnets) - len(missing))
-        measure_group = self._strict_group if self.bounds.strict else self._group
         for start in range(0, len(missing), self.bounds.group):
-            measure_group(missing[start : start + self.bounds.group], visit)
+            self._measure_group(missing[start : start + self.bounds.group], visit)
         samples = [self.known(subnet, visit) for subnet in subnets]
         return [self.settled(sample) for sample in samples if sample is not None]
 
@@ -258,100 +266,54 @@ class Campaign:
         """Whether the bounds leave time to measure a subnet again, for a narrower interval."""
         return self._seconds < self.bounds.seconds
 
-    def _timed(self, subnets: list[Subnet]) -> tuple[list[list[Block]], list[Block]]:
-        """The blocks of each subnet, and those of the reference beside them."""
-        started = time.monotonic()
-        *turns, reference = self._timer([*subnets, self.reference])
-        self._seconds += time.monotonic() - started
-        return turns, reference
+    def _measure_group(self, pending: list[Subnet], visit: int) -> None:
+        """Measures a group: steady subnets once, the others until their ratio to the reference is precise, at most ATTEMPTS times.
 
-    def _group(self, pending: list[Subnet], visit: int) -> None:
-        """Measures a group: steady subnets once, the others until their ratio to the reference is precise, or twice."""
+        With strict bounds the others are measured again, after pauses, until they are steady.
+        """
+        strict, why = self.bounds.strict, ""
         blocks: dict[Subnet, list[Block]] = {subnet: [] for subnet in pending}
         beside: list[Block] = []
-        attempts = min(self.bounds.tries, ATTEMPTS)
+        attempts = self.bounds.tries if strict else ATTEMPTS
         for attempt in range(attempts):
-            turns, reference = self._timed(pending)
+            if attempt and strict:
+                self.remeasured += len(pending)
+                self._progress.note(f"measuring again: {why}")
+                time.sleep(2.0 * attempt)
+            started = time.monotonic()
+            *turns, reference = self._timer([*pending, self.reference])
+            self._seconds += time.monotonic() - started
+            last = attempt == attempts - 1 or not self.may_repeat
             beside += reference
-            why = self._complaint(medians(reference))
+            spoiled = why = self._complaint(medians(reference))
             accepted: list[Sample] = []
             for subnet, times in zip(pending, turns, strict=True):
                 blocks[subnet] += times
-                sample = None if why else self._steady(subnet, times, reference, visit)
-                if sample is None:
-                    paired = PairedRatio.of_blocks(blocks[subnet], beside)
-                    if paired.half_width <= PRECISE or attempt == attempts - 1 or not self.may_repeat:
-                        sample = self._unsteady(subnet, blocks[subnet], beside, paired, visit)
-                if sample is not None:
-                    accepted.append(sample)
+                scatters = scatter(medians(times), self.bounds)
+                why = why or (scatters and f"a subnet's timings {scatters}")
+                if not spoiled and not scatters:
+                    accepted.append(_steady(subnet, times, reference, visit))
+                elif not strict:
+                    sample = _unsteady(subnet, blocks[subnet], beside, visit)
+                    accepted += [sample] if last or (sample.half_width or 0.0) <= PRECISE else []
             self._record(accepted)
-            pending = [subnet for subnet in pending if subnet not in {sample.subnet for sample in accepted}]
-            if not self._noted and (pending or any(sample.unsteady for sample in accepted)):
+            if why and not strict and not self._noted:
                 self._noted = True
-                worst = max(spread(medians(times)) for times in turns)
-                why = why or f"blocks of one subnet vary by {worst:.1%} (allowed are {self.bounds.cv:.1%})"
                 self._progress.note(f"this machine is not steady: {why}; latencies are judged on ratios to the reference subnet")
-            if not pending:
-                return
-
-    def _strict_group(self, pending: list[Subnet], visit: int) -> None:
-        """Measures a group until every subnet has a steady sample."""
-        why = ""
-        for attempt in range(self.bounds.tries):
-            if attempt:
-                self.remeasured += len(pending)
-                self._progress.note(f"measuring {len(pending)} subnets again: {why}")
-                time.sleep(2.0 * attempt)
-            turns, reference = self._timed(pending)
-            why = self._complaint(medians(reference))
-            if why:
-                continue
-            samples = [self._steady(subnet, times, reference, visit) for subnet, times in zip(pending, turns, strict=True)]
-            accepted = [sample for sample in samples if sample is not None]
-            self._record(accepted)
             done = {sample.subnet for sample in accepted}
-            worst = max(spread(medians(times)) for times in turns)
-            why = f"their timings vary by {worst:.1%} (allowed are {self.bounds.cv:.1%})"
             pending = [subnet for subnet in pending if subnet not in done]
             if not pending:
                 return
         raise UnsteadyMachine(
-            f"the machine is too busy, or its clocks change: {why}, {self.bounds.tries} times; "
-            f"the {len(self._known)} good samples are in {self.path}, and the same command goes on from there when it is quiet"
-        )
-
-    def _steady(self, subnet: Subnet, blocks: list[Block], reference: list[Block], visit: int) -> Sample | None:
-        """The sample of blocks that keep the bounds; None of others."""
-        times, cv = medians(blocks), spread(medians(blocks))
-        if cv > self.bounds.cv or (not self.bounds.strict and mostly_slow(times, self.bounds.cv)):
-            return None
-        beside = float(np.median(medians(reference)))
-        ms = float(np.median(times))
-        return Sample(subnet=subnet, p50_ms=ms, cv=cv, reference_ms=beside, visit=visit, rounds=len(blocks))
-
-    def _unsteady(self, subnet: Subnet, blocks: list[Block], reference: list[Block], paired: PairedRatio, visit: int) -> Sample:
-        beside, cv = quiet_ms(reference), spread(medians(blocks))
-        return Sample(
-            subnet=subnet,
-            p50_ms=paired.ratio * beside,
-            cv=cv,
-            reference_ms=beside,
-            visit=visit,
-            half_width=paired.half_width,
-            rounds=len(blocks),
+            f"the machine is too busy, or its clocks change: {why}, {self.bounds.tries} times; nothing was lost: the "
+            f"{len(self._known)} good samples are in {self.path}, and the same command goes on from there when it is quiet"
         )
 
     def _complaint(self, reference_ms: NDArray[np.float64]) -> str:
         """Why a group's reference is not steady; empty if it is."""
-        cv = spread(reference_ms)
-        if not self.bounds.strict and mostly_slow(reference_ms, self.bounds.cv):
-            return "most blocks of the reference subnet are much slower than its fastest one"
-        if cv > self.bounds.cv:
-            return f"the reference subnet's timings vary by {cv:.1%} (allowed are {self.bounds.cv:.1%})"
+        if scatters := scatter(reference_ms, self.bounds):
+            return f"the reference subnet's timings {scatters}"
         usual_ms = self.quiet_reference_ms
-        if self.bounds.strict:
-            before = [sample.reference_ms for sample in self._known.values()]
-            usual_ms = float(np.median(before)) if before else None
         moved = float(np.median(reference_ms)) / usual_ms - 1 if usual_ms else 0.0
         if abs(moved) > self.bounds.drift:
             return f"the reference subnet took {moved:+.1%} against before (allowed are {self.bounds.drift:.1%})"
@@ -376,3 +338,22 @@ class Campaign:
             self._known[str(architecture), sample.visit] = sample
             self._progress.event(sample)
             self._progress.advance()
+
+
+def _steady(subnet: Subnet, blocks: list[Block], reference: list[Block], visit: int) -> Sample:
+    times, beside = medians(blocks), float(np.median(medians(reference)))
+    ms, cv = float(np.median(times)), spread(times)
+    return Sample(subnet=subnet, p50_ms=ms, cv=cv, reference_ms=beside, visit=visit, rounds=len(blocks))
+
+
+def _unsteady(subnet: Subnet, blocks: list[Block], reference: list[Block], visit: int) -> Sample:
+    paired, beside = PairedRatio.of_blocks(blocks, reference), quiet_ms(reference)
+    return Sample(
+        subnet=subnet,
+        p50_ms=paired.ratio * beside,
+        cv=spread(medians(blocks)),
+        reference_ms=beside,
+        visit=visit,
+        half_width=paired.half_width,
+        rounds=len(blocks),
+    )
