@@ -29,8 +29,6 @@ from growtas.units import format_ms
 
 JOURNAL = "cpu-timings.jsonl"
 """The latencies measured for a search, in its folder. The cpu-latency.jsonl of earlier versions holds those of another graph."""
-UNBOUND = "cpu-timings-unbound.jsonl"
-"""Latencies that no limit is judged on, taken on a machine that may have been busy."""
 SECONDS = 75.0
 """Time spent on timing after which a search measures nothing again to be more precise: the interval that there is decides."""
 SAMPLES = 12
@@ -97,8 +95,7 @@ class _LocalMachine:
         """Measures the chosen subnet only."""
         timer = self._timer(self.space, [])
         # No limit is judged on it: a number of a busy machine will do, however strict the search is, and it is marked.
-        setup, path = self._graph_setup(timer), self.folder / UNBOUND
-        campaign = Campaign(path, self.space, setup, timer, progress=self.progress)
+        campaign = Campaign(self.folder / JOURNAL, self.space, self._graph_setup(timer), timer, progress=self.progress)
         return Target(device=device.name, stopwatch=LocalStopwatch(campaign))
 
     def target_of_profile(self, device: Device, profile: MeasuredProfile) -> Target | None:

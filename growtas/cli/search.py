@@ -57,7 +57,7 @@ def search(
         bool,
         Option(
             "--replay",
-            help="Choose among what the journal holds, under these limits; nothing is evaluated, and the chosen subnet stays.",
+            help="Choose among what the journal holds, under these limits. Nothing is evaluated, and the result goes into replay/.",
         ),
     ] = False,
     exact: Annotated[

@@ -21,7 +21,7 @@ def show_result(result: SearchResult) -> None:
     report = result.report
     misses = sum(not finalist.meets for finalist in result.chosen.finalists[:-1])
     if misses:
-        print_line(f"{misses} better subnets were measured and miss a limit")
+        print_line(f"better subnets that were measured and miss a limit: {misses}")
     reused = f", {report['reused']} more taken from the journal" if report["reused"] else ""
     dropped = f", {report['dropped']} left early that could not become parents" if report["dropped"] else ""
     print_text(f"{report['evaluated']} subnets evaluated in {report['seconds']:.1f} s{dropped}{reused}")

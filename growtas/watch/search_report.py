@@ -137,7 +137,7 @@ class SearchReport:
         """The limit for a legend, with an arrow to where it lies beyond the cost axis; empty without a limit."""
         if self.limit is None:
             return ""
-        (left, right), text = self.cost_range, f"limit {self.form(self.limit)}"
+        (left, right), text = self.cost_range, f"limit {format_limit(self.limit, self.form)}"
         return f"\u2190 {text}" if self.limit < left else f"{text} \u2192" if self.limit > right else text
 
     def format_cost(self, cost: float, *, with_kind: bool = False) -> str:

@@ -146,7 +146,7 @@ def test_a_machine_that_gets_busy_is_judged_on_pairs_and_marked(run, growtas, pr
     subnet = json.loads((run / "search" / "subnet.json").read_text())
     assert any((device["measured"] or {}).get("unsteady") for device in subnet["latencies"])
     lines = [json.loads(line) for line in (run / "search" / "cpu-timings.jsonl").read_text().splitlines()]
-    assert any(line["unsteady"] and line["rounds"] and "half_width" in line for line in lines)
+    assert any(line.get("unsteady") and "half_width" in line for line in lines)
     # The timings are reused, by the same search and by a replay.
     profiled.speed = lambda turn: 1.0
     turns = profiled.turns

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,7 +107,6 @@ class Sample:
         reference_ms: what the reference subnet took in the same blocks; of an unsteady sample their lower quartile.
         visit: 0, or a higher number for a repetition at another time.
         half_width: of the interval of the ratio to the reference, relative to it; None for a steady sample.
-        rounds: blocks of the subnet that were used; 0 where that was not recorded. Not part of comparisons.
     """
 
     subnet: Subnet
@@ -116,7 +115,6 @@ class Sample:
     reference_ms: float
     visit: int = 0
     half_width: float | None = None
-    rounds: int = field(default=0, compare=False)
 
     @property
     def unsteady(self) -> bool:
@@ -201,7 +199,6 @@ class Campaign:
                     reference_ms=float(line["reference_ms"]),
                     visit=int(line["visit"]),
                     half_width=None if half_width is None else float(half_width),
-                    rounds=int(line.get("rounds", 0)),
                 )
                 if not (sample.unsteady and self.bounds.strict):
                     self._known[str(line.get("architecture")), sample.visit] = sample
@@ -322,17 +319,9 @@ class Campaign:
     def _record(self, samples: list[Sample]) -> None:
         for sample in samples:
             architecture = self._architecture(sample.subnet)
-            line = {
-                "setup": self.setup.to_dict(),
-                "architecture": architecture,
-                "visit": sample.visit,
-                "kind": "measured",
-                "unsteady": sample.unsteady,
-                "rounds": sample.rounds,
-                **sample.to_dict(),
-            }
+            line = {"setup": self.setup.to_dict(), "architecture": architecture, "visit": sample.visit, "kind": "measured"}
             try:
-                append_json_line(self.path, line)
+                append_json_line(self.path, line | sample.to_dict())
             except OSError as error:
                 raise OutputError(f"{self.path}: the measured latencies can't be written ({error.strerror})") from None
             self._known[str(architecture), sample.visit] = sample
@@ -343,7 +332,7 @@ class Campaign:
 def _steady(subnet: Subnet, blocks: list[Block], reference: list[Block], visit: int) -> Sample:
     times, beside = medians(blocks), float(np.median(medians(reference)))
     ms, cv = float(np.median(times)), spread(times)
-    return Sample(subnet=subnet, p50_ms=ms, cv=cv, reference_ms=beside, visit=visit, rounds=len(blocks))
+    return Sample(subnet=subnet, p50_ms=ms, cv=cv, reference_ms=beside, visit=visit)
 
 
 def _unsteady(subnet: Subnet, blocks: list[Block], reference: list[Block], visit: int) -> Sample:
@@ -355,5 +344,4 @@ def _unsteady(subnet: Subnet, blocks: list[Block], reference: list[Block], visit
         reference_ms=beside,
         visit=visit,
         half_width=paired.half_width,
-        rounds=len(blocks),
     )

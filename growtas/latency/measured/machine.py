@@ -140,13 +140,12 @@ def check_profile(profile: MeasuredProfile, timer: InterleavedTimer, *, strict: 
     if abs(factor - 1) <= _tolerance(unsteady):
         return Check(reference_ms=now, factor=1.0, unsteady=unsteady)
     message = f"the profile's reference subnet takes {factor:.2f} times what it took then"
+    why_not = ""
     if not 1 / MAX_FACTOR <= factor <= MAX_FACTOR:
-        message = f"{message}: another machine, or a busy one"
-        return Check(reference_ms=now, factor=None, message=message, unsteady=unsteady)
-    if max(abs(other / factor - 1) for other in factors) > _tolerance(unsteady):
-        message = f"{message}, the smallest one {factors[0]:.2f} and the largest {factors[1]:.2f} times"
-        return Check(reference_ms=now, factor=None, message=message, unsteady=unsteady)
-    return Check(reference_ms=now, factor=factor, message=message, unsteady=unsteady)
+        why_not = ": another machine, or a busy one"
+    elif max(abs(other / factor - 1) for other in factors) > _tolerance(unsteady):
+        why_not = f", the smallest one {factors[0]:.2f} and the largest {factors[1]:.2f} times"
+    return Check(reference_ms=now, factor=None if why_not else factor, message=f"{message}{why_not}", unsteady=unsteady)
 
 
 def _tolerance(unsteady: bool) -> float:

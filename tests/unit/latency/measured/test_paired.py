@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import numpy as np
@@ -150,9 +151,10 @@ def test_a_limit_is_decided_in_bounded_time_and_what_meets_it_holds_when_it_is_q
         assert not meets or limit > 0.98 * quiet(subnet)
         lines = [json.loads(line) for line in watch.campaign.path.read_text().splitlines()]
         assert [line["visit"] for line in lines] == list(range(len(lines)))
-        assert all(line["rounds"] % 9 == 0 and line["rounds"] >= 9 for line in lines)
-        assert found.unsteady or not any(line["unsteady"] for line in lines)
-        assert progress.notes or not any(line["unsteady"] for line in lines)
+        assert found.unsteady or not any(line.get("unsteady") for line in lines)
+        assert progress.notes or not any(line.get("unsteady") for line in lines)
+        # Blocks that scatter by less than what is allowed are no reason.
+        assert all(float(share) > 5 for note in progress.notes for share in re.findall(r"vary by ([\d.]+)%", note))
     assert kept >= 19
     assert accepted >= 4
 
