@@ -123,12 +123,11 @@ class LocalStopwatch:
             UnsteadyMachine: the machine is too busy, and the campaign's bounds are strict.
             OutputError: the journal can't be written.
         """
-        self.campaign.measure([subnet])
-        for visit in range(1, MAX_VISITS):
-            latency = self.known(subnet)
-            doubtful = latency is None or (limit_ms is not None and latency.unsteady and latency.crosses(limit_ms))
-            if latency is not None and not (doubtful and self.campaign.may_repeat):
-                break
+        for visit in range(MAX_VISITS):
+            if (latency := self.known(subnet)) is not None:
+                doubtful = limit_ms is not None and latency.unsteady and latency.crosses(limit_ms)
+                if not (doubtful and self.campaign.may_repeat):
+                    return latency
             self.campaign.measure([subnet], visit=visit)
         latency = self.known(subnet)
         assert latency is not None
