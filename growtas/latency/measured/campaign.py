@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -121,6 +121,12 @@ class Sample:
         """Whether other work disturbed the timings too much for their own medians to count."""
         return self.half_width is not None
 
+    @classmethod
+    def of(cls, data: Mapping[str, Any], subnet: Subnet, visit: int) -> Sample:
+        """A sample from the numbers of its JSON form, and what is read from it apart."""
+        numbers = {name: data[name] for name in ("p50_ms", "cv", "reference_ms")}
+        return cls(subnet=subnet, visit=visit, half_width=data.get("half_width"), **numbers)
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, without the visit; ``unsteady`` and ``half_width`` stand in that of an unsteady sample."""
         marks = {"unsteady": True, "half_width": self.half_width} if self.unsteady else {}
@@ -190,16 +196,7 @@ class Campaign:
         expected = setup.to_dict()
         for line in read_json_lines(self.path):
             if isinstance(line, dict) and line.get("setup") == expected and {"subnet", "p50_ms", "reference_ms"} <= line.keys():
-                subnet = Subnet.from_dict(line["subnet"], source=str(self.path))
-                half_width = line.get("half_width")
-                sample = Sample(
-                    subnet=subnet,
-                    p50_ms=float(line["p50_ms"]),
-                    cv=float(line["cv"]),
-                    reference_ms=float(line["reference_ms"]),
-                    visit=int(line["visit"]),
-                    half_width=None if half_width is None else float(half_width),
-                )
+                sample = Sample.of(line, Subnet.from_dict(line["subnet"], source=str(self.path)), int(line["visit"]))
                 if not (sample.unsteady and self.bounds.strict):
                     self._known[str(line.get("architecture")), sample.visit] = sample
 
