@@ -2,7 +2,7 @@
 
 One MAC is a multiplication and an addition, so FLOPs = 2 x MACs; the paper and most ViT tables print MACs under the name
 "FLOPs". MACs here count the plain transformer: patch convolution, qkv, QK^T, AV, projection, MLP and head. The relative
-position is left out, as in those tables; :func:`relative_position_macs` has what it adds. Parameters count everything that a
+position is left out, as in those tables; :func:`macs_with_relative_position` counts it too. Parameters count everything that a
 subnet holds: its blocks' relative-position tables, the cls token and the positions too.
 
 The same formulas run on a single subnet (Python numbers) and on a :class:`growtas.batch.SubnetBatch` (NumPy arrays).
@@ -64,19 +64,14 @@ def stem_and_head_macs(space: SearchSpace, embed_dim: Any) -> Any:
     return patch + embed_dim * space.num_classes
 
 
-def relative_position_macs(space: SearchSpace, num_heads: Any) -> Any:
-    """MACs of the relative position for one image, as AutoFormer's formula writes it; of one block, or of blocks with so many heads
-    together.
-
-    Each query is multiplied with a vector for each key, and each attention weight with a vector for each value: as many as the two
-    products of plain attention.
-    """
-    return 2 * space.num_tokens**2 * num_heads * space.head_dim
-
-
 def macs_with_relative_position(space: SearchSpace, batch: SubnetBatch) -> NDArray[np.int64]:
-    """MACs of many subnets, those of :func:`count_costs_batch` and of the relative position: shape ``(len(batch),)``."""
-    macs: NDArray[np.int64] = count_costs_batch(space, batch)[1] + relative_position_macs(space, batch.num_heads.sum(1))
+    """MACs of many subnets, those of :func:`count_costs_batch` and of the relative position: shape ``(len(batch),)``.
+
+    The relative position is counted as AutoFormer's formula writes it. Each query is multiplied with a vector for each key, and
+    each attention weight with a vector for each value: as many MACs as the two products of plain attention.
+    """
+    relative = 2 * space.num_tokens**2 * space.head_dim * batch.num_heads.sum(1)
+    macs: NDArray[np.int64] = count_costs_batch(space, batch)[1] + relative
     return macs
 
 

@@ -15,10 +15,9 @@ from growtas.latency.catalogue import fitting_profile
 from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.fit import fit_latency
 from growtas.latency.measured.machine import Timed, check_profile, local_setup, other_work, recorded_ms, time_together
-from growtas.latency.measured.paired import InterleavedTimer
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.measured.sampling_plan import choose_subnets
-from growtas.latency.measured.stopwatch import LocalStopwatch, guard_reference, set_aside
+from growtas.latency.measured.stopwatch import LocalStopwatch, set_aside
 from growtas.latency.modelled.profile import CPU
 from growtas.progress import SILENT, Progress
 from growtas.search.devices import Device
@@ -30,8 +29,8 @@ from growtas.units import format_ms
 
 JOURNAL = "cpu-timings.jsonl"
 """The latencies measured for a search, in its folder. The cpu-latency.jsonl of earlier versions holds those of another graph."""
-UNBOUND = "cpu-timings-unbound.jsonl"
-"""Latencies that no limit is judged on, taken on a machine that may have been busy."""
+SECONDS = 75.0
+"""Time spent on timing after which a search measures nothing again to be more precise: the interval that there is decides."""
 SAMPLES = 12
 """Subnets that the latency model is fitted to, where no profile fits."""
 
@@ -96,8 +95,7 @@ class _LocalMachine:
         """Measures the chosen subnet only."""
         timer = self._timer(self.space, [])
         # No limit is judged on it: a number of a busy machine will do, however strict the search is, and it is marked.
-        setup, path = self._graph_setup(timer), self.folder / UNBOUND
-        campaign = Campaign(path, self.space, setup, timer, progress=self.progress)
+        campaign = Campaign(self.folder / JOURNAL, self.space, self._graph_setup(timer), timer, progress=self.progress)
         return Target(device=device.name, stopwatch=LocalStopwatch(campaign))
 
     def target_of_profile(self, device: Device, profile: MeasuredProfile) -> Target | None:
@@ -188,7 +186,7 @@ class _LocalMachine:
         Where the reference is not steady now, it tells nothing about the journal, and without a profile the samples tell what it
         takes while nothing else runs.
         """
-        path, bounds, setup = self.folder / JOURNAL, Bounds(strict=self.strict), self._graph_setup(timer)
+        path, bounds, setup = self.folder / JOURNAL, Bounds(strict=self.strict, seconds=SECONDS), self._graph_setup(timer)
         if not reference.unsteady:
             existed, (reference_ms,) = path.exists(), reference.ms
             before_ms = set_aside(path, setup, reference_ms, bounds.drift)
@@ -196,11 +194,8 @@ class _LocalMachine:
                 moved = f"this machine is faster or slower than when the timings in {path} were taken; they are set aside"
                 self.progress.note(f"{moved}{_other_work()}")
             usual_ms = usual_ms or max(reference_ms, before_ms or 0.0)
-        times: InterleavedTimer = timer
-        if self.strict and usual_ms is not None:
-            times = guard_reference(timer, usual_ms, bounds, self.progress)
-        campaign = Campaign(path, timer.space, setup, times, bounds=bounds, usual_ms=usual_ms, progress=self.progress)
-        return LocalStopwatch(campaign, usual_ms=usual_ms, repeatability=repeatability)
+        campaign = Campaign(path, timer.space, setup, timer, bounds=bounds, usual_ms=usual_ms, progress=self.progress)
+        return LocalStopwatch(campaign, repeatability=repeatability)
 
 
 def _other_work() -> str:

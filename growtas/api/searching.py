@@ -133,15 +133,13 @@ def search(
     sizes = max_size is not None or max_activation_memory is not None
     parsed = parse_devices(devices, max_latency, precision, sizes=sizes)
     limits = Limits(
-        max_params=parse_count(max_params, "--max-params", "6M") if isinstance(max_params, str) else max_params,
-        max_macs=parse_count(max_macs, "--max-macs", "1.3G") if isinstance(max_macs, str) else max_macs,
-        max_macs_with_relative_position=parse_count(max_macs_with_relative_position, "--max-macs-with-relative-position", "1.3G")
-        if isinstance(max_macs_with_relative_position, str)
-        else max_macs_with_relative_position,
-        max_activation_bytes=parse_bytes(max_activation_memory, "--max-activation-memory")
-        if isinstance(max_activation_memory, str)
-        else max_activation_memory,
-        max_size_bytes=parse_bytes(max_size, "--max-size", "12MB") if isinstance(max_size, str) else max_size,
+        max_params=_amount(parse_count, max_params, "--max-params", "6M"),
+        max_macs=_amount(parse_count, max_macs, "--max-macs", "1.3G"),
+        max_macs_with_relative_position=_amount(
+            parse_count, max_macs_with_relative_position, "--max-macs-with-relative-position", "1.3G"
+        ),
+        max_activation_bytes=_amount(parse_bytes, max_activation_memory, "--max-activation-memory", "20MB"),
+        max_size_bytes=_amount(parse_bytes, max_size, "--max-size", "12MB"),
         batch=batch,
         # Of several devices' precisions the one with the most bytes.
         precision=max((device.precision for device in parsed), key=BYTES.__getitem__, default=precision or "fp32"),
@@ -173,6 +171,10 @@ def search(
         progress=progress,
     )
     return request.replay() if replay else request.search()
+
+
+def _amount(parse: Callable[[str, str, str], int], limit: str | int | None, option: str, example: str) -> int | None:
+    return parse(limit, option, example) if isinstance(limit, str) else limit
 
 
 def _refuse_ignored(where: str, *options: tuple[str, bool]) -> None:

@@ -57,7 +57,7 @@ def search(
         bool,
         Option(
             "--replay",
-            help="Choose among what the journal holds, under these limits; nothing is evaluated, and the chosen subnet stays.",
+            help="Choose among what the journal holds, under these limits. Nothing is evaluated, and the result goes into replay/.",
         ),
     ] = False,
     exact: Annotated[
@@ -153,6 +153,7 @@ def _export_options(runtime: str, precision: str, batch: int) -> dict[str, str |
     """Options of ``growtas export`` for what a runtime executes in a precision."""
     options: dict[str, str | int] = {"format": _FORMATS.get(runtime, "onnx")}
     if options["format"] != "trt":
-        return options if precision == "fp32" else {**options, "precision": precision}
+        # A GPU computes in tf32 from an fp32 file.
+        return options if precision in ("fp32", "tf32") else {**options, "precision": precision}
     # A plan's precision is the search's by default. It is tuned for one batch, and takes no larger one than it was built for.
     return options if batch == 1 else {**options, "opt_batch": batch, "max_batch": max(batch, 8)}

@@ -28,7 +28,7 @@ class Limits:
     Attributes:
         max_params: parameters.
         max_macs: multiply-accumulates for one image, without the relative position.
-        max_macs_with_relative_position: the same with it; see :func:`growtas.costs.relative_position_macs`.
+        max_macs_with_relative_position: the same with it; see :func:`growtas.costs.macs_with_relative_position`.
         max_activation_bytes: modelled peak of the live activations at ``batch`` and ``precision``.
         max_size_bytes: bytes of the weights at ``precision``, modelled.
         batch: images at once.

@@ -186,10 +186,11 @@ class DeviceLatency:
             text = f"measured on this machine ({latency.conditions})"
             if not latency.unsteady:
                 return text
-            text = f"{text}, unsteady: other work was running, so it is a ratio to the reference subnet, in turns with it"
+            how = "other work was running, so the latency follows from the ratio to a reference subnet, timed in turns"
+            text = f"{text}, unsteady: {how}"
             if self.undecided:
-                return f"{text}; its interval crosses the limit, which is likely met but was not shown to be"
-            return text if self.max_ms is None else f"{text}; judged with its interval"
+                return f"{text}; its interval crosses the limit: the limit is likely met, but that is not certain"
+            return text if self.max_ms is None else f"{text}; the limit is judged on the upper end of its interval"
         spread = latency.relative_uncertainty or 0.0
         text = f"{self.provenance}, not measured; uncertainty +-{spread:.0%} ({latency.conditions})"
         if self.max_ms is None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from growtas.files import replacing
-from growtas.latency.estimate import kind_text
-from growtas.units import format_accuracy, format_bytes, format_count, format_ms
+from growtas.units import format_accuracy, format_ms
 from growtas.watch.diagram import subnet_svg
-from growtas.watch.search_report import SearchReport, at_most
+from growtas.watch.search_report import SearchReport, cost_rows, latency_rows
 
 # Text has a contrast of 4.5 or more with what it stands on, dots, bars and lines of 3 or more, in both palettes.
 _LIGHT = {
@@ -49,39 +48,24 @@ def write_search_page(report: SearchReport, path: Path) -> None:
     Raises:
         OutputError: the place can't be written.
     """
-    data, best, limits = report.data, report.data["best"], report.data["limits"]
-    count = data["images"]["count"]
-    with_position = limits.get("max_macs_with_relative_position")
-    memory, size = best["modelled_activation_bytes"], best["modelled_size_bytes"]
-    costs = [
-        ("subnet", str(report.chosen), ""),
-        ("accuracy on the search split", format_accuracy(best["accuracy"], count), ""),
-        ("params", format_count(best["params"]), at_most(limits["max_params"], format_count)),
-        ("MACs", format_count(best["macs"]), at_most(limits["max_macs"], format_count)),
-        ("with the relative position", format_count(best["macs_with_relative_position"]), at_most(with_position, format_count)),
-        ("activation memory (modelled)", format_bytes(memory), at_most(limits["max_activation_bytes"], format_bytes)),
-        ("weights (modelled)", format_bytes(size), at_most(limits["max_size_bytes"], format_bytes)),
-    ]
-    latencies = [
-        (x["device"], *_latencies(x), at_most(x["max_latency_ms"], format_ms), x["judged_on"] or "no limit")
-        for x in best["latencies"]
-    ]
+    data = report.data
+    devices, count = ("device", "predicted", "measured"), data["images"]["count"]
     finalists = [
-        (format_accuracy(f["accuracy"], count), x["device"], *_latencies(x), "within" if f["meets"] else "beyond a limit")
-        for f in data["finalists"]
-        for x in f["latencies"]
+        (format_accuracy(finalist["accuracy"], count), *row[:3], "within" if finalist["meets"] else "beyond a limit")
+        for finalist in data["finalists"]
+        for row in latency_rows(finalist["latencies"])
     ]
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>growtas search of {escape(report.space.name)}</title><style>{_STYLE}</style></head>\n"
         f"<body><h1>Search of {escape(report.space.name)}</h1>"
-        + _table("", (), list(_facts(data)))
-        + _table("Found", ("", "found", "limit"), costs)
+        + _table("", (), _facts(data))
+        + _table("Found", ("", "found", "limit"), cost_rows(data))
         + f'<div class="wide">{subnet_svg(report.space, report.chosen)}</div>'
-        + _table("Latency", ("device", "predicted", "measured", "limit", "judged on"), latencies)
+        + _table("Latency", (*devices, "limit", "judged on"), latency_rows(data["best"]["latencies"]))
         + f'<h2>All that was evaluated</h2><div class="wide">{_scatter_svg(report)}</div>'
-        + _table("Finalists", ("accuracy", "device", "predicted", "measured", "limits"), finalists)
+        + _table("Finalists", ("accuracy", *devices, "limits"), finalists)
         + _table("Generations", ("generation", "subnets", "left early", "best so far", "median"), _generations(data["history"]))
         + '<p class="note">Left early: subnets that could not become parents any more; their accuracy is not known. An accuracy is '
         "given with its standard error. MACs are counted as in papers, without the relative position, unless it is named.</p>"
@@ -106,14 +90,12 @@ def _facts(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "evaluated", f"{data['evaluated']} subnets{early}, {data['reused']} from the journal, in {data['seconds']:.1f} s"
 
 
-def _generations(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    def share(value: float | None) -> str:
-        return "all left early" if value is None else f"{100 * value:.2f} %"
-
-    return [
-        (str(g["generation"]), str(g["subnets"]), str(g["dropped"]), share(g["best_accuracy"]), share(g["median_accuracy"]))
-        for g in history
-    ]
+def _generations(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for g in history:
+        shares = (
+            "all left early" if share is None else f"{100 * share:.2f} %" for share in (g["best_accuracy"], g["median_accuracy"])
+        )
+        yield str(g["generation"]), str(g["subnets"]), str(g["dropped"]), *shares
 
 
 def _scatter_svg(report: SearchReport) -> str:
@@ -162,19 +144,12 @@ def _scatter_svg(report: SearchReport) -> str:
     )
 
 
-def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+def _table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """A table under its title, which scrolls where the screen is narrower; nothing where it has no rows."""
-    if not rows:
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    if not body:
         return ""
     heading = f"<h2>{title}</h2>" if title else ""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     top = f"<thead><tr>{top}</tr></thead>" if head else ""
     return f'{heading}<div class="wide"><table>{top}<tbody>{body}</tbody></table></div>\n'
-
-
-def _latencies(device: Mapping[str, Any]) -> Iterator[str]:
-    """The predicted and the measured latency."""
-    for latency in (device["predicted"], device["measured"]):
-        spread = f" +-{latency['relative_uncertainty']:.0%}" if latency and latency.get("relative_uncertainty") is not None else ""
-        yield f"{format_ms(latency['ms'])}{spread} ({kind_text(latency['kind'], latency.get('unsteady'))})" if latency else "-"

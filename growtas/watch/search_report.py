@@ -3,25 +3,56 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from growtas.batch import SubnetBatch
+from growtas.latency.estimate import kind_text
 from growtas.search.evolution import EvolutionResult
 from growtas.search.pareto import non_dominated
 from growtas.search.scoring import DROPPED
 from growtas.search.search import Outcome, Search
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
-from growtas.units import format_limit, format_ms
+from growtas.units import format_accuracy, format_bytes, format_count, format_limit, format_ms
 
 
 def at_most(limit: float | None, form: Callable[[float, int], str]) -> str:
     """A limit in words, as it was typed; empty where there is none."""
     return "" if limit is None else f"at most {format_limit(limit, form)}"
+
+
+def cost_rows(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The chosen subnet, its accuracy and its costs with their limits, as text, from the content of ``result.json``."""
+    best, limits, count = data["best"], data["limits"], data["images"]["count"]
+    images = f"{count:,} search images" if count is not None else "as recorded"
+    yield "subnet", str(Subnet.from_dict(best)), ""
+    yield "accuracy", f"{format_accuracy(best['accuracy'], count)} ({images})", ""
+    meant = f" (batch {limits['batch']}, {limits['precision']})"
+    for label, name, limit, form, note in (
+        ("params", "params", "max_params", format_count, ""),
+        ("MACs", "macs", "max_macs", format_count, ""),
+        ("with relative position", "macs_with_relative_position", "max_macs_with_relative_position", format_count, ""),
+        ("activation memory, modelled", "modelled_activation_bytes", "max_activation_bytes", format_bytes, meant),
+        ("weights, modelled", "modelled_size_bytes", "max_size_bytes", format_bytes, meant),
+    ):
+        yield label, f"{form(best[name])}{note}", at_most(limits.get(limit), form)
+
+
+def latency_rows(latencies: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str, str]]:
+    """Of each device its name, the predicted and the measured latency, the limit, and which of the two the limit was judged on."""
+    for x in latencies:
+        predicted, measured = (_latency_text(x[kind]) if x[kind] else "" for kind in ("predicted", "measured"))
+        limit, judged_on = at_most(x["max_latency_ms"], format_ms), x["judged_on"] or "no limit"
+        yield x["device"], predicted or "-", measured or "- (not at hand)", limit, judged_on
+
+
+def _latency_text(latency: Mapping[str, Any]) -> str:
+    spread = f" +-{latency['relative_uncertainty']:.0%}" if latency.get("relative_uncertainty") is not None else ""
+    return f"{format_ms(latency['ms'])}{spread} ({kind_text(latency['kind'], latency.get('unsteady'))})"
 
 
 def history(result: EvolutionResult) -> list[dict[str, Any]]:
@@ -137,7 +168,7 @@ class SearchReport:
         """The limit for a legend, with an arrow to where it lies beyond the cost axis; empty without a limit."""
         if self.limit is None:
             return ""
-        (left, right), text = self.cost_range, f"limit {self.form(self.limit)}"
+        (left, right), text = self.cost_range, f"limit {format_limit(self.limit, self.form)}"
         return f"\u2190 {text}" if self.limit < left else f"{text} \u2192" if self.limit > right else text
 
     def format_cost(self, cost: float, *, with_kind: bool = False) -> str:

@@ -70,6 +70,7 @@ def export(growtas, command):
         pytest.param(
             ("--max-size", "20kB", "--precision", "fp16"), "tiny", "runs/tiny/search", [FP16], id="size in fp16"
         ),
+        pytest.param(("--max-size", "20kB", "--precision", "tf32"), "tiny", "runs/tiny/search", [FP32], id="size in tf32"),
         pytest.param(
             ("--objective", "pareto", "--max-params", "5K"), "tiny", "runs/tiny/search", [FP32], id="pareto"
         ),

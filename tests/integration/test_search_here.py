@@ -146,14 +146,14 @@ def test_a_machine_that_gets_busy_is_judged_on_pairs_and_marked(run, growtas, pr
     subnet = json.loads((run / "search" / "subnet.json").read_text())
     assert any((device["measured"] or {}).get("unsteady") for device in subnet["latencies"])
     lines = [json.loads(line) for line in (run / "search" / "cpu-timings.jsonl").read_text().splitlines()]
-    assert any(line["unsteady"] and line["rounds"] and "half_width" in line for line in lines)
+    assert any(line.get("unsteady") and "half_width" in line for line in lines)
     # The timings are reused, by the same search and by a replay.
     profiled.speed = lambda turn: 1.0
     turns = profiled.turns
-    for again in (arguments, ("search", "--device", "cpu:1.2ms", *more, "--replay")):
-        code, out, err = growtas(*again)
+    for folder, again in (("search", arguments), ("search/replay", ("search", "--device", "cpu:1.2ms", *more, "--replay"))):
+        code, _, err = growtas(*again)
         assert code == 0, err
-        best = json.loads((run / "search" / "result.json").read_text())["best"]
+        best = json.loads((run / folder / "result.json").read_text())["best"]
         assert Subnet.from_dict(best) == Subnet.from_dict(report["best"])
         assert best["latencies"] == report["best"]["latencies"]
     assert profiled.turns == turns + 2

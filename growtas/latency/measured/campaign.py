@@ -8,9 +8,10 @@ What is accepted is journalled at once, and a killed campaign goes on from there
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,8 +73,9 @@ class Bounds:
     Attributes:
         cv: largest robust coefficient of variation of a subnet's blocks; see :func:`spread`.
         drift: largest relative change of the reference against usual, or against the groups accepted before.
-        tries: how often a group is measured at most; without ``strict``, at most :data:`ATTEMPTS` times.
+        tries: how often a group is measured at most, if ``strict``; otherwise it is :data:`ATTEMPTS` times.
         group: subnets measured together, beside the reference.
+        seconds: time spent on timing after which nothing is measured again to be more precise. Not for ``strict``.
         strict: refuse what is not steady, after pauses, instead of marking it.
     """
 
@@ -81,6 +83,7 @@ class Bounds:
     drift: float = 0.04
     tries: int = 4
     group: int = 9
+    seconds: float = math.inf
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -104,7 +107,6 @@ class Sample:
         reference_ms: what the reference subnet took in the same blocks; of an unsteady sample their lower quartile.
         visit: 0, or a higher number for a repetition at another time.
         half_width: of the interval of the ratio to the reference, relative to it; None for a steady sample.
-        rounds: blocks of the subnet that were used; 0 where that was not recorded. Not part of comparisons.
     """
 
     subnet: Subnet
@@ -113,12 +115,17 @@ class Sample:
     reference_ms: float
     visit: int = 0
     half_width: float | None = None
-    rounds: int = field(default=0, compare=False)
 
     @property
     def unsteady(self) -> bool:
         """Whether other work disturbed the timings too much for their own medians to count."""
         return self.half_width is not None
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], subnet: Subnet, visit: int) -> Sample:
+        """A sample from the numbers of its JSON form, and what is read from it apart."""
+        numbers = {name: data[name] for name in ("p50_ms", "cv", "reference_ms")}
+        return cls(subnet=subnet, visit=visit, half_width=data.get("half_width"), **numbers)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, without the visit; ``unsteady`` and ``half_width`` stand in that of an unsteady sample."""
@@ -137,12 +144,17 @@ def spread(blocks_ms: Sequence[float] | NDArray[np.float64]) -> float:
     return float(1.4826 * np.median(np.abs(blocks - median)) / median)
 
 
-def mostly_slow(blocks_ms: NDArray[np.float64], cv: float) -> bool:
-    """Whether the median lies further above the fastest block than blocks with a variation of ``cv`` would.
+def scatter(blocks_ms: NDArray[np.float64], bounds: Bounds) -> str:
+    """How a subnet's blocks break the bound on their variation, in words; empty where they keep it.
 
-    Of two speeds that alternate, :func:`spread` sees the more frequent one alone.
+    Of two speeds that alternate, :func:`spread` sees the more frequent one alone. So unless the bounds are strict, the median must
+    not lie further above the fastest block than blocks with the allowed variation would.
     """
-    return bool(blocks_ms.min() < float(np.median(blocks_ms)) * (1 - 2 * cv))
+    if (cv := spread(blocks_ms)) > bounds.cv:
+        return f"vary by {cv:.1%} (allowed are {bounds.cv:.1%})"
+    if not bounds.strict and blocks_ms.min() < float(np.median(blocks_ms)) * (1 - 2 * bounds.cv):
+        return "are mostly much longer than the shortest one"
+    return ""
 
 
 class Campaign:
@@ -155,7 +167,7 @@ class Campaign:
         timer: times subnets.
         bounds: what is steady. Strict ones leave unsteady samples of the journal alone too.
         usual_ms: what the reference takes while nothing else runs, milliseconds; None where only the samples tell.
-        progress: advances with every sample, gets each new :class:`Sample` as an event, and a note when a group is measured again.
+        progress: advances with every sample, gets each new :class:`Sample` as an event, and a note when the machine is not steady.
 
     Raises:
         OutputError: the journal can't be written.
@@ -173,8 +185,9 @@ class Campaign:
         progress: Progress = SILENT,
     ) -> None:
         self.path, self.space, self.setup, self.bounds = Path(path), space, setup, bounds or Bounds()
-        self._timer, self._usual_ms, self._progress = timer, usual_ms, progress
-        self._noted = False
+        self.usual_ms = usual_ms
+        self._timer, self._progress = timer, progress
+        self._noted, self._seconds = False, 0.0
         self.reference = space.middle()
         self._known: dict[tuple[str, int], Sample] = {}
         self.remeasured = 0
@@ -183,17 +196,7 @@ class Campaign:
         expected = setup.to_dict()
         for line in read_json_lines(self.path):
             if isinstance(line, dict) and line.get("setup") == expected and {"subnet", "p50_ms", "reference_ms"} <= line.keys():
-                subnet = Subnet.from_dict(line["subnet"], source=str(self.path))
-                half_width = line.get("half_width")
-                sample = Sample(
-                    subnet=subnet,
-                    p50_ms=float(line["p50_ms"]),
-                    cv=float(line["cv"]),
-                    reference_ms=float(line["reference_ms"]),
-                    visit=int(line["visit"]),
-                    half_width=None if half_width is None else float(half_width),
-                    rounds=int(line.get("rounds", 0)),
-                )
+                sample = Sample.of(line, Subnet.from_dict(line["subnet"], source=str(self.path)), int(line["visit"]))
                 if not (sample.unsteady and self.bounds.strict):
                     self._known[str(line.get("architecture")), sample.visit] = sample
 
@@ -208,14 +211,17 @@ class Campaign:
     def quiet_reference_ms(self) -> float | None:
         """What the reference takes while nothing else runs; None where that is not known yet.
 
-        As given, unless the samples contradict it: the lower quartile of what it took beside them, where that is clearly less.
+        As given, unless the samples contradict it: the lower quartile of what it took beside them, where that is clearly less. With
+        strict bounds all samples are steady, and nothing can contradict.
         """
         beside = [sample.reference_ms for sample in self._known.values()]
-        if not beside:
-            return self._usual_ms
+        if not beside or (self.bounds.strict and self.usual_ms is not None):
+            return self.usual_ms
+        if self.bounds.strict:
+            return float(np.median(beside))
         lower = float(np.percentile(beside, 25))
-        is_usual = self._usual_ms is not None and lower >= self._usual_ms * (1 - self.bounds.drift)
-        return self._usual_ms if is_usual else lower
+        is_usual = self.usual_ms is not None and lower >= self.usual_ms * (1 - self.bounds.drift)
+        return self.usual_ms if is_usual else lower
 
     def settled(self, sample: Sample) -> Sample:
         """A sample at :attr:`quiet_reference_ms`: the groups that samples are from may have been disturbed differently.
@@ -244,99 +250,64 @@ class Campaign:
         subnets = list(dict.fromkeys(subnets))
         missing = [subnet for subnet in subnets if self.known(subnet, visit) is None]
         self._progress.advance(len(subnets) - len(missing))
-        measure_group = self._strict_group if self.bounds.strict else self._group
         for start in range(0, len(missing), self.bounds.group):
-            measure_group(missing[start : start + self.bounds.group], visit)
+            self._measure_group(missing[start : start + self.bounds.group], visit)
         samples = [self.known(subnet, visit) for subnet in subnets]
         return [self.settled(sample) for sample in samples if sample is not None]
 
-    def _group(self, pending: list[Subnet], visit: int) -> None:
-        """Measures a group: steady subnets once, the others until their ratio to the reference is precise, or twice."""
+    @property
+    def may_repeat(self) -> bool:
+        """Whether the bounds leave time to measure a subnet again, for a narrower interval."""
+        return self._seconds < self.bounds.seconds
+
+    def _measure_group(self, pending: list[Subnet], visit: int) -> None:
+        """Measures a group: steady subnets once, the others until their ratio to the reference is precise, at most ATTEMPTS times.
+
+        With strict bounds the others are measured again, after pauses, until they are steady.
+        """
+        strict, why = self.bounds.strict, ""
         blocks: dict[Subnet, list[Block]] = {subnet: [] for subnet in pending}
         beside: list[Block] = []
-        attempts = min(self.bounds.tries, ATTEMPTS)
+        attempts = self.bounds.tries if strict else ATTEMPTS
         for attempt in range(attempts):
+            if attempt and strict:
+                self.remeasured += len(pending)
+                self._progress.note(f"measuring again: {why}")
+                time.sleep(2.0 * attempt)
+            started = time.monotonic()
             *turns, reference = self._timer([*pending, self.reference])
+            self._seconds += time.monotonic() - started
+            last = attempt == attempts - 1 or not self.may_repeat
             beside += reference
-            why = self._complaint(medians(reference))
+            spoiled = why = self._complaint(medians(reference))
             accepted: list[Sample] = []
             for subnet, times in zip(pending, turns, strict=True):
                 blocks[subnet] += times
-                sample = None if why else self._steady(subnet, times, reference, visit)
-                if sample is None:
-                    paired = PairedRatio.of_blocks(blocks[subnet], beside)
-                    if paired.half_width <= PRECISE or attempt == attempts - 1:
-                        sample = self._unsteady(subnet, blocks[subnet], beside, paired, visit)
-                if sample is not None:
-                    accepted.append(sample)
+                scatters = scatter(medians(times), self.bounds)
+                why = why or (scatters and f"a subnet's timings {scatters}")
+                if not spoiled and not scatters:
+                    accepted.append(_steady(subnet, times, reference, visit))
+                elif not strict:
+                    sample = _unsteady(subnet, blocks[subnet], beside, visit)
+                    accepted += [sample] if last or (sample.half_width or 0.0) <= PRECISE else []
             self._record(accepted)
-            pending = [subnet for subnet in pending if subnet not in {sample.subnet for sample in accepted}]
-            if not self._noted and (pending or any(sample.unsteady for sample in accepted)):
+            if why and not strict and not self._noted:
                 self._noted = True
-                worst = max(spread(medians(times)) for times in turns)
-                why = why or f"blocks of one subnet vary by {worst:.1%} (allowed are {self.bounds.cv:.1%})"
                 self._progress.note(f"this machine is not steady: {why}; latencies are judged on ratios to the reference subnet")
-            if not pending:
-                return
-
-    def _strict_group(self, pending: list[Subnet], visit: int) -> None:
-        """Measures a group until every subnet has a steady sample."""
-        why = ""
-        for attempt in range(self.bounds.tries):
-            if attempt:
-                self.remeasured += len(pending)
-                self._progress.note(f"measuring {len(pending)} subnets again: {why}")
-                time.sleep(2.0 * attempt)
-            *turns, reference = self._timer([*pending, self.reference])
-            why = self._complaint(medians(reference))
-            if why:
-                continue
-            samples = [self._steady(subnet, times, reference, visit) for subnet, times in zip(pending, turns, strict=True)]
-            accepted = [sample for sample in samples if sample is not None]
-            self._record(accepted)
             done = {sample.subnet for sample in accepted}
-            worst = max(spread(medians(times)) for times in turns)
-            why = f"their timings vary by {worst:.1%} (allowed are {self.bounds.cv:.1%})"
             pending = [subnet for subnet in pending if subnet not in done]
             if not pending:
                 return
         raise UnsteadyMachine(
-            f"the machine is too busy, or its clocks change: {why}, {self.bounds.tries} times; "
-            f"the {len(self._known)} good samples are in {self.path}, and the same command goes on from there when it is quiet"
-        )
-
-    def _steady(self, subnet: Subnet, blocks: list[Block], reference: list[Block], visit: int) -> Sample | None:
-        """The sample of blocks that keep the bounds; None of others."""
-        times, cv = medians(blocks), spread(medians(blocks))
-        if cv > self.bounds.cv or (not self.bounds.strict and mostly_slow(times, self.bounds.cv)):
-            return None
-        beside = float(np.median(medians(reference)))
-        ms = float(np.median(times))
-        return Sample(subnet=subnet, p50_ms=ms, cv=cv, reference_ms=beside, visit=visit, rounds=len(blocks))
-
-    def _unsteady(self, subnet: Subnet, blocks: list[Block], reference: list[Block], paired: PairedRatio, visit: int) -> Sample:
-        beside, cv = quiet_ms(reference), spread(medians(blocks))
-        return Sample(
-            subnet=subnet,
-            p50_ms=paired.ratio * beside,
-            cv=cv,
-            reference_ms=beside,
-            visit=visit,
-            half_width=paired.half_width,
-            rounds=len(blocks),
+            f"the machine is too busy, or its clocks change: {why}, {self.bounds.tries} times; nothing was lost: the "
+            f"{len(self._known)} good samples are in {self.path}, and the same command goes on from there when it is quiet"
         )
 
     def _complaint(self, reference_ms: NDArray[np.float64]) -> str:
         """Why a group's reference is not steady; empty if it is."""
-        cv = spread(reference_ms)
-        if not self.bounds.strict and mostly_slow(reference_ms, self.bounds.cv):
-            return "most blocks of the reference subnet are much slower than its fastest one"
-        if cv > self.bounds.cv:
-            return f"the reference subnet's timings vary by {cv:.1%} (allowed are {self.bounds.cv:.1%})"
+        if scatters := scatter(reference_ms, self.bounds):
+            return f"the reference subnet's timings {scatters}"
         usual_ms = self.quiet_reference_ms
-        if self.bounds.strict:
-            before = [sample.reference_ms for sample in self._known.values()]
-            usual_ms = float(np.median(before)) if before else None
         moved = float(np.median(reference_ms)) / usual_ms - 1 if usual_ms else 0.0
         if abs(moved) > self.bounds.drift:
             return f"the reference subnet took {moved:+.1%} against before (allowed are {self.bounds.drift:.1%})"
@@ -345,19 +316,29 @@ class Campaign:
     def _record(self, samples: list[Sample]) -> None:
         for sample in samples:
             architecture = self._architecture(sample.subnet)
-            line = {
-                "setup": self.setup.to_dict(),
-                "architecture": architecture,
-                "visit": sample.visit,
-                "kind": "measured",
-                "unsteady": sample.unsteady,
-                "rounds": sample.rounds,
-                **sample.to_dict(),
-            }
+            line = {"setup": self.setup.to_dict(), "architecture": architecture, "visit": sample.visit, "kind": "measured"}
             try:
-                append_json_line(self.path, line)
+                append_json_line(self.path, line | sample.to_dict())
             except OSError as error:
                 raise OutputError(f"{self.path}: the measured latencies can't be written ({error.strerror})") from None
             self._known[str(architecture), sample.visit] = sample
             self._progress.event(sample)
             self._progress.advance()
+
+
+def _steady(subnet: Subnet, blocks: list[Block], reference: list[Block], visit: int) -> Sample:
+    times, beside = medians(blocks), float(np.median(medians(reference)))
+    ms, cv = float(np.median(times)), spread(times)
+    return Sample(subnet=subnet, p50_ms=ms, cv=cv, reference_ms=beside, visit=visit)
+
+
+def _unsteady(subnet: Subnet, blocks: list[Block], reference: list[Block], visit: int) -> Sample:
+    paired, beside = PairedRatio.of_blocks(blocks, reference), quiet_ms(reference)
+    return Sample(
+        subnet=subnet,
+        p50_ms=paired.ratio * beside,
+        cv=spread(medians(blocks)),
+        reference_ms=beside,
+        visit=visit,
+        half_width=paired.half_width,
+    )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from growtas.latency.measured.campaign import Bounds, Setup, UnsteadyMachine, mostly_slow, spread
+from growtas.latency.measured.campaign import Bounds, Setup, UnsteadyMachine, scatter
 from growtas.latency.measured.paired import Block, InterleavedTimer, PairedRatio, medians, quiet_ms
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.resources import available_threads
@@ -140,13 +140,12 @@ def check_profile(profile: MeasuredProfile, timer: InterleavedTimer, *, strict: 
     if abs(factor - 1) <= _tolerance(unsteady):
         return Check(reference_ms=now, factor=1.0, unsteady=unsteady)
     message = f"the profile's reference subnet takes {factor:.2f} times what it took then"
+    why_not = ""
     if not 1 / MAX_FACTOR <= factor <= MAX_FACTOR:
-        message = f"{message}: another machine, or a busy one"
-        return Check(reference_ms=now, factor=None, message=message, unsteady=unsteady)
-    if max(abs(other / factor - 1) for other in factors) > _tolerance(unsteady):
-        message = f"{message}, the smallest one {factors[0]:.2f} and the largest {factors[1]:.2f} times"
-        return Check(reference_ms=now, factor=None, message=message, unsteady=unsteady)
-    return Check(reference_ms=now, factor=factor, message=message, unsteady=unsteady)
+        why_not = ": another machine, or a busy one"
+    elif max(abs(other / factor - 1) for other in factors) > _tolerance(unsteady):
+        why_not = f", the smallest one {factors[0]:.2f} and the largest {factors[1]:.2f} times"
+    return Check(reference_ms=now, factor=None if why_not else factor, message=f"{message}{why_not}", unsteady=unsteady)
 
 
 def _tolerance(unsteady: bool) -> float:
@@ -163,23 +162,23 @@ def time_together(subnets: list[Subnet], timer: InterleavedTimer, *, strict: boo
     Raises:
         UnsteadyMachine: they vary each time, and ``strict``.
     """
-    bounds, worst = Bounds(), 0.0
+    bounds, why = Bounds(strict=strict), ""
     rounds: list[list[Block]] = [[] for _ in subnets]
     for attempt in range(bounds.tries):
         if attempt and strict:
             time.sleep(2.0 * attempt)
         blocks = timer(subnets)
-        worst = max(spread(medians(times)) for times in blocks)
-        if worst <= bounds.cv and (strict or not any(mostly_slow(medians(times), bounds.cv) for times in blocks)):
+        why = next(filter(None, (scatter(medians(times), bounds) for times in blocks)), "")
+        if not why:
             return Timed(ms=tuple(float(np.median(medians(times))) for times in blocks), unsteady=False)
         for so_far, times in zip(rounds, blocks, strict=True):
             so_far += times
-    if not strict:
-        *others, reference = rounds
-        reference_ms = quiet_ms(reference)
-        ratios = (PairedRatio.of_blocks(times, reference).ratio for times in others)
-        return Timed(ms=(*(ratio * reference_ms for ratio in ratios), reference_ms), unsteady=True)
-    raise UnsteadyMachine(
-        f"the machine is too busy, or its clocks change: one subnet's timings vary by {worst:.1%} (allowed are {bounds.cv:.1%}), "
-        f"{bounds.tries} times; nothing was lost, and the same command goes on when it is quiet"
-    )
+    if strict:
+        raise UnsteadyMachine(
+            f"the machine is too busy, or its clocks change: a subnet's timings {why}, {bounds.tries} times; nothing was lost, and "
+            "the same command goes on when it is quiet"
+        )
+    *others, reference = rounds
+    reference_ms = quiet_ms(reference)
+    ratios = (PairedRatio.of_blocks(times, reference).ratio for times in others)
+    return Timed(ms=(*(ratio * reference_ms for ratio in ratios), reference_ms), unsteady=True)

@@ -315,15 +315,7 @@ def _sample(item: Any, source: str, space: SearchSpace) -> tuple[Role, Sample]:
         subnet = space.validate(Subnet.from_dict(item["subnet"]))
     except SubnetError as error:
         raise ConfigError(f"{source}: {error}") from None
-    visit = int(item["role"] == "repeat")
-    return item["role"], Sample(
-        subnet=subnet,
-        p50_ms=item["p50_ms"],
-        cv=item["cv"],
-        reference_ms=item["reference_ms"],
-        visit=visit,
-        half_width=item.get("half_width"),
-    )
+    return item["role"], Sample.of(item, subnet, int(item["role"] == "repeat"))
 
 
 def _compare(claimed: Any, computed: dict[str, float], where: str) -> None:

@@ -6,12 +6,11 @@ how much longer the subnet may take another time.
 
 On a machine that other work disturbs, the latency is the subnet's ratio to the reference times what the reference takes while
 nothing else runs, and the margin is the ratio's interval. While that interval crosses a limit, more visits follow, up to
-:data:`MAX_VISITS`.
+:data:`MAX_VISITS`, as long as the campaign's bounds leave time for them.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,8 @@ import numpy as np
 
 from growtas.files import read_json_lines
 from growtas.latency.estimate import Conditions
-from growtas.latency.measured.campaign import Bounds, Campaign, Sample, Setup, UnsteadyMachine
-from growtas.latency.measured.paired import Block, InterleavedTimer, PairedRatio, medians
-from growtas.progress import SILENT, Progress
+from growtas.latency.measured.campaign import Campaign, Sample, Setup
+from growtas.latency.measured.paired import PairedRatio
 from growtas.subnet import Subnet
 
 VISITS = 2
@@ -95,13 +93,11 @@ class LocalStopwatch:
 
     Args:
         campaign: measures and journals.
-        usual_ms: what the reference subnet takes when nothing is the matter, milliseconds: as a profile recorded it; None where
-            only the campaign's samples tell.
         repeatability: see :func:`combine_visits`.
     """
 
-    def __init__(self, campaign: Campaign, *, usual_ms: float | None = None, repeatability: float = 0.0) -> None:
-        self.campaign, self.usual_ms, self.repeatability = campaign, usual_ms, repeatability
+    def __init__(self, campaign: Campaign, *, repeatability: float = 0.0) -> None:
+        self.campaign, self.repeatability = campaign, repeatability
 
     @property
     def conditions(self) -> Conditions:
@@ -114,23 +110,23 @@ class LocalStopwatch:
         samples = self._samples(subnet)
         if len(samples) < VISITS:
             return None
-        return combine_visits(samples, reference_ms=self.usual_ms, repeatability=self.repeatability)
+        return combine_visits(samples, reference_ms=self.campaign.usual_ms, repeatability=self.repeatability)
 
     def measure(self, subnet: Subnet, limit_ms: float | None = None) -> MeasuredLatency:
         """The journalled latency, or the one that is measured now.
 
         Args:
-            limit_ms: while an unsteady latency's interval crosses it, the subnet is measured again, up to :data:`MAX_VISITS` times.
+            limit_ms: while an unsteady latency's interval crosses it, the subnet is measured again, up to :data:`MAX_VISITS` times
+                and as long as the campaign's bounds leave time. Then the interval that there is decides.
 
         Raises:
             UnsteadyMachine: the machine is too busy, and the campaign's bounds are strict.
             OutputError: the journal can't be written.
         """
         for visit in range(MAX_VISITS):
-            if visit >= VISITS:
-                latency = self.known(subnet)
-                assert latency is not None
-                if limit_ms is None or not (latency.unsteady and latency.crosses(limit_ms)):
+            if (latency := self.known(subnet)) is not None:
+                doubtful = limit_ms is not None and latency.unsteady and latency.crosses(limit_ms)
+                if not (doubtful and self.campaign.may_repeat):
                     return latency
             self.campaign.measure([subnet], visit=visit)
         latency = self.known(subnet)
@@ -149,34 +145,7 @@ class LocalStopwatch:
 
         Whether the machine is slower or faster than usual, a prediction for the usual state needs so much more room.
         """
-        return max(LEAST_MARGIN, _REPEATS * self.repeatability) + abs(reference_ms / (self.usual_ms or reference_ms) - 1)
-
-
-def guard_reference(timer: InterleavedTimer, usual_ms: float, bounds: Bounds, progress: Progress = SILENT) -> InterleavedTimer:
-    """A timer that repeats its blocks until the reference subnet, the last one timed, takes ``usual_ms`` within the allowed drift.
-
-    Other work that goes on for seconds slows every block alike: their variation does not show it, the reference does. The timer
-    raises :class:`UnsteadyMachine` when the reference takes another time at every try.
-    """
-
-    def guarded(subnets: Sequence[Subnet]) -> list[list[Block]]:
-        moved = 0.0
-        for attempt in range(bounds.tries):
-            if attempt:
-                progress.note(
-                    f"measuring again soon: the reference subnet took {moved:+.1%} against usual (allowed {bounds.drift:.1%})"
-                )
-                time.sleep(4.0 * attempt)
-            blocks = timer(subnets)
-            moved = float(np.median(medians(blocks[-1]))) / usual_ms - 1
-            if abs(moved) <= bounds.drift:
-                return blocks
-        raise UnsteadyMachine(
-            f"the machine is too busy, or its clocks change: the reference subnet took {moved:+.1%} against usual (allowed are "
-            f"{bounds.drift:.1%}), {bounds.tries} times; nothing was lost, and the same command goes on when it is quiet"
-        )
-
-    return guarded
+        return max(LEAST_MARGIN, _REPEATS * self.repeatability) + abs(reference_ms / (self.campaign.usual_ms or reference_ms) - 1)
 
 
 def set_aside(path: Path, setup: Setup, reference_ms: float, tolerance: float) -> float | None:

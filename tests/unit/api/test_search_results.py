@@ -24,6 +24,7 @@ from growtas.search.scoring import DROPPED
 from growtas.search.search import Outcome, Search, Spent
 from growtas.search.targets import Target
 from growtas.space import PRESETS
+from growtas.units import parse_count
 
 MICRO = PRESETS["micro"].replace(name="<micro> & more")
 COMMAND = "growtas search --name '<b>a & b</b>'"
@@ -171,7 +172,10 @@ def dots(page):
     return [float(attrs["cx"]) for _, attrs, _ in page.tags if attrs.get("class") == "point"]
 
 
-@pytest.mark.parametrize(("limit", "named", "inside"), [(280_000, "limit 280K", True), (10**9, "limit 1G \u2192", False)])
+@pytest.mark.parametrize(
+    ("limit", "named", "inside"),
+    [(280_000, "limit 280K", True), (parse_count("280.25K"), "limit 280.25K", True), (10**9, "limit 1G \u2192", False)],
+)
 def test_the_points_choose_the_axis_and_the_limit_is_always_there(write, limit, named, inside):
     folder = write(Limits(max_params=limit))
     page = Page(folder / "report.html")

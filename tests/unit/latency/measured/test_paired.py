@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 
 import numpy as np
 import pytest
@@ -149,9 +151,10 @@ def test_a_limit_is_decided_in_bounded_time_and_what_meets_it_holds_when_it_is_q
         assert not meets or limit > 0.98 * quiet(subnet)
         lines = [json.loads(line) for line in watch.campaign.path.read_text().splitlines()]
         assert [line["visit"] for line in lines] == list(range(len(lines)))
-        assert all(line["rounds"] % 9 == 0 and line["rounds"] >= 9 for line in lines)
-        assert found.unsteady or not any(line["unsteady"] for line in lines)
-        assert progress.notes or not any(line["unsteady"] for line in lines)
+        assert found.unsteady or not any(line.get("unsteady") for line in lines)
+        assert progress.notes or not any(line.get("unsteady") for line in lines)
+        # Blocks that scatter by less than what is allowed are no reason.
+        assert all(float(share) > 5 for note in progress.notes for share in re.findall(r"vary by ([\d.]+)%", note))
     assert kept >= 19
     assert accepted >= 4
 
@@ -217,6 +220,23 @@ def test_more_visits_follow_only_while_the_limit_is_in_doubt(tmp_path):
     stopwatch(tmp_path / "near", near).measure(MICRO.largest, stopwatch(tmp_path / "far", far).known(MICRO.largest).ms)
     visits = [json.loads(line)["visit"] for line in (tmp_path / "near" / "t.jsonl").read_text().splitlines()]
     assert len(visits) > 2
+
+
+@pytest.mark.parametrize("seconds", [0.0, 20.0])
+def test_no_more_than_the_least_is_measured_once_the_time_is_spent(seconds, tmp_path, monkeypatch):
+    machine = Machine(restless, 0)
+    monkeypatch.setattr(time, "monotonic", lambda: machine.seconds)
+    watch = stopwatch(tmp_path, machine, bounds=Bounds(seconds=seconds))
+    for subnet in dict.fromkeys(sample_batch(MICRO, 30, np.random.default_rng(0))):
+        before = machine.turns
+        spent = machine.seconds >= seconds
+        # A limit in the middle of the interval, which more visits would narrow.
+        found = watch.measure(subnet, 1.2 * quiet(subnet))
+        assert found.unsteady
+        assert 0 < found.margin < 1
+        if spent:
+            assert machine.turns - before == VISITS
+    assert spent
 
 
 def test_the_smallest_subnet_is_taken_while_it_is_not_known_to_miss_and_refused_when_it_is(tmp_path):

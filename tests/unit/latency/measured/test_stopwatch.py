@@ -11,7 +11,7 @@ from growtas.costs import count_costs
 from growtas.errors import OutputError
 from growtas.latency.measured.campaign import Bounds, Campaign, Sample, Setup, UnsteadyMachine
 from growtas.latency.measured.paired import Block
-from growtas.latency.measured.stopwatch import LEAST_MARGIN, LocalStopwatch, combine_visits, guard_reference, set_aside
+from growtas.latency.measured.stopwatch import LEAST_MARGIN, LocalStopwatch, combine_visits, set_aside
 from growtas.space import PRESETS
 from tests.progress_recorder import Recorder
 
@@ -34,8 +34,8 @@ class Machine:
         return [[Block(self.ms(subnet) * speed, self.ms(subnet) * speed)] * 5 for subnet in subnets]
 
 
-def stopwatch(tmp_path, machine, **more):
-    return LocalStopwatch(Campaign(tmp_path / "t.jsonl", MICRO, SETUP, machine), **more)
+def stopwatch(tmp_path, machine, repeatability=0.0, **more):
+    return LocalStopwatch(Campaign(tmp_path / "t.jsonl", MICRO, SETUP, machine, **more), repeatability=repeatability)
 
 
 def sample(ms, cv=0.0, reference_ms=1.0, visit=0):
@@ -110,20 +110,19 @@ def test_a_busy_moment_is_waited_for(tmp_path, pauses):
     # Every block of a turn is slowed alike: their variation shows nothing.
     machine, progress = Machine(1.0, 1.2, 1.2, 1.01), Recorder()
     usual = machine.ms(MICRO.middle())
-    guarded = guard_reference(machine, usual, Bounds(), progress)
-    watch = stopwatch(tmp_path, guarded, usual_ms=usual)
+    watch = stopwatch(tmp_path, machine, bounds=Bounds(strict=True), usual_ms=usual, progress=progress)
     found = watch.measure(MICRO.smallest)
     assert found.ms == pytest.approx(machine.ms(MICRO.smallest) * 1.005)
     assert found.margin == pytest.approx(LEAST_MARGIN)
-    assert (len(machine.turns), len(progress.notes), pauses) == (4, 2, [4.0, 8.0])
-    assert "took +20.0% against usual (allowed 4.0%)" in progress.notes[0]
+    assert (len(machine.turns), len(progress.notes), pauses) == (4, 2, [2.0, 4.0])
+    assert "took +20.0% against before (allowed are 4.0%)" in progress.notes[0]
 
 
 @pytest.mark.parametrize("speed", [1.1, 0.9])
-def test_a_machine_that_stays_another_is_refused_and_nothing_is_lost(tmp_path, speed):
+def test_a_machine_that_stays_another_is_refused_and_nothing_is_lost(tmp_path, speed, pauses):
     machine = Machine(1.0, 1.0, speed)
     usual = machine.ms(MICRO.middle())
-    watch = stopwatch(tmp_path, guard_reference(machine, usual, Bounds(tries=3, strict=True)), usual_ms=usual)
+    watch = stopwatch(tmp_path, machine, bounds=Bounds(tries=3, strict=True), usual_ms=usual)
     known = watch.measure(MICRO.smallest)
     with pytest.raises(UnsteadyMachine, match="too busy.*3 times; nothing was lost"):
         watch.measure(MICRO.largest)
