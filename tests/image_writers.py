@@ -44,9 +44,9 @@ def write_tiff(
         data += b"\0" * (len(data) % 2)  # the directory begins at an even place
     photometric = {1: int(not white_is_zero), 3: 2, 4: 5}[channels]
     entries = [
-        (256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, bits), (259, 3, 1, 8 if compressed else 1), (262, 3, 1, photometric),
-        (273, 4, 1, 8), (274, 3, 1, 1), (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(data)),
-        (339, 3, channels, kind),
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, bits), (259, 3, 1, 8 if compressed else 1),
+        (262, 3, 1, photometric), (273, 4, 1, 8), (274, 3, 1, 1), (277, 3, 1, channels), (278, 4, 1, height),
+        (279, 4, 1, len(data)), (339, 3, channels, kind),
     ]  # fmt: skip
     # Three or four shorts don't fit into an entry: they lie behind the directory.
     behind, extra = 8 + len(data) + 2 + 12 * len(entries) + 4, b""

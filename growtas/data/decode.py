@@ -240,7 +240,7 @@ def _load(image: ImageFile.ImageFile) -> None:
     facts: dict[str, Any] = {}
     if any(tile.codec_name == "libtiff" for tile in image.tile):
         # It gives samples in the machine's own order, which Pillow minds in unsigned ones alone.
-        image.tile = [tile._replace(args=(re.sub(r"(;\d+)B", r"\1N", tile.args[0]), *tile.args[1:])) for tile in image.tile]
+        image.tile = [_with_raw_mode(tile, re.sub(r"(;\d+)B", r"\1N", _raw_mode(tile.args))) for tile in image.tile]
     top = _ppm_top(image)
     if any(map(_is_deep_colour, image.tile)):
         facts[_LOW_BYTES] = _low_bytes(image.fp)
@@ -285,7 +285,7 @@ def _low_bytes(file: IO[bytes] | None) -> Image.Image:
     place = file.tell()
     file.seek(0)
     other = Image.open(file)
-    other.tile = [tile._replace(args=_other_order(tile.args)) for tile in other.tile]
+    other.tile = [_with_raw_mode(tile, _other_order(_raw_mode(tile.args))) for tile in other.tile]
     grey = any(_raw_mode(tile.args) == "RGBA" for tile in other.tile)
     other.load()
     file.seek(place)
@@ -309,10 +309,12 @@ def _raw_mode(args: Any) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _other_order(args: Any) -> Any:
-    raw = _raw_mode(args)
-    swapped = "RGBA" if raw == _GREY_ALPHA else raw[:-1] + _OTHER_ORDER[raw[-1]]
-    return (swapped, *args[1:]) if isinstance(args, tuple) else swapped
+def _with_raw_mode(tile: Any, raw: str) -> Any:
+    return tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
+
+
+def _other_order(raw: str) -> str:
+    return "RGBA" if raw == _GREY_ALPHA else raw[:-1] + _OTHER_ORDER[raw[-1]]
 
 
 def _orientation(image: Image.Image) -> int:

@@ -208,7 +208,7 @@ def test_a_graph_that_resizes_gets_the_middle_of_a_very_long_image(
 
     width, height = size
     pixels = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
-    monkeypatch.setattr(module, "open_session", lambda path, threads: FakeSession(middle, image_shape=SHAPE))
+    monkeypatch.setattr(module, "open_artifact", lambda artifact, threads: FakeSession(middle, image_shape=SHAPE))
     with Predictor(artifact(tmp_path, pixels=True, input=entry), threads=1) as predictor:
         predictor.run(pixels)
     (given,) = seen
