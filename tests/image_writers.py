@@ -35,8 +35,8 @@ def write_tiff(
 ) -> None:
     """A TIFF of the array's own type and byte order: ``(height, width)``, RGB or CMYK.
 
-    With ``packed``, two numbers of 12 bits lie in three bytes; with ``compressed`` the samples are deflated; with ``planes`` all red
-    ones lie before all green ones, and these before the blue ones.
+    With ``packed``, two numbers of 12 bits lie in three bytes; with ``compressed`` the samples are deflated; with ``planes`` the
+    red ones lie before all green ones, and these before the blue ones.
     """
     height, width = values.shape[:2]
     channels = values.shape[2] if values.ndim == 3 else 1
@@ -57,7 +57,8 @@ def write_tiff(
     entries = [
         (256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, bits), (259, 3, 1, 8 if compressed else 1),
         (262, 3, 1, photometric), (273, 4, parts, [8 + part * size for part in range(parts)]), (274, 3, 1, 1),
-        (277, 3, 1, channels), (278, 4, 1, height), (279, 4, parts, [size] * parts), (284, 3, 1, 2 if planes else 1), (339, 3, channels, kind),
+        (277, 3, 1, channels), (278, 4, 1, height), (279, 4, parts, [size] * parts),
+        (284, 3, 1, 2 if planes else 1), (339, 3, channels, kind),
     ]  # fmt: skip
     # Three or four shorts don't fit into an entry: they lie behind the directory.
     behind, extra = 8 + len(data) + 2 + 12 * len(entries) + 4, b""
