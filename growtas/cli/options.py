@@ -40,16 +40,21 @@ Name = Annotated[str | None, RUN(help="Name of the run's folder.")]
 TensorBoard = Annotated[bool, RUN("--tensorboard", help="Write the metrics for TensorBoard too.")]
 
 
-def parse_pixel_range(text: str | None) -> list[float] | None:
-    """The numbers of ``--pixel-range``; the recipe checks them."""
+def parse_numbers(option: str, legal: str, text: str | None) -> list[float] | None:
+    """The numbers of an option, divided by commas; the recipe checks their values.
+
+    Args:
+        legal: what the option takes, in words.
+    """
     from growtas.errors import ConfigError
 
-    if text is None:
-        return None
     try:
-        return [float(part) for part in text.split(",")]
+        return None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--pixel-range {text!r} must be the values of black and white, as in 0,4095") from None
+        raise ConfigError(f"{option} {text!r} must be {legal}") from None
+
+
+parse_pixel_range = partial(parse_numbers, "--pixel-range", "the values of black and white, as in 0,4095")
 
 
 MaxError = Annotated[float | None, CHECKS(help="Largest relative error of the logits that passes.")]

@@ -12,6 +12,8 @@ from growtas.cli.options import COMPUTING, DATA, METHOD, RECIPE, RUN
 from growtas.cli.output import command_line, print_json
 from growtas.units import standard_error
 
+_TRANSITIONS = "epochs divided by commas, as in 10,20, or auto"
+
 
 def train(
     run: Annotated[Path | None, Argument(help="With --resume: the run's folder, by default the newest in --out.")] = None,
@@ -94,7 +96,7 @@ def train(
         "batch_size": batch_size,
         "lr": lr,
         "seed": seed,
-        "transitions": _epoch_list(transitions),
+        "transitions": transitions if transitions == "auto" else options.parse_numbers("--transitions", _TRANSITIONS, transitions),
         "stages": stages,
         "workers": workers,
         "init": init,
@@ -173,14 +175,3 @@ def train(
     tuned = trained.recipe.method == "finetune"
     step = command_line("export" if tuned else "search", trained.path, data_dir=moved)
     show_result(trained, {label: (subnet, accuracies[label]) for label, subnet in subnets.items()}, step)
-
-
-def _epoch_list(text: str | None) -> list[float] | str | None:
-    from growtas.errors import ConfigError
-
-    if text is None or text == "auto":
-        return text
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--transitions {text!r} must be epochs divided by commas, as in 10,20, or auto") from None

@@ -146,13 +146,14 @@ class ClassFolders:
             packed = "".join(f" (unpack {name} first)" for name in files if name.lower().endswith(_PACKED))
             raise DataError(f"{folder}: {what}{packed}; images belong into a sub-folder a class, as in {folder}/CLASS/image.png")
         folder_of: dict[str, str] = {}
+        above = _with_parents(folder)
         for name in names:
             place = os.path.join(folder, name)
             _check_name(place)
             composed = unicodedata.normalize("NFC", name)
             if composed in folder_of:
                 raise DataError(f"{folder}: two folders are called {composed}, in two Unicode forms; put their images into one")
-            if not self._is_read(place, _with_parents(folder)):
+            if not self._is_read(place, above):
                 folder_of[composed] = place
         return folder_of
 

@@ -47,7 +47,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientations and what makes the image upright."""
-_SAMPLE_FORMAT, _SIGNED, _PHOTOMETRIC, _WHITE_IS_ZERO, _BITS = 339, 2, 262, 0, 258
+_SAMPLE_FORMAT, _SIGNED, _PHOTOMETRIC, _WHITE_IS_ZERO, _BITS, _PLANAR, _APART = 339, 2, 262, 0, 258, 284, 2
 _GREY_ALPHA = "LA;16B"
 _LOW_BYTES = "growtas.low_bytes"
 """Key in ``Image.info`` of the lower halves of 16-bit colours, of which Pillow keeps the upper ones only."""
@@ -120,6 +120,8 @@ class DecodeRules:
             image = image.convert("RGBA")  # the same colours as straight to RGB, without Pillow's warning
         if self.version == 0:
             return image.convert(mode)
+        if _has_deep_planes(image):
+            raise DataError("its colours have more than 8 bits and lie in separate planes, which Pillow reads wrongly; convert it")
         if self.pixel_range is not None and _UPPER_ONLY in image.info:
             raise DataError(
                 f"its samples have 16 bits, of which Pillow gives the upper 8 only (mode {image.mode}), so that pixel_range can't "
@@ -212,7 +214,7 @@ def is_deep(image: Image.Image) -> bool:
     """Whether an image, or the header of one, has more than 8 bits a sample, or signed values."""
     signed = _SIGNED in tuple(getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ()))
     deep_colour = _LOW_BYTES in image.info or any(map(_is_deep_colour, getattr(image, "tile", ())))
-    return image.mode in ("I", "F") or image.mode.startswith("I;16") or deep_colour or signed
+    return image.mode in ("I", "F") or image.mode.startswith("I;16") or deep_colour or signed or _has_deep_planes(image)
 
 
 def largest_sample(image: Image.Image) -> tuple[float, float]:
@@ -240,7 +242,7 @@ def _load(image: ImageFile.ImageFile) -> None:
     facts: dict[str, Any] = {}
     if any(tile.codec_name == "libtiff" for tile in image.tile):
         # It gives samples in the machine's own order, which Pillow minds in unsigned ones alone.
-        image.tile = [tile._replace(args=(re.sub(r"(;\d+)B", r"\1N", tile.args[0]), *tile.args[1:])) for tile in image.tile]
+        image.tile = [_with_raw_mode(tile, re.sub(r"(;\d+)B", r"\1N", _raw_mode(tile.args))) for tile in image.tile]
     top = _ppm_top(image)
     if any(map(_is_deep_colour, image.tile)):
         facts[_LOW_BYTES] = _low_bytes(image.fp)
@@ -285,12 +287,17 @@ def _low_bytes(file: IO[bytes] | None) -> Image.Image:
     place = file.tell()
     file.seek(0)
     other = Image.open(file)
-    other.tile = [tile._replace(args=_other_order(tile.args)) for tile in other.tile]
+    other.tile = [_with_raw_mode(tile, _other_order(_raw_mode(tile.args))) for tile in other.tile]
     grey = any(_raw_mode(tile.args) == "RGBA" for tile in other.tile)
     other.load()
     file.seek(place)
     # Grey, alpha and their lower halves are read as if they were R, G, B and A: the second is the grey's lower half.
     return Image.merge("RGB", [other.getchannel(1)] * 3) if grey else other.copy()
+
+
+def _has_deep_planes(image: Image.Image) -> bool:
+    tags = getattr(image, "tag_v2", {})
+    return len(image.getbands()) > 1 and tags.get(_PLANAR) == _APART and max(tags.get(_BITS, (0,))) > 8
 
 
 def _is_deep_colour(tile: Any) -> bool:
@@ -309,10 +316,12 @@ def _raw_mode(args: Any) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _other_order(args: Any) -> Any:
-    raw = _raw_mode(args)
-    swapped = "RGBA" if raw == _GREY_ALPHA else raw[:-1] + _OTHER_ORDER[raw[-1]]
-    return (swapped, *args[1:]) if isinstance(args, tuple) else swapped
+def _with_raw_mode(tile: Any, raw: str) -> Any:
+    return tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
+
+
+def _other_order(raw: str) -> str:
+    return "RGBA" if raw == _GREY_ALPHA else raw[:-1] + _OTHER_ORDER[raw[-1]]
 
 
 def _orientation(image: Image.Image) -> int:

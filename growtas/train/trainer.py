@@ -80,7 +80,6 @@ class Trainer:
         self._extra_macs = 0.0
         self._subsets: dict[int, EvaluationSet] = {}
         self._saved = time.monotonic()
-        self._saved_place = ""
         self._save_seconds = 0.0
         """Of the last checkpoint; an epoch's line has that of the one before, its own comes after it."""
         self._epoch_began = 0.0
@@ -96,7 +95,6 @@ class Trainer:
         """
         with preserved_globals():
             place, fresh = self._prepare()
-            self._saved_place = place.folder
             self._interrupts.join()
             try:
                 if fresh:
@@ -111,7 +109,8 @@ class Trainer:
                     self._train_epoch(place, scheduler)
             except KeyboardInterrupt:
                 # Wherever a first request is answered, the place is that of a complete step.
-                if self._interrupts.requested and not self._interrupts.at_once and place.folder != self._saved_place:
+                saved = place.step == 0 or place.folder in [checkpoint.name for checkpoint in self.run.checkpoints]
+                if self._interrupts.requested and not self._interrupts.at_once and not saved:
                     self._save(place)
                 raise
         return self._training.result
@@ -239,7 +238,6 @@ class Trainer:
             place.sums["seconds"] = time.perf_counter() - self._epoch_began
         with self._interrupts.held():
             save_checkpoint(self.run, self._training, place, self.strategy.state(), self.recipe.keep_checkpoints)
-            self._saved_place = place.folder
         place.sums.pop("seconds", None)
         self._saved = time.monotonic()
         self._save_seconds = self._saved - start

@@ -201,6 +201,9 @@ CASES = {
         lambda path: write_tiff(path, DEEP_COLOUR[..., :3].astype(">u2"), compressed=True),
         scaled(DEEP_COLOUR[..., :3], 0, 65535),
     ),
+    "16-bit colour tiff in planes": Case(
+        "tif", lambda path: write_tiff(path, DEEP_COLOUR[..., :3], planes=True), "lie in separate planes"
+    ),
     "16-bit tiff, big-endian, compressed": Case(
         "tif", lambda path: write_tiff(path, DEEP.astype(">u2"), compressed=True), scaled(DEEP, 0, 65535)
     ),
