@@ -172,9 +172,7 @@ def _shape(shape: object, signature: Signature) -> tuple[int, ...]:
     if signature.any_size:
         sides = [size for size, want in zip(sizes[1:], signature.shape, strict=True) if want is None]
         if not 0 < min(sides) <= max(sides) <= LARGEST_SIDE:
-            raise RequestRefused(
-                f"shape of {signature.input_name} is {_short(shape)}; {legal}, and sides from 1 to {LARGEST_SIDE}"
-            )
+            raise RequestRefused(f"shape of {signature.input_name} is {_short(shape)}; {legal}, and sides from 1 to {LARGEST_SIDE}")
     fits = all(want is None or size == want for size, want in zip(sizes[1:], signature.shape, strict=True))
     if not fits or not 1 <= sizes[0] <= signature.max_batch:
         raise RequestRefused(f"shape of {signature.input_name} is {_short(shape)}; {legal}")

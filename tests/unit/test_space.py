@@ -168,9 +168,7 @@ def test_a_byte_order_mark_is_skipped_and_utf_16_is_named(tmp_path):
     assert load_space(space) == PRESETS["micro"]
     for path, text in texts.items():
         path.write_text(text, encoding="utf-16")
-    with pytest.raises(
-        SubnetError, match=r"s\.json: the subnet file can't be read \(it is not text in UTF-8\); save it as UTF-8$"
-    ):
+    with pytest.raises(SubnetError, match=r"s\.json: the subnet file can't be read \(it is not text in UTF-8\); save it as UTF-8$"):
         Subnet.load(subnet)
     with pytest.raises(
         SpaceError, match=r"mine\.yaml: the search space can't be read \(it is not text in UTF-8\); save it as UTF-8$"

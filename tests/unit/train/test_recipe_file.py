@@ -195,7 +195,5 @@ def test_a_byte_order_mark_is_skipped_and_utf_16_is_named(tmp_path, text):
     path.write_text(text, encoding="utf-8-sig")
     assert read_config(path) == {"epochs": 7}
     path.write_text(text, encoding="utf-16")
-    with pytest.raises(
-        ConfigError, match=r"recipe\.yaml: the recipe can't be read \(it is not text in UTF-8\); save it as UTF-8$"
-    ):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: the recipe can't be read \(it is not text in UTF-8\); save it as UTF-8$"):
         read_config(path)
