@@ -224,12 +224,19 @@ def test_a_manifest_that_forgot_to_normalise_fails(cli: Cli, run: Run, artifact:
     assert "in onnxruntime: " in sentence
 
 
-@pytest.mark.parametrize(("changed", "said"), [({"image_size": 32}, "image_size is 32"), ({"crop_pct": 0.9}, "crop_pct is 0.9")])
-def test_a_manifest_with_another_crop_fails(cli: Cli, run: Run, artifact: Path, changed: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"image_size": 32}, "image_size is 32"),
+        ({"crop_pct": 0.9}, "crop_pct is 0.9"),
+        ({"mean": "grey"}, "the record of the preprocessing in its manifest has the mean grey"),
+    ],
+)
+def test_a_manifest_with_another_record_fails(cli: Cli, run: Run, artifact: Path, changed: dict[str, Any], said: str) -> None:
     redescribe(artifact, preprocess={**run.info["preprocess"], **changed})
     assert said in refused(cli, artifact)[1]
     redescribe(artifact, preprocess=None)
-    assert "doesn't say how images are normalised" in refused(cli, artifact)[1]
+    assert "the record of the preprocessing in its manifest is absent" in refused(cli, artifact)[1]
 
 
 def test_a_run_that_was_trained_further_fails(cli: Cli, run: Run, artifact: Path) -> None:
