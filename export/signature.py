@@ -11,13 +11,18 @@ import numpy as np
 
 from growtas.errors import CheckpointError, choices
 from growtas.export.artifact import Artifact, Manifest, TensorRecord
-from growtas.fields import real, text, whole
+from growtas.fields import Rule, one_of, real, whole
 
 LOGITS, PROBABILITIES, TOP_SCORES, TOP_CLASSES = "logits", "probabilities", "top_scores", "top_classes"
 """Names of the outputs."""
 
 _INPUT_DTYPES = ("float32", "uint8")
-_PREPROCESS = {"image_size": whole(1), "in_chans": whole(1), "interpolation": text(), "crop_pct": real(0, above=True)}
+_PREPROCESS = {
+    "image_size": whole(1, 8192),
+    "in_chans": Rule(lambda value: value in (1, 3), "1 or 3"),
+    "interpolation": one_of("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
+    "crop_pct": real(0.1, 1),
+}
 _OF_CHANNELS = {"mean": (real(-math.inf), "numbers"), "std": (real(0, above=True), "numbers above zero")}
 T = TypeVar("T")
 

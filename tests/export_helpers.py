@@ -14,7 +14,7 @@ from safetensors.torch import save
 from growtas.checkpoint import save_supernet
 from growtas.cli.main import main
 from growtas.costs import count_costs
-from growtas.export.graph.exporter import OnnxInfo, export_onnx
+from growtas.export.graph.exporter import export_onnx
 from growtas.export.runtimes.base import is_installed
 from growtas.files import sha256, write_json
 from growtas.nn.supernet import Supernet
@@ -137,18 +137,16 @@ class Recorder(Progress):
         self.notes.append(text)
 
 
-_EXPORTED: dict[tuple[bytes, str], tuple[bytes, OnnxInfo]] = {}
+_EXPORTED: dict[tuple[bytes, str], bytes] = {}
 
 
-def export_once(model: VisionTransformer, path: Path, **options: Any) -> OnnxInfo:
+def export_once(model: VisionTransformer, path: Path, **options: Any) -> None:
     """The real exporter, which takes seconds, once for the same weights and options."""
     key = (save(model.state_dict()), json.dumps(options))
     if key not in _EXPORTED:
-        info = export_onnx(model, path, **options)
-        _EXPORTED[key] = (path.read_bytes(), info)
-    content, info = _EXPORTED[key]
-    path.write_bytes(content)
-    return info
+        export_onnx(model, path, **options)
+        _EXPORTED[key] = path.read_bytes()
+    path.write_bytes(_EXPORTED[key])
 
 
 class Cli:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +29,6 @@ OPSETS = range(18, 23)
 _TRACED_MAX_BATCH = 1 << 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class OnnxInfo:
-    """What was written.
-
-    Attributes:
-        opset, ir_version: of the file.
-        nodes: number of nodes.
-        operators: how often each operator occurs, most frequent first.
-    """
-
-    opset: int
-    ir_version: int
-    nodes: int
-    operators: dict[str, int]
-
-
 def export_onnx(
     model: VisionTransformer,
     path: str | Path,
@@ -55,7 +37,7 @@ def export_onnx(
     ir_version: int | None = None,
     preprocess: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
-) -> OnnxInfo:
+) -> None:
     """Writes a static ViT as ONNX.
 
     The input ``images`` is ``(batch, in_chans, image_size, image_size)``, the output ``logits`` is ``(batch, num_classes)``, both
@@ -79,8 +61,6 @@ def export_onnx(
     exported.ir_version = ir_version or exported.ir_version
     describe(exported, preprocess=preprocess, class_names=class_names)
     save_model(exported, path, "the exported graph")
-    operators = Counter(node.op_type for node in exported.graph)
-    return OnnxInfo(opset=opset, ir_version=exported.ir_version, nodes=len(exported.graph), operators=dict(operators.most_common()))
 
 
 def export_model(model: VisionTransformer, *, opset: int = DEFAULT_OPSET) -> ir.Model:

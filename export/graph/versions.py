@@ -7,8 +7,8 @@ from onnx.helper import OP_SET_ID_VERSION_MAP
 
 from growtas.errors import ConfigError
 
-NEWEST_IR_VERSION = int(onnx.IR_VERSION)
-"""The newest that the installed onnx package knows."""
+# That the installed onnx package knows.
+_NEWEST_IR_VERSION = int(onnx.IR_VERSION)
 # Convolutions take bfloat16 from 22 on, QuantizeLinear float8 from 19 on. In between the operators used here got more types and no
 # other meaning.
 LEAST_OPSETS = {"fp8": 19, "bf16": 22}
@@ -20,7 +20,7 @@ _OLDEST_OF_PRECISION = {"fp16": "1.17.0", "fp8": "1.32.0"}
 
 def least_ir_version(opset: int) -> int:
     """Returns the lowest IR version that a file of an opset of the standard domain needs."""
-    return int(OP_SET_ID_VERSION_MAP.get(("ai.onnx", opset), NEWEST_IR_VERSION))
+    return int(OP_SET_ID_VERSION_MAP.get(("ai.onnx", opset), _NEWEST_IR_VERSION))
 
 
 def check_ir_version(ir_version: int, opset: int, precision: str) -> None:
@@ -34,11 +34,11 @@ def check_ir_version(ir_version: int, opset: int, precision: str) -> None:
     """
     needed = LEAST_OPSETS.get(precision, 0)
     least = least_ir_version(max(opset, needed))
-    if not least <= ir_version <= NEWEST_IR_VERSION:
+    if not least <= ir_version <= _NEWEST_IR_VERSION:
         of = f"opset {needed}, which {precision} needs," if needed > opset else f"opset {opset}"
         raise ConfigError(
-            f"--ir-version is {ir_version}; legal are {least} to {NEWEST_IR_VERSION} "
-            f"({of} came with IR version {least}, the installed onnx knows {NEWEST_IR_VERSION})"
+            f"--ir-version is {ir_version}; legal are {least} to {_NEWEST_IR_VERSION} "
+            f"({of} came with IR version {least}, the installed onnx knows {_NEWEST_IR_VERSION})"
         )
 
 

@@ -91,8 +91,7 @@ def _stop_signals() -> Iterator[_Signals]:
     signals = _Signals()
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-        before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+        before = {number: was for number in STOP_SIGNALS if (was := signal.getsignal(number)) != signal.SIG_IGN}
     for number in before:
         signal.signal(number, signals)
     try:

@@ -16,6 +16,7 @@ from growtas.errors import ParityError
 from growtas.export.artifact import Manifest, TensorRecord
 from growtas.export.graph.pre_post import pixels_of
 from growtas.export.runtimes.base import Array
+from growtas.export.signature import preprocess_problem
 from growtas.export.verification.batches import Logits
 from growtas.export.verification.images import VerificationImages
 
@@ -73,12 +74,13 @@ def artifact_input(path: Path, manifest: Manifest | None, preprocess: Mapping[st
         preprocess: how the run's images were made.
 
     Raises:
-        ParityError: the manifest's preprocessing is absent, or another than the run's in size, channels, interpolation, crop or
-            decoding.
+        ParityError: the manifest's preprocessing is absent or damaged, or another than the run's in size, channels, interpolation,
+            crop or decoding.
     """
     recorded = preprocess if manifest is None else manifest.preprocess
-    if recorded is None:
-        raise ParityError(f"{path}: its manifest doesn't say how images are normalised, and the run's images are; export it again")
+    problem = preprocess_problem(recorded)
+    if recorded is None or problem:
+        raise ParityError(f"{path}: the record of the preprocessing in its manifest {problem}; export it again")
     for field in ("image_size", "in_chans", "interpolation", "crop_pct", "decode"):
         if field in preprocess and recorded.get(field) != preprocess[field]:
             raise ParityError(
@@ -86,12 +88,7 @@ def artifact_input(path: Path, manifest: Manifest | None, preprocess: Mapping[st
             )
 
     def plane(record: Mapping[str, Any], name: str) -> Array:
-        values = np.asarray(record.get(name, []), np.float32).reshape(1, -1, 1, 1)
-        if values.size != int(preprocess["in_chans"]):
-            raise ParityError(
-                f"{path}: its manifest's preprocess.{name} has {values.size} numbers for {preprocess['in_chans']} channels"
-            )
-        return values
+        return np.asarray(record[name], np.float32).reshape(1, -1, 1, 1)
 
     entry = (manifest and manifest.input) or TensorRecord()
     return ArtifactInput(
@@ -109,7 +106,7 @@ def _margin(preprocess: Mapping[str, Any]) -> tuple[int, int]:
     As :func:`growtas.export.graph.resize.resize_nodes` has it: the sides rounded down, the corner half to even. An odd number
     of pixels is one more on one side; left out, every pixel would be resampled.
     """
-    size = int(preprocess["image_size"])
-    both = max(0, math.floor(size / float(preprocess.get("crop_pct") or 1.0)) - size)
+    size: int = preprocess["image_size"]
+    both = max(0, math.floor(size / preprocess["crop_pct"]) - size)
     before = round(both / 2)
     return before, both - before

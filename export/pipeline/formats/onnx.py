@@ -44,7 +44,7 @@ def export(context: ExportContext) -> None:
 def _export_fp32(context: ExportContext) -> Artifact:
     context.progress.stage("exporting ONNX")
     path = context.folder / f"{context.name}.onnx"
-    info = export_onnx(
+    export_onnx(
         context.model,
         path,
         opset=context.options.opset,
@@ -55,15 +55,14 @@ def _export_fp32(context: ExportContext) -> Artifact:
     context.progress.stage("checking ONNX against PyTorch")
     with open_session(path, threads=1) as session:
         checks = context.check(session.run, path, "ONNX Runtime")
-    graph = {**_versions(path, "fp32"), "nodes": info.nodes, "operators": info.operators}
-    return context.add(path, {**checks, "executed": True, "runtime": "onnxruntime", "onnx": graph})
+    return context.add(path, {**checks, "executed": True, "runtime": "onnxruntime", "onnx": _graph(path, "fp32")})
 
 
-def _versions(path: Path, precision: str) -> dict[str, Any]:
-    """What decides which runtimes read a file, for its manifest."""
+def _graph(path: Path, precision: str) -> dict[str, Any]:
+    """What the manifest says of a file's graph: its operators, and what decides which runtimes read it."""
     graph = read_graph(path)
-    opset = graph["opset"]
-    return {"opset": opset, "ir_version": graph["ir_version"], "oldest_onnxruntime": oldest_onnxruntime(opset, precision)}
+    record = {key: graph[key] for key in ("opset", "ir_version", "nodes", "operators")}
+    return record | {"oldest_onnxruntime": oldest_onnxruntime(record["opset"], precision)}
 
 
 def _add_pre_and_postprocessing(context: ExportContext) -> Artifact:
@@ -90,7 +89,7 @@ def _add_pre_and_postprocessing(context: ExportContext) -> Artifact:
     if options.resize:
         # The graph was verified on pixels of its own size; what resizing adds is compared with the evaluation's on its own.
         content["input"] = add_preprocess(source, path, context.preprocess, resize=True)
-    content |= {"executed": onnx.manifest.executed, "runtime": "onnxruntime", "onnx": _versions(path, context.precision)}
+    content |= {"executed": onnx.manifest.executed, "runtime": "onnxruntime", "onnx": _graph(path, context.precision)}
     return context.add(path, {**checks, **content}, precision=context.precision)
 
 
@@ -128,7 +127,7 @@ def _convert(context: ExportContext, precision: str) -> Artifact:
             high = info.rest if precision in QUANTISED else "fp32"
             layers = f"{len(mixed.kept)} layers stay in {high}, or {precision} would miss: {', '.join(mixed.kept)}"
             progress.note(f"{path.name}: {layers}")
-    content |= {"conversion": info.to_dict(), "onnx": _versions(path, precision)}
+    content |= {"conversion": info.to_dict(), "onnx": _graph(path, precision)}
     return context.add(path, content, precision=precision)
 
 

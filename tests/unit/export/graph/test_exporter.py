@@ -53,8 +53,8 @@ def test_a_subnet_of_a_preset_agrees(tmp_path: Path) -> None:
 
 
 def test_the_oldest_opset_agrees(model: VisionTransformer, tmp_path: Path) -> None:
-    info = export_onnx(model, tmp_path / "old.onnx", opset=18)
-    assert info.opset == 18
+    export_onnx(model, tmp_path / "old.onnx", opset=18)
+    assert [entry.version for entry in onnx.load(tmp_path / "old.onnx").opset_import] == [18]
     agree(tmp_path / "old.onnx", model, 3)
 
 
@@ -78,7 +78,7 @@ def test_nothing_but_the_batch_size_is_computed_from_shapes(onnx_file: Path) -> 
 def test_tracing_once_gives_what_the_exporters_two_passes_give(tmp_path: Path) -> None:
     space = load_space("micro").replace(depth=(2,))
     model = extract(random_supernet(space), space.largest)
-    info = export_onnx(model, tmp_path / "once.onnx")
+    export_onnx(model, tmp_path / "once.onnx")
     size = space.image_size
     batch = torch.export.Dim("batch", min=1, max=1024)
     with warnings.catch_warnings():
@@ -93,7 +93,8 @@ def test_tracing_once_gives_what_the_exporters_two_passes_give(tmp_path: Path) -
         )
     assert program is not None
     twice = onnxslim.slim(program.model_proto)
-    assert info.operators == dict(Counter(node.op_type for node in twice.graph.node))
+    once = onnx.load(tmp_path / "once.onnx")
+    assert Counter(node.op_type for node in once.graph.node) == Counter(node.op_type for node in twice.graph.node)
 
 
 def _sizes(last: list[int], end: int = 1) -> onnx.ModelProto:

@@ -399,8 +399,12 @@ def test_the_two_files_of_an_ir_may_be_renamed(tmp_path: Path) -> None:
         ("mean", "grey", "has the mean grey, which must be a list of 3 numbers"),
         ("std", [0.5, 0.5, None], "which must be a list of 3 numbers"),
         ("image_size", "224", "image_size '224', which must be a whole number"),
-        ("crop_pct", 0, "crop_pct '0', which must be a number above 0"),
-        ("interpolation", None, "interpolation 'None', which must be a text"),
+        ("crop_pct", 0, "crop_pct '0', which must be a number from 0.1 to 1"),
+        ("crop_pct", 1e-9, "which must be a number from 0.1 to 1"),
+        ("image_size", 10**9, "which must be a whole number from 1 to 8,192"),
+        ("in_chans", 2, "in_chans '2', which must be 1 or 3"),
+        ("interpolation", None, "which must be nearest, box, bilinear, hamming, bicubic or lanczos"),
+        ("interpolation", "sharp", "interpolation 'sharp', which must be nearest"),
     ],
 )
 def test_a_damaged_record_of_the_preprocessing_is_one_sentence(tmp_path: Path, key: str, value: Any, match: str) -> None:
