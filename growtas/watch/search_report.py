@@ -101,7 +101,7 @@ class SearchReport:
     chosen: Subnet
     axis: str
     kind: str
-    form: Callable[[float, int], str]
+    form: Callable[..., str]
     costs: tuple[float, ...]
     accuracies: tuple[float, ...]
     front: tuple[int, ...]
@@ -124,7 +124,7 @@ class SearchReport:
         limited_terms = [term for term in terms if term[0] is not None]
         measured: list[tuple[float, float, bool]] = []
         kind, limit = "", None
-        form: Callable[[float, int], str]
+        form: Callable[..., str]
         if limited or (predicted and not limited_terms):
             target = (limited or predicted)[0]
             assert target.estimator is not None
