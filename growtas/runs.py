@@ -291,10 +291,9 @@ def list_runs(root: Path = RUNS) -> list[Run]:
 
 def data_title(record: Mapping[str, Any] | None) -> str:
     """What people call the data set that a run records: its name, or the path of a folder."""
-    if record is None:
-        return "the run's data"
-    folder = record.get("data_dir") if record.get("name") == "folder" else None
-    return str(folder or record.get("name"))
+    name = (record or {}).get("name")
+    folder = record.get("data_dir") if record and name == "folder" else None
+    return str(folder or name or "the run's data")
 
 
 def _may_be_run(folder: Path) -> bool:

@@ -112,7 +112,7 @@ def predict(
     paths = find_images(images, progress)
     if artifact is None:
         artifact = newest_artifact()
-        progress.note(f"model: {artifact} (the newest)")
+        progress.note(f"model: {artifact} (of the newest run)")
     with Predictor(artifact, threads=threads) as predictor:
         most, classes = predictor.signature.max_batch, predictor.signature.classes
         top = min(_TOP, classes) if top is None else top

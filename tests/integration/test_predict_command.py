@@ -50,7 +50,7 @@ def test_an_exported_artifact_answers_as_the_supernet_does_when_the_run_is_gone(
         data.load(index).save(f"{index}.png")
     code, out, err = cli("predict", *(f"{index}.png" for index in range(6)), "--json")
     assert code == 0, err
-    assert "model: runs/tiny/export/tiny-subnet.onnx (the newest)" in err
+    assert "model: runs/tiny/export/tiny-subnet.onnx (of the newest run)" in err
     Path("elsewhere").mkdir()
     for suffix in ("onnx", "onnx.json", "safetensors", "safetensors.json"):
         shutil.move(run.path / "export" / f"tiny-subnet.{suffix}", "elsewhere")
