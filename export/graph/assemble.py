@@ -128,7 +128,7 @@ class Assembler:
 
     def _template(self, width: int) -> _Template:
         if width not in self._templates:
-            kinds = sorted(self._blocks[width])
+            kinds = sorted(self._blocks[width])  # the same template, whatever order they were announced in
             # With one block nothing would tell what blocks share from what is theirs.
             chain = kinds if len(kinds) > 1 else kinds * 2
             subnet = Subnet(width, tuple(heads for heads, _ in chain), tuple(ratio for _, ratio in chain))

@@ -37,12 +37,12 @@ def test_an_assembled_graph_is_the_exported_one(assembler: Assembler, subnet: Su
 
 
 def test_an_assembled_graph_computes_its_blocks_in_their_order(tmp_path: Path) -> None:
-    # Announced alone, this subnet is its own template; with its blocks exchanged it must compute what the exchanged network does.
-    subnet, exchanged = Subnet(16, (2, 1), (3.0, 2.0)), Subnet(16, (1, 2), (2.0, 3.0))
+    # A template sorts its blocks, so this subnet is its own; with its blocks exchanged it must compute what the exchanged network does.
+    subnet, exchanged = Subnet(16, (1, 2), (2.0, 3.0)), Subnet(16, (2, 1), (3.0, 2.0))
     assembler = Assembler(TINY, [subnet, exchanged])
     model = random_network(Architecture.of(TINY, subnet))
     images = np.random.default_rng(0).normal(size=(3, 3, TINY.image_size, TINY.image_size)).astype(np.float32)
-    for wanted, blocks in ((subnet, [0, 1]), (exchanged, [1, 0]), (Subnet(16, (2, 2), (3.0, 3.0)), [0, 0])):
+    for wanted, blocks in ((subnet, [0, 1]), (exchanged, [1, 0]), (Subnet(16, (2, 2), (3.0, 3.0)), [1, 1])):
         graph = assembler.graph(wanted).SerializeToString()
         with OnnxRuntimeSession(graph, threads=1) as session, torch.inference_mode():
             own, model.blocks = model.blocks, torch.nn.ModuleList(model.blocks[i] for i in blocks)
