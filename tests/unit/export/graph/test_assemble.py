@@ -37,7 +37,8 @@ def test_an_assembled_graph_is_the_exported_one(assembler: Assembler, subnet: Su
 
 
 def test_an_assembled_graph_computes_its_blocks_in_their_order(tmp_path: Path) -> None:
-    # A template sorts its blocks, so this subnet is its own; with its blocks exchanged it must compute what the exchanged network does.
+    # A template sorts its blocks, so this subnet is its own. With its blocks exchanged it must compute what the exchanged network
+    # does.
     subnet, exchanged = Subnet(16, (1, 2), (2.0, 3.0)), Subnet(16, (2, 1), (3.0, 2.0))
     assembler = Assembler(TINY, [subnet, exchanged])
     model = random_network(Architecture.of(TINY, subnet))
