@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -39,33 +40,29 @@ class Rule:
         if not self.accepts(value):
             raise error(f"{name} is {value!r}; it must be {self.legal}")
 
+    def or_null(self) -> Rule:
+        """What this rule accepts, and None."""
+        return Rule(lambda value: value is None or self.accepts(value), f"{self.legal} or null")
 
-def whole(low: int, high: float = math.inf, *, null: bool = False) -> Rule:
-    """Whole numbers from ``low`` to ``high``; ``null`` lets in None."""
+
+def whole(low: int, high: float = math.inf) -> Rule:
+    """Whole numbers from ``low`` to ``high``."""
     legal = f"a whole number from {low} to {high:,}" if high < math.inf else f"a whole number of {low} or more"
-
-    def accepts(value: Any) -> bool:
-        if value is None:
-            return null
-        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-    return Rule(accepts, legal + (" or null" if null else ""))
+    return Rule(lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high, legal)
 
 
-def real(low: float, high: float = math.inf, *, above: bool = False, null: bool = False) -> Rule:
-    """Finite numbers from ``low`` to ``high``; ``above`` leaves out ``low`` itself, ``null`` lets in None."""
+def real(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
+    """Finite numbers from ``low`` to ``high``; ``above`` leaves out ``low`` itself."""
     legal = f"a number above {low:g}" if above else f"a number of {low:g} or more"
     if high < math.inf:
         legal = f"{legal}, up to {high:g}" if above else f"a number from {low:g} to {high:g}"
 
     def accepts(value: Any) -> bool:
-        if value is None:
-            return null
         number = isinstance(value, int | float) and not isinstance(value, bool)
         # Not all whole numbers fit a float, and NaN is not below anything.
         return number and low <= value <= min(high, sys.float_info.max) and (value > low or not above)
 
-    return Rule(accepts, legal + (" or null" if null else ""))
+    return Rule(accepts, legal)
 
 
 def one_of(*names: str) -> Rule:
@@ -73,11 +70,19 @@ def one_of(*names: str) -> Rule:
     return Rule(lambda value: value in names, choices(names))
 
 
-def text(*, null: bool = False) -> Rule:
-    """Texts that are not empty; ``null`` lets in None."""
-    return Rule(
-        lambda value: (value is None and null) or (isinstance(value, str) and bool(value)), "a text" + (" or null" if null else "")
-    )
+def text() -> Rule:
+    """Texts that are not empty."""
+    return Rule(lambda value: isinstance(value, str) and bool(value), "a text")
+
+
+def text_like(pattern: str, legal: str) -> Rule:
+    """Texts that a regular expression describes, and ``legal`` in words."""
+    return Rule(lambda value: isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII) is not None, legal)
+
+
+def list_of(rule: Rule, legal: str, *, empty: bool = False) -> Rule:
+    """Lists whose items a rule accepts, and ``legal`` in words."""
+    return Rule(lambda value: isinstance(value, list | tuple) and (empty or bool(value)) and all(map(rule.accepts, value)), legal)
 
 
 def checked(default: _Value, rule: Rule) -> _Value:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from growtas.data.decode import PIXEL_RANGE
 from growtas.errors import ConfigError
-from growtas.fields import RULE, Rule, check_fields, check_keys, checked, one_of, real, rule_of, text, whole
+from growtas.fields import RULE, Rule, check_fields, check_keys, checked, list_of, one_of, real, rule_of, text, text_like, whole
 from growtas.growth import GrowthSchedule, Subspace, growth_schedule
 from growtas.space import SearchSpace, load_space
 
@@ -24,25 +23,14 @@ STAGED = ("growtas", "growtas-plus")
 # timm itself passes over sections that it does not know, and takes any number.
 _RAND = r"rand(-(m\d{1,2}|n[1-9]\d?|mstd\d{1,3}(\.\d+)?|mmax\d{1,2}|p(0(\.\d+)?|1(\.0*)?)|inc[01]|t(weights|3a|3aw)))*"
 _AUGMIX = r"augmix(-(m\d{1,2}|w[1-9]|d[1-9]|a\d{1,2}(\.\d+)?|b[01]|mstd\d{1,3}(\.\d+)?))*"
-_POLICY = re.compile(rf"{_RAND}|{_AUGMIX}|(original|originalr|v0|v0r|3a)(-mstd\d{{1,3}}(\.\d+)?)?", re.ASCII)
-
-
-def _is_policy(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and _POLICY.fullmatch(value) is not None)
-
-
-def _is_epochs(value: Any) -> bool:
-    above_zero = real(0, above=True).accepts
-    return value is None or value == "auto" or (isinstance(value, list | tuple) and all(above_zero(item) for item in value))
-
-
-def _is_caps(value: Any) -> bool:
-    above_zero = real(0, 1e6, above=True, null=True).accepts
-    return value is None or (
-        isinstance(value, list | tuple)
-        and len(value) > 0
-        and all(isinstance(pair, list | tuple) and len(pair) == 2 and all(above_zero(cap) for cap in pair) for pair in value)
-    )
+_POLICY = text_like(
+    rf"{_RAND}|{_AUGMIX}|(original|originalr|v0|v0r|3a)(-mstd\d{{1,3}}(\.\d+)?)?",
+    "a policy of timm (rand or augmix with sections, as in rand-m9-mstd0.5-inc1, original, originalr, v0, v0r, 3a)",
+)
+_EPOCHS = list_of(real(0, above=True), "a list of epochs above zero", empty=True)
+_CAP = real(0, 1e6, above=True).or_null()
+_CAPS = Rule(lambda value: isinstance(value, list | tuple) and len(value) == 2 and all(map(_CAP.accepts, value)), "two caps")
+_SUBSPACES = list_of(_CAPS, "a list of [max_embed_dim, max_mlp_ratio] pairs with null for no cap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +89,7 @@ class Recipe:
 
     name: str = checked("custom", text())
     space: str = checked("micro", text())
-    image_size: int | None = checked(None, whole(1, null=True))
+    image_size: int | None = checked(None, whole(1).or_null())
     data: str = checked("digits", text())
     method: str = checked("growtas", one_of(*METHODS, "finetune"))
     method_options: Mapping[str, Any] = field(
@@ -109,7 +97,7 @@ class Recipe:
         hash=False,
         metadata={RULE: Rule(lambda value: isinstance(value, Mapping), "a mapping of the method's own options")},
     )
-    init: str | None = checked(None, text(null=True))
+    init: str | None = checked(None, text().or_null())
     epochs: int = checked(30, whole(1, 100_000))
     batch_size: int = checked(128, whole(1, 10_000_000))
     accumulate: int = checked(1, whole(1, 100_000))
@@ -128,28 +116,22 @@ class Recipe:
     augment: str = checked("light", one_of("none", "light", "paper"))
     crop_padding: int = checked(2, whole(0, 1000))
     hflip: float = checked(0.5, real(0, 1))
-    auto_augment: str | None = checked(
-        None,
-        Rule(
-            _is_policy,
-            "a policy of timm (rand or augmix with sections, as in rand-m9-mstd0.5-inc1, original, originalr, v0, v0r, 3a) or null",
-        ),
-    )
+    auto_augment: str | None = checked(None, _POLICY.or_null())
     random_erasing: float = checked(0.0, real(0, 1))
     color_jitter: float = checked(0.0, real(0, 10))
     repeated_aug: int = checked(1, whole(1, 1000))
-    transitions: tuple[float, ...] | str | None = checked(None, Rule(_is_epochs, "a list of epochs above zero, auto, or null"))
-    stages: int = checked(2, whole(1, 1000))
-    subspaces: tuple[tuple[float | None, float | None], ...] | None = checked(
-        None, Rule(_is_caps, "a list of [max_embed_dim, max_mlp_ratio] pairs with null for no cap, or null")
+    transitions: tuple[float, ...] | str | None = checked(
+        None, Rule(lambda value: value in (None, "auto") or _EPOCHS.accepts(value), "a list of epochs above zero, auto, or null")
     )
+    stages: int = checked(2, whole(1, 1000))
+    subspaces: tuple[tuple[float | None, float | None], ...] | None = checked(None, _SUBSPACES.or_null())
     search_images: int = checked(10_000, whole(1, 100_000_000))
     monitor_images: int = checked(2_000, whole(1, 2_000))
-    clip_grad: float | None = checked(None, real(0, 100_000, above=True, null=True))
+    clip_grad: float | None = checked(None, real(0, 100_000, above=True).or_null())
     amp: str = checked("auto", one_of("auto", "fp32", "bf16", "fp16"))
-    ema_decay: float | None = checked(None, real(0, 0.999999, null=True))
-    teacher: str | None = checked(None, text(null=True))
-    teacher_checkpoint: str | None = checked(None, text(null=True))
+    ema_decay: float | None = checked(None, real(0, 0.999999).or_null())
+    teacher: str | None = checked(None, text().or_null())
+    teacher_checkpoint: str | None = checked(None, text().or_null())
     teacher_weight: float = checked(0.5, real(0, 1))
     temperature: float = checked(1.0, real(0, 1000, above=True))
     keep_checkpoints: int = checked(2, whole(1, 100_000))

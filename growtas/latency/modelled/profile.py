@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import ConfigError, DeviceError, choices
-from growtas.fields import RULE, Rule, check_keys, one_of, real, text, whole
+from growtas.fields import RULE, Rule, check_keys, list_of, one_of, real, text, text_like, whole
 from growtas.files import check_folder, parse_json, read_text
 from growtas.latency.estimate import Kind
 
@@ -33,22 +33,13 @@ OBJECT = Rule(lambda value: isinstance(value, Mapping), "an object")
 _MODELLED = Rule(lambda value: value == "modelled", "modelled (what was timed has another format, and `growtas profile` makes it)")
 
 
-def _text_like(pattern: str, legal: str) -> Rule:
-    return Rule(lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None, legal)
-
-
-def list_of(rule: Rule, items: str, *, empty: bool = False) -> Rule:
-    """Lists whose items a rule accepts; ``items`` names them in the message."""
-    return Rule(lambda value: isinstance(value, list | tuple) and (empty or bool(value)) and all(map(rule.accepts, value)), items)
-
-
 def required(rule: Rule) -> Any:
     """A field of a profile without a default, with a rule for :func:`checked_fields`."""
     return dataclasses.field(metadata={RULE: rule})
 
 
-NAME = _text_like(r"[a-z0-9-]+", "lower-case letters, digits and hyphens")
-DATE = _text_like(r"\d{4}-\d{2}-\d{2}", "a date as 2026-01-31")
+NAME = text_like(r"[a-z0-9-]+", "lower-case letters, digits and hyphens")
+DATE = text_like(r"\d{4}-\d{2}-\d{2}", "a date as 2026-01-31")
 SOURCES = list_of(TEXT, "a list of texts")
 _TIMES = list_of(POSITIVE, "a list of milliseconds above zero", empty=True)
 
@@ -66,9 +57,9 @@ class Peaks:
     """
 
     fp32_tflops: float = required(POSITIVE)
-    tf32_tflops: float | None = required(real(0, above=True, null=True))
+    tf32_tflops: float | None = required(POSITIVE.or_null())
     fp16_tflops: float = required(POSITIVE)
-    int8_tops: float | None = required(real(0, above=True, null=True))
+    int8_tops: float | None = required(POSITIVE.or_null())
     memory_gb_s: float = required(POSITIVE)
     sms: int = required(COUNT)
     l2_mb: float = required(POSITIVE)
@@ -134,7 +125,7 @@ class DeviceProfile:
     name: str = required(NAME)
     description: str = required(TEXT)
     kind: Kind = required(_MODELLED)
-    compute_capability: str = required(_text_like(r"sm\d{2,3}", "sm and the number, as sm86"))
+    compute_capability: str = required(text_like(r"sm\d{2,3}", "sm and the number, as sm86"))
     runtime: str = required(TEXT)
     precision: str = required(one_of(*BYTES))
     peaks: Peaks = required(OBJECT)
