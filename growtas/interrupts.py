@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SAME_REQUEST_S, _SAME_REQUEST_UNDER_TORCHRUN_S = 0.3, 2.0
@@ -19,14 +20,6 @@ _SAME_REQUEST_S, _SAME_REQUEST_UNDER_TORCHRUN_S = 0.3, 2.0
 group, and torchrun passes on what the terminal has sent to everyone already."""
 STOPPED = 128 + signal.SIGINT
 """Exit code of a command that was stopped; :func:`exit_code` corrects it after SIGTERM."""
-
-
-class _Last:
-    """The newest request of this process, whoever handled it."""
-
-    time = float("-inf")
-    number = int(signal.SIGINT)
-    lost = False  # the KeyboardInterrupt came where Python ignores exceptions, and is sent again
 
 
 class Interrupts:
@@ -38,29 +31,35 @@ class Interrupts:
     Outside of the main thread there are no signals to handle. A forked child leaves them to its parent.
 
     Attributes:
+        number: the signal of this process's newest request, whoever handled it.
         requested: whether somebody asked to stop.
-        number: the signal of the newest request.
         at_once: whether this process was asked twice.
     """
 
+    number: ClassVar[int] = signal.SIGINT
+    _heard: ClassVar[float] = -math.inf
+    """When the newest signal came."""
+
     def __init__(self) -> None:
         self.requested = self.at_once = self._asked = False
-        self.number: int = signal.SIGINT
         self._holds, self._process = 0, os.getpid()
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        _Last.number = signal.SIGINT
+        Interrupts.number = signal.SIGINT
         if threading.current_thread() is threading.main_thread():
             if not isinstance(getattr(signal.getsignal(signal.SIGINT), "__self__", None), Interrupts):
-                _Last.time = float("-inf")  # what stopped earlier work of this process is no request to this one
+                Interrupts._heard = -math.inf  # what stopped earlier work of this process is no request to this one
             self._previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+            self._hook, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             if signal.getsignal(number) == self._on_signal:  # else somebody else's, such as a server's, which is to stay
                 signal.signal(number, handler)
+        if self._previous:
+            sys.unraisablehook = self._hook
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -79,7 +78,7 @@ class Interrupts:
         """
         said, self.at_once = self.requested, self._asked
         self.requested = self._asked = True
-        self.number = _Last.number = number
+        Interrupts.number = number
         if self.at_once or not self._holds:
             raise KeyboardInterrupt
         if not said:
@@ -87,7 +86,7 @@ class Interrupts:
 
     def agree(self, number: int) -> None:
         """Take over a request that another process got; that this one gets it too, a moment later, is no second request."""
-        _Last.number, _Last.time = number, time.monotonic()
+        Interrupts.number, Interrupts._heard = number, time.monotonic()
         if not self.requested:
             self.requested = True
             self.on_request()
@@ -97,42 +96,26 @@ class Interrupts:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now, under_torchrun = time.monotonic(), "TORCHELASTIC_RUN_ID" in os.environ
-        same = now - _Last.time < (_SAME_REQUEST_UNDER_TORCHRUN_S if under_torchrun else _SAME_REQUEST_S)
-        if os.getpid() != self._process:
+        same = now - self._heard < (_SAME_REQUEST_UNDER_TORCHRUN_S if under_torchrun else _SAME_REQUEST_S)
+        if os.getpid() == self._process and not same:
+            Interrupts._heard = now
+            self.request(number)
+
+    def _on_unraisable(self, lost: sys.UnraisableHookArgs) -> None:
+        """Sends a signal again that was lost, because it came inside a callback of Python's own, as there are during imports.
+
+        Python would print a traceback there, and go on as if nothing had been pressed.
+        """
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            self._hook(lost)
             return
-        if _Last.lost:
-            _Last.lost = self._asked = False
-        elif same:
-            return
-        _Last.time = now
-        self.request(number)
-
-
-@contextlib.contextmanager
-def hearing_again() -> Iterator[None]:
-    """Has Ctrl-C sent again that came inside a callback of Python's own, as there are during imports.
-
-    Python would print a traceback there, and go on as if nothing had been pressed.
-    """
-    before = sys.unraisablehook
-
-    def hear_again(lost: sys.UnraisableHookArgs) -> None:
-        if issubclass(lost.exc_type, KeyboardInterrupt):
-            _Last.lost = True
-            threading.Timer(0.01, _thread.interrupt_main, (_Last.number,)).start()
-        else:
-            before(lost)
-
-    sys.unraisablehook = hear_again
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
+        self._asked, Interrupts._heard = False, -math.inf
+        threading.Timer(0.01, _thread.interrupt_main, (self.number,)).start()
 
 
 def exit_code() -> int:
     """The exit code of a command that was stopped: 128 and the signal's number, so 130 after Ctrl-C and 143 after SIGTERM."""
-    return 128 + _Last.number
+    return 128 + Interrupts.number
 
 
 def end_at_signals() -> None:

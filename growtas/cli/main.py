@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from growtas.allocator import keep_memory
 from growtas.errors import GrowtasError, UsageError
-from growtas.interrupts import STOPPED, Interrupts, end_at_signals, exit_code, hearing_again
+from growtas.interrupts import STOPPED, Interrupts, end_at_signals, exit_code
 from growtas.resources import limit_openmp
 
 _PATIENCE_SECONDS = 5.0
@@ -23,7 +23,7 @@ _PATIENCE_SECONDS = 5.0
 def main() -> None:
     """Entry point of the ``growtas`` script."""
     try:
-        with hearing_again(), Interrupts():
+        with Interrupts():
             _run()
     except KeyboardInterrupt:
         if _speaks():
