@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 
 MAIN = os.environ.get("RANK", "0") == "0"
 """Whether this process talks: among those that torchrun started, only number 0 does."""
+_READABLE = 24
+"""Columns that a folded sentence needs."""
 
 
 @cache
-def console(*, stderr: bool = False) -> Console:
+def console(*, stderr: bool = False, width: int | None = None) -> Console:
     """The console for tables and results (stdout), or for progress bars (stderr), so that stdout stays clean for results."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, emoji=False, quiet=not MAIN)
+    return Console(stderr=stderr, highlight=False, emoji=False, quiet=not MAIN, width=width)
 
 
 def new_table(*headings: str, right: Collection[str] = (), fold: str | None = None) -> Table:
@@ -74,13 +76,8 @@ def print_table(table: Table) -> None:
     On a terminal that is too narrow, each row becomes a few lines: its first cell, and below it the others, each with its heading.
     Where stdout is no terminal, the table is as wide as its content.
     """
-    from rich.console import Console
-
-    out = console()
-    least, most = _table_widths(table)
-    if not out.is_terminal:
-        out = Console(highlight=False, emoji=False, quiet=not MAIN, width=max(out.width, most))
-    if least <= out.width:
+    out = console() if console().is_terminal else console(width=1_000_000)
+    if _least_width(table) <= out.width:
         out.print(table, markup=False)
         return
     for line in _records(table, out.width):
@@ -92,40 +89,31 @@ def _width() -> int | None:
     return console().width if console().is_terminal else None
 
 
-_READABLE = 24
-"""Columns that a folded sentence needs."""
-
-
-def _table_widths(table: Table) -> tuple[int, int]:
-    """The columns that a table needs if its sentences are folded, and if they are not."""
-    least = most = 2 * (len(table.columns) - 1)
+def _least_width(table: Table) -> int:
+    """The columns that a table needs if its sentences are folded."""
+    least = 2 * (len(table.columns) - 1)
     for column in table.columns:
         texts = [str(text) for text in (column.header, *column.cells)]
         widest = max(map(cell_len, texts))
-        most += widest
         least += widest if column.no_wrap else min(widest, max(_READABLE, *(cell_len(w) for text in texts for w in text.split())))
-    return least, most
+    return least
 
 
 def _records(table: Table, width: int) -> Iterator[Text]:
     """The rows of a table, each as its first cell and, below it and indented, its other cells behind their headings."""
     from rich.text import Text
 
-    from growtas.watch.terminal import fold
+    from growtas.watch.terminal import fold, pack
 
     first, *others = table.columns
     for title, *cells in zip(first.cells, *(column.cells for column in others), strict=True):
         if str(title):
             yield Text(str(title), "bold")
-        line = ""
-        for heading, cell in zip((str(column.header) for column in others), map(str, cells), strict=True):
-            # A dash stands for nothing.
-            entry = "" if cell in ("", "-") else f"{heading}: {cell}" if heading else cell
-            if line and cell_len(f"  {line}   {entry}") > width:
-                yield from (Text(f"  {part}") for part in fold(line, width - 2))
-                line = ""
-            line = f"{line}   {entry}" if line and entry else line or entry
-        yield from (Text(f"  {part}") for part in fold(line, width - 2) if part)
+        named = ((str(column.header), str(cell)) for column, cell in zip(others, cells, strict=True))
+        # A dash stands for nothing.
+        entries = (f"{heading}: {cell}" if heading else cell for heading, cell in named if cell not in ("", "-"))
+        for line in pack(entries, width - 2, "   "):
+            yield from (Text(f"  {part}") for part in fold(line, width - 2))
 
 
 def command_line(*words: str | Path, **options: str | int | Path | None) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len
@@ -43,7 +42,18 @@ def fold(text: str, width: int | None) -> list[str]:
     """
     if width is None or cell_len(text) <= width:
         return [text]
-    return textwrap.wrap(text, max(width, 1), break_long_words=False, break_on_hyphens=False)
+    return pack(text.split(), width)
+
+
+def pack(parts: Iterable[str], width: int, gap: str = " ") -> list[str]:
+    """Parts put together to lines of at most ``width`` columns; a part that is wider has a line of its own."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and cell_len(longer := lines[-1] + gap + part) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return lines
 
 
 def fact_lines(facts: Sequence[tuple[str, str, str]], width: int | None) -> Iterator[Text]:

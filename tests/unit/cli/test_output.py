@@ -6,6 +6,7 @@ import io
 import json
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -86,6 +87,13 @@ def test_facts_and_sentences_break_between_words_only(terminal):
     assert printed().splitlines() == [
         "file  it is", f"      {LONG},", "      and so on", "made  today", "this sentence names", LONG, "and goes on",
     ]  # fmt: skip
+
+
+def test_wide_characters_are_counted_as_two_columns(terminal):
+    printed = terminal(20)
+    print_text("鞋子 衬衫 外套 裤子 连衣裙 凉鞋 短靴 包")
+    assert printed().split() == ["鞋子", "衬衫", "外套", "裤子", "连衣裙", "凉鞋", "短靴", "包"]
+    assert max(map(cell_len, printed().splitlines())) <= 20
 
 
 @pytest.mark.parametrize("width", [60, 80])
