@@ -72,7 +72,8 @@ def open_artifact(artifact: Artifact, *, threads: int | None = None, runtime: st
     try:
         return open_session(artifact.path, threads=threads, runtime=runtime, device=device)
     except CheckpointError:
-        reason = why_not_here(artifact) if device == "cpu" else None
+        # What a plan lacks here, loading it says itself.
+        reason = why_not_here(artifact) if device == "cpu" and artifact.format is not PLAN else None
         if reason is None:
             raise
         raise DeviceError(f"{artifact.path}: it can't run here: {reason}") from None

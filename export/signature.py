@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from growtas.errors import CheckpointError, choices
+from growtas.errors import CheckpointError, GrowtasError, choices
 from growtas.export.artifact import Artifact, Manifest, TensorRecord
 from growtas.fields import Rule, one_of, real, whole
 
@@ -27,22 +27,27 @@ _OF_CHANNELS = {"mean": (real(-math.inf), "numbers"), "std": (real(0, above=True
 T = TypeVar("T")
 
 
-def preprocess_problem(record: Any) -> str | None:
-    """Why images can't be prepared by a record of :mod:`growtas.data.preprocess`, in words behind its name; None if they can."""
+def check_preprocess(record: Any, subject: str, error: type[GrowtasError] = CheckpointError) -> Mapping[str, Any]:
+    """The record, where images can be prepared by it as :mod:`growtas.data.preprocess` does.
+
+    Raises:
+        GrowtasError: of the class ``error``; they can't. The message begins with ``subject``, which names the record.
+    """
     if not isinstance(record, Mapping):
-        return "is absent" if record is None else "is no JSON object"
+        raise error(f"{subject} {'is absent' if record is None else 'is no JSON object'}")
     missing = [key for key in (*_PREPROCESS, *_OF_CHANNELS) if key not in record]
     if missing:
-        return f"lacks {choices(missing)}"
+        raise error(f"{subject} lacks {choices(missing)}")
     for key, rule in _PREPROCESS.items():
         if not rule.accepts(record[key]):
-            return f"has the {key} {str(record[key])[:40]!r}, which must be {rule.legal}"
+            raise error(f"{subject} has the {key} {str(record[key])[:40]!r}, which must be {rule.legal}")
     channels = record["in_chans"]
     for key, (rule, what) in _OF_CHANNELS.items():
         values = record[key]
         if not isinstance(values, list | tuple) or len(values) != channels or not all(map(rule.accepts, values)):
-            return f"has the {key} {str(values)[:40]}, which must be a list of {channels} {what}, one for each channel"
-    return None
+            legal = f"a list of {channels} {what}, one for each channel"
+            raise error(f"{subject} has the {key} {str(values)[:40]}, which must be {legal}")
+    return record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +160,8 @@ def read_signature(artifact: Artifact) -> Signature:
             f"{path}: its manifest describes an input of type {signature.dtype} and {len(signature.shape) + 1} dimensions, "
             "not images"
         )
-    if signature.preprocess is not None and (problem := preprocess_problem(signature.preprocess)):
-        raise CheckpointError(f"{path}: the record of the preprocessing in its manifest {problem}; export it again")
+    if signature.preprocess is not None:
+        check_preprocess(signature.preprocess, f"{path}: the record of the preprocessing in its manifest")
     if signature.class_names is not None and len(signature.class_names) != signature.classes:
         raise CheckpointError(f"{path}: its manifest has {len(signature.class_names)} class names for {signature.classes} classes")
     return signature

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from growtas.errors import ConfigError, UsageError
 from growtas.export.graph.edit import describe, load_model, save_model
 from growtas.export.graph.resize import PIXELS, add_node, add_numbers, check_resizing, resize_planes, to_planes
-from growtas.export.signature import PROBABILITIES, TOP_CLASSES, TOP_SCORES, preprocess_problem
+from growtas.export.signature import PROBABILITIES, TOP_CLASSES, TOP_SCORES, check_preprocess
 
 _SUBJECT = "the graph with its new ends"
 
@@ -43,7 +43,9 @@ def add_preprocess(onnx_in: Path, onnx_out: Path, preprocess: Mapping[str, Any] 
     """
     model = load_model(onnx_in)
     graph = model.graph
-    record = _checked(preprocess, onnx_in)
+    if preprocess is None:
+        raise ConfigError(f"{onnx_in}: its run says nothing about preprocessing, so --preprocess has nothing to put into the graph")
+    record = check_preprocess(preprocess, f"{onnx_in}: the preprocessing record", ConfigError)
     images = _image_input(graph, record, onnx_in)
     size, channels, error = record["image_size"], record["in_chans"], None
     shape: list[int | str] = [_dims(images)[0], *(("height", "width") if resize else (size, size)), channels]
@@ -141,15 +143,6 @@ def _affine(record: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
     """``(pixel / 255 - mean) / std`` as ``pixel * scale + shift``, rounded to float32 once; both ``(1, C, 1, 1)``."""
     mean, std = (np.asarray(record[key], np.float64).reshape(1, -1, 1, 1) for key in ("mean", "std"))
     return {"scale": (1 / (255 * std)).astype(np.float32), "shift": (-mean / std).astype(np.float32)}
-
-
-def _checked(preprocess: Mapping[str, Any] | None, path: Path) -> Mapping[str, Any]:
-    if preprocess is None:
-        raise ConfigError(f"{path}: its run says nothing about preprocessing, so --preprocess has nothing to put into the graph")
-    problem = preprocess_problem(preprocess)
-    if problem is not None:
-        raise ConfigError(f"{path}: the preprocessing record {problem}")
-    return preprocess
 
 
 def _image_input(graph: ir.Graph, record: Mapping[str, Any], path: Path) -> ir.Value:

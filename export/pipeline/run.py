@@ -7,7 +7,7 @@ from pathlib import Path
 
 from growtas.checkpoint import load_supernet
 from growtas.costs import count_costs
-from growtas.errors import CheckpointError, ConfigError
+from growtas.errors import ConfigError
 from growtas.export.artifact import Artifact, Manifest, read_manifest
 from growtas.export.formats import ONNX, OPENVINO, PLAN, PROGRAM, TORCH, artifact_files
 from growtas.export.pipeline.context import ExportContext
@@ -15,7 +15,7 @@ from growtas.export.pipeline.formats import onnx, openvino, program, tensorrt, t
 from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.source import Source, find_source
 from growtas.export.pipeline.staging import move_into_place, staging
-from growtas.export.signature import preprocess_problem
+from growtas.export.signature import check_preprocess
 from growtas.export.tensorrt.builder import choose_builder
 from growtas.export.verification.batches import one_thread
 from growtas.export.verification.images import VerificationImages, images_for, run_images
@@ -47,11 +47,7 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
     source = find_source(run, options.subnet, progress)
     if options.top_k is not None and options.top_k > run.space.num_classes:
         raise ConfigError(f"--top-k is {options.top_k}; the model has {run.space.num_classes} classes")
-    problem = preprocess_problem(run.info.get("preprocess"))
-    if problem is not None:
-        raise CheckpointError(
-            f"{run.path / 'run.json'}: the record of the preprocessing (preprocess) {problem}; nothing was exported"
-        )
+    check_preprocess(run.info.get("preprocess"), f"{run.path / 'run.json'}: the record of the preprocessing (preprocess)")
     precision = _precision(options, source)
     if precision == "tf32":  # how a GPU computes with the numbers of an fp32 file
         precision = "fp32"

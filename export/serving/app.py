@@ -134,9 +134,6 @@ class Serving:
                     self._held -= len(body)
                 content, head = encode_response(parsed, outputs, self.signature, model=self.name, version=VERSION)
                 images = len(parsed.images)
-        except RequestRefused as refusal:
-            code = refusal.status
-            return Refusal(refusal, unread=unread, closing=not self.ready)
         except asyncio.CancelledError:
             if not self._cut_off:
                 raise
@@ -146,9 +143,10 @@ class Serving:
             return Response(status_code=400)  # nobody reads it
         # Left to the framework, it would be a page that is no JSON, and a traceback on stderr for every such request.
         except Exception as error:
-            code = 500
-            failure = RequestRefused(f"the server failed at this request ({type(error).__name__})", code)
-            return Refusal(failure, unread=unread, closing=not self.ready)
+            failure = f"the server failed at this request ({type(error).__name__})"
+            refusal = error if isinstance(error, RequestRefused) else RequestRefused(failure, 500)
+            code = refusal.status
+            return Refusal(refusal, unread=unread, closing=not self.ready)
         else:
             code = 200
             # A client that keeps its connection is sent away while it can still be, to another server.

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from growtas.data.decode import DecodeRules, middle
 from growtas.errors import CheckpointError, UsageError
 from growtas.export.artifact import Artifact, read_manifest
 from growtas.export.formats import artifact_files
@@ -69,28 +70,25 @@ class Predictor:
 
     def run(self, images: NDArray[Any]) -> Array:
         """Logits ``(n, classes)``, float32, of at most ``max_batch`` images ``(n, *signature.shape)`` of the signature's type."""
-        return self._session.run(np.ascontiguousarray(self._without_far_ends(images)))
+        return self._session.run(self._input(images))
 
     def run_all(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Every output of the signature, by name and in its order, ``(n, *output.shape)`` each; of at most ``max_batch`` images."""
         outputs = self.signature.outputs
         if len(outputs) == 1 or not isinstance(self._session, NamedOutputs):
             return {outputs[0].name: self.run(images)}
-        images = np.ascontiguousarray(self._without_far_ends(images))
-        values = self._session.run_named(images, [output.name for output in outputs])
+        values = self._session.run_named(self._input(images), [output.name for output in outputs])
         return {output.name: np.asarray(values[output.name], output.dtype) for output in outputs}
 
-    def _without_far_ends(self, images: NDArray[Any]) -> NDArray[Any]:
-        """The middle of very long images, where the graph resizes the whole image before it cuts out the middle.
+    def _input(self, images: NDArray[Any]) -> NDArray[Any]:
+        """The images as the runtime gets them: of very long ones the middle, where the graph resizes them whole before it crops.
 
         An image of 30,000 x 1 pixels would need 9 GB in between.
         """
-        from growtas.data.preprocess import middle
-
-        if not self.signature.any_size:
-            return images
-        rows, columns = middle(*images.shape[1:3])
-        return images[:, rows, columns]
+        if self.signature.any_size:
+            rows, columns = middle(*images.shape[1:3])
+            images = images[:, rows, columns]
+        return np.ascontiguousarray(images)
 
     def warm_up(self, batch: int) -> None:
         """Run ``batch`` images of zeros: a runtime's first run allocates, and shows whether the manifest is right.
@@ -121,7 +119,6 @@ class Predictor:
             DataError: the record's rules refuse the image.
             CheckpointError: the manifest has no such record.
         """
-        from growtas.data.decode import DecodeRules
         from growtas.data.preprocess import color_mode, evaluation_transform, geometry
 
         record = self.signature.preprocess

@@ -12,7 +12,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -63,7 +63,8 @@ def run_server(artifact: Path, options: ServeOptions, progress: Progress) -> int
             shown = f"[{address}]" if ":" in address else address
             server = _Server(serving, guarded(options, metrics), options, progress)
             # Before the address is said: whoever reads it may send a signal at once.
-            signals.stop = server.stop
+            for number in signals:
+                signal.signal(number, server.stop)
             progress.note(f"{artifact.name} in {predictor.info.runtime} at http://{shown}:{port}/v2/models/{name}")
             if not ipaddress.ip_address(address).is_loopback:
                 progress.note(f"listening on {address}: whoever reaches this machine can use it, nothing asks for a password")
@@ -71,31 +72,24 @@ def run_server(artifact: Path, options: ServeOptions, progress: Progress) -> int
             return 1 if server.cut_off else 0
 
 
-class _Signals:
-    """What a signal does: ``stop`` once there is a server, and before that the command ends, with exit code 0."""
-
-    stop: Callable[[], None] | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.stop is not None:
-            self.stop()
-        elif number == signal.SIGINT:
-            raise KeyboardInterrupt
-        else:
-            raise SystemExit(0)
+def _end(number: int, frame: FrameType | None) -> None:
+    """Ends a command that has no server yet, with exit code 0; Ctrl-C as everywhere."""
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(0)
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[_Signals]:
-    """Takes the signals that stop a server, except those that are ignored, as SIGHUP is below nohup."""
-    signals = _Signals()
+def _stop_signals() -> Iterator[Collection[signal.Signals]]:
+    """Lets the signals that stop a server end the command, and gives them out for the server that is to take them.
+
+    Signals that are ignored stay so, as SIGHUP is below nohup.
+    """
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: was for number in STOP_SIGNALS if (was := signal.getsignal(number)) != signal.SIG_IGN}
     for number in before:
-        signal.signal(number, signals)
+        signal.signal(number, _end)
     try:
-        yield signals
+        yield before
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -155,8 +149,8 @@ class _Server(uvicorn.Server):
         """Leave the signals alone: uvicorn would take them later, and raise them again at the end."""
         yield
 
-    def stop(self) -> None:
-        """Begin to drain; a second time, end at once. May be called by a signal's handler."""
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """Begin to drain; a second time, end at once. A signal's handler."""
         if self._loop is None:
             self._stop_asked = True
         elif not self._loop.is_closed():

@@ -16,7 +16,7 @@ from growtas.errors import ParityError
 from growtas.export.artifact import Manifest, TensorRecord
 from growtas.export.graph.pre_post import pixels_of
 from growtas.export.runtimes.base import Array
-from growtas.export.signature import preprocess_problem
+from growtas.export.signature import check_preprocess
 from growtas.export.verification.batches import Logits
 from growtas.export.verification.images import VerificationImages
 
@@ -78,9 +78,7 @@ def artifact_input(path: Path, manifest: Manifest | None, preprocess: Mapping[st
             crop or decoding.
     """
     recorded = preprocess if manifest is None else manifest.preprocess
-    problem = preprocess_problem(recorded)
-    if recorded is None or problem:
-        raise ParityError(f"{path}: the record of the preprocessing in its manifest {problem}; export it again")
+    recorded = check_preprocess(recorded, f"{path}: the record of the preprocessing in its manifest", ParityError)
     for field in ("image_size", "in_chans", "interpolation", "crop_pct", "decode"):
         if field in preprocess and recorded.get(field) != preprocess[field]:
             raise ParityError(

@@ -16,7 +16,7 @@ from growtas.export.graph.tensors import HalfRange
 from growtas.export.open import open_artifact
 from growtas.export.quantization.thresholds import Thresholds, thresholds_for
 from growtas.export.runtimes.base import Array
-from growtas.export.signature import preprocess_problem
+from growtas.export.signature import check_preprocess
 from growtas.export.verification.agreement import Verification, check_fp16_range, measure_artifact
 from growtas.export.verification.batches import one_thread
 from growtas.export.verification.bisect import Bisection, bisect_artifact, bisect_onnx
@@ -222,13 +222,11 @@ class _Verifier:
         precision = known.precision or "fp32"
         result = ArtifactVerification(path=path, precision=precision)
         thresholds = thresholds_for(precision).override(**self.overrides)
-        preprocess = self.run.info.get("preprocess") if self.run else known.preprocess
-        if preprocess is None and self.run is None:
+        preprocess: Any = self.run.info.get("preprocess") if self.run else known.preprocess
+        if self.run is not None:
+            check_preprocess(preprocess, f"{self.run.path / 'run.json'}: the record of the preprocessing (preprocess)")
+        elif preprocess is None:
             raise UsageError(f"{path}: nothing says how its images are preprocessed; name the run with --run")
-        problem = preprocess_problem(preprocess)
-        if preprocess is None or problem:
-            where = self.run.path / "run.json" if self.run else manifest_path(path)
-            raise CheckpointError(f"{where}: the record of the preprocessing (preprocess) {problem}")
         try:
             check_unchanged(path, manifest)
             takes = artifact_input(path, manifest, preprocess)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from growtas.export.benchmark.baselines import TIMM
 from growtas.export.benchmark.csv_table import write_csv
 from growtas.export.benchmark.plot import draw_png, require_matplotlib
 from growtas.export.benchmark.report import BenchReport
@@ -82,7 +81,7 @@ def bench(
         roofline=roofline,
     )
     if artifacts:
-        names = [str(file) for artifact in artifacts for file in _files(os.fspath(artifact))]
+        names = [str(file) for artifact in artifacts for file in artifacts_in(artifact)]
         run = next((folder for name in names if (folder := run_of(Path(name))) is not None), None)
     else:
         run = find_run(None).path
@@ -109,8 +108,3 @@ def bench(
         draw_png(record, png_file)
     report.files = tuple(file for file in (report_file, csv_file, png_file) if file is not None)
     return report
-
-
-def _files(name: str) -> Sequence[str | Path]:
-    """The artifacts of a folder or run; any other name as it is."""
-    return [name] if name.startswith(TIMM) else artifacts_in(name)

@@ -63,6 +63,10 @@ _NOT_READ = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PCD", "WMF")
 clouds."""
 
 
+_LONGEST = 32
+"""How many times its short side the long side of an image is, about, where only the middle is resized."""
+
+
 @dataclass(frozen=True)
 class DecodeRules:
     """How a decoded file becomes 8-bit grey or RGB.
@@ -228,6 +232,23 @@ def readable_suffixes() -> set[str]:
     suffixes = Image.registered_extensions()  # loads all of Pillow's plugins
     formats = {*Image.OPEN, "MPO"} - {*_NOT_READ}
     return {suffix for suffix, name in suffixes.items() if name in formats}
+
+
+def middle(height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of an image that are resized: all, or of a very long image the middle, since the rest is cut away anyway.
+
+    An image of 30,000 x 1 pixels would be 7.7 million pixels long where the short side becomes 256.
+    """
+    short = min(height, width)
+
+    def kept(side: int) -> slice:
+        if side <= (_LONGEST + 1) * short:
+            return slice(0, side)
+        # A whole number of squares, so that the new size is in proportion; even or odd as the side is: the middle stays.
+        keep = (_LONGEST + (_LONGEST * short + side) % 2) * short
+        return slice((side - keep) // 2, (side - keep) // 2 + keep)
+
+    return kept(height), kept(width)
 
 
 def reason(error: Exception) -> str:

@@ -18,13 +18,11 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 from torch import Tensor
 
-from growtas.data.decode import DecodeRules
+from growtas.data.decode import DecodeRules, middle
 from growtas.data.sources import Data
 from growtas.space import SearchSpace
 
 _SMALL_IMAGE = 64
-LONGEST = 32
-"""How many times its short side the long side of an image is, about, where only the middle is resized."""
 
 
 def preprocess_record(space: SearchSpace, data: Data, pixel_range: tuple[float, float] | None = None) -> dict[str, Any]:
@@ -71,23 +69,6 @@ def geometry(record: Mapping[str, Any], mode: str | None = None) -> Callable[[Im
         return resized
 
     return apply
-
-
-def middle(height: int, width: int) -> tuple[slice, slice]:
-    """Rows and columns of an image that are resized: all, or of a very long image the middle, since the rest is cut away anyway.
-
-    An image of 30,000 x 1 pixels would be 7.7 million pixels long where the short side becomes 256.
-    """
-    short = min(height, width)
-
-    def kept(side: int) -> slice:
-        if side <= (LONGEST + 1) * short:
-            return slice(0, side)
-        # A whole number of squares, so that the new size is in proportion; even or odd as the side is: the middle stays.
-        keep = (LONGEST + (LONGEST * short + side) % 2) * short
-        return slice((side - keep) // 2, (side - keep) // 2 + keep)
-
-    return kept(height), kept(width)
 
 
 def normalise(pixels: Tensor, record: Mapping[str, Any]) -> Tensor:

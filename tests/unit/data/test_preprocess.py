@@ -8,9 +8,10 @@ from PIL import Image
 from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode
 
+from growtas.data.decode import middle
 from growtas.data.images import ArraySet, file_set
 from growtas.data.pixels import Pixels
-from growtas.data.preprocess import evaluation_transform, geometry, middle, preprocess_record, training_transform
+from growtas.data.preprocess import evaluation_transform, geometry, preprocess_record, training_transform
 from growtas.data.seeding import seed_globals
 from growtas.data.sources import open_data
 from growtas.errors import DataError

@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +218,19 @@ def test_a_graph_that_resizes_gets_the_middle_of_a_very_long_image(
     assert (short, long % short, long <= 33 * short) == (min(size), 0, True)
     before, after = ((whole - part) // 2 for whole, part in zip(pixels.shape[1:3], given.shape[1:3], strict=True))
     np.testing.assert_array_equal(given, pixels[:, before : before + given.shape[1], after : after + given.shape[2]])
+
+
+@pytest.mark.parametrize("any_size", [False, True])
+def test_answering_takes_no_torch(tmp_path: Path, any_size: bool) -> None:
+    """A server of an ONNX file would need seconds more to start, and ten times the memory."""
+    entry = {"name": "pixels", "dtype": "uint8", "shape": ["batch", "height", "width", 3], "batch": {"max": MAX_BATCH}}
+    path = artifact(tmp_path, pixels=True, input=entry) if any_size else artifact(tmp_path)
+    code = (
+        "import sys; from growtas.export.serving.predictor import Predictor\n"
+        "with Predictor(sys.argv[1], threads=1) as predictor: predictor.warm_up(1)\n"
+        "sys.exit([name for name in ('torch', 'timm') if name in sys.modules] or 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=100)
 
 
 MORE: tuple[dict[str, Any], ...] = ({}, {"softmax": True}, {"top_k": 2}, {"softmax": True, "top_k": CLASSES})

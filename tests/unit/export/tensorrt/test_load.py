@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from growtas.errors import CheckpointError, DeviceError, GrowtasError
-from growtas.export.artifact import manifest_path, read_manifest, write_manifest
+from growtas.export.artifact import load_artifact, manifest_path, read_manifest, write_manifest
 from growtas.export.benchmark.run import BenchOptions
-from growtas.export.open import open_session
+from growtas.export.open import open_artifact, open_session
 from growtas.export.pipeline import run as pipeline
 from growtas.export.pipeline.formats import onnx as onnx_format
 from growtas.export.tensorrt import engine, library
@@ -139,6 +139,8 @@ def test_a_manifest_that_says_nothing_of_a_plan_is_refused(tmp_path: Path, onnx_
     manifest_path(path).write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="says nothing of a plan"):
         open_session(path)
+    with pytest.raises(CheckpointError, match="says nothing of a plan"):
+        open_artifact(load_artifact(path))
 
 
 @pytest.mark.parametrize("change", [{"targets": []}, {"targets": None}])
