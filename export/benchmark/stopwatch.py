@@ -19,7 +19,7 @@ from growtas.export.tensorrt.builder import Shapes, builder_of
 from growtas.export.verification.images import noise
 from growtas.latency.measured.paired import Block
 from growtas.nn.architecture import Architecture
-from growtas.progress import SILENT, Progress
+from growtas.progress import Progress
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
@@ -82,13 +82,12 @@ class ArchitectureTurns:
             lambda subnet: export_graph(Architecture.of(space, subnet)).SerializeToString()
         )
 
-    def check_against_exporter(self, subnet: Subnet, progress: Progress = SILENT) -> bool:
-        """Whether the assembled graph of a subnet is what the exporter writes; if not, every subnet is exported from now on."""
+    def check_against_exporter(self, subnet: Subnet, progress: Progress) -> None:
+        """Compares the assembled graph of a subnet with the exporter's; if they differ, every subnet is exported from now on."""
         self._exporter_for_each = signature(self._assembler.graph(subnet)) != self.signature(subnet)
         if self._exporter_for_each:
             why = "graphs put together from blocks differ from exported ones here"
             progress.note(f"{why}; exporting each subnet, which takes longer")
-        return not self._exporter_for_each
 
     def signature(self, subnet: Subnet) -> str:
         """Digest of what the exporter writes for a subnet, names and weights aside; see

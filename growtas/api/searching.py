@@ -117,19 +117,18 @@ def search(
         raise ConfigError(f"--objective is {objective!r}; legal are {choices(OBJECTIVES)}")
     if front is not None and objective != "pareto":
         raise ConfigError("--front needs --objective pareto")
-    _refuse_ignored(
-        "with --replay, which evaluates nothing" if replay else "",
-        ("--data", data is not None),
-        ("--data-dir", data_dir is not None),
-        ("--limit-images", limit_images is not None),
-        ("--exact", exact),
-        ("--generations", generations != EvolutionConfig.generations),
-        ("--population", population != EvolutionConfig.population),
-    )
-    _refuse_ignored(
-        "without a --device or --max-activation-memory" if not devices and max_activation_memory is None else "",
-        ("--batch", batch != 1),
-    )
+    evaluating = {
+        "--data": data is not None,
+        "--data-dir": data_dir is not None,
+        "--limit-images": limit_images is not None,
+        "--exact": exact,
+        "--generations": generations != EvolutionConfig.generations,
+        "--population": population != EvolutionConfig.population,
+    }
+    if replay and (ignored := next((option for option, given in evaluating.items() if given), None)):
+        raise ConfigError(f"{ignored} changes nothing with --replay, which evaluates nothing; leave it out")
+    if batch != 1 and not devices and max_activation_memory is None:
+        raise ConfigError("--batch changes nothing without a --device or --max-activation-memory; leave it out")
     sizes = max_size is not None or max_activation_memory is not None
     parsed = parse_devices(devices, max_latency, precision, sizes=sizes)
     limits = Limits(
@@ -150,6 +149,9 @@ def search(
     state = chosen_run.info.get("state")
     if state not in ("finished", "imported"):
         progress.note(f"the training of this run is not finished ({state}); searching its newest checkpoint")
+    images = chosen_run.info.get("data") if data is None else {"name": data, "data_dir": None}
+    if images is not None and data_dir is not None:
+        images = {**images, "data_dir": str(Path(data_dir).expanduser().absolute())}
     searched = searched_space(chosen_run, space)
     limits.check(searched)
     request = _Request(
@@ -166,7 +168,7 @@ def search(
         threads=threads,
         load=partial(LoadedSupernet.load, chosen_run, data=data, data_dir=data_dir, limit_images=limit_images),
         out=Path(out) if out else chosen_run.path / "search",
-        data={"name": data, "data_dir": data_dir} if data is not None else chosen_run.info.get("data"),
+        data=images,
         command=command,
         progress=progress,
     )
@@ -175,13 +177,6 @@ def search(
 
 def _amount(parse: Callable[[str, str, str], int], limit: str | int | None, option: str, example: str) -> int | None:
     return parse(limit, option, example) if isinstance(limit, str) else limit
-
-
-def _refuse_ignored(where: str, *options: tuple[str, bool]) -> None:
-    """Refuses the options that are given where they change nothing; an empty ``where`` is nowhere."""
-    for option, given in options:
-        if where and given:
-            raise ConfigError(f"{option} changes nothing {where}; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,10 +77,8 @@ class Overview:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        errors = _standard_errors(self.accuracy, self.accuracy_images)
-        return {
-            **dataclasses.asdict(self), "path": str(self.path), "contents": list(self.contents), "accuracy_standard_error": errors
-        }  # fmt: skip
+        row = {**dataclasses.asdict(self), "path": str(self.path), "contents": list(self.contents)}
+        return {**row, "accuracy_standard_error": _standard_errors(self.accuracy, self.accuracy_images)}
 
 
 @dataclass(frozen=True)

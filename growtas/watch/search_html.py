@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.files import replacing
+from growtas.runs import data_title
 from growtas.units import format_accuracy, format_ms
 from growtas.watch.diagram import subnet_svg
 from growtas.watch.search_report import SearchReport, cost_rows, latency_rows
@@ -78,13 +79,13 @@ def write_search_page(report: SearchReport, path: Path) -> None:
 def _facts(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """When and with what the search was made; what is not known is left out."""
     images, dropped = data["images"]["count"], data["dropped"]
-    name = (data.get("data") or {}).get("name")
     yield "date", str(data["created"])
     if data.get("command"):
         yield "command", str(data["command"])
     yield "run", str(data["run"])
-    if name:
-        yield "data set", f"{name}, {images:,} search images" if images is not None else str(name)
+    if data.get("data"):
+        searched = f", {images:,} search images" if images is not None else ""
+        yield "data set", f"{data_title(data['data'])}{searched}"
     yield "growtas", str(data["growtas"])
     early = f", {dropped} left early" if dropped else ""
     yield "evaluated", f"{data['evaluated']} subnets{early}, {data['reused']} from the journal, in {data['seconds']:.1f} s"

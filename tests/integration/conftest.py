@@ -41,7 +41,7 @@ class Stopwatch(list):
     def __init__(self, monkeypatch):
         self.turns, self.speed = 0, lambda turn: 1.0
         monkeypatch.setattr(ArchitectureTurns, "__call__", lambda turns, subnets: self.take(turns, subnets))
-        monkeypatch.setattr(ArchitectureTurns, "check_against_exporter", lambda turns, subnet, progress: True)
+        monkeypatch.setattr(ArchitectureTurns, "check_against_exporter", lambda turns, subnet, progress: None)
         monkeypatch.setattr(ArchitectureTurns, "signature", lambda turns, subnet: f"graph of {subnet}")
         monkeypatch.setattr("time.sleep", lambda seconds: None)
 

@@ -39,7 +39,7 @@ class Clockwork:
         self.die_after = 10**9
         self.speed = 1.0
         monkeypatch.setattr(turns.ArchitectureTurns, "__call__", lambda job, subnets: self(subnets))
-        monkeypatch.setattr(turns.ArchitectureTurns, "check_against_exporter", lambda job, subnet, progress: True)
+        monkeypatch.setattr(turns.ArchitectureTurns, "check_against_exporter", lambda job, subnet, progress: None)
         monkeypatch.setattr("time.sleep", lambda seconds: None)
 
     def __call__(self, subnets):

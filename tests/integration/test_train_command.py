@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from growtas import api
 from growtas.checkpoint import load_tensors
 from growtas.cli.app import app
 from growtas.cli.recipes import recipes
@@ -342,6 +344,10 @@ def test_a_moved_folder_of_images(folder):
     assert f"in {folder}/pets" in message
     (folder / "animals" / "dog" / "10.png").rename(folder / "animals" / "cat" / "0.png")
     assert invoke("--resume", "--data-dir", "animals").exit_code == 0
+    # A search names the place where it read the images.
+    shutil.copytree("animals", "zoo")
+    found = api.search(run, data_dir="zoo", generations=1, population=2).report
+    assert (found["data"]["name"], found["data"]["data_dir"]) == ("folder", f"{folder}/zoo")
 
 
 def test_resuming_takes_no_recipe(folder):

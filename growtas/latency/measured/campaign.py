@@ -121,6 +121,12 @@ class Sample:
         """Whether other work disturbed the timings too much for their own medians to count."""
         return self.half_width is not None
 
+    @property
+    def ratio(self) -> PairedRatio:
+        """To the reference subnet; of a steady sample the variation of the blocks tells the error."""
+        half_width = 2 * self.cv if self.half_width is None else self.half_width
+        return PairedRatio(ratio=self.p50_ms / self.reference_ms, half_width=half_width)
+
     @classmethod
     def of(cls, data: Mapping[str, Any], subnet: Subnet, visit: int) -> Sample:
         """A sample from the numbers of its JSON form, and what is read from it apart."""
@@ -233,9 +239,8 @@ class Campaign:
             return sample
         if not sample.unsteady and abs(sample.reference_ms / usual_ms - 1) <= self.bounds.drift:
             return sample
-        half_width = 2 * sample.cv if sample.half_width is None else sample.half_width
-        ms = sample.p50_ms / sample.reference_ms * usual_ms
-        return replace(sample, p50_ms=ms, reference_ms=usual_ms, half_width=half_width)
+        paired = sample.ratio
+        return replace(sample, p50_ms=paired.ratio * usual_ms, reference_ms=usual_ms, half_width=paired.half_width)
 
     def measure(self, subnets: Iterable[Subnet], *, visit: int = 0) -> list[Sample]:
         """A sample of each subnet, journalled or measured now and :meth:`settled`, in their order.
@@ -289,7 +294,7 @@ class Campaign:
                     accepted.append(_steady(subnet, times, reference, visit))
                 elif not strict:
                     sample = _unsteady(subnet, blocks[subnet], beside, visit)
-                    accepted += [sample] if last or (sample.half_width or 0.0) <= PRECISE else []
+                    accepted += [sample] if last or sample.ratio.half_width <= PRECISE else []
             self._record(accepted)
             if why and not strict and not self._noted:
                 self._noted = True

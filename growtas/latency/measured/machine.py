@@ -125,31 +125,23 @@ def check_profile(profile: MeasuredProfile, timer: InterleavedTimer, *, strict: 
     Raises:
         UnsteadyMachine: the timings do not settle, and ``strict``.
     """
-    reference, recorded = profile.space.middle(), recorded_ms(profile)
-    first = time_together([reference], timer, strict=strict)
-    now, unsteady = first.ms[0], first.unsteady
-    if abs(now / recorded - 1) <= _tolerance(unsteady):
-        return Check(reference_ms=now, factor=1.0, unsteady=unsteady)
-    timed = {sample.subnet: sample.p50_ms for role, sample in profile.samples if role != "repeat"}
-    ends = [min(timed, key=timed.__getitem__), max(timed, key=timed.__getitem__)]
-    # Together, since a busy moment may have come or gone since.
-    together = time_together([*ends, reference], timer, strict=strict)
-    (*ends_ms, now), unsteady = together.ms, together.unsteady
-    factor = now / recorded
-    factors = [ms / timed[end] for ms, end in zip(ends_ms, ends, strict=True)]
-    if abs(factor - 1) <= _tolerance(unsteady):
-        return Check(reference_ms=now, factor=1.0, unsteady=unsteady)
+    recorded = {sample.subnet: sample.p50_ms for role, sample in profile.samples if role != "repeat"}
+    ends = [min(recorded, key=recorded.__getitem__), max(recorded, key=recorded.__getitem__)]
+    # The reference again beside the ends, since a busy moment may have come or gone since.
+    for beside in ([], ends):
+        timed = time_together([*beside, profile.space.middle()], timer, strict=strict)
+        (*ends_ms, now), unsteady = timed.ms, timed.unsteady
+        factor, tolerance = now / recorded_ms(profile), 2 * TOLERANCE if unsteady else TOLERANCE
+        if abs(factor - 1) <= tolerance:
+            return Check(reference_ms=now, factor=1.0, unsteady=unsteady)
+    factors = [ms / recorded[end] for ms, end in zip(ends_ms, ends, strict=True)]
     message = f"the profile's reference subnet takes {factor:.2f} times what it took then"
     why_not = ""
     if not 1 / MAX_FACTOR <= factor <= MAX_FACTOR:
         why_not = ": another machine, or a busy one"
-    elif max(abs(other / factor - 1) for other in factors) > _tolerance(unsteady):
+    elif max(abs(other / factor - 1) for other in factors) > tolerance:
         why_not = f", the smallest one {factors[0]:.2f} and the largest {factors[1]:.2f} times"
     return Check(reference_ms=now, factor=None if why_not else factor, message=f"{message}{why_not}", unsteady=unsteady)
-
-
-def _tolerance(unsteady: bool) -> float:
-    return 2 * TOLERANCE if unsteady else TOLERANCE
 
 
 def time_together(subnets: list[Subnet], timer: InterleavedTimer, *, strict: bool = False) -> Timed:
@@ -171,8 +163,8 @@ def time_together(subnets: list[Subnet], timer: InterleavedTimer, *, strict: boo
         why = next(filter(None, (scatter(medians(times), bounds) for times in blocks)), "")
         if not why:
             return Timed(ms=tuple(float(np.median(medians(times))) for times in blocks), unsteady=False)
-        for so_far, times in zip(rounds, blocks, strict=True):
-            so_far += times
+        for earlier, times in zip(rounds, blocks, strict=True):
+            earlier.extend(times)
     if strict:
         raise UnsteadyMachine(
             f"the machine is too busy, or its clocks change: a subnet's timings {why}, {bounds.tries} times; nothing was lost, and "

@@ -29,7 +29,6 @@ MAX_VISITS = 6
 LEAST_MARGIN = 0.02
 """On a quiet machine measurements of a subnet at two times differ by about 1 %; a margin is at least twice that."""
 _REPEATS = 1.5
-_BLOCKS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,23 +72,19 @@ def combine_visits(samples: Sequence[Sample], *, reference_ms: float | None, rep
     """
     beside = float(np.mean([sample.reference_ms for sample in samples]))
     if any(sample.unsteady for sample in samples):
-        ratios = [
-            # Of a steady visit the blocks' variation tells the error, as it tells the margin.
-            PairedRatio(ratio=s.p50_ms / s.reference_ms, half_width=_BLOCKS * s.cv if s.half_width is None else s.half_width)
-            for s in samples
-        ]
-        paired = PairedRatio.of_visits(ratios)
+        paired = PairedRatio.of_visits([sample.ratio for sample in samples])
         margin = max(LEAST_MARGIN, paired.half_width, _REPEATS * repeatability)
         return MeasuredLatency(ms=paired.ratio * beside, margin=margin, unsteady=True)
     values = [sample.p50_ms for sample in samples]
     visits = max(values) / min(values) - 1
-    spread = max(LEAST_MARGIN, _BLOCKS * max(sample.cv for sample in samples), visits, _REPEATS * repeatability)
+    blocks = max(sample.ratio.half_width for sample in samples)
+    spread = max(LEAST_MARGIN, blocks, visits, _REPEATS * repeatability)
     faster = max((reference_ms or beside) / beside - 1, 0.0)
     return MeasuredLatency(ms=float(np.mean(values)), margin=spread + faster)
 
 
 class LocalStopwatch:
-    """Measures and journals a space's subnets on this machine; a :class:`growtas.search.targets.Stopwatch`.
+    """Measures and journals a space's subnets on this machine.
 
     Args:
         campaign: measures and journals.

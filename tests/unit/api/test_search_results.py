@@ -36,7 +36,7 @@ def write(tmp_path):
     """Writes a search of 40 subnets in two generations, the second of which was left early as a whole."""
     run = create_run(tmp_path / "runs", "r", {"space": MICRO.to_dict()})
 
-    def make(limits=None, targets=(), **changes):
+    def make(limits=None, targets=(), data=None, **changes):
         subnets = list(dict.fromkeys(sample_batch(MICRO, 60, np.random.default_rng(0))))[:40]
         scores = [(0.5 + index / 200, -1.0, -index) for index in range(20)] + [(DROPPED, -math.inf, 0)] * 20
         scored = list(zip(subnets, scores, strict=True))
@@ -49,7 +49,7 @@ def write(tmp_path):
         chosen = choose(MICRO, search.limits, targets, best_first, lambda subnets: [])
         outcome = Outcome(chosen=chosen, result=EvolutionResult(tuple(best_first), history), spent=Spent())
         record = {
-            "run": "runs/r", "data": {"name": "photos <raw>"}, "command": COMMAND, "checkpoint_sha256": "c", "device": None,
+            "run": "runs/r", "data": data or {"name": "photos <raw>"}, "command": COMMAND, "checkpoint_sha256": "c", "device": None,
             "devices": [], "limits": {**vars(search.limits), "max_latency_ms": None}, "evaluated": 20, "dropped": 20, "reused": 0,
             "seconds": 1.0, "images": {"split": "search", "count": 100, "fingerprint": "d"},
         }  # fmt: skip
@@ -122,6 +122,12 @@ def test_the_page_says_where_it_comes_from_and_stands_alone(write):
     # On a telephone of 390 pixels whatever is wider scrolls inside the page.
     assert re.search(r"\.wide\{overflow-x:auto\}", page.style)
     assert all("div" in parents for tag, _, parents in page.tags if tag in ("table", "svg"))
+
+
+def test_the_page_names_a_folder_of_images_by_its_path(write):
+    texts = Page(write(data={"name": "folder", "data_dir": "/photos/raw"}) / "report.html").texts
+    assert "/photos/raw, 100 search images" in texts
+    assert not any(text.startswith("folder") for text in texts)
 
 
 def contrast(one, other):
