@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data import create_dataset
 
 from growtas.data.decode import decode
-from growtas.data.images import ArraySet, ImageSet, ReaderSet, file_set
+from growtas.data.images import ArraySet, ImageSet, ReaderSet, file_set, paths_of
 from growtas.errors import DataError, choices
 from growtas.progress import Progress, tracked
 
@@ -78,7 +78,7 @@ def _mapped(
 
 def _check_apart(name: str, train: ImageSet, test: ImageSet) -> None:
     """Refuses a test set with files of the training set."""
-    train_paths, test_paths = (getattr(images, "paths", None) for images in (train, test))
+    train_paths, test_paths = map(paths_of, (train, test))
     if train_paths is None or test_paths is None:
         return
     known = {os.path.abspath(path) for path in train_paths}
