@@ -94,12 +94,9 @@ def run_images(
 
     try:
         test = test_set(run, data=data, data_dir=data_dir)
-        if stratified:
-            part = test.subset(count)
-            images, numbers, picked = part.images(0, len(part)), part.labels, f"{len(part)} of {len(test)}"
-        else:
-            indices = evenly_spaced(len(test), count)
-            images, numbers, picked = test.take(indices), test.labels[indices], str(len(indices))
+        part = test.subset(count) if stratified else test
+        indices = evenly_spaced(len(part), count)
+        images = part.take(indices)
     except DataError as error:
         if data is not None or data_dir is not None:
             raise
@@ -107,16 +104,17 @@ def run_images(
         return photographs(run.info["preprocess"], count, reason)
     named = data or data_title(run.info.get("data"))
     class_names = tuple(run.info.get("class_names") or test.class_names)
-    # Other data may have the same classes in another order, or classes that have nothing to do with the run's.
-    same_classes = sorted(class_names) == sorted(test.class_names)
-    number_of = {name: index for index, name in enumerate(class_names)}
-    labels = np.array([number_of[test.class_names[label]] for label in numbers.tolist()], np.int64) if same_classes else None
+    labels, reason = None, None
+    try:
+        labels = part.labelled_as(class_names).labels[indices].numpy()
+    except DataError:
+        reason = f"the classes of {named} have other names than the run's"
     return VerificationImages(
         images=np.ascontiguousarray(images.numpy(), np.float32),
         labels=labels,
-        class_names=class_names if same_classes else None,
-        description=f"{picked} test images of {named}",
-        unlabelled_because=None if same_classes else f"the classes of {named} have other names than the run's",
+        class_names=class_names if labels is not None else None,
+        description=f"{len(indices)}{f' of {len(test)}' if stratified else ''} test images of {named}",
+        unlabelled_because=reason,
     )
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from growtas.data.decode import DecodeRules, is_deep, is_turned, read_header
+from growtas.data.decode import DecodeRules, is_deep, is_turned
 from growtas.data.images import file_set, load_as
 from growtas.errors import ConfigError, DataError
 from growtas.export.serving.image_files import find_images
@@ -121,22 +121,36 @@ def predict(
         if batch is not None and not 1 <= batch <= most:
             raise ConfigError(f"--batch is {batch}; the artifact was exported for batches from 1 to {most}")
         size = batch or most
+        heeds_all = DecodeRules.of(predictor.signature.preprocess or {}).version > 0
+        unheeded = 0
+
+        def prepare(image: Image.Image) -> NDArray[Any]:
+            nonlocal unheeded
+            unheeded += not heeds_all and (is_turned(image) or is_deep(image))
+            return predictor.prepare(image)
+
         # Not all at once: a folder of a million images must not lie in memory.
         chunks = (paths[start : start + size] for start in range(0, len(paths), size))
-        predictions = tuple(prediction for chunk in chunks for prediction in _answers(predictor, chunk, top))
-        _note_unheeded(predictor, paths, progress)
+        predictions = tuple(prediction for chunk in chunks for prediction in _answers(predictor, prepare, chunk, top))
+        if unheeded:
+            progress.note(
+                f"{unheeded} of the images have an EXIF orientation or more than 8 bits a sample; the artifact is of an older "
+                f"growtas, whose training heeded neither, so they are read without the orientation and with large values clipped"
+            )
         runtime = f"{predictor.info.runtime} {predictor.info.version}"
         return Predictions(artifact=predictor.artifact, runtime=runtime, images=predictions)
 
 
-def _answers(predictor: Predictor, paths: Sequence[Path], top: int) -> Iterator[Prediction]:
+def _answers(
+    predictor: Predictor, prepare: Callable[[Image.Image], NDArray[Any]], paths: Sequence[Path], top: int
+) -> Iterator[Prediction]:
     """The answers for at most a batch of images, in the order of their files."""
     files = file_set([str(path) for path in paths], [0] * len(paths))
     answers: dict[int, Prediction] = {}
     prepared: dict[int, NDArray[Any]] = {}
     for index, path in enumerate(paths):
         try:
-            prepared[index] = load_as(files, index, predictor.prepare)
+            prepared[index] = load_as(files, index, prepare)
         except DataError as error:
             answers[index] = Prediction(file=path, error=str(error))
     # Only images of one size can run together.
@@ -145,19 +159,3 @@ def _answers(predictor: Predictor, paths: Sequence[Path], top: int) -> Iterator[
         for index, logits in zip(indices, predictor.run(np.stack([prepared[index] for index in indices])), strict=True):
             answers[index] = Prediction(file=paths[index], top=predictor.top(logits, top), logits=tuple(logits.tolist()))
     return (answers[index] for index in range(len(paths)))
-
-
-def _note_unheeded(predictor: Predictor, paths: Sequence[Path], progress: Progress) -> None:
-    """Says so where an artifact of an older growtas sees images as its training saw them, and not as viewers show them."""
-    if DecodeRules.of(predictor.signature.preprocess or {}).version:
-        return
-    unheeded = 0
-    for path in paths:
-        with contextlib.suppress(Exception), open(path, "rb") as file:  # unreadable ones have been named
-            header = read_header(file)
-            unheeded += is_turned(header) or is_deep(header)
-    if unheeded:
-        progress.note(
-            f"{unheeded} of the images have an EXIF orientation or more than 8 bits a sample; the artifact is of an older growtas, "
-            f"whose training heeded neither, so they are read without the orientation and with large values clipped"
-        )

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from growtas.errors import DataError
 from growtas.fields import Rule, real
@@ -37,17 +37,8 @@ PIXEL_RANGE = Rule(
     ),
     "two numbers, the value of black and the larger one of white, as in [0, 4095], or null",
 )
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientations and what makes the image upright."""
 _SAMPLE_FORMAT, _SIGNED, _PHOTOMETRIC, _WHITE_IS_ZERO, _BITS, _PLANAR, _APART = 339, 2, 262, 0, 258, 284, 2
+_UPRIGHT = 1
 _GREY_ALPHA = "LA;16B"
 _LOW_BYTES = "growtas.low_bytes"
 """Key in ``Image.info`` of the lower halves of 16-bit colours, of which Pillow keeps the upper ones only."""
@@ -119,7 +110,7 @@ class DecodeRules:
         """
         if isinstance(image, ImageFile.ImageFile) and image.tile:
             _load(image)
-        turn = _TURNS.get(_orientation(image))
+        orientation = _orientation(image)
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # the same colours as straight to RGB, without Pillow's warning
         if self.version == 0:
@@ -133,15 +124,15 @@ class DecodeRules:
             )
         eight_bits = self._scaled(image) if is_deep(image) else image
         upright = eight_bits.convert(mode)
-        if turn is not None:
-            upright = upright.transpose(turn)
         upright.info = {}  # what is upright must not be turned again by whoever reads its tags
+        if orientation != _UPRIGHT:
+            upright.getexif()[ExifTags.Base.Orientation] = orientation
+            upright = ImageOps.exif_transpose(upright)
         return upright
 
     def _scaled(self, image: Image.Image) -> Image.Image:
         """An image of more than 8 bits a sample, scaled to 8."""
-        tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
-        values, (low, high) = _samples(image, tags)
+        values, (low, high) = _samples(image)
         if self.pixel_range is not None:
             low, high = self.pixel_range
         elif image.mode == "F":
@@ -156,11 +147,12 @@ class DecodeRules:
             )
         if image.mode == "F" and np.isnan(values).any():
             raise DataError("some of its values are not a number (NaN)")
-        # Of 16 bits a table is smaller than a float a value.
-        every = np.arange(65536) if values.dtype.kind == "u" and values.dtype.itemsize == 2 else None
-        scaled = _levels(values, low, high) if every is None else _levels(every, low, high)[values]
+        if values.dtype in ("<u2", ">u2"):  # a table is smaller than a float a value
+            scaled = _levels(np.arange(65536), low, high)[values]
+        else:
+            scaled = _levels(values, low, high)
         # Pillow inverts what is stored with white as zero in 8 bits, but not in more.
-        return Image.fromarray(255 - scaled if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else scaled)
+        return Image.fromarray(255 - scaled if _tags(image).get(_PHOTOMETRIC) == _WHITE_IS_ZERO else scaled)
 
 
 def decode(file: IO[bytes]) -> Image.Image:
@@ -211,19 +203,18 @@ def oddities(image: Image.Image) -> list[str]:
 
 def is_turned(image: Image.Image) -> bool:
     """Whether an image, or the header of one, has an EXIF orientation other than upright."""
-    return _orientation(image) in _TURNS
+    return _orientation(image) != _UPRIGHT
 
 
 def is_deep(image: Image.Image) -> bool:
     """Whether an image, or the header of one, has more than 8 bits a sample, or signed values."""
-    signed = _SIGNED in tuple(getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ()))
-    deep_colour = _LOW_BYTES in image.info or any(map(_is_deep_colour, getattr(image, "tile", ())))
-    return image.mode in ("I", "F") or image.mode.startswith("I;16") or deep_colour or signed or _has_deep_planes(image)
+    deep_colour = _LOW_BYTES in image.info or _raw_mode(image).startswith(_DEEP_COLOUR)
+    return image.mode == "F" or image.mode.startswith("I") or deep_colour or _is_signed(image) or _has_deep_planes(image)
 
 
 def largest_sample(image: Image.Image) -> tuple[float, float]:
     """The largest value of an image of more than 8 bits, and the largest that its type holds."""
-    values, (_, high) = _samples(image, getattr(image, "tag_v2", {}))
+    values, (_, high) = _samples(image)
     return float(values.max()), high
 
 
@@ -261,15 +252,15 @@ def reason(error: Exception) -> str:
 def _load(image: ImageFile.ImageFile) -> None:
     """Reads the pixels of an image, and notes in its ``info`` what Pillow doesn't say of them."""
     facts: dict[str, Any] = {}
-    if any(tile.codec_name == "libtiff" for tile in image.tile):
+    raw, top = _raw_mode(image), _ppm_top(image)
+    if image.tile and image.tile[0].codec_name == "libtiff":
         # It gives samples in the machine's own order, which Pillow minds in unsigned ones alone.
-        image.tile = [_with_raw_mode(tile, re.sub(r"(;\d+)B", r"\1N", _raw_mode(tile.args))) for tile in image.tile]
-    top = _ppm_top(image)
-    if any(map(_is_deep_colour, image.tile)):
+        _set_raw_mode(image, re.sub(r"(;\d+)B", r"\1N", raw))
+    if raw.startswith(_DEEP_COLOUR):
         facts[_LOW_BYTES] = _low_bytes(image.fp)
     elif image.mode.startswith("I"):
         facts = {_TOP: top} if top else {}
-    elif top > 255 or any(";16" in _raw_mode(tile.args) for tile in image.tile):
+    elif top > 255 or ";16" in raw:
         facts[_UPPER_ONLY] = True
     _orientation(image)  # read while the file is open
     image.load()
@@ -281,11 +272,10 @@ def _levels(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     return np.rint((values.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
 
 
-def _samples(image: Image.Image, tags: Mapping[int, Any]) -> tuple[NDArray[Any], tuple[float, float]]:
+def _samples(image: Image.Image) -> tuple[NDArray[Any], tuple[float, float]]:
     """The values of an image of more than 8 bits a sample, and the least and largest of its type."""
-    low_bytes = image.info.get(_LOW_BYTES)
-    values = np.asarray(image)
-    if low_bytes is not None:
+    values, tags = np.asarray(image), _tags(image)
+    if (low_bytes := image.info.get(_LOW_BYTES)) is not None:
         return values[..., :3].astype(np.uint16) * 256 + np.asarray(low_bytes)[..., :3], (0, 65535)
     if image.mode == "F":
         return values, (0, 1)
@@ -293,7 +283,7 @@ def _samples(image: Image.Image, tags: Mapping[int, Any]) -> tuple[NDArray[Any],
         return np.rint(values * (own / 65535)), (0, own)
     sixteen = image.mode != "I" or image.format in ("PNG", "PPM")
     bits = int(tags.get(_BITS, (0,))[0]) or (16 if sixteen else 32)
-    if _SIGNED in tuple(tags.get(_SAMPLE_FORMAT, ())):
+    if _is_signed(image):
         if bits == 8:
             raise DataError("its samples are signed numbers of 8 bits, which Pillow takes for unsigned ones; convert it")
         return values, (0, 2 ** (bits - 1) - 1)
@@ -308,21 +298,27 @@ def _low_bytes(file: IO[bytes] | None) -> Image.Image:
     place = file.tell()
     file.seek(0)
     other = Image.open(file)
-    other.tile = [_with_raw_mode(tile, _other_order(_raw_mode(tile.args))) for tile in other.tile]
-    grey = any(_raw_mode(tile.args) == "RGBA" for tile in other.tile)
+    raw = _raw_mode(other)
+    # Grey, alpha and their lower halves are read as if they were R, G, B and A: the second is the grey's lower half.
+    _set_raw_mode(other, "RGBA" if raw == _GREY_ALPHA else raw[:-1] + _OTHER_ORDER[raw[-1]])
     other.load()
     file.seek(place)
-    # Grey, alpha and their lower halves are read as if they were R, G, B and A: the second is the grey's lower half.
-    return Image.merge("RGB", [other.getchannel(1)] * 3) if grey else other.copy()
+    return Image.merge("RGB", [other.getchannel(1)] * 3) if raw == _GREY_ALPHA else other.copy()
+
+
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """The tags of a TIFF; none of other formats."""
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    return tags
+
+
+def _is_signed(image: Image.Image) -> bool:
+    return _SIGNED in tuple(_tags(image).get(_SAMPLE_FORMAT, ()))
 
 
 def _has_deep_planes(image: Image.Image) -> bool:
-    tags = getattr(image, "tag_v2", {})
+    tags = _tags(image)
     return len(image.getbands()) > 1 and tags.get(_PLANAR) == _APART and max(tags.get(_BITS, (0,))) > 8
-
-
-def _is_deep_colour(tile: Any) -> bool:
-    return _raw_mode(tile.args).startswith(_DEEP_COLOUR)
 
 
 def _ppm_top(image: ImageFile.ImageFile) -> int:
@@ -331,23 +327,21 @@ def _ppm_top(image: ImageFile.ImageFile) -> int:
     return int(args[1]) if isinstance(args, tuple) and len(args) == 2 and isinstance(args[1], int) else 0
 
 
-def _raw_mode(args: Any) -> str:
-    """How a tile's samples lie in the file, in Pillow's words."""
+def _raw_mode(image: Image.Image) -> str:
+    """How an image's samples lie in its file, in Pillow's words; nothing where they are read already."""
+    args = next((tile.args for tile in getattr(image, "tile", ())), "")
     first = args[0] if isinstance(args, tuple) and args else args
     return first if isinstance(first, str) else ""
 
 
-def _with_raw_mode(tile: Any, raw: str) -> Any:
-    return tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
-
-
-def _other_order(raw: str) -> str:
-    return "RGBA" if raw == _GREY_ALPHA else raw[:-1] + _OTHER_ORDER[raw[-1]]
+def _set_raw_mode(image: ImageFile.ImageFile, raw: str) -> None:
+    image.tile = [tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw) for tile in image.tile]
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none or where the tags are broken."""
+    """The EXIF orientation, 1 to 8; 1 for upright, where there is none, and where the tags are broken."""
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = int(image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT))
     except Exception:  # broken tags raise all kinds, and say nothing about the pixels
-        return 1
+        return _UPRIGHT
+    return orientation if 1 <= orientation <= 8 else _UPRIGHT

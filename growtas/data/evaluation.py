@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -76,7 +77,8 @@ class EvaluationSet:
                 f"the images' classes ({listed(self.class_names, 3)}) are not those that the run was trained on "
                 f"({listed(class_names, 3)}), so accuracies on them mean nothing; {absent[0]} is in one of them only"
             )
-        changed = EvaluationSet(self._images, self._record, tuple(class_names))
+        changed = copy.copy(self)  # with the pixels that are decoded already
+        changed.class_names = tuple(class_names)
         changed.labels = torch.tensor([wanted.index(name) for name in own])[self.labels]
         return changed
 

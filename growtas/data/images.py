@@ -133,6 +133,13 @@ def resolve(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:
     return images, indices
 
 
+def paths_of(images: ImageSet) -> list[str] | None:
+    """The file of each image; None where they are no files."""
+    base, indices = resolve(images)
+    paths: Sequence[str] | None = getattr(base, "paths", None)
+    return None if paths is None else [paths[index] for index in indices.tolist()]
+
+
 def file_set(paths: Sequence[str], labels: Sequence[int]) -> ReaderSet:
     """Image files with their labels."""
     return ReaderSet(labels, lambda index: decode(open(paths[index], "rb")), lambda index: paths[index], paths)
@@ -167,10 +174,16 @@ def unreadable(images: ImageSet, progress: Progress = SILENT, title: str = "chec
             return error
         return None
 
+    return [failure for failure in in_threads(attempt, indices, progress, title) if failure is not None]
+
+
+def in_threads(
+    function: Callable[[int], _Transformed], indices: NDArray[np.int64], progress: Progress, title: str
+) -> list[_Transformed]:
+    """What a function gives for each of the indices, in their order."""
     with ThreadPoolExecutor(available_threads()) as pool:
         chunks = np.array_split(indices, max(1, len(indices) // 64))
-        failures = [failure for chunk in tracked(chunks, title, progress) for failure in pool.map(attempt, chunk.tolist())]
-    return [failure for failure in failures if failure is not None]
+        return [result for chunk in tracked(chunks, title, progress) for result in pool.map(function, chunk.tolist())]
 
 
 def raise_unreadable(failures: Sequence[DataError], where: str) -> None:

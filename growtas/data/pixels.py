@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from growtas.data.cache import files_key, load_entry, store_entry
-from growtas.data.images import ArraySet, ImageSet, load_as, resolve
+from growtas.data.images import ArraySet, ImageSet, load_as, paths_of, resolve
 from growtas.data.preprocess import geometry
 from growtas.progress import SILENT, Progress, tracked
 from growtas.resources import available_threads
@@ -72,11 +72,11 @@ class Pixels:
 
     def _cache_key(self) -> str | None:
         """Names the cache's entry for these images; None for images that aren't files."""
-        paths = getattr(self._base, "paths", None)
+        paths = paths_of(self._images)
         if paths is None:
             return None
         rules = {key: self._record.get(key) for key in ("image_size", "crop_pct", "interpolation", "decode")}
-        return files_key((paths[index] for index in self._indices.tolist()), shape=self._shape, **rules)
+        return files_key(paths, shape=self._shape, **rules)
 
     def _load_cached(self) -> bool:
         """Take all images from the cache, at the first time of asking."""

@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data import create_dataset
 
 from growtas.data.decode import decode
-from growtas.data.images import ArraySet, ImageSet, ReaderSet, file_set
+from growtas.data.images import ArraySet, ImageSet, ReaderSet, file_set, paths_of
 from growtas.errors import DataError, choices
 from growtas.progress import Progress, tracked
 
@@ -78,7 +78,7 @@ def _mapped(
 
 def _check_apart(name: str, train: ImageSet, test: ImageSet) -> None:
     """Refuses a test set with files of the training set."""
-    train_paths, test_paths = (getattr(images, "paths", None) for images in (train, test))
+    train_paths, test_paths = map(paths_of, (train, test))
     if train_paths is None or test_paths is None:
         return
     known = {os.path.abspath(path) for path in train_paths}
@@ -102,35 +102,32 @@ def _open(name: str, folder: Path | None, split: str) -> Any:
 def _as_images(dataset: Any, name: str, split: str, progress: Progress) -> tuple[ImageSet, tuple[str, ...] | None]:
     """The images of a split with its own labels, and the names that it gives these labels."""
     title = f"{name} {split}"
-    pixels = getattr(dataset, "data", None)
-    labels = getattr(dataset, "targets", None)
+    pixels, labels = getattr(dataset, "data", None), getattr(dataset, "targets", None)
+    reader = getattr(dataset, "reader", None)
     images: ImageSet
+    names = None
     if pixels is not None and labels is not None:  # CIFAR, MNIST and their kin lie in memory
         if np.asarray(pixels[:1]).dtype != np.uint8:
             raise DataError(f"{title}: its pixels are {np.asarray(pixels[:1]).dtype}, and only uint8 ones are understood")
         images = ArraySet(np.asarray(pixels, np.uint8), np.asarray(labels), title)
-        return images, _class_names(dataset, images)
-    if not hasattr(dataset, "__getitem__"):
+    elif not hasattr(dataset, "__getitem__"):
         images = _read_stream(dataset, title)
-        return images, _class_names(dataset, images)
-    reader = getattr(dataset, "reader", None)
-    if reader is not None:
+    elif reader is not None:
         labels = _reader_labels(reader, dataset, progress)
-        names = None
         if labels and isinstance(labels[0], str):  # a column of texts: the classes have names and no numbers
             names = tuple(sorted(set(labels)))
             labels = [names.index(label) for label in labels]
         images = ReaderSet(labels, lambda i: decode(reader[i][0]), lambda i: f"{title}, image {i}")
-        return images, names or _class_names(dataset, images)
-    for attribute in ("labels", "_labels"):
-        labels = getattr(dataset, attribute, None) if labels is None else labels
-    if labels is None:
-        labels = [int(dataset[i][1]) for i in tracked(range(len(dataset)), f"reading labels of {title}", progress)]
-    if hasattr(dataset, "samples"):  # not through torchvision's loader, which converts every image to RGB
-        images = file_set([path for path, _ in dataset.samples], labels)
     else:
-        images = ReaderSet(labels, lambda i: dataset[i][0], lambda i: f"{title}, image {i}")
-    return images, _class_names(dataset, images)
+        for attribute in ("labels", "_labels"):
+            labels = getattr(dataset, attribute, None) if labels is None else labels
+        if labels is None:
+            labels = [int(dataset[i][1]) for i in tracked(range(len(dataset)), f"reading labels of {title}", progress)]
+        if hasattr(dataset, "samples"):  # not through torchvision's loader, which converts every image to RGB
+            images = file_set([path for path, _ in dataset.samples], labels)
+        else:
+            images = ReaderSet(labels, lambda i: dataset[i][0], lambda i: f"{title}, image {i}")
+    return images, names or _class_names(dataset, images)
 
 
 def _reader_labels(reader: Any, dataset: Any, progress: Progress) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from collections import Counter
@@ -17,7 +18,7 @@ from PIL import Image
 from growtas.data.decode import DecodeRules, is_deep, largest_sample, oddities, read_header
 from growtas.data.evaluation import search_indices
 from growtas.data.folder import Layout
-from growtas.data.images import ArraySet, ImageSet, Subset, listed, load_as, raise_unreadable, resolve
+from growtas.data.images import ArraySet, ImageSet, Subset, in_threads, listed, load_as, paths_of, raise_unreadable, resolve
 from growtas.data.sources import VERIFY_LIMIT, Data
 from growtas.data.split import complement, evenly_spaced
 from growtas.errors import DataError
@@ -38,6 +39,8 @@ _REDUCTION = 3
 """How many times the network's image size the images may have before the report warns of a small network."""
 _USUAL_SIZE = 112
 """Pixels a side from which on photographs are commonly classified; the report warns of none that large."""
+_Depth = tuple[float, float] | DataError | None
+"""Of an image of more than 8 bits: its largest value and that of its type, or why the rules refuse it."""
 _GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "F")
 
 
@@ -183,32 +186,21 @@ def odd_images(data: Data, rules: DecodeRules, progress: Progress = SILENT) -> l
     kinds: Counter[str] = Counter()
     refused: list[DataError] = []
     largest, share, seen = 0.0, 0.0, 0
-
-    def extremes(image: Image.Image) -> tuple[float, float]:
-        rules.apply(image, "L")
-        return largest_sample(image)
-
     for images in (data.train, data.test):
-        base, indices = resolve(images)
-        if isinstance(base, ArraySet):
+        if isinstance(resolve(images)[0], ArraySet):
             continue
-        paths: Sequence[str] | None = getattr(base, "paths", None)
-        every = paths is not None and len(data.train) + len(data.test) <= VERIFY_LIMIT
-        places = range(len(images)) if every else evenly_spaced(len(images), SAMPLED).tolist()
-        for place in tracked(places, "looking for odd images", progress):
-            try:
-                odd, deep = _oddities(images, place, None if paths is None else paths[indices[place]])
-            except Exception:  # Pillow's readers raise what they like; unreadable images are reported elsewhere
+        every = paths_of(images) is not None and len(data.train) + len(data.test) <= VERIFY_LIMIT
+        places = np.arange(len(images)) if every else evenly_spaced(len(images), SAMPLED)
+        for odd, depth in in_threads(_finder(images, rules), places, progress, "looking for odd images"):
+            if odd is None:
                 continue
             seen += 1
             kinds.update(odd)
-            if deep:
-                try:
-                    value, top = load_as(images, place, extremes)
-                except DataError as error:
-                    refused.append(error)
-                else:
-                    largest, share = max(largest, value), max(share, value / top)
+            if isinstance(depth, DataError):
+                refused.append(depth)
+            elif depth is not None:
+                value, top = depth
+                largest, share = max(largest, value), max(share, value / top)
     raise_unreadable(refused, data.data_dir or data.name)
     sentences = [f"{count:,} of {seen:,} images have {kind}" for kind, count in kinds.most_common()]
     if rules.pixel_range is not None and largest > rules.pixel_range[1]:
@@ -224,14 +216,27 @@ def odd_images(data: Data, rules: DecodeRules, progress: Progress = SILENT) -> l
     return sentences
 
 
-def _oddities(images: ImageSet, place: int, path: str | None) -> tuple[list[str], bool]:
-    """What is odd about an image, and whether it has more than 8 bits a sample; of a file only the header is read."""
-    if path is None:
-        image = images.load(place)
-        return oddities(image), is_deep(image)
-    with open(path, "rb") as file:
-        header = read_header(file)
-        return oddities(header), is_deep(header)
+def _finder(images: ImageSet, rules: DecodeRules) -> Callable[[int], tuple[list[str] | None, _Depth]]:
+    """A function that says what is odd about an image; it gives None for an unreadable one, which is reported elsewhere."""
+    paths = paths_of(images)
+
+    def extremes(image: Image.Image) -> tuple[float, float]:
+        rules.apply(image, "L")
+        return largest_sample(image)
+
+    def find(index: int) -> tuple[list[str] | None, _Depth]:
+        try:
+            with contextlib.nullcontext() if paths is None else open(paths[index], "rb") as file:
+                image = images.load(index) if file is None else read_header(file)
+                odd, deep = oddities(image), is_deep(image)
+        except Exception:  # Pillow's readers raise what they like
+            return None, None
+        try:
+            return odd, load_as(images, index, extremes) if deep else None
+        except DataError as error:
+            return odd, error
+
+    return find
 
 
 def find_duplicates(train: ImageSet, test: ImageSet, progress: Progress = SILENT) -> tuple[tuple[str, str], ...] | None:
@@ -265,10 +270,10 @@ def _contents(images: ImageSet) -> tuple[NDArray[np.int64], Callable[[int], byte
         pixels = base.pixels
         sizes = np.full(len(images), pixels[0].nbytes if len(pixels) else 0)
         return sizes, lambda index: hashlib.sha256(pixels[indices[index]].tobytes()).digest()
-    paths: Sequence[str] | None = getattr(base, "paths", None)
+    paths = paths_of(images)
     if paths is None:
         return None
-    chosen = [Path(paths[index]) for index in indices.tolist()]
+    chosen = [Path(path) for path in paths]
     try:
         sizes = np.array([path.stat().st_size for path in chosen], np.int64)
     except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from growtas.data.folder import RULES, Layout, open_as_before, open_folder
 from growtas.data.idx import find_idx, read_idx
-from growtas.data.images import ArraySet, ImageSet, Subset, raise_unreadable, resolve, unreadable
+from growtas.data.images import ArraySet, ImageSet, Subset, paths_of, raise_unreadable, unreadable
 from growtas.data.readers import PREFIXES, open_timm
 from growtas.data.split import complement, stratified_split
 from growtas.errors import DataError, choices
@@ -80,9 +80,7 @@ class Data:
         digest = hashlib.sha256()
         for images in (self.train, self.test):
             digest.update(images.labels.tobytes())
-            base, indices = resolve(images)
-            paths: Sequence[str] | None = getattr(base, "paths", None)
-            for path in () if paths is None else (paths[index] for index in indices):
+            for path in paths_of(images) or ():
                 digest.update(Path(path).name.encode() + b"\0")
         return digest.hexdigest()
 

@@ -149,10 +149,8 @@ def load_teacher(recipe: Recipe, preprocess: Mapping[str, Any], class_names: Seq
         return None
     with preserved_globals():  # networks draw weights before they get theirs
         if recipe.teacher.endswith(".safetensors"):
-            teacher = _own_model(recipe.teacher, preprocess, class_names)
-        else:
-            teacher = _timm_model(recipe.teacher, recipe.teacher_checkpoint, preprocess, len(class_names))
-    return teacher
+            return _own_model(recipe.teacher, preprocess, class_names)
+        return _timm_model(recipe.teacher, recipe.teacher_checkpoint, preprocess, len(class_names))
 
 
 def check_same_teacher(teacher: Teacher | None, recorded: Mapping[str, Any] | None, where: str) -> None:
@@ -196,11 +194,12 @@ def _own_model(name: str, preprocess: Mapping[str, Any], class_names: Sequence[s
 
 def _timm_model(name: str, checkpoint: str | None, preprocess: Mapping[str, Any], classes: int) -> Teacher:
     state = _read_weights(checkpoint) if checkpoint is not None else None
+    channels = _channels_of(name, state) if state is not None else None
     try:
         if state is None:
             network = timm.create_model(name, pretrained=True)  # with its own head: another one would be drawn at random
         else:
-            network = timm.create_model(name, num_classes=classes, in_chans=_channels_of(name, state))
+            network = timm.create_model(name, num_classes=classes, in_chans=channels)
             about: dict[str, Any] = vars(network)["pretrained_cfg"]
             head = _first(about.get("classifier"))
             if (weight := state.get(f"{head}.weight")) is not None:
@@ -215,9 +214,10 @@ def _timm_model(name: str, checkpoint: str | None, preprocess: Mapping[str, Any]
     if state is None:  # a model from a hub says how many classes it has only now
         _check_classes(f"the pretrained teacher {name}", vars(network)["num_classes"], classes)
     config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
-    if state is not None:
-        config["input_size"] = (_channels_of(name, state), *config["input_size"][1:])
-        config |= {key: _per_channel(config[key], config["input_size"][0]) for key in ("mean", "std")}
+    if channels is not None:
+        config["input_size"] = (channels, *config["input_size"][1:])
+        if channels != len(config["mean"]):  # weights for grey images, of a model that timm has for colour
+            config |= {key: [sum(config[key]) / len(config[key])] * channels for key in ("mean", "std")}
     about = vars(network)["pretrained_cfg"]
     full_name = f"{about['architecture']}.{about['tag']}" if about.get("tag") and ":" not in name else name
     return Teacher(network, config, preprocess, name=full_name, weights=checkpoint)
@@ -252,11 +252,6 @@ def _channels_of(name: str, state: Mapping[str, Tensor]) -> int:
 def _first(names: Any) -> Any:
     """timm's configurations name one module, or several."""
     return names[0] if isinstance(names, list | tuple) else names
-
-
-def _per_channel(values: Sequence[float], channels: int) -> list[float]:
-    """A model for grey images that timm has for colour gets the mean of the channels' numbers."""
-    return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
 
 
 def _check_classes(who: str, has: int, classes: int, error: type[ConfigError] | type[CheckpointError] = ConfigError) -> None:

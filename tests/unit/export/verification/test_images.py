@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from growtas.data.evaluation import test_set as open_test_set
 from growtas.errors import ConfigError, DataError
@@ -131,6 +132,20 @@ def test_the_run_s_order_of_the_classes_counts(tmp_path: Path) -> None:
     assert turned.labels.tolist() == (9 - plain.labels).tolist()
     assert turned.class_names is not None
     assert turned.class_names[0] == "9"
+
+
+def test_class_names_of_the_run_may_have_another_unicode_form(tmp_path: Path) -> None:
+    names = [*map(str, range(1, 10)), "caf\u00e9"]
+    for shade, name in enumerate(names):
+        for place in ("train", "train", "test"):
+            folder = tmp_path / "data" / place / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (16, 16), 20 * shade).save(folder / f"{len(list(folder.iterdir()))}.png")
+    run = make_run(tmp_path)
+    run.update(class_names=["cafe\u0301", *names[:-1]])
+    found = run_images(run, 50, data=str(tmp_path / "data"), stratified=False)
+    assert found.labels is not None
+    assert found.labels.tolist() == [*range(1, 10), 0]
 
 
 def test_data_with_other_classes_than_the_run_s_have_no_labels(tmp_path: Path) -> None:
