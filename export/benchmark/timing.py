@@ -16,7 +16,7 @@ import numpy as np
 
 from growtas.export.runtimes.base import RuntimeInfo, Timer
 from growtas.latency.measured.machine import cpu_name
-from growtas.latency.measured.paired import FAST_PERCENTILE, Block
+from growtas.latency.measured.paired import Block
 from growtas.resources import available_threads
 
 WARMUP_RUNS = 5
@@ -121,8 +121,7 @@ def measure_in_turns(timers: Sequence[Timer], *, rounds: int, seconds: float, mi
         for index in order:
             # The others' weights have filled the caches since this one's last block.
             warm_up(timers[index], runs=2 if round_ else WARMUP_RUNS, seconds=0.0 if round_ else WARMUP_SECONDS)
-            fast, median = np.percentile(collect(timers[index], seconds=seconds, min_runs=min_runs), [FAST_PERCENTILE, 50])
-            blocks[index].append(Block(median_ms=float(median), fast_ms=float(fast)))
+            blocks[index].append(Block.of_runs(collect(timers[index], seconds=seconds, min_runs=min_runs)))
     return blocks
 
 

@@ -104,17 +104,17 @@ def run_images(
         return photographs(run.info["preprocess"], count, reason)
     named = data or data_title(run.info.get("data"))
     class_names = tuple(run.info.get("class_names") or test.class_names)
-    labels, reason = None, None
+    labels, unlabelled_because = None, None
     try:
         labels = part.labelled_as(class_names).labels[indices].numpy()
     except DataError:
-        reason = f"the classes of {named} have other names than the run's"
+        unlabelled_because = f"the classes of {named} have other names than the run's"
     return VerificationImages(
         images=np.ascontiguousarray(images.numpy(), np.float32),
         labels=labels,
         class_names=class_names if labels is not None else None,
         description=f"{len(indices)}{f' of {len(test)}' if stratified else ''} test images of {named}",
-        unlabelled_because=reason,
+        unlabelled_because=unlabelled_because,
     )
 
 

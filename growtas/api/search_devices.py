@@ -123,15 +123,14 @@ class _LocalMachine:
         samples = {sample.subnet: sample.p50_ms * check.factor for role, sample in profile.samples if role != "repeat"}
         if profile.unsteady:
             self.progress.note(f"{name} is unsteady: {profile.unsteady} of its samples were taken while other work was running")
-        now = Timed(ms=(check.reference_ms,), unsteady=check.unsteady)
-        stopwatch = self._stopwatch(timer, now, usual_ms=usual_ms, repeatability=profile.repeatability.max)
+        stopwatch = self._stopwatch(timer, check.timed, usual_ms=usual_ms, repeatability=profile.repeatability.max)
         target = Target(
             device=device.name,
             max_ms=device.max_ms,
             estimator=model,
             stopwatch=stopwatch,
             fitted_to={subnet: ms for subnet, ms in samples.items() if self.space.holds(subnet)},
-            margin=stopwatch.expected_margin(check.reference_ms),
+            margin=stopwatch.expected_margin(check.timed),
         )
         # The profile may not have timed the smallest subnet of narrower choices.
         expected = float(model.predict_ms(SubnetBatch.from_subnets([self.space.smallest]))[0]) * (1 + model.relative_uncertainty)
@@ -144,7 +143,8 @@ class _LocalMachine:
         subnets = choose_subnets(space, limits.feasible(space), SAMPLES, basis="coarse")
         timer = self._timer(space, [*subnets, space.middle()])
         timer.check_against_exporter(space.middle(), self.progress)
-        stopwatch = self._stopwatch(timer, time_together([space.middle()], timer, strict=self.strict))
+        reference = time_together([space.middle()], timer, self.setup.threads, strict=self.strict)
+        stopwatch = self._stopwatch(timer, reference)
         smallest_ms = stopwatch.campaign.measure([space.smallest])[0].p50_ms
         self._check_smallest(Target(device=device.name, max_ms=device.max_ms), stopwatch, smallest_ms)
         self.progress.stage("measuring subnets on this machine", len(subnets))
@@ -161,6 +161,7 @@ class _LocalMachine:
             estimator=model,
             stopwatch=stopwatch,
             fitted_to=dict(zip(subnets, values, strict=True)),
+            margin=stopwatch.expected_margin(reference),
         )
 
     def _check_smallest(self, target: Target, stopwatch: LocalStopwatch, ms: float) -> None:
@@ -188,7 +189,7 @@ class _LocalMachine:
         """
         path, bounds, setup = self.folder / JOURNAL, Bounds(strict=self.strict, seconds=SECONDS), self._graph_setup(timer)
         if not reference.unsteady:
-            existed, (reference_ms,) = path.exists(), reference.ms
+            existed, reference_ms = path.exists(), reference.ms[-1]
             before_ms = set_aside(path, setup, reference_ms, bounds.drift)
             if existed and not path.exists():
                 moved = f"this machine is faster or slower than when the timings in {path} were taken; they are set aside"

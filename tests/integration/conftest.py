@@ -50,7 +50,7 @@ class Stopwatch(list):
         self += [subnet for subnet in subnets[:-1] if subnet not in self]
         speed = turns.batch * self.speed(self.turns)
         self.turns += 1
-        return [[Block(fake_ms(subnet) * speed, fake_ms(subnet) * speed)] * 5 for subnet in subnets]
+        return [[Block.of_runs([fake_ms(subnet) * speed])] * 5 for subnet in subnets]
 
 
 @pytest.fixture

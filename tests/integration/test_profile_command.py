@@ -47,7 +47,7 @@ class Clockwork:
             raise KeyboardInterrupt
         self.timed.append(len(subnets) - 1)
         times = [self.speed * (s.embed_dim + sum(s.num_heads) + sum(s.mlp_ratio)) / 1000 for s in subnets]
-        return [[Block(ms, ms)] * 5 for ms in times]
+        return [[Block.of_runs([ms])] * 5 for ms in times]
 
 
 def test_the_line_as_typed_measures_writes_and_is_listed(cli: Cli, tmp_path: Path) -> None:

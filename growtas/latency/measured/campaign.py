@@ -34,6 +34,10 @@ PRECISE = 0.04
 """Half width of an unsteady sample's interval, relative to it, from which on no further rounds are taken for it."""
 
 
+_MOST_INTERRUPTED = 0.35
+"""Share of the blocks' time in interrupted runs: up to 0.18 were measured on a quiet machine, 0.55 beside two other programs."""
+
+
 class UnsteadyMachine(GrowtasError):
     """The machine's timings do not repeat: it is busy, or its clocks change."""
 
@@ -107,6 +111,7 @@ class Sample:
         reference_ms: what the reference subnet took in the same blocks; of an unsteady sample their lower quartile.
         visit: 0, or a higher number for a repetition at another time.
         half_width: of the interval of the ratio to the reference, relative to it; None for a steady sample.
+        mixture: of an unsteady sample with several threads; see :class:`growtas.latency.measured.paired.PairedRatio`.
     """
 
     subnet: Subnet
@@ -115,6 +120,7 @@ class Sample:
     reference_ms: float
     visit: int = 0
     half_width: float | None = None
+    mixture: float = 0.0
 
     @property
     def unsteady(self) -> bool:
@@ -125,17 +131,18 @@ class Sample:
     def ratio(self) -> PairedRatio:
         """To the reference subnet; of a steady sample the variation of the blocks tells the error."""
         half_width = 2 * self.cv if self.half_width is None else self.half_width
-        return PairedRatio(ratio=self.p50_ms / self.reference_ms, half_width=half_width)
+        return PairedRatio(ratio=self.p50_ms / self.reference_ms, half_width=half_width, mixture=self.mixture)
 
     @classmethod
     def of(cls, data: Mapping[str, Any], subnet: Subnet, visit: int) -> Sample:
         """A sample from the numbers of its JSON form, and what is read from it apart."""
         numbers = {name: data[name] for name in ("p50_ms", "cv", "reference_ms")}
-        return cls(subnet=subnet, visit=visit, half_width=data.get("half_width"), **numbers)
+        marks = {name: data[name] for name in ("half_width", "mixture") if name in data}
+        return cls(subnet=subnet, visit=visit, **numbers, **marks)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form, without the visit; ``unsteady`` and ``half_width`` stand in that of an unsteady sample."""
-        marks = {"unsteady": True, "half_width": self.half_width} if self.unsteady else {}
+        """The JSON form, without the visit; ``unsteady``, ``half_width`` and ``mixture`` stand in that of an unsteady sample."""
+        marks = {"unsteady": True, "half_width": self.half_width, "mixture": self.mixture} if self.unsteady else {}
         fields = {"p50_ms": self.p50_ms, "cv": self.cv, "reference_ms": self.reference_ms}
         return {"subnet": self.subnet.to_dict(), **fields, **marks}
 
@@ -150,16 +157,21 @@ def spread(blocks_ms: Sequence[float] | NDArray[np.float64]) -> float:
     return float(1.4826 * np.median(np.abs(blocks - median)) / median)
 
 
-def scatter(blocks_ms: NDArray[np.float64], bounds: Bounds) -> str:
+def scatter(blocks: Sequence[Block], bounds: Bounds) -> str:
     """How a subnet's blocks break the bound on their variation, in words; empty where they keep it.
 
     Of two speeds that alternate, :func:`spread` sees the more frequent one alone. So unless the bounds are strict, the median must
-    not lie further above the fastest block than blocks with the allowed variation would.
+    not lie further above the fastest block than blocks with the allowed variation would. Other work that never pauses makes all
+    blocks alike; it shows in the time that goes to interrupted runs.
     """
+    blocks_ms = medians(blocks)
     if (cv := spread(blocks_ms)) > bounds.cv:
         return f"vary by {cv:.1%} (allowed are {bounds.cv:.1%})"
     if not bounds.strict and blocks_ms.min() < float(np.median(blocks_ms)) * (1 - 2 * bounds.cv):
         return "are mostly much longer than the shortest one"
+    interrupted = float(np.median([block.interrupted for block in blocks]))
+    if not bounds.strict and interrupted > _MOST_INTERRUPTED:
+        return f"hold interrupted runs for {interrupted:.0%} of their time"
     return ""
 
 
@@ -284,16 +296,16 @@ class Campaign:
             self._seconds += time.monotonic() - started
             last = attempt == attempts - 1 or not self.may_repeat
             beside += reference
-            spoiled = why = self._complaint(medians(reference))
+            spoiled = why = self._complaint(reference)
             accepted: list[Sample] = []
             for subnet, times in zip(pending, turns, strict=True):
                 blocks[subnet] += times
-                scatters = scatter(medians(times), self.bounds)
+                scatters = scatter(times, self.bounds)
                 why = why or (scatters and f"a subnet's timings {scatters}")
                 if not spoiled and not scatters:
                     accepted.append(_steady(subnet, times, reference, visit))
                 elif not strict:
-                    sample = _unsteady(subnet, blocks[subnet], beside, visit)
+                    sample = _unsteady(subnet, blocks[subnet], beside, visit, self.setup.threads)
                     accepted += [sample] if last or sample.ratio.half_width <= PRECISE else []
             self._record(accepted)
             if why and not strict and not self._noted:
@@ -308,12 +320,12 @@ class Campaign:
             f"{len(self._known)} good samples are in {self.path}, and the same command goes on from there when it is quiet"
         )
 
-    def _complaint(self, reference_ms: NDArray[np.float64]) -> str:
+    def _complaint(self, reference: Sequence[Block]) -> str:
         """Why a group's reference is not steady; empty if it is."""
-        if scatters := scatter(reference_ms, self.bounds):
+        if scatters := scatter(reference, self.bounds):
             return f"the reference subnet's timings {scatters}"
         usual_ms = self.quiet_reference_ms
-        moved = float(np.median(reference_ms)) / usual_ms - 1 if usual_ms else 0.0
+        moved = float(np.median(medians(reference))) / usual_ms - 1 if usual_ms else 0.0
         if abs(moved) > self.bounds.drift:
             return f"the reference subnet took {moved:+.1%} against before (allowed are {self.bounds.drift:.1%})"
         return ""
@@ -337,8 +349,8 @@ def _steady(subnet: Subnet, blocks: list[Block], reference: list[Block], visit: 
     return Sample(subnet=subnet, p50_ms=ms, cv=cv, reference_ms=beside, visit=visit)
 
 
-def _unsteady(subnet: Subnet, blocks: list[Block], reference: list[Block], visit: int) -> Sample:
-    paired, beside = PairedRatio.of_blocks(blocks, reference), quiet_ms(reference)
+def _unsteady(subnet: Subnet, blocks: list[Block], reference: list[Block], visit: int, threads: int) -> Sample:
+    paired, beside = PairedRatio.of_blocks(blocks, reference, threads), quiet_ms(reference, threads)
     return Sample(
         subnet=subnet,
         p50_ms=paired.ratio * beside,
@@ -346,4 +358,5 @@ def _unsteady(subnet: Subnet, blocks: list[Block], reference: list[Block], visit
         reference_ms=beside,
         visit=visit,
         half_width=paired.half_width,
+        mixture=paired.mixture,
     )

@@ -82,10 +82,12 @@ class Timed:
     Attributes:
         ms: median milliseconds of each while nothing else runs.
         unsteady: whether other work disturbed the timings, so that ``ms`` are estimates from the quietest rounds.
+        mixture: of the last one, if so; see :class:`growtas.latency.measured.paired.PairedRatio`.
     """
 
     ms: tuple[float, ...]
     unsteady: bool
+    mixture: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,17 +95,20 @@ class Check:
     """What timing a profile's subnets now has shown.
 
     Attributes:
-        reference_ms: what the reference subnet takes now, milliseconds.
         factor: what the profile's latencies are to be multiplied by; 1 where the reference takes as long as recorded; None where
             the profile is not to be used.
         message: for people; empty where there is nothing to say.
-        unsteady: whether other work disturbed the timings.
+        timed: the timings of the reference that tell so; the reference is their last subnet.
     """
 
-    reference_ms: float
+    timed: Timed
     factor: float | None
     message: str = ""
-    unsteady: bool = False
+
+    @property
+    def reference_ms(self) -> float:
+        """What the reference subnet takes now, milliseconds."""
+        return self.timed.ms[-1]
 
 
 def recorded_ms(profile: MeasuredProfile) -> float:
@@ -116,7 +121,7 @@ def check_profile(profile: MeasuredProfile, timer: InterleavedTimer, *, strict: 
 
     If all three are off by one factor, the profile holds after scaling; if they are not, or the factor is above :data:`MAX_FACTOR`,
     this is another machine or a busy one, and the profile is not to be used. Where the timings are unsteady, twice
-    :data:`TOLERANCE` is allowed.
+    :data:`TOLERANCE` is allowed, or their mixture where that is more.
 
     Args:
         timer: times subnets of the profile's space.
@@ -129,11 +134,11 @@ def check_profile(profile: MeasuredProfile, timer: InterleavedTimer, *, strict: 
     ends = [min(recorded, key=recorded.__getitem__), max(recorded, key=recorded.__getitem__)]
     # The reference again beside the ends, since a busy moment may have come or gone since.
     for beside in ([], ends):
-        timed = time_together([*beside, profile.space.middle()], timer, strict=strict)
-        (*ends_ms, now), unsteady = timed.ms, timed.unsteady
-        factor, tolerance = now / recorded_ms(profile), 2 * TOLERANCE if unsteady else TOLERANCE
+        timed = time_together([*beside, profile.space.middle()], timer, profile.threads, strict=strict)
+        *ends_ms, now = timed.ms
+        factor, tolerance = now / recorded_ms(profile), max(2 * TOLERANCE, timed.mixture) if timed.unsteady else TOLERANCE
         if abs(factor - 1) <= tolerance:
-            return Check(reference_ms=now, factor=1.0, unsteady=unsteady)
+            return Check(timed=timed, factor=1.0)
     factors = [ms / recorded[end] for ms, end in zip(ends_ms, ends, strict=True)]
     message = f"the profile's reference subnet takes {factor:.2f} times what it took then"
     why_not = ""
@@ -141,13 +146,14 @@ def check_profile(profile: MeasuredProfile, timer: InterleavedTimer, *, strict: 
         why_not = ": another machine, or a busy one"
     elif max(abs(other / factor - 1) for other in factors) > tolerance:
         why_not = f", the smallest one {factors[0]:.2f} and the largest {factors[1]:.2f} times"
-    return Check(reference_ms=now, factor=None if why_not else factor, message=f"{message}{why_not}", unsteady=unsteady)
+    return Check(timed=timed, factor=None if why_not else factor, message=f"{message}{why_not}")
 
 
-def time_together(subnets: list[Subnet], timer: InterleavedTimer, *, strict: bool = False) -> Timed:
+def time_together(subnets: list[Subnet], timer: InterleavedTimer, threads: int, *, strict: bool = False) -> Timed:
     """Medians of subnets, of which the last one is the reference; timed again while their blocks vary more than a campaign allows.
 
     Args:
+        threads: CPU threads of a run; 0 on a GPU.
         strict: pause between the tries, and raise where the blocks vary each time. Without it the rounds of all tries together give
             an estimate: of the reference its quiet blocks, of the others their ratios to it.
 
@@ -160,7 +166,7 @@ def time_together(subnets: list[Subnet], timer: InterleavedTimer, *, strict: boo
         if attempt and strict:
             time.sleep(2.0 * attempt)
         blocks = timer(subnets)
-        why = next(filter(None, (scatter(medians(times), bounds) for times in blocks)), "")
+        why = next(filter(None, (scatter(times, bounds) for times in blocks)), "")
         if not why:
             return Timed(ms=tuple(float(np.median(medians(times))) for times in blocks), unsteady=False)
         for earlier, times in zip(rounds, blocks, strict=True):
@@ -171,6 +177,7 @@ def time_together(subnets: list[Subnet], timer: InterleavedTimer, *, strict: boo
             "the same command goes on when it is quiet"
         )
     *others, reference = rounds
-    reference_ms = quiet_ms(reference)
-    ratios = (PairedRatio.of_blocks(times, reference).ratio for times in others)
-    return Timed(ms=(*(ratio * reference_ms for ratio in ratios), reference_ms), unsteady=True)
+    reference_ms = quiet_ms(reference, threads)
+    ratios = (PairedRatio.of_blocks(times, reference, threads).ratio for times in others)
+    mixture = PairedRatio.of_blocks(reference, reference, threads).mixture
+    return Timed(ms=(*(ratio * reference_ms for ratio in ratios), reference_ms), unsteady=True, mixture=mixture)

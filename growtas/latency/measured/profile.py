@@ -53,7 +53,11 @@ _HOW_MEASURED = (
 _ABOVE_ZERO = Rule(POSITIVE.accepts, "a finite number above zero")
 _FROM_ZERO = Rule(NOT_NEGATIVE.accepts, "a finite number from zero up")
 _SAMPLE_RULES = {"role": one_of(*ROLES), "p50_ms": _ABOVE_ZERO, "cv": _FROM_ZERO, "reference_ms": _ABOVE_ZERO}
-_UNSTEADY_RULES = {"unsteady": Rule(lambda value: value is True, "true, or left out"), "half_width": _FROM_ZERO}
+_UNSTEADY_RULES = {
+    "unsteady": Rule(lambda value: value is True, "true, or left out"),
+    "half_width": _FROM_ZERO,
+    "mixture": _FROM_ZERO,
+}
 _CLAIMED = ("format", "kind", "unsteady", "held_out", "repeatability")
 _GEOMETRY = ("head_dim", "image_size", "patch_size", "in_chans", "max_relative_position")
 
@@ -306,11 +310,14 @@ def held_out_errors(predicted_ms: NDArray[np.float64], measured_ms: NDArray[np.f
 
 def _sample(item: Any, source: str, space: SearchSpace) -> tuple[Role, Sample]:
     names = {"role", "subnet", "p50_ms", "cv", "reference_ms"}
-    if not isinstance(item, Mapping) or set(item) not in (names, names | set(_UNSTEADY_RULES)):
-        more = ", and of an unsteady sample unsteady and half_width"
+    marks = set(_UNSTEADY_RULES)
+    # Earlier versions know of no mixture.
+    if not isinstance(item, Mapping) or set(item) not in (names, names | marks, names | marks - {"mixture"}):
+        more = f", and of an unsteady sample {choices(_UNSTEADY_RULES)}"
         raise ConfigError(f"{source}: it must be an object with role, subnet, p50_ms, cv and reference_ms{more}")
-    for name, rule in {**_SAMPLE_RULES, **(_UNSTEADY_RULES if "unsteady" in item else {})}.items():
-        rule.check(f"{source}: {name}", item[name])
+    for name, rule in (_SAMPLE_RULES | _UNSTEADY_RULES).items():
+        if name in item:
+            rule.check(f"{source}: {name}", item[name])
     try:
         subnet = space.validate(Subnet.from_dict(item["subnet"]))
     except SubnetError as error:

@@ -5,8 +5,9 @@ are interleaved with the reference subnet (:mod:`growtas.latency.measured.campai
 how much longer the subnet may take another time.
 
 On a machine that other work disturbs, the latency is the subnet's ratio to the reference times what the reference takes while
-nothing else runs, and the margin is the ratio's interval. While that interval crosses a limit, more visits follow, up to
-:data:`MAX_VISITS`, as long as the campaign's bounds leave time for them.
+nothing else runs, and the margin is the ratio's interval, with several threads also their mixture
+(:mod:`growtas.latency.measured.paired`). While the interval crosses a limit, more visits follow, up to :data:`MAX_VISITS`, as
+long as the campaign's bounds leave time for them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from growtas.files import read_json_lines
 from growtas.latency.estimate import Conditions
 from growtas.latency.measured.campaign import Campaign, Sample, Setup
+from growtas.latency.measured.machine import Timed
 from growtas.latency.measured.paired import PairedRatio
 from growtas.subnet import Subnet
 
@@ -39,11 +41,13 @@ class MeasuredLatency:
         ms: the median of a batch in milliseconds, the mean over the visits.
         margin: how much longer it may take another time, relative to ``ms``.
         unsteady: whether other work disturbed a visit, so that ``ms`` comes from ratios to the reference subnet.
+        mixture: the part of the margin that more measurements don't make less.
     """
 
     ms: float
     margin: float
     unsteady: bool = False
+    mixture: float = 0.0
 
     @property
     def upper_ms(self) -> float:
@@ -51,8 +55,8 @@ class MeasuredLatency:
         return self.ms * (1 + self.margin)
 
     def crosses(self, limit_ms: float) -> bool:
-        """Whether the limit lies within the margin around ``ms``, so that more measurements may tell on which side it is."""
-        return self.ms * (1 - self.margin) <= limit_ms < self.upper_ms
+        """Whether the limit is so near that more measurements may tell on which side of it :attr:`upper_ms` is."""
+        return self.ms * (1 + 2 * self.mixture - self.margin) <= limit_ms < self.upper_ms
 
 
 def combine_visits(samples: Sequence[Sample], *, reference_ms: float | None, repeatability: float) -> MeasuredLatency:
@@ -63,7 +67,7 @@ def combine_visits(samples: Sequence[Sample], *, reference_ms: float | None, rep
     usual the machine was, going by the reference subnet beside it; nothing where it was slower.
 
     If one of the samples is unsteady, the latency is their paired ratio times what the reference took beside them, and the half
-    width of its interval stands for the blocks and the visits; the second part is in the ratio then.
+    width of its interval stands for the blocks and the visits; the second part is in the ratio then. Its mixture is added.
 
     Args:
         samples: of one subnet, one a visit.
@@ -73,8 +77,8 @@ def combine_visits(samples: Sequence[Sample], *, reference_ms: float | None, rep
     beside = float(np.mean([sample.reference_ms for sample in samples]))
     if any(sample.unsteady for sample in samples):
         paired = PairedRatio.of_visits([sample.ratio for sample in samples])
-        margin = max(LEAST_MARGIN, paired.half_width, _REPEATS * repeatability)
-        return MeasuredLatency(ms=paired.ratio * beside, margin=margin, unsteady=True)
+        margin = max(LEAST_MARGIN, paired.half_width, _REPEATS * repeatability) + paired.mixture
+        return MeasuredLatency(ms=paired.ratio * beside, margin=margin, unsteady=True, mixture=paired.mixture)
     values = [sample.p50_ms for sample in samples]
     visits = max(values) / min(values) - 1
     blocks = max(sample.ratio.half_width for sample in samples)
@@ -135,12 +139,17 @@ class LocalStopwatch:
             samples.append(self.campaign.settled(sample))
         return samples
 
-    def expected_margin(self, reference_ms: float) -> float:
-        """The margin of a subnet that is measured as steadily as can be, while the reference takes ``reference_ms``.
+    def expected_margin(self, reference: Timed) -> float:
+        """The margin of a subnet that is measured as steadily as can be now.
 
         Whether the machine is slower or faster than usual, a prediction for the usual state needs so much more room.
+
+        Args:
+            reference: what the reference takes now.
         """
-        return max(LEAST_MARGIN, _REPEATS * self.repeatability) + abs(reference_ms / (self.campaign.usual_ms or reference_ms) - 1)
+        now_ms = reference.ms[-1]
+        moved = abs(now_ms / (self.campaign.usual_ms or now_ms) - 1)
+        return max(LEAST_MARGIN, _REPEATS * self.repeatability) + max(moved, reference.mixture)
 
 
 def set_aside(path: Path, setup: Setup, reference_ms: float, tolerance: float) -> float | None:

@@ -59,7 +59,7 @@ class Machine:
         *subnets_, reference = subnets
         assert reference == MICRO.middle()
         self.timed += [subnet for subnet in subnets_ if subnet not in self.timed]
-        return [[Block(ms, ms)] * 5 for ms in [*(self.ms(subnet) for subnet in subnets_), 1.0]]
+        return [[Block.of_runs([ms])] * 5 for ms in [*(self.ms(subnet) for subnet in subnets_), 1.0]]
 
 
 def _run(tmp_path, evaluate, limits=None, *targets, seed=0, **more):

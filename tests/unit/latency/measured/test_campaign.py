@@ -35,7 +35,7 @@ class Machine:
         factor = self.speeds[call] if call < len(self.speeds) else 1.0
         scatter = np.array([1.0, 1.3, 0.8, 1.2, 0.7])
         rows = [true_ms(s) * factor * (scatter if s in self.noisy.get(call, ()) else np.ones(5)) for s in subnets]
-        return [[Block(ms, ms) for ms in row] for row in rows]
+        return [[Block.of_runs([ms]) for ms in row] for row in rows]
 
 
 def _campaign(tmp_path, machine, bounds=BOUNDS, setup=SETUP, space=MICRO, progress=SILENT):

@@ -35,7 +35,7 @@ class Machine:
         self.turns.append(list(subnets))
         times = synthetic_ms(MICRO, SubnetBatch.from_subnets(list(subnets)))
         return [
-            [Block(time := ms * factor * self.odd.get(subnet, 1.0) * (1 + self.restless * i), time) for i in range(5)]
+            [Block.of_runs([ms * factor * self.odd.get(subnet, 1.0) * (1 + self.restless * i)]) for i in range(5)]
             for subnet, ms in zip(subnets, times, strict=True)
         ]
 
@@ -102,7 +102,7 @@ def test_a_busy_moment_that_has_gone_is_forgotten(profile):
 def test_restless_timings_are_waited_for_and_then_refused(pauses):
     machine = Machine(1.0, restless=0.2)
     with pytest.raises(UnsteadyMachine, match="4 times; nothing was lost"):
-        time_together([MICRO.middle()], machine, strict=True)
+        time_together([MICRO.middle()], machine, 2, strict=True)
     assert pauses == [2.0, 4.0, 6.0]
     assert len(machine.turns) == 4
 

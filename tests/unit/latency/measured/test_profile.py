@@ -41,7 +41,7 @@ def build(tmp_path, name="box", space=MICRO, noise=0.01, setup=SETUP, **plan):
 
     def turns(subnets):
         times = [ms * rng.normal(1, noise) for ms in synthetic_ms(space, SubnetBatch.from_subnets(subnets))]
-        return [[Block(ms, ms)] * 3 for ms in times]
+        return [[Block.of_runs([ms])] * 3 for ms in times]
 
     campaign = Campaign(tmp_path / "journal.jsonl", space, setup, turns)
     samples = plan_profile(space, **({"samples": 30, "held_out": 20, "repeats": 5} | plan)).measure(campaign)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from growtas.costs import count_costs
 from growtas.errors import OutputError
 from growtas.latency.measured.campaign import Bounds, Campaign, Sample, Setup, UnsteadyMachine
+from growtas.latency.measured.machine import Timed
 from growtas.latency.measured.paired import Block
 from growtas.latency.measured.stopwatch import LEAST_MARGIN, LocalStopwatch, combine_visits, set_aside
 from growtas.space import PRESETS
@@ -31,7 +32,7 @@ class Machine:
     def __call__(self, subnets):
         speed = self.speeds[min(len(self.turns), len(self.speeds) - 1)]
         self.turns.append(list(subnets))
-        return [[Block(self.ms(subnet) * speed, self.ms(subnet) * speed)] * 5 for subnet in subnets]
+        return [[Block.of_runs([self.ms(subnet) * speed])] * 5 for subnet in subnets]
 
 
 def stopwatch(tmp_path, machine, repeatability=0.0, **more):
@@ -103,7 +104,10 @@ def test_another_graph_s_timings_are_not_reused(tmp_path):
 
 def test_a_room_for_predictions_grows_with_the_distance_from_the_usual(tmp_path):
     watch = stopwatch(tmp_path, Machine(), usual_ms=2.0, repeatability=0.02)
-    assert [watch.expected_margin(ms) for ms in (2.0, 2.04, 1.96)] == pytest.approx([0.03, 0.05, 0.05])
+    margins = [watch.expected_margin(Timed(ms=(ms,), unsteady=False)) for ms in (2.0, 2.04, 1.96)]
+    assert margins == pytest.approx([0.03, 0.05, 0.05])
+    # Of runs of two kinds a measurement is not going to know more than now.
+    assert watch.expected_margin(Timed(ms=(2.04,), unsteady=True, mixture=0.2)) == pytest.approx(0.23)
 
 
 def test_a_busy_moment_is_waited_for(tmp_path, pauses):
