@@ -236,7 +236,7 @@ def run_all() -> None:
     for steps in given.steps:
         for processes in given.processes:
             rng = random.Random(f"{given.seed} {steps} {processes}")
-            report = stops(given.folder / f"{steps}-{processes}", steps, processes, given.moments, options, rng)
+            report = stops(given.folder.resolve() / f"{steps}-{processes}", steps, processes, given.moments, options, rng)
             sys.stdout.write(json.dumps(report) + "\n")
             sys.stdout.flush()
             good = good and report["same_records"] and not report["different"] and not report["wrong"]
