@@ -147,6 +147,9 @@ def verify(
         UsageError: no artifacts, neither a run nor another artifact to compare with, or no images can be had.
     """
     paths = [file for artifact in artifacts or () for file in artifacts_in(artifact)]
+    for path in paths:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such artifact")
     source_run = _find_run(run, paths, progress)
     check_count(images)
     if not paths and source_run is not None:

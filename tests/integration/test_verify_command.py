@@ -247,6 +247,7 @@ def test_wrong_input_is_exit_code_two(cli: Cli, run: Run) -> None:
     (Path("runs/empty") / "run.json").write_text((run.path / "run.json").read_text())
     for arguments, sentence in (
         (("nowhere.onnx", "--run", "runs/tiny"), "nowhere.onnx: no such artifact"),
+        (("nowhere.onnx",), "nowhere.onnx: no such artifact"),
         (("alone.onnx", "--run", "runs/tiny"), "no manifest beside it"),
         (("--run", "runs/empty"), "no artifacts here"),
         (("--run", "runs/none"), "no run here"),
