@@ -92,7 +92,8 @@ def test_turns_go_back_and_forth_and_give_the_median_of_each_block(monkeypatch: 
     # Five untimed runs each before the first block: a's slow start must not be in it.
     blocks = measure_in_turns([timer("a", 9.0, 1.0), timer("b", 2.0, 2.0)], rounds=3, seconds=0.0, min_runs=3)
     assert "".join(calls) == "a" * 8 + "b" * 8 + "b" * 5 + "a" * 5 + "a" * 5 + "b" * 5
-    assert blocks == [[(1.0, 1.0)] * 3, [(2.0, 2.0)] * 3]
+    assert [[block.median_ms for block in of] for of in blocks] == [[1.0] * 3, [2.0] * 3]
+    assert {(block.fast_ms, block.slow_ms, block.interrupted) for block in blocks[1]} == {(2.0, 2.0, 0.0)}
 
 
 def test_one_slow_second_spoils_one_block_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -359,3 +359,11 @@ def test_a_profile_of_this_machine_is_used_under_load(tmp_path):
 
     checks = [check_profile(profile, Here(two_hogs, seed)) for seed in SEEDS]
     assert sum(check.factor == 1.0 for check in checks) >= 19
+
+
+def test_a_block_tells_runs_that_were_interrupted_from_others():
+    runs = [1.0] * 40 + [1.5] * 50 + [7.0] * 10
+    block = Block.of_runs(runs)
+    whole = sorted(run for run in runs if run <= 2.0)
+    assert (block.median_ms, block.fast_ms, block.slow_ms) == (1.5, 1.0, whole[int(0.95 * len(whole))])
+    assert block.interrupted == pytest.approx(70 / sum(runs))
