@@ -43,6 +43,18 @@ def ensure_writable(folder: str | Path) -> Path:
     return path
 
 
+def check_output_file(file: str | Path) -> None:
+    """Makes sure that an output file can be written, before the work that it is for; its folder is created if need be.
+
+    Raises:
+        OutputError: it can't.
+    """
+    path = Path(file)
+    ensure_writable(path.parent)
+    if path.is_dir():
+        raise OutputError(f"{path}: the output file can't be written (it is a folder); name a file")
+
+
 def check_output_folder(folder: str | Path) -> None:
     """Makes sure that an output folder can be written, or can be created; nothing is created.
 

@@ -32,13 +32,15 @@ class TypedFloat(float):
     text: str
 
 
-def _parse(text: str, units: Mapping[str, float], what: str, example: str) -> float:
+def _parse(text: str, units: Mapping[str, float], what: str, example: str, *, either_case: bool = False) -> float:
     legal = ", ".join(filter(None, units))
     match = _NUMBER.fullmatch(text)
     if match is None:
         with_unit = "with or without a unit" if "" in units else "with a unit"
         raise UnitError(f"{what} {text!r} is not a number {with_unit} ({legal}); write {example}")
     number, unit = float(match[1]), match[2].replace(_GREEK_MU, _MICRO_SIGN)
+    if either_case:
+        unit = unit.upper()
     if unit not in units:
         if not unit:
             raise UnitError(f"{what} {text!r} has no unit, and a bare number could mean any of {legal}; write {example}")
@@ -49,8 +51,8 @@ def _parse(text: str, units: Mapping[str, float], what: str, example: str) -> fl
     return value
 
 
-def _parse_whole(text: str, read_as: str, units: Mapping[str, float], what: str, example: str) -> TypedInt:
-    value = TypedInt(round(_parse(read_as, units, what, example)))
+def _parse_whole(text: str, units: Mapping[str, float], what: str, example: str, *, either_case: bool = False) -> TypedInt:
+    value = TypedInt(round(_parse(text, units, what, example, either_case=either_case)))
     if value < 1:
         raise UnitError(f"{what} {text!r} must be at least 1, as in {example}")
     value.text = text.strip()
@@ -63,8 +65,7 @@ def parse_count(text: str, what: str = "count", example: str = "6M") -> TypedInt
     Raises:
         UnitError: an unknown unit, or a value that is not above zero.
     """
-    stripped = text.strip()
-    return _parse_whole(text, stripped[:-1] + stripped[-1:].upper(), _COUNT, what, example)
+    return _parse_whole(text, _COUNT, what, example, either_case=True)
 
 
 def parse_bytes(text: str, what: str = "size", example: str = "20MB") -> TypedInt:
@@ -73,7 +74,7 @@ def parse_bytes(text: str, what: str = "size", example: str = "20MB") -> TypedIn
     Raises:
         UnitError: an unknown unit, or a value below one byte.
     """
-    return _parse_whole(text, text, _BYTES, what, example)
+    return _parse_whole(text, _BYTES, what, example)
 
 
 def parse_latency_ms(text: str, what: str = "latency", example: str = "5ms") -> TypedFloat:

@@ -30,6 +30,8 @@ def find_images(names: Sequence[str | os.PathLike[str]], progress: Progress = SI
     files: list[Path] = []
     for item in names:
         name, path = os.fspath(item), Path(item)
+        if not name:
+            raise DataError("the name of an image is empty; name a file, a folder (. is this one) or a pattern")
         refuse_url(name, DataError)
         if path.is_dir():
             check_folder(path, DataError)

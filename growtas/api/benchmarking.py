@@ -12,7 +12,7 @@ from growtas.export.benchmark.report import BenchReport
 from growtas.export.benchmark.run import BenchOptions
 from growtas.export.benchmark.run import bench as measure
 from growtas.export.formats import artifacts_in
-from growtas.files import ensure_writable, write_json
+from growtas.files import check_output_file, write_json
 from growtas.progress import SILENT, Progress
 from growtas.runs import find_run, run_of
 
@@ -91,7 +91,7 @@ def bench(
     csv_file, png_file = (Path(file) if file is not None else None for file in (csv, png))
     for file in (report_file, csv_file, png_file):
         if file is not None:
-            ensure_writable(file.parent)
+            check_output_file(file)
     if png_file is not None:
         require_matplotlib()
     report = measure(names, options, progress=progress)

@@ -11,7 +11,7 @@ from typing import Any
 from growtas.errors import ConfigError, DeviceError
 from growtas.export.benchmark.stopwatch import ArchitectureTurns, check_device, check_runtime
 from growtas.export.benchmark.timing import clocks, environment
-from growtas.files import ensure_writable, write_json
+from growtas.files import check_output_file, write_json
 from growtas.latency.catalogue import measured_file_name, near_name
 from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.machine import other_work
@@ -114,7 +114,7 @@ def profile(
     path = Path(out) if out else user_folder() / measured_file_name(device, choices.name, runtime, precision, batch)
     if path.suffix != ".json":
         raise ConfigError(f"--out is {path}; a profile's file must end in .json")
-    ensure_writable(path.parent)
+    check_output_file(path)
     machine = environment()
     if work := other_work():
         progress.note(f"{work}; samples may be {'refused' if strict else 'unsteady'}")

@@ -53,17 +53,24 @@ def _run() -> None:
         from growtas.cli.app import app
 
         app(arguments, prog_name="growtas")
-    except GrowtasError as error:
-        if debug:
-            raise
-        _fail(str(error), error.exit_code)
     except Exception as error:
+        if _stopped(error):
+            raise KeyboardInterrupt from error
         if debug:
             raise
+        if isinstance(error, GrowtasError):
+            _fail(str(error), error.exit_code)
         # Most often a folder or a file that this user may not read.
         if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
             _fail(f"{os.fsdecode(error.filename)}: can't be read or written ({error.strerror})", UsageError.exit_code)
         _fail(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)", 1)
+
+
+def _stopped(error: BaseException | None) -> bool:
+    """Whether it was a request to stop that failed as ``error``: a compiled module that is interrupted raises an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -19,7 +19,7 @@ from growtas.data.pixels import Pixels
 from growtas.data.preprocess import normalise
 from growtas.data.sources import Data, open_data, open_recorded
 from growtas.data.split import stratified_split
-from growtas.errors import DataError
+from growtas.errors import CheckpointError, DataError
 from growtas.files import read_json
 from growtas.runs import Run
 
@@ -116,6 +116,27 @@ def cut_search_split(data: Data, seed: int, count: int = SEARCH_IMAGES) -> dict[
     }
 
 
+def read_search_split(run: Run, train: ImageSet) -> dict[str, Any]:
+    """The search split in a run's folder.
+
+    Raises:
+        CheckpointError: ``split.json`` can't be read, or doesn't hold different indices of ``train``, the training images.
+    """
+    path = run.path / "split.json"
+    split = read_json(path, "search split")
+    indices = split.get("search") if isinstance(split, dict) else None
+    if (
+        not isinstance(indices, list)
+        or not all(type(index) is int and 0 <= index < len(train) for index in indices)
+        or not 0 < len(set(indices)) == len(indices)
+    ):
+        raise CheckpointError(
+            f"{path}: the search split must be an object whose 'search' is a list of different numbers from 0 to {len(train) - 1}, "
+            "the training images that the search uses"
+        )
+    return dict(split)
+
+
 def search_indices(split: Mapping[str, Any]) -> NDArray[np.int64]:
     """Indices into the training set of a split's search images."""
     return np.asarray(split["search"], np.int64)
@@ -130,10 +151,11 @@ def search_set(run: Run, *, data: str | None = None, data_dir: str | Path | None
 
     Raises:
         DataError: the images are absent, changed, or have another number of classes.
+        CheckpointError: the run's split can't be read.
     """
     opened, same = _open(run, data, data_dir)
-    path = run.path / "split.json"
-    split = read_json(path, "search split") if same and path.is_file() else cut_search_split(opened, 0)
+    recorded = same and (run.path / "split.json").is_file()
+    split = read_search_split(run, opened.train) if recorded else cut_search_split(opened, 0)
     return EvaluationSet(Subset(opened.train, search_indices(split)), run.info["preprocess"], opened.class_names)
 
 

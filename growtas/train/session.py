@@ -15,7 +15,7 @@ import torch
 
 from growtas import __version__
 from growtas.checkpoint import save_supernet
-from growtas.data.evaluation import EvaluationSet, cut_search_split, search_indices
+from growtas.data.evaluation import EvaluationSet, cut_search_split, read_search_split, search_indices
 from growtas.data.images import Subset
 from growtas.data.loaders import cut_batches
 from growtas.data.parts import Parts
@@ -24,7 +24,7 @@ from growtas.data.report import DataReport, check_data
 from growtas.data.sources import Data, open_data, open_recorded
 from growtas.distributed import World, join_world
 from growtas.errors import ConfigError, DeviceError, GrowtasError, UsageError
-from growtas.files import ensure_writable, read_json, read_json_lines, replacing, sha256, write_json
+from growtas.files import ensure_writable, read_json_lines, replacing, sha256, write_json
 from growtas.nn.supernet import Supernet
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run, check_run_name, create_run, this_process
@@ -99,7 +99,7 @@ class Session:
         """Trains, and measures on the test set; what ``run.json`` gets."""
         progress.event(RunReady(self.run, self.recipe, self.data, self.device.type, self.world.size, self.report))
         info = self.run.info
-        split, record = read_json(self.run.path / "split.json", "search split"), info["preprocess"]
+        split, record = read_search_split(self.run, self.data.train), info["preprocess"]
         search = EvaluationSet(Subset(self.data.train, search_indices(split)), record, self.data.class_names)
         monitor = search.subset(self.recipe.monitor_images)
         parts = Parts.of_process(self.world.rank, self.world.size, self.recipe.accumulate)

@@ -194,7 +194,9 @@ def test_nothing_exported_yet(cli: Cli, tmp_path: Path) -> None:
 
 def test_wrong_options(cli: Cli, run: Run) -> None:
     Path("file").write_text("")
+    Path("folder").mkdir()
     for arguments, match in (
+        *(((option, "folder"), "folder: the output file can't be written") for option in ("--out", "--csv", "--png")),
         (("--batch", "1,x"), "--batch is '1,x'"),
         (("--batch", "0"), "from 1 up"),
         (("--rounds", "0"), "--rounds is 0"),

@@ -137,9 +137,11 @@ def test_a_busy_machine_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch, tm
         (("--max-cv", "0"), "cv is 0"),
         (("--space", "nano"), "unknown search space"),
         (("--out", "here.txt"), "must end in .json"),
+        (("--out", "folder.json"), "folder.json: the output file can't be written (it is a folder)"),
     ],
 )
 def test_what_is_refused_at_once(cli: Cli, arguments: tuple[str, ...], message: str) -> None:
+    Path("folder.json").mkdir()
     code, sentence = cli.fails("profile", "--device", "cpu", "--space", "micro", *arguments)
     assert code == 2
     assert message in sentence

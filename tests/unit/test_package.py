@@ -104,8 +104,14 @@ class Press:
     def __del__(self): os.kill(os.getpid(), signal.SIGINT)
 class Keyboard:
     def find_spec(self, name, path=None, target=None):
-        if name == MODULE and LATER: Press()
+        if name == MODULE and HOW == "swallowed": Press()
+        elif name == MODULE and HOW == "as an error": self.fail()
         elif name == MODULE: os.kill(os.getpid(), signal.SIGINT)
+    def fail(self):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            sum(range(1000))
+        except KeyboardInterrupt as stop: raise ImportError("initialization failed") from stop
 sys.meta_path.insert(0, Keyboard())
 sys.argv = ["growtas", "cost", "--space", "micro"]
 from growtas.cli import main
@@ -113,13 +119,13 @@ main()
 """
 
 
-@pytest.mark.parametrize("swallowed", [False, True])
+@pytest.mark.parametrize("how", ["plain", "swallowed", "as an error"])
 @pytest.mark.parametrize("module", ["growtas.allocator", "growtas.cli.app", "typer", "growtas.cli.serve"])
-def test_ctrl_c_during_imports_is_quiet(module, swallowed):
-    """Also where Python swallows it, as in what runs when an object is freed."""
-    if swallowed and module == "growtas.allocator":
+def test_ctrl_c_during_imports_is_quiet(module, how):
+    """Also where Python swallows it, as in what runs when an object is freed, and where a compiled module makes an error of it."""
+    if how != "plain" and module == "growtas.allocator":
         pytest.skip("too early to be heard again")
-    code = f"MODULE, LATER = {module!r}, {swallowed}\n{PRESSES}"
+    code = f"MODULE, HOW = {module!r}, {how!r}\n{PRESSES}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr in ("", "growtas: interrupted\n")

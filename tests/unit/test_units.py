@@ -99,6 +99,12 @@ def test_a_limit_that_was_not_typed_has_all_of_its_digits():
     assert format_limit(22_748_672, format_bytes) == "22.748672 MB"
 
 
+@pytest.mark.parametrize("text", ["nan", "inf", "8MB/s", "8m b"])
+def test_a_refused_count_is_shown_as_it_was_typed(text):
+    with pytest.raises(UnitError, match=f"--max-params '{text}' "):
+        parse_count(text, "--max-params")
+
+
 def test_a_bare_number_gets_the_reason():
     with pytest.raises(UnitError, match="'5' has no unit, and a bare number could mean any of s, ms, us"):
         parse_latency_ms("5")

@@ -7,7 +7,7 @@ from growtas.data.evaluation import test_set as open_test_set
 from growtas.data.images import ReaderSet
 from growtas.data.preprocess import evaluation_transform, preprocess_record
 from growtas.data.sources import open_data
-from growtas.errors import DataError
+from growtas.errors import CheckpointError, DataError
 from growtas.files import write_json
 from growtas.nn.supernet import Supernet
 from growtas.runs import create_run
@@ -105,6 +105,16 @@ def test_an_imported_run_needs_data(tmp_path):
             opener(run)
     assert len(search_set(run, data="digits")) == 287
     assert len(open_test_set(run, data="digits")) == 359
+
+
+@pytest.mark.parametrize(
+    "content", [None, [], "x", {}, *({"search": value} for value in (None, [], ["0"], [0.5], [-1], [1438], [3, 3]))], ids=repr
+)
+def test_a_broken_split_is_told_with_its_place(tmp_path, content):
+    run = make_run(tmp_path, open_data("digits"))
+    write_json(run.path / "split.json", content)
+    with pytest.raises(CheckpointError, match=r"split\.json: the search split must be an object .* numbers from 0 to 1437"):
+        search_set(run)
 
 
 def test_another_data_set_gets_its_own_split(tmp_path, fashion):

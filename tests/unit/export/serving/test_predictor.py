@@ -196,6 +196,14 @@ def test_urls_are_refused_as_urls(url: str) -> None:
         find_images([url])
 
 
+def test_an_empty_name_is_not_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="the name of an image is empty"):
+        find_images([""])
+    assert find_images(["."]) == [Path("a.png")]
+
+
 @pytest.mark.parametrize("size", [(3000, 2), (2, 3000), (3001, 3), (1, 5000)])
 def test_a_graph_that_resizes_gets_the_middle_of_a_very_long_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
