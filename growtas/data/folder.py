@@ -29,9 +29,7 @@ TEST_NAMES = (
 )  # fmt: skip
 """Names of test sets. Where a folder has several, the first of this list that holds class folders is taken."""
 _FILLER = "images?|imgs?|photos?|pictures?|pics?|data|set"
-_SPLIT_NAME = re.compile(
-    rf"\d*(?:{_FILLER})*({'|'.join((*TRAIN_NAMES, *TEST_NAMES))})(?:{_FILLER}|files?|split|folder)*(?:v?\d+)?"
-)
+_SPLIT_NAME = re.compile(rf"\d*(?:{_FILLER})*({'|'.join((*TRAIN_NAMES, *TEST_NAMES))})(?:{_FILLER}|files?|split|folder)*(?:v?\d+)?")
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ LAYOUTS = {
     ),
     "a folder whose name says nothing": Case(
         "train/cat/*5 train/dog/*5 unseen/cat/*2", {"cat": 5, "dog": 5}, None, ("train", None), ("unseen",),
-        said=("train/ is the training set; unseen/ beside it is not used; where the test images are there, call their folder test",),
+        said=("unseen/ beside it is not used; where the test images are there, call their folder test",),
     ),
     "test before validation": Case(
         "train/cat/*2 train/dog/*2 val/cat/*1 valid/cat/*1 test/cat/*4",
