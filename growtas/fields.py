@@ -140,5 +140,6 @@ def above_zero(name: str, value: Any, kind: type[_Number], error: type[GrowtasEr
         return value
     conversion = "__index__" if kind is int else "__float__"
     if isinstance(value, bool) or not hasattr(value, conversion) or not 0 < float(value) < _LARGEST:
-        raise error(f"{name} is {value!r}; it must be a {'whole number' if kind is int else 'number'} above zero")
+        number = "whole number" if kind is int else "number"
+        raise error(f"{name} is {value!r}; it must be a {number} above zero and below {_LARGEST:,.0f}")
     return kind(value)

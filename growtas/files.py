@@ -114,8 +114,12 @@ def _remove(path: Path) -> None:
 
 
 def json_text(data: Any, indent: int | None = None) -> str:
-    """Data as JSON that every parser reads: a number that is not finite becomes null, since JSON has no word for it."""
-    return json.dumps(finite_or_null(data), indent=indent, ensure_ascii=False, allow_nan=False)
+    """Data as JSON that every parser reads: a number that is not finite becomes null, since JSON has no word for it.
+
+    Bytes of file names that are not UTF-8 are written as JSON's escapes, which Python's parser gives back as the same name.
+    """
+    text = json.dumps(finite_or_null(data), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def finite_or_null(value: Any) -> Any:

@@ -6,6 +6,7 @@ It imports little, and the commands come after it, so that Ctrl-C during their i
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 import time
@@ -45,6 +46,9 @@ def _run() -> None:
     keep_memory()
     # Pillow's own words of images that are refused in a sentence, or whose tags are broken and pixels are not.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit|Corrupt EXIF data")
+    # A class name that the terminal's encoding lacks, or a file name that is not UTF-8, is escaped, and ends nothing.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     # Every subcommand takes --debug too: people add it at the end of the line that failed.
     arguments = sys.argv[1:]
     debug = "--debug" in arguments

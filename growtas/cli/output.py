@@ -136,9 +136,9 @@ def note(text: str) -> None:
 
 
 def print_json(data: Any) -> None:
-    """One JSON document on stdout."""
+    """One JSON document on stdout, in UTF-8 whatever the terminal's encoding is."""
     if MAIN:
-        typer.echo(json_text(data, indent=2))
+        typer.echo(json_text(data, indent=2).encode())
 
 
 class Notes(Progress):

@@ -275,6 +275,8 @@ def _levels(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
 def _samples(image: Image.Image) -> tuple[NDArray[Any], tuple[float, float]]:
     """The values of an image of more than 8 bits a sample, and the least and largest of its type."""
     values, tags = np.asarray(image), _tags(image)
+    if image.format == "FITS" and image.mode == "I;16":
+        values = values.view(np.int16)  # the format's numbers are signed, and Pillow takes them for unsigned ones
     if (low_bytes := image.info.get(_LOW_BYTES)) is not None:
         return values[..., :3].astype(np.uint16) * 256 + np.asarray(low_bytes)[..., :3], (0, 65535)
     if image.mode == "F":
@@ -313,7 +315,7 @@ def _tags(image: Image.Image) -> Mapping[int, Any]:
 
 
 def _is_signed(image: Image.Image) -> bool:
-    return _SIGNED in tuple(_tags(image).get(_SAMPLE_FORMAT, ()))
+    return _SIGNED in tuple(_tags(image).get(_SAMPLE_FORMAT, ())) or (image.format == "FITS" and image.mode.startswith("I"))
 
 
 def _has_deep_planes(image: Image.Image) -> bool:

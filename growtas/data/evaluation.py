@@ -86,7 +86,7 @@ class EvaluationSet:
         """A stratified part of at most ``count`` images, the same at every call."""
         if count >= len(self):
             return self
-        indices = stratified_split(self.labels.numpy(), count, np.random.default_rng(0))
+        indices = stratified_split(self.labels.numpy(), count, np.random.default_rng(0), leave=0)
         part = EvaluationSet(Subset(self._images, indices), self._record, self.class_names)
         part.labels = self.labels[torch.from_numpy(indices)]
         return part

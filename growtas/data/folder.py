@@ -23,10 +23,13 @@ from growtas.errors import DataError, choices
 RULES = 2
 """Version of the rules by which folders are read; a run without a version was made by those of :func:`open_as_before`."""
 TRAIN_NAMES = ("train", "training", "trn", "trainval")
-TEST_NAMES = ("test", "testing", "tst", "holdout", "val", "valid", "validation", "dev", "eval", "evaluation")
+TEST_NAMES = (
+    "test", "tests", "testing", "tst", "holdout", "heldout", "val", "vals", "valid", "validate", "validation", "validations", "dev",
+    "eval", "evals", "evaluate", "evaluation", "evaluations",
+)  # fmt: skip
 """Names of test sets. Where a folder has several, the first of this list that holds class folders is taken."""
-_FILLER = "images?|imgs?|data|set"
-_SPLIT_NAME = re.compile(rf"(?:{_FILLER})*({'|'.join((*TRAIN_NAMES, *TEST_NAMES))})(?:{_FILLER}|split|folder)*\d*")
+_FILLER = "images?|imgs?|photos?|pictures?|pics?|data|set"
+_SPLIT_NAME = re.compile(rf"\d*(?:{_FILLER})*({'|'.join((*TRAIN_NAMES, *TEST_NAMES))})(?:{_FILLER}|files?|split|folder)*(?:v?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ def _choose_splits(path: Path, reader: ClassFolders) -> tuple[str, str | None, l
     unused = [name for name in names if name not in (trains[0], test)]
     if unused:
         chosen = f"{test}/ is the test set" if test else f"{trains[0]}/ is the training set"
-        reader.remarks.append(f"{chosen}; {_folders(unused)} beside it {'is' if len(unused) == 1 else 'are'} not used")
+        hint = "" if test else "; where the test images are there, call their folder test"
+        reader.remarks.append(f"{chosen}; {_folders(unused)} beside it {'is' if len(unused) == 1 else 'are'} not used{hint}")
     return trains[0], test, unused
 
 

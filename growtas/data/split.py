@@ -7,10 +7,10 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 
-def stratified_split(labels: NDArray[np.int64], count: int, rng: Generator) -> NDArray[np.int64]:
+def stratified_split(labels: NDArray[np.int64], count: int, rng: Generator, *, leave: int = 1) -> NDArray[np.int64]:
     """Indices of about ``count`` images, the same share of every class, in ascending order.
 
-    Shares are rounded by largest remainder, so that the sum is ``count``; every class keeps at least one image outside the
+    Shares are rounded by largest remainder, so that the sum is ``count``; every class keeps at least ``leave`` images outside the
     part, which can make it smaller.
 
     Args:
@@ -18,10 +18,10 @@ def stratified_split(labels: NDArray[np.int64], count: int, rng: Generator) -> N
     """
     classes, sizes = np.unique(labels, return_counts=True)
     quota = sizes * count / max(len(labels), 1)
-    counts = np.minimum(np.floor(quota).astype(np.int64), sizes - 1)
+    counts = np.minimum(np.floor(quota).astype(np.int64), sizes - leave)
     missing = count - int(counts.sum())
     # A class that has no image to spare gets no remainder either; it goes to the next one.
-    open_classes = np.flatnonzero(counts < sizes - 1)
+    open_classes = np.flatnonzero(counts < sizes - leave)
     counts[open_classes[np.argsort(-(quota - counts)[open_classes], kind="stable")[:missing]]] += 1
     parts = [rng.permutation(np.flatnonzero(labels == c))[:k] for c, k in zip(classes, counts, strict=True)]
     return np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.int64)

@@ -11,6 +11,7 @@ from typing import Any
 from growtas.data.decode import PIXEL_RANGE
 from growtas.errors import ConfigError
 from growtas.fields import RULE, Rule, check_fields, check_keys, checked, list_of, one_of, real, rule_of, text, text_like, whole
+from growtas.files import refuse_url
 from growtas.growth import GrowthSchedule, Subspace, growth_schedule
 from growtas.space import SearchSpace, load_space
 
@@ -172,6 +173,9 @@ class Recipe:
             )
         if self.method == "growtas-plus" and self.init is None:
             raise ConfigError("growtas-plus goes on from a trained supernet; name its run with init (--init RUN)")
+        for source in (self.teacher, self.teacher_checkpoint):
+            if source is not None and "://" in source:  # timm's own local-dir:/FOLDER has one slash
+                refuse_url(source, ConfigError)
         if self.teacher_checkpoint is not None and self.teacher is None:
             raise ConfigError("teacher_checkpoint is set without a teacher; name the timm model with teacher (--teacher MODEL)")
 

@@ -138,8 +138,9 @@ class Session:
         accuracy, count, chance = record["accuracy"], record["images"], record["chance"]
         progress.note(f"teacher: {record['model']}, accuracy {accuracy:.1%} on {count:,} images of the search split")
         if accuracy < chance + 3 * math.sqrt(chance * (1 - chance) / count):
+            what = "is no better than chance" if accuracy <= chance else "can't be told from chance"
             progress.note(
-                f"warning: the teacher is no better than chance (the most frequent class is {chance:.1%} of these images); "
+                f"warning: the teacher {what} (the most frequent class is {chance:.1%} of these {count:,} images); "
                 f"its classes may be others, or in another order"
             )
 

@@ -142,15 +142,21 @@ def load_teacher(recipe: Recipe, preprocess: Mapping[str, Any], class_names: Seq
 
     Raises:
         ConfigError: timm knows no such model, can't fetch its weights, or the teacher takes other channels or classes.
-        CheckpointError: the weights can't be read, are no mere tensors, or are of another number of classes.
+        CheckpointError: the weights can't be read, are no mere tensors, are not finite, or are of another number of classes.
     """
     check_teacher(recipe, len(class_names))
     if recipe.teacher is None:
         return None
     with preserved_globals():  # networks draw weights before they get theirs
         if recipe.teacher.endswith(".safetensors"):
-            return _own_model(recipe.teacher, preprocess, class_names)
-        return _timm_model(recipe.teacher, recipe.teacher_checkpoint, preprocess, len(class_names))
+            teacher = _own_model(recipe.teacher, preprocess, class_names)
+        else:
+            teacher = _timm_model(recipe.teacher, recipe.teacher_checkpoint, preprocess, len(class_names))
+    for name, weights in teacher.model.state_dict().items():
+        if not weights.isfinite().all():
+            source = teacher.record["weights"] or recipe.teacher
+            raise CheckpointError(f"{source}: the teacher's {name} holds numbers that are not finite; name other weights")
+    return teacher
 
 
 def check_same_teacher(teacher: Teacher | None, recorded: Mapping[str, Any] | None, where: str) -> None:
@@ -180,7 +186,11 @@ def absolute_teacher(recipe: Recipe) -> Recipe:
 def _own_model(name: str, preprocess: Mapping[str, Any], class_names: Sequence[str]) -> Teacher:
     model, manifest = load_model(name), Path(name + ".json")
     about = read_json(manifest, "manifest") if manifest.is_file() else {}
-    _check_classes(f"{name}: the teacher", model.num_classes, len(class_names), CheckpointError)
+    if model.num_classes != len(class_names):
+        raise CheckpointError(
+            f"{name}: the teacher has a head of {model.num_classes} classes, the data {len(class_names)}; "
+            f"export one from a run on this data"
+        )
     names = about.get("class_names")
     if names is not None and list(names) != list(class_names):
         other, here = next(pair for pair in zip(names, class_names, strict=True) if pair[0] != pair[1])
@@ -231,6 +241,8 @@ def _read_weights(path: str) -> dict[str, Tensor]:
     """
     try:
         state = load_state_dict(path, weights_only=True)
+    except (AttributeError, EOFError):  # a list or another value; and an empty file
+        state = {}
     except Exception as error:  # safetensors, torch and zipfile each raise their own kinds
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
             reason = "it is no file of weights alone, and others are not loaded because they can run code; save a state_dict"

@@ -108,6 +108,15 @@ def cut(suffix: str) -> Callable[[Path], None]:
     return write
 
 
+def fits(values: np.ndarray) -> bytes:
+    """A FITS file: cards of 80 bytes in blocks of 2,880, then the rows from the lowest, always big-endian and signed."""
+    height, width = values.shape
+    cards = {"SIMPLE": "T", "BITPIX": 8 * values.itemsize, "NAXIS": 2, "NAXIS1": width, "NAXIS2": height}
+    head = "".join(f"{key:8}= {value:>20}".ljust(80) for key, value in cards.items()) + "END"
+    data = values[::-1].astype(f">i{values.itemsize}").tobytes()
+    return head.ljust(2880).encode() + data.ljust(2880, b"\0")
+
+
 def bytes_of(content: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content)
 
@@ -230,6 +239,9 @@ CASES = {
         scaled(SIGNED, -1000, 3000),
         (-1000, 3000),
     ),
+    "16-bit fits": Case("fits", bytes_of(fits(TWELVE.view(np.int16))), scaled(TWELVE, 0, 32767)),
+    "16-bit fits with an offset": Case("fits", bytes_of(fits(SIGNED)), "its values are signed and go down to -"),
+    "16-bit fits with an offset, declared": Case("fits", bytes_of(fits(SIGNED)), scaled(SIGNED, -1000, 3000), (-1000, 3000)),
     "float with a hole": Case(
         "tif", saved(np.where(BITS, FLOATS, np.nan).astype(np.float32)), "some of its values are not a number", (0, 1)
     ),

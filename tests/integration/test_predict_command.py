@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +140,28 @@ def test_files_of_a_folder_that_are_no_images_are_said_and_hidden_ones_left(cli:
     code, out, err = cli("predict", folder, "--model", artifact(tmp_path / "made"), "--json")
     assert (code, len(json.loads(out)["images"])) == (0, 10)
     assert f"{folder}: 2 files are left out, of kinds that this Pillow doesn't decode (.txt 1, .h5 1)" in err
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", r"\xdcber-Hemd"), ("utf-8", "Über-Hemd")])
+def test_names_that_the_output_cannot_show_are_escaped(
+    cli: Cli, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str
+) -> None:
+    name = "caf\udce9.png"  # a file name of Latin-1
+    (folder / "0.png").rename(folder / name)
+    made = artifact(tmp_path / "made")
+    outputs = []
+    for options in ((), ("--json",)):
+        stream = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding))
+        code, _, err = cli("predict", folder / name, "--model", made, *options)
+        assert (code, err) == (0, "")
+        outputs.append(stream.getvalue())
+    table, document = outputs[0].decode(encoding), json.loads(outputs[1].decode("utf-8"))
+    assert shown in table
+    assert r"caf\udce9.png" in table
+    (answer,) = document["images"]
+    assert answer["file"] == str(folder / name)
+    assert {score["label"] for score in answer["top"]} == set(NAMES)
 
 
 def test_an_artifact_of_before_the_rules_says_what_it_does_not_heed(cli: Cli, folder: Path, tmp_path: Path) -> None:

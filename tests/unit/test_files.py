@@ -110,3 +110,12 @@ def test_what_is_not_finite_is_null_in_every_file(tmp_path):
     append_json_line(tmp_path / "b.jsonl", data)
     for name in ("a.json", "b.jsonl"):
         assert json.loads((tmp_path / name).read_text(), parse_constant=refuse) == expected
+
+
+def test_file_names_that_are_not_utf8_go_through_json_and_back(tmp_path):
+    names = {"file": "caf\udce9.png", "note": "café 🐶", "backslash": "\\udce9"}
+    write_json(tmp_path / "a.json", names)
+    append_json_line(tmp_path / "a.jsonl", names)
+    assert read_json(tmp_path / "a.json") == names
+    assert read_json_lines(tmp_path / "a.jsonl") == [names]
+    assert "café 🐶" in (tmp_path / "a.json").read_text(encoding="utf-8")

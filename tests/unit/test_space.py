@@ -67,6 +67,7 @@ def test_validation_names_field_value_and_choices(subnet, message):
         ({"embed_dim": 8, "num_heads": [1]}, "mlp_ratio is missing"),
         ({"embed_dim": 8, "num_heads": 1, "mlp_ratio": [1.0]}, "num_heads is 1; it must be a list"),
         ({"embed_dim": 8, "num_heads": [1], "mlp_ratio": [1.0], "depth": 2}, "depth is 2, but num_heads and mlp_ratio have 1"),
+        ({"embed_dim": 10**6, "num_heads": [1], "mlp_ratio": [1.0]}, "embed_dim is 1000000; .* above zero and below 1,000,000"),
         ({"embed_dim": 8.5, "num_heads": [1], "mlp_ratio": [1.0]}, "embed_dim is 8.5; it must be a whole number"),
         ({"embed_dim": 8, "num_heads": [True], "mlp_ratio": [1.0]}, "num_heads is True"),
         ({"embed_dim": 8, "num_heads": [1], "mlp_ratio": ["x"]}, "mlp_ratio is 'x'"),

@@ -55,6 +55,17 @@ LAYOUTS = {
     "names with a year": Case(
         "train2017/cat/*2 train2017/dog/*2 val2017/dog/*2", {"cat": 2, "dog": 2}, {"dog": 2}, ("train2017", "val2017")
     ),
+    "plural names, photographs, numbers before": Case(
+        "01_train_photos/cat/*2 01_train_photos/dog/*2 02_Tests/dog/*2",
+        {"cat": 2, "dog": 2}, {"dog": 2}, ("01_train_photos", "02_Tests"),
+    ),
+    "held-out images": Case(
+        "train_v2/cat/*2 train_v2/dog/*2 held-out/dog/*1", {"cat": 2, "dog": 2}, {"dog": 1}, ("train_v2", "held-out")
+    ),
+    "a folder whose name says nothing": Case(
+        "train/cat/*5 train/dog/*5 unseen/cat/*2", {"cat": 5, "dog": 5}, None, ("train", None), ("unseen",),
+        said=("unseen/ beside it is not used; where the test images are there, call their folder test",),
+    ),
     "test before validation": Case(
         "train/cat/*2 train/dog/*2 val/cat/*1 valid/cat/*1 test/cat/*4",
         {"cat": 2, "dog": 2}, {"cat": 4}, ("train", "test"), ("val", "valid"),

@@ -53,3 +53,9 @@ def test_what_single_images_cannot_give_comes_from_other_classes():
 
 def test_nothing_to_spare():
     assert len(stratified_split(np.arange(9), 3, np.random.default_rng(0))) == 0
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(1, 40), st.integers(0, 100))
+def test_a_part_that_may_take_the_last_image_of_a_class_is_never_too_small(labels, count, seed):
+    indices = stratified_split(np.array(labels), min(count, len(labels)), np.random.default_rng(seed), leave=0)
+    assert len(set(indices.tolist())) == len(indices) == min(count, len(labels))

@@ -35,6 +35,8 @@ MICRO = PRESETS["micro"]
         ({"clip_grad": -1}, "clip_grad is -1; it must be a number above 0, up to 100000 or null"),
         ({"amp": 1}, "amp is 1; it must be auto, fp32, bf16 or fp16"),
         ({"seed": -1}, "seed is -1"),
+        ({"teacher": "https://host/t.safetensors"}, "https://host/t.safetensors: this is a URL, and only local files are read"),
+        ({"teacher": "test_vit", "teacher_checkpoint": "s3://bucket/t.pth"}, "s3://bucket/t.pth: this is a URL"),
         ({"min_lr": 1.0}, "min_lr is 1, above lr, which is 0.001"),
         ({"warmup_epochs": 30}, "warmup_epochs is 30; it must be below epochs, which is 30"),
         ({"mixup": 0.8, "batch_size": 15}, "batch_size is 15; mixup and cutmix pair images and need an even one"),

@@ -329,6 +329,18 @@ def test_a_teacher_that_knows_nothing_is_warned_of(begin, tmp_path):
     assert any(note.startswith("warning: the teacher is no better than chance") for note in told.notes[: told.before])
 
 
+def test_few_images_tell_a_good_teacher_not_from_chance(begin, tmp_path):
+    first = begin("first", method="uniform", epochs=6, batch_size=32, lr=2e-2, augment="none", label_smoothing=0.0)
+    first.train()
+    told = Told()
+    session = begin("second", teacher=save_own(first, tmp_path / "model.safetensors"), search_images=10, monitor_images=2, epochs=1)
+    session.train(told)
+    record = session.run.info["teacher"]
+    words = "can't be told from chance" if record["accuracy"] > record["chance"] else "is no better than chance"
+    (warning,) = [note for note in told.notes if note.startswith("warning: the teacher")]
+    assert warning.startswith(f"warning: the teacher {words} (the most frequent class is {record['chance']:.1%} of these 2 images)")
+
+
 def test_a_run_goes_on_with_the_teacher_that_it_began_with(begin, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = begin("first", epochs=1)

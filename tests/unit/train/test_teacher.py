@@ -175,12 +175,21 @@ def test_files_that_hold_something_else(tmp_path, saved):
     torch.save([torch.ones(2)], tmp_path / "list.pth")
     (tmp_path / "bad.safetensors").write_bytes(b"x" * 100)
     (tmp_path / "empty.pth").touch()
-    for name in ("epoch.pth", "list.pth", "bad.safetensors", "empty.pth"):
+    no_state = "it holds no state_dict of a model"
+    for name, reason in {"epoch.pth": no_state, "list.pth": no_state, "bad.safetensors": "[^\n]+", "empty.pth": no_state}.items():
         recipe = Recipe(teacher="test_resnet", teacher_checkpoint=str(tmp_path / name))
-        with pytest.raises(CheckpointError, match=rf"^[^\n]*{name}: the teacher's weights can't be read \([^\n]+\)$"):
+        with pytest.raises(CheckpointError, match=rf"^[^\n]*{name}: the teacher's weights can't be read \({reason}\)$"):
             load_teacher(recipe, RECORD, NAMES)
     with pytest.raises(ConfigError, match="the teacher test_vit can't be made by timm with the weights"):
         load_teacher(saved(timm_model(), "test_vit"), RECORD, NAMES)
+
+
+def test_weights_that_are_not_finite_are_refused(saved):
+    model = timm_model()
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[3] = float("nan")
+    with pytest.raises(CheckpointError, match=r"teacher\.safetensors: the teacher's [a-z0-9._]+ holds numbers that are not finite"):
+        load_teacher(saved(model), RECORD, NAMES)
 
 
 def test_the_record_tells_weights_apart(saved):
@@ -207,7 +216,7 @@ def test_one_of_our_own(tiny, tmp_path):
     recipe = Recipe(teacher=str(path))
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(load_teacher(recipe, RECORD, NAMES)(images), model(images))
-    with pytest.raises(CheckpointError, match="the teacher has a head of 10 classes, the data 4"):
+    with pytest.raises(CheckpointError, match="the teacher has a head of 10 classes, the data 4; export one from a run on this"):
         load_teacher(recipe, RECORD, NAMES[:4])
     # Its manifest says what it was trained on.
     manifest = {"preprocess": {**RECORD, "mean": [0.5] * 3, "std": [0.5] * 3}, "class_names": NAMES}
