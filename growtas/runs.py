@@ -188,6 +188,16 @@ class Run:
             except OSError:
                 raise CheckpointError(f"{file}: the run file can't be read") from None
 
+    def images(self, data: str | None = None, data_dir: str | Path | None = None) -> Mapping[str, Any] | None:
+        """The record of the images that are used where ``data`` and ``data_dir`` name others than the run's, or their new place.
+
+        None where neither the run nor anybody names images.
+        """
+        record = self.info.get("data") if data is None else {"name": data, "data_dir": None}
+        if record is None or data_dir is None:
+            return record
+        return {**record, "data_dir": str(Path(data_dir).expanduser().absolute())}
+
     @property
     def checkpoints(self) -> list[Path]:
         """Complete checkpoint folders, oldest first."""

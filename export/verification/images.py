@@ -102,7 +102,7 @@ def run_images(
             raise
         reason = "the run has no data of its own" if run.info.get("data") is None else str(error)
         return photographs(run.info["preprocess"], count, reason)
-    named = data or data_title(run.info.get("data"))
+    named = data_title(run.images(data, data_dir))
     class_names = tuple(run.info.get("class_names") or test.class_names)
     labels, unlabelled_because = None, None
     try:

@@ -149,9 +149,6 @@ def search(
     state = chosen_run.info.get("state")
     if state not in ("finished", "imported"):
         progress.note(f"the training of this run is not finished ({state}); searching its newest checkpoint")
-    images = chosen_run.info.get("data") if data is None else {"name": data, "data_dir": None}
-    if images is not None and data_dir is not None:
-        images = {**images, "data_dir": str(Path(data_dir).expanduser().absolute())}
     searched = searched_space(chosen_run, space)
     limits.check(searched)
     request = _Request(
@@ -168,7 +165,7 @@ def search(
         threads=threads,
         load=partial(LoadedSupernet.load, chosen_run, data=data, data_dir=data_dir, limit_images=limit_images),
         out=Path(out) if out else chosen_run.path / "search",
-        data=images,
+        data=chosen_run.images(data, data_dir),
         command=command,
         progress=progress,
     )

@@ -180,6 +180,6 @@ def _calibration_images(context: ExportContext) -> tuple[Array, str]:
         context.progress.note(f"calibration is on scikit-learn's sample photographs: {error}")
         crops = photographs(context.preprocess, count, str(error))
         return crops.images, crops.description
-    name = options.data or data_title(run.info.get("data"))
+    name = data_title(run.images(options.data, options.data_dir))
     pixels = np.ascontiguousarray(images.images(0, len(images)).numpy(), np.float32)
     return pixels, f"{len(pixels)} images of the search split of {name}"

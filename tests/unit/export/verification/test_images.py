@@ -53,6 +53,20 @@ def test_data_that_was_named_must_be_there(tmp_path: Path) -> None:
         run_images(make_run(tmp_path), 4, data="no-such-data", stratified=False)
 
 
+def test_moved_data_is_called_by_its_new_place(tmp_path: Path) -> None:
+    run, moved = make_run(tmp_path), tmp_path / "moved"
+    for split in ("train", "test"):
+        for name in "0123456789":
+            (moved / split / name).mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (20, 20), (60 * number, 40, 90)).save(moved / split / name / f"{number}.png")
+    result = run_images(run, 4, data="folder", data_dir=moved, stratified=False)
+    assert result.description == f"4 test images of {moved}"
+    run.update(data={"name": "folder", "data_dir": "/gone"})
+    assert run.images(data_dir=moved) == {"name": "folder", "data_dir": str(moved)}
+    assert run.images() == {"name": "folder", "data_dir": "/gone"}
+
+
 def test_data_that_went_away_is_replaced_and_the_reason_given(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     run.update(data={**run.info["data"], "name": "folder", "data_dir": str(tmp_path / "gone")})
