@@ -39,7 +39,7 @@ def _show_costs(result: SearchResult) -> None:
         table.add_row(*row)
     for latency in result.latencies:
         if (judged := latency.judged) is not None:
-            table.add_row(f"latency, {judged.kind}", f"{judged}, {judged.conditions}", at_most(latency.max_ms, format_ms))
+            table.add_row("latency", f"{judged}, {judged.conditions}", at_most(latency.max_ms, format_ms))
     print_table(table)
 
 

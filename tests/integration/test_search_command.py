@@ -28,7 +28,7 @@ QUICK = ("--generations", "2", "--population", "5", "--limit-images", "30")
 def test_a_modelled_latency_is_called_modelled_wherever_it_is_shown(run, growtas):
     code, out, err = growtas("search", "--device", "a10", "--max-latency", "5ms", "--max-params", "100K", *QUICK)
     assert code == 0, err
-    assert "latency, modelled" in out
+    assert re.search(r"\nlatency +[\d.]+ ms \+-50% \(modelled\), p50, batch 1, fp16, tensorrt on a10 +at most 5ms", out)
     assert "modelled from the datasheet, not measured; uncertainty +-50% (p50, batch 1, fp16, tensorrt on a10)" in out
     assert "at most 5ms" in out
     assert "at most 100K" in out
