@@ -13,18 +13,19 @@ from growtas.export.benchmark.timing import measure_in_turns
 from growtas.export.formats import PLAN
 from growtas.export.graph.assemble import Assembler, export_graph, signature
 from growtas.export.open import open_session
+from growtas.export.quantization.convert import convert
 from growtas.export.runtimes.base import RuntimeInfo, Session, is_installed
 from growtas.export.tensorrt import library
 from growtas.export.tensorrt.builder import Shapes, builder_of
 from growtas.export.verification.images import noise
+from growtas.latency.estimate import RUNTIMES
 from growtas.latency.measured.paired import Block
 from growtas.nn.architecture import Architecture
 from growtas.progress import Progress
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
-RUNTIMES = ("onnxruntime", "tensorrt", "tensorrt-rtx", "openvino")
-PRECISION = "fp32"
+_CALIBRATION_IMAGES = 2
 _CACHED_GRAPHS = 12
 
 
@@ -32,13 +33,13 @@ def check_runtime(runtime: str, precision: str) -> None:
     """Refuses a runtime or precision that can't be measured here, before any work.
 
     Raises:
-        DeviceError: an unknown runtime, another precision than growtas builds, no openvino, or no GPU for a plan.
+        DeviceError: an unknown runtime, a precision that it isn't measured in, no openvino, or no GPU for a plan.
         MissingExtra: the runtime's package is not installed.
     """
     if runtime not in RUNTIMES:
         raise DeviceError(f"--runtime is {runtime!r}; legal are {choices(RUNTIMES)}")
-    if precision != PRECISION:
-        raise DeviceError(f"--precision is {precision!r}; the artifacts that growtas builds, and so measures, are {PRECISION}")
+    if precision not in RUNTIMES[runtime]:
+        raise DeviceError(f"--precision is {precision!r}; {runtime} is measured in {choices(RUNTIMES[runtime])}")
     if runtime == "openvino" and not is_installed("openvino"):
         raise DeviceError("--runtime openvino needs the package openvino, which is not installed: pip install 'growtas[openvino]'")
     if runtime in PLAN.runtimes:
@@ -57,6 +58,7 @@ class ArchitectureTurns:
         space: geometry of the images.
         subnets: those whose graphs are assembled from pieces; any other one is exported when it is timed.
         runtime: of :data:`RUNTIMES`; see :func:`check_runtime`.
+        precision: what export would ship; see :func:`check_runtime`.
         batch: images a run.
         threads: CPU threads.
         rounds, seconds: blocks of each subnet, and their length at least.
@@ -68,12 +70,13 @@ class ArchitectureTurns:
         subnets: Sequence[Subnet],
         *,
         runtime: str,
+        precision: str = "fp32",
         batch: int,
         threads: int,
         rounds: int = 9,
         seconds: float = 0.1,
     ) -> None:
-        self.space, self.runtime, self.batch, self.threads = space, runtime, batch, threads
+        self.space, self.runtime, self.precision, self.batch, self.threads = space, runtime, precision, batch, threads
         self.rounds, self.seconds = rounds, seconds
         self._assembler, self._announced = Assembler(space, subnets), frozenset(subnets)
         self._exporter_for_each = False
@@ -128,6 +131,8 @@ class ArchitectureTurns:
         """
         assembled = subnet in self._announced and not self._exporter_for_each
         graph = self._assembler.graph(subnet).SerializeToString() if assembled else self._export(subnet)
+        if self.precision != "fp32":
+            graph = self._converted(graph)
         if self.runtime == "onnxruntime":
             from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
 
@@ -136,10 +141,26 @@ class ArchitectureTurns:
             from growtas.export.runtimes.openvino import OpenVINOSession
 
             return OpenVINOSession(graph, threads=self.threads)
-        return plan_session(graph, self.runtime, self.batch)
+        return plan_session(graph, self.runtime, self.batch, precision=self.precision)
+
+    def _converted(self, graph: bytes) -> bytes:
+        """A graph in the precision, as export converts it; calibrated on noise, which changes its scales and not its speed."""
+        size, channels = self.space.image_size, self.space.in_chans
+        with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
+            source, out = Path(folder, "fp32.onnx"), Path(folder, "converted.onnx")
+            source.write_bytes(graph)
+            convert(
+                source,
+                out,
+                self.precision,
+                calibration=noise(_CALIBRATION_IMAGES, (channels, size, size)),
+                calibration_are="noise",
+                rest="fp16" if self.runtime in PLAN.runtimes else "fp32",
+            )
+            return out.read_bytes()
 
 
-def plan_session(model: bytes, runtime: str, batch: int, *, precision: str = PRECISION) -> Session:
+def plan_session(model: bytes, runtime: str, batch: int, *, precision: str = "fp32") -> Session:
     """Compiles an ONNX model for this machine's GPU and loads it; no files are left.
 
     Args:

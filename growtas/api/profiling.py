@@ -78,7 +78,8 @@ def profile(
         space: a preset, a YAML file, or a run's folder for the space that was trained there.
         runtime: ``onnxruntime``, ``tensorrt``, ``tensorrt-rtx`` or ``openvino``; by default ``tensorrt`` for a GPU that has a
             shipped profile, else ``onnxruntime``.
-        precision: of the artifacts.
+        precision: of the artifacts: ``fp32`` or ``int8`` on a CPU, any that export builds for plans. Quantised networks are
+            calibrated on noise.
         batch: images at once.
         threads: CPU threads; by default all that this process may use.
         samples, held_out, repeats: subnets that the model is fitted to, tested on, and that are measured twice.
@@ -120,7 +121,15 @@ def profile(
         progress.note(f"{work}; samples may be {'refused' if strict else 'unsteady'}")
     progress.stage("exporting blocks")
     reference, threads = choices.middle(), threads or available_threads()
-    timer = ArchitectureTurns(choices, [*plan.first, reference], runtime=runtime, batch=batch, threads=threads, seconds=seconds)
+    timer = ArchitectureTurns(
+        choices,
+        [*plan.first, reference],
+        runtime=runtime,
+        precision=precision,
+        batch=batch,
+        threads=threads,
+        seconds=seconds,
+    )
     info = timer.info(reference)
     check_device(device, shipped_names(), info.device)
     setup = Setup(

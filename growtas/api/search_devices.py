@@ -7,10 +7,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnxruntime
-
 from growtas.batch import SubnetBatch
-from growtas.export.benchmark.stopwatch import ArchitectureTurns
+from growtas.export.benchmark.stopwatch import ArchitectureTurns, check_runtime
 from growtas.latency.catalogue import fitting_profile
 from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.fit import fit_latency
@@ -65,7 +63,9 @@ def local_target(
         LimitError: not even the smallest subnet meets the limit.
         UnsteadyMachine: the machine is too busy, and ``strict``.
     """
-    setup = dataclasses.replace(local_setup(batch=limits.batch, threads=threads), runtime_version=onnxruntime.__version__)
+    runtime = device.runtime or "onnxruntime"
+    check_runtime(runtime, device.precision)
+    setup = local_setup(batch=limits.batch, threads=threads, runtime=runtime, precision=device.precision)
     machine = _LocalMachine(space, setup, folder, strict, progress)
     if device.max_ms is None and not predict:
         return machine.target_without_limit(device)
@@ -74,7 +74,9 @@ def local_target(
         return target
     if profile is None:
         why = f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
-        more = f" --batch {setup.batch}" if setup.batch != 1 else ""
+        asked = {"--runtime": setup.runtime, "--precision": setup.precision, "--batch": setup.batch}
+        usual = {"--runtime": "onnxruntime", "--precision": "fp32", "--batch": 1}
+        more = "".join(f" {option} {value}" for option, value in asked.items() if value != usual[option])
         more += f" --threads {threads}" if threads is not None else ""
         command = f"growtas profile --device cpu --space {shlex.quote(str(profile_of))}{more}"
         progress.note(f"no measured profile fits this search{why}; `{command}` makes one: nothing is measured beforehand then")
@@ -96,7 +98,7 @@ class _LocalMachine:
         timer = self._timer(self.space, [])
         # No limit is judged on it: a number of a busy machine will do, however strict the search is, and it is marked.
         campaign = Campaign(self.folder / JOURNAL, self.space, self._graph_setup(timer), timer, progress=self.progress)
-        return Target(device=device.name, stopwatch=LocalStopwatch(campaign))
+        return Target(device=device.label, stopwatch=LocalStopwatch(campaign))
 
     def target_of_profile(self, device: Device, profile: MeasuredProfile) -> Target | None:
         """Prunes with the profile's model, if the profile's reference subnet takes as long here; None, after a note, if not."""
@@ -125,7 +127,7 @@ class _LocalMachine:
             self.progress.note(f"{name} is unsteady: {profile.unsteady} of its samples were taken while other work was running")
         stopwatch = self._stopwatch(timer, check.timed, usual_ms=usual_ms, repeatability=profile.repeatability.max)
         target = Target(
-            device=device.name,
+            device=device.label,
             max_ms=device.max_ms,
             estimator=model,
             stopwatch=stopwatch,
@@ -146,7 +148,7 @@ class _LocalMachine:
         reference = time_together([space.middle()], timer, self.setup.threads, strict=self.strict)
         stopwatch = self._stopwatch(timer, reference)
         smallest_ms = stopwatch.campaign.measure([space.smallest])[0].p50_ms
-        self._check_smallest(Target(device=device.name, max_ms=device.max_ms), stopwatch, smallest_ms)
+        self._check_smallest(Target(device=device.label, max_ms=device.max_ms), stopwatch, smallest_ms)
         self.progress.stage("measuring subnets on this machine", len(subnets))
         # One visit each: to fit a model to, not to judge a limit on.
         values = [sample.p50_ms for sample in stopwatch.campaign.measure(subnets)]
@@ -156,7 +158,7 @@ class _LocalMachine:
             f"held-out error up to {model.relative_uncertainty:.0%}"
         )
         return Target(
-            device=device.name,
+            device=device.label,
             max_ms=device.max_ms,
             estimator=model,
             stopwatch=stopwatch,
@@ -174,7 +176,9 @@ class _LocalMachine:
 
     def _timer(self, space: SearchSpace, subnets: list[Subnet]) -> ArchitectureTurns:
         setup = self.setup
-        return ArchitectureTurns(space, subnets, runtime=setup.runtime, batch=setup.batch, threads=setup.threads)
+        return ArchitectureTurns(
+            space, subnets, runtime=setup.runtime, precision=setup.precision, batch=setup.batch, threads=setup.threads
+        )
 
     def _graph_setup(self, timer: ArchitectureTurns) -> Setup:
         return dataclasses.replace(self.setup, graph=timer.signature(timer.space.middle()))

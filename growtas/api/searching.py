@@ -53,6 +53,7 @@ def search(
     max_size: str | int | None = None,
     batch: int = 1,
     precision: str | None = None,
+    runtime: str | None = None,
     objective: str = "accuracy",
     front: str | None = None,
     replay: bool = False,
@@ -78,13 +79,16 @@ def search(
         run: a run or its folder; by default the newest in ``runs`` that holds a supernet.
         space: choices to search, a preset or a YAML file; without ``run`` also the space of the newest run.
         devices: whose latency is limited or measured: names with limits (``{"a10": "5ms"}``; a number is in milliseconds), or
-            names. ``cpu`` is measured on this machine.
+            names. ``cpu`` is measured on this machine. A name may say the runtime and precision that are meant:
+            ``cpu:openvino:int8``.
         max_params, max_macs: limits, as numbers or with a unit: ``"6M"``; MACs are for one image, without the relative position.
         max_macs_with_relative_position: limit on the MACs with it.
         max_latency: limit on the median latency of the devices that have none, ``"5ms"`` or milliseconds.
         max_activation_memory, max_size: limits on the modelled bytes of activations and weights, ``"20MB"`` or bytes.
         batch: images at once that latency and activation memory are meant for.
         precision: of latency, memory and size; by default the device's.
+        runtime: what executes the network on the devices that name none; by default ONNX Runtime on ``cpu``, elsewhere what a
+            device's profile is of.
         objective: ``accuracy``, or ``pareto`` for a whole front (NSGA-II).
         front: axes of the front, such as ``"accuracy,latency"``.
         replay: choose among the journalled subnets; evaluate nothing. The results go into the folder ``replay`` in ``out``, and
@@ -130,7 +134,7 @@ def search(
     if batch != 1 and not devices and max_activation_memory is None:
         raise ConfigError("--batch changes nothing without a --device or --max-activation-memory; leave it out")
     sizes = max_size is not None or max_activation_memory is not None
-    parsed = parse_devices(devices, max_latency, precision, sizes=sizes)
+    parsed = parse_devices(devices, max_latency, precision, runtime, sizes=sizes)
     limits = Limits(
         max_params=_amount(parse_count, max_params, "--max-params", "6M"),
         max_macs=_amount(parse_count, max_macs, "--max-macs", "1.3G"),
@@ -363,10 +367,11 @@ class _Request:
                     self.space,
                     batch=self.limits.batch,
                     precision=device.requested,
+                    runtime=device.runtime,
                     profile_of=profiled_as(self.run),
                 )
-                targets[device.name] = Target(device=device.name, max_ms=device.max_ms, estimator=model)
-                targets[device.name].check(self.space)
+                targets[device.label] = Target(device=device.label, max_ms=device.max_ms, estimator=model)
+                targets[device.label].check(self.space)
         return targets
 
     def _with_targets(self, targets: dict[str, Target]) -> Search:
@@ -376,7 +381,7 @@ class _Request:
                 from growtas.api.search_devices import local_target
 
                 try:
-                    targets[CPU] = local_target(
+                    targets[device.label] = local_target(
                         device,
                         self.space,
                         self.limits,
@@ -390,7 +395,7 @@ class _Request:
                 except KeyboardInterrupt:
                     self.progress.note(f"what was measured is kept in {self.out}; the same command goes on from there")
                     raise
-        ordered = tuple(targets[device.name] for device in self.devices)
+        ordered = tuple(targets[device.label] for device in self.devices)
         return Search(space=self.space, limits=self.limits, targets=ordered, front=self.axes)
 
     def _record(self, checkpoint: Path, digest: str) -> dict[str, Any]:
@@ -415,7 +420,11 @@ class _Request:
             # The first device's limit is also where one device's has always been.
             "limits": {**limits, "max_latency_ms": first.max_ms if first else None},
             "device": first.name if first else None,
-            "devices": [{"device": d.name, "max_latency_ms": d.max_ms, "precision": d.precision} for d in self.devices],
+            "devices": [
+                {"device": d.label, "max_latency_ms": d.max_ms, "precision": d.precision}
+                | ({"runtime": d.runtime} if d.runtime not in (None, "onnxruntime") else {})
+                for d in self.devices
+            ],
             "batch": self.limits.batch,
             "seed": self.seed,
             "generations": self.config.generations,

@@ -26,7 +26,10 @@ def search(
     ] = None,
     device: Annotated[
         list[str] | None,
-        Option(help="Whose latency: cpu (measured here) or a profile, with a limit as in a10:5ms; again for more devices."),
+        Option(
+            help="Whose latency: cpu (measured here) or a profile, with a limit as in a10:5ms, or all of a target as in "
+            "cpu:openvino:int8:10ms; again for more."
+        ),
     ] = None,
     max_params: Annotated[str | None, Option(help="Limit on parameters: 6M, or a plain number.")] = None,
     max_macs: Annotated[
@@ -48,6 +51,10 @@ def search(
     batch: Annotated[int, Option(help="Images at once that latency and activation memory are meant for.")] = 1,
     precision: Annotated[
         str | None, Option(help="Precision of latency, memory and size: fp32, tf32, fp16 or int8; by default the device's.")
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        Option(help="What executes the network: onnxruntime, openvino, tensorrt or tensorrt-rtx; by default the device's."),
     ] = None,
     objective: Annotated[str, Option(help="accuracy (the paper's evolution), or pareto (NSGA-II, a whole front).")] = "accuracy",
     front: Annotated[
@@ -103,6 +110,7 @@ def search(
             max_size=max_size,
             batch=batch,
             precision=precision,
+            runtime=runtime,
             objective=objective,
             front=front,
             replay=replay,
@@ -141,8 +149,8 @@ def _next_commands(result: SearchResult, *, data: str | None, data_dir: str | No
             meant = latency.judged.conditions
             options = _export_options(meant.runtime, meant.precision, meant.batch)
             if commands:  # the first device is the one that a plan is for by default
-                options |= {"device": latency.device} if options["format"] == "trt" else {}
-                options["name"] = f"{file_stem(result.run.space.name)}-{latency.device}"
+                options |= {"device": meant.device} if options["format"] == "trt" else {}
+                options["name"] = f"{file_stem(result.run.space.name)}-{latency.device.replace(':', '-')}"
             commands[latency.device] = command_line("export", result.run.path, **exported, **options)
     # Without a device a limit on bytes is for files of a precision.
     options = _export_options("onnxruntime", result.limits.precision, result.limits.batch)

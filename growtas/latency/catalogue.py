@@ -130,6 +130,7 @@ def latency_estimator(
     *,
     batch: int = 1,
     precision: str | None = None,
+    runtime: str | None = None,
     here: Setup | None = None,
     profile_of: str | Path | None = None,
 ) -> LatencyEstimator:
@@ -139,7 +140,7 @@ def latency_estimator(
     also times it (:func:`growtas.latency.measured.machine.check_profile`).
 
     Args:
-        precision: by default whatever there is, the newest measurement first.
+        precision, runtime: by default whatever there is, the newest measurement first.
         here: what a profile of ``cpu`` must have been measured with; by default this machine.
         profile_of: what ``growtas profile --space`` takes for this space, for the message; by default the space's name.
 
@@ -150,7 +151,7 @@ def latency_estimator(
     if device not in device_names():
         # Its message lists the legal ones.
         load_profile(device)
-    profile, reasons = fitting_profile(device, space, batch=batch, precision=precision, here=here)
+    profile, reasons = fitting_profile(device, space, batch=batch, precision=precision, runtime=runtime, here=here)
     if profile is not None:
         return profile.estimator(space, batch=batch, precision=precision)
     if device in profile_names() and device != CPU:

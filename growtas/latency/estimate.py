@@ -13,6 +13,9 @@ from growtas.units import format_ms
 
 Kind = Literal["measured", "modelled"]
 """What was timed, and what was not."""
+_ON_CPUS, _IN_PLANS = ("fp32", "int8"), ("fp32", "fp16", "bf16", "int8", "fp8")
+RUNTIMES = {"onnxruntime": _ON_CPUS, "openvino": _ON_CPUS, "tensorrt": _IN_PLANS, "tensorrt-rtx": _IN_PLANS}
+"""The runtimes whose latencies are measured, with the precisions that are measured in each."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,74 +2,119 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from growtas.errors import DeviceError, choices
 from growtas.latency.catalogue import measured_profiles, near_name
-from growtas.latency.modelled.profile import CPU, device_names, load_profile, measured_names, profile_names
+from growtas.latency.estimate import RUNTIMES
+from growtas.latency.modelled.profile import BYTES, CPU, device_names, load_profile, measured_names, profile_names
 from growtas.units import parse_latency_ms
 
 Devices = Mapping[str, str | float | None] | Sequence[str]
-"""Names of devices with their limits (``"5ms"``, milliseconds, or None), or texts ``NAME`` and ``NAME:LIMIT``."""
+"""Names of devices with their limits (``"5ms"``, milliseconds, or None), or texts ``NAME`` and ``NAME:LIMIT``; in both a name may
+be followed by a runtime and a precision, as in ``cpu:openvino:int8``."""
+_CPU_RUNTIMES = ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device whose latency is limited or measured.
+    """A target whose latency is limited or measured: a device, what executes the network there, and in which precision.
 
     Attributes:
         name: ``cpu``, or the name of a profile.
         max_ms: its limit in milliseconds, or None.
         precision: that its latency is meant for.
         requested: the precision that the user asked for; None for the device's default.
+        runtime: what executes the network; None for whatever the device's profile is of.
+        label: what tables and results call it: the name, or as typed where a search has several targets on one device.
     """
 
     name: str
     max_ms: float | None
     precision: str
     requested: str | None = None
+    runtime: str | None = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.name)
 
 
-def parse_devices(devices: Devices, max_latency: str | float | None, precision: str | None, *, sizes: bool) -> tuple[Device, ...]:
-    """Checks the devices of a search.
+def parse_devices(
+    devices: Devices, max_latency: str | float | None, precision: str | None, runtime: str | None = None, *, sizes: bool
+) -> tuple[Device, ...]:
+    """Checks the targets of a search.
 
     Args:
-        max_latency: limit of the devices that have none, ``"5ms"`` or milliseconds.
-        precision: of the devices' latencies; None for their defaults.
+        devices: names, each with the runtime, the precision and the limit that are meant, where they are not those of all:
+            ``cpu:openvino:int8:10ms``.
+        max_latency: limit of the targets that have none, ``"5ms"`` or milliseconds.
+        precision, runtime: of the targets that name none; None for their defaults.
         sizes: whether a size or memory is limited, which a precision is for even without a device.
 
     Raises:
-        DeviceError: an unknown device, one that is named twice, a precision that it does not have, or a limit without a device.
+        DeviceError: an unknown device, one that is named twice, a runtime or precision that it does not have, or a limit without a
+            device.
         UnitError: a limit without a unit.
     """
     shared = _milliseconds(max_latency, "--max-latency", "5ms")
-    if not devices and (shared is not None or (precision is not None and not sizes)):
-        option = "--max-latency" if shared is not None else "--precision"
+    given = {
+        "--max-latency": shared is not None,
+        "--runtime": runtime is not None,
+        "--precision": precision is not None and not sizes,
+    }
+    if not devices and (option := next((option for option, is_given in given.items() if is_given), None)):
         raise DeviceError(f"{option} needs --device: cpu to measure on this machine, or {choices(device_names()[1:])}")
+    if runtime not in (None, *RUNTIMES):
+        raise DeviceError(f"--runtime is {runtime!r}; legal are {choices(RUNTIMES)}")
     if isinstance(devices, str):
         devices = [devices]
-    if isinstance(devices, Mapping):
-        limits = list(devices.items())
-    else:
-        limits = [(name, limit if colon else None) for name, colon, limit in (text.partition(":") for text in devices)]
-    parsed: list[Device] = []
-    for name, limit in limits:
-        own_ms = _milliseconds(limit, f"--device {name}:{limit}: the limit", "a10:5ms")
-        max_ms = shared if own_ms is None else own_ms
-        if any(device.name == name for device in parsed):
-            raise DeviceError(f"--device {name} is given twice; a device has one limit")
-        if (near := near_name(name)) is not None:
-            raise DeviceError(f"--device is {name!r}, no known device: did you mean {near}?")
-        if name == CPU:
-            if precision not in (None, "fp32") and len(limits) == 1:
-                raise DeviceError(f"cpu is measured in fp32, not {precision!r}; leave --precision out, or name a GPU with --device")
-            parsed.append(Device(CPU, max_ms, "fp32"))
-        else:
-            parsed.append(Device(name, max_ms, precision or _default_precision(name), precision))
-            if precision is not None and name in profile_names() and name not in measured_names():
-                load_profile(name).peak_ops(precision)
-    return tuple(parsed)
+    texts = list(devices.items()) if isinstance(devices, Mapping) else [(text, None) for text in devices]
+    parsed = [_parse(text, limit, runtime, precision, alone=len(texts) == 1) for text, limit in texts]
+    names = Counter(device.name for device in parsed)
+    for index, device in enumerate(parsed):
+        if any((device.name, device.runtime, device.precision) == (o.name, o.runtime, o.precision) for o in parsed[:index]):
+            raise DeviceError(f"--device {device.label} is given twice; a target has one limit")
+    return tuple(
+        replace(
+            device,
+            label=device.label if names[device.name] > 1 else device.name,
+            max_ms=shared if device.max_ms is None else device.max_ms,
+        )
+        for device in parsed
+    )
+
+
+def _parse(text: str, limit: str | float | None, runtime: str | None, precision: str | None, *, alone: bool) -> Device:
+    """One target from its text, with the runtime and precision that are meant where it names none."""
+    name, *parts = text.split(":")
+    own_runtime = next((part for part in parts if part in RUNTIMES), None)
+    own_precision = next((part for part in parts if part in BYTES), None)
+    limits = [part for part in parts if part not in (own_runtime, own_precision)]
+    if len(limits) > 1 or (limits and limit is not None):
+        raise DeviceError(f"--device {text}: it must be a name, a runtime, a precision and a limit, as in cpu:openvino:int8:10ms")
+    max_ms = _milliseconds(limits[0] if limits else limit, f"--device {text}: the limit", "a10:5ms")
+    if (near := near_name(name)) is not None:
+        raise DeviceError(f"--device is {name!r}, no known device: did you mean {near}?")
+    label = ":".join(part for part in (name, own_runtime, own_precision) if part is not None)
+    runtime = own_runtime or runtime
+    if name == CPU:
+        runtime = runtime if runtime in _CPU_RUNTIMES or own_runtime or alone else None
+        # Of several devices --precision may be meant for another one.
+        asked = own_precision or (precision if alone or precision in RUNTIMES[_CPU_RUNTIMES[0]] else None)
+        device = Device(CPU, max_ms, asked or "fp32", asked, runtime or _CPU_RUNTIMES[0], label)
+        if device.runtime not in _CPU_RUNTIMES:
+            raise DeviceError(f"cpu is measured in {choices(_CPU_RUNTIMES)}, not {device.runtime!r}")
+        if device.precision not in RUNTIMES[device.runtime]:
+            legal = choices(RUNTIMES[device.runtime])
+            raise DeviceError(f"cpu is measured in {legal}, not {device.precision!r}; name a GPU with --device for others")
+        return device
+    asked = own_precision or precision
+    if asked is not None and name in profile_names() and name not in measured_names():
+        load_profile(name).peak_ops(asked)
+    return Device(name, max_ms, asked or _default_precision(name), asked, runtime, label)
 
 
 def _milliseconds(limit: str | float | None, what: str, example: str) -> float | None:

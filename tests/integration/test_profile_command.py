@@ -128,7 +128,7 @@ def test_a_busy_machine_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch, tm
     ("arguments", "message"),
     [
         (("--runtime", "tflite"), "legal are onnxruntime, tensorrt, tensorrt-rtx or openvino"),
-        (("--precision", "int8"), "are fp32"),
+        (("--precision", "fp16"), "onnxruntime is measured in fp32 or int8"),
         (("--samples", "1"), "--samples is 1"),
         (("--held-out", "0"), "--held-out is 0"),
         (("--batch", "0"), "--batch is 0"),

@@ -24,7 +24,7 @@ from growtas.files import check_folder, parse_json, read_text
 from growtas.latency.estimate import Kind
 
 FORMAT = "growtas-profile/1"
-BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "int8": 1}
+BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 """Bytes of a number in each precision; its keys are the legal precisions."""
 CPU = "cpu"
 

@@ -71,7 +71,7 @@ def test_weights_take_params_times_bytes():
 def test_what_is_wrong_is_said():
     batch = SubnetBatch.from_subnets([MICRO.smallest])
     with pytest.raises(ConfigError, match="legal are fp32"):
-        weight_bytes(MICRO, batch, "fp8")
+        weight_bytes(MICRO, batch, "fp4")
     with pytest.raises(ConfigError, match="must be 1 or more"):
         activation_bytes(MICRO, batch, 0)
 

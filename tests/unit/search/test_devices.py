@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+
+from growtas.errors import DeviceError, UnitError
+from growtas.search.devices import Device, parse_devices
+
+
+def parsed(*devices, max_latency=None, precision=None, runtime=None):
+    return parse_devices(devices, max_latency, precision, runtime, sizes=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "runtime", "precision", "max_ms"),
+    [
+        ("cpu", "onnxruntime", "fp32", None),
+        ("cpu:10ms", "onnxruntime", "fp32", 10.0),
+        ("cpu:int8:10ms", "onnxruntime", "int8", 10.0),
+        ("cpu:openvino", "openvino", "fp32", None),
+        ("cpu:openvino:int8:500us", "openvino", "int8", 0.5),
+        ("cpu:10ms:int8:openvino", "openvino", "int8", 10.0),
+    ],
+)
+def test_a_target_is_a_device_with_runtime_precision_and_limit_in_any_order(text, runtime, precision, max_ms):
+    (device,) = parsed(text)
+    assert (device.name, device.runtime, device.precision, device.max_ms) == ("cpu", runtime, precision, max_ms)
+    assert device.label == "cpu"
+
+
+def test_options_are_for_the_targets_that_name_none():
+    cpu, a10 = parsed("cpu:int8", "a10:tensorrt-rtx:2ms", max_latency="7ms", precision="fp16")
+    assert cpu == Device("cpu", 7.0, "int8", "int8", "onnxruntime")
+    assert (a10.name, a10.max_ms, a10.precision, a10.runtime) == ("a10", 2.0, "fp16", "tensorrt-rtx")
+    (openvino,) = parsed("cpu", precision="int8", runtime="openvino")
+    assert (openvino.runtime, openvino.precision) == ("openvino", "int8")
+    # --precision and --runtime may be meant for the other device alone.
+    both = parsed("cpu", "a10", precision="fp16", runtime="tensorrt")
+    assert [(device.runtime, device.precision) for device in both] == [("onnxruntime", "fp32"), ("tensorrt", "fp16")]
+
+
+def test_several_targets_of_a_device_have_names_of_their_own():
+    targets = parsed("cpu:1ms", "cpu:int8:2ms", "cpu:openvino:int8:3ms", "a10:5ms")
+    assert [target.label for target in targets] == ["cpu", "cpu:int8", "cpu:openvino:int8", "a10"]
+    with pytest.raises(DeviceError, match="cpu:onnxruntime:fp32 is given twice"):
+        parsed("cpu:1ms", "cpu:onnxruntime:fp32:2ms")
+
+
+def test_a_mapping_says_the_same():
+    texts = {"cpu:openvino:int8": "3ms", "a10": 5.0}
+    assert parse_devices(texts, None, None, sizes=False) == parsed("cpu:openvino:int8:3ms", "a10:5ms")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "error", "said"),
+    [
+        ("cpu:tensorrt", {}, DeviceError, "cpu is measured in onnxruntime or openvino, not 'tensorrt'"),
+        ("cpu", {"runtime": "tensorrt"}, DeviceError, "cpu is measured in onnxruntime or openvino"),
+        ("cpu", {"runtime": "torchscript"}, DeviceError, "--runtime is 'torchscript'; legal are onnxruntime, openvino"),
+        ("cpu:fp16", {}, DeviceError, "cpu is measured in fp32 or int8, not 'fp16'"),
+        ("cpu", {"precision": "fp16"}, DeviceError, "cpu is measured in fp32 or int8"),
+        ("cpu:1ms:2ms", {}, DeviceError, "as in cpu:openvino:int8:10ms"),
+        ("cpu:openvno", {}, UnitError, "openvno"),
+        ("a10:fp8", {}, DeviceError, "a10 has no precision 'fp8'"),
+        ("A10:fp16", {}, DeviceError, "did you mean a10"),
+    ],
+)
+def test_what_no_target_has_is_refused(text, options, error, said):
+    with pytest.raises(error, match=said):
+        parsed(text, **options)
+
+
+def test_options_without_a_device_are_refused():
+    for options in ({"max_latency": "5ms"}, {"precision": "int8"}, {"runtime": "openvino"}):
+        with pytest.raises(DeviceError, match="needs --device"):
+            parsed(**options)
