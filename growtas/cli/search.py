@@ -50,7 +50,8 @@ def search(
     max_size: Annotated[str | None, Option(help="Limit on the bytes of the weights at --precision: 12MB, or plain bytes.")] = None,
     batch: Annotated[int, Option(help="Images at once that latency and activation memory are meant for.")] = 1,
     precision: Annotated[
-        str | None, Option(help="Precision of latency, memory and size: fp32, tf32, fp16 or int8; by default the device's.")
+        str | None,
+        Option(help="Precision of latency, memory and size: fp32, tf32, fp16, bf16, int8 or fp8; by default the device's."),
     ] = None,
     runtime: Annotated[
         str | None,

@@ -127,7 +127,7 @@ def test_a_busy_machine_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--runtime", "tflite"), "legal are onnxruntime, tensorrt, tensorrt-rtx or openvino"),
+        (("--runtime", "tflite"), "legal are onnxruntime, openvino, tensorrt or tensorrt-rtx"),
         (("--precision", "fp16"), "onnxruntime is measured in fp32 or int8"),
         (("--samples", "1"), "--samples is 1"),
         (("--held-out", "0"), "--held-out is 0"),

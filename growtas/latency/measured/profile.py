@@ -50,6 +50,7 @@ _HOW_MEASURED = (
     "Timed on this machine by `growtas profile`: medians over interleaved blocks, in groups that share a reference subnet.",
     "Fitted subnets were chosen D-optimally, held-out ones drawn uniformly.",
 )
+_ON_NOISE = "Quantised networks were calibrated on noise."
 _ABOVE_ZERO = Rule(POSITIVE.accepts, "a finite number above zero")
 _FROM_ZERO = Rule(NOT_NEGATIVE.accepts, "a finite number from zero up")
 _SAMPLE_RULES = {"role": one_of(*ROLES), "p50_ms": _ABOVE_ZERO, "cv": _FROM_ZERO, "reference_ms": _ABOVE_ZERO}
@@ -160,7 +161,7 @@ class MeasuredProfile:
             max_cv=campaign.bounds.cv,
             max_drift=campaign.bounds.drift,
             remeasured=campaign.remeasured,
-            sources=_HOW_MEASURED,
+            sources=(*_HOW_MEASURED, _ON_NOISE) if setup.precision in ("int8", "fp8") else _HOW_MEASURED,
             date=datetime.date.today().isoformat(),
         )
 

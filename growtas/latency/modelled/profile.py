@@ -97,7 +97,7 @@ class Calibration:
     """
 
     network: str = required(TEXT)
-    precision: str = required(one_of(*BYTES))
+    precision: str = required(one_of("fp32", "tf32", "fp16", "int8"))
     batches: tuple[int, ...] = required(list_of(COUNT, "a list of whole numbers above zero", empty=True))
     reference_ms: tuple[float, ...] = required(_TIMES)
     modelled_ms: tuple[float, ...] = required(_TIMES)
@@ -127,7 +127,7 @@ class DeviceProfile:
     kind: Kind = required(_MODELLED)
     compute_capability: str = required(text_like(r"sm\d{2,3}", "sm and the number, as sm86"))
     runtime: str = required(TEXT)
-    precision: str = required(one_of(*BYTES))
+    precision: str = required(one_of("fp32", "tf32", "fp16", "int8"))
     peaks: Peaks = required(OBJECT)
     efficiency: Efficiency = required(OBJECT)
     calibration: Calibration = required(OBJECT)

@@ -309,3 +309,11 @@ def test_an_unsteady_profile_says_so_and_a_false_claim_is_refused(tmp_path):
     half = {key: value for key, value in data["samples"][0].items() if key != "half_width"}
     with pytest.raises(ConfigError, match="sample 0: it must be an object"):
         MeasuredProfile.from_dict({**data, "samples": [half, *data["samples"][1:]]})
+
+
+def test_a_profile_of_quantised_networks_says_that_they_were_calibrated_on_noise(tmp_path):
+    setup = dataclasses.replace(SETUP, precision="int8")
+    profile = build(tmp_path / "int8", setup=setup, samples=12, held_out=8)
+    assert "calibrated on noise" in profile.sources[-1]
+    assert MeasuredProfile.from_dict(profile.to_dict()) == profile
+    assert not any("noise" in source for source in build(tmp_path / "fp32", samples=12, held_out=8).sources)
