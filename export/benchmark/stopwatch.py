@@ -144,7 +144,7 @@ class ArchitectureTurns:
         return plan_session(graph, self.runtime, self.batch, precision=self.precision)
 
     def _converted(self, graph: bytes) -> bytes:
-        """A graph in the precision, as export converts it; calibrated on noise, which changes its scales and not its speed."""
+        """A graph in the precision, as export converts it; calibrated on noise: the graph is the same but for its scales."""
         size, channels = self.space.image_size, self.space.in_chans
         with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
             source, out = Path(folder, "fp32.onnx"), Path(folder, "converted.onnx")

@@ -52,8 +52,6 @@ _DEEP_COLOUR = ("RGB;16", "RGBA;16", "RGBX;16", _GREY_ALPHA)
 _NOT_READ = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PCD", "WMF")
 """Formats that Pillow recognises, but decodes only with somebody else's program; and PCD, whose ending is commonly that of point
 clouds."""
-
-
 _LONGEST = 32
 """How many times its short side the long side of an image is, about, where only the middle is resized."""
 

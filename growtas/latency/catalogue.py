@@ -145,7 +145,8 @@ def latency_estimator(
         profile_of: what ``growtas profile --space`` takes for this space, for the message; by default the space's name.
 
     Raises:
-        DeviceError: an unknown device, or one without a profile that fits; the message says what would be right.
+        DeviceError: an unknown device, or one without a profile that fits; the message says what would be
+            right.
         ConfigError: a profile that can't be read.
     """
     if device not in device_names():
@@ -155,7 +156,11 @@ def latency_estimator(
     if profile is not None:
         return profile.estimator(space, batch=batch, precision=precision)
     if device in profile_names() and device != CPU:
-        return RooflineLatency(profile=load_profile(device), space=space, batch=batch, precision=precision or "")
+        modelled = load_profile(device)
+        if runtime in (None, modelled.runtime):
+            return RooflineLatency(profile=modelled, space=space, batch=batch, precision=precision or "")
+        reasons.append(f"it is modelled in {modelled.runtime}, not {runtime}")
     because = f" that fits ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
     command = f"growtas profile --device {device} --space {shlex.quote(str(profile_of or space.name))} --batch {batch}"
+    command += "".join(f" --{option} {value}" for option, value in (("runtime", runtime), ("precision", precision)) if value)
     raise DeviceError(f"{device} has no profile{because}; measure one with `{command}`")

@@ -99,10 +99,9 @@ def _parse(text: str, limit: str | float | None, runtime: str | None, precision:
     if (near := near_name(name)) is not None:
         raise DeviceError(f"--device is {name!r}, no known device: did you mean {near}?")
     label = ":".join(part for part in (name, own_runtime, own_precision) if part is not None)
-    runtime = own_runtime or runtime
+    # Of several devices --runtime and --precision may be meant for the others.
+    runtime = own_runtime or (runtime if alone or (name == CPU) == (runtime in _CPU_RUNTIMES) else None)
     if name == CPU:
-        runtime = runtime if runtime in _CPU_RUNTIMES or own_runtime or alone else None
-        # Of several devices --precision may be meant for another one.
         asked = own_precision or (precision if alone or precision in RUNTIMES[_CPU_RUNTIMES[0]] else None)
         device = Device(CPU, max_ms, asked or "fp32", asked, runtime or _CPU_RUNTIMES[0], label)
         if device.runtime not in _CPU_RUNTIMES:

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from growtas.export.benchmark.stopwatch import ArchitectureTurns
+from growtas.export.formats import file_stem
 from growtas.export.runtimes.base import RuntimeInfo
+from growtas.latency.measured.paired import Block
 from growtas.resources import available_threads
 from growtas.subnet import Subnet
 from tests.search_helpers import SPACE, fake_ms
@@ -44,6 +46,31 @@ def test_cpu_measures_here_and_the_result_truly_meets_the_limit(run, growtas, st
     assert (code, stopwatch.turns, json.loads(out)["evaluated"]) == (0, turns + 1, 0)
     growtas(*arguments, "--batch", "2", "--max-latency", "3ms")
     assert stopwatch.turns > turns + 3
+
+
+def test_targets_of_one_cpu_are_each_measured_in_their_runtime_and_precision(run, growtas, stopwatch, monkeypatch):
+    pytest.importorskip("openvino")
+    speeds = {("onnxruntime", "int8"): 0.5, ("openvino", "fp32"): 2.0}
+    plain = ArchitectureTurns.__call__
+
+    def timed(turns, subnets):
+        factor = speeds[turns.runtime, turns.precision]
+        return [[Block.of_runs([block.median_ms * factor]) for block in blocks] for blocks in plain(turns, subnets)]
+
+    monkeypatch.setattr(ArchitectureTurns, "__call__", timed)
+    code, out, err = growtas("search", "--device", "cpu:int8:0.6ms", "--device", "cpu:openvino:2.4ms", *QUICK, "--json")
+    assert code == 0, err
+    best = json.loads(out)["best"]
+    ms = fake_ms(Subnet.from_dict(best))
+    measured = [(x["device"], x["measured"]["runtime"], x["measured"]["precision"], x["measured"]["ms"]) for x in best["latencies"]]
+    assert measured == [
+        ("cpu:int8", "onnxruntime", "int8", pytest.approx(0.5 * ms)),
+        ("cpu:openvino", "openvino", "fp32", pytest.approx(2 * ms)),
+    ]
+    assert 1.02 * ms <= 1.2
+    export = f"growtas export {shlex.quote(str(run.relative_to(run.parent.parent)))}"
+    options = ("--format onnx --precision int8", f"--format openvino --name {file_stem(SPACE.name)}-cpu-openvino")
+    assert json.loads(out)["next"] == [f"{export} {option}" for option in options]
 
 
 def test_cpu_says_how_fast_the_smallest_is_where_the_limit_is_out_of_reach(run, growtas, stopwatch):

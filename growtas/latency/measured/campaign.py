@@ -32,8 +32,6 @@ ATTEMPTS = 2
 """Times that a group is measured for its ratios; where one is to be more precise, its subnet gets more visits."""
 PRECISE = 0.04
 """Half width of an unsteady sample's interval, relative to it, from which on no further rounds are taken for it."""
-
-
 _MOST_INTERRUPTED = 0.35
 """Share of the blocks' time in interrupted runs: up to 0.18 were measured on a quiet machine, 0.55 beside two other programs."""
 

@@ -41,6 +41,7 @@ def required(rule: Rule) -> Any:
 NAME = text_like(r"[a-z0-9-]+", "lower-case letters, digits and hyphens")
 DATE = text_like(r"\d{4}-\d{2}-\d{2}", "a date as 2026-01-31")
 SOURCES = list_of(TEXT, "a list of texts")
+_PRECISION = one_of("fp32", "tf32", "fp16", "int8")  # those of Peaks
 _TIMES = list_of(POSITIVE, "a list of milliseconds above zero", empty=True)
 
 
@@ -97,7 +98,7 @@ class Calibration:
     """
 
     network: str = required(TEXT)
-    precision: str = required(one_of("fp32", "tf32", "fp16", "int8"))
+    precision: str = required(_PRECISION)
     batches: tuple[int, ...] = required(list_of(COUNT, "a list of whole numbers above zero", empty=True))
     reference_ms: tuple[float, ...] = required(_TIMES)
     modelled_ms: tuple[float, ...] = required(_TIMES)
@@ -127,7 +128,7 @@ class DeviceProfile:
     kind: Kind = required(_MODELLED)
     compute_capability: str = required(text_like(r"sm\d{2,3}", "sm and the number, as sm86"))
     runtime: str = required(TEXT)
-    precision: str = required(one_of("fp32", "tf32", "fp16", "int8"))
+    precision: str = required(_PRECISION)
     peaks: Peaks = required(OBJECT)
     efficiency: Efficiency = required(OBJECT)
     calibration: Calibration = required(OBJECT)

@@ -36,6 +36,8 @@ def test_options_are_for_the_targets_that_name_none():
     # --precision and --runtime may be meant for the other device alone.
     both = parsed("cpu", "a10", precision="fp16", runtime="tensorrt")
     assert [(device.runtime, device.precision) for device in both] == [("onnxruntime", "fp32"), ("tensorrt", "fp16")]
+    both = parsed("cpu", "a10", runtime="openvino")
+    assert [device.runtime for device in both] == ["openvino", None]
 
 
 def test_several_targets_of_a_device_have_names_of_their_own():

@@ -325,6 +325,18 @@ def test_a_gpu_is_known_by_its_name(device: str, name: str, same: bool) -> None:
     assert (answer["holds"] is True) == same
 
 
+def test_one_of_several_targets_of_a_device_is_judged_by_its_own_conditions() -> None:
+    given = search(device="cpu:openvino:int8")
+    given["latency"] = {"device": "cpu", "percentile": "p50", "batch": 1, "precision": "int8", "runtime": "openvino"}
+    ran = {**RESULT, "device": "cpu", "precision": "int8", "runtime": "openvino", "p50_ms": 0.1}
+    answer = check_limit(given, [ran])
+    assert answer is not None
+    assert (answer["device"], answer["measured_ms"], answer["holds"]) == ("cpu:openvino:int8", 0.1, True)
+    other = check_limit(given, [{**ran, "runtime": "onnxruntime"}])
+    assert other is not None
+    assert other["holds"] is None
+
+
 @pytest.mark.parametrize("given", [None, search(None), {"limits": None}, {}])
 def test_without_a_limit_there_is_no_verdict(given: dict[str, Any] | None) -> None:
     assert check_limit(given, [RESULT]) is None

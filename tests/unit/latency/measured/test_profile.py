@@ -218,6 +218,9 @@ def test_a_measured_profile_that_fits_goes_before_the_modelled_one(tmp_path, fol
     save(build(tmp_path, "a10"), folder)
     assert latency_estimator("a10", MICRO).provenance.startswith("predicted from 30")
     assert isinstance(latency_estimator("a10", MICRO, batch=8), RooflineLatency)
+    assert isinstance(latency_estimator("a10", MICRO, batch=8, runtime="tensorrt"), RooflineLatency)
+    with pytest.raises(DeviceError, match=r"modelled in tensorrt, not openvino\); measure one with .* --runtime openvino`"):
+        latency_estimator("a10", MICRO, batch=8, runtime="openvino")
     assert latency_estimator("a10", MICRO, precision="fp16").conditions.precision == "fp16"
     assert fitting_profile("a10", MICRO, runtime="tensorrt") == (None, ["it was measured in onnxruntime, not tensorrt"])
     assert load_profile("a10").kind == "modelled"
