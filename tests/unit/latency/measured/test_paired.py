@@ -15,7 +15,7 @@ from growtas.errors import LimitError
 from growtas.latency.measured.campaign import ATTEMPTS, Bounds, Campaign, Setup, UnsteadyMachine
 from growtas.latency.measured.machine import check_profile, recorded_ms, time_together
 from growtas.latency.measured.paired import Block, PairedRatio
-from growtas.latency.measured.stopwatch import LEAST_MARGIN, MAX_VISITS, VISITS, LocalStopwatch
+from growtas.latency.measured.stopwatch import LEAST_MARGIN, MAX_VISITS, VISITS, LocalStopwatch, MeasuredLatency
 from growtas.sampling import sample_batch
 from growtas.search.finalists import choose
 from growtas.search.limits import Limits
@@ -227,6 +227,25 @@ def test_a_choice_of_networks_with_two_threads_holds_afterwards(tmp_path):
         chosen = choose(MICRO, Limits(), (target,), ranked, lambda subnets: [(0.1, 0.0, 0)]).subnet
         held += quiet(chosen) + HANDOFF_MS <= limit
     assert held >= 19
+
+
+def test_a_profile_is_not_scaled_for_runs_without_the_other_threads(tmp_path):
+    profile = build(tmp_path, "cpu", noise=0.0)
+    recorded = {sample.subnet: sample.p50_ms for _, sample in profile.samples} | {MICRO.middle(): recorded_ms(profile)}
+
+    def timer(subnets):
+        # Most runs without the other thread, some with it, and the rest interrupted.
+        kinds = np.repeat([0.75, 1.05, 9.0], [70, 20, 10])
+        return [[Block.of_runs(recorded[subnet] * kinds)] * 9 for subnet in subnets]
+
+    check = check_profile(profile, timer)
+    assert (check.factor, check.timed.unsteady) == (1.0, True)
+    assert check.reference_ms == pytest.approx(np.sqrt(0.75 * 1.05) * recorded_ms(profile))
+
+
+def test_more_visits_are_worth_it_only_where_the_interval_without_the_mixture_crosses_the_limit():
+    latency = MeasuredLatency(ms=1.0, margin=0.25, unsteady=True, mixture=0.2)
+    assert [latency.crosses(limit) for limit in (1.1, 1.16, 1.2, 1.24, 1.26)] == [False, True, True, True, False]
 
 
 def test_blocks_that_are_alike_are_not_steady_while_runs_are_interrupted(tmp_path):
