@@ -58,7 +58,8 @@ def _run() -> None:
 
         app(arguments, prog_name="growtas")
     except Exception as error:
-        if _stopped(error):
+        # A compiled module whose import is interrupted raises one. Of a failure after a stop, such as a full disk, people are told.
+        if isinstance(error, ImportError) and _stopped(error):
             raise KeyboardInterrupt from error
         if debug:
             raise
@@ -71,7 +72,7 @@ def _run() -> None:
 
 
 def _stopped(error: BaseException | None) -> bool:
-    """Whether it was a request to stop that failed as ``error``: a compiled module that is interrupted raises an ImportError."""
+    """Whether an error comes from a request to stop."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

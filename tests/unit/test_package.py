@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import growtas
 from growtas import api
 from growtas.cli.app import app
+from growtas.errors import OutputError
 
 HEAVY = {"torch", "timm", "numpy", "onnx", "onnxruntime", "sklearn", "tensorrt_rtx", "matplotlib"}
 COMMANDS = (
@@ -96,6 +97,26 @@ def test_bash_takes_the_completion():
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "growtas"
+
+
+FAILS_AFTER_A_STOP = """
+import sys
+import growtas.cli.app as commands
+from growtas.errors import OutputError
+def app(*arguments, **options):
+    try: raise KeyboardInterrupt
+    except KeyboardInterrupt: raise OutputError("the checkpoint can't be written (No space left on device)")
+commands.app = app
+sys.argv = ["growtas", "train"]
+from growtas.cli import main
+main()
+"""
+
+
+def test_what_fails_after_a_stop_is_said():
+    done = run_python(FAILS_AFTER_A_STOP)
+    assert done.stderr == "growtas: the checkpoint can't be written (No space left on device)\n"
+    assert done.returncode == OutputError.exit_code
 
 
 PRESSES = """
