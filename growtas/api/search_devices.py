@@ -63,9 +63,9 @@ def local_target(
         LimitError: not even the smallest subnet meets the limit.
         UnsteadyMachine: the machine is too busy, and ``strict``.
     """
-    runtime = device.runtime or "onnxruntime"
-    check_runtime(runtime, device.precision)
-    setup = local_setup(batch=limits.batch, threads=threads, runtime=runtime, precision=device.precision)
+    assert device.runtime is not None
+    check_runtime(device.runtime, device.precision)
+    setup = local_setup(batch=limits.batch, threads=threads, runtime=device.runtime, precision=device.precision)
     machine = _LocalMachine(space, setup, folder, strict, progress)
     if device.max_ms is None and not predict:
         return machine.target_without_limit(device)

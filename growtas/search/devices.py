@@ -34,12 +34,9 @@ class Device:
     name: str
     max_ms: float | None
     precision: str
-    requested: str | None = None
-    runtime: str | None = None
-    label: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "label", self.label or self.name)
+    requested: str | None
+    runtime: str | None
+    label: str
 
 
 def parse_devices(
@@ -60,12 +57,8 @@ def parse_devices(
         UnitError: a limit without a unit.
     """
     shared = _milliseconds(max_latency, "--max-latency", "5ms")
-    given = {
-        "--max-latency": shared is not None,
-        "--runtime": runtime is not None,
-        "--precision": precision is not None and not sizes,
-    }
-    if not devices and (option := next((option for option, is_given in given.items() if is_given), None)):
+    given = {"--max-latency": shared, "--runtime": runtime, "--precision": None if sizes else precision}
+    if not devices and (option := next((option for option, value in given.items() if value is not None), None)):
         raise DeviceError(f"{option} needs --device: cpu to measure on this machine, or {choices(device_names()[1:])}")
     if runtime not in (None, *RUNTIMES):
         raise DeviceError(f"--runtime is {runtime!r}; legal are {choices(RUNTIMES)}")
@@ -73,18 +66,14 @@ def parse_devices(
         devices = [devices]
     texts = list(devices.items()) if isinstance(devices, Mapping) else [(text, None) for text in devices]
     parsed = [_parse(text, limit, runtime, precision, alone=len(texts) == 1) for text, limit in texts]
-    names = Counter(device.name for device in parsed)
-    for index, device in enumerate(parsed):
-        if any((device.name, device.runtime, device.precision) == (o.name, o.runtime, o.precision) for o in parsed[:index]):
+    seen = set[tuple[str, str | None, str]]()
+    for device in parsed:
+        if (target := (device.name, device.runtime, device.precision)) in seen:
             raise DeviceError(f"--device {device.label} is given twice; a target has one limit")
-    return tuple(
-        replace(
-            device,
-            label=device.label if names[device.name] > 1 else device.name,
-            max_ms=shared if device.max_ms is None else device.max_ms,
-        )
-        for device in parsed
-    )
+        seen.add(target)
+    names = Counter(device.name for device in parsed)
+    limited = (device if device.max_ms is not None else replace(device, max_ms=shared) for device in parsed)
+    return tuple(device if names[device.name] > 1 else replace(device, label=device.name) for device in limited)
 
 
 def _parse(text: str, limit: str | float | None, runtime: str | None, precision: str | None, *, alone: bool) -> Device:

@@ -44,7 +44,7 @@ from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer
 from growtas.runs import Run
-from growtas.search.devices import Device
+from growtas.search.devices import parse_devices
 from growtas.search.evaluation.evaluator import SubnetEvaluator
 from growtas.search.evolution import EvolutionConfig
 from growtas.search.journal import Journal
@@ -91,7 +91,8 @@ def search(
 ) -> dict[str, Any]:
     """One search under a limit on this machine, as the command line's; what it chose, predicted and judged."""
     space = supernet.space
-    target = local_target(Device("cpu", limit_ms, "fp32"), space, Limits(), folder, predict=False, profile_of=space.name)
+    (device,) = parse_devices({"cpu": limit_ms}, None, None, sizes=False)
+    target = local_target(device, space, Limits(), folder, predict=False, profile_of=space.name)
     with SubnetEvaluator(supernet, images) as evaluate:
         scorer = Scorer(space, evaluate, Journal(folder / "journal.jsonl", "checkpoint", "images", {}))
         chosen = Search(space=space, limits=Limits(), targets=(target,)).run(scorer, config, seed).chosen

@@ -29,7 +29,7 @@ def test_a_target_is_a_device_with_runtime_precision_and_limit_in_any_order(text
 
 def test_options_are_for_the_targets_that_name_none():
     cpu, a10 = parsed("cpu:int8", "a10:tensorrt-rtx:2ms", max_latency="7ms", precision="fp16")
-    assert cpu == Device("cpu", 7.0, "int8", "int8", "onnxruntime")
+    assert cpu == Device("cpu", 7.0, "int8", "int8", "onnxruntime", "cpu")
     assert (a10.name, a10.max_ms, a10.precision, a10.runtime) == ("a10", 2.0, "fp16", "tensorrt-rtx")
     (openvino,) = parsed("cpu", precision="int8", runtime="openvino")
     assert (openvino.runtime, openvino.precision) == ("openvino", "int8")
