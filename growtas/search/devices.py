@@ -84,6 +84,9 @@ def _parse(text: str, limit: str | float | None, runtime: str | None, precision:
     limits = [part for part in parts if part not in (own_runtime, own_precision)]
     if len(limits) > 1 or (limits and limit is not None):
         raise DeviceError(f"--device {text}: it must be a name, a runtime, a precision and a limit, as in cpu:openvino:int8:10ms")
+    if limits and limits[0][:1].isalpha():
+        legal = f"a runtime ({choices(RUNTIMES)}), a precision ({choices(BYTES)}) or a limit such as 5ms"
+        raise DeviceError(f"--device {text}: {limits[0]!r} is not {legal}")
     max_ms = _milliseconds(limits[0] if limits else limit, f"--device {text}: the limit", "a10:5ms")
     if (near := near_name(name)) is not None:
         raise DeviceError(f"--device is {name!r}, no known device: did you mean {near}?")
