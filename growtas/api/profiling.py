@@ -12,8 +12,9 @@ from growtas.errors import ConfigError, DeviceError
 from growtas.export.benchmark.stopwatch import ArchitectureTurns, check_device, check_runtime
 from growtas.export.benchmark.timing import clocks, environment
 from growtas.files import check_output_file, write_json
-from growtas.latency.catalogue import measured_file_name, near_name
+from growtas.latency.catalogue import measured_file_name, measured_profiles, near_name
 from growtas.latency.measured.campaign import Bounds, Campaign, Setup
+from growtas.latency.measured.fit import ADAPTED_BELOW
 from growtas.latency.measured.machine import other_work
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.measured.sampling_plan import plan_profile
@@ -82,7 +83,8 @@ def profile(
             calibrated on noise.
         batch: images at once.
         threads: CPU threads; by default all that this process may use.
-        samples, held_out, repeats: subnets that the model is fitted to, tested on, and that are measured twice.
+        samples, held_out, repeats: subnets that the model is fitted to, tested on, and that are measured twice. Below 30 samples
+            the model of another target's profile of the space is adapted, if that predicts better.
         seconds: length of a timed block; every subnet gets nine.
         max_cv, max_drift: what is steady; see :class:`growtas.latency.measured.campaign.Bounds`.
         strict: measure what is not steady again, after pauses, and give up in the end. By default the ratio to a reference subnet
@@ -112,15 +114,18 @@ def profile(
     choices = Run(Path(space)).space if (Path(space) / "run.json").is_file() else load_space(space)
     plan = plan_profile(choices, samples=samples, held_out=held_out, repeats=repeats)
     check_runtime(runtime, precision)
-    path = Path(out) if out else user_folder() / measured_file_name(device, choices.name, runtime, precision, batch)
+    threads = threads or available_threads()
+    path = Path(out) if out else user_folder() / measured_file_name(device, choices.name, runtime, precision, batch, threads)
     if path.suffix != ".json":
         raise ConfigError(f"--out is {path}; a profile's file must end in .json")
     check_output_file(path)
+    # Read before anything is measured: one that can't be read is refused.
+    others = [other for _, other in measured_profiles()] if samples < ADAPTED_BELOW else []
     machine = environment()
     if work := other_work():
         progress.note(f"{work}; samples may be {'refused' if strict else 'unsteady'}")
     progress.stage("exporting blocks")
-    reference, threads = choices.middle(), threads or available_threads()
+    reference = choices.middle()
     timer = ArchitectureTurns(
         choices,
         [*plan.first, reference],
@@ -150,6 +155,6 @@ def profile(
         progress.note(f"the samples so far are kept in {campaign.path}; the same command goes on from there")
         raise
     description = {**{key: value for key, value in machine.items() if value is not None}, **clocks()}
-    result = MeasuredProfile.of_samples(device, campaign, measured, description=setup.machine, machine=description)
+    result = MeasuredProfile.of_samples(device, campaign, measured, description=setup.machine, machine=description, others=others)
     write_json(path, result.to_dict())
     return ProfileResult(result, path, time.perf_counter() - started)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from growtas.batch import SubnetBatch
 from growtas.export.benchmark.stopwatch import ArchitectureTurns, check_runtime
-from growtas.latency.catalogue import fitting_profile
+from growtas.latency.catalogue import fitting_profile, measured_profiles
 from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.fit import fit_latency
 from growtas.latency.measured.machine import Timed, check_profile, local_setup, other_work, recorded_ms, time_together
@@ -152,9 +152,12 @@ class _LocalMachine:
         self.progress.stage("measuring subnets on this machine", len(subnets))
         # One visit each: to fit a model to, not to judge a limit on.
         values = [sample.p50_ms for sample in stopwatch.campaign.measure(subnets)]
-        model = fit_latency(space, subnets, values, stopwatch.conditions)
+        # The profiles of other targets; of this one there is none that fits.
+        others = [other.model for _, other in measured_profiles() if not other.why_not(space, batch=other.batch)]
+        model = fit_latency(space, subnets, values, stopwatch.conditions, others)
+        adapted = f", which adapt the profile of {model.adapted.conditions}" if model.adapted else ""
         self.progress.note(
-            f"latency model for pruning: {len(subnets)} subnets measured here, "
+            f"latency model for pruning: {len(subnets)} subnets measured here{adapted}, "
             f"held-out error up to {model.relative_uncertainty:.0%}"
         )
         return Target(

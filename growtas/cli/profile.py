@@ -32,7 +32,9 @@ def profile(
     precision: Annotated[str, Option(help="Precision of the artifacts.")] = "fp32",
     batch: Annotated[int, Option(help="Images at once.")] = 1,
     threads: options.Threads = None,
-    samples: Annotated[int, Option(help="Subnets that the model is fitted to.")] = 60,
+    samples: Annotated[
+        int, Option(help="Subnets that the model is fitted to; below 30 another target's profile is adapted, if that is better.")
+    ] = 60,
     held_out: Annotated[int, Option(help="Random subnets that the model is tested on.")] = 40,
     repeats: Annotated[int, Option(help="Subnets measured again at the end, to see how well measurements repeat.")] = 10,
     seconds: Annotated[float, Option(help="Seconds of a block; every subnet gets nine, spread over time.")] = 0.1,
@@ -83,12 +85,14 @@ def _print(result: ProfileResult) -> None:
     profile = result.profile
     held_out, repeated = profile.held_out, profile.repeatability
     times, highest_cv = [sample.p50_ms for _, sample in profile.samples], max(sample.cv for _, sample in profile.samples)
+    adapted = f", adapted from the {profile.adapted_from}" if profile.adapted_from else ""
     facts = {
         "measured": f"{profile.conditions}, {profile.space.name}",
         "machine": f"{profile.description}, {profile.threads} threads" if profile.threads else profile.description,
         "latencies": f"{format_ms(min(times))} to {format_ms(max(times))} (measured)",
-        "model": f"{profile.basis}, fitted to {len(profile.of_role('fit'))} subnets",
+        "model": f"{profile.basis}, fitted to {len(profile.of_role('fit'))} subnets{adapted}",
         f"error on {held_out.count} held-out": f"median {held_out.median:.2%}, p95 {held_out.p95:.2%}, max {held_out.max:.2%}",
+        "hit rates": f"{held_out.within_5:.0%} within +-5 %, {held_out.within_10:.0%} within +-10 %",
         "rank correlation": f"{held_out.spearman:.4f} (Spearman)",
         "measurements repeat": (
             f"median {repeated.median:.2%}, max {repeated.max:.2%} on {repeated.count} subnets" if repeated.count else "not tried"

@@ -11,7 +11,7 @@ from pathlib import Path
 from growtas.errors import ConfigError, DeviceError
 from growtas.latency.estimate import LatencyEstimator
 from growtas.latency.measured.campaign import Setup
-from growtas.latency.measured.machine import local_setup, why_not_here
+from growtas.latency.measured.machine import cpu_name, local_setup, why_not_here
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.modelled.profile import (
     CPU,
@@ -31,9 +31,16 @@ from growtas.space import SearchSpace
 SHIPPED = "shipped"
 
 
-def measured_file_name(device: str, space: str, runtime: str, precision: str, batch: int) -> str:
-    """Name of the file: ``cpu.micro.onnxruntime-fp32-b1.json``; letters of a space's name that files don't like become hyphens."""
-    return f"{device}.{re.sub(r'[^a-zA-Z0-9_-]+', '-', space)}.{runtime}-{precision}-b{batch}.json"
+def measured_file_name(device: str, space: str, runtime: str, precision: str, batch: int, threads: int) -> str:
+    """Name of the file: ``a10.micro.tensorrt-fp16-b1.json``, of a CPU ``cpu.micro.onnxruntime-fp32-b1.amd-epyc-t2.json``.
+
+    So the profiles of several CPUs lie side by side. Letters of a name that files don't like become hyphens.
+    """
+    parts = [device, re.sub(r"[^a-zA-Z0-9_-]+", "-", space), f"{runtime}-{precision}-b{batch}"]
+    if device == CPU:
+        name = re.sub(r"\((r|tm)\)", "", cpu_name().lower())
+        parts.append(f"{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}-t{threads}")
+    return ".".join([*parts, "json"])
 
 
 def load_measured(path: Path | Traversable) -> MeasuredProfile:

@@ -82,7 +82,9 @@ class Target:
         model: LatencyEstimator = self.estimator
         if self.fitted_to:
             samples = {**self.fitted_to, **{subnet: measured.ms for subnet, measured in misses.items()}}
-            model = fit_latency(space, list(samples), list(samples.values()), self.stopwatch.conditions)
+            adapted = getattr(model, "adapted", None)
+            others = [adapted] if adapted else []
+            model = fit_latency(space, list(samples), list(samples.values()), self.stopwatch.conditions, others)
         needed = (1 + room(model)) * (1 + self.margin)
         if len(misses) >= _COMMON:
             predicted = model.predict_ms(SubnetBatch.from_subnets(list(misses)))

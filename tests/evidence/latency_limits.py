@@ -1,8 +1,9 @@
 """``python -m tests.evidence.latency_limits RUN``: does the subnet of a search meet its limit when somebody measures it again?
 
 Random limits between the smallest and the largest subnet's latency on this machine, and a search of the run under each. The chosen
-subnet is then cut out of the trained supernet, exported as ``growtas export`` does, and timed from its file:
-other weights, another file and another moment than what the search judged. Prints a Markdown table and writes
+subnet is then exported by ``growtas export`` and timed from its file by the plain runtime, in a fresh process without growtas:
+other weights, another file and another moment than what the search judged. ``--device`` says in which runtime and precision,
+as ``growtas search --device`` does. Prints a Markdown table and writes
 build/latency-limits.json. Exits with 0 only if every one is within its limit. Wants a quiet machine.
 
 With ``--load`` two endless loops and a matrix multiplication keep all cores busy while the searches run, each with timings of its
@@ -23,28 +24,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from growtas.api.exporting import export
 from growtas.api.search_devices import local_target
 from growtas.checkpoint import load_supernet
 from growtas.data.evaluation import EvaluationSet, search_set
 from growtas.errors import GrowtasError, UsageError
-from growtas.export.benchmark.timing import collect, summarise, warm_up
 from growtas.export.graph import assemble
-from growtas.export.graph.assemble import random_network
-from growtas.export.graph.exporter import export_onnx
-from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
-from growtas.export.verification.images import noise
 from growtas.files import write_json
-from growtas.nn.architecture import Architecture
-from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
-from growtas.nn.vit import VisionTransformer
+from growtas.resources import available_threads
 from growtas.runs import Run
-from growtas.search.devices import parse_devices
+from growtas.search.devices import Device, parse_devices
 from growtas.search.evaluation.evaluator import SubnetEvaluator
 from growtas.search.evolution import EvolutionConfig
 from growtas.search.journal import Journal
@@ -53,16 +49,43 @@ from growtas.search.scoring import Scorer
 from growtas.search.search import Search
 from growtas.subnet import Subnet
 
+# A stranger's way to run the file: nothing of growtas, and a process that has done nothing else.
+_PLAIN = """
+import statistics, sys, time
+import numpy
+path, runtime, threads, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+if runtime == "onnxruntime":
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    shape = session.get_inputs()[0].shape
+    run = lambda: session.run(None, {session.get_inputs()[0].name: images})
+else:
+    import openvino
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    model = openvino.Core().read_model(path)
+    shape = [1, *(int(str(side)) for side in list(model.input(0).partial_shape)[1:])]
+    model.reshape(shape)
+    request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
+    run = lambda: request.infer([images])
+images = numpy.random.default_rng(0).standard_normal([1, *shape[1:]], dtype=numpy.float32)
+times, start = [], time.perf_counter()
+while (now := time.perf_counter()) < start + seconds or len(times) < 60:
+    run()
+    times.append(time.perf_counter() - now)
+# The first ones warm up.
+print(1000 * statistics.median(times[len(times) // 5 :]))
+"""
 
-def measure_network(network: VisionTransformer, seconds: float = 1.0) -> float:
-    """p50 in milliseconds of a network, exported and run from the file in ONNX Runtime."""
+
+def measure_subnet(run: Run, subnet: Subnet, device: Device, seconds: float = 1.0) -> float:
+    """p50 in milliseconds of a subnet of a run, from the file that ``growtas export`` makes, in a fresh process."""
     with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-        path = Path(folder) / "subnet.onnx"
-        export_onnx(network, path)
-        with OnnxRuntimeSession(path) as session:
-            timer = session.timer(noise(1, session.image_shape))
-            warm_up(timer)
-            return summarise(collect(timer, seconds=seconds, min_runs=30), session.info, batch=1).p50_ms
+        file = export(run, subnet, formats=("onnx",), precision=device.precision, out=folder)[-1].path
+        arguments = [str(file), str(device.runtime), str(available_threads()), str(seconds)]
+        result = subprocess.run([sys.executable, "-c", _PLAIN, *arguments], capture_output=True, text=True, check=True)
+        return float(result.stdout)
 
 
 # They end with the process that started them, however that ends.
@@ -87,11 +110,16 @@ def busy_cores() -> Iterator[None]:
 
 
 def search(
-    supernet: Supernet, images: EvaluationSet, limit_ms: float, config: EvolutionConfig, seed: int, folder: Path
+    supernet: Supernet,
+    images: EvaluationSet,
+    device: Device,
+    limit_ms: float,
+    config: EvolutionConfig,
+    seed: int,
+    folder: Path,
 ) -> dict[str, Any]:
     """One search under a limit on this machine, as the command line's; what it chose, predicted and judged."""
-    space = supernet.space
-    (device,) = parse_devices({"cpu": limit_ms}, None, None, sizes=False)
+    space, device = supernet.space, replace(device, max_ms=limit_ms)
     target = local_target(device, space, Limits(), folder, predict=False, profile_of=space.name)
     with SubnetEvaluator(supernet, images) as evaluate:
         scorer = Scorer(space, evaluate, Journal(folder / "journal.jsonl", "checkpoint", "images", {}))
@@ -112,16 +140,15 @@ def search(
     }
 
 
-def measured_ends(supernet: Supernet) -> list[float]:
+def measured_ends(run: Run, device: Device) -> list[float]:
     """Milliseconds of the smallest and the largest subnet, each the least of three measurements."""
-    space = supernet.space
-    networks = [random_network(Architecture.of(space, subnet)) for subnet in (space.smallest, space.largest)]
-    return [min(measure_network(network) for _ in range(3)) for network in networks]
+    return [min(measure_subnet(run, subnet, device) for _ in range(3)) for subnet in (run.space.smallest, run.space.largest)]
 
 
 def search_all(
     supernet: Supernet,
     images: EvaluationSet,
+    device: Device,
     record: dict[str, Any],
     config: EvolutionConfig,
     folder: Path,
@@ -139,7 +166,8 @@ def search_all(
         started, limit_ms = time.perf_counter(), record["limits_ms"][number]
         row: dict[str, Any] = {"limit_ms": limit_ms, "load_average": os.getloadavg()[0]}
         try:
-            row |= search(supernet, images, limit_ms, config, number, folder if shared else folder / f"search-{number:02}")
+            timings = folder if shared else folder / f"search-{number:02}"
+            row |= search(supernet, images, device, limit_ms, config, number, timings)
         except GrowtasError as error:
             row["error"] = str(error)
         row["seconds"] = time.perf_counter() - started
@@ -148,10 +176,10 @@ def search_all(
         yield row
 
 
-def time_again(supernet: Supernet, row: dict[str, Any], seconds: float) -> None:
-    """Times a row's subnet from an export of the trained supernet, unless it was, and says whether it is within the limit."""
+def time_again(run: Run, device: Device, row: dict[str, Any], seconds: float) -> None:
+    """Times a row's subnet from its exported file, unless it was, and says whether it is within the limit."""
     if "subnet" in row and "again_ms" not in row:
-        row["again_ms"] = measure_network(extract(supernet, Subnet.from_dict(row["subnet"])), seconds)
+        row["again_ms"] = measure_subnet(run, Subnet.from_dict(row["subnet"]), device, seconds)
     row["within"] = "again_ms" in row and row["again_ms"] <= row["limit_ms"]
 
 
@@ -167,6 +195,7 @@ def table_line(row: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
+    parser.add_argument("--device", default="cpu", help="such as cpu:openvino:int8")
     parser.add_argument("--load", action="store_true", help="search while other programs take all cores; time nothing again")
     parser.add_argument("--verify", action="store_true", help="time what --load chose; on a quiet machine")
     parser.add_argument("--searches", type=int, default=20)
@@ -182,6 +211,7 @@ def main() -> int:
     loaded = options.load or options.verify
     out = options.out or Path("build") / ("latency-limits-load/rows.json" if loaded else "latency-limits.json")
     run = Run(options.run)
+    (device,) = parse_devices([options.device], None, None, sizes=False)
     supernet, images = load_supernet(run.supernet_file), search_set(run).subset(options.images)
     config = EvolutionConfig(generations=options.generations, population=options.population)
     if loaded and out.is_file():
@@ -189,10 +219,10 @@ def main() -> int:
     elif options.verify:
         raise UsageError(f"{out}: nothing to verify; run with --load first")
     else:
-        ends = measured_ends(supernet)
+        ends = measured_ends(run, device)
         # What measures the smallest must leave it some room, or no subnet has any.
         limits = np.random.default_rng(options.seed).uniform(ends[0] * 1.05, ends[1], options.searches).tolist()
-        record = {"ends_ms": ends, "kind": "measured", "limits_ms": limits, "rows": []}
+        record = {"device": options.device, "ends_ms": ends, "kind": "measured", "limits_ms": limits, "rows": []}
         write_json(out, record)
     smallest_ms, largest_ms = record["ends_ms"]
     searches = len(record["limits_ms"])
@@ -206,11 +236,11 @@ def main() -> int:
             stack.enter_context(busy_cores())
         folder = out.parent if loaded else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         rows = record["rows"] if options.verify else search_all(
-            supernet, images, record, config, folder, shared=not loaded, out=out
+            supernet, images, device, record, config, folder, shared=not loaded, out=out
         )  # fmt: skip
         for row in rows:
             if not options.load:
-                time_again(supernet, row, options.seconds)
+                time_again(run, device, row, options.seconds)
                 write_json(out, record)
             sys.stdout.write(table_line(row))
             sys.stdout.flush()

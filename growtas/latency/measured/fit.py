@@ -3,6 +3,10 @@
 The model is a non-negative mixture of the terms of :mod:`growtas.latency.measured.terms`, so it is monotone as they are. Which
 set of terms, and how strongly coefficients are held down, is chosen by cross-validation among the measured samples. How far a
 prediction may be off comes from the same samples: each is predicted by a model, chosen and fitted without it.
+
+A handful of samples can also adapt the model of another target of the same space, such as another machine, runtime or precision:
+its coefficients are scaled and then moved, as far as the samples ask for it. Cross-validation decides here too, so a model that
+does not transfer is not used. (HELP, Lee et al. 2021, and LitePred, Feng et al. 2024, transfer latency predictors in other ways.)
 """
 
 from __future__ import annotations
@@ -23,10 +27,17 @@ from growtas.subnet import Subnet
 
 CANDIDATES = (("coarse", 0.0), ("physical", 0.0), ("physical", 1e-4), ("stepped", 1e-5), ("stepped", 1e-4))
 """Sets of terms and strengths of the ridge that a fit chooses among, the simplest first."""
+TRANSFERS = (1e3, 1e-1, 1e-2, 1e-3, 1e-4)
+"""How strongly the coefficients of an adapted model are held to the scaled ones; the first strength only scales."""
+ADAPTED_BELOW = 30
+"""Samples from which on the models of other targets are not considered: a model of the target's own is better then."""
 FOLDS = 10
 _FEW = 15
 _INNER_FOLDS = 5
 _CLEARLY_BETTER = 0.95
+_FEWEST_MIXED = 3
+_ROUNDS = 4
+_MOST_EXTRA = 0.25
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,7 @@ class FittedLatency:
         basis: the set of terms, of :data:`growtas.latency.measured.terms.BASES`.
         residuals: measured over predicted, less 1, of subnets that the prediction was not fitted to.
         provenance: where the model comes from, for people.
+        adapted: the model of another target that this one was adapted from; None for a model of its own samples alone.
     """
 
     # A prediction is not a measurement, even if it comes from some.
@@ -53,6 +65,7 @@ class FittedLatency:
     basis: str = "coarse"
     residuals: tuple[float, ...] = ()
     provenance: str = ""
+    adapted: FittedLatency | None = None
 
     def predict_ms(self, batch: SubnetBatch) -> NDArray[np.float64]:
         """Predicted milliseconds of each subnet, shape ``(len(batch),)``."""
@@ -79,12 +92,40 @@ class FittedLatency:
         return float(np.sort(np.abs(self.residuals))[rank - 1]) if rank <= len(self.residuals) else float("inf")
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A set of terms with how its coefficients are held down; or, with ``adapted``, the model whose coefficients they are held to.
+
+    Attributes:
+        table: the terms of the samples, shape ``(samples, terms)``.
+    """
+
+    basis: str
+    strength: float
+    table: NDArray[np.float64]
+    adapted: FittedLatency | None = None
+
+    def solve(self, ms: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The coefficients, fitted to some of the samples."""
+        if self.adapted is None:
+            return _solve(self.table[rows], ms[rows], self.strength)
+        return _move(self.table[rows], ms[rows], self.strength, self.adapted.coefficients)
+
+
 def fit_latency(
-    space: SearchSpace, subnets: Sequence[Subnet], measured_ms: Sequence[float], conditions: Conditions
+    space: SearchSpace,
+    subnets: Sequence[Subnet],
+    measured_ms: Sequence[float],
+    conditions: Conditions,
+    others: Sequence[FittedLatency] = (),
 ) -> FittedLatency:
     """Fit the terms by non-negative least squares on relative errors; the set of terms is chosen by cross-validation.
 
     Below 15 samples the set is always ``coarse``: fewer can't choose.
+
+    Args:
+        others: models of other targets whose spaces hold the subnets. Below :data:`ADAPTED_BELOW` samples the best of them is
+            adapted if that predicts left-out samples clearly better.
 
     Raises:
         ConfigError: no sample, not one latency a sample, or a latency that is not above zero.
@@ -96,39 +137,81 @@ def fit_latency(
         raise ConfigError(f"a latency model needs one latency above zero for each of its {len(subnets)} subnets")
     batch = SubnetBatch.from_subnets(subnets)
     tables = {basis: terms(space, basis, batch) for basis in dict(CANDIDATES)}
+    # From here on what subnets of unlike blocks take: nearly all subnets are of that kind.
+    mixed = _unlike_blocks(batch)
+    # With too few terms, what they miss would count as the blocks' being unlike.
+    basis, ridge = CANDIDATES[-1] if len(ms) >= _FEW else CANDIDATES[0]
+    extra = _extra_of_mixed(tables[basis], ms, mixed, ridge)
+    ms = ms * (1 + extra) / (1 + extra * mixed)
+    candidates = [_Candidate(basis, ridge, tables[basis]) for basis, ridge in CANDIDATES]
+    for other in others if len(ms) < ADAPTED_BELOW else ():
+        table = terms(other.space, other.basis, batch)
+        candidates += [_Candidate(other.basis, strength, table, other) for strength in TRANSFERS]
     residuals = np.zeros(len(ms))
     for train, test in _folds(len(ms), FOLDS if len(ms) >= _FEW else len(ms)):
-        basis, ridge = _choose(tables, ms, train)
-        predicted = tables[basis][test] @ _solve(tables[basis][train], ms[train], ridge)
+        chosen = _choose(candidates, ms, train)
+        predicted = chosen.table[test] @ chosen.solve(ms, train)
         # A model whose every coefficient is zero predicts nothing; its residual is as bad as can be.
         residuals[test] = ms[test] / np.maximum(predicted, 1e-9 * ms[test]) - 1
-    basis, ridge = _choose(tables, ms, np.arange(len(ms)))
-    known = len(ms) > 1
+    every = np.arange(len(ms))
+    chosen = _choose(candidates, ms, every)
+    known, adapted = len(ms) > 1, chosen.adapted
     return FittedLatency(
-        space=space,
+        space=space if adapted is None else adapted.space,
         conditions=conditions,
-        coefficients=_solve(tables[basis], ms, ridge),
+        coefficients=chosen.solve(ms, every),
         # Relative to the measurement, as errors are reported; residuals are relative to the prediction, as intervals need them.
         relative_uncertainty=float(np.abs(1 / (1 + residuals) - 1).max()) if known else 1.0,
-        basis=basis,
+        basis=chosen.basis,
         residuals=tuple(residuals.tolist()) if known else (),
-        provenance=f"predicted from {len(ms)} measured subnets",
+        provenance=f"predicted from {len(ms)} measured subnets"
+        + (f" and the profile of {adapted.conditions}" if adapted is not None else ""),
+        adapted=adapted,
     )
 
 
-def _choose(tables: dict[str, NDArray[np.float64]], ms: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[str, float]:
+def _unlike_blocks(batch: SubnetBatch) -> NDArray[np.float64]:
+    """How unlike a subnet's blocks are, shape ``(len(batch),)``: 0 where all are alike, 0.5 with two kinds, 1 with more."""
+    present = batch.num_heads > 0
+    kinds = np.where(present, batch.num_heads + 1j * batch.mlp_ratio, np.nan)
+    counts = np.array([len(set(row[row == row].tolist())) for row in kinds])
+    return np.minimum(counts - 1, 2) / 2
+
+
+def _extra_of_mixed(
+    table: NDArray[np.float64], ms: NDArray[np.float64], mixed: NDArray[np.float64], ridge: float
+) -> float:
+    """By how much longer subnets of unlike blocks take than their terms say; zero or above.
+
+    Kernels of blocks that are all alike are loaded once, so such subnets are faster than others with the same sums of terms: up to
+    8 % were measured. No term can say so, since a change of one block in either direction makes blocks unlike.
+    """
+    several = mixed == 1
+    if several.sum() < _FEWEST_MIXED:
+        return 0.0
+    extra = 0.0
+    for _ in range(_ROUNDS):
+        predicted = table @ _solve(table, ms / (1 + extra * mixed), ridge)
+        extra = min(max(float(np.median(ms[several] / np.maximum(predicted[several], 1e-9))) - 1, 0.0), _MOST_EXTRA)
+    return extra
+
+
+def _choose(candidates: Sequence[_Candidate], ms: NDArray[np.float64], rows: NDArray[np.int64]) -> _Candidate:
     """The candidate with the least cross-validated error among these rows; a simpler one unless it is clearly worse."""
-    if len(rows) < _FEW - _FEW // FOLDS - 1:
-        return CANDIDATES[0]
-    best, least = CANDIDATES[0], np.inf
-    for basis, ridge in CANDIDATES:
-        table, errors = tables[basis], []
-        for train, test in _folds(len(rows), _INNER_FOLDS):
-            coefficients = _solve(table[rows[train]], ms[rows[train]], ridge)
-            errors.append(table[rows[test]] @ coefficients / ms[rows[test]] - 1)
+    few = len(rows) < _FEW - _FEW // FOLDS - 1
+    # Fewer samples can't choose between sets of terms, but they can tell whether another target's model transfers.
+    open_ = [c for c in candidates if c.adapted is not None or not few or c is candidates[0]]
+    if len(open_) == 1 or len(rows) < 2:
+        return open_[0]
+    best, least = open_[0], np.inf
+    for candidate in open_:
+        errors = []
+        for train, test in _folds(len(rows), len(rows) if few else _INNER_FOLDS):
+            predicted = candidate.table[rows[test]] @ candidate.solve(ms, rows[train])
+            errors.append(predicted / ms[rows[test]] - 1)
         error = float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
         if error < _CLEARLY_BETTER * least:
-            best, least = (basis, ridge), error
+            best, least = candidate, error
     return best
 
 
@@ -154,3 +237,24 @@ def _solve(table: NDArray[np.float64], ms: NDArray[np.float64], ridge: float) ->
         target = np.concatenate([target, np.zeros(len(scale))])
     coefficients, _ = nnls(rows * typical, target)
     return np.asarray(coefficients * typical / scale)
+
+
+def _move(
+    table: NDArray[np.float64], ms: NDArray[np.float64], strength: float, coefficients: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Non-negative coefficients with the least squared relative error, held to another model's coefficients times one factor.
+
+    How far a coefficient is moved counts by its term's mean share of the latencies, so that the terms' units don't matter.
+    """
+    from scipy.optimize import nnls
+
+    rows = table / ms[:, None]
+    predicted = rows @ coefficients
+    if not predicted.any():
+        return coefficients
+    scaled = coefficients * (predicted.sum() / (predicted @ predicted))
+    share = np.sqrt(strength * len(ms)) * rows.mean(axis=0)
+    # A term that none of the samples has stays as it is: it only takes a weight that keeps the system well posed.
+    hold = np.diag(np.where(share > 0, share, 1.0))
+    moved, _ = nnls(np.concatenate([rows, hold]), np.concatenate([np.ones(len(ms)), hold @ scaled]), maxiter=10000)
+    return np.asarray(moved)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
 from growtas.errors import ConfigError, DeviceError, SpaceError, SubnetError, choices
-from growtas.fields import Rule, one_of, whole
+from growtas.fields import RULE, Rule, one_of, whole
 from growtas.latency.estimate import Conditions, Kind
 from growtas.latency.measured.campaign import Campaign, Role, Sample
 from growtas.latency.measured.fit import FittedLatency, fit_latency
@@ -60,6 +60,7 @@ _UNSTEADY_RULES = {
     "mixture": _FROM_ZERO,
 }
 _CLAIMED = ("format", "kind", "unsteady", "held_out", "repeatability")
+_LATER_CLAIMS = {"within_5", "within_10"}
 _GEOMETRY = ("head_dim", "image_size", "patch_size", "in_chans", "max_relative_position")
 
 
@@ -71,6 +72,7 @@ class HeldOut:
         count: how many.
         median, p95, max: of the relative error, predicted over measured less 1, without its sign.
         spearman: rank correlation of predicted and measured latencies.
+        within_5, within_10: hit rates, the shares of predictions that are off by at most 5 % and 10 %.
     """
 
     count: int
@@ -78,6 +80,8 @@ class HeldOut:
     p95: float
     max: float
     spearman: float
+    within_5: float
+    within_10: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,7 @@ class MeasuredProfile:
         remeasured: samples that were thrown away and measured again.
         sources: how the numbers came about.
         date: of the last sample, ISO.
+        adapted_from: the profile whose model was adapted with the fitted samples; empty where they alone made the model.
     """
 
     # The samples were timed; predictions from them are of kind ``modelled`` all the same.
@@ -135,16 +140,30 @@ class MeasuredProfile:
     remeasured: int = required(whole(0))
     sources: tuple[str, ...] = required(SOURCES)
     date: str = required(DATE)
+    adapted_from: str = dataclasses.field(default="", metadata={RULE: TEXT})
 
     @classmethod
     def of_samples(
-        cls, name: str, campaign: Campaign, samples: Sequence[tuple[Role, Sample]], *, description: str, machine: Mapping[str, Any]
+        cls,
+        name: str,
+        campaign: Campaign,
+        samples: Sequence[tuple[Role, Sample]],
+        *,
+        description: str,
+        machine: Mapping[str, Any],
+        others: Sequence[MeasuredProfile] = (),
     ) -> MeasuredProfile:
-        """Fits the model to a campaign's samples of role ``fit``; the profile's errors follow from the other samples."""
+        """Fits the model to a campaign's samples of role ``fit``; the profile's errors follow from the other samples.
+
+        Args:
+            others: profiles of other targets; a few samples adapt the model of one of the same space, if that predicts better.
+        """
         setup, space = campaign.setup, campaign.space
         conditions = Conditions(device=name, batch=setup.batch, precision=setup.precision, runtime=setup.runtime)
         fit = [sample for role, sample in samples if role == "fit"]
-        model = fit_latency(space, [sample.subnet for sample in fit], [sample.p50_ms for sample in fit], conditions)
+        models = [(other.title, other.model) for other in others if other.has_terms_of(space)]
+        subnets, ms = [sample.subnet for sample in fit], [sample.p50_ms for sample in fit]
+        model = fit_latency(space, subnets, ms, conditions, [other for _, other in models])
         return cls(
             name=name,
             description=description,
@@ -163,6 +182,7 @@ class MeasuredProfile:
             remeasured=campaign.remeasured,
             sources=(*_HOW_MEASURED, _ON_NOISE) if setup.precision in ("int8", "fp8") else _HOW_MEASURED,
             date=datetime.date.today().isoformat(),
+            adapted_from=next((title for title, other in models if other is model.adapted), ""),
         )
 
     @property
@@ -215,9 +235,16 @@ class MeasuredProfile:
         why = self.why_not(space, batch=batch, precision=precision)
         if why:
             raise DeviceError(f"the profile of {self.name} does not fit: {why}")
+        return self.model
+
+    @property
+    def model(self) -> FittedLatency:
+        """The fitted model, for subnets of :attr:`space`; :meth:`estimator` checks that it answers for another space's too."""
         samples = self.of_role("held-out")
         residuals = np.array([sample.p50_ms for sample in samples]) / self._predicted(samples) - 1
         error, unsteady = self.held_out.p95, f" ({self.unsteady} samples of the profile are unsteady)" if self.unsteady else ""
+        of = f"{len(self.of_role('fit'))} measured subnets{unsteady}"
+        adapted = f", adapted from the {self.adapted_from}" if self.adapted_from else ""
         return FittedLatency(
             space=self.space,
             conditions=self.conditions,
@@ -225,8 +252,17 @@ class MeasuredProfile:
             relative_uncertainty=error,
             basis=self.basis,
             residuals=tuple(residuals.tolist()),
-            provenance=f"predicted from {len(self.of_role('fit'))} measured subnets{unsteady}, held-out error p95 {error:.1%}",
+            provenance=f"predicted from {of}{adapted}, held-out error p95 {error:.1%}",
         )
+
+    @property
+    def title(self) -> str:
+        """What it is of, for people: ``profile of micro in fp32, onnxruntime on cpu (AMD EPYC)``."""
+        return f"profile of {self.space.name} in {self.precision}, {self.runtime} on {self.name} ({self.description})"
+
+    def has_terms_of(self, space: SearchSpace) -> bool:
+        """Whether a model of the space has the same terms, so that this one's coefficients can be taken over."""
+        return not self.why_not(space, batch=self.batch) and term_names(self.space, self.basis) == term_names(space, self.basis)
 
     def why_not(self, space: SearchSpace, *, batch: int = 1, precision: str | None = None) -> str:
         """Why the profile tells nothing about a space's subnets under these conditions; empty if it does."""
@@ -250,6 +286,9 @@ class MeasuredProfile:
         samples = [{"role": role, **sample.to_dict()} for role, sample in self.samples]
         plain |= {"space": self.space.to_dict(), "samples": samples, "sources": list(self.sources)}
         claims = {"held_out": dataclasses.asdict(self.held_out), "repeatability": dataclasses.asdict(self.repeatability)}
+        # Left out where they say nothing, as in the profiles of earlier versions.
+        if not plain["adapted_from"]:
+            del plain["adapted_from"]
         return {"format": FORMAT, "kind": self.kind, **plain, **({"unsteady": self.unsteady} if self.unsteady else {}), **claims}
 
     @classmethod
@@ -306,6 +345,8 @@ def held_out_errors(predicted_ms: NDArray[np.float64], measured_ms: NDArray[np.f
         p95=float(np.percentile(errors, 95)),
         max=float(errors.max()),
         spearman=0.0 if flat else float(np.corrcoef(*ranks)[0, 1]),
+        within_5=float(np.mean(errors <= 0.05)),
+        within_10=float(np.mean(errors <= 0.10)),
     )
 
 
@@ -327,10 +368,10 @@ def _sample(item: Any, source: str, space: SearchSpace) -> tuple[Role, Sample]:
 
 
 def _compare(claimed: Any, computed: dict[str, float], where: str) -> None:
-    """Refuse claims that are not what the samples give."""
-    if not isinstance(claimed, Mapping) or set(claimed) != set(computed):
+    """Refuse claims that are not what the samples give. Profiles of earlier versions claim no hit rates."""
+    if not isinstance(claimed, Mapping) or not set(computed) - _LATER_CLAIMS <= set(claimed) <= set(computed):
         raise ConfigError(f"{where} must be an object with {choices(computed)}")
-    for name, value in computed.items():
-        claim = claimed[name]
+    for name, claim in claimed.items():
+        value = computed[name]
         if isinstance(claim, bool) or not isinstance(claim, int | float) or not abs(claim - value) <= 1e-6 + 1e-6 * abs(value):
             raise ConfigError(f"{where}.{name} is {claim!r}, but the profile's own samples give {value:.6g}")

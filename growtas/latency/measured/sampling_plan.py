@@ -3,6 +3,9 @@
 A plain random draw measures much the same thing again and again: with a dozen blocks, every draw has about the average number of
 heads and the average ratio. The choice here is D-optimal, greedily: of a pool, each next subnet is the one that the terms measured
 so far predict with the largest variance (V. V. Fedorov, "Theory of Optimal Experiments", 1972).
+
+Nearly all of these have blocks that are all alike, while a search's subnets have unlike ones, which take a little longer. So a third
+of the subnets is drawn at random all the same.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ _SEED = 0
 _HELD_OUT_SEED = 1
 _ORDER_SEED = 2
 _PRIOR = 1e-6
+_DRAWN = 3
+"""One subnet of so many is drawn at random."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,11 @@ def choose_subnets(space: SearchSpace, feasible: Feasible, count: int, *, basis:
     # Errors of latencies are relative: a row counts by its inverse latency, for which MACs and a share of the rest must do.
     rough = macs / macs.mean() + 0.2
     table = table / np.maximum(table.max(axis=0), 1e-300) / rough[:, None]
-    picks = _d_optimal(table, [0, int(np.argmax(macs))], min(count, len(candidates)))
-    return [candidates[row] for row in sorted(picks, key=lambda row: (macs[row], row))]
+    chosen = min(count - count // _DRAWN, len(candidates))
+    picks = _d_optimal(table, [0, int(np.argmax(macs))], chosen)
+    # The last candidates are plain draws, as a search meets them.
+    others = [row for row in range(len(candidates) - 1, -1, -1) if row not in set(picks)]
+    return [candidates[row] for row in sorted([*picks, *others[: count - chosen]], key=lambda row: (macs[row], row))]
 
 
 def _d_optimal(table: NDArray[np.float64], first: list[int], count: int) -> list[int]:

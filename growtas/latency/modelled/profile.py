@@ -182,15 +182,18 @@ class DeviceProfile:
 def checked_fields(part: type, data: Mapping[str, Any], source: str, prefix: str = "") -> dict[str, Any]:
     """The fields of one level of a profile, a dataclass ``part``, each tested by its rule; lists become tuples.
 
+    Fields with a default may be missing.
+
     Raises:
         ConfigError: a field that is missing, unknown or wrong; the message names it and the legal values.
     """
-    rules = {field.name: field.metadata[RULE] for field in dataclasses.fields(part)}
-    check_keys(data, rules, source)
-    for name, rule in rules.items():
-        if name not in data:
+    fields = {field.name: field for field in dataclasses.fields(part)}
+    check_keys(data, fields, source)
+    for name, field in fields.items():
+        if name in data:
+            field.metadata[RULE].check(f"{source}: {prefix}{name}", data[name])
+        elif field.default is dataclasses.MISSING:
             raise ConfigError(f"{source}: the field {prefix}{name} is missing")
-        rule.check(f"{source}: {prefix}{name}", data[name])
     return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
 
 

@@ -13,6 +13,7 @@ from growtas.latency.measured.fit import FittedLatency, fit_latency
 from growtas.latency.measured.sampling_plan import choose_subnets
 from growtas.sampling import sample_batch
 from growtas.space import PRESETS
+from tests.unit.latency.measured.test_sampling_plan import synthetic_ms
 
 MICRO = PRESETS["micro"]
 HERE = Conditions(device="cpu", percentile="p50", batch=1, precision="fp32", runtime="toy")
@@ -149,3 +150,62 @@ def test_a_level_needs_enough_residuals():
     for level in (0.0, 1.0, 1.5):
         with pytest.raises(ConfigError, match="between 0 and 1"):
             model.relative_width(level)
+
+
+def _measured(latency_ms, count, others=(), noise=0.003, seed=11):
+    rng, subnets = np.random.default_rng(seed), sample_subnets(MICRO, _any, count)
+    ms = latency_ms(MICRO, SubnetBatch.from_subnets(subnets)) * rng.normal(1, noise, len(subnets))
+    return fit_latency(MICRO, subnets, ms.tolist(), HERE, others)
+
+
+def _median_error(model, latency_ms):
+    draws = sample_batch(MICRO, 300, np.random.default_rng(12))
+    return float(np.median(np.abs(model.predict_ms(draws) / latency_ms(MICRO, draws) - 1)))
+
+
+def _other_target_ms(space, batch):
+    """Another machine: three times as fast at products, with the same cost of starting each block."""
+    return 0.05 + 0.02 * batch.depth + (synthetic_ms(space, batch) - 0.1 - 0.02 * batch.depth) / 3
+
+
+def test_ten_samples_adapt_another_targets_model_better_than_a_factor_or_a_model_of_their_own():
+    other = _measured(synthetic_ms, 60)
+    adapted = _measured(_other_target_ms, 10, [other])
+    alone = _measured(_other_target_ms, 10)
+    assert adapted.adapted is other
+    assert alone.adapted is None
+    draws = sample_batch(MICRO, 300, np.random.default_rng(12))
+    ratios = _other_target_ms(MICRO, draws) / other.predict_ms(draws)
+    # No factor can be better than the best one for the very subnets that are tested.
+    scaled = min(np.median(np.abs(factor / ratios - 1)) for factor in ratios)
+    error = _median_error(adapted, _other_target_ms)
+    assert error < scaled / 2
+    assert error < _median_error(alone, _other_target_ms) / 1.3
+
+
+def test_a_target_that_is_only_faster_needs_three_samples():
+    other = _measured(synthetic_ms, 60)
+    model = _measured(lambda space, batch: synthetic_ms(space, batch) / 7, 3, [other], noise=0)
+    assert _median_error(model, lambda space, batch: synthetic_ms(space, batch) / 7) <= _median_error(other, synthetic_ms) * 1.1
+
+
+def test_a_model_that_does_not_transfer_is_not_adapted_and_enough_samples_need_none():
+    rng = np.random.default_rng(13)
+    subnets = list(sample_batch(MICRO, 60, rng))
+    nonsense = fit_latency(MICRO, subnets, rng.uniform(0.1, 10, 60).tolist(), HERE)
+    for count in (10, 20):
+        model = _measured(lambda space, batch: np.array([_truth(s) for s in batch]), count, [nonsense])
+        assert model.adapted is None
+    other = _measured(synthetic_ms, 60)
+    assert _measured(_other_target_ms, 40, [other]).coefficients.tolist() == _measured(_other_target_ms, 40).coefficients.tolist()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_an_adapted_model_is_monotone_whatever_was_measured(seed):
+    rng = np.random.default_rng(seed)
+    subnets = sample_subnets(MICRO, _any)
+    model = fit_latency(MICRO, subnets, rng.uniform(0.1, 10, len(subnets)).tolist(), HERE, [_measured(synthetic_ms, 30)])
+    draws = sample_batch(MICRO, 50, rng)
+    grown = SubnetBatch(draws.embed_dim, np.where(draws.num_heads > 0, 4, 0), draws.mlp_ratio)
+    assert (model.predict_ms(grown) >= model.predict_ms(draws)).all()

@@ -36,21 +36,21 @@ MICRO, TINY = PRESETS["micro"], PRESETS["autoformer-t"]
 SETUP = Setup(batch=1, threads=2, runtime="onnxruntime", runtime_version="1.0", precision="fp32", machine="m")
 
 
-def build(tmp_path, name="box", space=MICRO, noise=0.01, setup=SETUP, **plan):
+def build(tmp_path, name="box", space=MICRO, noise=0.01, setup=SETUP, latency_ms=synthetic_ms, others=(), **plan):
     rng = np.random.default_rng(0)
 
     def turns(subnets):
-        times = [ms * rng.normal(1, noise) for ms in synthetic_ms(space, SubnetBatch.from_subnets(subnets))]
+        times = [ms * rng.normal(1, noise) for ms in latency_ms(space, SubnetBatch.from_subnets(subnets))]
         return [[Block.of_runs([ms])] * 3 for ms in times]
 
     campaign = Campaign(tmp_path / "journal.jsonl", space, setup, turns)
     samples = plan_profile(space, **({"samples": 30, "held_out": 20, "repeats": 5} | plan)).measure(campaign)
-    return MeasuredProfile.of_samples(name, campaign, samples, description="A box", machine={"driver": "1.2"})
+    return MeasuredProfile.of_samples(name, campaign, samples, description="A box", machine={"driver": "1.2"}, others=others)
 
 
 def save(profile, folder):
     p = profile
-    path = folder / measured_file_name(p.name, p.space.name, p.runtime, p.precision, p.batch)
+    path = folder / measured_file_name(p.name, p.space.name, p.runtime, p.precision, p.batch, p.threads)
     path.write_text(json.dumps(profile.to_dict()))
     return path
 
