@@ -178,9 +178,7 @@ def _unlike_blocks(batch: SubnetBatch) -> NDArray[np.float64]:
     return np.minimum(counts - 1, 2) / 2
 
 
-def _extra_of_mixed(
-    table: NDArray[np.float64], ms: NDArray[np.float64], mixed: NDArray[np.float64], ridge: float
-) -> float:
+def _extra_of_mixed(table: NDArray[np.float64], ms: NDArray[np.float64], mixed: NDArray[np.float64], ridge: float) -> float:
     """By how much longer subnets of unlike blocks take than their terms say; zero or above.
 
     Kernels of blocks that are all alike are loaded once, so such subnets are faster than others with the same sums of terms: up to

@@ -4,8 +4,8 @@ A plain random draw measures much the same thing again and again: with a dozen b
 heads and the average ratio. The choice here is D-optimal, greedily: of a pool, each next subnet is the one that the terms measured
 so far predict with the largest variance (V. V. Fedorov, "Theory of Optimal Experiments", 1972).
 
-Nearly all of these have blocks that are all alike, while a search's subnets have unlike ones, which take a little longer. So a third
-of the subnets is drawn at random all the same.
+Nearly all of these have blocks that are all alike, while a search's subnets have unlike ones, which take a little longer. So a
+third of the subnets is drawn at random all the same.
 """
 
 from __future__ import annotations
