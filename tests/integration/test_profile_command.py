@@ -53,7 +53,7 @@ class Clockwork:
 def test_the_line_as_typed_measures_writes_and_is_listed(cli: Cli, tmp_path: Path) -> None:
     code, out, err = cli("profile", "--device", "cpu", "--space", "tiny.yaml", *QUICK, *LENIENT)
     assert code == 0, err
-    path = tmp_path / "mine" / "cpu.tiny.onnxruntime-fp32-b1.json"
+    (path,) = (tmp_path / "mine").glob("cpu.tiny.onnxruntime-fp32-b1.*-t1.json")
     assert f"written to {path}" in out
     profile = load_measured(path)
     assert (len(profile.samples), profile.threads, profile.runtime) == (12, 1, "onnxruntime")
@@ -93,6 +93,32 @@ def test_a_stopped_profile_goes_on_and_json_is_one_document(cli: Cli, monkeypatc
     assert len(Path(report["journal"]).read_text().splitlines()) == 12
 
 
+def test_profiles_of_two_cpus_lie_side_by_side_and_few_samples_adapt_the_other(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Clockwork(monkeypatch)
+    printed = []
+    for name in ("Other(R) CPU @ 2.70GHz", "This CPU"):
+        for module in ("catalogue", "measured.machine"):
+            monkeypatch.setattr(f"growtas.latency.{module}.cpu_name", lambda name=name: name)
+        monkeypatch.setattr("growtas.export.benchmark.timing.cpu_name", lambda name=name: name)
+        code, out, err = cli("profile", "--device", "cpu", "--space", "tiny.yaml", *QUICK)
+        assert code == 0, err
+        printed.append(out)
+    files = sorted(path.name for path in (tmp_path / "mine").glob("*.json"))
+    assert files == ["cpu.tiny.onnxruntime-fp32-b1.other-cpu-2-70ghz-t1.json", "cpu.tiny.onnxruntime-fp32-b1.this-cpu-t1.json"]
+    other, this = (load_measured(tmp_path / "mine" / file) for file in files)
+    adapted = "adapted from the profile of tiny in fp32, onnxruntime on cpu (Other(R) CPU @ 2.70GHz)"
+    assert (other.adapted_from, this.adapted_from) == ("", adapted.removeprefix("adapted from the "))
+    assert [adapted in " ".join(out.split()) for out in printed] == [False, True]
+    assert this.held_out.max <= other.held_out.max
+    # A profile is chosen by the CPU's name.
+    here = dataclasses.replace(local_setup(), threads=1)
+    assert adapted in latency_estimator("cpu", load_space("tiny.yaml"), here=here).provenance
+    there = dataclasses.replace(here, machine="Other(R) CPU @ 2.70GHz")
+    assert "adapted" not in latency_estimator("cpu", load_space("tiny.yaml"), here=there).provenance
+
+
 def test_a_busy_machine_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     clock = Clockwork(monkeypatch)
     steady = clock.__call__
@@ -106,13 +132,13 @@ def test_a_busy_machine_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch, tm
     code, sentence = cli.fails(*command, "--strict")
     assert code == 1
     assert "the machine is too busy, or its clocks change: the reference subnet took +" in sentence
-    path = tmp_path / "mine" / "cpu.tiny.onnxruntime-fp32-b1.json"
-    assert not path.exists()
+    assert not list((tmp_path / "mine").glob("*.json"))
     # Without --strict the ratios to the reference, which is as restless, give a profile that says how it was made.
     code, out, err = cli(*command)
     assert code == 0, err
     assert "this machine is not steady" in err
     assert "samples: other work was running" in out
+    (path,) = (tmp_path / "mine").glob("*.json")
     profile = load_measured(path)
     assert profile.unsteady == len([sample for _, sample in profile.samples if sample.unsteady]) > 0
     # Each call was a tenth slower than the one before.

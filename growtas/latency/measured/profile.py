@@ -48,7 +48,8 @@ _COEFFICIENTS = Rule(
 )
 _HOW_MEASURED = (
     "Timed on this machine by `growtas profile`: medians over interleaved blocks, in groups that share a reference subnet.",
-    "Fitted subnets were chosen D-optimally, held-out ones drawn uniformly.",
+    "Latencies are ratios to the reference subnet in the same blocks, times its median over all groups.",
+    "Two thirds of the fitted subnets were chosen D-optimally; the others and the held-out ones were drawn uniformly.",
 )
 _ON_NOISE = "Quantised networks were calibrated on noise."
 _ABOVE_ZERO = Rule(POSITIVE.accepts, "a finite number above zero")
@@ -155,10 +156,18 @@ class MeasuredProfile:
     ) -> MeasuredProfile:
         """Fits the model to a campaign's samples of role ``fit``; the profile's errors follow from the other samples.
 
+        Each latency is taken at the same speed of the machine: as its ratio to the reference in the same blocks, times what the
+        reference took in the median.
+
         Args:
             others: profiles of other targets; a few samples adapt the model of one of the same space, if that predicts better.
         """
         setup, space = campaign.setup, campaign.space
+        usual_ms = float(np.median([sample.reference_ms for _, sample in samples]))
+        samples = [
+            (role, dataclasses.replace(sample, p50_ms=sample.p50_ms / sample.reference_ms * usual_ms, reference_ms=usual_ms))
+            for role, sample in samples
+        ]
         conditions = Conditions(device=name, batch=setup.batch, precision=setup.precision, runtime=setup.runtime)
         fit = [sample for role, sample in samples if role == "fit"]
         models = [(other.title, other.model) for other in others if other.has_terms_of(space)]
