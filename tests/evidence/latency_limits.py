@@ -34,7 +34,6 @@ from growtas.data.evaluation import EvaluationSet, search_set
 from growtas.errors import GrowtasError, UsageError
 from growtas.export.benchmark.timing import collect, summarise, warm_up
 from growtas.export.graph import assemble
-from growtas.export.graph.assemble import random_network
 from growtas.export.graph.exporter import export_onnx
 from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
 from growtas.export.verification.images import noise
@@ -42,7 +41,7 @@ from growtas.files import write_json
 from growtas.nn.architecture import Architecture
 from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
-from growtas.nn.vit import VisionTransformer
+from growtas.nn.vit import VisionTransformer, random_network
 from growtas.runs import Run
 from growtas.search.devices import parse_devices
 from growtas.search.evaluation.evaluator import SubnetEvaluator
