@@ -13,7 +13,7 @@
         checkpoints/best-...    supernet.safetensors of the epoch with the highest mean accuracy of the three followed subnets
         tensorboard/            event files, where they were asked for
         search/                 journal.jsonl, result.json, subnet.json, report.html, search.png (with matplotlib), front.json (of a
-                                front), cpu-timings.jsonl (of --device cpu); replay/ has the same files of a --replay
+                                front), DEVICE-timings.jsonl (of a --device at hand); replay/ has the same files of a --replay
         export/                 model.safetensors, NAME.onnx, NAME.plan, each with its .json manifest
         bench/                  bench.json
 """

@@ -2,11 +2,20 @@ import signal
 
 import pytest
 
+from growtas.latency import at_hand
+
 
 def pytest_configure():
     """Shells let programs that they start in the background ignore Ctrl-C, and so would all that the tests start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu_at_hand(request, monkeypatch):
+    """Tests mean a machine without a GPU, whatever machine they run on, unless they are marked for one."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(at_hand, "gpu_name", lambda: None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any
@@ -12,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from growtas.errors import CheckpointError, DeviceError, choices
+from growtas.errors import BuildError, CheckpointError, DeviceError, choices
 from growtas.export.runtimes.base import Array, PartsTimer, RuntimeInfo, Timer, TimerParts
 from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
-from growtas.export.tensorrt import engine, library
+from growtas.export.tensorrt import builder, engine, library
 from growtas.export.tensorrt.builder import BuiltPlan, PlanBuilder, Shapes
+from growtas.latency import at_hand
 
 _MAGIC = b"fake plan "
 
@@ -27,19 +30,34 @@ class FakeMachine:
 
     Attributes:
         gpu: compute capability of the GPU, such as ``sm86``; None without one, as where plans are only built.
+        name: what the driver calls the GPU; None where it calls none.
         version: of the package.
         lacks: ``(target, precision)`` pairs that can't be built.
+        refuses: why nothing can be built; None where it can.
+        latency_ms: hidden milliseconds of a plan for one image, from the ONNX file that it was built of; one by default.
     """
 
     gpu: str | None = None
+    name: str | None = None
     version: str = "1.0"
     lacks: tuple[tuple[str, str], ...] = ()
+    refuses: str | None = None
+    latency_ms: Callable[[bytes], float] = lambda onnx: 1.0
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Makes this process believe that it runs on this machine, with fake packages of TensorRT and TensorRT-RTX."""
+        monkeypatch.setattr(at_hand, "gpu_name", lambda: self.name)
         monkeypatch.setattr(library, "local_target", lambda: self.gpu)
         monkeypatch.setattr(library, "package", lambda runtime, purpose: SimpleNamespace(__version__=self.version, machine=self))
         monkeypatch.setattr(engine, "PlanSession", FakePlanSession)
+
+    def install_builders(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As :meth:`install`, with fake builders and the packages where Python looks for them."""
+        self.install(monkeypatch)
+        monkeypatch.setattr(builder, "builder_of", lambda runtime: FakePlanBuilder(self, runtime))
+        for module in ("tensorrt", "tensorrt_rtx"):
+            fake = SimpleNamespace(__version__=self.version, __spec__=ModuleSpec(module, None))
+            monkeypatch.setitem(sys.modules, module, fake)
 
 
 class FakeSession:
@@ -84,7 +102,7 @@ class FakeSession:
 
 
 class FakePlanSession(FakeSession):
-    """Loads a fake plan: computes what its ONNX file does, in ONNX Runtime; each image "takes" a millisecond.
+    """Loads a fake plan: computes what its ONNX file does, in ONNX Runtime; each image "takes" what the machine says.
 
     Raises:
         CheckpointError: no fake plan.
@@ -97,10 +115,12 @@ class FakePlanSession(FakeSession):
         self.header: dict[str, object] = json.loads(header)
         session = OnnxRuntimeSession(onnx, threads=1)
         super().__init__(session.run, image_shape=session.image_shape)
-        self.info = RuntimeInfo(runtime=runtime, version=trt.__version__, device=f"fake {trt.machine.gpu}", threads=0)
+        device = trt.machine.name or f"fake {trt.machine.gpu}"
+        self.info = RuntimeInfo(runtime=runtime, version=trt.__version__, device=device, threads=0)
+        self._ms = trt.machine.latency_ms(onnx)
 
     def timer(self, images: Array) -> Timer:
-        """A millisecond an image; computes nothing."""
+        """The machine's milliseconds for each image; computes nothing."""
         parts = self.timer_parts(images)
         return lambda: parts().device_ms
 
@@ -110,7 +130,7 @@ class FakePlanSession(FakeSession):
 
         def once() -> TimerParts:
             self.calls += 1
-            return TimerParts(host_ms=0.25, h2d_ms=0.5 * batch, device_ms=1.0 * batch, d2h_ms=0.125 * batch)
+            return TimerParts(host_ms=0.25, h2d_ms=0.5 * batch, device_ms=self._ms * batch, d2h_ms=0.125 * batch)
 
         return once
 
@@ -137,6 +157,8 @@ class FakePlanBuilder(PlanBuilder):
         cache_dir: Path | None = None,
     ) -> BuiltPlan:
         """A header with everything that shapes a plan, then the ONNX file."""
+        if self.machine.refuses is not None:
+            raise BuildError(self.machine.refuses)
         shape = [batches.min, batches.opt, batches.max]
         header = {"version": self.machine.version, "targets": targets, "precision": precision, "batches": shape}
         return BuiltPlan(

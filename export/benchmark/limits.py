@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from growtas.errors import CheckpointError
-from growtas.export.artifact import Manifest
+from growtas.errors import CheckpointError, GrowtasError
+from growtas.export.artifact import Artifact, Manifest
+from growtas.export.benchmark.inputs import image_input
+from growtas.export.benchmark.timing import collect, summarise, warm_up
+from growtas.export.formats import PLAN, PROGRAM
+from growtas.export.open import open_artifact
 from growtas.files import read_json
+from growtas.latency.at_hand import CPU, device_name, devices_at_hand
 from growtas.runs import run_of
 
 
@@ -33,11 +37,17 @@ def check_limit(search: Mapping[str, Any] | None, results: Sequence[Mapping[str,
     # Several targets of one device have names of their own.
     device = promised.get("device") or label
     answer = {"limit_ms": limit_ms, "device": label, "promised": promised or None, "measured_ms": None, "holds": None}
-    result = next((result for result in results if result["batch"] == batch), None)
-    # `a10` is what the runtime calls `NVIDIA A10`.
-    same_device = result and str(device).lower() in re.split(r"[^a-z0-9]+", result["device"].lower())
-    # A search that names no precision or runtime speaks of any.
-    if not (result and same_device and all(promised.get(key) in (None, result[key]) for key in ("precision", "runtime"))):
+    result = next(
+        (
+            result
+            for result in results
+            if (result["batch"], device_name(result["device"])) == (batch, device)
+            # A search that names no precision or runtime speaks of any.
+            and all(promised.get(key) in (None, result[key]) for key in ("precision", "runtime"))
+        ),
+        None,
+    )
+    if result is None:
         asked = f"{percentile}, batch {batch}, {promised.get('precision') or 'any precision'} on {device}"
         return {**answer, "unchecked_because": f"the limit is for {asked}, which was not measured here"}
     measured = result.get(f"{percentile}_ms")
@@ -63,6 +73,45 @@ def check_limits(path: Path, manifest: Manifest, results: Sequence[Mapping[str, 
     ]
     limits = [check_limit(one, results) for one in searches or (search,)]
     return [limit for limit in limits if limit is not None]
+
+
+def judge_limits(artifact: Artifact) -> list[dict[str, Any]]:
+    """Judges the search's latency limits on an artifact, as :func:`check_limits` does.
+
+    It is timed for a second where a limit is for a device at hand and for a runtime and the precision of the artifact. What can't
+    be timed is not judged, and its ``unchecked_because`` says why.
+    """
+    manifest, results = artifact.manifest, list[dict[str, Any]]()
+    limits = check_limits(artifact.path, manifest, results)
+    for limit in limits:
+        promised = limit["promised"] or {}
+        runtime, device = _runtime_for(promised, artifact), promised.get("device") or limit["device"]
+        if runtime is None or device not in devices_at_hand():
+            continue
+        try:
+            results.append(_time(artifact, int(promised.get("batch") or 1), runtime, str(device)))
+        except GrowtasError as error:
+            return [{**limit, "unchecked_because": str(error)} for limit in limits]
+    return check_limits(artifact.path, manifest, results) if results else limits
+
+
+def _runtime_for(promised: Mapping[str, Any], artifact: Artifact) -> str | None:
+    """The runtime, as ``growtas bench`` calls it, in which an artifact is what a latency was promised of; None if it isn't."""
+    runtime, plan = str(promised.get("runtime")), artifact.manifest.plan
+    if artifact.format is PROGRAM:  # a runtime of its own, which no search measures
+        return None
+    name = {"torch": "eager", "torch.compile": "compile"}.get(runtime, runtime)
+    # An ONNX file would have to be compiled for TensorRT first, and its plan answers for it.
+    runtimes = (plan.runtime,) if plan else tuple(name for name in artifact.format.runtimes if name not in PLAN.runtimes)
+    return name if name in runtimes and promised.get("precision") in (None, artifact.manifest.precision) else None
+
+
+def _time(artifact: Artifact, batch: int, runtime: str, device: str) -> dict[str, Any]:
+    with open_artifact(artifact, runtime=runtime, device="cpu" if device == CPU else "cuda") as session:
+        timer = session.timer(image_input(artifact.path, artifact.manifest, session).images(batch))
+        warm_up(timer)
+        measured = summarise(collect(timer, seconds=1.0), session.info, batch=batch, precision=artifact.manifest.precision or "")
+    return measured.to_dict()
 
 
 def _subnet_file(run: Path, manifest: Manifest, search: Mapping[str, Any]) -> dict[str, Any]:

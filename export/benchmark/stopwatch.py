@@ -4,51 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from growtas.errors import DeviceError, choices
+from growtas import __version__
+from growtas.data.cache import cache_folder
+from growtas.export.benchmark.targets import hardware_of
 from growtas.export.benchmark.timing import measure_in_turns
 from growtas.export.formats import PLAN
-from growtas.export.graph.assemble import Assembler, export_graph, signature
 from growtas.export.open import open_session
-from growtas.export.quantization.convert import convert
-from growtas.export.runtimes.base import RuntimeInfo, Session, is_installed
-from growtas.export.tensorrt import library
-from growtas.export.tensorrt.builder import Shapes, builder_of
+from growtas.export.runtimes.base import RuntimeInfo, Session
 from growtas.export.verification.images import noise
-from growtas.latency.estimate import RUNTIMES
+from growtas.latency.at_hand import CPU
+from growtas.latency.estimate import Hardware
 from growtas.latency.measured.paired import Block
 from growtas.nn.architecture import Architecture
 from growtas.progress import Progress
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
+if TYPE_CHECKING:
+    from growtas.nn.vit import VisionTransformer
+
 _CALIBRATION_IMAGES = 2
 _CACHED_GRAPHS = 12
-
-
-def check_runtime(runtime: str, precision: str) -> None:
-    """Refuses a runtime or precision that can't be measured here, before any work.
-
-    Raises:
-        DeviceError: an unknown runtime, a precision that it isn't measured in, no openvino, or no GPU for a plan.
-        MissingExtra: the runtime's package is not installed.
-    """
-    if runtime not in RUNTIMES:
-        raise DeviceError(f"--runtime is {runtime!r}; legal are {choices(RUNTIMES)}")
-    if precision not in RUNTIMES[runtime]:
-        raise DeviceError(f"--precision is {precision!r}; {runtime} is measured in {choices(RUNTIMES[runtime])}")
-    if runtime == "openvino" and not is_installed("openvino"):
-        raise DeviceError("--runtime openvino needs the package openvino, which is not installed: pip install 'growtas[openvino]'")
-    if runtime in PLAN.runtimes:
-        here = library.local_target()
-        if here is None:
-            raise DeviceError(
-                f"--runtime {runtime} needs an NVIDIA GPU with a driver on this machine; without one, use onnxruntime"
-            )
-        builder_of(runtime).check((here,), precision)
+_IN_TORCH = ("torch", "torch.compile", "torch.cudagraphs")
+"""The runtimes that execute the module itself."""
 
 
 class ArchitectureTurns:
@@ -57,10 +41,10 @@ class ArchitectureTurns:
     Args:
         space: geometry of the images.
         subnets: those whose graphs are assembled from pieces; any other one is exported when it is timed.
-        runtime: of :data:`RUNTIMES`; see :func:`check_runtime`.
-        precision: what export would ship; see :func:`check_runtime`.
+        runtime, precision: what export would ship; see :func:`growtas.export.benchmark.targets.check_runtime`.
         batch: images a run.
         threads: CPU threads.
+        hardware: where the runtime executes; by default the CPU where it has one.
         rounds, seconds: blocks of each subnet, and their length at least.
     """
 
@@ -73,33 +57,51 @@ class ArchitectureTurns:
         precision: str = "fp32",
         batch: int,
         threads: int,
+        hardware: Hardware | None = None,
         rounds: int = 9,
         seconds: float = 0.1,
     ) -> None:
         self.space, self.runtime, self.precision, self.batch, self.threads = space, runtime, precision, batch, threads
-        self.rounds, self.seconds = rounds, seconds
-        self._assembler, self._announced = Assembler(space, subnets), frozenset(subnets)
-        self._exporter_for_each = False
-        # A subnet is timed more than once, and the reference always.
-        self._export = functools.lru_cache(_CACHED_GRAPHS)(
-            lambda subnet: export_graph(Architecture.of(space, subnet)).SerializeToString()
-        )
+        self.hardware, self.rounds, self.seconds = hardware or hardware_of(CPU, runtime), rounds, seconds
+        self._announced, self._exporter_for_each = frozenset(subnets), False
+        if runtime not in _IN_TORCH:
+            # Here, since a machine that measures PyTorch alone needs none of ONNX' packages.
+            from growtas.export.graph.assemble import Assembler, export_graph
+
+            self._assembler = Assembler(space, subnets)
+            # A subnet is timed more than once, and the reference always.
+            self._export = functools.lru_cache(_CACHED_GRAPHS)(
+                lambda subnet: export_graph(Architecture.of(space, subnet)).SerializeToString()
+            )
+            self._artifact = functools.lru_cache(_CACHED_GRAPHS)(self._build)
 
     def check_against_exporter(self, subnet: Subnet, progress: Progress) -> None:
-        """Compares the assembled graph of a subnet with the exporter's; if they differ, every subnet is exported from now on."""
+        """Compares the assembled graph of a subnet with the exporter's; if they differ, every subnet is exported from now on.
+
+        In PyTorch nothing is assembled.
+        """
+        if self.runtime in _IN_TORCH:
+            return
+        from growtas.export.graph.assemble import signature
+
         self._exporter_for_each = signature(self._assembler.graph(subnet)) != self.signature(subnet)
         if self._exporter_for_each:
+            self._artifact.cache_clear()
             why = "graphs put together from blocks differ from exported ones here"
             progress.note(f"{why}; exporting each subnet, which takes longer")
 
     def signature(self, subnet: Subnet) -> str:
         """Digest of what the exporter writes for a subnet, names and weights aside; see
-        :func:`growtas.export.graph.assemble.signature`.
+        :func:`growtas.export.graph.assemble.signature`. In PyTorch, of the module's layers and the version that computes them.
 
         Raises:
             BuildError: the exporter failed.
         """
+        if self.runtime in _IN_TORCH:
+            return hashlib.sha256(f"growtas {__version__}: {self._network(subnet)}".encode()).hexdigest()
         import onnx
+
+        from growtas.export.graph.assemble import signature
 
         return signature(onnx.load_from_string(self._export(subnet)))
 
@@ -129,22 +131,60 @@ class ArchitectureTurns:
         Raises:
             BuildError, CheckpointError: it can't be built or loaded.
         """
+        if self.runtime in _IN_TORCH:
+            return self._torch_session(subnet)
+        artifact = self._artifact(subnet)
+        if self.runtime == "onnxruntime":
+            from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
+
+            return OnnxRuntimeSession(artifact, threads=self.threads, device=self.hardware)
+        if self.runtime == "openvino":
+            from growtas.export.runtimes.openvino import OpenVINOSession
+
+            return OpenVINOSession(artifact, threads=self.threads)
+        return _open_plan(artifact, self.runtime)
+
+    def _build(self, subnet: Subnet) -> bytes:
+        """What is loaded: the graph in the precision, for TensorRT compiled to a plan."""
         assembled = subnet in self._announced and not self._exporter_for_each
         graph = self._assembler.graph(subnet).SerializeToString() if assembled else self._export(subnet)
         if self.precision != "fp32":
             graph = self._converted(graph)
-        if self.runtime == "onnxruntime":
-            from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
+        if self.runtime not in PLAN.runtimes:
+            return graph
+        # Blocks occur in many subnets: with the timings of earlier builds TensorRT needs not try their kernels again.
+        cache = cache_folder()
+        return _build_plan(graph, self.runtime, self.batch, precision=self.precision, cache_dir=cache / "plans" if cache else None)
 
-            return OnnxRuntimeSession(graph, threads=self.threads)
-        if self.runtime == "openvino":
-            from growtas.export.runtimes.openvino import OpenVINOSession
+    def _network(self, subnet: Subnet) -> VisionTransformer:
+        from growtas.nn.vit import random_network
 
-            return OpenVINOSession(graph, threads=self.threads)
-        return plan_session(graph, self.runtime, self.batch, precision=self.precision)
+        return random_network(Architecture.of(self.space, subnet))
+
+    def _torch_session(self, subnet: Subnet) -> Session:
+        """The module as ``growtas bench`` runs an exported one, in half precision with its weights too."""
+        import torch
+
+        from growtas.export.graph.inference_vit import deployable
+        from growtas.export.runtimes.torch import TorchSession
+
+        module, compiled = self._network(subnet), self.runtime == "torch.compile"
+        shape = (self.space.in_chans, self.space.image_size, self.space.image_size)
+        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
+        return TorchSession(
+            deployable(module) if compiled else module,
+            shape,
+            threads=self.threads,
+            device=self.hardware,
+            compiled=compiled,
+            captured=self.runtime == "torch.cudagraphs",
+            dtype=dtype,
+        )
 
     def _converted(self, graph: bytes) -> bytes:
         """A graph in the precision, as export converts it; calibrated on noise: the graph is the same but for its scales."""
+        from growtas.export.quantization.convert import convert
+
         size, channels = self.space.image_size, self.space.in_chans
         with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
             source, out = Path(folder, "fp32.onnx"), Path(folder, "converted.onnx")
@@ -174,30 +214,24 @@ def plan_session(model: bytes, runtime: str, batch: int, *, precision: str = "fp
         DeviceError: no GPU, or one that the runtime or the precision isn't for.
         MissingExtra: the package is not installed.
     """
-    target, builder = str(library.local_target()), builder_of(runtime)
-    builder.check((target,), precision)
+    return _open_plan(_build_plan(model, runtime, batch, precision=precision), runtime)
+
+
+def _build_plan(model: bytes, runtime: str, batch: int, *, precision: str, cache_dir: Path | None = None) -> bytes:
+    from growtas.export.tensorrt import builder, library
+
+    target, compiler = str(library.local_target()), builder.builder_of(runtime)
+    compiler.check((target,), precision)
+    # Kernels are chosen for one batch: a plan that is tuned for another says nothing about what this one can take.
+    shapes = builder.Shapes(opt=batch, max=batch)
     with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-        onnx, plan = Path(folder, "model.onnx"), Path(folder, "model.plan")
+        onnx = Path(folder, "model.onnx")
         onnx.write_bytes(model)
-        # Kernels are chosen for one batch: a plan that is tuned for another says nothing about what this one can take.
-        built = builder.build(onnx, (target,), batches=Shapes(opt=batch, max=batch), precision=precision)
-        plan.write_bytes(built.data)
+        return compiler.build(onnx, (target,), batches=shapes, precision=precision, cache_dir=cache_dir).data
+
+
+def _open_plan(data: bytes, runtime: str) -> Session:
+    with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
+        plan = Path(folder, "model.plan")
+        plan.write_bytes(data)
         return open_session(plan, runtime=runtime, trusted=True)
-
-
-def check_device(name: str, known: Sequence[str], device: str) -> None:
-    """Refuses to call a measurement by a known device's name if it ran on another.
-
-    Args:
-        name: what the user calls this machine.
-        known: names of GPUs that have a shipped profile.
-        device: what the runtime ran on, ``cpu`` or the GPU's name.
-
-    Raises:
-        DeviceError: the name is another device's.
-    """
-    words = f" {device.lower().replace('-', ' ')} "
-    if name == "cpu" and device != "cpu":
-        raise DeviceError(f"--device cpu: this runtime runs on {device}; name it otherwise")
-    if name in known and f" {name.replace('-', ' ')} " not in words:
-        raise DeviceError(f"--device {name}: this runtime runs on {device}, not on such a GPU; give it a name of its own")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from growtas.export.runtimes.base import RuntimeInfo, Timer
-from growtas.latency.measured.machine import cpu_name
+from growtas.latency.at_hand import cpu_name
 from growtas.latency.measured.paired import Block
 from growtas.resources import available_threads
 

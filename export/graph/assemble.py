@@ -16,34 +16,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import onnx
-import torch
 
 from growtas.errors import BuildError
 from growtas.export.graph.edit import to_proto
 from growtas.export.graph.exporter import export_model
 from growtas.nn.architecture import Architecture
-from growtas.nn.vit import VisionTransformer
+from growtas.nn.vit import random_network
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
 Block = tuple[int, float]
 """Heads and MLP ratio."""
-
-
-def random_network(architecture: Architecture, seed: int = 0) -> VisionTransformer:
-    """Builds a static ViT whose every parameter is random, as in a trained one.
-
-    Equal tensors are kept once in an exported file: a freshly initialised network holds less, and is faster. The same seed gives
-    the same weights.
-    """
-    model = VisionTransformer(architecture).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            for parameter in module.parameters(recurse=False):
-                centre = 1.0 if isinstance(module, torch.nn.LayerNorm) else 0.0
-                parameter.copy_(centre + 0.02 * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 def export_graph(architecture: Architecture) -> onnx.ModelProto:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from growtas.checkpoint import load_supernet
 from growtas.costs import count_costs
@@ -20,7 +22,9 @@ from growtas.export.tensorrt.builder import choose_builder
 from growtas.export.verification.batches import one_thread
 from growtas.export.verification.images import VerificationImages, images_for, run_images
 from growtas.export.verification.parity import gate_batches
-from growtas.latency.modelled.profile import CPU, load_profile
+from growtas.latency.at_hand import CPU, devices_at_hand
+from growtas.latency.catalogue import usual_target
+from growtas.latency.modelled.profile import load_profile
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run
 from growtas.units import format_ms
@@ -55,7 +59,11 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
     if PLAN in options.made_formats:
         search = source.search or {}
         plan = choose_builder(
-            target=options.target, device=options.device, searched_device=search.get("device"), precision=precision
+            target=options.target,
+            device=options.device,
+            searched_device=search.get("device"),
+            precision=precision,
+            searched_runtime=None if options.target else _promised(options, source).get("runtime"),
         )
         promised = search.get("latency") or {}
         if promised.get("precision", precision) != precision:
@@ -98,20 +106,29 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
     return artifacts
 
 
+def _promised(options: ExportOptions, source: Source) -> Mapping[str, Any]:
+    """The search's latency on the device that a plan is for; empty where it was not searched for that device."""
+    search = source.search or {}
+    device = options.device or search.get("device")
+    for entry in search.get("latencies") or ():
+        if entry["device"] == device:
+            return dict(entry["measured"] or entry["predicted"])
+    return search.get("latency") or {} if device == search.get("device") else {}
+
+
 def _precision(options: ExportOptions, source: Source) -> str:
     """The precision that was asked for; in a plan by default that of the search's latency for its device, else the device's own."""
     if options.precision is not None:
         return options.precision
     if PLAN not in options.made_formats or options.target:
         return "fp32"
-    search = source.search or {}
-    device = options.device or search.get("device")
-    for entry in search.get("latencies") or ():
-        if entry["device"] == device:
-            return str((entry["measured"] or entry["predicted"])["precision"])
-    searched = (search.get("latency") or {}).get("precision") if device == search.get("device") else None
+    if searched := _promised(options, source).get("precision"):
+        return str(searched)
+    device = options.device or (source.search or {}).get("device")
+    if device is None or device in devices_at_hand():
+        return usual_target(device or CPU)[1]
     # Of a device that runs no plans, choose_builder says so.
-    return str(searched or ("fp32" if device in (None, CPU) else load_profile(device).precision))
+    return load_profile(device).precision
 
 
 def _note_leftovers(out: Path, name: str, artifacts: list[Artifact], progress: Progress) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from growtas.errors import DeviceError
 
 Array = NDArray[np.float32]
 Timer = Callable[[], float]
@@ -38,7 +45,8 @@ class RuntimeInfo:
     """What runs an artifact.
 
     Attributes:
-        runtime: ``onnxruntime``, ``openvino``, ``torch``, ``torch.compile``, ``torch.export``, ``tensorrt`` or ``tensorrt-rtx``.
+        runtime: ``onnxruntime``, ``openvino``, ``torch``, ``torch.compile``, ``torch.cudagraphs``, ``torch.export``,
+            ``tensorrt`` or ``tensorrt-rtx``.
         version: of that package.
         device: ``cpu``, or the GPU's name.
         threads: CPU threads that a run takes; 0 on a GPU.
@@ -105,3 +113,30 @@ class TimedParts(Protocol):
 def is_installed(module: str) -> bool:
     """Whether a module can be imported; it isn't imported."""
     return importlib.util.find_spec(module) is not None
+
+
+def require_compiler(device: str = "cpu") -> None:
+    """Refuses ``torch.compile`` where the compiler that it needs does not work.
+
+    Raises:
+        DeviceError: with the compilers that were tried.
+    """
+    if device == "cuda":
+        return  # Triton brings its own.
+    named = os.environ.get("CXX")
+    tried = [named] if named else ["g++", "clang++", "c++"]
+    if not any(_compiles(command) for command in tried):
+        raise DeviceError(f"torch.compile needs a C++ compiler, and none of {', '.join(tried)} works here; install one or set CXX")
+
+
+def _compiles(command: str) -> bool:
+    if shutil.which(command) is None:
+        return False
+    with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
+        source = Path(folder) / "one.cpp"
+        source.write_text("#include <cmath>\nint main() { return std::sqrt(0.0) > 1; }\n", encoding="utf-8")
+        try:
+            done = subprocess.run([command, str(source), "-o", str(source.with_suffix(""))], capture_output=True, timeout=60)
+        except (OSError, subprocess.SubprocessError):
+            return False
+        return done.returncode == 0

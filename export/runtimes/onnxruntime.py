@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtra, choices
 from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, is_installed
+from growtas.latency import at_hand
 from growtas.resources import available_threads
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(uint8)": "uint8"}
@@ -28,18 +29,16 @@ class OnnxRuntimeSession:
 
     Raises:
         CheckpointError: not a model that ONNX Runtime can load.
-        DeviceError: ``cuda`` without a CUDA build.
+        DeviceError: ``cuda`` without a CUDA build, or without CUDA's libraries.
         MissingExtra: onnxruntime is not installed.
     """
 
     def __init__(self, path: str | Path | bytes, *, threads: int | None = None, device: str = "cpu") -> None:
         if not is_installed("onnxruntime"):
             raise MissingExtra("onnxruntime", "gpu", "running an ONNX model")
+        provider = require_provider(device)
         import onnxruntime as ort
 
-        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
-        if provider not in ort.get_available_providers():
-            raise DeviceError(f"this ONNX Runtime ({ort.__version__}) has no CUDA; install 'growtas[gpu]', or use the CPU")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or available_threads()
         options.inter_op_num_threads = 1
@@ -49,11 +48,15 @@ class OnnxRuntimeSession:
             self._session = ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=[provider])
         except Exception as error:  # the runtime's exceptions share no base class
             raise CheckpointError(f"{self._name}: ONNX Runtime can't load it ({_reason(error)})") from None
+        # Where CUDA's libraries can't be loaded, ONNX Runtime goes on with the CPU, and only logs it.
+        if provider not in self._session.get_providers():
+            raise DeviceError(f"this ONNX Runtime ({ort.__version__}) can't load its CUDA libraries; install 'growtas[gpu]'")
         self.output_names = tuple(output.name for output in self._session.get_outputs())
         self._input, self._output = self._session.get_inputs()[0], self.output_names[0]
         # On a GPU the CPU's threads do no work worth a number.
         cpu_threads = options.intra_op_num_threads if device == "cpu" else 0
-        self.info = RuntimeInfo(runtime="onnxruntime", version=ort.__version__, device=device, threads=cpu_threads)
+        self._place, name = device, device if device == "cpu" else at_hand.gpu_name() or device
+        self.info = RuntimeInfo(runtime="onnxruntime", version=ort.__version__, device=name, threads=cpu_threads)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -104,8 +107,8 @@ class OnnxRuntimeSession:
             raise CheckpointError(f"{self._name}: its input is {self._input.type}; images are {choices(_DTYPES.values())}")
         binding: Any = self._session.io_binding()
         placed = np.ascontiguousarray(images, _DTYPES[self._input.type])
-        binding.bind_ortvalue_input(self._input.name, ort.OrtValue.ortvalue_from_numpy(placed, self.info.device, 0))
-        binding.bind_output(self._output, self.info.device, 0)
+        binding.bind_ortvalue_input(self._input.name, ort.OrtValue.ortvalue_from_numpy(placed, self._place, 0))
+        binding.bind_output(self._output, self._place, 0)
         session, name = self._session, self._name
 
         def once() -> float:
@@ -124,6 +127,20 @@ class OnnxRuntimeSession:
 
     def __exit__(self, *error: object) -> None:
         del self._session
+
+
+def require_provider(device: str) -> str:
+    """The execution provider for ``cpu`` or ``cuda``.
+
+    Raises:
+        DeviceError: the installed ONNX Runtime doesn't have it.
+    """
+    import onnxruntime as ort
+
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+    if provider not in ort.get_available_providers():
+        raise DeviceError(f"this ONNX Runtime ({ort.__version__}) has no CUDA; install 'growtas[gpu]', or use the CPU")
+    return provider
 
 
 def _reason(error: Exception) -> str:

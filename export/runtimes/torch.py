@@ -1,31 +1,26 @@
-"""PyTorch: a module from images to logits, eager or compiled by ``torch.compile``."""
+"""PyTorch: a module from images to logits, eager, compiled by ``torch.compile``, or captured as a CUDA graph."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import shutil
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from growtas.errors import DeviceError, UsageError
-from growtas.export.runtimes.base import Array, RuntimeInfo, Timer
+from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, require_compiler
 from growtas.resources import available_threads
 
 _CHANGING_THREADS = threading.Lock()
 
 
 class TorchSession:
-    """A PyTorch module from images to logits, eager or compiled for each batch size that is run.
+    """A PyTorch module from images to logits, eager, or compiled or captured for each batch size that is run.
 
     Every run takes as many CPU threads as ``info`` says, and leaves torch's own number, which the whole process shares, as it was.
 
@@ -35,8 +30,10 @@ class TorchSession:
         threads: CPU threads; by default all that this process may use.
         device: ``cpu`` or ``cuda``.
         compiled: compile it by ``torch.compile``, without graph breaks.
+        captured: record its kernels once as a CUDA graph, and launch them together; on a GPU only.
+        dtype: of weights and activations.
         max_batch: the largest batch that it takes; None for any.
-        runtime: the name in ``info``; ``torch`` or ``torch.compile`` by default.
+        runtime: the name in ``info``; ``torch``, ``torch.compile`` or ``torch.cudagraphs`` by default.
 
     Raises:
         DeviceError: ``compiled``, and no C++ compiler works here.
@@ -50,22 +47,29 @@ class TorchSession:
         threads: int | None = None,
         device: str = "cpu",
         compiled: bool = False,
+        captured: bool = False,
+        dtype: torch.dtype = torch.float32,
         max_batch: int | None = None,
         runtime: str | None = None,
     ) -> None:
         if compiled:
             require_compiler(device)
         self.image_shape, self.max_batch = image_shape, max_batch
-        self.module = module.to(device)
-        self._device, self._compiled = device, compiled
+        self.module = module.to(device, dtype)
+        self._device, self._compiled, self._dtype = device, compiled, dtype
+        default = "torch.compile" if compiled else "torch.cudagraphs" if captured else "torch"
         self.info = RuntimeInfo(
-            runtime=runtime or ("torch.compile" if compiled else "torch"),
+            runtime=runtime or default,
             version=torch.__version__,
             device=torch.cuda.get_device_name() if device == "cuda" else device,
             threads=0 if device == "cuda" else threads or available_threads(),
         )
         # Compiled once a shape: what was compiled for many shapes at once is slower, and is not what one would serve.
-        self._call: Callable[..., Tensor] = torch.compile(self.module, fullgraph=True, dynamic=False) if compiled else self.module
+        self._call: Callable[..., Tensor] = self.module
+        if compiled:
+            self._call = torch.compile(self.module, fullgraph=True, dynamic=False)
+        elif captured:
+            self._call = _CudaGraphs(self.module)
 
     def run(self, images: Array) -> Array:
         """Logits of images; see :class:`growtas.export.runtimes.base.Session`.
@@ -74,7 +78,7 @@ class TorchSession:
             DeviceError: ``torch.compile`` failed.
             UsageError: more images than ``max_batch``.
         """
-        return np.asarray(self._forward(self._place(images)).cpu().numpy(), np.float32)
+        return np.asarray(self._forward(self._place(images)).float().cpu().numpy(), np.float32)
 
     def timer(self, images: Array) -> Timer:
         """A timed run on placed inputs, compiled before it is returned; see :class:`growtas.export.runtimes.base.Session`.
@@ -83,8 +87,8 @@ class TorchSession:
             DeviceError, UsageError: as for :meth:`run`.
         """
         placed, call, threads = self._place(images), self._call, self.info.threads
-        if self._compiled:
-            # It looks for CUDA's compiler, and tells of it where there is none, whatever the model is compiled for.
+        if self._compiled or isinstance(self._call, _CudaGraphs):
+            # Compiling looks for CUDA's compiler, and tells of it where there is none, whatever the model is compiled for.
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             self._forward(placed)
 
@@ -111,7 +115,7 @@ class TorchSession:
     def _place(self, images: Array) -> Tensor:
         if self.max_batch is not None and len(images) > self.max_batch:
             raise UsageError(f"the program takes batches of 1 to {self.max_batch}, not {len(images)}; export it with --max-batch")
-        return torch.from_numpy(images).to(self._device)
+        return torch.from_numpy(images).to(self._device, self._dtype)
 
     def _forward(self, placed: Tensor) -> Tensor:
         with cpu_threads(self.info.threads), torch.inference_mode():
@@ -132,6 +136,39 @@ class TorchSession:
         del self._call, self.module
 
 
+class _CudaGraphs:
+    """A module's kernels as CUDA graphs, one for each shape of images: launched together, they don't wait for the CPU.
+
+    A graph reads and writes fixed memory: the next call with the same shape overwrites the logits.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.shape not in self._graphs:
+            self._graphs[images.shape] = self._capture(images)
+        graph, placed, logits = self._graphs[images.shape]
+        if images is not placed:
+            placed.copy_(images)
+        graph.replay()
+        return logits
+
+    def _capture(self, images: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        # The first runs choose kernels and allocate, which can't be captured; torch asks for another stream than the default one.
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._module(images)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = self._module(images)
+        return graph, images, logits
+
+
 @contextlib.contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
     """Computes on ``count`` CPU threads inside, and puts torch's number back afterwards. 0 leaves it as it is.
@@ -149,30 +186,3 @@ def cpu_threads(count: int) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
-
-
-def require_compiler(device: str = "cpu") -> None:
-    """Refuses ``torch.compile`` where the compiler that it needs does not work.
-
-    Raises:
-        DeviceError: with the compilers that were tried.
-    """
-    if device == "cuda":
-        return  # Triton brings its own.
-    named = os.environ.get("CXX")
-    tried = [named] if named else ["g++", "clang++", "c++"]
-    if not any(_compiles(command) for command in tried):
-        raise DeviceError(f"torch.compile needs a C++ compiler, and none of {', '.join(tried)} works here; install one or set CXX")
-
-
-def _compiles(command: str) -> bool:
-    if shutil.which(command) is None:
-        return False
-    with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-        source = Path(folder) / "one.cpp"
-        source.write_text("#include <cmath>\nint main() { return std::sqrt(0.0) > 1; }\n", encoding="utf-8")
-        try:
-            done = subprocess.run([command, str(source), "-o", str(source.with_suffix(""))], capture_output=True, timeout=60)
-        except (OSError, subprocess.SubprocessError):
-            return False
-        return done.returncode == 0

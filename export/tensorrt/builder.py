@@ -25,6 +25,7 @@ from growtas.export.tensorrt.targets import (
     gpus_with_profiles,
     parse_targets,
 )
+from growtas.latency.at_hand import devices_at_hand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,12 +260,15 @@ def network_flags(trt: Module, runtime: str) -> int:
 
 
 def choose_builder(
-    *, target: str | None, device: str | None, searched_device: str | None, precision: str
+    *, target: str | None, device: str | None, searched_device: str | None, precision: str, searched_runtime: str | None = None
 ) -> tuple[PlanBuilder, tuple[str, ...]]:
     """Chooses the builder and the compute capabilities of a plan.
 
     What was named decides (``target``, else ``device``), then the device that the search was for, then this machine's GPU. TensorRT
     builds for the GPU at hand where both are there; everything else is TensorRT-RTX, ahead of time.
+
+    Args:
+        searched_runtime: that the search's latency on the plan's device is of; TensorRT-RTX is taken where it is that.
 
     Raises:
         ConfigError: both ``target`` and ``device``.
@@ -277,6 +281,8 @@ def choose_builder(
     named = device or (None if searched_device == "cpu" else searched_device)
     if target is not None:
         targets = parse_targets(target)
+    elif here is not None and named in devices_at_hand():
+        targets = (here,)
     elif named is not None:
         targets = (device_target(named),)
     elif here is not None:
@@ -285,6 +291,7 @@ def choose_builder(
         why = "the subnet was searched for the cpu" if searched_device == "cpu" else "the subnet was searched for no device"
         gpus = choices(gpus_with_profiles())
         raise DeviceError(f"a plan needs a target GPU, and {why}: name one with --device ({gpus}) or --target (such as sm86)")
-    chosen = builder_of("tensorrt" if targets == (here,) and is_installed("tensorrt") else "tensorrt-rtx")
+    at_hand = targets == (here,) and is_installed("tensorrt") and searched_runtime != "tensorrt-rtx"
+    chosen = builder_of("tensorrt" if at_hand else "tensorrt-rtx")
     chosen.check(targets, precision)
     return chosen, targets

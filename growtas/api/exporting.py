@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from growtas.errors import ConfigError
 from growtas.export.artifact import Artifact
+from growtas.export.benchmark.limits import judge_limits
 from growtas.export.formats import ONNX, PLAN, file_stem
 from growtas.export.pipeline.model_card import CARD, same_network, write_card
 from growtas.export.pipeline.options import ExportOptions
@@ -58,20 +59,31 @@ class ExportedArtifacts(list[Artifact]):
     Attributes:
         run: the run that they were made from.
         card: the model card beside them; None where a README.md that growtas did not write lies there.
+        limits: the search's latency limits, of each artifact; see :func:`growtas.export.benchmark.limits.judge_limits`.
         served: the artifact in the Triton repository, and ``triton`` its folder there; None without a repository.
     """
 
     def __init__(
-        self, artifacts: Sequence[Artifact], *, run: Run, card: Path | None, served: Artifact | None, triton: Path | None
+        self,
+        artifacts: Sequence[Artifact],
+        *,
+        run: Run,
+        card: Path | None,
+        limits: Sequence[Sequence[Mapping[str, Any]]],
+        served: Artifact | None,
+        triton: Path | None,
     ) -> None:
         super().__init__(artifacts)
-        self.run, self.card, self.served, self.triton = run, card, served, triton
+        self.run, self.card, self.limits, self.served, self.triton = run, card, limits, served, triton
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
         return {
             "run": str(self.run.path),
-            "artifacts": [{"path": str(artifact.path), **artifact.manifest.to_dict()} for artifact in self],
+            "artifacts": [
+                {"path": str(artifact.path), **artifact.manifest.to_dict(), "limits": list(limits)}
+                for artifact, limits in zip(self, self.limits, strict=True)
+            ],
             "card": None if self.card is None else str(self.card),
             "triton": None if self.triton is None else str(self.triton),
         }
@@ -127,7 +139,9 @@ def export(
     card = write_card(folder, [*manifests, *same_network(folder, manifests)], licence=licence)
     if card is None:
         progress.note(f"{folder / CARD} is not growtas', so no model card was written")
-    return ExportedArtifacts(artifacts, run=run, card=card, served=served, triton=model)
+    progress.stage("judging the search's latency limits")
+    limits = [judge_limits(artifact) for artifact in artifacts]
+    return ExportedArtifacts(artifacts, run=run, card=card, limits=limits, served=served, triton=model)
 
 
 def _check_triton(run: Run, options: ExportOptions, *, instances: int, max_delay_us: int) -> None:

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import ConfigError, DeviceError
-from growtas.export.benchmark.stopwatch import ArchitectureTurns, check_device, check_runtime
+from growtas.export.benchmark.stopwatch import ArchitectureTurns
+from growtas.export.benchmark.targets import check_device, check_runtime, hardware_of
 from growtas.export.benchmark.timing import clocks, environment
 from growtas.files import check_output_file, write_json
-from growtas.latency.catalogue import measured_file_name, measured_profiles, near_name
+from growtas.latency import at_hand
+from growtas.latency.at_hand import CPU, device_name, devices_at_hand
+from growtas.latency.catalogue import measured_file_name, measured_profiles, near_name, usual_target
+from growtas.latency.estimate import RUNTIMES
 from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.fit import ADAPTED_BELOW
 from growtas.latency.measured.machine import other_work
@@ -56,7 +60,7 @@ def profile(
     new_device: bool = False,
     space: str = "autoformer-t",
     runtime: str | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
     batch: int = 1,
     threads: int | None = None,
     samples: int = 60,
@@ -77,10 +81,8 @@ def profile(
         device: name of this machine: ``cpu``, or a name for its GPU, such as ``a10``.
         new_device: accept a name that looks like a slip of a known one.
         space: a preset, a YAML file, or a run's folder for the space that was trained there.
-        runtime: ``onnxruntime``, ``tensorrt``, ``tensorrt-rtx`` or ``openvino``; by default ``tensorrt`` for a GPU that has a
-            shipped profile, else ``onnxruntime``.
-        precision: of the artifacts: ``fp32`` or ``int8`` on a CPU, any that export builds for plans. Quantised networks are
-            calibrated on noise.
+        runtime: of :data:`growtas.latency.estimate.RUNTIMES`; by default ``tensorrt`` for a GPU, else ``onnxruntime``.
+        precision: of the artifacts; by default ``fp16`` for a GPU, else ``fp32``. Quantised networks are calibrated on noise.
         batch: images at once.
         threads: CPU threads; by default all that this process may use.
         samples, held_out, repeats: subnets that the model is fitted to, tested on, and that are measured twice. Below 30 samples
@@ -98,13 +100,14 @@ def profile(
         BuildError: a subnet can't be built.
     """
     started = time.perf_counter()
-    runtime = runtime or ("tensorrt" if device in shipped_names() else "onnxruntime")
     if not new_device and (near := near_name(device)) is not None:
         raise DeviceError(f"--device is {device!r}, no known device: did you mean {near}? --new-device says that the name is meant")
     if not re.fullmatch(r"[a-z0-9-]+", device):
         raise ConfigError(f"--device is {device!r}; a name is lower-case letters, digits and hyphens, such as a10")
     if device not in device_names():
-        progress.note(f"{device} is a new device; search for it later with --device {device}")
+        gpu = at_hand.gpu_name()
+        here = f"; a search measures on this machine's GPU under the name {device_name(gpu)} alone" if gpu else ""
+        progress.note(f"{device} is a new device; search for it later with --device {device}{here}")
     if batch < 1:
         raise ConfigError(f"--batch is {batch}; it must be 1 or more")
     check_threads(threads)
@@ -113,7 +116,12 @@ def profile(
     bounds = Bounds(cv=max_cv, drift=max_drift, strict=strict)
     choices = Run(Path(space)).space if (Path(space) / "run.json").is_file() else load_space(space)
     plan = plan_profile(choices, samples=samples, held_out=held_out, repeats=repeats)
-    check_runtime(runtime, precision)
+    usual_runtime, usual_precision = usual_target(device)
+    runtime = runtime or usual_runtime
+    hardware = hardware_of(device, runtime)
+    precision = precision or (usual_precision if usual_precision in RUNTIMES[runtime].get(hardware, ()) else "fp32")
+    check_runtime(runtime, precision, hardware)
+    check_device(device, (*shipped_names(), *devices_at_hand()), CPU if hardware == "cpu" else at_hand.gpu_name() or "a GPU")
     threads = threads or available_threads()
     path = Path(out) if out else user_folder() / measured_file_name(device, choices.name, runtime, precision, batch, threads)
     if path.suffix != ".json":
@@ -133,10 +141,10 @@ def profile(
         precision=precision,
         batch=batch,
         threads=threads,
+        hardware=hardware,
         seconds=seconds,
     )
     info = timer.info(reference)
-    check_device(device, shipped_names(), info.device)
     setup = Setup(
         batch=batch,
         threads=info.threads,

@@ -1,4 +1,4 @@
-"""This machine as a device of a search: a measured profile that fits it, or a latency model of subnets that are measured first."""
+"""The devices of a search: those at hand, measured and with a latency model of this machine, and those that profiles predict."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from growtas.batch import SubnetBatch
-from growtas.export.benchmark.stopwatch import ArchitectureTurns, check_runtime
-from growtas.latency.catalogue import fitting_profile, measured_profiles
+from growtas.errors import BuildError, CheckpointError, DeviceError, GrowtasError, MissingExtra
+from growtas.export.benchmark.stopwatch import ArchitectureTurns
+from growtas.export.benchmark.targets import check_runtime
+from growtas.latency.at_hand import CPU
+from growtas.latency.catalogue import fitting_profile, latency_estimator, measured_profiles, usual_target
+from growtas.latency.estimate import Hardware
 from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.fit import fit_latency
 from growtas.latency.measured.machine import Timed, check_profile, local_setup, other_work, recorded_ms, time_together
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.measured.sampling_plan import choose_subnets
 from growtas.latency.measured.stopwatch import LocalStopwatch, set_aside
-from growtas.latency.modelled.profile import CPU
 from growtas.progress import SILENT, Progress
 from growtas.search.devices import Device
 from growtas.search.limits import Limits, check_latency
@@ -25,8 +28,9 @@ from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.units import format_ms
 
-JOURNAL = "cpu-timings.jsonl"
-"""The latencies measured for a search, in its folder. The cpu-latency.jsonl of earlier versions holds those of another graph."""
+JOURNAL = "timings.jsonl"
+"""Behind the device's name, the file of the latencies measured for a search, in its folder. The ``cpu-latency.jsonl`` of earlier
+versions holds those of another graph."""
 SECONDS = 75.0
 """Time spent on timing after which a search measures nothing again to be more precise: the interval that there is decides."""
 SAMPLES = 12
@@ -45,9 +49,10 @@ def local_target(
     strict: bool = False,
     progress: Progress = SILENT,
 ) -> Target:
-    """Makes the target of this machine's CPU.
+    """Makes the target of a device at hand: this machine's CPU, or its GPU.
 
-    Its estimator comes from a measured profile that fits this machine, or is fitted to some subnets that are measured now.
+    Its estimator comes from a measured profile that fits this machine, or is fitted to some subnets that are measured now. Where
+    nothing can be built or run on the GPU, the target is the one that :func:`predicted_target` makes, and a note says why.
 
     Args:
         limits: which subnets may be measured for a model, and the batch of all latencies.
@@ -60,35 +65,82 @@ def local_target(
         progress: a stage for the subnets that are measured, and notes on the profile, the model and the state of the machine.
 
     Raises:
+        DeviceError: the CPU can't be measured, or neither can the GPU nor does a profile predict its latencies.
         LimitError: not even the smallest subnet meets the limit.
         UnsteadyMachine: the machine is too busy, and ``strict``.
     """
-    assert device.runtime is not None
-    check_runtime(device.runtime, device.precision)
-    setup = local_setup(batch=limits.batch, threads=threads, runtime=device.runtime, precision=device.precision)
-    machine = _LocalMachine(space, setup, folder, strict, progress)
+    runtime = device.runtime or usual_target(device.name)[0]
+    hardware: Hardware = "cpu" if device.name == CPU else "cuda"
+    setup = local_setup(batch=limits.batch, threads=threads, runtime=runtime, precision=device.precision, hardware=hardware)
+    machine = _LocalMachine(device.name, space, setup, hardware, folder, strict, progress)
+    try:
+        check_runtime(runtime, device.precision, hardware)
+        return _measured_target(machine, device, limits, threads, predict=predict, profile_of=profile_of)
+    except (BuildError, CheckpointError, DeviceError, MissingExtra, MemoryError, RuntimeError) as error:
+        if hardware == "cpu":
+            raise
+        # CUDA's own errors are long, and RuntimeErrors of torch.
+        why = str(error) if isinstance(error, GrowtasError) else f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    try:
+        target = predicted_target(device, space, limits, profile_of)
+    except DeviceError as error:
+        raise DeviceError(f"{device.label} can't be measured here ({why}), and {error}") from None
+    provenance = getattr(target.estimator, "provenance", "") or "modelled from the datasheet"
+    progress.note(f"{device.label} is not measured, although it is at hand: {why}; its latencies are {provenance}")
+    return target
+
+
+def predicted_target(device: Device, space: SearchSpace, limits: Limits, profile_of: str | Path) -> Target:
+    """Makes the target of a device whose latencies a profile predicts: a measured one that fits, else the modelled one.
+
+    Raises:
+        DeviceError: no profile fits.
+        LimitError: not even the smallest subnet meets the limit.
+    """
+    model = latency_estimator(
+        device.name, space, batch=limits.batch, precision=device.requested, runtime=device.runtime, profile_of=profile_of
+    )
+    target = Target(device=device.label, max_ms=device.max_ms, estimator=model)
+    target.check(space)
+    return target
+
+
+def _measured_target(
+    machine: _LocalMachine, device: Device, limits: Limits, threads: int | None, *, predict: bool, profile_of: str | Path
+) -> Target:
     if device.max_ms is None and not predict:
         return machine.target_without_limit(device)
-    profile, reasons = fitting_profile(CPU, space, batch=setup.batch, precision=setup.precision, runtime=setup.runtime, here=setup)
+    setup, name = machine.setup, machine.device
+    profile, reasons = fitting_profile(
+        name, machine.space, batch=setup.batch, precision=setup.precision, runtime=setup.runtime, here=setup
+    )
     if profile is not None and (target := machine.target_of_profile(device, profile)) is not None:
         return target
     if profile is None:
         why = f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
         asked = {"--runtime": setup.runtime, "--precision": setup.precision, "--batch": setup.batch}
-        usual = {"--runtime": "onnxruntime", "--precision": "fp32", "--batch": 1}
+        usual = dict(zip(asked, (*usual_target(name), 1), strict=True))
         more = "".join(f" {option} {value}" for option, value in asked.items() if value != usual[option])
-        more += f" --threads {threads}" if threads is not None else ""
-        command = f"growtas profile --device cpu --space {shlex.quote(str(profile_of))}{more}"
-        progress.note(f"no measured profile fits this search{why}; `{command}` makes one: nothing is measured beforehand then")
+        more += f" --threads {threads}" if threads is not None and machine.hardware == "cpu" else ""
+        command = f"growtas profile --device {name} --space {shlex.quote(str(profile_of))}{more}"
+        machine.progress.note(
+            f"no measured profile fits this search{why}; `{command}` makes one: nothing is measured beforehand then"
+        )
     return machine.target_of_samples(device, limits)
 
 
 @dataclass(frozen=True)
 class _LocalMachine:
-    """This machine, for one search."""
+    """A device of this machine, for one search.
 
+    Attributes:
+        device: what ``--device`` calls it.
+    """
+
+    device: str
     space: SearchSpace
     setup: Setup
+    hardware: Hardware
     folder: Path
     strict: bool
     progress: Progress
@@ -96,9 +148,12 @@ class _LocalMachine:
     def target_without_limit(self, device: Device) -> Target:
         """Measures the chosen subnet only."""
         timer = self._timer(self.space, [])
+        if self.hardware == "cuda":
+            # What can't be built there is not found out after the search.
+            timer.info(self.space.middle())
         # No limit is judged on it: a number of a busy machine will do, however strict the search is, and it is marked.
-        campaign = Campaign(self.folder / JOURNAL, self.space, self._graph_setup(timer), timer, progress=self.progress)
-        return Target(device=device.label, stopwatch=LocalStopwatch(campaign))
+        campaign = Campaign(self._journal, self.space, self._graph_setup(timer), timer, progress=self.progress)
+        return Target(device=device.label, stopwatch=LocalStopwatch(campaign, device=self.device))
 
     def target_of_profile(self, device: Device, profile: MeasuredProfile) -> Target | None:
         """Prunes with the profile's model, if the profile's reference subnet takes as long here; None, after a note, if not."""
@@ -177,10 +232,20 @@ class _LocalMachine:
             judged_ms = smallest.ms if smallest.unsteady else smallest.upper_ms
             check_latency(self.space, target.max_ms, judged_ms, "measured", stopwatch.conditions, unsteady=smallest.unsteady)
 
+    @property
+    def _journal(self) -> Path:
+        return self.folder / f"{self.device}-{JOURNAL}"
+
     def _timer(self, space: SearchSpace, subnets: list[Subnet]) -> ArchitectureTurns:
         setup = self.setup
         return ArchitectureTurns(
-            space, subnets, runtime=setup.runtime, precision=setup.precision, batch=setup.batch, threads=setup.threads
+            space,
+            subnets,
+            runtime=setup.runtime,
+            precision=setup.precision,
+            batch=setup.batch,
+            threads=setup.threads,
+            hardware=self.hardware,
         )
 
     def _graph_setup(self, timer: ArchitectureTurns) -> Setup:
@@ -194,7 +259,7 @@ class _LocalMachine:
         Where the reference is not steady now, it tells nothing about the journal, and without a profile the samples tell what it
         takes while nothing else runs.
         """
-        path, bounds, setup = self.folder / JOURNAL, Bounds(strict=self.strict, seconds=SECONDS), self._graph_setup(timer)
+        path, bounds, setup = self._journal, Bounds(strict=self.strict, seconds=SECONDS), self._graph_setup(timer)
         if not reference.unsteady:
             existed, reference_ms = path.exists(), reference.ms[-1]
             before_ms = set_aside(path, setup, reference_ms, bounds.drift)
@@ -203,7 +268,7 @@ class _LocalMachine:
                 self.progress.note(f"{moved}{_other_work()}")
             usual_ms = usual_ms or max(reference_ms, before_ms or 0.0)
         campaign = Campaign(path, timer.space, setup, timer, bounds=bounds, usual_ms=usual_ms, progress=self.progress)
-        return LocalStopwatch(campaign, repeatability=repeatability)
+        return LocalStopwatch(campaign, device=self.device, repeatability=repeatability)
 
 
 def _other_work() -> str:

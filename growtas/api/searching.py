@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from growtas.api.search_results import SearchResult, write_results
 from growtas.errors import CheckpointError, ConfigError, LimitError, WorkerError, choices
 from growtas.files import ensure_writable, sha256
-from growtas.latency.catalogue import latency_estimator
-from growtas.latency.modelled.profile import BYTES, CPU
+from growtas.latency.at_hand import devices_at_hand
+from growtas.latency.modelled.profile import BYTES
 from growtas.progress import SILENT, Progress
 from growtas.resources import available_threads, check_threads
 from growtas.runs import Run
@@ -359,27 +359,17 @@ class _Request:
 
     def _remote_targets(self) -> dict[str, Target]:
         """Targets that are not at hand; made before anything slow, since limits that no subnet meets raise here."""
-        targets: dict[str, Target] = {}
-        for device in self.devices:
-            if device.name != CPU:
-                model = latency_estimator(
-                    device.name,
-                    self.space,
-                    batch=self.limits.batch,
-                    precision=device.requested,
-                    runtime=device.runtime,
-                    profile_of=profiled_as(self.run),
-                )
-                targets[device.label] = Target(device=device.label, max_ms=device.max_ms, estimator=model)
-                targets[device.label].check(self.space)
-        return targets
+        from growtas.api.search_devices import predicted_target
+
+        away = [device for device in self.devices if device.name not in devices_at_hand()]
+        return {device.label: predicted_target(device, self.space, self.limits, profiled_as(self.run)) for device in away}
 
     def _with_targets(self, targets: dict[str, Target]) -> Search:
-        """The search, with this machine as a target too if it is asked for."""
-        for device in self.devices:
-            if device.name == CPU:
-                from growtas.api.search_devices import local_target
+        """The search, with the devices of this machine as targets too where they are asked for."""
+        from growtas.api.search_devices import local_target
 
+        for device in self.devices:
+            if device.label not in targets:
                 try:
                     targets[device.label] = local_target(
                         device,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -61,7 +61,7 @@ def _lines(report: BenchReport) -> Iterator[str]:
     artifacts, settings, machine = report.artifacts, report.settings, report.environment
     results = [(artifact, result) for artifact in artifacts for result in artifact.results]
     yield from (_not_runnable_line(artifact) for artifact in artifacts if not artifact.runnable)
-    yield from _limit_lines(artifacts)
+    yield from limit_lines((artifact.label, artifact.limits) for artifact in artifacts)
     unsteady = [f"{artifact.label} batch {result.batch}" for artifact, result in results if not result.steady]
     if unsteady:
         where = "all" if 1 < len(unsteady) == len(results) else ", ".join(unsteady)
@@ -156,18 +156,20 @@ def _not_runnable_line(artifact: ArtifactReport) -> str:
     return line + (f", for {', '.join(artifact.targets)}" if artifact.targets else "")
 
 
-def _limit_lines(artifacts: list[ArtifactReport]) -> list[str]:
-    """A verdict for each artifact that a device's limit is about; one line that it was not checked where there is none."""
-    lines: list[str] = []
-    devices = dict.fromkeys(limit["device"] for artifact in artifacts for limit in artifact.limits)
-    for device in devices:
-        limited = [(artifact.label, limit) for artifact in artifacts for limit in artifact.limits if limit["device"] == device]
-        judged = [item for item in limited if item[1]["holds"] is not None]
-        lines += [_limit_line(*item) for item in judged or limited]
+def limit_lines(judged: Iterable[tuple[str, Sequence[Mapping[str, Any]]]]) -> list[str]:
+    """A verdict for each artifact that a device's limit is about; one line that it was not checked where there is none.
+
+    Args:
+        judged: what each artifact is called, and the search's latency limits on it; see :mod:`growtas.export.benchmark.limits`.
+    """
+    lines, pairs = list[str](), [(label, limit) for label, limits in judged for limit in limits]
+    for device in dict.fromkeys(limit["device"] for _, limit in pairs):
+        limited = [pair for pair in pairs if pair[1]["device"] == device]
+        lines += [_limit_line(*pair) for pair in [pair for pair in limited if pair[1]["holds"] is not None] or limited]
     return list(dict.fromkeys(lines))
 
 
-def _limit_line(file: str, limit: dict[str, Any]) -> str:
+def _limit_line(file: str, limit: Mapping[str, Any]) -> str:
     promised = limit["promised"]
     line = f"the search's latency limit {format_limit(limit['limit_ms'], format_ms)} on {limit['device']}"
     if promised:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from growtas.cli import options
-from growtas.cli.output import new_table, print_json, print_table, print_text
+from growtas.cli.output import new_table, print_json, print_line, print_table, print_text
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
     from pathlib import Path
 
+    from rich.table import Table
+
+    from growtas.export.benchmark.targets import TargetHere
     from growtas.latency.measured.profile import MeasuredProfile
     from growtas.latency.modelled.profile import DeviceProfile
 
+_Target = tuple[str | None, str, str]
+"""Device, runtime and precision."""
+
 
 def devices(json_: options.Json = False) -> None:
-    """List the devices whose latency a search can limit.
+    """List the devices whose latency a search can limit, and what can be measured on this machine.
+
+    What is at hand is measured: the first list has its runtimes and precisions, those with a measured profile that counts
+    here, and why others can't be measured.
 
     A modelled profile is a roofline from the datasheet: nothing was timed on that device. A measured one was made by
     `growtas profile`; of subnets that it did not time, it predicts the latency. One of cpu counts on the machine that
@@ -24,15 +36,27 @@ def devices(json_: options.Json = False) -> None:
 
     Example: growtas devices
     """
+    from growtas.export.benchmark.targets import targets_here
+    from growtas.latency.at_hand import CPU, devices_at_hand
     from growtas.latency.catalogue import measured_profiles, modelled_profiles
-    from growtas.latency.modelled.profile import CPU, user_folder
+    from growtas.latency.modelled.profile import user_folder
 
     modelled, measured = modelled_profiles(), measured_profiles()
+    profiles, targets = _profiles_here(profile for _, profile in measured), targets_here()
     if json_:
+        names = devices_at_hand()
+        here = [
+            {**asdict(target), "description": names.get(target.device or ""), "profiles": list(profiles.get(_key(target), ()))}
+            for target in targets
+        ]
         cpu = {"name": CPU, "kind": "measured", "precision": "fp32", "runtime": "onnxruntime", "description": "this machine"}
         entries = [{**profile.to_dict(), "origin": origin} for origin, profile in modelled]
-        print_json({"devices": [cpu, *entries, *(_entry(*item) for item in measured)], "folder": str(user_folder())})
+        print_json({"devices": [cpu, *entries, *(_entry(*item) for item in measured)], "here": here, "folder": str(user_folder())})
         return
+    for device, name in devices_at_hand().items():
+        print_text(f"{device} is this machine's {name}")
+    print_table(_here(targets, profiles))
+    print_line()
     table = new_table("device", "what it is", "kind", "space", "target", "precision", "runtime", "batch", "date", "error", "from")
     table.add_row(CPU, "this machine", "measured", "any", "-", "fp32", "onnxruntime", "any", "when searched", "-", "-")
     for row in sorted([*(_measured(*item) for item in measured), *(_modelled(*item) for item in modelled)]):
@@ -41,10 +65,47 @@ def devices(json_: options.Json = False) -> None:
     for text in (
         "error of a measured profile: 95th percentile on held-out subnets; of a modelled one: its uncertainty, a judgement, after "
         "how far it misses public ViT-B/16 latencies (fp16, batch 1 to 32)",
-        "a measured profile of cpu counts where CPU, threads and runtime are the same and its reference subnet takes as long",
+        "a target is written as in cpu:openvino:int8; nothing is measured on a device that is not at hand",
+        "a measured profile of a device at hand counts where the full name, threads and runtime are the same and its reference "
+        "subnet takes as long",
         f"your own profiles go before the shipped ones; they lie in {user_folder()}, and `growtas profile` measures one",
     ):
         print_text(text)
+
+
+def _profiles_here(profiles: Iterable[MeasuredProfile]) -> Mapping[_Target, Sequence[str]]:
+    """The spaces that have a measured profile which counts on this machine, by what it is of."""
+    from growtas.latency.at_hand import CPU, devices_at_hand
+    from growtas.latency.measured.machine import local_setup, why_not_here
+
+    names, spaces = devices_at_hand(), defaultdict[_Target, list[str]](list)
+    for profile in profiles:
+        # Only then the runtime is imported for its version.
+        if profile.description == names.get(profile.name):
+            here = local_setup(runtime=profile.runtime, hardware="cpu" if profile.name == CPU else "cuda")
+            if not why_not_here(profile, here):
+                spaces[profile.name, profile.runtime, profile.precision].append(profile.space.name)
+    return {target: tuple(dict.fromkeys(names)) for target, names in spaces.items()}
+
+
+def _key(target: TargetHere) -> _Target:
+    return target.device, target.runtime, target.precision
+
+
+def _here(targets: Sequence[TargetHere], profiles: Mapping[_Target, Sequence[str]]) -> Table:
+    """The targets of this machine, with one row for the runtimes and precisions that have the same answer."""
+    precisions = defaultdict[tuple[str, str, str], list[str]](list)
+    for target in targets:
+        spaces = profiles.get(_key(target))
+        answer = f"no ({target.why_not})" if target.why_not else f"yes; profiles of {', '.join(spaces)}" if spaces else "yes"
+        precisions[target.device or "a GPU", target.runtime, answer].append(target.precision)
+    runtimes = defaultdict[tuple[str, str, str], list[str]](list)
+    for (device, runtime, answer), names in precisions.items():
+        runtimes[device, ", ".join(names), answer].append(runtime)
+    table = new_table("at hand", "runtime", "precision", "measured here", fold="measured here")
+    for (device, precision, answer), names in runtimes.items():
+        table.add_row(device, ", ".join(names), precision, answer)
+    return table
 
 
 def _entry(path: Path | Traversable, profile: MeasuredProfile) -> dict[str, Any]:

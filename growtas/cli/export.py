@@ -133,6 +133,7 @@ def export(
 
 
 def _print(artifacts: ExportedArtifacts) -> None:
+    from growtas.cli.bench_view import limit_lines
     from growtas.units import format_accuracy, format_bytes, format_count
 
     first = artifacts[0].manifest
@@ -174,5 +175,7 @@ def _print(artifacts: ExportedArtifacts) -> None:
             source = manifest.compiled_from
             numbers = f"; its numbers are those of {source.file}, which it was compiled from" if source else ""
             print_text(f"{name} was made, not run: {manifest.not_executed_because}{numbers}")
+    for line in limit_lines((artifact.path.name, limits) for artifact, limits in zip(artifacts, artifacts.limits, strict=True)):
+        print_text(line)
     if artifacts.served is not None:
         print_line(f"{artifacts.served.path.name} is in the Triton repository: {artifacts.triton}")

@@ -26,10 +26,11 @@ def profile(
     runtime: Annotated[
         str | None,
         Option(
-            help="What executes: onnxruntime, tensorrt, tensorrt-rtx or openvino; by default tensorrt for a GPU that has a profile."
+            help="What executes: onnxruntime, openvino, tensorrt, tensorrt-rtx, torch, torch.compile or torch.cudagraphs; by "
+            "default tensorrt for a GPU, else onnxruntime."
         ),
     ] = None,
-    precision: Annotated[str, Option(help="Precision of the artifacts.")] = "fp32",
+    precision: Annotated[str | None, Option(help="Precision of the artifacts; by default fp16 for a GPU, else fp32.")] = None,
     batch: Annotated[int, Option(help="Images at once.")] = 1,
     threads: options.Threads = None,
     samples: Annotated[

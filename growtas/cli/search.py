@@ -15,7 +15,15 @@ from growtas.cli.output import command_line, print_json, print_line
 if TYPE_CHECKING:
     from growtas.api import SearchResult
 
-_FORMATS = {"tensorrt": "trt", "tensorrt-rtx": "trt", "openvino": "openvino", "onnxruntime": "onnx"}
+_FORMATS = {
+    "tensorrt": "trt",
+    "tensorrt-rtx": "trt",
+    "openvino": "openvino",
+    "onnxruntime": "onnx",
+    "torch": "torch",
+    "torch.compile": "torch",
+    "torch.cudagraphs": "torch",
+}
 """The export that each runtime executes."""
 
 
@@ -27,8 +35,8 @@ def search(
     device: Annotated[
         list[str] | None,
         Option(
-            help="Whose latency: cpu (measured here) or a profile, with a limit as in a10:5ms, or all of a target as in "
-            "cpu:openvino:int8:10ms; again for more."
+            help="Whose latency: cpu, or a GPU by its name; with a limit as in a10:5ms, or all of a target as in "
+            "cpu:openvino:int8:10ms; again for more. What this machine has is measured."
         ),
     ] = None,
     max_params: Annotated[str | None, Option(help="Limit on parameters: 6M, or a plain number.")] = None,
@@ -55,7 +63,10 @@ def search(
     ] = None,
     runtime: Annotated[
         str | None,
-        Option(help="What executes the network: onnxruntime, openvino, tensorrt or tensorrt-rtx; by default the device's."),
+        Option(
+            help="What executes the network: onnxruntime, openvino, tensorrt, tensorrt-rtx, torch, torch.compile or "
+            "torch.cudagraphs; by default the device's. `growtas devices` lists what can be measured here."
+        ),
     ] = None,
     objective: Annotated[str, Option(help="accuracy (the paper's evolution), or pareto (NSGA-II, a whole front).")] = "accuracy",
     front: Annotated[
@@ -161,6 +172,8 @@ def _next_commands(result: SearchResult, *, data: str | None, data_dir: str | No
 def _export_options(runtime: str, precision: str, batch: int) -> dict[str, str | int]:
     """Options of ``growtas export`` for what a runtime executes in a precision."""
     options: dict[str, str | int] = {"format": _FORMATS.get(runtime, "onnx")}
+    if options["format"] == "torch":  # the weights, which PyTorch casts when it loads them
+        return options
     if options["format"] != "trt":
         # A GPU computes in tf32 from an fp32 file.
         return options if precision in ("fp32", "tf32") else {**options, "precision": precision}

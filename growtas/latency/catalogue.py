@@ -9,12 +9,13 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from growtas.errors import ConfigError, DeviceError
+from growtas.latency import at_hand
+from growtas.latency.at_hand import CPU, cpu_name
 from growtas.latency.estimate import LatencyEstimator
 from growtas.latency.measured.campaign import Setup
-from growtas.latency.measured.machine import cpu_name, local_setup, why_not_here
+from growtas.latency.measured.machine import local_setup, why_not_here
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.modelled.profile import (
-    CPU,
     DeviceProfile,
     device_names,
     load_profile,
@@ -104,6 +105,18 @@ def modelled_profiles() -> list[tuple[str, DeviceProfile]]:
     return [(origin(modelled_file(name)), load_profile(name)) for name in profile_names()]
 
 
+def usual_target(device: str) -> tuple[str, str]:
+    """The runtime and the precision that a device's name means unless others are asked for, where it is at hand.
+
+    Raises:
+        ConfigError: a profile that can't be read.
+    """
+    if device != CPU and device in profile_names():
+        profile = load_profile(device)
+        return profile.runtime, profile.precision
+    return ("onnxruntime", "fp32") if device == CPU or at_hand.gpu_name() is None else ("tensorrt", "fp16")
+
+
 def fitting_profile(
     device: str,
     space: SearchSpace,
@@ -123,7 +136,7 @@ def fitting_profile(
         why = profile.why_not(space, batch=batch, precision=precision)
         if not why and runtime not in (None, profile.runtime):
             why = f"it was measured in {profile.runtime}, not {runtime}"
-        if not why and device == CPU:
+        if not why and (device == CPU or here is not None):
             why = why_not_here(profile, here or local_setup(batch=batch, runtime=profile.runtime, precision=profile.precision))
         if not why:
             return profile, reasons
@@ -148,7 +161,7 @@ def latency_estimator(
 
     Args:
         precision, runtime: by default whatever there is, the newest measurement first.
-        here: what a profile of ``cpu`` must have been measured with; by default this machine.
+        here: what a profile of a device at hand must have been measured with; of ``cpu`` by default this machine.
         profile_of: what ``growtas profile --space`` takes for this space, for the message; by default the space's name.
 
     Raises:

@@ -13,9 +13,21 @@ from growtas.units import format_ms
 
 Kind = Literal["measured", "modelled"]
 """What was timed, and what was not."""
-_ON_CPUS, _IN_PLANS = ("fp32", "int8"), ("fp32", "fp16", "bf16", "int8", "fp8")
-RUNTIMES = {"onnxruntime": _ON_CPUS, "openvino": _ON_CPUS, "tensorrt": _IN_PLANS, "tensorrt-rtx": _IN_PLANS}
-"""The runtimes whose latencies are measured, with the precisions that are measured in each."""
+Hardware = Literal["cpu", "cuda"]
+_ON_CPUS: dict[Hardware, tuple[str, ...]] = {"cpu": ("fp32", "int8")}
+_ON_GPUS: dict[Hardware, tuple[str, ...]] = {"cuda": ("fp32", "fp16", "bf16", "int8", "fp8")}
+_TORCH_ON_GPUS: dict[Hardware, tuple[str, ...]] = {"cuda": ("fp32", "fp16", "bf16")}
+_TORCH: dict[Hardware, tuple[str, ...]] = {"cpu": ("fp32",), **_TORCH_ON_GPUS}
+RUNTIMES: dict[str, dict[Hardware, tuple[str, ...]]] = {
+    "onnxruntime": _ON_CPUS | _ON_GPUS,
+    "openvino": _ON_CPUS,
+    "tensorrt": _ON_GPUS,
+    "tensorrt-rtx": _ON_GPUS,
+    "torch": _TORCH,
+    "torch.compile": _TORCH,
+    "torch.cudagraphs": _TORCH_ON_GPUS,
+}
+"""The runtimes whose latencies are measured, with the precisions that are measured in each on a CPU and on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

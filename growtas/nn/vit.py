@@ -170,6 +170,22 @@ class VisionTransformer(nn.Module):
         return self.forward_head(self.forward_features(images))
 
 
+def random_network(architecture: Architecture, seed: int = 0) -> VisionTransformer:
+    """Builds a static ViT whose every parameter is random, as in a trained one.
+
+    Equal tensors are kept once in an exported file: a freshly initialised network holds less, and is faster. The same seed gives
+    the same weights.
+    """
+    model = VisionTransformer(architecture).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            for parameter in module.parameters(recurse=False):
+                centre = 1.0 if isinstance(module, nn.LayerNorm) else 0.0
+                parameter.copy_(centre + 0.02 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
 def init_weights(module: nn.Module) -> None:
     """AutoFormer's initialisation: truncated normal (std 0.02) for linear weights and tokens, zero biases."""
     for child in module.modules():

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from growtas.errors import DeviceError, choices
-from growtas.latency.catalogue import measured_profiles, near_name
+from growtas.latency.at_hand import CPU, devices_at_hand
+from growtas.latency.catalogue import measured_profiles, near_name, usual_target
 from growtas.latency.estimate import RUNTIMES
-from growtas.latency.modelled.profile import BYTES, CPU, device_names, load_profile, measured_names, profile_names
+from growtas.latency.modelled.profile import BYTES, device_names, load_profile, measured_names, profile_names
 from growtas.units import parse_latency_ms
 
 Devices = Mapping[str, str | float | None] | Sequence[str]
 """Names of devices with their limits (``"5ms"``, milliseconds, or None), or texts ``NAME`` and ``NAME:LIMIT``; in both a name may
 be followed by a runtime and a precision, as in ``cpu:openvino:int8``."""
-_CPU_RUNTIMES = ("onnxruntime", "openvino")
+_CPU_RUNTIMES = tuple(runtime for runtime, on in RUNTIMES.items() if "cpu" in on)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Device:
         max_ms: its limit in milliseconds, or None.
         precision: that its latency is meant for.
         requested: the precision that the user asked for; None for the device's default.
-        runtime: what executes the network; None for whatever the device's profile is of.
+        runtime: what executes the network; None for whatever the device's profile is of, and where a GPU is at hand for
+            :func:`growtas.latency.catalogue.usual_target`.
         label: what tables and results call it: the name, or as typed where a search has several targets on one device.
     """
 
@@ -92,20 +94,28 @@ def _parse(text: str, limit: str | float | None, runtime: str | None, precision:
         raise DeviceError(f"--device is {name!r}, no known device: did you mean {near}?")
     label = ":".join(part for part in (name, own_runtime, own_precision) if part is not None)
     # Of several devices --runtime and --precision may be meant for the others.
-    runtime = own_runtime or (runtime if alone or (name == CPU) == (runtime in _CPU_RUNTIMES) else None)
+    runtime = own_runtime or (runtime if runtime is not None and (alone or _takes(name, runtime)) else None)
     if name == CPU:
-        asked = own_precision or (precision if alone or precision in RUNTIMES[_CPU_RUNTIMES[0]] else None)
+        asked = own_precision or (precision if alone or precision in RUNTIMES[_CPU_RUNTIMES[0]]["cpu"] else None)
         device = Device(CPU, max_ms, asked or "fp32", asked, runtime or _CPU_RUNTIMES[0], label)
         if device.runtime not in _CPU_RUNTIMES:
             raise DeviceError(f"cpu is measured in {choices(_CPU_RUNTIMES)}, not {device.runtime!r}")
-        if device.precision not in RUNTIMES[device.runtime]:
-            legal = choices(RUNTIMES[device.runtime])
-            raise DeviceError(f"cpu is measured in {legal}, not {device.precision!r}; name a GPU with --device for others")
+        if device.precision not in RUNTIMES[device.runtime]["cpu"]:
+            legal = choices(RUNTIMES[device.runtime]["cpu"])
+            where = "" if device.runtime == _CPU_RUNTIMES[0] else f" in {device.runtime}"
+            raise DeviceError(f"cpu is measured{where} in {legal}, not {device.precision!r}; name a GPU with --device for others")
         return device
     asked = own_precision or precision
-    if asked is not None and name in profile_names() and name not in measured_names():
+    if asked is not None and name in profile_names() and name not in (*measured_names(), *devices_at_hand()):
         load_profile(name).peak_ops(asked)
     return Device(name, max_ms, asked or _default_precision(name), asked, runtime, label)
+
+
+def _takes(device: str, runtime: str) -> bool:
+    """Whether a runtime that several devices are given is meant for this one; one that CPUs have is for a GPU at hand alone."""
+    if device == CPU:
+        return "cpu" in RUNTIMES[runtime]
+    return "cuda" in RUNTIMES[runtime] and ("cpu" not in RUNTIMES[runtime] or device in devices_at_hand())
 
 
 def _milliseconds(limit: str | float | None, what: str, example: str) -> float | None:
@@ -113,11 +123,13 @@ def _milliseconds(limit: str | float | None, what: str, example: str) -> float |
 
 
 def _default_precision(device: str) -> str:
-    """The precision of the newest measured profile, else of the modelled one.
+    """The precision of the newest measured profile, else of the modelled one; at hand it doesn't hang on what was profiled.
 
     Raises:
         DeviceError: the device is unknown.
     """
+    if device in devices_at_hand():
+        return usual_target(device)[1]
     if device in measured_names():
         return measured_profiles(device)[0][1].precision
     return load_profile(device).precision

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, TextIO
 
-from growtas.latency.measured.machine import cpu_name
+from growtas.latency.at_hand import cpu_name
 from tests.evidence.ledger import Line, missing
 from tests.evidence.plan import Training
 

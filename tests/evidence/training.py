@@ -28,7 +28,7 @@ from growtas.costs import count_costs
 from growtas.data.evaluation import EvaluationSet, search_set, test_set
 from growtas.errors import GrowtasError
 from growtas.files import read_json, read_json_lines, write_json
-from growtas.latency.measured.machine import cpu_name
+from growtas.latency.at_hand import cpu_name
 from growtas.nn.supernet import Supernet
 from growtas.progress import Progress
 from growtas.runs import Run

@@ -10,6 +10,7 @@ import yaml
 
 from growtas.errors import DeviceError
 from growtas.export.benchmark import stopwatch as turns
+from growtas.export.benchmark.targets import check_device
 from growtas.export.runtimes.base import is_installed
 from growtas.latency.catalogue import latency_estimator, load_measured
 from growtas.latency.measured.machine import local_setup
@@ -153,7 +154,7 @@ def test_a_busy_machine_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--runtime", "tflite"), "legal are onnxruntime, openvino, tensorrt or tensorrt-rtx"),
+        (("--runtime", "tflite"), "legal are onnxruntime, openvino, tensorrt, tensorrt-rtx, torch"),
         (("--precision", "fp16"), "onnxruntime is measured in fp32 or int8"),
         (("--samples", "1"), "--samples is 1"),
         (("--held-out", "0"), "--held-out is 0"),
@@ -256,7 +257,7 @@ def test_a_known_name_is_for_that_device_only(name: str, device: str, refused: b
 
     known = ("a10", "rtx-4090", "t4")
     if not refused:
-        turns.check_device(name, known, device)
+        check_device(name, known, device)
         return
     with pytest.raises(DeviceError, match=f"--device {name}"):
-        turns.check_device(name, known, device)
+        check_device(name, known, device)

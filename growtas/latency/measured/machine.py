@@ -1,4 +1,4 @@
-"""Checks whether a measured profile of ``cpu`` was made on this machine: by name, threads and runtime, then by timing.
+"""Checks whether a measured profile was made on this machine: by name, threads and runtime, then by timing.
 
 Names such as "AMD EPYC" are coarse, clocks differ, and clouds share cores: so what the names allow is checked by timing the
 profile's reference subnet, whose latency the profile recorded beside every sample.
@@ -6,15 +6,16 @@ profile's reference subnet, whose latency the profile recorded beside every samp
 
 from __future__ import annotations
 
+import importlib
 import os
-import platform
 import time
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 
+from growtas.latency import at_hand
+from growtas.latency.at_hand import cpu_name
+from growtas.latency.estimate import Hardware
 from growtas.latency.measured.campaign import Bounds, Setup, UnsteadyMachine, scatter
 from growtas.latency.measured.paired import Block, InterleavedTimer, PairedRatio, medians, quiet_ms
 from growtas.latency.measured.profile import MeasuredProfile
@@ -27,35 +28,39 @@ MAX_FACTOR = 2.0
 """Beyond this factor, either way, nothing of a profile is believed."""
 
 
-def cpu_name() -> str:
-    """The CPU's marketing name where the system tells it, else its family."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def local_setup(*, batch: int = 1, threads: int | None = None, runtime: str = "onnxruntime", precision: str = "fp32") -> Setup:
-    """What a timing on this machine's CPU would depend on: its name, the threads, the installed runtime.
+def local_setup(
+    *,
+    batch: int = 1,
+    threads: int | None = None,
+    runtime: str = "onnxruntime",
+    precision: str = "fp32",
+    hardware: Hardware = "cpu",
+) -> Setup:
+    """What a timing on this machine would depend on: the name of its CPU or GPU, the threads, the installed runtime.
 
     Args:
-        threads: by default all that this process may use.
+        threads: of a CPU; by default all that this process may use.
+        hardware: where the runtime executes.
     """
-    try:
-        version = metadata.version(runtime)
-    except metadata.PackageNotFoundError:
-        version = ""
+    on_cpu = hardware == "cpu"
     return Setup(
         batch=batch,
-        threads=threads or available_threads(),
+        threads=(threads or available_threads()) if on_cpu else 0,
         runtime=runtime,
-        runtime_version=version,
+        runtime_version=_version(runtime),
         precision=precision,
-        machine=cpu_name(),
+        machine=cpu_name() if on_cpu else at_hand.gpu_name() or "",
     )
+
+
+def _version(runtime: str) -> str:
+    """The installed version as a session tells it; empty where the runtime is not installed."""
+    try:
+        module = importlib.import_module("torch" if runtime.startswith("torch") else runtime.replace("-", "_"))
+    except ImportError:
+        return ""
+    # OpenVINO's has the build behind it.
+    return str(module.__version__).split("-")[0]
 
 
 def other_work() -> str:
@@ -65,7 +70,7 @@ def other_work() -> str:
 
 
 def why_not_here(profile: MeasuredProfile, here: Setup) -> str:
-    """Why a profile of ``cpu`` says nothing of this machine; empty if it was made on one that calls itself the same."""
+    """Why a profile says nothing of this machine; empty if it was made on one that calls itself the same."""
     if profile.description != here.machine:
         return f"it was measured on {profile.description}, and this is {here.machine}"
     if profile.threads != here.threads:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from growtas.files import read_json_lines
+from growtas.latency.at_hand import CPU
 from growtas.latency.estimate import Conditions
 from growtas.latency.measured.campaign import Campaign, Sample, Setup
 from growtas.latency.measured.machine import Timed
@@ -92,17 +93,18 @@ class LocalStopwatch:
 
     Args:
         campaign: measures and journals.
+        device: what ``--device`` calls it.
         repeatability: see :func:`combine_visits`.
     """
 
-    def __init__(self, campaign: Campaign, *, repeatability: float = 0.0) -> None:
-        self.campaign, self.repeatability = campaign, repeatability
+    def __init__(self, campaign: Campaign, *, device: str = CPU, repeatability: float = 0.0) -> None:
+        self.campaign, self.device, self.repeatability = campaign, device, repeatability
 
     @property
     def conditions(self) -> Conditions:
         """What the medians are of."""
         s = self.campaign.setup
-        return Conditions(device="cpu", batch=s.batch, precision=s.precision, runtime=s.runtime)
+        return Conditions(device=self.device, batch=s.batch, precision=s.precision, runtime=s.runtime)
 
     def known(self, subnet: Subnet) -> MeasuredLatency | None:
         """The journalled latency; None where the sample of a visit is missing."""

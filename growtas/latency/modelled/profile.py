@@ -21,12 +21,12 @@ from typing import Any
 from growtas.errors import ConfigError, DeviceError, choices
 from growtas.fields import RULE, Rule, check_keys, list_of, one_of, real, text, text_like, whole
 from growtas.files import check_folder, parse_json, read_text
+from growtas.latency.at_hand import CPU, devices_at_hand
 from growtas.latency.estimate import Kind
 
 FORMAT = "growtas-profile/1"
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 """Bytes of a number in each precision; its keys are the legal precisions."""
-CPU = "cpu"
 
 POSITIVE, FRACTION, NOT_NEGATIVE, COUNT, TEXT = real(0, above=True), real(0, 1, above=True), real(0), whole(1), text()
 OBJECT = Rule(lambda value: isinstance(value, Mapping), "an object")
@@ -235,8 +235,8 @@ def measured_names() -> list[str]:
 
 
 def device_names() -> list[str]:
-    """Every legal ``--device``: ``cpu`` (this machine), then what has a profile, modelled or measured, sorted."""
-    return [CPU, *sorted({*profile_names(), *measured_names()} - {CPU})]
+    """Every legal ``--device``: ``cpu`` (this machine), then its GPU and what has a profile, modelled or measured, sorted."""
+    return [CPU, *sorted({*devices_at_hand(), *profile_names(), *measured_names()} - {CPU})]
 
 
 def load_profile(name: str) -> DeviceProfile:

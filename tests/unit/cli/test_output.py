@@ -99,9 +99,7 @@ def test_wide_characters_are_counted_as_two_columns(terminal):
 @pytest.mark.parametrize("width", [60, 80])
 @pytest.mark.parametrize("command", ["devices", "recipes"])
 def test_lists_are_readable_on_narrow_terminals(terminal, command, width):
-    (entries,) = (
-        value for value in json.loads(CliRunner().invoke(app, [command, "--json"]).stdout).values() if isinstance(value, list)
-    )
+    entries = json.loads(CliRunner().invoke(app, [command, "--json"]).stdout)[command]
     printed = terminal(width)
     assert CliRunner().invoke(app, [command], catch_exceptions=False).exit_code == 0
     words = printed().replace(",", " ").split()

@@ -1,7 +1,7 @@
 import io
 import json
 
-from growtas.latency.measured.machine import cpu_name
+from growtas.latency.at_hand import cpu_name
 from tests.evidence.plan import PLAN
 from tests.evidence.progress import Progress
 

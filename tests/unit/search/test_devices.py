@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from growtas.errors import DeviceError, UnitError
+from growtas.latency import at_hand
 from growtas.search.devices import Device, parse_devices
 
 
@@ -52,11 +53,28 @@ def test_a_mapping_says_the_same():
     assert parse_devices(texts, None, None, sizes=False) == parsed("cpu:openvino:int8:3ms", "a10:5ms")
 
 
+def test_a_gpu_at_hand_is_a_target_in_all_that_gpus_have(monkeypatch):
+    monkeypatch.setattr(at_hand, "gpu_name", lambda: "NVIDIA A10")
+    (plain,), (bf16,), (other,) = parsed("a10:5ms"), parsed("a10:torch:bf16:5ms"), parsed("h100:fp16")
+    assert (plain.precision, plain.requested, plain.runtime) == ("fp16", None, None)
+    # The datasheet's roofline has no bf16, and what is measured needs none.
+    assert (bf16.precision, bf16.runtime, bf16.max_ms) == ("bf16", "torch", 5.0)
+    # A runtime that both have is meant for both, but for no device that is elsewhere.
+    both = parsed("cpu", "a10", "h100", runtime="torch")
+    assert [device.runtime for device in both] == ["torch", "torch", None]
+    assert other.name == "h100"
+    monkeypatch.setattr(at_hand, "gpu_name", lambda: "NVIDIA H200")
+    (unknown,) = parsed("h200:5ms")
+    assert (unknown.name, unknown.precision) == ("h200", "fp16")
+    with pytest.raises(DeviceError, match="a10 has no precision 'bf16'"):
+        parsed("a10:bf16")
+
+
 @pytest.mark.parametrize(
     ("text", "options", "error", "said"),
     [
-        ("cpu:tensorrt", {}, DeviceError, "cpu is measured in onnxruntime or openvino, not 'tensorrt'"),
-        ("cpu", {"runtime": "tensorrt"}, DeviceError, "cpu is measured in onnxruntime or openvino"),
+        ("cpu:tensorrt", {}, DeviceError, "cpu is measured in onnxruntime, openvino, torch or torch.compile, not 'tensorrt'"),
+        ("cpu", {"runtime": "tensorrt"}, DeviceError, "cpu is measured in onnxruntime, openvino"),
         ("cpu", {"runtime": "torchscript"}, DeviceError, "--runtime is 'torchscript'; legal are onnxruntime, openvino"),
         ("cpu:fp16", {}, DeviceError, "cpu is measured in fp32 or int8, not 'fp16'"),
         ("cpu", {"precision": "fp16"}, DeviceError, "cpu is measured in fp32 or int8"),

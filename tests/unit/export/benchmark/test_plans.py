@@ -20,7 +20,7 @@ from growtas.export.benchmark.sessions import open_subject
 from growtas.export.benchmark.subjects import Subject
 from growtas.export.quantization.convert import convert
 from growtas.export.runtimes.base import Session
-from growtas.export.tensorrt import engine, library
+from growtas.export.tensorrt import builder, engine, library
 from growtas.export.tensorrt.builder import BuiltPlan, TensorRTRTXBuilder
 from growtas.export.verification.images import noise
 from tests.bench_helpers import bench
@@ -62,7 +62,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
     """A machine with a GPU, whose plans are fake ones."""
     opened = Opened()
     FakeMachine(gpu="sm86").install(monkeypatch)
-    monkeypatch.setattr(turns, "builder_of", lambda runtime: FakePlanBuilder(name=runtime))
+    monkeypatch.setattr(builder, "builder_of", lambda runtime: FakePlanBuilder(name=runtime))
     monkeypatch.setattr(engine, "PlanSession", opened)
     return opened
 
@@ -98,7 +98,7 @@ def test_the_precision_is_the_graph_s_where_no_manifest_says_it(
             asked.append(settings["precision"])
             raise BuildError("enough is known")
 
-    monkeypatch.setattr(turns, "builder_of", lambda runtime: Builder())
+    monkeypatch.setattr(builder, "builder_of", lambda runtime: Builder())
     for file, manifest in ((files[precision], None), (files["fp32"], Manifest.from_dict({"precision": precision}))):
         with pytest.raises(BuildError, match="enough is known"):
             compiled(file, manifest=manifest)
@@ -142,7 +142,7 @@ def test_what_the_gpu_lacks_is_refused_before_anything_is_compiled(
     files: dict[str, Path], opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = FakeMachine(gpu="sm86", lacks=(("sm86", "fp8"),))
-    monkeypatch.setattr(turns, "builder_of", lambda runtime: FakePlanBuilder(machine))
+    monkeypatch.setattr(builder, "builder_of", lambda runtime: FakePlanBuilder(machine))
     with pytest.raises(DeviceError, match="has no fp8 for sm86"):
         compiled(files["fp8"])
     assert not opened.sessions
@@ -158,7 +158,7 @@ def test_plans_are_closed_where_a_later_one_fails(files: dict[str, Path], opened
                 raise BuildError("out of memory")
             return super().build(onnx, targets, **settings)
 
-    monkeypatch.setattr(turns, "builder_of", lambda runtime: Builder())
+    monkeypatch.setattr(builder, "builder_of", lambda runtime: Builder())
     with pytest.raises(BuildError, match="out of memory"):
         compiled(files["fp16"], 1, 8)
     assert [session.closed for session in opened.sessions] == [True]
@@ -179,7 +179,7 @@ def test_the_compiler_takes_files_of_other_precisions(
             return dataclasses.replace(built[-1], data=FakePlanBuilder().build(onnx, targets, **settings).data)
 
     monkeypatch.setattr(library, "local_target", lambda: "sm86")
-    monkeypatch.setattr(turns, "builder_of", lambda runtime: Builder())
+    monkeypatch.setattr(builder, "builder_of", lambda runtime: Builder())
     monkeypatch.setattr(engine, "PlanSession", lambda trt, data, **options: FakePlanSession(fake_package, data, **options))
     with compiled(files[precision], 2, runtime="tensorrt-rtx") as session:
         assert np.isfinite(session.run(noise(2, IMAGE))).all()

@@ -317,6 +317,9 @@ def test_a_limit_for_something_else_is_not_judged(given: dict[str, Any]) -> None
         ("a100", "NVIDIA A100-SXM4-40GB", True),
         ("a10", "NVIDIA A100-SXM4-40GB", False),
         ("t4", "Tesla T4", True),
+        ("rtx-4090", "NVIDIA GeForce RTX 4090", True),
+        ("rtx-4090", "NVIDIA GeForce RTX 4090 Laptop GPU", False),
+        ("h200", "NVIDIA H200", True),
     ],
 )
 def test_a_gpu_is_known_by_its_name(device: str, name: str, same: bool) -> None:
@@ -332,6 +335,8 @@ def test_one_of_several_targets_of_a_device_is_judged_by_its_own_conditions() ->
     answer = check_limit(given, [ran])
     assert answer is not None
     assert (answer["device"], answer["measured_ms"], answer["holds"]) == ("cpu:openvino:int8", 0.1, True)
+    # What else was measured at the same batch does not matter, in whatever order.
+    assert check_limit(given, [RESULT, {**ran, "device": "NVIDIA A10"}, ran]) == answer
     other = check_limit(given, [{**ran, "runtime": "onnxruntime"}])
     assert other is not None
     assert other["holds"] is None

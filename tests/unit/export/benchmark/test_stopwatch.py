@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from growtas.errors import DeviceError
-from growtas.export.benchmark.stopwatch import ArchitectureTurns, check_runtime
-from growtas.export.graph.assemble import random_network
+from growtas.export.benchmark.stopwatch import ArchitectureTurns
+from growtas.export.benchmark.targets import check_runtime
 from growtas.export.graph.exporter import export_onnx
 from growtas.export.quantization.convert import convert
 from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
 from growtas.export.verification.images import noise
 from growtas.nn.architecture import Architecture
+from growtas.nn.vit import random_network
 from growtas.subnet import Subnet
 from tests.export_helpers import SUBNET, TINY
 
@@ -63,7 +64,7 @@ def test_graphs_that_are_put_together_are_converted_too() -> None:
         ("onnxruntime", "fp16", "--precision is 'fp16'; onnxruntime is measured in fp32 or int8"),
         ("onnxruntime", "tf32", "onnxruntime is measured in fp32 or int8"),
         ("tensorrt", "fp64", "tensorrt is measured in fp32, fp16, bf16, int8 or fp8"),
-        ("torchscript", "fp32", "--runtime is 'torchscript'; legal are onnxruntime, openvino, tensorrt or tensorrt-rtx"),
+        ("torchscript", "fp32", "--runtime is 'torchscript'; legal are onnxruntime, openvino, tensorrt, tensorrt-rtx, torch,"),
     ],
 )
 def test_what_is_not_measured_is_refused(runtime: str, precision: str, said: str) -> None:

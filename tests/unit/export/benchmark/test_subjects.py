@@ -15,8 +15,8 @@ from growtas.export.benchmark.subjects import (
     subjects_of,
 )
 from growtas.export.open import check_device
-from growtas.export.runtimes import torch as torch_runtime
-from growtas.export.runtimes.torch import require_compiler
+from growtas.export.runtimes import base as runtimes
+from growtas.export.runtimes.base import require_compiler
 from tests.export_helpers import without_gpu
 
 
@@ -127,6 +127,6 @@ def test_a_compiler_that_does_not_work_is_told_in_a_sentence(tmp_path: Path, mon
     with pytest.raises(DeviceError, match=r"torch\.compile needs a C\+\+ compiler, and none of .*cxx works here"):
         require_compiler()
     monkeypatch.delenv("CXX")
-    monkeypatch.setattr(torch_runtime.shutil, "which", lambda command: None)
+    monkeypatch.setattr(runtimes.shutil, "which", lambda command: None)
     with pytest.raises(DeviceError, match=r"none of g\+\+, clang\+\+, c\+\+ works"):
         require_compiler()

@@ -10,12 +10,12 @@ import torch
 from growtas.errors import BuildError
 from growtas.export.benchmark import timing as measure
 from growtas.export.benchmark.timing import clocks, measure_in_turns
-from growtas.export.graph.assemble import Assembler, export_graph, random_network, signature
+from growtas.export.graph.assemble import Assembler, export_graph, signature
 from growtas.export.graph.exporter import export_onnx
 from growtas.export.runtimes.base import Timer
 from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
 from growtas.nn.architecture import Architecture
-from growtas.nn.vit import VisionTransformer
+from growtas.nn.vit import VisionTransformer, random_network
 from growtas.subnet import Subnet
 from tests.export_helpers import TINY
 

@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from growtas import Subnet
-from growtas.export.graph.assemble import random_network
 from growtas.export.graph.attention_fusion import fuse_attention
 from growtas.export.graph.edit import forget_types, load_typed_model, save_model, to_proto
 from growtas.export.graph.exporter import export_onnx
 from growtas.export.quantization.convert import convert
 from growtas.export.runtimes.base import is_installed
 from growtas.nn.architecture import Architecture
+from growtas.nn.vit import random_network
 
 Blocks = list[tuple[int, float]]
 

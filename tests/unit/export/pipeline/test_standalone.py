@@ -11,9 +11,9 @@ import torch
 
 from growtas import Subnet, VisionTransformer
 from growtas.checkpoint import save_model
-from growtas.export.graph.assemble import random_network
 from growtas.export.pipeline.standalone import load_module, module_name, write_module
 from growtas.nn.architecture import Architecture
+from growtas.nn.vit import random_network
 
 
 def architecture(**changes):

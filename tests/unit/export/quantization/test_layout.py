@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from growtas import Subnet
-from growtas.export.graph.assemble import random_network
 from growtas.export.graph.edit import infer_types, layer_name, load_typed_model, to_proto
 from growtas.export.graph.exporter import export_onnx
 from growtas.export.quantization.convert import convert
@@ -22,6 +21,7 @@ from growtas.export.quantization.layout import reshape_norms, restore_batch_axis
 from growtas.export.quantization.qdq import merge_linears
 from growtas.export.runtimes.base import is_installed
 from growtas.nn.architecture import Architecture
+from growtas.nn.vit import random_network
 
 IMAGES = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
 

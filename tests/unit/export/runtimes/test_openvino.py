@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtra, OutputError, UsageError
 from growtas.export.benchmark import stopwatch as turns
+from growtas.export.benchmark import targets
 from growtas.export.open import open_session
 from growtas.export.runtimes import openvino
 from growtas.export.runtimes.base import is_installed
@@ -183,13 +184,13 @@ def test_a_timer_runs_its_images_and_nothing_else(onnx_file: Path, monkeypatch: 
 
 
 def test_a_profile_asks_for_the_package_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "is_installed", lambda name: name != "openvino")
+    monkeypatch.setattr(targets, "is_installed", lambda name: name != "openvino")
     with pytest.raises(DeviceError, match=r"--runtime openvino needs the package openvino.*pip install 'growtas\[openvino\]'"):
-        turns.check_runtime("openvino", "fp32")
-    monkeypatch.setattr(turns, "is_installed", lambda name: True)
-    turns.check_runtime("openvino", "fp32")
+        targets.check_runtime("openvino", "fp32")
+    monkeypatch.setattr(targets, "is_installed", lambda name: True)
+    targets.check_runtime("openvino", "fp32")
     with pytest.raises(DeviceError, match="--precision is 'fp16'"):
-        turns.check_runtime("openvino", "fp16")
+        targets.check_runtime("openvino", "fp16")
 
 
 @needs_openvino

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -81,3 +83,16 @@ def test_an_error_puts_the_threads_back() -> None:
     with pytest.raises(RuntimeError), cpu_threads(before + 1):
         raise RuntimeError
     assert torch.get_num_threads() == before
+
+
+def test_half_precision_is_that_of_weights_and_activations(model: VisionTransformer) -> None:
+    images = noise(2, IMAGE)
+    with TorchSession(copy.deepcopy(model), IMAGE, threads=1) as full:
+        expected = full.run(images)
+    with TorchSession(copy.deepcopy(model), IMAGE, threads=1, dtype=torch.bfloat16) as half:
+        assert {parameter.dtype for parameter in half.module.parameters()} == {torch.bfloat16}
+        logits = half.run(images)
+        assert half.timer(images)() > 0
+    assert logits.dtype == np.float32
+    error = np.abs(logits - expected).max() / np.abs(expected).max()
+    assert 1e-5 < error < 5e-2

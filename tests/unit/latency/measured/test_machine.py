@@ -7,9 +7,10 @@ from importlib import metadata
 import pytest
 
 from growtas.batch import SubnetBatch
+from growtas.latency.at_hand import cpu_name
 from growtas.latency.catalogue import measured_profiles
 from growtas.latency.measured.campaign import Setup, UnsteadyMachine
-from growtas.latency.measured.machine import check_profile, cpu_name, local_setup, recorded_ms, time_together, why_not_here
+from growtas.latency.measured.machine import check_profile, local_setup, recorded_ms, time_together, why_not_here
 from growtas.latency.measured.paired import Block
 from growtas.space import PRESETS
 from tests.unit.latency.measured.test_profile import MICRO, SETUP, build

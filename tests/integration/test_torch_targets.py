@@ -1,0 +1,71 @@
+"""PyTorch as the runtime of a target: measured without any package of ONNX, here on the CPU, which stands in for a GPU."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.export_helpers import TINY, make_run
+
+QUICK = ("--generations", "2", "--population", "5", "--limit-images", "30", "--threads", "1")
+COUNTS = ("--samples", "6", "--held-out", "4", "--repeats", "2", "--seconds", "0.001", "--threads", "1")
+LENIENT = ("--max-cv", "1", "--max-drift", "1")
+WITHOUT_ONNX = """
+import sys
+for name in ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"):
+    sys.modules[name] = None
+from growtas.cli.main import main
+main()
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GROWTAS_PROFILES", str(tmp_path / "mine"))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY.to_dict(), "name": "tiny"}))
+    return make_run(tmp_path / "runs").path
+
+
+def test_a_profile_and_a_search_in_pytorch_need_no_onnx(project):
+    def growtas(*arguments):
+        command = [sys.executable, "-c", WITHOUT_ONNX, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    profile = ("profile", "--device", "cpu", "--runtime", "torch", "--space", "tiny.yaml", *COUNTS, *LENIENT)
+    done = growtas(*profile)
+    assert done.returncode == 0, done.stderr
+    made = json.loads((project.parent.parent / "mine" / "cpu.tiny.torch-fp32-b1.json").read_text())
+    assert (made["runtime"], made["precision"], made["threads"]) == ("torch", "fp32", 1)
+    done = growtas("search", "--device", "cpu:torch:900ms", *QUICK)
+    assert done.returncode == 0, done.stderr
+    (latency,) = json.loads((project / "search" / "result.json").read_text())["best"]["latencies"]
+    assert (latency["measured"]["runtime"], latency["measured"]["kind"], latency["judged_on"]) == ("torch", "measured", "measured")
+    assert 0 < latency["measured"]["ms"] < 900
+
+
+def test_export_and_bench_judge_it_in_pytorch(project, growtas):
+    code, out, err = growtas("search", "--device", "cpu:900ms", "--runtime", "torch", *QUICK)
+    assert code == 0, err
+    command = shlex.split(out.partition("next: growtas ")[2].splitlines()[0])
+    assert command[-2:] == ["--format", "torch"]
+    code, out, err = growtas(*command, "--images", "20", "--json")
+    assert code == 0, err
+    (artifact,) = json.loads(out)["artifacts"]
+    (limit,) = artifact["limits"]
+    assert (limit["holds"], limit["promised"]["runtime"], 0 < limit["measured_ms"] < 900) == (True, "torch", True)
+    code, out, err = growtas("bench", artifact["path"], "--batch", "1", "--rounds", "1", "--seconds", "0.05", "--no-roofline")
+    assert code == 0, err
+    assert "the search's latency limit 900 ms on cpu (then" in out
+    assert "measured) holds: " in out
+    # The same subnet as an ONNX file runs in another runtime: the limit is not its.
+    code, out, err = growtas("export", "--format", "onnx", "--images", "20", "--json")
+    assert code == 0, err
+    judged = {artifact["kind"]: artifact["limits"][0] for artifact in json.loads(out)["artifacts"]}
+    assert {kind: limit["holds"] for kind, limit in judged.items()} == {"torch": True, "onnx": None}
+    assert judged["onnx"]["unchecked_because"] == "the limit is for p50, batch 1, fp32 on cpu, which was not measured here"
