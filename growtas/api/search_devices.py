@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,11 @@ from growtas.errors import BuildError, CheckpointError, DeviceError, GrowtasErro
 from growtas.export.benchmark.stopwatch import ArchitectureTurns
 from growtas.export.benchmark.targets import check_runtime
 from growtas.latency.at_hand import CPU
-from growtas.latency.catalogue import fitting_profile, latency_estimator, measured_profiles, usual_target
+from growtas.latency.catalogue import fitting_profiles, latency_estimator, measured_profiles, usual_target
 from growtas.latency.estimate import Hardware
 from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.fit import fit_latency
-from growtas.latency.measured.machine import Timed, check_profile, local_setup, other_work, recorded_ms, time_together
+from growtas.latency.measured.machine import Check, Timed, check_profile, local_setup, other_work, recorded_ms, time_together
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.measured.sampling_plan import choose_subnets
 from growtas.latency.measured.stopwatch import LocalStopwatch, set_aside
@@ -111,12 +112,12 @@ def _measured_target(
     if device.max_ms is None and not predict:
         return machine.target_without_limit(device)
     setup, name = machine.setup, machine.device
-    profile, reasons = fitting_profile(
+    fitting, reasons = fitting_profiles(
         name, machine.space, batch=setup.batch, precision=setup.precision, runtime=setup.runtime, here=setup
     )
-    if profile is not None and (target := machine.target_of_profile(device, profile)) is not None:
-        return target
-    if profile is None:
+    if (checked := machine.best_checked(fitting)) is not None:
+        return machine.target_of_profile(device, *checked)
+    if not fitting:
         why = f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
         asked = {"--runtime": setup.runtime, "--precision": setup.precision, "--batch": setup.batch}
         usual = dict(zip(asked, (*usual_target(name), 1), strict=True))
@@ -155,16 +156,28 @@ class _LocalMachine:
         campaign = Campaign(self._journal, self.space, self._graph_setup(timer), timer, progress=self.progress)
         return Target(device=device.label, stopwatch=LocalStopwatch(campaign, device=self.device))
 
-    def target_of_profile(self, device: Device, profile: MeasuredProfile) -> Target | None:
-        """Prunes with the profile's model, if the profile's reference subnet takes as long here; None, after a note, if not."""
-        # The reference subnet is the profile's, so that its recorded latency can be compared.
-        space = profile.space.replace(num_classes=self.space.num_classes)
-        timer = self._timer(space, [])
-        check = check_profile(profile, timer, strict=self.strict)
-        name = f"the profile of {profile.space.name} from {profile.date}"
-        if check.factor is None:
-            self.progress.note(f"{name} is not used: {check.message}; measuring subnets instead{_other_work()}")
-            return None
+    def best_checked(self, profiles: list[MeasuredProfile]) -> tuple[MeasuredProfile, Check, ArchitectureTurns] | None:
+        """The profile whose reference subnet takes most nearly as long here, with the check and its timer.
+
+        None, after notes, if none of them was made on such a machine.
+        """
+        best, least = None, math.inf
+        for profile in profiles:
+            # The reference subnet is the profile's, so that its recorded latency can be compared.
+            timer = self._timer(profile.space.replace(num_classes=self.space.num_classes), [])
+            check = check_profile(profile, timer, strict=self.strict)
+            if check.factor is None:
+                self.progress.note(f"{_title(profile)} is not used: {check.message}{_other_work()}")
+            elif abs(math.log(check.factor)) < least:
+                best, least = (profile, check, timer), abs(math.log(check.factor))
+            if least == 0:
+                break
+        return best
+
+    def target_of_profile(self, device: Device, profile: MeasuredProfile, check: Check, timer: ArchitectureTurns) -> Target:
+        """Prunes with the model of a checked profile, scaled where all its subnets take longer or shorter by one factor."""
+        assert check.factor is not None
+        name = _title(profile)
         model, usual_ms = profile.estimator(self.space, batch=self.setup.batch), recorded_ms(profile)
         self.progress.note(
             f"latency model for pruning: {name}, error on held-out subnets up to {model.relative_uncertainty:.1%} (p95); its "
@@ -269,6 +282,10 @@ class _LocalMachine:
             usual_ms = usual_ms or max(reference_ms, before_ms or 0.0)
         campaign = Campaign(path, timer.space, setup, timer, bounds=bounds, usual_ms=usual_ms, progress=self.progress)
         return LocalStopwatch(campaign, device=self.device, repeatability=repeatability)
+
+
+def _title(profile: MeasuredProfile) -> str:
+    return f"the profile of {profile.space.name} from {profile.date}"
 
 
 def _other_work() -> str:

@@ -117,7 +117,7 @@ def usual_target(device: str) -> tuple[str, str]:
     return ("onnxruntime", "fp32") if device == CPU or at_hand.gpu_name() is None else ("tensorrt", "fp16")
 
 
-def fitting_profile(
+def fitting_profiles(
     device: str,
     space: SearchSpace,
     *,
@@ -125,23 +125,27 @@ def fitting_profile(
     precision: str | None = None,
     runtime: str | None = None,
     here: Setup | None = None,
-) -> tuple[MeasuredProfile | None, list[str]]:
-    """The measured profile that answers for a space, and why those before it don't; arguments as :func:`latency_estimator`'s.
+) -> tuple[list[MeasuredProfile], list[str]]:
+    """The measured profiles that answer for a space, the best first, and why the others don't.
+
+    Several may fit, as CPUs of one name differ; which of them was made on such a machine, timing tells
+    (:func:`growtas.latency.measured.machine.check_profile`). Arguments as :func:`latency_estimator`'s.
 
     Raises:
         ConfigError: a profile that can't be read.
     """
-    reasons: list[str] = []
+    fitting, reasons = list[MeasuredProfile](), list[str]()
     for _, profile in measured_profiles(device) if device in measured_names() else ():
         why = profile.why_not(space, batch=batch, precision=precision)
         if not why and runtime not in (None, profile.runtime):
             why = f"it was measured in {profile.runtime}, not {runtime}"
         if not why and (device == CPU or here is not None):
             why = why_not_here(profile, here or local_setup(batch=batch, runtime=profile.runtime, precision=profile.precision))
-        if not why:
-            return profile, reasons
-        reasons.append(why)
-    return None, reasons
+        if why:
+            reasons.append(why)
+        else:
+            fitting.append(profile)
+    return fitting, reasons
 
 
 def latency_estimator(
@@ -172,9 +176,9 @@ def latency_estimator(
     if device not in device_names():
         # Its message lists the legal ones.
         load_profile(device)
-    profile, reasons = fitting_profile(device, space, batch=batch, precision=precision, runtime=runtime, here=here)
-    if profile is not None:
-        return profile.estimator(space, batch=batch, precision=precision)
+    fitting, reasons = fitting_profiles(device, space, batch=batch, precision=precision, runtime=runtime, here=here)
+    if fitting:
+        return fitting[0].estimator(space, batch=batch, precision=precision)
     if device in profile_names() and device != CPU:
         modelled = load_profile(device)
         if runtime in (None, modelled.runtime):

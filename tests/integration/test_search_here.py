@@ -136,6 +136,20 @@ def test_a_machine_that_is_another_measures_afresh(run, growtas, profiled):
     assert json.loads((run / "search" / "subnet.json").read_text())["latencies"][0]["judged"]["ms"] <= 3.6
 
 
+def test_of_profiles_of_cpus_with_one_name_the_one_that_was_made_on_such_a_machine_is_used(run, growtas, profiled):
+    (file,) = (run.parent.parent / "mine").glob("*.json")
+    profile = json.loads(file.read_text())
+    for sample in profile["samples"]:
+        sample["p50_ms"], sample["reference_ms"] = 1.6 * sample["p50_ms"], 1.6 * sample["reference_ms"]
+    slower = {name: 1.6 * value for name, value in profile["coefficients"].items()}
+    later = {**profile, "coefficients": slower, "date": "2099-01-01"}
+    file.with_name(f"{file.stem}-slower.json").write_text(json.dumps(later))
+    code, _, err = growtas("search", "--device", "cpu", "--max-latency", "1.2ms", *QUICK)
+    assert code == 0, err
+    assert f"latency model for pruning: the profile of micro from {profile['date']}" in err
+    assert "2099" not in err
+
+
 def test_a_machine_that_gets_busy_is_refused_in_a_sentence_and_nothing_is_lost(run, growtas, profiled):
     profiled.speed = lambda turn: 1.0 if turn < 1 else 1.3
     arguments = ("search", "--device", "cpu", "--max-latency", "1.2ms", "--strict", *QUICK)
