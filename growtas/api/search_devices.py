@@ -88,7 +88,7 @@ def local_target(
         raise DeviceError(f"{device.label} can't be measured here ({why}), and {error}") from None
     provenance = getattr(target.estimator, "provenance", "") or "modelled from the datasheet"
     progress.note(f"{device.label} is not measured, although it is at hand: {why}; its latencies are {provenance}")
-    return target
+    return dataclasses.replace(target, not_measured_because=why)
 
 
 def predicted_target(device: Device, space: SearchSpace, limits: Limits, profile_of: str | Path) -> Target:

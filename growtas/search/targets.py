@@ -36,6 +36,7 @@ class Target:
         fitted_to: milliseconds of measured subnets; a finalist that misses is added to them, and the model is fitted again. Without
             them the estimator stays as it is.
         margin: that a measurement is going to have at least; predictions leave room for it.
+        not_measured_because: why a device that is at hand is not measured.
     """
 
     device: str
@@ -44,6 +45,7 @@ class Target:
     stopwatch: LocalStopwatch | None = None
     fitted_to: Mapping[Subnet, float] | None = None
     margin: float = LEAST_MARGIN
+    not_measured_because: str | None = None
 
     def check(self, space: SearchSpace) -> None:
         """Make sure that some subnet meets the limit, by the prediction; a device at hand was asked by whoever measured.
@@ -113,7 +115,7 @@ class Target:
                     relative_uncertainty=timed.margin,
                     unsteady=timed.unsteady,
                 )
-        return DeviceLatency(self.device, self.max_ms, predicted, measured, provenance)
+        return DeviceLatency(self.device, self.max_ms, predicted, measured, provenance, self.not_measured_because)
 
     def _predict(self, subnet: Subnet) -> float:
         assert self.estimator is not None
@@ -142,6 +144,7 @@ class DeviceLatency:
         predicted: by the estimator, where there is one.
         measured: on the device, where it is at hand; its uncertainty is the measurement's margin.
         provenance: where the prediction comes from, for people.
+        not_measured_because: why a device that is at hand was not measured.
     """
 
     device: str
@@ -149,6 +152,7 @@ class DeviceLatency:
     predicted: Latency | None
     measured: Latency | None
     provenance: str = ""
+    not_measured_because: str | None = None
 
     @property
     def judged(self) -> Latency | None:
@@ -194,7 +198,8 @@ class DeviceLatency:
                 return f"{text}; its interval crosses the limit: the limit is likely met, but that is not certain"
             return text if self.max_ms is None else f"{text}; the limit is judged on the upper end of its interval"
         spread = latency.relative_uncertainty or 0.0
-        text = f"{self.provenance}, not measured; uncertainty +-{spread:.0%} ({latency.conditions})"
+        because = f" ({self.not_measured_because})" if self.not_measured_because else ""
+        text = f"{self.provenance}, not measured{because}; uncertainty +-{spread:.0%} ({latency.conditions})"
         if self.max_ms is None:
             return text
         highest = latency.ms * (1 + spread)
@@ -212,4 +217,5 @@ class DeviceLatency:
             "judged": {"ms": self.judged_ms, "kind": limited.kind} if limited else None,
             "predicted": {**self.predicted.to_dict(), "provenance": self.provenance} if self.predicted else None,
             "measured": self.measured.to_dict() if self.measured else None,
+            **({"not_measured_because": self.not_measured_because} if self.not_measured_because else {}),
         }

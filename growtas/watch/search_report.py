@@ -47,7 +47,8 @@ def latency_rows(latencies: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, 
     for x in latencies:
         predicted, measured = (_latency_text(x[kind]) if x[kind] else "" for kind in ("predicted", "measured"))
         limit, judged_on = at_most(x["max_latency_ms"], format_ms), x["judged_on"] or "no limit"
-        yield x["device"], predicted or "-", measured or "- (not at hand)", limit, judged_on
+        without = "- (not measured)" if x.get("not_measured_because") else "- (not at hand)"
+        yield x["device"], predicted or "-", measured or without, limit, judged_on
 
 
 def _latency_text(latency: Mapping[str, Any]) -> str:

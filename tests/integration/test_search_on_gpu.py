@@ -171,7 +171,9 @@ def test_what_cannot_be_built_is_predicted_and_a_sentence_says_why(run, growtas,
     assert note.endswith("its latencies are modelled from the datasheet")
     (latency,) = result(run)["best"]["latencies"]
     assert (latency["measured"], latency["predicted"]["kind"]) == (None, "modelled")
-    assert "not measured; uncertainty" in out
+    assert said in latency["not_measured_because"]
+    assert "- (not measured)" in out
+    assert "- (not at hand)" not in out
 
 
 def test_a_builder_that_fails_leaves_the_prediction(tmp_path, growtas, monkeypatch):

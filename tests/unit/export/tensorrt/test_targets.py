@@ -7,6 +7,7 @@ from growtas.export.tensorrt import builder as builders
 from growtas.export.tensorrt import library
 from growtas.export.tensorrt.builder import TensorRTBuilder, TensorRTRTXBuilder, choose_builder
 from growtas.export.tensorrt.targets import device_target, gpus_with_profiles, parse_targets
+from growtas.latency import at_hand
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +86,19 @@ def test_tensorrt_builds_where_it_and_the_gpu_are_at_hand(monkeypatch: pytest.Mo
 
 def test_every_shipped_gpu_is_named() -> None:
     assert {"a10", "a6000", "t4", "l4", "a100", "h100", "orin"} <= set(gpus_with_profiles())
+
+
+def test_the_gpu_at_hand_needs_no_profile_and_the_search_s_runtime_is_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "local_target", lambda: "sm90")
+    monkeypatch.setattr(at_hand, "gpu_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(builders, "is_installed", lambda module: True)
+    monkeypatch.setattr(TensorRTBuilder, "check", lambda self, targets, precision: None)
+    assert choose(searched="h200") == choose(device="h200") == ("tensorrt", ("sm90",))
+    for runtime, built in (("tensorrt-rtx", "tensorrt-rtx"), ("tensorrt", "tensorrt"), ("torch", "tensorrt")):
+        builder, targets = choose_builder(
+            target=None, device=None, searched_device="h200", precision="fp16", searched_runtime=runtime
+        )
+        assert (builder.name, targets) == (built, ("sm90",))
+    monkeypatch.setattr(at_hand, "gpu_name", lambda: "NVIDIA H100 80GB HBM3")
+    with pytest.raises(DeviceError, match="unknown device 'h200'"):
+        choose(searched="h200")
