@@ -79,14 +79,17 @@ def kind_text(kind: str, unsteady: bool | None) -> str:
     return f"{kind}, unsteady" if unsteady else kind
 
 
-def no_faster(precision: str, ms: float, fp32_ms: float, kind: str, where: str = "here") -> str | None:
+def no_faster(
+    precision: str, ms: float, fp32_ms: float, kind: str, where: str = "here", *, ratio: float | None = None
+) -> str | None:
     """One sentence where a precision gains nothing; None where it is faster than fp32 by more than :data:`NO_GAIN`.
 
     Args:
         ms, fp32_ms: milliseconds of the same network in the precision and in fp32.
         kind: of both, for people.
+        ratio: of the first to the second, where it is known better than from the two.
     """
-    if ms <= fp32_ms * (1 - NO_GAIN):
+    if (ms / fp32_ms if ratio is None else ratio) <= 1 - NO_GAIN:
         return None
     return f"{precision} is no faster than fp32 {where}: {format_ms(ms)} and {format_ms(fp32_ms)} (both {kind})"
 

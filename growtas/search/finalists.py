@@ -83,7 +83,7 @@ class SearchedSubnet:
     def accuracy_in(self, conversion: Conversion) -> float | None:
         """Its accuracy in one of them; None where it was not scored."""
         evaluation = self.converted.get(conversion)
-        return evaluation and evaluation.accuracy
+        return None if evaluation is None else evaluation.accuracy
 
     @property
     def latencies(self) -> tuple[DeviceLatency, ...]:
