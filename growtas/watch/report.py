@@ -142,8 +142,10 @@ class Report:
 
     @property
     def searched(self) -> dict[str, tuple[float, int | None]]:
-        """The accuracies on the search split of the subnet that the run's search chose, by precision, each with the number of images;
-        empty where it was not searched, or where the result can't be read."""
+        """Accuracies on the search split of the subnet that the run's search chose, by precision, each with the number of images.
+
+        Empty where it was not searched, or where the result can't be read.
+        """
         with contextlib.suppress(CheckpointError, KeyError, TypeError):
             result = read_json(self.run.path / "search" / "result.json", "search result")
             best, count = result["best"], result["images"]["count"]
