@@ -51,8 +51,14 @@ class SearchResult:
 
     @property
     def accuracy(self) -> float:
-        """Its top-1 accuracy on the search split, 0 to 1."""
+        """Its top-1 accuracy on the search split in fp32, 0 to 1."""
         return self.chosen.evaluation.accuracy
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """The same by precision: in fp32, and in those that the limits were for, where it was converted and scored."""
+        converted = self.chosen.converted.items()
+        return {"fp32": self.accuracy, **{conversion.precision: evaluation.accuracy for conversion, evaluation in converted}}
 
     @property
     def latencies(self) -> tuple[DeviceLatency, ...]:

@@ -228,6 +228,21 @@ def test_search_says_where_int8_is_no_faster(run, growtas, stopwatch, monkeypatc
     assert stopwatch.turns <= turns + 2
 
 
+def test_a_modelled_precision_that_gains_nothing_is_named_with_its_device(run, growtas, monkeypatch, tmp_path):
+    slow = load_profile("a10").to_dict()
+    slow |= {"name": "slow", "peaks": {**slow["peaks"], "int8_tops": slow["peaks"]["fp32_tflops"] / 8}}
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "slow.json").write_text(json.dumps(slow))
+    monkeypatch.setenv("GROWTAS_PROFILES", str(tmp_path / "profiles"))
+    monkeypatch.setattr(ConvertedEvaluator, "__call__", lambda self, subnet, conversions: [Evaluation(0.5, 1.0)] * len(conversions))
+    search = ("search", *QUICK, "--limit-images", "30", "--precision", "int8", "--batch", "64")
+    code, out, err = growtas(*search, "--device", "slow")
+    assert code == 0, err
+    assert re.search(r"\nint8 is no faster than fp32 on slow: [\d.]+ ms and [\d.]+ ms \(both modelled\)\n", out)
+    code, out, err = growtas(*search, "--device", "a10")
+    assert (code, "no faster" in out) == (0, False), err
+
+
 def test_what_two_models_differ_by_is_no_gain(run, growtas):
     code, out, err = growtas(
         "search", "--device", "a10", "--generations", "1", "--population", "3", "--limit-images", "30", "--json"
