@@ -28,8 +28,8 @@ def measured_gains(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
         artifacts: of one export, the fp32 file among them.
 
     Returns:
-        Of the converted ONNX file, in OpenVINO where its IR was made: ``file``, ``runtime``, ``precision``, the median milliseconds of one image
-        (``ms``, ``fp32_ms``), their ``kind``, and ``no_faster``: a sentence, or None where the precision is faster.
+        Of the converted ONNX file, in OpenVINO where its IR was made: ``file``, ``runtime``, ``precision``, the median milliseconds
+        of one image (``ms``, ``fp32_ms``), their ``kind``, and ``no_faster``: a sentence, or None where the precision is faster.
     """
     formats = {artifact.format for artifact in artifacts}
     onnx = [artifact for artifact in artifacts if artifact.format is ONNX]

@@ -10,22 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from growtas.data.evaluation import EvaluationSet
 from growtas.export.formats import PLAN
-from growtas.export.graph.exporter import export_onnx
-from growtas.export.open import open_session
-from growtas.export.pipeline.options import ExportOptions
-from growtas.export.quantization.convert import VERSION, convert
 from growtas.export.quantization.precisions import QUANTISED
 from growtas.export.runtimes.base import Array, Session, is_installed
-from growtas.export.verification.batches import cut_batches, run_all
 from growtas.latency.estimate import kind_text, no_faster
-from growtas.nn.extract import extract
 from growtas.search.journal import Conversion, Evaluation
 from growtas.search.targets import DeviceLatency
 from growtas.subnet import Subnet
 
 if TYPE_CHECKING:
+    from growtas.data.evaluation import EvaluationSet
     from growtas.nn.supernet import Supernet
 
 FULL = ("fp32", "tf32")
@@ -44,6 +38,9 @@ def conversion_of(precision: str, runtime: str | None, *, halves: bool = False) 
     """
     if precision not in (*QUANTISED, "fp16") or (precision == "fp16" and not halves):
         return None
+    from growtas.export.pipeline.options import ExportOptions
+    from growtas.export.quantization.convert import VERSION
+
     runs_in = "openvino" if runtime == "openvino" and is_installed("openvino") else "onnxruntime"
     options = ExportOptions()
     made = [f"{options.calibration_images} search images, {options.calibration_method}, converter {VERSION}"]
@@ -81,9 +78,15 @@ class ConvertedEvaluator:
         Raises:
             BuildError: the subnet can't be exported or converted.
         """
+        from growtas.export.graph.exporter import export_onnx
+        from growtas.export.open import open_session
+        from growtas.export.pipeline.options import ExportOptions
+        from growtas.export.quantization.convert import convert
+        from growtas.nn.extract import extract
+
         if self._calibration is None:
             part = self._split.subset(ExportOptions().calibration_images)
-            self._calibration = np.ascontiguousarray(part.images(0, len(part)).numpy(), np.float32)
+            self._calibration = part.images(0, len(part)).numpy()
         with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
             source, file = Path(folder, "fp32.onnx"), Path(folder, "converted.onnx")
             export_onnx(extract(self._supernet, subnet).cpu(), source)
@@ -93,6 +96,8 @@ class ConvertedEvaluator:
                     yield self._evaluate(session)
 
     def _evaluate(self, session: Session) -> Evaluation:
+        from growtas.export.verification.batches import cut_batches, run_all
+
         correct, loss, count = 0, 0.0, len(self._images)
         for start in range(0, count, _BLOCK):
             images = self._images.images(start, start + _BLOCK).numpy()

@@ -15,6 +15,7 @@ from growtas.api.search_results import SearchResult, write_results
 from growtas.errors import CheckpointError, ConfigError, DeviceError, LimitError, WorkerError, choices
 from growtas.files import ensure_writable, sha256
 from growtas.latency.catalogue import latency_estimator
+from growtas.latency.estimate import RUNTIMES
 from growtas.latency.modelled.profile import BYTES, CPU
 from growtas.progress import SILENT, Progress
 from growtas.resources import available_threads, check_threads
@@ -138,7 +139,7 @@ def search(
     sizes = max_size is not None or max_activation_memory is not None
     several = precision is not None and "," in precision
     if several:
-        devices, precision = _one_of_each(devices, str(precision), objective), None
+        devices, precision = _one_of_each(devices, str(precision), runtime, objective), None
     parsed = parse_devices(devices, max_latency, precision, runtime, sizes=sizes)
     limits = Limits(
         max_params=_amount(parse_count, max_params, "--max-params", "6M"),
@@ -182,7 +183,7 @@ def search(
     return request.replay() if replay else request.search()
 
 
-def _one_of_each(devices: Devices, precisions: str, objective: str) -> dict[str, str | float | None]:
+def _one_of_each(devices: Devices, precisions: str, runtime: str | None, objective: str) -> dict[str, str | float | None]:
     """One device as a target in each of several precisions."""
     names = [devices] if isinstance(devices, str) else list(devices)
     if objective != "pareto" or len(names) != 1:
@@ -194,7 +195,8 @@ def _one_of_each(devices: Devices, precisions: str, objective: str) -> dict[str,
             raise ConfigError(f"--precision {precisions}: {precision!r} is not legal; legal are {choices(BYTES)}")
     if len(set(given)) < len(given) or set(name.split(":")) & BYTES.keys():
         raise ConfigError(f"--precision {precisions}: a precision is named twice, or by --device {name} as well")
-    return {f"{name}:{precision}": limit for precision in given}
+    own_runtime = f"{name}:{runtime}" if runtime in RUNTIMES and RUNTIMES.keys().isdisjoint(name.split(":")) else name
+    return {f"{own_runtime}:{precision}": limit for precision in given}
 
 
 def _amount(parse: Callable[[str, str, str], int], limit: str | int | None, option: str, example: str) -> int | None:
@@ -489,8 +491,9 @@ class _Request:
                     twin = self._remote_target(asked)
                 except DeviceError:  # no profile knows it
                     continue
-                if type(twin.estimator) is not type(target.estimator):
-                    continue  # what differs between two models is no gain
+                models = (twin.estimator, target.estimator)
+                if len({(type(model), model and model.conditions.runtime) for model in models}) > 1:
+                    continue  # what differs between two models or runtimes is no gain
             if (gain := compare_with_fp32(device.precision, latency, twin.latency(subnet, measure=True))) is not None:
                 gains.append(gain)
         return gains

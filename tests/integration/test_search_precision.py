@@ -57,7 +57,8 @@ def outliers(tmp_path, monkeypatch):
 
     def relabelled(self, class_names):
         changed = plain(self, class_names)
-        changed.labels = labels
+        if len(changed) == len(labels):  # the test images stay
+            changed.labels = labels
         return changed
 
     monkeypatch.setattr(EvaluationSet, "labelled_as", relabelled)
@@ -76,7 +77,7 @@ def exported_accuracy(growtas, file, pixels, labels, *options):
 
 def test_an_int8_search_chooses_by_the_accuracy_of_what_export_ships(outliers, growtas, tmp_path, monkeypatch):
     run, pixels, labels = outliers
-    search = ("search", "--space", tmp_path / "two.yaml", *QUICK, "--json")
+    search = ("search", "runs/tiny", "--space", tmp_path / "two.yaml", *QUICK, "--json")
     code, out, err = growtas(*search)
     assert code == 0, err
     in_fp32 = json.loads(out)
@@ -120,7 +121,7 @@ def test_an_int8_search_chooses_by_the_accuracy_of_what_export_ships(outliers, g
     assert json.loads(growtas("show", "runs/tiny", "--json")[1])["searched"]["int8"]["accuracy"] == second_int8
 
     # A replay goes by what is recorded, and says so where that is not enough.
-    replay = ("search", "--space", tmp_path / "two.yaml", "--replay", "--json")
+    replay = ("search", "runs/tiny", "--space", tmp_path / "two.yaml", "--replay", "--json")
     code, out, err = growtas(*replay, "--precision", "int8", "--max-size", "1MB")
     assert (code, Subnet.from_dict(json.loads(out)["best"])) == (0, SMALL), err
     assert "chosen by accuracy in fp32" not in err
@@ -143,7 +144,7 @@ def test_a_stopped_search_converts_nothing_twice(outliers, growtas, tmp_path, mo
         return [Evaluation(0.9 if subnet == SMALL else 0.1, 1.0) for _ in conversions]
 
     monkeypatch.setattr(ConvertedEvaluator, "__call__", convert)
-    search = ("search", "--space", tmp_path / "two.yaml", *QUICK, "--precision", "int8", "--max-size", "1MB", "--json")
+    search = ("search", "runs/tiny", "--space", tmp_path / "two.yaml", *QUICK, "--precision", "int8", "--max-size", "1MB", "--json")
     stop = True
     code, _, err = growtas(*search)
     assert (code, converted) == (130, [LARGE])
@@ -156,7 +157,7 @@ def test_a_stopped_search_converts_nothing_twice(outliers, growtas, tmp_path, mo
 
 def test_a_front_of_precisions_has_a_subnet_in_each(outliers, growtas, tmp_path):
     pytest.importorskip("pymoo")
-    search = ("search", "--space", tmp_path / "two.yaml", *QUICK, "--objective", "pareto", "--device", "a10", "--json")
+    search = ("search", "runs/tiny", "--space", tmp_path / "two.yaml", *QUICK, "--objective", "pareto", "--device", "a10", "--json")
     code, out, err = growtas(*search, "--precision", "fp32,fp16,int8,bf16")
     assert code != 0  # the modelled a10 has no bf16
     code, out, err = growtas(*search, "--precision", "fp32, fp16,int8")
