@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 
@@ -56,7 +57,7 @@ def outliers(tmp_path, monkeypatch):
     plain = EvaluationSet.labelled_as
 
     def relabelled(self, class_names):
-        changed = plain(self, class_names)
+        changed = copy.copy(plain(self, class_names))
         if len(changed) == len(labels):  # the test images stay
             changed.labels = labels
         return changed
