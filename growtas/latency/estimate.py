@@ -28,6 +28,8 @@ RUNTIMES: dict[str, dict[Hardware, tuple[str, ...]]] = {
     "torch.cudagraphs": _TORCH_ON_GPUS,
 }
 """The runtimes whose latencies are measured, with the precisions that are measured in each on a CPU and on a GPU."""
+NO_GAIN = 0.02
+"""Relative difference of two latencies that counts for nothing: measured twice, one subnet's differ by up to 1.3 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,21 @@ class Latency:
 def kind_text(kind: str, unsteady: bool | None) -> str:
     """A latency's kind for people: ``measured, unsteady`` where other work disturbed the timings."""
     return f"{kind}, unsteady" if unsteady else kind
+
+
+def no_faster(
+    precision: str, ms: float, fp32_ms: float, kind: str, where: str = "here", *, ratio: float | None = None
+) -> str | None:
+    """One sentence where a precision gains nothing; None where it is faster than fp32 by more than :data:`NO_GAIN`.
+
+    Args:
+        ms, fp32_ms: milliseconds of the same network in the precision and in fp32.
+        kind: of both, for people.
+        ratio: of the first to the second, where it is known better than from the two.
+    """
+    if (ms / fp32_ms if ratio is None else ratio) <= 1 - NO_GAIN:
+        return None
+    return f"{precision} is no faster than fp32 {where}: {format_ms(ms)} and {format_ms(fp32_ms)} (both {kind})"
 
 
 class LatencyEstimator(Protocol):
