@@ -33,10 +33,10 @@ def hidden_ms(subnet):
 
 
 class Gpu:
-    """The subnets that were timed on it in TensorRT, in which precisions; each timing is off by up to half a percent."""
+    """The subnets that were timed on it, in which runtimes and precisions; each timing is off by up to half a percent."""
 
     def __init__(self, monkeypatch):
-        self.timed, self.turns, self.precisions, self.speed = [], 0, set(), 1.0
+        self.timed, self.turns, self.runtimes, self.precisions, self.speed = [], 0, set(), set(), 1.0
         info = RuntimeInfo(runtime="tensorrt", version=A10.version, device="NVIDIA A10", threads=0)
         monkeypatch.setattr(ArchitectureTurns, "__call__", lambda turns, subnets: self.take(turns, subnets))
         monkeypatch.setattr(ArchitectureTurns, "check_against_exporter", lambda turns, subnet, progress: None)
@@ -44,12 +44,13 @@ class Gpu:
         monkeypatch.setattr(ArchitectureTurns, "info", lambda turns, subnet: info)
 
     def take(self, turns, subnets):
-        assert (turns.runtime, turns.hardware) == ("tensorrt", "cuda")
+        assert turns.hardware == "cuda"
+        self.runtimes.add(turns.runtime)
         self.turns += 1
         self.precisions.add(turns.precision)
         self.timed += [subnet for subnet in subnets[:-1] if subnet not in self.timed]
         noise = random.Random(self.turns)
-        factor = turns.batch * self.speed * {"fp32": 2.0, "fp16": 1.0}[turns.precision]
+        factor = turns.batch * self.speed * {"fp32": 2.0, "fp16": 1.0, "bf16": 1.0}[turns.precision]
         return [[Block.of_runs([hidden_ms(s) * factor * noise.uniform(0.995, 1.005)]) for _ in range(9)] for s in subnets]
 
 
@@ -80,8 +81,16 @@ def test_an_a10_at_hand_is_measured_and_20_of_20_limits_hold(run, growtas, gpu):
         assert "subnets measured here" in err
         kept += hidden_ms(subnet) <= limit
     assert kept == 20
+    assert gpu.runtimes == {"tensorrt"}
     assert "(measured), p50, batch 1, fp16, tensorrt on a10" in out
     assert (run / "search" / "a10-timings.jsonl").is_file()
+
+
+def test_pytorch_is_measured_on_the_gpu_too(run, growtas, gpu):
+    code, out, err = growtas("search", "--device", "a10:torch:bf16:5ms", *QUICK)
+    assert code == 0, err
+    assert (gpu.runtimes, gpu.precisions) == ({"torch"}, {"bf16"})
+    assert "(measured), p50, batch 1, bf16, torch on a10" in out
 
 
 def test_a_limit_that_no_subnet_keeps_is_refused_by_what_was_measured(run, growtas, gpu):
@@ -101,6 +110,8 @@ def profiled(run, growtas, gpu, monkeypatch):
         code, _, err = growtas("profile", "--device", "a10", "--space", space, *counts, *precision)
         assert code == 0, err
     assert (run.parent.parent / "mine" / "a10.micro.tensorrt-fp16-b1.json").is_file()
+    newer = run.parent.parent / "mine" / "a10.micro.tensorrt-fp32-b1.json"
+    newer.write_text(json.dumps({**json.loads(newer.read_text()), "date": "2999-01-01"}))
     gpu.turns = 0
     gpu.timed.clear()
     gpu.precisions.clear()
