@@ -24,7 +24,7 @@ from growtas.nn.extract import extract
 from growtas.search.journal import Evaluation
 from growtas.subnet import Subnet
 from tests.export_helpers import TINY, make_run
-from tests.search_helpers import fake_ms
+from tests.search_helpers import SPACE, fake_ms
 
 SMALL, LARGE = Subnet(16, (2,), (3.0,)), Subnet(24, (2,), (3.0,))
 TWO = {**TINY.to_dict(), "name": "two", "num_heads": [2], "mlp_ratio": [3.0], "depth": [1]}
@@ -185,6 +185,24 @@ def test_a_front_of_precisions_has_a_subnet_in_each(outliers, growtas, tmp_path)
     own = {"fp32": chosen["accuracy"], **{entry["precision"]: entry["accuracy"] for entry in chosen["converted"]}}
     assert own[precision] == best
     assert len(report["front"]["points"]) == len(points)
+
+
+def test_a_precision_in_which_no_subnet_meets_the_limit_is_left_out(run, growtas, monkeypatch):
+    pytest.importorskip("pymoo")
+    monkeypatch.setattr(ConvertedEvaluator, "__call__", lambda self, subnet, conversions: [Evaluation(0.5, 1.0)] * len(conversions))
+    models = [RooflineLatency(profile=load_profile("a10"), space=SPACE, precision=precision) for precision in ("int8", "fp32")]
+    low, high = (float(model.predict_ms(SubnetBatch.from_subnets([SPACE.smallest]))[0]) for model in models)
+    search = ("search", *QUICK, "--limit-images", "30", "--objective", "pareto", "--precision", "fp32,int8", "--device", "a10")
+    limit = (low + high) / 2
+    code, out, err = growtas(*search, "--max-latency", f"{limit:.9f}ms", "--json")
+    assert code == 0, err
+    assert "fp32 is left out: no subnet of micro has at most" in err
+    points = json.loads(out)["front"]["points"]
+    assert {point["precision"] for point in points} == {"int8"}
+    assert all(point["latencies"][0]["predicted"]["ms"] <= limit for point in points)
+    code, _, err = growtas(*search, "--max-latency", f"{low / 2:.9f}ms")
+    assert code == 2
+    assert "no subnet of micro meets the limit in any of the precisions" in err
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from growtas.search.precision import FINALISTS, ConvertedScorer
 from growtas.search.precision_front import Variant, precision_front
 from growtas.search.rerank import Recorded
 from growtas.search.scoring import DROPPED
+from growtas.search.search import Search
 from growtas.search.targets import Target
 from growtas.space import PRESETS
 
@@ -209,6 +210,18 @@ def test_the_front_over_subnets_and_precisions_is_what_the_definition_says(tmp_p
     assert [axis["name"] for axis in written["axes"]] == ["accuracy", *("latency a10" if n == "latency" else n for n in names[1:])]
     assert 0 < written["hypervolume"] < 1
     assert written["unscored"] == []
+
+
+def test_a_subnet_is_legal_that_meets_the_limit_in_one_of_the_precisions():
+    models = {p: RooflineLatency(profile=load_profile("a10"), space=MICRO, precision=p) for p in ("fp32", "int8")}
+    batch = SubnetBatch.from_subnets(SUBNETS)
+    ms = {precision: model.predict_ms(batch) for precision, model in models.items()}
+    limit = float(np.median(ms["fp32"]))
+    targets = tuple(Target(device=f"a10:{p}", estimator=model, max_ms=limit) for p, model in models.items())
+    variants = tuple(Variant(target=target, precision=target.device[4:]) for target in targets)
+    both, either = (Search(space=MICRO, limits=Limits(), targets=targets, variants=v).feasible()(batch) for v in ((), variants))
+    assert either.tolist() == [one <= limit or other <= limit for one, other in zip(ms["fp32"], ms["int8"], strict=True)]
+    assert either.sum() > both.sum()
 
 
 def test_a_precision_that_nothing_here_computes_in_is_on_no_front(tmp_path):
