@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ class BatchResult(Measurement):
         roofline: see :func:`growtas.export.benchmark.peaks.roofline`; None where the MACs are unknown, or none was asked for.
         ratio: to the baseline at the same batch; see :func:`ratio`.
         ratio_per_mac: the median of that, times the baseline's MACs over the artifact's.
+        fp32: of another precision the fp32 artifact of the same network in the same runtime, where it was measured beside it: its
+            label (``artifact``), its ``p50_ms``, and the ``ratio`` to it.
     """
 
     p50_ms_of_rounds: list[float]
@@ -44,6 +47,7 @@ class BatchResult(Measurement):
     roofline: dict[str, Any] | None
     ratio: dict[str, Any] | None = None
     ratio_per_mac: float | None = None
+    fp32: dict[str, Any] | None = None
 
 
 @dataclass(kw_only=True)
@@ -218,6 +222,20 @@ def compare(artifacts: Sequence[ArtifactReport], baseline: str | None) -> None:
             result.ratio = ratio(result.p50_ms_of_rounds, by_batch[result.batch].p50_ms_of_rounds)
             if result.ratio and base.macs and artifact.macs:
                 result.ratio_per_mac = result.ratio["median"] * (base.macs / artifact.macs)
+
+
+def compare_precisions(artifacts: Sequence[ArtifactReport], manifests: Sequence[Manifest | None]) -> None:
+    """Fills in what each result is compared with in fp32; ``manifests`` are those of the artifacts, in their order."""
+    known = [(artifact, manifest) for artifact, manifest in zip(artifacts, manifests, strict=True) if manifest and manifest.subnet]
+    for low, of_low in known:
+        for fp32, of_fp32 in known:
+            same = of_low.network == of_fp32.network and (low.image_shape, low.input_dtype) == (fp32.image_shape, fp32.input_dtype)
+            if not same or fp32.precision != "fp32" or low.precision == "fp32":
+                continue
+            for result, twin in itertools.product(low.results, fp32.results):
+                if (result.batch, result.runtime, result.device) == (twin.batch, twin.runtime, twin.device):
+                    between = ratio(result.p50_ms_of_rounds, twin.p50_ms_of_rounds)
+                    result.fp32 = between and {"artifact": fp32.label, "p50_ms": twin.p50_ms, "ratio": between}
 
 
 def ratio(rounds: Sequence[float], baseline: Sequence[float]) -> dict[str, Any] | None:

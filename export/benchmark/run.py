@@ -17,7 +17,7 @@ from growtas.export.benchmark.inputs import DESCRIPTION
 from growtas.export.benchmark.memory import probe
 from growtas.export.benchmark.peaks import PeakMeter
 from growtas.export.benchmark.power import Metering, find_meter
-from growtas.export.benchmark.report import BenchReport, artifact_report, compare
+from growtas.export.benchmark.report import BenchReport, artifact_report, compare, compare_precisions
 from growtas.export.benchmark.subjects import Subject, find_baseline, name_baseline, normalise, subjects_of
 from growtas.export.benchmark.timing import clocks, collect, environment, warm_up
 from growtas.export.formats import PLAN
@@ -104,6 +104,7 @@ def bench(artifacts: Sequence[Path | str], options: BenchOptions, progress: Prog
         reports = [artifact_report(entry, options.batches, measured_peaks) for entry in entries]
     compared_with = baseline.label if baseline and no_baseline_because is None else None
     compare(reports, compared_with)
+    compare_precisions(reports, [entry.subject.manifest for entry in entries])
     return BenchReport(
         created=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         interrupted=interrupted,

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from growtas.errors import ConfigError
+from growtas.batch import SubnetBatch
+from growtas.errors import ConfigError, DeviceError
 from growtas.export.artifact import Artifact
+from growtas.export.benchmark.precision_gain import measured_gains
 from growtas.export.formats import ONNX, PLAN, file_stem
 from growtas.export.pipeline.model_card import CARD, same_network, write_card
 from growtas.export.pipeline.options import ExportOptions
@@ -17,6 +19,8 @@ from growtas.export.pipeline.source import find_source
 from growtas.export.pipeline.staging import removed_on_error
 from growtas.export.pipeline.triton import check_triton, write_triton
 from growtas.export.tensorrt.builder import choose_builder
+from growtas.latency.catalogue import latency_estimator
+from growtas.latency.estimate import no_faster
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run, find_run
 from growtas.subnet import Subnet
@@ -59,13 +63,21 @@ class ExportedArtifacts(list[Artifact]):
         run: the run that they were made from.
         card: the model card beside them; None where a README.md that growtas did not write lies there.
         served: the artifact in the Triton repository, and ``triton`` its folder there; None without a repository.
+        gains: what the precision gains over fp32; see :func:`growtas.export.benchmark.precision_gain.measured_gains`.
     """
 
     def __init__(
-        self, artifacts: Sequence[Artifact], *, run: Run, card: Path | None, served: Artifact | None, triton: Path | None
+        self,
+        artifacts: Sequence[Artifact],
+        *,
+        run: Run,
+        card: Path | None,
+        served: Artifact | None,
+        triton: Path | None,
+        gains: Sequence[dict[str, Any]] = (),
     ) -> None:
         super().__init__(artifacts)
-        self.run, self.card, self.served, self.triton = run, card, served, triton
+        self.run, self.card, self.served, self.triton, self.gains = run, card, served, triton, tuple(gains)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -74,6 +86,7 @@ class ExportedArtifacts(list[Artifact]):
             "artifacts": [{"path": str(artifact.path), **artifact.manifest.to_dict()} for artifact in self],
             "card": None if self.card is None else str(self.card),
             "triton": None if self.triton is None else str(self.triton),
+            "compared_with_fp32": list(self.gains),
         }
 
 
@@ -127,7 +140,38 @@ def export(
     card = write_card(folder, [*manifests, *same_network(folder, manifests)], licence=licence)
     if card is None:
         progress.note(f"{folder / CARD} is not growtas', so no model card was written")
-    return ExportedArtifacts(artifacts, run=run, card=card, served=served, triton=model)
+    if options.precision not in (None, "fp32"):
+        progress.stage(f"timing fp32 and {options.precision}")
+    gains = measured_gains(artifacts) or _predicted_gains(run, options, artifacts)
+    for gain in gains:
+        if gain["no_faster"]:
+            progress.note(gain["no_faster"])
+    return ExportedArtifacts(artifacts, run=run, card=card, served=served, triton=model, gains=gains)
+
+
+def _predicted_gains(run: Run, options: ExportOptions, artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
+    """What the precision of a plan gains on the device that it is for, by one model of the device."""
+    plan = next((artifact for artifact in artifacts if artifact.format is PLAN), None)
+    device = options.device or ((plan.manifest.search or {}).get("device") if plan is not None else None)
+    if plan is None or device is None or options.target or plan.manifest.precision in (None, "fp32"):
+        return []
+    subnet, precision = Subnet.from_dict(plan.manifest.subnet or {}), str(plan.manifest.precision)
+    try:
+        models = [latency_estimator(device, run.space, batch=options.opt_batch, precision=p) for p in (precision, "fp32")]
+    except (ConfigError, DeviceError):
+        return []
+    if type(models[0]) is not type(models[1]):
+        return []  # what differs between two models is no gain
+    ms, fp32_ms = (float(model.predict_ms(SubnetBatch.from_subnets([subnet]))[0]) for model in models)
+    kind = models[0].kind
+    numbers = {
+        "file": plan.path.name,
+        "runtime": models[0].conditions.runtime,
+        "precision": precision,
+        "ms": ms,
+        "fp32_ms": fp32_ms,
+    }
+    return [{**numbers, "kind": kind, "no_faster": no_faster(precision, ms, fp32_ms, kind, f"on {device}")}]
 
 
 def _check_triton(run: Run, options: ExportOptions, *, instances: int, max_delay_us: int) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from growtas.cli.output import ProgressBar, new_table, print_line, print_table, print_text
 from growtas.export.benchmark.report import CV_BOUND, ArtifactReport, BatchResult, BenchReport
 from growtas.export.benchmark.run import TurnBegun
+from growtas.latency.estimate import no_faster
 from growtas.units import format_bytes, format_limit, format_ms
 
 
@@ -62,6 +63,7 @@ def _lines(report: BenchReport) -> Iterator[str]:
     results = [(artifact, result) for artifact in artifacts for result in artifact.results]
     yield from (_not_runnable_line(artifact) for artifact in artifacts if not artifact.runnable)
     yield from _limit_lines(artifacts)
+    yield from _no_faster_lines(artifacts)
     unsteady = [f"{artifact.label} batch {result.batch}" for artifact, result in results if not result.steady]
     if unsteady:
         where = "all" if 1 < len(unsteady) == len(results) else ", ".join(unsteady)
@@ -176,6 +178,16 @@ def _limit_line(file: str, limit: dict[str, Any]) -> str:
         return f"{line}: not checked here; {limit['unchecked_because']}"
     verdict = "holds" if limit["holds"] else "does NOT hold"
     return f"{file}: {line} {verdict}: {format_ms(limit['measured_ms'])}, measured"
+
+
+def _no_faster_lines(artifacts: list[ArtifactReport]) -> Iterator[str]:
+    for artifact in artifacts:
+        for result in artifact.results:
+            if (fp32 := result.fp32) is None:
+                continue
+            ratio, where = fp32["ratio"]["median"], f"here in {result.runtime}, batch {result.batch}"
+            if line := no_faster(artifact.precision, result.p50_ms, fp32["p50_ms"], "measured", where, ratio=ratio):
+                yield line
 
 
 class TurnBar(ProgressBar):

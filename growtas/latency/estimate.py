@@ -16,6 +16,8 @@ Kind = Literal["measured", "modelled"]
 _ON_CPUS, _IN_PLANS = ("fp32", "int8"), ("fp32", "fp16", "bf16", "int8", "fp8")
 RUNTIMES = {"onnxruntime": _ON_CPUS, "openvino": _ON_CPUS, "tensorrt": _IN_PLANS, "tensorrt-rtx": _IN_PLANS}
 """The runtimes whose latencies are measured, with the precisions that are measured in each."""
+NO_GAIN = 0.02
+"""Relative difference of two latencies that counts for nothing: measured twice, one subnet's differ by up to 1.3 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,21 @@ class Latency:
 def kind_text(kind: str, unsteady: bool | None) -> str:
     """A latency's kind for people: ``measured, unsteady`` where other work disturbed the timings."""
     return f"{kind}, unsteady" if unsteady else kind
+
+
+def no_faster(
+    precision: str, ms: float, fp32_ms: float, kind: str, where: str = "here", *, ratio: float | None = None
+) -> str | None:
+    """One sentence where a precision gains nothing; None where it is faster than fp32 by more than :data:`NO_GAIN`.
+
+    Args:
+        ms, fp32_ms: milliseconds of the same network in the precision and in fp32.
+        kind: of both, for people.
+        ratio: of the first to the second, where it is known better than from the two.
+    """
+    if (ms / fp32_ms if ratio is None else ratio) <= 1 - NO_GAIN:
+        return None
+    return f"{precision} is no faster than fp32 {where}: {format_ms(ms)} and {format_ms(fp32_ms)} (both {kind})"
 
 
 class LatencyEstimator(Protocol):

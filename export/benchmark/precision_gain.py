@@ -1,0 +1,50 @@
+"""Times an artifact in turns with its fp32 form, to say where its precision gains nothing on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from growtas.errors import GrowtasError
+from growtas.export.artifact import Artifact
+from growtas.export.benchmark.timing import measure_in_turns
+from growtas.export.formats import ONNX, OPENVINO, PLAN
+from growtas.export.open import open_session
+from growtas.export.verification.images import noise
+from growtas.latency.estimate import no_faster
+
+_ROUNDS, _SECONDS = 5, 0.05
+
+
+def measured_gains(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
+    """What the precision of an export gains in the runtime of the CPU that it was made for.
+
+    Nothing is timed where a plan was made too: the ONNX file is for a GPU then. What can't be loaded here is left out.
+
+    Args:
+        artifacts: of one export, the fp32 file among them.
+
+    Returns:
+        Of the converted ONNX file, in OpenVINO where its IR was made: ``file``, ``runtime``, ``precision``, the median milliseconds
+        of one image (``ms``, ``fp32_ms``), their ``kind``, and ``no_faster``: a sentence, or None where the precision is faster.
+    """
+    formats = {artifact.format for artifact in artifacts}
+    onnx = [artifact for artifact in artifacts if artifact.format is ONNX]
+    converted = [artifact for artifact in onnx if artifact.manifest.precision != "fp32" and artifact.manifest.executed]
+    if PLAN in formats or not converted:
+        return []
+    fp32, low = onnx[0], converted[0]
+    runtime, precision = (OPENVINO if OPENVINO in formats else ONNX).runtimes[0], str(low.manifest.precision)
+    try:
+        with contextlib.ExitStack() as stack:
+            sessions = [stack.enter_context(open_session(artifact.path, runtime=runtime)) for artifact in (low, fp32)]
+            timers = [session.timer(noise(1, session.image_shape)) for session in sessions]
+            turns = measure_in_turns(timers, rounds=_ROUNDS, seconds=_SECONDS)
+    except GrowtasError:
+        return []
+    ms, fp32_ms = (float(np.median([block.median_ms for block in blocks])) for blocks in turns)
+    numbers = {"file": low.path.name, "runtime": runtime, "precision": precision, "ms": ms, "fp32_ms": fp32_ms, "kind": "measured"}
+    return [{**numbers, "no_faster": no_faster(precision, ms, fp32_ms, "measured", f"here in {runtime}")}]
