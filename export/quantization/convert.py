@@ -34,6 +34,8 @@ from growtas.export.quantization.layout import reshape_norms, restore_batch_axis
 from growtas.export.quantization.precisions import HALVES, ONNX_TYPES, PRECISIONS, QUANTISED
 from growtas.export.quantization.qdq import Quantisation, merge_linears, quantise_linears
 
+VERSION = 1
+"""Of what a conversion computes: accuracies of converted subnets are kept by it. Raise it with any change of a file's numbers."""
 RESTS = ("fp32", *HALVES)
 DEFAULT_METHOD = "minmax"
 _ASKED = "asked for"

@@ -19,17 +19,20 @@ Logits = Callable[[Array], Array]
 _MOST_WORKERS = 8
 
 
-def run_all(functions: Sequence[Logits], batches: Sequence[Array]) -> list[tuple[Array, ...]]:
+def run_all(functions: Sequence[Logits], batches: Sequence[Array], *, workers: int | None = None) -> list[tuple[Array, ...]]:
     """What every function makes of every batch: a tuple of one result a function for each batch, in their order.
 
     Several computations run at once, also of the same function; each should take one thread (see :func:`one_thread`). That is as
     fast as batches one after the other on all threads where the machine is idle, and it doesn't stall where other work takes a
     core: nothing waits for the slowest thread but at the end.
 
+    Args:
+        workers: computations that run at once; by default one for each CPU thread that this process may use, up to eight.
+
     Raises:
         Exception: what a function raised first; computations that have not begun are dropped.
     """
-    pool = ThreadPoolExecutor(min(available_threads(), _MOST_WORKERS), thread_name_prefix="growtas-run")
+    pool = ThreadPoolExecutor(workers or min(available_threads(), _MOST_WORKERS), thread_name_prefix="growtas-run")
     try:
         running = [[pool.submit(function, batch) for function in functions] for batch in batches]
         return [tuple(future.result() for future in row) for row in running]

@@ -13,6 +13,7 @@ from growtas.files import write_json
 from growtas.runs import Run
 from growtas.search.finalists import SearchedSubnet
 from growtas.search.limits import Limits
+from growtas.search.precision import accuracies_dict
 from growtas.search.search import Outcome, Search
 from growtas.search.targets import DeviceLatency
 from growtas.space import SearchSpace
@@ -50,8 +51,14 @@ class SearchResult:
 
     @property
     def accuracy(self) -> float:
-        """Its top-1 accuracy on the search split, 0 to 1."""
+        """Its top-1 accuracy on the search split in fp32, 0 to 1."""
         return self.chosen.evaluation.accuracy
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """The same by precision: in fp32, and in those that the limits were for, where it was converted and scored."""
+        converted = self.chosen.converted.items()
+        return {"fp32": self.accuracy, **{conversion.precision: evaluation.accuracy for conversion, evaluation in converted}}
 
     @property
     def latencies(self) -> tuple[DeviceLatency, ...]:
@@ -75,7 +82,10 @@ def write_results(run: Run, folder: Path, search: Search, outcome: Outcome, reco
     chosen, count = outcome.chosen, record["images"]["count"]
 
     def with_error(content: dict[str, Any]) -> dict[str, Any]:
-        return {**content, "accuracy_standard_error": standard_error(content["accuracy"], count) if count else None}
+        accuracy = content["accuracy"]
+        error = standard_error(accuracy, count) if count and accuracy is not None else None
+        converted = [with_error(entry) for entry in content.get("converted", ())]
+        return {**content, "accuracy_standard_error": error, **({"converted": converted} if "converted" in content else {})}
 
     best = with_error(chosen.to_dict())
     files: dict[str, Path] = {"result": folder / "result.json", "subnet": folder / "subnet.json"}
@@ -88,14 +98,20 @@ def write_results(run: Run, folder: Path, search: Search, outcome: Outcome, reco
         "best": best,
         "latency_note": chosen.latencies[0].note if chosen.latencies else None,
         "finalists": [with_error(finalist.to_dict()) for finalist in chosen.finalists],
+        "scored": [
+            with_error({"subnet": subnet.to_dict(), "accuracy": accuracy, "converted": accuracies_dict(converted)})
+            for subnet, accuracy, converted in chosen.scored
+        ],
         "history": history(outcome.result),
     }
     if search.front:
         files["front"] = folder / "front.json"
-        front = search.front_report(outcome.result)
+        front = outcome.front.to_dict(search.space) if outcome.front else search.front_report(outcome.result)
         front["subnets"] = [with_error(subnet) for subnet in front["subnets"]]
         write_json(files["front"], front)
         report["front"] = {"subnets": len(front["subnets"]), "hypervolume": front["hypervolume"]}
+        if outcome.front:
+            report["front"] |= {"points": front["subnets"], "unscored": front["unscored"]}
     drawn = SearchReport.of(search, outcome, report)
     files |= {"report": folder / "report.html"} | ({"picture": folder / "search.png"} if can_draw() else {})
     report["files"] = {name: str(path) for name, path in files.items()}

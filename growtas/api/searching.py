@@ -6,15 +6,16 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growtas.api.search_results import SearchResult, write_results
-from growtas.errors import CheckpointError, ConfigError, LimitError, WorkerError, choices
+from growtas.errors import CheckpointError, ConfigError, DeviceError, LimitError, WorkerError, choices
 from growtas.files import ensure_writable, sha256
 from growtas.latency.catalogue import latency_estimator
+from growtas.latency.estimate import RUNTIMES
 from growtas.latency.modelled.profile import BYTES, CPU
 from growtas.progress import SILENT, Progress
 from growtas.resources import available_threads, check_threads
@@ -24,8 +25,9 @@ from growtas.search.evolution import EvolutionConfig
 from growtas.search.journal import Journal
 from growtas.search.limits import Limits
 from growtas.search.pareto import OBJECTIVES, parse_axes
+from growtas.search.precision_front import Variant
 from growtas.search.scoring import Score
-from growtas.search.search import Search
+from growtas.search.search import Outcome, Search
 from growtas.search.supernet import LoadedSupernet, find_supernet, profiled_as, searched_space
 from growtas.search.targets import Target
 from growtas.space import SearchSpace
@@ -86,7 +88,8 @@ def search(
         max_latency: limit on the median latency of the devices that have none, ``"5ms"`` or milliseconds.
         max_activation_memory, max_size: limits on the modelled bytes of activations and weights, ``"20MB"`` or bytes.
         batch: images at once that latency and activation memory are meant for.
-        precision: of latency, memory and size; by default the device's.
+        precision: of latency, memory and size, and what accuracy is chosen by: int8 and fp8 finalists are converted and scored; by
+            default the device's. Several with commas (``"fp32,int8"``) are points of their own on a ``pareto`` front of one device.
         runtime: what executes the network on the devices that name none; by default ONNX Runtime on ``cpu``, elsewhere what a
             device's profile is of.
         objective: ``accuracy``, or ``pareto`` for a whole front (NSGA-II).
@@ -134,6 +137,9 @@ def search(
     if batch != 1 and not devices and max_activation_memory is None:
         raise ConfigError("--batch changes nothing without a --device or --max-activation-memory; leave it out")
     sizes = max_size is not None or max_activation_memory is not None
+    several = precision is not None and "," in precision
+    if several:
+        devices, precision = _one_of_each(devices, str(precision), runtime, objective), None
     parsed = parse_devices(devices, max_latency, precision, runtime, sizes=sizes)
     limits = Limits(
         max_params=_amount(parse_count, max_params, "--max-params", "6M"),
@@ -162,6 +168,7 @@ def search(
         limits=limits,
         devices=parsed,
         axes=parse_axes(front, bool(parsed)) if objective == "pareto" else (),
+        several=several,
         exact=exact,
         strict=strict,
         config=config,
@@ -176,6 +183,22 @@ def search(
     return request.replay() if replay else request.search()
 
 
+def _one_of_each(devices: Devices, precisions: str, runtime: str | None, objective: str) -> dict[str, str | float | None]:
+    """One device as a target in each of several precisions."""
+    names = [devices] if isinstance(devices, str) else list(devices)
+    if objective != "pareto" or len(names) != 1:
+        raise ConfigError(f"--precision {precisions}: several precisions need --objective pareto and one --device")
+    name, limit = names[0], devices[names[0]] if isinstance(devices, Mapping) else None
+    given = [precision.strip() for precision in precisions.split(",")]
+    for precision in given:
+        if precision not in BYTES:
+            raise ConfigError(f"--precision {precisions}: {precision!r} is not legal; legal are {choices(BYTES)}")
+    if len(set(given)) < len(given) or set(name.split(":")) & BYTES.keys():
+        raise ConfigError(f"--precision {precisions}: a precision is named twice, or by --device {name} as well")
+    own_runtime = f"{name}:{runtime}" if runtime in RUNTIMES and RUNTIMES.keys().isdisjoint(name.split(":")) else name
+    return {f"{own_runtime}:{precision}": limit for precision in given}
+
+
 def _amount(parse: Callable[[str, str, str], int], limit: str | int | None, option: str, example: str) -> int | None:
     return parse(limit, option, example) if isinstance(limit, str) else limit
 
@@ -187,6 +210,7 @@ class _Request:
     Attributes:
         run_chosen: how the run was chosen.
         axes: of the front; empty without one.
+        several: the devices are one device in several precisions.
         load: loads a checkpoint of the run, and its images.
         data: the name of the data set and what else is recorded of it.
         command: the line that was typed, None where that is not known.
@@ -198,6 +222,7 @@ class _Request:
     limits: Limits
     devices: tuple[Device, ...]
     axes: tuple[str, ...]
+    several: bool
     exact: bool
     strict: bool
     config: EvolutionConfig
@@ -219,10 +244,12 @@ class _Request:
         raise WorkerExit(0)
 
     def _lead(self, world: SearchWorld) -> SearchResult:
+        from growtas.api.search_precision import ConvertedEvaluator
         from growtas.nn.evaluation import kernels
         from growtas.search.evaluation.evaluator import SubnetEvaluator
         from growtas.search.evaluation.racing import Racing
         from growtas.search.evaluation.workers import SharedEvaluator
+        from growtas.search.precision import ConvertedScorer
         from growtas.search.scoring import Scorer
 
         progress, config = self.progress, self.config
@@ -255,7 +282,9 @@ class _Request:
                 exact = self.exact or bool(self.axes) or measured
                 racing = None if exact else Racing(config.parents, len(images))
                 scorer = Scorer(self.space, evaluate, journal, racing, progress)
-                outcome = search.run(scorer, config, self.seed, progress)
+                convert = ConvertedEvaluator(loaded.supernet, images, loaded.split, local.threads)
+                outcome = search.run(scorer, config, self.seed, progress, ConvertedScorer(journal, convert, progress))
+                gains = self._gains(search, outcome)
         except (KeyboardInterrupt, WorkerError):
             progress.note(f"{len(journal)} evaluations are kept in {journal.path}; the same command goes on from there")
             raise
@@ -274,6 +303,7 @@ class _Request:
             "processes": world.size,
             "threads": local.threads,
             "seconds": time.perf_counter() - started,
+            "compared_with_fp32": gains,
         }
         return write_results(self.run, self.out, search, outcome, record)
 
@@ -308,6 +338,7 @@ class _Request:
             UsageError: the journal does not hold what is needed.
             LimitError: no recorded subnet meets the limits.
         """
+        from growtas.search.precision import ConvertedScorer
         from growtas.search.rerank import ENOUGH, Recorded
 
         if os.environ.get("RANK", "0") != "0":
@@ -330,7 +361,14 @@ class _Request:
                 )
             return [scores[subnet] for subnet in subnets]
 
-        outcome = search.choose(result, recorded_scores, progress=self.progress)
+        outcome = search.choose(result, recorded_scores, progress=self.progress, converted=ConvertedScorer(recorded))
+        shipped = {conversion.precision for conversion in search.ships if conversion is not None}
+        if shipped and not search.variants and outcome.chosen.chosen_by == ("fp32",):
+            self.progress.note(
+                f"chosen by accuracy in fp32: that of some finalists in {choices(sorted(shipped))} is not recorded, and a replay "
+                "evaluates nothing; search without --replay to choose by it"
+            )
+        gains = self._gains(search, outcome)
         legal = len(result.ranked)
         if recorded.lent:
             counts = _counted(recorded.path, len(recorded.evaluations), recorded.lent)
@@ -350,6 +388,7 @@ class _Request:
             "reused_from_others": {str(path): count for path, count in recorded.lent.items()},
             "replay": {"journal": str(recorded.path), "recorded": len(scores), "legal": legal, "enough": legal >= ENOUGH},
             "seconds": time.perf_counter() - started,
+            "compared_with_fp32": gains,
         }
         return write_results(self.run, self.out / REPLAY, search, outcome, record)
 
@@ -362,41 +401,118 @@ class _Request:
         targets: dict[str, Target] = {}
         for device in self.devices:
             if device.name != CPU:
-                model = latency_estimator(
-                    device.name,
-                    self.space,
-                    batch=self.limits.batch,
-                    precision=device.requested,
-                    runtime=device.runtime,
-                    profile_of=profiled_as(self.run),
-                )
-                targets[device.label] = Target(device=device.label, max_ms=device.max_ms, estimator=model)
-                targets[device.label].check(self.space)
+                targets |= self._reachable(device, self._remote_target)
         return targets
+
+    def _reachable(self, device: Device, make: Callable[[Device], Target]) -> dict[str, Target]:
+        """The target of a device; of one device in several precisions none where no subnet meets the limit in this one.
+
+        Raises:
+            LimitError: no subnet meets the limit.
+        """
+        try:
+            return {device.label: make(device)}
+        except LimitError as error:
+            if not self.several:
+                raise
+            self.progress.note(f"{device.precision} is left out: {error}")
+            return {}
+
+    def _remote_target(self, device: Device) -> Target:
+        """A target that is not at hand.
+
+        Raises:
+            LimitError: no subnet meets its limit.
+        """
+        model = latency_estimator(
+            device.name,
+            self.space,
+            batch=self.limits.batch,
+            precision=device.requested,
+            runtime=device.runtime,
+            profile_of=profiled_as(self.run),
+        )
+        target = Target(device=device.label, max_ms=device.max_ms, estimator=model)
+        target.check(self.space)
+        return target
 
     def _with_targets(self, targets: dict[str, Target]) -> Search:
         """The search, with this machine as a target too if it is asked for."""
         for device in self.devices:
             if device.name == CPU:
-                from growtas.api.search_devices import local_target
-
                 try:
-                    targets[device.label] = local_target(
-                        device,
-                        self.space,
-                        self.limits,
-                        self.out,
-                        self.threads,
-                        predict="latency" in self.axes,
-                        profile_of=profiled_as(self.run),
-                        strict=self.strict,
-                        progress=self.progress,
-                    )
+                    targets |= self._reachable(device, partial(self._local_target, predict="latency" in self.axes))
                 except KeyboardInterrupt:
                     self.progress.note(f"what was measured is kept in {self.out}; the same command goes on from there")
                     raise
-        ordered = tuple(targets[device.label] for device in self.devices)
-        return Search(space=self.space, limits=self.limits, targets=ordered, front=self.axes)
+        if self.devices and not targets:
+            raise LimitError(f"no subnet of {self.space.name} meets the limit in any of the precisions")
+        return self._shipping(targets)
+
+    def _shipping(self, targets: dict[str, Target]) -> Search:
+        """The search under these targets, with what is converted for each: on a front of one device a point for each precision."""
+        from growtas.api.search_precision import conversion_of, why_not_scored
+
+        devices = [device for device in self.devices if device.label in targets]
+        ordered = tuple(targets[device.label] for device in devices)
+        ships = tuple(conversion_of(device.precision, device.runtime, halves=self.several) for device in devices)
+        if not self.devices:  # a limit on bytes is for files of a precision
+            ships = (conversion_of(self.limits.precision, None),)
+        variants: tuple[Variant, ...] = ()
+        if self.several or (self.axes and len(devices) == 1 and ships[0] is not None):
+            variants = tuple(
+                Variant(
+                    target=target,
+                    precision=device.precision,
+                    conversion=conversion,
+                    unscored_because=why_not_scored(device.precision),
+                )
+                for target, device, conversion in zip(ordered, devices, ships, strict=True)
+            )
+        return Search(space=self.space, limits=self.limits, targets=ordered, front=self.axes, ships=ships, variants=variants)
+
+    def _gains(self, search: Search, outcome: Outcome) -> list[dict[str, Any]]:
+        """What the precisions of the chosen subnet gain over fp32, on each device: measured where it is at hand, else predicted."""
+        from growtas.api.search_precision import FULL, compare_with_fp32
+
+        subnet, gains = outcome.chosen.subnet, []
+        targets = {target.device: target for target in search.targets}
+        devices = {device.label: device for device in self.devices}
+        for latency in outcome.chosen.latencies:
+            device, target = devices[latency.device], targets[latency.device]
+            if device.precision in FULL:
+                continue
+            asked = replace(device, precision="fp32", requested="fp32", max_ms=None)
+            if target.stopwatch is not None:
+                self.progress.stage(f"measuring in fp32: {subnet}")
+                twin = self._local_target(asked, predict=False)
+            else:
+                try:
+                    twin = self._remote_target(asked)
+                except DeviceError:  # no profile knows it
+                    continue
+                models = (twin.estimator, target.estimator)
+                if len({(type(model), model and model.conditions.runtime) for model in models}) > 1:
+                    continue  # what differs between two models or runtimes is no gain
+            if (gain := compare_with_fp32(device.precision, latency, twin.latency(subnet, measure=True))) is not None:
+                gains.append(gain)
+        return gains
+
+    def _local_target(self, device: Device, *, predict: bool) -> Target:
+        """This machine as a target."""
+        from growtas.api.search_devices import local_target
+
+        return local_target(
+            device,
+            self.space,
+            self.limits,
+            self.out,
+            self.threads,
+            predict=predict,
+            profile_of=profiled_as(self.run),
+            strict=self.strict,
+            progress=self.progress,
+        )
 
     def _record(self, checkpoint: Path, digest: str) -> dict[str, Any]:
         run = {

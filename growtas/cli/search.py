@@ -51,7 +51,10 @@ def search(
     batch: Annotated[int, Option(help="Images at once that latency and activation memory are meant for.")] = 1,
     precision: Annotated[
         str | None,
-        Option(help="Precision of latency, memory and size: fp32, tf32, fp16, bf16, int8 or fp8; by default the device's."),
+        Option(
+            help="Precision of latency, memory and size: fp32, tf32, fp16, bf16, int8 or fp8; by default the device's. Finalists "
+            "for int8 and fp8 are converted, and chosen by their accuracy then. Several with commas are points of a front."
+        ),
     ] = None,
     runtime: Annotated[
         str | None,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from growtas.api import SearchResult
 from growtas.cli.output import new_table, print_line, print_table, print_text
 from growtas.units import format_ms
 from growtas.watch.diagram import subnet_text
-from growtas.watch.search_report import at_most, cost_rows, latency_rows
+from growtas.watch.search_report import at_most, cost_rows, latency_rows, no_faster_lines
 
 
 def show_result(result: SearchResult) -> None:
@@ -17,6 +19,8 @@ def show_result(result: SearchResult) -> None:
             print_text(f"latency of {latency.device}: {latency.note}")
     if result.latencies:
         _show_latencies(result)
+    for sentence in no_faster_lines(result.report):
+        print_text(sentence)
     print_line(subnet_text(result.space, result.subnet))
     report = result.report
     misses = sum(not finalist.meets for finalist in result.chosen.finalists[:-1])
@@ -26,7 +30,14 @@ def show_result(result: SearchResult) -> None:
     dropped = f", {report['dropped']} left early that could not become parents" if report["dropped"] else ""
     print_text(f"{report['evaluated']} subnets evaluated in {report['seconds']:.1f} s{dropped}{reused}")
     if (front := report.get("front")) is not None:
-        print_line(f"front: {front['subnets']} subnets, hypervolume {front['hypervolume']:.4f}; {result.files['front']}")
+        what = "points" if "points" in front else "subnets"
+        print_line(f"front: {front['subnets']} {what}, hypervolume {front['hypervolume']:.4f}; {result.files['front']}")
+        for precision, count in Counter(point["precision"] for point in front.get("points", ())).items():
+            print_line(f"front in {precision}: {count} points")
+        for because in dict.fromkeys(
+            f"{point['precision']} is not scored: {point['because']}" for point in front.get("unscored", ())
+        ):
+            print_text(because)
     if "picture" not in result.files:
         print_line("no picture: matplotlib is not installed (pip install 'growtas[watch]')")
     written = [str(result.files[name]) for name in ("subnet", "report", "picture") if name in result.files]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from growtas.latency.estimate import Latency
 from growtas.progress import SILENT, Progress
-from growtas.search.journal import Evaluation
+from growtas.search.journal import Conversion, Evaluation
 from growtas.search.limits import Limits, check_latency
+from growtas.search.precision import Accuracies, ConvertedScorer, Ranking, accuracies_dict
 from growtas.search.scoring import Score
 from growtas.search.targets import DeviceLatency, Target
 from growtas.space import SearchSpace
@@ -27,13 +28,15 @@ class Finalist:
 
     Attributes:
         subnet: the architecture.
-        accuracy: on the search split.
+        accuracy: on the search split, in fp32.
         latencies: one a device, in their order.
+        converted: the same in the precisions that ship.
     """
 
     subnet: Subnet
     accuracy: float
     latencies: tuple[DeviceLatency, ...]
+    converted: Accuracies = field(default_factory=dict)
 
     @property
     def meets(self) -> bool:
@@ -45,6 +48,7 @@ class Finalist:
         return {
             "subnet": self.subnet.to_dict(),
             "accuracy": self.accuracy,
+            "converted": accuracies_dict(self.converted),
             "latencies": [latency.to_dict() for latency in self.latencies],
             "meets": self.meets,
         }
@@ -58,14 +62,28 @@ class SearchedSubnet:
         subnet: the architecture.
         costs: params, MACs without and with the relative position, and modelled bytes of activations and weights; see
             :meth:`growtas.search.limits.Limits.costs`.
-        evaluation: on the search split.
+        evaluation: on the search split, in fp32.
         finalists: what was considered, in the order of its scores; the last one was chosen.
+        scored: subnets that were scored in the precisions that ship, with their accuracies in fp32, best first, and in those.
+        chosen_by: the precisions whose accuracy decided.
     """
 
     subnet: Subnet
     costs: dict[str, int]
     evaluation: Evaluation
     finalists: tuple[Finalist, ...]
+    scored: tuple[tuple[Subnet, float, Accuracies], ...] = ()
+    chosen_by: tuple[str, ...] = ("fp32",)
+
+    @property
+    def converted(self) -> Accuracies:
+        """Its accuracies in the precisions that ship."""
+        return self.finalists[-1].converted
+
+    def accuracy_in(self, conversion: Conversion) -> float | None:
+        """Its accuracy in one of them; None where it was not scored."""
+        evaluation = self.converted.get(conversion)
+        return None if evaluation is None else evaluation.accuracy
 
     @property
     def latencies(self) -> tuple[DeviceLatency, ...]:
@@ -89,6 +107,8 @@ class SearchedSubnet:
             **{(f"modelled_{name}" if name.endswith("_bytes") else name): cost for name, cost in self.costs.items()},
             "accuracy": self.evaluation.accuracy,
             "loss": self.evaluation.loss if np.isfinite(self.evaluation.loss) else None,
+            "converted": accuracies_dict(self.converted),
+            "chosen_by": list(self.chosen_by),
             "latency": self.latency.to_dict() if self.latency else None,
             "latencies": [latency.to_dict() for latency in self.latencies],
         }
@@ -101,29 +121,39 @@ def choose(
     ranked: Sequence[tuple[Subnet, Score]],
     scorer: Callable[[Sequence[Subnet]], Sequence[Score]],
     progress: Progress = SILENT,
+    *,
+    ships: Sequence[Conversion | None] = (),
+    converted: ConvertedScorer | None = None,
 ) -> SearchedSubnet:
     """Chooses the best score whose latencies meet all limits: measured ones with their margin at hand, predicted ones elsewhere.
 
-    A finalist that misses is added to what the devices' models are fitted to, and whatever then is predicted to miss is left out.
-    After ``MAX_FINALISTS`` misses it is the smallest subnet, which is known to meet the limits; or, on an unsteady machine, not
-    known to miss them.
+    Where another precision than fp32 ships, the best score is that of :class:`growtas.search.precision.Ranking`. A finalist that
+    misses is added to what the devices' models are fitted to, and whatever then is predicted to miss is left out. After
+    ``MAX_FINALISTS`` misses it is the smallest subnet, which is known to meet the limits; or, on an unsteady machine, not known to
+    miss them.
 
     Args:
         ranked: evaluated subnets that are predicted to be legal, best first.
         scorer: evaluates the smallest subnet, where it comes to that.
         progress: a stage for each subnet that is measured.
+        ships: what the chosen subnet is converted to, one a target; None, or nothing at all, is fp32.
+        converted: scores converted subnets.
 
     Raises:
         LimitError: not even the smallest subnet meets a limit.
     """
     tried: list[Finalist] = []
-    left = list(ranked)
+    left, ranking = list(ranked), Ranking(space, ships, converted)
     while True:
-        subnet, score = left.pop(0) if left and len(tried) < MAX_FINALISTS else (space.smallest, scorer([space.smallest])[0])
+        if left and len(tried) < MAX_FINALISTS:
+            subnet, score = left.pop(ranking.best(left))
+        else:
+            subnet, score = space.smallest, scorer([space.smallest])[0]
+            ranking.look_at([subnet])
         if any(target.stopwatch for target in targets):
             progress.stage(f"measuring a finalist: {subnet}")
         latencies = tuple(target.latency(subnet, measure=True) for target in targets)
-        tried.append(Finalist(subnet, score[0], latencies))
+        tried.append(Finalist(subnet, score[0], latencies, ranking.accuracies.get(subnet, {})))
         if tried[-1].meets:
             break
         if subnet == space.smallest:
@@ -135,4 +165,7 @@ def choose(
         keep = np.logical_and.reduce([target.meets(space, subnets, missed) for target in targets])
         left = [item for item, stays in zip(left, keep, strict=True) if stays]
     costs, evaluation = limits.costs(space, subnet), Evaluation(score[0], -score[1])
-    return SearchedSubnet(subnet=subnet, costs=costs, evaluation=evaluation, finalists=tuple(tried))
+    scored = tuple((other, other_score[0], known) for other, other_score in ranked if (known := ranking.accuracies.get(other)))
+    return SearchedSubnet(
+        subnet=subnet, costs=costs, evaluation=evaluation, finalists=tuple(tried), scored=scored, chosen_by=ranking.by
+    )

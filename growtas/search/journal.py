@@ -5,6 +5,9 @@ saved state: the same command runs again, and what the journal knows of the same
 
 Other journals can lend theirs. What was in them when a search began is written in its header, and only that is lent when it goes
 on: a subnet that the search would have dropped from a race ranks otherwise once its whole accuracy is known.
+
+Lines of a third type hold accuracies in the precision that ships (:mod:`growtas.search.precision`), each with what it depends on
+beside the checkpoint and the images.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,26 @@ class Evaluation:
         return np.unpackbits(np.frombuffer(self.answers, np.uint8), count=images)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What a subnet is converted to, and what runs it then; an accuracy of the same conversion is the same.
+
+    Attributes:
+        precision: ``int8`` and the like.
+        runtime: ``onnxruntime`` or ``openvino``.
+        rest: precision of what surrounds quantised layers; see :func:`growtas.export.quantization.convert.convert`.
+        made: what else the accuracy depends on: calibration, and the versions of the converter and of the runtime.
+    """
+
+    precision: str
+    runtime: str
+    rest: str
+    made: str
+
+
+Converted = dict[tuple[Subnet, Conversion], Evaluation]
+
+
 class Journal:
     """An append-only JSON-lines file of evaluations.
 
@@ -98,13 +121,16 @@ class Journal:
         self._header: dict[str, Any] = json.loads(json.dumps({**head, **header}))
         lines = read_json_lines(self.path)
         self._known, self._dropped = parse_evaluations(self.path, lines, self._key)
+        self._converted = parse_converted(self.path, lines, self._key)
         self._lent: dict[Subnet, tuple[Evaluation, Path]] = {}
         self._borrowed: dict[Subnet, Path] = {}
         lenders = self._lenders(lines, [Path(other) for other in others])
         for other, size in lenders.items():
             with contextlib.suppress(CheckpointError, OSError, UnicodeDecodeError):
-                for subnet, evaluation in parse_evaluations(other, _lines_within(other, size), self._key)[0].items():
+                held = _lines_within(other, size)
+                for subnet, evaluation in parse_evaluations(other, held, self._key)[0].items():
                     self._lent.setdefault(subnet, (evaluation, other))
+                self._converted = parse_converted(other, held, self._key) | self._converted
         lent = {"others": {self._name(path): size for path, size in lenders.items()}} if lenders else {}
         self._append({**self._header, **lent})
 
@@ -167,6 +193,21 @@ class Journal:
         self._append({**line, **extra, **answers})
         self._known[subnet] = evaluation
 
+    def get_converted(self, subnet: Subnet, conversion: Conversion) -> Evaluation | None:
+        """The recorded evaluation of a converted subnet, if there is one here or in another journal."""
+        return self._converted.get((subnet, conversion))
+
+    def record_converted(self, subnet: Subnet, conversion: Conversion, evaluation: Evaluation) -> None:
+        """Append the evaluation of a converted subnet; it is on disk when this returns.
+
+        Raises:
+            OutputError: the file can't be written.
+        """
+        line = {"type": "converted", "key": self._key, "subnet": subnet.to_dict(), **asdict(conversion)}
+        loss = evaluation.loss if math.isfinite(evaluation.loss) else None
+        self._append({**line, "accuracy": evaluation.accuracy, "loss": loss})
+        self._converted[subnet, conversion] = evaluation
+
     def _append(self, line: dict[str, Any]) -> None:
         try:
             append_json_line(self.path, line)
@@ -175,6 +216,7 @@ class Journal:
 
 
 _Dropped = dict[Subnet, tuple[int, Evaluation]]
+_NOT_A_LINE = (KeyError, TypeError, ValueError, SubnetError)
 
 
 def parse_evaluations(path: Path, lines: Iterable[Any], key: str) -> tuple[dict[Subnet, Evaluation], _Dropped]:
@@ -194,15 +236,36 @@ def parse_evaluations(path: Path, lines: Iterable[Any], key: str) -> tuple[dict[
                 continue
             subnet = Subnet.from_dict(line["subnet"])
             if line["type"] == "evaluation":
-                loss = math.inf if line["loss"] is None else float(line["loss"])
                 answers = base64.b64decode(line["answers"], validate=True) if "answers" in line else None
-                known[subnet] = Evaluation(float(line["accuracy"]), loss, answers=answers)
+                known[subnet] = Evaluation(float(line["accuracy"]), _loss(line), answers=answers)
             else:
                 evaluation = Evaluation(float(line["accuracy_of_seen"]), math.inf, seen=int(line["seen"]))
                 _note_dropped(dropped, subnet, int(line["needed"]), evaluation)
-        except (KeyError, TypeError, ValueError, SubnetError):
-            raise CheckpointError(f"{path}: entry {number} is not a journal's; move the file away to start anew") from None
+        except _NOT_A_LINE:
+            raise _no_entry(path, number) from None
     return known, dropped
+
+
+def parse_converted(path: Path, lines: Iterable[Any], key: str) -> Converted:
+    """The evaluations of converted subnets of a checkpoint and images; arguments and errors as for :func:`parse_evaluations`."""
+    converted: Converted = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line["type"] != "converted" or line["key"] != key:
+                continue
+            conversion = Conversion(**{part.name: str(line[part.name]) for part in fields(Conversion)})
+            converted[Subnet.from_dict(line["subnet"]), conversion] = Evaluation(float(line["accuracy"]), _loss(line))
+        except _NOT_A_LINE:
+            raise _no_entry(path, number) from None
+    return converted
+
+
+def _loss(line: Mapping[str, Any]) -> float:
+    return math.inf if line["loss"] is None else float(line["loss"])
+
+
+def _no_entry(path: Path, number: int) -> CheckpointError:
+    return CheckpointError(f"{path}: entry {number} is not a journal's; move the file away to start anew")
 
 
 def _note_dropped(dropped: _Dropped, subnet: Subnet, needed: int, evaluation: Evaluation) -> None:

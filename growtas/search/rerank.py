@@ -14,7 +14,7 @@ from growtas.errors import CheckpointError, LimitError, UsageError
 from growtas.files import read_json_lines
 from growtas.sampling import Feasible
 from growtas.search.evolution import EvolutionResult
-from growtas.search.journal import Evaluation, parse_evaluations
+from growtas.search.journal import Conversion, Converted, Evaluation, parse_converted, parse_evaluations
 from growtas.search.scoring import Score
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
@@ -32,12 +32,14 @@ class Recorded:
         evaluations: every subnet that was evaluated in full, in the order of evaluation, those of other journals last.
         data_fingerprint: the images; of several sets the one of the last search.
         lent: how many of the evaluations are from which other journal.
+        converted: the evaluations in the precisions that ship.
     """
 
     path: Path
     evaluations: dict[Subnet, Evaluation]
     data_fingerprint: str
     lent: Mapping[Path, int] = field(default_factory=dict)
+    converted: Converted = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path, checkpoint_sha256: str, others: Iterable[Path] = ()) -> Recorded:
@@ -65,10 +67,11 @@ class Recorded:
         header = next((e for e in entries if e["type"] == "header" and e["checkpoint_sha256"] == checkpoint_sha256), None)
         if header is None:
             raise UsageError(f"{path}: the journal holds nothing of the run's newest checkpoint; search without --replay first")
-        evaluations, lent = dict[Subnet, Evaluation](), dict[Path, int]()
+        evaluations, lent, converted = dict[Subnet, Evaluation](), dict[Path, int](), Converted()
         for journal, lines in journals.items():
             try:
                 known, _ = parse_evaluations(journal, lines, header["key"])
+                converted = parse_converted(journal, lines, header["key"]) | converted
             except CheckpointError:
                 if journal == path:
                     raise _no_journal(path) from None
@@ -77,7 +80,11 @@ class Recorded:
             evaluations |= new
             if journal != path and new:
                 lent[journal] = len(new)
-        return cls(path, evaluations, str(header["data_fingerprint"]), lent)
+        return cls(path, evaluations, str(header["data_fingerprint"]), lent, converted)
+
+    def get_converted(self, subnet: Subnet, conversion: Conversion) -> Evaluation | None:
+        """The recorded evaluation of a converted subnet, if there is one."""
+        return self.converted.get((subnet, conversion))
 
     def scores(self, space: SearchSpace) -> dict[Subnet, Score]:
         """The scores of all recorded subnets that are choices of the space."""

@@ -12,12 +12,16 @@ import numpy as np
 
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs
+from growtas.errors import LimitError
 from growtas.progress import SILENT, Progress
 from growtas.sampling import Feasible
 from growtas.search.evolution import EvolutionConfig, EvolutionResult, evolve
 from growtas.search.finalists import SearchedSubnet, choose
+from growtas.search.journal import Conversion
 from growtas.search.limits import Limits
 from growtas.search.pareto import Axis, axis_costs, cost_axes, evolve_front, hypervolume, non_dominated
+from growtas.search.precision import ConvertedScorer
+from growtas.search.precision_front import PrecisionFront, Variant, precision_front
 from growtas.search.scoring import DROPPED, Score
 from growtas.search.targets import Target
 from growtas.space import SearchSpace
@@ -31,7 +35,7 @@ class Spent:
     Attributes:
         evaluation: in the supernet, journal included.
         sampling: drawing, costing and predicting subnets, and ranking them.
-        measuring: finalists.
+        measuring: finalists, and scoring them in the precision that ships.
     """
 
     evaluation: float = 0.0
@@ -47,11 +51,13 @@ class Outcome:
         chosen: the best subnet that meets the limits.
         result: all that was evaluated, and the generations.
         spent: where the time went.
+        front: over subnets and precisions, where several precisions were asked for.
     """
 
     chosen: SearchedSubnet
     result: EvolutionResult
     spent: Spent
+    front: PrecisionFront | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,22 +69,32 @@ class Search:
         limits: hard; :meth:`growtas.search.limits.Limits.check` them first, for a better message.
         targets: the devices; one subnet meets the limits of all.
         front: the axes of a front, such as ``("accuracy", "latency")``; empty for the paper's search for accuracy.
+        ships: what the chosen subnet is converted to on each target, or without any; None, or nothing at all, is fp32.
+        variants: the targets as one device in several precisions, which a front has as points of its own: a subnet then meets the
+            limit of one of them.
     """
 
     space: SearchSpace
     limits: Limits
     targets: tuple[Target, ...] = ()
     front: tuple[str, ...] = ()
+    ships: tuple[Conversion | None, ...] = ()
+    variants: tuple[Variant, ...] = ()
 
     def feasible(self) -> Feasible:
         """The predicate of all limits."""
-        parts = [self.limits.feasible(self.space), *(target.feasible(self.space) for target in self.targets)]
-        return lambda batch: np.logical_and.reduce([part(batch) for part in parts])
+        limits, targets = self.limits.feasible(self.space), [target.feasible(self.space) for target in self.targets]
+        combine = np.logical_or if self.variants else np.logical_and
+        if not targets:
+            return limits
+        return lambda batch: limits(batch) & combine.reduce([target(batch) for target in targets])
 
     def axes(self) -> list[Axis]:
         """The costs of the front; none without one."""
-        highest = {"params": self.limits.max_params, "macs": self.limits.max_macs}
-        return cost_axes(self.space, self.targets, self.front, highest)
+        return cost_axes(self.space, self.targets, self.front, self._highest())
+
+    def _highest(self) -> dict[str, int | None]:
+        return {"params": self.limits.max_params, "macs": self.limits.max_macs}
 
     def run(
         self,
@@ -86,11 +102,13 @@ class Search:
         config: EvolutionConfig,
         seed: int,
         progress: Progress = SILENT,
+        converted: ConvertedScorer | None = None,
     ) -> Outcome:
         """Searches, then chooses the best score, or the best score that meets the limits as measured.
 
         Args:
             progress: gets the events of :func:`growtas.search.evolution.evolve` and the stages of :meth:`choose`.
+            converted: scores converted subnets.
 
         Raises:
             LimitError: no subnet is legal.
@@ -110,7 +128,7 @@ class Search:
         else:
             result = evolve(self.space, timed, self.feasible(), rng, config, progress)
         spent.sampling = time.perf_counter() - start - spent.evaluation
-        return self.choose(result, scorer, spent, progress)
+        return self.choose(result, scorer, spent, progress, converted)
 
     def choose(
         self,
@@ -118,12 +136,55 @@ class Search:
         scorer: Callable[[Sequence[Subnet]], Sequence[Score]],
         spent: Spent | None = None,
         progress: Progress = SILENT,
+        converted: ConvertedScorer | None = None,
     ) -> Outcome:
-        """Choose among what was evaluated, measuring finalists where a device is at hand; see :func:`choose`."""
+        """Choose among what was evaluated, measuring finalists where a device is at hand; see :func:`choose`.
+
+        Of several precisions the front is drawn first; then the most accurate subnet of each is chosen, and the best of those.
+        """
         spent, start = spent or Spent(), time.perf_counter()
-        chosen = choose(self.space, self.limits, self.targets, result.ranked, scorer, progress)
+        front = None
+        if not self.variants:
+            chosen = choose(
+                self.space, self.limits, self.targets, result.ranked, scorer, progress, ships=self.ships, converted=converted
+            )
+        else:
+            assert converted is not None
+            known = [(subnet, score[0]) for subnet, score in result.ranked if score[0] != DROPPED]
+            front = precision_front(self.space, self.variants, self.front, self._highest(), known, converted)
+            chosen = self._choose_variant(result, scorer, converted, progress)
         spent.measuring = time.perf_counter() - start
-        return Outcome(chosen=chosen, result=result, spent=spent)
+        return Outcome(chosen=chosen, result=result, spent=spent, front=front)
+
+    def _choose_variant(
+        self,
+        result: EvolutionResult,
+        scorer: Callable[[Sequence[Subnet]], Sequence[Score]],
+        converted: ConvertedScorer,
+        progress: Progress,
+    ) -> SearchedSubnet:
+        """The most accurate subnet in any of the precisions; of equal ones the faster."""
+        batch = SubnetBatch.from_subnets([subnet for subnet, _ in result.ranked])
+        best: tuple[float, float] | None = None
+        chosen, missed = None, None
+        for variant in self.variants:
+            if variant.unscored_because:
+                continue
+            legal = variant.target.feasible(self.space)(batch)
+            ranked = [item for item, within in zip(result.ranked, legal, strict=True) if within]
+            ships, targets = (variant.conversion,), (variant.target,)
+            try:
+                one = choose(self.space, self.limits, targets, ranked, scorer, progress, ships=ships, converted=converted)
+            except LimitError as error:
+                missed = missed or error
+                continue
+            accuracy = one.evaluation.accuracy if variant.conversion is None else one.accuracy_in(variant.conversion)
+            latency = one.latency
+            if accuracy is not None and (best is None or (accuracy, -(latency.ms if latency else 0.0)) > best):
+                best, chosen = (accuracy, -(latency.ms if latency else 0.0)), one
+        if chosen is None:
+            raise missed or LimitError("no subnet was scored in any of the precisions")
+        return chosen
 
     def front_report(self, result: EvolutionResult) -> dict[str, Any]:
         """The content of ``front.json``.

@@ -86,10 +86,14 @@ def profiled_as(run: Run) -> str | Path:
 
 @dataclass(frozen=True)
 class LoadedSupernet:
-    """A supernet with the images that it is searched on; by the two digests a journal knows the checkpoint and the images."""
+    """A supernet with the images that it is searched on; by the two digests a journal knows the checkpoint and the images.
+
+    ``split`` is the whole search split, as an export opens it to take its calibration images.
+    """
 
     supernet: Supernet
     images: EvaluationSet
+    split: EvaluationSet
     checkpoint: Path
     digest: str
     data_digest: str
@@ -110,13 +114,13 @@ class LoadedSupernet:
         from growtas.search.evaluation.evaluator import fingerprint
 
         supernet, digest = load_supernet(checkpoint), sha256(checkpoint)
-        images = search_set(run, data=data, data_dir=data_dir)
+        images = split = search_set(run, data=data, data_dir=data_dir)
         if (class_names := run.info.get("class_names")) is not None:
             images = images.labelled_as(class_names)
         if limit_images is not None:
             images = images.subset(limit_images)
         description = {"data": data or run.info["data"], "preprocess": run.info["preprocess"]}
-        return cls(supernet, images, checkpoint, digest, fingerprint(images, description))
+        return cls(supernet, images, split, checkpoint, digest, fingerprint(images, description))
 
     def decode(self) -> None:
         """Decodes the images where they fit into memory: those of files are then in the cache, for other processes too."""

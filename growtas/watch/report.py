@@ -141,6 +141,19 @@ class Report:
         return _accuracies(self.info, self.metrics)
 
     @property
+    def searched(self) -> dict[str, tuple[float, int | None]]:
+        """Accuracies on the search split of the subnet that the run's search chose, by precision, each with the number of images.
+
+        Empty where it was not searched, or where the result can't be read.
+        """
+        with contextlib.suppress(CheckpointError, KeyError, TypeError):
+            result = read_json(self.run.path / "search" / "result.json", "search result")
+            best, count = result["best"], result["images"]["count"]
+            entries = [{"precision": "fp32", "accuracy": best["accuracy"]}, *best.get("converted", ())]
+            return {entry["precision"]: (float(entry["accuracy"]), count) for entry in entries}
+        return {}
+
+    @property
     def accuracy_images(self) -> int | None:
         """How many images those accuracies were measured on; None where it is not known."""
         return _accuracy_images(self.run, self.info, self.accuracy[1])
@@ -161,6 +174,10 @@ class Report:
                 "accuracy_on": measured_on,
                 "accuracy_images": self.accuracy_images,
                 "accuracy_standard_error": _standard_errors(values, self.accuracy_images),
+                "searched": {
+                    precision: {"accuracy": value, "accuracy_standard_error": standard_error(value, count) if count else None}
+                    for precision, (value, count) in self.searched.items()
+                },
                 "best_epoch": None if best is None else {"epoch": best[0], "mean_accuracy": best[1]},
                 "stages": [{"stage": stage, "first_epoch": epoch} for stage, epoch in metrics.stages],
                 "seconds": metrics.seconds,

@@ -9,9 +9,10 @@ from typing import Any
 
 from growtas.files import replacing
 from growtas.runs import data_title
+from growtas.subnet import Subnet
 from growtas.units import format_accuracy, format_ms
 from growtas.watch.diagram import subnet_svg
-from growtas.watch.search_report import SearchReport, cost_rows, latency_rows
+from growtas.watch.search_report import SearchReport, accuracies, cost_rows, latency_rows, no_faster_lines
 
 # Text has a contrast of 4.5 or more with what it stands on, dots, bars and lines of 3 or more, in both palettes.
 _LIGHT = {
@@ -52,7 +53,7 @@ def write_search_page(report: SearchReport, path: Path) -> None:
     data = report.data
     devices, count = ("device", "predicted", "measured"), data["images"]["count"]
     finalists = [
-        (format_accuracy(finalist["accuracy"], count), *row[:3], "within" if finalist["meets"] else "beyond a limit")
+        (_accuracies(finalist, count), *row[:3], "within" if finalist["meets"] else "beyond a limit")
         for finalist in data["finalists"]
         for row in latency_rows(finalist["latencies"])
     ]
@@ -65,8 +66,11 @@ def write_search_page(report: SearchReport, path: Path) -> None:
         + _table("Found", ("", "found", "limit"), cost_rows(data))
         + f'<div class="wide">{subnet_svg(report.space, report.chosen)}</div>'
         + _table("Latency", (*devices, "limit", "judged on"), latency_rows(data["best"]["latencies"]))
+        + "".join(f"<p>{escape(sentence)}</p>\n" for sentence in no_faster_lines(data))
         + f'<h2>All that was evaluated</h2><div class="wide">{_scatter_svg(report)}</div>'
         + _table("Finalists", ("accuracy", *devices, "limits"), finalists)
+        + _table("Scored in the precision that ships", ("subnet", "accuracy"), _scored(data, count))
+        + _table("Front", ("subnet", "precision", "accuracy", *devices[1:]), _front(data, count))
         + _table("Generations", ("generation", "subnets", "left early", "best so far", "median"), _generations(data["history"]))
         + '<p class="note">Left early: subnets that could not become parents any more; their accuracy is not known. An accuracy is '
         "given with its standard error. MACs are counted as in papers, without the relative position, unless it is named.</p>"
@@ -89,6 +93,26 @@ def _facts(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "growtas", str(data["growtas"])
     early = f", {dropped} left early" if dropped else ""
     yield "evaluated", f"{data['evaluated']} subnets{early}, {data['reused']} from the journal, in {data['seconds']:.1f} s"
+
+
+def _accuracies(subnet: Mapping[str, Any], count: int | None) -> str:
+    """All accuracies of a subnet; where it was scored in fp32 alone the bare number."""
+    named = accuracies(subnet)
+    texts = [f"{format_accuracy(accuracy, count)} in {name}" for name, _, accuracy in named]
+    return ", ".join(texts) if len(named) > 1 else format_accuracy(subnet["accuracy"], count)
+
+
+def _scored(data: Mapping[str, Any], count: int | None) -> Iterator[tuple[str, str]]:
+    for subnet in data["scored"]:
+        yield str(Subnet.from_dict(subnet["subnet"])), _accuracies(subnet, count)
+
+
+def _front(data: Mapping[str, Any], count: int | None) -> Iterator[tuple[str, ...]]:
+    """The points of a front over subnets and precisions; other fronts are drawn alone."""
+    for point in data.get("front", {}).get("points", ()):
+        name = str(Subnet.from_dict(point["subnet"]))
+        for row in latency_rows(point["latencies"]):
+            yield name, point["precision"], format_accuracy(point["accuracy"], count), *row[1:3]
 
 
 def _generations(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:

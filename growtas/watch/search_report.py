@@ -30,7 +30,12 @@ def cost_rows(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     best, limits, count = data["best"], data["limits"], data["images"]["count"]
     images = f"{count:,} search images" if count is not None else "as recorded"
     yield "subnet", str(Subnet.from_dict(best)), ""
-    yield "accuracy", f"{format_accuracy(best['accuracy'], count)} ({images})", ""
+    if not best.get("converted"):
+        yield "accuracy", f"{format_accuracy(best['accuracy'], count)} ({images})", ""
+    else:
+        for name, precision, accuracy in accuracies(best):
+            chosen = "; it was chosen by this" if precision in best["chosen_by"] else ""
+            yield f"accuracy in {name}", f"{format_accuracy(accuracy, count)} ({images}){chosen}", ""
     meant = f" (batch {limits['batch']}, {limits['precision']})"
     for label, name, limit, form, note in (
         ("params", "params", "max_params", format_count, ""),
@@ -42,12 +47,26 @@ def cost_rows(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield label, f"{form(best[name])}{note}", at_most(limits.get(limit), form)
 
 
+def accuracies(subnet: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+    """The accuracies of a subnet of ``result.json``, in fp32 first: what each is called, its precision, and the number."""
+    converted = subnet["converted"]
+    runtimes = {entry["runtime"] for entry in converted}
+    names = [entry["precision"] + (f" ({entry['runtime']})" if len(runtimes) > 1 else "") for entry in converted]
+    named = [(name, entry["precision"], entry["accuracy"]) for name, entry in zip(names, converted, strict=True)]
+    return [("fp32", "fp32", subnet["accuracy"]), *named]
+
+
 def latency_rows(latencies: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str, str]]:
     """Of each device its name, the predicted and the measured latency, the limit, and which of the two the limit was judged on."""
     for x in latencies:
         predicted, measured = (_latency_text(x[kind]) if x[kind] else "" for kind in ("predicted", "measured"))
         limit, judged_on = at_most(x["max_latency_ms"], format_ms), x["judged_on"] or "no limit"
         yield x["device"], predicted or "-", measured or "- (not at hand)", limit, judged_on
+
+
+def no_faster_lines(data: Mapping[str, Any]) -> list[str]:
+    """A sentence for each device on which the precision gains nothing over fp32, from the content of ``result.json``."""
+    return list(dict.fromkeys(gain["no_faster"] for gain in data.get("compared_with_fp32", ()) if gain["no_faster"]))
 
 
 def _latency_text(latency: Mapping[str, Any]) -> str:
@@ -130,9 +149,9 @@ class SearchReport:
             assert target.estimator is not None
             kind, limit, costs, form = target.estimator.kind, target.max_ms, target.estimator.predict_ms(batch), format_ms
             axis = f"latency of {target.device}, ms ({kind})"
-            index = search.targets.index(target)
             for finalist in outcome.chosen.finalists:
-                if (timed := finalist.latencies[index].measured) is not None:
+                timed = next((x.measured for x in finalist.latencies if x.device == target.device), None)
+                if timed is not None:
                     measured.append((timed.ms, finalist.accuracy, finalist.meets))
         else:
             limit, count, what, form = (limited_terms or terms)[0]

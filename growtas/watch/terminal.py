@@ -124,6 +124,9 @@ def _header(report: Report) -> list[tuple[str, str, str]]:
         where = "" if measured_on == "test" else f" ({measured_on}, epoch {report.metrics.done})"
         shown = [f"{name} {format_accuracy(value, report.accuracy_images)}" for name, value in accuracy.items()]
         rows.append((label, ", ".join(shown) + where, ""))
+    if searched := report.searched:
+        shown = [f"{format_accuracy(value, count)} in {precision}" for precision, (value, count) in searched.items()]
+        rows.append(("searched", f"{', '.join(shown)} (search split)", ""))
     if bad := report.metrics.not_finite():
         rows.append(("loss", f"not finite in epoch {', '.join(map(str, bad[:8]))}{' ...' if len(bad) > 8 else ''}", "red"))
     return rows

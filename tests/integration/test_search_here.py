@@ -9,11 +9,13 @@ import onnxruntime
 import pytest
 import yaml
 
+from growtas.api.search_precision import ConvertedEvaluator
 from growtas.export.benchmark.stopwatch import ArchitectureTurns
 from growtas.export.formats import file_stem
 from growtas.export.runtimes.base import RuntimeInfo
 from growtas.latency.measured.paired import Block
 from growtas.resources import available_threads
+from growtas.search.journal import Evaluation
 from growtas.subnet import Subnet
 from tests.search_helpers import SPACE, fake_ms
 
@@ -50,7 +52,7 @@ def test_cpu_measures_here_and_the_result_truly_meets_the_limit(run, growtas, st
 
 def test_targets_of_one_cpu_are_each_measured_in_their_runtime_and_precision(run, growtas, stopwatch, monkeypatch):
     pytest.importorskip("openvino")
-    speeds = {("onnxruntime", "int8"): 0.5, ("openvino", "fp32"): 2.0}
+    speeds = {("onnxruntime", "int8"): 0.5, ("openvino", "fp32"): 2.0, ("onnxruntime", "fp32"): 1.0}
     plain = ArchitectureTurns.__call__
 
     def timed(turns, subnets):
@@ -58,6 +60,7 @@ def test_targets_of_one_cpu_are_each_measured_in_their_runtime_and_precision(run
         return [[Block.of_runs([block.median_ms * factor]) for block in blocks] for blocks in plain(turns, subnets)]
 
     monkeypatch.setattr(ArchitectureTurns, "__call__", timed)
+    monkeypatch.setattr(ConvertedEvaluator, "__call__", lambda self, subnet, conversions: [Evaluation(0.5, 1.0)] * len(conversions))
     code, out, err = growtas("search", "--device", "cpu:int8:0.6ms", "--device", "cpu:openvino:2.4ms", *QUICK, "--json")
     assert code == 0, err
     best = json.loads(out)["best"]

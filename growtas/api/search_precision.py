@@ -1,0 +1,140 @@
+"""Accuracy and latency in the precision that ships: finalists converted as an export converts them, and fp32 timed beside them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from growtas.export.formats import PLAN
+from growtas.export.quantization.precisions import QUANTISED
+from growtas.export.runtimes.base import Array, Session, is_installed
+from growtas.latency.estimate import kind_text, no_faster
+from growtas.search.journal import Conversion, Evaluation
+from growtas.search.targets import DeviceLatency
+from growtas.subnet import Subnet
+
+if TYPE_CHECKING:
+    from growtas.data.evaluation import EvaluationSet
+    from growtas.nn.supernet import Supernet
+
+FULL = ("fp32", "tf32")
+"""Precisions of an fp32 file: nothing is converted."""
+_NOT_RUN = ("bf16",)
+_BLOCK, _BATCH = 512, 32
+
+
+def conversion_of(precision: str, runtime: str | None, *, halves: bool = False) -> Conversion | None:
+    """What a network in a precision is converted to before it is scored; None where its accuracy is fp32's.
+
+    Args:
+        runtime: that it ships in; a plan is scored as the ONNX file that it is built from.
+        halves: score fp16 too. It answers as fp32 does (of 1,148 answers of four subnets none was another), so a search for one
+            precision doesn't.
+    """
+    if precision not in (*QUANTISED, "fp16") or (precision == "fp16" and not halves):
+        return None
+    from growtas.export.pipeline.options import ExportOptions
+    from growtas.export.quantization.convert import VERSION
+
+    runs_in = "openvino" if runtime == "openvino" and is_installed("openvino") else "onnxruntime"
+    options = ExportOptions()
+    made = [f"{options.calibration_images} search images, {options.calibration_method}, converter {VERSION}"]
+    return Conversion(
+        precision=precision,
+        runtime=runs_in,
+        rest="fp16" if precision == "fp16" or runtime in PLAN.runtimes else "fp32",
+        made=", ".join([*made, f"{runs_in} {metadata.version(runs_in)}"]),
+    )
+
+
+def why_not_scored(precision: str) -> str | None:
+    """Why accuracies in a precision can't be had on any machine of a search; None where they can."""
+    return f"no runtime of the CPU computes in {precision}" if precision in _NOT_RUN else None
+
+
+class ConvertedEvaluator:
+    """Converts subnets as an export converts them, and evaluates the files on the search split.
+
+    What an export keeps in fp32, where its thresholds are missed, is not tried here: that is for the subnet that is exported.
+
+    Args:
+        images: what accuracy is measured on.
+        split: the whole search split, of which an export takes its calibration images.
+        threads: CPU threads.
+    """
+
+    def __init__(self, supernet: Supernet, images: EvaluationSet, split: EvaluationSet, threads: int) -> None:
+        self._supernet, self._images, self._split, self._threads = supernet, images, split, threads
+        self._calibration: Array | None = None
+
+    def __call__(self, subnet: Subnet, conversions: Sequence[Conversion]) -> Iterator[Evaluation]:
+        """The evaluations of a subnet, one a conversion.
+
+        Raises:
+            BuildError: the subnet can't be exported or converted.
+        """
+        from growtas.export.graph.exporter import export_onnx
+        from growtas.export.open import open_session
+        from growtas.export.pipeline.options import ExportOptions
+        from growtas.export.quantization.convert import convert
+        from growtas.nn.extract import extract
+
+        if self._calibration is None:
+            part = self._split.subset(ExportOptions().calibration_images)
+            self._calibration = part.images(0, len(part)).numpy()
+        with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
+            source, file = Path(folder, "fp32.onnx"), Path(folder, "converted.onnx")
+            export_onnx(extract(self._supernet, subnet).cpu(), source)
+            for conversion in conversions:
+                convert(source, file, conversion.precision, calibration=self._calibration, rest=conversion.rest)
+                with open_session(file, threads=1, runtime=conversion.runtime) as session:
+                    yield self._evaluate(session)
+
+    def _evaluate(self, session: Session) -> Evaluation:
+        from growtas.export.verification.batches import cut_batches, run_all
+
+        correct, loss, count = 0, 0.0, len(self._images)
+        for start in range(0, count, _BLOCK):
+            images = self._images.images(start, start + _BLOCK).numpy()
+            labels = self._images.labels[start : start + _BLOCK].numpy()
+            sizes = [min(_BATCH, len(images) - at) for at in range(0, len(images), _BATCH)]
+            outputs = run_all((session.run,), cut_batches(images, sizes), workers=self._threads)
+            logits = np.concatenate([output for (output,) in outputs]).astype(np.float64)
+            finite = np.isfinite(logits).all(axis=1)
+            correct += int((finite & (logits.argmax(axis=1) == labels)).sum())
+            with np.errstate(all="ignore"):
+                tops = logits.max(axis=1)
+                normaliser = tops + np.log(np.exp(logits - tops[:, None]).sum(axis=1))
+                loss += float((normaliser - logits[np.arange(len(labels)), labels]).sum())
+        return Evaluation(correct / count, loss / count)
+
+
+def compare_with_fp32(precision: str, latency: DeviceLatency, fp32: DeviceLatency) -> dict[str, Any] | None:
+    """What a precision gains on a device, for one subnet; None where the two latencies are not of one kind.
+
+    Args:
+        latency, fp32: in the precision and in fp32, on the same device and in the same runtime.
+
+    Returns:
+        Both latencies in milliseconds with their kind, and ``no_faster``: a sentence, or None where the precision is faster.
+    """
+    pairs = ((latency.measured, fp32.measured), (latency.predicted, fp32.predicted))
+    low, high = next(((low, high) for low, high in pairs if low and high), (None, None))
+    if low is None or high is None:
+        return None
+    kind = kind_text(low.kind, low.unsteady or high.unsteady)
+    device, _, _ = latency.device.partition(":")
+    where = "here" if low.kind == "measured" else f"on {device}"
+    return {
+        "device": latency.device,
+        "precision": precision,
+        "ms": low.ms,
+        "fp32_ms": high.ms,
+        "kind": low.kind,
+        "no_faster": no_faster(precision, low.ms, high.ms, kind, where),
+    }
