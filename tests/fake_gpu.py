@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from growtas.nn.relative import grid_index
+from growtas.nn.relative import compute_grid_index
 
 
 @contextlib.contextmanager
@@ -24,7 +24,7 @@ def fake_gpu() -> Iterator[None]:
     is no backward pass: autograd has no thread for the GPU.
     """
     # What is cached for a device belongs to one fake mode.
-    grid_index.cache_clear()
+    compute_grid_index.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
@@ -33,7 +33,7 @@ def fake_gpu() -> Iterator[None]:
         # Networks are made outside, as real ones, and placed inside.
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield
-    grid_index.cache_clear()
+    compute_grid_index.cache_clear()
 
 
 def _zeros(tensor: Tensor) -> NDArray[Any]:

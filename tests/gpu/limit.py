@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.gpu.hardware import Hardware
 from tests.gpu.images import write_folder
-from tests.gpu.step import Cases, Outcome, Skipped
+from tests.gpu.cases import Cases, Outcome, Skipped
 
 _PRECISION = "fp32"
 
@@ -79,7 +79,7 @@ def _growtas(*arguments: str) -> None:
     sys.stdout.write(f"growtas {' '.join(arguments)}\n{done.stdout}{done.stderr}\n")
     if done.returncode:
         message = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}")
-        missing = message.partition("No module named ")[2].partition(" ")[0]
+        missing = message.partition("No module named '")[2].partition("'")[0]
         if missing or "unexpected" not in message and message.startswith("growtas: "):
             raise Skipped(f"{missing} is not installed" if missing else message.removeprefix("growtas: "))
         raise RuntimeError(f"growtas {arguments[0]}: {message}")

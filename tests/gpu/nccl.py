@@ -11,7 +11,7 @@ from torch import nn
 
 from growtas.distributed import World
 from tests.gpu.hardware import Hardware
-from tests.gpu.step import Cases, Outcome
+from tests.gpu.cases import Cases, Outcome
 
 _WORLD = World(size=2)
 """Says two, in a group of one: a world of one takes a short cut past the group."""

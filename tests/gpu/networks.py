@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
 from growtas.space import SearchSpace
-from tests.gpu.step import Outcome
+from tests.gpu.cases import Outcome
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 NETWORKS = ("supernet", "static ViT")

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from growtas.space import load_space
 from tests.gpu.hardware import Hardware
 from tests.gpu.networks import NETWORKS, PRECISIONS, Comparison
-from tests.gpu.step import Cases, Outcome
+from tests.gpu.cases import Cases, Outcome
 
 
 def cases(hardware: Hardware, folder: Path) -> Cases:
@@ -23,7 +23,8 @@ def cases(hardware: Hardware, folder: Path) -> Cases:
     for name in NETWORKS:
         for precision in PRECISIONS:
             yield f"{name} against the CPU, {precision}", partial(comparison.compare, name, hardware.device, precision)
-    for precision in PRECISIONS:
+    # A CPU in float32 does without scaled_dot_product_attention.
+    for precision in hardware.size(tuple(PRECISIONS), ("bf16", "fp16")):
         for training in (False, True):
             what = "training" if training else "inference"
             yield f"attention kernel of {what}, {precision}", partial(_kernel, comparison, hardware, precision, training=training)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.gpu.hardware import Hardware
-from tests.gpu.step import Cases, Outcome, Skipped
+from tests.gpu.cases import Cases, Outcome, Skipped
 
 _TESTS = Path(__file__).with_name("test_plans.py")
 

@@ -18,7 +18,7 @@ from growtas.runs import Run
 from growtas.train.events import StepDone
 from tests.gpu.hardware import Hardware
 from tests.gpu.images import write_folder
-from tests.gpu.step import Cases, Outcome
+from tests.gpu.cases import Cases, Outcome
 
 _STOP_AFTER = 7
 _OPTIONS: dict[str, Any] = {"space": "micro", "epochs": 3, "batch_size": 32, "ema_decay": 0.9}

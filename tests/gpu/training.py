@@ -22,7 +22,7 @@ from growtas.train.strategies.base import Pass
 from tests.benchmarks import models
 from tests.benchmarks.timing import in_turns, ratio
 from tests.gpu.hardware import Hardware
-from tests.gpu.step import Cases, Outcome
+from tests.gpu.cases import Cases, Outcome
 
 ROUNDS = 10
 Program = Callable[[], None]

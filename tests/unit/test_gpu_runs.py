@@ -13,7 +13,7 @@ from tests.export_helpers import without_gpu
 from tests.gpu import __main__ as gpu
 from tests.gpu.hardware import Hardware
 from tests.gpu.report import FAILED, MEASURED, RUNNING, SKIPPED, Row, add_section, append_row, read_rows, table
-from tests.gpu.step import Outcome, Skipped, run_cases
+from tests.gpu.cases import Outcome, Skipped, run_cases
 
 
 @pytest.fixture
