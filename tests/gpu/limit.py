@@ -21,9 +21,8 @@ def cases(hardware: Hardware, folder: Path) -> Cases:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     run, profile = work / "runs" / "micro", work / "profile.json"
-    # A CPU is measured in ONNX Runtime.
-    runtime = hardware.size(["--runtime", "torch"], [])
-    few = hardware.size(["--samples", "30", "--held-out", "15"], ["--samples", "14", "--held-out", "4", "--repeats", "2"])
+    samples, held_out, repeats, seconds = hardware.size(("30", "15", "5", "0.02"), ("14", "4", "2", "0.005"))
+    few = ["--samples", samples, "--held-out", held_out, "--repeats", repeats, "--seconds", seconds]
 
     def train() -> Outcome:
         images = write_folder(folder / "images", hardware.size(400, 200), 28)
@@ -32,10 +31,8 @@ def cases(hardware: Hardware, folder: Path) -> Cases:
         return Outcome("trained")
 
     def measure() -> Outcome:
-        _growtas(
-            "profile", "--device", _device(hardware), "--new-device", *runtime, "--space", "micro", "--precision", _PRECISION, *few,
-            "--seconds", hardware.size("0.05", "0.005"), "--out", str(profile),
-        )  # fmt: skip
+        target = ["--device", _device(hardware), "--new-device", "--runtime", "torch", "--precision", _PRECISION]
+        _growtas("profile", *target, "--space", "micro", *few, "--out", str(profile))
         made = json.loads(profile.read_text())
         p95, samples = made["held_out"]["p95"], [sample["ms"] for sample in made["samples"]]
         unsteady = ", unsteady" if made.get("unsteady") else ""
@@ -47,8 +44,8 @@ def cases(hardware: Hardware, folder: Path) -> Cases:
             raise Skipped("there is no run, or no profile")
         limit = statistics.median(sample["ms"] for sample in json.loads(profile.read_text())["samples"])
         evolution = ["--generations", hardware.size("5", "1"), "--population", hardware.size("20", "4")]
-        target = ["--device", _device(hardware), *runtime, "--precision", _PRECISION, "--max-latency", f"{limit:.4f}ms"]
-        _growtas("search", str(run), *target, *evolution)
+        target = ["--device", _device(hardware), "--runtime", "torch", "--precision", _PRECISION]
+        _growtas("search", str(run), *target, "--max-latency", f"{limit:.4f}ms", *evolution)
         latency = json.loads((run / "search" / "subnet.json").read_text())["latency"]
         text = f"limit {limit:.3f} ms; found {latency['ms']:.3f} ms, {latency['kind']} in {latency['runtime']} {latency['precision']}"
         numbers = {"limit_ms": limit, "ms": latency["ms"], "kind": latency["kind"]}
