@@ -60,7 +60,7 @@ class GridIndex:
     num_lines: int
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def grid_index(rows: int, cols: int, max_relative_position: int, device: str = "cpu") -> GridIndex:
     """The indices of a grid, computed once a grid and device; constants to a compiler."""
     return compute_grid_index(rows, cols, max_relative_position, device)

@@ -1,7 +1,7 @@
-"""``python -m tests.gpu``: all that needs a GPU, in at most eight minutes. docs/GPU_RUNS.md says what it does and shows what it found.
+"""``python -m tests.gpu``: all that needs a GPU, in at most eight minutes; docs/GPU_RUNS.md says what it does.
 
-This module needs Python alone. What a step needs is imported by the step's own process, so that a package which is not there costs that
-step only, and so does a crash, or a step that does not end.
+This module needs Python alone. What a step needs is imported by the step's own process, so that a package which is not there
+costs that step only, and so does a crash, or a step that does not end.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = _machine()
     if not options.stand_in and "GPU" not in machine:
         sys.stderr.write(
-            f"There is no GPU here: {machine['no GPU']}. Nothing was run, and docs/GPU_RUNS.md stays as it is. On a GPU this would run:\n"
+            f"There is no GPU here: {machine['no GPU']}. Nothing was run, and docs/GPU_RUNS.md stays as it is.\n"
+            + "On a GPU this would run:\n"
             + "".join(f"  {step.name:<11}{step.what} ({step.seconds:g} s at most)\n" for step in steps)
             + "`make test-gpu STAND_IN=1` tries the steps on the CPU.\n"
         )
@@ -178,7 +179,8 @@ def install(folder: Path) -> str:
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--target", str(site), str(source)]
     try:
         done = subprocess.run([sys.executable, "-m", "pip", "install", "-q", *options], capture_output=True, text=True, timeout=90)
-        problem = done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
+        errors = [line.strip() for line in done.stderr.splitlines() if "rror" in line]
+        problem = "" if done.returncode == 0 else errors[-1] if errors else f"exit code {done.returncode}"
     except subprocess.TimeoutExpired:
         problem = "it took more than 90 s"
     if not problem:

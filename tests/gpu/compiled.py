@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,9 +10,9 @@ import torch
 from torch import nn
 
 from growtas.space import load_space
+from tests.gpu.cases import Cases, Outcome
 from tests.gpu.hardware import Hardware
 from tests.gpu.networks import NETWORKS, PRECISIONS, Comparison
-from tests.gpu.cases import Cases, Outcome
 
 
 def cases(hardware: Hardware, folder: Path) -> Cases:
@@ -23,7 +22,8 @@ def cases(hardware: Hardware, folder: Path) -> Cases:
     compile_ = partial(torch.compile, backend=hardware.size("inductor", "aot_eager"))
     for precision in sorted(PRECISIONS, reverse=True):
         for name in NETWORKS:
-            yield f"compiled {name} against the CPU, {precision}", partial(_compare, comparison, name, hardware, precision, compile_)
+            case = partial(_compare, comparison, name, hardware, precision, compile_)
+            yield f"compiled {name} against the CPU, {precision}", case
 
 
 def _compare(

@@ -19,9 +19,9 @@ from growtas.search.evolution import EvolutionConfig, evolve
 from growtas.search.journal import Evaluation
 from growtas.space import load_space
 from growtas.subnet import Subnet
+from tests.gpu.cases import Cases, Outcome
 from tests.gpu.hardware import Hardware
 from tests.gpu.images import CLASSES, noise
-from tests.gpu.cases import Cases, Outcome
 
 _PLAIN_BATCH = 256
 _LOSS_BAR = 1e-3

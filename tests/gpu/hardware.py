@@ -1,4 +1,4 @@
-"""What the steps of a GPU run compute on: the GPU, or a stand-in for it. ``python -m tests.gpu.hardware`` prints what the machine is."""
+"""What the steps compute on: the GPU, or a stand-in. ``python -m tests.gpu.hardware`` prints what the machine is."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Hardware:
 
 
 def machine() -> dict[str, str]:
-    """Python, the GPU with its driver, and the versions of the packages; without a GPU that PyTorch can use, ``no GPU`` says why."""
+    """The GPU with its driver, and versions; without a GPU that PyTorch can use, the entry ``no GPU`` says why."""
     facts: dict[str, str] = {}
     try:
         import torch

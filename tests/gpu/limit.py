@@ -9,9 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.gpu.cases import Cases, Outcome, Skipped
 from tests.gpu.hardware import Hardware
 from tests.gpu.images import write_folder
-from tests.gpu.cases import Cases, Outcome, Skipped
 
 _PRECISION = "fp32"
 
@@ -36,7 +36,7 @@ def cases(hardware: Hardware, folder: Path) -> Cases:
         made = json.loads(profile.read_text())
         p95, samples = made["held_out"]["p95"], [sample["p50_ms"] for sample in made["samples"]]
         unsteady = ", unsteady" if made.get("unsteady") else ""
-        text = f"{len(samples)} subnets, {min(samples):.3f} to {max(samples):.3f} ms; error on held-out ones {p95:.1%} (p95){unsteady}"
+        text = f"{len(samples)} subnets, {min(samples):.3f} to {max(samples):.3f} ms; held-out error {p95:.1%} (p95){unsteady}"
         return Outcome(text, {"p95": p95, "samples": len(samples)})
 
     def search() -> Outcome:
@@ -50,7 +50,8 @@ def cases(hardware: Hardware, folder: Path) -> Cases:
         _growtas("search", str(run), *target, "--max-latency", f"{limit:.4f}ms", *evolution)
         subnet = json.loads((run / "search" / "subnet.json").read_text())
         latency, judged = subnet["latency"], subnet["latencies"][0]["judged"]
-        text = f"limit {limit:.3f} ms; judged on {judged['ms']:.3f} ms, {judged['kind']} in {latency['runtime']}, {latency['precision']}"
+        where = f"in {latency['runtime']}, {latency['precision']}"
+        text = f"limit {limit:.3f} ms; judged on {judged['ms']:.3f} ms, {judged['kind']} {where}"
         return Outcome(text, {"limit_ms": limit, **judged}, judged["kind"] == "measured" and judged["ms"] <= limit)
 
     yield "growtas train of micro", train
@@ -79,6 +80,6 @@ def _growtas(*arguments: str) -> None:
     if done.returncode:
         message = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}")
         missing = message.partition("No module named '")[2].partition("'")[0]
-        if missing or "unexpected" not in message and message.startswith("growtas: "):
+        if missing or (message.startswith("growtas: ") and "unexpected" not in message):
             raise Skipped(f"{missing} is not installed" if missing else message.removeprefix("growtas: "))
         raise RuntimeError(f"growtas {arguments[0]}: {message}")

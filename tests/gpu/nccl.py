@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import nn
 
 from growtas.distributed import World
-from tests.gpu.hardware import Hardware
 from tests.gpu.cases import Cases, Outcome
+from tests.gpu.hardware import Hardware
 
 _WORLD = World(size=2)
 """Says two, in a group of one: a world of one takes a short cut past the group."""

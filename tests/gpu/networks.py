@@ -22,7 +22,14 @@ _BARS = {"fp32": (1e-4, 1e-3), "bf16": (5e-2, 1e-1), "fp16": (1e-2, 2e-2)}
 _LOSS_SCALE = 1024.0
 """Keeps gradients within float16's range, as a loss scaler does."""
 
-Network = Callable[[Tensor], Tensor]
+Wrap = Callable[[nn.Module], nn.Module]
+"""Makes what is called of a module, such as ``torch.compile``."""
+Tensors = tuple[Tensor, Tensor]
+"""Logits and gradients, on the CPU in float32."""
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module
 
 
 @dataclass(frozen=True)
@@ -56,12 +63,8 @@ class Comparison:
         shape = self.batch, self.space.in_chans, self.space.image_size, self.space.image_size
         return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
-    def run(self, name: str, device: str, precision: str, wrap: Callable[[nn.Module], nn.Module] = lambda module: module) -> Tensors:
-        """Logits and gradients, on the CPU in float32.
-
-        Args:
-            wrap: makes what is called of the module, such as ``torch.compile``.
-        """
+    def run(self, name: str, device: str, precision: str, wrap: Wrap = _itself) -> Tensors:
+        """One forward and one backward pass."""
         module = self.module(name).to(device)
         called, reduced = wrap(module), PRECISIONS[precision]
         labels = torch.arange(self.batch, device=device) % self.space.num_classes
@@ -76,19 +79,12 @@ class Comparison:
         """:meth:`run` on the CPU in float32."""
         return self.run(name, "cpu", "fp32")
 
-    def compare(self, name: str, device: str, precision: str, wrap: Callable[[nn.Module], nn.Module] = lambda module: module) -> Outcome:
+    def compare(self, name: str, device: str, precision: str, wrap: Wrap = _itself) -> Outcome:
         """The relative errors of logits and gradients, whose norms are compared."""
         ours, theirs = self.run(name, device, precision, wrap), self.reference(name)
         errors = [float((one - other).norm() / other.norm()) for one, other in zip(ours, theirs, strict=True)]
-        passed = all(error <= bar for error, bar in zip(errors, _BARS[precision], strict=True))
         logits, gradients = errors
-        text = "relative error of logits {:.1e} (bar {:g}), of gradients {:.1e} (bar {:g})"
-        bars = _BARS[precision]
-        return Outcome(
-            text.format(logits, bars[0], gradients, bars[1]),
-            {"logits_error": logits, "gradients_error": gradients},
-            passed,
-        )
-
-
-Tensors = tuple[Tensor, Tensor]
+        for_logits, for_gradients = _BARS[precision]
+        text = f"relative error of logits {logits:.1e} (bar {for_logits:g}), of gradients {gradients:.1e} (bar {for_gradients:g})"
+        numbers = {"logits_error": logits, "gradients_error": gradients}
+        return Outcome(text, numbers, logits <= for_logits and gradients <= for_gradients)

@@ -10,9 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from growtas.space import load_space
+from tests.gpu.cases import Cases, Outcome
 from tests.gpu.hardware import Hardware
 from tests.gpu.networks import NETWORKS, PRECISIONS, Comparison
-from tests.gpu.cases import Cases, Outcome
 
 
 def cases(hardware: Hardware, folder: Path) -> Cases:

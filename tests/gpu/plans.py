@@ -9,8 +9,8 @@ import xml.etree.ElementTree as ElementTree
 from functools import partial
 from pathlib import Path
 
-from tests.gpu.hardware import Hardware
 from tests.gpu.cases import Cases, Outcome, Skipped
+from tests.gpu.hardware import Hardware
 
 _TESTS = Path(__file__).with_name("test_plans.py")
 

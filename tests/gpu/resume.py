@@ -1,4 +1,4 @@
-"""A training that is stopped and continued, in torch's deterministic mode: does it end with the bits of one that was not stopped?"""
+"""A training that is stopped and continued ends with the bits of one that was not, in torch's deterministic mode."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from growtas.checkpoint import load_tensors
 from growtas.progress import Progress
 from growtas.runs import Run
 from growtas.train.events import StepDone
+from tests.gpu.cases import Cases, Outcome
 from tests.gpu.hardware import Hardware
 from tests.gpu.images import write_folder
-from tests.gpu.cases import Cases, Outcome
 
 _STOP_AFTER = 7
 _OPTIONS: dict[str, Any] = {"space": "micro", "epochs": 3, "batch_size": 32, "ema_decay": 0.9}
@@ -56,8 +56,11 @@ def _compare(hardware: Hardware, folder: Path, images: Path, amp: str) -> Outcom
         return Outcome(f"the training was over before step {_STOP_AFTER}", passed=False)
     whole, resumed = (_tensors(Run(folder / amp / name)) for name in ("whole", "stopped"))
     different = sorted(name for name in whole.keys() | resumed.keys() if not _equal(whole.get(name), resumed.get(name)))
-    text = f"{len(different)} of {len(whole)} tensors differ, such as {different[0]}" if different else f"all {len(whole)} tensors are equal"
-    return Outcome(f"{text}; stopped after step {_STOP_AFTER}", {"tensors": len(whole), "different": len(different)}, not different)
+    text = (
+        f"{len(different)} of {len(whole)} tensors differ, such as {different[0]}" if different else f"all {len(whole)} are equal"
+    )
+    numbers = {"tensors": len(whole), "different": len(different)}
+    return Outcome(f"tensors: {text}; stopped after step {_STOP_AFTER}", numbers, not different)
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

@@ -21,8 +21,8 @@ from growtas.train.step import Stepper, Training, autocast_type
 from growtas.train.strategies.base import Pass
 from tests.benchmarks import models
 from tests.benchmarks.timing import in_turns, ratio
-from tests.gpu.hardware import Hardware
 from tests.gpu.cases import Cases, Outcome
+from tests.gpu.hardware import Hardware
 
 ROUNDS = 10
 Program = Callable[[], None]
@@ -53,7 +53,8 @@ def cases(hardware: Hardware, folder: Path) -> Cases:
     rounds = hardware.size(ROUNDS, 2)
     # What ran out of memory is left out.
     fitting = {name: programs[name] for name in peaks}
-    yield f"step time at batch {batch}, {rounds * _steps(hardware, _DEIT)} steps in turns", partial(_times, hardware, fitting, rounds)
+    count = rounds * _steps(hardware, _DEIT)
+    yield f"step time at batch {batch}, {count} steps in turns", partial(_times, hardware, fitting, rounds)
 
 
 def _steps(hardware: Hardware, name: str) -> int:

@@ -11,9 +11,9 @@ import pytest
 
 from tests.export_helpers import without_gpu
 from tests.gpu import __main__ as gpu
+from tests.gpu.cases import Outcome, Skipped, run_cases
 from tests.gpu.hardware import Hardware
 from tests.gpu.report import FAILED, MEASURED, RUNNING, SKIPPED, Row, add_section, append_row, read_rows, table
-from tests.gpu.cases import Outcome, Skipped, run_cases
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_the_projects_addresses_are_named():
 
 def test_opening_a_network_to_measure_it_needs_no_pydantic():
     """A machine that measures may have little installed; manifests are what needs it."""
-    code = "import sys; import growtas.export.open, growtas.search.search, growtas.train.session; sys.exit('pydantic' in sys.modules)"
+    code = "import sys, growtas.export.open, growtas.search.search, growtas.train.session; sys.exit('pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
