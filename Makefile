@@ -3,6 +3,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
+# A machine with a GPU may have no network: its own Python serves, with the packages that it has.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 DEMO := build/demo
 
 .PHONY: help demo test test-slow test-gpu lint bench evidence evidence-tables evidence-search evidence-kills evidence-stops evidence-limits clean
@@ -19,7 +21,7 @@ help:
 	@echo "make evidence-kills    a training killed 40 times at random moments, and continued (minutes)"
 	@echo "make evidence-stops    trainings stopped 120 times by Ctrl-C and SIGTERM, and continued (half an hour and more)"
 	@echo "make evidence-limits   20 searches under latency limits on this machine: RUN=a trained run's folder (ten minutes)"
-	@echo "make test-gpu  the tests that need a CUDA device; writes docs/GPU_RUNS.md"
+	@echo "make test-gpu  all that needs a GPU, in eight minutes at most; writes docs/GPU_RUNS.md; with STAND_IN=1 on the CPU, to try it"
 
 $(VENV)/.installed: pyproject.toml constraints.txt growtas/nn/evaluation/_kernels.c growtas/nn/evaluation/_kernels.inc
 	$(PYTHON) -m venv $(VENV)
@@ -43,8 +45,8 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n auto --dist worksteal
 
-test-gpu: $(VENV)/.installed
-	$(BIN)/python -m tests.gpu.report
+test-gpu:
+	$(GPU_PYTHON) -m tests.gpu $(if $(STAND_IN),--stand-in) $(ARGUMENTS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

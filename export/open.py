@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from growtas.errors import CheckpointError, DeviceError, choices
-from growtas.export.artifact import Artifact, PlanRecord
 from growtas.export.formats import ONNX, OPENVINO, PLAN, PROGRAM, TORCH, format_of
 from growtas.export.runtimes.base import Session
+
+if TYPE_CHECKING:
+    # pydantic, which manifests need, is not needed to measure subnets on a machine that lacks it.
+    from growtas.export.artifact import Artifact
 
 DEVICES = ("cpu", "cuda")
 
@@ -86,6 +90,7 @@ def why_not_here(artifact: Artifact) -> str | None:
     """
     manifest = artifact.manifest
     if artifact.format is PLAN:
+        from growtas.export.artifact import PlanRecord
         from growtas.export.tensorrt.load import why_not_loadable
 
         return why_not_loadable(manifest.plan or PlanRecord())

@@ -27,10 +27,10 @@ def naive_relative_attention(
     """
     clip = (key_tables[0].shape[0] - 2) // 2
     tokens = rows * cols + 1
-    position = torch.arange(rows * cols)
+    position = torch.arange(rows * cols, device=q.device)
     row, col = position // cols, position % cols
-    vertical = torch.zeros(tokens, tokens, dtype=torch.long)
-    horizontal = torch.zeros(tokens, tokens, dtype=torch.long)
+    vertical = torch.zeros(tokens, tokens, dtype=torch.long, device=q.device)
+    horizontal = torch.zeros(tokens, tokens, dtype=torch.long, device=q.device)
     vertical[1:, 1:] = (row[None, :] - row[:, None]).clamp(-clip, clip) + clip + 1
     horizontal[1:, 1:] = (col[None, :] - col[:, None]).clamp(-clip, clip) + clip + 1
     relative_key = key_tables[0][vertical] + key_tables[1][horizontal]

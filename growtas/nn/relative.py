@@ -60,9 +60,15 @@ class GridIndex:
     num_lines: int
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def grid_index(rows: int, cols: int, max_relative_position: int, device: str = "cpu") -> GridIndex:
-    """The indices of a grid, computed once a grid and device."""
+    """The indices of a grid, computed once a grid and device; constants to a compiler."""
+    return compute_grid_index(rows, cols, max_relative_position, device)
+
+
+@lru_cache(maxsize=64)
+def compute_grid_index(rows: int, cols: int, max_relative_position: int, device: str) -> GridIndex:
+    """What :func:`grid_index` gives. A compiler can't follow the code, and would compute the indices at every call."""
     # Cached tensors outlive the caller's mode and device: they must be ordinary ones.
     with torch.inference_mode(False), torch.device("cpu"):
         position = torch.arange(rows * cols)

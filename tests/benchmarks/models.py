@@ -87,7 +87,7 @@ class PublicOrderAttention(nn.Module):
     def _look_up(self, tables: RelativeTables) -> Tensor:
         grid, clip = self.attn.grid_size, self.attn.max_relative_position
         assert clip is not None
-        position = torch.arange(grid * grid)
+        position = torch.arange(grid * grid, device=tables.vertical.device)
         row, col = position // grid, position % grid
         vertical = F.pad((row[None, :] - row[:, None]).clamp(-clip, clip) + clip + 1, (1, 0, 1, 0))
         horizontal = F.pad((col[None, :] - col[:, None]).clamp(-clip, clip) + clip + 1, (1, 0, 1, 0))

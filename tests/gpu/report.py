@@ -1,78 +1,69 @@
-"""``python -m tests.gpu.report``: run every test that needs a GPU, and write docs/GPU_RUNS.md's table of what was seen."""
+"""The rows that a run on a GPU gives, and the page that shows them."""
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import subprocess
-import sys
-import xml.etree.ElementTree as ElementTree
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
-
-PAGE = Path("docs/GPU_RUNS.md")
-_RESULTS = Path("build/gpu.xml")
-_PACKAGES = ("torch", "tensorrt", "tensorrt-rtx-cu13", "onnxruntime-gpu")
-_HEAD = """# What ran on a GPU
-
-`make test-gpu` runs the tests that need a GPU and adds a table here. What is not in a table has not run on one.
-"""
+MEASURED, FAILED, SKIPPED, RUNNING = "measured", "failed", "skipped", "running"
+"""What became of a row; ``running`` stands in a file while the row's case runs, and afterwards where it did not end."""
 
 
-def outcomes(results: Path) -> list[tuple[str, str]]:
-    """Name and outcome of every test in a JUnit file: passed, failed, or skipped with the reason."""
-    found = []
-    for case in ElementTree.parse(results).iter("testcase"):
-        name = f"{str(case.get('classname', '')).rsplit('.', 1)[-1]}::{case.get('name')}"
-        failed = case.find("failure") if case.find("failure") is not None else case.find("error")
-        skipped = case.find("skipped")
-        if failed is not None:
-            found.append((name, "**failed**"))
-        elif skipped is not None:
-            found.append((name, f"skipped: {skipped.get('message')}"))
-        else:
-            found.append((name, "passed"))
-    return found
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one case showed.
+
+    Attributes:
+        step: the step that the case belongs to.
+        case: what was done.
+        outcome: one of the words above.
+        result: a sentence: what was measured, or why it failed or was skipped.
+        numbers: the measured numbers, for the JSON.
+    """
+
+    step: str
+    case: str
+    outcome: str
+    result: str = ""
+    numbers: Mapping[str, Any] = field(default_factory=dict)
 
 
-def page(old: str, machine: Mapping[str, str], results: Sequence[tuple[str, str]], when: str) -> str:
-    """The page with one more table, the newest first."""
-    earlier = old.split("\n## ", 1)
-    facts = ", ".join(f"{name} {value}" for name, value in machine.items())
-    rows = "\n".join(f"| `{name}` | {outcome.replace('|', '/')} |" for name, outcome in results)
-    table = f"## {when}\n\n{facts}\n\n| test | outcome |\n| --- | --- |\n{rows}\n"
-    return f"{_HEAD}\n{table}" + (f"\n## {earlier[1]}" if len(earlier) > 1 else "")
+def append_row(path: Path, row: Row) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(row)) + "\n")
 
 
-def machine() -> dict[str, str]:
-    """The GPU, its driver, and the packages that are installed."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
-    except (OSError, subprocess.CalledProcessError):
-        driver = "unknown"
-    found = {"GPU": torch.cuda.get_device_name(), "driver": driver}
-    for package in _PACKAGES:
+def read_rows(path: Path) -> list[Row]:
+    """The last row of every case, in the order of their beginnings; a line that a killed process did not end is left out."""
+    rows: dict[str, Row] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+            row = Row(**json.loads(line))
+        except json.JSONDecodeError:
             continue
-    return found
+        rows[row.case] = row
+    return list(rows.values())
 
 
-def main() -> int:
-    """Run, write, and give pytest's exit code."""
-    if not torch.cuda.is_available():
-        sys.stderr.write("there is no CUDA device here: nothing was run, and docs/GPU_RUNS.md stays as it is\n")
-        return 2
-    _RESULTS.parent.mkdir(exist_ok=True)
-    code = subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu", "-v", f"--junitxml={_RESULTS}"], check=False).returncode
-    when = datetime.datetime.now().astimezone().isoformat(timespec="minutes")
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), machine(), outcomes(_RESULTS), when), encoding="utf-8")
-    return code
+def table(machine: Mapping[str, str], rows: Sequence[Row]) -> str:
+    """The machine in one line, and the rows as a Markdown table."""
+    facts = ", ".join(f"{name} {value}" for name, value in machine.items())
+    lines = [f"| {row.step} | {_cell(row.case)} | {_outcome(row)} | {_cell(row.result)} |" for row in rows]
+    return "\n".join([facts, "", "| step | case | outcome | result |", "| --- | --- | --- | --- |", *lines, ""])
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def add_section(page: str, title: str, text: str) -> str:
+    """A page with one more section, before the sections that it has."""
+    head, *sections = page.split("\n## ")
+    return "\n## ".join([f"{head.rstrip()}\n", f"{title}\n\n{text}", *sections])
+
+
+def _outcome(row: Row) -> str:
+    return f"**{row.outcome}**" if row.outcome == FAILED else row.outcome
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "/")

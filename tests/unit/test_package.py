@@ -53,6 +53,12 @@ def test_the_projects_addresses_are_named():
     assert (root / urls["Documentation"].rpartition("/")[2] / "serving.md").exists()
 
 
+def test_opening_a_network_to_measure_it_needs_no_pydantic():
+    """A machine that measures may have little installed; manifests are what needs it."""
+    code = "import sys, growtas.export.open, growtas.search.search, growtas.train.session; sys.exit('pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
 def test_importing_the_packages_imports_nothing_heavy():
     done = run_python("import growtas, growtas.api, growtas.export")
     assert done.returncode == 0, done.stderr

@@ -147,3 +147,13 @@ def test_architecture_round_trips_and_names_odd_keys():
     assert Architecture.from_dict(architecture.to_dict()) == architecture
     with pytest.raises(CheckpointError, match="colour"):
         Architecture.from_dict({**architecture.to_dict(), "colour": 1})
+
+
+@pytest.mark.parametrize("name", ["supernet", "static"])
+def test_a_compiler_sees_one_graph(supernet, name):
+    """A break in every block would cost more than compiling gains."""
+    module, arguments = (supernet, (TINY.largest,)) if name == "supernet" else (extract(supernet, TINY.largest), ())
+    images = torch.randn(2, 3, 16, 16)
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images, *arguments), module(images, *arguments), rtol=1e-3, atol=1e-4)

@@ -1,0 +1,60 @@
+"""Supernet and static ViT in float32, bfloat16 and float16 against the CPU, and which attention kernel runs them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from growtas.space import load_space
+from tests.gpu.cases import Cases, Outcome
+from tests.gpu.hardware import Hardware
+from tests.gpu.networks import NETWORKS, PRECISIONS, Comparison
+
+
+def cases(hardware: Hardware, folder: Path) -> Cases:
+    space = load_space("autoformer-t")
+    comparison = Comparison(hardware.size(space, space.replace(depth=(2,))), hardware.size(8, 2))
+    # cuDNN's convolutions take TF32 unless they are told not to, and the CPU has none.
+    torch.backends.cudnn.allow_tf32 = False
+    for name in NETWORKS:
+        for precision in PRECISIONS:
+            yield f"{name} against the CPU, {precision}", partial(comparison.compare, name, hardware.device, precision)
+    # A CPU in float32 does without scaled_dot_product_attention.
+    for precision in hardware.size(tuple(PRECISIONS), ("bf16", "fp16")):
+        for training in (False, True):
+            what = "training" if training else "inference"
+            yield f"attention kernel of {what}, {precision}", partial(_kernel, comparison, hardware, precision, training=training)
+
+
+class _AttentionKernels(TorchDispatchMode):
+    """Notes which kernels scaled_dot_product_attention chooses, and the channels of a head that they get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: set[str] = set()
+        self.channels: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.partition(".")[0]
+        if name.startswith("_scaled_dot_product") and "backward" not in name:
+            self.kernels.add(name.removeprefix("_scaled_dot_product_"))
+            self.channels.add(args[0].shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+def _kernel(comparison: Comparison, hardware: Hardware, precision: str, *, training: bool) -> Outcome:
+    """The kernel is as it should be if it is one of the fused ones: what is written out is no single operation."""
+    module = comparison.module("supernet").to(hardware.device)
+    reduced = PRECISIONS[precision]
+    with torch.set_grad_enabled(training), torch.autocast(hardware.device, reduced, enabled=reduced is not None):
+        images, kernels = comparison.images().to(hardware.device), _AttentionKernels()
+        with kernels:
+            module(images, *comparison.arguments("supernet"))
+    if not kernels.kernels:
+        return Outcome("no fused kernel: attention is written out", {"kernels": []}, passed=False)
+    channels = ", ".join(map(str, sorted(kernels.channels)))
+    return Outcome(f"{', '.join(sorted(kernels.kernels))}, with heads of {channels} channels", {"kernels": sorted(kernels.kernels)})
