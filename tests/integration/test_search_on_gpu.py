@@ -260,7 +260,7 @@ def test_the_limit_is_judged_on_the_same_target_by_export_and_bench(tmp_path, gr
     # The same plan on another GPU of the same generation, and on a machine that has none.
     monkeypatch.setattr(at_hand, "gpu_name", lambda: "NVIDIA RTX A6000")
     FakeMachine(gpu="sm86", name="NVIDIA RTX A6000", latency_ms=size_ms).install_builders(monkeypatch)
-    for command_ in (("export", "--format", "trt", "--images", "20", "--device", "a10"), bench):
+    for command_ in (("export", "--format", "torch", "--images", "20"), bench):
         code, out, err = growtas(*command_)
         assert code == 0, err
         assert "on a10 (then" in out
