@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from growtas.search.evaluation.workers import SearchWorld
 
 
+PREDICTED_GENERATIONS = 10
+"""Generations by default, where a predictor chooses what is evaluated: half of the paper's."""
 REPLAY = "replay"
 """Folder of a replay's results, in the folder of the search."""
 
@@ -60,8 +62,9 @@ def search(
     front: str | None = None,
     replay: bool = False,
     exact: bool = False,
+    predictor: bool = True,
     strict: bool = False,
-    generations: int = 20,
+    generations: int | None = None,
     population: int = 50,
     seed: int = 0,
     limit_images: int | None = None,
@@ -97,9 +100,12 @@ def search(
         replay: choose among the journalled subnets; evaluate nothing. The results go into the folder ``replay`` in ``out``, and
             what a search has chosen there stays.
         exact: evaluate every subnet on all images, even if it can't become a parent.
+        predictor: for a front, and where a latency limit is judged on measurements, evaluate the subnets whose accuracy is
+            predicted to be best, as fitted to all evaluations before. Other searches use no predictions.
         strict: on a machine whose timings are not steady, refuse to judge a latency limit; by default it is judged on ratios to a
             reference subnet, and the result is marked as unsteady.
-        generations, population: of the evolution.
+        generations: of the evolution; by default 20, or 10 where a predictor chooses.
+        population: subnets of a generation.
         seed: of all random choices.
         limit_images: evaluate on so many images of the search split only.
         threads: CPU threads of the evaluation, of each process, and of what is timed on this machine; by default all that this
@@ -129,7 +135,8 @@ def search(
         "--data-dir": data_dir is not None,
         "--limit-images": limit_images is not None,
         "--exact": exact,
-        "--generations": generations != EvolutionConfig.generations,
+        "--no-predictor": not predictor,
+        "--generations": generations is not None,
         "--population": population != EvolutionConfig.population,
     }
     if replay and (ignored := next((option for option, given in evaluating.items() if given), None)):
@@ -153,7 +160,7 @@ def search(
         # Of several devices' precisions the one with the most bytes.
         precision=max((device.precision for device in parsed), key=BYTES.__getitem__, default=precision or "fp32"),
     )
-    config = EvolutionConfig(generations=generations, population=population)
+    config = EvolutionConfig(generations=EvolutionConfig.generations if generations is None else generations, population=population)
     chosen_run, how = find_supernet(run.path if isinstance(run, Run) else run, space, progress)
     progress.note(f"run: {chosen_run.path} ({how})")
     state = chosen_run.info.get("state")
@@ -170,8 +177,10 @@ def search(
         axes=parse_axes(front, bool(parsed)) if objective == "pareto" else (),
         several=several,
         exact=exact,
+        predictor=predictor,
         strict=strict,
         config=config,
+        generations=generations,
         seed=seed,
         threads=threads,
         load=partial(LoadedSupernet.load, chosen_run, data=data, data_dir=data_dir, limit_images=limit_images),
@@ -211,6 +220,8 @@ class _Request:
         run_chosen: how the run was chosen.
         axes: of the front; empty without one.
         several: the devices are one device in several precisions.
+        config: of the evolution, where no predictor chooses.
+        generations: what was asked for; None where it was left open.
         load: loads a checkpoint of the run, and its images.
         data: the name of the data set and what else is recorded of it.
         command: the line that was typed, None where that is not known.
@@ -224,8 +235,10 @@ class _Request:
     axes: tuple[str, ...]
     several: bool
     exact: bool
+    predictor: bool
     strict: bool
     config: EvolutionConfig
+    generations: int | None
     seed: int
     threads: int | None
     load: Callable[[Path], LoadedSupernet]
@@ -252,7 +265,7 @@ class _Request:
         from growtas.search.precision import ConvertedScorer
         from growtas.search.scoring import Scorer
 
-        progress, config = self.progress, self.config
+        progress = self.progress
         try:
             ensure_writable(self.out)
             remote = self._remote_targets()
@@ -261,8 +274,9 @@ class _Request:
             if world.size > 1:
                 loaded.decode()
             search = self._with_targets(remote)
+            config, settings = self._config(search.predicts), self._settings(predicts=search.predicts)
             path, others = self.out / "journal.jsonl", self._other_journals()
-            journal = Journal(path, loaded.digest, loaded.data_digest, self._settings(), others)
+            journal = Journal(path, loaded.digest, loaded.data_digest, settings, others)
             local = SubnetEvaluator(loaded.supernet, loaded.images, device=world.device, threads=self.threads)
         except Exception:
             with contextlib.suppress(WorkerError):
@@ -277,9 +291,7 @@ class _Request:
         try:
             world.share((loaded.checkpoint, loaded.digest, loaded.data_digest))
             with SharedEvaluator(local, world) as evaluate:
-                # A front needs every accuracy, and so do finalists that may miss a measured limit: the next best is measured then.
-                measured = any(target.stopwatch and target.max_ms is not None for target in search.targets)
-                exact = self.exact or bool(self.axes) or measured
+                exact = self.exact or search.wants_every_accuracy
                 racing = None if exact else Racing(config.parents, len(images))
                 scorer = Scorer(self.space, evaluate, journal, racing, progress)
                 convert = ConvertedEvaluator(loaded.supernet, images, loaded.split, local.threads)
@@ -291,7 +303,7 @@ class _Request:
         if journal.borrowed:
             progress.note(f"evaluations reused: {_counted(journal.path, scorer.reused, journal.borrowed)}")
         record = {
-            **self._record(loaded.checkpoint, loaded.digest),
+            **self._record(loaded.checkpoint, loaded.digest, settings),
             "images": {"split": "search", "count": len(images), "fingerprint": loaded.data_digest},
             "exact": exact,
             "evaluated": scorer.evaluated,
@@ -380,7 +392,7 @@ class _Request:
                 "a search without --replay would likely find a better one"
             )
         record = {
-            **self._record(checkpoint, digest),
+            **self._record(checkpoint, digest, self._settings()),
             "images": {"split": "search", "count": None, "fingerprint": recorded.data_fingerprint},
             "evaluated": 0,
             "dropped": 0,
@@ -457,7 +469,15 @@ class _Request:
                 )
                 for target, device, conversion in zip(ordered, devices, ships, strict=True)
             )
-        return Search(space=self.space, limits=self.limits, targets=ordered, front=self.axes, ships=ships, variants=variants)
+        return Search(
+            space=self.space,
+            limits=self.limits,
+            targets=ordered,
+            front=self.axes,
+            ships=ships,
+            variants=variants,
+            predictor=self.predictor,
+        )
 
     def _gains(self, search: Search, outcome: Outcome) -> list[dict[str, Any]]:
         """What the precisions of the chosen subnet gain over fp32, on each device: measured where it is at hand, else predicted."""
@@ -502,7 +522,7 @@ class _Request:
             progress=self.progress,
         )
 
-    def _record(self, checkpoint: Path, digest: str) -> dict[str, Any]:
+    def _record(self, checkpoint: Path, digest: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         run = {
             "run": str(self.run.path),
             "run_chosen": self.run_chosen,
@@ -510,9 +530,14 @@ class _Request:
             "command": self.command,
             "threads": self.threads or available_threads(),
         }
-        return {**run, "checkpoint": str(checkpoint), "checkpoint_sha256": digest, **self._settings()}
+        return {**run, "checkpoint": str(checkpoint), "checkpoint_sha256": digest, **settings}
 
-    def _settings(self) -> dict[str, Any]:
+    def _config(self, predicts: bool) -> EvolutionConfig:
+        """The evolution's settings, with fewer generations by default where a predictor chooses."""
+        fewer = predicts and self.generations is None
+        return replace(self.config, generations=PREDICTED_GENERATIONS) if fewer else self.config
+
+    def _settings(self, *, predicts: bool = False) -> dict[str, Any]:
         """What the journal and the results record of the request."""
         first, limits = self.devices[0] if self.devices else None, asdict(self.limits)
         if self.limits.max_macs_with_relative_position is None:
@@ -531,8 +556,10 @@ class _Request:
             ],
             "batch": self.limits.batch,
             "seed": self.seed,
-            "generations": self.config.generations,
+            "generations": self._config(predicts).generations,
             "population": self.config.population,
+            # A search without it is the same as those of journals that know of none.
+            **({"predictor": True} if predicts else {}),
         }
 
 

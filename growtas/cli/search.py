@@ -85,11 +85,19 @@ def search(
     exact: Annotated[
         bool, Option("--exact", help="Evaluate every subnet on all images, even those that can't become parents any more.")
     ] = False,
+    predictor: Annotated[
+        bool,
+        Option(
+            help="For a front, and where a latency limit is measured: evaluate the subnets whose accuracy is predicted to be best."
+        ),
+    ] = True,
     strict: Annotated[
         bool,
         Option("--strict", help="Refuse to judge a latency limit on a machine that is not steady, instead of marking the result."),
     ] = False,
-    generations: Annotated[int, Option(help="Generations of the evolution.")] = 20,
+    generations: Annotated[
+        int | None, Option(help="Generations of the evolution; by default 20, or 10 where the predictor chooses.")
+    ] = None,
     population: Annotated[int, Option(help="New subnets a generation.")] = 50,
     seed: Annotated[int, Option(help="Seed of all random choices.")] = 0,
     limit_images: Annotated[int | None, Option(help="Evaluate on so many images of the search split only.")] = None,
@@ -112,7 +120,7 @@ def search(
     from growtas.cli.search_live import SearchDisplay
     from growtas.cli.search_view import show_result
 
-    with SearchDisplay(generations, hidden=json_) as display:
+    with SearchDisplay(population, hidden=json_) as display:
         result = api.search(
             run,
             space=space,
@@ -130,6 +138,7 @@ def search(
             front=front,
             replay=replay,
             exact=exact,
+            predictor=predictor,
             strict=strict,
             generations=generations,
             population=population,

@@ -29,16 +29,16 @@ class SearchDisplay(ProgressBar):
     """The last generations with their best and median accuracy, evaluations a second and the time that is left.
 
     Args:
-        generations: how many to expect.
+        population: subnets of a generation.
         hidden: show only notes, as where stderr is no terminal.
     """
 
-    def __init__(self, generations: int, *, hidden: bool) -> None:
+    def __init__(self, population: int, *, hidden: bool) -> None:
         left = (TextColumn("ETA"), TimeRemainingColumn())
         times = (TimeElapsedColumn(), *left) if console(stderr=True).width >= _WIDE else left
         super().__init__(TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), *times, hidden=hidden)
         self.bar.get_renderables = self._renderables  # type: ignore[method-assign]
-        self._generations = generations
+        self._population, self._generations = population, 0
         self._rows: deque[tuple[str, ...]] = deque(maxlen=_ROWS)
         self._stage, self._counting = "", True
         self._current: list[float] = []
@@ -55,6 +55,7 @@ class SearchDisplay(ProgressBar):
             self.bar.update(self.task, description=name if fits else name.partition(":")[0])
         else:
             super().stage(name, total)
+            self._generations = -(-total // self._population)
             self._started = self._generation_started = time.perf_counter()
 
     def advance(self, count: int = 1) -> None:

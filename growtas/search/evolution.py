@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from numpy.random import Generator
 
 from growtas.batch import SubnetBatch
 from growtas.fields import Rule, check_fields, checked, real, whole
 from growtas.progress import SILENT, Progress
 from growtas.sampling import Feasible, crossover, mutate, sample_feasible
+from growtas.search.accuracy_predictor import AccuracyPredictor, legal_shapes, promising
 from growtas.search.scoring import Score
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
@@ -80,6 +82,8 @@ def evolve(
     rng: Generator,
     config: EvolutionConfig | None = None,
     progress: Progress = SILENT,
+    *,
+    predict: bool = False,
 ) -> EvolutionResult:
     """Search a space; no subnet is evaluated twice, and none that breaks a limit.
 
@@ -88,6 +92,8 @@ def evolve(
         feasible: the monotone predicate of the limits.
         rng: the only source of randomness: the same seed gives the same search.
         progress: gets each :class:`GenerationResult` as an event.
+        predict: from the second generation on, evaluate those whose accuracy is predicted to be best
+            (:mod:`growtas.search.accuracy_predictor`); every subnet must be evaluated in full.
 
     Raises:
         LimitError: no subnet is legal.
@@ -101,7 +107,16 @@ def evolve(
         def pick() -> Subnet:
             return parents[int(rng.integers(len(parents)))]
 
-        if parents:
+        if predict and not parents:
+            children = dict.fromkeys(legal_shapes(space, feasible, config.population // 2))
+        elif predict:
+            predictor = AccuracyPredictor(space, list(scores), [score[0] for score in scores.values()])
+
+            def best(subnets: Sequence[Subnet], count: int) -> list[Subnet]:
+                return [subnets[row] for row in np.argsort(-predictor(subnets), kind="stable")[:count]]
+
+            children = dict.fromkeys(promising(space, scores, parents, best, feasible, rng, config.population))
+        elif parents:
             half = config.population - config.population // 2
             breed(children, lambda: mutate(space, pick(), rng, config.mutation_probability), half, scores, feasible)
             breed(children, lambda: crossover(pick(), pick(), rng), config.population - half, scores, feasible)

@@ -20,6 +20,7 @@ from growtas.costs import count_costs_batch
 from growtas.errors import ConfigError, MissingExtra, choices
 from growtas.progress import SILENT, Progress
 from growtas.sampling import Feasible, crossover, mutate, sample_feasible
+from growtas.search.accuracy_predictor import AccuracyPredictor, legal_shapes, promising
 from growtas.search.evolution import EvolutionConfig, EvolutionResult, breed, fill_up, run_generations
 from growtas.search.scoring import Score
 from growtas.search.targets import Target
@@ -144,11 +145,14 @@ def evolve_front(
     rng: Generator,
     config: EvolutionConfig | None = None,
     progress: Progress = SILENT,
+    *,
+    predict: bool = False,
 ) -> EvolutionResult:
     """NSGA-II over accuracy, the first entry of a score, and costs.
 
     Args:
-        evaluate, feasible, rng, progress: as for :func:`growtas.search.evolution.evolve`.
+        evaluate, feasible, rng, progress, predict: as for :func:`growtas.search.evolution.evolve`. With ``predict``, a generation
+            is the best by predicted accuracies and by costs, which are known.
         costs: what else counts, lower is better, shape ``(n, costs)``.
         config: generations, population and mutation probability; NSGA-II takes its parents from the whole population.
 
@@ -164,8 +168,17 @@ def evolve_front(
 
     def propose(scores: Mapping[Subnet, Score]) -> list[Subnet]:
         if not scores:
-            return _first(space, costs, feasible, rng, config.population)
+            start = legal_shapes(space, feasible, config.population // 2) if predict else []
+            return _first(start, space, costs, feasible, rng, config.population)
         children: dict[Subnet, None] = {}
+        if predict:
+            predictor = AccuracyPredictor(space, list(scores), [score[0] for score in scores.values()])
+            known = objectives(list(scores), np.array([float(score[0]) for score in scores.values()]))
+
+            def best(subnets: Sequence[Subnet], count: int) -> list[Subnet]:
+                return [subnets[row] for row in _most_improving(objectives(subnets, predictor(subnets)), known, count)]
+
+            children = dict.fromkeys(promising(space, scores, selection.survivors(), best, feasible, rng, config.population))
         pairs = selection.pairs()
 
         def make() -> Subnet:
@@ -174,34 +187,37 @@ def evolve_front(
                 return mutate(space, first, rng, config.mutation_probability)
             return crossover(first, second, rng)
 
-        breed(children, make, config.population, scores, feasible)
+        breed(children, make, config.population - len(children), scores, feasible)
         fill_up(children, space, scores, feasible, rng, config.population)
         return list(children)
 
+    def objectives(subnets: Sequence[Subnet], accuracies: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.column_stack([-accuracies, costs(SubnetBatch.from_subnets(subnets))])
+
     def evaluate_and_select(children: Sequence[Subnet]) -> Sequence[Score]:
         scores = evaluate(children)
-        errors = np.array([-float(score[0]) for score in scores])
-        selection.survive(children, np.column_stack([errors, costs(SubnetBatch.from_subnets(children))]))
+        selection.survive(children, objectives(children, np.array([float(score[0]) for score in scores])))
         return scores
 
     return run_generations(propose, evaluate_and_select, config.generations, progress)
 
 
 def _first(
+    start: Sequence[Subnet],
     space: SearchSpace,
     costs: Callable[[SubnetBatch], NDArray[np.float64]],
     feasible: Feasible,
     rng: Generator,
     size: int,
 ) -> list[Subnet]:
-    """The first generation: the smallest subnet, and random ones spread over each cost in turn.
+    """The first generation: the given subnets, the smallest one, and random ones spread over each cost in turn.
 
     Uniform draws crowd in the middle of the costs; a front has two ends.
     """
     draws = list(dict.fromkeys([space.smallest, *sample_feasible(space, _SPREAD * size, rng, feasible)]))
     values = costs(SubnetBatch.from_subnets(draws))
-    children: dict[Subnet, None] = {}
-    share = -(-size // values.shape[1])
+    children = dict.fromkeys(start)
+    share = -(-(size - len(start)) // values.shape[1])
     for column in values.T:
         order = np.argsort(column, kind="stable")
         picks = order[np.linspace(0, len(order) - 1, min(share, len(order))).round().astype(np.int64)]
@@ -209,6 +225,29 @@ def _first(
     children = dict.fromkeys(list(children)[:size])
     fill_up(children, space, {}, feasible, rng, size)
     return list(children)
+
+
+def _most_improving(values: NDArray[np.float64], known: NDArray[np.float64], count: int) -> list[int]:
+    """Rows of points that would improve a front most, one after the other; ``count`` at most.
+
+    A point improves it by how much lower its first objective is than that of all points that cost no more, be they known or chosen
+    before it. So many points of one cost are not chosen for one good prediction.
+
+    Args:
+        values, known: lower is better, shape ``(n, objectives)``; the first objective is at most 0.
+    """
+
+    def lowest(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        cheaper = (points[:, 1:] <= values[:, None, 1:]).all(axis=2)
+        return np.asarray(np.where(cheaper, points[:, 0], 0.0).min(axis=1))
+
+    reached, rows = lowest(known), list[int]()
+    for _ in range(min(count, len(values))):
+        gains = reached - values[:, 0]
+        gains[rows] = -np.inf
+        rows.append(int(np.argmax(gains)))
+        reached = np.minimum(reached, lowest(values[rows[-1:]]))
+    return rows
 
 
 class _Nsga2:
@@ -236,6 +275,10 @@ class _Nsga2:
         new = self._new("X", values, "F", objectives)
         everyone = new if self._population is None else self._merge(self._population, new)
         self._population = self._survival.do(self._problem, everyone, n_survive=self._size, random_state=self._random)
+
+    def survivors(self) -> list[Subnet]:
+        """The population's subnets."""
+        return [individual.X[0] for individual in self._population]
 
     def pairs(self) -> Iterator[tuple[Subnet, Subnet]]:
         """Parents by binary tournaments, without end."""

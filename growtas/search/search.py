@@ -72,6 +72,8 @@ class Search:
         ships: what the chosen subnet is converted to on each target, or without any; None, or nothing at all, is fp32.
         variants: the targets as one device in several precisions, which a front has as points of its own: a subnet then meets the
             limit of one of them.
+        predictor: let predicted accuracies choose what is evaluated, where every accuracy is wanted
+            (:mod:`growtas.search.accuracy_predictor`).
     """
 
     space: SearchSpace
@@ -80,6 +82,20 @@ class Search:
     front: tuple[str, ...] = ()
     ships: tuple[Conversion | None, ...] = ()
     variants: tuple[Variant, ...] = ()
+    predictor: bool = False
+
+    @property
+    def wants_every_accuracy(self) -> bool:
+        """Whether no evaluation may be cut short: for a front, and where finalists may miss a measured limit.
+
+        When one misses, the next best is measured.
+        """
+        return bool(self.front) or any(target.stopwatch and target.max_ms is not None for target in self.targets)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether predicted accuracies choose what is evaluated."""
+        return self.predictor and self.wants_every_accuracy
 
     def feasible(self) -> Feasible:
         """The predicate of all limits."""
@@ -124,9 +140,10 @@ class Search:
             return scores
 
         if axes := self.axes():
-            result = evolve_front(self.space, timed, partial(axis_costs, axes), self.feasible(), rng, config, progress)
+            costs = partial(axis_costs, axes)
+            result = evolve_front(self.space, timed, costs, self.feasible(), rng, config, progress, predict=self.predicts)
         else:
-            result = evolve(self.space, timed, self.feasible(), rng, config, progress)
+            result = evolve(self.space, timed, self.feasible(), rng, config, progress, predict=self.predicts)
         spent.sampling = time.perf_counter() - start - spent.evaluation
         return self.choose(result, scorer, spent, progress, converted)
 

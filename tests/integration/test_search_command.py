@@ -147,6 +147,7 @@ def test_a_search_stopped_in_the_middle_goes_on(run, growtas, monkeypatch, numbe
         (("--max-size", "12M"), "--max-size '12M' has the unit 'M'; legal are B, kB"),
         (("--objective", "speed"), "legal are accuracy or pareto"),
         (("--front", "accuracy,params"), "--front needs --objective pareto"),
+        (("--replay", "--no-predictor"), "--no-predictor changes nothing with --replay"),
         (("--objective", "pareto", "--front", "accuracy,latency"), "a latency needs --device"),
     ],
 )
@@ -231,7 +232,8 @@ def test_a_limit_for_each_of_several_devices(run, growtas, stopwatch):
 
 
 def test_a_front(run, growtas):
-    code, out, err = growtas("search", "--objective", "pareto", "--device", "a10", "--front", "accuracy,latency,params", *QUICK)
+    command = ("search", "--objective", "pareto", "--device", "a10", "--front", "accuracy,latency,params", "--no-predictor", *QUICK)
+    code, out, err = growtas(*command)
     assert code == 0, err
     front = json.loads((run / "search" / "front.json").read_text())
     result = json.loads((run / "search" / "result.json").read_text())
@@ -241,9 +243,7 @@ def test_a_front(run, growtas):
     best = {key: result["best"][key] for key in ("depth", "embed_dim", "num_heads", "mlp_ratio")}
     assert best in [row["subnet"] for row in front["subnets"]]
     assert result["best"]["accuracy"] == max(row["accuracy"] for row in front["subnets"])
-    code, out, _ = growtas(
-        "search", "--objective", "pareto", "--device", "a10", "--front", "accuracy,latency,params", *QUICK, "--json"
-    )
+    code, out, _ = growtas(*command, "--json")
     assert (code, json.loads(out)["evaluated"], json.loads(out)["best"]) == (0, 0, result["best"])
 
 
@@ -339,7 +339,30 @@ def test_leaving_candidates_early_changes_nothing_that_is_found(run, growtas):
 def test_measured_limits_and_fronts_want_every_accuracy(run, growtas, stopwatch):
     for more in (("--device", "cpu:900ms"), ("--objective", "pareto", "--device", "a10")):
         report = json.loads(growtas("search", *QUICK, *more, "--json", "--out", "o")[1])
-        assert (report["exact"], report["dropped"]) == (True, 0)
+        assert (report["exact"], report["dropped"], report["predictor"]) == (True, 0, True)
+
+
+def test_a_predictor_chooses_by_default_for_fronts_in_half_the_generations_and_can_be_left_out(run, growtas):
+    cheap, reports = ("--population", "3", "--limit-images", "20", "--json"), {}
+    for name, more in (
+        ("predicted", ("--objective", "pareto")),
+        ("plain", ("--objective", "pareto", "--no-predictor")),
+        ("accuracy", ()),
+        ("again", ("--objective", "pareto")),
+    ):
+        code, out, err = growtas("search", *cheap, *more, "--out", "again" if name == "again" else name)
+        assert code == 0, err
+        reports[name] = json.loads(out)
+    assert [reports[name]["generations"] for name in ("predicted", "plain", "accuracy")] == [10, 20, 20]
+    assert [reports[name].get("predictor") for name in ("predicted", "plain", "accuracy")] == [True, None, None]
+    evaluated = {}
+    for name in ("predicted", "plain", "again"):
+        lines = [json.loads(line) for line in Path(name, "journal.jsonl").read_text().splitlines()]
+        assert lines[0].get("predictor") is reports[name].get("predictor")
+        evaluated[name] = [line["subnet"] for line in lines if line["type"] == "evaluation"]
+    assert evaluated["predicted"] == evaluated["again"] != evaluated["plain"]
+    assert len(evaluated["predicted"]) == 30
+    assert reports["predicted"]["best"] == reports["again"]["best"]
 
 
 def test_the_newest_run_that_holds_a_supernet_is_taken(run, growtas):

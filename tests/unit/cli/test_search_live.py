@@ -32,7 +32,8 @@ def rows(table):
 
 
 def test_a_row_for_each_generation_and_one_for_the_present():
-    with SearchDisplay(20, hidden=True) as table:
+    with SearchDisplay(50, hidden=True) as table:
+        table.stage("searching", 1000)
         feed(table, [0.1, 0.3, 0.2])
         table.event(generation(1, [0.1, 0.3, 0.2], 0.3))
         feed(table, [0.25, 0.15], reused=True)
@@ -43,7 +44,8 @@ def test_a_row_for_each_generation_and_one_for_the_present():
 
 
 def test_what_was_dropped_from_a_race_has_no_accuracy():
-    with SearchDisplay(20, hidden=True) as table:
+    with SearchDisplay(50, hidden=True) as table:
+        table.stage("searching", 1000)
         feed(table, [0.2])
         table.event(Evaluated(SUBNET, Evaluation(0.9, 1.0, seen=32), False))
         assert rows(table)[0][:5] == ["1/20", "1", "20.00%", "20.00%", "20.00%"]
@@ -52,7 +54,8 @@ def test_what_was_dropped_from_a_race_has_no_accuracy():
 
 
 def test_a_generation_that_was_left_early_has_no_best_and_no_median():
-    with SearchDisplay(20, hidden=True) as table:
+    with SearchDisplay(50, hidden=True) as table:
+        table.stage("searching", 1000)
         table.event(generation(1, [0.2], 0.2))
         table.event(generation(2, [DROPPED, DROPPED], 0.2))
         assert rows(table)[1][:5] == ["2/20", "0", "20.00%", "-", "-"]
@@ -62,7 +65,8 @@ def test_a_narrow_terminal_shows_every_number_whole(monkeypatch):
     screen = Console(file=io.StringIO(), force_terminal=True, width=60)
     for module in ("output", "search_live"):
         monkeypatch.setattr(f"growtas.cli.{module}.console", lambda stderr: screen)
-    with SearchDisplay(20, hidden=False) as table:
+    with SearchDisplay(50, hidden=False) as table:
+        table.stage("searching", 1000)
         table.stage("searching", 1000)
         feed(table, [0.125, 0.25])
         table.event(generation(1, [0.125, 0.25], 0.25))
@@ -74,7 +78,8 @@ def test_a_narrow_terminal_shows_every_number_whole(monkeypatch):
 
 
 def test_only_the_last_generations_stay():
-    with SearchDisplay(20, hidden=True) as table:
+    with SearchDisplay(50, hidden=True) as table:
+        table.stage("searching", 1000)
         for number in range(1, 13):
             feed(table, [number / 100])
             table.event(generation(number, [number / 100], number / 100))
@@ -86,7 +91,8 @@ def test_it_is_shown_on_a_terminal_only(monkeypatch, terminal, hidden):
     screen = Console(file=io.StringIO(), force_terminal=terminal, width=120)
     monkeypatch.setattr("growtas.cli.output.console", lambda stderr: screen)
     monkeypatch.setattr("growtas.cli.search_live.console", lambda stderr: screen)
-    with SearchDisplay(20, hidden=hidden) as table:
+    with SearchDisplay(50, hidden=hidden) as table:
+        table.stage("searching", 1000)
         table.stage("searching", 60)
         feed(table, [0.5])
         table.stage(f"measuring a finalist: {SUBNET}")
@@ -95,7 +101,8 @@ def test_it_is_shown_on_a_terminal_only(monkeypatch, terminal, hidden):
 
 
 def test_finalists_do_not_count_beyond_the_total():
-    with SearchDisplay(20, hidden=True) as table:
+    with SearchDisplay(50, hidden=True) as table:
+        table.stage("searching", 1000)
         table.stage("searching", 60)
         table.advance(60)
         for _ in range(3):

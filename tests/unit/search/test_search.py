@@ -68,17 +68,18 @@ def _run(tmp_path, evaluate, limits=None, *targets, seed=0, **more):
     return outcome.chosen, outcome.result, scorer
 
 
-def test_a_killed_search_goes_on_and_evaluates_nothing_twice(tmp_path):
-    undisturbed, _, _ = _run(tmp_path / "a", Evaluator())
+@pytest.mark.parametrize("more", [{}, {"front": ("accuracy", "params"), "predictor": True}], ids=("accuracy", "predicted front"))
+def test_a_killed_search_goes_on_and_evaluates_nothing_twice(tmp_path, more):
+    undisturbed, everything, _ = _run(tmp_path / "a", Evaluator(), **more)
     first, second, third = Evaluator(die_after=17), Evaluator(), Evaluator()
     with pytest.raises(Killed):
-        _run(tmp_path / "b", first)
-    found, _, scorer = _run(tmp_path / "b", second)
-    assert found == undisturbed
+        _run(tmp_path / "b", first, **more)
+    found, same, scorer = _run(tmp_path / "b", second, **more)
+    assert (found, same) == (undisturbed, everything)
     assert (len(first.seen), len(second.seen)) == (17, 23)
     assert len(set(first.seen) | set(second.seen)) == 40
     assert (scorer.evaluated, scorer.reused) == (23, 17)
-    found, _, _ = _run(tmp_path / "b", third)
+    found, _, _ = _run(tmp_path / "b", third, **more)
     assert (found, third.seen) == (undisturbed, [])
 
 
@@ -139,6 +140,26 @@ def test_the_chosen_subnet_was_measured_and_truly_meets_the_limit(tmp_path):
         # Nothing that was measured to meet the limit was better.
         better = [s for s, score in result.ranked if score[0] > found.evaluation.accuracy]
         assert not [s for s in better if s in machine.timed and machine.ms(s) * 1.02 <= 7.0]
+
+
+def test_a_predictor_chooses_for_fronts_and_measured_limits_only(tmp_path):
+    latency = RooflineLatency(profile=load_profile("a10"), space=MICRO)
+    modelled = Target(device="a10", max_ms=5.0, estimator=latency)
+    for name, targets, limit, front, chooses in (
+        ("counted", (), 150_000, (), False),
+        ("modelled", (modelled,), None, (), False),
+        ("front", (modelled,), None, ("accuracy", "latency"), True),
+    ):
+        without, chosen = (
+            _run(tmp_path / name / str(on), Evaluator(), Limits(max_params=limit), *targets, front=front, predictor=on)[1]
+            for on in (False, True)
+        )
+        assert (without.ranked != chosen.ranked) is chooses, name
+    without, chosen = (_measured(tmp_path / str(on), Machine(), 7.0, predictor=on) for on in (False, True))
+    assert without[1].ranked != chosen[1].ranked
+    assert chosen[0].finalists[-1].meets
+    # The limit is all that keeps the accuracy of this evaluator from growing.
+    assert chosen[0].evaluation.accuracy == pytest.approx(without[0].evaluation.accuracy, rel=0.01)
 
 
 def test_measuring_again_measures_nothing(tmp_path):
