@@ -130,9 +130,6 @@ def test_all_steps_run_on_stand_ins(folder):
     made = json.loads((folder / "build" / "stand_in.json").read_text())
     outcomes = {step.name: {row["outcome"] for row in made["rows"] if row["step"] == step.name} for step in gpu.STEPS}
     assert outcomes.pop("plans") == {SKIPPED}
-    # A version that measures no PyTorch on a CPU refuses the profile.
-    assert MEASURED in outcomes["limit"]
-    assert outcomes.pop("limit") <= {MEASURED, SKIPPED}
     assert all(found == {MEASURED} for found in outcomes.values()), made["rows"]
     assert made["stand_in"] is True
     assert "GPU" not in made["machine"]
