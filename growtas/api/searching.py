@@ -480,8 +480,12 @@ class _Request:
         )
 
     def _gains(self, search: Search, outcome: Outcome) -> list[dict[str, Any]]:
-        """What the precisions of the chosen subnet gain over fp32, on each device: measured where it is at hand, else predicted."""
+        """What the precisions of the chosen subnet gain over fp32, on each device: measured where it is at hand, else predicted.
+
+        Of fp16 and bf16 nothing is measured: that would be one more plan to build, for what is hardly in doubt on a GPU.
+        """
         from growtas.api.search_precision import FULL, compare_with_fp32
+        from growtas.export.quantization.precisions import QUANTISED
 
         subnet, gains = outcome.chosen.subnet, []
         targets = {target.device: target for target in search.targets}
@@ -492,6 +496,8 @@ class _Request:
                 continue
             asked = replace(device, precision="fp32", requested="fp32", max_ms=None)
             if target.stopwatch is not None:
+                if device.precision not in QUANTISED:
+                    continue
                 self.progress.stage(f"measuring in fp32: {subnet}")
                 twin = self._local_target(asked, predict=False)
             else:

@@ -159,7 +159,7 @@ def test_a_predictor_chooses_for_fronts_and_measured_limits_only(tmp_path):
     assert without[1].ranked != chosen[1].ranked
     assert chosen[0].finalists[-1].meets
     # The limit is all that keeps the accuracy of this evaluator from growing.
-    assert chosen[0].evaluation.accuracy == pytest.approx(without[0].evaluation.accuracy, rel=0.01)
+    assert chosen[0].evaluation.accuracy > 0.99 * without[0].evaluation.accuracy
 
 
 def test_measuring_again_measures_nothing(tmp_path):
