@@ -64,10 +64,9 @@ if runtime == "onnxruntime":
 else:
     import openvino
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-    model = openvino.Core().read_model(path)
-    shape = [1, *(int(str(side)) for side in list(model.input(0).partial_shape)[1:])]
-    model.reshape(shape)
-    request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
+    model = openvino.Core().compile_model(path, "CPU", hints)
+    shape = [1, *(side.get_length() for side in list(model.input(0).partial_shape)[1:])]
+    request = model.create_infer_request()
     run = lambda: request.infer([images])
 images = numpy.random.default_rng(0).standard_normal([1, *shape[1:]], dtype=numpy.float32)
 times, start = [], time.perf_counter()
