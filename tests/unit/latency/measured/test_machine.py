@@ -108,12 +108,13 @@ def test_restless_timings_are_waited_for_and_then_refused(pauses):
     assert len(machine.turns) == 4
 
 
-def test_what_ships_was_measured_on_one_machine_and_tells_its_reference():
+def test_what_ships_was_measured_on_two_machines_and_tells_its_reference():
     shipped = [profile for _, profile in measured_profiles("cpu")]
     assert {profile.space.name for profile in shipped} == {"micro", "autoformer-t"}
     assert {profile.space for profile in shipped} == {PRESETS["micro"], PRESETS["autoformer-t"]}
     for profile in shipped:
-        assert (profile.description, profile.threads, profile.batch) == ("AMD EPYC", 2, 1)
+        assert profile.description in ("AMD EPYC", "Intel(R) Xeon(R) Processor")
+        assert (profile.threads, profile.batch) == (2, 1)
         references = [sample.reference_ms for _, sample in profile.samples]
         assert min(references) <= recorded_ms(profile) <= max(references)
         assert max(references) / min(references) < 1.04
