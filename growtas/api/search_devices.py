@@ -13,7 +13,7 @@ from growtas.errors import BuildError, CheckpointError, DeviceError, GrowtasErro
 from growtas.export.benchmark.stopwatch import ArchitectureTurns
 from growtas.export.benchmark.targets import check_runtime
 from growtas.latency.at_hand import CPU
-from growtas.latency.catalogue import fitting_profiles, latency_estimator, measured_profiles, usual_target
+from growtas.latency.catalogue import fitting_profiles, latency_estimator, usual_target
 from growtas.latency.estimate import Hardware
 from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.fit import fit_latency
@@ -220,12 +220,9 @@ class _LocalMachine:
         self.progress.stage("measuring subnets on this machine", len(subnets))
         # One visit each: to fit a model to, not to judge a limit on.
         values = [sample.p50_ms for sample in stopwatch.campaign.measure(subnets)]
-        # The profiles of other targets; of this one there is none that fits.
-        others = [other.model for _, other in measured_profiles() if not other.why_not(space, batch=other.batch)]
-        model = fit_latency(space, subnets, values, stopwatch.conditions, others)
-        adapted = f", which adapt the profile of {model.adapted.conditions}" if model.adapted else ""
+        model = fit_latency(space, subnets, values, stopwatch.conditions)
         self.progress.note(
-            f"latency model for pruning: {len(subnets)} subnets measured here{adapted}, "
+            f"latency model for pruning: {len(subnets)} subnets measured here, "
             f"held-out error up to {model.relative_uncertainty:.0%}"
         )
         return Target(

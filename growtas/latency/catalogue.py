@@ -169,8 +169,7 @@ def latency_estimator(
         profile_of: what ``growtas profile --space`` takes for this space, for the message; by default the space's name.
 
     Raises:
-        DeviceError: an unknown device, or one without a profile that fits; the message says what would be
-            right.
+        DeviceError: an unknown device, or one without a profile that fits; the message says what would be right.
         ConfigError: a profile that can't be read.
     """
     if device not in device_names():

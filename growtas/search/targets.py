@@ -84,9 +84,7 @@ class Target:
         model: LatencyEstimator = self.estimator
         if self.fitted_to:
             samples = {**self.fitted_to, **{subnet: measured.ms for subnet, measured in misses.items()}}
-            adapted = getattr(model, "adapted", None)
-            others = [adapted] if adapted else []
-            model = fit_latency(space, list(samples), list(samples.values()), self.stopwatch.conditions, others)
+            model = fit_latency(space, list(samples), list(samples.values()), self.stopwatch.conditions)
         needed = (1 + room(model)) * (1 + self.margin)
         if len(misses) >= _COMMON:
             predicted = model.predict_ms(SubnetBatch.from_subnets(list(misses)))

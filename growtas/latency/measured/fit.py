@@ -138,7 +138,7 @@ def fit_latency(
     batch = SubnetBatch.from_subnets(subnets)
     tables = {basis: terms(space, basis, batch) for basis in dict(CANDIDATES)}
     # From here on what subnets of unlike blocks take: nearly all subnets are of that kind.
-    mixed = _unlike_blocks(batch)
+    mixed = np.array([_unlike_blocks(subnet) for subnet in subnets])
     # With too few terms, what they miss would count as the blocks' being unlike.
     basis, ridge = CANDIDATES[-1] if len(ms) >= _FEW else CANDIDATES[0]
     extra = _extra_of_mixed(tables[basis], ms, mixed, ridge)
@@ -164,25 +164,20 @@ def fit_latency(
         relative_uncertainty=float(np.abs(1 / (1 + residuals) - 1).max()) if known else 1.0,
         basis=chosen.basis,
         residuals=tuple(residuals.tolist()) if known else (),
-        provenance=f"predicted from {len(ms)} measured subnets"
-        + (f" and the profile of {adapted.conditions}" if adapted is not None else ""),
+        provenance=f"predicted from {len(ms)} measured subnets",
         adapted=adapted,
     )
 
 
-def _unlike_blocks(batch: SubnetBatch) -> NDArray[np.float64]:
-    """How unlike a subnet's blocks are, shape ``(len(batch),)``: 0 where all are alike, 0.5 with two kinds, 1 with more."""
-    present = batch.num_heads > 0
-    kinds = np.where(present, batch.num_heads + 1j * batch.mlp_ratio, np.nan)
-    counts = np.array([len(set(row[row == row].tolist())) for row in kinds])
-    return np.minimum(counts - 1, 2) / 2
+def _unlike_blocks(subnet: Subnet) -> float:
+    """How unlike a subnet's blocks are: 0 where all are alike, 0.5 with two kinds, 1 with more."""
+    return min(len(set(zip(subnet.num_heads, subnet.mlp_ratio, strict=True))) - 1, 2) / 2
 
 
 def _extra_of_mixed(table: NDArray[np.float64], ms: NDArray[np.float64], mixed: NDArray[np.float64], ridge: float) -> float:
     """By how much longer subnets of unlike blocks take than their terms say; zero or above.
 
-    Kernels of blocks that are all alike are loaded once, so such subnets are faster than others with the same sums of terms: up to
-    8 % were measured. No term can say so, since a change of one block in either direction makes blocks unlike.
+    Up to 8 % were measured. No term can say so, since a change of one block in either direction makes blocks unlike.
     """
     several = mixed == 1
     if several.sum() < _FEWEST_MIXED:
