@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from importlib import resources
 
@@ -53,6 +54,45 @@ def save(profile, folder):
     path = folder / measured_file_name(p.name, p.space.name, p.runtime, p.precision, p.batch, p.threads)
     path.write_text(json.dumps(profile.to_dict()))
     return path
+
+
+def test_a_machine_whose_speed_drifts_between_groups_gives_samples_at_one_speed(tmp_path):
+    calls = itertools.count()
+
+    def turns(subnets):
+        # Within the drift that a steady machine may have.
+        speed = (1.0, 1.02, 0.99)[next(calls) % 3]
+        return [[Block.of_runs([speed * ms])] * 3 for ms in synthetic_ms(MICRO, SubnetBatch.from_subnets(subnets))]
+
+    campaign = Campaign(tmp_path / "journal.jsonl", MICRO, SETUP, turns)
+    samples = plan_profile(MICRO, samples=30, held_out=20, repeats=10).measure(campaign)
+    profile = MeasuredProfile.of_samples("box", campaign, samples, description="A box", machine={})
+    assert profile.unsteady == 0
+    assert profile.repeatability.max < 1e-9
+    (usual_ms,) = {sample.reference_ms for _, sample in profile.samples}
+    quiet_ms = synthetic_ms(MICRO, SubnetBatch.from_subnets([sample.subnet for _, sample in profile.samples]))
+    factor = usual_ms / float(synthetic_ms(MICRO, SubnetBatch.from_subnets([MICRO.middle()]))[0])
+    assert [sample.p50_ms for _, sample in profile.samples] == pytest.approx(factor * quiet_ms)
+
+
+def test_a_profile_of_a_space_with_other_terms_is_not_adapted(tmp_path):
+    narrow = MICRO.replace(embed_dim=(32, 64))
+    (tmp_path / "wide").mkdir()
+    wide = build(tmp_path / "wide", noise=0.0, samples=60)
+    assert not wide.why_not(narrow)
+    profile = build(tmp_path, space=narrow, others=[wide], samples=10)
+    assert profile.adapted_from == ""
+    assert build(tmp_path / "wide", "other", noise=0.0, samples=5, others=[wide]).adapted_from == wide.title
+
+
+def test_a_profile_of_an_earlier_version_without_hit_rates_is_read(tmp_path):
+    profile = build(tmp_path)
+    data = profile.to_dict()
+    for name in ("within_5", "within_10"):
+        del data["held_out"][name]
+    assert MeasuredProfile.from_dict(data).held_out == profile.held_out
+    with pytest.raises(ConfigError, match="held_out must be an object with"):
+        MeasuredProfile.from_dict({**data, "held_out": {"within_5": 1.0}})
 
 
 def test_a_plan_holds_nothing_out_that_it_fits_and_repeats_what_comes_first():

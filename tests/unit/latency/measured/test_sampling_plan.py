@@ -112,3 +112,12 @@ def test_chosen_subnets_tell_all_terms_apart():
     rank = np.linalg.matrix_rank(every / scale, tol=1e-8)
     assert np.linalg.matrix_rank(chosen / scale, tol=1e-8) == rank
     assert rank < 20
+
+
+@pytest.mark.parametrize("space", [MICRO, TINY], ids=["micro", "autoformer-t"])
+@pytest.mark.parametrize("count", [12, 60])
+def test_a_third_of_the_subnets_is_as_unlike_in_its_blocks_as_those_of_a_search(space, count):
+    kinds = [len(set(zip(s.num_heads, s.mlp_ratio, strict=True))) for s in choose_subnets(space, anything, count)]
+    assert len(kinds) == count
+    assert sum(kind > 2 for kind in kinds) >= 0.9 * count / 3
+    assert sum(kind <= 2 for kind in kinds) >= count / 3
