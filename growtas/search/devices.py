@@ -67,6 +67,10 @@ def parse_devices(
     if isinstance(devices, str):
         devices = [devices]
     texts = list(devices.items()) if isinstance(devices, Mapping) else [(text, None) for text in devices]
+    for option, value, kind in (("--runtime", runtime, RUNTIMES), ("--precision", precision, BYTES)):
+        own = [set(text.split(":")) & kind.keys() for text, _ in texts]
+        if value is not None and own and all(own) and not any(value in names for names in own):
+            raise DeviceError(f"{option} {value} changes nothing: each --device names its own; leave it out")
     parsed = [_parse(text, limit, runtime, precision, alone=len(texts) == 1) for text, limit in texts]
     seen = set[tuple[str, str | None, str]]()
     for device in parsed:
