@@ -137,6 +137,26 @@ def hypervolume(values: NDArray[np.float64], reference: NDArray[np.float64]) -> 
     return float(sum(width * hypervolume(points[: row + 1, 1:], reference[1:]) for width, row in slabs if width > 0))
 
 
+def front_numbers(axes: Sequence[Axis], accuracies: NDArray[np.float64], costs: NDArray[np.float64]) -> dict[str, Any]:
+    """The axes and the hypervolume of a front, as ``front.json`` has them.
+
+    The hypervolume is relative: 1 would be accuracy 1 at the cost of the smallest subnet, and the reference point is accuracy 0 at
+    the limit, or at the cost of the largest subnet where there is none.
+
+    Args:
+        accuracies, costs: of the front's points, shapes ``(n,)`` and ``(n, len(axes))``.
+    """
+    low, high = (np.array([getattr(axis, end) for axis in axes]) for end in ("lowest", "highest"))
+    scaled = np.column_stack([1 - accuracies, (costs - low) / np.maximum(high - low, np.finfo(float).tiny)])
+    return {
+        "axes": [
+            {"name": "accuracy", "kind": "evaluated", "reference": 0.0, "ideal": 1.0},
+            *({"name": a.name, "kind": a.kind, "unit": a.unit, "reference": a.highest, "ideal": a.lowest} for a in axes),
+        ],
+        "hypervolume": hypervolume(scaled, np.ones(scaled.shape[1])),
+    }
+
+
 def evolve_front(
     space: SearchSpace,
     evaluate: Callable[[Sequence[Subnet]], Sequence[Score]],

@@ -15,7 +15,7 @@ import numpy as np
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs
 from growtas.search.journal import Conversion
-from growtas.search.pareto import Axis, axis_costs, cost_axes, hypervolume, non_dominated
+from growtas.search.pareto import Axis, axis_costs, cost_axes, front_numbers, non_dominated
 from growtas.search.precision import Accuracies, ConvertedScorer, accuracies_dict
 from growtas.search.targets import Target
 from growtas.space import SearchSpace
@@ -68,17 +68,10 @@ class PrecisionFront:
     unscored: tuple[tuple[Subnet, Variant], ...]
 
     def to_dict(self, space: SearchSpace) -> dict[str, Any]:
-        """The content of ``front.json``; the hypervolume is relative, as that of other fronts."""
-        low, high = (np.array([getattr(axis, end) for axis in self.axes]) for end in ("lowest", "highest"))
+        """The content of ``front.json``."""
         costs = np.array([point.costs for point in self.points]).reshape(-1, len(self.axes))
-        errors = np.array([1 - point.accuracy for point in self.points])
-        scaled = np.column_stack([errors, (costs - low) / np.maximum(high - low, np.finfo(float).tiny)])
         return {
-            "axes": [
-                {"name": "accuracy", "kind": "evaluated", "reference": 0.0, "ideal": 1.0},
-                *({"name": a.name, "kind": a.kind, "unit": a.unit, "reference": a.highest, "ideal": a.lowest} for a in self.axes),
-            ],
-            "hypervolume": hypervolume(scaled, np.ones(scaled.shape[1])),
+            **front_numbers(self.axes, np.array([point.accuracy for point in self.points]), costs),
             "subnets": [{**self._entry(space, point.subnet, point.variant), "accuracy": point.accuracy} for point in self.points],
             "unscored": [
                 {**self._entry(space, subnet, variant), "accuracy": None, "because": variant.unscored_because or _NOT_RECORDED}

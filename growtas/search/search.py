@@ -19,7 +19,7 @@ from growtas.search.evolution import EvolutionConfig, EvolutionResult, evolve
 from growtas.search.finalists import SearchedSubnet, choose
 from growtas.search.journal import Conversion
 from growtas.search.limits import Limits
-from growtas.search.pareto import Axis, axis_costs, cost_axes, evolve_front, hypervolume, non_dominated
+from growtas.search.pareto import Axis, axis_costs, cost_axes, evolve_front, front_numbers, non_dominated
 from growtas.search.precision import ConvertedScorer
 from growtas.search.precision_front import PrecisionFront, Variant, precision_front
 from growtas.search.scoring import DROPPED, Score
@@ -206,37 +206,26 @@ class Search:
     def front_report(self, result: EvolutionResult) -> dict[str, Any]:
         """The content of ``front.json``.
 
-        The hypervolume is relative: 1 would be accuracy 1 at the cost of the smallest subnet, and the reference point is accuracy 0
-        at the limit, or at the cost of the largest subnet where there is none. Measured latencies are those that were measured
-        anyway.
+        Measured latencies are those that were measured anyway.
 
         Args:
             result: every evaluated subnet of a search with a front.
         """
         axes, ranked = self.axes(), [item for item in result.ranked if item[1][0] != DROPPED]
-        batch = SubnetBatch.from_subnets([subnet for subnet, _ in ranked])
-        costs = axis_costs(axes, batch)
-        errors = np.array([1 - score[0] for _, score in ranked])
-        low, high = (np.array([getattr(axis, end) for axis in axes]) for end in ("lowest", "highest"))
-        scaled = np.column_stack([errors, (costs - low) / np.maximum(high - low, np.finfo(float).tiny)])
-        rows = np.flatnonzero(non_dominated(scaled))
-        subnets = []
-        for row in rows[np.argsort(scaled[rows, 1], kind="stable")]:
-            subnet, score = ranked[row]
-            subnets.append(
+        costs = axis_costs(axes, SubnetBatch.from_subnets([subnet for subnet, _ in ranked]))
+        accuracies = np.array([score[0] for _, score in ranked])
+        rows = np.flatnonzero(non_dominated(np.column_stack([-accuracies, costs])))
+        rows = rows[np.argsort(costs[rows, 0], kind="stable")]
+        return {
+            **front_numbers(axes, accuracies[rows], costs[rows]),
+            "evaluated": len(ranked),
+            "subnets": [
                 {
                     "subnet": subnet.to_dict(),
                     "accuracy": score[0],
                     **asdict(count_costs(self.space, subnet)),
                     "latencies": [target.latency(subnet, measure=False).to_dict() for target in self.targets],
                 }
-            )
-        return {
-            "axes": [
-                {"name": "accuracy", "kind": "evaluated", "reference": 0.0, "ideal": 1.0},
-                *({"name": a.name, "kind": a.kind, "unit": a.unit, "reference": a.highest, "ideal": a.lowest} for a in axes),
+                for subnet, score in (ranked[row] for row in rows)
             ],
-            "hypervolume": hypervolume(scaled, np.ones(scaled.shape[1])),
-            "evaluated": len(ranked),
-            "subnets": subnets,
         }
