@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from growtas.batch import SubnetBatch
+from growtas.api.search_precision import compare_with_fp32
 from growtas.errors import ConfigError, DeviceError
 from growtas.export.artifact import Artifact
 from growtas.export.benchmark.limits import judge_limits
@@ -21,9 +21,9 @@ from growtas.export.pipeline.staging import removed_on_error
 from growtas.export.pipeline.triton import check_triton, write_triton
 from growtas.export.tensorrt.builder import choose_builder
 from growtas.latency.catalogue import latency_estimator
-from growtas.latency.estimate import no_faster
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run, find_run
+from growtas.search.targets import Target
 from growtas.subnet import Subnet
 
 
@@ -169,18 +169,9 @@ def _predicted_gains(run: Run, options: ExportOptions, artifacts: Sequence[Artif
         models = [latency_estimator(device, run.space, batch=options.opt_batch, precision=p) for p in (precision, "fp32")]
     except (ConfigError, DeviceError):
         return []
-    if type(models[0]) is not type(models[1]):
-        return []  # what differs between two models is no gain
-    ms, fp32_ms = (float(model.predict_ms(SubnetBatch.from_subnets([subnet]))[0]) for model in models)
-    kind = models[0].kind
-    numbers = {
-        "file": plan.path.name,
-        "runtime": models[0].conditions.runtime,
-        "precision": precision,
-        "ms": ms,
-        "fp32_ms": fp32_ms,
-    }
-    return [{**numbers, "kind": kind, "no_faster": no_faster(precision, ms, fp32_ms, kind, f"on {device}")}]
+    target, fp32 = (Target(device=device, estimator=model) for model in models)
+    gain = compare_with_fp32(precision, target, fp32, subnet)
+    return [] if gain is None else [{"file": plan.path.name, **gain}]
 
 
 def _check_triton(run: Run, options: ExportOptions, *, instances: int, max_delay_us: int) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 from growtas.export.formats import PLAN
 from growtas.export.quantization.precisions import QUANTISED
 from growtas.export.runtimes.base import Array, Session, is_installed
-from growtas.latency.estimate import kind_text, no_faster
+from growtas.latency.estimate import gain_over_fp32
 from growtas.search.journal import Conversion, Evaluation
-from growtas.search.targets import DeviceLatency
+from growtas.search.targets import Target
 from growtas.subnet import Subnet
 
 if TYPE_CHECKING:
@@ -114,27 +114,25 @@ class ConvertedEvaluator:
         return Evaluation(correct / count, loss / count)
 
 
-def compare_with_fp32(precision: str, latency: DeviceLatency, fp32: DeviceLatency) -> dict[str, Any] | None:
-    """What a precision gains on a device, for one subnet; None where the two latencies are not of one kind.
+def compare_with_fp32(precision: str, target: Target, fp32: Target, subnet: Subnet) -> dict[str, Any] | None:
+    """What a precision gains on a device, for one subnet.
 
     Args:
-        latency, fp32: in the precision and in fp32, on the same device and in the same runtime.
+        target: the device in the precision, which has measured the subnet where it is at hand.
+        fp32: the device in fp32; it measures the subnet now.
 
     Returns:
-        Both latencies in milliseconds with their kind, and ``no_faster``: a sentence, or None where the precision is faster.
+        The device's name, and what is gained; see :func:`growtas.latency.estimate.gain_over_fp32`. None unless both are measured,
+        or predicted by one model in one runtime: what differs between two models or runtimes is no gain.
     """
-    pairs = ((latency.measured, fp32.measured), (latency.predicted, fp32.predicted))
-    low, high = next(((low, high) for low, high in pairs if low and high), (None, None))
+    ours, theirs = target.latency(subnet, measure=False), fp32.latency(subnet, measure=True)
+    low, high, where = ours.measured, theirs.measured, "here"
     if low is None or high is None:
+        if type(target.estimator) is not type(fp32.estimator):
+            return None
+        low, high, where = ours.predicted, theirs.predicted, f"on {target.device.partition(':')[0]}"
+    if low is None or high is None or low.conditions.runtime != high.conditions.runtime:
         return None
-    kind = kind_text(low.kind, low.unsteady or high.unsteady)
-    device, _, _ = latency.device.partition(":")
-    where = "here" if low.kind == "measured" else f"on {device}"
-    return {
-        "device": latency.device,
-        "precision": precision,
-        "ms": low.ms,
-        "fp32_ms": high.ms,
-        "kind": low.kind,
-        "no_faster": no_faster(precision, low.ms, high.ms, kind, where),
-    }
+    unsteady = bool(low.unsteady or high.unsteady)
+    gain = gain_over_fp32(precision, low.conditions.runtime, low.ms, high.ms, low.kind, where, unsteady=unsteady)
+    return {"device": target.device, **gain}

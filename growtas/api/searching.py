@@ -492,12 +492,10 @@ class _Request:
         devices = {device.label: device for device in self.devices}
         for latency in outcome.chosen.latencies:
             device, target = devices[latency.device], targets[latency.device]
-            if device.precision in FULL:
+            if device.precision in FULL or (target.stopwatch is not None and device.precision not in QUANTISED):
                 continue
             asked = replace(device, precision="fp32", requested="fp32", max_ms=None)
             if target.stopwatch is not None:
-                if device.precision not in QUANTISED:
-                    continue
                 self.progress.stage(f"measuring in fp32: {subnet}")
                 twin = self._local_target(asked, predict=False)
             else:
@@ -505,10 +503,7 @@ class _Request:
                     twin = self._remote_target(asked)
                 except DeviceError:  # no profile knows it
                     continue
-                models = (twin.estimator, target.estimator)
-                if len({(type(model), model and model.conditions.runtime) for model in models}) > 1:
-                    continue  # what differs between two models or runtimes is no gain
-            if (gain := compare_with_fp32(device.precision, latency, twin.latency(subnet, measure=True))) is not None:
+            if (gain := compare_with_fp32(device.precision, target, twin, subnet)) is not None:
                 gains.append(gain)
         return gains
 
