@@ -143,7 +143,7 @@ def choose(
         LimitError: not even the smallest subnet meets a limit.
     """
     tried: list[Finalist] = []
-    left, ranking = list(ranked), Ranking(space, ships, converted)
+    left, ranking = list(ranked), Ranking(ships, converted)
     while True:
         if left and len(tried) < MAX_FINALISTS:
             subnet, score = left.pop(ranking.best(left))

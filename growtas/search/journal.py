@@ -102,6 +102,9 @@ class Journal:
     Raises:
         CheckpointError: a line in the middle is not the journal's.
         OutputError: the file can't be written.
+
+    Attributes:
+        converted: the evaluations of converted subnets, those of other journals too.
     """
 
     def __init__(
@@ -120,17 +123,16 @@ class Journal:
         # As JSON gives it back, to be compared with what is in the file.
         self._header: dict[str, Any] = json.loads(json.dumps({**head, **header}))
         lines = read_json_lines(self.path)
-        self._known, self._dropped = parse_evaluations(self.path, lines, self._key)
-        self._converted = parse_converted(self.path, lines, self._key)
+        self._known, self._dropped, self.converted = parse_evaluations(self.path, lines, self._key)
         self._lent: dict[Subnet, tuple[Evaluation, Path]] = {}
         self._borrowed: dict[Subnet, Path] = {}
         lenders = self._lenders(lines, [Path(other) for other in others])
         for other, size in lenders.items():
             with contextlib.suppress(CheckpointError, OSError, UnicodeDecodeError):
-                held = _lines_within(other, size)
-                for subnet, evaluation in parse_evaluations(other, held, self._key)[0].items():
+                known, _, converted = parse_evaluations(other, _lines_within(other, size), self._key)
+                for subnet, evaluation in known.items():
                     self._lent.setdefault(subnet, (evaluation, other))
-                self._converted = parse_converted(other, held, self._key) | self._converted
+                self.converted = converted | self.converted
         lent = {"others": {self._name(path): size for path, size in lenders.items()}} if lenders else {}
         self._append({**self._header, **lent})
 
@@ -193,10 +195,6 @@ class Journal:
         self._append({**line, **extra, **answers})
         self._known[subnet] = evaluation
 
-    def get_converted(self, subnet: Subnet, conversion: Conversion) -> Evaluation | None:
-        """The recorded evaluation of a converted subnet, if there is one here or in another journal."""
-        return self._converted.get((subnet, conversion))
-
     def record_converted(self, subnet: Subnet, conversion: Conversion, evaluation: Evaluation) -> None:
         """Append the evaluation of a converted subnet; it is on disk when this returns.
 
@@ -206,7 +204,7 @@ class Journal:
         line = {"type": "converted", "key": self._key, "subnet": subnet.to_dict(), **asdict(conversion)}
         loss = evaluation.loss if math.isfinite(evaluation.loss) else None
         self._append({**line, "accuracy": evaluation.accuracy, "loss": loss})
-        self._converted[subnet, conversion] = evaluation
+        self.converted[subnet, conversion] = evaluation
 
     def _append(self, line: dict[str, Any]) -> None:
         try:
@@ -216,56 +214,42 @@ class Journal:
 
 
 _Dropped = dict[Subnet, tuple[int, Evaluation]]
-_NOT_A_LINE = (KeyError, TypeError, ValueError, SubnetError)
 
 
-def parse_evaluations(path: Path, lines: Iterable[Any], key: str) -> tuple[dict[Subnet, Evaluation], _Dropped]:
-    """The complete evaluations of a checkpoint and images, and the subnets dropped from a race with the right answers it asked for.
+def parse_evaluations(path: Path, lines: Iterable[Any], key: str) -> tuple[dict[Subnet, Evaluation], _Dropped, Converted]:
+    """What a journal holds of a checkpoint and images.
 
     Args:
         path: of the journal, for the message.
         key: of the checkpoint and the images, as the journal's header has it.
 
+    Returns:
+        The complete evaluations, the subnets dropped from a race with the right answers it asked for, and the evaluations of
+        converted subnets.
+
     Raises:
         CheckpointError: a line is not a journal's.
     """
-    known, dropped = dict[Subnet, Evaluation](), _Dropped()
+    known, dropped, converted = dict[Subnet, Evaluation](), _Dropped(), Converted()
     for number, line in enumerate(lines, start=1):
         try:
-            if line["type"] not in ("evaluation", "dropped") or line["key"] != key:
+            if (kind := line["type"]) not in ("evaluation", "dropped", "converted") or line["key"] != key:
                 continue
             subnet = Subnet.from_dict(line["subnet"])
-            if line["type"] == "evaluation":
-                answers = base64.b64decode(line["answers"], validate=True) if "answers" in line else None
-                known[subnet] = Evaluation(float(line["accuracy"]), _loss(line), answers=answers)
-            else:
+            if kind == "dropped":
                 evaluation = Evaluation(float(line["accuracy_of_seen"]), math.inf, seen=int(line["seen"]))
                 _note_dropped(dropped, subnet, int(line["needed"]), evaluation)
-        except _NOT_A_LINE:
-            raise _no_entry(path, number) from None
-    return known, dropped
-
-
-def parse_converted(path: Path, lines: Iterable[Any], key: str) -> Converted:
-    """The evaluations of converted subnets of a checkpoint and images; arguments and errors as for :func:`parse_evaluations`."""
-    converted: Converted = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            if line["type"] != "converted" or line["key"] != key:
                 continue
-            conversion = Conversion(**{part.name: str(line[part.name]) for part in fields(Conversion)})
-            converted[Subnet.from_dict(line["subnet"]), conversion] = Evaluation(float(line["accuracy"]), _loss(line))
-        except _NOT_A_LINE:
-            raise _no_entry(path, number) from None
-    return converted
-
-
-def _loss(line: Mapping[str, Any]) -> float:
-    return math.inf if line["loss"] is None else float(line["loss"])
-
-
-def _no_entry(path: Path, number: int) -> CheckpointError:
-    return CheckpointError(f"{path}: entry {number} is not a journal's; move the file away to start anew")
+            answers = base64.b64decode(line["answers"], validate=True) if "answers" in line else None
+            loss = math.inf if line["loss"] is None else float(line["loss"])
+            evaluation = Evaluation(float(line["accuracy"]), loss, answers=answers)
+            if kind == "evaluation":
+                known[subnet] = evaluation
+            else:
+                converted[subnet, Conversion(**{part.name: str(line[part.name]) for part in fields(Conversion)})] = evaluation
+        except (KeyError, TypeError, ValueError, SubnetError):
+            raise CheckpointError(f"{path}: entry {number} is not a journal's; move the file away to start anew") from None
+    return known, dropped, converted
 
 
 def _note_dropped(dropped: _Dropped, subnet: Subnet, needed: int, evaluation: Evaluation) -> None:

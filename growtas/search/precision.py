@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from growtas.costs import count_costs
 from growtas.progress import SILENT, Progress
 from growtas.search.journal import Conversion, Evaluation, Journal
 from growtas.search.rerank import Recorded
 from growtas.search.scoring import DROPPED, Score
-from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
 FINALISTS = 8
@@ -42,8 +40,8 @@ class ConvertedScorer:
 
     def __call__(self, subnets: Sequence[Subnet], conversions: Sequence[Conversion]) -> list[Accuracies]:
         """The accuracies of each subnet, those that are recorded where nothing may be evaluated."""
-        wanted = list(dict.fromkeys(conversions))
-        known = [{c: e for c in wanted if (e := self._journal.get_converted(subnet, c)) is not None} for subnet in subnets]
+        wanted, recorded = list(dict.fromkeys(conversions)), self._journal.converted
+        known = [{c: recorded[subnet, c] for c in wanted if (subnet, c) in recorded} for subnet in subnets]
         missing = [row for row, accuracies in enumerate(known) if len(accuracies) < len(wanted)]
         if self._convert is None or not isinstance(self._journal, Journal) or not missing:
             return list(known)
@@ -70,8 +68,8 @@ class Ranking:
         by: the precisions whose accuracy decided; ``("fp32",)`` where those of a replay are not all recorded.
     """
 
-    def __init__(self, space: SearchSpace, ships: Sequence[Conversion | None], scorer: ConvertedScorer | None) -> None:
-        self._space, self._scorer = space, scorer
+    def __init__(self, ships: Sequence[Conversion | None], scorer: ConvertedScorer | None) -> None:
+        self._scorer = scorer
         self._ships = tuple(dict.fromkeys(ships)) or (None,)
         self._conversions = [conversion for conversion in self._ships if conversion is not None]
         self.accuracies: dict[Subnet, Accuracies] = {}
@@ -92,14 +90,13 @@ class Ranking:
     def look_at(self, subnets: Sequence[Subnet]) -> None:
         """Scores subnets in the precisions that ship."""
         if self._conversions and self._scorer is not None:
-            new = [subnet for subnet in subnets if subnet not in self.accuracies]
-            self.accuracies |= zip(new, self._scorer(new, self._conversions), strict=True)
+            self.accuracies |= zip(subnets, self._scorer(subnets, self._conversions), strict=True)
 
     def score(self, subnet: Subnet, fp32: Score) -> Score:
         """The lowest of a subnet's scores in what ships; its score in fp32 where that is not known."""
-        known, params = self.accuracies.get(subnet, {}), -count_costs(self._space, subnet).params
+        known = self.accuracies.get(subnet, {})
         scores = [
-            fp32 if conversion is None else (known[conversion].accuracy, -known[conversion].loss, params)
+            fp32 if conversion is None else (known[conversion].accuracy, -known[conversion].loss, fp32[2])
             for conversion in self._ships
             if conversion is None or conversion in known
         ]

@@ -14,7 +14,7 @@ from growtas.errors import CheckpointError, LimitError, UsageError
 from growtas.files import read_json_lines
 from growtas.sampling import Feasible
 from growtas.search.evolution import EvolutionResult
-from growtas.search.journal import Conversion, Converted, Evaluation, parse_converted, parse_evaluations
+from growtas.search.journal import Converted, Evaluation, parse_evaluations
 from growtas.search.scoring import Score
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
@@ -70,21 +70,17 @@ class Recorded:
         evaluations, lent, converted = dict[Subnet, Evaluation](), dict[Path, int](), Converted()
         for journal, lines in journals.items():
             try:
-                known, _ = parse_evaluations(journal, lines, header["key"])
-                converted = parse_converted(journal, lines, header["key"]) | converted
+                known, _, held = parse_evaluations(journal, lines, header["key"])
             except CheckpointError:
                 if journal == path:
                     raise _no_journal(path) from None
                 continue
             new = {subnet: evaluation for subnet, evaluation in known.items() if subnet not in evaluations}
             evaluations |= new
+            converted = held | converted
             if journal != path and new:
                 lent[journal] = len(new)
         return cls(path, evaluations, str(header["data_fingerprint"]), lent, converted)
-
-    def get_converted(self, subnet: Subnet, conversion: Conversion) -> Evaluation | None:
-        """The recorded evaluation of a converted subnet, if there is one."""
-        return self.converted.get((subnet, conversion))
 
     def scores(self, space: SearchSpace) -> dict[Subnet, Score]:
         """The scores of all recorded subnets that are choices of the space."""

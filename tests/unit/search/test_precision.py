@@ -157,7 +157,7 @@ def test_a_replay_goes_by_fp32_unless_all_finalists_are_recorded(tmp_path):
 def test_a_line_that_is_no_evaluation_is_named(tmp_path):
     first = journal(tmp_path)
     first.record_converted(SUBNETS[0], INT8, Evaluation(0.5, np.nan))
-    assert journal(tmp_path).get_converted(SUBNETS[0], INT8) == Evaluation(0.5, np.inf)
+    assert journal(tmp_path).converted[SUBNETS[0], INT8] == Evaluation(0.5, np.inf)
     lines = first.path.read_text().splitlines()
     broken = next(line for line in lines if '"converted"' in line).replace('"rest"', '"toast"')
     first.path.write_text("\n".join([*lines, broken]) + "\n")
