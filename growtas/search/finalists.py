@@ -80,9 +80,9 @@ class SearchedSubnet:
         """Its accuracies in the precisions that ship."""
         return self.finalists[-1].converted
 
-    def accuracy_in(self, conversion: Conversion) -> float | None:
-        """Its accuracy in one of them; None where it was not scored."""
-        evaluation = self.converted.get(conversion)
+    def accuracy_in(self, conversion: Conversion | None) -> float | None:
+        """Its accuracy in one of them, or in fp32 without a conversion; None where it was not scored."""
+        evaluation = self.evaluation if conversion is None else self.converted.get(conversion)
         return None if evaluation is None else evaluation.accuracy
 
     @property

@@ -43,12 +43,39 @@ class Variant:
 
 @dataclass(frozen=True)
 class Point:
-    """A subnet in a precision: its accuracy there, 0 to 1, and its costs in the order of the axes."""
+    """A subnet in a precision.
+
+    Attributes:
+        fp32: its accuracy in fp32, 0 to 1.
+        converted: its accuracies in the other precisions.
+        costs: in the order of the axes; a latency is that of the point's own precision.
+    """
 
     subnet: Subnet
     variant: Variant
-    accuracy: float
+    fp32: float
+    converted: Accuracies
     costs: tuple[float, ...]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Its accuracy in its own precision; None where that is not known."""
+        if self.variant.conversion is None:
+            return None if self.variant.unscored_because else self.fp32
+        evaluation = self.converted.get(self.variant.conversion)
+        return None if evaluation is None else evaluation.accuracy
+
+    def to_dict(self, space: SearchSpace) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "subnet": self.subnet.to_dict(),
+            "precision": self.variant.precision,
+            "accuracy": self.accuracy,
+            "accuracy_in_fp32": self.fp32,
+            "converted": accuracies_dict(self.converted),
+            **asdict(count_costs(space, self.subnet)),
+            "latencies": [self.variant.target.latency(self.subnet, measure=False).to_dict()],
+        }
 
 
 @dataclass(frozen=True)
@@ -57,37 +84,23 @@ class PrecisionFront:
 
     Attributes:
         points: by rising first cost.
-        axes: the costs; a latency is that of a point's own precision.
-        accuracies: of every subnet that was looked at, in fp32 and converted.
+        axes: the costs.
         unscored: subnets of the evolution's front in precisions without a known accuracy, which are on no front.
     """
 
     points: tuple[Point, ...]
     axes: tuple[Axis, ...]
-    accuracies: dict[Subnet, tuple[float, Accuracies]]
-    unscored: tuple[tuple[Subnet, Variant], ...]
+    unscored: tuple[Point, ...]
 
     def to_dict(self, space: SearchSpace) -> dict[str, Any]:
         """The content of ``front.json``."""
         costs = np.array([point.costs for point in self.points]).reshape(-1, len(self.axes))
         return {
-            **front_numbers(self.axes, np.array([point.accuracy for point in self.points]), costs),
-            "subnets": [{**self._entry(space, point.subnet, point.variant), "accuracy": point.accuracy} for point in self.points],
+            **front_numbers(self.axes, np.array([point.accuracy for point in self.points], float), costs),
+            "subnets": [point.to_dict(space) for point in self.points],
             "unscored": [
-                {**self._entry(space, subnet, variant), "accuracy": None, "because": variant.unscored_because or _NOT_RECORDED}
-                for subnet, variant in self.unscored
+                {**point.to_dict(space), "because": point.variant.unscored_because or _NOT_RECORDED} for point in self.unscored
             ],
-        }
-
-    def _entry(self, space: SearchSpace, subnet: Subnet, variant: Variant) -> dict[str, Any]:
-        fp32, converted = self.accuracies[subnet]
-        return {
-            "subnet": subnet.to_dict(),
-            "precision": variant.precision,
-            "accuracy_in_fp32": fp32,
-            "converted": accuracies_dict(converted),
-            **asdict(count_costs(space, subnet)),
-            "latencies": [variant.target.latency(subnet, measure=False).to_dict()],
         }
 
 
@@ -114,26 +127,19 @@ def precision_front(
     legal = [np.asarray(variant.target.feasible(space)(batch)) for variant in variants]
     rows = np.flatnonzero(non_dominated(np.column_stack([-accuracies, *costs])) & np.logical_or.reduce(legal))
     conversions = [variant.conversion for variant in variants if variant.conversion is not None]
-    known = dict(zip(rows.tolist(), scorer([subnets[row] for row in rows], conversions), strict=True))
-    points: list[Point] = []
-    unscored: list[tuple[Subnet, Variant]] = []
-    for row, converted in known.items():
-        for variant, of_variant, within in zip(variants, costs, legal, strict=True):
-            if not within[row]:
-                continue
-            own = None if variant.unscored_because else float(accuracies[row])
-            if variant.conversion is not None:
-                own = converted[variant.conversion].accuracy if variant.conversion in converted else None
-            if own is None:
-                unscored.append((subnets[row], variant))
-            else:
-                points.append(Point(subnets[row], variant, own, tuple(map(float, of_variant[row]))))
-    values = np.array([(-point.accuracy, *point.costs) for point in points]).reshape(len(points), -1)
-    front = [point for point, stays in zip(points, non_dominated(values), strict=True) if stays]
-    merged = tuple(
+    points = [
+        Point(subnets[row], variant, float(accuracies[row]), converted, tuple(map(float, of_variant[row])))
+        for row, converted in zip(rows, scorer([subnets[row] for row in rows], conversions), strict=True)
+        for variant, of_variant, within in zip(variants, costs, legal, strict=True)
+        if within[row]
+    ]
+    scored = [point for point in points if point.accuracy is not None]
+    values = np.array([(point.accuracy, *point.costs) for point in scored], float).reshape(-1, 1 + costs[0].shape[1])
+    front = [point for point, stays in zip(scored, non_dominated(values * [-1, *(1 for _ in axes[0])]), strict=True) if stays]
+    merged = (
         replace(
             same[0],
-            name=f"latency {_device(variants)}" if same[0].name.startswith("latency ") else same[0].name,
+            name=same[0].name.partition(":")[0],  # a latency's has a device, and here it is that of several precisions
             highest=max(axis.highest for axis in same),
             lowest=min(axis.lowest for axis in same),
         )
@@ -141,11 +147,6 @@ def precision_front(
     )
     return PrecisionFront(
         points=tuple(sorted(front, key=lambda point: point.costs)),
-        axes=merged,
-        accuracies={subnets[row]: (float(accuracies[row]), converted) for row, converted in known.items()},
-        unscored=tuple(unscored),
+        axes=tuple(merged),
+        unscored=tuple(point for point in points if point.accuracy is None),
     )
-
-
-def _device(variants: Sequence[Variant]) -> str:
-    return variants[0].target.device.partition(":")[0]

@@ -182,8 +182,7 @@ class Search:
     ) -> SearchedSubnet:
         """The most accurate subnet in any of the precisions; of equal ones the faster."""
         batch = SubnetBatch.from_subnets([subnet for subnet, _ in result.ranked])
-        best: tuple[float, float] | None = None
-        chosen, missed = None, None
+        found, missed = list[tuple[float, float, SearchedSubnet]](), list[LimitError]()
         for variant in self.variants:
             if variant.unscored_because:
                 continue
@@ -193,15 +192,13 @@ class Search:
             try:
                 one = choose(self.space, self.limits, targets, ranked, scorer, progress, ships=ships, converted=converted)
             except LimitError as error:
-                missed = missed or error
+                missed.append(error)
                 continue
-            accuracy = one.evaluation.accuracy if variant.conversion is None else one.accuracy_in(variant.conversion)
-            latency = one.latency
-            if accuracy is not None and (best is None or (accuracy, -(latency.ms if latency else 0.0)) > best):
-                best, chosen = (accuracy, -(latency.ms if latency else 0.0)), one
-        if chosen is None:
-            raise missed or LimitError("no subnet was scored in any of the precisions")
-        return chosen
+            if (accuracy := one.accuracy_in(variant.conversion)) is not None:
+                found.append((accuracy, -(one.latency.ms if one.latency else 0.0), one))
+        if not found:
+            raise missed[0] if missed else LimitError("no subnet was scored in any of the precisions")
+        return max(found, key=lambda item: item[:2])[-1]
 
     def front_report(self, result: EvolutionResult) -> dict[str, Any]:
         """The content of ``front.json``.

@@ -5,12 +5,13 @@ import pytest
 
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs
-from growtas.errors import CheckpointError
+from growtas.errors import CheckpointError, LimitError
 from growtas.latency.estimate import no_faster
 from growtas.latency.modelled.profile import load_profile
 from growtas.latency.modelled.roofline import RooflineLatency
 from growtas.progress import Progress
 from growtas.sampling import sample_batch
+from growtas.search.evolution import EvolutionResult
 from growtas.search.finalists import choose
 from growtas.search.journal import Conversion, Evaluation, Journal
 from growtas.search.limits import Limits
@@ -238,6 +239,24 @@ def test_a_precision_that_nothing_here_computes_in_is_on_no_front(tmp_path):
     assert {(point["precision"], point["accuracy"], point["because"]) for point in front["unscored"]} == {
         ("bf16", None, "nothing computes in it")
     }
+
+
+def test_a_front_on_which_no_accuracy_is_known_is_empty(tmp_path):
+    """As of a replay of a search that converted nothing."""
+    journal(tmp_path)
+    scorer = ConvertedScorer(Recorded.read(tmp_path / "journal.jsonl", "c"))
+    target = Target(device="a10", estimator=RooflineLatency(profile=load_profile("a10"), space=MICRO))
+    variants = (Variant(target=target, precision="int8", conversion=INT8),)
+    ranked = [(subnet, score[0]) for subnet, score in RANKED[:5]]
+    front = precision_front(MICRO, variants, ("accuracy", "latency"), {}, ranked, scorer).to_dict(MICRO)
+    assert (front["subnets"], front["hypervolume"]) == ([], 0.0)
+    assert {(point["accuracy"], point["because"]) for point in front["unscored"]} == {
+        (None, "its accuracy is not in the journal, and a replay evaluates nothing")
+    }
+    search = Search(space=MICRO, limits=Limits(), targets=(target,), front=("accuracy", "latency"), variants=variants)
+    result = EvolutionResult(tuple(RANKED[:5]), ())
+    with pytest.raises(LimitError, match="no subnet was scored in any of the precisions"):
+        search.choose(result, lambda subnets: [(0.0, 0.0, 0)], converted=scorer)
 
 
 @pytest.mark.parametrize(
