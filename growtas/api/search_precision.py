@@ -96,21 +96,18 @@ class ConvertedEvaluator:
                     yield self._evaluate(session)
 
     def _evaluate(self, session: Session) -> Evaluation:
-        from growtas.export.verification.batches import cut_batches, run_all
+        import torch
+        import torch.nn.functional as F
+
+        from growtas.export.verification.batches import run_all
 
         correct, loss, count = 0, 0.0, len(self._images)
-        for start in range(0, count, _BLOCK):
-            images = self._images.images(start, start + _BLOCK).numpy()
-            labels = self._images.labels[start : start + _BLOCK].numpy()
-            sizes = [min(_BATCH, len(images) - at) for at in range(0, len(images), _BATCH)]
-            outputs = run_all((session.run,), cut_batches(images, sizes), workers=self._threads)
-            logits = np.concatenate([output for (output,) in outputs]).astype(np.float64)
-            finite = np.isfinite(logits).all(axis=1)
-            correct += int((finite & (logits.argmax(axis=1) == labels)).sum())
-            with np.errstate(all="ignore"):
-                tops = logits.max(axis=1)
-                normaliser = tops + np.log(np.exp(logits - tops[:, None]).sum(axis=1))
-                loss += float((normaliser - logits[np.arange(len(labels)), labels]).sum())
+        for images, labels in self._images.batches(_BLOCK):
+            outputs = run_all((session.run,), [batch.numpy() for batch in images.split(_BATCH)], workers=self._threads)
+            logits = torch.from_numpy(np.concatenate([output for (output,) in outputs])).double()
+            finite = logits.isfinite().all(dim=1)
+            correct += int((finite & (logits.argmax(dim=1) == labels)).sum())
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         return Evaluation(correct / count, loss / count)
 
 
