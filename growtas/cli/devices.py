@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from growtas.export.benchmark.targets import TargetHere
     from growtas.latency.measured.profile import MeasuredProfile
     from growtas.latency.modelled.profile import DeviceProfile
-
-_Target = tuple[str | None, str, str]
-"""Device, runtime and precision."""
 
 
 def devices(json_: options.Json = False) -> None:
@@ -42,20 +38,23 @@ def devices(json_: options.Json = False) -> None:
     from growtas.latency.modelled.profile import user_folder
 
     modelled, measured = modelled_profiles(), measured_profiles()
-    profiles, targets = _profiles_here(profile for _, profile in measured), targets_here()
+    names, profiles = devices_at_hand(), _profiles_here(profile for _, profile in measured)
+    here = [
+        {
+            **asdict(target),
+            "description": names.get(target.device or ""),
+            "profiles": profiles.get((target.device, target.runtime, target.precision), []),
+        }
+        for target in targets_here()
+    ]
     if json_:
-        names = devices_at_hand()
-        here = [
-            {**asdict(target), "description": names.get(target.device or ""), "profiles": list(profiles.get(_key(target), ()))}
-            for target in targets
-        ]
         cpu = {"name": CPU, "kind": "measured", "precision": "fp32", "runtime": "onnxruntime", "description": "this machine"}
         entries = [{**profile.to_dict(), "origin": origin} for origin, profile in modelled]
         print_json({"devices": [cpu, *entries, *(_entry(*item) for item in measured)], "here": here, "folder": str(user_folder())})
         return
-    for device, name in devices_at_hand().items():
+    for device, name in names.items():
         print_text(f"{device} is this machine's {name}")
-    print_table(_here(targets, profiles))
+    print_table(_here(here))
     print_line()
     table = new_table("device", "what it is", "kind", "space", "target", "precision", "runtime", "batch", "date", "error", "from")
     table.add_row(CPU, "this machine", "measured", "any", "-", "fp32", "onnxruntime", "any", "when searched", "-", "-")
@@ -73,32 +72,28 @@ def devices(json_: options.Json = False) -> None:
         print_text(text)
 
 
-def _profiles_here(profiles: Iterable[MeasuredProfile]) -> Mapping[_Target, Sequence[str]]:
-    """The spaces that have a measured profile which counts on this machine, by what it is of."""
+def _profiles_here(profiles: Iterable[MeasuredProfile]) -> dict[tuple[str | None, str, str], list[str]]:
+    """The spaces that have a measured profile which counts on this machine, by device, runtime and precision."""
     from growtas.latency.at_hand import CPU, devices_at_hand
     from growtas.latency.measured.machine import local_setup, why_not_here
 
-    names, spaces = devices_at_hand(), defaultdict[_Target, list[str]](list)
+    names, spaces = devices_at_hand(), defaultdict[tuple[str | None, str, str], list[str]](list)
     for profile in profiles:
         # Only then the runtime is imported for its version.
         if profile.description == names.get(profile.name):
             here = local_setup(runtime=profile.runtime, hardware="cpu" if profile.name == CPU else "cuda")
             if not why_not_here(profile, here):
                 spaces[profile.name, profile.runtime, profile.precision].append(profile.space.name)
-    return {target: tuple(dict.fromkeys(names)) for target, names in spaces.items()}
+    return {target: list(dict.fromkeys(held)) for target, held in spaces.items()}
 
 
-def _key(target: TargetHere) -> _Target:
-    return target.device, target.runtime, target.precision
-
-
-def _here(targets: Sequence[TargetHere], profiles: Mapping[_Target, Sequence[str]]) -> Table:
+def _here(targets: Iterable[Mapping[str, Any]]) -> Table:
     """The targets of this machine, with one row for the runtimes and precisions that have the same answer."""
     precisions = defaultdict[tuple[str, str, str], list[str]](list)
     for target in targets:
-        spaces = profiles.get(_key(target))
-        answer = f"no ({target.why_not})" if target.why_not else f"yes; profiles of {', '.join(spaces)}" if spaces else "yes"
-        precisions[target.device or "a GPU", target.runtime, answer].append(target.precision)
+        profiled = f"; profiles of {', '.join(target['profiles'])}" if target["profiles"] else ""
+        answer = f"no ({target['why_not']})" if target["why_not"] else f"yes{profiled}"
+        precisions[target["device"] or "a GPU", target["runtime"], answer].append(target["precision"])
     runtimes = defaultdict[tuple[str, str, str], list[str]](list)
     for (device, runtime, answer), names in precisions.items():
         runtimes[device, ", ".join(names), answer].append(runtime)
