@@ -408,27 +408,29 @@ class _Request:
         """The journals of all searches in the run's folder."""
         return sorted(self.run.path.glob("search*/journal.jsonl"))
 
-    def _remote_targets(self) -> dict[str, Target]:
-        """Targets that are not at hand; made before anything slow, since limits that no subnet meets raise here."""
-        targets: dict[str, Target] = {}
-        for device in self.devices:
-            if device.name not in devices_at_hand():
-                targets |= self._reachable(device, self._remote_target)
-        return targets
+    def _targets(self, make: Callable[[Device], Target], *, at_hand: bool) -> dict[str, Target]:
+        """The targets of the devices that are at hand, or of the others.
 
-    def _reachable(self, device: Device, make: Callable[[Device], Target]) -> dict[str, Target]:
-        """The target of a device; of one device in several precisions none where no subnet meets the limit in this one.
+        Of one device in several precisions those are left out in which no subnet meets the limit.
 
         Raises:
             LimitError: no subnet meets the limit.
         """
-        try:
-            return {device.label: make(device)}
-        except LimitError as error:
-            if not self.several:
-                raise
-            self.progress.note(f"{device.precision} is left out: {error}")
-            return {}
+        targets: dict[str, Target] = {}
+        for device in self.devices:
+            if (device.name in devices_at_hand()) != at_hand:
+                continue
+            try:
+                targets[device.label] = make(device)
+            except LimitError as error:
+                if not self.several:
+                    raise
+                self.progress.note(f"{device.precision} is left out: {error}")
+        return targets
+
+    def _remote_targets(self) -> dict[str, Target]:
+        """Targets that are not at hand; made before anything slow, since limits that no subnet meets raise here."""
+        return self._targets(self._remote_target, at_hand=False)
 
     def _remote_target(self, device: Device) -> Target:
         """A target whose latencies a profile predicts."""
@@ -438,13 +440,11 @@ class _Request:
 
     def _with_targets(self, targets: dict[str, Target]) -> Search:
         """The search, with the devices of this machine as targets too where they are asked for."""
-        for device in self.devices:
-            if device.name in devices_at_hand():
-                try:
-                    targets |= self._reachable(device, partial(self._local_target, predict="latency" in self.axes))
-                except KeyboardInterrupt:
-                    self.progress.note(f"what was measured is kept in {self.out}; the same command goes on from there")
-                    raise
+        try:
+            targets |= self._targets(partial(self._local_target, predict="latency" in self.axes), at_hand=True)
+        except KeyboardInterrupt:
+            self.progress.note(f"what was measured is kept in {self.out}; the same command goes on from there")
+            raise
         if self.devices and not targets:
             raise LimitError(f"no subnet of {self.space.name} meets the limit in any of the precisions")
         return self._shipping(targets)

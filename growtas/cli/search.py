@@ -15,16 +15,8 @@ from growtas.cli.output import command_line, print_json, print_line
 if TYPE_CHECKING:
     from growtas.api import SearchResult
 
-_FORMATS = {
-    "tensorrt": "trt",
-    "tensorrt-rtx": "trt",
-    "openvino": "openvino",
-    "onnxruntime": "onnx",
-    "torch": "torch",
-    "torch.compile": "torch",
-    "torch.cudagraphs": "torch",
-}
-"""The export that each runtime executes."""
+_FORMATS = {"tensorrt": "trt", "tensorrt-rtx": "trt", "openvino": "openvino", "torch": "torch"}
+"""The export that each runtime executes, and all ways of torch; of others it is an ONNX file."""
 
 
 def search(
@@ -183,7 +175,7 @@ def _next_commands(result: SearchResult, *, data: str | None, data_dir: str | No
 
 def _export_options(runtime: str, precision: str, batch: int) -> dict[str, str | int]:
     """Options of ``growtas export`` for what a runtime executes in a precision."""
-    options: dict[str, str | int] = {"format": _FORMATS.get(runtime, "onnx")}
+    options: dict[str, str | int] = {"format": _FORMATS.get(runtime.partition(".")[0], "onnx")}
     if options["format"] == "torch":  # the weights, which PyTorch casts when it loads them
         return options
     if options["format"] != "trt":
