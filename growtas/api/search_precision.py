@@ -43,12 +43,12 @@ def conversion_of(precision: str, runtime: str | None, *, halves: bool = False) 
 
     runs_in = "openvino" if runtime == "openvino" and is_installed("openvino") else "onnxruntime"
     options = ExportOptions()
-    made = [f"{options.calibration_images} search images, {options.calibration_method}, converter {VERSION}"]
+    calibration = f"{options.calibration_images} search images, {options.calibration_method}"
     return Conversion(
         precision=precision,
         runtime=runs_in,
         rest="fp16" if precision == "fp16" or runtime in PLAN.runtimes else "fp32",
-        made=", ".join([*made, f"{runs_in} {metadata.version(runs_in)}"]),
+        made=f"{calibration}, converter {VERSION}, {runs_in} {metadata.version(runs_in)}",
     )
 
 
