@@ -103,7 +103,7 @@ class ConvertedEvaluator:
 
         correct, loss, count = 0, 0.0, len(self._images)
         for images, labels in self._images.batches(_BLOCK):
-            outputs = run_all((session.run,), [batch.numpy() for batch in images.split(_BATCH)], workers=self._threads)
+            outputs = run_all((session.run,), [batch.numpy() for batch in torch.split(images, _BATCH)], workers=self._threads)
             logits = torch.from_numpy(np.concatenate([output for (output,) in outputs])).double()
             finite = logits.isfinite().all(dim=1)
             correct += int((finite & (logits.argmax(dim=1) == labels)).sum())
