@@ -8,26 +8,25 @@ import hashlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from growtas import __version__
 from growtas.data.cache import cache_folder
-from growtas.export.benchmark.targets import hardware_of
 from growtas.export.benchmark.timing import measure_in_turns
-from growtas.export.formats import PLAN
+from growtas.export.formats import ONNX, PLAN
+from growtas.export.graph.inference_vit import deployable
 from growtas.export.open import open_session
 from growtas.export.runtimes.base import RuntimeInfo, Session
+from growtas.export.runtimes.torch import TorchSession
 from growtas.export.verification.images import noise
-from growtas.latency.at_hand import CPU
 from growtas.latency.estimate import Hardware
 from growtas.latency.measured.paired import Block
 from growtas.nn.architecture import Architecture
+from growtas.nn.vit import random_network
 from growtas.progress import Progress
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
-
-if TYPE_CHECKING:
-    from growtas.nn.vit import VisionTransformer
 
 _CALIBRATION_IMAGES = 2
 _CACHED_GRAPHS = 12
@@ -44,7 +43,7 @@ class ArchitectureTurns:
         runtime, precision: what export would ship; see :func:`growtas.export.benchmark.targets.check_runtime`.
         batch: images a run.
         threads: CPU threads.
-        hardware: where the runtime executes; by default the CPU where it has one.
+        hardware: where ONNX Runtime or PyTorch executes; plans run on a GPU in any case, OpenVINO on the CPU.
         rounds, seconds: blocks of each subnet, and their length at least.
     """
 
@@ -57,13 +56,13 @@ class ArchitectureTurns:
         precision: str = "fp32",
         batch: int,
         threads: int,
-        hardware: Hardware | None = None,
+        hardware: Hardware = "cpu",
         rounds: int = 9,
         seconds: float = 0.1,
     ) -> None:
         self.space, self.runtime, self.precision, self.batch, self.threads = space, runtime, precision, batch, threads
-        self.hardware, self.rounds, self.seconds = hardware or hardware_of(CPU, runtime), rounds, seconds
-        self._announced, self._exporter_for_each = frozenset(subnets), False
+        self.hardware, self.rounds, self.seconds = hardware, rounds, seconds
+        self._assembled = frozenset(subnets)
         if runtime not in _IN_TORCH:
             # Here, since a machine that measures PyTorch alone needs none of ONNX' packages.
             from growtas.export.graph.assemble import Assembler, export_graph
@@ -84,8 +83,8 @@ class ArchitectureTurns:
             return
         from growtas.export.graph.assemble import signature
 
-        self._exporter_for_each = signature(self._assembler.graph(subnet)) != self.signature(subnet)
-        if self._exporter_for_each:
+        if signature(self._assembler.graph(subnet)) != self.signature(subnet):
+            self._assembled = frozenset()
             self._artifact.cache_clear()
             why = "graphs put together from blocks differ from exported ones here"
             progress.note(f"{why}; exporting each subnet, which takes longer")
@@ -98,7 +97,8 @@ class ArchitectureTurns:
             BuildError: the exporter failed.
         """
         if self.runtime in _IN_TORCH:
-            return hashlib.sha256(f"growtas {__version__}: {self._network(subnet)}".encode()).hexdigest()
+            network = random_network(Architecture.of(self.space, subnet))
+            return hashlib.sha256(f"growtas {__version__}: {network}".encode()).hexdigest()
         import onnx
 
         from growtas.export.graph.assemble import signature
@@ -133,21 +133,11 @@ class ArchitectureTurns:
         """
         if self.runtime in _IN_TORCH:
             return self._torch_session(subnet)
-        artifact = self._artifact(subnet)
-        if self.runtime == "onnxruntime":
-            from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
-
-            return OnnxRuntimeSession(artifact, threads=self.threads, device=self.hardware)
-        if self.runtime == "openvino":
-            from growtas.export.runtimes.openvino import OpenVINOSession
-
-            return OpenVINOSession(artifact, threads=self.threads)
-        return _open_plan(artifact, self.runtime)
+        return _open(self._artifact(subnet), self.runtime, threads=self.threads, device=self.hardware)
 
     def _build(self, subnet: Subnet) -> bytes:
         """What is loaded: the graph in the precision, for TensorRT compiled to a plan."""
-        assembled = subnet in self._announced and not self._exporter_for_each
-        graph = self._assembler.graph(subnet).SerializeToString() if assembled else self._export(subnet)
+        graph = self._assembler.graph(subnet).SerializeToString() if subnet in self._assembled else self._export(subnet)
         if self.precision != "fp32":
             graph = self._converted(graph)
         if self.runtime not in PLAN.runtimes:
@@ -156,19 +146,9 @@ class ArchitectureTurns:
         cache = cache_folder()
         return _build_plan(graph, self.runtime, self.batch, precision=self.precision, cache_dir=cache / "plans" if cache else None)
 
-    def _network(self, subnet: Subnet) -> VisionTransformer:
-        from growtas.nn.vit import random_network
-
-        return random_network(Architecture.of(self.space, subnet))
-
     def _torch_session(self, subnet: Subnet) -> Session:
         """The module as ``growtas bench`` runs an exported one, in half precision with its weights too."""
-        import torch
-
-        from growtas.export.graph.inference_vit import deployable
-        from growtas.export.runtimes.torch import TorchSession
-
-        module, compiled = self._network(subnet), self.runtime == "torch.compile"
+        module, compiled = random_network(Architecture.of(self.space, subnet)), self.runtime == "torch.compile"
         shape = (self.space.in_chans, self.space.image_size, self.space.image_size)
         dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
         return TorchSession(
@@ -214,7 +194,7 @@ def plan_session(model: bytes, runtime: str, batch: int, *, precision: str = "fp
         DeviceError: no GPU, or one that the runtime or the precision isn't for.
         MissingExtra: the package is not installed.
     """
-    return _open_plan(_build_plan(model, runtime, batch, precision=precision), runtime)
+    return _open(_build_plan(model, runtime, batch, precision=precision), runtime)
 
 
 def _build_plan(model: bytes, runtime: str, batch: int, *, precision: str, cache_dir: Path | None = None) -> bytes:
@@ -230,8 +210,9 @@ def _build_plan(model: bytes, runtime: str, batch: int, *, precision: str, cache
         return compiler.build(onnx, (target,), batches=shapes, precision=precision, cache_dir=cache_dir).data
 
 
-def _open_plan(data: bytes, runtime: str) -> Session:
+def _open(artifact: bytes, runtime: str, *, threads: int | None = None, device: Hardware = "cpu") -> Session:
+    """Loads a plan, or an ONNX file for another runtime."""
     with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-        plan = Path(folder, "model.plan")
-        plan.write_bytes(data)
-        return open_session(plan, runtime=runtime, trusted=True)
+        path = Path(folder, "model").with_suffix((PLAN if runtime in PLAN.runtimes else ONNX).suffix)
+        path.write_bytes(artifact)
+        return open_session(path, threads=threads, runtime=runtime, device=device, trusted=True)
