@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from growtas.errors import DeviceError, GrowtasError, MissingExtra, choices
+from growtas.errors import DeviceError, GrowtasError, choices
 from growtas.export.formats import PLAN
 from growtas.export.runtimes.base import is_installed, require_compiler
+from growtas.export.runtimes.onnxruntime import require_provider
 from growtas.latency import at_hand
 from growtas.latency.at_hand import CPU, device_name, devices_at_hand
 from growtas.latency.estimate import RUNTIMES, Hardware
@@ -48,12 +49,12 @@ def check_runtime(runtime: str, precision: str, hardware: Hardware | None = None
         raise DeviceError(f"--precision is {precision!r}; {runtime} is measured in {choices(legal)}{where}")
     if runtime == "openvino" and not is_installed("openvino"):
         raise DeviceError("--runtime openvino needs the package openvino, which is not installed: pip install 'growtas[openvino]'")
-    if runtime == "onnxruntime" and not is_installed("onnxruntime"):
-        raise MissingExtra("onnxruntime", "gpu", "running an ONNX model")
     if hardware == "cuda":
         _check_gpu(runtime, precision)
-    elif runtime == "torch.compile":
-        require_compiler()
+    if runtime == "onnxruntime":
+        require_provider(hardware)
+    if runtime == "torch.compile":
+        require_compiler(hardware)
 
 
 _NAMES = {"cpu": "CPU", "cuda": "GPU"}
@@ -104,10 +105,6 @@ def _check_gpu(runtime: str, precision: str) -> None:
         raise DeviceError(f"--runtime {runtime} needs an NVIDIA GPU with a driver on this machine; without one, use onnxruntime")
     if runtime in PLAN.runtimes:
         builder.builder_of(runtime).check((here,), precision)
-    if runtime == "onnxruntime":
-        from growtas.export.runtimes.onnxruntime import require_provider
-
-        require_provider("cuda")
 
 
 def check_device(name: str, known: Sequence[str], device: str) -> None:

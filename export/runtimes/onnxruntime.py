@@ -34,8 +34,6 @@ class OnnxRuntimeSession:
     """
 
     def __init__(self, path: str | Path | bytes, *, threads: int | None = None, device: str = "cpu") -> None:
-        if not is_installed("onnxruntime"):
-            raise MissingExtra("onnxruntime", "gpu", "running an ONNX model")
         provider = require_provider(device)
         import onnxruntime as ort
 
@@ -134,7 +132,10 @@ def require_provider(device: str) -> str:
 
     Raises:
         DeviceError: the installed ONNX Runtime doesn't have it.
+        MissingExtra: onnxruntime is not installed.
     """
+    if not is_installed("onnxruntime"):
+        raise MissingExtra("onnxruntime", "gpu", "running an ONNX model")
     import onnxruntime as ort
 
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from growtas.cli.app import app
 from growtas.errors import DeviceError, GrowtasError, MissingExtra
-from growtas.export.benchmark import targets
 from growtas.export.benchmark.targets import check_device, check_runtime, hardware_of, targets_here
 from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
 from growtas.export.tensorrt import library
@@ -72,7 +71,7 @@ def test_a_gpu_that_pytorch_cannot_use_is_told_apart_from_none(monkeypatch: pyte
 
 
 def test_a_runtime_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "is_installed", lambda module: False)
+    monkeypatch.setattr("growtas.export.runtimes.onnxruntime.is_installed", lambda module: False)
     with pytest.raises(MissingExtra, match="needs the package onnxruntime"):
         check_runtime("onnxruntime", "fp32")
     check_runtime("torch", "fp32")
