@@ -81,9 +81,8 @@ def judge_limits(artifact: Artifact) -> list[dict[str, Any]]:
     It is timed for a second where a limit is for a device at hand and for a runtime and the precision of the artifact. What can't
     be timed is not judged, and its ``unchecked_because`` says why.
     """
-    manifest, results = artifact.manifest, list[dict[str, Any]]()
-    limits = check_limits(artifact.path, manifest, results)
-    for limit in limits:
+    results, reasons = list[dict[str, Any]](), dict[str, dict[str, str]]()
+    for limit in check_limits(artifact.path, artifact.manifest, results):
         promised = limit["promised"] or {}
         runtime, device = _runtime_for(promised, artifact), promised.get("device") or limit["device"]
         if runtime is None or device not in devices_at_hand():
@@ -91,8 +90,8 @@ def judge_limits(artifact: Artifact) -> list[dict[str, Any]]:
         try:
             results.append(_time(artifact, int(promised.get("batch") or 1), runtime, str(device)))
         except GrowtasError as error:
-            return [{**limit, "unchecked_because": str(error)} for limit in limits]
-    return check_limits(artifact.path, manifest, results) if results else limits
+            reasons[limit["device"]] = {"unchecked_because": str(error)}
+    return [{**limit, **reasons.get(limit["device"], {})} for limit in check_limits(artifact.path, artifact.manifest, results)]
 
 
 def _runtime_for(promised: Mapping[str, Any], artifact: Artifact) -> str | None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from growtas.checkpoint import save_model
-from growtas.errors import BuildError, CheckpointError, ConfigError, MissingExtra, UsageError
-from growtas.export.artifact import write_manifest
-from growtas.export.benchmark import entries
+from growtas.errors import BuildError, CheckpointError, ConfigError, DeviceError, MissingExtra, UsageError
+from growtas.export.artifact import Artifact, Manifest, write_manifest
+from growtas.export.benchmark import entries, limits
 from growtas.export.benchmark import run as bench_module
 from growtas.export.benchmark.limits import check_limit
 from growtas.export.benchmark.memory import probe
@@ -19,6 +19,7 @@ from growtas.export.benchmark.run import BenchOptions
 from growtas.export.benchmark.subjects import Subject
 from growtas.export.formats import artifacts_in
 from growtas.export.open import open_session
+from growtas.export.runtimes.base import Session
 from growtas.export.tensorrt import library
 from growtas.nn.vit import VisionTransformer
 from tests.bench_helpers import bench
@@ -308,6 +309,25 @@ def test_a_limit_for_something_else_is_not_judged(given: dict[str, Any]) -> None
     assert answer is not None
     assert (answer["measured_ms"], answer["holds"]) == (None, None)
     assert "not measured here" in answer["unchecked_because"]
+
+
+def test_what_cannot_be_timed_leaves_the_other_limits_judged(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_artifact(artifact: Artifact, *, runtime: str, device: str) -> Session:
+        if runtime == "openvino":
+            raise DeviceError("there is no OpenVINO")
+        return open_session(artifact.path, runtime=runtime, device=device, threads=1)
+
+    monkeypatch.setattr(limits, "open_artifact", open_artifact)
+    promises = [search()["latency"] | {"device": "cpu", "runtime": runtime} for runtime in ("onnxruntime", "openvino")]
+    latencies = [
+        {"device": f"cpu:{promised['runtime']}", "max_latency_ms": 1e3, "measured": promised, "predicted": None}
+        for promised in promises
+    ]
+    manifest = Manifest.from_dict({"precision": "fp32", "search": {"latencies": latencies}})
+    judged, unjudged = limits.judge_limits(Artifact(path=onnx_file, manifest=manifest))
+    assert (judged["device"], judged["holds"], "unchecked_because" in judged) == ("cpu:onnxruntime", True, False)
+    assert 0 < judged["measured_ms"] < 1e3
+    assert (unjudged["holds"], unjudged["unchecked_because"]) == (None, "there is no OpenVINO")
 
 
 @pytest.mark.parametrize(
