@@ -52,24 +52,25 @@ class TorchSession:
         max_batch: int | None = None,
         runtime: str | None = None,
     ) -> None:
-        if compiled:
-            require_compiler(device)
         self.image_shape, self.max_batch = image_shape, max_batch
         self.module = module.to(device, dtype)
         self._device, self._compiled, self._dtype = device, compiled, dtype
-        default = "torch.compile" if compiled else "torch.cudagraphs" if captured else "torch"
+        self._call: Callable[..., Tensor] = module
+        default = "torch"
+        if compiled:
+            require_compiler(device)
+            # Compiling looks for CUDA's compiler, and tells of it where there is none, whatever the model is compiled for.
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+            # Once a shape: what was compiled for many shapes at once is slower, and is not what one would serve.
+            default, self._call = "torch.compile", torch.compile(module, fullgraph=True, dynamic=False)
+        elif captured:
+            default, self._call = "torch.cudagraphs", _CudaGraphs(module)
         self.info = RuntimeInfo(
             runtime=runtime or default,
             version=torch.__version__,
             device=torch.cuda.get_device_name() if device == "cuda" else device,
             threads=0 if device == "cuda" else threads or available_threads(),
         )
-        # Compiled once a shape: what was compiled for many shapes at once is slower, and is not what one would serve.
-        self._call: Callable[..., Tensor] = self.module
-        if compiled:
-            self._call = torch.compile(self.module, fullgraph=True, dynamic=False)
-        elif captured:
-            self._call = _CudaGraphs(self.module)
 
     def run(self, images: Array) -> Array:
         """Logits of images; see :class:`growtas.export.runtimes.base.Session`.
@@ -81,15 +82,13 @@ class TorchSession:
         return np.asarray(self._forward(self._place(images)).float().cpu().numpy(), np.float32)
 
     def timer(self, images: Array) -> Timer:
-        """A timed run on placed inputs, compiled before it is returned; see :class:`growtas.export.runtimes.base.Session`.
+        """A timed run on placed inputs, compiled or captured before; see :class:`growtas.export.runtimes.base.Session`.
 
         Raises:
             DeviceError, UsageError: as for :meth:`run`.
         """
         placed, call, threads = self._place(images), self._call, self.info.threads
-        if self._compiled or isinstance(self._call, _CudaGraphs):
-            # Compiling looks for CUDA's compiler, and tells of it where there is none, whatever the model is compiled for.
-            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        if call is not self.module:
             self._forward(placed)
 
         def on_cpu() -> float:
