@@ -57,15 +57,15 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
         precision = "fp32"
     plan = None
     if PLAN in options.made_formats:
-        search = source.search or {}
+        search, promised = source.search or {}, _promised(options, source)
         plan = choose_builder(
             target=options.target,
             device=options.device,
             searched_device=search.get("device"),
             precision=precision,
-            searched_runtime=None if options.target else _promised(options, source).get("runtime"),
+            searched_runtime=None if options.target else promised.get("runtime"),
         )
-        promised = search.get("latency") or {}
+        promised = promised or search.get("latency") or {}
         if promised.get("precision", precision) != precision:
             latency = f"{format_ms(promised['ms'])} ({promised['kind']})"
             progress.note(f"the search's latency, {latency}, is for {promised['precision']}; this plan is {precision}")

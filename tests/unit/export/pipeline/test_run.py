@@ -130,6 +130,18 @@ def test_a_plan_in_another_precision_than_the_searchs_is_said(run: Run, precisio
     assert any(f"is for {precision}; this plan is fp32" in note for note in notes) is said
 
 
+def test_a_plan_in_the_precision_of_its_own_device_is_not_said(run: Run) -> None:
+    path = run.path / "search" / "subnet.json"
+    found = json.loads(path.read_text())
+    on_a10, on_cpu = found["latency"], {**found["latency"], "device": "cpu", "precision": "int8"}
+    latencies = [{"device": latency["device"], "predicted": latency, "measured": None} for latency in (on_cpu, on_a10)]
+    path.write_text(json.dumps({**found, "device": "cpu", "latency": on_cpu, "latencies": latencies}))
+    notes: list[str] = []
+    made = export_subnet(run, ExportOptions(formats=("trt",), device="a10"), progress=Recorder(notes=notes))
+    assert made[-1].manifest.precision == on_a10["precision"]
+    assert not any("this plan is" in note for note in notes)
+
+
 def test_formats_cumulate_and_every_file_has_its_manifest(run: Run) -> None:
     stages: list[str] = []
     made = export_subnet(run, ExportOptions(formats=("trt",), precision="fp32", max_batch=4), progress=Recorder(stages=stages))
