@@ -281,12 +281,10 @@ def choose_builder(
     named = device or (None if searched_device == "cpu" else searched_device)
     if target is not None:
         targets = parse_targets(target)
-    elif here is not None and named in devices_at_hand():
+    elif here is not None and (named is None or named in devices_at_hand()):
         targets = (here,)
     elif named is not None:
         targets = (device_target(named),)
-    elif here is not None:
-        targets = (here,)
     else:
         why = "the subnet was searched for the cpu" if searched_device == "cpu" else "the subnet was searched for no device"
         gpus = choices(gpus_with_profiles())
