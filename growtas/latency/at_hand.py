@@ -21,6 +21,7 @@ def devices_at_hand() -> dict[str, str]:
     return {CPU: cpu_name()} | ({device_name(gpu): gpu} if gpu else {})
 
 
+@cache
 def cpu_name() -> str:
     """The CPU's marketing name where the system tells it, else its family."""
     try:
