@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from growtas.batch import SubnetBatch
-from growtas.errors import BuildError, CheckpointError, DeviceError, GrowtasError, MissingExtra
+from growtas.errors import DeviceError
 from growtas.export.benchmark.stopwatch import ArchitectureTurns
 from growtas.export.benchmark.targets import check_runtime
 from growtas.latency.at_hand import CPU
@@ -24,7 +24,7 @@ from growtas.latency.measured.stopwatch import LocalStopwatch, set_aside
 from growtas.progress import SILENT, Progress
 from growtas.search.devices import Device
 from growtas.search.limits import Limits, check_latency
-from growtas.search.targets import Target
+from growtas.search.targets import NOT_MEASURABLE, Target, why_not_measured
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.units import format_ms
@@ -77,11 +77,10 @@ def local_target(
     try:
         check_runtime(runtime, device.precision, hardware)
         return _measured_target(machine, device, limits, threads, predict=predict, profile_of=profile_of)
-    except (BuildError, CheckpointError, DeviceError, MissingExtra, MemoryError, RuntimeError) as error:
+    except NOT_MEASURABLE as error:
         if hardware == "cpu":
             raise
-        # CUDA's own errors are long, and RuntimeErrors of torch.
-        why = str(error) if isinstance(error, GrowtasError) else f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        why = why_not_measured(error)
     try:
         target = predicted_target(device, space, limits, profile_of)
     except DeviceError as error:

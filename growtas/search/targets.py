@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
+from growtas.errors import BuildError, CheckpointError, DeviceError, GrowtasError, MissingExtra
+from growtas.latency.at_hand import CPU
 from growtas.latency.estimate import Latency, LatencyEstimator
 from growtas.latency.measured.fit import fit_latency
 from growtas.latency.measured.stopwatch import LEAST_MARGIN, LocalStopwatch
@@ -22,6 +24,13 @@ from growtas.units import format_ms
 ROOM_LEVEL = 0.8
 """Share of subnets whose measured latency the room above a prediction is to hold."""
 _COMMON = 3
+NOT_MEASURABLE = (BuildError, CheckpointError, DeviceError, MissingExtra, MemoryError, RuntimeError)
+"""What building and running a subnet on a GPU raises where that is not possible; a search then goes on with predictions."""
+
+
+def why_not_measured(error: Exception) -> str:
+    """The reason in one sentence; CUDA's own errors, which PyTorch raises as they are, are long."""
+    return str(error) if isinstance(error, GrowtasError) else f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +101,14 @@ class Target:
         return np.asarray(model.predict_ms(SubnetBatch.from_subnets(subnets)) * needed <= self.max_ms)
 
     def latency(self, subnet: Subnet, *, measure: bool) -> DeviceLatency:
-        """The predicted and the measured latency; ``measure`` times the subnet now where the device is at hand."""
-        predicted, measured, provenance = None, None, ""
+        """The predicted and the measured latency; ``measure`` times the subnet now where the device is at hand.
+
+        Where a GPU can't build or run this subnet, there is no measured latency, and the reason is in its place.
+
+        Raises:
+            BuildError, CheckpointError: the CPU can't.
+        """
+        predicted, measured, provenance, why_not = None, None, "", self.not_measured_because
         if (model := self.estimator) is not None:
             fitted = getattr(model, "provenance", "")
             provenance = f"{model.kind}: {fitted}" if fitted else f"{model.kind} from the datasheet"
@@ -104,7 +119,12 @@ class Target:
                 relative_uncertainty=model.relative_uncertainty,
             )
         if (watch := self.stopwatch) is not None:
-            timed = watch.measure(subnet, self.max_ms) if measure else watch.known(subnet)
+            try:
+                timed = watch.measure(subnet, self.max_ms) if measure else watch.known(subnet)
+            except NOT_MEASURABLE as error:
+                if watch.device == CPU:
+                    raise
+                timed, why_not = None, why_not_measured(error)
             if timed is not None:
                 measured = Latency(
                     ms=timed.ms,
@@ -113,7 +133,7 @@ class Target:
                     relative_uncertainty=timed.margin,
                     unsteady=timed.unsteady,
                 )
-        return DeviceLatency(self.device, self.max_ms, predicted, measured, provenance, self.not_measured_because)
+        return DeviceLatency(self.device, self.max_ms, predicted, measured, provenance, why_not)
 
     def _predict(self, subnet: Subnet) -> float:
         assert self.estimator is not None

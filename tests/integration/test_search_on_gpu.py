@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shlex
 import zlib
@@ -10,6 +11,7 @@ import zlib
 import pytest
 import yaml
 
+from growtas.errors import BuildError
 from growtas.export.benchmark.stopwatch import ArchitectureTurns
 from growtas.export.runtimes.base import RuntimeInfo
 from growtas.export.tensorrt import library
@@ -37,6 +39,7 @@ class Gpu:
 
     def __init__(self, monkeypatch):
         self.timed, self.turns, self.runtimes, self.precisions, self.speed = [], 0, set(), set(), 1.0
+        self.builds = math.inf
         info = RuntimeInfo(runtime="tensorrt", version=A10.version, device="NVIDIA A10", threads=0)
         monkeypatch.setattr(ArchitectureTurns, "__call__", lambda turns, subnets: self.take(turns, subnets))
         monkeypatch.setattr(ArchitectureTurns, "check_against_exporter", lambda turns, subnet, progress: None)
@@ -47,6 +50,8 @@ class Gpu:
         assert turns.hardware == "cuda"
         self.runtimes.add(turns.runtime)
         self.turns += 1
+        if self.turns > self.builds:
+            raise BuildError("the compiler found no kernel")
         self.precisions.add(turns.precision)
         self.timed += [subnet for subnet in subnets[:-1] if subnet not in self.timed]
         noise = random.Random(self.turns)
@@ -197,6 +202,20 @@ def test_a_builder_that_fails_leaves_the_prediction(tmp_path, growtas, monkeypat
         assert "a10 is not measured, although it is at hand: the compiler found no kernel; its latencies are modelled" in err
         (latency,) = result(run.path)["best"]["latencies"]
         assert (latency["measured"], latency["predicted"]["kind"]) == (None, "modelled")
+
+
+@pytest.mark.parametrize("limit", [("--max-latency", "5ms"), ()])
+def test_a_finalist_that_cannot_be_built_is_judged_by_its_prediction(run, growtas, gpu, limit):
+    code, _, err = growtas("search", "--device", "a10", *limit, "--out", "built", *QUICK)
+    assert code == 0, err
+    gpu.builds, gpu.turns = gpu.turns - 1, 0
+    code, out, err = growtas("search", "--device", "a10", *limit, *QUICK)
+    assert code == 0, err
+    (latency,) = result(run)["best"]["latencies"]
+    assert (latency["measured"], latency["not_measured_because"]) == (None, "the compiler found no kernel")
+    assert latency["judged_on"] == ("modelled" if limit else None)
+    assert "- (not measured)" in out
+    assert "although it is at hand" not in err
 
 
 def test_a_gpu_that_nobody_knows_has_a_name_and_is_measured(run, growtas, gpu, monkeypatch):
