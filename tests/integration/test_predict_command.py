@@ -116,7 +116,7 @@ def test_broken_images_are_named_and_the_others_answered(cli: Cli, folder: Path,
     assert "none.png: the image can't be read (No such file or directory)" in sentences[2]
     code, out, err = cli("predict", folder, "--model", made)
     assert code == 1
-    assert "8 of 10 images answered" in out
+    assert "8 of 10 images classified" in out
     assert cli.fails("predict", tmp_path / "none.png", "--model", made)[0] == 1
 
 

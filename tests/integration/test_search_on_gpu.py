@@ -258,7 +258,7 @@ def test_the_limit_is_judged_on_the_same_target_by_export_and_bench(tmp_path, gr
     assert command.endswith("--format trt")
     code, out, err = growtas(*shlex.split(command), "--images", "20")
     assert code == 0, err
-    limit = "tiny-subnet.fp16.plan: the search's latency limit 9 ms on a10 (then "
+    limit = "tiny-subnet.fp16.plan: the search's latency limit 9 ms on a10 (in the search "
     assert limit in out
     assert "measured) holds: " in out
     bench = (
@@ -283,4 +283,4 @@ def test_the_limit_is_judged_on_the_same_target_by_export_and_bench(tmp_path, gr
         code, out, err = growtas(*command_)
         assert code == 0, err
         assert "on a10 (then" in out
-        assert "not checked here; the limit is for p50, batch 1, fp16 on a10, which was not measured here" in out
+        assert "was not checked: the limit is for p50, batch 1, fp16 on a10, which was not measured here" in out
