@@ -52,7 +52,7 @@ def test_the_line_as_typed_after_an_export(cli: Cli, tmp_path: Path) -> None:
     export_subnet(run, ExportOptions(formats=("trt",)))
     code, out, err = cli("bench", *QUICK)
     assert code == 0, err
-    assert f"artifacts: all in {Path('runs/tiny/export')} (the newest run)" in err
+    assert f"artifacts: all files in {Path('runs/tiny/export')} (the newest run)" in err
     assert "tiny-subnet.fp16.plan: not runnable here (no NVIDIA GPU with a driver on this machine)" in out
     assert "activation memory" in out
     assert "for sm86" in out
@@ -275,7 +275,7 @@ def test_an_interrupt_shows_what_was_measured_and_leaves_the_last_report(
     assert "tiny-subnet.safetensors" in out
     code, _, err = cli("bench", *QUICK)
     assert code == 130
-    assert "left as it was" in err
+    assert "not replaced, because the measurement is incomplete" in err
     assert file.read_bytes() == before
 
 

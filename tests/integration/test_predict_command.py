@@ -170,7 +170,7 @@ def test_an_artifact_of_before_the_rules_says_what_it_does_not_heed(cli: Cli, fo
     Image.open(folder / "0.png").save(folder / "0.png", exif=exif)
     code, out, err = cli("predict", folder, "--model", artifact(tmp_path / "made"), "--json")
     assert code == 0
-    assert "1 of the images have an EXIF orientation or more than 8 bits a sample; the artifact is of an older growtas" in err
+    assert "1 of the images have an EXIF orientation or more than 8 bits per sample. An older growtas made this artifact" in err
     np.testing.assert_allclose(json.loads(out)["images"][0]["logits"], wanted(folder / "0.png"), atol=1e-5)
     record = {**RECORD, "decode": {"version": 1, "pixel_range": None}}
     code, out, err = cli("predict", folder, "--model", artifact(tmp_path / "made", preprocess=record), "--json")
