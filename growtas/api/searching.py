@@ -380,7 +380,7 @@ class _Request:
         shipped = {conversion.precision for conversion in search.ships if conversion is not None}
         if shipped and not search.variants and outcome.chosen.chosen_by == ("fp32",):
             self.progress.note(
-                f"chosen by accuracy in fp32, because the accuracy of some finalists in {choices(sorted(shipped))} is not recorded; "
+                f"chosen by accuracy in fp32, since the accuracy of some finalists in {choices(sorted(shipped))} is not recorded; "
                 "search without --replay to evaluate it"
             )
         gains = self._gains(search, outcome)

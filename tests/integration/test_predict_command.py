@@ -111,7 +111,7 @@ def test_broken_images_are_named_and_the_others_answered(cli: Cli, folder: Path,
             np.testing.assert_allclose(answer["logits"], wanted(Path(answer["file"])), atol=1e-5)
     sentences = err.splitlines()
     assert len(sentences) == 3
-    assert sentences[0] == f"growtas: {folder / '4.png'}: the image can't be read (no image format that Pillow knows)"
+    assert sentences[0] == f"growtas: {folder / '4.png'}: the image can't be read (Pillow doesn't recognise its format)"
     assert "7.png: the image can't be read" in sentences[1]
     assert "none.png: the image can't be read (No such file or directory)" in sentences[2]
     code, out, err = cli("predict", folder, "--model", made)

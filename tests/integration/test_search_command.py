@@ -271,7 +271,7 @@ def test_images_of_other_classes_are_refused(run, growtas):
     code, _, err = growtas("search", "--max-params", "90K", "--data", "animals", *QUICK)
     assert code == 2
     assert (
-        "the images' classes (animal0, animal1, animal2 and 7 more) are not those that the run was trained on (0, 1, 2 and 7" in err
+        "the classes of the images (animal0, animal1, animal2 and 7 more) are not those of the run's training (0, 1, 2 and 7" in err
     )
 
 

@@ -199,7 +199,10 @@ def test_a_builder_that_fails_leaves_the_prediction(tmp_path, growtas, monkeypat
     for options in (("--max-latency", "5ms"), ()):
         code, _, err = growtas("search", "--device", "a10", *options, *QUICK)
         assert code == 0, err
-        assert "a10 is a device of this machine, but can't be measured: the compiler found no kernel; its latencies are modelled" in err
+        assert (
+            "a10 is a device of this machine, but can't be measured: the compiler found no kernel; its latencies are modelled"
+            in err
+        )
         (latency,) = result(run.path)["best"]["latencies"]
         assert (latency["measured"], latency["predicted"]["kind"]) == (None, "modelled")
 

@@ -163,13 +163,13 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
             SpaceError,
             "image_size is 101, which micro can't cut into 7 to 14 equal patches a side; sizes near",
         ),
-        (["--data-dir", "."], DataError, "digits is embedded and takes no data folder"),
+        (["--data-dir", "."], DataError, "digits is embedded and takes no --data-dir"),
         (
             ["--data", ".", "--data-dir", "."],
             DataError,
-            "'.' is no data set that --data-dir belongs to; where images are a folder",
+            "--data '.' takes no --data-dir; to use a folder of images",
         ),
-        (["--data", "file"], DataError, "file: a file, and no folder of images; unpack it where it is an archive"),
+        (["--data", "file"], DataError, "file: this is a file, not a folder of images; unpack it if it is an archive"),
         (["--method", "uniform", "--stages", 3], ConfigError, "stages is given, but the method uniform has no stages"),
         (["--set", "momentum=0.5"], ConfigError, "momentum is given, but the optimizer adamw has none"),
         (["--set", "teacher_weight=0.7"], ConfigError, "teacher_weight is given, but there is no teacher"),
@@ -337,10 +337,10 @@ def test_a_moved_folder_of_images(folder):
     run.update(state="interrupted")
     (folder / "pets").rename(folder / "animals")
     message = str(invoke("--resume", fails=True).exception)
-    assert message.startswith(f"{folder}/pets: the folder of the run's images is not there; where it was moved, name its new place")
+    assert message.startswith(f"{folder}/pets: the folder of the run's images does not exist; if it was moved, name its new place")
     (folder / "animals" / "cat" / "0.png").rename(folder / "animals" / "dog" / "10.png")
     message = str(invoke("--resume", "--data-dir", "animals", fails=True).exception)
-    assert message.startswith(f"{folder}/animals: the images changed since the run was started (it had 16 for training and 4 for")
+    assert message.startswith(f"{folder}/animals: the images have changed since the run was started (it had 16 training and 4")
     assert f"in {folder}/pets" in message
     (folder / "animals" / "dog" / "10.png").rename(folder / "animals" / "cat" / "0.png")
     assert invoke("--resume", "--data-dir", "animals").exit_code == 0
