@@ -161,7 +161,7 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
         (
             ["--image-size", 101],
             SpaceError,
-            "image_size is 101, which micro can't cut into 7 to 14 equal patches a side; sizes near",
+            "image_size is 101, but micro needs a size that can be divided into 7 to 14 patches per side, such as",
         ),
         (["--data-dir", "."], DataError, "digits is embedded and takes no --data-dir"),
         (

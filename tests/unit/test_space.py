@@ -107,7 +107,7 @@ def test_a_space_is_a_yaml_file_too(tmp_path):
     [
         ("embed_dims: [8]", "unknown field 'embed_dims'; did you mean embed_dim"),
         ("embed_dim: [8]\nnum_heads: [1]\ndepth: [1]", "mlp_ratio is missing"),
-        ("embed_dim: [8, 8]\nnum_heads: [1]\nmlp_ratio: [1]\ndepth: [1]", "names a choice twice"),
+        ("embed_dim: [8, 8]\nnum_heads: [1]\nmlp_ratio: [1]\ndepth: [1]", "has the same choice twice"),
         ("embed_dim: {min: 8, max: 17, step: 4}\nnum_heads: [1]\nmlp_ratio: [1]\ndepth: [1]", "not min 8 plus a number of steps"),
         ("embed_dim: [8]\nnum_heads: [1]\nmlp_ratio: [1]\ndepth: [1]\nmax_depth: 0.5", "max_depth is 0.5"),
         ("embed_dim: [8]\nnum_heads: [2]\nmlp_ratio: [1]\ndepth: [1]\nmax_num_heads: 1", "below the largest choice"),

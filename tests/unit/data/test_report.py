@@ -192,7 +192,7 @@ def test_pictures_of_one_colour_are_counted(tmp_path, mode):
     assert warning(report, "single colour").startswith("all of the 20 checked images have a single colour each; look at")
     save(tmp_path / "a" / "3.png")
     save(tmp_path / "b" / "5.png")
-    assert warning(check(open_data(str(tmp_path))), "single colour").startswith("18 of the 20 images")
+    assert warning(check(open_data(str(tmp_path))), "single colour").startswith("18 of the 20 checked images")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_photographs_in_a_small_network(tmp_path, size, space, suggested):
         for number in range(3):
             (tmp_path / name).mkdir(exist_ok=True)
             Image.effect_noise(size, 50 + number).save(tmp_path / name / f"{number}.png")
-    found = warning(check(open_data(str(tmp_path)), image_size=space, patch_size=4), "is lost")
+    found = warning(check(open_data(str(tmp_path)), image_size=space, patch_size=4), "are lost")
     if suggested is None:
         assert found is None
     else:
