@@ -74,6 +74,11 @@ class SearchResult:
 def write_results(run: Run, folder: Path, search: Search, outcome: Outcome, record: Mapping[str, Any]) -> SearchResult:
     """Writes ``result.json``, ``subnet.json``, ``report.html``, ``front.json`` for a front, and ``search.png`` with matplotlib.
 
+    After the entries of ``record``, ``result.json`` has ``time`` (seconds per part of the search), ``unsteady`` (whether other work
+    disturbed a latency of the chosen subnet), ``best`` (the chosen subnet with its costs, accuracy and latencies), ``finalists``
+    (the considered subnets; the last one was chosen), ``scored`` (subnets evaluated in the exported precision), ``history`` (counts
+    and accuracies per generation), ``front`` and ``files``. Accuracies are from 0 to 1, on the search split.
+
     Args:
         run: the run that was searched.
         folder: the folder of the files.

@@ -97,7 +97,7 @@ def _here(targets: Iterable[Mapping[str, Any]]) -> Table:
     runtimes = defaultdict[tuple[str, str, str], list[str]](list)
     for (device, runtime, answer), names in precisions.items():
         runtimes[device, ", ".join(names), answer].append(runtime)
-    table = new_table("at hand", "runtime", "precision", "measured here", fold="measured here")
+    table = new_table("device", "runtime", "precision", "measured here", fold="measured here")
     for (device, precision, answer), names in runtimes.items():
         table.add_row(device, ", ".join(names), precision, answer)
     return table

@@ -59,7 +59,7 @@ def export(
     ] = "auto",
     calibration_images: Annotated[int, _PRECISION(help="Number of images of the search split for int8 calibration.")] = 128,
     calibration_method: Annotated[
-        str, _PRECISION(help="minmax (clips nothing), percentile (clips one value in ten thousand) or entropy.")
+        str, _PRECISION(help="minmax (clips nothing), percentile (clips the largest of ten thousand values) or entropy.")
     ] = "minmax",
     preprocess: Annotated[
         bool, _ENDS("--preprocess", help="Build the normalisation into the graph: its input is uint8 pixels (N, H, W, C).")

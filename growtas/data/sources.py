@@ -66,7 +66,11 @@ class Data:
         return data_title({"name": self.name, "data_dir": self.data_dir})
 
     def record(self) -> dict[str, Any]:
-        """Returns the record for ``run.json``, which is enough to open the set again and to detect changes."""
+        """Returns the record for ``run.json``, which is enough to open the set again and to detect changes.
+
+        It holds name and folder, the numbers of training and test images, a hash of labels and file names, and for a folder the
+        version of the rules by which it was read.
+        """
         return {
             "name": self.name,
             "data_dir": self.data_dir,
