@@ -68,9 +68,7 @@ def search(
     ] = "accuracy",
     front: Annotated[
         str | None,
-        Option(
-            help="Axes of the front, as in accuracy,latency,params,macs. Default: accuracy and latency; without --device, params."
-        ),
+        Option(help="Axes of the front, comma-separated: accuracy and latency, params or macs. Default: by --device."),
     ] = None,
     replay: Annotated[
         bool,

@@ -23,8 +23,10 @@ def train(
     ] = None,
     config: options.Config = None,
     settings: options.Settings = None,
-    epochs: Annotated[int | None, RECIPE(help="Passes over the training images. Warm-up and transitions scale with it.")] = None,
-    batch_size: Annotated[int | None, RECIPE(help="Images per step, summed over all processes.")] = None,
+    epochs: Annotated[
+        int | None, RECIPE(help="Passes over the training images; warm-up and transitions scale with them. Default: the recipe's.")
+    ] = None,
+    batch_size: Annotated[int | None, RECIPE(help="Images per step, summed over all processes. Default: the recipe's.")] = None,
     lr: options.LearningRate = None,
     ema: Annotated[
         float | None, RECIPE(help="Decay of a moving average of the weights, as in 0.999; the average is the result.")
@@ -73,7 +75,7 @@ def train(
     ] = None,
     out: options.Out = Path("runs"),
     name: options.Name = None,
-    resume: Annotated[bool, RUN("--resume", help="Continue a stopped run from its last step.")] = False,
+    resume: Annotated[bool, RUN("--resume", help="Continue a stopped run from its last saved step.")] = False,
     keep: Annotated[int | None, RUN(help="Number of newest checkpoints to keep, besides the best one.")] = None,
     tensorboard: options.TensorBoard = False,
     dry_run: Annotated[bool, RUN("--dry-run", help="Show stages, steps, compute, memory and time, and write nothing.")] = False,

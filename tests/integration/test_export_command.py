@@ -97,7 +97,7 @@ def test_onnx_is_the_default(cli: Cli, run: Run) -> None:
     ]
     assert "checked on 359 of 359" in out
     assert "% (+0.00)" in out
-    assert "against the network it was made from, on the same images" in out
+    assert "to the network that the file was made from, on the same images" in out
     assert not (run.path / "export").exists()
 
 

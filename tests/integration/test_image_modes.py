@@ -227,7 +227,7 @@ CASES = {
     "32-bit signed": Case("tif", saved((DEEPER // 2).astype(np.int32)), scaled(DEEPER // 2, 0, 2**31 - 1)),
     "16-bit signed": Case("tif", lambda path: write_tiff(path, SIGNED), "its values are signed and go down to -"),
     "16-bit signed, declared": Case("tif", lambda path: write_tiff(path, SIGNED), scaled(SIGNED, -1000, 3000), (-1000, 3000)),
-    "8-bit signed": Case("tif", lambda path: write_tiff(path, GREY.view(np.int8)), "its samples are signed numbers of 8 bits"),
+    "8-bit signed": Case("tif", lambda path: write_tiff(path, GREY.view(np.int8)), "its samples are signed 8-bit numbers"),
     "float": Case("tif", saved(FLOATS), "its values are floating-point numbers (mode F)"),
     "float, declared": Case("tif", saved(FLOATS), scaled(FLOATS, 0, 1), (0, 1)),
     "float, big-endian, compressed, declared": Case(

@@ -156,7 +156,7 @@ def test_the_own_image_size_changes_nothing():
 
 @pytest.mark.parametrize(("size", "near"), [(101, "100 or 104"), (3, "7"), (41, "40 or 42"), (211, "210 or 216")])
 def test_an_image_size_that_cannot_be_cut_names_sizes_that_can(size, near):
-    with pytest.raises(SpaceError, match=rf"^image_size is {size}, which micro can't cut .* be cut are {near}, and the YAML"):
+    with pytest.raises(SpaceError, match=rf"^image_size is {size}, but micro needs a size .* per side, such as {near}; a YAML"):
         PRESETS["micro"].resized(size)
 
 

@@ -79,7 +79,7 @@ def test_an_empty_folder(tmp_path):
 
 
 def test_a_folder_of_loose_images(tmp_path, write_tree):
-    with pytest.raises(DataError, match=r"no class folders; images belong"):
+    with pytest.raises(DataError, match=r"no class folders; put the images of each class"):
         open_data(str(write_tree(tmp_path, {".": 3})))
 
 
