@@ -143,7 +143,7 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
         (["runs/x"], UsageError, "a run's folder is only for --resume"),
         (["--recipe", "growtas-q"], ConfigError, "no recipe is called 'growtas-q'; did you mean growtas-"),
         (["--recipe", "transfer-cars"], ConfigError, "run it with `growtas finetune`"),
-        (["--set", "epochs"], ConfigError, "--set 'epochs' must be KEY=VALUE, as in warmup_epochs=2"),
+        (["--set", "epochs"], ConfigError, "--set 'epochs' must have the form KEY=VALUE, as in warmup_epochs=2"),
         (["--set", "method_options.randon=1", "--method", "sandwich"], ConfigError, "no option 'randon'; did you mean random?"),
         (["--set", "epoch=3", "--dry-run"], ConfigError, "--set: unknown field 'epoch'; did you mean epochs?"),
         (["--method", "growtas-plus", "--init", "none", "--dry-run"], CheckpointError, "none: --init must name a run's folder"),
@@ -170,14 +170,14 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
             "'.' is no data set that --data-dir belongs to; where images are a folder",
         ),
         (["--data", "file"], DataError, "file: a file, and no folder of images; unpack it where it is an archive"),
-        (["--method", "uniform", "--stages", 3], ConfigError, "stages is given, but the method uniform has no stages"),
-        (["--set", "momentum=0.5"], ConfigError, "momentum is given, but the optimizer adamw has none"),
-        (["--set", "teacher_weight=0.7"], ConfigError, "teacher_weight is given, but there is no teacher"),
-        (["--set", "augment=none", "--set", "hflip=0.4"], ConfigError, "hflip is given, but augment: none does no flips"),
+        (["--method", "uniform", "--stages", 3], ConfigError, "stages is set, but the method uniform has no stages"),
+        (["--set", "momentum=0.5"], ConfigError, "momentum is set, but the optimizer adamw has no such setting"),
+        (["--set", "teacher_weight=0.7"], ConfigError, "teacher_weight is set, but there is no teacher"),
+        (["--set", "augment=none", "--set", "hflip=0.4"], ConfigError, "hflip is set, but augment: none does not flip images"),
         (
             ["--set", "augment=none", "--set", "crop_padding=4"],
             ConfigError,
-            "crop_padding is given, but only augment: light shifts",
+            "crop_padding is set, but only augment: light shifts",
         ),
         *(
             (

@@ -52,13 +52,13 @@ def test_settings_of_method_options_come_together():
 @pytest.mark.parametrize(
     ("given_text", "message"),
     [
-        (["epochs"], "--set 'epochs' must be KEY=VALUE, as in warmup_epochs=2"),
-        (["=3"], "--set '=3' must be KEY=VALUE"),
+        (["epochs"], "--set 'epochs' must have the form KEY=VALUE, as in warmup_epochs=2"),
+        (["=3"], "--set '=3' must have the form KEY=VALUE"),
         (["epoch=3"], "--set: unknown field 'epoch'; did you mean epochs?"),
         (["method_option.random=3"], "--set: unknown field 'method_option.random'; did you mean method_options?"),
         (["method_options.=3"], "--set: unknown field 'method_options.'; did you mean method_options?"),
         (["transitions=[1"], r"--set 'transitions=\[1': the value is not YAML"),
-        (["lr=1", "lr=2"], "--set gives lr twice; give it once"),
+        (["lr=1", "lr=2"], "--set sets lr twice; set it once"),
         (["method_options=3", "method_options.random=3"], "--set gives method_options as 3 and method_options.random too"),
         (["recipe=growtas-t"], "--set: unknown field 'recipe'"),
     ],
@@ -185,7 +185,7 @@ def test_the_file_has_every_field_in_order():
 )
 def test_a_key_that_is_given_twice(tmp_path, text, key):
     (tmp_path / "r.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=rf"r.yaml: {key} is given twice; give it once"):
+    with pytest.raises(ConfigError, match=rf"r.yaml: the key {key} occurs twice; set it once"):
         read_config(tmp_path / "r.yaml")
 
 
