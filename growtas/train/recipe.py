@@ -41,7 +41,7 @@ class Recipe:
     Attributes:
         name: name of the recipe, recorded in ``run.json``.
         space: search space: the name of a preset, or a YAML file.
-        image_size: height and width of the network's images in pixels, to which the space is adapted. Null keeps the size of the space.
+        image_size: height and width of the network's images in pixels; the space is adapted to it. Null keeps the space's size.
         data: data set, in the same form as the option ``--data``.
         method: training method, which chooses the subnets of each step: one of ``growtas``, ``growtas-plus``, ``uniform``,
             ``sandwich``, ``shrinking``, ``prenas``, ``focusformer``; ``growtas finetune`` sets ``finetune``.
@@ -197,7 +197,7 @@ class Recipe:
         """Returns the search space, adapted to the image size.
 
         Raises:
-            SpaceError: the space is unknown, or the image size is not a multiple of its patch size.
+            SpaceError: the space is unknown, or it can't cut images of that size into patches.
         """
         space = load_space(self.space)
         return space if self.image_size is None else space.resized(self.image_size)

@@ -146,7 +146,7 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
         (["--set", "epochs"], ConfigError, "--set 'epochs' must have the form KEY=VALUE, as in warmup_epochs=2"),
         (["--set", "method_options.randon=1", "--method", "sandwich"], ConfigError, "no option 'randon'; did you mean random?"),
         (["--set", "epoch=3", "--dry-run"], ConfigError, "--set: unknown field 'epoch'; did you mean epochs?"),
-        (["--method", "growtas-plus", "--init", "none", "--dry-run"], CheckpointError, "none: --init must name a run's folder"),
+        (["--method", "growtas-plus", "--init", "none", "--dry-run"], CheckpointError, "none: --init must name a run folder"),
         (["--dry-run", "--resume"], UsageError, "--dry-run is about a new training"),
         (["--dry-run", "--data", "nowhere"], DataError, "'nowhere' is neither a known data set nor a folder"),
         (["--dry-run", "--device", "tpu"], DeviceError, "unknown device 'tpu'"),
@@ -318,7 +318,7 @@ def test_another_image_size(folder):
     # A training from its weights has its image size; at another one they don't fit.
     assert json.loads(invoke("--init", "runs/r", "--dry-run", "--json").stdout)["space"] == "tiny-24px"
     result = invoke("--init", "runs/r", "--image-size", 16, fails=True)
-    assert "the supernet is of the space tiny-24px, not of tiny-16px" in str(result.exception)
+    assert "the supernet has the space tiny-24px, not tiny-16px" in str(result.exception)
     run.update(state="interrupted")
     result = invoke("--resume", "--image-size", 16, fails=True)
     assert "image_size is 24 in this run and can't become 16" in str(result.exception)

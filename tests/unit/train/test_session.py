@@ -441,7 +441,7 @@ def test_too_large_for_memory(begin, tmp_path, monkeypatch):
     from growtas.train import image_loader
 
     monkeypatch.setattr(image_loader, "MEMORY_LIMIT", 1000)
-    with pytest.raises(DataError, match="holds at most 1e-06 GB in memory; set augment: paper"):
+    with pytest.raises(DataError, match="keeps at most 1e-06 GB in memory; set augment: paper"):
         begin(data=str(image_folder(tmp_path / "colours")))
 
 
