@@ -96,7 +96,7 @@ def test_stopped_and_resumed(tiny):
     with pytest.raises(KeyboardInterrupt):
         api.train(**tiny, name="stopped", progress=Recorder(stop_after=20))
     assert api.load_run().info["state"] == "interrupted"
-    with pytest.raises(ConfigError, match="epochs is 2 in this run and can't become 3"):
+    with pytest.raises(ConfigError, match="epochs is 2 in this run and can't be changed to 3"):
         api.resume("runs/stopped", epochs=3)
     progress = Recorder()
     resumed = api.resume(device="cpu", keep_checkpoints=1, tensorboard=True, progress=progress)

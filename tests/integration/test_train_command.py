@@ -183,12 +183,12 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
             (
                 ["--teacher", "test_vit", *more],
                 ConfigError,
-                "test_vit has a head of 1000 classes, the data 10; give weights whose head",
+                "test_vit has a head of 1000 classes, but the data has 10; name weights whose head",
             )
             for more in ([], ["--dry-run"])
         ),
         (["--teacher", "test_vit.mine"], ConfigError, "timm's pretrained weights of test_vit are test_vit.r160_in1k"),
-        (["--teacher", "test_vit", "--teacher-checkpoint", "no.pth"], CheckpointError, "no.pth: no such file with a teacher's"),
+        (["--teacher", "test_vit", "--teacher-checkpoint", "no.pth"], CheckpointError, "no.pth: there is no such file of a teacher's"),
         (["--teacher-checkpoint", "no.pth"], ConfigError, "teacher_checkpoint is set without a teacher"),
         (["--name", "../x", "--dry-run"], UsageError, "the run's name '../x' must be a plain folder name"),
         (["--transitions", "3", "--stages", 3], ConfigError, "transitions has 1 epochs (3); a training of 3 stages has 2"),
@@ -321,7 +321,7 @@ def test_another_image_size(folder):
     assert "the supernet has the space tiny-24px, not tiny-16px" in str(result.exception)
     run.update(state="interrupted")
     result = invoke("--resume", "--image-size", 16, fails=True)
-    assert "image_size is 24 in this run and can't become 16" in str(result.exception)
+    assert "image_size is 24 in this run and can't be changed to 16" in str(result.exception)
 
 
 def test_a_moved_folder_of_images(folder):
@@ -357,7 +357,7 @@ def test_resuming_takes_no_recipe(folder):
     result = invoke("--resume", "--recipe", "digits-demo", fails=True)
     assert "a run is continued with its own recipe" in str(result.exception)
     result = invoke("--resume", "--set", "lr=1", fails=True)
-    assert "lr is 0.001 in this run and can't become 1.0" in str(result.exception)
+    assert "lr is 0.001 in this run and can't be changed to 1.0" in str(result.exception)
 
 
 def recipes_command(*arguments, fails=False):

@@ -66,7 +66,7 @@ def test_a_warm_start_begins_where_the_other_run_ended(trained, tiny, tmp_path):
     saved, source = load_supernet(session.run.path / "init.safetensors"), load_supernet(trained.supernet_file)
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in saved.state_dict().items())
     (session.run.path / "init.safetensors").unlink()
-    with pytest.raises(Exception, match="stopped before its first weights were saved; start a new one"):
+    with pytest.raises(Exception, match="stopped before its initial weights were saved; start a new run"):
         resume_session(session.run, device="cpu")
 
 
