@@ -137,7 +137,7 @@ def test_wrong_arguments_make_no_run(tiny, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file/runs: the output folder can't be written"):
         api.train(**tiny, out="file/runs")
-    with pytest.raises(ConfigError, match="no recipe is called 'growtas-tt'"):
+    with pytest.raises(ConfigError, match="there is no recipe 'growtas-tt'"):
         api.train("growtas-tt")
     with pytest.raises(UsageError, match="no run in runs/"):
         api.load_run()

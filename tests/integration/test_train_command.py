@@ -141,7 +141,7 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
         (["--method", "grow"], ConfigError, "method is 'grow'; it must be growtas, growtas-plus, uniform"),
         (["--config", "no.yaml"], ConfigError, "no.yaml: the recipe can't be read"),
         (["runs/x"], UsageError, "a run's folder is only for --resume"),
-        (["--recipe", "growtas-q"], ConfigError, "no recipe is called 'growtas-q'; did you mean growtas-"),
+        (["--recipe", "growtas-q"], ConfigError, "there is no recipe 'growtas-q'; did you mean growtas-"),
         (["--recipe", "transfer-cars"], ConfigError, "run it with `growtas finetune`"),
         (["--set", "epochs"], ConfigError, "--set 'epochs' must have the form KEY=VALUE, as in warmup_epochs=2"),
         (["--set", "method_options.randon=1", "--method", "sandwich"], ConfigError, "no option 'randon'; did you mean random?"),

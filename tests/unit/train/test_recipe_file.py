@@ -102,10 +102,10 @@ def test_a_file_can_go_on_from_a_recipe(tmp_path):
     assert Recipe.from_dict(read_config(path)) == recipe
     assert resolve_recipe("growtas-t", config=path).space == "autoformer-t"
     path.write_text("recipe: growtas-x\n")
-    with pytest.raises(ConfigError, match="recipe.yaml: no recipe is called 'growtas-x'; did you mean growtas-"):
+    with pytest.raises(ConfigError, match="recipe.yaml: there is no recipe 'growtas-x'; did you mean growtas-"):
         resolve_recipe(config=path)
     path.write_text("recipe: 3\n")
-    with pytest.raises(ConfigError, match="recipe.yaml: no recipe is called '3'; there are digits-demo"):
+    with pytest.raises(ConfigError, match="recipe.yaml: there is no recipe '3'; the recipes are digits-demo"):
         read_config(path)
 
 
@@ -113,7 +113,7 @@ def test_method_options_are_checked_before_any_data_is_opened(tmp_path):
     assert resolve_recipe(None, {"method": "sandwich", "method_options": {"random": 3}}).method_options == {"random": 3}
     with pytest.raises(ConfigError, match="the method sandwich has no option 'randon'; did you mean random?"):
         resolve_recipe(None, {"method": "sandwich", "method_options": {"randon": 3}})
-    with pytest.raises(ConfigError, match="the method uniform has no option 'random'; it has none"):
+    with pytest.raises(ConfigError, match="the method uniform has no option 'random'; it has no options"):
         resolve_recipe(config=write(tmp_path, "method: uniform\nmethod_options: {random: 1}\n"))
 
 
@@ -142,7 +142,7 @@ def test_which_methods_are_legal():
 
 
 def test_an_unknown_recipe():
-    with pytest.raises(ConfigError, match="no recipe is called 'growtas-tt'; did you mean growtas-t?"):
+    with pytest.raises(ConfigError, match="there is no recipe 'growtas-tt'; did you mean growtas-t?"):
         resolve_recipe("growtas-tt")
 
 

@@ -280,7 +280,7 @@ def test_one_width_has_one_stage_unless_more_are_asked_for(tiny, tmp_path):
         assert resolve_recipe(recipe, {"space": tiny}).stages == 2
     with pytest.raises(ConfigError, match="stages is 2; .* has 1 choices of embed_dim"):
         resolve_recipe(None, {"space": narrow, "stages": 2})
-    with pytest.raises(ConfigError, match="growtas-plus trains what A_1 leaves out"):
+    with pytest.raises(ConfigError, match="growtas-plus trains the subnets outside A_1"):
         resolve_recipe(None, {"space": narrow, "method": "growtas-plus", "init": "any"})
     capped = resolve_recipe(None, {"space": narrow, "subspaces": [[None, 1], [None, None]], "transitions": [3]})
     assert len(capped.growth(load_space(narrow)).subspaces) == 2
