@@ -188,7 +188,7 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
             for more in ([], ["--dry-run"])
         ),
         (["--teacher", "test_vit.mine"], ConfigError, "timm's pretrained weights of test_vit are test_vit.r160_in1k"),
-        (["--teacher", "test_vit", "--teacher-checkpoint", "no.pth"], CheckpointError, "no.pth: there is no such file of a teacher's"),
+        (["--teacher", "test_vit", "--teacher-checkpoint", "no.pth"], CheckpointError, "no.pth: there is no such file of a"),
         (["--teacher-checkpoint", "no.pth"], ConfigError, "teacher_checkpoint is set without a teacher"),
         (["--name", "../x", "--dry-run"], UsageError, "the run's name '../x' must be a plain folder name"),
         (["--transitions", "3", "--stages", 3], ConfigError, "transitions has 1 epochs (3); a training of 3 stages has 2"),

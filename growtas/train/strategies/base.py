@@ -80,8 +80,8 @@ class NoOptions:
 class Strategy:
     """A training method.
 
-    The drawn subnets depend on (seed, step) and :meth:`state` alone. So a resumed training needs no random generator's state, and all
-    processes draw the same subnets without communication.
+    The drawn subnets depend on (seed, step) and :meth:`state` alone. So a resumed training needs no random generator's state, and
+    all processes draw the same subnets without communication.
 
     Args:
         space: the search space, with the data's number of classes.

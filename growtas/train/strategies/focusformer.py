@@ -37,8 +37,8 @@ class FocusFormerOptions:
         samples: number of subnets that are measured for each update, taken from the budgets in turn.
         images: number of images of the search split on which each of these subnets is measured.
         lr: learning rate of the sampler: change of a logit caused by one subnet of typical advantage.
-        penalty: reduction of the reward, in accuracy (0..1), for MACs that differ from the budget by 100 %; it is proportional to the
-            difference.
+        penalty: reduction of the reward, in accuracy (0..1), for MACs that differ from the budget by 100 %; it is proportional to
+            the difference.
         entropy: weight of the entropy bonus. It keeps the distributions broad where accuracies do not differ clearly.
         epsilon: share of training steps (0 to 1) that draw uniformly even after the sampler has learned.
     """

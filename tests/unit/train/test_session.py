@@ -338,7 +338,8 @@ def test_few_images_tell_a_good_teacher_not_from_chance(begin, tmp_path):
     record = session.run.info["teacher"]
     words = "is not clearly better than chance" if record["accuracy"] > record["chance"] else "is not better than chance"
     (warning,) = [note for note in told.notes if note.startswith("warning: the teacher")]
-    assert warning.startswith(f"warning: the teacher {words} (the most frequent class has {record['chance']:.1%} of these 2 images)")
+    chance = f"{record['chance']:.1%}"
+    assert warning.startswith(f"warning: the teacher {words} (the most frequent class has {chance} of these 2 images)")
 
 
 def test_a_run_goes_on_with_the_teacher_that_it_began_with(begin, tmp_path, monkeypatch):

@@ -233,7 +233,7 @@ def test_one_stage_has_no_transition(space):
 
 
 def test_more_stages_than_epochs(space):
-    with pytest.raises(ConfigError, match="3 stages need as many epochs, and there are 2"):
+    with pytest.raises(ConfigError, match="needs at least one epoch per stage; there are 3 stages and epochs is 2"):
         _auto(space, epochs=2, stages=3)
 
 
