@@ -1,8 +1,8 @@
 """Predicts accuracies of subnets from those that a search has evaluated, to choose the subnets that it evaluates next.
 
 The predictor is a Gaussian process. The correlation of two subnets is exp(-distance / length). Their distance is the share of heads
-and MLP ratios that differ, plus a half for a different width and a half for a different depth. The length and the noise maximise the
-likelihood of the evaluated accuracies. Predicted accuracies are never reported.
+and MLP ratios that differ, plus a half for a different width and a half for a different depth. The length and the noise maximise
+the likelihood of the evaluated accuracies. Predicted accuracies are never reported.
 """
 
 from __future__ import annotations

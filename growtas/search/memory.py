@@ -24,8 +24,7 @@ from growtas.latency.modelled.profile import BYTES
 from growtas.space import SearchSpace
 
 _FIXED_BYTES, _PER_PEAK = 8_150_000, 2.0
-"""Fitted to the memory that TensorRT-RTX 1.7 reports for four fp32 plans at batch 1 and 8 (micro, AutoFormer-T): error up to 10 %
-of it."""
+"""Fitted to the memory that TensorRT-RTX 1.7 reports for four fp32 plans at batch 1 and 8 (micro, AutoFormer-T): error <= 10 %."""
 
 _Sizes = dict[str, Any]
 _Steps = Sequence[tuple[str, Sequence[str]]]
