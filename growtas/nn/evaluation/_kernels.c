@@ -1,4 +1,4 @@
-/* The operations between matrix products when subnets are evaluated on a CPU; growtas/nn/evaluation/kernels.py documents each function.
+/* The operations between matrix products when subnets are evaluated on a CPU; growtas/nn/evaluation/kernels.py documents them.
 
    Callers pass addresses of contiguous float32 numbers. The GIL is released while a kernel runs. */
 

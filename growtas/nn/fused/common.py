@@ -56,7 +56,7 @@ def _is_watched(module: nn.Module, dtype: torch.dtype) -> bool:
 
 
 class Gradient:
-    """The gradient of a weight whose leading block was used: in the weight's shape, zero outside of the block, summed over parts."""
+    """The gradient of a weight whose leading block was used: in the weight's shape, zero outside the block, summed over parts."""
 
     def __init__(self, weight: Tensor, block: tuple[int, ...], needed: bool) -> None:
         self._whole: Tensor | None = None
