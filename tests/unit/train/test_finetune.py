@@ -286,7 +286,7 @@ def test_recipes(tmp_path):
     assert resolve_finetune(28, None, {"lr": 2e-5}, config=file).lr == 2e-5
     assert resolve_finetune(28, config=file).data == "somewhere"
     for arguments, match in (
-        ({}, "name them with --data"),
+        ({}, "name a data set with --data"),
         ({"fields": {"data": "digits"}, "recipe": "digits-demo"}, "run it with `growtas train`"),
         ({"fields": {"data": "digits", "epochs": 0}}, "epochs is 0"),
     ):

@@ -274,7 +274,7 @@ def test_a_device_that_was_only_measured_is_legal_and_answers_for_what_was_measu
     assert latency_estimator("box", MICRO).conditions.device == "box"
     with pytest.raises(DeviceError, match=r"box has no profile that fits \(it was measured at batch 1, not 2\); measure one with"):
         latency_estimator("box", MICRO, batch=2)
-    with pytest.raises(DeviceError, match="box has a measured profile but no modelled one"):
+    with pytest.raises(DeviceError, match="box has a measured profile, but the compute capability comes from a modelled one"):
         load_profile("box")
     with pytest.raises(DeviceError, match="unknown device 'boks'; legal are cpu, .*box"):
         latency_estimator("boks", MICRO)
