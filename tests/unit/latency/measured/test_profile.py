@@ -187,7 +187,7 @@ def test_another_number_of_classes_and_fewer_choices_fit(tmp_path):
         (lambda d: d["samples"][3].pop("cv"), "sample 3: it must be an object with role"),
         (lambda d: d["samples"][3]["subnet"].update(embed_dim=4000), "embed_dim is 4000"),
         (lambda d: d["coefficients"].update(blocks=-0.1), "coefficients is .* zero or more"),
-        (lambda d: d["coefficients"].pop("blocks"), "beginning with 'blocks'"),
+        (lambda d: d["coefficients"].pop("blocks"), "the first is 'blocks'"),
         (lambda d: d.update(basis="magic"), "basis is 'magic'; it must be coarse, physical or stepped"),
         (lambda d: d.update(kind="modelled"), "not a measured profile"),
         (lambda d: d.update(format="growtas-profile/9"), "not a measured profile"),
