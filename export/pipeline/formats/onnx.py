@@ -94,7 +94,7 @@ def _add_pre_and_postprocessing(context: ExportContext) -> Artifact:
 
 
 def _convert(context: ExportContext, precision: str) -> Artifact:
-    """Converts the fp32 ONNX file to another precision and verifies it if it runs here; sensitive layers keep a higher precision."""
+    """Converts the fp32 ONNX file to another precision and verifies it, if it runs here; sensitive layers stay higher."""
     from growtas.export.quantization.convert import convert
     from growtas.export.quantization.precisions import QUANTISED
 
