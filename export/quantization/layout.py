@@ -3,7 +3,7 @@
 The fp32 graph keeps tokens as a matrix (:mod:`growtas.export.graph.inference_vit`). Quantised graphs differ:
 
 * For GPUs all tokens get their batch axis back (:func:`restore_batch_axis`), and biases are added after the products.
-* For CPUs products stay Gemm, with the bias inside, and only norms work on ``(batch, N, channels)`` (:func:`reshape_norms`), because
+* For CPUs products stay Gemm, with the bias inside, and only norms work on ``(batch, N, channels)`` (:func:`reshape_norms`):
   OpenVINO fuses a norm with the quantisation of its output only in this shape.
 
 Both functions need a graph with inferred shapes, change it in place, and are exact. They do not change a graph whose tokens are no
