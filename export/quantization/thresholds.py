@@ -62,12 +62,12 @@ class Thresholds:
 THRESHOLDS: Mapping[str, Thresholds] = {
     # Rounding alone causes about 1e-6; 1e-4 is a hundred times that, far below any known fault. One prediction in 300 may change.
     "fp32": Thresholds(relative_error=1e-4, cosine=0.99999, top1_agreement=0.995, accuracy_drop_points=0.3),
-    # 11 bits of mantissa, 5e-4 per rounding. The logits of five blocks had an error of 7e-4, and it grows with the number of blocks.
+    # 11 bits of mantissa, 5e-4 per rounding. The logits of five blocks had an error of 7e-4, which grows with the number of blocks.
     "fp16": Thresholds(relative_error=1e-2, cosine=0.9995, top1_agreement=0.99, accuracy_drop_points=0.3),
     # 8 bits of mantissa: eight times the error of fp16.
     "bf16": Thresholds(relative_error=8e-2, cosine=0.99, top1_agreement=0.97, accuracy_drop_points=0.5),
-    # With every product in int8, single logits changed by a third, one prediction in twenty changed, and 0.6 points of accuracy were
-    # lost. The accuracy decides; the other three limits only find broken files.
+    # With every product in int8, single logits changed by a third, one prediction in twenty changed, and 0.6 points of accuracy
+    # were lost. The accuracy decides; the other three limits only find broken files.
     "int8": Thresholds(relative_error=5e-1, cosine=0.8, top1_agreement=0.93, accuracy_drop_points=0.5),
     # 4 bits of mantissa: as coarse as int8 near the largest number and finer near zero.
     "fp8": Thresholds(relative_error=5e-1, cosine=0.8, top1_agreement=0.93, accuracy_drop_points=0.5),
