@@ -46,8 +46,8 @@ OPERATORS = frozenset(
         "select.int", "slice.Tensor", "sub.Tensor", "sym_size.int", "to.dtype", "transpose.int", "unbind.int", "view.default",
     )
 )  # fmt: skip
-"""The operators, with their overloads, in growtas' programs. None of them changes a tensor in place, reads or writes a file, or
-calls a function."""
+"""The operators, with their overloads, in growtas' programs. None of them changes a tensor in place, opens a file or calls a
+function."""
 _SYMBOL = r"Symbol\('s\d+', positive=True, integer=True\)"
 _SIZE = re.compile(rf"(Mul\()?(Integer\(\d+\), )?{_SYMBOL}\)?|\d+")
 _TREE_TYPES = (None, "builtins.tuple", "builtins.dict")
