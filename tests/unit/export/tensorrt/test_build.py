@@ -282,8 +282,8 @@ def test_sensitive_layers_may_stay_higher(weights: dict[str, int], precision: st
 @pytest.mark.parametrize(
     ("weights", "precision", "match"),
     [
-        ({"fp32": 9}, "fp16", "not in fp16: its products are 1 in fp32, and 0% of the weights are in fp16 \\(at least 50%\\)"),
-        ({"fp16": 4, "fp32": 6}, "fp16", "they hold 40% of the weights"),
+        ({"fp32": 9}, "fp16", "not in fp16: its products are 1 in fp32, and 0% of the weights are in fp16"),
+        ({"fp16": 4, "fp32": 6}, "fp16", "40% of the weights are in fp16"),
         ({"fp32": 9, "fp16": 1}, "fp32", "some are in fp16"),
         ({"fp16": 9, "bf16": 1}, "fp16", "some are in bf16"),
         ({"int8": 9}, "fp8", "some are in int8"),
