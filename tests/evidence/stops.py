@@ -1,6 +1,6 @@
 """``python -m tests.evidence.stops FOLDER --moments 20``: stops trainings at random moments and continues them.
 
-Stops are Ctrl-C and SIGTERM. The trainings have 1, 2 and 50 steps per epoch, in one and in two processes. After every stop it checks
+Stops are Ctrl-C and SIGTERM. The trainings have 1, 2 and 50 steps per epoch, in one and in two processes. After each stop it checks
 that at most one more step was begun (two in two processes, which agree once per step), that every complete step was saved, that the
 command says how to continue, and that it exits with 130 or 143. The final results must be equal, bit by bit, to those of a training
 that was not stopped.
