@@ -226,7 +226,7 @@ class PlanRecord(_Record):
 
 
 class PostprocessRecord(_Record):
-    """The steps of the graph after the logits. The JSON adds ``outputs`` (names of all outputs) and ``nodes`` (number of new nodes).
+    """The steps of the graph after the logits. The JSON adds ``outputs`` (names of all outputs) and ``nodes`` (number of nodes).
 
     Attributes:
         softmax: whether the graph also computes probabilities.
