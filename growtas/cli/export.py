@@ -68,7 +68,7 @@ def export(
         bool, _ENDS("--resize", help="With --preprocess: also build resize and crop into the graph, for images of any size.")
     ] = False,
     softmax: Annotated[bool, _ENDS("--softmax", help="Output the probabilities beside the logits.")] = False,
-    top_k: Annotated[int | None, _ENDS(help="Also output the best TOP_K classes and their scores.")] = None,
+    top_k: Annotated[int | None, _ENDS(help="Number of best classes to output with their scores. Default: none.")] = None,
     tolerance: Annotated[float, CHECKS(help="Largest relative error of the fp32 logits that passes.")] = 1e-4,
     images: Annotated[int | None, CHECKS(help="Number of labelled test images for the verification. Default: at most 512.")] = None,
     max_error: options.MaxError = None,
