@@ -220,7 +220,7 @@ def test_axes():
     for text, said in (
         ("accuracy", "at least one of"),
         ("params", "accuracy and"),
-        ("accuracy,speed", "no axis"),
+        ("accuracy,speed", "not an axis"),
         ("accuracy,latency", "--device"),
     ):
         with pytest.raises(ConfigError, match=said):
