@@ -1,4 +1,4 @@
-"""The report of a benchmark: what was measured of each artifact; ``docs/bench.md`` describes its JSON."""
+"""The report of a benchmark: what was measured of each artifact; ``docs/reference/files.md`` describes its JSON."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Pre- and post-processing as nodes of an ONNX file: pixels in, probabilities or the best classes out.
 
 Only the ends of a graph are touched, so fp32, fp16 and int8 (Q/DQ) files are treated alike, and what was verified stays as it is.
-What the nodes compute, and how far that is from Pillow's resizing, is in docs/artifacts.md.
+What the nodes compute, and how far that is from Pillow's resizing, is in docs/notes/graph.md.
 """
 
 from __future__ import annotations

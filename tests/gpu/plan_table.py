@@ -1,4 +1,4 @@
-"""The tables of docs/plans.md: plans of AutoFormer-T's published subnet, built ahead of time. Needs no GPU.
+"""The tables of docs/notes/plans.md: plans of AutoFormer-T's published subnet, built ahead of time. Needs no GPU.
 
 Run as ``python -m tests.gpu.plan_table``; some minutes.
 """
