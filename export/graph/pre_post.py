@@ -1,7 +1,7 @@
 """Adds pre- and post-processing to an ONNX graph: pixels as the input, probabilities or the best classes as outputs.
 
 Nodes are added only at the ends of a graph. So fp32, fp16 and int8 (Q/DQ) files are treated alike, and the verified part of the
-graph does not change.
+graph does not change. docs/notes/graph.md describes the nodes, and how far they are from Pillow's resizing.
 """
 
 from __future__ import annotations

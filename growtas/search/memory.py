@@ -5,8 +5,8 @@ The peak is the largest sum of tensors that are alive at the same time when the 
 The tensors of a block are the residual, the normalised input, queries, keys and values with their one-hot columns, logits,
 attention weights, masses on grid lines, and the hidden layer before and after its GELU. The patch convolution reads the images.
 A runtime fuses some nodes and rounds sizes up, so its own number differs: TensorRT-RTX's was close to twice the peak
-plus 8.15 MB that every plan has, and that is the number given here. docs/search.md has the comparison. Every tensor grows with
-the subnet, hence so does the peak.
+plus 8.15 MB that every plan has, and that is the number given here. docs/notes/search.md has the comparison. Every tensor grows
+with the subnet, hence so does the peak.
 """
 
 from __future__ import annotations

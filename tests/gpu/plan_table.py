@@ -1,4 +1,4 @@
-"""Prints tables of plans of AutoFormer-T's published subnet, which are built ahead of time without a GPU.
+"""Prints the tables of docs/notes/plans.md: plans of AutoFormer-T's published subnet, which are built ahead of time without a GPU.
 
 Run as ``python -m tests.gpu.plan_table``, which takes some minutes.
 """
