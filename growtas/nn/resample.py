@@ -9,7 +9,7 @@ The patch size stays, so another resolution is another grid of patches. What a m
 
 If the tables were kept, with distances beyond m clipped as in training, each head would look at the same number of patches and so
 at 1 / s of the image, while the absolute positions are stretched over the whole of it. Interpolation keeps what a head looks at;
-docs/finetune.md has the measurements.
+docs/notes/finetune.md has the measurements.
 
 Three details:
 

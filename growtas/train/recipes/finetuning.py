@@ -65,7 +65,7 @@ def finetune_recipe(data: str, image_size: int) -> Recipe:
 
     AdamW with little regularisation. Up to 64 pixels images are held in memory, shifted and flipped, and the learning rate is a
     third of what ``micro`` is trained with; larger ones get timm's transforms and a tenth of the usual rate. A starting point: the
-    only trial so far is in docs/finetune.md. The paper's own recipes are those called transfer-....
+    only trial so far is in docs/notes/finetune.md. The paper's own recipes are those called transfer-....
     """
     small = image_size <= _SMALL_IMAGE
     return Recipe(
