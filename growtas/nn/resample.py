@@ -9,7 +9,7 @@ The patch size stays, so another resolution means another grid of patches. Param
 
 If the tables were kept and distances beyond m clipped as in training, each head would see the same number of patches and so only
 1 / s of the image, while the absolute positions cover all of it. Interpolation preserves the region that a head sees;
-docs/finetune.md has the measurements.
+docs/notes/finetune.md has the measurements.
 
 Three details:
 

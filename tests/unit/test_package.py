@@ -50,7 +50,7 @@ def test_the_projects_addresses_are_named():
     urls = tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]
     assert {"Homepage", "Documentation", "Source", "Issues"} <= urls.keys()
     assert all(url.startswith(urls["Source"]) for url in urls.values())
-    assert (root / urls["Documentation"].rpartition("/")[2] / "serving.md").exists()
+    assert (root / urls["Documentation"].rpartition("/")[2] / "guide" / "serving.md").exists()
 
 
 def test_opening_a_network_to_measure_it_needs_no_pydantic():

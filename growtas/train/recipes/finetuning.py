@@ -68,7 +68,7 @@ def finetune_recipe(data: str, image_size: int) -> Recipe:
 
     AdamW with little regularisation. Images of up to 64 pixels are kept in memory, shifted and flipped; the learning rate is a
     third of that for ``micro``. Larger images get timm's transforms and a tenth of the usual rate. A starting point: the
-    only trial so far is in docs/finetune.md. The paper's own recipes are those called transfer-....
+    only trial so far is in docs/notes/finetune.md. The paper's own recipes are those called transfer-....
     """
     small = image_size <= _SMALL_IMAGE
     return Recipe(
