@@ -79,6 +79,9 @@ def train(
     finishes the running step and saves it, and --resume goes on from there. An option overrides --set, --set overrides --config,
     and --config the recipe.
 
+    `growtas recipes --fields` lists every field that --set and --config take, with its meaning; `growtas recipes NAME` shows those of
+    one recipe. The same tables: https://github.com/growtas/growtas/tree/main/docs/reference/recipe.md
+
     Example: growtas train --data fashion-mnist --set label_smoothing=0.1 --dry-run
     """
     from growtas import api
