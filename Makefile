@@ -7,7 +7,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 DEMO := build/demo
 
-.PHONY: help demo test test-slow test-gpu lint bench evidence evidence-tables evidence-search evidence-kills evidence-stops evidence-limits clean
+.PHONY: help demo test test-slow test-gpu lint bench reference docs evidence evidence-tables evidence-search evidence-kills evidence-stops evidence-limits clean
 
 help:
 	@echo "make demo      train, search, export and bench on embedded images (minutes)"
@@ -15,6 +15,8 @@ help:
 	@echo "make test-slow the tests that take minutes: killed trainings and searches, several processes"
 	@echo "make lint      ruff, mypy, and the layers of the packages"
 	@echo "make bench     the speed table, as ratios against timm's DeiT-T"
+	@echo "make reference write the pages of docs/reference/ from the code (seconds)"
+	@echo "make docs      build the site of README and docs/ in build/site/, with its links checked (seconds)"
 	@echo "make evidence  train what is missing of the evidence plan, and append to docs/evidence/trainings.jsonl (hours; can be stopped)"
 	@echo "make evidence-tables   draw the tables and figures of docs/EVIDENCE.md from that ledger (a second)"
 	@echo "make evidence-search   train micro on Fashion-MNIST, search it, and compare with random subnets (a quarter of an hour)"
@@ -61,6 +63,16 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m tests.benchmarks
+
+reference: $(VENV)/.installed
+	$(BIN)/python -m tests.docs
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e ".[docs]"
+	touch $@
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
 
 evidence: $(VENV)/.installed
 	nice -n 19 $(BIN)/python -m tests.evidence $(ARGUMENTS)
