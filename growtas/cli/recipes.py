@@ -1,4 +1,4 @@
-"""``growtas recipes``: the recipes that come with growtas, and what a recipe can set."""
+"""``growtas recipes``: lists the recipes that come with growtas, and describes the fields that a recipe can set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def recipes(
-    name: Annotated[str | None, Argument(help="Show this recipe as YAML that --config takes.")] = None,
+    name: Annotated[
+        str | None, Argument(help="Recipe to show, as YAML for `growtas train --config`. Default: list all recipes.")
+    ] = None,
     fields: Annotated[
         bool, Option("--fields", help="List every field that a recipe can set, with its default, its legal values and its meaning.")
     ] = False,
@@ -75,7 +77,7 @@ def _add_rows(table: Any, prefix: str, described: tuple[FieldDescription, ...]) 
 
 
 def _show(entry: Entry, *, as_json: bool) -> None:
-    """One recipe; everything but its fields is a comment, so that the output is a file for --config."""
+    """Prints one recipe; everything but its fields is a comment, so that the output is a file for --config."""
     from growtas.train.recipe_file import dump_recipe
 
     if as_json:

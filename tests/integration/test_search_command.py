@@ -130,10 +130,10 @@ def test_a_search_stopped_in_the_middle_goes_on(run, growtas, monkeypatch, numbe
         (("--generations", "0"), "generations is 0"),
         (("--population", "0"), "population is 0"),
         (("--device", "a10", "--batch", "0"), "--batch is 0"),
-        (("--batch", "4"), "--batch changes nothing without a --device or --max-activation-memory"),
-        (("--replay", "--data", "digits"), "--data changes nothing with --replay, which evaluates nothing"),
-        (("--replay", "--limit-images", "9"), "--limit-images changes nothing with --replay"),
-        (("--replay", "--population", "9"), "--population changes nothing with --replay"),
+        (("--batch", "4"), "--batch has no effect without --device or --max-activation-memory"),
+        (("--replay", "--data", "digits"), "--data has no effect with --replay, which evaluates nothing"),
+        (("--replay", "--limit-images", "9"), "--limit-images has no effect with --replay"),
+        (("--replay", "--population", "9"), "--population has no effect with --replay"),
         (("--limit-images", "0"), "--limit-images is 0"),
         (("--max-params", "10K"), "no subnet of micro has at most 10K params; the smallest has"),
         (("--device", "a10", "--max-latency", "1us"), "modelled latency (p50, batch 1, fp16, tensorrt on a10); the smallest has"),
@@ -147,7 +147,7 @@ def test_a_search_stopped_in_the_middle_goes_on(run, growtas, monkeypatch, numbe
         (("--max-size", "12M"), "--max-size '12M' has the unit 'M'; legal are B, kB"),
         (("--objective", "speed"), "legal are accuracy or pareto"),
         (("--front", "accuracy,params"), "--front needs --objective pareto"),
-        (("--replay", "--no-predictor"), "--no-predictor changes nothing with --replay"),
+        (("--replay", "--no-predictor"), "--no-predictor has no effect with --replay"),
         (("--objective", "pareto", "--front", "accuracy,latency"), "a latency needs --device"),
     ],
 )
@@ -271,7 +271,7 @@ def test_images_of_other_classes_are_refused(run, growtas):
     code, _, err = growtas("search", "--max-params", "90K", "--data", "animals", *QUICK)
     assert code == 2
     assert (
-        "the images' classes (animal0, animal1, animal2 and 7 more) are not those that the run was trained on (0, 1, 2 and 7" in err
+        "the classes of the images (animal0, animal1, animal2 and 7 more) are not those of the run's training (0, 1, 2 and 7" in err
     )
 
 
@@ -406,6 +406,6 @@ def test_a_search_without_the_compiled_kernels_says_so_and_finds_the_same(run, g
         assert code == 0, err
         report = json.loads(out)
         assert report["kernels"] == kernels.instructions()
-        assert ("slower without its kernels" in err) == (compiled is None)
+        assert ("slower without the C kernels" in err) == (compiled is None)
         found.append(report["best"]["num_heads"])
     assert found[0] == found[1]

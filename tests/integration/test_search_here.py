@@ -280,5 +280,5 @@ def test_threads_are_honoured_and_recorded(run, growtas, stopwatch, monkeypatch)
 def test_a_wrong_number_of_threads_leaves_nothing(run, growtas):
     code, _, err = growtas("search", "--threads", "0")
     assert (code, err.count("\n")) == (2, 1)
-    assert "--threads is 0; it must be 1 or more, up to" in err
+    assert "--threads is 0; it must be from 1 to" in err
     assert not (run / "search").exists()

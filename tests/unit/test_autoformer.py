@@ -75,7 +75,7 @@ def test_a_truncated_checkpoint_is_one_sentence(tmp_path, public, keep):
     torch.save(public, tmp_path / "whole.pth")
     path = tmp_path / "cut.pth"
     path.write_bytes((tmp_path / "whole.pth").read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"cut\.pth: the file is truncated or no checkpoint") as caught:
+    with pytest.raises(CheckpointError, match=r"cut\.pth: the file is truncated or not a checkpoint") as caught:
         load_autoformer(path, SPACE)
     assert "\n" not in str(caught.value)
 

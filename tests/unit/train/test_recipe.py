@@ -26,7 +26,10 @@ MICRO = PRESETS["micro"]
         ({"lr": math.nan}, "lr is nan"),
         ({"method": "sandwhich"}, "method is 'sandwhich'; it must be growtas, growtas-plus, uniform, sandwich"),
         ({"augment": "heavy"}, "augment is 'heavy'; it must be none, light or paper"),
-        ({"pixel_range": [4095, 0]}, r"pixel_range is \[4095, 0\]; it must be two numbers, the value of black and the larger one"),
+        (
+            {"pixel_range": [4095, 0]},
+            r"pixel_range is \[4095, 0\]; it must be null or two numbers, the value of black and the larger value",
+        ),
         ({"hflip": 1.5}, "hflip is 1.5; it must be a number from 0 to 1"),
         ({"monitor_images": 5000}, "monitor_images is 5000; it must be a whole number from 1 to 2,000"),
         ({"transitions": [0, 3]}, r"transitions is \[0, 3\]; it must be a list of epochs above zero, auto, or null"),

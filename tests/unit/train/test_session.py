@@ -427,7 +427,7 @@ def test_changed_images_are_noticed_on_resuming(begin, tmp_path):
     folder = image_folder(tmp_path / "colours")
     session = begin(data=str(folder))
     (folder / "train" / "red" / "0.png").unlink()
-    with pytest.raises(DataError, match="the images changed since the run was started"):
+    with pytest.raises(DataError, match="the images have changed since the run was started"):
         resume_session(session.run)
 
 
