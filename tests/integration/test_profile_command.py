@@ -137,7 +137,7 @@ def test_a_busy_machine_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch, tm
     # Without --strict the ratios to the reference, which is as restless, give a profile that says how it was made.
     code, out, err = cli(*command)
     assert code == 0, err
-    assert "this machine is not steady" in err
+    assert "this machine is unsteady" in err
     assert "samples: other work was running" in out
     (path,) = (tmp_path / "mine").glob("*.json")
     profile = load_measured(path)

@@ -152,7 +152,7 @@ def test_a_profile_of_another_card_that_has_the_name_is_not_used(run, growtas, p
     monkeypatch.setattr(at_hand, "gpu_name", lambda: "NVIDIA A10-PCIE-24GB")
     code, _, err = growtas("search", "--device", "a10", "--max-latency", "5ms", *QUICK)
     assert code == 0, err
-    assert "it was measured on NVIDIA A10, and this is NVIDIA A10-PCIE-24GB" in err
+    assert "it was measured on NVIDIA A10, but this machine has NVIDIA A10-PCIE-24GB" in err
     assert "`growtas profile --device a10 --space runs/first` makes one" in err
 
 

@@ -141,12 +141,12 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
         (["--method", "grow"], ConfigError, "method is 'grow'; it must be growtas, growtas-plus, uniform"),
         (["--config", "no.yaml"], ConfigError, "no.yaml: the recipe can't be read"),
         (["runs/x"], UsageError, "a run's folder is only legal with --resume"),
-        (["--recipe", "growtas-q"], ConfigError, "no recipe is called 'growtas-q'; did you mean growtas-"),
+        (["--recipe", "growtas-q"], ConfigError, "there is no recipe 'growtas-q'; did you mean growtas-"),
         (["--recipe", "transfer-cars"], ConfigError, "run it with `growtas finetune`"),
-        (["--set", "epochs"], ConfigError, "--set 'epochs' must be KEY=VALUE, as in warmup_epochs=2"),
+        (["--set", "epochs"], ConfigError, "--set 'epochs' must have the form KEY=VALUE, as in warmup_epochs=2"),
         (["--set", "method_options.randon=1", "--method", "sandwich"], ConfigError, "no option 'randon'; did you mean random?"),
         (["--set", "epoch=3", "--dry-run"], ConfigError, "--set: unknown field 'epoch'; did you mean epochs?"),
-        (["--method", "growtas-plus", "--init", "none", "--dry-run"], CheckpointError, "none: --init must name a run's folder"),
+        (["--method", "growtas-plus", "--init", "none", "--dry-run"], CheckpointError, "none: --init must name a run folder"),
         (["--dry-run", "--resume"], UsageError, "--dry-run only describes a new training"),
         (["--dry-run", "--data", "nowhere"], DataError, "'nowhere' is neither a known data set nor a folder"),
         (["--dry-run", "--device", "tpu"], DeviceError, "unknown device 'tpu'"),
@@ -170,25 +170,25 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
             "--data '.' takes no --data-dir; to use a folder of images",
         ),
         (["--data", "file"], DataError, "file: this is a file, not a folder of images; unpack it if it is an archive"),
-        (["--method", "uniform", "--stages", 3], ConfigError, "stages is given, but the method uniform has no stages"),
-        (["--set", "momentum=0.5"], ConfigError, "momentum is given, but the optimizer adamw has none"),
-        (["--set", "teacher_weight=0.7"], ConfigError, "teacher_weight is given, but there is no teacher"),
-        (["--set", "augment=none", "--set", "hflip=0.4"], ConfigError, "hflip is given, but augment: none does no flips"),
+        (["--method", "uniform", "--stages", 3], ConfigError, "stages is set, but the method uniform has no stages"),
+        (["--set", "momentum=0.5"], ConfigError, "momentum is set, but the optimizer adamw has no such setting"),
+        (["--set", "teacher_weight=0.7"], ConfigError, "teacher_weight is set, but there is no teacher"),
+        (["--set", "augment=none", "--set", "hflip=0.4"], ConfigError, "hflip is set, but augment: none does not flip images"),
         (
             ["--set", "augment=none", "--set", "crop_padding=4"],
             ConfigError,
-            "crop_padding is given, but only augment: light shifts",
+            "crop_padding is set, but only augment: light shifts",
         ),
         *(
             (
                 ["--teacher", "test_vit", *more],
                 ConfigError,
-                "test_vit has a head of 1000 classes, the data 10; give weights whose head",
+                "test_vit has a head of 1000 classes, but the data has 10; name weights whose head",
             )
             for more in ([], ["--dry-run"])
         ),
         (["--teacher", "test_vit.mine"], ConfigError, "timm's pretrained weights of test_vit are test_vit.r160_in1k"),
-        (["--teacher", "test_vit", "--teacher-checkpoint", "no.pth"], CheckpointError, "no.pth: no such file with a teacher's"),
+        (["--teacher", "test_vit", "--teacher-checkpoint", "no.pth"], CheckpointError, "no.pth: there is no such file of a"),
         (["--teacher-checkpoint", "no.pth"], ConfigError, "teacher_checkpoint is set without a teacher"),
         (["--name", "../x", "--dry-run"], UsageError, "the run's name '../x' must be a plain folder name"),
         (["--transitions", "3", "--stages", 3], ConfigError, "transitions has 1 epochs (3); a training of 3 stages has 2"),
@@ -318,10 +318,10 @@ def test_another_image_size(folder):
     # A training from its weights has its image size; at another one they don't fit.
     assert json.loads(invoke("--init", "runs/r", "--dry-run", "--json").stdout)["space"] == "tiny-24px"
     result = invoke("--init", "runs/r", "--image-size", 16, fails=True)
-    assert "the supernet is of the space tiny-24px, not of tiny-16px" in str(result.exception)
+    assert "the supernet has the space tiny-24px, not tiny-16px" in str(result.exception)
     run.update(state="interrupted")
     result = invoke("--resume", "--image-size", 16, fails=True)
-    assert "image_size is 24 in this run and can't become 16" in str(result.exception)
+    assert "image_size is 24 in this run and can't be changed to 16" in str(result.exception)
 
 
 def test_a_moved_folder_of_images(folder):
@@ -357,7 +357,7 @@ def test_resuming_takes_no_recipe(folder):
     result = invoke("--resume", "--recipe", "digits-demo", fails=True)
     assert "a stopped run continues with its own recipe" in str(result.exception)
     result = invoke("--resume", "--set", "lr=1", fails=True)
-    assert "lr is 0.001 in this run and can't become 1.0" in str(result.exception)
+    assert "lr is 0.001 in this run and can't be changed to 1.0" in str(result.exception)
 
 
 def recipes_command(*arguments, fails=False):

@@ -115,12 +115,12 @@ def test_what_is_no_model(tmp_path):
     with pytest.raises(CheckpointError, match=r"the model net.safetensors is not beside it"):
         load_pretrained(tmp_path / "net.onnx", suffixes=SUFFIXES)
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(CheckpointError, match=r"not a model; legal are .* \.safetensors, \.pt2, \.onnx, \.xml or \.plan"):
+    with pytest.raises(CheckpointError, match=r"not a model; name a run folder, or a .* \.safetensors, \.pt2, \.onnx, \.xml or \.plan"):
         load_pretrained(tmp_path / "notes.txt", suffixes=SUFFIXES)
     one, two = (model_file(tmp_path / f"{name}.safetensors") for name in "ab")
     with pytest.raises(CheckpointError, match=r"2 models \(a.safetensors or b.safetensors\)"):
         load_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="a subnet file is for a run"):
+    with pytest.raises(UsageError, match="a subnet file needs a run"):
         load_pretrained(one, tmp_path / "subnet.json")
     two.write_bytes(two.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="truncated"):

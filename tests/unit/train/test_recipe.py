@@ -43,7 +43,7 @@ MICRO = PRESETS["micro"]
         ({"min_lr": 1.0}, "min_lr is 1, above lr, which is 0.001"),
         ({"warmup_epochs": 30}, "warmup_epochs is 30; it must be below epochs, which is 30"),
         ({"mixup": 0.8, "batch_size": 15}, "batch_size is 15; mixup and cutmix pair images and need an even one"),
-        ({"random_erasing": 0.2}, "random_erasing is 0.2, which augment: light doesn't do; set augment: paper"),
+        ({"random_erasing": 0.2}, "random_erasing is 0.2, but augment: light does not support it; set augment: paper"),
         ({"method": "uniform", "transitions": [3]}, "transitions is set, but the method uniform has no transitions"),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_file(tmp_path):
     ("text", "message"),
     [
         ("epochs: [", r"recipe.yaml: not YAML \(line 2\)"),
-        ("- 3", "recipe.yaml: a recipe is a mapping"),
+        ("- 3", "recipe.yaml: a recipe must be a mapping"),
         ("learning_rate: 3", "recipe.yaml: unknown field 'learning_rate'"),
     ],
 )
