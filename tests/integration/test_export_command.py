@@ -179,10 +179,10 @@ def test_a_subnet_that_the_space_does_not_hold(cli: Cli, run: Run, written: dict
     [
         (("--target", "sm87"), "sm87 (Jetson Orin)"),
         (("--target", "sm75"), "no fp32 matrix products for sm75"),
-        (("--target", "gpu"), "'gpu' is no compute capability"),
+        (("--target", "gpu"), "'gpu' is not a compute capability"),
         (("--device", "a11"), "a10"),
         (("--device", "h100"), "sm90 (H100)"),
-        (("--device", "cpu"), "cpu runs no TensorRT plans"),
+        (("--device", "cpu"), "cpu can't run TensorRT plans"),
         (("--device", "a10", "--target", "sm86"), "give one of them"),
     ],
 )
