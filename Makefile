@@ -7,7 +7,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 DEMO := build/demo
 
-.PHONY: help demo test test-slow test-gpu lint bench evidence evidence-tables evidence-search evidence-kills evidence-stops evidence-limits clean
+.PHONY: help demo test test-slow test-gpu lint bench reference docs evidence evidence-tables evidence-search evidence-kills evidence-stops evidence-limits clean
 
 help:
 	@echo "make demo             Train, search, export and bench on the digits of scikit-learn (minutes)."
@@ -17,6 +17,8 @@ help:
 	@echo "                      STAND_IN=1 tries the same steps on the CPU."
 	@echo "make lint             Run ruff, mypy and the check of the package layers."
 	@echo "make bench            Print the speed table with ratios to timm's DeiT-T."
+	@echo "make reference        Write the pages of docs/reference/ from the code (seconds)."
+	@echo "make docs             Build the site of README.md and docs/ in build/site/ and check its links (seconds)."
 	@echo "make clean            Remove build and cache folders."
 	@echo "make evidence         Train the missing trainings of the evidence plan (hours; it can be stopped and continued)."
 	@echo "make evidence-tables  Draw the tables and figures of docs/EVIDENCE.md from the finished trainings (a second)."
@@ -63,6 +65,16 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m tests.benchmarks
+
+reference: $(VENV)/.installed
+	$(BIN)/python -m tests.docs
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e ".[docs]"
+	touch $@
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
 
 evidence: $(VENV)/.installed
 	nice -n 19 $(BIN)/python -m tests.evidence $(ARGUMENTS)

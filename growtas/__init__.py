@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
+"""The version of growtas."""
 
 _EXPORTS = {
     "Architecture": "growtas.nn.architecture",

@@ -225,6 +225,37 @@ class Run:
         return folders[-1] / "supernet.safetensors"
 
 
+RUN_JSON = """``run.json``: what a run is, and where it stands. Entries that say ``absent`` are left out where they do not apply.
+
+Fields:
+    format (text): Always ``growtas-run/1``.
+    created (text): When the run was begun, ISO 8601 with the time zone.
+    state (text): ``training``, ``finished``, ``interrupted`` or ``imported``.
+    error (text or null): Why the training ended; null or absent where it did not fail.
+    process (object or null): The process that trains the run; null once it has ended.
+    process.pid (whole number): Number of that process.
+    process.host (text): Name of its machine.
+    space (object): The search space, as in a space's file, with the number of classes of the data.
+    method (text): The training method; ``autoformer`` in an imported run.
+    recipe (object): Every field of the recipe. Absent in an imported run.
+    seed (whole number): The recipe's seed. Absent in an imported run.
+    data (object or null): The data set; null in an imported run, which has none.
+    preprocess (object): How images become the network's input.
+    class_names (list or null): A name for each class, in the order of the logits; null where they are not known.
+    versions (object): Versions of ``growtas``, ``torch`` and ``numpy`` that began the run. Absent in an imported run.
+    starts_from (object or null): The weights that the training started from; null where they are random, empty where a fine-tuning
+        took them from its model.
+    starts_from.path (text): File of those weights.
+    starts_from.sha256 (text): SHA-256 of that file, in hexadecimal.
+    teacher (object): The teacher. Absent where there is none.
+    finetune (object): What was fine-tuned. Absent in other runs.
+    source (object): Of an imported run: the checkpoint's ``file`` and its ``sha256``.
+    test_accuracy (object): Top-1 accuracy (0 to 1) on the test set, by subnet: ``smallest``, ``middle`` and ``largest``. Absent
+        until the training is finished.
+    seconds (number): Seconds of all epochs and of the test. Absent until the training is finished.
+"""
+
+
 def create_run(root: Path, name: str | None, info: dict[str, Any]) -> Run:
     """Creates a run folder with its ``run.json``.
 

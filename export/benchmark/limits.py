@@ -17,6 +17,18 @@ from growtas.latency.at_hand import CPU, device_name, devices_at_hand
 from growtas.runs import run_of
 
 
+LIMIT = """``limit``, and an entry of ``limits``, of an artifact in ``bench.json``: does a search's latency limit hold?
+
+Fields:
+    limit_ms (number): The limit in milliseconds.
+    device (text): The device that it is for.
+    promised (object or null): The latency of the search, with its kind.
+    measured_ms (number or null): The median that was measured here; null where these measurements can't tell.
+    holds (true, false or null): Whether that is within the limit.
+    unchecked_because (text): Why these measurements can't tell. Absent where they can.
+"""
+
+
 def check_limit(search: Mapping[str, Any] | None, results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Compares the latency limit of a search with measurements.
 

@@ -22,6 +22,18 @@ _RUNS = 3
 _TIMEOUT_SECONDS = 300
 
 
+MEMORY = """``memory`` of an artifact in ``bench.json``: measured in a process of its own.
+
+Fields:
+    kind (text): Always ``measured``.
+    load_ms (number): Milliseconds to load the artifact, once the runtime is imported.
+    first_run_ms (number): Milliseconds of the first run, which compiles where a runtime does so then.
+    rss_imported_bytes (whole number): Memory of the process, in bytes, when the runtime was imported.
+    peak_rss_bytes (whole number): Its largest memory, in bytes, after a few runs.
+    batch (whole number): Images a run.
+"""
+
+
 def probe(artifact: Path | str, *, batch: int, threads: int, runtime: str, device: str) -> dict[str, Any]:
     """Measures the load time and memory of an artifact in a new process.
 

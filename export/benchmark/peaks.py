@@ -18,6 +18,31 @@ _CUDA_SCALE = 4
 _REPEATS = 3
 
 
+PEAKS = """An entry of ``peaks`` in ``bench.json``: what this machine reached beside the artifacts.
+
+Fields:
+    kind (text): Always ``measured``.
+    device (text): ``cpu``, or the GPU's name.
+    threads (whole number): CPU threads; 0 on a GPU.
+    precision (text): Always ``fp32``.
+    gemm_size (whole number): Rows and columns of the matrices that were multiplied.
+    gemm_flops_per_s (number): Floating-point operations a second of the best round.
+    gemm_flops_per_s_of_rounds (list of numbers): The same of each round.
+    copy_bytes_per_s (number): Bytes a second, read and written, of the best copy.
+    copy_bytes_per_s_of_rounds (list of numbers): The same of each round.
+"""
+ROOFLINE = """``results[].roofline`` in ``bench.json``: which share of these peaks a run reached.
+
+Fields:
+    flops (whole number): Floating-point operations of a run: two for a multiply-accumulate.
+    bytes (whole number): Bytes of weights, input and output. Tensors between them are not counted.
+    flops_per_byte (number): The first divided by the second.
+    gemm_share (number): Operations a second, as a share of the peak.
+    bandwidth_share (number): Bytes a second, as a share of the peak. It is a lower bound; weights in a cache can take it above 1.
+    nearer_to (text): The peak of which the larger share was reached: ``gemm`` or ``bandwidth``.
+"""
+
+
 class PeakMeter:
     """Measures float32 matrix products and copies on one device, a few in each round. The best round counts as the peak.
 

@@ -136,6 +136,18 @@ class Consumption:
         return {"watts": self.joules / self.seconds, "joules_per_image": per_image}
 
 
+POWER = """Power in ``bench.json``: which meters there are (``power``), and what each result took (``results[].power``).
+
+Fields:
+    power.DEVICE (object): A meter for each device that computed.
+    power.DEVICE.readable (true or false): Whether its power could be read here.
+    power.DEVICE.by (text): What meters it. Absent where it can't be read.
+    power.DEVICE.because (text): Why it can't be read. Absent where it can.
+    results[].power.watts (number): Mean power while the artifact ran.
+    results[].power.joules_per_image (number or null): Energy for one image; null where only power is metered.
+"""
+
+
 class Metering:
     """Measures turns of work with the meter of their device.
 

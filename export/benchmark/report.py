@@ -23,6 +23,28 @@ CV_BOUND = 0.10
 """Largest coefficient of variation of a steady measurement. On an idle machine all runtimes stay below 5 %."""
 
 
+SETTINGS = """``settings`` in ``bench.json``: how the artifacts were measured.
+
+Fields:
+    batches (list of whole numbers): Batch sizes.
+    rounds (whole number): Turns of each artifact.
+    seconds_per_artifact_and_batch (number): Seconds for each artifact and batch, all rounds together.
+    runtimes (list of texts): The runtimes that were asked for; empty for each artifact's own.
+    baseline (text or null): Label of the artifact that the others are compared with.
+    no_baseline_because (text or null): Why the baseline that was asked for could not be measured.
+    device (text): ``cpu`` or ``cuda``.
+    input (text): What the images are, in words.
+"""
+RATIO = """``ratio`` of a result in ``bench.json``, and in its ``fp32``: how many times the other's latency it took.
+
+Fields:
+    median (number): Median over the rounds of this artifact's latency divided by the other's in the same round.
+    low (number): The smallest ratio of a round.
+    high (number): The largest ratio of a round.
+    rounds (whole number): Rounds in which both were measured.
+"""
+
+
 @dataclass(kw_only=True)
 class BatchResult(Measurement):
     """The latency of one artifact at one batch size, and values computed from it.

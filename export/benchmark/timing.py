@@ -130,6 +130,21 @@ def measure_in_turns(timers: Sequence[Timer], *, rounds: int, seconds: float, mi
     return blocks
 
 
+ENVIRONMENT = """``environment`` in ``bench.json``: the machine before the first turn.
+
+Fields:
+    cpu (text): Name of the CPU.
+    cpu_threads_available (whole number): CPU threads that this process may use.
+    cpu_threads_total (whole number): CPU threads of the machine.
+    load_average_1min (number or null): Processes that wanted to compute in the minute before; null where the system does not tell.
+    gpu (text or null): Name of the first GPU; null without one.
+    system (text): Operating system and its version.
+    machine (text): Architecture of the CPU.
+    python (text): Version of Python.
+    threads (whole number): CPU threads that the artifacts were given.
+"""
+
+
 def environment() -> dict[str, Any]:
     """Describes this machine: CPU, threads, load, GPU, operating system and Python."""
     import torch
@@ -145,6 +160,20 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
     }
+
+
+CLOCKS = """Clocks and driver, as far as the system tells: ``before`` and ``after`` in ``bench.json``, and in a profile's ``machine``.
+
+Fields:
+    governor (text): How the first CPU chooses its clock.
+    mhz (whole number): Its clock in MHz.
+    max_mhz (whole number): Its highest clock in MHz.
+    driver (text): Version of the GPU's driver.
+    sm_mhz (text): Clock of the first GPU's multiprocessors in MHz.
+    memory_mhz (text): Clock of its memory in MHz.
+    power_limit_w (text): Its power limit in watts.
+    throttled (text): Bit mask of the reasons why its clock is held down; ``0x0...0`` for none.
+"""
 
 
 def clocks() -> dict[str, Any]:

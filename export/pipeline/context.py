@@ -28,6 +28,51 @@ from growtas.nn.vit import VisionTransformer
 from growtas.progress import Progress
 
 
+MORE_OF_THE_MANIFEST = """Keys of a manifest that describe the file to people and other programs; growtas itself does not read them.
+
+Fields:
+    format (text): Always ``growtas-artifact/1``.
+    architecture (object): The static ViT's dimensions.
+    artifact.companions (list): Other files without which this one can't be loaded: ``file``, ``sha256`` and ``bytes`` of each.
+    input.batch.min (whole number): Smallest batch: always 1.
+    input.color (text): ``RGB`` or ``gray``, where the input is pixels.
+    input.resize_error (object or null): Differences, in levels of 255, between resizing in the graph and in the run's own
+        preprocessing. Null where the graph does not resize; absent where the input is not pixels.
+    input.nodes (whole number): Nodes that the preprocessing takes in the graph.
+    postprocess.outputs (list of texts): Names of the graph's outputs, the logits first.
+    postprocess.nodes (whole number): Nodes that these outputs take in the graph.
+    module.sha256 (text): SHA-256 of the plain PyTorch module, in hexadecimal.
+    module.parity (object): Its comparison with the supernet and the static ViT, as under ``parity``.
+    onnx (object): The graph of an ONNX file.
+    onnx.opset (whole number): Version of the operators.
+    onnx.ir_version (whole number): Version of the file format.
+    onnx.nodes (whole number): Number of operators.
+    onnx.operators (object): How often each operator occurs.
+    onnx.oldest_onnxruntime (text or null): Oldest ONNX Runtime that is known to run it; null where none is known.
+    parity.passed (true or false): Whether every comparison is within the tolerance.
+    parity.relative_error (number): The largest relative error of the comparisons.
+    parity.max_abs_error (number): The largest difference of two logits.
+    parity.top1_agreement (number): The smallest share of images with the same first class, 0 to 1.
+    verification.passed (true or false): Whether every measure is within its threshold.
+    verification.failed (list of texts): The measures that are not, the worst first.
+    verification.accuracy_standard_error (number or null): Standard error of the accuracy, 0 to 1; null without labels.
+    verification.reference_accuracy_standard_error (number or null): Standard error of the reference's accuracy, 0 to 1.
+    verification.accuracy_drop_points (number or null): Percentage points of accuracy that the artifact loses; negative where it gains.
+    conversion.notes (list): Always empty; earlier versions wrote remarks here.
+    sensitivity (object): The layers that stay in a higher precision, and why. Absent where none had to.
+    sensitivity.kept (list of texts): These layers, the most sensitive one first.
+    sensitivity.errors (object): For each layer the error of a file in which it alone has the low precision.
+    sensitivity.tried (whole number): Files that were made and compared.
+    half_range (object or null): The largest number of an fp16 graph; null where there is none.
+    plan.weights_memory_bytes (whole number or null): Bytes of the plan's weights on the GPU.
+    plan.build_seconds (number): Seconds that the compiler took.
+    plan.inspection (object or null): Types of the plan's products, as its compiler tells them.
+    plan.compiled_from.executed (true or false): Whether that ONNX file was run.
+    plan.compiled_from.not_executed_because (text or null): Why it was not run.
+    plan.compiled_from.arranged (object): The comparison of the graph, as the compiler was given it, with that ONNX file.
+"""
+
+
 @dataclass(kw_only=True)
 class ExportContext:
     """The inputs and the results of an export.

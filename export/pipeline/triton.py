@@ -28,6 +28,18 @@ _LEGAL = "fp32, fp16, int8 or fp8, or a plan that TensorRT builds on a machine w
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "int64": "TYPE_INT64", "int32": "TYPE_INT32"}
 
 
+REPOSITORY = """The folder of a model in a Triton model repository, ``repo/NAME/``.
+
+Fields:
+    config.pbtxt (text): Triton's configuration: platform, input and outputs with their types and sizes, largest batch, instances,
+        dynamic batching, and a warm-up for batch 1 and the largest batch.
+    1/model.onnx (artifact): The artifact as it was exported; ``model.plan`` where it is a plan.
+    labels.txt (text): The classes' names, one a line, in the order of the logits. Absent where no names are known.
+    manifest.json (object): The artifact's manifest.
+    README.md (text): How to call the model: the input, the outputs, and what a client has to do before.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Tensor:
     name: str

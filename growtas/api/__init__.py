@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from growtas.subnet import Subnet
     from growtas.train.plan import TrainingPlan
     from growtas.train.recipe import Recipe
+    from growtas.train.recipe_fields import RecipeFields, recipe_fields
     from growtas.train.recipes import RECIPES, find_recipe
     from growtas.watch.report import Overview, Report
 
@@ -61,6 +62,7 @@ _MODULES: dict[str, str] = {
     "ProfileResult": "growtas.api.profiling",
     "Progress": "growtas.progress",
     "Recipe": "growtas.train.recipe",
+    "RecipeFields": "growtas.train.recipe_fields",
     "RecipeOptions": "growtas.api.training",
     "Report": "growtas.watch.report",
     "Run": "growtas.api.training",
@@ -86,6 +88,7 @@ _MODULES: dict[str, str] = {
     "plan_training": "growtas.api.training",
     "predict": "growtas.api.prediction",
     "profile": "growtas.api.profiling",
+    "recipe_fields": "growtas.train.recipe_fields",
     "resume": "growtas.api.training",
     "search": "growtas.api.searching",
     "serve": "growtas.export.serving.launch",
@@ -110,6 +113,7 @@ __all__ = [
     "ProfileResult",
     "Progress",
     "Recipe",
+    "RecipeFields",
     "RecipeOptions",
     "Report",
     "Run",
@@ -135,6 +139,7 @@ __all__ = [
     "plan_training",
     "predict",
     "profile",
+    "recipe_fields",
     "resume",
     "search",
     "serve",

@@ -71,6 +71,51 @@ class SearchResult:
         return dict(self.report)
 
 
+RESULT_JSON = """``result.json``: what a search found, besides what it was asked for and what it took.
+
+Fields:
+    created (text): When the search ended, ISO 8601 with the time zone.
+    growtas (text): Version of growtas.
+    time (object): Where the time went, in seconds.
+    time.evaluation (number): Evaluating subnets in the supernet.
+    time.sampling (number): Drawing, costing, predicting and ranking subnets.
+    time.measuring (number): Measuring finalists, and scoring them in the precision that ships.
+    unsteady (true or false): Whether a latency of the chosen subnet was measured while other work disturbed the timings.
+    best (object): The chosen subnet.
+    latency_note (text or null): What kind of number the first latency is, in words; null without a device.
+    finalists (list): The subnets that were considered, in the order of their scores; the last one was chosen.
+    scored (list): Subnets that were scored in the precisions that ship, the best in fp32 first.
+    scored[].subnet (object): The subnet, as in a subnet's file.
+    scored[].accuracy (number): Top-1 accuracy in fp32, 0 to 1.
+    scored[].accuracy_standard_error (number or null): Standard error of that accuracy, 0 to 1; null in a replay.
+    scored[].converted (list): The accuracies in the precisions that ship, as in ``best``.
+    history (list): The generations.
+    history[].generation (whole number): Its number, from 1.
+    history[].subnets (whole number): Its subnets.
+    history[].dropped (whole number): How many of them were dropped from a race.
+    history[].best_accuracy (number or null): Best accuracy so far, 0 to 1.
+    history[].generation_best_accuracy (number or null): Best accuracy of this generation, 0 to 1.
+    history[].median_accuracy (number or null): Median accuracy of its subnets that saw all images, 0 to 1.
+    front (object): A summary of ``front.json``. Absent without a front.
+    front.subnets (whole number): Points of the front.
+    front.hypervolume (number): The front's hypervolume, as in ``front.json``.
+    front.points (list): The points of ``front.json``. Absent where only one precision was asked for.
+    front.unscored (list): The points without a known accuracy, as in ``front.json``. Absent likewise.
+    files (object): Path of each file that was written, by what it is: ``result``, ``subnet``, ``report``, ``picture``, ``front``.
+"""
+
+
+SUBNET_JSON = """``subnet.json``: the chosen subnet as ``best`` in ``result.json`` has it, and what it was searched for.
+
+Fields:
+    device (text or null): The first device.
+    devices (list): Every device, as in ``result.json``.
+    limits (object): The limits, as in ``result.json``.
+    space (text): Name of the space that was trained.
+    checkpoint_sha256 (text): SHA-256 of the supernet's file, in hexadecimal.
+"""
+
+
 def write_results(run: Run, folder: Path, search: Search, outcome: Outcome, record: Mapping[str, Any]) -> SearchResult:
     """Writes ``result.json``, ``subnet.json``, ``report.html``, ``front.json`` for a front, and ``search.png`` with matplotlib.
 

@@ -44,6 +44,72 @@ REPLAY = "replay"
 """Folder of a replay's results inside the search's folder."""
 
 
+SETTINGS = """What a search was asked for: in the journal's headers and in ``result.json``.
+
+Fields:
+    space (text): Name of the space whose choices were searched.
+    objective (text): ``accuracy``, or ``pareto`` for a front.
+    limits (object): The limits; null where there is none.
+    limits.max_params (whole number or null): Parameters.
+    limits.max_macs (whole number or null): Multiply-accumulates for one image, without the relative position.
+    limits.max_macs_with_relative_position (whole number or null): The same with it. Absent where there is no such limit.
+    limits.max_activation_bytes (whole number or null): Modelled bytes of a plan's activations.
+    limits.max_size_bytes (whole number or null): Bytes of the weights.
+    limits.batch (whole number): Images at once that activations are meant for.
+    limits.precision (text): Precision that activations and weights are meant for.
+    limits.max_latency_ms (number or null): Limit on the latency of the first device, in milliseconds.
+    device (text or null): The first device.
+    devices (list): Every device.
+    devices[].device (text): Its name, with runtime and precision where they were named.
+    devices[].max_latency_ms (number or null): Limit on the latency there, in milliseconds.
+    devices[].precision (text): Precision that its latency is meant for.
+    devices[].runtime (text): Runtime that its latency is meant for. Absent for ONNX Runtime.
+    batch (whole number): Images at once that latencies are meant for.
+    seed (whole number): Seed of all random choices.
+    generations (whole number): Generations of the evolution.
+    population (whole number): Subnets of a generation.
+    predictor (true): Predicted accuracies choose what is evaluated. Absent where they do not.
+"""
+RECORD = """What a search searched, and what it took: in ``result.json``.
+
+Fields:
+    run (text): The run's folder.
+    run_chosen (text): How the run was chosen.
+    data (object or null): The data set, as in ``run.json``.
+    command (text or null): The command line; null for a call from Python.
+    threads (whole number): CPU threads of the evaluation and of what was timed here.
+    checkpoint (text): File of the supernet's weights.
+    checkpoint_sha256 (text): SHA-256 of that file, in hexadecimal.
+    images (object): The images that subnets were evaluated on.
+    images.split (text): Always ``search``: images that are set aside from the training set.
+    images.count (whole number or null): How many images; null in a replay, which opens none.
+    images.fingerprint (text): Hash of these images.
+    exact (true or false): Whether every subnet was evaluated on all images. Absent in a replay.
+    evaluated (whole number): Subnets that this search evaluated on all images.
+    dropped (whole number): Subnets that it dropped from a race before the last image.
+    reused (whole number): Subnets whose evaluation was in a journal.
+    reused_from_others (object): How many of these came from other searches' journals, by their path.
+    evaluated_on (text): ``cpu`` or ``cuda``. Absent in a replay.
+    kernels (text or null): Instructions of the CPU that the evaluation used: ``avx512``, ``avx2`` or ``plain``; null where PyTorch's
+        functions did it. Absent in a replay.
+    processes (whole number): Processes that evaluated. Absent in a replay.
+    replay (object): What a replay chose from. Absent in other searches.
+    replay.journal (text): The journal.
+    replay.recorded (whole number): Subnets that the journals hold.
+    replay.legal (whole number): How many of them are within the limits.
+    replay.enough (true or false): Whether these are so many that a new search would hardly find a better one.
+    seconds (number): Seconds of the whole search.
+    compared_with_fp32 (list): What the precision of the chosen subnet gains over fp32, for each device where that is known.
+    compared_with_fp32[].device (text): The device.
+    compared_with_fp32[].runtime (text): The runtime of both latencies.
+    compared_with_fp32[].precision (text): The precision that is compared with fp32.
+    compared_with_fp32[].ms (number): Latency in that precision, in milliseconds.
+    compared_with_fp32[].fp32_ms (number): Latency in fp32, in milliseconds.
+    compared_with_fp32[].kind (text): Kind of both: ``measured`` or ``modelled``.
+    compared_with_fp32[].no_faster (text or null): A sentence where the precision gains nothing; else null.
+"""
+
+
 def search(
     run: Run | str | Path | None = None,
     *,

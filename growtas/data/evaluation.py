@@ -92,6 +92,16 @@ class EvaluationSet:
         return part
 
 
+SPLIT_JSON = """``split.json``: the training images that are set aside for the search.
+
+Fields:
+    seed (whole number): The recipe's seed, by which they were drawn.
+    search (list of whole numbers): Indices of the images in the training set, counted from 0 and ascending.
+    train_size (whole number): Images of the training set, those of the search among them.
+    per_class (object): How many images of each class are set aside, by the class's name.
+"""
+
+
 def cut_search_split(data: Data, seed: int, count: int = SEARCH_IMAGES) -> dict[str, Any]:
     """Makes the search split of a data set, the content of ``split.json``: a stratified part of the training images.
 

@@ -25,6 +25,23 @@ from growtas.space import SearchSpace
 _SMALL_IMAGE = 64
 
 
+PREPROCESS = """``preprocess`` in ``run.json`` and in manifests: how an image becomes the network's input, in this order.
+
+Fields:
+    decode (object): How a file becomes 8-bit grey or RGB. Absent in runs of the first versions: Pillow's ``convert`` alone.
+    decode.version (whole number): Version of these rules. A growtas that does not know it refuses the run or artifact.
+    decode.pixel_range (list or null): Values of black and white in images of more than 8 bits a sample; null for the ends of the
+        type.
+    image_size (whole number): Height and width of the input in pixels. The short side is resized to ``image_size / crop_pct``, and
+        the middle is cut out.
+    crop_pct (number): See ``image_size``; 1 for no crop.
+    interpolation (text): How images are resized: ``bicubic``.
+    in_chans (whole number): 1 for grey, 3 for RGB.
+    mean (list of numbers): Subtracted from each channel after the division by 255.
+    std (list of numbers): The difference is divided by it, channel by channel.
+"""
+
+
 def preprocess_record(space: SearchSpace, data: Data, pixel_range: tuple[float, float] | None = None) -> dict[str, Any]:
     """Makes the preprocessing record for a data set and a search space.
 

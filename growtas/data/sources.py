@@ -35,6 +35,19 @@ _TEST_FRACTION = 0.2
 _TEST_SEED = 0
 
 
+DATA_RECORD = """``data`` in ``run.json``: which images a run was trained on.
+
+Fields:
+    name (text): The data set, as ``--data`` takes it; ``folder`` for a folder of images.
+    data_dir (text or null): The folder of its files; null where it has none.
+    train_size (whole number): Training images, those of the search split among them.
+    test_size (whole number): Test images.
+    sha256 (text): Hash over the labels and the file names of both sets. It shows whether images were added, removed, renamed or
+        relabelled.
+    rules (whole number): Version of the rules by which a folder is understood. Absent for other data sets.
+"""
+
+
 @dataclass(frozen=True)
 class Data:
     """A data set: training and test images with the same classes.

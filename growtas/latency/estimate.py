@@ -85,6 +85,22 @@ class Latency:
         return f"{format_ms(self.ms)}{spread} ({kind_text(self.kind, self.unsteady)})"
 
 
+LATENCY = """A latency with its kind, as ``predicted``, ``measured`` and ``latency``.
+
+Fields:
+    ms (number): Milliseconds for one batch.
+    kind (text): ``measured``, or ``modelled`` for everything that was not timed.
+    device (text): The device that the number is of.
+    percentile (text): Always ``p50``, the median.
+    batch (whole number): Images at once.
+    precision (text): Precision of the network.
+    runtime (text): What executes the network there.
+    relative_uncertainty (number): Half width of the interval around the number, relative to it. Absent where it is not known.
+    interval_ms (list of numbers): The ends of that interval, in milliseconds. Absent likewise.
+    unsteady (true or false): Whether other work disturbed the measurement. Absent where nothing was measured.
+"""
+
+
 def kind_text(kind: str, unsteady: bool | None) -> str:
     """Returns the kind of a latency in words: ``measured, unsteady`` if other work disturbed the timings."""
     return f"{kind}, unsteady" if unsteady else kind

@@ -18,6 +18,43 @@ from growtas.search.targets import DeviceLatency, Target
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
+CHOSEN = """``best`` in ``result.json``, and ``subnet.json``: the chosen subnet with its costs, accuracy and latencies.
+
+Fields:
+    depth (whole number): Number of transformer blocks.
+    embed_dim (whole number): Channels of the token embedding.
+    num_heads (list of whole numbers): Attention heads of each block.
+    mlp_ratio (list of numbers): Hidden width of each block's MLP over ``embed_dim``.
+    params (whole number): Parameters.
+    macs (whole number): Multiply-accumulates for one image, without the relative position.
+    macs_with_relative_position (whole number): The same with it.
+    modelled_activation_bytes (whole number): Modelled peak of a plan's activations, in bytes.
+    modelled_size_bytes (whole number): Bytes of the weights in the precision of the limits.
+    accuracy (number): Top-1 accuracy on the search split in fp32, 0 to 1.
+    accuracy_standard_error (number or null): Standard error of that accuracy, 0 to 1; null in a replay.
+    loss (number or null): Mean cross-entropy in fp32; null where it is not finite.
+    converted (list): The same in the precisions that ship; empty where that is fp32.
+    converted[].precision (text): The precision.
+    converted[].runtime (text): What executed the converted network.
+    converted[].accuracy (number): Top-1 accuracy, 0 to 1.
+    converted[].loss (number): Mean cross-entropy.
+    converted[].accuracy_standard_error (number or null): Standard error of that accuracy, 0 to 1; null in a replay.
+    chosen_by (list of texts): The precisions whose accuracy decided.
+    latency (object or null): The number that the first device's limit was judged on; null without a device.
+    latencies (list): The latency on each device.
+"""
+FINALIST = """An entry of ``finalists`` in ``result.json``.
+
+Fields:
+    subnet (object): The subnet, as in a subnet's file.
+    accuracy (number): Top-1 accuracy in fp32, 0 to 1.
+    accuracy_standard_error (number or null): Standard error of that accuracy, 0 to 1; null in a replay.
+    converted (list): The accuracies in the precisions that ship, as in ``best``.
+    latencies (list): The latency on each device.
+    meets (true or false): Whether it is within the limit of every device.
+"""
+
+
 MAX_FINALISTS = 8
 """Number of finalists that are measured before the search falls back on the smallest subnet."""
 

@@ -86,6 +86,52 @@ class Conversion:
 Converted = dict[tuple[Subnet, Conversion], Evaluation]
 
 
+JOURNAL_HEADER = """A line of type ``header`` in ``journal.jsonl``: a search began, or went on, here.
+
+Fields:
+    type (text): Always ``header``.
+    key (text): Digest of the two values that follow. Lines of another key are of other weights or images.
+    checkpoint_sha256 (text): SHA-256 of the supernet's file, in hexadecimal.
+    data_fingerprint (text): Hash of the images that subnets are evaluated on, and of how many they are.
+    others (object): Bytes of other journals whose evaluations count, by their path as seen from this file's folder. Absent where
+        there are none.
+"""
+JOURNAL_EVALUATION = """A line of type ``evaluation``: a subnet on all images of the search split.
+
+Fields:
+    type (text): Always ``evaluation``.
+    key (text): As in the header.
+    subnet (object): The subnet, as in a subnet's file.
+    accuracy (number): Top-1 accuracy in fp32, 0 to 1.
+    loss (number or null): Mean cross-entropy; null where it is not finite.
+    params (whole number): Parameters.
+    macs (whole number): Multiply-accumulates for one image.
+    answers (text): A bit for each image, 1 where the answer was right: bytes as ``numpy.packbits`` gives them, in Base64. Absent where
+        they are not known.
+"""
+JOURNAL_DROPPED = """A line of type ``dropped``: a subnet that was dropped from a race before it had seen all images.
+
+Fields:
+    type (text): Always ``dropped``.
+    key (text): As in the header.
+    subnet (object): The subnet, as in a subnet's file.
+    seen (whole number): Images that it had seen.
+    accuracy_of_seen (number): Top-1 accuracy on these alone, 0 to 1.
+    needed (whole number): Right answers on all images that the race asked for.
+    params (whole number): Parameters.
+    macs (whole number): Multiply-accumulates for one image.
+"""
+JOURNAL_CONVERTED = """A line of type ``converted``: a subnet in the precision that ships.
+
+Fields:
+    type (text): Always ``converted``.
+    key (text): As in the header.
+    subnet (object): The subnet, as in a subnet's file.
+    accuracy (number): Top-1 accuracy of the converted subnet, 0 to 1.
+    loss (number or null): Mean cross-entropy; null where it is not finite.
+"""
+
+
 class Journal:
     """An append-only JSON-lines file of evaluations.
 

@@ -145,6 +145,19 @@ def hypervolume(values: NDArray[np.float64], reference: NDArray[np.float64]) -> 
     return float(sum(width * hypervolume(points[: row + 1, 1:], reference[1:]) for width, row in slabs if width > 0))
 
 
+FRONT_NUMBERS = """The numbers of a whole front in ``front.json``.
+
+Fields:
+    axes (list): The axes of the front, accuracy first.
+    axes[].name (text): ``accuracy``, ``params``, ``macs``, or ``latency`` with the name of the device.
+    axes[].kind (text): Where its numbers come from: ``evaluated``, ``counted``, or ``modelled`` for predicted latencies.
+    axes[].unit (text): Unit of a cost. Absent for accuracy.
+    axes[].reference (number): The worst value, from which the hypervolume is counted.
+    axes[].ideal (number): The best value.
+    hypervolume (number): Share of the box between reference and ideal that the front dominates, 0 to 1.
+"""
+
+
 def front_numbers(axes: Sequence[Axis], accuracies: NDArray[np.float64], costs: NDArray[np.float64]) -> dict[str, Any]:
     """Returns the axes and the hypervolume of a front for ``front.json``.
 

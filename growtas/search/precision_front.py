@@ -21,6 +21,17 @@ from growtas.search.targets import Target
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
+PRECISION_FRONT = """What ``front.json`` has besides where a front of one device is drawn over precisions.
+
+Fields:
+    subnets[].precision (text): The precision of the point.
+    subnets[].accuracy_in_fp32 (number): Top-1 accuracy of its subnet in fp32, 0 to 1.
+    subnets[].converted (list): Its accuracies in the other precisions, as in ``result.json``.
+    unscored (list): Points whose accuracy in their precision is not known. They have the keys of the others, and ``because``.
+    unscored[].because (text): Why the accuracy is not known.
+"""
+
+
 _NOT_RECORDED = "its accuracy is not in the journal, and a replay evaluates nothing"
 
 

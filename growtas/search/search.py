@@ -43,6 +43,20 @@ class Spent:
     measuring: float = 0.0
 
 
+FRONT_JSON = """``front.json``: the subnets that no other evaluated one beats on every axis.
+
+Fields:
+    evaluated (whole number): Subnets that were evaluated. Absent where a front of one device is drawn over precisions.
+    subnets (list): The front, by rising first cost.
+    subnets[].subnet (object): The subnet, as in a subnet's file.
+    subnets[].accuracy (number): Top-1 accuracy on the search split, 0 to 1, in the point's precision.
+    subnets[].accuracy_standard_error (number or null): Standard error of that accuracy, 0 to 1; null in a replay.
+    subnets[].params (whole number): Parameters.
+    subnets[].macs (whole number): Multiply-accumulates for one image.
+    subnets[].latencies (list): The latency on each device, as in ``result.json``.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """Result of a search.

@@ -151,6 +151,22 @@ class Target:
         return float(self.estimator.predict_ms(SubnetBatch.from_subnets([subnet]))[0])
 
 
+DEVICE_LATENCY = """An entry of ``latencies``: a subnet's latency on one device.
+
+Fields:
+    device (text): The device's name.
+    max_latency_ms (number or null): The limit there, in milliseconds; null for none.
+    judged_on (text or null): Kind of the number that the limit was judged on: ``measured`` or ``modelled``; null without a limit.
+    judged (object or null): What was compared with the limit; null without one.
+    judged.ms (number): Milliseconds: a measured median with its margin, or a bare prediction.
+    judged.kind (text): ``measured`` or ``modelled``.
+    predicted (object or null): What the device's model predicts; null without a model.
+    predicted.provenance (text): Where the prediction comes from, in words.
+    measured (object or null): What was measured here; null where the device is not at hand.
+    not_measured_because (text): Why a device that is at hand was not measured. Absent for others.
+"""
+
+
 def room(estimator: LatencyEstimator) -> float:
     """Returns the relative distance above a prediction within which :data:`ROOM_LEVEL` of the measured latencies lie; at least 0.
 

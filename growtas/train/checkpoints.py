@@ -50,6 +50,36 @@ class Place:
         return f"epoch-{self.epoch:04d}" + (f"-batch-{self.batch:06d}" if self.batch else "")
 
 
+CHECKPOINT_FILES = """``checkpoints/epoch-0010/``: the folder of a checkpoint. It appears whole or not at all.
+
+Fields:
+    supernet.safetensors (weights): The supernet, or its moving average where the recipe has an ``ema_decay``. The search and the
+        export read it.
+    trainer.safetensors (tensors): State of the optimiser (``optimizer/...``), and the weights in training (``weights/...``) where the
+        first file holds their average.
+    teacher.safetensors (weights): The frozen copy of the largest subnet, where the method has one.
+    state.json (object): Everything else that a training needs to go on.
+"""
+STATE_JSON = """``state.json`` of a checkpoint: how far the training has come.
+
+Fields:
+    format (text): Always ``growtas-checkpoint/2``.
+    epoch (whole number): Epochs that are complete.
+    batch (whole number): Batches of the next epoch that are done.
+    step (whole number): Optimiser steps that are complete.
+    sums (object): What the unfinished epoch has added up so far.
+    optimizer (object): ``groups``: the optimiser's numbers for each group of parameters.
+    scaler (object): State of the loss scaler of fp16; empty without one.
+    strategy (object): State of the training method; empty for methods without one.
+"""
+BEST_JSON = """``best.json`` in ``checkpoints/best-.../``: why that supernet is the best so far.
+
+Fields:
+    score (number): Mean accuracy of the followed subnets in its epoch, 0 to 1.
+    checkpoint (text): Name of the checkpoint's folder.
+"""
+
+
 def save_checkpoint(run: Run, training: Training, place: Place, strategy: dict[str, Any], keep: int) -> Path:
     """Writes a checkpoint and removes all but the newest ``keep`` checkpoints.
 

@@ -136,6 +136,20 @@ def _kind(file: Path) -> str | None:
         return None
 
 
+FINETUNE_RECORD = """``finetune`` in ``run.json``: the model that a fine-tuning starts from, and what was changed in it.
+
+Fields:
+    weights (text): File of the model, or of the supernet that its subnet was cut from.
+    weights_sha256 (text): SHA-256 of that file, in hexadecimal.
+    subnet (object): The subnet, as in a subnet's file.
+    head (text): ``kept`` where the classes are the model's own, else ``new``.
+    image_size (list of whole numbers): Image size of the model before and after, in pixels.
+    max_relative_position (list of whole numbers): Clipping distance of relative positions before and after, in patches.
+    in_chans (list of whole numbers): Channels of the images before and after.
+    test_accuracy (number): Top-1 accuracy (0 to 1) on the test set. Absent until the training is finished.
+"""
+
+
 def start_finetune(
     pretrained: Pretrained,
     recipe: Recipe,

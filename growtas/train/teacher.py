@@ -26,6 +26,22 @@ from growtas.train.recipe import Recipe
 _OPTION = "--teacher-checkpoint"
 
 
+TEACHER_RECORD = """``teacher`` in ``run.json``: the model whose soft outputs a training learns from.
+
+Fields:
+    model (text): Name of the timm model, or the path of a model that growtas exported.
+    weights (text or null): File of its weights; null for those that timm fetched.
+    sha256 (text): Hash of the weights, whatever file they come from.
+    input_size (list of whole numbers): Channels, height and width of its images.
+    mean (list of numbers): Mean by which it normalises, a number for each channel.
+    std (list of numbers): Standard deviation by which it normalises, a number for each channel.
+    interpolation (text): How images are resized to its size.
+    accuracy (number): Its top-1 accuracy (0 to 1) on images of the search split.
+    images (whole number): How many images that is.
+    chance (number): Share of the most frequent class among them.
+"""
+
+
 class Teacher(nn.Module):
     """A frozen classifier that accepts the training's images and converts them to its own image size and normalisation.
 

@@ -40,6 +40,31 @@ _INITIAL_WEIGHTS = 2**32
 """Seed stream of the initialisation; larger than any step number, which is the stream of that step's drop path and Mixup."""
 
 
+METRICS_LINE = """``metrics.jsonl``: a JSON object on a line for each complete epoch.
+
+Fields:
+    epoch (whole number): Number of the epoch, from 1.
+    step (whole number): Optimiser steps since the start of the training.
+    stage (whole number): Number of the open stage, from 1.
+    subspace (object): Caps of the open subspace.
+    subspace.max_embed_dim (number or null): Largest ``embed_dim`` that is drawn; null for no cap.
+    subspace.max_mlp_ratio (number or null): Largest ``mlp_ratio`` that is drawn; null for no cap.
+    loss (number or null): Mean training loss of the epoch; null where it is not finite.
+    lr (number): Learning rate of the last step.
+    accuracy (object): Top-1 accuracy (0 to 1) of the followed subnets on images of the search split: ``smallest``, ``middle`` and
+        ``largest``. Absent in epochs that the recipe's ``probe_epochs`` leaves out.
+    probes (object): The same for further subnets of the smaller subspaces, such as ``A1 largest``. Absent where ``accuracy`` is.
+    images_per_s (number): Training images a second, without the time for measuring accuracies and saving.
+    time (object): Seconds of each activity, by its name: ``data`` (waiting for images), ``forward``, ``backward``, ``optimiser``,
+        ``method`` (what the training method does beside the steps), ``evaluate`` (accuracies), ``save`` (the checkpoint before).
+    compute (object): What the epoch computed.
+    compute.passes (number): Passes of a subnet over a batch, forward and backward.
+    compute.macs (number): Multiply-accumulates of these passes; a backward pass counts as two forward passes.
+    compute.extra_macs (number): Multiply-accumulates of what the training method and a teacher compute beside them.
+    seconds (number): Seconds of the whole epoch.
+"""
+
+
 class Trainer:
     """Trains the supernet of a run, starting from the run's newest checkpoint if there is one.
 

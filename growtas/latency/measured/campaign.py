@@ -40,6 +40,23 @@ class UnsteadyMachine(GrowtasError):
     """The timings of the machine are not repeatable: it is busy, or its clocks change."""
 
 
+TIMINGS_LINE = """A line of ``DEVICE-timings.jsonl`` of a search, and of a profile's ``.jsonl``: a subnet that was timed.
+
+Fields:
+    setup (object): What the timing depends on besides the network.
+    architecture (object): What was timed, with its geometry: two spaces' subnets of the same architecture share their timings.
+    visit (whole number): 0, or a higher number for a repetition at another time.
+    kind (text): Always ``measured``.
+    subnet (object): The subnet, as in a subnet's file.
+    p50_ms (number): Median in milliseconds; of an unsteady sample its ratio to the reference times ``reference_ms``.
+    cv (number): Robust coefficient of variation of the timed blocks.
+    reference_ms (number): Milliseconds that the reference subnet took in the same blocks.
+    unsteady (true): Other work disturbed the timings. Absent in a steady sample, as are the next two.
+    half_width (number): Half width of the interval of the ratio to the reference, relative to it.
+    mixture (number): With several threads: how far the middle lies from the undisturbed and from the disturbed runs.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """Everything that a timing depends on besides the architecture. Only timings of the same setup are reused.

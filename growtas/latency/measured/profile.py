@@ -65,6 +65,18 @@ _LATER_CLAIMS = {"within_5", "within_10"}
 _GEOMETRY = ("head_dim", "image_size", "patch_size", "in_chans", "max_relative_position")
 
 
+CLAIMS = """What a profile's file says besides its own fields. The numbers follow from the samples; a file that says others is refused.
+
+Fields:
+    kind (text): Always ``measured``.
+    unsteady (whole number): Samples that were taken while other work disturbed the timings. Absent where there are none.
+    held_out (object): Errors of the fitted model on subnets that it was not fitted to.
+    repeatability (object): How far two measurements of one subnet lie apart.
+    samples[].role (text): ``fit``, ``held-out``, or ``repeat`` for a second measurement.
+    samples[].unsteady (true): Other work disturbed the timings. Absent in a steady sample.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
     """Errors of the model on held-out subnets, which were drawn at random. An error is abs(predicted / measured - 1).

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from growtas.fields import Rule, checked
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.train.recipe import Recipe
 from growtas.train.strategies.base import Pass, Strategy
+
+_SUBNET = Rule(lambda value: isinstance(value, Mapping), "a subnet as a subnet file holds it")
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class FixedOptions:
         subnet: the subnet to train, in its JSON form; null for the largest subnet of the space.
     """
 
-    subnet: Mapping[str, Any] | None = None
+    subnet: Mapping[str, Any] | None = checked(None, _SUBNET.or_null())
 
 
 class Fixed(Strategy):
