@@ -13,6 +13,10 @@ from growtas.subnet import Subnet
 def extract(supernet: Supernet, subnet: Subnet) -> VisionTransformer:
     """The subnet as a static ViT with its own copy of the weights, in eval mode.
 
+    Args:
+        supernet: the supernet, which stays as it is.
+        subnet: a subnet within the supernet's bounds.
+
     Raises:
         SubnetError: the subnet exceeds the supernet's bounds.
     """

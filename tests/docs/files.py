@@ -196,13 +196,17 @@ def rows_of(owner: Any, prefix: str = "", *, without: tuple[str, ...] = (), inhe
     if isinstance(owner, str):
         return [[code(*(prefix + name for name in one.names)), one.type, sentence(one.text)] for one in entries(owner, "Fields")]
     types, described = field_types(owner, inherited=inherited), _entry_by_name(owner)
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for name, kind in types.items():
-        entry = described.get(name, Entry((name,), "", ""))
-        if name not in without:
-            rows.setdefault(entry.names, [", ".join(f"`{prefix}{one}`" for one in entry.names if one not in without), kind, entry.text])
-    aliases = _aliases(owner)
-    return [[_renamed(keys, aliases, prefix), kind, sentence(text)] for keys, kind, text in rows.values()]
+    aliases, rows = _aliases(owner), list[list[str]]()
+    for entry in dict.fromkeys(described.get(name, Entry((name,), "", "")) for name in types if name not in without):
+        names = [name for name in entry.names if name in types and name not in without]
+        kinds = " or ".join(dict.fromkeys(types[name] for name in names)).replace("whole number or number", "number")
+        rows.append([code(*(prefix + aliases.get(name, name) for name in names)), kinds, sentence(_as_json(entry.text))])
+    return rows
+
+
+def _as_json(text: str) -> str:
+    """A description of a Python attribute as one of a JSON key."""
+    return re.sub(r"(^|\. )None\b", r"\1Null", re.sub(r"(?<=[^.] )None\b", "null", text))
 
 
 def _entry_by_name(owner: type[Any]) -> dict[str, Entry]:
@@ -232,12 +236,6 @@ def _aliases(owner: type[Any]) -> Mapping[str, str]:
     return {name: field.alias for name, field in owner.model_fields.items() if field.alias}
 
 
-def _renamed(keys: str, aliases: Mapping[str, str], prefix: str) -> str:
-    for name, alias in aliases.items():
-        keys = keys.replace(f"`{prefix}{name}`", f"`{prefix}{alias}`")
-    return keys
-
-
 def _records(model: type[BaseModel], prefix: str = "", seen: tuple[type[Any], ...] = ()) -> list[str]:
     """A table of a model, and one of each model that its fields hold."""
     parts = [sentence(summary(model))] if not prefix else []
@@ -263,6 +261,7 @@ def _with_defaults(model: type[Any]) -> str:
     required = dataclasses.MISSING
     defaults = {field.name: "required" if field.default is required else code(field.default) for field in dataclasses.fields(model)}
     defaults["name"] = "the file's name"
+    defaults |= {f"max_{name}": "the largest choice" for name in ("embed_dim", "num_heads", "mlp_ratio", "depth")}
     rows = []
     for keys, kind, meaning in rows_of(model):
         names = [name.strip("`") for name in keys.split(", ")]

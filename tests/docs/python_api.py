@@ -85,7 +85,7 @@ def members(value: type[Any]) -> Iterator[tuple[str, Any]]:
     seen: dict[str, Any] = {}
     for base in reversed(value.__mro__):
         if base.__module__.partition(".")[0] == "growtas":
-            seen |= {name: each for name, each in vars(base).items() if not name.startswith("_")}
+            seen |= {name: each for name, each in vars(base).items() if not name.startswith(("_", "model_"))}
     for name, each in seen.items():
         plain = each.__func__ if isinstance(each, classmethod | staticmethod) else each
         if isinstance(plain, property) or inspect.isfunction(plain):

@@ -46,7 +46,7 @@ def recipe_page() -> str:
 
 
 def _table(described: tuple[FieldDescription, ...], what: str) -> str:
-    rows = [[code(one.name), one.type, _value(one.default), sentence(one.legal), sentence(one.meaning)] for one in described]
+    rows = [[code(one.name), one.type, _value(one.default), one.legal, sentence(one.meaning)] for one in described]
     return table((what, "type", "default", "legal values", "meaning"), rows)
 
 

@@ -16,7 +16,10 @@ from tests.docs import DOCS, REPOSITORY
 from tests.docs.links import is_address, replace_targets
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Guide": ("own-images", "own-space", "limits", "precision", "tensorrt", "serving", "many-gpus", "stop-and-resume"),
+    "Guide": (
+        "own-images", "training", "own-space", "limits", "profiles", "precision", "tensorrt", "bench", "serving", "many-gpus", "resume",
+        "read-a-report", "python", "add-a-runtime", "add-a-training-method", "glossary",
+    ),  # fmt: skip
     "Reference": ("commands", "recipe", "files", "python"),
     "Notes": (),
 }

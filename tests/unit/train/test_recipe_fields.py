@@ -42,7 +42,9 @@ def test_every_option_of_every_method_is_described_with_its_default():
         ("int", "whole number"),
         ("float | None", "number or null"),
         ("tuple[tuple[float | None, float | None], ...] | None", "list or null"),
-        ("tuple[float, ...] | str | None", "list or text or null"),
+        ("tuple[float, ...] | str | None", "list of numbers or text or null"),
+        ("tuple[float, float] | None", "list of numbers or null"),
+        ("dict[str, float | None] | None", "mapping or null"),
         ("Mapping[str, Any]", "mapping"),
     ],
 )
