@@ -87,8 +87,8 @@ def train(
     Ctrl-C finishes and saves the running step, and --resume continues from there. An option overrides --set, --set overrides
     --config, and --config overrides the recipe.
 
-    `growtas recipes --fields` lists every field that --set and --config take, with its meaning; `growtas recipes NAME` shows those of
-    one recipe. The same tables: https://github.com/growtas/growtas/tree/main/docs/reference/recipe.md
+    `growtas recipes --fields` lists every field that --set and --config take, with its meaning; `growtas recipes NAME` shows those
+    of one recipe. The same tables: https://github.com/growtas/growtas/tree/main/docs/reference/recipe.md
 
     Example: growtas train --data fashion-mnist --set label_smoothing=0.1 --dry-run
     """

@@ -28,18 +28,22 @@ def recipe_page() -> str:
     listed = [[f"[`{name}`](#{name})", *_facts(entry)] for name, entry in RECIPES.items()]
     return page(
         "Recipe fields",
-        "A recipe is a mapping of the fields below. `growtas train --recipe NAME` takes one that ships, `--config FILE` reads fields from "
-        "a YAML file, `--set NAME=VALUE` sets one field, and many fields have an option of their own. An option overrides `--set`, "
-        "`--set` overrides `--config`, and `--config` overrides the recipe. `growtas recipes --fields` prints the tables of this page.",
+        "A recipe is a mapping of the fields below. `growtas train --recipe NAME` takes one that ships, `--config FILE` reads "
+        "fields "
+        "from a YAML file, `--set NAME=VALUE` sets one field, and many fields have an option of their own. An option overrides "
+        "`--set`, "
+        "`--set` overrides `--config`, and `--config` overrides the recipe. `growtas recipes --fields` prints the same tables.",
         "## Fields",
         _table(described.fields, "field"),
         "## Options of the training methods",
-        "The options of the chosen `method` are keys of the field `method_options`: `--set method_options.NAME=VALUE`. Methods that are "
-        "not listed have no options.",
+        "The options of the chosen `method` are keys of the field `method_options`: `--set method_options.NAME=VALUE`. Methods "
+        "that "
+        "are not listed have no options.",
         *methods,
         "## Recipes that ship",
-        "`growtas recipes NAME` prints a recipe with all of its fields. Below stand the fields that differ from the defaults. An expected "
-        "accuracy is what somebody else reports; a measured one was measured with growtas.",
+        "`growtas recipes NAME` prints a recipe with all of its fields. Only the fields that differ from the defaults are shown "
+        "below. "
+        "An expected accuracy is what somebody else reports; a measured one was measured with growtas.",
         table(("recipe", "space", "data", "method", "epochs"), listed),
         *(part for entry in RECIPES.values() for part in _shipped(entry)),
     )

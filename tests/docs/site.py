@@ -17,9 +17,23 @@ from tests.docs.links import is_address, replace_targets
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Guide": (
-        "own-images", "training", "own-space", "limits", "profiles", "precision", "tensorrt", "bench", "serving", "many-gpus", "resume",
-        "read-a-report", "python", "add-a-runtime", "add-a-training-method", "glossary",
-    ),  # fmt: skip
+        "own-images",
+        "training",
+        "own-space",
+        "limits",
+        "profiles",
+        "precision",
+        "tensorrt",
+        "bench",
+        "serving",
+        "many-gpus",
+        "resume",
+        "read-a-report",
+        "python",
+        "add-a-runtime",
+        "add-a-training-method",
+        "glossary",
+    ),
     "Reference": ("commands", "recipe", "files", "python"),
     "Notes": (),
 }

@@ -138,15 +138,15 @@ def test_journal(run):
 
 def test_manifests(run):
     own = {field.alias or name for name, field in Manifest.model_fields.items()}
-    parts = {"architecture": (Architecture,), "parity": (ParityReport,), "verification": (Verification,), "conversion": (PrecisionInfo,)}
+    parts = {"architecture": Architecture, "parity": ParityReport, "verification": Verification, "conversion": PrecisionInfo}
     manifests = [read(file) for file in (run.path / "export").glob("*.json")]
     assert {manifest["kind"] for manifest in manifests} == {"torch", "onnx"}
     more, _ = documented(context.MORE_OF_THE_MANIFEST)
     for manifest in manifests:
         assert not manifest.keys() - own - more, manifest.keys() - own - more
-        for key, owners in parts.items():
+        for key, owner in parts.items():
             if manifest.get(key) is not None:
-                names = documented(*owners)[0] | {name.split(".")[1] for name in more if name.startswith(f"{key}.")}
+                names = documented(owner)[0] | {name.split(".")[1] for name in more if name.startswith(f"{key}.")}
                 assert manifest[key].keys() == names, key
         for comparison in (manifest["parity"] or {}).get("comparisons", ()):
             check(comparison, Comparison)
@@ -161,7 +161,8 @@ def test_bench_report(run):
     record = read(run.path / "bench" / "bench.json")
     artifacts = record.pop("artifacts")
     parts = ("clocks", "power", "peaks", "settings", "environment")
-    check({key: value for key, value in record.items() if key not in parts}, bench.BenchReport, but=("format", "files", *parts, "artifacts"))
+    rest = {key: value for key, value in record.items() if key not in parts}
+    check(rest, bench.BenchReport, but=("format", "files", *parts, "artifacts"))
     check(record["settings"], bench.SETTINGS)
     check(record["environment"], timing.ENVIRONMENT)
     for peak in record["peaks"]:
@@ -193,7 +194,8 @@ def test_profiles():
         record = profile.to_dict()
         samples = record.pop("samples")
         claims = "".join(line + "\n" for line in measured.CLAIMS.splitlines() if "samples[]" not in line)
-        check(record, measured.MeasuredProfile, claims, but=("format", "samples", "adapted_from", "held_out", "repeatability", "machine"))
+        apart = ("format", "samples", "adapted_from", "held_out", "repeatability", "machine")
+        check(record, measured.MeasuredProfile, claims, but=apart)
         check(record["held_out"], measured.HeldOut)
         check(record["repeatability"], measured.Repeatability)
         described = documented(measured.CLAIMS)[0] | {f"samples[].{name}" for name in field_types(measured.Sample)}
@@ -213,4 +215,3 @@ def measured_profiles():
 
 def test_a_space_that_is_written_out_is_the_space():
     check(load_space("micro").to_dict(), SearchSpace)
-

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs import DOCS, REPOSITORY
-from tests.docs.links import anchors_of, broken_links, targets_of
+from tests.docs.links import anchors_of, broken_links
 from tests.docs.site import HOME, navigation, site_target, spaced
 
 
@@ -31,7 +31,8 @@ def test_broken_links_are_found(tmp_path):
 
 
 def test_anchors_are_those_of_github():
-    text = "# growtas recipes --fields\n## What's a *plan*?\n## `run.json`\n### api.train\n## Twice\n## Twice\n```\n# no heading\n```\n"
+    text = "# growtas recipes --fields\n## What's a *plan*?\n## `run.json`\n### api.train\n## Twice\n## Twice\n"
+    text += "```\n# no heading\n```\n"
     assert list(anchors_of(text)) == ["growtas-recipes---fields", "whats-a-plan", "runjson", "apitrain", "twice", "twice-1"]
 
 

@@ -16,7 +16,7 @@ def test_every_field_is_described_with_the_default_that_a_recipe_has():
     assert list(described) == [field.name for field in dataclasses.fields(Recipe)]
     for name, field in described.items():
         assert field.default == getattr(Recipe(), name), name
-        assert field.meaning and field.legal and field.type, name
+        assert all((field.meaning, field.legal, field.type)), name
 
 
 def test_the_legal_values_are_those_that_the_error_names():
