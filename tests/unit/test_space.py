@@ -71,7 +71,7 @@ def test_validation_names_field_value_and_choices(subnet, message):
         ({"embed_dim": 8.5, "num_heads": [1], "mlp_ratio": [1.0]}, "embed_dim is 8.5; it must be a whole number"),
         ({"embed_dim": 8, "num_heads": [True], "mlp_ratio": [1.0]}, "num_heads is True"),
         ({"embed_dim": 8, "num_heads": [1], "mlp_ratio": ["x"]}, "mlp_ratio is 'x'"),
-        ({"embed_dim": 8, "num_heads": [1, 2], "mlp_ratio": [1.0]}, "got 2 and 1"),
+        ({"embed_dim": 8, "num_heads": [1, 2], "mlp_ratio": [1.0]}, "they have 2 and 1 entries"),
         ([1], "a subnet is a JSON object"),
     ],
 )

@@ -152,7 +152,7 @@ def test_all_corrupt_images_are_counted(tmp_path, write_tree):
     message = str(caught.value)
     assert message.startswith(f"{tmp_path}: 7 images can't be read; replace or remove {tmp_path}/train/")
     assert message.endswith("(Pillow doesn't recognise its format) and 2 more")
-    assert [name for name in broken if f"{tmp_path}/{name} (no image" in message] == broken[:5]
+    assert [name for name in broken if f"{tmp_path}/{name} (Pillow doesn't" in message] == broken[:5]
 
 
 def test_two_corrupt_images_are_both_named(tmp_path, write_tree):
