@@ -27,12 +27,12 @@ def read_layer(path: Path) -> tuple[str | None, dict[str, Any]]:
     text = read_text(path, f"{path}: the recipe", ConfigError)
     try:
         data = yaml.safe_load(text)
-        twice = _given_twice(yaml.compose(text, Loader=yaml.SafeLoader))
+        duplicate = _duplicate_key(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise ConfigError(f"{path}: not YAML{f' (line {mark.line + 1})' if mark else ''}") from None
-    if twice is not None:
-        raise ConfigError(f"{path}: the key {twice} occurs twice; set it once")
+    if duplicate is not None:
+        raise ConfigError(f"{path}: the key {duplicate} occurs twice; set it once")
     data = {} if data is None else data
     base = data.pop("recipe", None) if isinstance(data, dict) else None
     check_known_fields(data, str(path))
@@ -44,14 +44,14 @@ def read_layer(path: Path) -> tuple[str | None, dict[str, Any]]:
     return base, _with_numbers(data)
 
 
-def _given_twice(node: Any) -> str | None:
+def _duplicate_key(node: Any) -> str | None:
     """Returns a key that a YAML mapping, or a nested one, contains twice. PyYAML would silently use the last value."""
     seen: set[str] = set()
     for key, value in node.value if node is not None and node.id == "mapping" else ():
         if key.value in seen:
             return str(key.value)
         seen.add(str(key.value))
-        if (inner := _given_twice(value)) is not None:
+        if (inner := _duplicate_key(value)) is not None:
             return f"{key.value}.{inner}"
     return None
 

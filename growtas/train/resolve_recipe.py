@@ -2,7 +2,7 @@
 
 There are four layers, and each overrides the ones before it: space and data of the run that ``init`` names; the recipe (chosen by
 name, else by space, data and method); the file; the single fields. When single fields change ``epochs``, the file's warm-up and
-transitions scale with it. A value such as ``warmup_epochs`` in the same layer as ``epochs`` stays as it is.
+transitions scale with it. Values that are set in the same layer as ``epochs``, such as ``warmup_epochs``, do not change.
 """
 
 from __future__ import annotations

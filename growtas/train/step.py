@@ -198,39 +198,39 @@ class Stepper:
         if parts > 1:  # the parts share the random numbers of Mixup, but not those of drop path
             seed_globals(self.recipe.seed, step, number)
         with clock("forward", step=True):
-            taught = self._soft_outputs(images, passes)
+            teacher_logits = self._soft_outputs(images, passes)
         for index, chosen in enumerate(passes):
             with clock("forward", step=True):
                 with torch.autocast(self.device.type, self._type, enabled=self._type is not None):
                     logits = self.supernet(images, chosen.subnet)
                 logits = logits.float()
-                loss = self._loss(logits, target, smoothing, chosen, taught) / parts
+                loss = self._loss(logits, target, smoothing, chosen, teacher_logits) / parts
             if index == 0:
-                taught["first"] = logits.detach()
+                teacher_logits["first"] = logits.detach()
             with clock("backward", step=True):
                 self.training.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses[index] += loss.detach()
 
     def _soft_outputs(self, images: Tensor, passes: Sequence[Pass]) -> dict[str, Tensor]:
-        taught: dict[str, Tensor] = {}
+        teacher_logits: dict[str, Tensor] = {}
         with torch.no_grad(), torch.autocast(self.device.type, self._type, enabled=self._type is not None):
             if self.teacher is not None:
-                taught["external"] = self.teacher(images)
+                teacher_logits["external"] = self.teacher(images)
             if self.training.teacher is not None and self._learns_from_frozen(passes):
-                taught["frozen"] = self.training.teacher(images)
-        return taught
+                teacher_logits["frozen"] = self.training.teacher(images)
+        return teacher_logits
 
-    def _loss(self, logits: Tensor, target: Tensor, smoothing: float, chosen: Pass, taught: dict[str, Tensor]) -> Tensor:
+    def _loss(self, logits: Tensor, target: Tensor, smoothing: float, chosen: Pass, teacher_logits: dict[str, Tensor]) -> Tensor:
         loss, temperature = logits.new_zeros(()), self.recipe.temperature
         if chosen.labels:
-            share = self.recipe.teacher_weight if "external" in taught else 0.0
+            share = self.recipe.teacher_weight if "external" in teacher_logits else 0.0
             if share < 1:
                 loss = loss + chosen.labels * (1 - share) * F.cross_entropy(logits, target, label_smoothing=smoothing)
             if share:
-                loss = loss + chosen.labels * share * soft_cross_entropy(logits, taught["external"], temperature)
+                loss = loss + chosen.labels * share * soft_cross_entropy(logits, teacher_logits["external"], temperature)
         # Before the frozen teacher exists, passes that need it learn from labels alone.
-        if chosen.soft and chosen.teacher in taught:
-            loss = loss + chosen.soft * soft_cross_entropy(logits, taught[chosen.teacher], temperature)
+        if chosen.soft and chosen.teacher in teacher_logits:
+            loss = loss + chosen.soft * soft_cross_entropy(logits, teacher_logits[chosen.teacher], temperature)
         return loss
 
     def _update(self, step: int) -> None:

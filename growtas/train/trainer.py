@@ -196,9 +196,7 @@ class Trainer:
                 self._report(StepDone(place.step, epoch, self.strategy.stage(where), loss))
             self._answer(result.requests, place)
         if not all_finite(training.supernet):
-            raise TrainingError(
-                f"epoch {epoch + 1}: a weight is no longer finite; lower lr ({self.recipe.lr:g}) or set clip_grad"
-            )
+            raise TrainingError(f"epoch {epoch + 1}: a weight is no longer finite; lower lr ({self.recipe.lr:g}) or set clip_grad")
         scheduler.step_update(place.step - 1)  # sets the rate for the metrics if no step of this epoch was left
         metrics = self._measure(place, images_here, clock)
         with self._interrupts.held():

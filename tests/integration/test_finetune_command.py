@@ -132,7 +132,7 @@ def test_help_has_an_example_and_imports_nothing_heavy() -> None:
     [
         (("absent", "--data", "digits"), "absent: no such run, model or artifact"),
         ((".", "--data", "digits"), "neither a run nor a model in this folder"),
-        (("net.safetensors",), "name them with --data"),
+        (("net.safetensors",), "name a data set with --data"),
         (("net.safetensors", "--data", "digits", "--image-size", "9"), "image_size is 9; it must be a multiple"),
         (("net.safetensors", "--data", "digits", "--set", "method=uniform"), "the method finetune"),
         (("net.safetensors", "--data", "digits", "--recipe", "digits-demo"), "run it with `growtas train`"),

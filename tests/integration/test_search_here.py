@@ -122,7 +122,9 @@ def test_a_machine_that_is_slower_by_one_factor_scales_the_profile(run, growtas,
     profiled.speed = lambda turn: 1.25
     code, _, err = growtas("search", "--device", "cpu", "--max-latency", "1.2ms", *QUICK)
     assert code == 0, err
-    assert "the profile's reference subnet takes 1.25 times as long as in the profile, and so do the smallest and the largest" in err
+    assert (
+        "the profile's reference subnet takes 1.25 times as long as in the profile, and so do the smallest and the largest" in err
+    )
     best = json.loads((run / "search" / "subnet.json").read_text())
     latency = best["latencies"][0]
     assert latency["measured"]["ms"] == pytest.approx(1.25 * fake_ms(Subnet.from_dict(best)))

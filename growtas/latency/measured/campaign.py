@@ -250,12 +250,12 @@ class Campaign:
         It is ``usual_ms``, unless the samples contradict it: if the lower quartile of the reference's latencies beside the samples
         is clearly lower, that is used. With strict bounds all samples are steady and can't contradict it.
         """
-        beside = [sample.reference_ms for sample in self._known.values()]
-        if not beside or (self.bounds.strict and self.usual_ms is not None):
+        references_ms = [sample.reference_ms for sample in self._known.values()]
+        if not references_ms or (self.bounds.strict and self.usual_ms is not None):
             return self.usual_ms
         if self.bounds.strict:
-            return float(np.median(beside))
-        lower = float(np.percentile(beside, 25))
+            return float(np.median(references_ms))
+        lower = float(np.percentile(references_ms, 25))
         is_usual = self.usual_ms is not None and lower >= self.usual_ms * (1 - self.bounds.drift)
         return self.usual_ms if is_usual else lower
 
@@ -303,7 +303,7 @@ class Campaign:
         """
         strict, why = self.bounds.strict, ""
         blocks: dict[Subnet, list[Block]] = {subnet: [] for subnet in pending}
-        beside: list[Block] = []
+        reference_blocks: list[Block] = []
         attempts = self.bounds.tries if strict else ATTEMPTS
         for attempt in range(attempts):
             if attempt and strict:
@@ -314,7 +314,7 @@ class Campaign:
             *turns, reference = self._timer([*pending, self.reference])
             self._seconds += time.monotonic() - started
             last = attempt == attempts - 1 or not self.may_repeat
-            beside += reference
+            reference_blocks += reference
             spoiled = why = self._complaint(reference)
             accepted: list[Sample] = []
             for subnet, times in zip(pending, turns, strict=True):
@@ -324,7 +324,7 @@ class Campaign:
                 if not spoiled and not scatters:
                     accepted.append(_steady(subnet, times, reference, visit))
                 elif not strict:
-                    sample = _unsteady(subnet, blocks[subnet], beside, visit, self.setup.threads)
+                    sample = _unsteady(subnet, blocks[subnet], reference_blocks, visit, self.setup.threads)
                     accepted += [sample] if last or sample.ratio.half_width <= PRECISE else []
             self._record(accepted)
             if why and not strict and not self._noted:
@@ -363,18 +363,18 @@ class Campaign:
 
 
 def _steady(subnet: Subnet, blocks: list[Block], reference: list[Block], visit: int) -> Sample:
-    times, beside = medians(blocks), float(np.median(medians(reference)))
+    times, reference_ms = medians(blocks), float(np.median(medians(reference)))
     ms, cv = float(np.median(times)), spread(times)
-    return Sample(subnet=subnet, p50_ms=ms, cv=cv, reference_ms=beside, visit=visit)
+    return Sample(subnet=subnet, p50_ms=ms, cv=cv, reference_ms=reference_ms, visit=visit)
 
 
 def _unsteady(subnet: Subnet, blocks: list[Block], reference: list[Block], visit: int, threads: int) -> Sample:
-    paired, beside = PairedRatio.of_blocks(blocks, reference, threads), quiet_ms(reference, threads)
+    paired, reference_ms = PairedRatio.of_blocks(blocks, reference, threads), quiet_ms(reference, threads)
     return Sample(
         subnet=subnet,
-        p50_ms=paired.ratio * beside,
+        p50_ms=paired.ratio * reference_ms,
         cv=spread(medians(blocks)),
-        reference_ms=beside,
+        reference_ms=reference_ms,
         visit=visit,
         half_width=paired.half_width,
         mixture=paired.mixture,

@@ -142,8 +142,8 @@ def check_profile(profile: MeasuredProfile, timer: InterleavedTimer, *, strict: 
     recorded = {sample.subnet: sample.p50_ms for role, sample in profile.samples if role != "repeat"}
     ends = [min(recorded, key=recorded.__getitem__), max(recorded, key=recorded.__getitem__)]
     # The reference is timed again beside the ends, because the load of the machine may have changed.
-    for beside in ([], ends):
-        timed = time_together([*beside, profile.space.middle()], timer, profile.threads, strict=strict)
+    for others in ([], ends):
+        timed = time_together([*others, profile.space.middle()], timer, profile.threads, strict=strict)
         *ends_ms, now = timed.ms
         factor, tolerance = now / recorded_ms(profile), max(2 * TOLERANCE, timed.mixture) if timed.unsteady else TOLERANCE
         if abs(factor - 1) <= tolerance:

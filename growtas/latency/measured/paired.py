@@ -113,9 +113,9 @@ class PairedRatio:
             reference: the reference's blocks in the same rounds.
             threads: number of threads of a run. With several, the ratio is the middle between the shortest and the longest runs.
         """
-        mine, beside = (np.log([block.fast_ms for block in of]) for of in (blocks, reference))
-        count = min(max(math.ceil(len(mine) * _QUIETEST), _FEWEST), len(mine))
-        ratios = (mine - beside)[np.argsort(mine + beside, kind="stable")[:count]]
+        logs, reference_logs = (np.log([block.fast_ms for block in turns]) for turns in (blocks, reference))
+        count = min(max(math.ceil(len(logs) * _QUIETEST), _FEWEST), len(logs))
+        ratios = (logs - reference_logs)[np.argsort(logs + reference_logs, kind="stable")[:count]]
         half_width = 1.0
         if count > 1:
             half_width = _quantile(count) * _MEDIAN_ERROR * float(ratios.std(ddof=1)) / math.sqrt(count)

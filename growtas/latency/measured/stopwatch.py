@@ -75,16 +75,16 @@ def combine_visits(samples: Sequence[Sample], *, reference_ms: float | None, rep
         reference_ms: usual latency of the reference subnet in milliseconds; None if unknown.
         repeatability: largest relative difference of repeated measurements in a profile; 0 without a profile.
     """
-    beside = float(np.mean([sample.reference_ms for sample in samples]))
+    reference_now_ms = float(np.mean([sample.reference_ms for sample in samples]))
     if any(sample.unsteady for sample in samples):
         paired = PairedRatio.of_visits([sample.ratio for sample in samples])
         margin = max(LEAST_MARGIN, paired.half_width, _REPEATS * repeatability) + paired.mixture
-        return MeasuredLatency(ms=paired.ratio * beside, margin=margin, unsteady=True, mixture=paired.mixture)
+        return MeasuredLatency(ms=paired.ratio * reference_now_ms, margin=margin, unsteady=True, mixture=paired.mixture)
     values = [sample.p50_ms for sample in samples]
     visits = max(values) / min(values) - 1
     blocks = max(sample.ratio.half_width for sample in samples)
     spread = max(LEAST_MARGIN, blocks, visits, _REPEATS * repeatability)
-    faster = max((reference_ms or beside) / beside - 1, 0.0)
+    faster = max((reference_ms or reference_now_ms) / reference_now_ms - 1, 0.0)
     return MeasuredLatency(ms=float(np.mean(values)), margin=spread + faster)
 
 

@@ -82,9 +82,7 @@ def test_transfer_has_the_paper_s_numbers():
         assert (recipe.optimizer, recipe.epochs, recipe.lr, recipe.weight_decay) == ("sgd", 1000, 0.01, 1e-4)
     recipe = transfer("inat19")
     assert (recipe.optimizer, recipe.epochs, recipe.lr, recipe.weight_decay) == ("adamw", 360, 7.5e-5, 5e-2)
-    with pytest.raises(
-        ConfigError, match="no transfer recipe for 'pets'; legal are cifar10, cifar100, flowers, cars or inat19"
-    ):
+    with pytest.raises(ConfigError, match="no transfer recipe for 'pets'; legal are cifar10, cifar100, flowers, cars or inat19"):
         transfer("pets")
 
 

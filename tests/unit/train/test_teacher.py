@@ -90,7 +90,9 @@ def test_weights_from_a_file(saved, record):
 def test_weights_for_grey_images(saved):
     recipe = saved(timm_model(in_chans=1))
     assert load_teacher(recipe, GREY, NAMES)(torch.randn(2, 1, 8, 8)).shape == (2, 10)
-    with pytest.raises(ConfigError, match="the teacher test_resnet.* needs images with 1 channels, but those of this training have 3"):
+    with pytest.raises(
+        ConfigError, match="the teacher test_resnet.* needs images with 1 channels, but those of this training have 3"
+    ):
         load_teacher(recipe, RECORD, NAMES)
 
 
@@ -122,7 +124,9 @@ def test_a_head_of_other_classes_is_refused(saved, name, file):
 def test_pretrained_weights_with_another_head_are_refused_before_they_are_fetched(monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda *arguments, **options: pytest.fail("nothing is to be made"))
     for name, classes in (("resnet18", 1000), ("resnet18.a1_in1k", 1000), ("vit_small_patch14_dinov2", 0)):
-        with pytest.raises(ConfigError, match=f"the pretrained teacher {name} has a head of {classes} classes, but the data has 10; name"):
+        with pytest.raises(
+            ConfigError, match=f"the pretrained teacher {name} has a head of {classes} classes, but the data has 10; name"
+        ):
             load_teacher(Recipe(teacher=name), RECORD, NAMES)
 
 
@@ -188,7 +192,9 @@ def test_weights_that_are_not_finite_are_refused(saved):
     model = timm_model()
     with torch.no_grad():
         next(model.parameters()).view(-1)[3] = float("nan")
-    with pytest.raises(CheckpointError, match=r"teacher\.safetensors: the teacher's [a-z0-9._]+ contains numbers that are not finite"):
+    with pytest.raises(
+        CheckpointError, match=r"teacher\.safetensors: the teacher's [a-z0-9._]+ contains numbers that are not finite"
+    ):
         load_teacher(saved(model), RECORD, NAMES)
 
 
@@ -216,7 +222,9 @@ def test_one_of_our_own(tiny, tmp_path):
     recipe = Recipe(teacher=str(path))
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(load_teacher(recipe, RECORD, NAMES)(images), model(images))
-    with pytest.raises(CheckpointError, match="the teacher has a head of 10 classes, but the data has 4; export a teacher from a run on this"):
+    with pytest.raises(
+        CheckpointError, match="the teacher has a head of 10 classes, but the data has 4; export a teacher from a run on this"
+    ):
         load_teacher(recipe, RECORD, NAMES[:4])
     # Its manifest says what it was trained on.
     manifest = {"preprocess": {**RECORD, "mean": [0.5] * 3, "std": [0.5] * 3}, "class_names": NAMES}

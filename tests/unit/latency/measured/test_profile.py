@@ -187,7 +187,7 @@ def test_another_number_of_classes_and_fewer_choices_fit(tmp_path):
         (lambda d: d["samples"][3].pop("cv"), "sample 3: it must be an object with role"),
         (lambda d: d["samples"][3]["subnet"].update(embed_dim=4000), "embed_dim is 4000"),
         (lambda d: d["coefficients"].update(blocks=-0.1), "coefficients is .* zero or more"),
-        (lambda d: d["coefficients"].pop("blocks"), "beginning with 'blocks'"),
+        (lambda d: d["coefficients"].pop("blocks"), "the first is 'blocks'"),
         (lambda d: d.update(basis="magic"), "basis is 'magic'; it must be coarse, physical or stepped"),
         (lambda d: d.update(kind="modelled"), "not a measured profile"),
         (lambda d: d.update(format="growtas-profile/9"), "not a measured profile"),
@@ -274,7 +274,7 @@ def test_a_device_that_was_only_measured_is_legal_and_answers_for_what_was_measu
     assert latency_estimator("box", MICRO).conditions.device == "box"
     with pytest.raises(DeviceError, match=r"box has no profile that fits \(it was measured at batch 1, not 2\); measure one with"):
         latency_estimator("box", MICRO, batch=2)
-    with pytest.raises(DeviceError, match="box has a measured profile but no modelled one"):
+    with pytest.raises(DeviceError, match="box has a measured profile, but the compute capability comes from a modelled one"):
         load_profile("box")
     with pytest.raises(DeviceError, match="unknown device 'boks'; legal are cpu, .*box"):
         latency_estimator("boks", MICRO)
