@@ -49,7 +49,7 @@ class FileRecord(_Record):
         file: file name, without the folder.
         sha256: SHA-256 of the content, in hexadecimal.
         bytes: size in bytes, without the side files.
-        side_files: the files that must lie beside it, such as an OpenVINO IR's ``.bin``. The JSON key is ``companions``.
+        side_files: the files that must be beside it, such as an OpenVINO IR's ``.bin``. The JSON key is ``companions``.
     """
 
     file: str | None = None
@@ -87,6 +87,9 @@ class BatchRecord(_Record):
 
 class TensorRecord(_Record):
     """The input tensor or the logits of an artifact.
+
+    For an input of pixels the JSON adds ``color`` (``RGB`` or ``gray``), ``nodes`` (number of nodes that prepare the pixels) and
+    ``resize_error`` (difference between the graph's resizing and the evaluation's; null unless the graph resizes).
 
     Attributes:
         name: name of the tensor, such as ``images`` or ``logits``.
@@ -180,6 +183,9 @@ class ParityRecord(_Record):
 class CompiledFromRecord(_Record):
     """The ONNX file that a plan was compiled from.
 
+    The JSON adds ``executed``, ``not_executed_because`` and ``arranged`` (comparison of the file with the equivalent graph that
+    was compiled; null if the file itself was compiled).
+
     Attributes:
         file: file name.
         sha256: SHA-256 of the file, in hexadecimal.
@@ -195,6 +201,8 @@ class CompiledFromRecord(_Record):
 
 class PlanRecord(_Record):
     """How a TensorRT plan was built, and for which GPUs.
+
+    The JSON adds ``weights_memory_bytes`` (GPU memory for weights), ``build_seconds`` and ``inspection`` (types of the products).
 
     Attributes:
         runtime: ``tensorrt`` or ``tensorrt-rtx``.
@@ -218,7 +226,7 @@ class PlanRecord(_Record):
 
 
 class PostprocessRecord(_Record):
-    """The steps of the graph after the logits.
+    """The steps of the graph after the logits. The JSON adds ``outputs`` (names of all outputs) and ``nodes`` (number of nodes).
 
     Attributes:
         softmax: whether the graph also computes probabilities.
@@ -240,7 +248,7 @@ class ConversionRecord(_Record):
 
 
 class ModuleRecord(_Record):
-    """The plain PyTorch module beside the weights.
+    """The plain PyTorch module beside the weights. The JSON adds its ``sha256`` and its ``parity`` measurements.
 
     Attributes:
         file: file name of the module.

@@ -81,9 +81,7 @@ def bench(artifacts: Sequence[Path | str], options: BenchOptions, progress: Prog
             progress.note(f"{name}: no manifest beside it, so the file is not verified")
     before = environment()
     if (before["load_average_1min"] or 0) > before["cpu_threads_available"] / 2:
-        progress.note(
-            f"other work on this machine (load average {before['load_average_1min']:.1f}) disturbs the measurements"
-        )
+        progress.note(f"other work on this machine (load average {before['load_average_1min']:.1f}) disturbs the measurements")
     clocks_before = clocks()
     with contextlib.ExitStack() as stack:
         entries = with_graphs(subjects, stack, progress)

@@ -75,9 +75,7 @@ class Assembler:
         missing = [block for block in _blocks(subnet) if block not in self._blocks.get(subnet.embed_dim, {})]
         if missing:
             heads, ratio = missing[0]
-            raise BuildError(
-                f"the subnet has an unannounced block of width {subnet.embed_dim}, {heads} heads and ratio {ratio:g}"
-            )
+            raise BuildError(f"the subnet has an unannounced block of width {subnet.embed_dim}, {heads} heads and ratio {ratio:g}")
         template = self._template(subnet.embed_dim)
         nodes, constants = list(template.stem), {c.name: c for c in template.proto.graph.initializer}
         stream = template.first

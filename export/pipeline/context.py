@@ -160,14 +160,14 @@ class ExportContext:
         Raises:
             ParityError: the artifact misses a tolerance.
         """
-        takes, subject = self.input_of(content or {}), f"{path.name} in {runtime}"
-        logits, parity = takes.logits(run), None
+        converter, subject = self.input_of(content or {}), f"{path.name} in {runtime}"
+        logits, parity = converter.logits(run), None
         if precision == "fp32":
-            parity = self.check_parity(logits, subject, takes.round_to_pixels(self.parity_images)).to_dict()
+            parity = self.check_parity(logits, subject, converter.round_to_pixels(self.parity_images)).to_dict()
         verification = measure_artifact(
             logits,
             self.references[against],
-            takes.round_to_pixels(self.labelled_images(precision)),
+            converter.round_to_pixels(self.labelled_images(precision)),
             precision=precision,
             thresholds=self.options.thresholds(precision),
             subject=subject,

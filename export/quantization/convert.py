@@ -38,7 +38,7 @@ VERSION = 1
 """Version of the conversion. Accuracies of converted subnets are cached by it, so raise it when the numbers in a file change."""
 RESTS = ("fp32", *HALVES)
 DEFAULT_METHOD = "minmax"
-_ASKED = "asked for"
+_REQUESTED = "requested"
 # Factor between fp16's largest number and the largest calibrated value, because other images may give larger values.
 HEADROOM = 2.0
 _NO_BF16 = "ONNX Runtime's CPU provider can't compute in bf16; the file is for building plans for GPUs"
@@ -155,7 +155,7 @@ def convert(
     else:
         _require_layers(model.graph, keep)
     if precision in HALVES:
-        kept = {name: _ASKED for node in model.graph if is_within(name := layer_name(node), keep)}
+        kept = {name: _REQUESTED for node in model.graph if is_within(name := layer_name(node), keep)}
         if precision == "fp16":
             kept, measured = _beyond_fp16(model, calibration) | kept, "largest magnitude"
         cast_floats(model, precision, kept, source.name)
@@ -229,7 +229,7 @@ def _split_layers(graph: ir.Graph, precision: str, keep: Collection[str]) -> tup
         if not linear and node.op_type != "Conv":
             continue
         if is_within(name, keep):
-            kept[name] = _ASKED
+            kept[name] = _REQUESTED
         elif not linear:
             kept[name] = "a convolution: it is the first layer and little of the work"
         elif node.outputs[0].is_graph_output():

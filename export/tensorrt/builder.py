@@ -302,6 +302,6 @@ def choose_builder(
         gpus = choices(gpus_with_profiles())
         raise DeviceError(f"a plan needs a target GPU, and {why}: name one with --device ({gpus}) or --target (such as sm86)")
     on_this_gpu = targets == (here,) and is_installed("tensorrt") and searched_runtime != "tensorrt-rtx"
-    builder = builder_of("tensorrt" if on_this_gpu else "tensorrt-rtx")
-    builder.check(targets, precision)
-    return builder, targets
+    plan_builder = builder_of("tensorrt" if on_this_gpu else "tensorrt-rtx")
+    plan_builder.check(targets, precision)
+    return plan_builder, targets

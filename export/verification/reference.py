@@ -89,10 +89,10 @@ def artifact_reference(path: Path, preprocess: Mapping[str, Any]) -> Reference:
     check_unchanged(path, manifest)
     manifest = manifest or own_description(path)
     session = open_session(path, threads=1)
-    takes = artifact_input(path, manifest, preprocess)
+    converter = artifact_input(path, manifest, preprocess)
     module = session.module if isinstance(session, TorchSession) else None
     model = module if isinstance(module, VisionTransformer) else None
-    return Reference(logits=remembering(takes.logits(session.run)), name=path.name, feed=takes.convert, model=model)
+    return Reference(logits=remembering(converter.logits(session.run)), name=path.name, feed=converter.convert, model=model)
 
 
 def check_checkpoint(path: Path, source: SourceRecord, run: Run) -> None:

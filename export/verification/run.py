@@ -242,14 +242,14 @@ class _Verifier:
             raise UsageError(f"{path}: the preprocessing of its images is not recorded; name the run with --run")
         try:
             check_unchanged(path, manifest)
-            takes = artifact_input(path, manifest, preprocess)
+            converter = artifact_input(path, manifest, preprocess)
             reference = self._reference(path, known, preprocess)
         except ParityError as error:
             return dataclasses.replace(result, problem=str(error))
         count = self.count or images_for(known.macs or 0, precision)
-        images = takes.round_to_pixels(self._load_images(count, preprocess))
+        images = converter.round_to_pixels(self._load_images(count, preprocess))
         try:
-            result = self._measure(result, known, takes, images, thresholds, reference)
+            result = self._measure(result, known, converter, images, thresholds, reference)
         except (DeviceError, MissingExtra) as error:
             return dataclasses.replace(result, not_run_because=str(error))
         except CheckpointError as error:
@@ -257,7 +257,7 @@ class _Verifier:
             if "find an implementation" in str(error):
                 return dataclasses.replace(result, not_run_because=str(error))
             return dataclasses.replace(result, problem=str(error))
-        return self._bisect(result, takes, spread(images.images, _BISECT_IMAGES), reference) if self.bisect else result
+        return self._bisect(result, converter, spread(images.images, _BISECT_IMAGES), reference) if self.bisect else result
 
     def _load_images(self, count: int, preprocess: Mapping[str, Any]) -> VerificationImages:
         if self.run is None:
@@ -285,7 +285,7 @@ class _Verifier:
         self,
         result: ArtifactVerification,
         manifest: Manifest,
-        takes: ArtifactInput,
+        converter: ArtifactInput,
         images: VerificationImages,
         thresholds: Thresholds,
         reference: Reference,
@@ -301,7 +301,7 @@ class _Verifier:
                     raise CheckpointError(f"{path}: {runtime} can't run it ({' '.join(str(error).split())[:160]})") from None
 
             verification = measure_artifact(
-                takes.logits(run),
+                converter.logits(run),
                 reference.logits,
                 images,
                 precision=result.precision,
@@ -315,19 +315,19 @@ class _Verifier:
         if path.suffix != ONNX.suffix or result.precision == "fp32":
             return result
         try:
-            return dataclasses.replace(result, half_range=check_fp16_range(path, images, takes))
+            return dataclasses.replace(result, half_range=check_fp16_range(path, images, converter))
         except ParityError as error:
             return dataclasses.replace(result, problem=str(error))
 
     def _bisect(
-        self, result: ArtifactVerification, takes: ArtifactInput, images: Array, reference: Reference
+        self, result: ArtifactVerification, converter: ArtifactInput, images: Array, reference: Reference
     ) -> ArtifactVerification:
         path, against, precision = result.path, self.against, result.precision
         try:
             if reference.model is not None:
-                bisection = bisect_artifact(path, reference.model, images, precision=precision, feed=takes.convert)
+                bisection = bisect_artifact(path, reference.model, images, precision=precision, feed=converter.convert)
             elif against is not None and against.suffix == path.suffix == ONNX.suffix:
-                feeds = {"feed": takes.convert, "other_feed": reference.feed}
+                feeds = {"feed": converter.convert, "other_feed": reference.feed}
                 bisection = bisect_onnx(path, against, images, precision=precision, **feeds)
             else:
                 raise UsageError("layers can be compared with a static ViT, or between two ONNX files")

@@ -139,7 +139,7 @@ def test_files_of_a_folder_that_are_no_images_are_said_and_hidden_ones_left(cli:
         (folder / name).write_bytes(b"")
     code, out, err = cli("predict", folder, "--model", artifact(tmp_path / "made"), "--json")
     assert (code, len(json.loads(out)["images"])) == (0, 10)
-    assert f"{folder}: 2 files are left out, of kinds that this Pillow doesn't decode (.txt 1, .h5 1)" in err
+    assert f"{folder}: 2 files are left out, because this Pillow doesn't decode such files (.txt 1, .h5 1)" in err
 
 
 @pytest.mark.parametrize(("encoding", "shown"), [("ascii", r"\xdcber-Hemd"), ("utf-8", "Über-Hemd")])
