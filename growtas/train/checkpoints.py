@@ -52,6 +52,8 @@ class Place:
 
 CHECKPOINT_FILES = """``checkpoints/epoch-0010/``: the folder of a checkpoint. It appears whole or not at all.
 
+A checkpoint that can't be read is renamed to ``broken-...``, and the one before it is used.
+
 Fields:
     supernet.safetensors (weights): The supernet, or its moving average where the recipe has an ``ema_decay``. The search and the
         export read it.

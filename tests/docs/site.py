@@ -34,7 +34,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "add-a-training-method",
         "glossary",
     ),
-    "Reference": ("commands", "recipe", "files", "python"),
+    "Reference": ("commands", "recipe", "files", "python", "images", "artifacts", "serving", "environment"),
     "Notes": (),
 }
 """Folders of docs/ with a section each, and the pages that come first in it; the others follow by name."""

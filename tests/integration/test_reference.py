@@ -78,6 +78,13 @@ def test_every_cell_of_every_table_has_text():
                 assert all(cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]), (name, line)
 
 
+def test_every_variable_of_the_environment_is_on_its_page():
+    sources = [path.read_text(encoding="utf-8") for folder in ("growtas", "export") for path in (REPOSITORY / folder).rglob("*.py")]
+    variables = {name for source in sources for name in re.findall(r"\bGROWTAS_[A-Z_]+\b", source)}
+    assert variables
+    assert all(f"| `{name}` |" in committed("environment.md") for name in variables)
+
+
 def test_every_command_and_option_is_on_its_page():
     import typer
 
