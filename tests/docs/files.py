@@ -107,8 +107,10 @@ def files_page() -> str:
         *_section(campaign.TIMINGS_LINE),
         *_section(campaign.Setup, names=("setup.",)),
         "## Device profiles",
-        "Your own profiles lie in the folder that [`GROWTAS_PROFILES`](environment.md#environment-variables) names. They go before the "
-        "shipped ones. A modelled profile is `DEVICE.json`, a measured one `DEVICE.SPACE.RUNTIME-PRECISION-bBATCH.json`, of a CPU with "
+        "Your own profiles lie in the folder that [`GROWTAS_PROFILES`](environment.md#environment-variables) names. They go "
+        "before the "
+        "shipped ones. A modelled profile is `DEVICE.json`, a measured one `DEVICE.SPACE.RUNTIME-PRECISION-bBATCH.json`, of a "
+        "CPU with "
         "`.CPU-tTHREADS` before `.json`.",
         "### Measured profile",
         f"`growtas profile` writes it. Its `format` is `{measured.FORMAT}`.",

@@ -16,23 +16,22 @@ from growtas.train.strategies import STRATEGIES
 from growtas.train.strategies.auto import AutoOptions
 from tests.docs.markdown import code, fence, page, sentence, table
 
-
 _RULES = """
-- The recipe is the one of `--recipe`, else the one that the file of `--config` names under `recipe`, else the default for the space,
-  the data and the method: `digits-demo` for digits, `fashion-mnist-micro` for Fashion-MNIST, the paper's recipe for a space of
-  AutoFormer on other data, and `small-images` for everything else.
-- Warm-up and transitions scale with `epochs`, unless the same layer sets them too. `--set` and the options are one layer: `--epochs 50`
-  scales the numbers of the file, and `--epochs 50 --set warmup_epochs=4` keeps 4.
+- The recipe is the one of `--recipe`, else the one that the file of `--config` names under `recipe`, else the default for the
+  space, the data and the method: `digits-demo` for digits, `fashion-mnist-micro` for Fashion-MNIST, the paper's recipe for a
+  space of AutoFormer on other data, and `small-images` for everything else.
+- Warm-up and transitions scale with `epochs`, unless the same layer sets them too. `--set` and the options are one layer:
+  `--epochs 50` scales the numbers of the file, and `--epochs 50 --set warmup_epochs=4` keeps 4.
 - `--set method_options.random=3` sets one option of the method and keeps its others.
-- An unknown field, option or recipe is refused with the nearest known one, and a wrong value with the legal ones, before any data is
-  opened.
-- `batch_size` must be even for `mixup` and `cutmix`. With several processes or parts it must be a multiple of twice their product,
-  processes times `accumulate`.
+- An unknown field, option or recipe is refused with the nearest known one, and a wrong value with the legal ones, before any
+  data is opened.
+- `batch_size` must be even for `mixup` and `cutmix`. With several processes or parts it must be a multiple of twice their
+  product, processes times `accumulate`.
 - A fine-tuning, and a training with `init`, take the `pixel_range` of the run that they start from.
-- The teacher's head must have the data's classes in the data's order, which is alphabetical for folders. Of a `teacher_checkpoint`
-  only tensors are loaded, no code. The teacher's accuracy is measured before the first step, with a warning if it is no better than
-  chance. `--resume` refuses other weights; if their file was moved, `--teacher-checkpoint`, or `--teacher` for a model of growtas, names
-  its new place.
+- The teacher's head must have the data's classes in the data's order, which is alphabetical for folders. Of a
+  `teacher_checkpoint` only tensors are loaded, no code. The teacher's accuracy is measured before the first step, with a
+  warning if it is no better than chance. `--resume` refuses other weights; if their file was moved, `--teacher-checkpoint`, or
+  `--teacher` for a model of growtas, names its new place.
 """
 
 
