@@ -447,6 +447,7 @@ def load_artifact(path: str | os.PathLike[str], *, verify: bool = True) -> Artif
     """Loads an artifact with its manifest, which must exist.
 
     Args:
+        path: the artifact's file.
         verify: as for :func:`read_manifest`.
 
     Raises:

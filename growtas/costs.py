@@ -81,7 +81,12 @@ def macs_with_relative_position(space: SearchSpace, batch: SubnetBatch) -> NDArr
 
 
 def count_costs(space: SearchSpace, subnet: Subnet) -> Costs:
-    """Counts the parameters and MACs of one subnet, exactly."""
+    """Counts the parameters and MACs of one subnet, exactly.
+
+    Args:
+        space: the space of the subnet, whose image size and number of classes count.
+        subnet: the subnet, which may lie outside of the space's choices.
+    """
     dim = subnet.embed_dim
     blocks = [(dim, heads, subnet.hidden_dim(i)) for i, heads in enumerate(subnet.num_heads)]
     return Costs(

@@ -249,7 +249,7 @@ Fields:
     starts_from.sha256 (text): SHA-256 of that file, in hexadecimal.
     teacher (object): The teacher. Absent where there is none.
     finetune (object): What was fine-tuned. Absent in other runs.
-    source (object): Of an imported run: the checkpoint's ``file`` and its ``sha256``.
+    source (object): The imported checkpoint: its ``file`` and its ``sha256``. Absent in other runs.
     test_accuracy (object): Top-1 accuracy (0 to 1) on the test set, by subnet: ``smallest``, ``middle`` and ``largest``. Absent
         until the training is finished.
     seconds (number): Seconds of all epochs and of the test. Absent until the training is finished.
@@ -322,6 +322,9 @@ def run_of(artifact: Path) -> Path | None:
 
 def list_runs(root: Path = RUNS) -> list[Run]:
     """Lists all runs in a folder, newest first, including those with an unreadable ``run.json``.
+
+    Args:
+        root: the folder that holds the runs.
 
     Raises:
         UsageError: The folder does not exist, or can't be read.

@@ -261,6 +261,9 @@ def without_size(name: str) -> str:
 def load_space(name: str | Path) -> SearchSpace:
     """Loads a preset by name, also one adapted to another image size (``micro-112px``), or a space from a YAML file.
 
+    Args:
+        name: name of a preset, or path of a YAML or JSON file.
+
     Raises:
         SpaceError: There is no such preset or file (the message names the presets), or the file's content is wrong.
     """

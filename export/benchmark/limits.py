@@ -16,7 +16,6 @@ from growtas.files import read_json
 from growtas.latency.at_hand import CPU, device_name, devices_at_hand
 from growtas.runs import run_of
 
-
 LIMIT = """``limit``, and an entry of ``limits``, of an artifact in ``bench.json``: does a search's latency limit hold?
 
 Fields:

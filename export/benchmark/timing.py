@@ -162,7 +162,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-CLOCKS = """Clocks and driver, as far as the system tells: ``before`` and ``after`` in ``bench.json``, and in a profile's ``machine``.
+CLOCKS = """Clocks and driver, as far as the system reports them: ``clocks`` of ``bench.json``, and part of a profile's ``machine``.
 
 Fields:
     governor (text): How the first CPU chooses its clock.

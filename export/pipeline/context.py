@@ -27,7 +27,6 @@ from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer
 from growtas.progress import Progress
 
-
 MORE_OF_THE_MANIFEST = """Keys of a manifest that describe the file to people and other programs; growtas itself does not read them.
 
 Fields:
@@ -57,7 +56,8 @@ Fields:
     verification.failed (list of texts): The measures that are not, the worst first.
     verification.accuracy_standard_error (number or null): Standard error of the accuracy, 0 to 1; null without labels.
     verification.reference_accuracy_standard_error (number or null): Standard error of the reference's accuracy, 0 to 1.
-    verification.accuracy_drop_points (number or null): Percentage points of accuracy that the artifact loses; negative where it gains.
+    verification.accuracy_drop_points (number or null): Percentage points of accuracy that the artifact loses; negative where it
+        gains.
     conversion.notes (list): Always empty; earlier versions wrote remarks here.
     sensitivity (object): The layers that stay in a higher precision, and why. Absent where none had to.
     sensitivity.kept (list of texts): These layers, the most sensitive one first.

@@ -145,6 +145,7 @@ def verify(
         min_agreement: least share of images with the same predicted class, 0 to 1.
         max_accuracy_drop: largest loss of accuracy in percentage points.
         data, data_dir: data to use instead of the run's, named as for ``growtas train``.
+        progress: gets the stages and notes.
 
     Returns:
         One result per artifact. A failed artifact raises nothing; ``error`` of the report says what failed.

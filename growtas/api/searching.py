@@ -90,8 +90,8 @@ Fields:
     reused (whole number): Subnets whose evaluation was in a journal.
     reused_from_others (object): How many of these came from other searches' journals, by their path.
     evaluated_on (text): ``cpu`` or ``cuda``. Absent in a replay.
-    kernels (text or null): Instructions of the CPU that the evaluation used: ``avx512``, ``avx2`` or ``plain``; null where PyTorch's
-        functions did it. Absent in a replay.
+    kernels (text or null): Instructions of the CPU that the evaluation used: ``avx512``, ``avx2`` or ``plain``; null where
+        PyTorch's functions did it. Absent in a replay.
     processes (whole number): Processes that evaluated. Absent in a replay.
     replay (object): What a replay chose from. Absent in other searches.
     replay.journal (text): The journal.

@@ -256,6 +256,10 @@ def plan_training(
 ) -> TrainingPlan:
     """Plans the training that :func:`train` would do with the same arguments, and writes nothing.
 
+    Args:
+        recipe, config, settings, data_dir, device, options: As for :func:`train`.
+        progress: gets the stages of reading the data.
+
     Returns:
         The plan: stages, steps, compute, memory and time.
 
@@ -272,6 +276,10 @@ def plan_training(
 
 def load_run(run: runs.Run | str | Path | None = None, *, root: str | Path = "runs") -> Run:
     """Returns the run in a folder, or the newest run in ``root``.
+
+    Args:
+        run: a run or its folder; by default the newest one.
+        root: the folder in which the newest run is looked for.
 
     Raises:
         UsageError: There is no such run.

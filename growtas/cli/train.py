@@ -85,10 +85,10 @@ def train(
 
     Without options, it trains the micro space on scikit-learn's digits, in about a minute on two CPU cores. Every epoch is saved.
     Ctrl-C finishes and saves the running step, and --resume continues from there. An option overrides --set, --set overrides
-    --config, and --config overrides the recipe. docs/reference/recipe.md lists all recipe fields.
+    --config, and --config overrides the recipe.
 
-    `growtas recipes --fields` lists every field that --set and --config take, with its meaning; `growtas recipes NAME` shows those of
-    one recipe. The same tables: https://github.com/growtas/growtas/tree/main/docs/reference/recipe.md
+    `growtas recipes --fields` lists every field that --set and --config take, with its meaning; `growtas recipes NAME` shows those
+    of one recipe. The same tables: https://github.com/growtas/growtas/tree/main/docs/reference/recipe.md
 
     Example: growtas train --data fashion-mnist --set label_smoothing=0.1 --dry-run
     """

@@ -61,6 +61,9 @@ def load_measured(path: Path | Traversable) -> MeasuredProfile:
 def measured_profiles(device: str | None = None) -> list[tuple[Path | Traversable, MeasuredProfile]]:
     """Returns the measured profiles of one device or of all: first the user's, then the shipped ones, each newest first.
 
+    Args:
+        device: name of the device; None for all devices.
+
     Raises:
         ConfigError: a profile can't be read; the message names it.
     """

@@ -13,6 +13,10 @@ from growtas.subnet import Subnet
 def extract(supernet: Supernet, subnet: Subnet) -> VisionTransformer:
     """Returns the subnet as a static ViT in eval mode, with its own copy of the weights.
 
+    Args:
+        supernet: the supernet, which stays as it is.
+        subnet: a subnet within the supernet's bounds.
+
     Raises:
         SubnetError: the subnet exceeds the supernet's bounds.
     """

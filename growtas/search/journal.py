@@ -106,8 +106,8 @@ Fields:
     loss (number or null): Mean cross-entropy; null where it is not finite.
     params (whole number): Parameters.
     macs (whole number): Multiply-accumulates for one image.
-    answers (text): A bit for each image, 1 where the answer was right: bytes as ``numpy.packbits`` gives them, in Base64. Absent where
-        they are not known.
+    answers (text): A bit for each image, 1 where the answer was right: bytes as ``numpy.packbits`` gives them, in Base64. Absent
+        where they are not known.
 """
 JOURNAL_DROPPED = """A line of type ``dropped``: a subnet that was dropped from a race before it had seen all images.
 

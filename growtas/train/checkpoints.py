@@ -52,11 +52,13 @@ class Place:
 
 CHECKPOINT_FILES = """``checkpoints/epoch-0010/``: the folder of a checkpoint. It appears whole or not at all.
 
+A checkpoint that can't be read is renamed to ``broken-...``, and the one before it is used.
+
 Fields:
     supernet.safetensors (weights): The supernet, or its moving average where the recipe has an ``ema_decay``. The search and the
         export read it.
-    trainer.safetensors (tensors): State of the optimiser (``optimizer/...``), and the weights in training (``weights/...``) where the
-        first file holds their average.
+    trainer.safetensors (tensors): State of the optimiser (``optimizer/...``), and the weights in training (``weights/...``) where
+        the first file holds their average.
     teacher.safetensors (weights): The frozen copy of the largest subnet, where the method has one.
     state.json (object): Everything else that a training needs to go on.
 """

@@ -76,7 +76,14 @@ def _describe(model: type[Any]) -> tuple[FieldDescription, ...]:
 
 
 def type_words(annotation: str) -> str:
-    """A Python annotation in the words of a YAML file: ``list or null`` for ``tuple[float, ...] | None``."""
-    plain = re.sub(r"\[.*\]", "", annotation)
-    words = {"tuple": "list", "Mapping": "mapping", "dict": "mapping", **_TYPES}
-    return " or ".join(words.get(part.strip(), part.strip()) for part in plain.split("|"))
+    """A Python annotation in the words of a YAML file: ``list of numbers or null`` for ``tuple[float, ...] | None``."""
+    return " or ".join(_word(part.strip()) for part in re.split(r"\|(?![^\[]*\])", annotation))
+
+
+def _word(part: str) -> str:
+    """A part of an annotation that is no union."""
+    outer, _, inner = part.removesuffix("]").partition("[")
+    if outer not in ("tuple", "list", "Sequence"):
+        return {"Mapping": "mapping", "dict": "mapping", **_TYPES}.get(outer, outer)
+    items = set(inner.removesuffix(", ...").split(", "))
+    return f"list of {_TYPES[items.pop()]}s" if len(items) == 1 and items <= {"str", "int", "float"} else "list"

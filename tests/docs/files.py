@@ -1,7 +1,7 @@
 """docs/reference/files.md: the files that growtas writes and reads, field by field.
 
-The descriptions are the ``Attributes:`` of dataclasses and pydantic models, and the ``Fields:`` of the texts that lie beside the code
-that writes plain JSON (see :mod:`growtas.docstrings`). Only their order and the headings are this module's.
+The descriptions are the ``Attributes:`` of dataclasses and pydantic models, and the ``Fields:`` of the texts that lie beside the
+code that writes plain JSON (see :mod:`growtas.docstrings`). Only their order and the headings are this module's.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ def files_page() -> str:
     """The page."""
     return page(
         "Files",
-        "JSON files are UTF-8. A number that is not finite is written as null. Sizes are in bytes, shares and accuracies are from 0 to 1, "
-        "and the unit of a time is part of its name or of its description. `outer.inner` is a key within an object, and `list[].inner` "
-        "is a key of each item. A latency always says its kind: only what was timed is `measured`.",
+        "JSON files are UTF-8. A number that is not finite is written as null. Sizes are in bytes, shares and accuracies are "
+        "from 0 to "
+        "1, and the unit of a time is part of its name or of its description. `outer.inner` is a key within an object, and "
+        "`list[].inner` is a key of each item. A latency always says its kind: only what was timed is `measured`.",
         "## Run folder",
         "`growtas train`, `growtas finetune` and `growtas import` make a run's folder; the later commands add to it.",
         fence(_block(runs)),
@@ -73,13 +74,14 @@ def files_page() -> str:
         *_section(checkpoints.BEST_JSON),
         "## Subnets and search spaces",
         "### Subnet file",
-        "A JSON object that `--subnet` takes. `depth` may be left out, and other keys are ignored. An object that holds such an object under "
-        "`subnet` is legal too.",
+        "A JSON object that `--subnet` takes. `depth` may be left out, and other keys are ignored. An object that holds such an "
+        "object "
+        "under `subnet` is legal too.",
         _keys(Subnet),
         fence(json.dumps(Subnet(48, (2, 3, 4, 3), (2.0, 3.0, 4.0, 4.0)).to_dict()), "json"),
         "### Search space file",
-        "A YAML or JSON file that `--space` takes. A dimension is a list of choices, or a range with `min`, `max` and `step`. The file's "
-        "name is the space's where it gives none.",
+        "A YAML or JSON file that `--space` takes. A dimension is a list of choices, or a range with `min`, `max` and `step`. The "
+        "file's name is the space's where it gives none.",
         _with_defaults(SearchSpace),
         "## Search folder",
         "### subnet.json",
@@ -105,6 +107,11 @@ def files_page() -> str:
         *_section(campaign.TIMINGS_LINE),
         *_section(campaign.Setup, names=("setup.",)),
         "## Device profiles",
+        "Your own profiles lie in the folder that [`GROWTAS_PROFILES`](environment.md#environment-variables) names. They go "
+        "before the "
+        "shipped ones. A modelled profile is `DEVICE.json`, a measured one `DEVICE.SPACE.RUNTIME-PRECISION-bBATCH.json`, of a "
+        "CPU with "
+        "`.CPU-tTHREADS` before `.json`.",
         "### Measured profile",
         f"`growtas profile` writes it. Its `format` is `{measured.FORMAT}`.",
         *_section(measured.MeasuredProfile),
@@ -122,6 +129,7 @@ def files_page() -> str:
             names=("", "peaks.", "efficiency.", "calibration."),
         ),
         "## Artifacts",
+        "How artifacts are found, opened and trusted is in [Artifacts](artifacts.md).",
         "### File formats",
         table(
             ("--format", "suffix", "kind in the manifest", "runtimes of growtas bench", "other files"),
@@ -192,17 +200,21 @@ def _keys(model: type[Any]) -> str:
 
 
 def rows_of(owner: Any, prefix: str = "", *, without: tuple[str, ...] = (), inherited: bool = True) -> list[list[str]]:
-    """Keys, type and meaning: of a text with ``Fields:``, or of a class with ``Attributes:``. Keys with one description share a row."""
+    """Keys, type and meaning, of a text with ``Fields:`` or a class with ``Attributes:``. Keys with one description share a row."""
     if isinstance(owner, str):
         return [[code(*(prefix + name for name in one.names)), one.type, sentence(one.text)] for one in entries(owner, "Fields")]
     types, described = field_types(owner, inherited=inherited), _entry_by_name(owner)
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for name, kind in types.items():
-        entry = described.get(name, Entry((name,), "", ""))
-        if name not in without:
-            rows.setdefault(entry.names, [", ".join(f"`{prefix}{one}`" for one in entry.names if one not in without), kind, entry.text])
-    aliases = _aliases(owner)
-    return [[_renamed(keys, aliases, prefix), kind, sentence(text)] for keys, kind, text in rows.values()]
+    aliases, rows = _aliases(owner), list[list[str]]()
+    for entry in dict.fromkeys(described.get(name, Entry((name,), "", "")) for name in types if name not in without):
+        names = [name for name in entry.names if name in types and name not in without]
+        kinds = " or ".join(dict.fromkeys(types[name] for name in names)).replace("whole number or number", "number")
+        rows.append([code(*(prefix + aliases.get(name, name) for name in names)), kinds, sentence(_as_json(entry.text))])
+    return rows
+
+
+def _as_json(text: str) -> str:
+    """A description of a Python attribute as one of a JSON key."""
+    return re.sub(r"(^|\. )None\b", r"\1Null", re.sub(r"(?<=[^.] )None\b", "null", text))
 
 
 def _entry_by_name(owner: type[Any]) -> dict[str, Entry]:
@@ -221,8 +233,9 @@ def field_types(owner: type[Any], *, inherited: bool = True) -> dict[str, str]:
 def words(annotation: str) -> str:
     """A type in words, with classes of growtas as objects."""
     plain = re.sub(r"(?:Literal|Kind|Role)(?:\[.*\])?", "str", annotation)
-    plain = re.sub(r"\b(?!None\b)[A-Z]\w*(?:Record|Report|Result|Space|Peaks|Efficiency|Calibration|Subnet|Layout)\b", "object", plain)
-    plain = re.sub(r"\b(?:Subnet|Peaks|Efficiency|Calibration|Layout|Thresholds)\b", "object", plain)
+    plain = re.sub(
+        r"\b(?:[A-Z]\w*(?:Record|Report|Space)|Subnet|Peaks|Efficiency|Calibration|Layout|Thresholds)\b", "object", plain
+    )
     return type_words(plain).replace("mapping", "object").replace("Path", "text").replace("Any", "object")
 
 
@@ -232,18 +245,13 @@ def _aliases(owner: type[Any]) -> Mapping[str, str]:
     return {name: field.alias for name, field in owner.model_fields.items() if field.alias}
 
 
-def _renamed(keys: str, aliases: Mapping[str, str], prefix: str) -> str:
-    for name, alias in aliases.items():
-        keys = keys.replace(f"`{prefix}{name}`", f"`{prefix}{alias}`")
-    return keys
-
-
 def _records(model: type[BaseModel], prefix: str = "", seen: tuple[type[Any], ...] = ()) -> list[str]:
     """A table of a model, and one of each model that its fields hold."""
     parts = [sentence(summary(model))] if not prefix else []
     parts.append(table(_KEYS, rows_of(model, prefix)))
     for name, field in model.model_fields.items():
-        inner = next((one for one in artifact_models() if re.search(rf"\b{one.__name__}\b", str(model.__annotations__.get(name)))), None)
+        kind = str(model.__annotations__.get(name))
+        inner = next((one for one in artifact_models() if re.search(rf"\b{one.__name__}\b", kind)), None)
         if inner is not None and inner is not model and inner not in (artifact.VerificationRecord, artifact.ParityRecord, *seen):
             parts += _records(inner, f"{prefix}{field.alias or name}.", (*seen, model))
     return parts
@@ -251,11 +259,8 @@ def _records(model: type[BaseModel], prefix: str = "", seen: tuple[type[Any], ..
 
 def artifact_models() -> list[type[BaseModel]]:
     """The parts of a manifest."""
-    return [
-        value
-        for value in vars(artifact).values()
-        if isinstance(value, type) and issubclass(value, BaseModel) and value.__name__.endswith("Record") and value.__name__ != "_Record"
-    ]
+    models = [value for value in vars(artifact).values() if isinstance(value, type) and issubclass(value, BaseModel)]
+    return [model for model in models if re.fullmatch(r"[A-Z]\w*Record", model.__name__)]
 
 
 def _with_defaults(model: type[Any]) -> str:
@@ -263,11 +268,10 @@ def _with_defaults(model: type[Any]) -> str:
     required = dataclasses.MISSING
     defaults = {field.name: "required" if field.default is required else code(field.default) for field in dataclasses.fields(model)}
     defaults["name"] = "the file's name"
+    defaults |= {f"max_{name}": "the largest choice" for name in ("embed_dim", "num_heads", "mlp_ratio", "depth")}
     rows = []
     for keys, kind, meaning in rows_of(model):
         names = [name.strip("`") for name in keys.split(", ")]
         shown = list(dict.fromkeys(defaults[name] for name in names))
         rows.append([keys, kind, ", ".join(shown if len(shown) == 1 else [defaults[name] for name in names]), meaning])
     return table(("key", "type", "default", "meaning"), rows)
-
-

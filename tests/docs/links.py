@@ -1,4 +1,4 @@
-"""Finds links and anchors of README.md and docs/ that lead nowhere, as GitHub resolves them. Addresses on the web are not opened."""
+"""Finds links and anchors of README.md and docs/ that lead nowhere, as GitHub resolves them. Addresses on the web are not tried."""
 
 from __future__ import annotations
 

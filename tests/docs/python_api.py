@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import itertools
 from collections.abc import Iterator
 from typing import Any, is_typeddict
 
@@ -22,8 +23,8 @@ def python_page() -> str:
     """The page, by inspection of the public names."""
     return page(
         "Python API",
-        "Everything that a command does is a function of `growtas.api`. Importing `growtas` or `growtas.api` loads neither torch nor "
-        "onnx: each name is loaded when it is first used. Wrong input raises an exception of `growtas.errors`.",
+        "Everything that a command does is a function of `growtas.api`. Importing `growtas` or `growtas.api` loads neither torch "
+        "nor onnx: each name is loaded when it is first used. Wrong input raises an exception of `growtas.errors`.",
         "## growtas.api",
         *(part for name in api.__all__ for part in _describe("api", api, name, api._MODULES.get(name))),
         "## growtas",
@@ -85,7 +86,7 @@ def members(value: type[Any]) -> Iterator[tuple[str, Any]]:
     seen: dict[str, Any] = {}
     for base in reversed(value.__mro__):
         if base.__module__.partition(".")[0] == "growtas":
-            seen |= {name: each for name, each in vars(base).items() if not name.startswith("_")}
+            seen |= {name: each for name, each in vars(base).items() if not name.startswith(("_", "model_"))}
     for name, each in seen.items():
         plain = each.__func__ if isinstance(each, classmethod | staticmethod) else each
         if isinstance(plain, property) or inspect.isfunction(plain):
@@ -116,7 +117,8 @@ def signature(name: str, value: Any) -> str:
             star = True
         star = star or parameter.kind is parameter.VAR_POSITIONAL
         given.append(_parameter(parameter, value))
-    returned = "" if found.return_annotation in (found.empty, "None") or inspect.isclass(value) else f" -> {_plain(found.return_annotation)}"
+    silent = inspect.isclass(value) or found.return_annotation in (found.empty, "None")
+    returned = "" if silent else f" -> {_plain(found.return_annotation)}"
     line = f"{name}({', '.join(given)}){returned}"
     return line if len(line) <= _WIDTH else f"{name}(\n" + "".join(f"    {one},\n" for one in given) + f"){returned}"
 
@@ -147,7 +149,7 @@ def _default(value: Any, owner: Any) -> str:
 def constant_doc(module: Any, name: str) -> str:
     """The text below a constant in its module's source."""
     body = ast.parse(inspect.getsource(module)).body
-    for statement, after in zip(body, body[1:], strict=False):
+    for statement, after in itertools.pairwise(body):
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets) and isinstance(after, ast.Expr):
             return markdown(inspect.cleandoc(ast.literal_eval(after.value)))

@@ -1,7 +1,7 @@
 """Hooks of mkdocs, see mkdocs.yml: the navigation, the README as the first page, and links that leave docs/.
 
 The pages are written for GitHub, where they are read too. What differs there is changed here: a list needs no empty line before it,
-and a link may lead to any file of the repository.
+a bar within a table's code is escaped, a page's title may follow a comment, and a link may lead to any file of the repository.
 """
 
 from __future__ import annotations
@@ -16,8 +16,25 @@ from tests.docs import DOCS, REPOSITORY
 from tests.docs.links import is_address, replace_targets
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Guide": ("own-images", "own-space", "limits", "precision", "tensorrt", "serving", "many-gpus", "stop-and-resume"),
-    "Reference": ("commands", "recipe", "files", "python"),
+    "Guide": (
+        "own-images",
+        "training",
+        "own-space",
+        "limits",
+        "profiles",
+        "precision",
+        "tensorrt",
+        "bench",
+        "serving",
+        "many-gpus",
+        "resume",
+        "read-a-report",
+        "python",
+        "add-a-runtime",
+        "add-a-training-method",
+        "glossary",
+    ),
+    "Reference": ("commands", "recipe", "files", "python", "images", "artifacts", "serving", "environment"),
     "Notes": (),
 }
 """Folders of docs/ with a section each, and the pages that come first in it; the others follow by name."""
@@ -37,7 +54,7 @@ def navigation(docs: Path = DOCS) -> list[Any]:
     top = {page.name for page in docs.glob("*.md")}
     others = sorted(top - {*FIRST, *LAST})
     return [
-        {"growtas": HOME},
+        {"Start": HOME},
         *(name for name in FIRST if name in top),
         *sections,
         *(name for name in LAST if name in top),
@@ -68,7 +85,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Adapts a page."""
     del config, files
     source = REPOSITORY / "README.md" if page.file.src_uri == HOME else DOCS / page.file.src_uri
-    return spaced(replace_targets(markdown, lambda target: site_target(target, source)))
+    return adapted(replace_targets(markdown, lambda target: site_target(target, source)))
 
 
 def site_target(target: str, page: Path) -> str:
@@ -91,15 +108,17 @@ def _source() -> str:
     return str(project["urls"]["Source"])
 
 
-def spaced(text: str) -> str:
-    """A page with an empty line before each list and table that follows a line of a paragraph."""
+def adapted(text: str) -> str:
+    """A page as Python's Markdown reads it: see the module."""
     lines, in_code = list[str](), False
-    for line in text.split("\n"):
+    for line in re.sub(r"\A\s*<!--.*?-->\s*", "", text, flags=re.S).split("\n"):
         before = lines[-1] if lines else ""
         starts = re.match(r"(?:[-*] |\d+\. |\|)", line)
         if starts and not in_code and before.strip() and not re.match(r"(?:[-*] |\d+\. |\||\s|#|<!--)", before):
             lines.append("")
         if re.match(r" *(?:```|~~~)", line):
             in_code = not in_code
+        if line.startswith("|") and not in_code:
+            line = re.sub(r"`[^`]*`", lambda code: code[0].replace(r"\|", "|"), line)
         lines.append(line)
     return "\n".join(lines)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.docs import DOCS, REPOSITORY
-from tests.docs.links import anchors_of, broken_links, targets_of
-from tests.docs.site import HOME, navigation, site_target, spaced
+from tests.docs.links import anchors_of, broken_links
+from tests.docs.site import HOME, adapted, navigation, site_target
 
 
 def test_no_link_is_broken():
@@ -31,7 +31,8 @@ def test_broken_links_are_found(tmp_path):
 
 
 def test_anchors_are_those_of_github():
-    text = "# growtas recipes --fields\n## What's a *plan*?\n## `run.json`\n### api.train\n## Twice\n## Twice\n```\n# no heading\n```\n"
+    text = "# growtas recipes --fields\n## What's a *plan*?\n## `run.json`\n### api.train\n## Twice\n## Twice\n"
+    text += "```\n# no heading\n```\n"
     assert list(anchors_of(text)) == ["growtas-recipes---fields", "whats-a-plan", "runjson", "apitrain", "twice", "twice-1"]
 
 
@@ -50,7 +51,7 @@ def test_the_navigation_takes_folders_as_they_are(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("# Page\n")
     assert navigation(tmp_path) == [
-        {"growtas": HOME},
+        {"Start": HOME},
         {"Guide": ["guide/own-images.md", "guide/zebra.md"]},
         {"Notes": ["notes/speed.md"]},
         "design.md",
@@ -75,8 +76,10 @@ def test_links_on_the_site_stay_on_it_or_lead_to_the_source(target, page, expect
     assert site_target(target, REPOSITORY / page) == expected
 
 
-def test_lists_and_tables_need_no_empty_line_before_them():
-    assert spaced("Text:\n- one\n- two\n| a |\n```\nx\n- y\n```") == "Text:\n\n- one\n- two\n| a |\n```\nx\n- y\n```"
+def test_what_python_markdown_reads_otherwise_is_adapted():
+    assert adapted("Text:\n- one\n- two\n| a |\n```\nx\n- y\n```") == "Text:\n\n- one\n- two\n| a |\n```\nx\n- y\n```"
+    assert adapted("<!-- made -->\n\n# Title\n") == "# Title\n"
+    assert adapted(r"| `a\|b` \| c | d |") == r"| `a|b` \| c | d |"
 
 
 def test_the_site_is_complete_and_loads_nothing_from_elsewhere(tmp_path, monkeypatch):

@@ -24,8 +24,8 @@ from tests.docs.pages import PAGES
 from tests.docs.python_api import members
 
 EXTRAS = (
-    "fastapi", "matplotlib", "openvino", "prometheus_client", "pymoo", "pynvml", "tensorboard", "tensorrt", "tensorrt_rtx", "tritonclient",
-    "uvicorn",
+    "fastapi", "matplotlib", "openvino", "prometheus_client", "pymoo", "pynvml", "tensorboard", "tensorrt", "tensorrt_rtx",
+    "tritonclient", "uvicorn",
 )  # fmt: skip
 ELSEWHERE = """
 import json, os, sys
@@ -61,7 +61,9 @@ def test_pages_do_not_depend_on_the_machine(tmp_path):
 
 def test_no_page_names_this_machine():
     for name in PAGES:
-        assert not re.search(rf"{re.escape(os.path.expanduser('~'))}/|{re.escape(str(REPOSITORY))}|0x[0-9a-f]{{6,}}", committed(name)), name
+        assert not re.search(
+            rf"{re.escape(os.path.expanduser('~'))}/|{re.escape(str(REPOSITORY))}|0x[0-9a-f]{{6}}", committed(name)
+        )
 
 
 def test_a_description_that_is_missing_stops_the_page():
@@ -74,6 +76,13 @@ def test_every_cell_of_every_table_has_text():
         for line in committed(name).splitlines():
             if line.startswith("|"):
                 assert all(cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]), (name, line)
+
+
+def test_every_variable_of_the_environment_is_on_its_page():
+    sources = [path.read_text(encoding="utf-8") for folder in ("growtas", "export") for path in (REPOSITORY / folder).rglob("*.py")]
+    variables = {name for source in sources for name in re.findall(r"\bGROWTAS_[A-Z_]+\b", source)}
+    assert variables
+    assert all(f"| `{name}` |" in committed("environment.md") for name in variables)
 
 
 def test_every_command_and_option_is_on_its_page():
@@ -108,7 +117,7 @@ def test_a_public_name_describes_itself_and_its_arguments(name, value):
     if inspect.isroutine(value):
         given = inspect.signature(value).parameters.values()
         needed = {each.name for each in given if each.kind is not each.VAR_KEYWORD}
-        assert needed <= descriptions(value, "Args").keys(), f"{name}: {needed - descriptions(value, 'Args').keys()} are not described"
+        assert not needed - descriptions(value, "Args").keys(), f"{name}: an argument has no description"
     else:
         assert not [member for member, each in members(value) if not summary(each)], name
 

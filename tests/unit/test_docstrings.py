@@ -37,7 +37,7 @@ def test_a_docstring_is_taken_apart():
 def test_what_is_not_there_is_empty():
     assert entries(described, "Attributes") == []
     assert section(described, "Fields") == ""
-    assert summary(object) != "" and summary(type("Silent", (), {})) == ""
+    assert summary(type("Silent", (), {})) == ""
 
 
 def test_a_text_describes_a_file():

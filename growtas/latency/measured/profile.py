@@ -65,7 +65,7 @@ _LATER_CLAIMS = {"within_5", "within_10"}
 _GEOMETRY = ("head_dim", "image_size", "patch_size", "in_chans", "max_relative_position")
 
 
-CLAIMS = """What a profile's file says besides its own fields. The numbers follow from the samples; a file that says others is refused.
+CLAIMS = """What a profile's file also holds. The numbers follow from the samples; a file that claims other numbers is refused.
 
 Fields:
     kind (text): Always ``measured``.

@@ -20,6 +20,9 @@ RECIPES: dict[str, Entry] = {entry.name: entry for entry in (*small.ENTRIES, *im
 def find_recipe(name: str) -> Entry:
     """Returns the registry's entry for a name.
 
+    Args:
+        name: name of a recipe, as ``growtas recipes`` lists them.
+
     Raises:
         ConfigError: there is no such recipe; the message names the nearest one.
     """

@@ -16,7 +16,7 @@ def test_every_field_is_described_with_the_default_that_a_recipe_has():
     assert list(described) == [field.name for field in dataclasses.fields(Recipe)]
     for name, field in described.items():
         assert field.default == getattr(Recipe(), name), name
-        assert field.meaning and field.legal and field.type, name
+        assert all((field.meaning, field.legal, field.type)), name
 
 
 def test_the_legal_values_are_those_that_the_error_names():
@@ -42,7 +42,9 @@ def test_every_option_of_every_method_is_described_with_its_default():
         ("int", "whole number"),
         ("float | None", "number or null"),
         ("tuple[tuple[float | None, float | None], ...] | None", "list or null"),
-        ("tuple[float, ...] | str | None", "list or text or null"),
+        ("tuple[float, ...] | str | None", "list of numbers or text or null"),
+        ("tuple[float, float] | None", "list of numbers or null"),
+        ("dict[str, float | None] | None", "mapping or null"),
         ("Mapping[str, Any]", "mapping"),
     ],
 )
