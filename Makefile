@@ -1,27 +1,29 @@
-# Two commands: `make demo` and `make test`. Both set up .venv themselves, with the versions of constraints.txt.
+# `make demo` and `make test` are the main commands. Both set up .venv with the versions of constraints.txt.
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-# A machine with a GPU may have no network: its own Python serves, with the packages that it has.
+# A machine with a GPU may have no network: without .venv, its own Python and packages are used.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 DEMO := build/demo
 
 .PHONY: help demo test test-slow test-gpu lint bench evidence evidence-tables evidence-search evidence-kills evidence-stops evidence-limits clean
 
 help:
-	@echo "make demo      train, search, export and bench on embedded images (minutes)"
-	@echo "make test      the test suite"
-	@echo "make test-slow the tests that take minutes: killed trainings and searches, several processes"
-	@echo "make lint      ruff, mypy, and the layers of the packages"
-	@echo "make bench     the speed table, as ratios against timm's DeiT-T"
-	@echo "make evidence  train what is missing of the evidence plan, and append to docs/evidence/trainings.jsonl (hours; can be stopped)"
-	@echo "make evidence-tables   draw the tables and figures of docs/EVIDENCE.md from that ledger (a second)"
-	@echo "make evidence-search   train micro on Fashion-MNIST, search it, and compare with random subnets (a quarter of an hour)"
-	@echo "make evidence-kills    a training killed 40 times at random moments, and continued (minutes)"
-	@echo "make evidence-stops    trainings stopped 120 times by Ctrl-C and SIGTERM, and continued (half an hour and more)"
-	@echo "make evidence-limits   20 searches under latency limits on this machine: RUN=a trained run's folder (ten minutes)"
-	@echo "make test-gpu  all that needs a GPU, in eight minutes at most; writes docs/GPU_RUNS.md; with STAND_IN=1 on the CPU, to try it"
+	@echo "make demo             Train, search, export and bench on the digits of scikit-learn (minutes)."
+	@echo "make test             Run the tests."
+	@echo "make test-slow        Run the slow tests: killed trainings and searches, several processes (minutes)."
+	@echo "make test-gpu         Run everything that needs a GPU and write docs/GPU_RUNS.md (at most eight minutes)."
+	@echo "                      STAND_IN=1 tries the same steps on the CPU."
+	@echo "make lint             Run ruff, mypy and the check of the package layers."
+	@echo "make bench            Print the speed table with ratios to timm's DeiT-T."
+	@echo "make clean            Remove build and cache folders."
+	@echo "make evidence         Train the missing trainings of the evidence plan (hours; it can be stopped and continued)."
+	@echo "make evidence-tables  Draw the tables and figures of docs/EVIDENCE.md from the finished trainings (a second)."
+	@echo "make evidence-search  Train micro on Fashion-MNIST, search it and compare with random subnets (a quarter of an hour)."
+	@echo "make evidence-kills   Kill a training 40 times at random moments and continue it each time (minutes)."
+	@echo "make evidence-stops   Stop trainings 120 times by Ctrl-C and SIGTERM and continue them (half an hour or more)."
+	@echo "make evidence-limits  Run 20 searches under latency limits on this machine; RUN names a run's folder (ten minutes)."
 
 $(VENV)/.installed: pyproject.toml constraints.txt growtas/nn/evaluation/_kernels.c growtas/nn/evaluation/_kernels.inc
 	$(PYTHON) -m venv $(VENV)
@@ -39,7 +41,7 @@ demo: $(VENV)/.installed
 	@cd $(DEMO) && find runs -type f | sort
 
 test: $(VENV)/.installed
-	# A process a core with one thread each: OpenMP's threads spin when they wait for each other, which costs a busy machine dearly.
+	# One process per core with one thread each: waiting OpenMP threads spin, which is slow on a busy machine.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" -n auto --dist worksteal
 
 test-slow: $(VENV)/.installed
@@ -51,7 +53,7 @@ test-gpu:
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	# export/ and profiles/ live beside growtas/ and are installed inside it: mypy and import-linter get to see them there.
+	# export/ and profiles/ are beside growtas/ but are installed inside it. This copy shows them to mypy and import-linter there.
 	rm -rf build/typed
 	mkdir -p build/typed
 	cp -r growtas build/typed/growtas

@@ -1,7 +1,6 @@
-"""An artifact with its manifest: what it is, where it came from, and what was checked. ``NAME.onnx`` has ``NAME.onnx.json``.
+"""Artifacts and their manifests. The manifest of ``NAME.onnx`` is ``NAME.onnx.json``: source, input, output and measurements.
 
-The manifest is a file beside the artifact and not metadata inside it, because runtimes and servers must be able to load an artifact
-as it is.
+The manifest is a file beside the artifact and not metadata inside it, so that runtimes and servers can load the artifact unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _PACKAGES = (
 
 
 class _Record(BaseModel):
-    """A part of a manifest; a value that is no value of its field counts as absent, and keys that are no fields are left alone."""
+    """A part of a manifest. An invalid value counts as absent; unknown keys are ignored."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
@@ -44,7 +43,14 @@ class _Record(BaseModel):
 
 
 class FileRecord(_Record):
-    """A file: its name, hex SHA-256 and size in bytes, and in ``side_files`` the files that belong to it."""
+    """A file and its side files.
+
+    Attributes:
+        file: file name, without the folder.
+        sha256: SHA-256 of the content, in hexadecimal.
+        bytes: size in bytes, without the side files.
+        side_files: the files that must be beside it, such as an OpenVINO IR's ``.bin``. The JSON key is ``companions``.
+    """
 
     file: str | None = None
     sha256: str | None = None
@@ -53,12 +59,12 @@ class FileRecord(_Record):
 
     @classmethod
     def of(cls, path: Path) -> FileRecord:
-        """The record of a file alone."""
+        """Returns the record of a file, without side files."""
         return cls(file=path.name, sha256=sha256(path), bytes=path.stat().st_size)
 
     @property
     def total_bytes(self) -> int:
-        """Size of the file with the files that belong to it."""
+        """Size of the file and its side files in bytes."""
         return self.bytes + sum(entry.bytes for entry in self.side_files)
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,21 +74,30 @@ class FileRecord(_Record):
 
 
 class BatchRecord(_Record):
-    """Batch sizes: the largest one, and those that were run when the artifact was exported."""
+    """The batch sizes of an artifact. The JSON also holds the smallest one as ``min``.
+
+    Attributes:
+        max: largest batch size that was checked at export.
+        checked: batch sizes that were run at export.
+    """
 
     max: int | None = None
     checked: tuple[int, ...] = ()
 
 
 class TensorRecord(_Record):
-    """The input or the logits.
+    """The input tensor or the logits of an artifact.
+
+    For an input of pixels the JSON adds ``color`` (``RGB`` or ``gray``), ``nodes`` (number of nodes that prepare the pixels) and
+    ``resize_error`` (difference between the graph's resizing and the evaluation's; null unless the graph resizes).
 
     Attributes:
-        name, dtype: such as ``images`` and ``float32``.
-        shape: with the batch; names, or numbers below 1, where every size goes.
-        layout: of images, ``NCHW`` or ``NHWC``.
-        resize: whether the graph resizes images.
-        batch: the batch sizes that go in.
+        name: name of the tensor, such as ``images`` or ``logits``.
+        dtype: type of the numbers, such as ``float32`` or ``uint8``.
+        shape: size of each axis, the batch first. A name or a number below 1 marks a free size.
+        layout: order of an image's axes, ``NCHW`` or ``NHWC``.
+        resize: whether the graph resizes images of any size to the model's size.
+        batch: batch sizes that the tensor may have.
     """
 
     name: str | None = None
@@ -94,17 +109,24 @@ class TensorRecord(_Record):
 
     @property
     def sizes(self) -> tuple[int | None, ...]:
-        """The shape of one image; None where every size goes."""
+        """The shape of one image; None marks a free size."""
         return tuple(size if isinstance(size, int) and size > 0 else None for size in self.shape[1:])
 
     @property
     def takes_pixels(self) -> bool:
-        """Whether the normalisation is in the graph, so that uint8 ``(batch, H, W, C)`` is what goes in."""
+        """Whether the input is uint8 pixels ``(batch, H, W, C)``, which the graph normalises itself."""
         return self.dtype == "uint8"
 
 
 class SourceRecord(_Record):
-    """What an artifact was cut out of: a run's name, and files in its folder."""
+    """The run and the files that an artifact was made from.
+
+    Attributes:
+        run: name of the run's folder.
+        checkpoint: the supernet's checkpoint, relative to the run's folder.
+        checkpoint_sha256: SHA-256 of that checkpoint, in hexadecimal.
+        subnet_file: name of the file that the subnet was read from; null where the subnet was passed as a value.
+    """
 
     run: str | None = None
     checkpoint: str | None = None
@@ -113,7 +135,21 @@ class SourceRecord(_Record):
 
 
 class VerificationRecord(_Record):
-    """What was measured on labelled images; see :class:`growtas.export.verification.agreement.Verification`."""
+    """Measurements on labelled images; see :class:`growtas.export.verification.agreement.Verification` for all keys.
+
+    Attributes:
+        count: number of images.
+        accuracy: top-1 accuracy of the artifact, 0 to 1.
+        accuracy_drop_points: reference accuracy minus accuracy, in percentage points.
+        reference: name of the reference, such as ``static ViT``.
+        reference_accuracy: top-1 accuracy of the reference on the same images, 0 to 1.
+        top1_agreement: share of the images for which artifact and reference predict the same class, 0 to 1.
+        relative_error: largest difference of two logits, divided by the reference's largest logit.
+        images: description of the images.
+        labelled: whether the images have labels.
+        unlabelled_because: the reason for missing labels.
+        thresholds: the limits that the artifact had to meet, by measure.
+    """
 
     count: int | None = None
     accuracy: float | None = None
@@ -129,7 +165,14 @@ class VerificationRecord(_Record):
 
 
 class ParityRecord(_Record):
-    """What the gate of fp32 measured; see :class:`growtas.export.verification.parity.ParityReport`."""
+    """Measurements of the fp32 parity gate; see :class:`growtas.export.verification.parity.ParityReport` for all keys.
+
+    Attributes:
+        images: description of the images.
+        relative_error: largest relative error of the logits over all references and batch sizes.
+        top1_agreement: smallest share of images with the same predicted class, 0 to 1.
+        tolerance: largest relative error that passes.
+    """
 
     images: str | None = None
     relative_error: float | None = None
@@ -138,7 +181,17 @@ class ParityRecord(_Record):
 
 
 class CompiledFromRecord(_Record):
-    """The ONNX file that a plan was compiled from, and what was checked of it."""
+    """The ONNX file that a plan was compiled from.
+
+    The JSON adds ``executed``, ``not_executed_because`` and ``arranged`` (comparison of the file with the equivalent graph that
+    was compiled; null if the file itself was compiled).
+
+    Attributes:
+        file: file name.
+        sha256: SHA-256 of the file, in hexadecimal.
+        parity: the file's fp32 parity measurements.
+        verification: the file's measurements on labelled images.
+    """
 
     file: str | None = None
     sha256: str | None = None
@@ -147,7 +200,20 @@ class CompiledFromRecord(_Record):
 
 
 class PlanRecord(_Record):
-    """What a plan was built with, and for which GPUs."""
+    """How a TensorRT plan was built, and for which GPUs.
+
+    The JSON adds ``weights_memory_bytes`` (GPU memory for weights), ``build_seconds`` and ``inspection`` (types of the products).
+
+    Attributes:
+        runtime: ``tensorrt`` or ``tensorrt-rtx``.
+        runtime_version: version of that runtime.
+        targets: compute capabilities that the plan was built for, such as ``sm86``.
+        max_batch: largest batch size that the plan accepts.
+        optimised_for_batch: batch size that the plan is tuned for.
+        activation_memory_bytes: GPU memory for activations in bytes, as the runtime reports it.
+        settings: the builder's settings.
+        compiled_from: the ONNX file and its measurements.
+    """
 
     runtime: str | None = None
     runtime_version: str | None = None
@@ -160,28 +226,70 @@ class PlanRecord(_Record):
 
 
 class PostprocessRecord(_Record):
-    """What the graph does after the logits."""
+    """The steps of the graph after the logits. The JSON adds ``outputs`` (names of all outputs) and ``nodes`` (number of nodes).
+
+    Attributes:
+        softmax: whether the graph also computes probabilities.
+        top_k: number of best classes that the graph returns; null where it returns none.
+    """
 
     softmax: bool = False
     top_k: int | None = None
 
 
 class ConversionRecord(_Record):
-    """How the precision was converted; ``rest`` is the precision of what surrounds quantised layers."""
+    """How the precision was converted; see :class:`growtas.export.quantization.convert.PrecisionInfo` for all keys.
+
+    Attributes:
+        rest: precision of everything around the quantised layers.
+    """
 
     rest: str | None = None
 
 
 class ModuleRecord(_Record):
-    """The module in plain PyTorch beside the weights."""
+    """The plain PyTorch module beside the weights. The JSON adds its ``sha256`` and its ``parity`` measurements.
+
+    Attributes:
+        file: file name of the module.
+    """
 
     file: str | None = None
 
 
 class Manifest(_Record):
-    """What is known of an artifact. Without arguments: nothing.
+    """The manifest of an artifact. A manifest without arguments says nothing.
 
-    ``to_dict`` gives the JSON as it was read or written, with the keys that are no attributes here and in the same order.
+    ``to_dict`` returns the JSON as it was read or written, in the same order. It also holds the keys that no attribute reads:
+    ``format`` (always ``growtas-artifact/1``), ``architecture`` (the static ViT's dimensions), ``onnx`` (opset, IR version,
+    operators, oldest ONNX Runtime), ``sensitivity`` (the search for layers that keep a higher precision) and ``half_range``
+    (largest values of fp16 tensors).
+
+    Attributes:
+        created: time of the export, ISO 8601 with the time zone.
+        file: the artifact's file. The JSON key is ``artifact``.
+        kind: file format: ``torch``, ``program``, ``onnx``, ``openvino`` or ``plan``.
+        precision: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8``.
+        space: name of the search space.
+        subnet: the subnet, as in a subnet file.
+        params: number of parameters of the static ViT.
+        macs: multiply-accumulate operations for one image.
+        input: the input tensor.
+        output: the logits.
+        preprocess: how images become the input: size, crop, interpolation, channels, mean and standard deviation.
+        postprocess: the steps after the logits; absent where the graph ends with the logits.
+        class_names: a name for each output, in the order of the logits.
+        source: the run and files that the artifact was made from.
+        search: the search's record of the subnet: accuracy, latencies and limits; null where the subnet was not searched.
+        parity: fp32 parity measurements; null in other precisions.
+        verification: measurements on labelled images; null where the artifact was not run.
+        executed: whether the artifact was run at export.
+        not_executed_because: the reason why it was not run.
+        runtime: runtime that the artifact was run in, or is made for.
+        module: the plain PyTorch module beside a ``.safetensors`` file.
+        conversion: how a precision below fp32 was made.
+        plan: how a TensorRT plan was built.
+        versions: versions of growtas, Python and the packages that took part, by name.
     """
 
     created: str | None = None
@@ -212,7 +320,7 @@ class Manifest(_Record):
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        """The manifest that a JSON object holds."""
+        """Reads a manifest from a JSON object."""
         manifest = cls.model_validate(dict(record))
         manifest._json = dict(record)
         return manifest
@@ -223,31 +331,36 @@ class Manifest(_Record):
 
     @property
     def network(self) -> tuple[Any, Any]:
-        """What two artifacts that hold the same network have in common: the subnet, and the hash of its checkpoint."""
+        """The subnet and its checkpoint's hash: equal for two artifacts that hold the same network."""
         return self.subnet, self.source.checkpoint_sha256
 
     @property
     def is_for_gpu(self) -> bool:
-        """Whether an ONNX file was made for plans of GPUs: in half precision, or with half precision around what is quantised."""
+        """Whether an ONNX file was made for GPUs: in half precision, in fp8, or with half precision around quantised layers."""
         rest = self.conversion.rest if self.conversion else None
         return self.kind == ONNX.kind and bool({"fp16", "bf16", "fp8"} & {self.precision, rest})
 
     @property
     def compiled_from(self) -> CompiledFromRecord | None:
-        """The verified file that a plan was compiled from, where its numbers stand for those of a plan that was not run."""
+        """The verified ONNX file of a plan that was not run itself; None for every other artifact."""
         source = self.plan and self.plan.compiled_from
         return source if source and source.verification and not self.verification else None
 
     @property
     def verified(self) -> VerificationRecord | None:
-        """What was measured of the artifact, or of the file that it was compiled from."""
+        """The measurements of the artifact, or else of the file that it was compiled from."""
         source = self.compiled_from
         return self.verification or (source.verification if source else None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A file of an export and its manifest; stands for the path wherever one is taken."""
+    """An exported file and its manifest. It can be used wherever a path is accepted.
+
+    Attributes:
+        path: the file.
+        manifest: the file's manifest.
+    """
 
     path: Path
     manifest: Manifest
@@ -262,17 +375,17 @@ class Artifact:
 
 
 def manifest_path(artifact: str | os.PathLike[str]) -> Path:
-    """Where an artifact's manifest lies."""
+    """The path of an artifact's manifest: the artifact's own path with ``.json`` appended."""
     artifact = Path(artifact)
     return artifact.with_name(artifact.name + ".json")
 
 
 def write_manifest(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Artifact:
-    """Write the manifest of a finished file beside it; format, time, hash, size, kind and versions are filled in.
+    """Writes the manifest of a finished file beside it.
 
     Args:
         path: the file.
-        content: everything else, as JSON data.
+        content: JSON data of the manifest, without format, time, hash, size, kind and versions, which this function adds.
     """
     path = Path(path)
     file = FileRecord.of(path).model_copy(update={"side_files": _side_file_records(path)})
@@ -289,15 +402,15 @@ def write_manifest(path: str | os.PathLike[str], content: Mapping[str, Any]) -> 
 
 
 def read_manifest(artifact: str | os.PathLike[str], *, verify: bool = True) -> Manifest | None:
-    """An artifact's manifest; None where there is none.
+    """Reads an artifact's manifest; returns None where there is none.
 
-    An artifact that was renamed without its manifest is found by its hash among the manifests in its folder.
+    If the artifact was renamed without its manifest, the manifest with the artifact's hash is searched in the same folder.
 
     Args:
-        verify: compare the hash of the artifact, and of the files that belong to it, with the recorded one.
+        verify: compare the hashes of the artifact and its side files with the recorded ones.
 
     Raises:
-        CheckpointError: the artifact is absent, the manifest is unreadable or of another format, or the hash differs.
+        CheckpointError: the artifact is absent, the manifest is unreadable or of another format, or a hash differs.
     """
     artifact = Path(artifact)
     if not artifact.is_file():
@@ -317,7 +430,7 @@ def _parse(path: Path) -> Manifest:
 
 
 def _manifest_before_renaming(artifact: Path) -> Manifest | None:
-    """The manifest in the artifact's folder that describes a file of these bytes."""
+    """The manifest in the artifact's folder that records the artifact's size and hash."""
     digest, size = "", artifact.stat().st_size
     for path in sorted(artifact.parent.glob(f"*{artifact.suffix}.json")):
         with contextlib.suppress(CheckpointError):
@@ -331,7 +444,7 @@ def _manifest_before_renaming(artifact: Path) -> Manifest | None:
 
 
 def load_artifact(path: str | os.PathLike[str], *, verify: bool = True) -> Artifact:
-    """An artifact with its manifest, which must be there.
+    """Loads an artifact with its manifest, which must exist.
 
     Args:
         verify: as for :func:`read_manifest`.
@@ -346,25 +459,25 @@ def load_artifact(path: str | os.PathLike[str], *, verify: bool = True) -> Artif
     manifest = read_manifest(path, verify=verify)
     if manifest is None:
         raise CheckpointError(
-            f"{path}: no manifest {path.name}.json beside it, which says what goes in; export it again, or copy both"
+            f"{path}: there is no manifest {path.name}.json beside it; export the artifact again, or copy its manifest too"
         )
     return Artifact(path=path, manifest=manifest)
 
 
 def check_hash(artifact: Path, manifest: Manifest, *, digest: str | None = None) -> None:
-    """Compare an artifact and the files that belong to it with what its manifest recorded.
+    """Compares the hashes of an artifact and its side files with those in its manifest.
 
     Args:
-        digest: the artifact's hex SHA-256, if it is known already.
+        digest: the artifact's hexadecimal SHA-256, if it is known already.
 
     Raises:
-        CheckpointError: one of the files is absent, not recorded, or another one.
+        CheckpointError: one of the files is absent or not recorded, or its hash differs.
     """
     if digest is None and not artifact.is_file():
         raise CheckpointError(f"{artifact}: no such artifact")
     if manifest.file.sha256 != (digest or sha256(artifact)):
         raise CheckpointError(f"{artifact}: the file is not the one that its manifest describes (SHA-256 differs); export it again")
-    # By suffix: the files may have been renamed since.
+    # Side files are matched by suffix, because they may have been renamed together with the artifact.
     recorded = {Path(entry.file or "").suffix: entry.sha256 for entry in manifest.file.side_files}
     for entry in _side_file_records(artifact):
         suffix = Path(entry.file or "").suffix
@@ -377,10 +490,10 @@ def check_hash(artifact: Path, manifest: Manifest, *, digest: str | None = None)
 
 
 def check_side_files(artifact: Path) -> None:
-    """Make sure that no file is missing that belongs to an artifact.
+    """Checks that every side file of an artifact exists.
 
     Raises:
-        CheckpointError: one is.
+        CheckpointError: a side file is missing.
     """
     for path in side_files(artifact):
         if not path.is_file():
@@ -393,7 +506,7 @@ def _side_file_records(artifact: Path) -> tuple[FileRecord, ...]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of growtas, Python and every installed package that makes or runs an artifact."""
+    """The versions of growtas, Python and every installed package that makes or runs artifacts."""
     from growtas import __version__
 
     installed = {"growtas": __version__, "python": platform.python_version()}

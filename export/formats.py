@@ -1,4 +1,4 @@
-"""The file formats that an export makes: one table of their suffixes, runtimes, side files and names elsewhere."""
+"""The file formats that an export can make: one table of their names, suffixes, runtimes and side files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Format:
     """A file format.
 
     Attributes:
-        name: as ``--format`` calls it.
-        suffix: of its files, with the dot.
-        kind: as manifests call it.
-        made_from: names of the formats that are made on the way to it.
-        runtimes: in which ``growtas bench`` runs its files, the default first.
-        platform: as the open inference protocol calls what runs its files.
-        default_rank: place among the formats when predict and serve look for an artifact that runs here; 0 comes first.
-        triton: whether a backend of Triton loads its files; ``platform`` is Triton's name for it then.
-        side_suffixes: suffixes of the files beside one of its files without which it can't be loaded.
+        name: name of the format in ``--format``.
+        suffix: suffix of its files, with the dot.
+        kind: name of the format in manifests.
+        made_from: names of the formats that an export makes first, because this one is made from them.
+        runtimes: runtimes in which ``growtas bench`` can run its files, the default first.
+        platform: name of the runtime in the open inference protocol.
+        default_rank: priority when predict and serve choose an artifact that runs here; 0 comes first.
+        triton: whether a Triton backend can load its files; ``platform`` is then Triton's name for the backend.
+        side_suffixes: suffixes of the side files, without which one of its files can't be loaded.
     """
 
     name: str
@@ -81,12 +81,12 @@ PLAN = Format(
     triton=True,
 )
 FORMATS = (TORCH, PROGRAM, ONNX, OPENVINO, PLAN)
-"""Every format, in the order in which an export makes them."""
+"""All formats, in the order in which an export makes them."""
 SUFFIXES = tuple(entry.suffix for entry in FORMATS)
 
 
 def format_of(path: str | Path) -> Format:
-    """The format of a file, by its suffix.
+    """Returns the format of a file, by its suffix.
 
     Raises:
         UsageError: no format has this suffix.
@@ -99,15 +99,15 @@ def format_of(path: str | Path) -> Format:
 
 
 def with_sources(names: Iterable[str]) -> tuple[Format, ...]:
-    """The formats of these names and the formats that are made on the way to them, in the order of making."""
+    """Returns the formats of these names and those that they are made from, in the order of making."""
     needed = {name for entry in FORMATS if entry.name in names for name in (*entry.made_from, entry.name)}
     return tuple(entry for entry in FORMATS if entry.name in needed)
 
 
 def side_files(artifact: str | Path) -> tuple[Path, ...]:
-    """The files beside an artifact without which it can't be loaded: an OpenVINO IR is an ``.xml`` and its weights in a ``.bin``.
+    """Returns the side files of an artifact, without which it can't be loaded: the ``.bin`` with the weights of an OpenVINO IR.
 
-    They are moved, hashed and deleted with the artifact.
+    Side files are moved, hashed and deleted together with the artifact.
     """
     artifact = Path(artifact)
     suffixes = [suffix for entry in FORMATS if entry.suffix == artifact.suffix for suffix in entry.side_suffixes]
@@ -115,7 +115,7 @@ def side_files(artifact: str | Path) -> tuple[Path, ...]:
 
 
 def artifact_files(folder: str | Path) -> list[Path]:
-    """The artifacts in a folder by name, hidden files left out.
+    """Returns the artifacts in a folder, sorted by name, without hidden files.
 
     Raises:
         UsageError: the folder can't be read.
@@ -125,10 +125,10 @@ def artifact_files(folder: str | Path) -> list[Path]:
 
 
 def artifacts_in(place: str | os.PathLike[str]) -> list[Path]:
-    """The artifacts that a user means: a file itself, those of a folder, or those in the export folder of a run.
+    """Returns the artifacts at a place: the file itself, those in a folder, or those in the export folder of a run.
 
     Raises:
-        UsageError: a folder without artifacts.
+        UsageError: the folder holds no artifacts.
     """
     place = Path(place)
     if not place.is_dir():
@@ -143,5 +143,5 @@ def artifacts_in(place: str | os.PathLike[str]) -> list[Path]:
 
 
 def file_stem(space: str) -> str:
-    """The name without suffix of an export's files where none is given: of a search space's name."""
+    """The default name of exported files, without suffix, from the search space's name."""
     return re.sub(r"[^\w.-]+", "-", space) + "-subnet"

@@ -1,4 +1,4 @@
-"""Inspects an artifact: what its manifest says, what the file holds, and where the two contradict each other."""
+"""Inspects an artifact: its manifest, the content of the file, and the contradictions between the two."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _SAME_LATENCY = ("device", "ms", "kind", "percentile", "batch", "precision", "ru
 
 
 def inspect(path: str | os.PathLike[str], *, thorough: bool = False) -> dict[str, Any]:
-    """What is known of an artifact; the file is read, never run, and a plan not even read.
+    """Describes an artifact. The file is read and never run; a plan is not parsed.
 
     Args:
         path: the artifact.
-        thorough: check the format's own rules too (ONNX's checker; that a program holds nothing that loading would run).
+        thorough: also check the rules of the format: ONNX's checker, and that loading a program can't run foreign code.
 
     Returns:
-        ``path``, ``kind``, ``bytes`` (side files included), ``sha256``, ``matches_manifest`` (None without one), ``problems`` (one
-        sentence each; the first is the hash where that differs), ``precision`` (``stated``, ``found``), ``params``, ``macs``,
-        ``preprocess``, ``class_names`` (of a file without a manifest those of its metadata), ``latencies`` (each with its
-        ``kind``), ``parity``, ``verification``, ``graph`` and ``manifest``.
+        ``path``, ``kind``, ``bytes`` (with side files), ``sha256``, ``matches_manifest`` (None without a manifest), ``problems``
+        (one sentence each; a wrong hash comes first), ``precision`` (``stated`` in the manifest, ``found`` in the file),
+        ``params``, ``macs``, ``preprocess``, ``class_names`` (without a manifest, these two come from the file's metadata),
+        ``latencies`` (each with its ``kind``), ``parity``, ``verification``, ``graph`` and ``manifest``.
 
     Raises:
         CheckpointError: the file is absent or damaged, or its manifest can't be read.
-        UsageError: the suffix is no artifact's.
+        UsageError: the file's suffix is not that of an artifact.
     """
     path = Path(path)
     stored = read_manifest(path, verify=False)
     kind, graph = format_of(path).kind, read_graph(path)
-    manifest, own = stored or Manifest(), graph.get("described") or {}
+    manifest, metadata = stored or Manifest(), graph.get("described") or {}
     digest = sha256(path)
     mismatch = _problem(lambda: check_hash(path, stored, digest=digest) if stored else check_side_files(path))
     broken_rule = _rule_problem(path) if thorough else None
@@ -53,8 +53,8 @@ def inspect(path: str | os.PathLike[str], *, thorough: bool = False) -> dict[str
         "precision": {"stated": record.get("precision"), "found": graph.get("precision")},
         "params": record.get("params", graph.get("params")),
         "macs": record.get("macs"),
-        "preprocess": record.get("preprocess") or own.get("preprocess"),
-        "class_names": record.get("class_names") or own.get("class_names"),
+        "preprocess": record.get("preprocess") or metadata.get("preprocess"),
+        "class_names": record.get("class_names") or metadata.get("class_names"),
         "latencies": latencies(manifest),
         "parity": record.get("parity"),
         "verification": record.get("verification"),
@@ -64,13 +64,13 @@ def inspect(path: str | os.PathLike[str], *, thorough: bool = False) -> dict[str
 
 
 def latencies(manifest: Manifest) -> list[dict[str, Any]]:
-    """Every latency that a manifest holds, as it says them: what does not say that it was measured is never called so."""
+    """Every latency in a manifest, with its recorded ``kind``; a latency without a kind is never called measured."""
     search = manifest.search or {}
     listed = search.get("latencies")
     entries: list[Any] = [search.get("latency")]
     for entry in listed if isinstance(listed, list) else []:
         if isinstance(entry, Mapping):
-            # A device's entry holds what was predicted and, where it was at hand, measured.
+            # A device's entry holds the predicted latency and, if the device was available, the measured one.
             both = [latency for latency in (entry.get("measured"), entry.get("predicted")) if isinstance(latency, Mapping)]
             entries += both or [entry]
     unique: list[dict[str, Any]] = []
@@ -78,24 +78,24 @@ def latencies(manifest: Manifest) -> list[dict[str, Any]]:
         if isinstance(entry, Mapping) and isinstance(entry.get("ms"), int | float):
             kind = entry.get("kind")
             latency = {**entry, "kind": kind if kind in _LATENCY_KINDS else "not stated"}
-            # The first device's latency stands twice in a manifest, once with more about where it comes from.
+            # A manifest holds the first device's latency twice, once with more details about its origin.
             if all(any(other.get(key) != latency.get(key) for key in _SAME_LATENCY) for other in unique):
                 unique.append(latency)
     return unique
 
 
 def _contradictions(path: Path, manifest: Manifest, graph: Mapping[str, Any]) -> list[str]:
-    """Where a file holds something else than its manifest says: precision, parameters, input and output."""
+    """Contradictions between a manifest and its file: precision, parameters, metadata, input and output."""
     problems = []
-    held, params = graph.get("precision"), graph.get("params")
-    if manifest.precision and held and manifest.precision != held:
-        problems.append(f"{path}: the manifest says {manifest.precision}, and the file's weights are {held}")
+    precision, params = graph.get("precision"), graph.get("params")
+    if manifest.precision and precision and manifest.precision != precision:
+        problems.append(f"{path}: the manifest says {manifest.precision}, and the file's weights are {precision}")
     if params is not None and manifest.params not in (None, params):
         problems.append(f"{path}: the manifest says {manifest.params} parameters, and the file holds {params}")
-    record, own = manifest.to_dict(), graph.get("described", {})
+    record, metadata = manifest.to_dict(), graph.get("described", {})
     for key, what in (("preprocess", "preprocessing"), ("class_names", "class names")):
-        if record.get(key) and own.get(key) not in (None, record[key]):
-            problems.append(f"{path}: the manifest has other {what} than the file's metadata")
+        if record.get(key) and metadata.get(key) not in (None, record[key]):
+            problems.append(f"{path}: the {what} in the manifest and in the file's metadata differ")
     for end, described in (("input", manifest.input), ("output", manifest.output)):
         values = graph.get(f"{end}s")
         if not values or described is None:
@@ -109,9 +109,9 @@ def _contradictions(path: Path, manifest: Manifest, graph: Mapping[str, Any]) ->
     return problems
 
 
-def _same_shape(described: Sequence[int | str], held: Sequence[int | str]) -> bool:
-    """Whether two shapes agree where both have numbers; names of free sizes may differ."""
-    numbers = [[size if isinstance(size, int) else None for size in shape] for shape in (described, held)]
+def _same_shape(described: Sequence[int | str], actual: Sequence[int | str]) -> bool:
+    """Whether two shapes have the same numbers; the names of free sizes may differ."""
+    numbers = [[size if isinstance(size, int) else None for size in shape] for shape in (described, actual)]
     return numbers[0] == numbers[1]
 
 
@@ -137,6 +137,6 @@ def _rule_problem(path: Path) -> str | None:
             onnx.checker.check_model(load_proto(path), full_check=True)
         except CheckpointError as error:
             return str(error)
-        except Exception as error:  # the checker's and shape inference's errors share no base class
+        except Exception as error:  # the errors of the checker and of shape inference share no base class
             return f"{path}: ONNX's checker refuses it ({' '.join(str(error).split())[:160]})"
     return None

@@ -1,4 +1,4 @@
-"""Opens an artifact in the runtime that its suffix, or the caller, asks for."""
+"""Opens an artifact in a runtime, which its suffix or the caller chooses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from growtas.export.formats import ONNX, OPENVINO, PLAN, PROGRAM, TORCH, format_
 from growtas.export.runtimes.base import Session
 
 if TYPE_CHECKING:
-    # pydantic, which manifests need, is not needed to measure subnets on a machine that lacks it.
+    # Manifests need pydantic; measuring subnets must also work on a machine without it.
     from growtas.export.artifact import Artifact
 
 DEVICES = ("cpu", "cuda")
@@ -19,25 +19,25 @@ DEVICES = ("cpu", "cuda")
 def open_session(
     path: str | Path, *, threads: int | None = None, runtime: str | None = None, device: str = "cpu", trusted: bool = False
 ) -> Session:
-    """Loads an artifact.
+    """Loads an artifact into a runtime.
 
     Args:
-        path: a ``.safetensors`` or ``.pt2`` (PyTorch), ``.onnx`` (ONNX Runtime, or OpenVINO), ``.xml`` with its ``.bin`` beside it
-            (OpenVINO) or ``.plan`` (TensorRT or TensorRT-RTX) file.
+        path: a ``.safetensors`` or ``.pt2`` file (PyTorch), an ``.onnx`` file (ONNX Runtime or OpenVINO), an ``.xml`` file with its
+            ``.bin`` beside it (OpenVINO), or a ``.plan`` file (TensorRT or TensorRT-RTX).
         threads: CPU threads; by default all that this process may use.
         runtime: for an ONNX file, ``onnxruntime`` (the default) or ``openvino``; for a safetensors file, ``eager`` (the default) or
-            ``compile``; for a plan, ``tensorrt`` or ``tensorrt-rtx`` (by default what its manifest says).
-        device: ``cpu`` or ``cuda``, for PyTorch and ONNX Runtime; plans run on a GPU in any case, OpenVINO on the CPU.
-        trusted: load a plan that has no manifest, which is refused otherwise; see :mod:`growtas.export.tensorrt.load`.
+            ``compile``; for a plan, ``tensorrt`` or ``tensorrt-rtx`` (the default is recorded in its manifest).
+        device: ``cpu`` or ``cuda``, for PyTorch and ONNX Runtime. Plans always run on a GPU, and OpenVINO always on the CPU.
+        trusted: load a plan without a manifest, which is otherwise refused; see :mod:`growtas.export.tensorrt.load`.
 
     Raises:
         CheckpointError: the file can't be loaded.
-        DeviceError: it can't run on this machine: no GPU for a plan, another than it was built for, another version of the runtime,
-            or no C++ compiler for ``compile``.
+        DeviceError: the file can't run on this machine: a plan finds no GPU, another GPU or another version of the runtime, or
+            ``compile`` finds no C++ compiler.
         MissingExtra: the runtime is not installed.
-        UsageError: another suffix.
+        UsageError: the suffix is not that of an artifact.
     """
-    # Each runtime is imported where it is used: a process that measures one runtime's memory must not hold the others.
+    # Each runtime is imported only where it is used, so that a measurement of one runtime's memory does not include the others.
     path, kind = Path(path), format_of(path)
     if kind is OPENVINO or (kind is ONNX and runtime == "openvino"):
         from growtas.export.runtimes.openvino import OpenVINOSession
@@ -54,7 +54,7 @@ def open_session(
 
         model, compiled = load_model(path), runtime == "compile"
         shape = (model.architecture.in_chans, model.architecture.image_size, model.architecture.image_size)
-        # The inference-only form: the other one chooses among its kernels in Python, which breaks the compiler's graph.
+        # The inference-only form is compiled: the other form chooses its kernels in Python, which breaks the compiler's graph.
         module = deployable(model) if compiled else model
         return TorchSession(module, shape, threads=threads, device=device, compiled=compiled)
     if kind is PROGRAM:
@@ -67,16 +67,16 @@ def open_session(
 
 
 def open_artifact(artifact: Artifact, *, threads: int | None = None, runtime: str | None = None, device: str = "cpu") -> Session:
-    """Loads an artifact as :func:`open_session` does; where it can't, its manifest's reason is given, if it has one.
+    """Loads an artifact like :func:`open_session`. If that fails, the error gives the reason from the manifest, if there is one.
 
     Raises:
-        DeviceError: the manifest says why it doesn't run on a machine like this; otherwise as :func:`open_session`.
+        DeviceError: the manifest says why the artifact doesn't run on this machine; otherwise as :func:`open_session`.
         CheckpointError, MissingExtra, UsageError: as :func:`open_session`.
     """
     try:
         return open_session(artifact.path, threads=threads, runtime=runtime, device=device)
     except CheckpointError:
-        # What a plan lacks here, loading it says itself.
+        # For a plan, the error of loading it already names the reason.
         reason = why_not_here(artifact) if device == "cpu" and artifact.format is not PLAN else None
         if reason is None:
             raise
@@ -84,9 +84,9 @@ def open_artifact(artifact: Artifact, *, threads: int | None = None, runtime: st
 
 
 def why_not_here(artifact: Artifact) -> str | None:
-    """Why an artifact doesn't run on this machine, as far as its manifest tells; None where it tells nothing against it.
+    """Returns the manifest's reason why an artifact doesn't run on this machine, or None.
 
-    A plan's manifest says for which GPUs it is. For the other formats it says whether the CPU ran them when they were made.
+    A plan's manifest names the GPUs that it was built for. Other manifests say whether the artifact ran on the CPU at export.
     """
     manifest = artifact.manifest
     if artifact.format is PLAN:
@@ -95,15 +95,15 @@ def why_not_here(artifact: Artifact) -> str | None:
 
         return why_not_loadable(manifest.plan or PlanRecord())
     if manifest.executed is False:
-        return manifest.not_executed_because or "it was not run when it was made"
+        return manifest.not_executed_because or "it was not run at export"
     return None
 
 
 def check_device(device: str) -> None:
-    """Refuses a device that is not at hand.
+    """Checks that a device is available.
 
     Raises:
-        DeviceError: another name, or ``cuda`` without a GPU.
+        DeviceError: the name is unknown, or it is ``cuda`` and there is no GPU.
     """
     if device not in DEVICES:
         raise DeviceError(f"--device is {device!r}; legal are {choices(DEVICES)}")

@@ -14,7 +14,7 @@ from growtas.export.artifact import Artifact, Manifest, TensorRecord
 from growtas.fields import Rule, one_of, real, whole
 
 LOGITS, PROBABILITIES, TOP_SCORES, TOP_CLASSES = "logits", "probabilities", "top_scores", "top_classes"
-"""Names of the outputs."""
+"""Names that the outputs of an artifact can have."""
 
 _INPUT_DTYPES = ("float32", "uint8")
 _PREPROCESS = {
@@ -28,13 +28,13 @@ T = TypeVar("T")
 
 
 def check_preprocess(record: Any, subject: str, error: type[GrowtasError] = CheckpointError) -> Mapping[str, Any]:
-    """The record, where images can be prepared by it as :mod:`growtas.data.preprocess` does.
+    """Returns the record if :mod:`growtas.data.preprocess` can prepare images with it.
 
     Raises:
-        GrowtasError: of the class ``error``; they can't. The message begins with ``subject``, which names the record.
+        GrowtasError: the record is absent or invalid; raised as ``error``. The message begins with ``subject``, the record's name.
     """
     if not isinstance(record, Mapping):
-        raise error(f"{subject} {'is absent' if record is None else 'is no JSON object'}")
+        raise error(f"{subject} {'is absent' if record is None else 'is not a JSON object'}")
     missing = [key for key in (*_PREPROCESS, *_OF_CHANNELS) if key not in record]
     if missing:
         raise error(f"{subject} lacks {choices(missing)}")
@@ -52,18 +52,18 @@ def check_preprocess(record: Any, subject: str, error: type[GrowtasError] = Chec
 
 @dataclass(frozen=True, kw_only=True)
 class Typed:
-    """Values of one type that go in or come out."""
+    """A tensor of one type, an input or an output."""
 
     dtype: str
 
     @property
     def datatype(self) -> str:
-        """The type as the open inference protocol calls it."""
+        """The name of the type in the open inference protocol."""
         return {"float32": "FP32", "int64": "INT64", "uint8": "UINT8"}[self.dtype]
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        """The type, little-endian as on the wire."""
+        """The NumPy type, little-endian as in HTTP requests."""
         return np.dtype(self.dtype).newbyteorder("<")
 
 
@@ -72,10 +72,10 @@ class Output(Typed):
     """One output of an artifact.
 
     Attributes:
-        name: such as ``logits`` or ``top_classes``.
+        name: name of the tensor, such as ``logits`` or ``top_classes``.
         dtype: ``float32`` or ``int64``.
-        shape: of one image's values, without the batch.
-        per_class: whether it holds a score for each class, class 0 first.
+        shape: shape of one image's values, without the batch.
+        per_class: whether it holds one score per class, class 0 first.
     """
 
     name: str
@@ -88,13 +88,13 @@ class Signature(Typed):
     """An artifact's input and outputs; ``datatype`` and ``numpy_dtype`` are the input's.
 
     Attributes:
-        input_name: such as ``images`` (float32, normalised, channels first) or ``pixels`` (uint8, channels last, as decoded).
+        input_name: ``images`` (float32, normalised, channels first) or ``pixels`` (uint8, channels last, not normalised).
         dtype: ``float32`` or ``uint8``.
-        shape: of one image, without the batch; None where any size goes.
-        max_batch: the largest batch that was checked at export, or that a plan takes.
-        outputs: logits, and what the export put after them.
-        class_names: one a class, where the export knew them.
-        preprocess: the record of :mod:`growtas.data.preprocess`, where the export knew it.
+        shape: shape of one image, without the batch; None marks a free size.
+        max_batch: largest batch that was checked at export, or that a plan accepts.
+        outputs: the logits first, then the outputs that the export added.
+        class_names: one name per class; None where the export had no names.
+        preprocess: the record of :mod:`growtas.data.preprocess`; None where the export had none.
     """
 
     input_name: str
@@ -106,39 +106,39 @@ class Signature(Typed):
 
     @property
     def output_name(self) -> str:
-        """What the logits are called."""
+        """The name of the logits."""
         return self.outputs[0].name
 
     @property
     def classes(self) -> int:
-        """Their number."""
+        """The number of classes."""
         return self.outputs[0].shape[-1]
 
     @property
     def takes_pixels(self) -> bool:
-        """Whether the normalisation is in the graph, so that uint8 ``(H, W, C)`` is what goes in."""
+        """Whether the input is uint8 pixels ``(H, W, C)``, which the graph normalises itself."""
         return self.dtype == "uint8"
 
     @property
     def any_size(self) -> bool:
-        """Whether the resizing is in the graph too, so that every height and width goes in."""
+        """Whether the graph resizes images itself, so that it accepts every height and width."""
         return None in self.shape
 
     def label(self, index: int) -> str:
-        """A class' name, its number where names are unknown."""
+        """The name of a class, or its number where the names are unknown."""
         return self.class_names[index] if self.class_names else str(index)
 
     def example(self) -> tuple[int, ...]:
-        """A shape of one image that certainly goes in, without the batch."""
+        """A valid shape of one image, without the batch."""
         size = int(self.preprocess["image_size"]) if self.preprocess else 224
         return tuple(size if axis is None else axis for axis in self.shape)
 
 
 def read_signature(artifact: Artifact) -> Signature:
-    """The signature that an artifact's manifest records.
+    """Reads the signature from an artifact's manifest.
 
     Raises:
-        CheckpointError: the manifest lacks something, contradicts itself, or describes an input that no images fit.
+        CheckpointError: the manifest is incomplete, contradicts itself, or describes an input that is not images.
     """
     path, manifest = artifact.path, artifact.manifest
     images = manifest.input or TensorRecord()
@@ -154,7 +154,7 @@ def read_signature(artifact: Artifact) -> Signature:
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         reason = f"no {error.args[0]!r}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise CheckpointError(f"{path}: its manifest does not say what goes in and out ({reason}); export it again") from None
+        raise CheckpointError(f"{path}: its manifest does not describe the input and output ({reason}); export it again") from None
     if signature.dtype not in _INPUT_DTYPES or len(signature.shape) != 3 or signature.max_batch < 1:
         raise CheckpointError(
             f"{path}: its manifest describes an input of type {signature.dtype} and {len(signature.shape) + 1} dimensions, "
@@ -174,10 +174,10 @@ def _required(value: T | None, key: str) -> T:
 
 
 def _outputs(manifest: Manifest) -> tuple[Output, ...]:
-    """Logits, and after them what the record of :func:`growtas.export.graph.pre_post.add_postprocess` lists, where there is one.
+    """The logits, then the outputs that :func:`growtas.export.graph.pre_post.add_postprocess` recorded.
 
     Raises:
-        KeyError, TypeError, ValueError, IndexError: the manifest does not say it.
+        KeyError, TypeError, ValueError, IndexError: the manifest is incomplete.
     """
     logits = _required(manifest.output, "output")
     name, classes = _required(logits.name, "name"), int(logits.shape[-1])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 
-# Type checkers take it as true. Importing typing here would take most of this module's time, in which nobody answers Ctrl-C yet.
+# Type checkers assume True. Importing typing would take most of this module's import time, in which Ctrl-C is not handled yet.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# From 1.29 on ONNX Runtime leaves an identifier of the device in the user's home, and tells its maker over the network which models
-# are run (names of files, hashes of weights), unless this is set before it is imported. Whoever wants that sets it to 0.
+# From version 1.29 on, ONNX Runtime writes a device identifier to the user's home folder, and reports executed models (file names,
+# hashes of weights) to its maker over the network, unless this is set before its import. Users who want the reports set it to 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
@@ -49,7 +49,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # Names load on first use: `growtas --help` must not pay for importing torch.
+    # Each name is loaded on first use, so that `growtas --help` does not import torch.
     if name in _EXPORTS:
         return getattr(importlib.import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module 'growtas' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""``python -m growtas``: the command line without the script on the path."""
+"""``python -m growtas``: runs the command line without the ``growtas`` script."""
 
 from growtas.cli.main import main
 

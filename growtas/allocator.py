@@ -1,7 +1,7 @@
 """glibc's memory settings for large tensors.
 
-A training step takes and gives back the same hundreds of megabytes every time. Left to itself glibc returns much of it to the
-system and faults it in again, page by page.
+Every training step allocates and frees the same hundreds of megabytes. By default, glibc returns much of that memory to the
+system, and each step has to map it again, page by page.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _MMAP_BYTES = 64 << 20
 
 
 def keep_memory() -> None:
-    """Large tensors in huge pages, and up to 1 GiB of freed memory kept for the next step. Call it before torch is imported.
+    """Puts large tensors into huge pages, and keeps up to 1 GiB of freed memory for the next step. Call it before importing torch.
 
-    Half a percent to two percent of a training step on a CPU. Values that the user's environment sets are left as they are; other
-    systems than Linux with glibc are left alone.
+    This saves half a percent to two percent of a training step on a CPU. Values from the user's environment have priority; on
+    systems without glibc nothing changes.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if "MALLOC_TRIM_THRESHOLD_" in os.environ or "MALLOC_MMAP_THRESHOLD_" in os.environ:

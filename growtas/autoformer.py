@@ -1,4 +1,4 @@
-"""Reads AutoFormer's published checkpoints without running code from the file, and renames their weights."""
+"""Reads AutoFormer's published checkpoints without running code from them, and renames their weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RENAMES = (
 
 
 def rename_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of the public AutoFormer code under growtas' names; shapes and layout stay."""
+    """Renames the weights of the public AutoFormer code to growtas' names; shapes and layout stay the same."""
     renamed = {}
     for name, tensor in state.items():
         for pattern, replacement in _RENAMES:
@@ -42,16 +42,17 @@ def rename_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_autoformer(path: str | Path, space: SearchSpace) -> Supernet:
-    """A supernet with the weights of a published AutoFormer checkpoint.
+    """Loads a published AutoFormer checkpoint into a supernet.
 
-    The file is a pickle with ``model`` (the weights) and ``args`` (an ``argparse.Namespace``). Only tensors, plain containers
-    and that one class are allowed in it; anything else, which could run code, is refused.
+    The file is a pickle with ``model`` (the weights) and ``args`` (an ``argparse.Namespace``). Only tensors, plain containers and
+    that class are loaded; a file with anything else is rejected, because it could run code.
 
     Args:
-        space: the space that was trained; the number of classes is taken from the file's head.
+        path: the checkpoint file.
+        space: the space that was trained; the number of classes is taken from the checkpoint's head.
 
     Raises:
-        CheckpointError: the file is absent, truncated, holds anything but weights, or does not fit the space.
+        CheckpointError: The file is missing or truncated, contains anything but weights, or does not fit the space.
     """
     state = rename_state(_weights(_load(Path(path)), path))
     classes = state["head.weight"].shape[0] if "head.weight" in state else space.num_classes
@@ -59,12 +60,14 @@ def load_autoformer(path: str | Path, space: SearchSpace) -> Supernet:
     expected = supernet.state_dict()
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unknown:
-        what = f"{missing[0]} is missing" if missing else f"{unknown[0]} has no place in it"
+        what = f"{missing[0]} is missing" if missing else f"{unknown[0]} is unknown"
         raise CheckpointError(f"{path}: the weights don't fit {space.name}: {what}")
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             got, want = tuple(tensor.shape), tuple(expected[name].shape)
-            raise CheckpointError(f"{path}: the weights don't fit {space.name}: {name} is {got}, the space has {want}")
+            raise CheckpointError(
+                f"{path}: the weights don't fit {space.name}: {name} has the shape {got}, but the space needs {want}"
+            )
     supernet.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     return supernet.eval()
 
@@ -77,30 +80,36 @@ def _load(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (no code runs)
-    except Exception as error:  # torch raises many types here: EOFError, RuntimeError, UnpicklingError, KeyError ...
+    except Exception as error:  # torch raises EOFError, RuntimeError, UnpicklingError, KeyError ...
         text = str(error)
         if "weights_only" in text or "Unsupported" in text or "GLOBAL" in text:
             match = re.search(r"(?:GLOBAL|global|class|function) ([\w.]+)", text)
             more = f"more than weights{f' ({match[1]})' if match else ''}, which could run code"
             raise CheckpointError(f"{path}: the pickle holds {more}; it was not loaded") from None
-        raise CheckpointError(f"{path}: the file is truncated or no checkpoint ({type(error).__name__})") from None
+        raise CheckpointError(f"{path}: the file is truncated or not a checkpoint ({type(error).__name__})") from None
 
 
 def _weights(loaded: Any, path: str | Path) -> Mapping[str, Tensor]:
     state = loaded.get("model", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: no weights found; a checkpoint holds a state dict, or one under 'model'")
+        raise CheckpointError(f"{path}: no weights found; a checkpoint is a state dict, or has a state dict under 'model'")
     return state
 
 
 def import_autoformer(path: str | Path, space: SearchSpace, root: Path, name: str | None = None) -> Run:
-    """Load a published checkpoint and write it as a run that search and export take.
+    """Loads a published checkpoint and writes it as a run that search and export accept.
 
-    ImageNet's preprocessing is recorded, as AutoFormer evaluates: bicubic, crop 0.875, ImageNet mean and deviation.
+    The run records AutoFormer's evaluation preprocessing: bicubic, crop 0.875, ImageNet's mean and standard deviation.
+
+    Args:
+        path: the checkpoint file.
+        space: the space that was trained.
+        root: folder in which the run's folder is created.
+        name: name of the run's folder; by default date, time and the space's name.
 
     Raises:
-        CheckpointError: as :func:`load_autoformer`.
-        OutputError: the folder can't be written.
+        CheckpointError: See :func:`load_autoformer`.
+        OutputError: The folder can't be written.
     """
     supernet = load_autoformer(path, space)
     info = {

@@ -1,4 +1,4 @@
-"""Many subnets as arrays, so that one NumPy call samples them or counts their costs."""
+"""Many subnets as NumPy arrays, which are sampled and costed with one call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from growtas.subnet import Subnet
 
 @dataclass(frozen=True)
 class SubnetBatch:
-    """``n`` subnets; rows are subnets, columns are blocks, absent blocks hold zeros.
+    """``n`` subnets: rows are subnets, columns are blocks, and missing blocks are zero.
 
     Attributes:
         embed_dim: shape ``(n,)``, int64.
@@ -30,14 +30,14 @@ class SubnetBatch:
 
     @property
     def depth(self) -> NDArray[np.int64]:
-        """Blocks of each subnet, shape ``(n,)``."""
+        """Number of blocks of each subnet, shape ``(n,)``."""
         return np.count_nonzero(self.num_heads, axis=1)
 
     def __getitem__(self, rows: NDArray[np.bool_] | NDArray[np.int64] | slice) -> SubnetBatch:
         return SubnetBatch(self.embed_dim[rows], self.num_heads[rows], self.mlp_ratio[rows])
 
     def subnet(self, row: int) -> Subnet:
-        """Row ``row`` as a :class:`Subnet`."""
+        """Returns row ``row`` as a :class:`Subnet`."""
         depth = int(np.count_nonzero(self.num_heads[row]))
         heads, ratios = self.num_heads[row, :depth].tolist(), self.mlp_ratio[row, :depth].tolist()
         return Subnet(int(self.embed_dim[row]), tuple(heads), tuple(ratios))
@@ -47,11 +47,11 @@ class SubnetBatch:
 
     @classmethod
     def from_subnets(cls, subnets: Sequence[Subnet]) -> SubnetBatch:
-        """The batch of a sequence of subnets, in its order."""
+        """Makes a batch of subnets, in their order."""
         columns = max((subnet.depth for subnet in subnets), default=1)
         heads = np.zeros((len(subnets), columns), np.int64)
         ratios = np.zeros((len(subnets), columns), np.float64)
-        # Rows of one depth are filled together: assigning row by row would dominate the costing of 100,000 subnets.
+        # Rows of the same depth are assigned together: row by row would take most of the time of costing 100,000 subnets.
         rows_of: dict[int, list[int]] = {}
         for row, subnet in enumerate(subnets):
             rows_of.setdefault(subnet.depth, []).append(row)
@@ -62,7 +62,7 @@ class SubnetBatch:
 
     @classmethod
     def concatenate(cls, batches: Sequence[SubnetBatch]) -> SubnetBatch:
-        """Stack batches; shorter ones get empty blocks."""
+        """Concatenates batches; shallower batches are padded with missing blocks."""
         columns = max(batch.num_heads.shape[1] for batch in batches)
 
         def widen(array: NDArray[np.generic]) -> NDArray[np.generic]:

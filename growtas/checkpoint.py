@@ -1,4 +1,4 @@
-"""Saves and loads weights as safetensors files, with JSON metadata that describes them. Nothing is pickled."""
+"""Saves and loads weights as safetensors files with JSON metadata. Nothing is pickled."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from growtas.space import SearchSpace
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:
-    """Write tensors and JSON metadata to one safetensors file, atomically."""
+    """Writes tensors and JSON metadata to one safetensors file, atomically."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        # The library's files are for their owner alone; these are for whoever may read what else the process writes.
+        # The library makes files that only their owner can read; these get the permissions of the process's other files.
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(state, temporary, {"growtas": json.dumps(metadata or {})})
@@ -31,10 +31,10 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[st
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata of a file that :func:`save_tensors` wrote; an empty dict for another safetensors file.
+    """Reads the metadata of a file that :func:`save_tensors` wrote; an empty dict for other safetensors files.
 
     Raises:
-        SafetensorError, OSError, ValueError: it is no safetensors file.
+        SafetensorError, OSError, ValueError: The file is not a safetensors file.
     """
     with safe_open(path, "pt") as file:
         metadata: dict[str, Any] = json.loads((file.metadata() or {}).get("growtas", "{}"))
@@ -42,10 +42,14 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def load_tensors(path: str | Path, what: str = "checkpoint") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (on the CPU) and metadata of a file that :func:`save_tensors` wrote.
+    """Reads tensors (to the CPU) and metadata of a file that :func:`save_tensors` wrote.
+
+    Args:
+        path: the file.
+        what: the name of the file's content in error messages.
 
     Raises:
-        CheckpointError: the file is absent, truncated, or not safetensors.
+        CheckpointError: The file is missing, truncated, or not a safetensors file.
     """
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such {what}")
@@ -54,42 +58,42 @@ def load_tensors(path: str | Path, what: str = "checkpoint") -> tuple[dict[str, 
     except PermissionError as error:
         raise CheckpointError(f"{path}: the {what} can't be read ({error.strerror or error})") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: the {what} is truncated or no safetensors file ({error})") from None
+        raise CheckpointError(f"{path}: the {what} is truncated or not a safetensors file ({error})") from None
 
 
 def save_supernet(path: str | Path, supernet: Supernet) -> None:
-    """Write a supernet's weights with its space as metadata."""
+    """Writes a supernet's weights, with its space as metadata."""
     save_tensors(path, supernet.state_dict(), {"kind": "supernet", "space": supernet.space.to_dict()})
 
 
 def load_supernet(path: str | Path) -> Supernet:
-    """The supernet that :func:`save_supernet` wrote, on the CPU, in eval mode.
+    """Loads a supernet that :func:`save_supernet` wrote, on the CPU and in eval mode.
 
     Raises:
-        CheckpointError: the file can't be read, or holds no supernet.
+        CheckpointError: The file can't be read, or does not contain a supernet.
     """
     tensors, metadata = load_tensors(path, "supernet checkpoint")
     if metadata.get("kind") != "supernet":
-        raise CheckpointError(f"{path}: the file holds no growtas supernet")
+        raise CheckpointError(f"{path}: the file is not a growtas supernet")
     supernet = Supernet(SearchSpace.from_dict(metadata["space"], source=str(path)))
     _load_state(supernet, tensors, path)
     return supernet.eval()
 
 
 def save_model(path: str | Path, model: VisionTransformer) -> None:
-    """Write a static ViT's weights with its architecture as metadata."""
+    """Writes a static ViT's weights, with its architecture as metadata."""
     save_tensors(path, model.state_dict(), {"kind": "model", "architecture": model.architecture.to_dict()})
 
 
 def load_model(path: str | Path) -> VisionTransformer:
-    """The static ViT that :func:`save_model` wrote, on the CPU, in eval mode.
+    """Loads a static ViT that :func:`save_model` wrote, on the CPU and in eval mode.
 
     Raises:
-        CheckpointError: the file can't be read, or holds no static ViT.
+        CheckpointError: The file can't be read, or does not contain a static ViT.
     """
     tensors, metadata = load_tensors(path, "model")
     if metadata.get("kind") != "model":
-        raise CheckpointError(f"{path}: the file holds no growtas model")
+        raise CheckpointError(f"{path}: the file is not a growtas model")
     model = VisionTransformer(Architecture.from_dict(metadata["architecture"], source=str(path)))
     _load_state(model, tensors, path)
     return model.eval()

@@ -1,7 +1,7 @@
-"""The processes that train together: torchrun starts them, and all of them run the same subnet in a step.
+"""The processes of a distributed training. torchrun starts them, and all of them train the same subnet in each step.
 
-Every process draws the same subnets, because draws are functions of (seed, step). So the same parameters get gradients everywhere,
-and they can simply be summed after the backward pass: no wrapper has to find out which parameters a step used.
+Every process draws the same subnets, because draws depend only on (seed, step). The same parameters therefore get gradients in all
+processes, and the gradients are summed after the backward pass without detecting which parameters a step used.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from growtas.errors import DeviceError, WorkerError
 
 _BUCKET_BYTES = 25 << 20
 _SIGNAL_S = 1.0
-"""A signal that ended one process reaches the next one within this time."""
+"""Seconds within which a signal that ended one process reaches the others."""
 
 
 @contextlib.contextmanager
 def noticing_lost_process(work: str) -> Iterator[None]:
-    """Turns what torch raises when another process is gone into a sentence about it.
+    """Converts torch's error for a lost process into a WorkerError.
 
     Args:
-        work: what the processes do, such as ``search``.
+        work: the work of the processes for the message, such as ``search``.
 
     Raises:
-        WorkerError: a process is gone.
+        WorkerError: Another process has ended.
     """
     try:
         yield
     except RuntimeError as error:
-        # What ended the other process, such as Ctrl-C, may be about to end this one: then that is what there is to say.
+        # The signal that ended the other process, such as Ctrl-C, may end this one too; then no error is reported.
         time.sleep(_SIGNAL_S)
-        raise WorkerError(f"a process of this {work} is gone ({' '.join(str(error).split())[:100]})") from None
+        raise WorkerError(f"a process of this {work} has ended ({' '.join(str(error).split())[:100]})") from None
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class World:
     """The processes of a training.
 
     Attributes:
-        rank: this process's number, from 0; process 0 writes the files.
-        size: how many there are.
-        local_rank: this process's number on its machine, which is also that of its GPU.
-        restarts: how often torchrun has started all of them again.
+        rank: number of this process, from 0; process 0 writes the files.
+        size: number of processes.
+        local_rank: number of this process on its machine, which is also the number of its GPU.
+        restarts: number of times that torchrun has restarted all processes.
     """
 
     rank: int = 0
@@ -63,13 +63,13 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and talks to the user."""
+        """Whether this process writes the files and prints for the user."""
         return self.rank == 0
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter], extra: Tensor) -> None:
-        """Add up the gradients of all processes, and ``extra`` (float32, one-dimensional) with them, in place.
+        """Sums the gradients of all processes, and ``extra`` (float32, one-dimensional), in place.
 
-        Gradients that are None stay so: no process has them. All methods raise WorkerError where another process is gone.
+        Gradients that are None stay None, since no process has them. All methods raise WorkerError if another process has ended.
         """
         if self.size == 1:
             return
@@ -87,7 +87,7 @@ class World:
 
     @noticing_lost_process("training")
     def sum_counts(self, counts: list[int], device: torch.device) -> list[int]:
-        """Element-wise sums of a list of whole numbers over all processes."""
+        """Sums a list of whole numbers over all processes, element by element."""
         if self.size == 1:
             return counts
         total = torch.tensor(counts, dtype=torch.int64, device=device)
@@ -96,7 +96,7 @@ class World:
 
     @noticing_lost_process("training")
     def share(self, value: Any) -> Any:
-        """Process 0's value, on every process."""
+        """Returns the value of process 0 in every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -105,20 +105,20 @@ class World:
 
     @noticing_lost_process("training")
     def share_weights(self, module: nn.Module) -> None:
-        """Give every process the weights of process 0."""
+        """Copies the weights of process 0 to every process."""
         if self.size > 1:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
     @noticing_lost_process("training")
     def wait(self) -> None:
-        """Return when every process is here."""
+        """Waits until every process has called this method."""
         if self.size > 1:
             dist.barrier()
 
 
 def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:
-    """The tensors in groups of one type and at most 25 MB (or one tensor), in their order."""
+    """Groups tensors, in their order, into buckets of one dtype and at most 25 MB (or a single tensor)."""
     groups: list[list[Tensor]] = []
     size = 0
     for tensor in tensors:
@@ -131,10 +131,10 @@ def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:
 
 
 def join_world(device: torch.device) -> World:
-    """Meet the other processes where torchrun started this one; a world of one otherwise.
+    """Connects this process with the others that torchrun started; without torchrun, returns a world of one process.
 
     Raises:
-        DeviceError: a machine has fewer GPUs than processes, or the processes can't meet.
+        DeviceError: A machine has fewer GPUs than processes, or the processes can't connect.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World()
@@ -143,23 +143,23 @@ def join_world(device: torch.device) -> World:
     if device.type == "cuda":
         if local >= torch.cuda.device_count():
             raise DeviceError(
-                f"process {local} of {socket.gethostname()} has no GPU of its own: there are {torch.cuda.device_count()}; "
-                f"give torchrun --nproc-per-node {max(torch.cuda.device_count(), 1)} at most"
+                f"process {local} of {socket.gethostname()} has no GPU of its own: the machine has {torch.cuda.device_count()}; "
+                f"start torchrun with --nproc-per-node {max(torch.cuda.device_count(), 1)} at most"
             )
         torch.cuda.set_device(local)
     if size > 1 and not dist.is_initialized():
         try:
             store, _, _ = next(rendezvous("env://"))
-            # torchrun keeps its store over a restart: without a name of its own, a new group may find what the dead one left, and
-            # wait for processes that are gone.
+            # torchrun keeps its store across restarts. Without a new prefix, the new processes could read entries of the ended
+            # ones, and wait for them.
             store = PrefixStore(f"growtas/{world.restarts}", store)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
         except (RuntimeError, ValueError) as error:
-            raise DeviceError(f"the {size} processes can't meet ({' '.join(str(error).split())[:200]})") from None
+            raise DeviceError(f"the {size} processes can't connect ({' '.join(str(error).split())[:200]})") from None
     return world
 
 
 def leave_world(world: World) -> None:
-    """Close what :func:`join_world` opened."""
+    """Closes the connection that :func:`join_world` opened."""
     if world.size > 1 and dist.is_initialized():
         dist.destroy_process_group()

@@ -4,23 +4,23 @@
 
     GrowtasError                exit code 1: something failed
     ├── BuildError              an artifact could not be built
-    ├── ParityError             an artifact does not compute what it should
+    ├── ParityError             an artifact's outputs differ from its source's
     ├── MissingExtra            an optional package is not installed
-    ├── TrainingError           training can't go on (a loss that is not finite)
-    ├── WorkerError             a process of a search failed, or one of a search or training is gone
-    ├── UnsteadyMachine         too busy to measure latencies (growtas.latency.measured.campaign)
+    ├── TrainingError           a training can't continue (a loss is not finite)
+    ├── WorkerError             a process of a search failed, or a process of a search or training has ended
+    ├── UnsteadyMachine         the machine is too busy to measure latencies (growtas.latency.measured.campaign)
     └── UsageError              exit code 2: the input is wrong
         ├── SpaceError          a search space (name, YAML file, field)
-        ├── SubnetError         a subnet that the space doesn't hold
+        ├── SubnetError         a subnet that the space doesn't contain
         ├── UnitError           a quantity such as ``5ms`` or ``6M``
         ├── LimitError          a limit that no subnet meets
         ├── ConfigError         a recipe, an option, a growth schedule
         ├── DataError           images, labels, folders
         ├── CheckpointError     a checkpoint or artifact that can't be read
-        ├── DeviceError         a device or compile target
-        └── OutputError         a place that can't be written
+        ├── DeviceError         a device, runtime or compile target
+        └── OutputError         a file or folder that can't be written
 
-A message is one sentence that says what is wrong, where, and what would be right.
+A message is one sentence: what is wrong, where, and what would be right.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from collections.abc import Iterable
 
 
 class GrowtasError(Exception):
-    """Base of all; the command line prints the message and exits with ``exit_code``."""
+    """Base class of all; the command line prints the message and exits with ``exit_code``."""
 
     exit_code = 1
 
@@ -43,15 +43,15 @@ class ParityError(GrowtasError):
 
 
 class TrainingError(GrowtasError):
-    """Training can't go on, for example because the loss is not finite."""
+    """A training can't continue, for example because the loss is not finite."""
 
 
 class WorkerError(GrowtasError):
-    """A process of a search could not evaluate what it was dealt, or a process of a search or training is gone."""
+    """A process of a search could not evaluate its subnets, or a process of a search or training has ended."""
 
 
 class MissingExtra(GrowtasError):
-    """An optional package is missing; the message holds the install line."""
+    """An optional package is missing; the message contains the installation command."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package}, which is not installed: pip install 'growtas[{extra}]'")
@@ -64,15 +64,15 @@ class UsageError(GrowtasError):
 
 
 class SpaceError(UsageError):
-    """A search space is unknown or not well formed."""
+    """A search space is unknown or malformed."""
 
 
 class SubnetError(UsageError):
-    """A subnet is not well formed, or lies outside its space."""
+    """A subnet is malformed, or is outside its space."""
 
 
 class UnitError(UsageError):
-    """A quantity has no unit, a wrong one, or a value out of range."""
+    """A quantity has no unit, a wrong unit, or a value out of range."""
 
 
 class LimitError(UsageError):
@@ -80,7 +80,7 @@ class LimitError(UsageError):
 
 
 class ConfigError(UsageError):
-    """A recipe or schedule holds a wrong value."""
+    """A recipe, an option or a growth schedule has a wrong value."""
 
 
 class DataError(UsageError):
@@ -92,15 +92,15 @@ class CheckpointError(UsageError):
 
 
 class DeviceError(UsageError):
-    """A device, runtime or compile target is unknown or not at hand."""
+    """A device, runtime or compile target is unknown or not available."""
 
 
 class OutputError(UsageError):
-    """A place that the user named can't be written."""
+    """An output file or folder can't be written."""
 
 
 def choices(values: Iterable[object]) -> str:
-    """``a, b or c``: legal values as an error message names them."""
+    """Lists legal values for an error message: ``a, b or c``."""
     names = [str(value) for value in values]
     if len(names) < 2:
         return "".join(names)

@@ -1,6 +1,6 @@
-"""Checks values that users give, in files and on the command line, and names the legal ones.
+"""Checks values from files and from the command line; error messages name the legal values.
 
-A dataclass's field carries its rule, as in ``epochs: int = checked(30, whole(1))``; :func:`check_fields` tests all of them.
+A field of a dataclass carries its rule, as in ``epochs: int = checked(30, whole(1))``; :func:`check_fields` checks all fields.
 """
 
 from __future__ import annotations
@@ -25,73 +25,73 @@ _LARGEST = 1e6
 
 @dataclass(frozen=True)
 class Rule:
-    """Which values are legal.
+    """Defines which values are legal.
 
     Attributes:
-        accepts: whether a value is legal.
-        legal: the legal values in words, as they follow "it must be".
+        accepts: returns whether a value is legal.
+        legal: the legal values in words; they complete "it must be ...".
     """
 
     accepts: Callable[[Any], bool]
     legal: str
 
     def check(self, name: str, value: Any, error: type[GrowtasError] = ConfigError) -> None:
-        """Raises ``error`` where a value is not legal; the message names the field, the value and the legal ones."""
+        """Raises ``error`` if a value is not legal; the message names the field, the value and the legal values."""
         if not self.accepts(value):
             raise error(f"{name} is {value!r}; it must be {self.legal}")
 
     def or_null(self) -> Rule:
-        """What this rule accepts, and None."""
+        """Returns a rule that also accepts None."""
         return Rule(lambda value: value is None or self.accepts(value), f"{self.legal} or null")
 
 
 def whole(low: int, high: float = math.inf) -> Rule:
-    """Whole numbers from ``low`` to ``high``."""
+    """Accepts whole numbers from ``low`` to ``high``."""
     legal = f"a whole number from {low} to {high:,}" if high < math.inf else f"a whole number of {low} or more"
     return Rule(lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high, legal)
 
 
 def real(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
-    """Finite numbers from ``low`` to ``high``; ``above`` leaves out ``low`` itself."""
+    """Accepts finite numbers from ``low`` to ``high``; with ``above``, not ``low`` itself."""
     legal = f"a number above {low:g}" if above else f"a number of {low:g} or more"
     if high < math.inf:
         legal = f"{legal}, up to {high:g}" if above else f"a number from {low:g} to {high:g}"
 
     def accepts(value: Any) -> bool:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        # Not all whole numbers fit a float, and NaN is not below anything.
+        # A whole number may exceed the range of float; every comparison with NaN is false.
         return number and low <= value <= min(high, sys.float_info.max) and (value > low or not above)
 
     return Rule(accepts, legal)
 
 
 def one_of(*names: str) -> Rule:
-    """Some names."""
+    """Accepts one of some names."""
     return Rule(lambda value: value in names, choices(names))
 
 
 def text() -> Rule:
-    """Texts that are not empty."""
+    """Accepts a text that is not empty."""
     return Rule(lambda value: isinstance(value, str) and bool(value), "a text")
 
 
 def text_like(pattern: str, legal: str) -> Rule:
-    """Texts that a regular expression describes, and ``legal`` in words."""
+    """Accepts a text that matches a regular expression; ``legal`` describes it in words."""
     return Rule(lambda value: isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII) is not None, legal)
 
 
 def list_of(rule: Rule, legal: str, *, empty: bool = False) -> Rule:
-    """Lists whose items a rule accepts, and ``legal`` in words."""
+    """Accepts a list whose items a rule accepts; ``legal`` describes it in words."""
     return Rule(lambda value: isinstance(value, list | tuple) and (empty or bool(value)) and all(map(rule.accepts, value)), legal)
 
 
 def checked(default: _Value, rule: Rule) -> _Value:
-    """A dataclass field with a default and a rule for :func:`check_fields`."""
+    """Makes a dataclass field with a default and a rule for :func:`check_fields`."""
     return dataclasses.field(default=default, metadata={RULE: rule})
 
 
 def rule_of(owner: Any, name: str) -> Rule:
-    """The rule of a dataclass's field."""
+    """Returns the rule of a dataclass's field."""
     rule: Rule = owner.__dataclass_fields__[name].metadata[RULE]
     return rule
 
@@ -101,10 +101,10 @@ def check_fields(values: Any, source: str = "") -> None:
 
     Args:
         values: an instance of the dataclass.
-        source: what the message begins with, such as ``"method_options: "``.
+        source: beginning of the error message, such as ``"method_options: "``.
 
     Raises:
-        ConfigError: a value is not legal.
+        ConfigError: A value is not legal.
     """
     for field in dataclasses.fields(values):
         if RULE in field.metadata:
@@ -112,10 +112,10 @@ def check_fields(values: Any, source: str = "") -> None:
 
 
 def check_keys(data: Mapping[Any, Any], known: Iterable[str], source: str, error: type[GrowtasError] = ConfigError) -> None:
-    """Refuses a mapping with an unknown key.
+    """Raises if a mapping has an unknown key.
 
     Raises:
-        GrowtasError: of the class ``error``; the message names the key, and the nearest known one or all of them.
+        GrowtasError: Of the class ``error``; the message names the key, and the most similar known key or all of them.
     """
     names = list(known)
     for key in data:
@@ -125,18 +125,18 @@ def check_keys(data: Mapping[Any, Any], known: Iterable[str], source: str, error
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
-    """``did you mean epochs?`` where a known name is alike, else an empty text."""
+    """Returns ``did you mean epochs?`` if a known name is similar, or else an empty text."""
     near = difflib.get_close_matches(str(name), list(known), 1)
     return f"did you mean {near[0]}?" if near else ""
 
 
 def above_zero(name: str, value: Any, kind: type[_Number], error: type[GrowtasError]) -> _Number:
-    """The value as an ``int`` or a ``float``; NumPy's numbers are legal too.
+    """Converts a number above zero, also a NumPy number, to ``int`` or ``float``.
 
     Raises:
-        GrowtasError: of the class ``error``, where it is no number of this kind above zero.
+        GrowtasError: Of the class ``error``; the value is not a number of this kind above zero.
     """
-    if type(value) is kind and 0 < value < _LARGEST:  # what nearly all are; a search makes many subnets
+    if type(value) is kind and 0 < value < _LARGEST:  # fast path for nearly all values, since a search makes many subnets
         return value
     conversion = "__index__" if kind is int else "__float__"
     if isinstance(value, bool) or not hasattr(value, conversion) or not 0 < float(value) < _LARGEST:

@@ -1,4 +1,4 @@
-"""Writes files atomically, and reads the texts and the JSON that people and growtas wrote."""
+"""Writes files atomically, and reads text and JSON files of users and of growtas."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from typing import Any
 from growtas.errors import CheckpointError, GrowtasError, OutputError, UsageError
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
-"""One slash: a ``Path`` of a URL has lost the other."""
+"""With one slash, because ``Path`` removes the second slash of a URL."""
 
 
 def refuse_url(name: object, error: type[GrowtasError]) -> None:
-    """Raises ``error`` where a name that must be a file or folder is a URL, such as ``https://...`` or ``s3://...``."""
+    """Raises ``error`` if the name of a file or folder is a URL, such as ``https://...`` or ``s3://...``."""
     if _URL.match(str(name)):
         raise error(f"{name}: this is a URL, and only local files are read; download it and name the file or folder")
 
 
 def ensure_writable(folder: str | Path) -> Path:
-    """Create a folder if need be, and make sure that files can be written in it.
+    """Creates a folder if necessary, and checks that files can be written in it.
 
     Raises:
-        OutputError: it can't be created or written; nothing is left behind.
+        OutputError: The folder can't be created or written; nothing is left behind.
     """
     path = Path(folder)
     try:
@@ -44,10 +44,10 @@ def ensure_writable(folder: str | Path) -> Path:
 
 
 def check_output_file(file: str | Path) -> None:
-    """Makes sure that an output file can be written, before the work that it is for; its folder is created if need be.
+    """Checks that an output file can be written, and creates its folder if necessary. Call it before the work.
 
     Raises:
-        OutputError: it can't.
+        OutputError: The file can't be written.
     """
     path = Path(file)
     ensure_writable(path.parent)
@@ -56,10 +56,10 @@ def check_output_file(file: str | Path) -> None:
 
 
 def check_output_folder(folder: str | Path) -> None:
-    """Makes sure that an output folder can be written, or can be created; nothing is created.
+    """Checks that an output folder can be written or created, and creates nothing.
 
     Raises:
-        OutputError: it can't.
+        OutputError: The folder can't be written or created.
     """
     path = Path(folder).absolute()
     nearest = next(place for place in (path, *path.parents) if place.exists())
@@ -70,15 +70,17 @@ def check_output_folder(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
-    """A temporary sibling of ``path`` to write to; it takes the place of ``path`` when the block ends without an error.
+    """Yields a temporary sibling of ``path`` to write to, which replaces ``path`` if the block ends without an error.
 
-    Works for a file, and for a folder; a folder that is there already is removed just before. On an error the sibling is removed.
+    This works for files and folders; an existing folder is removed just before the replacement. After an error, the sibling is
+    removed.
 
     Args:
-        sync: have the content on the disk first, so that a machine that loses power doesn't leave an empty file of that name.
+        path: the file or folder to replace.
+        sync: flush the content to the disk before the replacement, so that a power failure can't leave an empty file.
 
     Raises:
-        OutputError: the place can't be written.
+        OutputError: The file or folder can't be written.
     """
     path = Path(path)
     ensure_writable(path.parent)
@@ -114,16 +116,16 @@ def _remove(path: Path) -> None:
 
 
 def json_text(data: Any, indent: int | None = None) -> str:
-    """Data as JSON that every parser reads: a number that is not finite becomes null, since JSON has no word for it.
+    """Returns data as standard JSON; numbers that are not finite become null, because JSON can't represent them.
 
-    Bytes of file names that are not UTF-8 are written as JSON's escapes, which Python's parser gives back as the same name.
+    Bytes of file names that are not UTF-8 become JSON escapes, which Python's parser converts back to the same name.
     """
     text = json.dumps(finite_or_null(data), indent=indent, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def finite_or_null(value: Any) -> Any:
-    """JSON data with None in place of every number that is not finite."""
+    """Returns JSON data in which None replaces every number that is not finite."""
     if isinstance(value, dict):
         return {key: finite_or_null(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -132,19 +134,21 @@ def finite_or_null(value: Any) -> Any:
 
 
 def write_json(path: str | Path, data: Any, *, sync: bool = False) -> None:
-    """Write JSON atomically, indented, with a closing newline; ``sync`` as for :func:`replacing`, numbers as :func:`json_text`."""
+    """Writes JSON atomically, indented, with a final newline; see :func:`replacing` for ``sync`` and :func:`json_text`."""
     with replacing(path, sync=sync) as temporary:
         temporary.write_text(json_text(data, indent=2) + "\n", encoding="utf-8")
 
 
 def read_text(file: Path | Traversable, subject: str, error: type[GrowtasError] = CheckpointError) -> str:
-    """The text of a UTF-8 file. A byte order mark, which some editors write, is skipped.
+    """Reads a UTF-8 file. A byte order mark, which some editors write, is skipped.
 
     Args:
-        subject: what a message begins with, such as ``"runs/first/run.json: the run file"``.
+        file: the file.
+        subject: beginning of error messages, such as ``"runs/first/run.json: the run file"``.
+        error: class of the exception.
 
     Raises:
-        GrowtasError: of the class ``error``; the file is absent, unreadable, or in another encoding.
+        GrowtasError: Of the class ``error``; the file is missing, unreadable, or in another encoding.
     """
     try:
         data = file.read_bytes()
@@ -157,34 +161,38 @@ def read_text(file: Path | Traversable, subject: str, error: type[GrowtasError] 
 
 
 def parse_json(text: str, subject: str, error: type[GrowtasError] = CheckpointError) -> Any:
-    """What a JSON text says.
+    """Parses a JSON text.
 
     Raises:
-        GrowtasError: of the class ``error``; it is not JSON. The message begins with ``subject``.
+        GrowtasError: Of the class ``error``; the text is not JSON. The message begins with ``subject``.
     """
     try:
         return json.loads(text)
     except json.JSONDecodeError as problem:
         raise error(f"{subject} not JSON (line {problem.lineno}: {problem.msg})") from None
-    except (RecursionError, ValueError):  # lists within lists within lists, or a number of thousands of digits
-        raise error(f"{subject} not JSON that can be read") from None
+    except (RecursionError, ValueError):  # very deeply nested lists, or a number with thousands of digits
+        raise error(f"{subject} not JSON that Python can parse") from None
 
 
 def read_json(path: str | Path, what: str = "file") -> Any:
-    """Read JSON that growtas wrote.
+    """Reads a JSON file of growtas.
+
+    Args:
+        path: the file.
+        what: name of the file in error messages, such as ``"run file"``.
 
     Raises:
-        CheckpointError: absent, unreadable, or not JSON; the message calls it ``what``.
+        CheckpointError: The file is missing, unreadable, or not JSON.
     """
     subject = f"{path}: the {what}"
     return parse_json(read_text(Path(path), subject), f"{subject} is")
 
 
 def check_folder(folder: str | Path, error: type[GrowtasError] = UsageError) -> None:
-    """Makes sure that a folder, where there is one, can be listed: patterns match nothing in one that can't.
+    """Checks that an existing folder can be listed; in a folder that can't be listed, patterns silently match nothing.
 
     Raises:
-        GrowtasError: of the class ``error``; it can't.
+        GrowtasError: Of the class ``error``; the folder can't be listed.
     """
     try:
         with os.scandir(folder):
@@ -196,18 +204,18 @@ def check_folder(folder: str | Path, error: type[GrowtasError] = UsageError) -> 
 
 
 def append_json_line(path: str | Path, data: Any) -> None:
-    """Append one JSON object as a line; flushed, so that a killed process loses at most the line it was writing."""
+    """Appends a JSON object as a line and flushes it, so that a killed process loses at most its last line."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json_text(data) + "\n")
 
 
 def drop_torn_line(path: str | Path) -> None:
-    """Cut off what follows the last newline of a JSON-lines file, so that the next line does not continue half of one.
+    """Removes an incomplete last line of a JSON-lines file, so that the next line is not appended to it.
 
-    A whole line that only lacks its newline is kept; a file that does not exist stays so.
+    A complete last line without a newline gets its newline. A missing file is not created.
 
     Raises:
-        OutputError: the file can't be written.
+        OutputError: The file can't be written.
     """
     try:
         with open(path, "r+b") as file:
@@ -227,7 +235,7 @@ def drop_torn_line(path: str | Path) -> None:
 
 
 def read_json_lines(path: str | Path) -> list[Any]:
-    """All whole lines of a JSON-lines file, an empty list where there is none; a torn last line is left out."""
+    """Reads all complete lines of a JSON-lines file and skips an incomplete last line; a missing file has no lines."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
@@ -245,6 +253,6 @@ def read_json_lines(path: str | Path) -> list[Any]:
 
 
 def sha256(path: str | Path) -> str:
-    """Hex SHA-256 of a file."""
+    """Returns the SHA-256 hash of a file in hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

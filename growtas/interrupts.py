@@ -1,4 +1,4 @@
-"""Answers Ctrl-C and SIGTERM: long work ends where nothing is lost, and a second request ends it at once."""
+"""Handles Ctrl-C and SIGTERM: the first request stops long work at a safe point, and the second one stops it at once."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from typing import Any, ClassVar, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SAME_REQUEST_S, _SAME_REQUEST_UNDER_TORCHRUN_S = 0.3, 2.0
-"""A signal that follows another one so soon is the same request: `timeout` and batch systems signal a process and then its whole
-group, and torchrun passes on what the terminal has sent to everyone already."""
+"""Seconds within which two signals count as one request: `timeout` and batch systems signal a process and then its whole group,
+and torchrun forwards a signal that the terminal has already sent to all processes."""
 STOPPED = 128 + signal.SIGINT
-"""Exit code of a command that was stopped; :func:`exit_code` corrects it after SIGTERM."""
+"""Exit code of a stopped command; :func:`exit_code` corrects it after SIGTERM."""
 
 
 class Interrupts:
-    """Handles Ctrl-C and SIGTERM until it is left; a context manager.
+    """Handles Ctrl-C and SIGTERM inside its block; a context manager.
 
-    The first request raises KeyboardInterrupt where the main thread is. Inside :meth:`held` it is only noted: whoever holds looks
-    at :attr:`requested` as soon as nothing would be lost. A second request always raises.
+    The first request raises KeyboardInterrupt in the main thread. Inside :meth:`held` it only sets :attr:`requested`, which the
+    work checks where it can stop without losses. A second request always raises.
 
-    Outside of the main thread there are no signals to handle. A forked child leaves them to its parent.
+    Other threads receive no signals. A forked child ignores them and leaves them to its parent.
 
     Attributes:
-        number: the signal of this process's newest request, whoever handled it.
-        requested: whether somebody asked to stop.
-        at_once: whether this process was asked twice.
+        number: the signal of the newest request to this process, regardless of the instance that handled it.
+        requested: whether a stop was requested.
+        at_once: whether a stop was requested twice from this process.
     """
 
     number: ClassVar[int] = signal.SIGINT
     _heard: ClassVar[float] = -math.inf
-    """When the newest signal came."""
+    """Time of the newest signal."""
 
     def __init__(self) -> None:
         self.requested = self.at_once = self._asked = False
@@ -49,21 +49,21 @@ class Interrupts:
         Interrupts.number = signal.SIGINT
         if threading.current_thread() is threading.main_thread():
             if not isinstance(getattr(signal.getsignal(signal.SIGINT), "__self__", None), Interrupts):
-                Interrupts._heard = -math.inf  # what stopped earlier work of this process is no request to this one
+                Interrupts._heard = -math.inf  # a signal to earlier work of this process is not a request to this work
             self._previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
             self._hook, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
-            if signal.getsignal(number) == self._on_signal:  # else somebody else's, such as a server's, which is to stay
+            if signal.getsignal(number) == self._on_signal:  # a handler that was set later, such as a server's, stays
                 signal.signal(number, handler)
         if self._previous:
             sys.unraisablehook = self._hook
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """What runs inside is not interrupted by a first request."""
+        """Keeps a first request from interrupting the block."""
         self._holds += 1
         try:
             yield
@@ -71,28 +71,28 @@ class Interrupts:
             self._holds -= 1
 
     def request(self, number: int = signal.SIGINT) -> None:
-        """Ask to stop, as signal ``number`` does.
+        """Requests a stop, as signal ``number`` does.
 
         Raises:
-            KeyboardInterrupt: nobody holds, or it is the second time.
+            KeyboardInterrupt: The work is not inside :meth:`held`, or this is the second request.
         """
-        said, self.at_once = self.requested, self._asked
+        already_requested, self.at_once = self.requested, self._asked
         self.requested = self._asked = True
         Interrupts.number = number
         if self.at_once or not self._holds:
             raise KeyboardInterrupt
-        if not said:
+        if not already_requested:
             self.on_request()
 
     def agree(self, number: int) -> None:
-        """Take over a request that another process got; that this one gets it too, a moment later, is no second request."""
+        """Adopts another process's request. If this process gets the same signal soon after, that is not a second request."""
         Interrupts.number, Interrupts._heard = number, time.monotonic()
         if not self.requested:
             self.requested = True
             self.on_request()
 
     def on_request(self) -> None:
-        """Called when the work goes on for a moment after the first request."""
+        """Called if the work continues for a while after the first request."""
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now, under_torchrun = time.monotonic(), "TORCHELASTIC_RUN_ID" in os.environ
@@ -102,9 +102,9 @@ class Interrupts:
             self.request(number)
 
     def _on_unraisable(self, lost: sys.UnraisableHookArgs) -> None:
-        """Sends a signal again that was lost, because it came inside a callback of Python's own, as there are during imports.
+        """Repeats a signal that was lost because it arrived inside an internal callback of Python, as there are during imports.
 
-        Python would print a traceback there, and go on as if nothing had been pressed.
+        Python would print a traceback there and continue.
         """
         if not issubclass(lost.exc_type, KeyboardInterrupt):
             self._hook(lost)
@@ -114,12 +114,12 @@ class Interrupts:
 
 
 def exit_code() -> int:
-    """The exit code of a command that was stopped: 128 and the signal's number, so 130 after Ctrl-C and 143 after SIGTERM."""
+    """Returns the exit code of a stopped command: 128 plus the signal's number, so 130 after Ctrl-C and 143 after SIGTERM."""
     return 128 + Interrupts.number
 
 
 def end_at_signals() -> None:
-    """From now on a signal ends the process as it is, without a traceback: its work is over."""
+    """Lets signals end the process without a traceback from now on, because its work is done."""
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)

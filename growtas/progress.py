@@ -1,6 +1,6 @@
-"""Progress of long work: one class that every function of :mod:`growtas.api` takes as ``progress``.
+"""Progress of long work: a class for the parameter ``progress`` of the functions in :mod:`growtas.api`.
 
-The commands draw bars and tables from it, a notebook can print lines, and the default shows nothing.
+The commands show bars and tables with it, a notebook can print lines, and the default shows nothing.
 """
 
 from __future__ import annotations
@@ -12,38 +12,41 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Receives what long work reports. This class ignores everything: override the methods that you want to see.
+    """Receives the reports of long work. This class ignores all of them; a subclass overrides methods to show them.
 
-    A method may raise ``KeyboardInterrupt`` to stop the work; whatever was done until then is kept as after Ctrl-C.
+    A method may raise ``KeyboardInterrupt`` to stop the work; the results so far are kept as after Ctrl-C.
     """
 
     def stage(self, name: str, total: int | None = None) -> None:
-        """A part of the work begins.
+        """Called when a part of the work begins.
 
         Args:
-            name: what is being done, such as ``"exporting ONNX"``.
-            total: how many units it has (steps, images, samples ...); None where that is not known.
+            name: the work of this stage, such as ``"exporting ONNX"``.
+            total: number of units (steps, images, samples ...); None if it is unknown.
         """
 
     def advance(self, count: int = 1) -> None:
-        """``count`` more units of the current stage are done."""
+        """Called when ``count`` more units of the current stage are done."""
 
     def note(self, text: str) -> None:
-        """Something that the user should know: one sentence, such as which images stand in for absent ones."""
+        """Called with a sentence that the user should read, such as which run is used by default."""
 
     def event(self, event: object) -> None:
-        """A result on the way, as a value of a class of its own, such as :class:`growtas.train.events.EpochDone`."""
+        """Called with an intermediate result, such as a :class:`growtas.train.events.EpochDone`."""
 
 
 SILENT = Progress()
-"""Shows nothing."""
+"""A progress that shows nothing."""
 
 
 def tracked(items: Iterable[Item], name: str, progress: Progress = SILENT, total: int | None = None) -> Iterator[Item]:
-    """The items one by one, as a stage of their own that advances with each.
+    """Yields items as a stage of their own, which advances with each item.
 
     Args:
-        total: how many there are, where the items don't know their number.
+        items: the items.
+        name: name of the stage.
+        progress: receives the stage.
+        total: number of items; by default their length, if they have one.
     """
     progress.stage(name, len(items) if total is None and isinstance(items, Sized) else total)
     for item in items:

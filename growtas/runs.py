@@ -1,19 +1,19 @@
-"""Run folders: what a training leaves behind, and how the later steps find it.
+"""Run folders: the files of a training and of the later steps.
 
 ::
 
     runs/20260101-120000-micro/
-        run.json                state, space, recipe, data (with preprocessing and class names), versions
-        data.json               what the data set holds, and what is odd about it
-        split.json              indices of the training images set aside for the search
-        metrics.jsonl           one line an epoch
-        recipe.yaml             the whole recipe, as --config reads it
-        init.safetensors        weights that the training started from, where it did
+        run.json                state, space, recipe, data set, preprocessing, class names, test accuracies, versions
+        data.json               report on the data set: sizes, classes and warnings
+        split.json              indices of the training images held out for the search
+        metrics.jsonl           one JSON object per epoch
+        recipe.yaml             the complete recipe, as a file for --config
+        init.safetensors        initial weights, if the training started from some
         checkpoints/epoch-0010/ supernet.safetensors, trainer.safetensors, state.json; epoch-0010-batch-000200 within epoch 11
-        checkpoints/best-...    supernet.safetensors of the epoch with the highest mean accuracy of the three followed subnets
-        tensorboard/            event files, where they were asked for
+        checkpoints/best-...    supernet.safetensors of the epoch with the highest mean accuracy of the three evaluated subnets
+        tensorboard/            event files, with --tensorboard
         search/                 journal.jsonl, result.json, subnet.json, report.html, search.png (with matplotlib), front.json (of a
-                                front), DEVICE-timings.jsonl (of a --device at hand); replay/ has the same files of a --replay
+                                front), DEVICE-timings.jsonl (measured latencies); replay/ has the same files of a --replay
         export/                 model.safetensors, NAME.onnx, NAME.plan, each with its .json manifest
         bench/                  bench.json
 """
@@ -40,15 +40,15 @@ FORMAT = "growtas-run/1"
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands.
+    """The state of a run.
 
     Attributes:
-        name: ``finished``, ``imported``, ``interrupted``, ``failed``, ``training``, or ``stopped``: a training whose process is
-            gone without having said why.
-        process: of ``training``: ``alive``, or why that can't be told: ``elsewhere`` (another machine's), ``unknown`` (not
-            recorded, or the system doesn't say); None otherwise.
-        pid: the recorded process, where there is one.
-        host: the machine that it runs on.
+        name: ``finished``, ``imported``, ``interrupted``, ``failed``, ``training``, or ``stopped`` (a training whose process ended
+            without recording a reason).
+        process: for ``training``: ``alive``, ``elsewhere`` (on another machine), or ``unknown`` (not recorded, or the system
+            doesn't tell); None for other states.
+        pid: number of the recorded process; None if there is none.
+        host: name of the machine that the process runs on.
     """
 
     name: str
@@ -58,7 +58,7 @@ class RunState:
 
     @property
     def busy(self) -> bool:
-        """Whether another process than this one is known to train the run right now."""
+        """Whether another process is known to train the run now."""
         return self.process == "alive" and self.pid != os.getpid()
 
     def __str__(self) -> str:
@@ -68,9 +68,11 @@ class RunState:
 
 
 def run_state(info: Mapping[str, Any], written: float | None = None) -> RunState:
-    """Where a run stands, by the content of its ``run.json``, which was ``written`` so many seconds after 1970 where that is known.
+    """Determines the state of a run. For a training, it asks the system whether the process is alive.
 
-    Asks the system whether a training's process lives.
+    Args:
+        info: the content of ``run.json``.
+        written: time at which ``run.json`` was written, in seconds since 1970; None if it is unknown.
     """
     name, process = info.get("state"), info.get("process")
     if name != "training":
@@ -87,31 +89,31 @@ def run_state(info: Mapping[str, Any], written: float | None = None) -> RunState
 
 
 def this_process() -> dict[str, Any]:
-    """What ``run.json`` holds under ``process`` while this process trains the run."""
+    """Returns the ``process`` entry of ``run.json`` while this process trains the run."""
     return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
 def process_alive(process: Mapping[str, Any], written: float | None = None) -> bool | None:
-    """Whether a recorded process of this machine lives; None where that can't be told.
+    """Returns whether a recorded process of this machine is alive; None if that can't be determined.
 
-    A process number is used again after a while, in a restarted container at once. So a process that began well after the file
-    that names it was written is another one.
+    The system reuses process numbers after a while, in a restarted container at once. A process that started well after its number
+    was written is therefore another process.
 
     Args:
-        process: ``pid`` and ``host``, as :func:`this_process` gives them.
-        written: when that was written, in seconds since 1970, where known.
+        process: ``pid`` and ``host``, the result of :func:`this_process`.
+        written: time at which the record was written, in seconds since 1970; None if it is unknown.
     """
     pid = process["pid"]
-    if process["host"] != socket.gethostname() or os.name != "posix":  # elsewhere os.kill(pid, 0) is no question
+    if process["host"] != socket.gethostname() or os.name != "posix":  # on other systems os.kill(pid, 0) is not a query
         return None
-    if pid <= 0:  # these would mean groups of processes
+    if pid <= 0:  # os.kill() takes these for process groups
         return False
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass  # it is there, and somebody else's
+        pass  # it exists and belongs to another user
     status = _process_status(pid)
     if status is None:
         return True
@@ -120,15 +122,15 @@ def process_alive(process: Mapping[str, Any], written: float | None = None) -> b
 
 
 CLOCK_SLACK_S = 60.0
-"""How far the times of files and of processes may lie apart, in seconds."""
+"""Largest difference between the clocks of files and of processes, in seconds."""
 
 
 def _process_status(pid: int) -> tuple[str, float] | None:
-    """A process's state letter and when it began, in seconds since 1970; None where there is no Linux /proc."""
+    """Returns a process's state letter and its start in seconds since 1970; None without Linux's /proc."""
     try:
-        # The second field is the program's name in parentheses, which may hold anything, spaces and parentheses too.
+        # The second field is the program's name in parentheses, which may itself contain spaces and parentheses.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        # The clock, not /proc/uptime: some containers fake that file, but not the 20th field here.
+        # The clock is used because some containers fake /proc/uptime, but not the start time in the 20th field.
         boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         return fields[0], boot + int(fields[19]) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError):
@@ -146,7 +148,7 @@ class Run:
         """The content of ``run.json``.
 
         Raises:
-            CheckpointError: it is missing or not a run's.
+            CheckpointError: The file is missing, or does not belong to a run.
         """
         info = read_json(self.path / "run.json", "run file")
         if not isinstance(info, dict) or info.get("format") != FORMAT:
@@ -154,7 +156,7 @@ class Run:
         return info
 
     def update(self, **changes: Any) -> None:
-        """Change entries of ``run.json``, atomically."""
+        """Changes entries of ``run.json``, atomically."""
         write_json(self.path / "run.json", {**self.info, **changes})
 
     @property
@@ -163,19 +165,19 @@ class Run:
         return SearchSpace.from_dict(self.info["space"], source=str(self.path / "run.json"))
 
     def state(self) -> RunState:
-        """Where the run stands, as :func:`run_state` tells.
+        """Returns the state of the run; see :func:`run_state`.
 
         Raises:
-            CheckpointError: as :attr:`info`.
+            CheckpointError: See :attr:`info`.
         """
         return run_state(self.info, (self.path / "run.json").stat().st_mtime)
 
     @property
     def created(self) -> datetime.datetime:
-        """When the run was begun, with its time zone; the time of ``run.json``, or of its folder, where that doesn't say.
+        """Start of the run, with time zone; if ``run.json`` doesn't record it, the time of that file or of the folder.
 
         Raises:
-            CheckpointError: there is no ``run.json``.
+            CheckpointError: There is no ``run.json``.
         """
         file = self.path / "run.json"
         try:
@@ -189,9 +191,9 @@ class Run:
                 raise CheckpointError(f"{file}: the run file can't be read") from None
 
     def images(self, data: str | None = None, data_dir: str | Path | None = None) -> Mapping[str, Any] | None:
-        """The record of the images that are used where ``data`` and ``data_dir`` name others than the run's, or their new place.
+        """Returns the record of the data set to use: the run's, unless the arguments name another set or a new folder.
 
-        None where neither the run nor anybody names images.
+        Returns None if neither the run nor the arguments name a data set.
         """
         record = self.info.get("data") if data is None else {"name": data, "data_dir": None}
         if record is None or data_dir is None:
@@ -205,7 +207,7 @@ class Run:
 
     @property
     def best(self) -> Path | None:
-        """The folder of the best supernet so far, if an epoch was measured."""
+        """The folder of the best supernet so far; None if no epoch was evaluated."""
         return max((path.parent for path in self.path.glob("checkpoints/best-*/best.json")), default=None)
 
     @property
@@ -213,7 +215,7 @@ class Run:
         """The file of the newest supernet's weights.
 
         Raises:
-            CheckpointError: no checkpoint was written yet.
+            CheckpointError: The run has no checkpoint yet.
         """
         folders = self.checkpoints
         if not folders:
@@ -224,15 +226,16 @@ class Run:
 
 
 def create_run(root: Path, name: str | None, info: dict[str, Any]) -> Run:
-    """A new run folder with its ``run.json``.
+    """Creates a run folder with its ``run.json``.
 
     Args:
-        root: the folder that holds the runs.
-        name: the folder's name; by default the time and the space's name.
+        root: the folder in which the run's folder is created.
+        name: the run's name; by default date, time and the space's name.
+        info: the content of ``run.json``.
 
     Raises:
-        OutputError: the folder can't be written.
-        UsageError: see :func:`check_run_name`.
+        OutputError: The folder can't be written.
+        UsageError: See :func:`check_run_name`.
     """
     check_run_name(root, name)
     now = datetime.datetime.now()
@@ -247,15 +250,15 @@ def create_run(root: Path, name: str | None, info: dict[str, Any]) -> Run:
 
 
 def check_run_name(root: Path, name: str | None) -> None:
-    """Make sure that a name can be a new run's; None, for the default name, can.
+    """Checks that a name is legal for a new run; None stands for the default name.
 
     Raises:
-        UsageError: it is no plain folder name, or a run of that name exists.
+        UsageError: The name is not a plain folder name, or a run with that name exists.
     """
     if name is None:
         return
     if not name or Path(name).name != name or name.startswith("."):
-        raise UsageError(f"the run's name {name!r} must be a plain folder name")
+        raise UsageError(f"the run's name {name!r} must be a plain folder name, without slashes or a leading dot")
     if (path := root / name).exists():
         raise UsageError(
             f"{path}: a run of this name exists; choose another --name, or continue it with --resume {quote(str(path))}"
@@ -263,10 +266,10 @@ def check_run_name(root: Path, name: str | None) -> None:
 
 
 def find_run(given: str | Path | None, root: Path = RUNS) -> Run:
-    """The run that was named, or the newest in ``root``; one whose ``run.json`` can't be read is as old as that file.
+    """Returns the run in the folder ``given``, or the newest in ``root``; the age of an unreadable ``run.json`` is the file's.
 
     Raises:
-        UsageError: there is none.
+        UsageError: There is no such run.
     """
     if given is not None:
         if not (Path(given) / "run.json").is_file():
@@ -279,7 +282,7 @@ def find_run(given: str | Path | None, root: Path = RUNS) -> Run:
 
 
 def run_of(artifact: Path) -> Path | None:
-    """The run in whose export folder an artifact lies, named as the artifact's path names it where it does; None for others."""
+    """Returns the run whose export folder holds an artifact, by the artifact's own path if possible; None for other artifacts."""
     named, real = artifact.parent.parent, artifact.resolve().parent.parent
     if not (real / "run.json").is_file():
         return None
@@ -287,10 +290,10 @@ def run_of(artifact: Path) -> Path | None:
 
 
 def list_runs(root: Path = RUNS) -> list[Run]:
-    """All runs in a folder, newest first; those whose ``run.json`` is unreadable too.
+    """Lists all runs in a folder, newest first, including those with an unreadable ``run.json``.
 
     Raises:
-        UsageError: the folder does not exist, or can't be read.
+        UsageError: The folder does not exist, or can't be read.
     """
     if not root.is_dir():
         raise UsageError(f"{root}: no folder of runs here; make a run with `growtas train`, or name another folder")
@@ -300,14 +303,14 @@ def list_runs(root: Path = RUNS) -> list[Run]:
 
 
 def data_title(record: Mapping[str, Any] | None) -> str:
-    """What people call the data set that a run records: its name, or the path of a folder."""
+    """Returns the title of a recorded data set for messages: its name, or the path of a folder."""
     name = (record or {}).get("name")
     folder = record.get("data_dir") if record and name == "folder" else None
     return str(folder or name or "the run's data")
 
 
 def _may_be_run(folder: Path) -> bool:
-    """Whether a folder holds a run, or is closed to this user, who is told so where runs are listed."""
+    """Returns whether a folder is a run, or can't be read; unreadable folders are listed, so that the user notices them."""
     try:
         return (folder / "run.json").exists()
     except PermissionError:

@@ -1,6 +1,6 @@
-"""Draws subnets: uniformly, inside a subspace, or under limits; and the mutation and crossover of the evolution.
+"""Draws random subnets: uniformly, inside a subspace, or under limits; also the evolution's mutation and crossover.
 
-Every function takes a ``numpy.random.Generator``; none touches global random state.
+Every function takes a ``numpy.random.Generator`` and leaves the global random state alone.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
 Feasible = Callable[[SubnetBatch], NDArray[np.bool_]]
-"""Which subnets of a batch meet the limits. Must be monotone: a smaller subnet of a feasible one is feasible."""
+"""Returns which subnets of a batch meet the limits. It must be monotone: a subnet smaller than a feasible one is feasible."""
 
 _ROUND = 4096
 _REJECTION_ROUNDS = 16
 
 
 def sample_batch(space: SearchSpace, count: int, rng: Generator) -> SubnetBatch:
-    """``count`` subnets, each dimension drawn uniformly from its choices, as AutoFormer draws them.
+    """Draws ``count`` subnets, with each dimension uniformly from its choices, as AutoFormer does.
 
-    The depth is uniform too, so a shallow subnet is likelier than a uniform draw over all subnets would have it.
+    Since the depth is uniform too, a shallow subnet is more likely than in a uniform draw over all subnets.
     """
     pairs = np.array(list(product(space.embed_dim, space.depth)))
     return _sample_pairs(space, pairs[rng.integers(len(pairs), size=count)], rng)
 
 
 def _sample_pairs(space: SearchSpace, pairs: NDArray[np.int64], rng: Generator) -> SubnetBatch:
-    """Random blocks for given (embed_dim, depth) rows."""
+    """Draws random blocks for given rows of (embed_dim, depth)."""
     shape = (len(pairs), space.depth[-1])
     heads = rng.choice(np.array(space.num_heads), shape)
     ratios = rng.choice(np.array(space.mlp_ratio), shape)
@@ -46,29 +46,32 @@ def _sample_pairs(space: SearchSpace, pairs: NDArray[np.int64], rng: Generator) 
 
 
 def sample(space: SearchSpace, rng: Generator, subspace: Subspace | None = None) -> Subnet:
-    """One subnet, uniformly over the choices, from the whole space or from a subspace.
+    """Draws one subnet uniformly over the choices of the whole space or of a subspace.
 
     Raises:
-        ConfigError: the subspace is empty.
+        ConfigError: The subspace is empty.
     """
     return sample_batch(subspace.restrict(space) if subspace else space, 1, rng).subnet(0)
 
 
 def sample_feasible(space: SearchSpace, count: int, rng: Generator, feasible: Feasible) -> SubnetBatch:
-    """``count`` subnets that meet the limits.
+    """Draws ``count`` subnets that meet the limits.
 
-    Draws are uniform under the limits as long as rejection finds enough of them. Where legal subnets are rare, what is still
-    missing comes from rejected draws that are shrunk, one random choice at a time, until they are legal.
+    The draws are uniform under the limits if rejection sampling finds enough subnets. If feasible subnets are rare, the missing
+    ones are rejected draws that are shrunk, one random choice at a time, until they are feasible.
 
     Args:
+        space: the search space.
+        count: number of subnets.
+        rng: the random generator.
         feasible: a monotone predicate over a batch.
 
     Raises:
-        LimitError: not even a smallest subnet is legal.
+        LimitError: Not even a smallest subnet is feasible.
     """
     pairs = np.array(list(product(space.embed_dim, space.depth)))
-    # An (embed_dim, depth) whose smallest blocks are over a limit can never be accepted: leaving it out changes nothing
-    # in the distribution and everything in the acceptance rate.
+    # If even the smallest blocks of an (embed_dim, depth) pair exceed a limit, none of its subnets is feasible. Leaving such pairs
+    # out does not change the distribution, but raises the acceptance rate.
     floor = SubnetBatch.from_subnets(
         [Subnet(int(e), (space.num_heads[0],) * int(d), (space.mlp_ratio[0],) * int(d)) for e, d in pairs]
     )
@@ -93,7 +96,7 @@ def sample_feasible(space: SearchSpace, count: int, rng: Generator, feasible: Fe
 
 
 def _shrink(space: SearchSpace, batch: SubnetBatch, rng: Generator, feasible: Feasible) -> SubnetBatch:
-    """Lower random heads and ratios by one choice until every row is feasible; (embed_dim, depth) must allow it."""
+    """Lowers random heads and ratios by one choice until every row is feasible; its (embed_dim, depth) must allow that."""
     heads, ratios = batch.num_heads.copy(), batch.mlp_ratio.copy()
     head_choices, ratio_choices = np.array(space.num_heads), np.array(space.mlp_ratio)
     columns = heads.shape[1]
@@ -113,9 +116,9 @@ def _shrink(space: SearchSpace, batch: SubnetBatch, rng: Generator, feasible: Fe
 
 
 def mutate(space: SearchSpace, subnet: Subnet, rng: Generator, probability: float = 0.2) -> Subnet:
-    """Redraw each gene (depth, width, every block's heads and ratio) with a probability; added blocks are drawn anew.
+    """Draws each gene (depth, width, every block's heads and ratio) again with a probability; new blocks are drawn at random.
 
-    ``probability`` is the paper's 0.2 (Section 3.3).
+    The default ``probability`` is the paper's 0.2 (Section 3.3).
     """
     depth = int(rng.choice(space.depth)) if rng.random() < probability else subnet.depth
     embed_dim = int(rng.choice(space.embed_dim)) if rng.random() < probability else subnet.embed_dim
@@ -129,7 +132,7 @@ def mutate(space: SearchSpace, subnet: Subnet, rng: Generator, probability: floa
 
 
 def crossover(first: Subnet, second: Subnet, rng: Generator) -> Subnet:
-    """A child that takes its width, its depth and each block's heads and ratio from either parent with equal chance.
+    """Makes a child whose width, depth and each block's heads and ratio come from either parent with equal probability.
 
     A block that only the deeper parent has comes from that parent.
     """

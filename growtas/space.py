@@ -1,4 +1,4 @@
-"""Search spaces: which subnets there are, and the supernet that holds them all.
+"""Search spaces: the possible subnets, and the size of the supernet that contains them.
 
 The presets are AutoFormer's three spaces (the paper's Table 1) and ``micro``, which trains on two CPU cores in minutes.
 """
@@ -18,24 +18,29 @@ from growtas.files import read_text
 from growtas.subnet import Subnet
 
 _SIZE = re.compile(r"-([1-9]\d{0,5})px$")
-"""The end of a name that :meth:`SearchSpace.resized` gives."""
+"""The suffix that :meth:`SearchSpace.resized` appends to a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """The choices of each dimension, the supernet's bounds, and the images' geometry.
+    """The choices of each dimension, the supernet's bounds, and the size of the input.
 
-    A subnet is searched and sampled among the choices. It may lie outside them but inside the bounds (AutoFormer-T's published
-    subnet uses mlp_ratio 3.0): such a subnet runs, is costed and exported like any other.
+    Training and search draw subnets from the choices. A subnet outside the choices but inside the bounds is legal too
+    (AutoFormer-T's published subnet has mlp_ratio 3.0): it can be evaluated, costed and exported.
 
     Attributes:
-        name: what the space is called in runs and manifests.
-        embed_dim, num_heads, mlp_ratio, depth: the choices, ascending.
-        max_embed_dim, max_num_heads, max_mlp_ratio, max_depth: the supernet's size; by default the largest choice.
-        head_dim: channels of a head, whatever ``embed_dim`` is.
-        image_size, patch_size, in_chans: input geometry in pixels.
-        num_classes: outputs of the head.
-        max_relative_position: distance (patches) from which relative positions are clipped.
+        name: name of the space in runs and manifests.
+        embed_dim: choices of the embedding width in channels, ascending.
+        num_heads: choices of the number of attention heads per block, ascending.
+        mlp_ratio: choices of the MLP's hidden width divided by ``embed_dim``, ascending.
+        depth: choices of the number of blocks, ascending.
+        max_embed_dim, max_num_heads, max_mlp_ratio, max_depth: size of the supernet; by default the largest choices.
+        head_dim: channels of an attention head, independent of ``embed_dim``.
+        image_size: side of the input image in pixels.
+        patch_size: side of a patch in pixels, which must divide ``image_size``.
+        in_chans: channels of the input image: 1 (grey) or 3 (RGB).
+        num_classes: number of classes.
+        max_relative_position: distance in patches beyond which relative positions are clipped.
     """
 
     name: str
@@ -72,7 +77,7 @@ class SearchSpace:
 
     @property
     def grid_size(self) -> int:
-        """Patches along a side of the image."""
+        """Number of patches along a side of the image."""
         return self.image_size // self.patch_size
 
     @property
@@ -82,26 +87,26 @@ class SearchSpace:
 
     @property
     def size(self) -> int:
-        """How many subnets the choices make."""
+        """Number of subnets that the choices define."""
         per_block = len(self.num_heads) * len(self.mlp_ratio)
         return len(self.embed_dim) * sum(int(per_block**depth) for depth in self.depth)
 
     @property
     def smallest(self) -> Subnet:
-        """The subnet with the least of everything."""
+        """The subnet with the smallest choice in every dimension."""
         return self._uniform_subnet(0.0)
 
     @property
     def largest(self) -> Subnet:
-        """The subnet with the most of everything among the choices."""
+        """The subnet with the largest choice in every dimension."""
         return self._uniform_subnet(1.0)
 
     def middle(self) -> Subnet:
-        """A subnet with the middle choice in every dimension (the lower one of two)."""
+        """Returns the subnet with the middle choice in every dimension (the lower one of two)."""
         return self._uniform_subnet(0.5)
 
     def _uniform_subnet(self, place: float) -> Subnet:
-        """The subnet with the choice at a place, from 0 for the least to 1 for the most, in every dimension."""
+        """Returns the subnet with the choice at a place, from 0 (smallest) to 1 (largest), in every dimension."""
 
         def choice(values: tuple[Any, ...]) -> Any:
             return values[int(place * (len(values) - 1))]
@@ -110,13 +115,14 @@ class SearchSpace:
         return Subnet(choice(self.embed_dim), (choice(self.num_heads),) * depth, (choice(self.mlp_ratio),) * depth)
 
     def validate(self, subnet: Subnet, *, strict: bool = False) -> Subnet:
-        """Return the subnet if the space holds it.
+        """Returns the subnet if the space contains it.
 
         Args:
-            strict: ask for the choices; otherwise the supernet's bounds are enough.
+            subnet: the subnet.
+            strict: require values among the choices; otherwise the supernet's bounds are enough.
 
         Raises:
-            SubnetError: naming the field, the value and the legal values.
+            SubnetError: The space does not contain it; the message names the field, the value and the legal values.
         """
         checks: list[tuple[str, int | None, float]] = [("embed_dim", None, subnet.embed_dim), ("depth", None, subnet.depth)]
         checks += [("num_heads", i, value) for i, value in enumerate(subnet.num_heads)]
@@ -131,7 +137,7 @@ class SearchSpace:
         return subnet
 
     def holds(self, subnet: Subnet) -> bool:
-        """Whether every value of the subnet is one of the choices."""
+        """Returns whether every value of the subnet is one of the choices."""
         try:
             self.validate(subnet, strict=True)
         except SubnetError:
@@ -139,17 +145,18 @@ class SearchSpace:
         return True
 
     def replace(self, **changes: Any) -> SearchSpace:
-        """A copy with some fields changed, for example ``num_classes`` for a data set."""
+        """Returns a copy with some fields changed, for example ``num_classes`` for a data set."""
         return dataclasses.replace(self, **changes)
 
     def resized(self, image_size: int) -> SearchSpace:
-        """The space for images of another size, under a name that says so (``micro-112px``).
+        """Adapts the space to another image size; the name gets the size as a suffix (``micro-112px``).
 
-        The image is cut into as many patches a side as the space has, or the next higher number up to twice as many that divides it;
-        the distance from which relative positions are clipped grows with them. So costs stay or grow with the number of patches.
+        The number of patches per side stays the same, or becomes the next larger number, up to twice as many, that divides the
+        image size. ``patch_size`` follows from it, and ``max_relative_position`` grows in proportion. The costs stay the same or
+        grow with the number of patches.
 
         Raises:
-            SpaceError: no such number of patches divides the image; the message names sizes near it that can be cut.
+            SpaceError: No such number of patches divides the image size; the message names legal sizes near it.
         """
         if image_size == self.image_size:
             return self
@@ -159,9 +166,9 @@ class SearchSpace:
             above = next(size for size in range(image_size + 1, 2 * image_size + 2 * self.grid_size) if self._grid_for(size))
             near = choices(size for size in (below, above) if size is not None)
             raise SpaceError(
-                f"image_size is {image_size}, which {self.name} can't cut into {self.grid_size} to {2 * self.grid_size} equal patches a "
-                f"side; sizes near it that can be cut are {near}, and the YAML file of a space of your own may set image_size, "
-                f"patch_size and max_relative_position"
+                f"image_size is {image_size}, but {self.name} needs a size that can be divided into {self.grid_size} to "
+                f"{2 * self.grid_size} patches per side, such as {near}; a YAML file with a space of your own may set other values "
+                f"of image_size, patch_size and max_relative_position"
             )
         return self.replace(
             name=f"{without_size(self.name)}-{image_size}px",
@@ -175,17 +182,21 @@ class SearchSpace:
         return next((grid for grid in grids if image_size % grid == 0), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON and YAML form, read back by :meth:`from_dict`."""
+        """Returns the JSON and YAML form, which :meth:`from_dict` reads."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, source: str = "space") -> SearchSpace:
-        """Build a space from a mapping of its fields.
+        """Makes a space from a mapping of its fields.
 
-        A dimension is a list of choices, or ``{min: 192, max: 240, step: 24}`` as the paper's Table 1 writes them.
+        The choices of a dimension are a list, or a range such as ``{min: 192, max: 240, step: 24}``, as in the paper's Table 1.
+
+        Args:
+            data: the fields.
+            source: beginning of error messages.
 
         Raises:
-            SpaceError: an unknown key (with the nearest known one), a missing one, or a wrong value.
+            SpaceError: A key is unknown (the message names the most similar one) or missing, or a value is wrong.
         """
         if not isinstance(data, Mapping):
             raise SpaceError(f"{source}: a search space is a mapping with embed_dim, num_heads, mlp_ratio and depth")
@@ -212,7 +223,7 @@ def _choices(field: str, value: Any, kind: type) -> tuple[Any, ...]:
         raise SpaceError(f"{field} is {value!r}; it must be a list of choices, or a range with min, max and step")
     values = tuple(sorted(above_zero(field, item, kind, SpaceError) for item in value))
     if len(set(values)) != len(values):
-        raise SpaceError(f"{field} names a choice twice: {list(value)}")
+        raise SpaceError(f"{field} has the same choice twice: {list(value)}")
     return values
 
 
@@ -243,15 +254,15 @@ PRESETS: dict[str, SearchSpace] = {
 
 
 def without_size(name: str) -> str:
-    """The name of the space that a space was adapted from: ``micro`` for ``micro-112px``."""
+    """Returns the name of a space before :meth:`SearchSpace.resized`: ``micro`` for ``micro-112px``."""
     return _SIZE.sub("", name)
 
 
 def load_space(name: str | Path) -> SearchSpace:
-    """A preset by its name, also as it is adapted to another image size (``micro-112px``), or a space from a YAML file.
+    """Loads a preset by name, also one adapted to another image size (``micro-112px``), or a space from a YAML file.
 
     Raises:
-        SpaceError: neither; the message names the presets.
+        SpaceError: There is no such preset or file (the message names the presets), or the file's content is wrong.
     """
     preset = PRESETS.get(without_size(str(name)))
     if preset is not None:

@@ -14,15 +14,15 @@ from growtas.files import parse_json, read_text
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """One architecture: an embedding width for the whole network, heads and MLP ratio for each block.
+    """One architecture: an embedding width for the whole network, and heads and MLP ratio for each block.
 
-    Frozen and hashable, so that it can be an argument, a dictionary key and a line of a journal. Whether a space holds it
-    is the space's business (:meth:`growtas.space.SearchSpace.validate`).
+    A subnet is frozen and hashable, so that it can be an argument, a dictionary key and a line of a journal.
+    :meth:`growtas.space.SearchSpace.validate` checks whether a space contains it.
 
     Attributes:
         embed_dim: channels of the token embedding, the same in every block.
-        num_heads: attention heads of each block; its length is the depth.
-        mlp_ratio: hidden width of each block's MLP over ``embed_dim``.
+        num_heads: number of attention heads of each block; the length is the depth.
+        mlp_ratio: hidden width of each block's MLP divided by ``embed_dim``.
     """
 
     embed_dim: int
@@ -35,8 +35,8 @@ class Subnet:
         object.__setattr__(self, "mlp_ratio", tuple(above_zero("mlp_ratio", r, float, SubnetError) for r in self.mlp_ratio))
         if not self.num_heads or len(self.num_heads) != len(self.mlp_ratio):
             raise SubnetError(
-                f"a subnet has as many num_heads as mlp_ratio entries, one a block and at least one; "
-                f"got {len(self.num_heads)} and {len(self.mlp_ratio)}"
+                f"num_heads and mlp_ratio must have one entry for each block, and at least one; "
+                f"they have {len(self.num_heads)} and {len(self.mlp_ratio)} entries"
             )
 
     @property
@@ -45,11 +45,11 @@ class Subnet:
         return len(self.num_heads)
 
     def hidden_dim(self, block: int) -> int:
-        """Rows of ``fc1`` in a block: ``int(embed_dim * mlp_ratio)``, as AutoFormer rounds."""
+        """Returns the hidden width of a block's MLP: ``int(embed_dim * mlp_ratio)``, rounded as in AutoFormer."""
         return int(self.embed_dim * self.mlp_ratio[block])
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form: ``depth``, ``embed_dim`` and the ``num_heads`` and ``mlp_ratio`` lists."""
+        """Returns the JSON form: ``depth``, ``embed_dim``, and the lists ``num_heads`` and ``mlp_ratio``."""
         return {
             "depth": self.depth,
             "embed_dim": self.embed_dim,
@@ -59,10 +59,10 @@ class Subnet:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, source: str = "subnet") -> Subnet:
-        """The inverse of :meth:`to_dict`; other keys (costs, accuracy) are left alone.
+        """Reads the form of :meth:`to_dict`; other keys (costs, accuracy) are ignored.
 
         Raises:
-            SubnetError: a missing key, a wrong type, or a ``depth`` that isn't the lists' length.
+            SubnetError: A key is missing, a type is wrong, or ``depth`` is not the length of the lists.
         """
         if not isinstance(data, Mapping):
             raise SubnetError(f"{source}: a subnet is a JSON object with embed_dim, num_heads and mlp_ratio")
@@ -71,7 +71,7 @@ class Subnet:
             raise SubnetError(f"{source}: {missing[0]} is missing; a subnet has depth, embed_dim, num_heads and mlp_ratio")
         for key in ("num_heads", "mlp_ratio"):
             if not isinstance(data[key], list | tuple):
-                raise SubnetError(f"{source}: {key} is {data[key]!r}; it must be a list with one entry a block")
+                raise SubnetError(f"{source}: {key} is {data[key]!r}; it must be a list with one entry for each block")
         try:
             subnet = cls(data["embed_dim"], tuple(data["num_heads"]), tuple(data["mlp_ratio"]))
         except SubnetError as error:
@@ -82,10 +82,10 @@ class Subnet:
 
     @classmethod
     def load(cls, path: str | Path) -> Subnet:
-        """Read a subnet file.
+        """Reads a subnet file: JSON with the fields of a subnet, either at the top level or under ``subnet``.
 
         Raises:
-            SubnetError: the file is absent, is not JSON, or holds no subnet.
+            SubnetError: The file is missing, is not JSON, or does not contain a subnet.
         """
         data = parse_json(read_text(Path(path), f"{path}: the subnet file", SubnetError), f"{path}:", SubnetError)
         if isinstance(data, Mapping) and isinstance(data.get("subnet"), Mapping):

@@ -1,6 +1,6 @@
-"""Quantities with units, as people type them: ``6M``, ``1.3G``, ``5ms``, ``300us``, ``20MB``.
+"""Quantities with units in command-line options: ``6M``, ``1.3G``, ``5ms``, ``300us``, ``20MB``.
 
-A plain number is a count or an amount of bytes. As a time it is refused: ``--max-latency 5`` could mean seconds or milliseconds.
+A plain number is a count or a number of bytes. A time needs a unit, because ``--max-latency 5`` could mean seconds or milliseconds.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([^\d\s]*)\
 _COUNT = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 _BYTES = {"": 1.0, "B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 _TIME_MS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "µs": 1e-3}
-# Unicode has the micro sign twice; keyboards give either.
+# Unicode has two micro signs, and keyboards produce either of them.
 _MICRO_SIGN, _GREEK_MU = "\u00b5", "\u03bc"
 _EXACT_DIGITS = 12
 
 
 class TypedInt(int):
-    """A count or an amount of bytes, and the ``text`` that it was typed as."""
+    """A count or a number of bytes, with its original ``text``."""
 
     text: str
 
 
 class TypedFloat(float):
-    """A number of milliseconds, and the ``text`` that it was typed as."""
+    """A number of milliseconds, with its original ``text``."""
 
     text: str
 
@@ -43,7 +43,9 @@ def _parse(text: str, units: Mapping[str, float], what: str, example: str, *, ei
         unit = unit.upper()
     if unit not in units:
         if not unit:
-            raise UnitError(f"{what} {text!r} has no unit, and a bare number could mean any of {legal}; write {example}")
+            raise UnitError(
+                f"{what} {text!r} has no unit, but a number without a unit is ambiguous; legal units are {legal}, as in {example}"
+            )
         raise UnitError(f"{what} {text!r} has the unit {match[2]!r}; legal are {legal}, as in {example}")
     value = number * units[unit]
     if not math.isfinite(value) or value <= 0:
@@ -60,28 +62,28 @@ def _parse_whole(text: str, units: Mapping[str, float], what: str, example: str,
 
 
 def parse_count(text: str, what: str = "count", example: str = "6M") -> TypedInt:
-    """A count of parameters or MACs: ``6M`` -> 6_000_000. Units K, M, G (or B), T, in either case, or none.
+    """Parses a number of parameters or MACs: ``6M`` -> 6_000_000. Units: K, M, G (or B), T, in upper or lower case, or none.
 
     Raises:
-        UnitError: an unknown unit, or a value that is not above zero.
+        UnitError: The unit is unknown, or the value is below one.
     """
     return _parse_whole(text, _COUNT, what, example, either_case=True)
 
 
 def parse_bytes(text: str, what: str = "size", example: str = "20MB") -> TypedInt:
-    """An amount of memory in bytes: ``20MB`` -> 20_000_000, ``1MiB`` -> 1_048_576, ``512`` -> 512.
+    """Parses a size in bytes: ``20MB`` -> 20_000_000, ``1MiB`` -> 1_048_576, ``512`` -> 512.
 
     Raises:
-        UnitError: an unknown unit, or a value below one byte.
+        UnitError: The unit is unknown, or the value is below one byte.
     """
     return _parse_whole(text, _BYTES, what, example)
 
 
 def parse_latency_ms(text: str, what: str = "latency", example: str = "5ms") -> TypedFloat:
-    """A latency in milliseconds: ``5ms`` -> 5.0, ``300us`` -> 0.3, ``1s`` -> 1000.0.
+    """Parses a latency to milliseconds: ``5ms`` -> 5.0, ``300us`` -> 0.3, ``1s`` -> 1000.0.
 
     Raises:
-        UnitError: no unit, an unknown unit, or a value that is not above zero.
+        UnitError: The unit is missing or unknown, or the value is not above zero.
     """
     value = TypedFloat(_parse(text, _TIME_MS, what, example))
     value.text = text.strip()
@@ -89,16 +91,17 @@ def parse_latency_ms(text: str, what: str = "latency", example: str = "5ms") -> 
 
 
 def format_limit(value: float, form: Callable[[float, int], str]) -> str:
-    """A limit as it was typed; one that was not typed, such as a number in a file, with all of its digits.
+    """Formats a limit with its original text; a number without one, such as from a file, with all of its digits.
 
     Args:
-        form: one of the functions below.
+        value: the limit.
+        form: the format of numbers without text: one of the functions below.
     """
     return value.text if isinstance(value, TypedInt | TypedFloat) else form(value, _EXACT_DIGITS)
 
 
 def format_count(value: float, digits: int = 3) -> str:
-    """``5867944`` -> ``5.87M``: three significant digits, units as :func:`parse_count` reads them."""
+    """Formats a count with three significant digits and the units of :func:`parse_count`: ``5867944`` -> ``5.87M``."""
     for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
         if abs(value) >= factor:
             return f"{_significant(value / factor, digits)}{unit}"
@@ -106,12 +109,12 @@ def format_count(value: float, digits: int = 3) -> str:
 
 
 def format_ms(value: float, digits: int = 3) -> str:
-    """Milliseconds with three significant digits and the unit: ``4.21 ms``, ``0.35 ms``."""
+    """Formats milliseconds with three significant digits: ``4.21 ms``, ``0.35 ms``."""
     return f"{_significant(value, digits)} ms"
 
 
 def format_bytes(value: float, digits: int = 3) -> str:
-    """Bytes in decimal units: ``22.7 MB``."""
+    """Formats bytes in decimal units: ``22.7 MB``."""
     for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(value) >= factor:
             return f"{_significant(value / factor, digits)} {unit}"
@@ -119,21 +122,21 @@ def format_bytes(value: float, digits: int = 3) -> str:
 
 
 def _significant(value: float, digits: int) -> str:
-    """Without an exponent, even where the digits before the point are more."""
+    """Rounds to significant digits, without an exponent even for large numbers."""
     return f"{value:.{digits}g}" if abs(value) < 10.0**digits - 0.5 else f"{value:.0f}"
 
 
 def standard_error(share: float, count: int) -> float:
-    """Standard error of a share that was counted on some images: sqrt(share * (1 - share) / count).
+    """Returns the standard error of an accuracy (0 to 1) on ``count`` images: sqrt(share * (1 - share) / count).
 
-    Where all or none were right that would be zero, as if nothing were uncertain; it is then 1 / (2 * (count + 1)), the half width
-    of Wilson's interval at one standard deviation.
+    For accuracies of 0 and 1, that formula gives zero, as if there were no uncertainty. The result is then 1 / (2 * (count + 1)),
+    half the width of Wilson's interval at one standard deviation.
     """
     return math.sqrt(share * (1 - share) / count) if 0 < share < 1 else 1 / (2 * (count + 1))
 
 
 def format_accuracy(share: float, count: int | None) -> str:
-    """An accuracy with its standard error on ``count`` images: ``87.3 ± 1.5 %``; without one where the number is not known."""
+    """Formats an accuracy with its standard error on ``count`` images: ``87.3 ± 1.5 %``; without the error if ``count`` is None."""
     if not count:
         return f"{100 * share:.2f} %"
     points = 100 * standard_error(share, count)

@@ -178,5 +178,5 @@ class FakePlanBuilder(PlanBuilder):
         if self.machine.gpu is None:
             return "a fake plan can't be executed"
         if self.machine.gpu not in targets:
-            return f"the GPU of this machine is {self.machine.gpu}, the plan is for {', '.join(targets)}"
+            return f"the GPU of this machine is {self.machine.gpu}, but the plan is for {', '.join(targets)}"
         return None

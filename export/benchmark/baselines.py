@@ -1,4 +1,4 @@
-"""timm models as baselines: exported to ONNX as growtas exports its own, and kept in the cache for the next time."""
+"""timm models as baselines: exported to ONNX in the same way as growtas' networks, and cached."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ _TRACED_MAX_BATCH = 1 << 16
 
 
 def is_model(name: str) -> bool:
-    """Whether timm knows a model of this name, with or without a pretrained tag."""
+    """Whether timm has a model of this name, with or without a pretrained tag."""
     import timm
 
     return bool(timm.is_model(name))
 
 
 def check_name(name: str, option: str | None = None) -> str:
-    """The name, if timm has such a model.
+    """Returns the name, if timm has such a model.
 
     Args:
-        option: what the name was given to, where an artifact could have been given too.
+        option: the option with this value, if its value could also be an artifact; for the message.
 
     Raises:
-        UsageError: an unknown name; the message has the closest ones.
+        UsageError: the name is unknown; the message gives the most similar ones.
     """
     import timm
 
     if is_model(name):
         return name
     close = difflib.get_close_matches(name, timm.list_models(), n=3)
-    hint = f"; did you mean {' or '.join(close)}?" if close else "; timm.list_models() has the names"
+    hint = f"; did you mean {' or '.join(close)}?" if close else "; timm.list_models() lists the names"
     subject = f"{option} is {name!r}, which is neither an artifact nor a" if option else f"{TIMM}{name}: no"
     raise UsageError(f"{subject} model that timm knows{hint}")
 
 
 def create(name: str) -> nn.Module:
-    """A timm model with random weights, in eval mode: latency hangs on shapes alone, so nothing is downloaded.
+    """Makes a timm model with random weights, in eval mode. Nothing is downloaded, because latency depends only on shapes.
 
-    Every parameter gets noise: exporters merge equal tensors and drop zeros, which a trained model doesn't have.
+    Noise is added to every parameter, because exporters merge equal tensors and drop zeros, which a trained model doesn't have.
     """
     import timm
     import torch
@@ -64,26 +64,26 @@ def create(name: str) -> nn.Module:
 
 
 def image_shape(model: nn.Module) -> tuple[int, int, int]:
-    """Channels, height and width of the images that a timm model was made for."""
+    """Returns channels, height and width of a timm model's images."""
     configuration: Any = model.pretrained_cfg
     channels, height, width = configuration["input_size"]
     return int(channels), int(height), int(width)
 
 
 def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of one image in convolutions and matrix products, attention's included; as growtas counts its own."""
+    """Counts the multiply-accumulates of convolutions and matrix products (also in attention) for one image, as growtas does."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    # Only the written-out attention is made of products that the counter knows.
+    # The counter only knows the products of the MATH implementation of attention.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, *shape))
     return int(counter.get_total_flops()) // 2
 
 
 def exported(name: str, folder: Path) -> Artifact:
-    """The ONNX file of a timm model, and its manifest; exported unless the folder has it from these versions.
+    """Returns the ONNX file of a timm model with its manifest. It is exported unless the folder has it from the same versions.
 
     Raises:
         BuildError: the model can't be exported.
@@ -94,7 +94,7 @@ def exported(name: str, folder: Path) -> Artifact:
     made_by = versions()
     key = f"torch-{made_by['torch']}-timm-{made_by['timm']}-opset-{DEFAULT_OPSET}".replace("+", "-")
     path = folder / key / f"{name}.onnx"
-    with contextlib.suppress(CheckpointError):  # absent, or an export that was stopped half-way
+    with contextlib.suppress(CheckpointError):  # it is absent or incomplete
         return load_artifact(path)
     ensure_writable(path.parent)
     model = create(name)
@@ -103,7 +103,7 @@ def exported(name: str, folder: Path) -> Artifact:
 
 
 def describe(name: str, model: nn.Module) -> dict[str, Any]:
-    """What a manifest says of a timm model: its costs, its input and output."""
+    """Returns the content of a timm model's manifest: its costs, input and output."""
     import torch
 
     shape = image_shape(model)
@@ -120,7 +120,7 @@ def describe(name: str, model: nn.Module) -> dict[str, Any]:
 
 
 def _export(name: str, model: nn.Module, path: Path, opset: int) -> None:
-    """Write the graph: growtas' opset, dynamic batch and slimming."""
+    """Writes the graph with growtas' opset, dynamic batch and slimming."""
     import onnx
     import torch
 
@@ -139,7 +139,7 @@ def _export(name: str, model: nn.Module, path: Path, opset: int) -> None:
                 output_names=[OUTPUT],
                 verbose=False,
             )
-        except Exception as error:  # tracing, decomposing and translating each have their own exceptions
+        except Exception as error:  # the exceptions of tracing, decomposing and translating share no base class
             raise BuildError(f"{TIMM}{name}: the ONNX exporter failed ({' '.join(str(error).split())[:200]})") from error
     assert program is not None
     with replacing(path) as temporary:

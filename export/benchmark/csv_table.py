@@ -1,4 +1,4 @@
-"""A bench report as CSV: a line for each artifact and batch."""
+"""Writes a bench report as CSV, with one line per artifact and batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLUMNS = (
 
 
 def rows(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The values of :data:`COLUMNS`, and more, for each artifact and batch; what can't run here has one line, without numbers."""
+    """Yields the values of :data:`COLUMNS` for each artifact and batch. An artifact that can't run has one row without numbers."""
     for artifact in report["artifacts"]:
         memory = artifact["memory"] or {}
         common = {
@@ -40,10 +40,10 @@ def rows(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def write_csv(report: dict[str, Any], path: Path) -> None:
-    """Write :func:`rows`; what is unknown is empty, numbers have all their digits.
+    """Writes :func:`rows`. Unknown values are empty, and numbers are not rounded.
 
     Raises:
-        OutputError: the place can't be written.
+        OutputError: the file can't be written.
     """
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")

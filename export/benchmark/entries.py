@@ -1,4 +1,4 @@
-"""Subjects under measurement: loaded and run once, or set aside with the reason; and what the measuring gave so far."""
+"""Loads the subjects of a benchmark, runs each once, and collects their measurements, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ from growtas.progress import Progress
 
 @dataclass(kw_only=True)
 class BatchRuns:
-    """Runs of one subject at one batch size.
+    """The runs of one subject at one batch size.
 
     Attributes:
-        parts_timer: where the session tells host, transfer and device time apart.
-        io_bytes: inputs and outputs of a run.
-        samples: a list of milliseconds for each round that is done.
+        timer: runs the batch once and returns milliseconds.
+        parts_timer: returns host, transfer and device times; None if the session can't separate them.
+        io_bytes: size of a run's inputs and outputs in bytes.
+        samples: milliseconds of all runs, one list per finished round.
+        parts: the separate times of some runs.
+        power: energy of the runs.
     """
 
     timer: Timer
@@ -47,11 +50,12 @@ class Entry:
     """One subject under measurement.
 
     Attributes:
-        not_runnable_because: why nothing is measured; None where ``session`` is open.
-        failure: the error that says so; None where no error did, as for a plan of a GPU that isn't at hand.
-        input: the images that it is timed on.
-        runs: by batch.
-        weight_bytes: None where the roofline isn't asked for.
+        not_runnable_because: the reason why nothing is measured; None if ``session`` is open.
+        failure: the error with this reason; None if it was no error, such as a plan for a GPU that this machine lacks.
+        input: the images for the measurement.
+        runs: the runs by batch size.
+        weight_bytes: size of the weights; None without the roofline.
+        memory: load time and memory; see :func:`growtas.export.benchmark.memory.probe`.
     """
 
     subject: Subject
@@ -64,22 +68,22 @@ class Entry:
     memory: dict[str, Any] | None = None
 
     def set_aside(self, error: GrowtasError) -> None:
-        """Gives the reason why nothing is measured, and drops what was."""
+        """Records the reason why nothing is measured, and drops the runs so far."""
         self.not_runnable_because, self.failure, self.input = str(error), error, None
         self.runs.clear()
 
     @property
     def device(self) -> str:
-        """What the loaded session runs on."""
+        """The device of the loaded session."""
         assert self.session is not None
         return self.session.info.device
 
 
 def with_graphs(subjects: Sequence[Subject], stack: contextlib.ExitStack, progress: Progress) -> list[Entry]:
-    """Makes entries of the subjects: timm models are exported where a runtime needs their graph, and otherwise described.
+    """Makes an entry of each subject. A timm model is exported if its runtime needs the graph, and otherwise only described.
 
     Args:
-        stack: removes the exported files where there is no cache.
+        stack: removes the exported files at the end, if there is no cache.
     """
     graphs: dict[str, Artifact] = {}
     entries = [Entry(subject=subject) for subject in subjects]
@@ -104,36 +108,36 @@ def with_graphs(subjects: Sequence[Subject], stack: contextlib.ExitStack, progre
 
 
 def _check_plan(entry: Entry, batch: int) -> None:
-    """Sets a plan aside that is for another GPU than this machine's, and refuses one that was built for smaller batches."""
+    """Marks a plan for another GPU as not runnable, and refuses a plan that was built for smaller batches."""
     path, plan = entry.subject.path, (entry.subject.manifest or Manifest()).plan or PlanRecord()
     if path is None or path.suffix != PLAN.suffix:
         return
-    # Without a manifest nobody knows what it was built for: only trying tells.
+    # Without a manifest the plan's targets are unknown, so loading is tried.
     entry.not_runnable_because = library.why_not_here(plan.targets or (library.local_target() or "",))
     if entry.not_runnable_because is None and batch > (plan.max_batch or batch):
         raise ConfigError(f"{path}: built for batches up to {plan.max_batch}; --batch asks for {batch}")
 
 
 def load(entry: Entry, stack: contextlib.ExitStack, *, batches: Sequence[int], threads: int, device: str, weights: bool) -> None:
-    """Loads a subject, places its images, compiles and runs it once; an entry that can't is given the reason.
+    """Loads a subject, places its images, compiles it and runs it once. If that fails, the entry records the reason.
 
     Args:
-        stack: closes the session.
+        stack: closes the session at the end.
         batches, threads, device: as for :func:`growtas.export.benchmark.sessions.open_subject`.
-        weights: count the bytes of the weights, for the roofline.
+        weights: whether to count the bytes of the weights, for the roofline.
     """
     subject = entry.subject
     try:
         _check_plan(entry, max(batches))
         if entry.not_runnable_because is None:
-            # What fails after it was loaded is closed at once: the others are measured without it in memory.
+            # A session that fails after loading is closed at once, so that it takes no memory during the measurements.
             with contextlib.ExitStack() as opened:
                 session = opened.enter_context(open_subject(subject, threads=threads, device=device, batches=batches))
                 _place(entry, session, batches, weights)
                 stack.enter_context(opened.pop_all())
     except GrowtasError as error:
         entry.set_aside(error)
-    except (MemoryError, RuntimeError) as error:  # torch, OpenVINO and CUDA have no others
+    except (MemoryError, RuntimeError) as error:  # the only exceptions of torch, OpenVINO and CUDA
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         entry.set_aside(BuildError(f"{subject.label}: {subject.runtime} can't run it ({reason})"))
 
@@ -155,17 +159,17 @@ def _place(entry: Entry, session: Session, batches: Sequence[int], weights: bool
 
 
 def judge(entries: Sequence[Entry], baseline: Subject | None, added: str | None, progress: Progress) -> str | None:
-    """Notes what can't be measured, or refuses to measure where nothing is left that the user named.
+    """Tells the user what can't be measured, and fails if that is everything that the user named.
 
     Args:
-        added: the baseline's name, where it was not among those that the user named; alone, it is not worth measuring.
+        added: name of the baseline, if the user named it only as the baseline; it is not measured alone.
 
     Returns:
-        Why the baseline can't be measured; None where it can, and without one.
+        The reason why the baseline can't be measured; None if it can, or if there is none.
 
     Raises:
-        GrowtasError: the first error of an entry, where none of those that the user named can be measured. That this machine lacks
-            a device is none: such an entry is reported with what is known of it.
+        GrowtasError: the first error of an entry, if nothing that the user named can be measured. A missing device is not an error:
+            such an entry is reported without measurements.
     """
     missing = next((entry for entry in entries if baseline and entry.subject.label == baseline.label and not entry.session), None)
     named = [entry for entry in entries if entry.subject.name != added]

@@ -18,15 +18,16 @@ from growtas.runs import run_of
 
 
 def check_limit(search: Mapping[str, Any] | None, results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Compares the latency limit of the search with what was measured.
+    """Compares the latency limit of a search with measurements.
 
     Args:
         search: the manifest's ``search``.
-        results: measurements, as :meth:`growtas.export.benchmark.timing.Measurement.to_dict` gives them.
+        results: measurements from :meth:`growtas.export.benchmark.timing.Measurement.to_dict`.
 
     Returns:
-        None where the search had no latency limit. Otherwise ``limit_ms``, ``device``, ``promised`` (the search's latency with its
-        ``kind``), ``measured_ms`` and ``holds``; both None, with the reason, where these measurements can't tell.
+        None if the search had no latency limit. Otherwise ``limit_ms``, ``device``, ``promised`` (the search's latency with its
+        ``kind``), ``measured_ms`` and ``holds``. If the measurements don't include the conditions of the limit, the last two are
+        None and ``unchecked_because`` gives the reason.
     """
     limit_ms = ((search or {}).get("limits") or {}).get("max_latency_ms")
     if search is None or limit_ms is None:
@@ -34,7 +35,7 @@ def check_limit(search: Mapping[str, Any] | None, results: Sequence[Mapping[str,
     promised = search.get("latency") or {}
     percentile, batch = str(promised.get("percentile") or "p50"), int(promised.get("batch") or 1)
     label = search.get("device")
-    # Several targets of one device have names of their own.
+    # If a search has several targets on one device, each target has its own name.
     device = promised.get("device") or label
     answer = {"limit_ms": limit_ms, "device": label, "promised": promised or None, "measured_ms": None, "holds": None}
     result = next(
@@ -42,22 +43,22 @@ def check_limit(search: Mapping[str, Any] | None, results: Sequence[Mapping[str,
             result
             for result in results
             if (result["batch"], device_name(result["device"])) == (batch, device)
-            # A search that names no precision or runtime speaks of any.
+            # A search without a precision or runtime is valid for all of them.
             and all(promised.get(key) in (None, result[key]) for key in ("precision", "runtime"))
         ),
         None,
     )
     if result is None:
-        asked = f"{percentile}, batch {batch}, {promised.get('precision') or 'any precision'} on {device}"
-        return {**answer, "unchecked_because": f"the limit is for {asked}, which was not measured here"}
+        conditions = f"{percentile}, batch {batch}, {promised.get('precision') or 'any precision'} on {device}"
+        return {**answer, "unchecked_because": f"the limit is for {conditions}, which was not measured here"}
     measured = result.get(f"{percentile}_ms")
     return {**answer, "measured_ms": measured, "holds": measured is not None and measured <= limit_ms}
 
 
 def check_limits(path: Path, manifest: Manifest, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Compares the search's latency limits, one a device, each with what was measured on that device alone.
+    """Compares the search's latency limits, one per device, each with the measurements on that device.
 
-    A manifest knows the first device's; the others are in the subnet file that was exported, where it still lies in the run.
+    The limits of several devices are in the manifest, or for older manifests in the exported subnet file, if the run still has it.
     """
     run, search = run_of(path), manifest.search
     if search is None:
@@ -71,15 +72,15 @@ def check_limits(path: Path, manifest: Manifest, results: Sequence[Mapping[str, 
         }
         for latency in latencies or ()
     ]
-    limits = [check_limit(one, results) for one in searches or (search,)]
+    limits = [check_limit(limited, results) for limited in searches or (search,)]
     return [limit for limit in limits if limit is not None]
 
 
 def judge_limits(artifact: Artifact) -> list[dict[str, Any]]:
-    """Judges the search's latency limits on an artifact, as :func:`check_limits` does.
+    """Measures an artifact, and compares the search's latency limits by :func:`check_limits`.
 
-    It is timed for a second where a limit is for a device at hand and for a runtime and the precision of the artifact. What can't
-    be timed is not judged, and its ``unchecked_because`` says why.
+    The artifact is timed for a second for each limit on an available device, if runtime and precision match the artifact. For every
+    other limit ``unchecked_because`` gives the reason.
     """
     results, reasons = list[dict[str, Any]](), dict[str, dict[str, str]]()
     for limit in check_limits(artifact.path, artifact.manifest, results):
@@ -95,12 +96,12 @@ def judge_limits(artifact: Artifact) -> list[dict[str, Any]]:
 
 
 def _runtime_for(promised: Mapping[str, Any], artifact: Artifact) -> str | None:
-    """The runtime, as ``growtas bench`` calls it, in which an artifact is what a latency was promised of; None if it isn't."""
+    """The runtime for ``growtas bench`` in which an artifact matches a search's latency; None if it does not match."""
     runtime, plan = str(promised.get("runtime")), artifact.manifest.plan
-    if artifact.format is PROGRAM:  # a runtime of its own, which no search measures
+    if artifact.format is PROGRAM:  # no search measures the runtime of programs
         return None
     name = {"torch": "eager", "torch.compile": "compile"}.get(runtime, runtime)
-    # An ONNX file would have to be compiled for TensorRT first, and its plan answers for it.
+    # An ONNX file would first have to be compiled for TensorRT; the limit is checked with the plan instead.
     runtimes = (plan.runtime,) if plan else tuple(name for name in artifact.format.runtimes if name not in PLAN.runtimes)
     return name if name in runtimes and promised.get("precision") in (None, artifact.manifest.precision) else None
 
@@ -114,13 +115,13 @@ def _time(artifact: Artifact, batch: int, runtime: str, device: str) -> dict[str
 
 
 def _subnet_file(run: Path, manifest: Manifest, search: Mapping[str, Any]) -> dict[str, Any]:
-    """The searched subnet that a manifest is of, as it was written; empty where another search took its place."""
+    """The subnet file with the manifest's subnet and search; empty if the run has none, for example after another search."""
     expected = {**(manifest.subnet or {}), **search}
     for path in sorted(run.glob("search*/subnet.json")):
         try:
-            written = read_json(path, "subnet file")
+            document = read_json(path, "subnet file")
         except CheckpointError:
             continue
-        if isinstance(written, dict) and all(written.get(key) == value for key, value in expected.items()):
-            return dict(written)
+        if isinstance(document, dict) and all(document.get(key) == value for key, value in expected.items()):
+            return dict(document)
     return {}

@@ -1,7 +1,7 @@
-"""Loads one artifact in a fresh process, runs it a few times, and prints load time and peak memory as JSON.
+"""Loads one artifact in a new process, runs it a few times, and prints load time and peak memory as JSON.
 
-A process of its own, because memory that other artifacts and the measuring itself took can't be told apart within one.
-Run as ``python -m growtas.export.benchmark.memory ARTIFACT BATCH THREADS RUNTIME DEVICE``.
+It needs its own process, because within one process the artifact's memory can't be separated from that of other artifacts and of
+the benchmark. Run as ``python -m growtas.export.benchmark.memory ARTIFACT BATCH THREADS RUNTIME DEVICE``.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ _TIMEOUT_SECONDS = 300
 
 
 def probe(artifact: Path | str, *, batch: int, threads: int, runtime: str, device: str) -> dict[str, Any]:
-    """Load time and memory of an artifact, measured in a process of its own.
+    """Measures the load time and memory of an artifact in a new process.
 
     Args:
         artifact: a file, or ``timm:NAME`` for a timm model in PyTorch.
-        batch: images a run.
+        batch: images per run.
         threads: CPU threads.
-        runtime: of :data:`growtas.export.benchmark.subjects.RUNTIMES`.
+        runtime: one of :data:`growtas.export.benchmark.subjects.RUNTIMES`.
         device: ``cpu`` or ``cuda``.
 
     Returns:
-        ``kind``, which is ``measured``; ``load_ms`` once the runtime is imported; ``first_run_ms``, which holds the compilation of
-        what is compiled when it first runs (its cache is empty); ``rss_imported_bytes`` and, after a few runs,
-        ``peak_rss_bytes``; ``batch``.
+        ``kind`` (always ``measured``); ``load_ms``, without importing the runtime; ``first_run_ms``, with the compilation of
+        ``torch.compile`` (its cache is empty); ``rss_imported_bytes``, the peak memory after importing the runtime;
+        ``peak_rss_bytes``, the peak memory after a few runs; ``batch``.
 
     Raises:
         BuildError: the process failed.
     """
     command = [sys.executable, "-m", "growtas.export.benchmark.memory", *map(str, (artifact, batch, threads, runtime, device))]
     with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-        # What an earlier process compiled would make the first run look cheap.
+        # With the cache of an earlier process, the first run would not compile.
         cold = {"TORCHINDUCTOR_CACHE_DIR": folder} if runtime == "compile" else {}
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False, env={**os.environ, **cold}
             )
         except subprocess.TimeoutExpired:
-            raise BuildError(f"{artifact}: loading and running it took longer than {_TIMEOUT_SECONDS} s") from None
+            raise BuildError(f"{artifact}: loading and running took longer than {_TIMEOUT_SECONDS} s") from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise BuildError(f"{artifact}: it can't be loaded in a fresh process ({reason[:200]})")
+        raise BuildError(f"{artifact}: it can't be loaded in a new process ({reason[:200]})")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def _peak_rss() -> int:
-    # Not getrusage where there is /proc: Linux keeps a parent's peak across fork and exec there.
+    # On Linux getrusage is wrong: it includes the parent's peak before fork and exec. /proc does not.
     try:
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
@@ -69,7 +69,7 @@ def _peak_rss() -> int:
 
 
 def _import_runtime(runtime: str) -> None:
-    """Import what the runtime is made of, whose duration is not part of the load time."""
+    """Imports the runtime's package, so that the import is not part of the load time."""
     if runtime == "onnxruntime":
         import onnxruntime  # noqa: F401
     elif runtime == "openvino":

@@ -1,4 +1,4 @@
-"""A machine's own peaks, measured beside the artifacts: matrix product and memory copy; and an artifact's share of them."""
+"""Measures a machine's peaks (matrix product and memory copy) together with the artifacts, and an artifact's share of them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from growtas.export.formats import ONNX, TORCH, format_of, side_files
 from growtas.export.graph.contents import read_graph
 
 GEMM_SIZE = 1536
-"""Rows of the square matrices (four times as many on a GPU)."""
+"""Number of rows of the square matrices; four times as many on a GPU."""
 COPY_BYTES = 128 << 20
-"""Bytes that are read, and again written, in a copy: more than caches hold."""
+"""Number of bytes that a copy reads and writes, which is more than caches hold."""
 _CUDA_SCALE = 4
 _REPEATS = 3
 
 
 class PeakMeter:
-    """Measures float32 matrix products and copies on one device, a little each round; the best round counts as the peak.
+    """Measures float32 matrix products and copies on one device, a few in each round. The best round counts as the peak.
 
     Args:
-        device: ``cpu``, or what a session calls its GPU.
+        device: ``cpu``, or the GPU's name in a session's ``info``.
         threads: CPU threads; ignored on a GPU.
     """
 
@@ -41,7 +41,7 @@ class PeakMeter:
         self.copy_bytes_per_s: list[float] = []
 
     def measure(self) -> None:
-        """One round: the best of a few products, and of a few copies."""
+        """Measures one round: the best of a few products, and the best of a few copies."""
         import torch
 
         before = torch.get_num_threads()
@@ -70,7 +70,12 @@ class PeakMeter:
         return best
 
     def report(self) -> dict[str, Any] | None:
-        """The peaks as JSON data; None before the first round."""
+        """Returns the peaks as JSON data; None before the first round.
+
+        ``kind`` (always ``measured``), ``device``, ``threads``, ``precision`` (always ``fp32``), ``gemm_size`` (rows of the
+        matrices), ``gemm_flops_per_s`` and ``copy_bytes_per_s`` (of the best round; a copied byte counts twice), and both of all
+        rounds in ``gemm_flops_per_s_of_rounds`` and ``copy_bytes_per_s_of_rounds``.
+        """
         if not self.gemm_flops_per_s:
             return None
         return {
@@ -87,20 +92,20 @@ class PeakMeter:
 
 
 def roofline(peaks: dict[str, Any], *, macs: int, weight_bytes: int, io_bytes: int, batch: int, ms: float) -> dict[str, Any]:
-    """What share of a machine's peaks a run reached.
+    """Computes the shares of a machine's peaks that a run reached.
 
     Args:
-        peaks: of :meth:`PeakMeter.report`.
-        macs: of one image; two operations each.
-        weight_bytes: read once a run, however many images it has.
-        io_bytes: inputs and outputs of the whole run. Intermediate tensors are not counted, so the share of the bandwidth is
-            a lower bound; weights that stay in a cache can take it above one.
-        batch: images a run.
-        ms: the run's median.
+        peaks: the result of :meth:`PeakMeter.report`.
+        macs: multiply-accumulates for one image; each counts as two operations.
+        weight_bytes: size of the weights, which are read once per run.
+        io_bytes: size of the inputs and outputs of the whole run. Intermediate tensors are not counted, so the share of the
+            bandwidth is a lower bound; it can exceed one if the weights stay in a cache.
+        batch: images per run.
+        ms: median of the run in milliseconds.
 
     Returns:
-        ``flops``, ``bytes``, ``flops_per_byte``, ``gemm_share``, ``bandwidth_share``, and ``nearer_to``: the peak, ``gemm`` or
-        ``bandwidth``, of which the larger share is used.
+        ``flops`` and ``bytes`` of a run, ``flops_per_byte``, the shares of the peaks ``gemm_share`` and ``bandwidth_share``, and
+        ``nearer_to``: the peak with the larger share, ``gemm`` or ``bandwidth``.
     """
     flops, moved, seconds = 2 * macs * batch, weight_bytes + io_bytes, ms / 1e3
     gemm, bandwidth = flops / seconds / peaks["gemm_flops_per_s"], moved / seconds / peaks["copy_bytes_per_s"]
@@ -115,7 +120,8 @@ def roofline(peaks: dict[str, Any], *, macs: int, weight_bytes: int, io_bytes: i
 
 
 def weight_bytes(path: Path) -> int:
-    """Bytes of an artifact's weights: tensors of a safetensors or ONNX file, an IR's ``.bin``, otherwise the whole file."""
+    """Returns the size of an artifact's weights in bytes: the tensors of a safetensors or ONNX file, the ``.bin`` of an IR, and
+    otherwise the whole file."""
     if format_of(path) in (TORCH, ONNX):
         return sum(read_graph(path)["bytes_by_type"].values())
     weights = next((file for file in side_files(path) if file.is_file()), path)

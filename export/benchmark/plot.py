@@ -1,4 +1,4 @@
-"""A bench report as a picture: latencies as bars with their spread over the rounds, and throughput over batch."""
+"""Draws a bench report: latencies as bars with their range over the rounds, and throughput against batch size."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from growtas.files import replacing
 
 
 def require_matplotlib() -> None:
-    """Refuse to draw without matplotlib, before anything is measured.
+    """Checks before the measurement that matplotlib is installed.
 
     Raises:
-        MissingExtra: it is not installed.
+        MissingExtra: matplotlib is not installed.
     """
     if not is_installed("matplotlib"):
         raise MissingExtra("matplotlib", "watch", "drawing a picture")
 
 
 def draw_png(report: dict[str, Any], path: Path) -> None:
-    """Draw what was measured; a file at ``path`` is replaced.
+    """Draws the measurements into a PNG file; an existing file is replaced.
 
     Raises:
         MissingExtra: matplotlib is not installed.
-        OutputError: the place can't be written.
+        OutputError: the file can't be written.
     """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg

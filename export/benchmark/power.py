@@ -1,4 +1,4 @@
-"""Power while artifacts run, by the counters that the system offers; where it offers none, that is said and nothing guessed."""
+"""Measures the power while artifacts run with the system's counters. Without counters the report says so; nothing is guessed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class Meter:
     """Reads one device's energy or power.
 
     Attributes:
-        what: what is metered, and by what, for the report.
-        is_energy: whether ``read`` counts joules; otherwise it gives watts at this moment.
-        read: joules since some moment in the past, or watts now; raises an OSError, ValueError or IndexError where it can't.
+        what: description of the counter, and of what it measures, for the report.
+        is_energy: whether ``read`` returns joules; otherwise it returns watts.
+        read: returns the joules since a moment in the past, or the current watts; raises OSError, ValueError or IndexError if the
+            counter can't be read.
     """
 
     what: str
@@ -30,12 +31,12 @@ class Meter:
 
 
 def _rapl_meter(zones: list[Path]) -> Meter:
-    """All CPU packages, by the energy counters of Linux' powercap (Intel RAPL, which AMD has too).
+    """Measures all CPU packages with the energy counters of Linux' powercap (Intel RAPL, which AMD CPUs have too).
 
     The counters wrap around, so they must be read every few minutes.
 
     Args:
-        zones: folders with ``energy_uj`` and ``max_energy_range_uj``, one a package.
+        zones: one folder per package, with the files ``energy_uj`` and ``max_energy_range_uj``.
     """
     ranges = [_number(zone / "max_energy_range_uj") for zone in zones]
     last = [_number(zone / "energy_uj") for zone in zones]
@@ -54,7 +55,7 @@ def _rapl_meter(zones: list[Path]) -> Meter:
 
 
 def _nvml_meter(pynvml: Any) -> Meter:
-    """The first GPU's energy counter: joules since the driver was loaded."""
+    """Measures the first GPU with its energy counter, which counts since the driver was loaded."""
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
 
@@ -68,17 +69,17 @@ def _nvml_meter(pynvml: Any) -> Meter:
 
 
 def _smi_meter() -> Meter:
-    """The first GPU's power as ``nvidia-smi`` gives it: an average that the driver makes over up to a second."""
+    """Measures the first GPU with ``nvidia-smi``, whose power is the driver's average over up to one second."""
     what = "nvidia-smi's power.draw after each turn, the whole GPU, all programs together"
     return Meter(what=what, is_energy=False, read=lambda: float(query_gpu("power.draw")[0]))
 
 
 def find_meter(device: str, root: Path = POWERCAP) -> Meter | str:
-    """A meter for a device, or why there is none.
+    """Returns a meter for a device, or the reason why there is none.
 
     Args:
-        device: ``cpu``, or what a session calls its GPU.
-        root: of powercap's zones.
+        device: ``cpu``, or the GPU's name in a session's ``info``.
+        root: folder of powercap's zones.
     """
     if device != "cpu":
         return _gpu_meter()
@@ -102,18 +103,25 @@ def _gpu_meter() -> Meter | str:
             meter.read()
             return meter
         except (OSError, pynvml.NVMLError):
-            pass  # no such counter on this GPU; the other way may work
+            pass  # this GPU has no such counter; nvidia-smi may work
     try:
         meter = _smi_meter()
         meter.read()
         return meter
     except (OSError, ValueError, IndexError):
-        return "neither NVML nor nvidia-smi tells the GPU's power"
+        return "neither NVML nor nvidia-smi reports the GPU's power"
 
 
 @dataclass(kw_only=True)
 class Consumption:
-    """What one subject took at one batch, over its turns."""
+    """The energy that one subject used at one batch size, over all its turns.
+
+    Attributes:
+        joules: energy.
+        seconds: duration of the turns.
+        images: number of images in the turns.
+        is_energy: whether an energy counter was read; otherwise the energy is power times duration.
+    """
 
     joules: float = 0.0
     seconds: float = 0.0
@@ -121,7 +129,7 @@ class Consumption:
     is_energy: bool = True
 
     def report(self) -> dict[str, float | None] | None:
-        """``watts``, and ``joules_per_image`` where energy was counted; None where nothing was read."""
+        """Returns ``watts``, and ``joules_per_image`` if an energy counter was read (else None); None if nothing was read."""
         if self.seconds <= 0:
             return None
         per_image = self.joules / self.images if self.is_energy and self.images else None
@@ -129,23 +137,23 @@ class Consumption:
 
 
 class Metering:
-    """Meters turns of work, each on its own device's meter.
+    """Measures turns of work with the meter of their device.
 
     Args:
-        meters: by device; a text says why there is none.
+        meters: the meter of each device, or the reason why there is none.
     """
 
     def __init__(self, meters: Mapping[str, Meter | str]) -> None:
         self._meters = dict(meters)
 
     def begin(self, device: str) -> None:
-        """Right before a turn."""
+        """Must be called directly before a turn."""
         meter = self._meters[device]
         self._before = 0.0 if isinstance(meter, Meter) and not meter.is_energy else self._read(device)
         self._start = time.perf_counter()
 
     def end(self, device: str, into: Consumption, images: int) -> None:
-        """Right after it; ``images`` is how many the turn ran."""
+        """Must be called directly after the turn, with the number of its images."""
         seconds, meter, now = time.perf_counter() - self._start, self._meters[device], self._read(device)
         if isinstance(meter, str) or self._before is None or now is None:
             return
@@ -161,11 +169,11 @@ class Metering:
         try:
             return meter.read()
         except (OSError, ValueError, IndexError) as error:
-            self._meters[device] = f"it could not be read any more ({error})"
+            self._meters[device] = f"the counter could no longer be read ({error})"
             return None
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """By device, the readable ones first: ``readable``, with ``by`` or ``because``."""
+        """Returns for each device, readable ones first, ``readable`` and ``by`` (the counter) or ``because`` (the reason)."""
         return {
             device: {"readable": False, "because": meter} if isinstance(meter, str) else {"readable": True, "by": meter.what}
             for device, meter in sorted(self._meters.items(), key=lambda item: isinstance(item[1], str))

@@ -1,4 +1,4 @@
-"""Times an artifact in turns with its fp32 form, to say where its precision gains nothing on this machine."""
+"""Times a converted ONNX file in turns with its fp32 file, to tell whether the precision is faster on this machine."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _ROUNDS, _SECONDS = 5, 0.05
 
 
 def measured_gains(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
-    """What the precision of an export gains in the runtime of the CPU that it was made for.
+    """Measures how much faster an export's precision is than fp32 in its CPU runtime.
 
-    Nothing is timed where a plan was made too: the ONNX file is for a GPU then. What can't be loaded here is left out.
+    Nothing is measured if a plan was made too, because the ONNX file is then for a GPU, or if a file can't be loaded.
 
     Args:
-        artifacts: of one export, the fp32 file among them.
+        artifacts: the artifacts of one export, with the fp32 file.
 
     Returns:
-        Of the converted ONNX file, in OpenVINO where its IR was made, its name as ``file``, and what it gains by the median
-        milliseconds of one image; see :func:`growtas.latency.estimate.gain_over_fp32`.
+        For the converted ONNX file its name as ``file``, and its gain from the median milliseconds of one image; see
+        :func:`growtas.latency.estimate.gain_over_fp32`. The runtime is OpenVINO if the export has an IR. Empty without measurement.
     """
     formats = {artifact.format for artifact in artifacts}
     onnx = [artifact for artifact in artifacts if artifact.format is ONNX]

@@ -1,4 +1,4 @@
-"""The report of a benchmark: what was measured of each artifact; ``docs/bench.md`` describes its JSON."""
+"""The report of a benchmark, ``bench.json``: the measurements of each artifact, ratios and latency limits."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ from growtas.export.runtimes.base import TimerParts
 
 FORMAT = "growtas-bench/1"
 CV_BOUND = 0.10
-"""Coefficient of variation above which a measurement is called unsteady: on an idle machine all runtimes stay below 5 %."""
+"""Largest coefficient of variation of a steady measurement. On an idle machine all runtimes stay below 5 %."""
 
 
 @dataclass(kw_only=True)
 class BatchResult(Measurement):
-    """Latency of one artifact at one batch size, and what follows from it.
+    """The latency of one artifact at one batch size, and values computed from it.
 
     Attributes:
-        p50_ms_of_rounds: median milliseconds of each round.
-        steady: whether ``cv`` is at most :data:`CV_BOUND`.
-        parts: medians of host, transfer and device times in milliseconds, and how often they were taken; None where the runtime
-            doesn't tell them apart.
-        power: see :meth:`growtas.export.benchmark.power.Consumption.report`.
-        roofline: see :func:`growtas.export.benchmark.peaks.roofline`; None where the MACs are unknown, or none was asked for.
-        ratio: to the baseline at the same batch; see :func:`ratio`.
-        ratio_per_mac: the median of that, times the baseline's MACs over the artifact's.
-        fp32: of another precision the fp32 artifact of the same network in the same runtime, where it was measured beside it: its
-            label (``artifact``), its ``p50_ms``, and the ``ratio`` to it.
+        p50_ms_of_rounds: median of each round, in milliseconds.
+        steady: whether ``cv`` is at most 0.10.
+        parts: medians of the host, transfer and device times in milliseconds, and their number (``samples``); None if the runtime
+            can't separate them.
+        power: mean power in ``watts`` and energy in ``joules_per_image``; None if the power is not readable.
+        roofline: shares of the machine's peaks (:func:`growtas.export.benchmark.peaks.roofline`); None if the MACs are unknown or
+            the roofline was not requested.
+        ratio: latency relative to the baseline at the same batch size, paired by round: ``median``, ``low``, ``high`` and the
+            number of ``rounds``; None without a baseline.
+        ratio_per_mac: the ratio's median, multiplied by the baseline's MACs and divided by the artifact's MACs.
+        fp32: for a lower precision, the fp32 artifact of the same network that was measured in the same runtime: its label
+            (``artifact``), its ``p50_ms``, and the ``ratio`` to it; otherwise None.
     """
 
     p50_ms_of_rounds: list[float]
@@ -52,24 +54,34 @@ class BatchResult(Measurement):
 
 @dataclass(kw_only=True)
 class ArtifactReport:
-    """One artifact in one runtime.
+    """One artifact, or timm model, in one runtime.
 
     Attributes:
-        label: unique in the report.
-        file: the file's name, or ``timm:NAME``.
-        path: of the file; None for a timm model in PyTorch.
-        bytes, weight_bytes: of the file, and of the weights in it; None where unknown.
-        kind: as manifests call the format, or ``timm``.
-        precision: such as ``fp32``; ``unknown`` without a manifest.
-        params, macs: of the manifest.
-        image_shape, image_layout, any_image_size, input_dtype: the images that it was timed on.
-        verified: whether it is the file that its manifest describes.
-        runnable, not_runnable_because: whether it was measured here, or why not.
-        targets, max_batch, activation_memory_bytes: of a plan.
-        memory: see :func:`growtas.export.benchmark.memory.probe`.
-        results: a measurement for each batch.
-        baseline: whether it is what the others are compared with.
-        limit, limits: the search's latency limits; see :mod:`growtas.export.benchmark.limits`.
+        label: name of the artifact, unique in the report.
+        file: file name, or ``timm:NAME``.
+        path: path of the file; None for a timm model in PyTorch.
+        bytes: size of the file in bytes; None without a file.
+        weight_bytes: size of the weights in bytes; None if unknown.
+        kind: file format as in manifests, or ``timm``.
+        precision: precision of the artifact, such as ``fp32``; ``unknown`` without a manifest.
+        params: number of parameters, from the manifest.
+        macs: multiply-accumulates for one image, from the manifest.
+        image_shape: shape of one image in the input's own order; None if the artifact was not run.
+        image_layout: order of the input's axes, ``NCHW`` or ``NHWC``; None if the artifact was not run.
+        any_image_size: whether the input's height and width are free; None if the artifact was not run.
+        input_dtype: type of the input, such as ``float32`` or ``uint8``.
+        verified: whether the file has a manifest. Its hash was then checked.
+        runnable: whether the artifact was measured.
+        not_runnable_because: the reason why it was not measured; None if it was.
+        targets: compute capabilities that a plan was built for; None for other formats.
+        max_batch: largest batch of a plan; None for other formats.
+        activation_memory_bytes: a plan's GPU memory for activations in bytes, from its manifest; None for other formats.
+        memory: load time, first run and peak memory (:func:`growtas.export.benchmark.memory.probe`); None if not measured.
+        results: one measurement per batch size.
+        baseline: whether this artifact is the baseline.
+        limit: the latency limit of the search on its first device, and whether it holds
+            (:func:`growtas.export.benchmark.limits.check_limit`); None without a limit.
+        limits: the same for every device of the search.
     """
 
     label: str
@@ -98,7 +110,7 @@ class ArtifactReport:
     limits: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {
             **dataclasses.asdict(self),
             "path": str(self.path) if self.path else None,
@@ -108,15 +120,21 @@ class ArtifactReport:
 
 @dataclass(kw_only=True)
 class BenchReport:
-    """What was measured, and on which machine.
+    """The measurements of a benchmark and their conditions. The JSON adds ``format``, always ``growtas-bench/1``.
 
     Attributes:
-        created: date and time.
-        interrupted: whether the measuring was stopped before its end.
-        environment, clocks, power, peaks, versions, settings: the machine and how it was measured, as JSON data.
-        artifacts: in the order in which they were named, a baseline that was added first.
-        run: folder of the run that they are of, if there is one.
-        files: what was written of it, the report first.
+        created: time of the benchmark, ISO 8601 with the time zone.
+        interrupted: whether the benchmark was stopped before its end.
+        environment: the machine: CPU, GPU, threads, load average before the benchmark, operating system and Python.
+        clocks: clocks and driver ``before`` and ``after`` the benchmark; None if the system does not report them.
+        power: for each device whether its power is readable, by which counter, or why not.
+        peaks: measured peaks of matrix product and memory copy, one entry per device.
+        versions: versions of growtas, Python and the packages, by name.
+        settings: options of the benchmark: ``batches``, ``rounds``, ``seconds_per_artifact_and_batch``, ``runtimes``, ``baseline``
+            (its label, or None), ``no_baseline_because`` (why the requested baseline was not measured), ``device`` and ``input``.
+        artifacts: the artifacts in the order in which they were named; a baseline that was only named as such comes first.
+        run: folder of the run that the artifacts belong to; None without one.
+        files: files that were written, the report first; not in the JSON.
     """
 
     created: str
@@ -132,17 +150,17 @@ class BenchReport:
     files: tuple[Path, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form, without ``files``."""
+        """Returns the JSON form, without ``files``."""
         record = {"format": FORMAT, **dataclasses.asdict(self)}
         del record["files"]
         return {**record, "artifacts": [artifact.to_dict() for artifact in self.artifacts], "run": self.run and str(self.run)}
 
 
 def artifact_report(entry: Entry, batches: Sequence[int], peaks: Mapping[str, dict[str, Any]]) -> ArtifactReport:
-    """One subject's part of the report, without ratios; a batch without a finished turn is left out.
+    """Makes one subject's part of the report, without ratios. A batch size without a finished turn is left out.
 
     Args:
-        peaks: of :meth:`growtas.export.benchmark.peaks.PeakMeter.report`, by device.
+        peaks: the results of :meth:`growtas.export.benchmark.peaks.PeakMeter.report`, by device.
     """
     subject, manifest, images = entry.subject, entry.subject.manifest or Manifest(), entry.input
     plan, path = manifest.plan, entry.subject.path
@@ -161,7 +179,7 @@ def artifact_report(entry: Entry, batches: Sequence[int], peaks: Mapping[str, di
         image_shape=images.shape if images else None,
         image_layout=images.layout if images else None,
         any_image_size=images.any_size if images else None,
-        # Of what can't run, the manifest says the type alone.
+        # For an artifact that can't run, only the type is known, from its manifest.
         input_dtype=images.dtype if images else (manifest.input and manifest.input.dtype) or "float32",
         verified=path is not None and subject.manifest is not None,
         runnable=entry.session is not None,
@@ -178,7 +196,7 @@ def artifact_report(entry: Entry, batches: Sequence[int], peaks: Mapping[str, di
 
 def _precision(entry: Entry) -> str:
     if entry.subject.path is None:
-        return "fp32"  # a timm model, as timm makes it
+        return "fp32"  # the precision of timm models
     return (entry.subject.manifest and entry.subject.manifest.precision) or "unknown"
 
 
@@ -201,15 +219,16 @@ def _result(entry: Entry, batch: int, peaks: Mapping[str, dict[str, Any]]) -> Ba
 
 
 def _parts(samples: Sequence[TimerParts]) -> dict[str, float] | None:
-    """Medians under the names that the session gives the parts, and how often they were taken."""
+    """The medians of the parts, by name, and the number of samples."""
     if not samples:
         return None
     names = [item.name for item in dataclasses.fields(samples[0])]
-    return {**{name: float(np.median([getattr(one, name) for one in samples])) for name in names}, "samples": len(samples)}
+    medians = {name: float(np.median([getattr(sample, name) for sample in samples])) for name in names}
+    return {**medians, "samples": len(samples)}
 
 
 def compare(artifacts: Sequence[ArtifactReport], baseline: str | None) -> None:
-    """Fills in each result's ratio to the baseline, a label, at the same batch: in time and in time per MAC."""
+    """Sets each result's ratio to the baseline at the same batch size, in time and in time per MAC; ``baseline`` is a label."""
     base = next((artifact for artifact in artifacts if artifact.label == baseline), None)
     if base is None:
         return
@@ -225,7 +244,7 @@ def compare(artifacts: Sequence[ArtifactReport], baseline: str | None) -> None:
 
 
 def compare_precisions(artifacts: Sequence[ArtifactReport], manifests: Sequence[Manifest | None]) -> None:
-    """Fills in what each result is compared with in fp32; ``manifests`` are those of the artifacts, in their order."""
+    """Sets each result's comparison with fp32; ``manifests`` are those of the artifacts, in the same order."""
     known = [(artifact, manifest) for artifact, manifest in zip(artifacts, manifests, strict=True) if manifest and manifest.subnet]
     for low, of_low in known:
         for fp32, of_fp32 in known:
@@ -239,17 +258,19 @@ def compare_precisions(artifacts: Sequence[ArtifactReport], manifests: Sequence[
 
 
 def ratio(rounds: Sequence[float], baseline: Sequence[float]) -> dict[str, Any] | None:
-    """How many times the baseline's latency a subject takes, from what the two took in the same rounds.
+    """Computes the ratio of a subject's latency to the baseline's, paired by round.
 
-    A slow minute hits both of a round, so it cancels out of their ratio, though not out of the ratio of two overall medians.
+    Other work on the machine slows down both subjects of a round, so it cancels out of the round's ratio, but not out of the ratio
+    of two overall medians.
 
     Args:
-        rounds, baseline: median milliseconds of each round, in order; rounds that only one of them had are left out.
+        rounds, baseline: median milliseconds of each round, in order; rounds that only one of them has are left out.
 
     Returns:
-        ``median``, ``low`` and ``high`` (the smallest and the largest round's), and ``rounds``; None without a common round.
+        ``median``, ``low`` and ``high`` (the smallest and the largest ratio of a round), and the number of ``rounds``; None without
+        a common round.
     """
-    paired = [mine / theirs for mine, theirs in zip(rounds, baseline, strict=False)]
+    paired = [subject_ms / baseline_ms for subject_ms, baseline_ms in zip(rounds, baseline, strict=False)]
     if not paired:
         return None
     return {"median": float(np.median(paired)), "low": min(paired), "high": max(paired), "rounds": len(paired)}

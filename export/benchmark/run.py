@@ -1,4 +1,4 @@
-"""Benchmark of artifacts: interleaved rounds, percentiles, throughput, memory, and whether the searched limit holds."""
+"""Benchmarks artifacts in interleaved rounds: percentiles, throughput, memory, and whether the search's limits hold."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _PART_RUNS = 5
 
 @dataclass(frozen=True)
 class TurnBegun:
-    """An artifact's turn begins, as an event of the progress; ``name`` is what is measured, such as ``a.onnx, batch 8``."""
+    """A progress event: the turn of an artifact begins. ``name`` names what is measured, such as ``a.onnx, batch 8``."""
 
     name: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """How to measure; :func:`growtas.api.bench` describes each option."""
+    """The options of a benchmark; :func:`growtas.api.bench` describes each of them."""
 
     batches: tuple[int, ...] = (1, 8)
     threads: int | None = None
@@ -59,11 +59,11 @@ class BenchOptions:
 
 
 def bench(artifacts: Sequence[Path | str], options: BenchOptions, progress: Progress = SILENT) -> BenchReport:
-    """Measures artifacts against each other on this machine, and writes nothing; see :func:`growtas.api.bench`.
+    """Measures artifacts in turns on this machine, and writes no files; see :func:`growtas.api.bench`.
 
     Args:
         artifacts: files, or ``timm:NAME``.
-        progress: each of its units is a turn; a :class:`TurnBegun` says whose.
+        progress: counts turns; each turn begins with a :class:`TurnBegun`.
     """
     check_device(options.device)
     names = [normalise(name) for name in artifacts]
@@ -78,12 +78,10 @@ def bench(artifacts: Sequence[Path | str], options: BenchOptions, progress: Prog
     threads = options.threads or available_threads()
     for name, manifest in manifests.items():
         if manifest is None:
-            progress.note(f"{name}: no manifest beside it, so it is taken as it is")
+            progress.note(f"{name}: no manifest beside it, so the file is not verified")
     before = environment()
     if (before["load_average_1min"] or 0) > before["cpu_threads_available"] / 2:
-        progress.note(
-            f"other work is running here (load average {before['load_average_1min']:.1f}); expect the numbers to be disturbed"
-        )
+        progress.note(f"other work on this machine (load average {before['load_average_1min']:.1f}) disturbs the measurements")
     clocks_before = clocks()
     with contextlib.ExitStack() as stack:
         entries = with_graphs(subjects, stack, progress)
@@ -135,7 +133,7 @@ def _rounds(
     metering: Metering,
     progress: Progress,
 ) -> bool:
-    """Measures memory first, then all rounds. Returns whether they were interrupted; raises it where nothing was measured yet."""
+    """Measures memory, then all rounds. Returns whether they were interrupted; re-raises the interrupt if nothing was measured."""
     progress.stage("measuring", options.rounds * len(options.batches) * len(running) + len(running))
     try:
         for entry in running:
@@ -146,7 +144,7 @@ def _rounds(
             for meter in peaks.values():
                 meter.measure()
             for batch in options.batches:
-                # Back and forth: what heats the machine for its successor changes sides.
+                # The order alternates, so that an artifact that heats the machine does not always precede the same one.
                 for entry in running if round_ % 2 == 0 else running[::-1]:
                     progress.event(TurnBegun(f"{entry.subject.label}, batch {batch}"))
                     _turn(entry, batch, options, metering)
@@ -160,7 +158,7 @@ def _rounds(
 
 def _memory(subject: Subject, options: BenchOptions, threads: int, progress: Progress) -> dict[str, Any] | None:
     if subject.path is not None and subject.path.suffix == PLAN.suffix:
-        return None  # its memory is the GPU's; the manifest has it
+        return None  # a plan uses the GPU's memory, which is in its manifest
     target = subject.path or subject.name
     try:
         return probe(target, batch=max(options.batches), threads=threads, runtime=subject.runtime, device=options.device)
@@ -170,7 +168,7 @@ def _memory(subject: Subject, options: BenchOptions, threads: int, progress: Pro
 
 
 def _turn(entry: Entry, batch: int, options: BenchOptions, metering: Metering) -> None:
-    """One subject's turn at one batch: a short warm-up, then its share of the time."""
+    """Runs one subject's turn at one batch size: a short warm-up, then its share of the time."""
     runs = entry.runs[batch]
     first = not runs.samples
     warm_up(runs.timer, runs=5 if first else 1, seconds=0.2 if first else 0.02)

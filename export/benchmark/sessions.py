@@ -1,4 +1,4 @@
-"""Opens what is benched: artifacts, timm models in PyTorch, and ONNX files as plans that are compiled here."""
+"""Opens the subjects of a benchmark: artifacts, timm models in PyTorch, and ONNX files, which are compiled here for TensorRT."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def open_subject(subject: Subject, *, threads: int, batches: Sequence[int], devi
 
     Args:
         threads: CPU threads.
-        batches: those that are run. Where an ONNX file is to run in TensorRT, a plan is compiled for each, in the file's precision.
-        device: ``cpu`` or ``cuda``, for PyTorch and ONNX Runtime; plans run on a GPU in any case, OpenVINO on the CPU.
+        batches: batch sizes that will be run. For an ONNX file in TensorRT, one plan is compiled per size, in the file's precision.
+        device: ``cpu`` or ``cuda``, for PyTorch and ONNX Runtime. Plans always run on a GPU, and OpenVINO always on the CPU.
 
     Raises:
-        BuildError, CheckpointError: it can't be built or loaded.
-        DeviceError: it can't run on this machine: no GPU for a plan, no C++ compiler for torch.compile.
+        BuildError, CheckpointError: the subject can't be built or loaded.
+        DeviceError: the subject can't run on this machine: a plan finds no GPU, or torch.compile no C++ compiler.
         MissingExtra: the runtime is not installed.
     """
     runtime, path = subject.runtime, subject.path
@@ -45,11 +45,11 @@ def open_subject(subject: Subject, *, threads: int, batches: Sequence[int], devi
 
 
 def _compile_plans(onnx: Path, runtime: str, batches: Sequence[int], manifest: Manifest | None) -> Session:
-    """Compiles an ONNX file for this machine's GPU, a plan for each batch, and loads the plans.
+    """Compiles an ONNX file for this machine's GPU, one plan per batch size, and loads the plans.
 
-    Their precision is what most of the file's weights are multiplied in: its manifest's word, or else the graph's.
+    The plans' precision is that of the manifest, or else that of the graph's weights.
     """
-    # Here, since they import torch and onnx, whose memory a process that measures ONNX Runtime's must not have.
+    # Imported here, because they import torch and onnx, which must not add to the memory measured for ONNX Runtime.
     from growtas.export.benchmark.stopwatch import plan_session
     from growtas.export.graph.edit import load_proto
     from growtas.export.tensorrt import library
@@ -64,7 +64,7 @@ def _compile_plans(onnx: Path, runtime: str, batches: Sequence[int], manifest: M
 
 
 class _CompiledSession:
-    """One plan a batch size, each tuned for it, behind one :class:`growtas.export.runtimes.base.Session`; ``stack`` closes them."""
+    """One session for several plans, each of which is tuned for one batch size; ``stack`` closes the plans."""
 
     def __init__(self, plans: Mapping[int, Session], stack: contextlib.ExitStack) -> None:
         self._plans, self._stack = dict(plans), stack
@@ -72,7 +72,7 @@ class _CompiledSession:
         self.info, self.image_shape = first.info, first.image_shape
 
     def _plan(self, images: Array) -> Session:
-        """The plan for as many images, or else the smallest that takes them; the largest says itself that it doesn't."""
+        """The plan of the smallest sufficient batch size. If none is sufficient, the largest plan raises the error."""
         return self._plans[min((batch for batch in self._plans if batch >= len(images)), default=max(self._plans))]
 
     def run(self, images: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Subnets of a space built for one runtime and timed against each other, for a measured profile."""
+"""Builds subnets of a space for one runtime and times them in turns, for a measured profile."""
 
 from __future__ import annotations
 
@@ -35,16 +35,18 @@ _IN_TORCH = ("torch", "torch.compile", "torch.cudagraphs")
 
 
 class ArchitectureTurns:
-    """Times subnets against each other; what :class:`growtas.latency.measured.campaign.Campaign` calls.
+    """Times subnets in turns, for :class:`growtas.latency.measured.campaign.Campaign`.
 
     Args:
-        space: geometry of the images.
-        subnets: those whose graphs are assembled from pieces; any other one is exported when it is timed.
-        runtime, precision: what export would ship; see :func:`growtas.export.benchmark.targets.check_runtime`.
-        batch: images a run.
+        space: the subnets' search space.
+        subnets: subnets whose graphs are assembled from pieces. Every other subnet is exported when it is timed.
+        runtime, precision: runtime and precision of the measurement; see
+            :func:`growtas.export.benchmark.targets.check_runtime`.
+        batch: images per run.
         threads: CPU threads.
-        hardware: where ONNX Runtime or PyTorch executes; plans run on a GPU in any case, OpenVINO on the CPU.
-        rounds, seconds: blocks of each subnet, and their length at least.
+        hardware: device for ONNX Runtime and PyTorch. Plans always run on a GPU, and OpenVINO always on the CPU.
+        rounds: number of blocks of each subnet.
+        seconds: smallest duration of a block.
     """
 
     def __init__(
@@ -64,20 +66,20 @@ class ArchitectureTurns:
         self.hardware, self.rounds, self.seconds = hardware, rounds, seconds
         self._assembled = frozenset(subnets)
         if runtime not in _IN_TORCH:
-            # Here, since a machine that measures PyTorch alone needs none of ONNX' packages.
+            # Imported here, so that measuring only PyTorch does not need ONNX' packages.
             from growtas.export.graph.assemble import Assembler, export_graph
 
             self._assembler = Assembler(space, subnets)
-            # A subnet is timed more than once, and the reference always.
+            # A subnet is timed several times, and the reference in every round.
             self._export = functools.lru_cache(_CACHED_GRAPHS)(
                 lambda subnet: export_graph(Architecture.of(space, subnet)).SerializeToString()
             )
             self._artifact = functools.lru_cache(_CACHED_GRAPHS)(self._build)
 
     def check_against_exporter(self, subnet: Subnet, progress: Progress) -> None:
-        """Compares the assembled graph of a subnet with the exporter's; if they differ, every subnet is exported from now on.
+        """Compares a subnet's assembled graph with the exporter's. If they differ, every subnet is exported from now on.
 
-        In PyTorch nothing is assembled.
+        In PyTorch no graphs are assembled, so this does nothing.
         """
         if self.runtime in _IN_TORCH:
             return
@@ -86,12 +88,12 @@ class ArchitectureTurns:
         if signature(self._assembler.graph(subnet)) != self.signature(subnet):
             self._assembled = frozenset()
             self._artifact.cache_clear()
-            why = "graphs put together from blocks differ from exported ones here"
-            progress.note(f"{why}; exporting each subnet, which takes longer")
+            why = "graphs assembled from blocks differ from exported ones on this machine"
+            progress.note(f"{why}; each subnet is exported instead, which takes longer")
 
     def signature(self, subnet: Subnet) -> str:
-        """Digest of what the exporter writes for a subnet, names and weights aside; see
-        :func:`growtas.export.graph.assemble.signature`. In PyTorch, of the module's layers and the version that computes them.
+        """Returns a digest of the exporter's graph of a subnet, without names and weights
+        (:func:`growtas.export.graph.assemble.signature`). In PyTorch it is that of the module's layers and growtas' version.
 
         Raises:
             BuildError: the exporter failed.
@@ -106,7 +108,7 @@ class ArchitectureTurns:
         return signature(onnx.load_from_string(self._export(subnet)))
 
     def info(self, subnet: Subnet) -> RuntimeInfo:
-        """Runtime, version, device and threads, from a session that is loaded for it.
+        """Returns runtime, version, device and threads, for which it loads a session.
 
         Raises:
             BuildError, CheckpointError: the subnet can't be built or loaded.
@@ -115,7 +117,7 @@ class ArchitectureTurns:
             return session.info
 
     def __call__(self, subnets: Sequence[Subnet]) -> list[list[Block]]:
-        """The blocks of each subnet in each round, shape ``(len(subnets), rounds)``.
+        """Returns the blocks of each subnet in each round, shape ``(len(subnets), rounds)``.
 
         Raises:
             BuildError, CheckpointError: a subnet can't be built or loaded.
@@ -126,28 +128,28 @@ class ArchitectureTurns:
             return measure_in_turns(timers, rounds=self.rounds, seconds=self.seconds)
 
     def session(self, subnet: Subnet) -> Session:
-        """The subnet, built and loaded.
+        """Builds and loads the subnet.
 
         Raises:
-            BuildError, CheckpointError: it can't be built or loaded.
+            BuildError, CheckpointError: the subnet can't be built or loaded.
         """
         if self.runtime in _IN_TORCH:
             return self._torch_session(subnet)
         return _open(self._artifact(subnet), self.runtime, threads=self.threads, device=self.hardware)
 
     def _build(self, subnet: Subnet) -> bytes:
-        """What is loaded: the graph in the precision, for TensorRT compiled to a plan."""
+        """The file to load: the graph in the precision, which for TensorRT is compiled to a plan."""
         graph = self._assembler.graph(subnet).SerializeToString() if subnet in self._assembled else self._export(subnet)
         if self.precision != "fp32":
             graph = self._converted(graph)
         if self.runtime not in PLAN.runtimes:
             return graph
-        # Blocks occur in many subnets: with the timings of earlier builds TensorRT needs not try their kernels again.
+        # Many subnets contain the same blocks: with cached timings TensorRT need not try their kernels again.
         cache = cache_folder()
         return _build_plan(graph, self.runtime, self.batch, precision=self.precision, cache_dir=cache / "plans" if cache else None)
 
     def _torch_session(self, subnet: Subnet) -> Session:
-        """The module as ``growtas bench`` runs an exported one, in half precision with its weights too."""
+        """The module in the form that ``growtas bench`` runs; in half precision its weights are half precision too."""
         module, compiled = random_network(Architecture.of(self.space, subnet)), self.runtime == "torch.compile"
         shape = (self.space.in_chans, self.space.image_size, self.space.image_size)
         dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
@@ -162,7 +164,7 @@ class ArchitectureTurns:
         )
 
     def _converted(self, graph: bytes) -> bytes:
-        """A graph in the precision, as export converts it; calibrated on noise: the graph is the same but for its scales."""
+        """Converts a graph to the precision like an export. It is calibrated on noise, because only the scales depend on images."""
         from growtas.export.quantization.convert import convert
 
         size, channels = self.space.image_size, self.space.in_chans
@@ -181,17 +183,17 @@ class ArchitectureTurns:
 
 
 def plan_session(model: bytes, runtime: str, batch: int, *, precision: str = "fp32") -> Session:
-    """Compiles an ONNX model for this machine's GPU and loads it; no files are left.
+    """Compiles an ONNX model for this machine's GPU and loads it, without leaving files.
 
     Args:
         model: the ONNX file's bytes.
         runtime: ``tensorrt`` or ``tensorrt-rtx``.
-        batch: the largest batch that it takes, and the one that it is tuned for.
-        precision: what most of the model's weights are multiplied in.
+        batch: batch size that the plan is tuned for, which is also its largest one.
+        precision: precision in which most of the model's weights are multiplied.
 
     Raises:
-        BuildError, CheckpointError: it can't be built or loaded, or isn't in that precision.
-        DeviceError: no GPU, or one that the runtime or the precision isn't for.
+        BuildError, CheckpointError: the model can't be built or loaded, or is not in this precision.
+        DeviceError: there is no GPU, or the GPU does not support the runtime or the precision.
         MissingExtra: the package is not installed.
     """
     return _open(_build_plan(model, runtime, batch, precision=precision), runtime)
@@ -202,7 +204,7 @@ def _build_plan(model: bytes, runtime: str, batch: int, *, precision: str, cache
 
     target, compiler = str(library.local_target()), builder.builder_of(runtime)
     compiler.check((target,), precision)
-    # Kernels are chosen for one batch: a plan that is tuned for another says nothing about what this one can take.
+    # Kernels are chosen for one batch size, so the plan must be tuned for the one that is timed.
     shapes = builder.Shapes(opt=batch, max=batch)
     with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
         onnx = Path(folder, "model.onnx")
@@ -211,7 +213,7 @@ def _build_plan(model: bytes, runtime: str, batch: int, *, precision: str, cache
 
 
 def _open(artifact: bytes, runtime: str, *, threads: int | None = None, device: Hardware = "cpu") -> Session:
-    """Loads a plan, or an ONNX file for another runtime."""
+    """Loads a plan, or for another runtime an ONNX file."""
     with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
         path = Path(folder, "model").with_suffix((PLAN if runtime in PLAN.runtimes else ONNX).suffix)
         path.write_bytes(artifact)

@@ -13,7 +13,7 @@ from growtas.export.benchmark.baselines import TIMM, check_name, is_model
 from growtas.export.formats import PLAN, SUFFIXES, format_of
 
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
-# A timm model's graph is exported for the runtimes that need one.
+# For runtimes that need a graph, the timm model is exported.
 _TIMM_RUNTIMES = ("onnxruntime", "eager", "compile", "openvino", "tensorrt", "tensorrt-rtx")
 
 
@@ -22,11 +22,11 @@ class Subject:
     """One artifact, or timm model, in one runtime.
 
     Attributes:
-        name: what the user called it: a path, or ``timm:NAME``.
+        name: the name that the user gave: a path, or ``timm:NAME``.
         runtime: one of :data:`RUNTIMES`.
-        label: unique among those that are benched together.
-        path: the file that is loaded; None for a timm model in PyTorch, and for one whose graph is not exported yet.
-        manifest: the artifact's, read and verified; None where there is none.
+        label: name of the subject, unique in the benchmark.
+        path: the file to load; None for a timm model in PyTorch, or before its graph is exported.
+        manifest: the artifact's verified manifest; None where there is none.
     """
 
     name: str
@@ -42,10 +42,10 @@ class Subject:
 
 
 def normalise(name: str | Path) -> str:
-    """What a user wrote, as :class:`Subject` keeps it.
+    """Checks a user's name of a subject, and returns it as :class:`Subject` stores it.
 
     Raises:
-        UsageError: neither an artifact nor ``timm:NAME``, or a name that timm doesn't know.
+        UsageError: the name is neither an artifact nor ``timm:NAME``, or timm has no such model.
     """
     text = str(name)
     if text.startswith(TIMM):
@@ -57,10 +57,12 @@ def normalise(name: str | Path) -> str:
 
 
 def name_baseline(baseline: str, names: Sequence[str]) -> str | None:
-    """An artifact or timm model that a baseline adds to those named; None where it means one of them, by name, label or runtime.
+    """Returns the artifact or timm model that a baseline adds to the named ones; None if the baseline is one of those.
+
+    A baseline can be a name, a label or a runtime.
 
     Raises:
-        UsageError: a timm model's name that timm doesn't know.
+        UsageError: timm has no model of this name.
     """
     if baseline in RUNTIMES or any(_means(baseline, name) for name in names) or " in " in baseline:
         return None
@@ -70,14 +72,14 @@ def name_baseline(baseline: str, names: Sequence[str]) -> str | None:
 
 
 def _means(text: str, name: str) -> bool:
-    """Whether a text is what the user calls an artifact: its path, its file's name, or the timm model's name without prefix."""
+    """Whether a text names an artifact: by its path, by its file name, or by the timm model's name without the prefix."""
     if name.startswith(TIMM):
         return text in (name, name.removeprefix(TIMM))
     return text in (name, Path(name).name) or Path(text).resolve() == Path(name).resolve()
 
 
 def default_runtime(name: str, manifest: Manifest | None) -> str:
-    """The runtime that an artifact is for: what a plan's manifest says, otherwise by its suffix."""
+    """Returns the default runtime of an artifact: for a plan that of its manifest, otherwise that of its format."""
     recorded, runtimes = manifest and manifest.plan and manifest.plan.runtime, _runtimes_of(name)
     return recorded if recorded in runtimes else runtimes[0]
 
@@ -87,14 +89,15 @@ def _runtimes_of(name: str) -> tuple[str, ...]:
 
 
 def subjects_of(names: Sequence[str], manifests: Mapping[str, Manifest | None], runtimes: Sequence[str]) -> list[Subject]:
-    """Every artifact in every runtime that was asked for and takes it, in order; in its own runtime where none was asked for.
+    """Returns every artifact in every requested runtime that can run it, in order; without a request, in its default runtime.
 
     Args:
-        names: as :func:`normalise` gives them.
-        manifests: by name.
+        names: names from :func:`normalise`.
+        manifests: the manifests by name.
+        runtimes: the requested runtimes.
 
     Raises:
-        UsageError: an unknown runtime, an artifact that none of the runtimes takes, or a runtime that takes none of the artifacts.
+        UsageError: a runtime is unknown, none of the runtimes can run an artifact, or a runtime can run none of the artifacts.
     """
     unknown = next((runtime for runtime in runtimes if runtime not in RUNTIMES), None)
     if unknown is not None:
@@ -105,18 +108,18 @@ def subjects_of(names: Sequence[str], manifests: Mapping[str, Manifest | None], 
         if not runtimes:
             pairs.append((name, default))
             continue
-        # A plan was compiled for one of the two TensorRTs; `tensorrt` means whichever it is.
+        # A plan was compiled for TensorRT or TensorRT-RTX; for a plan, `tensorrt` means either.
         is_plan = Path(name).suffix == PLAN.suffix
         legal = (default,) if is_plan else _runtimes_of(name)
-        asked = [default if runtime == "tensorrt" and is_plan else runtime for runtime in runtimes]
-        chosen = [runtime for runtime in dict.fromkeys(asked) if runtime in legal]
+        requested = [default if runtime == "tensorrt" and is_plan else runtime for runtime in runtimes]
+        chosen = [runtime for runtime in dict.fromkeys(requested) if runtime in legal]
         if not chosen:
             raise UsageError(f"{name}: it runs in {choices(legal)}, and --runtime asks for {choices(runtimes)}")
         pairs += [(name, runtime) for runtime in chosen]
     for runtime in runtimes:
         if not any(used == runtime or (runtime == "tensorrt" and used == "tensorrt-rtx") for _, used in pairs):
             raise UsageError(f"--runtime {runtime}: none of the artifacts runs in it ({', '.join(map(str, names))})")
-    # File names where they tell the artifacts apart, paths elsewhere; with the runtime where one artifact runs in several.
+    # A label is the file name, or the path if several artifacts have the same file name; with the runtime if there are several.
     shorts = {name: name if name.startswith(TIMM) else Path(name).name for name in names}
     clashes, times = Counter(shorts.values()), Counter(name for name, _ in pairs)
     subjects = []
@@ -129,10 +132,10 @@ def subjects_of(names: Sequence[str], manifests: Mapping[str, Manifest | None], 
 
 
 def find_baseline(baseline: str, subjects: Sequence[Subject]) -> Subject:
-    """The subject that the others are compared with: by label, artifact, or runtime; the first where several fit.
+    """Returns the baseline: the first subject with this label, artifact name or runtime.
 
     Raises:
-        UsageError: none fits.
+        UsageError: no subject matches.
     """
     tests = (
         lambda subject: subject.label == baseline,

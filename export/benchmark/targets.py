@@ -1,4 +1,4 @@
-"""What can be measured on this machine: runtimes and precisions on its CPU and on its GPU, and why the others can't."""
+"""The runtimes and precisions that can be measured on this machine's CPU and GPU, and the reasons why others can't."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from growtas.latency.estimate import RUNTIMES, Hardware
 
 
 def hardware_of(device: str, runtime: str) -> Hardware:
-    """Where a runtime executes what is measured under a device's name: ``cpu`` is the CPU, and any other name is the GPU.
+    """Returns where a runtime executes for a device's name: on the CPU for ``cpu``, and on the GPU for any other name.
 
-    A runtime that has only one of them executes there. On a machine without a GPU another name is one for its CPU.
+    A runtime that supports only one of them executes there. On a machine without a GPU, every name stands for the CPU.
 
     Raises:
-        DeviceError: an unknown runtime.
+        DeviceError: the runtime is unknown.
     """
     if runtime not in RUNTIMES:
         raise DeviceError(f"--runtime is {runtime!r}; legal are {choices(RUNTIMES)}")
@@ -30,14 +30,14 @@ def hardware_of(device: str, runtime: str) -> Hardware:
 
 
 def check_runtime(runtime: str, precision: str, hardware: Hardware | None = None) -> None:
-    """Refuses a runtime or precision that can't be measured here, before any work.
+    """Checks before any work that a runtime and precision can be measured here.
 
     Args:
-        hardware: where it is to execute; by default the CPU where the runtime has one.
+        hardware: where the runtime executes; by default on the CPU, if it supports the CPU.
 
     Raises:
-        DeviceError: an unknown runtime, a precision that it isn't measured in, no openvino, no GPU for what needs one, or no C++
-            compiler for ``torch.compile``.
+        DeviceError: the runtime is unknown, can't be measured in the precision, or lacks openvino, a GPU or (``torch.compile``) a
+            C++ compiler.
         MissingExtra: the runtime's package is not installed.
     """
     hardware = hardware or hardware_of(CPU, runtime)
@@ -62,11 +62,13 @@ _NAMES = {"cpu": "CPU", "cuda": "GPU"}
 
 @dataclass(frozen=True, kw_only=True)
 class TargetHere:
-    """A runtime and a precision on a device at hand.
+    """A runtime and a precision on a device of this machine.
 
     Attributes:
-        device: what ``--device`` calls it; None for what takes a GPU, where there is none.
-        why_not: why it can't be measured here; None if it can.
+        device: name of the device in ``--device``; None if a GPU is needed and there is none.
+        runtime: name of the runtime.
+        precision: name of the precision.
+        why_not: the reason why it can't be measured here; None if it can.
     """
 
     device: str | None
@@ -76,7 +78,7 @@ class TargetHere:
 
 
 def targets_here() -> list[TargetHere]:
-    """Every runtime and precision of the devices at hand, and whether it can be measured."""
+    """Returns every runtime and precision of this machine's devices, and whether it can be measured."""
     targets: list[TargetHere] = []
     for device in (*devices_at_hand(), *(() if at_hand.gpu_name() else (None,))):
         hardware: Hardware = "cpu" if device == CPU else "cuda"
@@ -108,18 +110,18 @@ def _check_gpu(runtime: str, precision: str) -> None:
 
 
 def check_device(name: str, known: Sequence[str], device: str) -> None:
-    """Refuses to call a measurement by a known device's name if it ran on another.
+    """Checks that a measurement is not named after a known device on which it did not run.
 
     Args:
-        name: what the user calls this machine.
-        known: names that are certain devices': those with a shipped profile, and those at hand.
-        device: what the runtime ran on, ``cpu`` or the GPU's name.
+        name: the user's name for this machine.
+        known: names of known devices: those with a shipped profile, and those of this machine.
+        device: device on which the runtime ran, ``cpu`` or the GPU's name.
 
     Raises:
-        DeviceError: the name is another device's.
+        DeviceError: the name belongs to another device.
     """
     if name == CPU and device != CPU:
-        raise DeviceError(f"--device cpu: this runtime runs on {device}; name it otherwise")
+        raise DeviceError(f"--device cpu: this runtime runs on {device}; use another name")
     if name in known and device_name(device) != name:
-        own = "a name of its own" if device == CPU else f"its own name, {device_name(device)}"
-        raise DeviceError(f"--device {name}: this runtime runs on {device}, not on such a GPU; give it {own}")
+        legal = "a new name" if device == CPU else f"its own name, {device_name(device)}"
+        raise DeviceError(f"--device {name}: this runtime runs on {device}, not on such a GPU; use {legal}")

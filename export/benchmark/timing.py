@@ -1,4 +1,4 @@
-"""Measuring latency: warm-up, enough samples, percentiles, and what it was measured on."""
+"""Measures latency: warm-up, samples, percentiles, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -26,18 +26,23 @@ MAX_SECONDS = 30.0
 
 @dataclass(kw_only=True)
 class Measurement:
-    """Latency of one artifact at one batch size, measured (never modelled).
+    """The measured latency of one artifact at one batch size. All times are milliseconds for one run of the whole batch.
 
     Attributes:
-        p50_ms, p95_ms, p99_ms, mean_ms: of one run of the whole batch, in milliseconds.
-        cv: standard deviation over mean.
-        samples: timed runs.
-        batch: images a run.
+        kind: always ``measured``.
+        p50_ms: median.
+        p95_ms: 95th percentile.
+        p99_ms: 99th percentile.
+        mean_ms: mean.
+        cv: coefficient of variation: standard deviation divided by the mean.
+        samples: number of timed runs.
+        batch: images per run.
         threads: CPU threads; 0 on a GPU.
-        runtime, runtime_version: what ran it.
+        runtime: name of the runtime, such as ``onnxruntime``.
+        runtime_version: version of the runtime.
         device: ``cpu``, or the GPU's name.
-        precision: such as ``fp32``.
-        images_per_second: throughput at the median latency.
+        precision: precision of the artifact, such as ``fp32``.
+        images_per_second: batch size divided by the median latency.
     """
 
     kind: str = "measured"
@@ -56,15 +61,15 @@ class Measurement:
     images_per_second: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return dataclasses.asdict(self)
 
 
 def summarise(samples_ms: Sequence[float], info: RuntimeInfo, *, batch: int, precision: str = "fp32") -> Measurement:
-    """Percentiles of timed runs (linear interpolation between samples).
+    """Summarises timed runs; percentiles are interpolated linearly between samples.
 
     Raises:
-        ValueError: no samples.
+        ValueError: there are no samples.
     """
     times = np.asarray(samples_ms, np.float64)
     if not times.size:
@@ -89,7 +94,7 @@ def summarise(samples_ms: Sequence[float], info: RuntimeInfo, *, batch: int, pre
 
 
 def warm_up(timer: Timer, *, runs: int = WARMUP_RUNS, seconds: float = WARMUP_SECONDS) -> None:
-    """Run untimed until both are reached: first runs allocate memory, choose kernels, and raise the clock."""
+    """Runs without timing until both numbers are reached. First runs allocate memory, choose kernels and raise the clock."""
     start, count = time.perf_counter(), 0
     while count < runs or time.perf_counter() - start < seconds:
         timer()
@@ -99,7 +104,7 @@ def warm_up(timer: Timer, *, runs: int = WARMUP_RUNS, seconds: float = WARMUP_SE
 
 
 def collect(timer: Timer, *, seconds: float, min_runs: int = 1, max_seconds: float = MAX_SECONDS) -> list[float]:
-    """Timed runs for at least ``seconds`` and ``min_runs``, but not longer than ``max_seconds`` (one run at least)."""
+    """Times runs for at least ``seconds`` and ``min_runs``, but at most for ``max_seconds`` (and at least once)."""
     start, samples = time.perf_counter(), []
     while True:
         samples.append(timer())
@@ -109,24 +114,24 @@ def collect(timer: Timer, *, seconds: float, min_runs: int = 1, max_seconds: flo
 
 
 def measure_in_turns(timers: Sequence[Timer], *, rounds: int, seconds: float, min_runs: int = 3) -> list[list[Block]]:
-    """Blocks of each timer in each round, shape ``(len(timers), rounds)``.
+    """Times several subjects in turns; returns the blocks of each timer in each round, shape ``(len(timers), rounds)``.
 
-    Everyone gets a short block a round, so that a second of other work on the machine spoils one block of some and not all of one.
-    A block takes ``seconds`` and ``min_runs`` at least. The order turns around every round: what heats the machine for its
-    successor changes sides.
+    Every timer gets one short block per round, so that a second of other work on the machine spoils single blocks and not all
+    blocks of one timer. A block takes at least ``seconds`` and ``min_runs``. The order alternates between rounds, so that a subject
+    that heats the machine does not always precede the same one.
     """
     blocks: list[list[Block]] = [[] for _ in timers]
     for round_ in range(rounds):
         order = range(len(timers)) if round_ % 2 == 0 else reversed(range(len(timers)))
         for index in order:
-            # The others' weights have filled the caches since this one's last block.
+            # Since its last block, the weights of the other subjects have filled the caches.
             warm_up(timers[index], runs=2 if round_ else WARMUP_RUNS, seconds=0.0 if round_ else WARMUP_SECONDS)
             blocks[index].append(Block.of_runs(collect(timers[index], seconds=seconds, min_runs=min_runs)))
     return blocks
 
 
 def environment() -> dict[str, Any]:
-    """The machine that numbers were measured on: CPU, cores, load, system, Python."""
+    """Describes this machine: CPU, threads, load, GPU, operating system and Python."""
     import torch
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -143,10 +148,10 @@ def environment() -> dict[str, Any]:
 
 
 def clocks() -> dict[str, Any]:
-    """Clocks and driver, as far as the system tells: what a profile must name beside the device. Values are texts or numbers.
+    """Returns clocks and driver, as far as the system reports them, as texts or numbers; a measured profile records them.
 
-    ``governor``, ``mhz`` and ``max_mhz`` of the first CPU; ``driver``, ``sm_mhz``, ``memory_mhz``, ``power_limit_w`` and
-    ``throttled`` (a bit mask, ``0x0...0`` for none) of the first GPU.
+    For the first CPU ``governor``, ``mhz`` and ``max_mhz``. For the first GPU ``driver``, ``sm_mhz``, ``memory_mhz``,
+    ``power_limit_w`` and ``throttled`` (a bit mask, ``0x0...0`` if the GPU is not throttled).
     """
     readings: dict[str, Any] = {}
     folder = Path("/sys/devices/system/cpu/cpu0/cpufreq")
@@ -170,7 +175,7 @@ def clocks() -> dict[str, Any]:
 
 
 def query_gpu(*fields: str) -> list[str]:
-    """What ``nvidia-smi`` says of the first GPU; may be fewer values than fields.
+    """Returns the values of ``nvidia-smi`` for the first GPU, possibly fewer than there are fields.
 
     Raises:
         OSError: there is no ``nvidia-smi``, or it failed.

@@ -1,1 +1,1 @@
-"""ONNX graphs: exporting them, editing them, adding pre- and post-processing, reading their tensors."""
+"""ONNX graphs: exports them, edits them, adds pre- and post-processing, and reads their tensors."""

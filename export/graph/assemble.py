@@ -1,10 +1,10 @@
 """Assembles ONNX graphs of many subnets of one space, without running the exporter for each.
 
-Tracing a network takes seconds to a quarter of a minute, nearly all of an export's time. A subnet is a chain of blocks, and a space
-has few distinct ones: so for each width one network that holds every block once is exported, its graph is cut where one block's
-output is the next one's input, and other networks are put together from the pieces. The result has the nodes, attributes and shapes
-that :func:`growtas.export.graph.exporter.export_onnx` writes; :func:`signature` tells, and tests compare. Nodes are copied as
-protobufs: a hundred graphs are assembled for a latency profile, and the same on onnx_ir takes longer.
+Tracing a network takes one to fifteen seconds, nearly all of an export's time. A subnet is a chain of blocks, and a space has few
+distinct blocks. So one network with every block is exported for each width, its graph is cut between the blocks, and other networks
+are assembled from the pieces. The result has the nodes, attributes and shapes that
+:func:`growtas.export.graph.exporter.export_onnx` writes; tests compare the two by :func:`signature`. Nodes are copied as protobufs,
+because a latency profile needs a hundred graphs and onnx_ir is slower.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def export_graph(architecture: Architecture) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class _Template:
-    """A graph in pieces: nodes outside the blocks, and each block's nodes between the tensors it reads and writes."""
+    """A graph in pieces: the nodes outside the blocks, and each block's nodes with the names of its input and output."""
 
     proto: onnx.ModelProto
     stem: tuple[onnx.NodeProto, ...]
@@ -52,11 +52,11 @@ class _Template:
 
 
 class Assembler:
-    """Makes the ONNX graphs of subnets, which must be known beforehand.
+    """Makes the ONNX graphs of subnets, which must be known in advance.
 
     Args:
-        space: geometry of the images.
-        subnets: all that will be asked for; their widths and blocks are exported when first needed.
+        space: the subnets' search space.
+        subnets: all subnets that will be requested. Their widths and blocks are exported when they are first needed.
     """
 
     def __init__(self, space: SearchSpace, subnets: Iterable[Subnet]) -> None:
@@ -70,14 +70,12 @@ class Assembler:
         """Assembles the subnet's graph, with random weights.
 
         Raises:
-            BuildError: the exporter failed, its graph is not a chain of blocks, or the subnet was not announced.
+            BuildError: the exporter failed, its graph is not a chain of blocks, or the subnet was not passed to the constructor.
         """
         missing = [block for block in _blocks(subnet) if block not in self._blocks.get(subnet.embed_dim, {})]
         if missing:
             heads, ratio = missing[0]
-            raise BuildError(
-                f"no piece for a block of width {subnet.embed_dim}, {heads} heads and ratio {ratio:g}: it was not announced"
-            )
+            raise BuildError(f"the subnet has an unannounced block of width {subnet.embed_dim}, {heads} heads and ratio {ratio:g}")
         template = self._template(subnet.embed_dim)
         nodes, constants = list(template.stem), {c.name: c for c in template.proto.graph.initializer}
         stream = template.first
@@ -87,7 +85,8 @@ class Assembler:
             for node in pieces:
                 names |= {output: f"{output}.{position}" for output in node.output}
                 for name in node.input:
-                    # Blocks have weights of their own, or the cache would hold less than it does.
+                    # Every block gets its own copy of the weights: shared weights would stay in the CPU's caches, unlike those of
+                    # a real network.
                     if name in constants and name not in template.shared:
                         names[name] = f"{name}.{position}"
                         constants[names[name]] = copy.deepcopy(constants[name])
@@ -96,7 +95,7 @@ class Assembler:
             stream = names[leave]
         nodes += [_rewired(node, {template.last: stream}, "") for node in template.tail]
         graph = template.proto.graph
-        # What only other subnets' blocks read goes.
+        # Nodes that only other subnets' blocks read are removed.
         live, read = list[onnx.NodeProto](), {output.name for output in graph.output}
         for node in reversed(nodes):
             if read.intersection(node.output):
@@ -111,11 +110,11 @@ class Assembler:
 
     def _template(self, width: int) -> _Template:
         if width not in self._templates:
-            kinds = sorted(self._blocks[width])  # the same template, whatever order they were announced in
-            # With one block nothing would tell what blocks share from what is theirs.
+            kinds = sorted(self._blocks[width])  # the template must not depend on the order of the subnets
+            # A constant is shared if several blocks read it, so at least two blocks are needed.
             chain = kinds if len(kinds) > 1 else kinds * 2
             subnet = Subnet(width, tuple(heads for heads, _ in chain), tuple(ratio for _, ratio in chain))
-            # The space's bounds hold for real depths; a template may be deeper.
+            # A template may be deeper than the space allows.
             space = self.space.replace(max_depth=max(self.space.max_depth, len(chain)))
             proto = export_graph(Architecture.of(space, subnet))
             self._templates[width] = _cut(proto, chain)
@@ -127,7 +126,7 @@ def _blocks(subnet: Subnet) -> list[Block]:
 
 
 def _cut(proto: onnx.ModelProto, chain: list[Block]) -> _Template:
-    """Cuts a graph at the tensors that each block's first LayerNormalization reads."""
+    """Cuts a graph at the inputs of the blocks' first LayerNormalization."""
     nodes = list(proto.graph.node)
     norms = [node for node in nodes if node.op_type == "LayerNormalization"]
     if len(norms) != 2 * len(chain) + 1:
@@ -153,7 +152,7 @@ def _cut(proto: onnx.ModelProto, chain: list[Block]) -> _Template:
 
 
 def _behind(nodes: list[onnx.NodeProto], tensor: str) -> set[int]:
-    """Rows of the nodes that depend on a tensor; nodes come in topological order."""
+    """The indices of the nodes that depend on a tensor; the nodes are in topological order."""
     reached, rows = {tensor}, set()
     for row, node in enumerate(nodes):
         if reached.intersection(node.input):
@@ -172,9 +171,9 @@ def _rewired(node: onnx.NodeProto, names: dict[str, str], suffix: str) -> onnx.N
 
 
 def signature(proto: onnx.ModelProto) -> str:
-    """Returns a digest of all that a graph's speed depends on: operators, attributes, edges, and shapes and types of constants.
+    """Returns a digest of everything that determines a graph's speed: operators, attributes, edges, shapes and types of constants.
 
-    Names, order and the values of floating-point constants don't count; whole numbers (shapes, indices) do.
+    It ignores names, order and the values of floating-point constants, but not whole numbers (shapes, indices).
     """
     seen: dict[str, str] = {"": ""}
     for value in proto.graph.input:

@@ -1,15 +1,15 @@
-"""Attention with a relative position as one MatMul, Softmax, MatMul, the form that TensorRT compiles to one kernel.
+"""Rewrites attention with a relative position as one MatMul, Softmax, MatMul, which TensorRT compiles to one kernel.
 
-The fp32 graph (:mod:`growtas.export.graph.inference_vit`) takes the attention on the grid's lines by a product of its own, and
-gathers by expanded index tensors: that is fastest in ONNX Runtime. For TensorRT it has two faults. In half precision TensorRT
-fuses an attention whose Softmax has one reader and whose vectors are as long as a multiple of 8 (in fp32 TensorRT-RTX 1.7 fuses
-none). And it keeps expanded tensors for the whole network. So here
+The fp32 graph (:mod:`growtas.export.graph.inference_vit`) computes the attention on the grid's lines by a separate product, and
+gathers with expanded index tensors. That is fastest in ONNX Runtime, but has two drawbacks in TensorRT. In half precision TensorRT
+fuses an attention only if its Softmax has one reader and the length of its vectors is a multiple of 8 (TensorRT-RTX 1.7 fuses no
+attention in fp32). And it keeps expanded tensors in memory for the whole network. Therefore, here
 
-* the one-hot lines stand beside v as beside k, padded to the same length, and queries' terms likewise;
-* nothing is expanded to the batch: columns of k and v are repeated in the lines' place, times zero, plus a constant;
-* gathers are flat: one constant index per position and line, no batch.
+* the one-hot lines are columns beside k and beside v, padded to the same length, and so are the terms beside the queries;
+* nothing is expanded to the batch: the lines' columns are copies of columns of k and v, times zero, plus a constant;
+* gathers are flat: one constant index per position and line, without the batch.
 
-The numbers are the same up to rounding. What else plans are built with is in :mod:`growtas.export.tensorrt.optimize`.
+The results are equal up to rounding. :mod:`growtas.export.tensorrt.optimize` makes the other changes for plans.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from growtas.export.graph.edit import (
     replace_tensor,
 )
 
-# The last part of the names of the nodes that take v's part of what attention gives.
+# Last part of the names of the nodes that slice v's columns from the output of attention.
 VALUES = "attended_values"
-# Kernels want vectors of a multiple of this many numbers.
+# The kernels need vectors whose length is a multiple of this number.
 _ALIGNED = 8
 _LINES_ALIGNED = 32
 
 
 def fuse_attention(model: ir.Model, *, joined: bool = False) -> int:
-    """Writes every attention with a relative position in the fusable form, in place.
+    """Rewrites every attention with a relative position in the fusable form, in place.
 
     Args:
-        model: a graph of growtas' exporter with its types inferred; one that has no such attention in fp32 stays as it is.
-        joined: whether k, the lines and v are one tensor. In fp32, where attention is no single kernel, that frees the tensor of q,
-            k and v before the attention weights are there.
+        model: a graph of growtas' exporter with inferred types. A graph without such an attention in fp32 is not changed.
+        joined: whether to put k, the lines and v into one tensor. This is for fp32, where attention is not a single kernel: the
+            tensor of q, k and v can then be freed before the attention weights are computed.
 
     Returns:
-        How many were rewritten.
+        The number of rewritten attentions.
     """
     attentions = [attention for node in model.graph if (attention := _match(node)) is not None]
     for attention in attentions:
@@ -63,7 +63,7 @@ def fuse_attention(model: ir.Model, *, joined: bool = False) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Attention:
-    """The nodes of one attention, by what they compute."""
+    """The nodes of one attention, named after their outputs."""
 
     terms: ir.Node
     keys: ir.Node
@@ -108,11 +108,11 @@ def _match(softmax: ir.Node) -> _Attention | None:
 
 
 class _Rewriting:
-    """Inserts the nodes from q, k and v, each ``(batch, heads, N, head_dim)``, to the sum of both parts of the output."""
+    """Inserts the nodes from q, k and v, each ``(batch, heads, N, head_dim)``, to the sum of the output's two parts."""
 
     def __init__(self, graph: ir.Graph, attention: _Attention) -> None:
         self.graph, self.attention, self.prefix = graph, attention, attention.logits.name
-        # What the attention weights are computed from comes before the Softmax, the rest after it.
+        # Nodes that compute the attention weights are inserted before the Softmax, the others after it.
         self.place, self.count = attention.softmax, 0
 
     def run(self, joined: bool) -> None:
@@ -125,18 +125,18 @@ class _Rewriting:
         # From the shape that the one-hot lines are expanded to, (batch, heads, 1, 1).
         heads = int(numbers(operand(producer(operand(producer(operand(attention.keys, 1)), 1)), 1))[0])
         tokens, head_dim = len(onehot), numbers(table).shape[1]
-        # As long as a head where that holds all distances: kernels with two results of the same size are kept once in a plan.
+        # At least as long as a head: if two kernels have outputs of the same size, a plan stores the kernel only once.
         width, entries = _padded(onehot.shape[1], _LINES_ALIGNED), max(head_dim, _padded(distances.shape[1], _ALIGNED))
         length = head_dim + width
 
         keys_table = operand(key_product, 1)
         product = self._add("MatMul", [q, self._constant(f"{keys_table.name}.padded", _columns(numbers(keys_table), entries))])
-        # The last entry of the table is the zero that stands for "no term".
+        # The table's last entry is a zero, for pairs without a term.
         index = np.arange(tokens)[:, None] * entries + _columns(lines, width, lines.max())
         query = self._add("Concat", [q, self._gather(product, (heads, tokens, entries), index)], axis=-1)
         rows = tokens
         if not joined:
-            # Tensors of other sizes than keys: TensorRT then finds a place for them in fewer regions of memory.
+            # The queries differ in size from the keys: TensorRT then needs fewer regions of memory.
             rows = _padded(tokens, _ALIGNED)
             query = self._add("Gather", [query, self._index(np.minimum(np.arange(rows), tokens - 1))], axis=2)
 
@@ -171,7 +171,7 @@ class _Rewriting:
         return insert_before(self.place, operator, inputs, output or name, name, **attributes)
 
     def _with_lines(self, x: ir.Value, onehot: NDArray[Any], head_dim: int, parts: tuple[int, int]) -> ir.Value:
-        """One-hot lines ``(N, width)`` after the first part of the last axis of x, or between its two, for every image and head."""
+        """Inserts the one-hot lines ``(N, width)`` between the two parts of x's last axis (the second may be empty)."""
         before, after = parts
         width = onehot.shape[1]
         columns = np.concatenate([np.arange(before), np.zeros(width), head_dim + np.arange(after)])
@@ -183,17 +183,17 @@ class _Rewriting:
         return self._add("Add", [masked, self._constant(f"onehot.{name}", lines[None, None])])
 
     def _part(self, x: ir.Value, start: int, end: int) -> ir.Value:
-        """Columns of the last axis."""
+        """Slices columns of the last axis."""
         return self._add("Slice", [x, *(self._index(np.array([place])) for place in (start, end, 3))])
 
     def _gather(self, x: ir.Value, shape: tuple[int, int, int], index: NDArray[Any]) -> ir.Value:
-        """Entries of x, ``(batch, *shape)``, by one flat index into each head: no batch, nothing is expanded."""
+        """Gathers entries of x, ``(batch, *shape)``, by one flat index per head, which has no batch axis to expand."""
         heads, rows, columns = shape
         flat = self._add("Reshape", [x, self._index(np.array([-1, heads, rows * columns]))])
         return self._add("Gather", [flat, self._index(index)], axis=2)
 
     def _index(self, values: NDArray[Any]) -> ir.Value:
-        """An integer constant, added once for all that are the same."""
+        """An integer constant; equal constants are added only once."""
         values = values.astype(np.int64)
         digest = hashlib.sha256(values.tobytes()).hexdigest()[:8]
         return add_constant(self.graph, f"index.{'x'.join(map(str, values.shape))}.{digest}", values, ir.DataType.INT64)
@@ -207,5 +207,5 @@ def _padded(count: int, to: int) -> int:
 
 
 def _columns(values: NDArray[Any], count: int, fill: Any = 0) -> NDArray[Any]:
-    """Columns added up to ``count``."""
+    """Pads the columns up to ``count``."""
     return np.pad(values, ((0, 0), (0, count - values.shape[1])), constant_values=fill)

@@ -1,4 +1,4 @@
-"""Reads artifact files without running or deserialising them: operators, inputs, outputs, weights by type, and what they are."""
+"""Reads artifact files without running or deserialising them: operators, inputs, outputs, weights by type, and metadata."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from growtas.export.formats import ONNX, OPENVINO, PROGRAM, TORCH, format_of, si
 from growtas.export.signature import PROBABILITIES, TOP_CLASSES
 
 _MAX_HEADER_BYTES = 100_000_000
-# As safetensors and OpenVINO abbreviate them, in lower case and without underscores.
+# Abbreviations in safetensors and OpenVINO files, in lower case and without underscores.
 _NAMES = {
     "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2",
     "i64": "int64", "i32": "int32", "i8": "int8", "u8": "uint8", "bool": "bool", "boolean": "bool",
@@ -29,25 +29,25 @@ _BYTES = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "int64": 8, "int32": 4,
     "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
-# torch.export's numbers of scalar types.
+# Numbers of the scalar types in torch.export programs.
 _TORCH = {
     1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64", 12: "bool", 13: "bfloat16",
 }  # fmt: skip
-# The largest batch that an export checks where none is asked for.
+# The default of an export's largest batch.
 _USUAL_BATCH = 8
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
 
 
 def read_graph(path: Path) -> dict[str, Any]:
-    """What a file holds.
+    """Describes the content of an artifact file.
 
     Returns:
-        ``bytes_by_type`` (of weights and constants), ``tensors``, ``precision`` (what the weights are stored in, None where nothing
-        says so), and what the format has: ``inputs``, ``outputs`` (``name``, ``dtype``, ``shape``), ``nodes``, ``operators``,
-        ``layout_operators``, ``opset`` and more. Of a plan nothing: it is not readable without running native code.
+        ``bytes_by_type`` (of weights and constants), ``tensors``, ``precision`` (in which the weights are stored; None if unknown)
+        and, depending on the format, ``inputs``, ``outputs`` (``name``, ``dtype``, ``shape``), ``nodes``, ``operators``,
+        ``layout_operators``, ``opset`` and more. Empty for a plan, which can't be read without running native code.
 
     Raises:
-        CheckpointError: absent, damaged, or not what its suffix says.
+        CheckpointError: the file is absent or damaged, or its content does not match its suffix.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such artifact")
@@ -58,17 +58,17 @@ def read_graph(path: Path) -> dict[str, Any]:
         return reader(path)
     except CheckpointError:
         raise
-    except Exception as error:  # each format's parser has exceptions of its own
+    except Exception as error:  # each format's parser has its own exceptions
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise CheckpointError(f"{path}: not a readable {path.suffix} file ({reason})") from None
 
 
 def load_described(path: str | os.PathLike[str]) -> Artifact:
-    """An artifact with its manifest; without one, with what the file says itself.
+    """Loads an artifact with its manifest, or else with the metadata in an ONNX file.
 
     Raises:
-        CheckpointError: as :func:`growtas.export.artifact.load_artifact`, and the file doesn't say itself what goes in.
-        UsageError: not an artifact.
+        CheckpointError: as for :func:`growtas.export.artifact.load_artifact`, if the file's metadata does not describe its input.
+        UsageError: the file is not an artifact.
     """
     file = Path(path)
     manifest = read_manifest(file) or own_description(file) if file.is_file() and format_of(file) is ONNX else None
@@ -76,9 +76,9 @@ def load_described(path: str | os.PathLike[str]) -> Artifact:
 
 
 def own_description(path: Path) -> Manifest | None:
-    """What an ONNX file that growtas exported says of itself, as a manifest; None for every other file.
+    """Makes a manifest from the metadata of an ONNX file that growtas exported; None for every other file.
 
-    Its batch is what the graph takes, and :data:`_USUAL_BATCH` where that is free.
+    Its largest batch is that of the graph, or :data:`_USUAL_BATCH` if the graph's batch is free.
     """
     if format_of(path) is not ONNX:
         return None
@@ -109,7 +109,7 @@ def own_description(path: Path) -> Manifest | None:
 
 
 def _json_values(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The values of a file's metadata that are JSON."""
+    """The values of a file's metadata that are valid JSON."""
     values = {}
     for key, text in metadata.items():
         with contextlib.suppress(ValueError, RecursionError):
@@ -167,12 +167,12 @@ def _onnx_value(value: Any) -> dict[str, Any]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """The header alone: eight bytes of length, then JSON."""
+    """Reads only the header: eight bytes with its length, then JSON."""
     with open(path, "rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(_MAX_HEADER_BYTES, path.stat().st_size - 8):
-            raise CheckpointError(f"{path}: not a readable .safetensors file (its header is missing or cut)")
+            raise CheckpointError(f"{path}: not a readable .safetensors file (its header is missing or truncated)")
         header = json.loads(file.read(length))
     metadata = header.pop("__metadata__", {})
     sizes: Counter[str] = Counter()
@@ -181,7 +181,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         begin, end = entry["data_offsets"]
         count, dtype = math.prod(entry["shape"]), _dtype(entry["dtype"])
         if end - begin != count * _BYTES.get(dtype, (end - begin) / max(count, 1)):
-            raise CheckpointError(f"{path}: not a readable .safetensors file (a tensor's size does not fit its shape)")
+            raise CheckpointError(f"{path}: not a readable .safetensors file (a tensor's size does not match its shape)")
         sizes[dtype] += end - begin
         params += count
     if 8 + length + sum(sizes.values()) != path.stat().st_size:
@@ -197,13 +197,13 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_ir(path: Path) -> dict[str, Any]:
-    """The graph of an OpenVINO IR: layers with their types, shapes and sizes; the weights stay unread in the ``.bin``."""
+    """Reads the graph of an OpenVINO IR: layers with their types, shapes and sizes, but not the weights in the ``.bin``."""
     data = path.read_bytes()
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        raise CheckpointError(f"{path}: not a readable .xml file (an IR declares no document type)")
+        raise CheckpointError(f"{path}: not a readable .xml file (an IR has no document type declaration)")
     root = ElementTree.fromstring(data)
     if root.tag != "net" or root.find("layers") is None:
-        raise CheckpointError(f"{path}: not a readable .xml file (no OpenVINO IR)")
+        raise CheckpointError(f"{path}: not a readable .xml file (it is not an OpenVINO IR)")
     sizes: Counter[str] = Counter()
     operators: Counter[str] = Counter()
     inputs: list[dict[str, Any]] = []
@@ -239,7 +239,7 @@ def _read_ir(path: Path) -> dict[str, Any]:
 
 
 def _read_program(path: Path) -> dict[str, Any]:
-    """The JSON parts of a torch.export program; nothing of it is unpickled."""
+    """Reads the JSON parts of a torch.export program, without unpickling anything."""
     with zipfile.ZipFile(path) as archive:
         members = {name.split("/", 1)[-1]: name for name in archive.namelist()}
 
@@ -287,6 +287,6 @@ def _counted(operators: Counter[str]) -> dict[str, Any]:
 
 
 def _precision(sizes: Mapping[str, int]) -> str | None:
-    """What most floating-point bytes are stored in."""
+    """The precision in which most floating-point bytes are stored."""
     floats = {kind: size for kind, size in sizes.items() if kind in _PRECISIONS and size}
     return _PRECISIONS[max(floats, key=lambda kind: floats[kind])] if floats else None

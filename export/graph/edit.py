@@ -1,7 +1,7 @@
-"""Loads, edits and saves ONNX graphs on onnx_ir: what exports, conversions and optimisations share.
+"""Loads, edits and saves ONNX graphs with onnx_ir, for exports, conversions and optimisations.
 
-Passes take an ``ir.Model`` and change it in place. They keep tensors' names and put new nodes where they are read, so that a graph
-stays in an order that can be run.
+Passes change an ``ir.Model`` in place. They keep the names of tensors, and insert new nodes directly before their readers, so that
+the graph stays in topological order.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from growtas.files import replacing
 
 PREPROCESS, CLASS_NAMES = "preprocess", "class_names"
 """Keys of a file's metadata: the record of the preprocessing and the class names, both as JSON."""
-# Messages name this many; the rest is counted.
+# Number of names that messages list; the rest is counted.
 _NAMED = 5
 _WEIGHT = ".weight"
 
 
 def load_proto(path: str | Path, *, weights: bool = True) -> onnx.ModelProto:
-    """Reads an ONNX file as protobuf, with the weights that lie in files beside it; the one place that reads ONNX files.
+    """Reads an ONNX file as protobuf, with the weights in files beside it. All ONNX files are read here.
 
-    The standard domain, which may be written ``ai.onnx``, is the empty one in what is returned.
+    The standard domain, which files may call ``ai.onnx``, is the empty string in the result.
 
     Args:
-        weights: False leaves weights that lie in files beside it where they are.
+        weights: whether to read weights in files beside it.
 
     Raises:
-        CheckpointError: not an ONNX file that can be read, or a file of its weights is missing.
+        CheckpointError: the file is not readable ONNX, or a file with its weights is missing.
     """
     try:
         proto = onnx.load(path, load_external_data=weights)
@@ -52,10 +52,10 @@ def load_proto(path: str | Path, *, weights: bool = True) -> onnx.ModelProto:
 
 
 def load_model(path: str | Path) -> ir.Model:
-    """Reads an ONNX file, as :func:`load_proto` does.
+    """Reads an ONNX file like :func:`load_proto`.
 
     Raises:
-        CheckpointError: not an ONNX file that can be read.
+        CheckpointError: the file is not readable ONNX.
     """
     proto = load_proto(path)
     try:
@@ -69,7 +69,7 @@ def load_typed_model(path: Path) -> ir.Model:
 
     Raises:
         BuildError: the types can't be inferred.
-        CheckpointError: not an ONNX file that can be read.
+        CheckpointError: the file is not readable ONNX.
     """
     model = load_model(path)
     try:
@@ -79,12 +79,12 @@ def load_typed_model(path: Path) -> ir.Model:
 
 
 def infer_types(model: ir.Model) -> ir.Model:
-    """Returns the model with the types and shapes of all tensors inferred, in addition to those that are known."""
+    """Returns the model with all types and shapes of tensors; unknown ones are inferred."""
     return ir.from_proto(onnx.shape_inference.infer_shapes(to_proto(model), strict_mode=True))
 
 
 def forget_types(model: ir.Model) -> None:
-    """Removes the types and shapes of all tensors between inputs and outputs, which are stale after an edit."""
+    """Removes the types and shapes of all tensors between inputs and outputs, because they may be wrong after an edit."""
     for node in model.graph:
         for value in node.outputs:
             if not value.is_graph_output():
@@ -92,7 +92,7 @@ def forget_types(model: ir.Model) -> None:
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
-    """Converts a model to protobuf: metadata in its own order, and no types of initializers, which state them themselves."""
+    """Converts a model to protobuf. Metadata keeps its order, and the types of initializers are not stored a second time."""
     proto = ir.to_proto(model)
     typed = [value for value in proto.graph.value_info if value.name not in model.graph.initializers]
     del proto.graph.value_info[:]
@@ -102,10 +102,10 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 
 def save_model(model: ir.Model, path: str | Path, subject: str) -> None:
-    """Checks a model and writes it. Its IR version is raised where its opset needs that.
+    """Checks a model and writes it. The IR version is raised if the opset needs a higher one.
 
     Args:
-        subject: what messages call the graph, such as ``the converted graph``.
+        subject: name of the graph in messages, such as ``the converted graph``.
 
     Raises:
         BuildError: the graph is not valid ONNX.
@@ -116,13 +116,13 @@ def save_model(model: ir.Model, path: str | Path, subject: str) -> None:
     try:
         onnx.checker.check_model(data, full_check=True)
     except Exception as error:  # the checker's exceptions share no base class
-        raise BuildError(f"{Path(path).name}: {subject} is no valid ONNX ({_one_line(error)})") from None
+        raise BuildError(f"{Path(path).name}: {subject} is not valid ONNX ({_one_line(error)})") from None
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def describe(model: ir.Model, *, preprocess: Mapping[str, Any] | None = None, class_names: Sequence[str] | None = None) -> None:
-    """Writes into a model's metadata what its images and its classes are, so that a file without a manifest still says it."""
+    """Writes the preprocessing and the class names into a model's metadata, so that the file has them without a manifest."""
     for key, value in ((PREPROCESS, preprocess), (CLASS_NAMES, class_names)):
         if value is not None:
             model.metadata_props[key] = json.dumps(value, ensure_ascii=False)
@@ -134,9 +134,9 @@ def remove_unused(model: ir.Model) -> None:
 
 
 def operand(node: ir.Node, index: int = 0) -> ir.Value:
-    """Returns the tensor that a node reads at a place that must not be empty."""
+    """Returns a node's input tensor, which must exist."""
     value = node.inputs[index]
-    assert value is not None, f"{node.name} reads nothing at {index}"
+    assert value is not None, f"{node.name} has no input {index}"
     return value
 
 
@@ -155,12 +155,12 @@ def constant(value: ir.Value | None) -> NDArray[Any] | None:
 def numbers(value: ir.Value) -> NDArray[Any]:
     """Returns the numbers of a tensor that must be an initializer."""
     array = constant(value)
-    assert array is not None, f"{value.name} is no constant"
+    assert array is not None, f"{value.name} is not a constant"
     return array
 
 
 def add_constant(graph: ir.Graph, name: str, values: Any, dtype: ir.DataType) -> ir.Value:
-    """Adds an initializer, rounded to a type; once for a name."""
+    """Adds an initializer with its values rounded to a type; if the name exists already, returns the existing one."""
     if name not in graph.initializers:
         array = np.asarray(values).astype(dtype.numpy(), order="C")
         tensor = ir.Tensor(array, dtype=dtype, name=name)
@@ -171,10 +171,7 @@ def add_constant(graph: ir.Graph, name: str, values: Any, dtype: ir.DataType) ->
 def insert_before(
     place: ir.Node, operator: str, inputs: Sequence[ir.Value | None], output: str, name: str | None = None, **attributes: Any
 ) -> ir.Value:
-    """Inserts a node before another one; returns the tensor that it writes.
-
-    The tensor is called ``output``, and so is the node without a ``name`` of its own.
-    """
+    """Inserts a node before another one and returns its output tensor, named ``output``. The node's default name is the same."""
     value = ir.Value(name=output)
     node = ir.node(operator, inputs, dict(sorted(attributes.items())), outputs=[value], name=name or output)
     assert place.graph is not None
@@ -183,12 +180,12 @@ def insert_before(
 
 
 def insert_after(node: ir.Node, operator: str, others: Sequence[ir.Value], name: str, *, renamed: str) -> ir.Value:
-    """Inserts a node that reads what another one writes, and gives its own output to the readers of that.
+    """Inserts a node between another node's output and its readers.
 
     Args:
-        others: what the new node reads besides.
-        name: of the new node.
-        renamed: new name of the tensor between the two; the new node's output takes over the old one.
+        others: further inputs of the new node.
+        name: name of the new node.
+        renamed: new name of the tensor between the two nodes. The new node's output gets the old name.
     """
     before, after = node.outputs[0], ir.Value()
     replace_tensor(before, after)
@@ -199,13 +196,13 @@ def insert_after(node: ir.Node, operator: str, others: Sequence[ir.Value], name:
 
 
 def replace_tensor(old: ir.Value, new: ir.Value) -> None:
-    """Lets all readers of a tensor read another one, which takes over its name, type and shape."""
+    """Replaces a tensor by another one for all readers; the new tensor gets its name, type and shape."""
     new.name, new.type, new.shape = old.name, old.type, old.shape
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 def layer_name(node: ir.Node) -> str:
-    """Returns what people call a node: the path of its weight without ``.weight``, else the node's own name."""
+    """Returns a readable name of a node: the path of its weight without ``.weight``, or else the node's own name."""
     for value in node.inputs[1:2]:
         if value is not None and value.is_initializer() and "." in str(value.name):
             return str(value.name).removesuffix(_WEIGHT)
@@ -213,19 +210,19 @@ def layer_name(node: ir.Node) -> str:
 
 
 def is_within(layer: str, names: Collection[str]) -> bool:
-    """Whether a layer is one of those named, or a part of one (``blocks.3`` holds ``blocks.3.fc1``)."""
+    """Whether a layer has one of the names, or belongs to a part with one of them (``blocks.3.fc1`` belongs to ``blocks.3``)."""
     return any(layer == name or layer.startswith(f"{name}.") for name in names)
 
 
 def is_linear(node: ir.Node) -> bool:
-    """Whether a node is a Linear layer: a product with one constant matrix, plain but for a transposed weight."""
+    """Whether a node is a Linear layer: a product with one constant matrix, without scaling; only the weight may be transposed."""
     if node.op_type not in ("Gemm", "MatMul") or operand(node).is_initializer():
         return False
     weight = operand(node, 1)
     if not weight.is_initializer() or weight.shape is None or len(weight.shape) != 2:
         return False
     if node.op_type == "MatMul":
-        # The tables of the relative position are constant matrices too, but no weights of a layer.
+        # The tables of the relative position are constant matrices too, but not weights of a layer.
         return str(weight.name).endswith(_WEIGHT)
     scaled = any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
     bias = constant(operand(node, 2)) if len(node.inputs) > 2 else np.zeros(1)

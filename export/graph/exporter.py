@@ -1,4 +1,4 @@
-"""A static ViT as an ONNX file: dynamic batch, operators of the standard domain only, checked and slimmed."""
+"""Exports a static ViT as an ONNX file with a dynamic batch, which has only operators of the standard domain."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from growtas.nn.vit import VisionTransformer
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 DEFAULT_OPSET = 20
-# LayerNormalization came with 17; from 23 on attention maps to an operator whose fp32 form TensorRT doesn't build.
+# From opset 23 on the exporter uses an Attention operator, which TensorRT can't build in fp32.
 OPSETS = range(18, 23)
-# The largest batch that is declared to the exporter; the graph itself has no bound.
+# Largest batch that the exporter is told; the graph itself has no limit.
 _TRACED_MAX_BATCH = 1 << 16
 
 
@@ -40,21 +40,21 @@ def export_onnx(
 ) -> None:
     """Writes a static ViT as ONNX.
 
-    The input ``images`` is ``(batch, in_chans, image_size, image_size)``, the output ``logits`` is ``(batch, num_classes)``, both
-    float32; ``batch`` is dynamic (traced at 2, so that nothing is specialised to one image).
+    The input ``images`` is ``(batch, in_chans, image_size, image_size)`` and the output ``logits`` ``(batch, num_classes)``, both
+    float32. The batch is dynamic; it is traced at 2, so that nothing is specialised to one image.
 
     Args:
-        ir_version: of the file; by default the lowest that the opset needs, which the most runtimes read.
+        ir_version: IR version of the file; by default the lowest that the opset needs, because most runtimes can read it.
         preprocess, class_names: for the file's metadata; see :func:`growtas.export.graph.edit.describe`.
 
     Raises:
-        ConfigError: an opset outside :data:`OPSETS`.
+        ConfigError: the opset is not in :data:`OPSETS`.
         BuildError: the exporter failed, or the graph holds an operator outside the standard domain.
         OutputError: the file can't be written.
     """
     if opset not in OPSETS:
         raise ConfigError(
-            f"opset is {opset}; legal are {OPSETS.start} to {OPSETS.stop - 1} (fp32 attention builds in TensorRT up to 22)"
+            f"opset is {opset}; legal are {OPSETS.start} to {OPSETS.stop - 1} (TensorRT can build fp32 attention up to 22)"
         )
     ensure_writable(Path(path).parent)
     exported = export_model(model, opset=opset)
@@ -81,9 +81,9 @@ def _trace(model: VisionTransformer, opset: int) -> onnx.ModelProto:
     with quiet():
         try:
             traced = torch.export.export(deployable(model), example, dynamic_shapes=dynamic, strict=False)
-            # The exporter traces the program a second time to take apart what it can't translate. It can translate all that
-            # deployable modules do, and that second time is half of an export: AutoFormer-T's published subnet took 14 s of CPU
-            # time with it and 8 s without, with the same nodes. An operator that is unknown after all is an error.
+            # The exporter traces the program a second time to decompose operators that it can't translate. It can translate every
+            # operator of deployable modules, so this is skipped: AutoFormer-T's published subnet took 14 s of CPU time with it and
+            # 8 s without, with the same nodes. An unknown operator is still an error.
             traced.run_decompositions = lambda *table, **settings: traced
             exported = torch.onnx.export(
                 traced,
@@ -97,14 +97,14 @@ def _trace(model: VisionTransformer, opset: int) -> onnx.ModelProto:
                 optimize=False,
                 verbose=False,
             )
-        except Exception as error:  # tracing and translating each have their own exceptions
+        except Exception as error:  # the exceptions of tracing and translating share no base class
             raise BuildError(f"the ONNX exporter failed: {' '.join(str(error).split())[:200]}") from error
     assert exported is not None
     return exported.model_proto
 
 
 def slim(proto: onnx.ModelProto) -> ir.Model:
-    """Folds constants and drops dead nodes; traces of the source (file names, line numbers) go too.
+    """Folds constants and removes unused nodes and source locations (file names, line numbers).
 
     The IR version becomes the lowest that the opset needs.
     """
@@ -119,7 +119,7 @@ def slim(proto: onnx.ModelProto) -> ir.Model:
 
 
 def _keep_sizes_as_lists(model: ir.Model) -> None:
-    """A size that the exporter makes a number, only to make it a list of one again, stays the list that ``Shape`` gave."""
+    """Removes the Squeeze and Reshape with which the exporter turns a size into a scalar and back into a list of one."""
     for reshape in tuple(model.graph):
         shape = constant(operand(reshape, 1)) if reshape.op_type == "Reshape" else None
         squeeze = operand(reshape).producer() if shape is not None and shape.tolist() == [-1] else None
@@ -130,13 +130,13 @@ def _keep_sizes_as_lists(model: ir.Model) -> None:
 
 
 def _shape_length(shape: ir.Node) -> int | None:
-    """How many sizes a ``Shape`` node gives, where its attributes alone say it."""
+    """The number of sizes that a ``Shape`` node returns, if its attributes determine it; else None."""
     start, end = shape.attributes.get_int("start", 0), shape.attributes.get_int("end", -1)
     return end - start if 0 <= start <= end else None
 
 
 def _require_plain(exported: ir.Model, model: VisionTransformer, opset: int) -> None:
-    """Checks what every exported file promises, whatever the exporter's version did."""
+    """Checks the operators, opset, input and output of an exported graph, because exporters' versions differ."""
     foreign = sorted({f"{node.domain}::{node.op_type}" for node in exported.graph if node.domain})
     version = exported.opset_imports.get("")
     if foreign or exported.functions or version != opset:
@@ -154,11 +154,11 @@ def _require_plain(exported: ir.Model, model: VisionTransformer, opset: int) -> 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences what the exporter says to its own developers; errors still come as exceptions."""
+    """Silences the exporter's warnings and logs, which are for its developers; errors are still raised."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        # torch 2.9's exporter uses parts of torch that it has itself deprecated; nothing that a user could act on.
+        # torch 2.9's exporter uses deprecated parts of torch, about which a user can do nothing.
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=category, module=r"(torch|onnxscript|onnx_ir|copyreg)(\.|$)")
         for logger in loggers:

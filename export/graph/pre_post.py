@@ -1,7 +1,7 @@
-"""Pre- and post-processing as nodes of an ONNX file: pixels in, probabilities or the best classes out.
+"""Adds pre- and post-processing to an ONNX graph: pixels as the input, probabilities or the best classes as outputs.
 
-Only the ends of a graph are touched, so fp32, fp16 and int8 (Q/DQ) files are treated alike, and what was verified stays as it is.
-What the nodes compute, and how far that is from Pillow's resizing, is in docs/artifacts.md.
+Nodes are added only at the ends of a graph. So fp32, fp16 and int8 (Q/DQ) files are treated alike, and the verified part of the
+graph does not change.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ from growtas.export.graph.edit import describe, load_model, save_model
 from growtas.export.graph.resize import PIXELS, add_node, add_numbers, check_resizing, resize_planes, to_planes
 from growtas.export.signature import PROBABILITIES, TOP_CLASSES, TOP_SCORES, check_preprocess
 
-_SUBJECT = "the graph with its new ends"
+_SUBJECT = "the graph with pre- or post-processing"
 
 
 def add_preprocess(onnx_in: Path, onnx_out: Path, preprocess: Mapping[str, Any] | None, *, resize: bool = False) -> dict[str, Any]:
-    """Puts the preprocessing in front of a model: uint8 ``pixels`` ``(batch, H, W, C)`` become the normalised images it takes.
+    """Adds the preprocessing to a model: it turns uint8 ``pixels`` ``(batch, H, W, C)`` into the model's normalised images.
 
     Args:
-        onnx_in: a model whose one input is ``(batch, C, image_size, image_size)``, float32 or float16.
-        onnx_out: where the new model goes; may be the same file.
-        preprocess: the manifest's record (:mod:`growtas.data.preprocess`).
-        resize: take pixels of any height and width, resize and crop them as the evaluation did; else ``H = W = image_size``.
+        onnx_in: a model whose only input is ``(batch, C, image_size, image_size)``, float32 or float16.
+        onnx_out: path of the new model; may be the same file.
+        preprocess: the run's preprocessing record (:mod:`growtas.data.preprocess`).
+        resize: accept pixels of any height and width, and resize and crop them as the evaluation did. Otherwise
+            ``H = W = image_size``.
 
     Returns:
-        What the new input is, for the manifest: ``name``, ``dtype``, ``layout``, ``shape``, ``color``, ``resize``, ``resize_error``
-        (:func:`growtas.export.graph.resize.check_resizing`; None without ``resize``), ``nodes``.
+        A description of the new input for the manifest: ``name``, ``dtype``, ``layout``, ``shape``, ``color``, ``resize``,
+        ``resize_error`` (:func:`growtas.export.graph.resize.check_resizing`; None without ``resize``) and ``nodes`` (how many).
 
     Raises:
         BuildError: the new graph is not valid.
-        CheckpointError: not an ONNX file that can be read.
-        ConfigError: the record is absent, incomplete or does not fit the model.
+        CheckpointError: the file is not readable ONNX.
+        ConfigError: the record is absent or incomplete, or does not match the model.
         UsageError: the input is not one batch of float images, or the evaluation's resizing can't be reproduced.
     """
     model = load_model(onnx_in)
     graph = model.graph
     if preprocess is None:
-        raise ConfigError(f"{onnx_in}: its run says nothing about preprocessing, so --preprocess has nothing to put into the graph")
+        raise ConfigError(f"{onnx_in}: its run has no preprocessing record, so --preprocess can't add it to the graph")
     record = check_preprocess(preprocess, f"{onnx_in}: the preprocessing record", ConfigError)
     images = _image_input(graph, record, onnx_in)
     size, channels, error = record["image_size"], record["in_chans"], None
@@ -81,23 +82,23 @@ def add_preprocess(onnx_in: Path, onnx_out: Path, preprocess: Mapping[str, Any] 
 def add_postprocess(
     onnx_in: Path, onnx_out: Path, *, softmax: bool, top_k: int | None, class_names: Sequence[str] | None
 ) -> dict[str, Any]:
-    """Adds outputs after a model's logits, which stay the first output, so that the file can be verified and benched as before.
+    """Adds outputs to a model. The logits stay the first output, so that the file can be verified and measured as before.
 
     Args:
-        onnx_in: a model whose one output is ``(batch, num_classes)``, float32 or float16.
-        onnx_out: where the new model goes; may be the same file.
+        onnx_in: a model whose only output is ``(batch, num_classes)``, float32 or float16.
+        onnx_out: path of the new model; may be the same file.
         softmax: add ``probabilities``, float32 ``(batch, num_classes)``.
-        top_k: add ``top_scores``, float32, and ``top_classes``, int64, both ``(batch, top_k)``, best first. The scores are
-            probabilities with ``softmax``, logits without.
-        class_names: kept in the file's metadata as JSON, under ``class_names``.
+        top_k: add ``top_scores`` (float32) and ``top_classes`` (int64), both ``(batch, top_k)``, best first. The scores are
+            probabilities with ``softmax``, and logits without.
+        class_names: written to the file's metadata as JSON, under ``class_names``.
 
     Returns:
-        What was added, for the manifest: ``outputs``, ``softmax``, ``top_k``, ``nodes``.
+        A description for the manifest: ``outputs`` (all names), ``softmax``, ``top_k`` and ``nodes`` (how many were added).
 
     Raises:
         BuildError: the new graph is not valid.
-        CheckpointError: not an ONNX file that can be read.
-        ConfigError: neither is asked for, or ``top_k`` or the number of names does not fit the classes.
+        CheckpointError: the file is not readable ONNX.
+        ConfigError: neither output was requested, or ``top_k`` or the number of names does not match the classes.
         UsageError: the model has other outputs than logits.
     """
     model = load_model(onnx_in)
@@ -133,20 +134,20 @@ def add_postprocess(
 
 
 def pixels_of(images: NDArray[np.float32], preprocess: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """Returns the uint8 pixels ``(batch, H, W, C)`` that normalised images ``(batch, C, H, W)`` came from, or the nearest ones."""
+    """Returns the nearest uint8 pixels ``(batch, H, W, C)`` of normalised images ``(batch, C, H, W)``."""
     mean, std = (np.asarray(preprocess[key], np.float64).reshape(1, -1, 1, 1) for key in ("mean", "std"))
     values = np.rint((images.astype(np.float64) * std + mean) * 255).clip(0, 255)
     return np.ascontiguousarray(values.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 def _affine(record: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
-    """``(pixel / 255 - mean) / std`` as ``pixel * scale + shift``, rounded to float32 once; both ``(1, C, 1, 1)``."""
+    """Scale and shift, ``(1, C, 1, 1)`` each, so that ``(pixel / 255 - mean) / std`` is ``pixel * scale + shift``."""
     mean, std = (np.asarray(record[key], np.float64).reshape(1, -1, 1, 1) for key in ("mean", "std"))
     return {"scale": (1 / (255 * std)).astype(np.float32), "shift": (-mean / std).astype(np.float32)}
 
 
 def _image_input(graph: ir.Graph, record: Mapping[str, Any], path: Path) -> ir.Value:
-    """A model's one input, if it takes what the record describes."""
+    """The only input of a model, which must match the preprocessing record."""
     images = graph.inputs[0] if len(graph.inputs) == 1 else None
     if images is None or len(_dims(images)) != 4 or images.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         raise UsageError(f"{path}: its input is not one batch of float images; is the preprocessing in the graph already?")
@@ -157,7 +158,7 @@ def _image_input(graph: ir.Graph, record: Mapping[str, Any], path: Path) -> ir.V
 
 
 def _logits_shape(graph: ir.Graph, path: Path) -> tuple[int | str, int]:
-    """Batch and classes of a model's one output."""
+    """The batch and the number of classes of a model's only output."""
     dims = _dims(graph.outputs[0]) if len(graph.outputs) == 1 else []
     if len(dims) != 2 or not isinstance(dims[1], int):
         raise UsageError(f"{path}: its output is not one batch of logits; is the postprocessing in the graph already?")
@@ -169,7 +170,7 @@ def _dims(value: ir.Value) -> list[int | str]:
 
 
 def _add(graph: ir.Graph, tape: ir.tape.Tape, place: ir.Node | None, part: str) -> None:
-    """Adds nodes, named after their part of the graph, and constants: before a node, or after all others."""
+    """Adds nodes, named after their part of the graph, and constants: before a node, or at the end."""
     for index, node in enumerate(tape.nodes):
         node.name = f"{part}.{index}.{node.op_type}"
     if place is None:

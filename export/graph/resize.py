@@ -1,4 +1,4 @@
-"""The evaluation's resize and crop as ONNX nodes, and how close they come to Pillow's."""
+"""The evaluation's resize and crop as ONNX nodes, and their difference from Pillow's results."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from growtas.resources import available_threads
 
 PIXELS = "pixels"
 MODES = {"bilinear": "linear", "bicubic": "cubic"}
-"""The record's interpolations that ONNX has, and their names there."""
+"""The interpolations of the record that ONNX has, with their ONNX names."""
 OPSET = 18
-"""Resize has had antialias since this one."""
+"""The first opset in which Resize can antialias."""
 MAX_MEAN_LEVELS, MAX_SHARE_APART = 0.25, 0.01
-"""What passes on photographs: mean difference in levels of 0..255, and share of values that are more than one level apart."""
+"""Limits on photographs: the mean difference in levels (0..255), and the share of values that differ by more than one level."""
 
 
 def to_planes(tape: ir.tape.Tape, pixels: ir.Value) -> ir.Value:
-    """Adds the node from pixels ``(batch, H, W, C)`` to ``(batch, C, H, W)``, still uint8: a quarter of the bytes to move."""
+    """Adds the transpose from ``(batch, H, W, C)`` to ``(batch, C, H, W)``, in uint8, which moves a quarter of float32's bytes."""
     return add_node(tape, "Transpose", [pixels], "planes", perm=[0, 3, 1, 2])
 
 
 def resize_planes(tape: ir.tape.Tape, pixels: ir.Value, planes: ir.Value, record: Mapping[str, Any]) -> ir.Value:
-    """Adds the nodes from planes of any height and width to ``(batch, C, image_size, image_size)``, and their constants.
+    """Adds nodes and constants that resize and crop planes of any height and width to ``(batch, C, image_size, image_size)``.
 
-    The short side becomes ``image_size / crop_pct`` pixels, the long one what keeps the proportion, both rounded down; then the
-    middle is cut out, its corner rounded half to even (torchvision's arithmetic). All in uint8, where ONNX Runtime rounds and clips
-    after each of the two passes, as Pillow does; in float, bicubic overshoots were up to 8 levels apart. The Reshapes cost nothing
-    and keep ONNX Runtime from moving the Transpose behind the Resize, where it takes ``sizes`` for one number an axis and fails.
+    The short side becomes ``image_size / crop_pct`` pixels and the long side keeps the proportion, both rounded down. Then the
+    centre is cropped, with its corner rounded half to even, as in torchvision. All nodes work in uint8: ONNX Runtime then rounds
+    and clips after each of the two passes, like Pillow. In float, bicubic overshoots differed by up to 8 levels. The Reshapes cost
+    nothing and keep ONNX Runtime from moving the Transpose after the Resize, where it expects one size per axis and fails.
     """
     size = record["image_size"]
     short = add_numbers(tape, "short", np.array([math.floor(size / record["crop_pct"])], np.int64))
@@ -74,31 +74,31 @@ def resize_planes(tape: ir.tape.Tape, pixels: ir.Value, planes: ir.Value, record
 
 
 def add_node(tape: ir.tape.Tape, operator: str, inputs: Sequence[ir.Value | None], output: str, **attributes: Any) -> ir.Value:
-    """Adds a node of the preprocessing, which writes ``preprocess.OUTPUT``."""
+    """Adds a node of the preprocessing; its output is named ``preprocess.OUTPUT``."""
     return tape.op(operator, inputs, dict(sorted(attributes.items())), output=ir.Value(name=f"preprocess.{output}"))
 
 
 def add_numbers(tape: ir.tape.Tape, name: str, values: NDArray[Any]) -> ir.Value:
-    """Adds a constant of the preprocessing, called ``preprocess.NAME``."""
+    """Adds a constant of the preprocessing, named ``preprocess.NAME``."""
     return tape.initializer(ir.Tensor(values, name=f"preprocess.{name}"))
 
 
 def check_resizing(record: Mapping[str, Any], opset: int, path: Path) -> dict[str, Any]:
-    """Runs the resizing in ONNX Runtime on photographs, and compares it with the record's own evaluation transform.
+    """Runs the resizing in ONNX Runtime on photographs, and compares it with the evaluation's resizing.
 
     Returns:
-        For the manifest: ``max_levels`` and ``mean_levels`` (of 0..255), ``share_apart`` (of values more than one level apart) and
-        ``images``.
+        For the manifest: the largest and the mean difference in levels of 0..255 (``max_levels``, ``mean_levels``), the share of
+        values that differ by more than one level (``share_apart``), and a description of the ``images``.
 
     Raises:
-        UsageError: an interpolation that ONNX doesn't have, an old opset, or a difference above :data:`MAX_MEAN_LEVELS` or
+        UsageError: ONNX lacks the interpolation, the opset is too old, or a difference is above :data:`MAX_MEAN_LEVELS` or
             :data:`MAX_SHARE_APART`.
     """
     interpolation = record["interpolation"]
     if interpolation not in MODES:
         raise UsageError(
             f"{path}: the evaluation resizes by {interpolation}, which ONNX can't reproduce; resize outside the graph "
-            f"(legal inside are {choices(MODES)})"
+            f"(legal in the graph are {choices(MODES)})"
         )
     if opset < OPSET:
         raise UsageError(f"{path}: resizing in the graph needs opset {OPSET} or newer, and the file is of opset {opset}")
@@ -112,14 +112,14 @@ def check_resizing(record: Mapping[str, Any], opset: int, path: Path) -> dict[st
     if error["mean_levels"] > MAX_MEAN_LEVELS or error["share_apart"] > MAX_SHARE_APART:
         raise UsageError(
             f"{path}: resized in the graph, images differ from the evaluation's by {error['mean_levels']} of 255 levels on average "
-            f"and by more than one at {error['share_apart']:.2%} of values (at most {MAX_MEAN_LEVELS} and {MAX_SHARE_APART:.0%}); "
-            "resize outside the graph"
+            f"and {error['share_apart']:.2%} of the values by more than one level (legal are at most {MAX_MEAN_LEVELS} levels and "
+            f"{MAX_SHARE_APART:.0%}); resize outside the graph"
         )
     return error
 
 
 def _differences(record: Mapping[str, Any], opset: int) -> list[NDArray[Any]]:
-    """Levels between both ways, an array for each photograph: one landscape, one portrait, one near the model's size, one tiny."""
+    """The differences in levels, one array per photograph: a landscape, a portrait, one near the model's size, and a tiny one."""
     import onnxruntime as ort
     from PIL import Image
     from sklearn.datasets import load_sample_images

@@ -1,4 +1,4 @@
-"""Reads the tensors inside an ONNX file on real images, and tells whether one leaves the range of fp16."""
+"""Reads the tensors inside an ONNX graph on real images, and checks whether they exceed the range of fp16."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _CHUNK = 4
 
 
 def session_of_tensors(proto: onnx.ModelProto, names: Iterable[str], *, optimised: bool) -> Any:
-    """Opens a graph in ONNX Runtime, on one thread of the CPU, with other tensors of it as the outputs.
+    """Opens a graph in ONNX Runtime, on one CPU thread, with the named tensors as its outputs.
 
     Args:
-        optimised: whether nodes may be fused; each number is as it is first computed otherwise.
+        optimised: whether ONNX Runtime may fuse nodes, which can change the numbers slightly.
     """
     import onnxruntime
 
@@ -42,21 +42,21 @@ def session_of_tensors(proto: onnx.ModelProto, names: Iterable[str], *, optimise
 
 
 def magnitude(values: NDArray[Any]) -> float:
-    """Returns the largest magnitude of numbers, 0 for none of them; infinite where one is not finite."""
+    """Returns the largest magnitude of an array, 0 if it is empty, and infinity if a number is not finite."""
     largest = float(np.abs(values).max(initial=0))
-    # NaN would vanish in max(): then nothing is small enough.
+    # Callers compare by max(), which could lose a NaN.
     return largest if math.isfinite(largest) else math.inf
 
 
 class OnnxTensors:
-    """An ONNX file whose inner tensors can be read; the file itself is not touched.
+    """Reads inner tensors of an ONNX file, without changing the file.
 
     Attributes:
-        nodes: the nodes (``onnx.NodeProto``) in topological order, as ONNX prescribes.
+        nodes: the nodes (``onnx.NodeProto``), in topological order.
         logits: name of the first output.
 
     Raises:
-        CheckpointError: it can't be read.
+        CheckpointError: the file can't be read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -66,10 +66,10 @@ class OnnxTensors:
         self.logits: str = self._proto.graph.output[0].name
 
     def read(self, names: Iterable[str], images: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Computes tensors, by their names, for images as the graph's input takes them, in the types that the graph has.
+        """Computes the named tensors for images in the format of the graph's input. The tensors have the graph's types.
 
-        ONNX Runtime computes what has no fp16 kernel in fp32, and leaves out the rounding between two such nodes. A tensor that is
-        read is rounded.
+        ONNX Runtime computes operators without an fp16 kernel in fp32, and does not round between two such operators. The tensors
+        that this method returns are rounded.
 
         Raises:
             CheckpointError: ONNX Runtime can't run the graph.
@@ -80,19 +80,20 @@ class OnnxTensors:
             values = session.run(outputs, {session.get_inputs()[0].name: images})
         except Exception as error:  # the runtime's exceptions share no base class
             reason = " ".join(str(error).split(":")[-1].split())[:160]
-            raise CheckpointError(f"{self.path}: ONNX Runtime can't read the inside of it ({reason})") from None
+            raise CheckpointError(f"{self.path}: ONNX Runtime can't compute its inner tensors ({reason})") from None
         return dict(zip(outputs, (np.asarray(value) for value in values), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class HalfRange:
-    """The largest number among a graph's fp16 tensors.
+    """The largest value in a graph's fp16 tensors.
 
     Attributes:
-        tensors: how many fp16 tensors were looked at; 0 for a graph without any.
-        tensor, node: the one with the largest magnitude, and the operator that writes it.
-        largest: that magnitude; infinite after an overflow, or where a number is none.
-        images: how many images were run.
+        tensors: number of fp16 tensors; 0 if the graph has none.
+        tensor: name of the tensor with the largest magnitude.
+        node: operator that writes this tensor.
+        largest: this magnitude; infinite after an overflow or for NaN (null in JSON). fp16 ends at 65504.
+        images: number of images that were run.
     """
 
     tensors: int
@@ -108,12 +109,12 @@ class HalfRange:
 
 
 def half_range(path: str | Path, images: NDArray[Any]) -> HalfRange:
-    """Finds the largest magnitude of every fp16 tensor of an ONNX file while it runs on the CPU.
+    """Finds the largest magnitude in the fp16 tensors of an ONNX file by running it on the CPU.
 
-    The logits alone would not tell: ONNX Runtime's CPU kernels compute many nodes in fp32, where a GPU overflows.
+    The logits alone would not show an overflow, because ONNX Runtime's CPU kernels compute many nodes in fp32, unlike a GPU.
 
     Args:
-        images: what the graph's input takes; they are run a few at a time. A dozen will do.
+        images: input of the graph, which runs a few images at a time; a dozen are enough.
 
     Raises:
         CheckpointError: as :class:`OnnxTensors`.
@@ -125,7 +126,7 @@ def half_range(path: str | Path, images: NDArray[Any]) -> HalfRange:
         for name, value in tensors.read(names, images[start : start + _CHUNK]).items():
             if value.dtype == np.float16 and value.size:
                 seen[name] = max(seen.get(name, 0.0), magnitude(value))
-    # Of several infinite tensors the first one is where it began; dictionaries keep the graph's order.
+    # max() returns the first of several infinite tensors, which is where the overflow began.
     worst = max(seen, key=lambda name: seen[name]) if seen else None
     operators = {name: node.op_type for node in tensors.nodes for name in node.output}
     return HalfRange(
@@ -138,10 +139,10 @@ def half_range(path: str | Path, images: NDArray[Any]) -> HalfRange:
 
 
 def check_half_range(path: str | Path, images: NDArray[Any], *, subject: str, consequence: str = "") -> HalfRange:
-    """Measures :func:`half_range`, and fails where a tensor overflowed.
+    """Computes :func:`half_range`, and fails if a tensor overflowed.
 
     Raises:
-        ParityError: an fp16 tensor holds something else than finite numbers.
+        ParityError: an fp16 tensor holds a number that is not finite.
         CheckpointError: as :func:`half_range`.
     """
     measured = half_range(path, images)

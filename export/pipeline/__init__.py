@@ -1,1 +1,1 @@
-"""One export, from a subnet of a run to checked files with manifests: options, formats, model card, Triton folder."""
+"""Exports a subnet of a run to verified files with manifests: options, formats, model card and Triton repository."""

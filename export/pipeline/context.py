@@ -1,4 +1,4 @@
-"""One export under way: what it knows, the artifacts made so far, and the check that each has to pass."""
+"""The state of one export: its inputs, the artifacts made so far, and the check that every artifact must pass."""
 
 from __future__ import annotations
 
@@ -30,18 +30,21 @@ from growtas.progress import Progress
 
 @dataclass(kw_only=True)
 class ExportContext:
-    """What an export knows, and what it has made.
+    """The inputs and the results of an export.
 
     Attributes:
-        precision: of the ONNX file and of what is made from it.
-        plan: what compiles the plan, and for which compute capabilities; None where no plan is made.
-        folder: where files are made; ``out`` is where they will lie.
-        parity_images: for the strict comparison of fp32.
-        labelled_images: gives the images that artifacts of a precision are verified on; coarse ones need more.
-        artifacts: those made so far; ``side_files``: files without a manifest.
-        references: what artifacts are compared with, by name.
-        model: the static ViT, once it was saved.
-        onnx: the ONNX file in ``precision``, once it was made; ``complete_onnx`` has the pre- and post-processing as well.
+        precision: precision of the ONNX file and of the formats that are made from it.
+        plan: the plan's builder and its compute capabilities; None where no plan is made.
+        folder: temporary folder in which files are made.
+        out: folder into which they are moved at the end.
+        parity_images: images for the strict fp32 comparison.
+        labelled_images: returns the images for verifying a precision; coarse precisions need more images.
+        artifacts: artifacts made so far.
+        side_files: files made so far that have no manifest.
+        references: functions that artifacts are compared with, by name.
+        model: the static ViT, set when it is saved.
+        onnx: the ONNX file in ``precision``, set when it is made.
+        complete_onnx: the same with pre- and post-processing in the graph.
     """
 
     source: Source
@@ -63,26 +66,26 @@ class ExportContext:
 
     @property
     def name(self) -> str:
-        """The files' name without suffix."""
+        """The name of the files, without suffix."""
         return self.options.name or file_stem(self.source.run.space.name)
 
     @property
     def preprocess(self) -> Any:
-        """How the run's images are preprocessed; None in a run that doesn't record it."""
+        """The run's preprocessing record; None in a run without one."""
         return self.source.run.info.get("preprocess")
 
     @property
     def class_names(self) -> Any:
-        """A name for each class; None in a run without names."""
+        """One name per class; None in a run without names."""
         return self.source.run.info.get("class_names")
 
     def input_of(self, content: Mapping[str, Any]) -> ArtifactInput:
-        """What an artifact takes whose manifest has this content."""
+        """The input of an artifact, from the content of its manifest."""
         described = {"preprocess": self.preprocess, "input": content.get("input")}
         return artifact_input(self.folder, Manifest.from_dict(described), self.preprocess)
 
     def check_parity(self, logits: Logits, subject: str, images: VerificationImages) -> ParityReport:
-        """Compares an fp32 artifact strictly with all references, as :func:`growtas.export.verification.parity.run_gate` does."""
+        """Compares an fp32 artifact with all references by :func:`growtas.export.verification.parity.run_gate`."""
         options = self.options
         return run_gate(logits, self.references, images, subject=subject, max_batch=options.max_batch, tolerance=options.tolerance)
 
@@ -96,28 +99,30 @@ class ExportContext:
         against: str = STATIC,
         content: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Runs an artifact on real images, and compares: fp32 strictly with all references, every precision on the labelled images.
+        """Runs an artifact on real images and compares its logits with the references.
+
+        An fp32 artifact is compared strictly with all references; every artifact is measured on the labelled images.
 
         Args:
-            run: the artifact's input to its logits.
-            runtime: for messages.
-            against: the reference on the labelled images.
-            content: what its manifest will hold, as far as it says what the artifact takes; by default the run's images.
+            run: computes the logits of the artifact's input.
+            runtime: name of the runtime in messages.
+            against: name of the reference on the labelled images.
+            content: the part of the future manifest that describes the input; by default the input is the run's images.
 
         Returns:
-            ``parity`` (None but for fp32) and ``verification``, for the manifest.
+            ``parity`` (None except in fp32) and ``verification``, for the manifest.
 
         Raises:
-            ParityError: it is out of a tolerance.
+            ParityError: the artifact misses a tolerance.
         """
-        takes, subject = self.input_of(content or {}), f"{path.name} in {runtime}"
-        logits, parity = takes.logits(run), None
+        converter, subject = self.input_of(content or {}), f"{path.name} in {runtime}"
+        logits, parity = converter.logits(run), None
         if precision == "fp32":
-            parity = self.check_parity(logits, subject, takes.round_to_pixels(self.parity_images)).to_dict()
+            parity = self.check_parity(logits, subject, converter.round_to_pixels(self.parity_images)).to_dict()
         verification = measure_artifact(
             logits,
             self.references[against],
-            takes.round_to_pixels(self.labelled_images(precision)),
+            converter.round_to_pixels(self.labelled_images(precision)),
             precision=precision,
             thresholds=self.options.thresholds(precision),
             subject=subject,
@@ -130,7 +135,7 @@ class ExportContext:
         return {"parity": parity, "verification": verification.to_dict()}
 
     def add(self, path: Path, content: Mapping[str, Any], *, precision: str = "fp32") -> Artifact:
-        """Writes an artifact's manifest, and counts it as made."""
+        """Writes an artifact's manifest and adds the artifact to :attr:`artifacts`."""
         source, space = self.source, self.supernet.space
         costs = count_costs(space, source.subnet)
         shape = ["batch", space.in_chans, space.image_size, space.image_size]

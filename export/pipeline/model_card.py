@@ -1,4 +1,4 @@
-"""The model card of an export: README.md beside the artifacts, from their manifests alone."""
+"""The model card of an export: a README.md beside the artifacts, made only from their manifests."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from growtas.latency.estimate import kind_text
 from growtas.units import format_accuracy, format_bytes, format_count, format_ms
 
 CARD = "README.md"
-# What a card of ours begins with, behind the front matter: another README is not written over.
+# growtas' cards have this line after the front matter; a README.md without it is not overwritten.
 _MARK = "<!-- made by growtas export -->"
 _CLASSES = 10
 
 
 def write_card(folder: str | Path, manifests: Sequence[Manifest], *, licence: str | None = None) -> Path | None:
-    """Writes the card of artifacts of one subnet.
+    """Writes the model card for artifacts of one subnet.
 
     Args:
-        folder: where the artifacts lie.
-        manifests: theirs, in the order of the table; not empty.
-        licence: of weights and data, as the user names it.
+        folder: the artifacts' folder.
+        manifests: the artifacts' manifests, in the order of the table; at least one.
+        licence: licence of the weights and data.
 
     Returns:
-        The card; None where there is a README.md that growtas did not write, which stays.
+        The card's path; None if the folder has a README.md that growtas did not write. That file is left unchanged.
 
     Raises:
-        OutputError: it can't be written.
+        OutputError: the card can't be written.
     """
     path = Path(folder) / CARD
     try:
@@ -50,9 +50,9 @@ def write_card(folder: str | Path, manifests: Sequence[Manifest], *, licence: st
 
 
 def same_network(folder: str | Path, manifests: Sequence[Manifest]) -> list[Manifest]:
-    """Manifests of a folder's other artifacts that hold the network of ``manifests``, by file name: the card goes on naming them.
+    """Returns the manifests of a folder's other artifacts of the same network, by file name, so that the card lists them too.
 
-    A file that is not the one its manifest describes is left out.
+    A file that does not match its manifest is left out.
     """
     new = {manifest.file.file for manifest in manifests}
     others = []
@@ -67,7 +67,7 @@ def same_network(folder: str | Path, manifests: Sequence[Manifest]) -> list[Mani
 
 
 def card(manifests: Sequence[Manifest], *, licence: str | None = None) -> str:
-    """The card's text; see :func:`write_card`."""
+    """Returns the text of the card; see :func:`write_card`."""
     first = manifests[0]
     subnet = first.subnet or {}
     classes = first.output.shape[-1] if first.output else "?"
@@ -77,7 +77,8 @@ def card(manifests: Sequence[Manifest], *, licence: str | None = None) -> str:
     parts = [
         "\n".join([*front, "---", _MARK]),
         f"# {Path(first.file.file or '').stem}",
-        f"A Vision Transformer for {classes} classes, cut out of the supernet of run `{first.source.run}` (space {first.space}).",
+        f"A Vision Transformer for {classes} classes, extracted from the supernet of run `{first.source.run}` "
+        f"(space {first.space}).",
         "| | |\n| --- | --- |\n"
         f"| subnet | embed_dim {subnet['embed_dim']}, num_heads {_list(subnet['num_heads'])}, "
         f"mlp_ratio {_list(subnet['mlp_ratio'])} |\n"
@@ -86,7 +87,7 @@ def card(manifests: Sequence[Manifest], *, licence: str | None = None) -> str:
         "## Images",
         _images(manifests),
         "## Files",
-        "| file | precision | size | accuracy here | of the source | top-1 agreement | rel. error | run when exported |\n"
+        "| file | precision | size | accuracy | accuracy of the source | top-1 agreement | relative error | run at export |\n"
         f"| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |\n{rows}",
         _checked(manifests),
         *_runtimes(manifests),
@@ -104,7 +105,7 @@ def _row(manifest: Manifest) -> str:
     verified = manifest.verified or VerificationRecord()
     ran = "yes" if manifest.executed else f"no: {manifest.not_executed_because}"
     if manifest.compiled_from is not None:
-        ran += f"; the numbers are those of `{manifest.compiled_from.file}`, which it was compiled from"
+        ran += f"; the numbers are of `{manifest.compiled_from.file}`, from which it was compiled"
     cells = [
         f"`{manifest.file.file}`",
         manifest.precision,
@@ -119,7 +120,7 @@ def _row(manifest: Manifest) -> str:
 
 
 def _checked(manifests: Sequence[Manifest]) -> str:
-    """Which images the numbers are from: precisions are verified on different numbers of them."""
+    """Lists the images behind the numbers; precisions are verified on different numbers of images."""
     files: dict[str, list[str]] = {}
     for manifest in manifests:
         if (verified := manifest.verified) is not None:
@@ -136,32 +137,33 @@ def _images(manifests: Sequence[Manifest]) -> str:
     record = manifests[0].preprocess
     if not record:
         return "The run has no record of how its images were preprocessed."
-    parts = ["What has to be done to an image:", "\n".join(preprocessing_steps(record))]
+    parts = ["An image is prepared in these steps:", "\n".join(preprocessing_steps(record))]
     for manifest in manifests:
         if manifest.input and manifest.input.takes_pixels:
-            own = "does all of it itself" if manifest.input.resize else "does the last two steps itself"
-            parts.append(f"`{manifest.file.file}` takes pixels (uint8, channels last), and {own}.")
+            steps = "does all steps itself" if manifest.input.resize else "does the last two steps itself"
+            parts.append(f"`{manifest.file.file}` takes uint8 pixels, channels last, and {steps}.")
     if any(manifest.kind == ONNX.kind for manifest in manifests):
-        parts.append("Every ONNX file holds this record and the class names as JSON in its metadata (`preprocess`, `class_names`).")
+        parts.append(
+            "The metadata of every ONNX file holds this record (`preprocess`) and the class names (`class_names`) as JSON."
+        )
     return "\n\n".join(parts)
 
 
 def preprocessing_steps(record: Mapping[str, Any]) -> list[str]:
-    """The steps from a picture to an artifact's input, as numbered lines: what :mod:`growtas.data.preprocess` does."""
+    """Returns the steps from an image file to an artifact's input as numbered lines; :mod:`growtas.data.preprocess` does them."""
     size, crop_pct = record["image_size"], record["crop_pct"]
     short = f"{math.floor(size / crop_pct)} pixels (image_size {size} / crop_pct {crop_pct:g}, rounded down)"
     return [
         f"1. Convert to {'grey' if record['in_chans'] == 1 else 'RGB'} ({DecodeRules.of(record).describe()}).",
         f"2. Resize the short side to {short}, the long side in proportion ({record['interpolation']}, antialiased, in 8 bits).",
-        f"3. Cut out the middle {size} x {size} pixels.",
-        f"4. Divide by 255, subtract the mean {record['mean']} and divide by the standard deviation {record['std']}, channel by "
-        "channel.",
-        "5. Put the channels first: (batch, channels, height, width), float32.",
+        f"3. Crop the centre, {size} x {size} pixels.",
+        f"4. Divide by 255, subtract the mean {record['mean']} and divide by the standard deviation {record['std']}, per channel.",
+        "5. Move the channels first: (batch, channels, height, width), float32.",
     ]
 
 
 def _runtimes(manifests: Sequence[Manifest]) -> list[str]:
-    """The oldest ONNX Runtime for each of the ONNX files."""
+    """A table with the oldest ONNX Runtime for each ONNX file; empty without ONNX files."""
     rows = []
     for manifest in manifests:
         graph = manifest.to_dict().get("onnx")
@@ -189,19 +191,19 @@ def _latencies(manifest: Manifest) -> str:
         kind = kind_text(latency["kind"], latency.get("unsteady"))
         rows.append(f"| {device} | {format_ms(latency['ms'])} | **{kind}** | {conditions} |")
     if not rows:
-        return "The search had no latency limit. `growtas bench` measures on the machine at hand."
+        return "The search had no latency limit. `growtas bench` measures latencies on your machine."
     return (
-        "What the search went by; modelled numbers come from datasheets and were not measured.\n\n"
+        "The search used these latencies. Modelled latencies come from datasheets and were not measured.\n\n"
         "| device | latency | kind | conditions |\n| --- | ---: | --- | --- |\n" + "\n".join(rows)
     )
 
 
 def _use(manifests: Sequence[Manifest]) -> str:
-    parts = ["`growtas predict IMAGE --model FILE` answers from a file and its manifest; `growtas serve FILE` serves it."]
+    parts = ["`growtas predict IMAGE --model FILE` classifies an image with one of the files; `growtas serve FILE` serves it."]
     module = next((manifest.module.file for manifest in manifests if manifest.module), None)
     if module is not None:
         parts.append(
-            f"`{module}` is the network in plain PyTorch, which needs neither growtas nor timm:\n\n"
+            f"`{module}` is the network in plain PyTorch. It needs neither growtas nor timm:\n\n"
             f"```python\nfrom {Path(module).stem} import load\n\nmodel = load()\n```"
         )
     for manifest in manifests:
@@ -218,7 +220,7 @@ def _use(manifests: Sequence[Manifest]) -> str:
 
 
 def class_list(names: Sequence[str] | None) -> str:
-    """The first names of classes, and how many more there are."""
+    """Returns the first class names, and how many more there are."""
     if not names:
         return "no names"
     more = f" and {len(names) - _CLASSES} more" if len(names) > _CLASSES else ""

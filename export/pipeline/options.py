@@ -1,4 +1,4 @@
-"""The options of an export, checked before any work."""
+"""The options of an export, which are checked before any work begins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from growtas.export.verification.parity import DEFAULT_TOLERANCE, gate_batches
 from growtas.subnet import Subnet
 
 KEEP_AUTO, KEEP_NONE = "auto", "none"
-# From 21 on QuantizeLinear has an attribute that ONNX Runtime's conversion of signed to unsigned activations doesn't change.
+# From opset 21 on, QuantizeLinear has an attribute that ONNX Runtime forgets when it converts signed activations to unsigned ones.
 _INT8_OPSET = 20
 
 
@@ -29,30 +29,38 @@ class ExportOptions:
     """Which artifacts to make, and how strictly to check them.
 
     Attributes:
-        formats: one or several of :data:`growtas.export.formats.FORMATS` by name; each makes what it is made from too.
-        subnet: a subnet or its file; by default what the search of the run chose.
-        precision: of the ONNX file and of what is compiled from it; by default in a plan what the search's latency was for, else
-            fp32.
-        keep: layers that stay in fp32: ``auto`` (those that hurt, where the thresholds are missed), ``none``, or names with commas.
-        calibration_images: of the search split, for int8 and fp8; ``calibration_method``: see
-            :func:`growtas.export.quantization.calibration.clipping_points`.
-        target, device: what a plan is for; see :func:`growtas.export.tensorrt.builder.choose_builder`.
-        max_batch: the largest batch that is checked, and that a plan takes.
-        opt_batch: the batch that a plan is tuned for.
-        name: the files' name without suffix; by default ``SPACE-subnet``.
-        out: folder; by default the run's ``export``.
-        opset: of the ONNX file; bf16 and fp8 files may have a newer one.
-        ir_version: of the ONNX files; by default the lowest that the opset needs.
-        tolerance: largest relative error of the gate of fp32.
-        images: labelled images that every artifact is verified on; by default as many as take some seconds.
-        max_error, min_cosine, min_agreement, max_accuracy_drop: replace the precision's thresholds, see
-            :class:`growtas.export.quantization.thresholds.Thresholds`.
-        data, data_dir: images for the gate, if not the run's own.
-        preprocess: take uint8 pixels; ``resize``: of any size.
-        softmax, top_k: more outputs; see :func:`growtas.export.graph.pre_post.add_postprocess`.
+        formats: names of :data:`growtas.export.formats.FORMATS`. The formats that these are made from are made too.
+        subnet: a subnet or its file; by default the subnet that the run's search chose.
+        precision: precision of the ONNX file and of the formats that are made from it. By default a plan has the precision of the
+            search's latency, and everything else is fp32.
+        keep: layers that stay in fp32: ``auto`` (sensitive layers, if the thresholds are missed otherwise), ``none``, or layer
+            names separated by commas.
+        calibration_images: number of images of the search split that calibrate int8 and fp8.
+        calibration_method: see :func:`growtas.export.quantization.calibration.clipping_points`.
+        target: compute capabilities that a plan is built for; see :func:`growtas.export.tensorrt.builder.choose_builder`.
+        device: latency profile of the device that a plan is built for.
+        max_batch: largest batch size that is checked, and that a plan accepts.
+        opt_batch: batch size that a plan is tuned for.
+        name: name of the files, without suffix; by default ``SPACE-subnet``.
+        out: output folder; by default the run's ``export``.
+        opset: ONNX opset; bf16 and fp8 files may get a newer one.
+        ir_version: IR version of the ONNX files; by default the lowest that the opset needs.
+        tolerance: largest relative error that passes the fp32 parity gate.
+        images: number of labelled images for verification; the default takes some seconds.
+        max_error: largest relative error of the logits; by default, as for the next three, the threshold of the precision
+            (:class:`growtas.export.quantization.thresholds.Thresholds`).
+        min_cosine: least cosine of an image's logits with the reference's.
+        min_agreement: least share of images with the same predicted class, 0 to 1.
+        max_accuracy_drop: largest loss of accuracy in percentage points.
+        data: name of the images for the checks; by default the run's own images.
+        data_dir: folder of the images for the checks.
+        preprocess: put the normalisation into the ONNX graph, which then takes uint8 pixels.
+        resize: also put resizing and cropping into the graph, which then takes images of any size.
+        softmax: add probabilities as an output; see :func:`growtas.export.graph.pre_post.add_postprocess`.
+        top_k: add the best ``top_k`` classes and their scores as outputs.
 
     Raises:
-        ConfigError: one of them is not legal, or goes with none of the others.
+        ConfigError: an option is not legal, or does not go with the other options.
     """
 
     formats: Sequence[str] = ("onnx",)
@@ -107,11 +115,11 @@ class ExportOptions:
                 ("--opset", self.opset != DEFAULT_OPSET),
             ):
                 if given:
-                    raise ConfigError(f"{option} is for an ONNX file and what is made from it; add --format onnx")
+                    raise ConfigError(f"{option} is for ONNX files and formats made from them; add --format onnx")
         if self.resize and not self.preprocess:
-            raise ConfigError("--resize is a part of --preprocess; add it")
+            raise ConfigError("--resize needs --preprocess; add it")
         if OPENVINO in formats and self.resize:
-            raise ConfigError("--resize goes with ONNX only; OpenVINO's IR takes pixels of one size (--preprocess alone)")
+            raise ConfigError("--resize is for ONNX only; OpenVINO's IR takes pixels of one size (--preprocess alone)")
         if OPENVINO in formats and self.precision not in (None, "fp32", "fp16", "int8"):
             raise ConfigError(f"--precision {self.precision} does not go with OpenVINO's IR; legal there are fp32, fp16 or int8")
         check_count(self.images)
@@ -120,7 +128,7 @@ class ExportOptions:
                 raise ConfigError(f"{option} is {number}; it must be 1 or more")
         if self.calibration_method not in METHODS:
             raise ConfigError(f"--calibration-method is {self.calibration_method!r}; legal are {choices(METHODS)}")
-        # A plan without a precision takes the one that its latency was searched for.
+        # Without --precision, a plan gets the precision of the searched latency.
         low = PLAN in formats if self.precision is None else self.precision != "fp32"
         for option, given in (("--keep", self.keep != KEEP_AUTO), ("--calibration-images", self.calibration_images != 128)):
             if given and not low:
@@ -138,17 +146,17 @@ class ExportOptions:
 
     @property
     def made_formats(self) -> tuple[Format, ...]:
-        """The formats that were asked for, and those that are made on the way to them."""
-        asked, legal = {name.strip() for name in self.formats}, [format.name for format in FORMATS]
-        if not asked or not asked <= set(legal):
+        """The requested formats and those that they are made from."""
+        requested, legal = {name.strip() for name in self.formats}, [format.name for format in FORMATS]
+        if not requested or not requested <= set(legal):
             raise ConfigError(f"--format is {','.join(self.formats)!r}; legal are {choices(legal)}")
-        return with_sources(asked)
+        return with_sources(requested)
 
     def thresholds(self, precision: str) -> Thresholds:
-        """The thresholds that an artifact of a precision has to meet.
+        """Returns the thresholds that an artifact of a precision must meet.
 
         Raises:
-            ConfigError: a threshold out of range.
+            ConfigError: a threshold is out of range.
         """
         thresholds = thresholds_for(precision)
         if precision == "fp32":

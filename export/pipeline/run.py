@@ -1,4 +1,4 @@
-"""Exports a subnet of a run: makes every artifact in a temporary folder, checks it, and moves all of them into place."""
+"""Exports a subnet of a run: makes and checks every artifact in a temporary folder, then moves all of them into place."""
 
 from __future__ import annotations
 
@@ -37,38 +37,38 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
     """Exports a subnet of a run.
 
     Args:
-        progress: receives the stages, and in notes what the user should know: an older search, images that were used instead,
-            layers that stay in fp32.
+        progress: receives the stages and notes for the user: a search on an older checkpoint, substitute images, layers that stay
+            in fp32.
 
     Returns:
-        The artifacts, in the order of making.
+        The artifacts, in the order in which they were made.
 
     Raises:
-        ParityError: an artifact is out of tolerance; nothing was left in place.
-        BuildError: an exporter or compiler failed; likewise.
-        CheckpointError, ConfigError, DataError, DeviceError, MissingExtra, OutputError, SubnetError: wrong input.
+        ParityError: an artifact misses a tolerance; no file was left behind.
+        BuildError: an exporter or compiler failed; no file was left behind.
+        CheckpointError, ConfigError, DataError, DeviceError, MissingExtra, OutputError, SubnetError: the input is wrong.
     """
     source = find_source(run, options.subnet, progress)
     if options.top_k is not None and options.top_k > run.space.num_classes:
         raise ConfigError(f"--top-k is {options.top_k}; the model has {run.space.num_classes} classes")
     check_preprocess(run.info.get("preprocess"), f"{run.path / 'run.json'}: the record of the preprocessing (preprocess)")
     precision = _precision(options, source)
-    if precision == "tf32":  # how a GPU computes with the numbers of an fp32 file
+    if precision == "tf32":  # a mode in which GPUs compute with fp32 numbers
         precision = "fp32"
     plan = None
     if PLAN in options.made_formats:
-        search, promised = source.search or {}, _promised(options, source)
+        search, searched = source.search or {}, _searched_latency(options, source)
         plan = choose_builder(
             target=options.target,
             device=options.device,
             searched_device=search.get("device"),
             precision=precision,
-            searched_runtime=None if options.target else promised.get("runtime"),
+            searched_runtime=None if options.target else searched.get("runtime"),
         )
-        promised = promised or search.get("latency") or {}
-        if promised.get("precision", precision) != precision:
-            latency = f"{format_ms(promised['ms'])} ({promised['kind']})"
-            progress.note(f"the search's latency, {latency}, is for {promised['precision']}; this plan is {precision}")
+        searched = searched or search.get("latency") or {}
+        if searched.get("precision", precision) != precision:
+            latency = f"{format_ms(searched['ms'])} ({searched['kind']})"
+            progress.note(f"the search's latency, {latency}, is for {searched['precision']}; this plan is {precision}")
 
     progress.stage("loading the supernet")
     supernet = load_supernet(source.checkpoint)
@@ -106,8 +106,8 @@ def export_subnet(run: Run, options: ExportOptions, *, progress: Progress = SILE
     return artifacts
 
 
-def _promised(options: ExportOptions, source: Source) -> Mapping[str, Any]:
-    """The search's latency on the device that a plan is for; empty where it was not searched for that device."""
+def _searched_latency(options: ExportOptions, source: Source) -> Mapping[str, Any]:
+    """The search's latency on the plan's device; empty where the search was not for that device."""
     search = source.search or {}
     device = options.device or search.get("device")
     for entry in search.get("latencies") or ():
@@ -117,22 +117,22 @@ def _promised(options: ExportOptions, source: Source) -> Mapping[str, Any]:
 
 
 def _precision(options: ExportOptions, source: Source) -> str:
-    """The precision that was asked for; in a plan by default that of the search's latency for its device, else the device's own."""
+    """The requested precision. A plan's default is that of the search's latency for its device, or else the device's usual one."""
     if options.precision is not None:
         return options.precision
     if PLAN not in options.made_formats or options.target:
         return "fp32"
-    if searched := _promised(options, source).get("precision"):
+    if searched := _searched_latency(options, source).get("precision"):
         return str(searched)
     device = options.device or (source.search or {}).get("device")
     if device is None or device in devices_at_hand():
         return usual_target(device or CPU)[1]
-    # Of a device that runs no plans, choose_builder says so.
+    # choose_builder refuses a device that can't run plans.
     return load_profile(device).precision
 
 
 def _note_leftovers(out: Path, name: str, artifacts: list[Artifact], progress: Progress) -> None:
-    """Notes which files of the same name are from an earlier export of something else."""
+    """Tells the user which files of the same name come from an earlier export of another network."""
     fresh = {artifact.path.name for artifact in artifacts}
     for path in artifact_files(out):
         if path.name in fresh or not path.name.startswith(f"{name}."):

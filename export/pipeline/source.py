@@ -1,4 +1,4 @@
-"""The source of an export: a run's newest checkpoint and a subnet file."""
+"""The source of an export: a run's newest checkpoint and a subnet."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _SEARCHED = ("accuracy", "latency", "latencies", "device", "devices", "limits", 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A checkpoint of a run, a subnet of its space, and what the search recorded of it.
+    """A checkpoint of a run, a subnet of its space, and the search's record of the subnet.
 
     Attributes:
-        subnet_file: where the subnet was read from; None where it was given as a value.
-        search: the search's record; None where the subnet was not searched.
+        subnet_file: file that the subnet was read from; None where the subnet was passed as a value.
+        search: the search's record of the subnet; None where the subnet was not searched.
     """
 
     run: Run
@@ -35,14 +35,14 @@ class Source:
 
 
 def find_source(run: Run, subnet: Subnet | Path | None, progress: Progress = SILENT) -> Source:
-    """Finds the newest checkpoint of a run, and the subnet to cut from it.
+    """Finds the newest checkpoint of a run and the subnet to extract from it.
 
     Args:
-        subnet: a subnet or its file; by default what the search of the run chose. A subnet equal to that one counts as searched.
+        subnet: a subnet or its file; by default the one that the run's search chose. An equal subnet counts as searched.
 
     Raises:
         CheckpointError: the run has no checkpoint.
-        SubnetError: no subnet was named and none was searched, or the run's space does not hold it.
+        SubnetError: no subnet was named and none was searched, or the run's search space does not contain it.
     """
     info, checkpoint = run.info, run.supernet_file
     searched = run.path / "search" / "subnet.json"

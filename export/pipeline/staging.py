@@ -1,4 +1,4 @@
-"""Files that become visible only when all of them are made and checked."""
+"""Keeps the files of an export in a temporary folder until all of them are made and checked."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from growtas.files import ensure_writable
 
 @contextlib.contextmanager
 def removed_on_error(folder: Path) -> Iterator[None]:
-    """Makes a folder; after an error it is gone again where it was new and nothing is in it.
+    """Makes a folder, and removes it after an error if it was new and is empty.
 
     Raises:
-        OutputError: it can't be written.
+        OutputError: the folder can't be written.
     """
     was_there = folder.exists()
     ensure_writable(folder)
@@ -34,7 +34,7 @@ def removed_on_error(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """A temporary folder inside ``out``; after an error both are gone, ``out`` only where it was new.
+    """Makes a temporary folder inside ``out``, and removes it at the end. After an error, a new ``out`` is removed too.
 
     Raises:
         OutputError: the folder can't be written.
@@ -47,10 +47,10 @@ def move_into_place(artifacts: Iterable[Artifact], others: Iterable[Path], out: 
     """Moves finished artifacts, their side files and manifests to a folder on the same file system.
 
     Args:
-        others: files without a manifest, which go first.
+        others: files without a manifest, which are moved first.
 
     Returns:
-        The artifacts where they lie now.
+        The artifacts with their new paths.
 
     Raises:
         OutputError: a file can't be moved.
@@ -59,7 +59,7 @@ def move_into_place(artifacts: Iterable[Artifact], others: Iterable[Path], out: 
         _move(path, out)
     moved = []
     for artifact in artifacts:
-        # The manifest goes last: an artifact whose manifest is older does not pass its hash check.
+        # The manifest is moved last: a new artifact with an older manifest fails the hash check, so it is never trusted.
         for path in (*side_files(artifact.path), artifact.path, manifest_path(artifact)):
             _move(path, out)
         moved.append(Artifact(path=out / artifact.path.name, manifest=artifact.manifest))

@@ -1,7 +1,7 @@
-"""Writes a Python module that holds one static ViT, needs torch and safetensors only, and reads the weights beside it.
+"""Writes a Python module with one static ViT, which needs only torch and safetensors and loads the weights beside it.
 
-For those who want to take the network further without growtas: fine-tune it, change its head, or read what it computes. It is
-written for reading; :mod:`growtas.nn.vit` and the exported graphs are faster.
+Users can fine-tune the network, change its head, or read what it computes, all without growtas. The module is written for readers;
+:mod:`growtas.nn.vit` and the exported graphs are faster.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CONFIG = "CONFIG: dict[str, Any] = {}\n"
 
 
 def module_name(name: str) -> str:
-    """A name that Python can import, for an artifact's: ``micro-subnet`` becomes ``micro_subnet``."""
+    """Turns an artifact's name into one that Python can import: ``micro-subnet`` becomes ``micro_subnet``."""
     plain = "".join(character if character.isalnum() else "_" for character in name)
     return plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"vit_{plain}"
 
@@ -31,12 +31,12 @@ def write_module(path: Path, architecture: Architecture, *, weights: Path, prepr
     """Writes the module of an architecture.
 
     Args:
-        weights: the safetensors file beside it, which is found by its hash should it be renamed.
-        preprocess: the run's record of its preprocessing, for readers; None where there is none.
-        class_names: a name for each output; None where there are none.
+        weights: the safetensors file beside the module. If it is renamed, the module finds it by its hash.
+        preprocess: the run's preprocessing record, for readers; None where there is none.
+        class_names: one name per output; None where there are none.
 
     Raises:
-        OutputError: it can't be written.
+        OutputError: the module can't be written.
     """
     subnet = architecture.subnet
     config = {
@@ -54,7 +54,7 @@ def write_module(path: Path, architecture: Architecture, *, weights: Path, prepr
         "preprocess": preprocess,
         "class_names": None if class_names is None else list(class_names),
     }
-    # JSON text that json.loads reads again: no value of a run can become code.
+    # The module reads the configuration with json.loads, so that no value of a run can become code.
     text = json.dumps(config, indent=4, ensure_ascii=True)
     quoted = text.replace("\\", "\\\\").replace("'''", "\\'\\'\\'")
     source = inspect.getsource(standalone_vit)
@@ -63,10 +63,10 @@ def write_module(path: Path, architecture: Architecture, *, weights: Path, prepr
 
 
 def load_module(path: Path) -> ModuleType:
-    """Runs a module's file; only for files that :func:`write_module` has just written.
+    """Executes a module's file. Only for files that :func:`write_module` has just written.
 
     Raises:
-        BuildError: it isn't valid.
+        BuildError: the file is not valid Python.
     """
     module = ModuleType(f"_growtas_{path.stem}")
     module.__file__ = str(path)
@@ -74,5 +74,5 @@ def load_module(path: Path) -> ModuleType:
         # Unlike an import, this leaves no compiled copy beside the file.
         exec(compile(path.read_text(encoding="utf-8"), path, "exec", dont_inherit=True), module.__dict__)
     except SyntaxError as error:
-        raise BuildError(f"{path.name} is no Python module ({error})") from None
+        raise BuildError(f"{path.name} is not valid Python ({error})") from None
     return module

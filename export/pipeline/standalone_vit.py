@@ -1,4 +1,4 @@
-"""A Vision Transformer with 2-D relative position, as growtas exported it: plain PyTorch, without growtas.
+"""A Vision Transformer with 2-D relative position, exported by growtas. Plain PyTorch; growtas is not needed.
 
     from micro_subnet import load
 
@@ -23,7 +23,7 @@ EPS = 1e-5
 
 
 class Tables(nn.Module):
-    """Vectors for the distances between two patches, along columns and rows of the grid; entry 0 is for the cls token."""
+    """One vector for each distance between two patches, vertical and horizontal. Entry 0 is for the cls token."""
 
     def __init__(self, distance: int, head_dim: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Tables(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention; each key and each value gets a vector added that depends on its distance from the query."""
+    """Self-attention. A vector that depends on the distance to the query is added to each key and each value."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, grid: int, distance: int | None) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Attention(nn.Module):
         out = weights @ v
         if self.relative:
             for table, entries in self._pairs(self.relative_value):
-                # The attention that lies on each distance, (batch, heads, N, entries).
+                # Sum of the attention weights for each distance, (batch, heads, N, entries).
                 mass = weights.new_zeros(*weights.shape[:-1], len(table)).scatter_add(-1, entries.expand_as(weights), weights)
                 out = out + mass @ table
         return self.proj(out.transpose(1, 2).flatten(2))
@@ -70,7 +70,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, each on normalised tokens and added to them."""
+    """Attention, then an MLP, each on normalised tokens and with a residual connection."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, hidden_dim: int, grid: int, distance: int | None) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """The network; its head takes the mean of the patches' tokens."""
+    """The network. Its head takes the mean of the patch tokens."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -112,10 +112,10 @@ class VisionTransformer(nn.Module):
 
 
 def load(path: str | Path | None = None) -> VisionTransformer:
-    """The network with its weights, in eval mode.
+    """Returns the network with its weights, in eval mode.
 
     Args:
-        path: the weights; by default the file that was exported with this module, beside it, under any name.
+        path: the weights; by default the file beside this module that was exported with it, even if it was renamed.
     """
     from safetensors.torch import load_file
 
@@ -125,7 +125,7 @@ def load(path: str | Path | None = None) -> VisionTransformer:
 
 
 def find_weights() -> Path:
-    """The weights beside this module: the file of the recorded name, or else the one of the recorded SHA-256."""
+    """Finds the weights beside this module, by the recorded file name or else by the recorded SHA-256."""
     folder = Path(__file__).parent
     named = folder / CONFIG["weights"]
     if named.exists():
@@ -133,7 +133,7 @@ def find_weights() -> Path:
     for path in sorted(folder.glob("*.safetensors")):
         if hashlib.sha256(path.read_bytes()).hexdigest() == CONFIG["weights_sha256"]:
             return path
-    raise FileNotFoundError(f"{named} is not there, nor are its weights in another .safetensors file in that folder")
+    raise FileNotFoundError(f"{named} does not exist, and no other .safetensors file in that folder holds these weights")
 
 
 if __name__ == "__main__":

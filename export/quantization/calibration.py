@@ -1,4 +1,4 @@
-"""Measures how large the tensors of a graph get on real images, for the scales of int8 and fp8 and the range of fp16."""
+"""Measures the largest values of a graph's tensors on real images, for the scales of int8 and fp8 and the range of fp16."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from growtas.export.graph.edit import to_proto
 from growtas.export.graph.tensors import magnitude, session_of_tensors
 
 METHODS = ("minmax", "percentile", "entropy")
-# Share of the numbers that are not clipped.
+# Share of the values that are not clipped.
 PERCENTILE = 0.9999
 _BINS, _LEVELS = 2048, 128
 _BATCH = 8
@@ -41,12 +41,12 @@ def largest(model: ir.Model, names: Sequence[str], images: Array) -> dict[str, f
 
 
 def clipping_points(model: ir.Model, names: Sequence[str], images: Array, method: str = "minmax") -> dict[str, float]:
-    """Returns the magnitude of each tensor that the largest quantised number stands for; what is larger is clipped.
+    """Returns each tensor's clipping point: the magnitude that the largest quantised number stands for.
 
     Args:
-        method: ``minmax`` clips nothing; ``percentile`` the largest one in ten thousand; ``entropy`` what makes the quantised
-            histogram differ least from the true one (Kullback-Leibler divergence, as TensorRT calibrates: Migacz, "8-bit inference
-            with TensorRT", GTC 2017).
+        method: ``minmax`` clips nothing. ``percentile`` clips the largest of every ten thousand values. ``entropy`` clips so that
+            the quantised histogram differs least from the true one (Kullback-Leibler divergence, as in TensorRT's calibration:
+            Migacz, "8-bit inference with TensorRT", GTC 2017).
 
     Raises:
         BuildError, ConfigError: as :func:`largest`; an unknown method.
@@ -69,19 +69,19 @@ def _percentile(histogram: Histogram) -> int:
 
 
 def _entropy(histogram: Histogram) -> int:
-    """Bins that lose least when they are merged to as many as int8 has, and all above are clipped to the last."""
+    """The number of bins with the least loss when they are merged into int8's levels and larger values are clipped to the last."""
     best, least = _BINS, np.inf
     for bins in range(_LEVELS, _BINS + 1, _LEVELS // 8):
         reference = histogram[:bins].astype(np.float64)
         filled = reference > 0
-        # Each level's mass is spread evenly over the bins in it that hold any.
+        # Each level's mass is spread evenly over its bins that are not empty.
         level = np.arange(bins) * _LEVELS // bins
         mass = np.bincount(level, reference, _LEVELS)
         share = np.bincount(level, filled, _LEVELS)
         quantised = np.where(filled, mass[level] / np.maximum(share[level], 1), 0)
         reference[-1] += histogram[bins:].sum()
         p, q = reference / reference.sum(), quantised / max(quantised.sum(), 1)
-        # Where only clipped numbers are, the quantised histogram has nothing.
+        # The quantised histogram is empty where only clipped values are.
         q = np.where(p > 0, np.maximum(q, 1e-9), q)
         divergence = float(np.sum(p[p > 0] * np.log(p[p > 0] / q[p > 0])))
         if divergence < least:

@@ -1,4 +1,4 @@
-"""Converts a finished fp32 ONNX file to another precision. Precision lives in the file: plans and IRs are built from it."""
+"""Converts a finished fp32 ONNX file to another precision. Plans and IRs are built from the converted file."""
 
 from __future__ import annotations
 
@@ -35,27 +35,30 @@ from growtas.export.quantization.precisions import HALVES, ONNX_TYPES, PRECISION
 from growtas.export.quantization.qdq import Quantisation, merge_linears, quantise_linears
 
 VERSION = 1
-"""Of what a conversion computes: accuracies of converted subnets are kept by it. Raise it with any change of a file's numbers."""
+"""Version of the conversion. Accuracies of converted subnets are cached by it, so raise it when the numbers in a file change."""
 RESTS = ("fp32", *HALVES)
 DEFAULT_METHOD = "minmax"
-_ASKED = "asked for"
-# fp16's largest number over what calibration saw: other images may be twice as bright.
+_REQUESTED = "requested"
+# Factor between fp16's largest number and the largest calibrated value, because other images may give larger values.
 HEADROOM = 2.0
-_NO_BF16 = "ONNX Runtime's CPU provider computes nothing in bf16; a plan for a GPU is built from this file"
+_NO_BF16 = "ONNX Runtime's CPU provider can't compute in bf16; the file is for building plans for GPUs"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionInfo:
-    """How a file was converted, and what it holds.
+    """How a file was converted, and what it contains.
 
     Attributes:
-        precision: of the layers that were converted.
-        rest: of what is neither a converted layer nor kept; the same as ``precision`` in fp32, fp16 and bf16.
-        kept: layers that stayed higher, each with the reason.
-        operators, layers, initializers: as :func:`growtas.export.quantization.inspect.require_precision` finds them in the file.
-        calibration: which images, how many, by which method; None where none were used.
-        per_channel: whether each output channel of a weight has a scale of its own; None where nothing is quantised.
-        runs_here: whether ONNX Runtime's CPU provider can run the file; ``runs_not_because`` says why not.
+        precision: precision of the converted layers.
+        rest: precision of everything else; equal to ``precision`` in fp32, fp16 and bf16.
+        kept: layers that keep a higher precision, each with the reason.
+        operators: how often each operator computes in each type, such as ``{"Gemm": {"int8": 52, "fp32": 1}}``.
+        layers: type in which each layer with weights, and every other matrix product, is computed.
+        initializers: how many numbers are stored in each type.
+        calibration: description (``images``), number (``count``) and ``method`` of the calibration images; None without any.
+        per_channel: whether each output channel of a weight has its own scale; None where nothing is quantised.
+        runs_here: whether ONNX Runtime's CPU provider can run the file.
+        runs_not_because: the reason why it can't; None if it can.
     """
 
     precision: str
@@ -71,7 +74,7 @@ class PrecisionInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form for manifests."""
-        # Earlier manifests have this key too.
+        # Earlier manifests have this key, so it stays.
         return {**asdict(self), "notes": []}
 
 
@@ -86,32 +89,32 @@ def convert(
     rest: str = "fp32",
     method: str = DEFAULT_METHOD,
 ) -> PrecisionInfo:
-    """Writes a finished fp32 ONNX file in another precision, and checks that it is.
+    """Writes a finished fp32 ONNX file in another precision, and checks the precision of the result.
 
-    Images and logits stay float32. The same input makes the same bytes.
+    Images and logits stay float32. The same arguments make the same bytes.
 
     Args:
-        source: an fp32 file, as :func:`growtas.export.graph.exporter.export_onnx` writes it.
-        out: where to; ``source`` itself is not changed.
-        precision: of :data:`~growtas.export.quantization.inspect.PRECISIONS`.
-        calibration: real images ``(count, channels, height, width)``, preprocessed, float32. int8 and fp8 need them; fp16 finds by
-            them what outgrows its range.
-        calibration_are: which images they are, for the manifest.
-        keep: layers that stay in fp32, or parts of the model such as ``blocks.3``; beside int8 and fp8 they stay in ``rest``.
-        rest: for int8 and fp8, what surrounds the quantised layers: fp32 is for CPUs (int8's biases are quantised then, which
-            TensorRT refuses), fp16 and bf16 are for GPUs (and for sm75 the only ones: TensorRT-RTX has no fp32 products there).
-        method: of :data:`~growtas.export.quantization.calibration.METHODS`.
+        source: an fp32 file, written by :func:`growtas.export.graph.exporter.export_onnx`. It is not changed.
+        out: path of the converted file.
+        precision: one of :data:`~growtas.export.quantization.inspect.PRECISIONS`.
+        calibration: real images ``(count, channels, height, width)``, preprocessed, float32. int8 and fp8 need them; with fp16 they
+            show which layers exceed its range.
+        calibration_are: description of these images for the manifest.
+        keep: layers, or parts of the model such as ``blocks.3``, that stay in fp32; with int8 and fp8 they stay in ``rest``.
+        rest: for int8 and fp8, the precision around the quantised layers. fp32 is for CPUs (the biases of int8 layers are then
+            quantised too, which TensorRT refuses). fp16 and bf16 are for GPUs; on sm75 TensorRT-RTX has no fp32 products.
+        method: one of :data:`~growtas.export.quantization.calibration.METHODS`.
 
     Raises:
         BuildError: the conversion failed, or the result is not in the precision.
         CheckpointError: ``source`` is not an ONNX file.
-        ConfigError: an unknown precision, method or layer, or no images where some are needed.
+        ConfigError: the precision, method or a layer is unknown, or images are needed and missing.
         OutputError: the file can't be written.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision is {precision!r}; legal are {choices(PRECISIONS)}")
     if rest not in RESTS:
-        raise ConfigError(f"what surrounds quantised layers is {rest!r}; legal are {choices(RESTS)}")
+        raise ConfigError(f"the precision around quantised layers is {rest!r}; legal are {choices(RESTS)}")
     if source.resolve() == out.resolve():
         raise ConfigError(f"{out}: the converted file would replace its source; name another one")
     model = load_typed_model(source)
@@ -128,31 +131,31 @@ def convert(
     if precision in QUANTISED:
         if calibration is None:
             raise ConfigError(f"{precision} needs calibration images, and none were given")
-        # ONNX Runtime and OpenVINO take a form that TensorRT doesn't.
+        # ONNX Runtime and OpenVINO need a form that TensorRT doesn't accept.
         for_cpus, measured = precision == "int8" and rest == "fp32", method
         if for_cpus:
             merge_linears(model)
             reshape_norms(model)
         else:
-            # Not merged: q, k and v as products of their own take up to a sixth less of a plan's memory for activations.
+            # q, k and v stay separate products, which reduces a plan's activation memory by up to a sixth.
             restore_batch_axis(model)
             model = infer_types(model)
         _require_layers(model.graph, keep)
         beyond = _beyond_fp16(model, calibration) if rest == "fp16" else {}
-        # What is not quantised is as what surrounds it: fp32 in between would cost casts, and sm75 has no products in it.
+        # Kept layers have the precision of the rest: fp32 layers in between would need casts, and sm75 has no fp32 products.
         layers, kept = _split_layers(model.graph, precision, [*keep, *beyond])
         clipping = clipping_points(model, list(dict.fromkeys(str(operand(node).name) for node in layers)), calibration, method)
         quantise_linears(model, layers, clipping, Quantisation(precision, half_scales=rest != "fp32"), for_cpus=for_cpus)
         kept |= beyond
         if rest != "fp32":
-            # Q/DQ nodes are new: their types are not known yet.
+            # The types of the new Q/DQ nodes are not known yet.
             forget_types(model)
             model = infer_types(model)
             cast_floats(model, rest, beyond, source.name)
     else:
         _require_layers(model.graph, keep)
     if precision in HALVES:
-        kept = {name: _ASKED for node in model.graph if is_within(name := layer_name(node), keep)}
+        kept = {name: _REQUESTED for node in model.graph if is_within(name := layer_name(node), keep)}
         if precision == "fp16":
             kept, measured = _beyond_fp16(model, calibration) | kept, "largest magnitude"
         cast_floats(model, precision, kept, source.name)
@@ -184,20 +187,20 @@ def _require_fp32(model: ir.Model, source: Path) -> None:
     for node in model.graph:
         types = {value.dtype for value in (*node.inputs, *node.outputs) if value is not None}
         if node.op_type == "QuantizeLinear" or not halves.isdisjoint(types):
-            raise ConfigError(f"{source}: not an fp32 file; convert the one that it was made from")
+            raise ConfigError(f"{source}: not an fp32 file; convert the fp32 file that it was made from")
 
 
 def _require_layers(graph: ir.Graph, keep: Collection[str]) -> None:
-    """Every name in ``keep`` must be one of a layer."""
+    """Checks that every name in ``keep`` is that of a layer or a part of the model."""
     names = [layer_name(node) for node in graph]
     unknown = [name for name in keep if not any(is_within(layer, (name,)) for layer in names)]
     if unknown:
         products = [layer_name(node) for node in graph if node.op_type in ("Gemm", "MatMul", "Conv")]
-        raise ConfigError(f"there is no layer {choices(unknown)} to keep; layers are {enumerate_names(products)}")
+        raise ConfigError(f"there is no layer {choices(unknown)} to keep; the layers are {enumerate_names(products)}")
 
 
 def _beyond_fp16(model: ir.Model, calibration: Array | None) -> dict[str, str]:
-    """Layers that read or write, or whose weights are, what fp16 can't hold; each with the reason."""
+    """Layers with inputs, outputs or weights beyond fp16's range, each with the reason."""
     graph, sizes = model.graph, dict[str, float]()
     if calibration is not None:
         floats = [str(value.name) for node in graph for value in node.outputs if value.dtype == ir.DataType.FLOAT]
@@ -205,7 +208,7 @@ def _beyond_fp16(model: ir.Model, calibration: Array | None) -> dict[str, str]:
     for name, value in graph.initializers.items():
         if value.dtype == ir.DataType.FLOAT:
             top = float(np.abs(numbers(value)).max(initial=0))
-            # A weight is what it is: no headroom.
+            # Weights do not depend on the images, so they need no headroom.
             sizes[name] = top if not top <= FP16_MAX else 0.0
     beyond = {name: size for name, size in sizes.items() if not size * HEADROOM <= FP16_MAX}
     reasons: dict[str, str] = {}
@@ -213,12 +216,12 @@ def _beyond_fp16(model: ir.Model, calibration: Array | None) -> dict[str, str]:
         names = (value.name for value in (*node.inputs, *node.outputs) if value is not None)
         worst = [beyond[name] for name in names if name in beyond]
         if worst:
-            reasons.setdefault(layer_name(node), f"reads or writes {max(worst):.3g}, fp16 ends at {FP16_MAX:.0f}")
+            reasons.setdefault(layer_name(node), f"reads or writes {max(worst):.3g}, and fp16 ends at {FP16_MAX:.0f}")
     return reasons
 
 
 def _split_layers(graph: ir.Graph, precision: str, keep: Collection[str]) -> tuple[list[ir.Node], dict[str, str]]:
-    """The Linear layers to quantise, and those that are kept, each with the reason."""
+    """The Linear layers to quantise, and the layers that are kept, each with the reason."""
     kept: dict[str, str] = {}
     layers: list[ir.Node] = []
     for node in graph:
@@ -226,13 +229,14 @@ def _split_layers(graph: ir.Graph, precision: str, keep: Collection[str]) -> tup
         if not linear and node.op_type != "Conv":
             continue
         if is_within(name, keep):
-            kept[name] = _ASKED
+            kept[name] = _REQUESTED
         elif not linear:
-            kept[name] = "a convolution: the first layer, little of the work"
+            kept[name] = "a convolution: it is the first layer and little of the work"
         elif node.outputs[0].is_graph_output():
-            kept[name] = "the classifier: no work to save, and the logits' own scale"
+            kept[name] = "the classifier: it is little work, and quantising it would coarsen the logits"
         else:
             layers.append(node)
     if not layers:
-        raise BuildError(f"there is no Linear layer to be in {precision}: {enumerate_names(kept) or 'the graph has none'} stay")
+        left = f"all are kept ({enumerate_names(kept)})" if kept else "the graph has none"
+        raise BuildError(f"no Linear layer can be converted to {precision}: {left}")
     return layers, kept

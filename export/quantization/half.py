@@ -1,4 +1,4 @@
-"""fp16 and bf16: every float tensor in half the bytes, but for layers that are kept and the images and logits at the boundary."""
+"""Converts a graph to fp16 or bf16. Kept layers, and the images and logits at the boundary, stay in fp32."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _SUFFIXES = {_FLOAT: "_fp32", ir.DataType.FLOAT16: "_fp16", ir.DataType.BFLOAT16
 
 
 def cast_floats(model: ir.Model, precision: str, kept: Collection[str], subject: str) -> None:
-    """Changes fp32 tensors to another type, in place; the graph's inputs and outputs stay as they are.
+    """Changes the type of fp32 tensors in place. The graph's inputs and outputs stay in fp32.
 
-    Weights are stored in the new type. A layer that is kept reads and writes fp32, with a Cast on either side.
+    Weights are stored in the new type. A kept layer reads and writes fp32, with a Cast on either side.
 
     Args:
         model: a graph whose types are inferred.
         precision: ``fp16`` or ``bf16``.
         kept: layers, or parts of the model, that stay in fp32.
-        subject: what messages call the graph.
+        subject: name of the graph in messages.
 
     Raises:
-        BuildError: a weight that doesn't fit into the type; the message names its nodes.
+        BuildError: weights exceed the range of the type; the message names their nodes.
     """
     graph, dtype = model.graph, ir.DataType[ONNX_TYPES[precision]]
     floats = {value for node in graph for value in (*node.inputs, *node.outputs) if value is not None and value.dtype == _FLOAT}
@@ -64,7 +64,7 @@ def cast_floats(model: ir.Model, precision: str, kept: Collection[str], subject:
 
 
 def _cast_output(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
-    """Lets a Cast write an output of the graph; the tensor before it, which other nodes may read, gets another name."""
+    """Adds a Cast that writes an output of the graph. The tensor before it, which other nodes may read, gets a new name."""
     output = ir.Value(name=value.name, type=ir.TensorType(_FLOAT), shape=value.shape)
     graph.outputs[graph.outputs.index(value)] = output
     graph.insert_after(node, ir.node("Cast", [value], {"to": int(_FLOAT)}, outputs=[output], name=f"cast_{output.name}"))
@@ -74,7 +74,7 @@ def _cast_output(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
 
 
 def _cast_attributes(node: ir.Node, dtype: ir.DataType) -> None:
-    """Changes types and tensors that are part of a node."""
+    """Changes the types and tensors in a node's attributes."""
     for name, attribute in tuple(node.attributes.items()):
         if node.op_type == "Cast" and name == "to" and attribute.as_int() == _FLOAT:
             node.attributes[name] = ir.AttrInt64(name, int(dtype))

@@ -1,16 +1,16 @@
-"""A graph whose Linear layers work on matrices of ``batch * N`` rows, in the form ``(batch, N, channels)``.
+"""Changes a graph's tokens from a matrix of ``batch * N`` rows to the shape ``(batch, N, channels)``.
 
-The fp32 graph keeps tokens as a matrix (:mod:`growtas.export.graph.inference_vit`). What is quantised does not, or not everywhere:
+The fp32 graph keeps tokens as a matrix (:mod:`growtas.export.graph.inference_vit`). Quantised graphs differ:
 
-* For GPUs all tokens get their batch axis back (:func:`restore_batch_axis`), and biases are added behind the products.
-* For CPUs products stay Gemm, whose bias is inside, and only norms work on ``(batch, N, channels)`` (:func:`reshape_norms`): in a
-  matrix OpenVINO does not quantise what a norm gives while it is made.
+* For GPUs all tokens get their batch axis back (:func:`restore_batch_axis`), and biases are added after the products.
+* For CPUs products stay Gemm, with the bias inside, and only norms work on ``(batch, N, channels)`` (:func:`reshape_norms`):
+  OpenVINO fuses a norm with the quantisation of its output only in this shape.
 
-Both take a graph with the shapes of its tensors inferred, change it in place, and are exact. A graph without tokens as a matrix
-stays as it is.
+Both functions need a graph with inferred shapes, change it in place, and are exact. They do not change a graph whose tokens are no
+matrix.
 
-OpenVINO moves the products' scales through the reshape to heads behind them, and fails where that parts the images as well. An
-Add of a bias keeps it from that.
+OpenVINO moves the products' scales through the following reshape to heads. It fails if that reshape also separates the images,
+unless the Add of a bias is in between.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from growtas.export.quantization.qdq import add_bias
 
 
 def restore_batch_axis(model: ir.Model) -> None:
-    """Gives tokens their batch axis back: Gemm becomes MatMul and Add, and reshapes to a matrix go.
+    """Restores the tokens' batch axis: Gemm becomes MatMul and Add, and the reshapes to a matrix are removed.
 
-    A bias of zeros is left out. Layers keep their weights' names.
+    A bias of zeros is omitted. The weights keep their names.
     """
     graph, tokens = model.graph, _token_count(model)
     if tokens is None:
@@ -58,7 +58,7 @@ def restore_batch_axis(model: ir.Model) -> None:
         elif node.op_type == "Gemm" and source in rows and is_linear(node):
             rows.add(_as_product(node))
         elif not rows.isdisjoint(node.inputs):
-            # A matrix' axis of channels is the last one in both forms; of the others only a Split names it.
+            # The channel axis is the last one in both shapes. Of the other operators only Split names its axis.
             if node.op_type == "Split":
                 node.attributes["axis"] = ir.AttrInt64("axis", -1)
             rows.update(value for value in node.outputs if _rank(value) == 2)
@@ -67,7 +67,7 @@ def restore_batch_axis(model: ir.Model) -> None:
 
 
 def reshape_norms(model: ir.Model) -> None:
-    """Lets norms of rows work on ``(batch, N, channels)``, by reshapes around them."""
+    """Puts reshapes around the norms, so that they work on ``(batch, N, channels)``."""
     graph, tokens = model.graph, _token_count(model)
     if tokens is None:
         return
@@ -83,7 +83,7 @@ def reshape_norms(model: ir.Model) -> None:
         norm.replace_input_with(0, insert_before(norm, "Reshape", [operand(norm), shape(tokens, channels)], f"{name}_parted"))
         matrix = insert_after(norm, "Reshape", [shape(channels)], f"{name}_rows", renamed=f"{name}_normed")
         for reader in matrix.consumers():
-            # What pools the tokens parts them itself.
+            # The pooling has its own reshape to (batch, N, channels), which is no longer needed.
             if _constant_shape(reader) and _rank(reader.outputs[0]) == 3:
                 reader.outputs[0].replace_all_uses_with(normed)
     remove_unused(model)
@@ -95,24 +95,24 @@ def _rank(value: ir.Value) -> int | None:
 
 
 def _constant_shape(node: ir.Node) -> list[int]:
-    """The shape that a Reshape with a constant one gives a tensor; empty for other nodes."""
+    """The constant shape of a Reshape; empty for other nodes."""
     shape = constant(operand(node, 1)) if node.op_type == "Reshape" else None
     return [] if shape is None else [int(size) for size in shape]
 
 
 def _token_count(model: ir.Model) -> int | None:
-    """N, from the reshape of a layer's rows to heads, ``(-1, N, heads, head_dim)``."""
+    """The number of tokens N, from the reshape to heads, ``(-1, N, heads, head_dim)``."""
     shapes = (_constant_shape(node) for node in model.graph)
     return next((shape[1] for shape in shapes if len(shape) == 4), None)
 
 
 def _as_product(gemm: ir.Node) -> ir.Value:
-    """Writes a Gemm as MatMul and Add, with its weight as ``(inputs, outputs)`` under the same name; returns the last output."""
+    """Replaces a Gemm by MatMul and Add, with the weight ``(inputs, outputs)`` under its old name; returns the last output."""
     weight, bias = operand(gemm, 1), operand(gemm, 2) if len(gemm.inputs) > 2 else None
     if gemm.attributes.get_int("transB", 0):
         matrix = numbers(weight).T.copy()
         weight.const_value, weight.shape = ir.Tensor(matrix, name=weight.name), ir.Shape(matrix.shape)
-        # Equal weights are kept once: the other layers that read this one don't transpose it either.
+        # Layers may share an equal weight, so its other readers must not transpose it either.
         for reader in weight.consumers():
             reader.attributes.pop("transB", None)
     gemm.op_type = "MatMul"

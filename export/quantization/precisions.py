@@ -1,9 +1,9 @@
-"""The precisions of artifacts, and how ONNX calls their types."""
+"""The precisions of artifacts, and their names in ONNX."""
 
 from __future__ import annotations
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
-"""Bytes of a number that is stored in each precision."""
+"""Size of one number in each precision, in bytes."""
 PRECISIONS = tuple(BYTES)
 QUANTISED = ("int8", "fp8")
 HALVES = ("fp16", "bf16")

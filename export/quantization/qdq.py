@@ -1,18 +1,18 @@
-"""int8 and fp8: Q/DQ around Linear layers.
+"""int8 and fp8: puts Q/DQ nodes around Linear layers.
 
 What is quantised, and how:
 
-* Linear layers inside the blocks, with constant weights. The products of attention and of the relative position stay: they are
-  small, and by an estimate quantising what they read costs as much as they save.
-* Symmetric, with zero points of 0, as TensorRT asks; a scale a tensor for activations, a scale an output channel for weights.
-  ONNX Runtime has fast products of unsigned activations only, which it makes of these by itself where DQ is right behind Q.
-* int8 weights span -64 to 64. CPUs with AVX2 alone add pairs of products in 16 bits that saturate: 2 * 255 * 64 is the most that
-  fits.
-* Layers that read the same tensor become one. ONNX Runtime has a fast product only where a quantised tensor is read once.
-* For CPUs a tensor that is reshaped to what a layer reads is quantised before: the reshape is of bytes then, and OpenVINO quantises
-  tokens with an axis for the batch while it makes them, but not the rows of a matrix.
-* For CPUs a Gemm keeps its bias, in int32: the products' sums start from it. For GPUs a bias is added after the product, in the
-  precision of what surrounds it: TensorRT takes no quantised ones.
+* Linear layers inside the blocks, with constant weights. The products of attention and of the relative position are not quantised:
+  they are small, and by an estimate quantising their inputs costs as much time as it saves.
+* Symmetric, with zero points of 0, as TensorRT requires. Activations have one scale per tensor, weights one per output channel.
+  ONNX Runtime has fast products only for unsigned activations. It converts these activations itself if DQ directly follows Q.
+* int8 weights span -64 to 64. CPUs with only AVX2 add pairs of products in saturating 16-bit numbers, and 2 * 255 * 64 is the
+  largest sum that fits.
+* Layers that read the same tensor are merged. ONNX Runtime has a fast product only if a quantised tensor has one reader.
+* For CPUs a layer's input is quantised before a reshape: the reshape then moves bytes, and OpenVINO can fuse the quantisation of
+  tokens with a batch axis, but not of a matrix' rows.
+* For CPUs a Gemm keeps its bias in int32, as the start of the products' sums. For GPUs a bias is added after the product, in the
+  precision of the rest, because TensorRT accepts no quantised biases.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from growtas.export.graph.edit import (
 )
 from growtas.export.quantization.precisions import ONNX_TYPES
 
-# The numbers that the largest activation and the largest weight become: weights of int8 that don't saturate; fp8's largest number.
+# The numbers for the largest activation and the largest weight. int8 weights stay below saturation; 448 is fp8's largest number.
 _TOPS = {"int8": (127, 64), "fp8": (448, 448)}
-# Smallest normal number of fp16: scales below lose bits where what surrounds them is fp16.
+# Smallest normal number of fp16: smaller scales lose bits if the rest of the graph is fp16.
 _MIN_SCALE = 2.0**-14
-# Largest bias in int32, with room for the products that are added to it.
+# Largest int32 bias that leaves room for the products added to it.
 _BIAS_TOP = 2**30
 _FLOAT = ir.DataType.FLOAT
 
@@ -50,11 +50,11 @@ class Quantisation:
 
     Args:
         precision: ``int8`` or ``fp8``.
-        half_scales: whether scales are rounded to fp16 at once, because they will be stored so.
+        half_scales: whether to round scales to fp16, because they will be stored in fp16.
 
     Attributes:
-        dtype: the type.
-        activation_top, weight_top: the number that the largest magnitude becomes.
+        dtype: the quantised type.
+        activation_top, weight_top: the numbers for the largest magnitude of activations and of weights.
     """
 
     def __init__(self, precision: str, *, half_scales: bool) -> None:
@@ -62,20 +62,20 @@ class Quantisation:
         self.activation_top, self.weight_top = _TOPS[precision]
 
     def scale(self, magnitude: Any, top: int) -> Any:
-        """Returns float32 scales of magnitudes; where all is zero, any scale will do."""
+        """Returns float32 scales for magnitudes, at least a tiny one where the magnitude is zero."""
         scale = np.maximum(np.asarray(magnitude, np.float64) / top, _MIN_SCALE if self.half_scales else 1e-12)
         return np.asarray(scale.astype(np.float16) if self.half_scales else scale, np.float32)
 
     def quantised(self, values: Any, scale: Any, top: int) -> Any:
-        """Returns numbers as stored, before the cast to :attr:`dtype`."""
+        """Returns the quantised numbers, before the cast to :attr:`dtype`."""
         scaled = np.clip(values / scale, -top, top)
         return np.rint(scaled) if self.dtype == ir.DataType.INT8 else scaled
 
 
 def merge_linears(model: ir.Model) -> None:
-    """Makes one Linear, and a Split of its outputs, of those that read the same tensor (q, k and v); in place, exact.
+    """Merges Linear layers that read the same tensor (q, k and v) into one, followed by a Split; in place and exact.
 
-    A layer without a bias gets one of zeros. Of ``a.q``, ``a.k`` and ``a.v`` the new weight is called ``a.q+k+v``.
+    A layer without a bias gets a bias of zeros. The merged weight of ``a.q``, ``a.k`` and ``a.v`` is named ``a.q+k+v``.
     """
     graph = model.graph
     for node in tuple(graph):
@@ -104,8 +104,8 @@ def quantise_linears(
 
     Args:
         layers: the Linear layers to quantise, in the graph's order.
-        clipping: magnitude of what each of them reads, by the tensor's name.
-        for_cpus: quantise before reshapes, and the biases of Gemm too; int8 only, and not for TensorRT.
+        clipping: clipping point of each layer's input, by the tensor's name.
+        for_cpus: quantise before reshapes, and also the biases of Gemm; only for int8, and not for TensorRT.
     """
     graph, chosen = model.graph, set(layers)
     activations: dict[ir.Value, ir.Value] = {}
@@ -119,11 +119,11 @@ def quantise_linears(
             activations[x] = _quantise_activation(graph, node, clipping[str(x.name)], how, reshape if moved else None)
         inside, quantised_bias = False, list[ir.Value]()
         if weight not in weights:
-            # Of layers that share a weight, only the first may have a bias inside: its scale is that of one layer's products.
+            # If layers share a weight, only the first may keep its bias inside, because the bias's scale fits one layer's products.
             inside = for_cpus and node.op_type == "Gemm" and bias is not None
             scale, step = _weight_scales(node, clipping[str(x.name)], how, inside)
             quantised_bias = [_quantise_bias(graph, node, scale, step)] if inside else []
-            # Stored as (inputs, outputs), each output channel with its scale.
+            # Stored as (inputs, outputs) with one scale per output channel.
             values = how.quantised(_matrix(node), scale, how.weight_top)
             weights[weight] = _dequantised(graph, node, str(weight.name), values, scale, how.dtype, axis=1)
         inputs = [activations[x], weights[weight], *quantised_bias]
@@ -138,14 +138,14 @@ def quantise_linears(
 
 
 def add_bias(node: ir.Node, bias: ir.Value) -> ir.Value:
-    """Adds a bias behind a product, in place; none where it is zero. Returns the output."""
+    """Adds a bias after a product, in place, unless it is zero. Returns the output."""
     if not numbers(bias).any():
         return node.outputs[0]
     return insert_after(node, "Add", [bias], f"{node.name}_bias", renamed=f"{node.outputs[0].name}_product")
 
 
 def _quantise_activation(graph: ir.Graph, node: ir.Node, magnitude: float, how: Quantisation, reshape: ir.Node | None) -> ir.Value:
-    """Quantises what a layer reads, or what is reshaped to it."""
+    """Quantises a layer's input, or the tensor that is reshaped to it."""
     x = operand(node)
     name = x.name
     scale = add_constant(graph, f"{name}_scale", how.scale([magnitude], how.activation_top), _FLOAT)
@@ -160,7 +160,7 @@ def _quantise_activation(graph: ir.Graph, node: ir.Node, magnitude: float, how: 
 
 
 def _weight_scales(node: ir.Node, magnitude: float, how: Quantisation, with_bias: bool) -> tuple[Any, Any]:
-    """Scales of a weight's output channels, and the scale of what the layer reads."""
+    """The scales of a weight's output channels, and the scale of the layer's input."""
     scale = how.scale(np.abs(_matrix(node)).max(axis=0), how.weight_top)
     step = np.float64(how.scale(magnitude, how.activation_top))
     if with_bias:
@@ -169,18 +169,18 @@ def _weight_scales(node: ir.Node, magnitude: float, how: Quantisation, with_bias
 
 
 def _quantise_bias(graph: ir.Graph, node: ir.Node, scale: Any, step: Any) -> ir.Value:
-    """Stores a bias in steps of the layer's products, in int32."""
+    """Stores a bias in int32, as a multiple of the step of the layer's products."""
     steps = np.rint(_bias(node) / (step * scale))
     if not steps.any():
-        # OpenVINO drops a bias of zeros, and then moves the scales to where they don't fit (see layout.py). One step is far below
-        # what the rounding of weights makes.
+        # OpenVINO drops a bias of zeros and then fails to move the scales (see layout.py). One step is far smaller than the
+        # rounding error of the weights.
         steps[0] = 1
     name = f"{operand(node, 1).name}_bias"
     return _dequantised(graph, node, name, steps, np.float32(step) * scale, ir.DataType.INT32, axis=0)
 
 
 def _dequantised(graph: ir.Graph, node: ir.Node, name: str, values: Any, scale: Any, dtype: ir.DataType, axis: int) -> ir.Value:
-    """Stores quantised numbers with a scale for each entry of an axis, and restores them before a node."""
+    """Stores quantised numbers with one scale per entry of an axis, and dequantises them before a node."""
     parts = [
         add_constant(graph, f"{name}_q", values, dtype),
         add_constant(graph, f"{name}_scale", scale, _FLOAT),
@@ -190,13 +190,13 @@ def _dequantised(graph: ir.Graph, node: ir.Node, name: str, values: Any, scale: 
 
 
 def _matrix(node: ir.Node) -> NDArray[Any]:
-    """A Linear's weight, ``(inputs, outputs)``."""
+    """The weight of a Linear, ``(inputs, outputs)``."""
     matrix = numbers(operand(node, 1))
     return matrix.T if node.attributes.get_int("transB", 0) else matrix
 
 
 def _bias(node: ir.Node, outputs: int = 0) -> NDArray[Any]:
-    """A Linear's bias; zeros for a layer without one."""
+    """The bias of a Linear; zeros for a layer without one."""
     return numbers(operand(node, 2)) if len(node.inputs) > 2 else np.zeros(outputs, np.float32)
 
 

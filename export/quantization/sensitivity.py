@@ -1,4 +1,4 @@
-"""Finds by trying which layers must stay in fp32 so that the rest may go lower."""
+"""Finds the layers that must stay in fp32 so that the other layers can have a lower precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from growtas.export.quantization.convert import PrecisionInfo, convert
 from growtas.progress import SILENT, Progress
 
 RANKING_IMAGES = 32
-"""Calibration images while layers are ranked: which of them hurts most shows on few."""
+"""Number of calibration images for ranking the layers; few images show which layers are the most sensitive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +23,11 @@ class Sensitivity:
     """The layers that stay in fp32.
 
     Attributes:
-        info: of the file that passes.
+        info: description of the file that passes; not in the JSON, where it is under ``conversion``.
         kept: layers that stay in fp32, the most sensitive one first.
-        errors: for each layer the error of a file in which it alone is low.
-        tried: files that were made and judged.
+        errors: for each layer the error of the logits (Euclidean norm) of a file in which only this layer has the low precision;
+            infinite for NaN.
+        tried: number of files with several low layers that were made and checked.
     """
 
     info: PrecisionInfo
@@ -52,25 +53,26 @@ def find_sensitive(
     progress: Progress = SILENT,
     **settings: Any,
 ) -> Sensitivity | None:
-    """Keeps as few layers in fp32 as make a file pass, the most sensitive ones.
+    """Finds the smallest number of the most sensitive layers that must stay in fp32 so that a file passes.
 
-    Each layer is made low alone, and the error is its sensitivity. Then the first 1, 2, 4, ... of the order stay high until a file
-    passes, and the number in between is found by bisection; so it is the least of that order, if fewer layers never do better.
+    A layer's sensitivity is the error of a file in which only this layer has the low precision. Then the 1, 2, 4, ... most
+    sensitive layers stay in fp32 until a file passes, and bisection finds the smallest such number. It is minimal if keeping fewer
+    layers is never better.
 
     Args:
         source: the fp32 file.
-        out: where the files are written, one after the other; at the end the one that passes.
-        layers: those that may be low, by name.
-        error: of a file, compared with the source; larger is worse, and NaN is worst.
-        passes: whether a file is good enough.
-        calibration: as for :func:`~growtas.export.quantization.convert.convert`, as are more keyword arguments.
-        keep: layers that stay in any case.
+        out: path of the files that are tried; at the end it holds the file that passes.
+        layers: names of the layers that may have the low precision.
+        error: returns the error of a file compared with the source; larger is worse, and NaN is worst.
+        passes: returns whether a file is good enough.
+        calibration: as for :func:`~growtas.export.quantization.convert.convert`, like all further keyword arguments.
+        keep: layers that stay in fp32 in any case.
 
     Returns:
-        The layers and the file; None where not even the least sensitive layer alone passes.
+        The kept layers and the file; None if a file with only the least sensitive layer in low precision does not pass.
 
     Raises:
-        BuildError, ConfigError, OutputError: as the conversion.
+        BuildError, ConfigError, OutputError: as for the conversion.
     """
     few = None if calibration is None else calibration[evenly_spaced(len(calibration), RANKING_IMAGES)]
     errors: dict[str, float] = {}
@@ -88,7 +90,7 @@ def find_sensitive(
         tried += 1
         try:
             info = convert(source, out, precision, calibration=calibration, keep=[*keep, *order[:count]], **settings)
-        except BuildError:  # nothing is left to be low
+        except BuildError:  # no layer is left to convert
             return None
         return info if passes(out) else None
 

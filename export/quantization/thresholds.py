@@ -1,4 +1,4 @@
-"""The largest differences from its source that an artifact of each precision may have."""
+"""The largest allowed differences between an artifact of each precision and its source."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ OPTIONS: Mapping[str, tuple[str, float, float]] = {
     "top1_agreement": ("--min-agreement", 0.0, 1.0),
     "accuracy_drop_points": ("--max-accuracy-drop", 0.0, 100.0),
 }
-"""The option that replaces each threshold, with its least and largest value."""
+"""The option that replaces each threshold, with its smallest and largest legal value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What an artifact may differ by; equality passes.
+    """The limits of an artifact's differences from its reference. A value equal to its limit passes.
 
     Attributes:
-        relative_error: the most that ``max |a - b| / max |b|`` over all images may be.
-        cosine: the least cosine of an image's logits with the reference's, the worst image of all.
-        top1_agreement: the least share of images with the same first class, 0 to 1.
-        accuracy_drop_points: the most percentage points of accuracy that may be lost.
+        relative_error: largest ``max |a - b| / max |b|`` of the logits over all images.
+        cosine: smallest cosine between an image's logits and the reference's; every image must reach it.
+        top1_agreement: smallest share of images for which both predict the same class, 0 to 1.
+        accuracy_drop_points: largest loss of accuracy in percentage points.
     """
 
     relative_error: float
@@ -50,36 +50,36 @@ class Thresholds:
         min_agreement: float | None = None,
         max_accuracy_drop: float | None = None,
     ) -> Thresholds:
-        """These thresholds with those replaced that aren't None, named as the command line names them.
+        """Returns these thresholds with replacements for all arguments that are not None.
 
         Raises:
-            ConfigError: a value out of range.
+            ConfigError: a value is out of range.
         """
         given = (max_error, min_cosine, min_agreement, max_accuracy_drop)
         return dataclasses.replace(self, **{name: value for name, value in zip(OPTIONS, given, strict=True) if value is not None})
 
 
 THRESHOLDS: Mapping[str, Thresholds] = {
-    # Rounding alone is 1e-6 or so: 1e-4 is a hundred times that and far below any fault seen. One image in 300 may tip over.
+    # Rounding alone causes about 1e-6; 1e-4 is a hundred times that, far below any known fault. One prediction in 300 may change.
     "fp32": Thresholds(relative_error=1e-4, cosine=0.99999, top1_agreement=0.995, accuracy_drop_points=0.3),
-    # 11 bits of mantissa, 5e-4 a rounding; 7e-4 in the logits of five blocks was measured, and it grows with their number.
+    # 11 bits of mantissa, 5e-4 per rounding. The logits of five blocks had an error of 7e-4, which grows with the number of blocks.
     "fp16": Thresholds(relative_error=1e-2, cosine=0.9995, top1_agreement=0.99, accuracy_drop_points=0.3),
     # 8 bits of mantissa: eight times the error of fp16.
     "bf16": Thresholds(relative_error=8e-2, cosine=0.99, top1_agreement=0.97, accuracy_drop_points=0.5),
-    # Every product in int8 moved single logits by a third and one image in twenty to another class, and lost 0.6 points of
-    # accuracy: that is what decides, and the other three are there to find what is broken.
+    # With every product in int8, single logits changed by a third, one prediction in twenty changed, and 0.6 points of accuracy
+    # were lost. The accuracy decides; the other three limits only find broken files.
     "int8": Thresholds(relative_error=5e-1, cosine=0.8, top1_agreement=0.93, accuracy_drop_points=0.5),
     # 4 bits of mantissa: as coarse as int8 near the largest number and finer near zero.
     "fp8": Thresholds(relative_error=5e-1, cosine=0.8, top1_agreement=0.93, accuracy_drop_points=0.5),
 }
-"""What passes by default, a row a precision."""
+"""The default thresholds of each precision."""
 
 
 def thresholds_for(precision: str) -> Thresholds:
-    """The default thresholds of a precision.
+    """Returns the default thresholds of a precision.
 
     Raises:
-        ConfigError: another precision than :data:`THRESHOLDS` has.
+        ConfigError: the precision is not in :data:`THRESHOLDS`.
     """
     if precision not in THRESHOLDS:
         raise ConfigError(f"precision is {precision!r}; legal are {choices(THRESHOLDS)}")

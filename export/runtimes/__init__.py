@@ -1,1 +1,1 @@
-"""Runtimes that run an artifact, one module each, behind one protocol."""
+"""The runtimes that run artifacts, one module each, with one protocol."""

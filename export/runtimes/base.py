@@ -1,4 +1,4 @@
-"""The protocol that the session of every runtime follows."""
+"""The protocol of a session, which every runtime implements."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ Timer = Callable[[], float]
 
 @dataclass(frozen=True, kw_only=True)
 class TimerParts:
-    """One run, taken apart, in milliseconds.
+    """The parts of one run, in milliseconds.
 
     Attributes:
-        host_ms: the CPU's time until everything is enqueued: images into pinned memory, copies and computation launched.
-        h2d_ms, device_ms, d2h_ms: images to the device, the computation, logits back; as the device's own events say.
+        host_ms: CPU time until everything is enqueued: images are in pinned memory, copies and computation are launched.
+        h2d_ms: copy of the images to the device, timed by the device's events.
+        device_ms: computation on the device, timed by its events.
+        d2h_ms: copy of the logits back to the host, timed by the device's events.
     """
 
     host_ms: float
@@ -42,14 +44,14 @@ PartsTimer = Callable[[], TimerParts]
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeInfo:
-    """What runs an artifact.
+    """The runtime of a session.
 
     Attributes:
         runtime: ``onnxruntime``, ``openvino``, ``torch``, ``torch.compile``, ``torch.cudagraphs``, ``torch.export``,
             ``tensorrt`` or ``tensorrt-rtx``.
-        version: of that package.
+        version: version of the runtime's package.
         device: ``cpu``, or the GPU's name.
-        threads: CPU threads that a run takes; 0 on a GPU.
+        threads: CPU threads that a run uses; 0 on a GPU.
     """
 
     runtime: str
@@ -59,7 +61,7 @@ class RuntimeInfo:
 
 
 class Session(Protocol):
-    """A loaded artifact. A context manager: leaving it frees what the runtime holds."""
+    """A loaded artifact. It is a context manager, which frees the runtime's memory at the end."""
 
     @property
     def info(self) -> RuntimeInfo:
@@ -70,15 +72,15 @@ class Session(Protocol):
         """Channels, height and width of the input."""
 
     def run(self, images: Array) -> Array:
-        """Logits ``(batch, num_classes)`` of images ``(batch, in_chans, height, width)``, both float32.
+        """Returns logits ``(batch, num_classes)`` of images ``(batch, in_chans, height, width)``, both float32.
 
-        Several threads may call it at once; a session whose runtime can't do that lets them in one by one.
+        Several threads may call it at once. If the runtime can't do that, the session runs the calls one after another.
         """
 
     def timer(self, images: Array) -> Timer:
-        """A function that runs these images once and returns the milliseconds of the computation alone.
+        """Returns a function that runs these images once and returns the time of the computation in milliseconds.
 
-        Inputs are placed before, so that no copy to the device is timed; the function waits until the device is done.
+        The images are placed on the device in advance, so that no copy is timed. The function waits until the device is done.
         """
 
     def __enter__(self) -> Session: ...
@@ -88,41 +90,41 @@ class Session(Protocol):
 
 @runtime_checkable
 class NamedOutputs(Protocol):
-    """What a :class:`Session` of a format that may hold more outputs than logits offers besides."""
+    """Further methods of a :class:`Session` whose format may have more outputs than logits."""
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """The artifact's outputs, in its order."""
+        """The names of the artifact's outputs, in the artifact's order."""
 
     def run_named(self, images: Array, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """These outputs of one run, in this order, each of the type that the artifact gives; images as for ``run``.
+        """Returns the named outputs of one run, in this order and in the artifact's types; images are as for ``run``.
 
         Args:
-            names: among ``output_names``.
+            names: some of ``output_names``.
         """
 
 
 @runtime_checkable
 class TimedParts(Protocol):
-    """What a :class:`Session` on a GPU offers besides."""
+    """A further method of a :class:`Session` on a GPU."""
 
     def timer_parts(self, images: Array) -> PartsTimer:
-        """A function that runs these images once, transfers included, and returns the milliseconds of each part."""
+        """Returns a function that runs these images once, with transfers, and returns the milliseconds of each part."""
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module can be imported; it isn't imported."""
+    """Whether a module can be imported. It is not imported."""
     return importlib.util.find_spec(module) is not None
 
 
 def require_compiler(device: str = "cpu") -> None:
-    """Refuses ``torch.compile`` where the compiler that it needs does not work.
+    """Checks that the compiler works that ``torch.compile`` needs.
 
     Raises:
-        DeviceError: with the compilers that were tried.
+        DeviceError: no compiler works; the message names those that were tried.
     """
     if device == "cuda":
-        return  # Triton brings its own.
+        return  # Triton has its own compiler.
     named = os.environ.get("CXX")
     tried = [named] if named else ["g++", "clang++", "c++"]
     if not any(_compiles(command) for command in tried):

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU (CUDA where its package and a GPU are at hand and asked for)."""
+"""ONNX Runtime on the CPU, or on request with CUDA."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class OnnxRuntimeSession:
     Args:
         path: the file, or its bytes.
         threads: intra-op threads; by default all that this process may use.
-        device: ``cpu``, or ``cuda`` (needs onnxruntime-gpu).
+        device: ``cpu``, or ``cuda`` (which needs onnxruntime-gpu).
 
     Raises:
-        CheckpointError: not a model that ONNX Runtime can load.
-        DeviceError: ``cuda`` without a CUDA build, or without CUDA's libraries.
+        CheckpointError: ONNX Runtime can't load the model.
+        DeviceError: ``cuda`` was requested, and ONNX Runtime was built without CUDA or finds no CUDA libraries.
         MissingExtra: onnxruntime is not installed.
     """
 
@@ -46,63 +46,63 @@ class OnnxRuntimeSession:
             self._session = ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=[provider])
         except Exception as error:  # the runtime's exceptions share no base class
             raise CheckpointError(f"{self._name}: ONNX Runtime can't load it ({_reason(error)})") from None
-        # Where CUDA's libraries can't be loaded, ONNX Runtime goes on with the CPU, and only logs it.
+        # If CUDA's libraries can't be loaded, ONNX Runtime silently uses the CPU.
         if provider not in self._session.get_providers():
             raise DeviceError(f"this ONNX Runtime ({ort.__version__}) can't load its CUDA libraries; install 'growtas[gpu]'")
         self.output_names = tuple(output.name for output in self._session.get_outputs())
         self._input, self._output = self._session.get_inputs()[0], self.output_names[0]
-        # On a GPU the CPU's threads do no work worth a number.
+        # With a GPU the CPU threads do almost no work, so their number is not reported.
         cpu_threads = options.intra_op_num_threads if device == "cpu" else 0
         self._place, name = device, device if device == "cpu" else at_hand.gpu_name() or device
         self.info = RuntimeInfo(runtime="onnxruntime", version=ort.__version__, device=name, threads=cpu_threads)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the input, in its order; where they are free, of the size that the model was made for.
+        """Channels, height and width of the input, in its order. Free sizes are replaced by the model's image size.
 
-        That size is in the ``preprocess`` of a file that growtas exported with its resizing.
+        A file that growtas exported with resizing records this size in its ``preprocess``.
 
         Raises:
-            CheckpointError: the input is no batch of images, or nothing says of which size they are.
+            CheckpointError: the input is not a batch of images, or their size is free and not recorded.
         """
-        written = self._input.shape[1:]
-        fixed = [isinstance(size, int) and size > 0 for size in written]
-        size = 0 if all(fixed) else self._recorded_size()
-        if len(written) != 3 or not (all(fixed) or size):
+        sizes = self._input.shape[1:]
+        fixed = [isinstance(size, int) and size > 0 for size in sizes]
+        image_size = 0 if all(fixed) else self._recorded_size()
+        if len(sizes) != 3 or not (all(fixed) or image_size):
             raise CheckpointError(
-                f"{self._name}: its input is {list(self._input.shape)}, and nothing says of which size its images are; "
+                f"{self._name}: its input is {list(self._input.shape)}, and the size of its images is unknown; "
                 "legal are (batch, channels, height, width) and (batch, height, width, channels)"
             )
-        first, second, third = (int(length if is_fixed else size) for length, is_fixed in zip(written, fixed, strict=True))
+        first, second, third = (int(size if is_fixed else image_size) for size, is_fixed in zip(sizes, fixed, strict=True))
         return first, second, third
 
     def _recorded_size(self) -> int:
-        """Height and width that the file's own record of the preprocessing names; 0 without one."""
+        """The image size in the file's own preprocessing record; 0 without one."""
         try:
             return int(json.loads(self._session.get_modelmeta().custom_metadata_map["preprocess"])["image_size"])
         except (KeyError, TypeError, ValueError):
             return 0
 
     def run(self, images: Array) -> Array:
-        """Logits of images; see :class:`growtas.export.runtimes.base.Session`."""
+        """Returns the logits of images; see :class:`growtas.export.runtimes.base.Session`."""
         (logits,) = self._session.run([self._output], {self._input.name: images})
         return np.asarray(logits, np.float32)
 
     def run_named(self, images: Array, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Several outputs of one run; see :class:`growtas.export.runtimes.base.NamedOutputs`."""
+        """Returns several outputs of one run; see :class:`growtas.export.runtimes.base.NamedOutputs`."""
         return dict(zip(names, self._session.run(list(names), {self._input.name: images}), strict=True))
 
     def timer(self, images: Array) -> Timer:
-        """A timed run on bound inputs, in the type that the model takes; see :class:`growtas.export.runtimes.base.Session`.
+        """Returns a function that times a run on bound inputs; see :class:`growtas.export.runtimes.base.Session`.
 
         Raises:
-            BuildError: by the function that is returned; ONNX Runtime can't run the model on these images.
-            CheckpointError: the model takes another type than images have.
+            BuildError: raised by the returned function; ONNX Runtime can't run the model on these images.
+            CheckpointError: the type of the model's input is not one of images.
         """
         import onnxruntime as ort
 
         if self._input.type not in _DTYPES:
-            raise CheckpointError(f"{self._name}: its input is {self._input.type}; images are {choices(_DTYPES.values())}")
+            raise CheckpointError(f"{self._name}: its input is {self._input.type}; legal are {choices(_DTYPES.values())}")
         binding: Any = self._session.io_binding()
         placed = np.ascontiguousarray(images, _DTYPES[self._input.type])
         binding.bind_ortvalue_input(self._input.name, ort.OrtValue.ortvalue_from_numpy(placed, self._place, 0))
@@ -128,10 +128,10 @@ class OnnxRuntimeSession:
 
 
 def require_provider(device: str) -> str:
-    """The execution provider for ``cpu`` or ``cuda``.
+    """Returns the execution provider for ``cpu`` or ``cuda``.
 
     Raises:
-        DeviceError: the installed ONNX Runtime doesn't have it.
+        DeviceError: the installed ONNX Runtime doesn't have this provider.
         MissingExtra: onnxruntime is not installed.
     """
     if not is_installed("onnxruntime"):
@@ -145,5 +145,5 @@ def require_provider(device: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The runtime's message without its error-code preamble, on one line."""
+    """The runtime's message on one line, without the error code."""
     return " ".join(str(error).split(":")[-1].split())[:160] or type(error).__name__

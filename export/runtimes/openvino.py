@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, in fp32; and its own file format, an IR (an .xml with a .bin beside it), written from ONNX."""
+"""Runs models in OpenVINO on the CPU, in fp32, and writes ONNX files as OpenVINO's IR (an .xml with a .bin beside it)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _TELEMETRY = "openvino_telemetry"
 
 
 def _module(purpose: str) -> Any:
-    """The package, imported without its telemetry.
+    """Imports the package without its telemetry.
 
-    Importing openvino reports that to its maker over the network and leaves a folder in the user's home, unasked, where the package
-    openvino_telemetry is found, which pip installs with it. With that one hidden, openvino uses a stand-in that does nothing.
+    With the package openvino_telemetry, which pip installs too, importing openvino sends a message to its maker and leaves a folder
+    in the user's home. While that package is hidden, openvino uses a replacement that does nothing.
     """
     if not is_installed("openvino"):
         raise MissingExtra("openvino", "openvino", purpose)
@@ -51,11 +51,11 @@ _CORE_LOCK = threading.Lock()
 
 @functools.cache
 def _core() -> Any:
-    """The process's one Core, which is never given back; to be called with the lock.
+    """The only Core of the process, which is never freed. Callers must hold the lock.
 
-    On CPUs with large registers OpenVINO's CPU plugin gives the thread that loads it another stack for signals, and puts back what
-    was there when the last user of that Core goes. With two Cores that go in the order they came in, what is put back is gone: the
-    next signal (Ctrl-C, or a child that ends) then kills the process.
+    On CPUs with large registers OpenVINO's CPU plugin replaces the loading thread's signal stack, and restores the old one when the
+    Core is freed. If two Cores are freed in the order of their creation, the second one restores a freed stack. The next signal
+    (Ctrl-C, or the end of a child process) then kills the process.
     """
     import openvino
 
@@ -65,14 +65,14 @@ def _core() -> Any:
 class OpenVINOSession:
     """An ONNX file or an IR in OpenVINO, on the CPU.
 
-    Everything is computed in fp32 (left to itself, OpenVINO takes bf16 on CPUs that have it), in one stream tuned for latency.
+    Everything is computed in fp32, in one stream tuned for latency. (By default OpenVINO uses bf16 on CPUs that have it.)
 
     Args:
         path: an ``.onnx`` file, an ``.xml`` file with its ``.bin`` beside it, or the bytes of an ONNX model.
-        threads: by default all that this process may use.
+        threads: CPU threads; by default all that this process may use.
 
     Raises:
-        CheckpointError: not a model that OpenVINO can load, or not one from images to logits.
+        CheckpointError: OpenVINO can't load the model, or its input and output are not images and logits.
         MissingExtra: openvino is not installed.
     """
 
@@ -81,16 +81,16 @@ class OpenVINOSession:
         model, what = _read(ov, path)
         shape = model.input(0).get_partial_shape()
         self.image_shape = (shape[1].get_length(), shape[2].get_length(), shape[3].get_length())
-        # With the preprocessing in the graph these are pixels, uint8.
+        # uint8 if the preprocessing is in the graph.
         self._dtype = model.input(0).get_element_type().to_dtype()
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads or available_threads(),
             "NUM_STREAMS": 1,
-            # As many threads as asked for, even where two share a core.
+            # Without this, OpenVINO uses fewer threads than requested if two of them share a core.
             "ENABLE_HYPER_THREADING": True,
-            # Every process would pin its first thread to the same core: two servers on two cores then share one.
+            # With pinning, every process pins its first thread to the same core, so two servers on two cores would share one.
             "ENABLE_CPU_PINNING": False,
         }
         with _CORE_LOCK:
@@ -101,7 +101,7 @@ class OpenVINOSession:
             raise CheckpointError(f"{what}: OpenVINO can't compile it ({_reason(error)})") from None
         self._request, self._one_at_a_time = self._compiled.create_infer_request(), threading.Lock()
         self._places = {name: place for place, output in enumerate(self._compiled.outputs) for name in output.get_names()}
-        # An output that was given two names is there under both.
+        # An output with two names is listed under both.
         self.output_names = tuple(self._places)
         self.info = RuntimeInfo(
             runtime="openvino",
@@ -111,25 +111,25 @@ class OpenVINOSession:
         )
 
     def run(self, images: Array) -> Array:
-        """Logits of images; see :class:`growtas.export.runtimes.base.Session`."""
+        """Returns the logits of images; see :class:`growtas.export.runtimes.base.Session`."""
         return np.asarray(self._infer(images, [0])[0], np.float32)
 
     def run_named(self, images: Array, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Several outputs of one run; see :class:`growtas.export.runtimes.base.NamedOutputs`."""
+        """Returns several outputs of one run; see :class:`growtas.export.runtimes.base.NamedOutputs`."""
         return dict(zip(names, self._infer(images, [self._places[name] for name in names]), strict=True))
 
     def _infer(self, images: Array, places: list[int]) -> list[NDArray[Any]]:
         with self._one_at_a_time:
             result = self._request.infer([np.ascontiguousarray(images, self._dtype)], share_inputs=True, share_outputs=True)
-            # Copies: the next run writes over the request's own memory.
+            # Copied, because the next run overwrites the request's memory.
             return [np.array(result[place]) for place in places]
 
     def timer(self, images: Array) -> Timer:
-        """A timed run on inputs that are set before; see :class:`growtas.export.runtimes.base.Session`."""
+        """Returns a function that times a run on inputs set in advance; see :class:`growtas.export.runtimes.base.Session`."""
         import openvino
 
         request = self._compiled.create_infer_request()
-        # A tensor with a copy of its own: one that shares an array's memory doesn't keep the array.
+        # The tensor copies the array, because a tensor that shares the array's memory does not keep the array alive.
         request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(images, self._dtype), shared_memory=False))
 
         def once() -> float:
@@ -147,16 +147,16 @@ class OpenVINOSession:
 
 
 def write_ir(onnx: str | Path, xml: str | Path) -> None:
-    """Writes an ONNX file as an IR: ``xml``, and its weights in a ``.bin`` of the same name beside it.
+    """Writes an ONNX file as an IR: the graph to ``xml``, and the weights to a ``.bin`` of the same name beside it.
 
-    The same ONNX file and version of OpenVINO make the same bytes. A model that can't be written leaves what was there, and adds
-    nothing; a crash while the two files are put in place leaves no ``.xml``, and never one model's graph with another's weights.
+    The same ONNX file and version of OpenVINO make the same bytes. If the model can't be written, existing files are unchanged.
+    After a crash while the two files are moved into place there is no ``.xml``, so one model's graph never meets another's weights.
 
     Raises:
         BuildError: OpenVINO refused to write the model.
-        CheckpointError: not an ONNX file that OpenVINO can read.
+        CheckpointError: OpenVINO can't read the ONNX file.
         MissingExtra: openvino is not installed.
-        OutputError: the place can't be written.
+        OutputError: the files can't be written.
         UsageError: ``xml`` does not end in ``.xml``.
     """
     ov = _module("writing an OpenVINO IR")
@@ -165,7 +165,7 @@ def write_ir(onnx: str | Path, xml: str | Path) -> None:
         raise UsageError(f"{xml}: an OpenVINO IR is a file that ends in .xml")
     model, _ = _read(ov, onnx)
     for index, op in enumerate(model.get_ordered_ops()):
-        # What has no name in the ONNX file is numbered by all that the process has read before.
+        # OpenVINO numbers unnamed nodes over all models that the process has read, which would make the bytes differ.
         if op.get_friendly_name() == op.get_name():
             op.set_friendly_name(f"{op.get_type_name()}.{index}")
     weights = xml.with_suffix(".bin")
@@ -176,7 +176,7 @@ def write_ir(onnx: str | Path, xml: str | Path) -> None:
     folder = Path(tempfile.mkdtemp(dir=xml.parent, prefix=".growtas-"))
     try:
         ov.save_model(model, str(folder / xml.name), compress_to_fp16=False)
-        # The weights of one model may load under the graph of another, and compute nonsense.
+        # One model's weights may load with another model's graph and compute nonsense, so the old graph goes first.
         xml.unlink(missing_ok=True)
         os.replace(folder / weights.name, weights)
         os.replace(folder / xml.name, xml)
@@ -189,17 +189,17 @@ def write_ir(onnx: str | Path, xml: str | Path) -> None:
 
 
 def _read(ov: Any, path: str | Path | bytes) -> tuple[Any, str]:
-    """A model from images to logits, and what messages call it."""
+    """Reads a model from images to logits; returns it with its name in messages."""
     what = "the model" if isinstance(path, bytes) else str(path)
     if not isinstance(path, bytes) and not Path(path).is_file():
         raise CheckpointError(f"{what}: there is no such file")
-    # By name: left to choose by itself, OpenVINO tries the readers of other formats too, which print.
+    # The frontend is chosen by name: otherwise OpenVINO also tries the readers of other formats, which print messages.
     frontend = ov.frontend.FrontEndManager().load_by_framework("ir" if what.endswith(".xml") else "onnx")
     try:
         model = frontend.convert(frontend.load(io.BytesIO(path) if isinstance(path, bytes) else what))
     except Exception as error:  # the readers' exceptions share no base class
         raise CheckpointError(f"{what}: OpenVINO can't load it ({_reason(error)})") from None
-    # Logits come first; probabilities and classes may follow.
+    # The first output is the logits; probabilities and classes may follow.
     if len(model.inputs) != 1 or not model.outputs:
         raise CheckpointError(
             f"{what}: OpenVINO can't load it ({len(model.inputs)} inputs and {len(model.outputs)} outputs, not images and logits)"
@@ -212,10 +212,10 @@ def _read(ov: Any, path: str | Path | bytes) -> tuple[Any, str]:
 
 
 def _flatten_gathers(model: Any) -> None:
-    """Writes GatherElements whose index is the same for all images and heads as Gather by one flat index; in place, exact.
+    """Replaces GatherElements with the same index for all images and heads by Gather with one flat index; in place and exact.
 
-    OpenVINO has compiled code for the one and not for the other: on one core of an Intel Xeon the 26 of AutoFormer-T's published
-    subnet take 0.5 ms instead of 4.6 ms, of 45 ms in fp32. ONNX Runtime has it the other way round, so it isn't done in the file.
+    OpenVINO has compiled code only for Gather: on one core of an Intel Xeon, AutoFormer-T's published subnet spends 0.5 ms instead
+    of 4.6 ms in its 26 gathers, of 45 ms in fp32. In ONNX Runtime GatherElements is faster, so the file keeps it.
     """
     from openvino import opset8
 
@@ -227,7 +227,7 @@ def _flatten_gathers(model: Any) -> None:
         if broadcast.get_type_name() != "Broadcast" or broadcast.input_value(0).get_node().get_type_name() != "Constant":
             continue
         index = np.asarray(broadcast.input_value(0).get_node().get_data())
-        # (batch, heads, N, columns) by (1, 1, N, taken): what is expanded are the two first axes.
+        # Data is (batch, heads, N, columns) and the index (1, 1, N, taken), expanded only along the first two axes.
         if len(shape) != 4 or index.ndim != 4 or index.shape[:2] != (1, 1) or shape[2].is_dynamic or shape[3].is_dynamic:
             continue
         rows, columns = shape[2].get_length(), shape[3].get_length()
@@ -235,7 +235,7 @@ def _flatten_gathers(model: Any) -> None:
         if op.get_attributes()["axis"] not in (-1, 3) or index.shape[2] != rows or index.shape[2:] != whole or index.min() < 0:
             continue
         flat = (np.arange(rows)[:, None] * columns + index[0, 0]).astype(np.int32)
-        # Zeros stand for the sizes that are there.
+        # A zero keeps the size of its axis.
         matrix = opset8.reshape(data, np.array([0, 0, rows * columns]), special_zero=True)
         gather = opset8.gather(matrix, flat, np.array(2))
         gather.set_friendly_name(op.get_friendly_name())
@@ -243,7 +243,7 @@ def _flatten_gathers(model: Any) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The innermost message, on one line, without the places in OpenVINO's source that it passed."""
+    """The innermost message, on one line, without locations in OpenVINO's source."""
     lines = [line.strip() for line in str(error).splitlines()]
     messages = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
     return " ".join((messages or [type(error).__name__])[-1].split())[:160]

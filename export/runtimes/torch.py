@@ -1,4 +1,4 @@
-"""PyTorch: a module from images to logits, eager, compiled by ``torch.compile``, or captured as a CUDA graph."""
+"""Runs a PyTorch module: eager, compiled by ``torch.compile``, or captured as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _CHANGING_THREADS = threading.Lock()
 
 
 class TorchSession:
-    """A PyTorch module from images to logits, eager, or compiled or captured for each batch size that is run.
+    """A PyTorch module from images to logits: eager, or compiled or captured for each batch size.
 
-    Every run takes as many CPU threads as ``info`` says, and leaves torch's own number, which the whole process shares, as it was.
+    Every run uses the CPU threads of ``info``, and then restores torch's number of threads, which the whole process shares.
 
     Args:
-        module: in eval mode.
+        module: the module, in eval mode.
         image_shape: channels, height and width of its input.
         threads: CPU threads; by default all that this process may use.
         device: ``cpu`` or ``cuda``.
-        compiled: compile it by ``torch.compile``, without graph breaks.
-        captured: record its kernels once as a CUDA graph, and launch them together; on a GPU only.
-        dtype: of weights and activations.
-        max_batch: the largest batch that it takes; None for any.
-        runtime: the name in ``info``; ``torch``, ``torch.compile`` or ``torch.cudagraphs`` by default.
+        compiled: compile the module by ``torch.compile``, without graph breaks.
+        captured: record the module's kernels as a CUDA graph, and launch them together; only on a GPU.
+        dtype: type of weights and activations.
+        max_batch: largest batch that the module accepts; None for any batch.
+        runtime: the name in ``info``; by default ``torch``, ``torch.compile`` or ``torch.cudagraphs``.
 
     Raises:
-        DeviceError: ``compiled``, and no C++ compiler works here.
+        DeviceError: ``compiled`` was requested, and no C++ compiler works here.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class TorchSession:
         default = "torch"
         if compiled:
             require_compiler(device)
-            # Compiling looks for CUDA's compiler, and tells of it where there is none, whatever the model is compiled for.
+            # Compiling always looks for CUDA's compiler, and warns if there is none, also for the CPU.
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-            # Once a shape: what was compiled for many shapes at once is slower, and is not what one would serve.
+            # Compiled once per shape: code for many shapes at once is slower, and nobody would serve it.
             default, self._call = "torch.compile", torch.compile(module, fullgraph=True, dynamic=False)
         elif captured:
             default, self._call = "torch.cudagraphs", _CudaGraphs(module)
@@ -73,16 +73,16 @@ class TorchSession:
         )
 
     def run(self, images: Array) -> Array:
-        """Logits of images; see :class:`growtas.export.runtimes.base.Session`.
+        """Returns the logits of images; see :class:`growtas.export.runtimes.base.Session`.
 
         Raises:
             DeviceError: ``torch.compile`` failed.
-            UsageError: more images than ``max_batch``.
+            UsageError: there are more images than ``max_batch``.
         """
         return np.asarray(self._forward(self._place(images)).float().cpu().numpy(), np.float32)
 
     def timer(self, images: Array) -> Timer:
-        """A timed run on placed inputs, compiled or captured before; see :class:`growtas.export.runtimes.base.Session`.
+        """Returns a function that times a run on placed inputs; see :class:`growtas.export.runtimes.base.Session`.
 
         Raises:
             DeviceError, UsageError: as for :meth:`run`.
@@ -120,11 +120,11 @@ class TorchSession:
         with cpu_threads(self.info.threads), torch.inference_mode():
             if not self._compiled:
                 return self._call(placed)
-            # More batch sizes than dynamo's default limit are fine: each is asked for.
+            # Every batch size is compiled on request, so dynamo's default limit is too low.
             with torch._dynamo.config.patch(recompile_limit=1024):
                 try:
                     return self._call(placed)
-                except Exception as error:  # the compiler's stages each have their own exceptions
+                except Exception as error:  # the exceptions of the compiler's stages share no base class
                     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                     raise DeviceError(f"torch.compile failed ({' '.join(reason.split())[:160]})") from error
 
@@ -136,9 +136,9 @@ class TorchSession:
 
 
 class _CudaGraphs:
-    """A module's kernels as CUDA graphs, one for each shape of images: launched together, they don't wait for the CPU.
+    """A module's kernels as CUDA graphs, one per shape of images. Kernels that are launched together don't wait for the CPU.
 
-    A graph reads and writes fixed memory: the next call with the same shape overwrites the logits.
+    A graph reads and writes fixed memory, so the next call with the same shape overwrites the logits.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -155,7 +155,7 @@ class _CudaGraphs:
         return logits
 
     def _capture(self, images: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        # The first runs choose kernels and allocate, which can't be captured; torch asks for another stream than the default one.
+        # The first runs choose kernels and allocate memory, which can't be captured. torch does not capture the default stream.
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -170,10 +170,9 @@ class _CudaGraphs:
 
 @contextlib.contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Computes on ``count`` CPU threads inside, and puts torch's number back afterwards. 0 leaves it as it is.
+    """Sets torch's number of CPU threads to ``count`` and restores it at the end. 0 changes nothing.
 
-    Torch keeps the number for the whole process. Computations that need another one than is set therefore run one at a time; those
-    that find theirs run at once.
+    The whole process shares this number. Computations that must change it therefore run one at a time; the others run at once.
     """
     before = torch.get_num_threads()
     if count in (0, before):

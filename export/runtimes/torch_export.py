@@ -1,10 +1,10 @@
-"""``torch.export`` programs (``.pt2``): the graph and the weights in one file that plain PyTorch loads, without growtas.
+"""``torch.export`` programs (``.pt2``): graph and weights in one file, which plain PyTorch can load without growtas.
 
-Loading one by ``torch.export.load`` runs code that the file holds, where it holds any: tensors and custom objects may be pickled,
-sizes are Python expressions that SymPy evaluates, guards are executed, and a node may name any function below ``torch``. A program
-of growtas needs none of that. ATen operators are not harmless either: ``from_file`` maps any file that its argument names, and
-``copy_`` then writes it. :func:`check_program` therefore refuses whatever is not plain tensors, an operator of :data:`OPERATORS`
-and a dynamic batch, before anything is deserialised.
+``torch.export.load`` may run code from the file: tensors and custom objects may be pickled, sizes are Python expressions that SymPy
+evaluates, guards are executed, and a node may name any function below ``torch``. Programs of growtas need none of that. ATen
+operators can do harm too: ``from_file`` maps any file that its argument names, and ``copy_`` then writes to it. Before anything is
+deserialised, :func:`check_program` therefore refuses everything except plain tensors, the operators of :data:`OPERATORS` and a
+dynamic batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from growtas.export.runtimes.torch import TorchSession
 from growtas.files import replacing
 from growtas.nn.vit import VisionTransformer
 
-# What torch.export.save writes, the archive's own name (the first folder) left out; nothing else is loaded.
+# The members that torch.export.save writes, without the archive's name (the first folder); nothing else is loaded.
 _MEMBERS = re.compile(
     r"models/model\.json|data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
     r"|data/sample_inputs/model\.pt|archive_format|archive_version|byteorder|\.data/version|\.data/serialization_id"
@@ -46,8 +46,8 @@ OPERATORS = frozenset(
         "select.int", "slice.Tensor", "sub.Tensor", "sym_size.int", "to.dtype", "transpose.int", "unbind.int", "view.default",
     )
 )  # fmt: skip
-"""The operators, with their overloads, that a program of growtas consists of. None of them changes a tensor in place, reads or
-writes a file, or calls a function."""
+"""The operators, with their overloads, in growtas' programs. None of them changes a tensor in place, opens a file or calls a
+function."""
 _SYMBOL = r"Symbol\('s\d+', positive=True, integer=True\)"
 _SIZE = re.compile(rf"(Mul\()?(Integer\(\d+\), )?{_SYMBOL}\)?|\d+")
 _TREE_TYPES = (None, "builtins.tuple", "builtins.dict")
@@ -56,12 +56,12 @@ _TREE_TYPES = (None, "builtins.tuple", "builtins.dict")
 def save_program(model: VisionTransformer, path: str | Path, *, max_batch: int) -> None:
     """Writes a static ViT as a program for batches from 1 to ``max_batch``.
 
-    Its weights keep their names, so ``torch.export.load(path).state_dict`` fits the safetensors file. The same model and version of
-    torch make the same bytes; no trace of the source is kept.
+    The weights keep their names, so ``torch.export.load(path).state_dict`` matches the safetensors file. The same model and the
+    same torch make the same bytes; locations in the source code are removed.
 
     Raises:
         BuildError: torch can't export the model.
-        ConfigError: a maximum below 1.
+        ConfigError: ``max_batch`` is below 1.
         OutputError: the file can't be written.
     """
     if max_batch < 1:
@@ -70,7 +70,7 @@ def save_program(model: VisionTransformer, path: str | Path, *, max_batch: int) 
     batch = torch.export.Dim("batch", min=1, max=max(max_batch, 2))
     buffer = io.BytesIO()
     try:
-        # With gradients: without them the MLP takes its fused form, which is specialised to a number of rows.
+        # Traced with gradients, because without them the MLP uses its fused form, which is specialised to one number of rows.
         with torch.inference_mode(False), torch.enable_grad():
             # Traced at two images, so that nothing is specialised to one.
             example = torch.zeros(2, architecture.in_chans, architecture.image_size, architecture.image_size)
@@ -78,7 +78,7 @@ def save_program(model: VisionTransformer, path: str | Path, *, max_batch: int) 
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)
         torch.export.save(program, buffer)
-    except Exception as error:  # tracing and serialising each have their own exceptions
+    except Exception as error:  # the exceptions of tracing and serialising share no base class
         raise BuildError(f"{path}: torch can't export the program ({' '.join(str(error).split())[:160]})") from error
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
@@ -92,17 +92,17 @@ def load_program(path: str | Path, *, threads: int | None = None, device: str = 
         device: ``cpu`` or ``cuda``.
 
     Raises:
-        CheckpointError: the file is not the one that its manifest describes (nothing of it was read then), can't be read, or holds
-            what growtas does not load (:func:`check_program`).
+        CheckpointError: the file does not match its manifest (it is then not parsed), can't be read, or contains something that
+            growtas does not load (:func:`check_program`).
     """
     path = Path(path)
     manifest = read_manifest(path, verify=False)
-    # Read once: what is hashed and checked is what is loaded.
+    # The file is read once, so that the bytes that are checked are the bytes that are loaded.
     data = path.read_bytes()
     if manifest is not None:
         check_hash(path, manifest, digest=hashlib.sha256(data).hexdigest())
     check_program(data, str(path))
-    # torch logs what it stumbled over, with its traceback, and raises an error that only points there.
+    # torch logs the real error with its traceback, and raises an error that only refers to the log.
     logged: list[logging.LogRecord] = []
     log = logging.getLogger("torch.export")
 
@@ -117,7 +117,7 @@ def load_program(path: str | Path, *, threads: int | None = None, device: str = 
         if device != "cpu":
             program = move_to_device_pass(program, device)
         module = program.module()
-    except Exception as error:  # torch's deserialiser raises whatever it stumbles over
+    except Exception as error:  # torch's deserialiser raises all kinds of exceptions
         first = next((record.exc_info[1] for record in logged if record.exc_info), error)
         reason = " ".join(str(first).split())[:160]
         raise CheckpointError(f"{path}: torch can't load the program ({reason})") from None
@@ -129,15 +129,15 @@ def load_program(path: str | Path, *, threads: int | None = None, device: str = 
 def check_program(data: bytes, what: str) -> None:
     """Refuses a program whose loading could run code.
 
-    Looked at are the names of the archive's members, how tensors are stored, the operators, every size expression, the guards, the
+    It checks the names of the archive's members, the storage of tensors, the operators, every size expression, the guards, the
     containers of inputs and outputs, and the pickled example inputs, which must be plain tensors (torch's weights-only loading).
 
     Args:
         data: the file's content.
-        what: how messages name the file.
+        what: name of the file in messages.
 
     Raises:
-        CheckpointError: not a ``.pt2`` archive, or one that holds more than a program of growtas does.
+        CheckpointError: the data is not a ``.pt2`` archive, or contains something that programs of growtas do not contain.
     """
     members = _read_members(data, what)
     odd = next((name for name in members if _MEMBERS.fullmatch(name) is None), None)
@@ -158,32 +158,32 @@ def check_program(data: bytes, what: str) -> None:
         torch.load(io.BytesIO(members[_SAMPLES]), weights_only=True)  # noqa: TID251 (no code runs)
     except CheckpointError:
         raise
-    except Exception as error:  # JSON of another form, or a pickle of something else than tensors
+    except Exception as error:  # JSON of another structure, or a pickle of something other than tensors
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise CheckpointError(f"{what}: the program is not one that growtas loads ({reason})") from None
 
 
 def _read_members(data: bytes, what: str) -> dict[str, bytes]:
-    """The members of a ``.pt2`` archive, by their names below the archive's own."""
+    """The members of a ``.pt2`` archive, by name without the archive's own name."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
             by_zip = {name: archive.read(name) for name in names}
-        # torch has a reader of its own: both must see the same, or what is checked is not what is loaded.
+        # torch has its own reader. Both must see the same content, or the checked content would not be the loaded one.
         reader = PyTorchFileReader(io.BytesIO(data))
         by_torch = {name: reader.get_record(name) for name in reader.get_all_records()}
-    except Exception as error:  # two readers with their own exceptions
+    except Exception as error:  # the exceptions of the two readers share no base class
         reason = " ".join(str(error).split())[:100]
-        raise CheckpointError(f"{what}: the program is truncated or no .pt2 archive ({reason})") from None
+        raise CheckpointError(f"{what}: the program is truncated or not a .pt2 archive ({reason})") from None
     roots = {name.split("/", 1)[0] for name in names}
     members = {name.split("/", 1)[-1]: content for name, content in by_zip.items()}
     if len(roots) != 1 or len(by_zip) != len(names) or members != by_torch:
-        raise CheckpointError(f"{what}: not a .pt2 archive that reads the same in every reader")
+        raise CheckpointError(f"{what}: two readers of .pt2 archives find different content in the file")
     return members
 
 
 def _odd_parts(program: dict[str, Any]) -> Iterator[str]:
-    """What a program's JSON holds beside known operators, plain sizes and plain containers."""
+    """Describes the parts of a program's JSON that are not known operators, plain sizes or plain containers."""
     if program["guards_code"]:
         yield "guards to be executed"
     module = program["graph_module"]
@@ -203,7 +203,7 @@ def _odd_parts(program: dict[str, Any]) -> Iterator[str]:
 
 
 def _walk(data: Any) -> Iterator[tuple[str, Any]]:
-    """Every key and value of nested JSON."""
+    """Yields every key and value of nested JSON."""
     if isinstance(data, dict):
         for key, value in data.items():
             yield key, value
@@ -214,7 +214,7 @@ def _walk(data: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _input(program: Any) -> tuple[tuple[int, int, int], int]:
-    """Image shape and largest batch of a loaded program."""
+    """The image shape and the largest batch of a loaded program."""
     (name,) = program.graph_signature.user_inputs
     node = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == name)
     _, channels, height, width = node.meta["val"].shape

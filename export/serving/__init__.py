@@ -1,5 +1,5 @@
-"""Answers from an artifact: ``predictor`` makes logits of images, and ``launch`` starts a server around it.
+"""Predicts with an artifact and serves it: ``predictor`` computes the logits of images, and ``launch`` starts a server.
 
-``protocol`` turns bytes into arrays, ``response`` arrays into bytes, ``batching`` runs what waits together, ``app`` has the
-endpoints, ``connection_limits`` the limits on connections, ``options`` all settings, ``server`` starts and stops it all.
+``protocol`` parses requests, ``response`` encodes answers, ``batching`` runs waiting requests together, ``app`` has the endpoints,
+``connection_limits`` limits connections, ``options`` has all settings, and ``server`` starts and stops the server.
 """

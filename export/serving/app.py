@@ -29,27 +29,27 @@ from growtas.export.serving.response import encode_response
 from growtas.export.signature import Signature
 
 VERSION = "1"
-# Above this, JSON is read in a thread, so that the others' answers are not held up.
+# Larger JSON is parsed in a thread, so that it does not delay other requests.
 _LARGE_JSON = 1 << 16
-# How long the rest of a refused body is read and thrown away, so that the client gets to read why.
+# Time during which the rest of a refused body is read and discarded, so that the client can read the reason.
 _LINGER_SECONDS = 3.0
 HELD_BYTES = 256 << 20
-"""Of all bodies that are in memory at the same time, where there are several."""
+"""Largest size of all bodies in memory at the same time, if there are several."""
 
 
 def default_body_bytes(signature: Signature) -> int:
-    """Enough for the largest batch as JSON, with up to 24 characters a number, and a megabyte; at most what all bodies may have."""
-    # Of any size is a large photograph.
+    """The default limit of a body: the largest batch as JSON, with 24 characters per number, plus 1 MiB; at most HELD_BYTES."""
+    # Images of any size may be large photographs.
     values = math.prod(4096 if size is None else size for size in signature.shape)
     return min((1 << 20) + 24 * signature.max_batch * values, HELD_BYTES)
 
 
 class Serving:
-    """One artifact being served: its state, and what the endpoints do.
+    """The state of one served artifact, and the work of its endpoints.
 
     Args:
-        run: the signature's outputs of at most ``signature.max_batch`` images.
-        about: more to say in the model's metadata, such as the artifact's hash.
+        run: computes the signature's outputs for at most ``signature.max_batch`` images.
+        about: further entries of the model's metadata, such as the artifact's hash.
     """
 
     def __init__(
@@ -83,16 +83,16 @@ class Serving:
 
     @property
     def under_way(self) -> int:
-        """How many inference requests are being answered."""
+        """The number of inference requests in progress."""
         return len(self._under_way)
 
     async def drain(self) -> None:
-        """Take no new requests, and wait until those under way are answered."""
+        """Refuses new requests, and waits until those in progress are answered."""
         self.ready, self.draining = False, True
         await self._idle.wait()
 
     def cut_off(self) -> int:
-        """Answer what is under way with 503 now; returns how many requests these are, 0 if that was done already."""
+        """Answers all requests in progress with status 503 now; returns their number, or 0 if that was done already."""
         if self._cut_off:
             return 0
         self.ready, self.draining, self._cut_off = False, True, True
@@ -101,7 +101,7 @@ class Serving:
         return len(self._under_way)
 
     def metadata(self) -> dict[str, Any]:
-        """The model's metadata, as the protocol words it."""
+        """Returns the model's metadata in the protocol's form."""
         signature = self.signature
         shape = [-1, *(-1 if size is None else size for size in signature.shape)]
         return {
@@ -116,7 +116,7 @@ class Serving:
         }
 
     async def infer(self, request: Request) -> Response:
-        """Answer one inference request; whatever is wrong with it becomes a status and a sentence."""
+        """Answers one inference request. Every error becomes an HTTP status and a sentence."""
         start, code, images, unread = time.perf_counter(), 0, 0, True
         try:
             async with self._admitted():
@@ -140,8 +140,8 @@ class Serving:
             code = 503
             return Refusal(RequestRefused("the server stopped before this request was answered", code), closing=True)
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody reads it
-        # Left to the framework, it would be a page that is no JSON, and a traceback on stderr for every such request.
+            return Response(status_code=400)  # the client has left
+        # The framework would answer with a page that is not JSON, and print a traceback for every such request.
         except Exception as error:
             failure = f"the server failed at this request ({type(error).__name__})"
             refusal = error if isinstance(error, RequestRefused) else RequestRefused(failure, 500)
@@ -149,7 +149,7 @@ class Serving:
             return Refusal(refusal, unread=unread, closing=not self.ready)
         else:
             code = 200
-            # A client that keeps its connection is sent away while it can still be, to another server.
+            # While the server stops, connections are closed after an answer, so that clients connect to another server.
             headers = {} if self.ready else {"Connection": "close"}
             if head is None:
                 return Response(content, headers=headers, media_type="application/json")
@@ -162,7 +162,8 @@ class Serving:
     async def _admitted(self) -> AsyncIterator[None]:
         if self.draining:
             raise RequestRefused("the server is stopping", 503, retry_after=1)
-        # Before the body is read; who is still sending takes no place in the queue, or slow clients could fill it.
+        # The queue is checked before the body is read. A request enters it only after its body has arrived, so that slow clients
+        # can't fill it.
         self.batcher.check()
         task = asyncio.current_task()
         assert task is not None
@@ -176,24 +177,24 @@ class Serving:
                 self._idle.set()
 
     async def _read(self, request: Request, body: bytearray) -> None:
-        """The request's body, never more of it than the limits allow."""
+        """Reads the request's body, within the limits."""
         most = self._body_bytes
         if request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise RequestRefused("compressed requests are not taken; send the body as it is", 415)
+            raise RequestRefused("compressed requests are not accepted; send the body without compression", 415)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind.startswith(("image/", "video/", "audio/", "multipart/")):
             raise RequestRefused(f"the body is {kind[:40]}; {accepted(self.signature)}", 415)
         announced = request.headers.get("content-length")
-        # h11 lets only digits through, but any number of them.
+        # h11 accepts only digits, but any number of them.
         if announced is not None and (len(announced) > 18 or int(announced) > most):
-            raise RequestRefused(f"the body has {announced[:18]} bytes; at most {most} are taken; {accepted(self.signature)}", 413)
+            raise RequestRefused(f"the body has {announced[:18]} bytes; at most {most} are legal; {accepted(self.signature)}", 413)
         try:
             async with asyncio.timeout(self._body_seconds):
                 async for chunk in request.stream():
                     if len(body) + len(chunk) > most:
-                        raise RequestRefused(f"the body has over {most} bytes; no more are taken; {accepted(self.signature)}", 413)
+                        raise RequestRefused(f"the body has more than the legal {most} bytes; {accepted(self.signature)}", 413)
                     if self._held > len(body) and self._held + len(chunk) > HELD_BYTES:
-                        raise RequestRefused("too much is being sent at the same time; try again later", 503, retry_after=1)
+                        raise RequestRefused("too much data is being sent at the same time; try again later", 503, retry_after=1)
                     body += chunk
                     self._held += len(chunk)
         except TimeoutError:
@@ -201,15 +202,15 @@ class Serving:
 
 
 class Refusal(Response):
-    """A refused request's answer.
+    """The answer to a refused request.
 
-    Where the body has not been read, its rest is thrown away for a while, and then the connection ends: closed at once, it
-    would be reset, and the client would not get to read the answer.
+    If the body was not read completely, its rest is read and discarded for a while before the connection is closed. Otherwise the
+    connection would be reset, and the client could not read the answer.
 
     Args:
-        unread: the body may not have been read to its end.
-        closing: end the connection in any case.
-        headers: more headers of the answer.
+        unread: whether the body may not have been read completely.
+        closing: whether to close the connection in any case.
+        headers: further headers of the answer.
     """
 
     def __init__(
@@ -224,7 +225,7 @@ class Refusal(Response):
         super().__init__(error_body(str(refusal)), refusal.status, headers, "application/json")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer, then read on."""
+        """Sends the answer, then reads the rest of the body."""
         if not self._unread:
             await super().__call__(scope, receive, send)
             return
@@ -240,21 +241,21 @@ class Refusal(Response):
 
 
 def error_body(message: str) -> bytes:
-    """An error as the protocol words it."""
+    """Returns an error in the protocol's form."""
     return json.dumps({"error": message}, ensure_ascii=False).encode()
 
 
 def build_app(serving: Serving) -> FastAPI:
-    """The web application of one served artifact."""
+    """Builds the web application of one served artifact."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     infer_path = f"/v2/models/{serving.name}/infer"
-    # FastAPI adds HEAD to nothing by itself, and health checks ask with it; uvicorn leaves the body out.
+    # Health checks use HEAD, which FastAPI does not add itself; uvicorn removes the body.
     get = functools.partial(app.api_route, methods=["GET", "HEAD"])
 
-    def say(content: Any, status: int = 200) -> Response:
+    def json_response(content: Any, status: int = 200) -> Response:
         return Response(json.dumps(content, ensure_ascii=False).encode(), status, media_type="application/json")
 
-    def known(name: str, version: str | None) -> None:
+    def check_model(name: str, version: str | None) -> None:
         if name != serving.name:
             raise HTTPException(404, f"no model {name[:80]!r} here; legal is {serving.name}")
         if version is not None and version != VERSION:
@@ -267,27 +268,27 @@ def build_app(serving: Serving) -> FastAPI:
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = sorted(headers.get("Allow", "").split(", "))
             headers["Allow"] = ", ".join(allowed)
-            message = f"{request.method[:20]} is not taken at {path}; legal is {choices(allowed)}"
+            message = f"{request.method[:20]} is not allowed at {path}; legal is {choices(allowed)}"
         elif message == HTTPStatus.NOT_FOUND.phrase:
-            message = f"nothing is at {path}; GET /v2/models/{serving.name} describes the model, POST {infer_path} runs it"
+            message = f"there is nothing at {path}; GET /v2/models/{serving.name} describes the model, POST {infer_path} runs it"
         unread = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
         return Refusal(RequestRefused(message, error.status_code), unread=unread, headers=headers)
 
     @get("/")
     async def root() -> Response:
-        return say({"see": "/v2", "model": f"/v2/models/{serving.name}", "infer": infer_path})
+        return json_response({"see": "/v2", "model": f"/v2/models/{serving.name}", "infer": infer_path})
 
     @get("/v2/health/live")
     async def live() -> Response:
-        return say({"live": True})
+        return json_response({"live": True})
 
     @get("/v2/health/ready")
     async def ready() -> Response:
-        return say({"ready": serving.ready}, 200 if serving.ready else 503)
+        return json_response({"ready": serving.ready}, 200 if serving.ready else 503)
 
     @get("/v2")
     async def server() -> Response:
-        return say({"name": "growtas", "version": __version__, "extensions": ["binary_tensor_data", "classification"]})
+        return json_response({"name": "growtas", "version": __version__, "extensions": ["binary_tensor_data", "classification"]})
 
     @get("/metrics")
     async def metrics() -> Response:
@@ -296,19 +297,19 @@ def build_app(serving: Serving) -> FastAPI:
     @get("/v2/models/{name}")
     @get("/v2/models/{name}/versions/{version}")
     async def model(name: str, version: str | None = None) -> Response:
-        known(name, version)
-        return say(serving.metadata())
+        check_model(name, version)
+        return json_response(serving.metadata())
 
     @get("/v2/models/{name}/ready")
     @get("/v2/models/{name}/versions/{version}/ready")
     async def model_ready(name: str, version: str | None = None) -> Response:
-        known(name, version)
-        return say({"name": name, "ready": serving.ready}, 200 if serving.ready else 503)
+        check_model(name, version)
+        return json_response({"name": name, "ready": serving.ready}, 200 if serving.ready else 503)
 
     @app.post("/v2/models/{name}/infer")
     @app.post("/v2/models/{name}/versions/{version}/infer")
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
-        known(name, version)
+        check_model(name, version)
         return await serving.infer(request)
 
     return app

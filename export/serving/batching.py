@@ -1,4 +1,4 @@
-"""Dynamic batching: requests that wait at the same time run together, up to the largest batch."""
+"""Dynamic batching: runs waiting requests together, up to the largest batch."""
 
 from __future__ import annotations
 
@@ -28,14 +28,17 @@ class _Waiting:
 
 
 class Batcher:
-    """Runs images in one thread, in the order they came, as many together as are there.
+    """Runs the images of requests in one thread, in order of arrival, with as many requests per batch as are waiting.
 
-    Only requests of one image shape share a batch, and none is split. The first one in waits at most ``max_delay_s`` for company;
-    while a batch runs, the next one gathers by itself.
+    Only requests with the same image shape share a batch, and no request is split. The first request of a batch waits at most
+    ``max_delay_s`` for others. While a batch runs, requests for the next one collect.
 
     Args:
-        run: the outputs of at most ``max_batch`` images.
-        max_queue: requests that may wait; more are refused with status 503.
+        run: computes the outputs of at most ``max_batch`` images.
+        max_batch: largest number of images in a batch.
+        max_delay_s: longest time in seconds that a request waits for others.
+        max_queue: number of requests that may wait; further ones are refused with status 503.
+        metrics: the server's metrics.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
 
     async def submit(self, images: NDArray[Any]) -> Outputs:
-        """The outputs of one request's images.
+        """Returns the outputs of one request's images.
 
         Raises:
             RequestRefused: the queue is full (503), or the runtime failed (500).
@@ -64,16 +67,16 @@ class Batcher:
         return await entry.answer
 
     def check(self) -> None:
-        """Make sure that the queue has room.
+        """Checks that the queue is not full.
 
         Raises:
-            RequestRefused: it is full (503).
+            RequestRefused: the queue is full (503).
         """
         if len(self._waiting) >= self._max_queue:
             raise RequestRefused(f"{self._max_queue} requests are waiting already; try again later", 503, retry_after=1)
 
     async def close(self) -> None:
-        """Stop; what waits is cancelled."""
+        """Stops, and cancels waiting requests."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -95,7 +98,7 @@ class Batcher:
                 for name, values in outputs.items():
                     if len(values) != len(images):
                         raise RuntimeError(f"{len(values)} answers of {name} for {len(images)} images")
-            # Whatever the runtime raises belongs to these requests; the server goes on.
+            # An error of the runtime concerns only these requests; the server goes on.
             except Exception as error:
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
                 for entry in batch:
@@ -112,7 +115,7 @@ class Batcher:
                 place = end
 
     async def _gather(self) -> list[_Waiting]:
-        """The next batch: waits for a first request, and for more until it is full or the first has waited long enough."""
+        """Collects the next batch: waits for a first request, then for more until it is full or the first waited long enough."""
         batch: list[_Waiting] = []
         rows = 0
         while True:
@@ -122,7 +125,7 @@ class Batcher:
                     return batch
                 self._waiting.popleft()
                 self._metrics.queue.set(len(self._waiting))
-                if not entry.answer.done():  # its client may have left
+                if not entry.answer.done():  # done if its client has left
                     batch.append(entry)
                     rows += len(entry.images)
             left = batch[0].since + self._max_delay - time.monotonic() if batch else None

@@ -1,7 +1,7 @@
-"""Limits on connections that uvicorn lacks: how many, how long a request's head may take, how long an answer may lie unread.
+"""Limits on connections that uvicorn lacks: their number, the time for a request's head, and the time for reading an answer.
 
-Each connection notes since when it waits; a sweep over all of them once a second ends those that wait too long. That costs no
-timer a request, and catches what a timer on one stage would miss, such as a closed connection whose last bytes nobody takes.
+Each connection records since when it waits for its client. Once a second a sweep ends the connections that wait too long. This
+needs no timer per request, and also finds connections that a timer of one stage would miss, such as a closed one with unread bytes.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from growtas.export.serving.metrics import Metrics
 from growtas.export.serving.options import ServeOptions
 
-_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux alone
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # only on Linux
 
 
 class GuardedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which knows since when its client keeps it waiting.
+    """uvicorn's HTTP/1.1 protocol, which also records since when it waits for its client.
 
-    A request's head is timed from its first byte or the connection's beginning. ``options`` and ``metrics`` are set by subclasses.
+    The time for a request's head begins with its first byte, or with the connection. Subclasses set ``options`` and ``metrics``.
     """
 
     options: ServeOptions
     metrics: Metrics
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Count the connection; one too many is answered and closed at once."""
+        """Counts the connection, and refuses it if there are too many."""
         super().connection_made(transport)
         self.head_since: float | None = self.loop.time()
         self.unread_since: float | None = None
@@ -38,7 +38,7 @@ class GuardedProtocol(H11Protocol):
             self._refuse(503, "Service Unavailable", "too many connections; try again later", "connections", "Retry-After: 1\r\n")
 
     def data_received(self, data: bytes) -> None:
-        """Note when a request's head begins, and that it is whole."""
+        """Records when a request's head begins, and when it is complete."""
         if self.transport.is_closing():
             return
         if self.head_since is None and self._between():
@@ -50,14 +50,14 @@ class GuardedProtocol(H11Protocol):
                 self._acknowledge()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP as every other error is answered; where another answer is being sent, only close."""
+        """Answers data that is not HTTP with an error; if another answer is being sent, only closes the connection."""
         if self._between():
-            self._refuse(400, "Bad Request", "this is no HTTP request that can be read", "no http")
+            self._refuse(400, "Bad Request", "this is not a readable HTTP request", "no http")
         else:
             self.transport.close()
 
     def sweep(self, now: float) -> None:
-        """End the connection if its client is too slow.
+        """Ends the connection if its client is too slow.
 
         Args:
             now: the loop's time.
@@ -73,20 +73,20 @@ class GuardedProtocol(H11Protocol):
         if self.head_since is None or self.transport.is_closing() or now - self.head_since <= self.options.timeout_s:
             return
         if self.conn.our_state is h11.IDLE:
-            self._refuse(408, "Request Timeout", f"no whole request within {self.options.timeout_s:g} s", "slow head")
-        else:  # answered already, and the client still sends that request's body
+            self._refuse(408, "Request Timeout", f"no complete request arrived within {self.options.timeout_s:g} s", "slow head")
+        else:  # the request was answered, but the client still sends its body
             self.metrics.dropped.labels("slow rest").inc()
             self.transport.close()
 
     def _acknowledge(self) -> None:
-        """Tell the client at once that its request's head is here.
+        """Acknowledges a request's head at once.
 
-        Clients that write head and body apart and leave Nagle's algorithm on hold the body back until then, and Linux would take
-        40 ms, which is most of a request's time.
+        Clients that write head and body separately, with Nagle's algorithm on, send the body only after the acknowledgement. Linux
+        would delay it by 40 ms, which is most of a request's time.
         """
         connection = self.transport.get_extra_info("socket")
         if _QUICKACK is not None and connection is not None:
-            with contextlib.suppress(OSError):  # the client may have left
+            with contextlib.suppress(OSError):  # fails if the client has left
                 connection.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def _between(self) -> bool:
@@ -94,7 +94,7 @@ class GuardedProtocol(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _refuse(self, status: int, phrase: str, message: str, reason: str, headers: str = "") -> None:
-        """Answer past the state machine, which has no request to answer, and close."""
+        """Sends an answer without the state machine, which has no request yet, and closes the connection."""
         body = json.dumps({"error": message})
         head = f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{headers}"
         self.metrics.dropped.labels(reason).inc()
@@ -103,5 +103,5 @@ class GuardedProtocol(H11Protocol):
 
 
 def guarded(options: ServeOptions, metrics: Metrics) -> type[GuardedProtocol]:
-    """The protocol with limits, as a class for uvicorn's ``http`` setting."""
+    """Returns the protocol with limits, as a class for uvicorn's ``http`` setting."""
     return type("LimitedProtocol", (GuardedProtocol,), {"options": options, "metrics": metrics})

@@ -1,4 +1,4 @@
-"""Finds the image files to predict: from names, folders and patterns."""
+"""Finds the image files for a prediction by names, folders and patterns."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from growtas.progress import SILENT, Progress
 
 
 def find_images(names: Sequence[str | os.PathLike[str]], progress: Progress = SILENT) -> list[Path]:
-    """The files that are meant, in the order named; those of a folder (and the folders in it) and of a pattern sorted by name.
+    """Returns the image files in the order of their names; files of a folder (with its subfolders) or a pattern are sorted by name.
 
-    A file that is named is taken whatever it is called. In a folder only endings of formats that this Pillow can decode count, and
-    hidden files and folders don't.
+    A named file is always used. In a folder only files with a suffix that this Pillow can decode are used, and no hidden ones.
 
     Args:
-        progress: gets a note of the files of a folder that are left out.
+        names: files, folders or patterns.
+        progress: receives a note about the files of a folder that are left out.
 
     Raises:
-        DataError: a name is nothing or a URL, a folder can't be read, or a folder or pattern holds no images.
+        DataError: a name is empty or a URL, a folder can't be read, or a folder or pattern has no images.
     """
     files: list[Path] = []
     for item in names:
@@ -37,7 +37,7 @@ def find_images(names: Sequence[str | os.PathLike[str]], progress: Progress = SI
             check_folder(path, DataError)
             files += _inside(path, progress)
         elif path.exists() or not glob.has_magic(name):
-            # A file that is not there is reported when it is read, so that the others are answered.
+            # A missing file is reported when it is read, so that the other files are still predicted.
             files.append(path)
         else:
             matching = sorted(Path(file) for file in glob.glob(name, recursive=True) if Path(file).is_file())
@@ -48,18 +48,18 @@ def find_images(names: Sequence[str | os.PathLike[str]], progress: Progress = SI
 
 
 def _inside(folder: Path, progress: Progress) -> list[Path]:
-    """The images in a folder and below."""
+    """The images in a folder and its subfolders."""
     readable = readable_suffixes()
-    # A link that leads nowhere is reported when it is read.
+    # A broken link is reported when it is read.
     everything = sorted(file for file in folder.rglob("*") if os.path.isfile(file) or not os.path.exists(file))
     visible = [file for file in everything if not any(is_no_data(part) for part in file.relative_to(folder).parts)]
     images = [file for file in visible if file.suffix.lower() in readable]
     endings = Counter(file.suffix.lower() or "no ending" for file in visible if file.suffix.lower() not in readable)
     counts = ", ".join(f"{ending} {count}" for ending, count in endings.most_common(5))
     if not images:
-        there = f"; its files are of kinds that this Pillow doesn't decode ({counts})" if counts else ""
-        raise DataError(f"{folder}: no images in this folder{there}")
+        others = f"; it has only files that this Pillow doesn't decode ({counts})" if counts else ""
+        raise DataError(f"{folder}: no images in this folder{others}")
     if counts:
         files = "1 file is" if endings.total() == 1 else f"{endings.total()} files are"
-        progress.note(f"{folder}: {files} left out, of kinds that this Pillow doesn't decode ({counts})")
+        progress.note(f"{folder}: {files} left out, because this Pillow doesn't decode such files ({counts})")
     return images

@@ -1,4 +1,4 @@
-"""Starts the server of an artifact, where the packages that it needs are installed."""
+"""Starts the server of an artifact, if the needed packages are installed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def serve(
     """Serves an artifact over HTTP (KServe v2) until SIGTERM or SIGINT; must be called in the main thread.
 
     Args:
-        artifact: its manifest lies beside it; by default one of the newest run that was made for this machine.
-        options: where to listen, and the limits; by default those of :class:`ServeOptions`.
-        progress: gets a note of the address, and of what the user should know.
+        artifact: the artifact, with its manifest beside it; by default one of the newest run that was made for this machine.
+        options: the address and the limits; by default those of :class:`ServeOptions`.
+        progress: receives notes: the address, and warnings.
 
     Returns:
-        The exit code: 0 when everything that was under way was answered, else 1.
+        The exit code: 0 if all requests in progress were answered at the end, otherwise 1.
 
     Raises:
         CheckpointError, DeviceError, MissingExtra, UsageError: as :class:`growtas.export.serving.predictor.Predictor`.

@@ -1,4 +1,4 @@
-"""Counters of the server, in a Prometheus registry of its own."""
+"""The server's metrics, in their own Prometheus registry."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """Counters of one server; status 0 is a client that left."""
+    """The metrics of one server. Status 0 stands for clients that left before the answer."""
 
     def __init__(self) -> None:
         registry = CollectorRegistry()
         self.requests = Counter("growtas_requests", "Inference requests by HTTP status", ["code"], registry=registry)
         self.failures = Counter("growtas_failures", "Inference requests without a result", registry=registry)
-        self.seconds = Histogram("growtas_request_seconds", "Seconds of an inference request", registry=registry, buckets=_SECONDS)
-        self.images = Counter("growtas_images", "Images answered", registry=registry)
-        self.queue = Gauge("growtas_queue_requests", "Requests that wait for a batch", registry=registry)
+        self.seconds = Histogram("growtas_request_seconds", "Duration of inference requests", registry=registry, buckets=_SECONDS)
+        self.images = Counter("growtas_images", "Images in answered requests", registry=registry)
+        self.queue = Gauge("growtas_queue_requests", "Requests waiting for a batch", registry=registry)
         self.batches = Histogram(
-            "growtas_batch_images", "Images of a batch", registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
+            "growtas_batch_images", "Images per batch", registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
         )
-        self.compute = Histogram("growtas_batch_seconds", "Seconds of a batch in the runtime", registry=registry, buckets=_SECONDS)
+        self.compute = Histogram("growtas_batch_seconds", "Duration of batches in the runtime", registry=registry, buckets=_SECONDS)
         self.dropped = Counter(
-            "growtas_connections_dropped", "Connections that were ended, by reason", ["reason"], registry=registry
+            "growtas_connections_dropped", "Connections ended by the server, by reason", ["reason"], registry=registry
         )
         self._registry = registry
 
     def text(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """Returns all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def answered(self, code: int, seconds: float, images: int = 0) -> None:
-        """Count one inference request."""
+        """Counts one inference request."""
         self.requests.labels(str(code)).inc()
         self.seconds.observe(seconds)
         self.images.inc(images)

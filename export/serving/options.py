@@ -1,4 +1,4 @@
-"""The options of a server: where it listens, and its limits."""
+"""The options of a server: its address and its limits."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from growtas.resources import check_threads
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """How to serve.
+    """The options of a server.
 
     Attributes:
-        host, port: where to listen; port 0 takes a free one.
-        name: the model's name; by default the artifact's without suffix.
+        host: address to listen on.
+        port: port to listen on; 0 chooses a free port.
+        name: name of the model; by default the artifact's name without suffix.
         threads: CPU threads; by default all that this process may use.
-        max_batch: by default, and at most, the manifest's.
-        max_delay_us: how long a request may wait for others to share its batch.
-        queue: requests that may wait for a batch; more are told 503.
-        max_body: bytes of one request; by default enough for the largest batch.
-        connections: at the same time; more are told 503 and closed.
-        timeout_s: for a request's head, for its body, and for its answer to be taken, each.
-        drain_s: how long a stop waits for what is under way.
-        shutdown_delay_s: how long a stop goes on taking requests, while readiness is already false, so that load balancers and
-            Kubernetes send no more of them before they are refused.
+        max_batch: largest batch; by default, and at most, that of the manifest.
+        max_delay_us: longest time in microseconds that a request waits for others to share its batch.
+        queue: number of requests that may wait for a batch; further ones get status 503.
+        max_body: largest size of a request in bytes; by default enough for the largest batch.
+        connections: number of connections at the same time; further ones get status 503 and are closed.
+        timeout_s: limit in seconds for receiving a request's head, for receiving its body, and for sending its answer, each.
+        drain_s: longest time in seconds that a stop waits for requests in progress.
+        shutdown_delay_s: time in seconds that a stopping server still accepts requests while it reports that it is not ready, so
+            that load balancers and Kubernetes stop sending requests before they are refused.
     """
 
     host: str = "127.0.0.1"
@@ -41,10 +42,10 @@ class ServeOptions:
     shutdown_delay_s: float = 0.0
 
     def check(self) -> None:
-        """Check the numbers.
+        """Checks the numbers.
 
         Raises:
-            ConfigError: one is out of range.
+            ConfigError: a number is out of range.
         """
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port is {self.port}; it must be from 0 to 65535")

@@ -1,4 +1,4 @@
-"""An artifact and its manifest, ready to answer: images in, logits and the best classes out. Nothing else of the run is needed."""
+"""Predicts with an artifact and its manifest: computes logits and the best classes of images. The run is not needed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ from growtas.runs import find_run
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """A class of an image: its number and name, its probability from 0 to 1, and its logit."""
+    """The score of one class for an image.
+
+    Attributes:
+        index: number of the class. The JSON key is ``class``.
+        label: name of the class, or its number where the names are unknown.
+        probability: probability of the class by softmax over all logits, 0 to 1.
+        logit: logit of the class.
+    """
 
     index: int
     label: str
@@ -35,24 +42,24 @@ class ClassScore:
     logit: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {"class": self.index, "label": self.label, "probability": self.probability, "logit": self.logit}
 
 
 class Predictor:
-    """A loaded artifact. A context manager: leaving it frees what the runtime holds.
+    """A loaded artifact. It is a context manager, which frees the runtime's memory at the end.
 
     Args:
-        artifact: its manifest lies beside it, and its hash is compared before anything is loaded. An ONNX file that growtas
-            exported needs none.
+        artifact: the artifact, with its manifest beside it. Its hash is checked before anything is loaded. ONNX files that growtas
+            exported also work without a manifest.
         threads: CPU threads; by default all that this process may use.
 
     Raises:
-        CheckpointError: the artifact or its manifest is absent or unreadable, or they don't belong together.
-        ConfigError: ``threads`` is not from 1 to what the machine has.
-        DeviceError: it can't run on this machine, such as a plan without its GPU; the message has the reason.
-        MissingExtra: its runtime is not installed.
-        UsageError: not an artifact.
+        CheckpointError: the artifact or its manifest is absent or unreadable, or they don't match.
+        ConfigError: ``threads`` is below 1 or above the number of this machine's threads.
+        DeviceError: the artifact can't run on this machine, such as a plan without its GPU; the message gives the reason.
+        MissingExtra: the runtime is not installed.
+        UsageError: the file is not an artifact.
     """
 
     def __init__(self, artifact: str | os.PathLike[str], *, threads: int | None = None) -> None:
@@ -65,15 +72,15 @@ class Predictor:
 
     @property
     def info(self) -> RuntimeInfo:
-        """What runs it."""
+        """The runtime, its version, device and threads."""
         return self._session.info
 
     def run(self, images: NDArray[Any]) -> Array:
-        """Logits ``(n, classes)``, float32, of at most ``max_batch`` images ``(n, *signature.shape)`` of the signature's type."""
+        """Returns float32 logits ``(n, classes)`` of ``n <= max_batch`` images ``(n, *signature.shape)`` in its type."""
         return self._session.run(self._input(images))
 
     def run_all(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Every output of the signature, by name and in its order, ``(n, *output.shape)`` each; of at most ``max_batch`` images."""
+        """Returns all outputs of at most ``max_batch`` images, by name in the signature's order, ``(n, *output.shape)`` each."""
         outputs = self.signature.outputs
         if len(outputs) == 1 or not isinstance(self._session, NamedOutputs):
             return {outputs[0].name: self.run(images)}
@@ -81,9 +88,9 @@ class Predictor:
         return {output.name: np.asarray(values[output.name], output.dtype) for output in outputs}
 
     def _input(self, images: NDArray[Any]) -> NDArray[Any]:
-        """The images as the runtime gets them: of very long ones the middle, where the graph resizes them whole before it crops.
+        """Prepares images for the runtime: if the graph resizes images, only the centre of very long ones is passed on.
 
-        An image of 30,000 x 1 pixels would need 9 GB in between.
+        The graph resizes before it crops, for which an image of 30,000 x 1 pixels would need 9 GB.
         """
         if self.signature.any_size:
             rows, columns = middle(*images.shape[1:3])
@@ -91,10 +98,10 @@ class Predictor:
         return np.ascontiguousarray(images)
 
     def warm_up(self, batch: int) -> None:
-        """Run ``batch`` images of zeros: a runtime's first run allocates, and shows whether the manifest is right.
+        """Runs ``batch`` images of zeros, which allocates the runtime's memory and checks the manifest's outputs.
 
         Raises:
-            CheckpointError: the artifact lacks an output that its manifest lists, or gives one of another shape.
+            CheckpointError: the artifact lacks an output of its manifest, or an output has another shape.
         """
         path, signature = self.artifact.path, self.signature
         names = [output.name for output in signature.outputs]
@@ -107,24 +114,24 @@ class Predictor:
         for output in signature.outputs:
             want, got = [batch, *output.shape], list(outputs[output.name].shape)
             if got != want:
-                raise CheckpointError(f"{path}: it gives {output.name} of shape {got}, and its manifest says {want}")
+                raise CheckpointError(f"{path}: its output {output.name} has the shape {got}, but its manifest says {want}")
 
     def prepare(self, image: Image.Image) -> NDArray[Any]:
-        """An image of any size and mode, as one image of the artifact's input.
+        """Turns an image of any size and mode into one image of the artifact's input.
 
-        Decoded (:mod:`growtas.data.decode`), resized, cropped and normalised as the manifest's record says, as far as the graph
-        doesn't do it itself.
+        The image is decoded (:mod:`growtas.data.decode`), resized, cropped and normalised by the manifest's record, without the
+        steps that the graph does itself.
 
         Raises:
-            DataError: the record's rules refuse the image.
-            CheckpointError: the manifest has no such record.
+            DataError: the record's decoding rules refuse the image.
+            CheckpointError: the manifest has no preprocessing record.
         """
         from growtas.data.preprocess import color_mode, evaluation_transform, geometry
 
         record = self.signature.preprocess
         if record is None:
             raise CheckpointError(
-                f"{self.artifact.path}: its manifest has no record of the preprocessing, so images can't be prepared for it"
+                f"{self.artifact.path}: its manifest has no record of the preprocessing, so images can't be prepared"
             )
         if self.signature.any_size:
             pixels = np.asarray(DecodeRules.of(record).apply(image, color_mode(record)), np.uint8)
@@ -134,11 +141,11 @@ class Predictor:
         return evaluation_transform(record)(image).numpy()
 
     def top(self, logits: Array, count: int) -> tuple[ClassScore, ...]:
-        """The best classes of one image's logits ``(classes,)``, best first."""
+        """Returns the ``count`` best classes of one image's logits ``(classes,)``, best first."""
         exact = logits.astype(np.float64)
         shares = np.exp(exact - exact.max())
         shares /= shares.sum()
-        # Stable, so that of equal logits the first class wins, as argmax has it.
+        # The sort is stable: of several equal logits the first class wins, as with argmax.
         best = map(int, np.argsort(-exact, kind="stable")[:count])
         return tuple(
             ClassScore(index=index, label=self.signature.label(index), probability=float(shares[index]), logit=float(logits[index]))
@@ -153,16 +160,16 @@ class Predictor:
 
 
 def newest_artifact(folder: Path | None = None) -> Path:
-    """The artifact that answers where none is named: one that was made for this machine.
+    """Returns the default artifact: one that was made for this machine.
 
-    A plan for this machine's GPU comes first, then ONNX files, an IR, programs and weights. ONNX files that were made for a GPU (in
-    half precision, or int8 for a plan) come last: a CPU takes longer for them. Of equals the newest is taken.
+    A plan for this machine's GPU has priority over ONNX files, IRs, programs and weights, in this order. ONNX files for a GPU (in
+    half precision, or int8 for a plan) come last, because they are slower on a CPU. Of several equal ones the newest is returned.
 
     Args:
-        folder: an export folder; by default the one of the newest run.
+        folder: an export folder; by default that of the newest run.
 
     Raises:
-        UsageError: there is none, or none that runs here; the message has the reasons.
+        UsageError: there is no artifact, or none that runs here; the message gives the reasons.
     """
     folder = find_run(None).path / "export" if folder is None else folder
     candidates: list[tuple[tuple[bool, int, float, str], Path]] = []

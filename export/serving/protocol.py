@@ -1,7 +1,7 @@
-"""The open inference protocol's (KServe v2) inference request, as bytes: JSON, and its binary tensor data extension.
+"""Parses inference requests of the open inference protocol (KServe v2): JSON, and its binary tensor data extension.
 
-A binary body is JSON followed by the raw little-endian values; the header ``Inference-Header-Content-Length`` says how long the
-JSON is. Which tensors there are, and of what type and shape, an artifact's signature decides.
+A binary body is JSON followed by the raw little-endian values; the header ``Inference-Header-Content-Length`` is the length of the
+JSON. The artifact's signature gives the names, types and shapes of the tensors.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from growtas.export.signature import Output, Signature
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 LARGEST_SIDE = 16384
-"""Pixels of a side where the graph resizes."""
+"""Largest height and width in pixels if the graph resizes images."""
 _MAX_DIGITS = 18
 
 
 class RequestRefused(UsageError):
-    """A request that is not answered with a result.
+    """A request that gets an error instead of a result.
 
     Args:
         message: one sentence, sent as ``{"error": message}``.
         status: HTTP status.
-        retry_after: seconds after which to try again, where that helps.
+        retry_after: seconds after which the client may try again; None if that does not help.
     """
 
     def __init__(self, message: str, status: int = 400, *, retry_after: int | None = None) -> None:
@@ -43,11 +43,12 @@ class RequestRefused(UsageError):
 
 @dataclass(frozen=True, kw_only=True)
 class RequestedOutput:
-    """An output that a request asks for.
+    """A requested output.
 
     Attributes:
-        binary: as raw values after the JSON.
-        classification: as this many best classes, ``value:index:label`` text; 0 for the values themselves.
+        output: the output of the signature.
+        binary: whether to send raw values after the JSON.
+        classification: number of best classes to send as ``value:index:label`` texts; 0 sends the values.
     """
 
     output: Output
@@ -57,12 +58,12 @@ class RequestedOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class InferRequest:
-    """A request that can be run.
+    """A valid request.
 
     Attributes:
-        id: the client's, given back.
-        images: ``(batch, *signature.shape)`` of the signature's type.
-        outputs: what to answer with, in this order.
+        id: the client's identifier, which the answer repeats; None without one.
+        images: ``(batch, *signature.shape)`` in the signature's type.
+        outputs: the outputs to send, in this order.
     """
 
     id: str | None
@@ -71,13 +72,15 @@ class InferRequest:
 
 
 def parse_request(body: bytes | bytearray, header_length: str | None, signature: Signature) -> InferRequest:
-    """Read an inference request.
+    """Parses an inference request.
 
     Args:
-        header_length: the value of :data:`HEADER_LENGTH`, where that header was sent.
+        body: the request's body.
+        header_length: the value of the header :data:`HEADER_LENGTH`; None without this header.
+        signature: the artifact's signature.
 
     Raises:
-        RequestRefused: anything about it is wrong; status 400.
+        RequestRefused: the request is invalid; status 400.
     """
     end = len(body)
     if header_length is not None:
@@ -96,7 +99,7 @@ def parse_request(body: bytes | bytearray, header_length: str | None, signature:
 
 
 def accepted(signature: Signature) -> str:
-    """What an inference request has to be, as half a sentence."""
+    """Describes a legal inference request, as a part of an error message."""
     return (
         f"legal is a KServe v2 request: JSON with the input {signature.input_name}, {signature.datatype} of shape "
         f"{_legal_shape(signature)}, as numbers or as a binary tensor; `growtas predict` reads image files"
@@ -119,7 +122,7 @@ def _json(text: bytes | bytearray, signature: Signature) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _parameters(entry: dict[str, Any], what: str) -> dict[str, Any]:
@@ -157,7 +160,7 @@ def _input(document: dict[str, Any], raw: memoryview, signature: Signature) -> N
                 f"binary_data_size of {name} is {_short(size)} and {len(raw)} bytes follow the JSON; "
                 f"{signature.datatype} of shape {list(shape)} is {wanted} bytes"
             )
-        # A copy where JSON of an odd length comes before: runtimes read floats at multiples of their size.
+        # Runtimes need aligned floats, so the values are copied if the length of the JSON leaves them unaligned.
         values = np.require(np.frombuffer(raw, signature.numpy_dtype), requirements="A").reshape(shape)
     if signature.dtype == "float32" and not np.isfinite(values).all():
         raise RequestRefused(f"the input {name} holds numbers that are not finite in 32 bits")
@@ -180,19 +183,20 @@ def _shape(shape: object, signature: Signature) -> tuple[int, ...]:
 
 
 def _listed(data: object, shape: tuple[int, ...], signature: Signature) -> NDArray[Any]:
-    """JSON numbers, flat or nested as the shape is.
+    """Converts JSON numbers, in a flat list or nested like the shape.
 
-    NumPy gets to see nothing but numbers: it would make texts as wide as the widest of them, gigabytes out of a small request.
+    Only numbers are passed to NumPy: it would store texts with the length of the longest one, so a small request could fill
+    gigabytes.
     """
     name, whole = signature.input_name, signature.dtype == "uint8"
     if not isinstance(data, list):
         raise RequestRefused(f"data of {name} must be a list of numbers")
     flat = _flattened(data, shape) if data and isinstance(data[0], list) else data
     if flat is None:
-        raise RequestRefused(f"data of {name} is nested otherwise than its shape {list(shape)}")
+        raise RequestRefused(f"data of {name} is not nested like its shape {list(shape)}")
     if len(flat) != math.prod(shape):
         raise RequestRefused(f"data of {name} holds {len(flat)} values; shape {list(shape)} has {math.prod(shape)}")
-    # By type: true and false are numbers to Python.
+    # The exact types are compared, because in Python true and false are numbers too.
     if not set(map(type, flat)) <= ({int} if whole else {int, float}):
         raise RequestRefused(f"data of {name} must be {'whole ' if whole else ''}numbers")
     try:
@@ -200,12 +204,12 @@ def _listed(data: object, shape: tuple[int, ...], signature: Signature) -> NDArr
     except OverflowError:
         reason = "must be whole numbers from 0 to 255" if whole else "holds numbers that are not finite in 32 bits"
         raise RequestRefused(f"data of {name} {reason}") from None
-    with np.errstate(over="ignore"):  # what becomes infinite is refused by the caller
+    with np.errstate(over="ignore"):  # the caller refuses infinite values
         return np.asarray(numbers).astype(signature.numpy_dtype, copy=False).reshape(shape)
 
 
 def _flattened(data: list[Any], shape: tuple[int, ...]) -> list[Any] | None:
-    """The values of lists in lists; None where they are not nested as the shape is."""
+    """The values of nested lists; None if they are not nested like the shape."""
     rows = [data]
     for size in shape:
         if not all(type(row) is list and len(row) == size for row in rows):
@@ -215,23 +219,23 @@ def _flattened(data: list[Any], shape: tuple[int, ...]) -> list[Any] | None:
 
 
 def _requested_outputs(document: dict[str, Any], signature: Signature) -> tuple[RequestedOutput, ...]:
-    """What to answer with: every output where the request names none."""
+    """The requested outputs; all outputs if the request names none."""
     default = _flag(_parameters(document, "the request"), "binary_data_output", default=False)
-    asked = document.get("outputs")
-    if asked is None:
+    entries = document.get("outputs")
+    if entries is None:
         return tuple(RequestedOutput(output=output, binary=default) for output in signature.outputs)
     known = {output.name: output for output in signature.outputs}
-    if not isinstance(asked, list) or not asked:
+    if not isinstance(entries, list) or not entries:
         raise RequestRefused(f"outputs must be a list of objects, each naming an output; legal is {choices(known)}")
     requested: dict[str, RequestedOutput] = {}
-    for entry in asked:
+    for entry in entries:
         if not isinstance(entry, dict):
             raise RequestRefused(f"outputs holds {_short(entry)}; it must be a list of objects, each naming an output")
         name = entry.get("name")
         if not isinstance(name, str) or name not in known:
             raise RequestRefused(f"the output is named {_short(name)}; legal is {choices(known)}")
         if name in requested:
-            raise RequestRefused(f"the output {name} is asked for twice; once is legal")
+            raise RequestRefused(f"the output {name} is requested twice; once is legal")
         requested[name] = _requested_output(entry, known[name], signature, default=default)
     return tuple(requested.values())
 
@@ -260,7 +264,7 @@ def _flag(parameters: dict[str, Any], key: str, *, default: bool) -> bool:
 
 
 def _short(value: object) -> str:
-    """A value of the client's as a message shows it: never long, and never long in the making."""
+    """Formats a value from a client for a message, in little time and space."""
     shown = reprlib.Repr()
     shown.maxlevel, shown.maxlist, shown.maxdict = 3, 8, 4
     text = shown.repr(value)

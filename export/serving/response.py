@@ -1,4 +1,4 @@
-"""The open inference protocol's inference response, as bytes: JSON, and raw little-endian values after it."""
+"""Encodes inference responses of the open inference protocol: JSON, followed by raw little-endian values."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from growtas.export.signature import Signature
 def encode_response(
     request: InferRequest, outputs: Mapping[str, NDArray[Any]], signature: Signature, *, model: str, version: str
 ) -> tuple[bytes, int | None]:
-    """The answer's body, and the length of its JSON where raw values follow.
+    """Returns the answer's body, and the length of its JSON if raw values follow (otherwise None).
 
     Args:
-        outputs: by name, all that the request wants, ``(batch, *output.shape)`` each.
+        request: the request.
+        outputs: the requested outputs by name, ``(batch, *output.shape)`` each.
+        signature: the artifact's signature.
+        model: name of the model.
+        version: version of the model.
 
     Raises:
-        RequestRefused: numbers that are not finite, which JSON can't say.
+        RequestRefused: some numbers are not finite, which JSON can't express.
     """
     raws: list[bytes] = []
     entries = [_entry(requested, outputs[requested.output.name], signature, raws) for requested in request.outputs]
@@ -32,12 +36,12 @@ def encode_response(
     try:
         head = json.dumps(document, allow_nan=False).encode()
     except ValueError:
-        raise RequestRefused("the outputs are not finite numbers, which JSON can't hold; ask for binary data") from None
+        raise RequestRefused("some outputs are not finite, which JSON can't express; ask for binary data") from None
     return (b"".join([head, *raws]), len(head)) if raws else (head, None)
 
 
 def _entry(requested: RequestedOutput, values: NDArray[Any], signature: Signature, raws: list[bytes]) -> dict[str, Any]:
-    """An output in the answer's JSON; what follows as raw values is added to ``raws``."""
+    """One output in the answer's JSON; its raw values are appended to ``raws``."""
     output = requested.output
     entry: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(values.shape)}
     texts: list[str] = []
@@ -58,7 +62,7 @@ def _entry(requested: RequestedOutput, values: NDArray[Any], signature: Signatur
 
 
 def _classes(scores: NDArray[Any], count: int, signature: Signature) -> list[str]:
-    """``value:index:label`` of the best classes, as Triton's classification extension writes them."""
+    """The best classes as ``value:index:label``, the format of Triton's classification extension."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     return [
         f"{values[index]:f}:{index}:{signature.label(int(index))}"

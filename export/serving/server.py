@@ -1,4 +1,4 @@
-"""Starting and stopping: an artifact is loaded and tried, the port is bound, and SIGTERM lets what is under way finish."""
+"""Starts and stops the server: loads and tries an artifact, binds the port, and after SIGTERM finishes the requests in progress."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from growtas.progress import Progress
 _KEEP_ALIVE_SECONDS = 65
 _SWEEP_SECONDS = 1.0
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""What stops a server; SIGHUP, which Windows lacks, is that its terminal was closed."""
+"""The signals that stop a server. SIGHUP means that its terminal was closed; Windows does not have it."""
 
 
 def run_server(artifact: Path, options: ServeOptions, progress: Progress) -> int:
     """Serves an artifact; see :func:`growtas.export.serving.launch.serve`."""
     name = options.name or re.sub(r"[^\w.-]+", "-", artifact.stem)
     if not re.fullmatch(r"[\w.-]+", name):
-        raise ConfigError(f"--name is {name!r}; it must be of letters, digits, dots, hyphens and underscores")
+        raise ConfigError(f"--name is {name!r}; it may contain only letters, digits, dots, hyphens and underscores")
     with _stop_signals() as signals, Predictor(artifact, threads=options.threads) as predictor:
         signature = predictor.signature
         if options.max_batch is not None:
@@ -62,26 +62,26 @@ def run_server(artifact: Path, options: ServeOptions, progress: Progress) -> int
             address, port = listener.getsockname()[:2]
             shown = f"[{address}]" if ":" in address else address
             server = _Server(serving, guarded(options, metrics), options, progress)
-            # Before the address is said: whoever reads it may send a signal at once.
+            # The handlers are set before the address is printed, because its reader may send a signal at once.
             for number in signals:
                 signal.signal(number, server.stop)
             progress.note(f"{artifact.name} in {predictor.info.runtime} at http://{shown}:{port}/v2/models/{name}")
             if not ipaddress.ip_address(address).is_loopback:
-                progress.note(f"listening on {address}: whoever reaches this machine can use it, nothing asks for a password")
+                progress.note(f"listening on {address}: everyone who can reach this machine can use it without a password")
             server.run([listener])
             return 1 if server.cut_off else 0
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Ends a command that has no server yet, with exit code 0; Ctrl-C as everywhere."""
+    """Ends a command that has no server yet, with exit code 0, or for Ctrl-C as usual."""
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(0)
 
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[Collection[signal.Signals]]:
-    """Lets the signals that stop a server end the command, and gives them out for the server that is to take them.
+    """Lets the stop signals end the command, and yields them for the server, which will handle them.
 
-    Signals that are ignored stay so, as SIGHUP is below nohup.
+    Ignored signals stay ignored, such as SIGHUP under nohup.
     """
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -96,10 +96,10 @@ def _stop_signals() -> Iterator[Collection[signal.Signals]]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which on a signal first answers what is under way while refusing what is new, and only then closes.
+    """uvicorn's server. On a signal it refuses new requests, answers those in progress, and then closes.
 
     Attributes:
-        cut_off: requests were not answered, or not to the end.
+        cut_off: whether some requests were not answered completely.
     """
 
     def __init__(self, serving: Serving, protocol: type[GuardedProtocol], options: ServeOptions, progress: Progress) -> None:
@@ -116,7 +116,7 @@ class _Server(uvicorn.Server):
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=5,
         )
-        # Requests that are not HTTP are answered; a line on stderr for each would let anyone fill a disk.
+        # Data that is not HTTP gets an answer. A line on stderr for each would let everyone fill the disk.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         super().__init__(settings)
         self._serving, self._options, self._progress = serving, options, progress
@@ -126,7 +126,7 @@ class _Server(uvicorn.Server):
         self._stopping: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start listening, and sweeping."""
+        """Starts listening and sweeping."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._sweeper = self._loop.create_task(self._sweep())
@@ -134,23 +134,23 @@ class _Server(uvicorn.Server):
             self._stop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close what is open; answers that are being sent are finished."""
-        # Requests that are ended now would each be reported with a traceback.
+        """Closes all connections, after finishing the answers that are being sent."""
+        # uvicorn would print a traceback for each request that is ended now.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(sockets)
         if unread := len(self.server_state.connections):
             self.cut_off = True
-            self._note(f"{unread} clients did not take their answers, which are cut off")
+            self._note(f"{unread} clients did not read their answers, which are cut off")
         self._sweeper.cancel()
         await self._serving.batcher.close()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone: uvicorn would take them later, and raise them again at the end."""
+        """Does not handle signals, because uvicorn would handle them later and raise them again at the end."""
         yield
 
     def stop(self, number: int, frame: FrameType | None) -> None:
-        """Begin to drain; a second time, end at once. A signal's handler."""
+        """Handles a signal: the first one begins to drain, the second one ends the server at once."""
         if self._loop is None:
             self._stop_asked = True
         elif not self._loop.is_closed():
@@ -161,7 +161,7 @@ class _Server(uvicorn.Server):
             self._cut_off("")
             return
         self._stopping = asyncio.get_running_loop().create_task(self._drain())
-        self._note(f"stopping: {self._serving.under_way} requests are under way")
+        self._note(f"stopping: {self._serving.under_way} requests are in progress")
 
     async def _drain(self) -> None:
         self._serving.ready = False
@@ -177,11 +177,11 @@ class _Server(uvicorn.Server):
         count = self._serving.cut_off()
         if count:
             self.cut_off = True
-            self._note(f"{count} requests were still under way{when} and are cut off")
+            self._note(f"{count} requests were still in progress{when} and are cut off")
         self.should_exit = self.force_exit = True
 
     def _note(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # the terminal may be gone, and the stop must go on
+        with contextlib.suppress(OSError):  # fails if the terminal is gone; the stop must go on
             self._progress.note(text)
 
     async def _sweep(self) -> None:
@@ -196,7 +196,7 @@ class _Server(uvicorn.Server):
 def _bind(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        # With the protocol spelled out: asyncio turns Nagle's algorithm off on no other sockets, and answers then take 40 ms more.
+        # The protocol is given explicitly: otherwise asyncio does not turn Nagle's algorithm off, and answers take 40 ms more.
         listener = socket.socket(family, kind, protocol)
         try:
             if os.name == "posix":
@@ -207,7 +207,7 @@ def _bind(host: str, port: int) -> socket.socket:
             listener.close()
             raise
         return listener
-    # A name that can't be one at all, such as one with a part of over 63 letters, is a UnicodeError.
+    # An impossible name, such as one with a part of over 63 letters, raises a UnicodeError.
     except (OSError, UnicodeError) as error:
-        reason = "no name of a machine" if isinstance(error, UnicodeError) else error.strerror or error
+        reason = "not a valid host name" if isinstance(error, UnicodeError) else error.strerror or error
         raise OutputError(f"can't listen on {host}:{port} ({reason}); choose another --host or --port") from None

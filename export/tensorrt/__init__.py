@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX plans: what they are built from and for, building, checking before loading, and running."""
+"""TensorRT and TensorRT-RTX plans: their graphs and targets, building them, checking and loading them, and running them."""

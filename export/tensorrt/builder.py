@@ -1,7 +1,7 @@
-"""Compiles ONNX files to plans: TensorRT 10 and 11 for the GPU at hand, TensorRT-RTX ahead of time for any GPU that it knows.
+"""Compiles ONNX files to plans: TensorRT 10 and 11 for this machine's GPU, TensorRT-RTX ahead of time for every GPU that it knows.
 
-Networks are strongly typed in all three: the types of the ONNX file are the plan's, and no builder flag changes them. Sources:
-NVIDIA's TensorRT documentation, "Strongly Typed Networks" and the migration guide to 11.0.
+Networks are strongly typed in all three: a plan has the types of its ONNX file, and no builder flag changes them. Sources: NVIDIA's
+TensorRT documentation, "Strongly Typed Networks" and the migration guide to 11.0.
 """
 
 from __future__ import annotations
@@ -30,10 +30,15 @@ from growtas.latency.at_hand import devices_at_hand
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Batches of a plan: the smallest and the largest that it takes, and the one that it is tuned for.
+    """The batch sizes of a plan.
+
+    Attributes:
+        min: smallest batch that the plan accepts.
+        opt: batch that the plan is tuned for.
+        max: largest batch that the plan accepts.
 
     Raises:
-        ConfigError: not ``1 <= min <= opt <= max``.
+        ConfigError: the sizes are not ``1 <= min <= opt <= max``.
     """
 
     min: int = 1
@@ -43,8 +48,8 @@ class Shapes:
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max:
             raise ConfigError(
-                f"a plan's batches are {self.min}, {self.opt} and {self.max} (smallest, tuned for, largest); "
-                f"they must be 1 or more, each at least the one before"
+                f"the smallest, tuned and largest batches of a plan are {self.min}, {self.opt} and {self.max}; "
+                f"they must be 1 or more, and each at least as large as the one before"
             )
 
 
@@ -53,15 +58,18 @@ class BuiltPlan:
     """A compiled plan, not yet on disk.
 
     Attributes:
-        data: the serialised plan, exactly as the runtime reads it (never with anything put before it).
-        runtime, runtime_version: what can load it.
-        activation_memory_bytes, weights_memory_bytes: device memory that an execution needs at the maximum batch, as the
-            builder reports it; None where it didn't.
+        data: the serialised plan, exactly as the runtime reads it, without a header.
+        runtime: package that can load the plan, ``tensorrt`` or ``tensorrt-rtx``.
+        runtime_version: version of this package.
+        targets: compute capabilities that the plan was built for.
+        activation_memory_bytes: device memory for activations at the largest batch, as the builder reports it; None if unknown.
+        weights_memory_bytes: device memory for weights, as the builder reports it; None if unknown.
         seconds: duration of the build.
-        precision: what was asked for, and found in what was compiled.
-        settings: switches that shape the numerics.
+        precision: requested precision, which the compiled network was checked for.
+        batches: batch sizes of the plan.
+        settings: builder settings that affect the numbers.
         inspection: types of the products, as JSON data; see :mod:`growtas.export.tensorrt.plan_precision`.
-        graph: the ONNX graph that was compiled, where it isn't the file as it is but one that computes the same, serialised.
+        graph: the serialised ONNX graph that was compiled, if it is an equivalent one and not the file itself.
     """
 
     data: bytes = field(repr=False)
@@ -73,23 +81,23 @@ class BuiltPlan:
     seconds: float = 0.0
     precision: str
     batches: Shapes
-    # TF32 rounds inputs to 10 bits, about 1e-3 relative. That is another precision than the fp32 that was asked for, and than the
-    # fp32 that mixed precision leaves to sensitive layers.
+    # TF32 rounds inputs to 10 bits, about 1e-3 relative. That is coarser than the requested fp32, and than the fp32 that sensitive
+    # layers need in mixed precision.
     settings: dict[str, object] = field(default_factory=lambda: {"tf32": False})
     inspection: dict[str, object] | None = None
     graph: bytes | None = field(default=None, repr=False)
 
 
 class PlanBuilder:
-    """Compiles ONNX files to plans; a class for each package, whose ``name`` is the package's, as manifests have it."""
+    """Compiles ONNX files to plans. There is one class per package; ``name`` is the package's name in manifests."""
 
     name: str
 
     def check(self, targets: tuple[str, ...], precision: str) -> None:
-        """Refuses what can't be built, before any work.
+        """Checks before any work that a plan can be built.
 
         Raises:
-            DeviceError: a target that the builder doesn't know, or a precision that the target doesn't have.
+            DeviceError: the builder doesn't know a target, or a target doesn't have the precision.
             MissingExtra: the package is not installed.
         """
         raise NotImplementedError
@@ -103,18 +111,18 @@ class PlanBuilder:
         precision: str = "fp32",
         cache_dir: Path | None = None,
     ) -> BuiltPlan:
-        """Compiles an ONNX file into one plan for all targets; fp32 products are exact (no TF32).
+        """Compiles an ONNX file into one plan for all targets. fp32 products do not use TF32.
 
         Args:
-            onnx: a model with one input; its height and width are the plan's.
+            onnx: a model with one input of a fixed height and width.
             targets: compute capabilities, such as ``("sm86",)``.
-            batches: smallest, tuned for, largest.
-            precision: what most of the file's weights are multiplied in; the build fails if they aren't.
-            cache_dir: where TensorRT keeps timings of kernels between builds.
+            batches: batch sizes of the plan.
+            precision: precision in which most of the file's weights must be multiplied; otherwise the build fails.
+            cache_dir: folder in which TensorRT keeps the timings of kernels between builds.
 
         Raises:
-            BuildError: the parser or the compiler refused the graph, the message holds its reason; or the graph isn't in the
-                precision asked for.
+            BuildError: the parser or the compiler refused the graph (the message gives the reason), or the graph is not in the
+                precision.
             MissingExtra: the package is not installed.
         """
         start = time.perf_counter()
@@ -125,15 +133,15 @@ class PlanBuilder:
         return replace(best, seconds=time.perf_counter() - start)
 
     def why_not_runnable(self, targets: tuple[str, ...]) -> str | None:
-        """Why a plan for these targets can't be executed on this machine; None if it can."""
+        """Returns the reason why a plan for these targets can't run on this machine; None if it can."""
         return library.why_not_here(targets)
 
     def _candidates(self, graphs: list[bytes]) -> list[bytes]:
-        """The equivalent graphs to compile; the plan that needs the least memory for activations is taken."""
+        """The equivalent graphs to compile. The plan that needs the least memory for activations is used."""
         return graphs
 
     def _configure(self, trt: Module, config: Any, targets: tuple[str, ...]) -> None:
-        """Sets what differs between the packages on the builder's configuration."""
+        """Sets the package's own options in the builder's configuration."""
         raise NotImplementedError
 
     def _timing_cache(self, trt: Module, targets: tuple[str, ...], cache_dir: Path | None) -> CacheFile | None:
@@ -156,7 +164,7 @@ class PlanBuilder:
         if not parser.parse(graph):
             reason = library.parser_error(parser) or library.last_error(logger)
             raise BuildError(f"{onnx.name}: {self.name} can't parse the ONNX file ({reason})")
-        # Before the compiler's seconds: the types are settled when the file is parsed.
+        # The types are known when the file is parsed, so they are checked before the slow compilation.
         inspection = inspect_network(trt, network)
         require_precision(inspection, precision, onnx.name)
         config = builder.create_builder_config()
@@ -165,13 +173,13 @@ class PlanBuilder:
         images = network.get_input(0)
         image = tuple(images.shape)[1:]
         if min(image) < 1:
-            what = "height and width of its input are free, and a plan's are fixed"
+            what = "height and width of its input are free, but a plan needs fixed ones"
             raise BuildError(f"{onnx.name}: {what}; export it without --resize")
         profile = builder.create_optimization_profile()
         profile.set_shape(images.name, (batches.min, *image), (batches.opt, *image), (batches.max, *image))
         if config.add_optimization_profile(profile) < 0:
             reason = library.last_error(logger)
-            raise BuildError(f"{onnx.name}: {self.name} takes no batches {batches.min} to {batches.max} ({reason})")
+            raise BuildError(f"{onnx.name}: {self.name} refuses batches from {batches.min} to {batches.max} ({reason})")
         timing_cache = self._timing_cache(trt, targets, cache_dir)
         if timing_cache is not None:
             config.set_timing_cache(config.create_timing_cache(timing_cache.read()), False)
@@ -201,22 +209,22 @@ class TensorRTBuilder(PlanBuilder):
     name = "tensorrt"
 
     def check(self, targets: tuple[str, ...], precision: str) -> None:
-        """Only this machine's GPU can be a target."""
+        """Checks that the only target is this machine's GPU."""
         library.package(self.name, "building a TensorRT plan")
         here = library.local_target()
         if targets != (here,):
             where = f"is {here}" if here else "is missing"
             raise DeviceError(
-                f"TensorRT builds only for the GPU of the machine it runs on, which {where}; asked was {', '.join(targets)}"
+                f"TensorRT builds only for the GPU of this machine, which {where}; the requested target is {', '.join(targets)}"
             )
         check_target_precision(targets, precision)
 
     def _candidates(self, graphs: list[bytes]) -> list[bytes]:
-        # It times kernels on the GPU for minutes: the first graph alone.
+        # A build times kernels on the GPU for minutes, so only the first graph is built.
         return graphs[:1]
 
     def _configure(self, trt: Module, config: Any, targets: tuple[str, ...]) -> None:
-        # Types and formats of layers, for whoever inspects the engine; it costs some kilobytes.
+        # Stores the types and formats of layers for inspecting the engine, which costs some kilobytes.
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 
     def _timing_cache(self, trt: Module, targets: tuple[str, ...], cache_dir: Path | None) -> CacheFile | None:
@@ -227,33 +235,33 @@ class TensorRTBuilder(PlanBuilder):
 
 
 class TensorRTRTXBuilder(PlanBuilder):
-    """TensorRT-RTX: compiles for one or several compute capabilities in one plan, ahead of time; needs no GPU.
+    """TensorRT-RTX: compiles one plan for one or several compute capabilities, ahead of time and without a GPU.
 
-    It uses no timing cache: that changes nothing in a plan of TensorRT-RTX, and makes the compiler look for a GPU (release notes of
+    It uses no timing cache, which would not change the plan and would make the compiler look for a GPU (release notes of
     TensorRT-RTX 1.1).
     """
 
     name = "tensorrt-rtx"
 
     def check(self, targets: tuple[str, ...], precision: str) -> None:
-        """Only targets that TensorRT-RTX has; the message names them."""
+        """Checks that TensorRT-RTX has all targets; the error names those that it has."""
         check_rtx_targets(targets, precision)
         library.package(self.name, "building a plan ahead of time")
 
     def _configure(self, trt: Module, config: Any, targets: tuple[str, ...]) -> None:
-        # The number comes first: setting an index beyond it is refused.
+        # The number must be set first, because an index beyond it is refused.
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
             config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
 
 
 def builder_of(runtime: str) -> PlanBuilder:
-    """The builder of ``tensorrt`` or ``tensorrt-rtx``."""
+    """Returns the builder of ``tensorrt`` or ``tensorrt-rtx``."""
     return TensorRTBuilder() if runtime == TensorRTBuilder.name else TensorRTRTXBuilder()
 
 
 def network_flags(trt: Module, runtime: str) -> int:
-    """Flags of ``create_network``: TensorRT 10 has to be told that the types are binding, the others know nothing else."""
+    """Returns the flags of ``create_network``. Only TensorRT 10 needs one for strong typing; the others always use it."""
     if runtime == "tensorrt" and int(str(trt.__version__).split(".")[0]) == 10:
         return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     return 0
@@ -264,19 +272,23 @@ def choose_builder(
 ) -> tuple[PlanBuilder, tuple[str, ...]]:
     """Chooses the builder and the compute capabilities of a plan.
 
-    What was named decides (``target``, else ``device``), then the device that the search was for, then this machine's GPU. TensorRT
-    builds for the GPU at hand where both are there; everything else is TensorRT-RTX, ahead of time.
+    The first of these decides: ``target`` or ``device``, the search's device, this machine's GPU. TensorRT builds plans for this
+    machine's GPU if it is installed. TensorRT-RTX builds all other plans ahead of time.
 
     Args:
-        searched_runtime: that the search's latency on the plan's device is of; TensorRT-RTX is taken where it is that.
+        target: compute capabilities, separated by commas.
+        device: latency profile of a GPU.
+        searched_device: device of the search.
+        precision: precision of the plan.
+        searched_runtime: runtime of the search's latency on the plan's device. If it is ``tensorrt-rtx``, that one is chosen.
 
     Raises:
-        ConfigError: both ``target`` and ``device``.
-        DeviceError: no target, an unknown one, or one that can't be built for.
+        ConfigError: both ``target`` and ``device`` are given.
+        DeviceError: there is no target, or it is unknown or can't be built for.
         MissingExtra: the builder's package is not installed.
     """
     if target is not None and device is not None:
-        raise ConfigError("--target and --device both name what the plan is for; give one of them")
+        raise ConfigError("--target and --device both name the GPU of the plan; give one of them")
     here = library.local_target()
     named = device or (None if searched_device == "cpu" else searched_device)
     if target is not None:
@@ -289,7 +301,7 @@ def choose_builder(
         why = "the subnet was searched for the cpu" if searched_device == "cpu" else "the subnet was searched for no device"
         gpus = choices(gpus_with_profiles())
         raise DeviceError(f"a plan needs a target GPU, and {why}: name one with --device ({gpus}) or --target (such as sm86)")
-    at_hand = targets == (here,) and is_installed("tensorrt") and searched_runtime != "tensorrt-rtx"
-    chosen = builder_of("tensorrt" if at_hand else "tensorrt-rtx")
-    chosen.check(targets, precision)
-    return chosen, targets
+    on_this_gpu = targets == (here,) and is_installed("tensorrt") and searched_runtime != "tensorrt-rtx"
+    plan_builder = builder_of("tensorrt" if on_this_gpu else "tensorrt-rtx")
+    plan_builder.check(targets, precision)
+    return plan_builder, targets

@@ -1,8 +1,8 @@
-"""Caches of compiling and running plans: kernels' timings (TensorRT) and compiled kernels (TensorRT-RTX).
+"""Caches for building and running plans: the timings of kernels (TensorRT) and compiled kernels (TensorRT-RTX).
 
-A cache fits the same GPU, package and driver only, and both are read by native code. So a file's name holds what it is for, and its
-first line says it again with the hash of the rest: what doesn't fit, or is damaged, counts as absent and is replaced. A cache is
-never the reason for an error. The hash finds accidents, not intent: whoever may write in the folder may write a cache.
+A cache is valid only for one GPU, package and driver, and native code reads it. So its key is in the file's name and, with a hash
+of the content, in its first line. A cache that is damaged or has another key counts as absent and is replaced; it never causes an
+error. The hash detects accidents, not attacks: everyone who may write to the folder can write a cache.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True, kw_only=True)
 class CacheKey:
-    """What a cache is for.
+    """The conditions for which a cache is valid.
 
     Attributes:
-        kind: ``timing`` or ``runtime``.
-        package, version: of the runtime.
-        target: compute capability, such as ``sm86``.
-        driver: version of the NVIDIA driver; None where the system doesn't tell.
-        plan: SHA-256 of the plan that compiled kernels belong to; None for timings.
+        kind: ``timing`` (timings of kernels) or ``runtime`` (compiled kernels).
+        package: name of the runtime's package.
+        version: version of that package.
+        target: compute capability of the GPU, such as ``sm86``.
+        driver: version of the NVIDIA driver; None if unknown.
+        plan: SHA-256 of the plan to which compiled kernels belong; None for timings.
     """
 
     kind: str
@@ -42,7 +43,7 @@ class CacheKey:
 
 
 class CacheFile:
-    """The cache of a key in a folder, which is made when something is written."""
+    """The cache of a key in a folder. The folder is made by the first write."""
 
     def __init__(self, folder: Path, key: CacheKey) -> None:
         parts = (key.kind, key.package, key.version, key.target, key.driver or "nodriver", (key.plan or "")[:12])
@@ -50,7 +51,7 @@ class CacheFile:
         self.path, self.key = folder / f"{name}.cache", key
 
     def read(self) -> bytes:
-        """What was written last for the same key; nothing where that is absent, damaged or for something else."""
+        """Returns the content written last for the same key; empty if it is absent, damaged or for another key."""
         try:
             line, _, content = self.path.read_bytes().partition(b"\n")
             header = json.loads(line)
@@ -59,10 +60,10 @@ class CacheFile:
         return content if header == self._header(content) else b""
 
     def write(self, content: bytes) -> bool:
-        """Replaces it; returns False where the folder can't be written."""
+        """Replaces the content; returns False if the folder can't be written."""
         if content and content == self.read():
             return True
-        # Two processes may end at the same time: each writes a file of its own, and the later one stays.
+        # Two processes may write at the same time: each writes a temporary file, and the later one remains.
         with contextlib.suppress(OutputError):
             with replacing(self.path) as temporary:
                 temporary.write_bytes(json.dumps(self._header(content)).encode() + b"\n" + content)
@@ -74,7 +75,7 @@ class CacheFile:
 
 
 def driver_version() -> str | None:
-    """Version of the NVIDIA driver, such as ``580.65.06``; None where the system doesn't tell."""
+    """Returns the version of the NVIDIA driver, such as ``580.65.06``; None if unknown."""
     try:
         match = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", DRIVER_FILE.read_text(encoding="utf-8"))
     except OSError:

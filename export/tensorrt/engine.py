@@ -1,7 +1,6 @@
-"""Runs a plan on this machine's GPU: pinned buffers, one stream, CUDA graphs, times by events.
+"""Runs a plan on this machine's GPU with pinned buffers, one stream and CUDA graphs, timed by CUDA events.
 
-Every batch size has buffers and an execution context of its own, because a recorded graph keeps the addresses and shapes of the
-context that it was recorded from.
+Every batch size has its own buffers and execution context, because a recorded graph keeps the addresses and shapes of its context.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ _DTYPES = {
     "INT64": torch.int64,
     "BOOL": torch.bool,
 }
-# Batch sizes whose buffers and contexts are kept; the one that was unused longest goes.
+# Number of batch sizes whose buffers and contexts are kept; the least recently used one is removed.
 MOST_BATCH_SIZES = 8
 
 
 class Cuda:
-    """A stream of this process's current device, and what is placed and timed on it, on top of torch."""
+    """CUDA buffers, events, graphs and one stream on the process's current device, on top of torch."""
 
     def __init__(self) -> None:
         self.name = torch.cuda.get_device_name()
@@ -45,23 +44,23 @@ class Cuda:
 
     @property
     def stream_handle(self) -> int:
-        """The stream, as ``execute_async_v3`` takes it: the recording one while a graph is recorded."""
+        """The handle for ``execute_async_v3`` of the current stream, which is the recording one while a graph is recorded."""
         return int(torch.cuda.current_stream().cuda_stream)
 
     def host(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A buffer in pinned memory: only from and to such are copies asynchronous."""
+        """Returns a buffer in pinned memory, which asynchronous copies need."""
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def device(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A buffer on the GPU."""
+        """Returns a buffer on the GPU."""
         return torch.zeros(shape, dtype=dtype, device="cuda")
 
     def event(self) -> Any:
-        """A new event that takes the time."""
+        """Returns a new event for timing."""
         return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
     def on_stream(self) -> contextlib.AbstractContextManager[Any]:
-        """Work that torch enqueues inside goes to the stream."""
+        """Returns a context manager in which torch enqueues its work on the stream."""
         return torch.cuda.stream(self.stream)
 
     def synchronize(self) -> None:
@@ -69,29 +68,29 @@ class Cuda:
         self.stream.synchronize()
 
     def record(self, launch: Callable[[], None]) -> Callable[[], None]:
-        """Records what a function enqueues as a CUDA graph; the result enqueues the whole graph.
+        """Records the work that a function enqueues as a CUDA graph; returns a function that enqueues the whole graph.
 
-        The function must have run on this stream before: first executions allocate and load, which can't be recorded.
+        The function must have run on this stream before, because first executions allocate and load, which can't be recorded.
         """
         graph = torch.cuda.CUDAGraph()
-        # Not "global": other threads of the process (a server's) may allocate meanwhile.
+        # "global" would forbid allocations in other threads of the process, such as a server's.
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             launch()
         return graph.replay
 
 
 class PlanSession:
-    """A plan that was checked before (:mod:`growtas.export.tensorrt.load`), each batch size launched as one CUDA graph.
+    """A plan that was already checked (:mod:`growtas.export.tensorrt.load`). Each batch size is launched as one CUDA graph.
 
-    Code for the CPU that a plan may bring along (version-compatible plans do) is never run.
+    CPU code in a plan, which version-compatible plans contain, is never run.
 
     Args:
         trt: the module ``tensorrt`` or ``tensorrt_rtx``.
         data: the plan.
         runtime: the package's name.
-        name: what messages call the plan.
-        runtime_cache: compiled kernels of TensorRT-RTX, read now and written when the session ends.
-        cuda: for tests; a stream of torch's current device by default.
+        name: name of the plan in messages.
+        runtime_cache: compiled kernels of TensorRT-RTX, which are read now and written at the end of the session.
+        cuda: replaced in tests; by default a stream of torch's current device.
 
     Raises:
         CheckpointError: the runtime can't load the plan.
@@ -119,21 +118,21 @@ class PlanSession:
         inputs = [one for one in names if self._engine.get_tensor_mode(one) == trt.TensorIOMode.INPUT]
         if len(inputs) != 1 or len(names) < 2:
             raise CheckpointError(
-                f"{name}: a plan of images has one input and at least one output, this one has {', '.join(names)}"
+                f"{name}: a plan for images has one input and at least one output, but this one has {', '.join(names)}"
             )
         self._input = inputs[0]
         self._outputs = [one for one in names if one != self._input]
         self._output = OUTPUT if OUTPUT in self._outputs else self._outputs[0]
-        # TensorRT-RTX records graphs by itself and keeps compiled kernels; TensorRT knows neither.
+        # TensorRT-RTX records graphs itself and can cache compiled kernels; TensorRT does neither.
         self._is_rtx = hasattr(trt, "CudaGraphStrategy")
         self._cache_file = runtime_cache
         self._runtime_config = self._configure()
         self._bindings: OrderedDict[tuple[int, ...], _Binding] = OrderedDict()
-        # A batch size has one set of buffers and one context.
+        # Each batch size has only one set of buffers and one context.
         self._one_at_a_time = threading.Lock()
 
     def _refuse_invalid(self, data: bytes) -> None:
-        """TensorRT-RTX's own look at the plan's header, before the plan is loaded."""
+        """Lets TensorRT-RTX check the plan's header before the plan is loaded."""
         if not hasattr(self._trt, "EngineValidity"):
             return
         validity, diagnostics = self._runtime.get_engine_validity(data)
@@ -151,7 +150,7 @@ class PlanSession:
             return None
         runtime_config = self._engine.create_runtime_config()
         runtime_config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        # All kernels of a shape at once: compiled in the background, they would replace slower ones while something is timed.
+        # All kernels of a shape are compiled at once. Compiled in the background, they would replace slower ones during a timing.
         runtime_config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
         self._cache = runtime_config.create_runtime_cache()
         if self._cache_file is not None and (kernels := self._cache_file.read()):
@@ -161,18 +160,18 @@ class PlanSession:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the input, in its order; where they are dynamic, those that the plan is tuned for."""
+        """Channels, height and width of the input, in its order. Dynamic sizes are those that the plan is tuned for."""
         _, first, second, third = self._engine.get_tensor_profile_shape(self._input, 0)[1]
         return int(first), int(second), int(third)
 
     @property
     def batches(self) -> tuple[int, int]:
-        """Smallest and largest batch that the plan takes."""
+        """The smallest and largest batch that the plan accepts."""
         smallest, _, largest = self._engine.get_tensor_profile_shape(self._input, 0)
         return int(smallest[0]), int(largest[0])
 
     def run(self, images: Array) -> Array:
-        """Logits of images; see :class:`growtas.export.runtimes.base.Session`."""
+        """Returns the logits of images; see :class:`growtas.export.runtimes.base.Session`."""
         with self._one_at_a_time:
             binding = self._binding(images)
             with self._cuda.on_stream():
@@ -184,16 +183,16 @@ class PlanSession:
             return np.array(binding.host_outputs[self._output].float().numpy(), np.float32)
 
     def timer(self, images: Array) -> Timer:
-        """A run timed by CUDA events; see :class:`growtas.export.runtimes.base.Session`."""
+        """Returns a function that times a run by CUDA events; see :class:`growtas.export.runtimes.base.Session`."""
         parts = self.timer_parts(images, transfers=False)
         return lambda: parts().device_ms
 
     def timer_parts(self, images: Array, *, transfers: bool = True) -> PartsTimer:
-        """A function that runs these images once and returns what each part took.
+        """Returns a function that runs these images once and returns the time of each part.
 
         Args:
             images: ``(batch, channels, height, width)``.
-            transfers: copy images and logits too; without, the images are placed once, now, and both transfers are 0.
+            transfers: also copy images and logits. Otherwise the images are placed only once, now, and both transfers are 0.
         """
         binding, cuda = self._binding(images), self._cuda
         events = [cuda.event() for _ in range(4)]
@@ -225,12 +224,12 @@ class PlanSession:
         return once
 
     def _binding(self, images: Array) -> _Binding:
-        """Buffers and context for this shape, made at its first use."""
+        """The buffers and context for this shape, which are made at its first use."""
         shape = tuple(images.shape)
         if shape not in self._bindings:
             smallest, largest = self.batches
             if not smallest <= shape[0] <= largest:
-                raise CheckpointError(f"{self._name}: the plan takes batches from {smallest} to {largest}, not of {shape[0]}")
+                raise CheckpointError(f"{self._name}: the plan takes batches from {smallest} to {largest}, not {shape[0]}")
             while len(self._bindings) >= MOST_BATCH_SIZES:
                 self._bindings.popitem(last=False)
             self._bindings[shape] = self._bind(shape)
@@ -241,7 +240,7 @@ class PlanSession:
         engine = self._engine
         context = engine.create_execution_context(self._runtime_config) if self._is_rtx else engine.create_execution_context()
         if context is None or not context.set_input_shape(self._input, shape):
-            raise CheckpointError(f"{self._name}: the plan takes no images of shape {shape} ({last_error(self._logger)})")
+            raise CheckpointError(f"{self._name}: the plan refuses images of shape {shape} ({last_error(self._logger)})")
         shapes = {name: tuple(int(size) for size in context.get_tensor_shape(name)) for name in self._outputs}
         shapes[self._input] = shape
         dtypes = {name: _DTYPES[engine.get_tensor_dtype(name).name] for name in shapes}
@@ -255,7 +254,7 @@ class PlanSession:
             if not context.execute_async_v3(self._cuda.stream_handle):
                 raise BuildError(f"{self._name}: the plan's execution failed ({last_error(self._logger)})")
 
-        # Once before anything is recorded or timed: what is allocated, loaded or compiled is so now.
+        # The first run allocates, loads and compiles, so it comes before recording or timing.
         with self._cuda.on_stream():
             execute()
         self._cuda.synchronize()
@@ -269,7 +268,7 @@ class PlanSession:
         self._cuda.synchronize()
         if self._is_rtx and self._cache_file is not None and error[0] is None:
             self._cache_file.write(bytes(self._cache.serialize()))
-        # Contexts must go before their engine, and the engine before the runtime.
+        # Contexts must be freed before their engine, and the engine before the runtime.
         self._bindings.clear()
         if self._is_rtx:
             del self._cache
@@ -277,12 +276,12 @@ class PlanSession:
 
 
 class _Binding:
-    """Buffers of one batch size, and what enqueues its execution."""
+    """The buffers of one batch size, and the function ``launch`` that enqueues its execution."""
 
     def __init__(
         self, input_: str, host: dict[str, torch.Tensor], device: dict[str, torch.Tensor], launch: Callable[[], None], context: Any
     ) -> None:
-        # A recorded graph holds the addresses of the context's scratch memory, but not the context.
+        # A recorded graph uses the context's scratch memory but does not keep the context alive.
         self._context = context
         self._host_input, self._device_input = host.pop(input_), device.pop(input_)
         self.host_outputs, self._device_outputs, self.launch = host, device, launch

@@ -1,6 +1,6 @@
-"""The packages TensorRT and TensorRT-RTX, their messages, and this machine's GPU; building and running plans share it.
+"""The packages TensorRT and TensorRT-RTX, their messages, and this machine's GPU, for building and running plans.
 
-Both packages have the same Python API under different module names, so functions take the module. Only the choice of compute
+Both packages have the same Python API under different module names, so functions take the module as an argument. Only compute
 capabilities, caches and CUDA graphs differ.
 """
 
@@ -17,7 +17,7 @@ from growtas.export.runtimes.base import is_installed
 
 # The module `tensorrt` or `tensorrt_rtx`; neither ships types.
 Module = Any
-# By the runtime's name: module, name of the distribution, extra that installs it.
+# The module, the distribution and the extra that installs it, by the runtime's name.
 _PACKAGES = {"tensorrt": ("tensorrt", "tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx-cu13", "trt-rtx")}
 
 
@@ -25,10 +25,10 @@ def package(runtime: str, purpose: str) -> Module:
     """Imports the Python module of ``tensorrt`` or ``tensorrt-rtx``.
 
     Args:
-        purpose: what it is needed for, in the message that it is missing.
+        purpose: the reason why it is needed, for the error message.
 
     Raises:
-        MissingExtra: it isn't installed.
+        MissingExtra: the package is not installed.
     """
     module, distribution, extra = _PACKAGES[runtime]
     if not is_installed(module):
@@ -37,7 +37,7 @@ def package(runtime: str, purpose: str) -> Module:
 
 
 def capturing_logger(trt: Module) -> Any:
-    """A logger that keeps messages of level INFO and worse as ``(severity name, text)`` in ``messages``, and prints nothing."""
+    """Returns a logger that keeps messages of level INFO and above as ``(severity name, text)`` in ``messages``; prints nothing."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -52,19 +52,19 @@ def capturing_logger(trt: Module) -> Any:
 
 
 def reported_bytes(messages: list[tuple[str, str]], what: str) -> int | None:
-    """The number in the last message ``WHAT: N bytes``; None without one."""
+    """Returns the number in the last message ``WHAT: N bytes``; None without such a message."""
     matches = (re.search(re.escape(what) + r":\s*(\d+) bytes", text) for _, text in reversed(messages))
     return next((int(match[1]) for match in matches if match), None)
 
 
 def last_error(logger: Any) -> str:
-    """The last error that a logger caught, on one line."""
+    """Returns the last error in a logger's messages, on one line."""
     errors = [text for severity, text in logger.messages if severity in ("ERROR", "INTERNAL_ERROR")]
     return _one_line(errors[-1]) if errors else "no reason given"
 
 
 def parser_error(parser: Any) -> str | None:
-    """The parser's first error, with the node that it stumbled over."""
+    """Returns the parser's first error, with the node that caused it; None without errors."""
     if not parser.num_errors:
         return None
     error = parser.get_error(0)
@@ -77,7 +77,7 @@ def _one_line(text: str) -> str:
 
 
 def local_target() -> str | None:
-    """Compute capability of this machine's GPU, such as ``sm86``; None without a usable GPU."""
+    """Returns the compute capability of this machine's GPU, such as ``sm86``; None without a usable GPU."""
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability()
@@ -85,10 +85,10 @@ def local_target() -> str | None:
 
 
 def why_not_here(targets: tuple[str, ...]) -> str | None:
-    """Why plans for these targets can't be executed on this machine; None if they can."""
+    """Returns the reason why plans for these targets can't run on this machine; None if they can."""
     here = local_target()
     if here is None:
         return "no NVIDIA GPU with a driver on this machine"
     if here not in targets:
-        return f"the GPU of this machine is {here}, the plan is for {', '.join(targets)}"
+        return f"the GPU of this machine is {here}, but the plan is for {', '.join(targets)}"
     return None

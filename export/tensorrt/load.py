@@ -1,8 +1,8 @@
-"""Checks a plan, then loads it: loading runs native code on what the file holds, and a plan only fits what it was built for.
+"""Checks a plan and then loads it. Loading runs native code from the file, and a plan is valid only for its GPUs and release.
 
-A plan is only for the release that built it (NVIDIA's TensorRT-RTX documentation, "Engine Compatibility"; TensorRT's, "Version
-Compatibility"). TensorRT's version-compatible plans would load in later versions too, but they bring native code for the CPU along,
-which no manifest can vouch for: growtas builds none and gives none permission to run it.
+A plan can be loaded only by the release that built it (NVIDIA's TensorRT-RTX documentation, "Engine Compatibility"; TensorRT's,
+"Version Compatibility"). Later versions can also load TensorRT's version-compatible plans, but these contain native CPU code, which
+a manifest can't vouch for. So growtas builds no such plans and never runs such code.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from growtas.export.tensorrt.rebuild_hint import rebuild_hint
 def load_plan(path: str | Path, *, runtime: str | None = None, trusted: bool = False) -> Session:
     """Compares a plan's manifest with the file, this machine's GPU and the installed package, in this order, and loads the plan.
 
-    The bytes that were hashed are the bytes that are loaded. TensorRT-RTX keeps the kernels that it compiles beside the plan;
-    nowhere for a plan without a manifest, which is somebody's temporary file. A folder that can't be written is no error.
+    The bytes that are hashed are the bytes that are loaded. TensorRT-RTX caches its compiled kernels beside the plan, unless the
+    folder can't be written, or the plan is a temporary file without a manifest.
 
     Args:
         path: the ``.plan`` file.
-        runtime: ``tensorrt`` or ``tensorrt-rtx`` where the caller knows it; the manifest's if not given.
-        trusted: take a plan that has no manifest. One that has is checked all the same.
+        runtime: ``tensorrt`` or ``tensorrt-rtx``; by default that of the manifest.
+        trusted: accept a plan without a manifest. If there is a manifest, the plan is still checked.
 
     Raises:
-        CheckpointError: absent, unreadable, without a manifest, not the file that the manifest describes, or not loadable.
-        DeviceError: built for another GPU, another package or another version, or no GPU at hand. The message names both sides and
-            the command that builds the plan again.
+        CheckpointError: the plan is absent, unreadable or not loadable, has no manifest, or does not match its manifest.
+        DeviceError: the plan was built for another GPU, package or version, or this machine has no GPU. The message names both
+            sides and the command that builds the plan again.
         MissingExtra: the package is not installed.
     """
     path = Path(path)
     manifest = read_manifest(path, verify=False)
     if manifest is None and not trusted:
         raise CheckpointError(
-            f"{path}: a plan is only loaded if its manifest says what it is, and {manifest_path(path).name} is missing; "
+            f"{path}: a plan is only loaded with its manifest, and {manifest_path(path).name} is missing; "
             f"export it again (growtas export RUN --format trt)"
         )
     try:
@@ -53,20 +53,20 @@ def load_plan(path: str | Path, *, runtime: str | None = None, trusted: bool = F
     if chosen not in PLAN.runtimes:
         raise DeviceError(f"{path}: the plan's runtime is {chosen!r}; legal are {choices(sorted(PLAN.runtimes))}")
     if runtime not in (None, chosen):
-        anew = rebuild_hint(path, manifest or Manifest())
-        raise DeviceError(f"{path}: the plan was built with {chosen} and can't be loaded by {runtime}; {anew}")
+        hint = rebuild_hint(path, manifest or Manifest())
+        raise DeviceError(f"{path}: the plan was built with {chosen} and can't be loaded by {runtime}; {hint}")
     here = library.local_target()
     if here is None:
         raise DeviceError(f"{path}: the plan can't run here: no NVIDIA GPU with a driver on this machine")
     if manifest is not None and here not in plan.targets:
-        built_for, anew = choices(plan.targets) or "no GPU", rebuild_hint(path, manifest, here)
-        raise DeviceError(f"{path}: the plan was built for {built_for}, the GPU of this machine is {here}; {anew}")
+        built_for, hint = choices(plan.targets) or "no GPU", rebuild_hint(path, manifest, here)
+        raise DeviceError(f"{path}: the plan was built for {built_for}, but the GPU of this machine is {here}; {hint}")
     trt, cache = library.package(chosen, "running a plan"), None
     if manifest is not None:
         built, installed = plan.runtime_version, str(trt.__version__)
         if built != installed:
-            anew = rebuild_hint(path, manifest, here)
-            raise DeviceError(f"{path}: the plan was built with {chosen} {built}, installed is {installed}; {anew}")
+            hint = rebuild_hint(path, manifest, here)
+            raise DeviceError(f"{path}: the plan was built with {chosen} {built}, but {installed} is installed; {hint}")
         if chosen == "tensorrt-rtx":
             key = CacheKey(kind="runtime", package=chosen, version=installed, target=here, driver=driver_version(), plan=sha256)
             cache = CacheFile(path.parent, key)
@@ -74,7 +74,7 @@ def load_plan(path: str | Path, *, runtime: str | None = None, trusted: bool = F
 
 
 def why_not_loadable(plan: PlanRecord) -> str | None:
-    """Why :func:`load_plan` would refuse a plan on this machine, as its manifest describes it; None if it would load it."""
+    """Returns the reason why :func:`load_plan` would refuse a plan on this machine, from its manifest; None if it would load it."""
     reason = library.why_not_here(plan.targets)
     if reason is not None:
         return reason
@@ -83,13 +83,15 @@ def why_not_loadable(plan: PlanRecord) -> str | None:
         installed = str(library.package(runtime, "running a plan").__version__)
     except MissingExtra as error:
         return str(error)
-    return None if installed == plan.runtime_version else f"built with {runtime} {plan.runtime_version}, installed is {installed}"
+    if installed == plan.runtime_version:
+        return None
+    return f"it was built with {runtime} {plan.runtime_version}, but {installed} is installed"
 
 
 def _plan_record(path: Path, manifest: Manifest, sha256: str) -> PlanRecord:
-    """The manifest's part on the plan, if the manifest is this file's."""
+    """The manifest's record of the plan. The manifest must match the file."""
     if manifest.plan is None:
-        raise CheckpointError(f"{manifest_path(path)}: the manifest says nothing of a plan")
+        raise CheckpointError(f"{manifest_path(path)}: the manifest does not describe a plan")
     recorded = manifest.file.sha256
     if recorded != sha256:
         raise CheckpointError(

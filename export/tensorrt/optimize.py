@@ -1,7 +1,7 @@
-"""Graphs that plans are built from: what an ONNX file computes, arranged so that TensorRT needs less memory for it.
+"""Rewrites an ONNX file into equivalent graphs for which TensorRT needs less memory; plans are built from them.
 
-TensorRT-RTX 1.7 lays tensors into regions of memory, each as large as the largest that is ever in it, in an order of its own: which
-of two arrangements needs less depends on the batch, and is found by building both. They compute the same numbers up to rounding.
+TensorRT-RTX 1.7 places tensors in regions of memory, each as large as its largest tensor. Which of two graphs needs less memory
+depends on the batch, so both are built. Both compute the same numbers up to rounding.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from growtas.export.graph.edit import (
 
 
 def plan_graphs(path: Path) -> list[bytes]:
-    """Returns the serialised graphs to choose from; the file alone, where it is no network of growtas with a relative position.
+    """Returns the serialised graphs to build: only the file itself, if it is not growtas' network with a relative position.
 
     Args:
         path: an ONNX file in any precision.
@@ -41,11 +41,11 @@ def plan_graphs(path: Path) -> list[bytes]:
     try:
         model = load_typed_model(path)
     except (BuildError, CheckpointError):
-        # The compiler says what is wrong.
+        # The compiler will report the error.
         return [path.read_bytes()]
     numbers_first(model)
     patches_as_rows(model)
-    # In fp32 both arrangements need the same.
+    # In fp32 both graphs need the same memory.
     fp32 = fuse_attention(model, joined=True) > 0
     forget_types(model)
     graphs = [to_proto(model).SerializeToString()]
@@ -55,7 +55,7 @@ def plan_graphs(path: Path) -> list[bytes]:
 
 
 def numbers_first(model: ir.Model) -> int:
-    """Casts pixels before their layout changes, in place; returns how often. TensorRT casts uint8, but moves none."""
+    """Moves the cast of pixels before the transpose, in place; returns how often. TensorRT can cast uint8 but not transpose it."""
     count = 0
     for cast in tuple(model.graph):
         if cast.op_type != "Cast":
@@ -66,7 +66,7 @@ def numbers_first(model: ir.Model) -> int:
         pixels = operand(transpose)
         if not pixels.is_graph_input() or pixels.dtype != ir.DataType.UINT8:
             continue
-        # The tensor between the two keeps its name.
+        # The tensor between the two nodes keeps its name.
         numbers, transposed = cast.outputs[0], transpose.outputs[0]
         cast.replace_input_with(0, pixels)
         numbers.replace_all_uses_with(transposed)
@@ -80,9 +80,10 @@ def numbers_first(model: ir.Model) -> int:
 
 
 def patches_as_rows(model: ir.Model) -> int:
-    """Writes a convolution whose patches don't overlap as a product of matrices, in place; returns how many there were.
+    """Replaces convolutions whose patches don't overlap by matrix products, in place; returns their number.
 
-    In half precision TensorRT copies a convolution's input and adds a fourth channel of zeros; the rows are as large as the image.
+    In half precision TensorRT copies a convolution's input and adds a fourth channel of zeros. A product's input is not larger than
+    the image.
     """
     convolutions = [node for node in model.graph if node.op_type == "Conv" and _is_patches(node)]
     for node in convolutions:
@@ -128,9 +129,9 @@ def _write_rows(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def gather_values(model: ir.Model) -> int:
-    """Takes v's part of what attention gives by an index, with the masses, in place; returns how many attentions there were.
+    """Gathers v's columns of the attention output with an index, in place; returns the number of attentions.
 
-    What attention gives is then free after one kernel.
+    One kernel then gathers these columns together with the sums for the relative position, after which the output can be freed.
     """
     slices = [node for node in model.graph if node.op_type == "Slice" and str(node.name).endswith(f".{VALUES}")]
     if not slices:

@@ -1,1 +1,1 @@
-"""Verification: does an artifact compute what its source computes, on which images, and within which thresholds?"""
+"""Verification: compares an artifact's logits with those of its source on real images, with thresholds."""

@@ -1,7 +1,7 @@
-"""Compares an artifact's answers with its reference's on some hundreds of real images, with thresholds for every precision.
+"""Compares an artifact's logits with its reference's on some hundreds of real images, with thresholds for every precision.
 
-:mod:`growtas.export.verification.parity` compares a dozen images strictly, which only fp32 can meet. Here an artifact may
-differ by what its precision costs, and by no more.
+:mod:`growtas.export.verification.parity` compares a dozen images so strictly that only fp32 passes. The thresholds here allow the
+error that each precision usually has.
 """
 
 from __future__ import annotations
@@ -27,13 +27,19 @@ from growtas.files import finite_or_null
 from growtas.units import standard_error
 
 _RANGE_IMAGES = 16
-# Below ten images a class, an order of the names that fits better is found by chance.
+# With fewer than ten images per class, a better order of the class names can be found by chance.
 _IMAGES_A_CLASS = 10
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A measure that misses its threshold; ``sentence`` is for people, ``excess`` ranks failures (1 is the threshold itself)."""
+    """A measure that misses its threshold.
+
+    Attributes:
+        measure: name of the measure.
+        excess: how far the threshold is missed; 1 is the threshold itself. Failures are sorted by it.
+        sentence: description for people.
+    """
 
     measure: str
     excess: float
@@ -44,24 +50,32 @@ class Failure:
 class Verification:
     """The measurements of one artifact and the thresholds that it had to meet.
 
+    The JSON adds ``passed``, ``failed`` (the measures that miss their thresholds), ``accuracy_drop_points`` and the standard errors
+    of both accuracies.
+
     Attributes:
-        subject: what was run, such as ``micro-subnet.onnx in ONNX Runtime``.
-        reference: what it was compared with.
-        precision: whose thresholds were taken.
-        thresholds: what had to be met.
-        images: which images were used; ``count`` how many.
-        labelled: whether they have labels; ``unlabelled_because`` says why not.
-        batches: the batch sizes that were run, in turn.
-        finite: whether every logit of both is a number, of the same shape.
-        max_abs_error: largest difference of two logits; infinite unless ``finite``.
-        relative_error: that, divided by the largest logit of the reference.
-        relative_error_by_batch: the same for the images of each batch size.
-        cosine_min, cosine_mean: of an image's logits with the reference's; 0 unless ``finite``.
-        top1_agreement: share of images with the same first class, 0 to 1.
-        accuracy, reference_accuracy: shares of images with the right class, by its name where names are known; None without labels.
-        accuracy_drop_error_points: standard error of the drop, from the images that only one of the two gets right.
-        better_order: where another order of the class names would make many more answers right, the two names that are most often
-            taken for each other; None otherwise.
+        subject: the artifact and its runtime, such as ``micro-subnet.onnx in ONNX Runtime``.
+        reference: name of the reference, such as ``static ViT``.
+        precision: precision whose thresholds apply.
+        thresholds: the thresholds.
+        images: description of the images.
+        count: number of images.
+        labelled: whether the images have labels.
+        unlabelled_because: the reason for missing labels; None where there are labels.
+        batches: the batch sizes, which were used in turn.
+        finite: whether artifact and reference have logits of the same shape, and all of them are finite.
+        max_abs_error: largest absolute difference of two logits; infinite unless ``finite``.
+        relative_error: ``max_abs_error`` divided by the reference's largest logit.
+        relative_error_by_batch: the relative error on the images of each batch size.
+        cosine_min: smallest cosine between an image's logits and the reference's; 0 unless ``finite``.
+        cosine_mean: mean of these cosines over all images; 0 unless ``finite``.
+        top1_agreement: share of images for which both predict the same class, 0 to 1.
+        accuracy: top-1 accuracy of the artifact, 0 to 1; classes are compared by name if names are known. None without labels.
+        reference_accuracy: top-1 accuracy of the reference, 0 to 1; None without labels.
+        accuracy_drop_error_points: standard error of the accuracy drop in percentage points, from the images that only one of the
+            two classifies correctly.
+        better_order: the two class names that are confused most often, if another order of the names would give a far higher
+            accuracy; None otherwise.
     """
 
     subject: str
@@ -74,7 +88,7 @@ class Verification:
     unlabelled_because: str | None
     batches: tuple[int, ...]
     finite: bool
-    # The defaults are those of logits that can't be compared.
+    # The defaults hold for logits that can't be compared.
     max_abs_error: float = math.inf
     relative_error: float = math.inf
     relative_error_by_batch: Mapping[int, float] = field(default_factory=dict)
@@ -88,20 +102,20 @@ class Verification:
 
     @property
     def accuracy_drop_points(self) -> float | None:
-        """Percentage points of accuracy that the artifact loses; negative where it gains, None without labels."""
+        """The loss of accuracy in percentage points; negative for a gain, None without labels."""
         if self.accuracy is None or self.reference_accuracy is None:
             return None
         return 100 * (self.reference_accuracy - self.accuracy)
 
     @property
     def failures(self) -> tuple[Failure, ...]:
-        """Every measure out of bounds, the worst first."""
+        """The measures that miss their thresholds, the worst first."""
         if not self.finite:
-            sentence = "some logits are not finite, or of another shape than the reference's"
+            sentence = "some logits are not finite, or their shape differs from the reference's"
             return (Failure("finite", math.inf, sentence),)
         limits, failures = self.thresholds, []
         error, cosine, agreement = self.relative_error, self.cosine_min, self.top1_agreement
-        # Written so that NaN fails.
+        # The comparisons are written so that NaN fails.
         if not error <= limits.relative_error:
             sentence = f"the relative error of the logits is {error:.2g} (at most {limits.relative_error:g})"
             failures.append(Failure("relative_error", _ratio(error, limits.relative_error), sentence))
@@ -112,14 +126,14 @@ class Verification:
             sentence = f"the top-1 agreement is {agreement:.1%} (at least {limits.top1_agreement:.1%})"
             failures.append(Failure("top1_agreement", _ratio(1 - agreement, 1 - limits.top1_agreement), sentence))
         drop, most = self.accuracy_drop_points, limits.accuracy_drop_points
-        # An image more or less is a step of 100 / count points: the sum of two such fractions must not fail by its rounding.
+        # Accuracies are multiples of 100 / count points; the small margin keeps their rounding from failing the check.
         if drop is not None and not drop <= most + 1e-9:
             sentence = f"the accuracy drops by {drop:.2f} points to {self.accuracy:.1%} (at most {most:g})"
             failures.append(Failure("accuracy_drop_points", _ratio(drop, most), sentence))
         failures.sort(key=lambda failure: -failure.excess)
         if self.better_order is not None:
-            given, meant = self.better_order
-            sentence = f"the class names are in a wrong order: what it calls {given!r} is mostly labelled {meant!r}"
+            predicted, label = self.better_order
+            sentence = f"the class names are in a wrong order: images that it calls {predicted!r} are mostly labelled {label!r}"
             failures.insert(0, Failure("class_order", math.inf, sentence))
         return tuple(failures)
 
@@ -130,7 +144,7 @@ class Verification:
 
     @property
     def summary(self) -> str:
-        """One sentence on the worst failure; an empty text where there is none."""
+        """One sentence about the worst failure; empty if the artifact passed."""
         if self.passed:
             return ""
         worst, more = self.failures[0], len(self.failures) - 1
@@ -138,8 +152,8 @@ class Verification:
         return f"{self.subject}: {worst.sentence}, compared with the {self.reference} on {self.images}{others}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form for manifests; what isn't finite is None, since JSON has no word for it."""
-        written: dict[str, Any] = {
+        """Returns the JSON form for manifests. Numbers that are not finite become None, because JSON can't express them."""
+        record: dict[str, Any] = {
             "passed": self.passed,
             "failed": [failure.measure for failure in self.failures],
             **dataclasses.asdict(self),
@@ -148,7 +162,7 @@ class Verification:
             "accuracy_drop_points": self.accuracy_drop_points,
             "relative_error_by_batch": {str(batch): error for batch, error in self.relative_error_by_batch.items()},
         }
-        return {key: finite_or_null(value) for key, value in written.items()}
+        return {key: finite_or_null(value) for key, value in record.items()}
 
     def _standard_error(self, accuracy: float | None) -> float | None:
         return None if accuracy is None else standard_error(accuracy, self.count)
@@ -173,17 +187,16 @@ def measure_artifact(
     """Runs an artifact and its reference on all images, in batches of each size in turn, and compares their logits.
 
     Args:
-        artifact, reference: images to logits ``(batch, num_classes)``; they may be called from several threads at once.
-        precision: of the artifact.
-        thresholds: what it has to meet; see :func:`growtas.export.quantization.thresholds.thresholds_for`.
-        subject, reference_is: what to call the two.
-        batches: batch sizes; the last images are filled up with the first ones where they are fewer,
-            whose answers don't count again.
-        class_names: the names that the artifact's users will read, in its order; an answer is right where its name is that of the
-            image's label. Without names the numbers are compared.
+        artifact, reference: compute logits ``(batch, num_classes)`` of images; several threads may call them at once.
+        precision: precision of the artifact.
+        thresholds: thresholds to meet; see :func:`growtas.export.quantization.thresholds.thresholds_for`.
+        subject, reference_is: names of the two in messages.
+        batches: batch sizes. An incomplete last batch is filled with the first images, whose answers are not counted again.
+        class_names: the artifact's class names, in the order of its logits. A prediction is right if its name is that of the
+            image's label. Without names the class numbers are compared.
 
     Raises:
-        ConfigError: no batch sizes, or one below 1.
+        ConfigError: there are no batch sizes, or one is below 1.
     """
     if not batches or min(batches) < 1:
         raise ConfigError(f"the batch sizes are {list(batches)}; they must be 1 or more")
@@ -235,7 +248,7 @@ def measure_artifact(
 
 
 def _cosines(got: NDArray[np.float64], want: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Cosine of each row with its counterpart; two rows of zeros are equal, one alone is orthogonal to everything."""
+    """The cosine of each row with its counterpart: 1 for two rows of zeros, 0 if only one of them is zero."""
     norms = np.linalg.norm(got, axis=1), np.linalg.norm(want, axis=1)
     product = norms[0] * norms[1]
     cosines = np.einsum("ij,ij->i", got, want) / np.where(product > 0, product, 1.0)
@@ -244,21 +257,21 @@ def _cosines(got: NDArray[np.float64], want: NDArray[np.float64]) -> NDArray[np.
 
 
 def _labels_of_outputs(images: VerificationImages, class_names: Sequence[str] | None, outputs: int) -> NDArray[np.int64]:
-    """The label that each output of the artifact stands for, -1 where the data has no class of that name."""
+    """The label of each output of the artifact; -1 if the data has no class of that name."""
     if class_names is None or images.class_names is None:
         return np.arange(outputs)
     label = {name: index for index, name in enumerate(images.class_names)}
-    # Names that are too few leave outputs without one; these answers are wrong.
+    # If there are fewer names than outputs, predictions of the unnamed outputs count as wrong.
     labels = np.full(max(outputs, len(class_names)), -1, np.int64)
     labels[: len(class_names)] = [label.get(name, -1) for name in class_names]
     return labels
 
 
 def _better_order(answers: NDArray[np.int64], images: VerificationImages) -> tuple[str, str] | None:
-    """The classes that are taken for each other most often, where renaming the answers would make far more of them right.
+    """The two classes that are confused most often, if another order of the names would give a far higher accuracy; else None.
 
-    It needs no reference, so it finds an order that is wrong in the run itself. "Far more" is a quarter and ten points more, and
-    half of the images right: what an untrained network does by chance stays below that.
+    This needs no reference, so it also finds an order that is already wrong in the run. "Far higher" means 1.25 times as high, ten
+    points more, and at least 50 %: an untrained network does not reach that by chance.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -280,10 +293,10 @@ def _better_order(answers: NDArray[np.int64], images: VerificationImages) -> tup
 
 
 def check_fp16_range(path: Path, images: VerificationImages, artifact_input: ArtifactInput, *, consequence: str = "") -> HalfRange:
-    """Runs an ONNX file on a few images of every class, and looks for fp16 tensors that overflow.
+    """Runs an ONNX file on a few images of every class, and checks that no fp16 tensor overflows.
 
     Raises:
-        ParityError: one does.
+        ParityError: a tensor overflows.
         CheckpointError, MissingExtra: ONNX Runtime can't run the graph, or is not installed.
     """
     few = artifact_input.convert(spread(images.images, _RANGE_IMAGES))

@@ -1,4 +1,4 @@
-"""Artifacts and their references run on batches of images, on all the CPU's threads at once, each batch on one."""
+"""Runs artifacts and their references on batches of images: one batch per CPU thread, on all threads at once."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from growtas.resources import available_threads
 
 Logits = Callable[[Array], Array]
 
-# Each batch under way holds activations of its own.
+# The limit saves memory: each batch being computed needs its own activations.
 _MOST_WORKERS = 8
 
 
 def run_all(functions: Sequence[Logits], batches: Sequence[Array], *, workers: int | None = None) -> list[tuple[Array, ...]]:
-    """What every function makes of every batch: a tuple of one result a function for each batch, in their order.
+    """Applies every function to every batch; returns for each batch a tuple with one result per function, in order.
 
-    Several computations run at once, also of the same function; each should take one thread (see :func:`one_thread`). That is as
-    fast as batches one after the other on all threads where the machine is idle, and it doesn't stall where other work takes a
-    core: nothing waits for the slowest thread but at the end.
+    Several computations run at once, also of the same function; each should use one thread (see :func:`one_thread`). On an idle
+    machine this is as fast as one batch after another on all threads. On a busy machine it does not stall, because no thread waits
+    for a slower one before the end.
 
     Args:
-        workers: computations that run at once; by default one for each CPU thread that this process may use, up to eight.
+        workers: number of computations that run at once; by default one per CPU thread that this process may use, at most eight.
 
     Raises:
-        Exception: what a function raised first; computations that have not begun are dropped.
+        Exception: the first exception of a function; computations that have not begun are dropped.
     """
     pool = ThreadPoolExecutor(workers or min(available_threads(), _MOST_WORKERS), thread_name_prefix="growtas-run")
     try:
@@ -41,7 +41,7 @@ def run_all(functions: Sequence[Logits], batches: Sequence[Array], *, workers: i
 
 
 def cut_batches(images: Array, sizes: Iterable[int]) -> list[Array]:
-    """Batches of these sizes, one after the other, beginning again after the last image; no copies where they lie in one piece."""
+    """Cuts images into consecutive batches of these sizes, starting again after the last image. Whole slices are not copied."""
     batches, start = [], 0
     for size in sizes:
         end = start + size
@@ -52,7 +52,7 @@ def cut_batches(images: Array, sizes: Iterable[int]) -> list[Array]:
 
 
 def remembering(function: Logits) -> Logits:
-    """The function, computed once for the same images: every artifact's gate asks the references for the same batches."""
+    """Caches a function's results by its images, because the gates of all artifacts need the references of the same batches."""
     known: dict[bytes, Array] = {}
 
     def remembered(images: Array) -> Array:
@@ -66,10 +66,10 @@ def remembering(function: Logits) -> Logits:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One CPU thread for each computation in torch: OpenMP's threads spin while they wait for each other, and where other work
-    takes their cores a few images then take minutes (measured on two busy cores: 55 s against 1.5 s)."""
+    """Limits each torch computation to one CPU thread. OpenMP threads spin while they wait for each other, which takes minutes for
+    a few images if other work uses the cores (measured on two busy cores: 55 s against 1.5 s)."""
     before = torch.get_num_threads()
-    # Threads that compute for the first time take over what the process was set to last.
+    # A new thread takes the setting that the process had last.
     torch.set_num_threads(1)
     try:
         yield

@@ -1,7 +1,7 @@
 """Finds the first layer that differs, by comparing an artifact's intermediate outputs with the static ViT's or another ONNX file's.
 
-Against the static ViT each layer is judged on its own: it gets what the artifact's layer got, so an error that came from further up
-does not count. Layers are found by the LayerNormalization nodes, two a block and one at the end, whatever precision the rest has.
+Compared with the static ViT, each layer is judged alone: the static layer gets the artifact's input, so errors of earlier layers do
+not count. Layers are found by the LayerNormalization nodes, two per block and one at the end, in every precision.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from growtas.nn.vit import Block, VisionTransformer
 
 Feed = Callable[[Array], NDArray[Any]]
 
-# Of a layer's own error, relative to what the layer adds: below the first number it is what the precision costs, above the second
-# no precision costs that much; in between it must stand out from the other layers.
+# Limits of a layer's own error, relative to what the layer adds. An error below the first number is usual for the precision, and an
+# error above the second is a fault. In between, the error must stand out from the other layers.
 _USUAL: Mapping[str, tuple[float, float]] = {
     "fp32": (1e-5, 1e-3),
     "fp16": (5e-3, 1e-1),
@@ -48,13 +48,15 @@ def _as_is(images: Array) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerError:
-    """One layer, or one tensor.
+    """The error of one layer, or of one tensor.
 
     Attributes:
-        layer: such as ``block 3 attention``; a tensor's name where two ONNX files are compared.
-        tensor: the artifact's tensor.
-        before, after: relative error ``|a - b| / |b|`` (Euclidean) of what goes into the layer and of what comes out.
-        own: error of the layer itself, given the artifact's input, relative to what it adds; between two ONNX files ``after``.
+        layer: name of the layer, such as ``block 3 attention``; operator and tensor if two ONNX files are compared.
+        tensor: name of the artifact's tensor.
+        before: relative error ``|a - b| / |b|`` (Euclidean norms) of the layer's input.
+        after: the same of the layer's output.
+        own: error of the layer alone, for the artifact's input, relative to what the layer adds; equal to ``after`` if two ONNX
+            files are compared.
     """
 
     layer: str
@@ -66,7 +68,15 @@ class LayerError:
 
 @dataclass(frozen=True, kw_only=True)
 class Bisection:
-    """All layers from the images to the logits, and the first one that stands out; ``first`` is None where none does."""
+    """The errors of all layers, and the first layer that differs.
+
+    Attributes:
+        subject: file name of the artifact.
+        against: name of what it was compared with.
+        images: number of images.
+        layers: errors of all layers, from the images to the logits.
+        first: first layer whose error is too large; None if there is none.
+    """
 
     subject: str
     against: str
@@ -76,16 +86,16 @@ class Bisection:
 
     @property
     def summary(self) -> str:
-        """One sentence."""
+        """One sentence about the result."""
         if self.first is None:
             worst = max(self.layers, key=lambda layer: layer.own)
-            largest = f"the largest error of one is {worst.own:.1e} ({worst.layer})"
+            largest = f"the largest error of a layer is {worst.own:.1e} ({worst.layer})"
             return f"{self.subject}: no layer stands out against {self.against}; {largest}"
         first = f"{self.first.layer} ({self.first.tensor}): error {self.first.before:.1e} before, {self.first.after:.1e} after"
         return f"{self.subject}: the first layer that differs from {self.against} is {first}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form; errors that aren't finite are None."""
+        """Returns the JSON form; errors that are not finite become None."""
         return {
             "subject": self.subject,
             "against": self.against,
@@ -100,14 +110,14 @@ def bisect_artifact(path: Path, model: VisionTransformer, images: Array, *, prec
 
     Args:
         path: an ``.onnx`` file of any precision, or a ``.safetensors`` file.
-        images: preprocessed images ``(count, channels, height, width)``; a few will do.
-        precision: how large an error is usual.
-        feed: makes of these images what the artifact takes.
+        images: preprocessed images ``(count, channels, height, width)``; a few are enough.
+        precision: precision of the artifact, which decides which errors are usual.
+        feed: converts these images into the artifact's input.
 
     Raises:
-        BuildError: the graph has not the LayerNormalization nodes of the static ViT, or tensors of other shapes.
+        BuildError: the graph's LayerNormalization nodes or tensor shapes differ from those of the static ViT.
         CheckpointError: the file can't be read or run.
-        UsageError: another kind of artifact.
+        UsageError: the artifact has another format.
     """
     if path.suffix == ONNX.suffix:
         names, values = _read_onnx(path, model, feed(images))
@@ -125,15 +135,17 @@ def bisect_onnx(
 ) -> Bisection:
     """Compares two ONNX files tensor by tensor, in the order of the first one.
 
-    Tensors are the same where the nodes that write them have the same operator and name their output alike; where the names differ,
-    where they are written by the n-th node of an operator that occurs equally often in both.
+    Two tensors correspond if their nodes have the same operator and the same output name. If the names differ, the n-th nodes of an
+    operator correspond, provided that both files have equally many of them.
 
     Args:
-        path, other: the artifact, and what it is compared with.
-        images, precision, feed: as for :func:`bisect_artifact`; ``other_feed`` for the other file.
+        path: the artifact.
+        other: the file that it is compared with.
+        images, precision, feed: as for :func:`bisect_artifact`.
+        other_feed: converts the images into the other file's input.
 
     Raises:
-        BuildError: the two have no tensor in common.
+        BuildError: the two files have no tensor in common.
         CheckpointError: a file can't be read or run.
     """
     one, two = OnnxTensors(path), OnnxTensors(other)
@@ -143,7 +155,7 @@ def bisect_onnx(
     errors: dict[str, float] = {}
     for node in one.nodes:
         name = node.output[0]
-        # The worst of what the node reads; what has no counterpart hands on the error of what it read itself.
+        # The largest error of the node's inputs. A tensor without a counterpart passes on the error of its own inputs.
         before = after = max((errors.get(source, 0.0) for source in node.input), default=0.0)
         if name in pairs and _comparable(got[name], want[pairs[name]]):
             values = got[name].astype(np.float64)
@@ -151,7 +163,7 @@ def bisect_onnx(
             layers.append(LayerError(layer=f"{node.op_type} {name}", tensor=name, before=before, after=after, own=after))
         errors |= dict.fromkeys(node.output, after)
     if not layers:
-        raise BuildError(f"{path.name} and {other.name} have no tensor in common; they can't be compared inside")
+        raise BuildError(f"{path.name} and {other.name} have no tensor in common; they can't be compared layer by layer")
     first = _first(layers, precision, adds_up=True)
     return Bisection(subject=path.name, against=other.name, images=len(images), layers=tuple(layers), first=first)
 
@@ -159,20 +171,20 @@ def bisect_onnx(
 def _first(layers: Sequence[LayerError], precision: str, *, adds_up: bool) -> LayerError | None:
     """The first layer whose error is too large for the precision, or stands out.
 
-    ``adds_up``: a layer's error contains that of its input, as it does unless each layer is judged on its own.
+    ``adds_up`` says that a layer's error includes the error of its input, because the layers are not judged alone.
     """
     usual, never = _USUAL[precision]
     median = float(np.median([layer.own for layer in layers if math.isfinite(layer.own)] or [0.0]))
     for layer in layers:
         ordinary = layer.before if adds_up else median
-        # What is not finite before was named before.
+        # If a tensor is not finite, the first layer that wrote such a tensor is the one that is returned.
         if not layer.own <= never or (layer.own > usual and layer.own > _STANDS_OUT * ordinary):
             return layer
     return None
 
 
 def _comparable(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    """Whether two tensors hold the same things: tokens may be rows of a matrix in one, and keep an axis for images in the other."""
+    """Whether two tensors can be compared: tokens may be the rows of a matrix in one, and have a batch axis in the other."""
     alike = a.shape == b.shape or (a.size == b.size and a.shape[-1:] == b.shape[-1:] and {a.ndim, b.ndim} == {2, 3})
     return alike and a.dtype.kind == b.dtype.kind == "f"
 
@@ -185,7 +197,7 @@ def _error(got: NDArray[np.float64], want: NDArray[np.float64]) -> float:
 
 
 def _layers(model: VisionTransformer) -> list[tuple[str, Callable[[Tensor], Tensor], bool]]:
-    """Each layer's name, function, and whether it adds to what it gets; it gets what the one before gives, the first one images."""
+    """The name and function of each layer, and whether it adds to its input. The first layer's input is the images."""
 
     def embed(images: Tensor) -> Tensor:
         patches = model.patch_embed(images).flatten(2).transpose(1, 2)
@@ -208,22 +220,22 @@ def _compare_layers(
     names: Sequence[str], values: Sequence[NDArray[Any]], model: VisionTransformer, images: Tensor, subject: str
 ) -> tuple[LayerError, ...]:
     errors: list[LayerError] = []
-    # In fp64, so that what is seen is the artifact's rounding alone.
+    # fp64, so that the errors contain only the artifact's rounding.
     model = copy.deepcopy(model).double().eval()
     with torch.inference_mode():
-        want = given = images.double()
+        want = source = images.double()
         before = 0.0
         for (layer, function, adds), tensor, value in zip(_layers(model), names, values, strict=True):
-            alone, want = function(given), function(want)
+            alone, want = function(source), function(want)
             got = torch.from_numpy(np.asarray(value, np.float64).copy())
             if got.numel() != want.numel():
                 shapes = f"{tuple(value.shape)}, not {tuple(want.shape)}"
                 raise BuildError(f"{subject}: the tensor {tensor} after {layer} is {shapes}; it can't be compared")
             got = got.reshape(want.shape)
-            base = given if adds else torch.zeros_like(alone)
+            base = source if adds else torch.zeros_like(alone)
             after, own = _error(got.numpy(), want.numpy()), _error((got - base).numpy(), (alone - base).numpy())
             errors.append(LayerError(layer=layer, tensor=tensor, before=before, after=after, own=own))
-            before, given = after, got
+            before, source = after, got
     return tuple(errors)
 
 
@@ -238,14 +250,14 @@ def _read_torch(artifact: VisionTransformer, images: Array) -> tuple[list[str], 
 
 
 def _read_onnx(path: Path, model: VisionTransformer, images: NDArray[Any]) -> tuple[list[str], list[NDArray[Any]]]:
-    """The tensors between the layers: what each LayerNormalization reads, what the last one writes, and the logits."""
+    """The tensors between the layers: the input of each LayerNormalization, the output of the last one, and the logits."""
     tensors = OnnxTensors(path)
     norms = [node for node in tensors.nodes if node.op_type == "LayerNormalization"]
     count = 2 * len(model.blocks) + 1
     if len(norms) != count:
         raise BuildError(
             f"{path}: the graph has {len(norms)} LayerNormalization nodes and the static ViT has {count}; "
-            f"its layers can't be told, so compare it with another ONNX file (--against)"
+            f"its layers can't be identified, so compare it with another ONNX file (--against)"
         )
     names = [*(norm.input[0] for norm in norms), norms[-1].output[0], tensors.logits]
     values = tensors.read(names, images)

@@ -1,4 +1,4 @@
-"""Images to run artifacts on: a run's test images or photographs for verification, noise for timing."""
+"""Images to run artifacts on: a run's test images or photographs for verification, and noise for timing."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from growtas.export.runtimes.base import Array
 from growtas.runs import Run, data_title
 
 MOST_IMAGES, MOST_IMAGES_COARSE, FEWEST_IMAGES = 512, 2000, 48
-# An artifact and its reference take about 35 ms each for an image of 1.3 GMACs on one core: 101 images of it are 7 s of one core.
+# An artifact and its reference each need about 35 ms for an image of 1.3 GMACs on one core, so 101 such images take one core 7 s.
 _MACS_BUDGET, _MACS_BUDGET_ROUNDED = 130_000_000_000, 450_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationImages:
-    """Preprocessed images, with labels where the run's data is at hand.
+    """Preprocessed images, with labels if the run's data is available.
 
     Attributes:
         images: ``(count, channels, height, width)``, float32.
-        labels: the class of each image, ``(count,)``; None where nothing is known of them.
+        labels: the class of each image, ``(count,)``; None where the labels are unknown.
         class_names: the name of each label, in the order of the run's outputs; None without labels.
-        description: which images they are, for manifests.
-        unlabelled_because: why there are no labels; None if there are.
-        photographs: whether photographs stand in for test images.
+        description: description of the images for manifests.
+        unlabelled_because: the reason for missing labels; None if there are labels.
+        photographs: whether photographs are used instead of test images.
     """
 
     images: Array
@@ -53,25 +53,25 @@ class VerificationImages:
 
 
 def check_count(images: int | None) -> None:
-    """Checks how many images were asked for; None asks for :func:`images_for`.
+    """Checks a requested number of images; None requests the default of :func:`images_for`.
 
     Raises:
-        ConfigError: less than one.
+        ConfigError: the number is below one.
     """
     if images is not None and images < 1:
         raise ConfigError(f"--images is {images}; it must be 1 or more (by default up to {MOST_IMAGES})")
 
 
 def images_for(macs: int, precision: str = "fp32") -> int:
-    """Returns how many images a verification takes by default: 512 of a small network, fewer of a large one, 48 at least.
+    """Returns the default number of images of a verification: 512 for a small network, fewer for a large one, at least 48.
 
-    In fp32 no image may change sides, so few tell. In other precisions it is three times as many of a large network, where one that
-    does should be less than the 0.3 points that may be lost; and in int8 and fp8 up to 2,000: images change sides in both
-    directions there, and only many of them tell a loss of half a point from chance.
+    In fp32 no prediction should change, so few images are enough. Other precisions use about three times as many for a large
+    network, so that one changed prediction costs less than the allowed 0.3 points. int8 and fp8 use up to 2,000: there predictions
+    change in both directions, and only many images distinguish a loss of half a point from chance.
 
     Args:
-        macs: multiplications and additions of one image.
-        precision: of the artifact.
+        macs: multiply-accumulate operations for one image.
+        precision: precision of the artifact.
     """
     most = MOST_IMAGES_COARSE if precision in ("int8", "fp8") else MOST_IMAGES
     budget = _MACS_BUDGET if precision == "fp32" else _MACS_BUDGET_ROUNDED
@@ -81,14 +81,14 @@ def images_for(macs: int, precision: str = "fp32") -> int:
 def run_images(
     run: Run, count: int, *, data: str | None = None, data_dir: str | Path | None = None, stratified: bool = True
 ) -> VerificationImages:
-    """Returns at most ``count`` test images of a run, always the same ones; photographs where the run has no data at hand.
+    """Returns at most ``count`` test images of a run, always the same ones; photographs if the run's data is not available.
 
     Args:
-        data, data_dir: other data to take, as ``growtas train`` names it.
-        stratified: the same share of every class; otherwise evenly spaced over the test set, however its classes are sorted.
+        data, data_dir: data to use instead of the run's, named as for ``growtas train``.
+        stratified: take the same share of every class; otherwise take images evenly spaced over the test set.
 
     Raises:
-        DataError: the data that was named can't be used.
+        DataError: the named data can't be used.
     """
     from growtas.data.evaluation import test_set
 
@@ -108,7 +108,7 @@ def run_images(
     try:
         labels = part.labelled_as(class_names).labels[indices].numpy()
     except DataError:
-        unlabelled_because = f"the classes of {named} have other names than the run's"
+        unlabelled_because = f"the class names of {named} differ from the run's"
     return VerificationImages(
         images=np.ascontiguousarray(images.numpy(), np.float32),
         labels=labels,
@@ -119,7 +119,7 @@ def run_images(
 
 
 def photographs(preprocess: Mapping[str, Any], count: int, reason: str) -> VerificationImages:
-    """Returns crops of photographs, which have no labels; ``reason`` says why they stand in for test images."""
+    """Returns crops of photographs without labels; ``reason`` says why they replace the test images."""
     return VerificationImages(
         images=sample_photographs(count, preprocess),
         description=f"{count} crops of scikit-learn's sample photographs",
@@ -129,18 +129,18 @@ def photographs(preprocess: Mapping[str, Any], count: int, reason: str) -> Verif
 
 
 def spread(images: Array, count: int) -> Array:
-    """Returns at most ``count`` of the images, evenly spaced: often they are sorted, and the first ones show one class only."""
+    """Returns at most ``count`` of the images, evenly spaced, because sorted images would begin with a single class."""
     return np.ascontiguousarray(images[evenly_spaced(len(images), count)])
 
 
 def sample_photographs(count: int, preprocess: Mapping[str, Any]) -> Array:
-    """Different crops of scikit-learn's two photographs, resized and normalised as a run's images are.
+    """Returns different crops of scikit-learn's two photographs, resized and normalised like a run's images.
 
     Args:
         preprocess: ``image_size``, ``in_chans``, ``mean`` and ``std`` of the run.
 
     Returns:
-        ``(count, in_chans, image_size, image_size)``, the same for the same arguments.
+        ``(count, in_chans, image_size, image_size)``, always the same for the same arguments.
     """
     import torch
     import torch.nn.functional as F
@@ -165,10 +165,10 @@ def sample_photographs(count: int, preprocess: Mapping[str, Any]) -> Array:
 
 
 def noise(batch: int, image_shape: tuple[int, int, int]) -> Array:
-    """Normal noise ``(batch, channels, height, width)``, always the same: latency does not depend on what is seen.
+    """Returns normal noise ``(batch, channels, height, width)``, always the same; latency does not depend on the image content.
 
     Raises:
-        ConfigError: a batch below one.
+        ConfigError: the batch is below one.
     """
     if batch < 1:
         raise ConfigError(f"batch is {batch}; it must be 1 or more")

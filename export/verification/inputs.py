@@ -23,14 +23,14 @@ from growtas.export.verification.images import VerificationImages
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactInput:
-    """Converts images that were preprocessed as the run's are into what an artifact takes.
+    """Converts images with the run's preprocessing into an artifact's input.
 
     Attributes:
-        preprocess: how the run's images were made.
-        normalisation: their mean and standard deviation, ``(1, channels, 1, 1)`` each.
-        artifact_normalisation: the artifact's, as its manifest says.
-        pixels: the artifact takes uint8 pixels ``(batch, height, width, channels)`` and normalises them itself.
-        margin: pixels that a graph which resizes and crops would cut off, before and after the image on either axis.
+        preprocess: the run's preprocessing record.
+        normalisation: the run's mean and standard deviation, ``(1, channels, 1, 1)`` each.
+        artifact_normalisation: mean and standard deviation in the artifact's manifest.
+        pixels: whether the artifact takes uint8 pixels ``(batch, height, width, channels)`` and normalises them itself.
+        margin: pixels before and after the image, on both axes, that a graph with resizing will crop.
     """
 
     preprocess: Mapping[str, Any]
@@ -40,7 +40,7 @@ class ArtifactInput:
     margin: tuple[int, int] = (0, 0)
 
     def convert(self, images: Array) -> NDArray[Any]:
-        """The artifact's input for images ``(batch, channels, height, width)``."""
+        """Returns the artifact's input for images ``(batch, channels, height, width)``."""
         if self.pixels:
             padding = ((0, 0), self.margin, self.margin, (0, 0))
             return np.ascontiguousarray(np.pad(pixels_of(images, self.preprocess), padding, mode="edge"))
@@ -50,13 +50,13 @@ class ArtifactInput:
         return np.ascontiguousarray((images * std + mean - artifact_mean) / artifact_std, np.float32)
 
     def logits(self, run: Callable[[Any], Array]) -> Logits:
-        """The artifact as a function of normalised images; ``run`` takes what the artifact takes."""
+        """Turns the artifact into a function of normalised images; ``run`` computes the logits of the artifact's input."""
         return lambda images: run(self.convert(images))
 
     def round_to_pixels(self, images: VerificationImages) -> VerificationImages:
-        """The images as 8-bit pixels can hold them, where the artifact takes pixels; unchanged otherwise.
+        """Rounds the images to 8-bit pixels, if the artifact takes pixels; otherwise returns them unchanged.
 
-        Images of a data set are whole pixels already, crops of photographs are not.
+        Images of a data set are whole pixels already; crops of photographs are not.
         """
         if not self.pixels:
             return images
@@ -66,16 +66,16 @@ class ArtifactInput:
 
 
 def artifact_input(path: Path, manifest: Manifest | None, preprocess: Mapping[str, Any]) -> ArtifactInput:
-    """Reads from a manifest what an artifact takes.
+    """Reads the description of an artifact's input from its manifest.
 
     Args:
-        path: for messages.
-        manifest: without one, the artifact takes the run's images.
-        preprocess: how the run's images were made.
+        path: the artifact, for messages.
+        manifest: the manifest. Without one, the artifact takes the run's images.
+        preprocess: the run's preprocessing record.
 
     Raises:
-        ParityError: the manifest's preprocessing is absent or damaged, or another than the run's in size, channels, interpolation,
-            crop or decoding.
+        ParityError: the manifest's preprocessing is absent or damaged, or its size, channels, interpolation, crop or decoding
+            differs from the run's.
     """
     recorded = preprocess if manifest is None else manifest.preprocess
     recorded = check_preprocess(recorded, f"{path}: the record of the preprocessing in its manifest", ParityError)
@@ -99,10 +99,10 @@ def artifact_input(path: Path, manifest: Manifest | None, preprocess: Mapping[st
 
 
 def _margin(preprocess: Mapping[str, Any]) -> tuple[int, int]:
-    """What has to lie around an image so that the graph's resizing finds nothing to do, and its crop is the image.
+    """Pixels to add around an image so that the graph's resizing changes nothing and its crop returns the image.
 
-    As :func:`growtas.export.graph.resize.resize_nodes` has it: the sides rounded down, the corner half to even. An odd number
-    of pixels is one more on one side; left out, every pixel would be resampled.
+    The rounding is that of :func:`growtas.export.graph.resize.resize_nodes`: the sides down, the crop's corner half to even. If the
+    number is odd, one side gets one pixel more; without that pixel the whole image would be resampled.
     """
     size: int = preprocess["image_size"]
     both = max(0, math.floor(size / preprocess["crop_pct"]) - size)

@@ -1,4 +1,4 @@
-"""The parity gate: an artifact leaves the temporary folder only when it computes what its source computes, on real images."""
+"""The parity gate: an artifact leaves the temporary folder only if its logits on real images match those of its source."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Comparison:
     """An artifact compared with one reference at one batch size.
 
     Attributes:
-        against: what the artifact was compared with.
-        batch: images in the batch.
-        max_abs_error: largest difference of two logits.
-        relative_error: ``max |a - b| / max |b|``; infinite where the shapes differ or a logit is not finite.
-        top1_agreement: share of images with the same largest logit.
+        against: name of the reference.
+        batch: number of images in the batch.
+        max_abs_error: largest absolute difference of two logits.
+        relative_error: ``max |a - b| / max |b|`` over the batch; infinite if the shapes differ or a logit is not finite.
+        top1_agreement: share of images for which both predict the same class, 0 to 1.
     """
 
     against: str
@@ -43,11 +43,13 @@ class Comparison:
 class ParityReport:
     """The strict comparisons of one artifact.
 
+    The JSON adds ``passed`` and the worst ``relative_error``, ``max_abs_error`` and ``top1_agreement`` of all comparisons.
+
     Attributes:
-        subject: what was run, such as ``micro-subnet.onnx in onnxruntime``.
+        subject: the artifact and its runtime, such as ``micro-subnet.onnx in ONNX Runtime``.
         tolerance: largest ``relative_error`` that passes.
-        images: which images were used.
-        comparisons: one a reference and batch.
+        images: description of the images.
+        comparisons: one comparison for each reference and batch size.
     """
 
     subject: str
@@ -58,11 +60,11 @@ class ParityReport:
     @property
     def passed(self) -> bool:
         """Whether every comparison is within the tolerance."""
-        # A comparison with NaN is false, so a broken artifact can't pass.
+        # Comparisons with NaN are false, so an artifact with NaN can't pass.
         return all(comparison.relative_error <= self.tolerance for comparison in self.comparisons)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form for manifests."""
+        """Returns the JSON form for manifests."""
         return {
             "passed": self.passed,
             "subject": self.subject,
@@ -76,10 +78,10 @@ class ParityReport:
 
 
 def gate_batches(max_batch: int) -> tuple[int, ...]:
-    """The batch sizes that are checked: 1, an odd one, and the maximum.
+    """Returns the batch sizes to check: 1, an odd one, and the maximum.
 
     Raises:
-        ConfigError: a maximum outside 1 to 1024.
+        ConfigError: the maximum is not in the range 1 to 1024.
     """
     if not 1 <= max_batch <= MAX_MAX_BATCH:
         raise ConfigError(f"--max-batch is {max_batch}; it must be from 1 to {MAX_MAX_BATCH}")
@@ -98,7 +100,7 @@ def compare(got: Array, want: Array, *, against: str) -> Comparison:
 
 
 def relative_error(error: float, scale: float) -> float:
-    """An error divided by the largest logit; infinite where all logits should be 0 and aren't."""
+    """Returns an error divided by the largest logit; infinite if all logits should be 0 but are not."""
     return error / scale if scale else (0.0 if error == 0.0 else math.inf)
 
 
@@ -114,14 +116,14 @@ def run_gate(
     """Compares an artifact with every reference at every batch size of :func:`gate_batches`.
 
     Args:
-        artifact: images to logits; it and the references may be called from several threads at once.
-        references: name to the same function, computed by the source.
-        images: each batch takes other ones as far as they reach.
-        subject: what to call the artifact.
+        artifact: computes the logits of images; several threads may call it and the references at once.
+        references: the reference functions by name.
+        images: the images; each batch takes the next ones, and starts again after the last.
+        subject: name of the artifact in messages.
 
     Raises:
-        ConfigError: a tolerance that is not above zero, or a maximum batch out of range.
-        ParityError: an error above the tolerance; the message names the worst.
+        ConfigError: the tolerance is not between 0 and 1, or the maximum batch is out of range.
+        ParityError: an error is above the tolerance; the message names the worst one.
     """
     if not 0 < tolerance < 1:
         raise ConfigError(f"--tolerance is {tolerance:g}; it must be between 0 and 1 (relative error, 1e-4 by default)")

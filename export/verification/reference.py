@@ -1,4 +1,4 @@
-"""The references of finished artifacts: the static ViT cut from the run's checkpoint, or another artifact."""
+"""The references of finished artifacts: the static ViT extracted from the run's checkpoint, or another artifact."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Reference:
     """A reference of one artifact.
 
     Attributes:
-        logits: images, preprocessed as the run's are, to logits; computed once for the same images.
-        name: what to call it.
-        feed: makes of these images what the reference takes itself.
-        model: the static ViT, where the reference is one.
+        logits: computes the logits of images with the run's preprocessing, once for the same images.
+        name: name of the reference in messages.
+        feed: converts these images into the reference's own input.
+        model: the static ViT, if the reference is one.
     """
 
     logits: Logits
@@ -50,7 +50,7 @@ class Reference:
 
 
 def torch_logits(model: Callable[[Tensor], Tensor]) -> Logits:
-    """A network in PyTorch as a function of arrays."""
+    """Turns a PyTorch network into a function of arrays."""
 
     def logits(images: Array) -> Array:
         with torch.inference_mode():
@@ -60,15 +60,15 @@ def torch_logits(model: Callable[[Tensor], Tensor]) -> Logits:
 
 
 def supernet_logits(supernet: Supernet, subnet: Subnet) -> Logits:
-    """A subnet inside its supernet as a function of arrays: what every static ViT must compute."""
+    """Turns a subnet inside its supernet into a function of arrays. The static ViT must compute the same."""
     return torch_logits(lambda images: supernet(images, subnet))
 
 
 def check_unchanged(path: Path, manifest: Manifest | None) -> None:
-    """Makes sure that a file and its side files are what its manifest describes, if there is one.
+    """Checks that a file and its side files match its manifest, if there is one.
 
     Raises:
-        ParityError: they aren't.
+        ParityError: a file differs.
     """
     if manifest is not None:
         try:
@@ -78,50 +78,50 @@ def check_unchanged(path: Path, manifest: Manifest | None) -> None:
 
 
 def artifact_reference(path: Path, preprocess: Mapping[str, Any]) -> Reference:
-    """Another artifact as the reference, for images of this preprocessing.
+    """Makes a reference from another artifact, for images with this preprocessing.
 
     Raises:
-        CheckpointError: it can't be read.
-        DeviceError, MissingExtra: it can't be run here.
-        ParityError: it is not what its manifest describes.
+        CheckpointError: the artifact can't be read.
+        DeviceError, MissingExtra: the artifact can't be run here.
+        ParityError: the artifact does not match its manifest.
     """
     manifest = read_manifest(path, verify=False)
     check_unchanged(path, manifest)
     manifest = manifest or own_description(path)
     session = open_session(path, threads=1)
-    takes = artifact_input(path, manifest, preprocess)
+    converter = artifact_input(path, manifest, preprocess)
     module = session.module if isinstance(session, TorchSession) else None
     model = module if isinstance(module, VisionTransformer) else None
-    return Reference(logits=remembering(takes.logits(session.run)), name=path.name, feed=takes.convert, model=model)
+    return Reference(logits=remembering(converter.logits(session.run)), name=path.name, feed=converter.convert, model=model)
 
 
 def check_checkpoint(path: Path, source: SourceRecord, run: Run) -> None:
-    """Makes sure that an artifact was made from the run's newest checkpoint.
+    """Checks that an artifact was made from the run's newest checkpoint.
 
     Raises:
-        CheckpointError: the run has none.
-        ParityError: it was made from another one.
+        CheckpointError: the run has no checkpoint.
+        ParityError: the artifact was made from another checkpoint.
     """
     checkpoint = run.supernet_file
     recorded, digest = str(source.checkpoint_sha256), sha256(checkpoint)
     if recorded != digest:
         raise ParityError(
-            f"{path}: it was made from {source.checkpoint} with SHA-256 {recorded[:12]}, but the run's "
-            f"checkpoint is {checkpoint.relative_to(run.path)} with {digest[:12]}; export it again"
+            f"{path}: the artifact was made from {source.checkpoint} with SHA-256 {recorded[:12]}, but the run's "
+            f"checkpoint is {checkpoint.relative_to(run.path)} with SHA-256 {digest[:12]}; export the artifact again"
         )
 
 
 def static_vit_reference(checkpoint: Path, subnet: Subnet, images: Array) -> Reference:
-    """The static ViT as the reference. It could be wrong itself, so it is compared with the supernet on the images.
+    """Makes a reference from the static ViT, after comparing the static ViT itself with the supernet on the images.
 
     Raises:
         CheckpointError: the checkpoint can't be read.
-        ParityError: it differs from the supernet that it is cut from.
+        ParityError: the static ViT differs from its supernet.
     """
     supernet = load_supernet(checkpoint)
     model = extract(supernet, subnet).eval()
     logits = torch_logits(model)
     error = compare(logits(images), supernet_logits(supernet, subnet)(images), against=SUPERNET).relative_error
     if not error <= DEFAULT_TOLERANCE:
-        raise ParityError(f"{checkpoint}: the static ViT cut from it differs from the supernet by {error:.2g} relative")
+        raise ParityError(f"{checkpoint}: the static ViT extracted from it differs from the supernet by {error:.2g} relative")
     return Reference(logits=remembering(logits), name=STATIC, model=model)

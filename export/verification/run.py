@@ -1,4 +1,4 @@
-"""Verifies finished artifacts again: against the checkpoint of the run that they were made from, or against another artifact."""
+"""Verifies finished artifacts again, against the checkpoint of the run that they were made from, or against another artifact."""
 
 from __future__ import annotations
 
@@ -42,11 +42,14 @@ class ArtifactVerification:
     """The result of verifying one artifact.
 
     Attributes:
-        path, precision: the artifact.
-        problem: why it failed, one sentence; None where it passed or was not run.
-        not_run_because: why it can't be run on this machine.
-        verification, half_range, bisection: what was measured, as far as it came.
-        no_bisection_because: why ``bisect`` was in vain.
+        path: the artifact.
+        precision: precision of the artifact.
+        problem: one sentence on why it failed; None if it passed or was not run.
+        not_run_because: the reason why it can't run on this machine; None if it was run.
+        verification: measurements on the images; None if they were not reached.
+        half_range: largest values of fp16 tensors; None in fp32, for other formats than ONNX, or if it was not reached.
+        bisection: the layers' errors; None unless ``bisect`` was requested.
+        no_bisection_because: the reason why the requested ``bisect`` was not possible.
     """
 
     path: Path
@@ -60,11 +63,11 @@ class ArtifactVerification:
 
     @property
     def passed(self) -> bool | None:
-        """None where it was not run and nothing else was wrong."""
+        """Whether the artifact passed; None if it was not run and no problem was found without running it."""
         return False if self.problem else (None if self.not_run_because else True)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {
             "path": str(self.path),
             "precision": self.precision,
@@ -80,7 +83,13 @@ class ArtifactVerification:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """The results of verifying artifacts, with the run or the other artifact that they were compared with."""
+    """The results of verifying artifacts.
+
+    Attributes:
+        run: the run that they were compared with; None without one.
+        against: the artifact that they were compared with; None where it was the run's checkpoint.
+        artifacts: one result per artifact.
+    """
 
     run: Run | None
     against: Path | None
@@ -88,7 +97,7 @@ class VerifyReport:
 
     @property
     def error(self) -> GrowtasError | None:
-        """A ParityError where an artifact failed, a DeviceError where none could be run, None otherwise."""
+        """A ParityError if an artifact failed, a DeviceError if no artifact could be run, None otherwise."""
         problems = [result.problem for result in self.artifacts if result.problem]
         if problems:
             several = f"{len(problems)} of {len(self.artifacts)} artifacts failed; " if len(problems) > 1 else ""
@@ -99,7 +108,7 @@ class VerifyReport:
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {
             "run": str(self.run.path) if self.run else None,
             "against": str(self.against) if self.against else None,
@@ -126,25 +135,25 @@ def verify(
     """Compares finished artifacts with the checkpoint of the run that they were made from, or with another artifact.
 
     Args:
-        artifacts: files, folders of them, or run folders, whose export folder is meant; by default the run's.
-        run: by default the one that the first artifact lies in, or the newest in ``./runs`` where no artifacts are named.
-        against: another artifact to compare with instead of the run's checkpoint.
-        images: how many test images; by default what :func:`growtas.export.verification.images.images_for` says.
-        bisect: compare intermediate outputs too, and name the first layer that differs.
-        max_error: largest relative error of the logits that passes; by default the precision's, as are the next three.
+        artifacts: files, folders with artifacts, or run folders (for their export folder); by default those of the run.
+        run: the run to compare with; by default the one that contains the artifacts, or the newest in ``./runs`` without artifacts.
+        against: another artifact to compare with, instead of the run's checkpoint.
+        images: number of test images; by default that of :func:`growtas.export.verification.images.images_for`.
+        bisect: also compare intermediate outputs, and name the first layer that differs.
+        max_error: largest relative error of the logits that passes; by default, as for the next three, that of the precision.
         min_cosine: least cosine of an image's logits with the reference's.
-        min_agreement: least share of images with the same first class, 0 to 1.
-        max_accuracy_drop: most percentage points of accuracy that may be lost.
-        data, data_dir: other data than the run's, as ``growtas train`` names it.
+        min_agreement: least share of images with the same predicted class, 0 to 1.
+        max_accuracy_drop: largest loss of accuracy in percentage points.
+        data, data_dir: data to use instead of the run's, named as for ``growtas train``.
 
     Returns:
-        The results, one an artifact; ``error`` says what failed. Artifacts that fail raise nothing.
+        One result per artifact. A failed artifact raises nothing; ``error`` of the report says what failed.
 
     Raises:
         CheckpointError: an artifact is absent or, without ``against``, has no manifest; a checkpoint or manifest is unreadable.
-        ConfigError: a threshold or number of images out of range.
-        DataError: the data that was named can't be used.
-        UsageError: no artifacts, neither a run nor another artifact to compare with, or no images can be had.
+        ConfigError: a threshold or the number of images is out of range.
+        DataError: the named data can't be used.
+        UsageError: there are no artifacts, there is neither a run nor another artifact to compare with, or there are no images.
     """
     paths = [file for artifact in artifacts or () for file in artifacts_in(artifact)]
     for path in paths:
@@ -156,10 +165,10 @@ def verify(
         paths = artifacts_in(source_run.path)
     if source_run is None and against is None:
         raise UsageError(
-            f"{paths[0]}: it lies in no run's export folder; name its run with --run, or another artifact with --against"
+            f"{paths[0]}: it is not in a run's export folder; name its run with --run, or another artifact with --against"
         )
     if source_run is None and (data is not None or data_dir is not None):
-        raise UsageError("--data and --data-dir take other images than a run's, and there is no run here; name it with --run")
+        raise UsageError("--data and --data-dir replace a run's images, but there is no run here; name it with --run")
     verifier = _Verifier(
         run=source_run,
         against=None if against is None else Path(against),
@@ -191,13 +200,13 @@ def _find_run(run: Run | str | Path | None, paths: Sequence[Path], progress: Pro
         return newest
     runs = {folder.resolve(): folder for path in paths if (folder := run_of(path)) is not None}
     if len(runs) > 1:
-        raise UsageError(f"the artifacts lie in several runs, {choices(runs.values())}; verify one run at a time")
+        raise UsageError(f"the artifacts are in several runs, {choices(runs.values())}; verify one run at a time")
     return Run(next(iter(runs.values()))) if runs else None
 
 
 @dataclass(kw_only=True)
 class _Verifier:
-    """Verifies artifacts one by one; images and references that they share are loaded once."""
+    """Verifies artifacts one by one. Images and references that several artifacts need are loaded once."""
 
     run: Run | None
     against: Path | None
@@ -214,10 +223,10 @@ class _Verifier:
         if self.against is not None:
             return manifest or own_description(path)
         if manifest is None:
-            message = "no manifest beside it, which says what it was made from; name a reference with --against"
+            message = "there is no manifest beside it, so its source is unknown; name a reference with --against"
             raise CheckpointError(f"{path}: {message}")
         if manifest.subnet is None or not isinstance(manifest.to_dict().get("source"), dict):
-            raise CheckpointError(f"{manifest_path(path)}: it names no source and no subnet; export the artifact again")
+            raise CheckpointError(f"{manifest_path(path)}: it lacks the source or the subnet; export the artifact again")
         return manifest
 
     def verify(self, path: Path, manifest: Manifest | None) -> ArtifactVerification:
@@ -229,25 +238,25 @@ class _Verifier:
         if self.run is not None:
             check_preprocess(preprocess, f"{self.run.path / 'run.json'}: the record of the preprocessing (preprocess)")
         elif preprocess is None:
-            raise UsageError(f"{path}: nothing says how its images are preprocessed; name the run with --run")
+            raise UsageError(f"{path}: the preprocessing of its images is not recorded; name the run with --run")
         try:
             check_unchanged(path, manifest)
-            takes = artifact_input(path, manifest, preprocess)
+            converter = artifact_input(path, manifest, preprocess)
             reference = self._reference(path, known, preprocess)
         except ParityError as error:
             return dataclasses.replace(result, problem=str(error))
         count = self.count or images_for(known.macs or 0, precision)
-        images = takes.round_to_pixels(self._load_images(count, preprocess))
+        images = converter.round_to_pixels(self._load_images(count, preprocess))
         try:
-            result = self._measure(result, known, takes, images, thresholds, reference)
+            result = self._measure(result, known, converter, images, thresholds, reference)
         except (DeviceError, MissingExtra) as error:
             return dataclasses.replace(result, not_run_because=str(error))
         except CheckpointError as error:
-            # Types that a runtime has no kernels for are no fault of the file.
+            # If the runtime lacks kernels for a type, the file is not at fault.
             if "find an implementation" in str(error):
                 return dataclasses.replace(result, not_run_because=str(error))
             return dataclasses.replace(result, problem=str(error))
-        return self._bisect(result, takes, spread(images.images, _BISECT_IMAGES), reference) if self.bisect else result
+        return self._bisect(result, converter, spread(images.images, _BISECT_IMAGES), reference) if self.bisect else result
 
     def _load_images(self, count: int, preprocess: Mapping[str, Any]) -> VerificationImages:
         if self.run is None:
@@ -275,7 +284,7 @@ class _Verifier:
         self,
         result: ArtifactVerification,
         manifest: Manifest,
-        takes: ArtifactInput,
+        converter: ArtifactInput,
         images: VerificationImages,
         thresholds: Thresholds,
         reference: Reference,
@@ -291,7 +300,7 @@ class _Verifier:
                     raise CheckpointError(f"{path}: {runtime} can't run it ({' '.join(str(error).split())[:160]})") from None
 
             verification = measure_artifact(
-                takes.logits(run),
+                converter.logits(run),
                 reference.logits,
                 images,
                 precision=result.precision,
@@ -305,22 +314,22 @@ class _Verifier:
         if path.suffix != ONNX.suffix or result.precision == "fp32":
             return result
         try:
-            return dataclasses.replace(result, half_range=check_fp16_range(path, images, takes))
+            return dataclasses.replace(result, half_range=check_fp16_range(path, images, converter))
         except ParityError as error:
             return dataclasses.replace(result, problem=str(error))
 
     def _bisect(
-        self, result: ArtifactVerification, takes: ArtifactInput, images: Array, reference: Reference
+        self, result: ArtifactVerification, converter: ArtifactInput, images: Array, reference: Reference
     ) -> ArtifactVerification:
         path, against, precision = result.path, self.against, result.precision
         try:
             if reference.model is not None:
-                bisection = bisect_artifact(path, reference.model, images, precision=precision, feed=takes.convert)
+                bisection = bisect_artifact(path, reference.model, images, precision=precision, feed=converter.convert)
             elif against is not None and against.suffix == path.suffix == ONNX.suffix:
-                feeds = {"feed": takes.convert, "other_feed": reference.feed}
+                feeds = {"feed": converter.convert, "other_feed": reference.feed}
                 bisection = bisect_onnx(path, against, images, precision=precision, **feeds)
             else:
-                raise UsageError("layers can be compared with a static ViT's, and an ONNX file's with another ONNX file's")
+                raise UsageError("layers can be compared with a static ViT, or between two ONNX files")
         except (BuildError, CheckpointError, UsageError) as error:
             return dataclasses.replace(result, no_bisection_because=str(error))
         return dataclasses.replace(result, bisection=bisection)

@@ -1,4 +1,4 @@
-"""The Python API: everything that a command does, as functions with typed results. The commands only parse, call these and print.
+"""The Python API: a function with a typed result for everything that a command does. The commands only parse options and print.
 
     from growtas import api
 
@@ -9,8 +9,8 @@
     api.bench(artifacts)
     api.predict(artifacts[0], ["cat.png"])
 
-Every function that takes long has a parameter ``progress`` (:class:`growtas.progress.Progress`). Importing this package imports
-neither torch nor onnx: a name is loaded when it is used for the first time.
+Every long-running function has a parameter ``progress`` (:class:`growtas.progress.Progress`). Importing this package imports
+neither torch nor onnx: each name is loaded on first use.
 """
 
 from __future__ import annotations

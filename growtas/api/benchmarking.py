@@ -1,4 +1,4 @@
-"""``bench``: measures artifacts against each other on this machine, and writes the report."""
+"""``bench``: measures artifacts side by side on this machine and writes the report."""
 
 from __future__ import annotations
 
@@ -35,40 +35,41 @@ def bench(
 ) -> BenchReport:
     """Measures latency, throughput, load time and memory of artifacts on this machine.
 
-    An artifact that can't run here (a plan without a GPU) is reported with its size and the activation memory from its manifest,
-    one that can't be loaded or fails in its first run with its error; the others are measured. A ``KeyboardInterrupt`` ends the
-    measuring; what was measured until then is reported, with ``interrupted`` set.
+    An artifact that can't run on this machine (a plan without a GPU) is reported with its size and the activation memory of its
+    manifest. An artifact that can't be loaded or fails in its first run is reported with its error. The other artifacts are
+    measured. A ``KeyboardInterrupt`` ends the measurement; the report then covers the results so far and has ``interrupted`` set.
 
     Args:
-        artifacts: artifacts, their files, folders of them, run folders, or ``timm:NAME``; by default all in the newest run's export
-            folder.
-        baseline: what the others are compared with: one of the artifacts, a runtime, or a timm model that is measured beside.
-        runtimes: ``eager``, ``compile``, ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``; by default each
-            artifact's own.
-        batches: images a run.
+        artifacts: artifacts, their files, folders of them, run folders, or ``timm:NAME``; by default all artifacts in the newest
+            run's export folder.
+        baseline: baseline of the comparison: one of the artifacts, a runtime, or a timm model, which is then measured too.
+        runtimes: ``eager``, ``compile``, ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``; by default the usual one
+            of each artifact.
+        batches: batch sizes.
         threads: CPU threads; by default all that this process may use.
-        rounds: how often every artifact gets its turn; turns are interleaved, so that a slow minute hits all.
-        seconds: time for each artifact and batch, all rounds together.
-        device: ``cpu``, or ``cuda`` for PyTorch and ONNX Runtime on a GPU.
-        roofline: measure this machine's peaks, and each artifact's share of them.
-        out: JSON file for the report; by default ``bench/bench.json`` in the run that the artifacts lie in, if they lie in one. An
-            interrupted report does not replace that one.
-        csv: CSV file, a line for each artifact and batch.
-        png: picture of latencies and throughput (needs matplotlib).
-        progress: each of its units is a turn; a :class:`growtas.export.benchmark.run.TurnBegun` says whose.
+        rounds: number of rounds. Each round measures every artifact once, so that a slow minute affects all of them.
+        seconds: seconds of measurement for each artifact and batch size, summed over all rounds.
+        device: device of PyTorch and ONNX Runtime: ``cpu`` or ``cuda``.
+        roofline: measure this machine's peak speed, and each artifact's share of it.
+        out: JSON file for the report; by default ``bench/bench.json`` in the artifacts' run, if they lie in one. An interrupted
+            report never replaces the default file.
+        csv: CSV file to write, with a row for each artifact and batch size.
+        png: PNG file to write, with latency and throughput (needs matplotlib).
+        progress: counts the measurements; a :class:`growtas.export.benchmark.run.TurnBegun` event names the artifact.
 
     Returns:
-        The report; its ``files`` are what was written.
+        The report; its ``files`` are the written files.
 
     Raises:
-        CheckpointError: an artifact is absent, or is not what its manifest says.
-        ConfigError: a number out of range.
-        DeviceError: a device that isn't at hand.
+        CheckpointError: An artifact is missing, or differs from its manifest.
+        ConfigError: A number is out of range.
+        DeviceError: This machine doesn't have the device.
         MissingExtra: matplotlib, or the runtime of the only artifact, is not installed.
-        OutputError: a file can't be written.
-        UsageError: a file that is no artifact, the same twice, a runtime that takes none of them, or an unknown timm model.
-        GrowtasError: none of the artifacts can be measured; the first one's error.
-        KeyboardInterrupt: before anything was measured.
+        OutputError: A file can't be written.
+        UsageError: A file is not an artifact, an artifact is given twice, a runtime accepts none of the artifacts, or the timm
+            model is unknown.
+        GrowtasError: No artifact can be measured; this is the error of the first one.
+        KeyboardInterrupt: The measurement was stopped before its first result.
     """
     options = BenchOptions(
         batches=tuple(dict.fromkeys(batches)),
@@ -85,7 +86,7 @@ def bench(
         run = next((folder for name in names if (folder := run_of(Path(name))) is not None), None)
     else:
         run = find_run(None).path
-        progress.note(f"artifacts: all in {run / 'export'} (the newest run)")
+        progress.note(f"artifacts: all files in {run / 'export'} (the newest run)")
         names = [str(path) for path in artifacts_in(run)]
     report_file = Path(out) if out is not None else run / "bench" / "bench.json" if run is not None else None
     csv_file, png_file = (Path(file) if file is not None else None for file in (csv, png))
@@ -97,7 +98,7 @@ def bench(
     report = measure(names, options, progress=progress)
     report.run = run
     if report.interrupted and out is None and report_file is not None:
-        progress.note(f"{report_file}: left as it was, since not everything was measured; --out writes a part too")
+        progress.note(f"{report_file}: not replaced, because the measurement is incomplete; --out writes incomplete reports too")
         report_file = None
     record = report.to_dict()
     if report_file is not None:

@@ -1,4 +1,4 @@
-"""Exporting a subnet as verified artifacts."""
+"""``export``: exports a subnet as verified artifacts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from growtas.subnet import Subnet
 
 
 class ExportSettings(TypedDict, total=False):
-    """Options of an export that are given by name; :class:`growtas.export.pipeline.options.ExportOptions` describes them."""
+    """Keyword options of :func:`export`; :class:`growtas.export.pipeline.options.ExportOptions` describes them."""
 
     formats: Sequence[str]
     precision: str | None
@@ -58,14 +58,17 @@ class ExportSettings(TypedDict, total=False):
 
 
 class ExportedArtifacts(list[Artifact]):
-    """The artifacts of one export, each after what it was made from.
+    """The artifacts of one export; each comes after the artifact that it was made from.
 
     Attributes:
-        run: the run that they were made from.
-        card: the model card beside them; None where a README.md that growtas did not write lies there.
-        limits: the search's latency limits, of each artifact; see :func:`growtas.export.benchmark.limits.judge_limits`.
-        served: the artifact in the Triton repository, and ``triton`` its folder there; None without a repository.
-        gains: what the precision gains over fp32; see :func:`growtas.export.benchmark.precision_gain.measured_gains`.
+        run: the run that was exported.
+        card: the model card in the artifacts' folder; None if the folder has a README.md that growtas did not write.
+        limits: for each artifact the search's latency limits, judged by
+            :func:`growtas.export.benchmark.limits.judge_limits`.
+        served: the artifact that was written to the Triton repository; None without a repository.
+        triton: the model's folder in the Triton repository; None without a repository.
+        gains: latency in the precision beside latency in fp32; see
+            :func:`growtas.export.benchmark.precision_gain.measured_gains`.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class ExportedArtifacts(list[Artifact]):
         self.gains = tuple(gains)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {
             "run": str(self.run.path),
             "artifacts": [
@@ -108,21 +111,22 @@ def export(
     progress: Progress = SILENT,
     **settings: Unpack[ExportSettings],
 ) -> ExportedArtifacts:
-    """Cuts a subnet out of a run's supernet and exports it: verified files with manifests, a model card, and a Triton model.
+    """Extracts a subnet from a run's supernet and exports it: verified files with manifests, a model card, and a Triton model.
 
     Args:
-        run: by default the newest in ``./runs``.
-        subnet: a subnet of the run's space, or a file that holds one; by default what ``search`` chose.
-        triton: Triton model repository to write the model to.
-        instances: copies of the model that Triton runs.
-        max_delay_us: microseconds that a request waits for others in Triton.
-        licence: of weights and data, for the model card.
-        settings: what to make and how strictly to check it, see :class:`ExportSettings`.
+        run: a run or its folder; by default the newest in ``./runs``.
+        subnet: a subnet of the run's space, or its file; by default the subnet that ``search`` chose.
+        triton: Triton model repository that the model is written to.
+        instances: number of copies of the model that Triton runs.
+        max_delay_us: microseconds that a request in Triton waits for others to share its batch.
+        licence: licence of the weights and the data, for the model card.
+        progress: receives stages and notes.
+        settings: formats, precision and thresholds; see :class:`ExportSettings`.
 
     Raises:
-        ParityError: an artifact is out of tolerance; nothing was left in place.
-        BuildError: an exporter or compiler failed; likewise.
-        CheckpointError, ConfigError, DataError, DeviceError, MissingExtra, OutputError, SubnetError: wrong input.
+        ParityError: An artifact is out of tolerance; no file is left behind.
+        BuildError: An exporter or compiler failed; no file is left behind.
+        CheckpointError, ConfigError, DataError, DeviceError, MissingExtra, OutputError, SubnetError: The input is wrong.
     """
     if not isinstance(run, Run):
         newest = run is None
@@ -131,14 +135,14 @@ def export(
             progress.note(f"run: {run.path} (the newest)")
     options = ExportOptions(subnet=Path(subnet) if isinstance(subnet, str) else subnet, **settings)
     if triton is None and (instances, max_delay_us) != (1, 500):
-        raise ConfigError("--instances and --max-delay-us are for a Triton repository; name one with --triton")
+        raise ConfigError("--instances and --max-delay-us need a Triton repository; name one with --triton")
     if triton is not None:
         _check_triton(run, options, instances=instances, max_delay_us=max_delay_us)
     served = model = None
     with removed_on_error(Path(triton)) if triton is not None else contextlib.nullcontext():
         artifacts = export_subnet(run, options, progress=progress)
         if triton is not None:
-            # A plan of TensorRT, which Triton can load, else the last ONNX file, which has all that was asked for.
+            # Triton can load a TensorRT plan. Without one, the last ONNX file has all requested options.
             plans = [artifact for artifact in artifacts if artifact.manifest.plan and artifact.manifest.plan.runtime == "tensorrt"]
             served = [*(artifact for artifact in artifacts if artifact.format is ONNX), *plans][-1]
             progress.stage(f"writing {served.path.name} to the Triton repository")
@@ -146,8 +150,8 @@ def export(
     folder, manifests = artifacts[0].path.parent, [artifact.manifest for artifact in artifacts]
     card = write_card(folder, [*manifests, *same_network(folder, manifests)], licence=licence)
     if card is None:
-        progress.note(f"{folder / CARD} is not growtas', so no model card was written")
-    progress.stage("judging the search's latency limits")
+        progress.note(f"{folder / CARD} was not written by growtas, so it was kept and no model card was written")
+    progress.stage("checking the search's latency limits")
     limits = [judge_limits(artifact) for artifact in artifacts]
     if options.precision not in (None, "fp32"):
         progress.stage(f"timing fp32 and {options.precision}")
@@ -159,7 +163,7 @@ def export(
 
 
 def _predicted_gains(run: Run, options: ExportOptions, artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
-    """What the precision of a plan gains on the device that it is for, by one model of the device."""
+    """Predicts the gain of a plan's precision over fp32 on its device, with one latency model for both."""
     plan = next((artifact for artifact in artifacts if artifact.format is PLAN), None)
     device = options.device or ((plan.manifest.search or {}).get("device") if plan is not None else None)
     if plan is None or device is None or options.target or plan.manifest.precision in (None, "fp32"):
@@ -175,9 +179,9 @@ def _predicted_gains(run: Run, options: ExportOptions, artifacts: Sequence[Artif
 
 
 def _check_triton(run: Run, options: ExportOptions, *, instances: int, max_delay_us: int) -> None:
-    """Refuses before any work what would be refused after it."""
+    """Raises before any work if the Triton model could not be written after it."""
     if ONNX not in options.made_formats:
-        raise ConfigError("--triton serves an ONNX file or a plan of TensorRT; add --format onnx")
+        raise ConfigError("--triton needs an ONNX file or a TensorRT plan; add --format onnx")
     runtime = None
     if options.precision == "bf16" and PLAN in options.made_formats:
         searched = (find_source(run, options.subnet).search or {}).get("device")

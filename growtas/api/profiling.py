@@ -1,4 +1,4 @@
-"""Profiles this machine: :func:`profile` measures a space's latencies and fits the model that a search prunes with."""
+"""``profile``: measures a space's latencies on this machine and fits the latency model that a search uses."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class ProfileResult:
 
     Attributes:
         profile: the samples and the fitted model.
-        file: where the profile was written.
-        seconds: how long it took.
+        file: the profile's file.
+        seconds: duration of the call.
     """
 
     profile: MeasuredProfile
@@ -45,11 +45,11 @@ class ProfileResult:
 
     @property
     def journal(self) -> Path:
-        """The samples as they were measured; a profile that was stopped goes on from them."""
+        """The journal of the samples; a stopped profile continues from it."""
         return self.file.with_suffix(".jsonl")
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``growtas profile --json`` prints."""
+        """Returns the content that ``growtas profile --json`` prints."""
         files = {"file": str(self.file), "journal": str(self.journal)}
         return {**self.profile.to_dict(), "unsteady": self.profile.unsteady, **files, "seconds": self.seconds}
 
@@ -73,41 +73,46 @@ def profile(
     out: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> ProfileResult:
-    """Measures this machine's latencies of a space, and fits and tests the model that a search prunes with.
+    """Measures latencies of a space on this machine, and fits and tests the latency model that a search uses.
 
-    Every sample is journalled beside the profile: a profile that was stopped goes on when the same call is repeated.
+    Every sample is recorded in a journal beside the profile: after a stop, the same call continues.
 
     Args:
-        device: name of this machine: ``cpu``, or a name for its GPU, such as ``a10``.
-        new_device: accept a name that looks like a slip of a known one.
-        space: a preset, a YAML file, or a run's folder for the space that was trained there.
-        runtime: of :data:`growtas.latency.estimate.RUNTIMES`; by default ``tensorrt`` for a GPU, else ``onnxruntime``.
-        precision: of the artifacts; by default ``fp16`` for a GPU, else ``fp32``. Quantised networks are calibrated on noise.
-        batch: images at once.
+        device: name of this machine's device: ``cpu``, or a name for its GPU, such as ``a10``.
+        new_device: accept a name that looks like a misspelt known one.
+        space: a preset, a YAML file, or the folder of a run that was trained on the space.
+        runtime: one of :data:`growtas.latency.estimate.RUNTIMES`; by default ``tensorrt`` for a GPU and ``onnxruntime`` for the
+            CPU.
+        precision: precision of the measured artifacts; by default ``fp16`` for a GPU and ``fp32`` for the CPU. Quantised networks
+            are calibrated on noise.
+        batch: batch size.
         threads: CPU threads; by default all that this process may use.
-        samples, held_out, repeats: subnets that the model is fitted to, tested on, and that are measured twice. Below 30 samples
-            the model of another target's profile of the space is adapted, if that predicts better.
-        seconds: length of a timed block; every subnet gets nine.
-        max_cv, max_drift: what is steady; see :class:`growtas.latency.measured.campaign.Bounds`.
-        strict: measure what is not steady again, after pauses, and give up in the end. By default the ratio to a reference subnet
-            is taken, and the sample is marked as unsteady.
-        out: the profile's file; by default in the user's folder of profiles.
-        progress: gets the stages, the notes and each new sample as an event.
+        samples: number of subnets that the model is fitted to. Below 30, the model of another target's profile of the space is
+            adapted, if that predicts better.
+        held_out: number of random subnets that the model is tested on.
+        repeats: number of subnets that are measured twice.
+        seconds: seconds per timed block; every subnet gets nine blocks.
+        max_cv: largest coefficient of variation of a subnet's blocks that counts as steady.
+        max_drift: largest relative change of the reference subnet's latency that counts as steady.
+        strict: measure unsteady samples again after pauses, and raise in the end. By default, the ratio to a reference subnet is
+            recorded, and the sample is marked as unsteady.
+        out: the profile's file; by default a file in the user's folder of profiles.
+        progress: receives stages, notes, and each new sample as an event.
 
     Raises:
-        UsageError: a wrong argument, or a device that this machine is not.
-        UnsteadyMachine: the machine is too busy, and ``strict``; what was measured is kept.
-        BuildError: a subnet can't be built.
+        UsageError: An argument is wrong, or this machine doesn't have the device.
+        UnsteadyMachine: The machine is too busy, and ``strict`` is set; the journal keeps the samples so far.
+        BuildError: A subnet can't be built.
     """
     started = time.perf_counter()
     if not new_device and (near := near_name(device)) is not None:
-        raise DeviceError(f"--device is {device!r}, no known device: did you mean {near}? --new-device says that the name is meant")
+        raise DeviceError(f"--device is {device!r}, no known device: did you mean {near}? --new-device accepts the name")
     if not re.fullmatch(r"[a-z0-9-]+", device):
-        raise ConfigError(f"--device is {device!r}; a name is lower-case letters, digits and hyphens, such as a10")
+        raise ConfigError(f"--device is {device!r}; a name consists of lower-case letters, digits and hyphens, as in a10")
     if device not in device_names():
         gpu = at_hand.gpu_name()
-        here = f"; a search measures on this machine's GPU under the name {device_name(gpu)} alone" if gpu else ""
-        progress.note(f"{device} is a new device; search for it later with --device {device}{here}")
+        here = f"; a search measures on this machine's GPU only under the name {device_name(gpu)}" if gpu else ""
+        progress.note(f"{device} is a new device; `growtas search --device {device}` uses this profile{here}")
     if batch < 1:
         raise ConfigError(f"--batch is {batch}; it must be 1 or more")
     check_threads(threads)
@@ -127,11 +132,11 @@ def profile(
     if path.suffix != ".json":
         raise ConfigError(f"--out is {path}; a profile's file must end in .json")
     check_output_file(path)
-    # Read before anything is measured: one that can't be read is refused.
+    # Read before the measurement, so that an unreadable profile raises at once.
     others = [other for _, other in measured_profiles()] if samples < ADAPTED_BELOW else []
     machine = environment()
     if work := other_work():
-        progress.note(f"{work}; samples may be {'refused' if strict else 'unsteady'}")
+        progress.note(f"{work}; samples may be {'rejected' if strict else 'unsteady'}")
     progress.stage("exporting blocks")
     reference = choices.middle()
     timer = ArchitectureTurns(
@@ -153,7 +158,7 @@ def profile(
         precision=precision,
         machine=str(machine["cpu"]) if info.device == "cpu" else info.device,
     )
-    progress.stage("comparing with the exporter")
+    progress.stage("comparing with an exported file")
     timer.check_against_exporter(reference, progress)
     campaign = Campaign(path.with_suffix(".jsonl"), choices, setup, timer, bounds=bounds, progress=progress)
     progress.stage("measuring", len(plan.first) + len(plan.repeated))

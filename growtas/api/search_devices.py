@@ -1,4 +1,4 @@
-"""The devices of a search: those at hand, measured and with a latency model of this machine, and those that profiles predict."""
+"""The target devices of a search: this machine's devices are measured, and profiles predict the latencies of others."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from growtas.subnet import Subnet
 from growtas.units import format_ms
 
 JOURNAL = "timings.jsonl"
-"""Behind the device's name, the file of the latencies measured for a search, in its folder. The ``cpu-latency.jsonl`` of earlier
-versions holds those of another graph."""
+"""File of the latencies measured for a search: ``DEVICE-timings.jsonl`` in the search's folder. The file ``cpu-latency.jsonl`` of
+earlier versions holds latencies of another graph."""
 SECONDS = 75.0
-"""Time spent on timing after which a search measures nothing again to be more precise: the interval that there is decides."""
+"""Seconds of timing after which a search no longer repeats measurements for precision; it decides by the interval that it has."""
 SAMPLES = 12
-"""Subnets that the latency model is fitted to, where no profile fits."""
+"""Number of subnets that the latency model is fitted to if no profile applies."""
 
 
 def local_target(
@@ -50,25 +50,27 @@ def local_target(
     strict: bool = False,
     progress: Progress = SILENT,
 ) -> Target:
-    """Makes the target of a device at hand: this machine's CPU, or its GPU.
+    """Makes the target of this machine's CPU or GPU.
 
-    Its estimator comes from a measured profile that fits this machine, or is fitted to some subnets that are measured now. Where
-    nothing can be built or run on the GPU, the target is the one that :func:`predicted_target` makes, and a note says why.
+    Its latency model comes from a measured profile that applies to this machine, or is fitted to a few subnets that are measured
+    now. If the GPU can't build or run anything, :func:`predicted_target` makes the target, and a note says why.
 
     Args:
-        limits: which subnets may be measured for a model, and the batch of all latencies.
-        folder: for the journal of what is measured.
-        threads: CPU threads of what is measured; by default all that this process may use.
-        predict: a front needs predictions even without a limit, which otherwise only has the chosen subnet measured.
-        profile_of: what ``growtas profile --space`` measures for such a search, for a note; see
+        device: the device with its limit, runtime and precision.
+        space: the search space.
+        limits: the limits that subnets measured for a model must meet; ``batch`` is the batch size of all latencies.
+        folder: folder of the latencies' journal.
+        threads: CPU threads of the measurement; by default all that this process may use.
+        predict: make a latency model even without a limit, as a front needs it. Otherwise only the chosen subnet is measured.
+        profile_of: the value of ``growtas profile --space`` for this search, for a note; see
             :func:`growtas.search.supernet.profiled_as`.
-        strict: refuse to judge a limit on a machine that is not steady, instead of marking the result.
-        progress: a stage for the subnets that are measured, and notes on the profile, the model and the state of the machine.
+        strict: raise if the machine is too unsteady to judge a limit, instead of marking the result.
+        progress: receives a stage for the measured subnets, and notes on the profile, the model and the state of the machine.
 
     Raises:
-        DeviceError: the CPU can't be measured, or neither can the GPU nor does a profile predict its latencies.
-        LimitError: not even the smallest subnet meets the limit.
-        UnsteadyMachine: the machine is too busy, and ``strict``.
+        DeviceError: The CPU can't be measured, or the GPU can be neither measured nor predicted by a profile.
+        LimitError: Not even the smallest subnet meets the limit.
+        UnsteadyMachine: The machine is too busy, and ``strict`` is set.
     """
     runtime = device.runtime or usual_target(device.name)[0]
     hardware: Hardware = "cpu" if device.name == CPU else "cuda"
@@ -86,16 +88,16 @@ def local_target(
     except DeviceError as error:
         raise DeviceError(f"{device.label} can't be measured here ({why}), and {error}") from None
     provenance = getattr(target.estimator, "provenance", "") or "modelled from the datasheet"
-    progress.note(f"{device.label} is not measured, although it is at hand: {why}; its latencies are {provenance}")
+    progress.note(f"{device.label} is a device of this machine, but can't be measured: {why}; its latencies are {provenance}")
     return dataclasses.replace(target, not_measured_because=why)
 
 
 def predicted_target(device: Device, space: SearchSpace, limits: Limits, profile_of: str | Path) -> Target:
-    """Makes the target of a device whose latencies a profile predicts: a measured one that fits, else the modelled one.
+    """Makes the target of a device whose latencies a profile predicts: a measured profile if one applies, or the modelled one.
 
     Raises:
-        DeviceError: no profile fits.
-        LimitError: not even the smallest subnet meets the limit.
+        DeviceError: No profile applies.
+        LimitError: Not even the smallest subnet meets the limit.
     """
     model = latency_estimator(
         device.name, space, batch=limits.batch, precision=device.requested, runtime=device.runtime, profile_of=profile_of
@@ -124,17 +126,17 @@ def _measured_target(
         more += f" --threads {threads}" if threads is not None and machine.hardware == "cpu" else ""
         command = f"growtas profile --device {name} --space {shlex.quote(str(profile_of))}{more}"
         machine.progress.note(
-            f"no measured profile fits this search{why}; `{command}` makes one: nothing is measured beforehand then"
+            f"no measured profile fits this search{why}; `{command}` makes one, which saves the measurements before a search"
         )
     return machine.target_of_samples(device, limits)
 
 
 @dataclass(frozen=True)
 class _LocalMachine:
-    """A device of this machine, for one search.
+    """A device of this machine during a search.
 
     Attributes:
-        device: what ``--device`` calls it.
+        device: its name in ``--device``.
     """
 
     device: str
@@ -146,23 +148,23 @@ class _LocalMachine:
     progress: Progress
 
     def target_without_limit(self, device: Device) -> Target:
-        """Measures the chosen subnet only."""
+        """Makes a target that only measures the chosen subnet."""
         timer = self._timer(self.space, [])
         if self.hardware == "cuda":
-            # What can't be built there is not found out after the search.
+            # Fails now, rather than after the search, if nothing can be built on the GPU.
             timer.info(self.space.middle())
-        # No limit is judged on it: a number of a busy machine will do, however strict the search is, and it is marked.
+        # Not strict: without a limit, an unsteady measurement is enough, and it is marked as unsteady.
         campaign = Campaign(self._journal, self.space, self._graph_setup(timer), timer, progress=self.progress)
         return Target(device=device.label, stopwatch=LocalStopwatch(campaign, device=self.device))
 
     def best_checked(self, profiles: list[MeasuredProfile]) -> tuple[MeasuredProfile, Check, ArchitectureTurns] | None:
-        """The profile whose reference subnet takes most nearly as long here, with the check and its timer.
+        """Returns the profile whose reference subnet's latency is closest to its latency now, with the check and its timer.
 
-        None, after notes, if none of them was made on such a machine.
+        Returns None, and notes why, if none of the profiles applies to this machine.
         """
         best, least = None, math.inf
         for profile in profiles:
-            # The reference subnet is the profile's, so that its recorded latency can be compared.
+            # The check times the profile's own reference subnet, whose latency the profile records.
             timer = self._timer(profile.space.replace(num_classes=self.space.num_classes), [])
             check = check_profile(profile, timer, strict=self.strict)
             if check.factor is None:
@@ -174,17 +176,17 @@ class _LocalMachine:
         return best
 
     def target_of_profile(self, device: Device, profile: MeasuredProfile, check: Check, timer: ArchitectureTurns) -> Target:
-        """Prunes with the model of a checked profile, scaled where all its subnets take longer or shorter by one factor."""
+        """Makes a target that prunes with a checked profile's model, scaled by the factor by which this machine's speed differs."""
         assert check.factor is not None
         name = _title(profile)
         model, usual_ms = profile.estimator(self.space, batch=self.setup.batch), recorded_ms(profile)
         self.progress.note(
             f"latency model for pruning: {name}, error on held-out subnets up to {model.relative_uncertainty:.1%} (p95); its "
-            f"reference subnet takes {format_ms(check.reference_ms)} here, {format_ms(usual_ms)} then (both measured)"
+            f"reference subnet takes {format_ms(check.reference_ms)} now and {format_ms(usual_ms)} in the profile (both measured)"
         )
         if check.factor != 1:
             self.progress.note(
-                f"{check.message}, and so do the smallest and the largest; its predictions are scaled{_other_work()}"
+                f"{check.message}, and so do the smallest and the largest; the predictions are scaled by it{_other_work()}"
             )
             provenance = f"{model.provenance}, times {check.factor:.2f}"
             model = dataclasses.replace(model, coefficients=model.coefficients * check.factor, provenance=provenance)
@@ -201,13 +203,13 @@ class _LocalMachine:
             fitted_to={subnet: ms for subnet, ms in samples.items() if self.space.holds(subnet)},
             margin=stopwatch.expected_margin(check.timed),
         )
-        # The profile may not have timed the smallest subnet of narrower choices.
+        # If the search space has fewer choices than the profile's, the profile may not have timed its smallest subnet.
         expected = float(model.predict_ms(SubnetBatch.from_subnets([self.space.smallest]))[0]) * (1 + model.relative_uncertainty)
         self._check_smallest(target, stopwatch, samples.get(self.space.smallest, expected))
         return target
 
     def target_of_samples(self, device: Device, limits: Limits) -> Target:
-        """Prunes with a model that is fitted to some subnets, which are measured now."""
+        """Makes a target that prunes with a model fitted to a few subnets, which are measured now."""
         space = self.space
         subnets = choose_subnets(space, limits.feasible(space), SAMPLES, basis="coarse")
         timer = self._timer(space, [*subnets, space.middle()])
@@ -217,7 +219,7 @@ class _LocalMachine:
         smallest_ms = stopwatch.campaign.measure([space.smallest])[0].p50_ms
         self._check_smallest(Target(device=device.label, max_ms=device.max_ms), stopwatch, smallest_ms)
         self.progress.stage("measuring subnets on this machine", len(subnets))
-        # One visit each: to fit a model to, not to judge a limit on.
+        # Each subnet is measured once, which is enough to fit a model but not to judge a limit.
         values = [sample.p50_ms for sample in stopwatch.campaign.measure(subnets)]
         model = fit_latency(space, subnets, values, stopwatch.conditions)
         self.progress.note(
@@ -234,10 +236,10 @@ class _LocalMachine:
         )
 
     def _check_smallest(self, target: Target, stopwatch: LocalStopwatch, ms: float) -> None:
-        """Raises if no subnet meets the limit: the smallest one is measured unless its expected latency ``ms`` leaves no doubt."""
+        """Raises if no subnet meets the limit; measures the smallest one unless its expected latency ``ms`` leaves no doubt."""
         if target.max_ms is not None and target.max_ms < ms * (1 + target.margin):
             smallest = stopwatch.measure(self.space.smallest, target.max_ms)
-            # On an unsteady machine the limit must be missed for certain to be refused.
+            # On an unsteady machine, only a limit that is missed beyond doubt raises.
             judged_ms = smallest.ms if smallest.unsteady else smallest.upper_ms
             check_latency(self.space, target.max_ms, judged_ms, "measured", stopwatch.conditions, unsteady=smallest.unsteady)
 
@@ -263,18 +265,18 @@ class _LocalMachine:
     def _stopwatch(
         self, timer: ArchitectureTurns, reference: Timed, *, usual_ms: float | None = None, repeatability: float = 0.0
     ) -> LocalStopwatch:
-        """The stopwatch with its journal; a journal whose reference subnet took another time than now is set aside.
+        """Returns the stopwatch with its journal.
 
-        Where the reference is not steady now, it tells nothing about the journal, and without a profile the samples tell what it
-        takes while nothing else runs.
+        If the reference subnet is now faster or slower than in an existing journal, that journal is set aside. An unsteady
+        reference can't be compared with the journal; without a profile, the samples then show its latency on the idle machine.
         """
         path, bounds, setup = self._journal, Bounds(strict=self.strict, seconds=SECONDS), self._graph_setup(timer)
         if not reference.unsteady:
             existed, reference_ms = path.exists(), reference.ms[-1]
             before_ms = set_aside(path, setup, reference_ms, bounds.drift)
             if existed and not path.exists():
-                moved = f"this machine is faster or slower than when the timings in {path} were taken; they are set aside"
-                self.progress.note(f"{moved}{_other_work()}")
+                changed = f"this machine is now faster or slower than in {path}; those timings are set aside"
+                self.progress.note(f"{changed}{_other_work()}")
             usual_ms = usual_ms or max(reference_ms, before_ms or 0.0)
         campaign = Campaign(path, timer.space, setup, timer, bounds=bounds, usual_ms=usual_ms, progress=self.progress)
         return LocalStopwatch(campaign, device=self.device, repeatability=repeatability)

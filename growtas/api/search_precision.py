@@ -1,4 +1,4 @@
-"""Accuracy and latency in the precision that ships: finalists converted as an export converts them, and fp32 timed beside them."""
+"""Accuracy and latency in the exported precision: converts finalists as an export does, and times fp32 beside it."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ if TYPE_CHECKING:
     from growtas.nn.supernet import Supernet
 
 FULL = ("fp32", "tf32")
-"""Precisions of an fp32 file: nothing is converted."""
+"""Precisions that execute an fp32 file without a conversion."""
 _NOT_RUN = ("bf16",)
 _BLOCK, _BATCH = 512, 32
 
 
 def conversion_of(precision: str, runtime: str | None, *, halves: bool = False) -> Conversion | None:
-    """What a network in a precision is converted to before it is scored; None where its accuracy is fp32's.
+    """Returns the conversion of a subnet before its accuracy is evaluated, or None if the accuracy in fp32 is used.
 
     Args:
-        runtime: that it ships in; a plan is scored as the ONNX file that it is built from.
-        halves: score fp16 too. It answers as fp32 does (of 1,148 answers of four subnets none was another), so a search for one
-            precision doesn't.
+        precision: the exported precision.
+        runtime: the runtime that executes the export; a plan is evaluated as the ONNX file that it is built from.
+        halves: convert for fp16 too. A search for one precision doesn't, because fp16 gave the same top-1 class as fp32 in all
+            1,148 predictions of four subnets.
     """
     if precision not in (*QUANTISED, "fp16") or (precision == "fp16" and not halves):
         return None
@@ -53,18 +54,19 @@ def conversion_of(precision: str, runtime: str | None, *, halves: bool = False) 
 
 
 def why_not_scored(precision: str) -> str | None:
-    """Why accuracies in a precision can't be had on any machine of a search; None where they can."""
+    """Returns why accuracies in a precision can't be evaluated on any machine; None if they can."""
     return f"no runtime of the CPU computes in {precision}" if precision in _NOT_RUN else None
 
 
 class ConvertedEvaluator:
-    """Converts subnets as an export converts them, and evaluates the files on the search split.
+    """Converts subnets as an export does, and evaluates the files on the search split.
 
-    What an export keeps in fp32, where its thresholds are missed, is not tried here: that is for the subnet that is exported.
+    An export keeps layers in fp32 if it misses its thresholds; this class does not, because only the export checks them.
 
     Args:
-        images: what accuracy is measured on.
-        split: the whole search split, of which an export takes its calibration images.
+        supernet: the supernet that subnets are extracted from.
+        images: the images on which accuracy is evaluated.
+        split: the whole search split, from which an export takes its calibration images.
         threads: CPU threads.
     """
 
@@ -73,10 +75,10 @@ class ConvertedEvaluator:
         self._calibration: Array | None = None
 
     def __call__(self, subnet: Subnet, conversions: Sequence[Conversion]) -> Iterator[Evaluation]:
-        """The evaluations of a subnet, one a conversion.
+        """Yields the evaluations of a subnet, one per conversion.
 
         Raises:
-            BuildError: the subnet can't be exported or converted.
+            BuildError: The subnet can't be exported or converted.
         """
         from growtas.export.graph.exporter import export_onnx
         from growtas.export.open import open_session
@@ -112,24 +114,25 @@ class ConvertedEvaluator:
 
 
 def compare_with_fp32(precision: str, target: Target, fp32: Target, subnet: Subnet) -> dict[str, Any] | None:
-    """What a precision gains on a device, for one subnet.
+    """Compares a subnet's latency in a precision with its latency in fp32 on the same device.
 
     Args:
-        target: the device in the precision, which has measured the subnet where it is at hand.
-        fp32: the device in fp32; it measures the subnet now.
+        precision: the precision of ``target``.
+        target: the device in that precision. If it is measured, the subnet's latency was measured before.
+        fp32: the device in fp32; this function measures the subnet's latency.
 
     Returns:
-        The device's name, and what is gained; see :func:`growtas.latency.estimate.gain_over_fp32`. None unless both are measured,
-        or predicted by one model in one runtime: what differs between two models or runtimes is no gain.
+        The device's name and the gain; see :func:`growtas.latency.estimate.gain_over_fp32`. None unless both latencies are
+        measured, or both are predicted by one kind of model for one runtime: otherwise the difference would not be a gain.
     """
-    ours, theirs = target.latency(subnet, measure=False), fp32.latency(subnet, measure=True)
-    low, high, where = ours.measured, theirs.measured, "here"
-    if low is None or high is None:
+    latency, fp32_latency = target.latency(subnet, measure=False), fp32.latency(subnet, measure=True)
+    low, full, where = latency.measured, fp32_latency.measured, "here"
+    if low is None or full is None:
         if type(target.estimator) is not type(fp32.estimator):
             return None
-        low, high, where = ours.predicted, theirs.predicted, f"on {target.device.partition(':')[0]}"
-    if low is None or high is None or low.conditions.runtime != high.conditions.runtime:
+        low, full, where = latency.predicted, fp32_latency.predicted, f"on {target.device.partition(':')[0]}"
+    if low is None or full is None or low.conditions.runtime != full.conditions.runtime:
         return None
-    unsteady = bool(low.unsteady or high.unsteady)
-    gain = gain_over_fp32(precision, low.conditions.runtime, low.ms, high.ms, low.kind, where, unsteady=unsteady)
+    unsteady = bool(low.unsteady or full.unsteady)
+    gain = gain_over_fp32(precision, low.conditions.runtime, low.ms, full.ms, low.kind, where, unsteady=unsteady)
     return {"device": target.device, **gain}

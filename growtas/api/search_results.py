@@ -1,4 +1,4 @@
-"""The result of a search, and the files that hold it."""
+"""The result of a search and its files."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ class SearchResult:
 
     Attributes:
         run: the run that was searched.
-        space: the choices that were searched.
-        limits: those that need no device.
+        space: the search space.
+        limits: the limits that need no device.
         chosen: the subnet with its costs, accuracy and latencies, and the finalists.
-        files: ``result``, ``subnet`` and ``report``, and ``picture`` and ``front`` where they were written.
+        files: the written files by name: ``result``, ``subnet`` and ``report``, and if they were written ``picture`` and
+            ``front``.
         report: the content of ``result.json``.
     """
 
@@ -51,33 +52,42 @@ class SearchResult:
 
     @property
     def accuracy(self) -> float:
-        """Its top-1 accuracy on the search split in fp32, 0 to 1."""
+        """Top-1 accuracy of the subnet on the search split in fp32, 0 to 1."""
         return self.chosen.evaluation.accuracy
 
     @property
     def accuracies(self) -> dict[str, float]:
-        """The same by precision: in fp32, and in those that the limits were for, where it was converted and scored."""
+        """Top-1 accuracy (0 to 1) by precision: in fp32, and in each precision that the subnet was converted to."""
         converted = self.chosen.converted.items()
         return {"fp32": self.accuracy, **{conversion.precision: evaluation.accuracy for conversion, evaluation in converted}}
 
     @property
     def latencies(self) -> tuple[DeviceLatency, ...]:
-        """Its latency on each device, in the order of the devices."""
+        """Latency of the subnet on each device, in the order of the devices."""
         return self.chosen.latencies
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``growtas search --json`` prints: the content of ``result.json``."""
+        """Returns the content of ``result.json``, which ``growtas search --json`` prints too."""
         return dict(self.report)
 
 
 def write_results(run: Run, folder: Path, search: Search, outcome: Outcome, record: Mapping[str, Any]) -> SearchResult:
-    """Writes ``result.json``, ``subnet.json``, the page, and where they apply the picture and ``front.json``.
+    """Writes ``result.json``, ``subnet.json``, ``report.html``, ``front.json`` for a front, and ``search.png`` with matplotlib.
+
+    After the entries of ``record``, ``result.json`` has ``time`` (seconds per part of the search), ``unsteady`` (whether other work
+    disturbed a latency of the chosen subnet), ``best`` (the chosen subnet with its costs, accuracy and latencies), ``finalists``
+    (the considered subnets; the last one was chosen), ``scored`` (subnets evaluated in the exported precision), ``history`` (counts
+    and accuracies per generation), ``front`` and ``files``. Accuracies are from 0 to 1, on the search split.
 
     Args:
-        record: the beginning of ``result.json``: checkpoint, settings and counts.
+        run: the run that was searched.
+        folder: the folder of the files.
+        search: the search that was run.
+        outcome: its outcome.
+        record: the first entries of ``result.json``: checkpoint, settings and counts.
 
     Raises:
-        OutputError: a file can't be written.
+        OutputError: A file can't be written.
     """
     chosen, count = outcome.chosen, record["images"]["count"]
 

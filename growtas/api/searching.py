@@ -1,4 +1,4 @@
-"""Searches a trained supernet; :func:`search` is what ``growtas search`` calls."""
+"""``search``: searches a trained supernet for the best subnet under limits."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 
 PREDICTED_GENERATIONS = 10
-"""Generations by default, where a predictor chooses what is evaluated: half of the paper's."""
+"""Default number of generations when a predictor chooses the evaluated subnets: half of the paper's."""
 REPLAY = "replay"
-"""Folder of a replay's results, in the folder of the search."""
+"""Folder of a replay's results inside the search's folder."""
 
 
 def search(
@@ -75,52 +75,55 @@ def search(
     command: str | None = None,
     progress: Progress = SILENT,
 ) -> SearchResult:
-    """Searches a trained supernet for the best subnet under limits, by the paper's evolution (Section 3.3).
+    """Searches a trained supernet for the best subnet under limits, with the evolution of the GrowTAS paper (Section 3.3).
 
-    Every evaluation is journalled: a search that was stopped goes on when it is called with the same arguments again. Of several
-    processes that torchrun started only the first one returns; the others evaluate subnets for it, and then end.
+    Every evaluation is recorded in a journal: after a stop, a call with the same arguments continues the search. If torchrun
+    started several processes, only rank 0 returns; the others evaluate subnets for it and then exit.
 
     Args:
-        run: a run or its folder; by default the newest in ``runs`` that holds a supernet.
-        space: choices to search, a preset or a YAML file; without ``run`` also the space of the newest run.
-        devices: whose latency is limited or measured: names with limits (``{"a10": "5ms"}``; a number is in milliseconds), or
-            names. ``cpu`` is measured on this machine. A name may say the runtime and precision that are meant:
-            ``cpu:openvino:int8``.
-        max_params, max_macs: limits, as numbers or with a unit: ``"6M"``; MACs are for one image, without the relative position.
-        max_macs_with_relative_position: limit on the MACs with it.
-        max_latency: limit on the median latency of the devices that have none, ``"5ms"`` or milliseconds.
-        max_activation_memory, max_size: limits on the modelled bytes of activations and weights, ``"20MB"`` or bytes.
-        batch: images at once that latency and activation memory are meant for.
-        precision: of latency, memory and size, and what accuracy is chosen by: int8 and fp8 finalists are converted and scored; by
-            default the device's. Several with commas (``"fp32,int8"``) are points of their own on a ``pareto`` front of one device.
-        runtime: what executes the network on the devices that name none; by default ONNX Runtime on ``cpu``, elsewhere what a
-            device's profile is of.
-        objective: ``accuracy``, or ``pareto`` for a whole front (NSGA-II).
+        run: a run or its folder; by default the newest in ``./runs`` that holds a supernet.
+        space: search space, a preset or a YAML file. Without ``run``, the newest run of this space is searched.
+        devices: devices whose latency is limited or measured: names with limits (``{"a10": "5ms"}``; a number is in milliseconds),
+            or names alone. A name may include runtime and precision: ``cpu:openvino:int8``. The devices of this machine are
+            measured; profiles predict the latencies of others.
+        max_params: limit on the number of parameters, as a number or as in ``"6M"``.
+        max_macs: limit on the multiply-accumulates for one image without the relative position, as a number or as in ``"1.3G"``.
+        max_macs_with_relative_position: limit on the multiply-accumulates with the relative position.
+        max_latency: limit on the median latency for devices without a limit of their own: ``"5ms"``, or a number in milliseconds.
+        max_activation_memory: limit on the modelled peak of activation memory, as in ``"20MB"`` or in bytes.
+        max_size: limit on the size of the weights, as in ``"12MB"`` or in bytes.
+        batch: batch size that latency and activation memory refer to.
+        precision: precision of latency, memory and size; by default the device's. For int8 and fp8, the finalists are converted
+            and chosen by their accuracy after that. Several (``"fp32,int8"``) become points of the ``pareto`` front of one device.
+        runtime: runtime that executes the network on devices whose names include none; by default ONNX Runtime on ``cpu``, and
+            the runtime of the device's profile elsewhere.
+        objective: ``accuracy`` for one subnet, or ``pareto`` for a whole front (NSGA-II).
         front: axes of the front, such as ``"accuracy,latency"``.
-        replay: choose among the journalled subnets; evaluate nothing. The results go into the folder ``replay`` in ``out``, and
-            what a search has chosen there stays.
-        exact: evaluate every subnet on all images, even if it can't become a parent.
-        predictor: for a front, and where a latency limit is judged on measurements, evaluate the subnets whose accuracy is
-            predicted to be best, as fitted to all evaluations before. Other searches use no predictions.
-        strict: on a machine whose timings are not steady, refuse to judge a latency limit; by default it is judged on ratios to a
+        replay: choose among the subnets in the journal and evaluate nothing. The results are written to the folder ``replay`` in
+            ``out``; the results of the search stay as they are.
+        exact: evaluate every subnet on all images, even one that can no longer become a parent.
+        predictor: for a front, and when a limited latency is measured, evaluate the subnets with the best predicted accuracy; the
+            prediction is fitted to all evaluations so far. Other searches use no predictions.
+        strict: raise if the machine is too unsteady to judge a latency limit. By default, the limit is judged on ratios to a
             reference subnet, and the result is marked as unsteady.
-        generations: of the evolution; by default 20, or 10 where a predictor chooses.
-        population: subnets of a generation.
-        seed: of all random choices.
-        limit_images: evaluate on so many images of the search split only.
-        threads: CPU threads of the evaluation, of each process, and of what is timed on this machine; by default all that this
+        generations: number of generations; by default 20, or 10 when the predictor is used.
+        population: number of new subnets per generation.
+        seed: seed of all random choices.
+        limit_images: number of images of the search split to evaluate on; by default all.
+        threads: CPU threads of the evaluation (per process) and of latencies measured on this machine; by default all that this
             process may use.
-        data, data_dir: the data set, where the run records none.
-        out: folder of the journal and the results; by default ``RUN/search``.
-        command: the line that was typed, which the results then name.
-        progress: gets the notes, stages and events (:class:`growtas.search.scoring.Evaluated`,
+        data: name of the data set; by default the run's.
+        data_dir: folder of the data set; by default the one recorded in the run.
+        out: folder for the journal and the results; by default ``RUN/search``.
+        command: the command line, for the results.
+        progress: receives notes, stages and events (:class:`growtas.search.scoring.Evaluated`,
             :class:`growtas.search.evolution.GenerationResult`).
 
     Raises:
-        UsageError: a wrong argument, no run, limits that no subnet meets, or a journal that a replay can't use.
-        UnsteadyMachine: this machine is too busy to measure latencies, and ``strict``.
-        WorkerError: another process of this search failed.
-        WorkerExit: on the processes of torchrun that are not the first one.
+        UsageError: An argument is wrong, there is no run, no subnet meets the limits, or a replay can't use the journal.
+        UnsteadyMachine: This machine is too busy to measure latencies, and ``strict`` is set.
+        WorkerError: Another process of this search failed.
+        WorkerExit: This process of torchrun isn't rank 0.
     """
     for option, value, lowest in (("--batch", batch, 1), ("--limit-images", limit_images, 1), ("--seed", seed, 0)):
         if value is not None and value < lowest:
@@ -140,9 +143,9 @@ def search(
         "--population": population != EvolutionConfig.population,
     }
     if replay and (ignored := next((option for option, given in evaluating.items() if given), None)):
-        raise ConfigError(f"{ignored} changes nothing with --replay, which evaluates nothing; leave it out")
+        raise ConfigError(f"{ignored} has no effect with --replay, which evaluates nothing; leave it out")
     if batch != 1 and not devices and max_activation_memory is None:
-        raise ConfigError("--batch changes nothing without a --device or --max-activation-memory; leave it out")
+        raise ConfigError("--batch has no effect without --device or --max-activation-memory; leave it out")
     sizes = max_size is not None or max_activation_memory is not None
     several = precision is not None and "," in precision
     if several:
@@ -157,7 +160,7 @@ def search(
         max_activation_bytes=_amount(parse_bytes, max_activation_memory, "--max-activation-memory", "20MB"),
         max_size_bytes=_amount(parse_bytes, max_size, "--max-size", "12MB"),
         batch=batch,
-        # Of several devices' precisions the one with the most bytes.
+        # For several devices, the precision with the largest values.
         precision=max((device.precision for device in parsed), key=BYTES.__getitem__, default=precision or "fp32"),
     )
     config = EvolutionConfig(generations=EvolutionConfig.generations if generations is None else generations, population=population)
@@ -165,7 +168,7 @@ def search(
     progress.note(f"run: {chosen_run.path} ({how})")
     state = chosen_run.info.get("state")
     if state not in ("finished", "imported"):
-        progress.note(f"the training of this run is not finished ({state}); searching its newest checkpoint")
+        progress.note(f"the training of this run is not finished ({state}); the search uses its newest checkpoint")
     searched = searched_space(chosen_run, space)
     limits.check(searched)
     request = _Request(
@@ -193,19 +196,19 @@ def search(
 
 
 def _one_of_each(devices: Devices, precisions: str, runtime: str | None, objective: str) -> dict[str, str | float | None]:
-    """One device as a target in each of several precisions."""
+    """Expands one device into one target per precision."""
     names = [devices] if isinstance(devices, str) else list(devices)
     if objective != "pareto" or len(names) != 1:
         raise ConfigError(f"--precision {precisions}: several precisions need --objective pareto and one --device")
     name, limit = names[0], devices[names[0]] if isinstance(devices, Mapping) else None
-    given = [precision.strip() for precision in precisions.split(",")]
-    for precision in given:
+    requested = [precision.strip() for precision in precisions.split(",")]
+    for precision in requested:
         if precision not in BYTES:
             raise ConfigError(f"--precision {precisions}: {precision!r} is not legal; legal are {choices(BYTES)}")
-    if len(set(given)) < len(given) or set(name.split(":")) & BYTES.keys():
+    if len(set(requested)) < len(requested) or set(name.split(":")) & BYTES.keys():
         raise ConfigError(f"--precision {precisions}: a precision is named twice, or by --device {name} as well")
-    own_runtime = f"{name}:{runtime}" if runtime in RUNTIMES and RUNTIMES.keys().isdisjoint(name.split(":")) else name
-    return {f"{own_runtime}:{precision}": limit for precision in given}
+    base = f"{name}:{runtime}" if runtime in RUNTIMES and RUNTIMES.keys().isdisjoint(name.split(":")) else name
+    return {f"{base}:{precision}": limit for precision in requested}
 
 
 def _amount(parse: Callable[[str, str, str], int], limit: str | int | None, option: str, example: str) -> int | None:
@@ -217,14 +220,14 @@ class _Request:
     """A search with checked arguments; see :func:`search`.
 
     Attributes:
-        run_chosen: how the run was chosen.
-        axes: of the front; empty without one.
-        several: the devices are one device in several precisions.
-        config: of the evolution, where no predictor chooses.
-        generations: what was asked for; None where it was left open.
-        load: loads a checkpoint of the run, and its images.
-        data: the name of the data set and what else is recorded of it.
-        command: the line that was typed, None where that is not known.
+        run_chosen: how the run was chosen, in words.
+        axes: axes of the front; empty without a front.
+        several: whether the devices are one device in several precisions.
+        config: settings of the evolution without a predictor.
+        generations: the requested number of generations; None for the default.
+        load: loads a checkpoint of the run, and the images.
+        data: the record of the data set: its name and folder.
+        command: the command line; None if it is unknown.
     """
 
     run: Run
@@ -269,7 +272,7 @@ class _Request:
         try:
             ensure_writable(self.out)
             remote = self._remote_targets()
-            # A training that goes on writes newer ones meanwhile.
+            # One checkpoint for the whole search: a running training may write newer ones meanwhile.
             loaded = self.load(self.run.supernet_file)
             if world.size > 1:
                 loaded.decode()
@@ -286,7 +289,7 @@ class _Request:
         on_cpu = world.device == "cpu"
         if on_cpu and kernels.instructions() is None:
             progress.note(
-                "evaluation is slower without its kernels: growtas was installed without a C compiler or Python's headers"
+                "evaluation is slower without the C kernels: growtas was installed without a C compiler or Python's headers"
             )
         try:
             world.share((loaded.checkpoint, loaded.digest, loaded.data_digest))
@@ -320,12 +323,12 @@ class _Request:
         return write_results(self.run, self.out, search, outcome, record)
 
     def _serve(self, world: SearchWorld) -> None:
-        """Evaluates what process 0 distributes, on another process. Process 0 reports every failure."""
+        """Evaluates subnets for process 0, on another process. Process 0 reports every failure."""
         from growtas.search.evaluation.evaluator import SubnetEvaluator
         from growtas.search.evaluation.workers import SharedEvaluator, WorkerExit
 
         try:
-            # Process 0 may measure this machine first, and decodes the images into the cache: nothing is loaded before it is done.
+            # Waits until process 0 has measured this machine and decoded the images into the cache; only then loads anything.
             message = world.share(None)
             if message is None:
                 return
@@ -344,11 +347,11 @@ class _Request:
             raise WorkerExit(1) from None
 
     def replay(self) -> SearchResult:
-        """Chooses among what the run's journals hold, on process 0 alone.
+        """Chooses among the evaluations in the run's journals, on process 0 alone.
 
         Raises:
-            UsageError: the journal does not hold what is needed.
-            LimitError: no recorded subnet meets the limits.
+            UsageError: The journal lacks needed evaluations.
+            LimitError: No recorded subnet meets the limits.
         """
         from growtas.search.precision import ConvertedScorer
         from growtas.search.rerank import ENOUGH, Recorded
@@ -368,7 +371,7 @@ class _Request:
         def recorded_scores(subnets: Sequence[Subnet]) -> list[Score]:
             if any(subnet not in scores for subnet in subnets):
                 raise LimitError(
-                    f"no recorded subnet meets the limits as measured, and the smallest one is not in {recorded.path}; "
+                    f"no recorded subnet meets the limits when measured, and {recorded.path} lacks the smallest subnet; "
                     "search without --replay to evaluate more"
                 )
             return [scores[subnet] for subnet in subnets]
@@ -377,8 +380,8 @@ class _Request:
         shipped = {conversion.precision for conversion in search.ships if conversion is not None}
         if shipped and not search.variants and outcome.chosen.chosen_by == ("fp32",):
             self.progress.note(
-                f"chosen by accuracy in fp32: that of some finalists in {choices(sorted(shipped))} is not recorded, and a replay "
-                "evaluates nothing; search without --replay to choose by it"
+                f"chosen by accuracy in fp32, since the accuracy of some finalists in {choices(sorted(shipped))} is not recorded; "
+                "search without --replay to evaluate it"
             )
         gains = self._gains(search, outcome)
         legal = len(result.ranked)
@@ -388,8 +391,8 @@ class _Request:
         holder = "the run's journals hold" if recorded.lent else "the journal holds"
         if legal < ENOUGH:
             self.progress.note(
-                f"{holder} only {legal} subnets within these limits (of {len(scores)}), fewer than {ENOUGH}: "
-                "a search without --replay would likely find a better one"
+                f"{holder} only {legal} subnets within these limits (of {len(scores)}), fewer than {ENOUGH}; "
+                "a search without --replay would probably find a better one"
             )
         record = {
             **self._record(checkpoint, digest, self._settings()),
@@ -405,16 +408,16 @@ class _Request:
         return write_results(self.run, self.out / REPLAY, search, outcome, record)
 
     def _other_journals(self) -> list[Path]:
-        """The journals of all searches in the run's folder."""
+        """Returns the journals of all searches in the run's folder."""
         return sorted(self.run.path.glob("search*/journal.jsonl"))
 
     def _targets(self, make: Callable[[Device], Target], *, at_hand: bool) -> dict[str, Target]:
-        """The targets of the devices that are at hand, or of the others.
+        """Makes the targets of this machine's devices, or of all others.
 
-        Of one device in several precisions those are left out in which no subnet meets the limit.
+        For one device in several precisions, a precision in which no subnet meets the limit is left out.
 
         Raises:
-            LimitError: no subnet meets the limit.
+            LimitError: No subnet meets the limit.
         """
         targets: dict[str, Target] = {}
         for device in self.devices:
@@ -429,34 +432,34 @@ class _Request:
         return targets
 
     def _remote_targets(self) -> dict[str, Target]:
-        """Targets that are not at hand; made before anything slow, since limits that no subnet meets raise here."""
+        """Makes the targets of other machines' devices; this comes first, because it is fast and raises for impossible limits."""
         return self._targets(self._remote_target, at_hand=False)
 
     def _remote_target(self, device: Device) -> Target:
-        """A target whose latencies a profile predicts."""
+        """Makes a target whose latencies a profile predicts."""
         from growtas.api.search_devices import predicted_target
 
         return predicted_target(device, self.space, self.limits, profiled_as(self.run))
 
     def _with_targets(self, targets: dict[str, Target]) -> Search:
-        """The search, with the devices of this machine as targets too where they are asked for."""
+        """Returns the search on these targets and on the requested devices of this machine."""
         try:
             targets |= self._targets(partial(self._local_target, predict="latency" in self.axes), at_hand=True)
         except KeyboardInterrupt:
-            self.progress.note(f"what was measured is kept in {self.out}; the same command goes on from there")
+            self.progress.note(f"the measurements so far are kept in {self.out}; the same command goes on from there")
             raise
         if self.devices and not targets:
             raise LimitError(f"no subnet of {self.space.name} meets the limit in any of the precisions")
         return self._shipping(targets)
 
     def _shipping(self, targets: dict[str, Target]) -> Search:
-        """The search under these targets, with what is converted for each: on a front of one device a point for each precision."""
+        """Returns the search on these targets, with the conversion for each target and the precisions of a front."""
         from growtas.api.search_precision import conversion_of, why_not_scored
 
         devices = [device for device in self.devices if device.label in targets]
         ordered = tuple(targets[device.label] for device in devices)
         ships = tuple(conversion_of(device.precision, device.runtime, halves=self.several) for device in devices)
-        if not self.devices:  # a limit on bytes is for files of a precision
+        if not self.devices:  # the precision that a limit on bytes refers to
             ships = (conversion_of(self.limits.precision, None),)
         variants: tuple[Variant, ...] = ()
         if self.several or (self.axes and len(devices) == 1 and ships[0] is not None):
@@ -480,9 +483,9 @@ class _Request:
         )
 
     def _gains(self, search: Search, outcome: Outcome) -> list[dict[str, Any]]:
-        """What the precisions of the chosen subnet gain over fp32, on each device: measured where it is at hand, else predicted.
+        """Compares the chosen subnet's latency with its latency in fp32 on each device: measured on this machine, else predicted.
 
-        Of fp16 and bf16 nothing is measured: that would be one more plan to build, for what is hardly in doubt on a GPU.
+        The gain of fp16 and bf16 is not measured: on a GPU it is hardly in doubt, and it would take one more plan.
         """
         from growtas.api.search_precision import FULL, compare_with_fp32
         from growtas.export.quantization.precisions import QUANTISED
@@ -494,21 +497,21 @@ class _Request:
             device, target = devices[latency.device], targets[latency.device]
             if device.precision in FULL or (target.stopwatch is not None and device.precision not in QUANTISED):
                 continue
-            asked = replace(device, precision="fp32", requested="fp32", max_ms=None)
+            in_fp32 = replace(device, precision="fp32", requested="fp32", max_ms=None)
             if target.stopwatch is not None:
                 self.progress.stage(f"measuring in fp32: {subnet}")
-                twin = self._local_target(asked, predict=False)
+                fp32 = self._local_target(in_fp32, predict=False)
             else:
                 try:
-                    twin = self._remote_target(asked)
-                except DeviceError:  # no profile knows it
+                    fp32 = self._remote_target(in_fp32)
+                except DeviceError:  # no profile has this target
                     continue
-            if (gain := compare_with_fp32(device.precision, target, twin, subnet)) is not None:
+            if (gain := compare_with_fp32(device.precision, target, fp32, subnet)) is not None:
                 gains.append(gain)
         return gains
 
     def _local_target(self, device: Device, *, predict: bool) -> Target:
-        """This machine as a target."""
+        """Makes the target of this machine's device."""
         from growtas.api.search_devices import local_target
 
         return local_target(
@@ -534,20 +537,20 @@ class _Request:
         return {**run, "checkpoint": str(checkpoint), "checkpoint_sha256": digest, **settings}
 
     def _config(self, predicts: bool) -> EvolutionConfig:
-        """The evolution's settings, with fewer generations by default where a predictor chooses."""
+        """Returns the evolution's settings; a predictor halves the default number of generations."""
         fewer = predicts and self.generations is None
         return replace(self.config, generations=PREDICTED_GENERATIONS) if fewer else self.config
 
     def _settings(self, *, predicts: bool = False) -> dict[str, Any]:
-        """What the journal and the results record of the request."""
+        """Returns the request's settings as the journal and the results record them."""
         first, limits = self.devices[0] if self.devices else None, asdict(self.limits)
         if self.limits.max_macs_with_relative_position is None:
-            # The headers of older journals don't have it, and the same search must find itself in them.
+            # Older journals lack this key, and a search without the limit must match their headers.
             del limits["max_macs_with_relative_position"]
         return {
             "space": self.space.name,
             "objective": "pareto" if self.axes else "accuracy",
-            # The first device's limit is also where one device's has always been.
+            # For compatibility, the first device's limit is also under the key of searches with one device.
             "limits": {**limits, "max_latency_ms": first.max_ms if first else None},
             "device": first.name if first else None,
             "devices": [
@@ -559,7 +562,7 @@ class _Request:
             "seed": self.seed,
             "generations": self._config(predicts).generations,
             "population": self.config.population,
-            # A search without it is the same as those of journals that know of none.
+            # Without a predictor, the settings must match those of older journals.
             **({"predictor": True} if predicts else {}),
         }
 

@@ -1,4 +1,4 @@
-"""Training a supernet, fine-tuning a subnet, and the runs that they leave."""
+"""``train``, ``resume`` and ``finetune``: train a supernet or fine-tune a subnet. The result of each is a run."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from growtas.train.recipe import Recipe
     from growtas.train.session import Session
 
-# Nothing here loads torch before a function is called: a wrong output folder is refused at once.
+# Torch is imported inside the functions, so that a wrong output folder raises at once.
 
 
 class Run(runs.Run):
-    """A run folder with its recipe and its supernet."""
+    """A run folder, with access to its recipe and its supernet."""
 
     @property
     def recipe(self) -> Recipe:
         """The recipe that the run was trained with.
 
         Raises:
-            UsageError: the run was imported.
+            UsageError: The run was imported and has no recipe.
             CheckpointError: ``run.json`` can't be read.
         """
         from growtas.train.recipe import Recipe
@@ -42,10 +42,12 @@ class Run(runs.Run):
         return Recipe.from_dict(fields, source=str(self.path / "run.json"))
 
     def supernet(self) -> Supernet:
-        """The supernet with the newest checkpoint's weights, on the CPU, in eval mode; ``supernet(images, subnet)`` gives logits.
+        """Loads the supernet with the newest checkpoint's weights, on the CPU and in eval mode.
+
+        ``supernet(images, subnet)`` returns the logits, ``(batch, classes)``.
 
         Raises:
-            CheckpointError: there is no checkpoint, or it can't be read.
+            CheckpointError: There is no checkpoint, or it can't be read.
         """
         from growtas.checkpoint import load_supernet
 
@@ -53,9 +55,9 @@ class Run(runs.Run):
 
 
 class RecipeOptions(TypedDict, total=False):
-    """Recipe fields that training functions take by name; the others go into ``settings``. None is as if it were not given.
+    """Recipe fields that are keyword arguments of the training functions; other fields go into ``settings``. None means not given.
 
-    They are described, with units and defaults, at :class:`growtas.train.recipe.Recipe`.
+    :class:`growtas.train.recipe.Recipe` describes them with units and defaults.
     """
 
     data: str | None
@@ -92,32 +94,33 @@ def train(
     progress: Progress = SILENT,
     **options: Unpack[RecipeOptions],
 ) -> Run:
-    """Trains a supernet, from small subnets to large.
+    """Trains a supernet, from small subnets to large ones.
 
-    Without arguments: the micro space on scikit-learn's digits. Every epoch is saved; a training that was stopped is continued
-    by :func:`resume`. Options override ``settings``, these override ``config``, and ``config`` the recipe.
+    Without arguments, it trains the micro space on scikit-learn's digits. Every epoch is saved; :func:`resume` continues a
+    stopped training. Options override ``settings``, ``settings`` override ``config``, and ``config`` overrides the recipe.
 
     Args:
-        recipe: a recipe or its name; by default chosen by space, data and method.
+        recipe: a recipe or its name; by default the recipe that fits space, data and method.
         config: YAML file with recipe fields.
-        settings: recipe fields by their names.
-        data_dir: folder of the data's files.
-        out: folder for the runs.
-        name: of the run's folder; by default the time and the space's name.
-        device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
-        tensorboard: write the metrics for TensorBoard too.
+        settings: values of recipe fields by name.
+        data_dir: folder that holds the data set's files.
+        out: folder in which the run's folder is created.
+        name: name of the run's folder; by default date, time and the space's name.
+        device: ``cpu``, ``cuda``, or ``auto`` (a GPU if there is one).
+        tensorboard: also write the metrics for TensorBoard.
         progress: receives stages, and the events of :mod:`growtas.train.events`.
-        options: recipe fields such as ``epochs=2``, see :class:`RecipeOptions`.
+        options: recipe fields such as ``epochs=2``; see :class:`RecipeOptions`.
 
     Returns:
-        The finished run; ``run.info["test_accuracy"]`` has the accuracies (0..1) of its smallest, middle and largest subnet.
+        The finished run. ``run.info["test_accuracy"]`` holds the top-1 accuracies (0 to 1) of the smallest, the middle and the
+        largest subnet on the test images.
 
     Raises:
         OutputError: ``out`` can't be written.
-        ConfigError, SpaceError: an unknown recipe, field or space, or a wrong value.
-        DataError, DeviceError, CheckpointError, UsageError: see :func:`growtas.train.session.start_session`.
-        TrainingError: a loss or a weight is not finite.
-        KeyboardInterrupt: stopped; what was trained is saved.
+        ConfigError, SpaceError: A recipe, field or space is unknown, or a value is wrong.
+        DataError, DeviceError, CheckpointError, UsageError: See :func:`growtas.train.session.start_session`.
+        TrainingError: A loss or a weight is not finite.
+        KeyboardInterrupt: The training was stopped; its state is saved.
     """
     check_output_folder(out)
     from growtas.train.resolve_recipe import resolve_recipe
@@ -141,21 +144,22 @@ def resume(
     progress: Progress = SILENT,
     **options: Unpack[RecipeOptions],
 ) -> Run:
-    """Continues a run that was interrupted or killed, with its own recipe.
+    """Continues an interrupted or killed run with its own recipe.
 
     Args:
-        run: the run, by default the newest in ``root``.
-        config, settings, options: recipe fields given again; they must be the run's own, but for ``workers``,
-            ``keep_checkpoints`` and ``save_minutes``, and for the path of a teacher's weights that were moved.
-        data_dir: folder of the data's files, where they are not where they were.
+        run: the run or its folder; by default the newest in ``root``.
+        root: folder of the runs.
+        config, settings, options: recipe fields. They must equal the run's, except ``workers``, ``keep_checkpoints``,
+            ``save_minutes`` and the path of moved teacher weights.
+        data_dir: new folder of the data set's files, if they were moved.
         device, tensorboard, progress: as for :func:`train`.
 
     Raises:
-        ConfigError: a field differs from the run's.
-        CheckpointError: the teacher's file is absent, or holds other weights than it did.
-        UsageError: there is no such run, it is finished, or another process is training it.
-        DataError: the images are absent or changed.
-        TrainingError, KeyboardInterrupt: as for :func:`train`.
+        ConfigError: A field differs from the run's.
+        CheckpointError: The teacher's file is missing, or its weights have changed.
+        UsageError: There is no such run, the run is finished, or another process is training it.
+        DataError: The images are missing or have changed.
+        TrainingError, KeyboardInterrupt: As for :func:`train`.
     """
     stopped = load_run(run, root=root)
     from growtas.train.session import resume_session
@@ -187,28 +191,28 @@ def finetune(
     tensorboard: bool = False,
     progress: Progress = SILENT,
 ) -> Run:
-    """Goes on training an extracted model, on another data set and at another resolution if need be.
+    """Fine-tunes an extracted model on another data set, if wanted at another resolution.
 
     Args:
-        model: a run (its searched subnet is cut out), a model that was exported, or its folder.
-        data: images, as for :func:`train`; the recipe or the file may name them.
-        pixel_range: values of black and white in images of more than 8 bits a sample; by default the model's.
-        image_size: pixels a side, a multiple of the model's patch size; by default the model's.
-        in_chans: 1 (grey) or 3 (RGB); by default the model's.
-        subnet: of a run: a subnet, or the file of one; by default the one that the search chose.
+        model: a run (its searched subnet is extracted), an exported model, or the model's folder.
+        data: data set as for :func:`train`; ``recipe`` or ``config`` may name it instead.
+        pixel_range: values of black and white in images with more than 8 bits per sample; by default the model's.
+        image_size: side of the input in pixels, a multiple of the model's patch size; by default the model's.
+        in_chans: input channels, 1 (grey) or 3 (RGB); by default the model's.
+        subnet: if ``model`` is a run: a subnet or its file; by default the subnet that the search chose.
         recipe: a recipe of method ``finetune``, or its name.
-        epochs, lr, batch_size, seed: recipe fields like ``image_size``; all override ``settings``, these ``config``, and ``config``
-            the recipe.
+        epochs, lr, batch_size, seed: recipe fields, as is ``image_size``. They override ``settings``, ``settings`` override
+            ``config``, and ``config`` overrides the recipe.
         config, settings, data_dir, out, name, device, tensorboard, progress: as for :func:`train`.
 
     Returns:
-        The finished run; its space holds the model alone. ``run.info["finetune"]`` has its ``test_accuracy`` (0..1), and what was
-        changed of the model.
+        The finished run; its space holds only the model. ``run.info["finetune"]`` holds the ``test_accuracy`` (0 to 1) and the
+        changes to the model.
 
     Raises:
-        CheckpointError: nothing that can be fine-tuned.
-        SubnetError: the run's space does not hold the subnet.
-        ConfigError, DataError, DeviceError, OutputError, UsageError, TrainingError, KeyboardInterrupt: as for :func:`train`.
+        CheckpointError: The model can't be fine-tuned or read.
+        SubnetError: The run's space does not contain the subnet.
+        ConfigError, DataError, DeviceError, OutputError, UsageError, TrainingError, KeyboardInterrupt: As for :func:`train`.
     """
     check_output_folder(out)
     from growtas.export.formats import SUFFIXES
@@ -250,10 +254,13 @@ def plan_training(
     progress: Progress = SILENT,
     **options: Unpack[RecipeOptions],
 ) -> TrainingPlan:
-    """What :func:`train` would do with the same arguments: stages, steps, compute, memory and time. Nothing is written.
+    """Plans the training that :func:`train` would do with the same arguments, and writes nothing.
+
+    Returns:
+        The plan: stages, steps, compute, memory and time.
 
     Raises:
-        ConfigError, SpaceError, DataError, DeviceError, CheckpointError: as for :func:`train`.
+        ConfigError, SpaceError, DataError, DeviceError, CheckpointError: As for :func:`train`.
     """
     from growtas.train import plan
     from growtas.train.resolve_recipe import resolve_recipe
@@ -264,16 +271,16 @@ def plan_training(
 
 
 def load_run(run: runs.Run | str | Path | None = None, *, root: str | Path = "runs") -> Run:
-    """A run by its folder, or the newest in ``root``.
+    """Returns the run in a folder, or the newest run in ``root``.
 
     Raises:
-        UsageError: there is none.
+        UsageError: There is no such run.
     """
     return Run(run.path if isinstance(run, runs.Run) else runs.find_run(run, Path(root)).path)
 
 
 def _trained(session: Session, progress: Progress, *, tensorboard: bool) -> Run:
-    """Trains a session to its end."""
+    """Runs a session to its end and returns the run."""
     with contextlib.ExitStack() as stack:
         if tensorboard:
             from growtas.watch.tensorboard import TensorBoardProgress

@@ -1,10 +1,10 @@
-"""The command line: ``growtas COMMAND``; one file a command, torch imported only by those that need it."""
+"""The command line ``growtas COMMAND``. Each command is one module; only the commands that need torch import it."""
 
 import sys
 
 try:
     from growtas.cli.main import main
-except KeyboardInterrupt:  # main() answers Ctrl-C from here on
+except KeyboardInterrupt:  # once main() runs, it handles Ctrl-C itself
     sys.stderr.write("growtas: interrupted\n")
     sys.exit(130)
 

@@ -25,8 +25,8 @@ from growtas.cli.verify import verify
 
 app = typer.Typer(
     name="growtas",
-    help="Grow a ViT supernet, search it under measured latency, and export the subnet as a verified, benchmarked engine.",
-    epilog="The whole way, in an empty folder:  growtas train  |  growtas search --device a10 --max-latency 5ms  |  "
+    help="Train a Vision Transformer supernet, search it under latency limits, and export the subnet as a verified engine.",
+    epilog="Example, in an empty folder:  growtas train  |  growtas search --device a10 --max-latency 5ms  |  "
     "growtas export --format trt  |  growtas bench",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -45,12 +45,12 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback when a command fails.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    # --debug is read in main(), where errors end up; it is declared here for --help and for the parser.
+    # main() reads --debug, because it handles the errors; the declaration here serves --help and the parser.
     del debug, version
 
 

@@ -1,4 +1,4 @@
-"""``growtas bench``: artifacts measured against each other on this machine."""
+"""``growtas bench``: measures artifacts side by side on this machine."""
 
 from __future__ import annotations
 
@@ -16,37 +16,40 @@ def bench(
     artifacts: Annotated[
         list[str] | None,
         Argument(
-            help="Files (.safetensors, .pt2, .onnx, .xml, .plan), folders of them, run folders, or timm:NAME; by default the "
-            "newest run."
+            help="Files (.safetensors, .pt2, .onnx, .xml, .plan), folders of them, run folders, or timm:NAME. Default: the newest "
+            "run in ./runs."
         ),
     ] = None,
     baseline: Annotated[
-        str | None, Option(help="What the others are compared with: one of the artifacts, a runtime, or any timm model.")
+        str | None, Option(help="Baseline of the comparison: one of the artifacts, a runtime, or the name of a timm model.")
     ] = None,
     runtime: Annotated[
         list[str] | None,
         Option(
-            help="eager, compile, onnxruntime, openvino, tensorrt or tensorrt-rtx; several separated by commas. By default each "
-            "artifact's own."
+            help="Runtimes, separated by commas: eager, compile, onnxruntime, openvino, tensorrt and tensorrt-rtx. Default: the "
+            "usual one of each artifact."
         ),
     ] = None,
     batch: Annotated[str, Option(help="Batch sizes, separated by commas.")] = "1,8",
     threads: options.Threads = None,
-    rounds: Annotated[int, Option(help="How often every artifact gets its turn; turns are interleaved.")] = 5,
-    seconds: Annotated[float, Option(help="Seconds for each artifact and batch, all rounds together.")] = 1.0,
-    device: Annotated[str, Option(help="cpu, or cuda for PyTorch and ONNX Runtime on a GPU.")] = "cpu",
+    rounds: Annotated[int, Option(help="Number of rounds; every artifact is measured once per round.")] = 5,
+    seconds: Annotated[
+        float, Option(help="Seconds of measurement for each artifact and batch size, summed over all rounds.")
+    ] = 1.0,
+    device: Annotated[str, Option(help="Device of PyTorch and ONNX Runtime: cpu or cuda.")] = "cpu",
     roofline: Annotated[
-        bool, Option("--roofline/--no-roofline", help="Measure this machine's peaks, and each artifact's share of them.")
+        bool, Option("--roofline/--no-roofline", help="Measure this machine's peak speed, and each artifact's share of it.")
     ] = True,
-    out: Annotated[Path | None, Option(help="JSON file for the report; by default RUN/bench/bench.json.")] = None,
-    csv: Annotated[Path | None, Option(help="CSV file, a line for each artifact and batch.")] = None,
-    png: Annotated[Path | None, Option(help="PNG file with latencies and throughput (needs matplotlib).")] = None,
+    out: Annotated[Path | None, Option(help="JSON file for the report. Default: RUN/bench/bench.json.")] = None,
+    csv: Annotated[Path | None, Option(help="CSV file to write, with a row for each artifact and batch size.")] = None,
+    png: Annotated[Path | None, Option(help="PNG file to write, with latency and throughput (needs growtas\\[watch]).")] = None,
     json_: options.Json = False,
 ) -> None:
     """Measure latency, throughput, load time and memory of artifacts.
 
-    ONNX files run in ONNX Runtime, safetensors and exported programs in eager PyTorch, OpenVINO IR in OpenVINO, plans in TensorRT
-    where a GPU is at hand; elsewhere a plan is listed with its size and activation memory. Ctrl-C shows what was measured so far.
+    By default, ONNX files run in ONNX Runtime, safetensors and exported programs in eager PyTorch, OpenVINO IR in OpenVINO, and
+    plans in TensorRT. Without a GPU, a plan is listed with its size and activation memory only. Ctrl-C ends the measurement and
+    shows what was measured so far.
 
     Example: growtas bench --batch 1,8 --baseline deit_tiny_patch16_224
 
@@ -76,7 +79,7 @@ def bench(
     else:
         print_report(report)
     if report.interrupted:
-        note("interrupted: this is what was measured so far")
+        note("interrupted: the report covers what was measured so far")
         raise typer.Exit(130)
 
 
@@ -86,4 +89,4 @@ def _batches(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"--batch is {text!r}; it must be a list of numbers from 1 up, such as 1,8") from None
+        raise ConfigError(f"--batch is {text!r}; it must be whole numbers of at least 1, separated by commas, as in 1,8") from None

@@ -1,4 +1,4 @@
-"""The view of ``growtas bench``: the table, and the lines under it."""
+"""Shows the result of ``growtas bench``: the table and the lines below it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from growtas.units import format_bytes, format_limit, format_ms
 
 
 def print_report(report: BenchReport) -> None:
-    """Prints the table and the lines under it, and names the files that were written."""
+    """Prints the table, the lines below it and the names of the written files."""
     table = _table(report)
     if table.row_count:
         print_table(table)
@@ -69,10 +69,10 @@ def _lines(report: BenchReport) -> Iterator[str]:
         where = "all" if 1 < len(unsteady) == len(results) else ", ".join(unsteady)
         yield (
             f"! unsteady: the coefficient of variation is above {CV_BOUND:.0%} for {where}; other work was running, "
-            "or clocks changed: trust ratios within a round more than times, or measure again with more --seconds and --rounds"
+            "or clocks changed. Rely on the ratios, not on the times, or measure again with more --seconds and --rounds"
         )
     if settings["baseline"]:
-        yield f"x baseline: times the latency of {settings['baseline']}, median of the rounds (smallest-largest)"
+        yield f"x baseline: latency divided by that of {settings['baseline']}, median of the rounds (smallest-largest)"
         yield from _per_mac_lines(artifacts)
     yield from _shape_lines(artifacts)
     yield from _roofline_lines(report)
@@ -80,21 +80,21 @@ def _lines(report: BenchReport) -> Iterator[str]:
         if parts := result.parts:
             times = {name.removesuffix("_ms"): ms for name, ms in parts.items() if name.endswith("_ms")}
             listed = ", ".join(f"{name} {format_ms(ms)}" for name, ms in times.items())
-            yield f"{artifact.label} batch {result.batch}, times apart (measured): {listed}"
+            yield f"{artifact.label} batch {result.batch}, parts of the latency (measured): {listed}"
     for artifact in artifacts:
         first_run_ms = (artifact.memory or {}).get("first_run_ms")
         if first_run_ms and any(result.runtime == "torch.compile" for result in artifact.results):
-            yield f"{artifact.label}: the first run, which compiles, took {first_run_ms / 1e3:.3g} s (measured)"
+            yield f"{artifact.label}: the first run, which includes compilation, took {first_run_ms / 1e3:.3g} s (measured)"
     for artifact, result in results:
         if power := result.power:
-            per_image = f", {power['joules_per_image']:.3g} J an image" if power["joules_per_image"] is not None else ""
+            per_image = f", {power['joules_per_image']:.3g} J per image" if power["joules_per_image"] is not None else ""
             yield f"power: {artifact.label} batch {result.batch} {power['watts']:.3g} W{per_image}"
     for device, meter in report.power.items():
         yield f"power of {device}: " + (meter["by"] if meter["readable"] else f"not readable here ({meter['because']})")
     yield _clock_line(report)
     runtimes = dict.fromkeys(f"{result.runtime} {result.runtime_version} on {result.device}" for _, result in results)
     yield f"{', '.join((*runtimes, machine['cpu']))}, {machine['threads']} of {machine['cpu_threads_total']} threads"
-    yield "memory is the peak of a process of its own that loads and runs the artifact, its runtime included"
+    yield "memory: the peak of a separate process that loads and runs the artifact, including its runtime"
 
 
 def _per_mac_lines(artifacts: list[ArtifactReport]) -> Iterator[str]:
@@ -112,14 +112,14 @@ def _shape_lines(artifacts: list[ArtifactReport]) -> Iterator[str]:
     }
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{label} {shape}" for label, shape in shapes.items())
-        yield f"inputs differ, and each artifact was measured on its own: {listed}"
+        yield f"inputs differ; each artifact was measured with its own: {listed}"
 
 
 def _roofline_lines(report: BenchReport) -> Iterator[str]:
     for peak in report.peaks:
         threads = f" at {peak['threads']} threads" if peak["threads"] else ""
         yield (
-            f"peaks of {peak['device']}, measured beside them{threads}: {peak['gemm_flops_per_s'] / 1e9:,.0f} GFLOP/s "
+            f"peaks of {peak['device']}, measured in the same run{threads}: {peak['gemm_flops_per_s'] / 1e9:,.0f} GFLOP/s "
             f"(float32 matrix product), {peak['copy_bytes_per_s'] / 1e9:.3g} GB/s (memory copy)"
         )
     for artifact in report.artifacts if report.peaks else ():
@@ -131,7 +131,7 @@ def _roofline_lines(report: BenchReport) -> Iterator[str]:
         if texts:
             yield f"share of the GEMM peak and of the copy bandwidth: {artifact.label} {', '.join(texts)}"
         elif artifact.results:
-            yield f"share of the peaks: unknown for {artifact.label} (no manifest tells its MACs)"
+            yield f"share of the peaks: unknown for {artifact.label} (no manifest states its MACs)"
 
 
 def _share(value: float) -> str:
@@ -159,10 +159,10 @@ def _not_runnable_line(artifact: ArtifactReport) -> str:
 
 
 def limit_lines(judged: Iterable[tuple[str, Sequence[Mapping[str, Any]]]]) -> list[str]:
-    """A verdict for each artifact that a device's limit is about; one line that it was not checked where there is none.
+    """Returns a verdict for each artifact to which a device's limit applies, or one line that the limit was not checked.
 
     Args:
-        judged: what each artifact is called, and the search's latency limits on it; see :mod:`growtas.export.benchmark.limits`.
+        judged: each artifact's label, and the search's latency limits on it; see :mod:`growtas.export.benchmark.limits`.
     """
     lines, pairs = list[str](), [(label, limit) for label, limits in judged for limit in limits]
     for device in dict.fromkeys(limit["device"] for _, limit in pairs):
@@ -175,9 +175,9 @@ def _limit_line(file: str, limit: Mapping[str, Any]) -> str:
     promised = limit["promised"]
     line = f"the search's latency limit {format_limit(limit['limit_ms'], format_ms)} on {limit['device']}"
     if promised:
-        line += f" (then {format_ms(promised['ms'])}, {promised['kind']})"
+        line += f" (in the search {format_ms(promised['ms'])}, {promised['kind']})"
     if limit["holds"] is None:
-        return f"{line}: not checked here; {limit['unchecked_because']}"
+        return f"{line} was not checked: {limit['unchecked_because']}"
     verdict = "holds" if limit["holds"] else "does NOT hold"
     return f"{file}: {line} {verdict}: {format_ms(limit['measured_ms'])}, measured"
 
@@ -193,9 +193,9 @@ def _no_faster_lines(artifacts: list[ArtifactReport]) -> Iterator[str]:
 
 
 class TurnBar(ProgressBar):
-    """A bar that counts turns, and names the artifact whose turn it is."""
+    """A progress bar that counts measurements and names the current artifact."""
 
     def event(self, event: object) -> None:
-        """Names the artifact whose turn begins."""
+        """Names the artifact whose measurement begins."""
         if isinstance(event, TurnBegun):
             self.bar.update(self.task, description=event.name)

@@ -1,4 +1,4 @@
-"""``growtas cost``: parameters and MACs of a subnet."""
+"""``growtas cost``: counts the parameters and MACs of a subnet."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def cost(
 ) -> None:
     """Count the parameters and MACs of a subnet.
 
-    MACs are multiply-accumulates for one image (many papers print them as "FLOPs"). They are counted as in the papers' tables,
-    without the relative position, and a second time with it.
+    MACs are the multiply-accumulates for one image (many papers call them "FLOPs"). They are counted twice: without the relative
+    position, as in the papers' tables, and with it.
 
     Example: growtas cost --space autoformer-t subnet.json
     """

@@ -1,4 +1,4 @@
-"""``growtas devices``: what ``--device`` can name."""
+"""``growtas devices``: lists the devices that ``--device`` accepts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def devices(json_: options.Json = False) -> None:
-    """List the devices whose latency a search can limit, and what can be measured on this machine.
+    """List the devices whose latency a search can limit, and what this machine can measure.
 
-    What is at hand is measured: the first list has its runtimes and precisions, those with a measured profile that counts
-    here, and why others can't be measured.
+    The first table lists this machine's devices with their runtimes and precisions, whether their latency can be measured, and
+    which measured profiles apply to them.
 
-    A modelled profile is a roofline from the datasheet: nothing was timed on that device. A measured one was made by
-    `growtas profile`; of subnets that it did not time, it predicts the latency. One of cpu counts on the machine that
-    it was made on.
+    The second table lists all profiles. A modelled profile is a roofline from the datasheet: nothing was timed on that device. A
+    measured profile was made by `growtas profile`; it predicts the latency of subnets that were not timed. A measured profile of
+    cpu applies only to the machine that it was made on.
 
     Example: growtas devices
     """
@@ -62,33 +62,33 @@ def devices(json_: options.Json = False) -> None:
         table.add_row(*row)
     print_table(table)
     for text in (
-        "error of a measured profile: 95th percentile on held-out subnets; of a modelled one: its uncertainty, a judgement, after "
-        "how far it misses public ViT-B/16 latencies (fp16, batch 1 to 32)",
-        "a target is written as in cpu:openvino:int8; nothing is measured on a device that is not at hand",
-        "a measured profile of a device at hand counts where the full name, threads and runtime are the same and its reference "
-        "subnet takes as long",
-        f"your own profiles go before the shipped ones; they lie in {user_folder()}, and `growtas profile` measures one",
+        "error: for a measured profile the 95th percentile on held-out subnets; for a modelled one an uncertainty, judged from its "
+        "error on public ViT-B/16 latencies (fp16, batch 1 to 32)",
+        "a target is written as in cpu:openvino:int8; only the devices of this machine are measured",
+        "a measured profile applies to a device of this machine if its full name, threads and runtime are the same and the "
+        "reference subnet takes the same time",
+        f"your own profiles, in {user_folder()}, have priority over the shipped ones; `growtas profile` measures a profile",
     ):
         print_text(text)
 
 
 def _profiles_here(profiles: Iterable[MeasuredProfile]) -> dict[tuple[str | None, str, str], list[str]]:
-    """The spaces that have a measured profile which counts on this machine, by device, runtime and precision."""
+    """Returns the spaces with a measured profile that applies to this machine, by device, runtime and precision."""
     from growtas.latency.at_hand import CPU, devices_at_hand
     from growtas.latency.measured.machine import local_setup, why_not_here
 
     names, spaces = devices_at_hand(), defaultdict[tuple[str | None, str, str], list[str]](list)
     for profile in profiles:
-        # Only then the runtime is imported for its version.
+        # The runtime is imported, for its version, only if the device is the same.
         if profile.description == names.get(profile.name):
             here = local_setup(runtime=profile.runtime, hardware="cpu" if profile.name == CPU else "cuda")
             if not why_not_here(profile, here):
                 spaces[profile.name, profile.runtime, profile.precision].append(profile.space.name)
-    return {target: list(dict.fromkeys(held)) for target, held in spaces.items()}
+    return {target: list(dict.fromkeys(names)) for target, names in spaces.items()}
 
 
 def _here(targets: Iterable[Mapping[str, Any]]) -> Table:
-    """The targets of this machine, with one row for the runtimes and precisions that have the same answer."""
+    """Returns the table of this machine's targets; runtimes and precisions with the same answer share a row."""
     precisions = defaultdict[tuple[str, str, str], list[str]](list)
     for target in targets:
         profiled = f"; profiles of {', '.join(target['profiles'])}" if target["profiles"] else ""
@@ -97,14 +97,14 @@ def _here(targets: Iterable[Mapping[str, Any]]) -> Table:
     runtimes = defaultdict[tuple[str, str, str], list[str]](list)
     for (device, runtime, answer), names in precisions.items():
         runtimes[device, ", ".join(names), answer].append(runtime)
-    table = new_table("at hand", "runtime", "precision", "measured here", fold="measured here")
+    table = new_table("device", "runtime", "precision", "measured here", fold="measured here")
     for (device, precision, answer), names in runtimes.items():
         table.add_row(device, ", ".join(names), precision, answer)
     return table
 
 
 def _entry(path: Path | Traversable, profile: MeasuredProfile) -> dict[str, Any]:
-    """A measured profile in JSON, without its samples."""
+    """Returns a measured profile for JSON, without its samples."""
     from growtas.latency.catalogue import origin
 
     data = {key: value for key, value in profile.to_dict().items() if key not in ("samples", "coefficients", "space")}

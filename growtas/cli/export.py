@@ -1,4 +1,4 @@
-"""``growtas export``: a searched subnet as verified artifacts."""
+"""``growtas export``: exports a subnet as verified artifacts."""
 
 from __future__ import annotations
 
@@ -22,68 +22,72 @@ _SERVING = partial(Option, rich_help_panel="Serving")
 
 
 def export(
-    run: Annotated[Path | None, Argument(help="Run folder; by default the newest in ./runs.")] = None,
-    subnet: Annotated[Path | None, Option(help="Subnet file; by default what `growtas search` chose.")] = None,
+    run: Annotated[Path | None, Argument(help="Run folder. Default: the newest in ./runs.")] = None,
+    subnet: Annotated[Path | None, Option(help="Subnet file. Default: the subnet that `growtas search` chose.")] = None,
     format: Annotated[
         str,
         Option(
-            help="torch (safetensors), program (torch.export), onnx, openvino (IR) or trt (a TensorRT plan), several with commas; "
-            "each makes what it is made from too."
+            help="Formats, separated by commas: torch (safetensors), program (torch.export), onnx, openvino (IR) and trt (a "
+            "TensorRT plan). The formats that a format is made from are written too."
         ),
     ] = "onnx",
     precision: Annotated[
         str | None,
         Option(
-            help="fp32, fp16, bf16, int8 or fp8; by default what a plan's latency was searched for, else what its device's profile "
-            "says, else fp32."
+            help="fp32, fp16, bf16, int8 or fp8. Default: for a plan the precision of the searched latency, or else the one of the "
+            "device's profile; for other formats fp32."
         ),
     ] = None,
-    name: Annotated[str | None, Option(help="Name of the files; by default SPACE-subnet.")] = None,
-    out: Annotated[Path | None, Option(help="Folder for the files; by default RUN/export.")] = None,
+    name: Annotated[str | None, Option(help="Name of the files, without suffix. Default: SPACE-subnet.")] = None,
+    out: Annotated[Path | None, Option(help="Folder for the files. Default: RUN/export.")] = None,
     opset: Annotated[int, Option(help="ONNX opset, 18 to 22.")] = 20,
     ir_version: Annotated[
         int | None,
-        Option(help="IR version of the ONNX files; by default the lowest that the opset needs, which most runtimes read."),
+        Option(help="IR version of the ONNX files. Default: the lowest one that the opset allows, which most runtimes can read."),
     ] = None,
-    max_batch: Annotated[int, Option(help="Largest batch that is checked, and that a plan takes.")] = 8,
-    opt_batch: Annotated[int, _PLANS(help="Batch that a plan is tuned for.")] = 1,
+    max_batch: Annotated[int, Option(help="Largest batch size that is checked, and that a plan accepts.")] = 8,
+    opt_batch: Annotated[int, _PLANS(help="Batch size that a plan is tuned for.")] = 1,
     target: Annotated[
-        str | None, _PLANS(help="Compute capabilities of a plan, such as sm86 or sm86,sm89 (ahead of time, no GPU needed).")
+        str | None, _PLANS(help="Compute capabilities to build a plan for without a GPU, as in sm86 or sm86,sm89.")
     ] = None,
-    device: Annotated[str | None, _PLANS(help="Device of a plan, such as a10; by default what the search was for.")] = None,
+    device: Annotated[str | None, _PLANS(help="Device of a plan, as in a10. Default: the device of the search.")] = None,
     keep: Annotated[
         str,
         _PRECISION(
-            help="Layers that stay in fp32: auto (those that hurt, where a threshold is missed), none, or names with commas."
+            help="Layers that stay in fp32: auto (the most harmful ones, if a threshold is missed), none, or comma-separated names."
         ),
     ] = "auto",
-    calibration_images: Annotated[int, _PRECISION(help="Images of the search split that int8 is calibrated on.")] = 128,
+    calibration_images: Annotated[int, _PRECISION(help="Number of images of the search split for int8 calibration.")] = 128,
     calibration_method: Annotated[
-        str, _PRECISION(help="minmax (nothing is clipped), percentile (the largest in ten thousand) or entropy.")
+        str, _PRECISION(help="minmax (clips nothing), percentile (clips the largest of ten thousand values) or entropy.")
     ] = "minmax",
-    preprocess: Annotated[bool, _ENDS("--preprocess", help="Take uint8 pixels (N, H, W, C): normalisation in the graph.")] = False,
-    resize: Annotated[bool, _ENDS("--resize", help="With --preprocess: pixels of any size, resized and cropped.")] = False,
-    softmax: Annotated[bool, _ENDS("--softmax", help="Give probabilities beside the logits.")] = False,
-    top_k: Annotated[int | None, _ENDS(help="Give the best classes and their scores.")] = None,
-    tolerance: Annotated[float, CHECKS(help="Largest relative error of fp32 logits that passes.")] = 1e-4,
-    images: Annotated[int | None, CHECKS(help="Labelled test images for verification; by default up to 512.")] = None,
+    preprocess: Annotated[
+        bool, _ENDS("--preprocess", help="Build the normalisation into the graph: its input is uint8 pixels (N, H, W, C).")
+    ] = False,
+    resize: Annotated[
+        bool, _ENDS("--resize", help="With --preprocess: also build resize and crop into the graph, for images of any size.")
+    ] = False,
+    softmax: Annotated[bool, _ENDS("--softmax", help="Output the probabilities beside the logits.")] = False,
+    top_k: Annotated[int | None, _ENDS(help="Also output the best TOP_K classes and their scores.")] = None,
+    tolerance: Annotated[float, CHECKS(help="Largest relative error of the fp32 logits that passes.")] = 1e-4,
+    images: Annotated[int | None, CHECKS(help="Number of labelled test images for the verification. Default: at most 512.")] = None,
     max_error: options.MaxError = None,
     min_cosine: options.MinCosine = None,
     min_agreement: options.MinAgreement = None,
     max_accuracy_drop: options.MaxAccuracyDrop = None,
     data: options.CheckData = None,
     data_dir: options.CheckDataDir = None,
-    triton: Annotated[Path | None, _SERVING(help="Triton model repository to write the model to.")] = None,
-    instances: Annotated[int, _SERVING(help="Copies of the model that Triton runs.")] = 1,
-    max_delay_us: Annotated[int, _SERVING(help="Microseconds that a request waits for others in Triton.")] = 500,
-    licence: Annotated[str | None, _SERVING(help="Licence of weights and data, for the model card.")] = None,
+    triton: Annotated[Path | None, _SERVING(help="Triton model repository that the model is written to.")] = None,
+    instances: Annotated[int, _SERVING(help="Number of copies of the model that Triton runs.")] = 1,
+    max_delay_us: Annotated[int, _SERVING(help="Microseconds that a request in Triton waits for others to share its batch.")] = 500,
+    licence: Annotated[str | None, _SERVING(help="Licence of the weights and the data, for the model card.")] = None,
     json_: options.Json = False,
 ) -> None:
-    """Cut a subnet out of the supernet and export it, verified.
+    """Extract a subnet from the supernet and export it as verified files.
 
-    Every artifact's logits are compared with the static ViT's and the supernet's on real images, at batch 1, an odd batch and
-    --max-batch, and its accuracy on labelled ones; out of tolerance, nothing is left in place. Each file gets a manifest beside it,
-    and the folder a model card (README.md).
+    The logits of every artifact are compared with those of the static ViT and of the supernet on real images, at batch 1, an odd
+    batch size and --max-batch; its accuracy is compared on labelled test images. If a check fails, no file is left behind. Each
+    file gets a manifest beside it, and the folder gets a model card (README.md).
 
     Example: growtas export --format trt
 
@@ -158,14 +162,14 @@ def _print(artifacts: ExportedArtifacts) -> None:
     print_table(table)
     module = next((item.manifest.module.file for item in artifacts if item.manifest.module), None)
     if module is not None:
-        print_line(f"{module}: the network in plain PyTorch, without growtas")
+        print_line(f"{module}: the network in plain PyTorch; it doesn't need growtas")
     checked = first.verification
     images = checked and checked.images
-    print_text(f"in {artifacts[0].path.parent}; checked on {images}")
+    print_text(f"folder {artifacts[0].path.parent}; checked on {images}")
     if checked is not None and checked.accuracy is not None:
         print_text(
-            "accuracy: ± its standard error; in brackets the points won or lost against the network it was made from, on the same "
-            "images"
+            "accuracy: ± its standard error; in brackets the difference in percentage points to the network that the file was made "
+            "from, on the same images"
         )
     for artifact in artifacts:
         name, manifest = artifact.path.name, artifact.manifest
@@ -173,8 +177,8 @@ def _print(artifacts: ExportedArtifacts) -> None:
             print_text(f"{name} was checked on {manifest.verified.images}")
         if not manifest.executed:
             source = manifest.compiled_from
-            numbers = f"; its numbers are those of {source.file}, which it was compiled from" if source else ""
-            print_text(f"{name} was made, not run: {manifest.not_executed_because}{numbers}")
+            numbers = f"; the numbers shown are those of {source.file}, which it was compiled from" if source else ""
+            print_text(f"{name} was built but not run: {manifest.not_executed_because}{numbers}")
     for line in limit_lines((artifact.path.name, limits) for artifact, limits in zip(artifacts, artifacts.limits, strict=True)):
         print_text(line)
     if artifacts.served is not None:

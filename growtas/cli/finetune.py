@@ -1,4 +1,4 @@
-"""``growtas finetune``: an extracted model on another data set."""
+"""``growtas finetune``: trains an extracted model on another data set."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ from growtas.units import standard_error
 
 def finetune(
     model: Annotated[
-        Path, Argument(help="A run (its searched subnet), or a model: the .safetensors file of `growtas export`, or its folder.")
+        Path, Argument(help="A run (its searched subnet is used), or a .safetensors file of `growtas export`, or its folder.")
     ],
-    data: Annotated[str | None, DATA(help="Images: a folder, digits, fashion-mnist, or a timm name such as torch/cifar10.")] = None,
+    data: Annotated[
+        str | None, DATA(help="Data set: a folder, digits, fashion-mnist, or a timm name such as torch/cifar10.")
+    ] = None,
     data_dir: options.DataDir = None,
     pixel_range: options.PixelRange = None,
-    image_size: Annotated[int | None, Option(help="Pixels a side, a multiple of the patch size; by default the model's.")] = None,
-    in_chans: Annotated[int | None, Option(help="Channels: 1 (grey) or 3 (RGB); by default the model's.")] = None,
-    subnet: Annotated[Path | None, Option(help="For a run: a subnet file; by default what `growtas search` chose.")] = None,
-    recipe: Annotated[str | None, RECIPE(help="A recipe by its name, such as transfer-cifar10.")] = None,
-    epochs: Annotated[int | None, RECIPE(help="Passes over the training images.")] = None,
+    image_size: Annotated[
+        int | None, Option(help="Side of the input in pixels, a multiple of the patch size. Default: the model's.")
+    ] = None,
+    in_chans: Annotated[int | None, Option(help="Input channels: 1 (grey) or 3 (RGB). Default: the model's.")] = None,
+    subnet: Annotated[
+        Path | None, Option(help="Subnet file, if MODEL is a run. Default: the subnet that `growtas search` chose.")
+    ] = None,
+    recipe: Annotated[str | None, RECIPE(help="Name of a recipe, such as transfer-cifar10.")] = None,
+    epochs: Annotated[int | None, RECIPE(help="Passes over the training images. Default: the recipe's.")] = None,
     lr: options.LearningRate = None,
-    batch_size: Annotated[int | None, RECIPE(help="Images a step.")] = None,
+    batch_size: Annotated[int | None, RECIPE(help="Images per step. Default: the recipe's.")] = None,
     seed: options.Seed = None,
     config: options.Config = None,
     settings: options.Settings = None,
@@ -36,10 +42,11 @@ def finetune(
     tensorboard: options.TensorBoard = False,
     json_: options.Json = False,
 ) -> None:
-    """Go on training an extracted model, on another data set and at another resolution if need be.
+    """Fine-tune an extracted model on another data set, if wanted at another resolution.
 
-    The head is made anew for the data's classes; positions and relative tables are interpolated for another --image-size. The
-    result is a run like any other: export and bench it, and continue it with `growtas train --resume` where it was stopped.
+    The model gets a new head for the data's classes. For another --image-size, position embeddings and relative tables are
+    interpolated. The result is a run that `growtas export` and `growtas bench` accept; after a stop, `growtas train --resume`
+    continues it.
 
     Example: growtas finetune runs/RUN --data photos/ --image-size 56
     """

@@ -1,4 +1,4 @@
-"""``growtas import``: other projects' checkpoints as growtas runs."""
+"""``growtas import``: turns other projects' checkpoints into runs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from typer import Argument, Option
 from growtas.cli import options
 from growtas.cli.output import print_json, print_line
 
-import_app = typer.Typer(help="Turn another project's checkpoint into a run.", no_args_is_help=True)
+import_app = typer.Typer(
+    help="Turn another project's checkpoint into a run.",
+    epilog="Example: growtas import autoformer supernet-tiny.pth --space autoformer-t",
+    no_args_is_help=True,
+)
 
 
 @import_app.command("autoformer")
 def autoformer(
     checkpoint: Annotated[Path, Argument(help="A published AutoFormer supernet (.pth or .safetensors).")],
-    space: Annotated[str, Option(help="The space it was trained on: a preset's name or a YAML file.")],
+    space: Annotated[str, Option(help="Search space that it was trained on: the name of a preset, or a YAML file.")],
     out: options.Out = Path("runs"),
     name: options.Name = None,
     json_: options.Json = False,
 ) -> None:
-    """Load a published AutoFormer checkpoint, without running any code in it.
+    """Import a published AutoFormer checkpoint, without running code from it.
 
-    The result is a run like a trained one: search it, export from it.
+    The result is a run that `growtas search` and `growtas export` accept.
 
     Example: growtas import autoformer supernet-tiny.pth --space autoformer-t
     """

@@ -1,4 +1,4 @@
-"""``growtas inspect``: what an artifact is, read from its manifest and from the file itself."""
+"""``growtas inspect``: describes an artifact from its manifest and from the file itself."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    artifact: Annotated[Path, Argument(help="File (.onnx, .safetensors, .pt2, .xml, .plan).")],
+    artifact: Annotated[Path, Argument(help="Artifact file (.onnx, .safetensors, .pt2, .xml or .plan).")],
     verify: Annotated[
-        bool, Option("--verify", help="Fail where the file contradicts its manifest or its format's rules, not only its hash.")
+        bool, Option("--verify", help="Also fail if the file's content contradicts its manifest or the rules of its format.")
     ] = False,
     json_: options.Json = False,
 ) -> None:
-    """Show an artifact: manifest, graph, precision as found in the file, costs, parity, latencies.
+    """Show an artifact: manifest, graph, precision found in the file, costs, parity and latencies.
 
-    Nothing is run, and of a plan only the manifest is shown. A file that is not the one its manifest describes is shown and fails.
+    Nothing is executed. Of a plan only the manifest is read. The command fails if the file's hash differs from its manifest's.
 
     Example: growtas inspect runs/first/export/micro-subnet.onnx
     """
@@ -51,7 +51,7 @@ def _facts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "file", f"{summary['path']}, {summary['kind']}, {format_bytes(summary['bytes'])}"
     yield "SHA-256", f"{summary['sha256']} ({matches})"
     if manifest.created:
-        yield "made", f"{manifest.created} of run {manifest.source.run}, {manifest.source.checkpoint}"
+        yield "made", f"{manifest.created} from run {manifest.source.run}, {manifest.source.checkpoint}"
     if manifest.subnet is not None:
         heads, ratios = (_compact(manifest.subnet.get(key)) for key in ("num_heads", "mlp_ratio"))
         yield "subnet", f"{manifest.space}: embed_dim {manifest.subnet.get('embed_dim')}, num_heads {heads}, mlp_ratio {ratios}"
@@ -76,7 +76,7 @@ def _facts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def latency_text(latency: Mapping[str, Any]) -> str:
-    """A latency with its kind and conditions: ``4.21 ms modelled, p50, batch 1, fp16, on a10 (tensorrt)``."""
+    """Formats a latency with its kind and conditions: ``4.21 ms modelled, p50, fp16, batch 1, on a10 (tensorrt)``."""
     from growtas.latency.estimate import kind_text
     from growtas.units import format_ms
 
@@ -94,12 +94,12 @@ def _precision(summary: Mapping[str, Any]) -> str:
 
     stated, actual = summary["precision"]["stated"], summary["precision"]["found"]
     sizes = summary["graph"].get("bytes_by_type", {})
-    held = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in sizes.items())
+    weights = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in sizes.items())
     quantised = summary["graph"].get("quantised_to")
-    notes = [f"weights and constants: {held}"] if held else []
+    notes = [f"weights and constants: {weights}"] if weights else []
     notes += [f"quantised to {', '.join(quantised)}"] if quantised else []
     actual_text = (
-        f"{actual} in the file" if actual else "the file is not read" if summary["kind"] == "plan" else "unknown in the file"
+        f"{actual} in the file" if actual else "the file was not read" if summary["kind"] == "plan" else "unknown in the file"
     )
     return "; ".join([f"{stated or 'nothing'} in the manifest, {actual_text}", *notes])
 
@@ -137,8 +137,8 @@ def _checks(manifest: Manifest) -> Iterator[tuple[str, str]]:
         text = f"relative error {error}, top-1 agreement {agreement}"
         if verified.accuracy is not None:
             accuracies = (verified.accuracy, verified.reference_accuracy)
-            own, reference = ("unknown" if x is None else format_accuracy(x, verified.count) for x in accuracies)
-            text += f", accuracy {own} ({verified.reference}: {reference})"
+            accuracy, reference = ("unknown" if x is None else format_accuracy(x, verified.count) for x in accuracies)
+            text += f", accuracy {accuracy} ({verified.reference}: {reference})"
         yield "verified", f"{text} on {verified.images}"
     if manifest.executed is False:
         yield "not run", str(manifest.not_executed_because)
@@ -149,7 +149,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _compact(values: Any) -> str:
-    """``[3, 3, 3]`` as ``3 x3``, others as they are."""
+    """Formats equal values briefly (``[3, 3, 3]`` as ``3 x3``) and other values in full."""
     if not isinstance(values, list) or not values:
         return str(values)
     return f"{values[0]} x{len(values)}" if values.count(values[0]) == len(values) else " ".join(map(str, values))

@@ -1,4 +1,4 @@
-"""Output of commands: tables and notes for people on stderr/stdout, one JSON document on stdout for machines."""
+"""Output of commands: tables on stdout and notes on stderr for people, or one JSON document on stdout for programs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MAIN = os.environ.get("RANK", "0") == "0"
-"""Whether this process talks: among those that torchrun started, only number 0 does."""
+"""Whether this process prints: of the processes that torchrun started, only rank 0 does."""
 _READABLE = 24
-"""Columns that a folded sentence needs."""
+"""Least width of a column of sentences, in characters."""
 
 
 @cache
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """The console for tables and results (stdout), or for progress bars (stderr), so that stdout stays clean for results."""
+    """Returns the console of stdout for results, or the one of stderr for progress bars."""
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, emoji=False, quiet=not MAIN, width=width)
@@ -39,8 +39,8 @@ def new_table(*headings: str, right: Collection[str] = (), fold: str | None = No
     """An empty table without borders, for :func:`print_table`.
 
     Args:
-        right: headings of the columns that are aligned at the right.
-        fold: heading of the column of sentences, which may go on in the next line where the terminal is narrow.
+        right: headings of the right-aligned columns.
+        fold: heading of the column of sentences, which wraps on a narrow terminal.
     """
     from rich.table import Table
 
@@ -51,7 +51,7 @@ def new_table(*headings: str, right: Collection[str] = (), fold: str | None = No
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Names and what they stand for on stdout, one below the other; on a terminal long values go on in the next line."""
+    """Prints name-value pairs on stdout, one per line; on a terminal long values wrap."""
     from growtas.watch.terminal import fact_lines
 
     for line in fact_lines([(name, value, "") for name, value in facts], _width()):
@@ -59,22 +59,22 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
 
 
 def print_line(text: str = "", end: str = "\n") -> None:
-    """Text on stdout as it is: not folded, and brackets are no markup."""
+    """Prints text on stdout unchanged: lines do not wrap, and brackets are not markup."""
     console().print(text, end=end, soft_wrap=True, markup=False)
 
 
 def print_text(text: str) -> None:
-    """Sentences on stdout; on a terminal they are folded between words."""
+    """Prints sentences on stdout; on a terminal they wrap between words."""
     from growtas.watch.terminal import fold
 
     print_line("\n".join(fold(text, _width())))
 
 
 def print_table(table: Table) -> None:
-    """A table on stdout; neither a name nor a number in it is ever cut.
+    """Prints a table on stdout without ever truncating a cell.
 
-    On a terminal that is too narrow, each row becomes a few lines: its first cell, and below it the others, each with its heading.
-    Where stdout is no terminal, the table is as wide as its content.
+    On a terminal that is too narrow, each row becomes several lines: its first cell, and below it the other cells with their
+    headings. If stdout is not a terminal, the table is as wide as its content.
     """
     out = console() if console().is_terminal else console(width=1_000_000)
     if _least_width(table) <= out.width:
@@ -85,12 +85,12 @@ def print_table(table: Table) -> None:
 
 
 def _width() -> int | None:
-    """Columns of the terminal that stdout is; None where it is none."""
+    """Returns the width of the terminal in characters; None if stdout is not a terminal."""
     return console().width if console().is_terminal else None
 
 
 def _least_width(table: Table) -> int:
-    """The columns that a table needs if its sentences are folded."""
+    """Returns the width that a table needs when its sentences wrap, in characters."""
     least = 2 * (len(table.columns) - 1)
     for column in table.columns:
         texts = [str(text) for text in (column.header, *column.cells)]
@@ -100,7 +100,7 @@ def _least_width(table: Table) -> int:
 
 
 def _records(table: Table, width: int) -> Iterator[Text]:
-    """The rows of a table, each as its first cell and, below it and indented, its other cells behind their headings."""
+    """Yields each row as its first cell and, indented below it, the other cells after their headings."""
     from rich.text import Text
 
     from growtas.watch.terminal import fold, pack
@@ -110,17 +110,17 @@ def _records(table: Table, width: int) -> Iterator[Text]:
         if str(title):
             yield Text(str(title), "bold")
         named = ((str(column.header), str(cell)) for column, cell in zip(others, cells, strict=True))
-        # A dash stands for nothing.
+        # A dash is an empty cell.
         entries = (f"{heading}: {cell}" if heading else cell for heading, cell in named if cell not in ("", "-"))
         for line in pack(entries, width - 2, "   "):
             yield from (Text(f"  {part}") for part in fold(line, width - 2))
 
 
 def command_line(*words: str | Path, **options: str | int | Path | None) -> str:
-    """A command of growtas that can be copied into a shell as it is.
+    """Returns a growtas command, quoted for a shell.
 
     Args:
-        options: by their names; those that are None or False are left out, one that is True has no value.
+        options: values by option name; None and False leave the option out, and True makes it a flag.
     """
     parts = ["growtas", *map(str, words)]
     for name, value in options.items():
@@ -130,31 +130,31 @@ def command_line(*words: str | Path, **options: str | int | Path | None) -> str:
 
 
 def note(text: str) -> None:
-    """A remark on stderr, for people; never part of a result."""
+    """Prints a note for people on stderr; it is never part of a result."""
     if MAIN:
         typer.echo(text, err=True)
 
 
 def print_json(data: Any) -> None:
-    """One JSON document on stdout, in UTF-8 whatever the terminal's encoding is."""
+    """Prints one JSON document on stdout, in UTF-8 regardless of the terminal's encoding."""
     if MAIN:
         typer.echo(json_text(data, indent=2).encode())
 
 
 class Notes(Progress):
-    """Prints the notes of long work on stderr, and nothing else of it."""
+    """Progress of long work that prints only the notes, on stderr."""
 
     def note(self, text: str) -> None:
-        """Print it."""
+        """Prints a note on stderr."""
         note(text)
 
 
 class ProgressBar(Notes):
-    """A bar on stderr that names the current stage and counts its units, and notes as lines; a context manager.
+    """A progress bar on stderr with the current stage and its count, and notes as lines above it; a context manager.
 
     Args:
-        columns: what the bar shows; by default stage, bar, count and time.
-        hidden: show only notes, as where stderr is no terminal.
+        columns: the bar's columns; by default stage, bar, count and time.
+        hidden: show only notes, as happens when stderr is not a terminal.
     """
 
     def __init__(self, *columns: ProgressColumn, hidden: bool) -> None:
@@ -174,17 +174,17 @@ class ProgressBar(Notes):
         self.bar.stop()
 
     def note(self, text: str) -> None:
-        """Prints it, above the bar where one is drawn."""
+        """Prints a note, above the bar if there is one."""
         if self.bar.live.is_started and not self.bar.disable:
             self.bar.console.print(text, soft_wrap=True, markup=False)
         else:
             super().note(text)
 
     def stage(self, name: str, total: int | None = None) -> None:
-        """The bar begins again under another name."""
+        """Restarts the bar for a new stage."""
         self.bar.remove_task(self.task)
         self.task = self.bar.add_task(name, total=total)
 
     def advance(self, count: int = 1) -> None:
-        """The bar grows."""
+        """Moves the bar on."""
         self.bar.advance(self.task, count)

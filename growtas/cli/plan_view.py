@@ -1,4 +1,4 @@
-"""The view of ``growtas train --dry-run``."""
+"""Shows the plan of ``growtas train --dry-run``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from growtas.watch.terminal import format_seconds
 
 
 def show_plan(plan: TrainingPlan, as_json: bool) -> None:
-    """Prints a plan that was made for a data set."""
+    """Prints the plan of a training on a data set."""
     if as_json:
         print_json(plan.to_dict())
         return
@@ -31,19 +31,19 @@ def show_plan(plan: TrainingPlan, as_json: bool) -> None:
     share = f", shared by {plan.processes} processes" if plan.processes > 1 else ""
     parts = ("weights", "gradients", "optimizer", "ema", "activations")
     kinds = ", ".join(f"{part} {format_bytes(getattr(memory, part))}" for part in parts if getattr(memory, part))
-    images = f"{plan.batch_images:,} images{share}; {plan.images:,} in all"
+    images = f"{plan.batch_images:,} images{share}; {plan.images:,} in total"
     lines = [
-        ("steps", f"{plan.steps:,} ({plan.steps_per_epoch:,} an epoch) of {images}"),
-        ("passes", f"{plan.passes:.3g} a step"),
+        ("steps", f"{plan.steps:,} ({plan.steps_per_epoch:,} per epoch) of {images}"),
+        ("passes", f"{plan.passes:.3g} per step"),
         ("learning rate", " -> ".join(f"{rate:.3g}" for rate in plan.lr) + " (first step, highest, last step)"),
         ("compute", f"{format_count(plan.macs)} MACs, forward and backward"),
-        ("memory", f"about {format_bytes(memory.total)} a process on {plan.device}: {kinds}"),
+        ("memory", f"about {format_bytes(memory.total)} per process on {plan.device}: {kinds}"),
     ]
     if plan.time is not None:
         duration = format_seconds(plan.time.seconds)
-        lines.append(("time", f"about {duration}, {plan.time.label}; data, evaluation and saving come on top"))
+        lines.append(("time", f"about {duration}, {plan.time.label}; loading data, evaluating and saving take more time"))
     print_facts((*lines, *report.rows()[1:], *(("note", remark) for remark in plan.remarks)))
-    print_line("\n# the recipe, as --config takes it")
+    print_line("\n# the recipe, as a file for --config")
     print_line(dump_recipe(recipe), end="")
 
 

@@ -1,4 +1,4 @@
-"""``growtas predict``: the best classes of images, from an artifact alone."""
+"""``growtas predict``: classifies images with an artifact alone."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ def predict(
     images: Annotated[list[str], Argument(help="Image files, folders of images, or patterns such as 'shoes/*.png'.")],
     model: Annotated[
         Path | None,
-        Option(help="Artifact with its manifest; by default one of the newest run that was made for this machine."),
+        Option(help="Artifact beside its manifest. Default: an artifact of the newest run that runs on this machine."),
     ] = None,
     top: Annotated[
-        int | None, Option(help="How many classes to show for each image; by default 5, or all of a model with fewer.")
+        int | None, Option(help="Number of classes to show for each image. Default: 5, or all classes if there are fewer.")
     ] = None,
-    batch: Annotated[int | None, Option(help="Images to run at once; by default what the export checked.")] = None,
+    batch: Annotated[int | None, Option(help="Images per batch. Default: the largest batch size that the export checked.")] = None,
     threads: options.Threads = None,
     json_: options.Json = False,
 ) -> None:
-    """Classify images with an exported artifact; its manifest has the preprocessing and the class names, the run may be gone.
+    """Classify images with an exported artifact.
 
-    An image that can't be read is named on stderr, the others are answered, and the exit code is 1.
+    The artifact's manifest holds the preprocessing and the class names; the run is not needed. If an image can't be read, the
+    command names it on stderr, classifies the other images and exits with code 1.
 
     Example: growtas predict shoe.png --model runs/first/export/micro-subnet.onnx
     """
@@ -48,13 +49,13 @@ def predict(
 
 
 def _print(predictions: Predictions) -> None:
-    answered = [image for image in predictions.images if image.error is None]
-    if not answered:
+    classified = [image for image in predictions.images if image.error is None]
+    if not classified:
         return
     table = new_table("image", "class", "probability", right=("probability",))
-    for image in answered:
+    for image in classified:
         for place, score in enumerate(image.top):
             table.add_row("" if place else str(image.file), score.label, f"{score.probability:.1%}")
     print_table(table)
     if predictions.errors:
-        print_line(f"{len(answered)} of {len(predictions.images)} images answered")
+        print_line(f"{len(classified)} of {len(predictions.images)} images classified")

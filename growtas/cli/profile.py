@@ -1,4 +1,4 @@
-"""``growtas profile``: this machine's latencies of a space, measured, fitted and tested."""
+"""``growtas profile``: measures a space's latencies on this machine and fits a latency model to them."""
 
 from __future__ import annotations
 
@@ -16,42 +16,50 @@ if TYPE_CHECKING:
 
 
 def profile(
-    device: Annotated[str, Option(help="What this machine is to be called: cpu, or a name for its GPU, such as a10.")],
+    device: Annotated[str, Option(help="Name of this machine's device: cpu, or a name for its GPU, such as a10.")],
     new_device: Annotated[
-        bool, Option("--new-device", help="The name is meant, though it looks like a slip of a known one.")
+        bool, Option("--new-device", help="Accept a --device name that looks like a misspelt known one.")
     ] = False,
     space: Annotated[
-        str, Option(help="Search space: a preset's name, a YAML file, or the folder of a run that was trained on it.")
+        str, Option(help="Search space: the name of a preset, a YAML file, or the folder of a run that was trained on it.")
     ] = "autoformer-t",
     runtime: Annotated[
         str | None,
         Option(
-            help="What executes: onnxruntime, openvino, tensorrt, tensorrt-rtx, torch, torch.compile or torch.cudagraphs; by "
-            "default tensorrt for a GPU, else onnxruntime."
+            help="Runtime that executes the network: onnxruntime, openvino, tensorrt, tensorrt-rtx, torch, torch.compile or "
+            "torch.cudagraphs. Default: tensorrt for a GPU, onnxruntime for the CPU."
         ),
     ] = None,
-    precision: Annotated[str | None, Option(help="Precision of the artifacts; by default fp16 for a GPU, else fp32.")] = None,
-    batch: Annotated[int, Option(help="Images at once.")] = 1,
+    precision: Annotated[
+        str | None, Option(help="Precision of the measured artifacts. Default: fp16 for a GPU, fp32 for the CPU.")
+    ] = None,
+    batch: Annotated[int, Option(help="Batch size.")] = 1,
     threads: options.Threads = None,
     samples: Annotated[
-        int, Option(help="Subnets that the model is fitted to; below 30 another target's profile is adapted, if that is better.")
+        int, Option(help="Number of subnets that the model is fitted to. Below 30, another target's profile is adapted if better.")
     ] = 60,
-    held_out: Annotated[int, Option(help="Random subnets that the model is tested on.")] = 40,
-    repeats: Annotated[int, Option(help="Subnets measured again at the end, to see how well measurements repeat.")] = 10,
-    seconds: Annotated[float, Option(help="Seconds of a block; every subnet gets nine, spread over time.")] = 0.1,
-    max_cv: Annotated[float, Option(help="Largest coefficient of variation of a steady subnet's blocks.")] = 0.05,
-    max_drift: Annotated[float, Option(help="Largest change of the reference subnet between steady groups.")] = 0.04,
+    held_out: Annotated[int, Option(help="Number of random subnets that the model is tested on.")] = 40,
+    repeats: Annotated[int, Option(help="Number of subnets measured again at the end, to test the repeatability.")] = 10,
+    seconds: Annotated[
+        float, Option(help="Seconds per block of measurements; every subnet gets nine blocks, spread over time.")
+    ] = 0.1,
+    max_cv: Annotated[float, Option(help="Largest coefficient of variation of a subnet's blocks that counts as steady.")] = 0.05,
+    max_drift: Annotated[
+        float, Option(help="Largest relative change of the reference subnet's latency that counts as steady.")
+    ] = 0.04,
     strict: Annotated[
-        bool, Option("--strict", help="Refuse what is not steady, after four tries, instead of marking it as unsteady.")
+        bool, Option("--strict", help="Fail after four unsteady tries, instead of marking the samples as unsteady.")
     ] = False,
-    out: Annotated[Path | None, Option(help="Profile to write; by default in the folder that `growtas devices` names.")] = None,
+    out: Annotated[
+        Path | None, Option(help="Profile file to write. Default: a file in the folder that `growtas devices` names.")
+    ] = None,
     json_: options.Json = False,
 ) -> None:
-    """Measure this machine's latencies of a space, and fit the model that a search prunes with.
+    """Measure latencies of a space on this machine, and fit the latency model that a search uses.
 
-    Subnets that tell the model's terms best apart are built and timed, and others, drawn at random, to test it. On a busy or
-    throttled machine a sample is a ratio to a reference subnet, and marked as unsteady. All are journalled beside the profile:
-    the same command goes on where it was stopped.
+    The command builds and times the subnets that determine the model's terms best, and random subnets to test the model. On a busy
+    or throttled machine it measures ratios to a reference subnet, and marks these samples as unsteady. Every sample is recorded
+    in a journal beside the profile: after a stop, the same command continues.
 
     Example: growtas profile --device cpu --space micro
     """
@@ -95,13 +103,15 @@ def _print(result: ProfileResult) -> None:
         f"error on {held_out.count} held-out": f"median {held_out.median:.2%}, p95 {held_out.p95:.2%}, max {held_out.max:.2%}",
         "hit rates": f"{held_out.within_5:.0%} within +-5 %, {held_out.within_10:.0%} within +-10 %",
         "rank correlation": f"{held_out.spearman:.4f} (Spearman)",
-        "measurements repeat": (
-            f"median {repeated.median:.2%}, max {repeated.max:.2%} on {repeated.count} subnets" if repeated.count else "not tried"
+        "repeatability": (
+            f"median {repeated.median:.2%}, max {repeated.max:.2%} on {repeated.count} subnets" if repeated.count else "not tested"
         ),
         "variation of blocks": f"at most {highest_cv:.2%}; {profile.remeasured} measured again",
-        "took": f"{result.seconds:.0f} s",
+        "duration": f"{result.seconds:.0f} s",
     }
     if profile.unsteady:
-        facts["unsteady"] = f"{profile.unsteady} of {len(times)} samples: other work was running; --strict refuses such samples"
+        facts["unsteady"] = (
+            f"{profile.unsteady} of {len(times)} samples: other work was running; with --strict the command fails then"
+        )
     print_facts(facts.items())
     print_line(f"written to {result.file}")

@@ -1,4 +1,4 @@
-"""``growtas recipes``: the recipes that come with growtas."""
+"""``growtas recipes``: lists the recipes that come with growtas."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def recipes(
-    name: Annotated[str | None, Argument(help="Show this recipe as YAML that --config takes.")] = None,
+    name: Annotated[
+        str | None, Argument(help="Recipe to show, as YAML for `growtas train --config`. Default: list all recipes.")
+    ] = None,
     json_: options.Json = False,
 ) -> None:
     """List the recipes for `growtas train --recipe`, or show one.
@@ -39,7 +41,7 @@ def recipes(
 
 
 def _show(entry: Entry, *, as_json: bool) -> None:
-    """One recipe; everything but its fields is a comment, so that the output is a file for --config."""
+    """Prints one recipe; everything but its fields is a comment, so that the output is a file for --config."""
     from growtas.train.recipe_file import dump_recipe
 
     if as_json:

@@ -1,4 +1,4 @@
-"""``growtas runs``: what is in a folder of runs."""
+"""``growtas runs``: lists the runs in a folder."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def runs(
 ) -> None:
     """List the runs in a folder, newest first.
 
-    Accuracies are those of the smallest, the middle and the largest subnet: on the test images once a training is finished, else
-    those of the last epoch on the search split. A training whose process is gone is listed as stopped.
+    It shows the accuracies of the smallest, the middle and the largest subnet: on the test images after a finished training, or on
+    the search split after the last epoch of an unfinished one. A training whose process is gone is listed as stopped.
 
     Example: growtas runs
     """
@@ -54,12 +54,12 @@ def _print(rows: list[Overview]) -> None:
             print_text(f"{row.name}: {row.problem}")
     if any(row.accuracy for row in rows):
         last_epoch = (
-            "; with * of the last epoch, on the search split" if any(row.accuracy_on == "search split" for row in rows) else ""
+            "; * after the last epoch, on the search split" if any(row.accuracy_on == "search split" for row in rows) else ""
         )
         error = " ± the largest standard error" if any(row.accuracy_images for row in rows) else ""
         print_text(f"accuracy: smallest / middle / largest subnet{error}, on the test images{last_epoch}")
     if any(row.state.endswith("(unchecked)") for row in rows):
-        print_text("unchecked: which process trains the run is not recorded")
+        print_text("unchecked: the run doesn't record which process trains it")
 
 
 def _epochs(row: Overview) -> str:
@@ -80,7 +80,7 @@ def _accuracy(row: Overview) -> str:
 
 
 def ago(then: datetime.datetime, now: datetime.datetime) -> str:
-    """``just now``, ``5 min ago``, ``3 h ago``, ``2 d ago``; the date from thirty days on, or where it lies ahead."""
+    """``just now``, ``5 min ago``, ``3 h ago``, ``2 d ago``; the date if it is thirty days ago or more, or in the future."""
     seconds = (now - then).total_seconds()
     if not -60 <= seconds < 30 * 86400:
         return f"{then:%Y-%m-%d}"

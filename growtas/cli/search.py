@@ -1,4 +1,4 @@
-"""``growtas search``: the best subnet under limits."""
+"""``growtas search``: finds the best subnet under limits."""
 
 from __future__ import annotations
 
@@ -16,95 +16,94 @@ if TYPE_CHECKING:
     from growtas.api import SearchResult
 
 _FORMATS = {"tensorrt": "trt", "tensorrt-rtx": "trt", "openvino": "openvino", "torch": "torch"}
-"""The export that each runtime executes, and all ways of torch; of others it is an ONNX file."""
+"""Export format that a runtime executes, by the part of its name before the dot; other runtimes execute ONNX files."""
 
 
 def search(
-    run: Annotated[Path | None, Argument(help="Run folder; by default the newest in ./runs that holds a supernet.")] = None,
+    run: Annotated[Path | None, Argument(help="Run folder. Default: the newest in ./runs that holds a supernet.")] = None,
     space: Annotated[
-        str | None, Option(help="Choices to search: a preset or YAML file; without RUN, the newest run of this space.")
+        str | None, Option(help="Search space: a preset or a YAML file. Without RUN, the newest run of this space is searched.")
     ] = None,
     device: Annotated[
         list[str] | None,
         Option(
-            help="Whose latency: cpu, or a GPU by its name; with a limit as in a10:5ms, or all of a target as in "
-            "cpu:openvino:int8:10ms; again for more. What this machine has is measured."
+            help="Device whose latency counts: cpu or a GPU's name, as `growtas devices` lists them. A limit may follow (a10:5ms), "
+            "also with runtime and precision (cpu:openvino:int8:10ms). Repeatable. This machine's own devices are measured."
         ),
     ] = None,
-    max_params: Annotated[str | None, Option(help="Limit on parameters: 6M, or a plain number.")] = None,
+    max_params: Annotated[str | None, Option(help="Limit on the number of parameters, as in 6M.")] = None,
     max_macs: Annotated[
         str | None,
         Option(
-            help="Limit on multiply-accumulates for one image, 1.3G or a plain number; as in papers, without the relative position."
+            help="Limit on the multiply-accumulates for one image, as in 1.3G; counted without the relative position, as in papers."
         ),
     ] = None,
     max_macs_with_relative_position: Annotated[
-        str | None, Option(help="The same limit, with the multiply-accumulates of the relative position counted too.")
+        str | None, Option(help="Limit on the multiply-accumulates for one image, counted with the relative position.")
     ] = None,
     max_latency: Annotated[
-        str | None, Option(help="Limit on the median latency, with a unit: 5ms; of each --device without its own.")
+        str | None, Option(help="Limit on the median latency, as in 5ms, for each --device without a limit of its own.")
     ] = None,
     max_activation_memory: Annotated[
-        str | None, Option(help="Limit on the modelled peak of a plan's activations at --batch: 20MB, or plain bytes.")
+        str | None, Option(help="Limit on the modelled peak of activation memory at --batch, as in 20MB.")
     ] = None,
-    max_size: Annotated[str | None, Option(help="Limit on the bytes of the weights at --precision: 12MB, or plain bytes.")] = None,
-    batch: Annotated[int, Option(help="Images at once that latency and activation memory are meant for.")] = 1,
+    max_size: Annotated[str | None, Option(help="Limit on the size of the weights at --precision, as in 12MB.")] = None,
+    batch: Annotated[int, Option(help="Batch size that latency and activation memory refer to.")] = 1,
     precision: Annotated[
         str | None,
         Option(
-            help="Precision of latency, memory and size: fp32, tf32, fp16, bf16, int8 or fp8; by default the device's. Finalists "
-            "for int8 and fp8 are converted, and chosen by their accuracy then. Several with commas are points of a front."
+            help="Precision of latency, memory and size: fp32, tf32, fp16, bf16, int8 or fp8. Default: the device's. For int8 and "
+            "fp8, the finalists are converted and judged by their accuracy after that. A pareto front may have several (fp32,int8)."
         ),
     ] = None,
     runtime: Annotated[
         str | None,
         Option(
-            help="What executes the network: onnxruntime, openvino, tensorrt, tensorrt-rtx, torch, torch.compile or "
-            "torch.cudagraphs; by default the device's. `growtas devices` lists what can be measured here."
+            help="Runtime that executes the network: onnxruntime, openvino, tensorrt, tensorrt-rtx, torch, torch.compile or "
+            "torch.cudagraphs. Default: the device's. `growtas devices` lists those that can be measured on this machine."
         ),
     ] = None,
-    objective: Annotated[str, Option(help="accuracy (the paper's evolution), or pareto (NSGA-II, a whole front).")] = "accuracy",
+    objective: Annotated[
+        str, Option(help="accuracy (the paper's evolution: one subnet) or pareto (NSGA-II: a whole front).")
+    ] = "accuracy",
     front: Annotated[
-        str | None, Option(help="Axes of the front: accuracy and latency, params or macs, separated by commas.")
+        str | None,
+        Option(help="Axes of the front, comma-separated: accuracy and latency, params or macs. Default: by --device."),
     ] = None,
     replay: Annotated[
         bool,
         Option(
             "--replay",
-            help="Choose among what the journal holds, under these limits. Nothing is evaluated, and the result goes into replay/.",
+            help="Choose again among the evaluations in the journal, under new limits. Evaluates nothing and writes to replay/.",
         ),
     ] = False,
     exact: Annotated[
-        bool, Option("--exact", help="Evaluate every subnet on all images, even those that can't become parents any more.")
+        bool, Option("--exact", help="Evaluate every subnet on all images, even one that can no longer become a parent.")
     ] = False,
     predictor: Annotated[
         bool,
         Option(
-            help="For a front, and where a latency limit is measured: evaluate the subnets whose accuracy is predicted to be best."
+            help="Evaluate the subnets with the best predicted accuracy; used for a front and when a limited latency is measured."
         ),
     ] = True,
     strict: Annotated[
         bool,
-        Option("--strict", help="Refuse to judge a latency limit on a machine that is not steady, instead of marking the result."),
+        Option("--strict", help="Fail if the machine is too unsteady to judge a latency limit, instead of marking the result."),
     ] = False,
-    generations: Annotated[
-        int | None, Option(help="Generations of the evolution; by default 20, or 10 where the predictor chooses.")
-    ] = None,
-    population: Annotated[int, Option(help="New subnets a generation.")] = 50,
+    generations: Annotated[int | None, Option(help="Number of generations. Default: 20, or 10 when the predictor is used.")] = None,
+    population: Annotated[int, Option(help="New subnets per generation.")] = 50,
     seed: Annotated[int, Option(help="Seed of all random choices.")] = 0,
-    limit_images: Annotated[int | None, Option(help="Evaluate on so many images of the search split only.")] = None,
+    limit_images: Annotated[int | None, Option(help="Number of images of the search split to evaluate on. Default: all.")] = None,
     threads: options.Threads = None,
-    data: Annotated[str | None, Option(help="Data set, where the run records none: a name as `growtas train` takes it.")] = None,
-    data_dir: Annotated[str | None, Option(help="Folder of the data set.")] = None,
-    out: Annotated[
-        Path | None, Option(help="Folder for journal and results (in it replay/, with --replay); by default RUN/search.")
-    ] = None,
+    data: Annotated[str | None, Option(help="Data set, named as for `growtas train`. Default: the run's data set.")] = None,
+    data_dir: Annotated[str | None, Option(help="Folder of the data set. Default: the one recorded in the run.")] = None,
+    out: Annotated[Path | None, Option(help="Folder for the journal and the results. Default: RUN/search.")] = None,
     json_: options.Json = False,
 ) -> None:
     """Search a trained supernet for the best subnet under limits.
 
-    The paper's evolution: accuracy on images set aside from the training set, never the test set. Limits are hard, and one subnet
-    meets them all. Every evaluation is journalled: a search that was stopped goes on when the same command runs again.
+    The evolution of the GrowTAS paper judges accuracy on images held out from the training set, never on the test set. The result
+    meets all limits. Every evaluation is recorded in a journal: after a stop, the same command continues the search.
 
     Example: growtas search --device a10 --max-latency 5ms
     """
@@ -153,33 +152,33 @@ def search(
 
 
 def _next_commands(result: SearchResult, *, data: str | None, data_dir: str | None) -> list[str]:
-    """The exports of the subnet that was found: one for each device, of the kind that its latency is of."""
+    """Returns the commands that export the chosen subnet: one per device, in the format and precision of its latency."""
     from growtas.export.formats import file_stem
 
     exported = {"data": data, "data_dir": data_dir}
-    if result.files["subnet"] != result.run.path / "search" / "subnet.json":  # where export looks
+    if result.files["subnet"] != result.run.path / "search" / "subnet.json":  # the default of export
         exported["subnet"] = str(result.files["subnet"])
     commands: dict[str, str] = {}
     for latency in result.latencies:
         if latency.judged is not None:
-            meant = latency.judged.conditions
-            options = _export_options(meant.runtime, meant.precision, meant.batch)
-            if commands:  # the first device is the one that a plan is for by default
-                options |= {"device": meant.device} if options["format"] == "trt" else {}
+            conditions = latency.judged.conditions
+            options = _export_options(conditions.runtime, conditions.precision, conditions.batch)
+            if commands:  # by default a plan is built for the first device
+                options |= {"device": conditions.device} if options["format"] == "trt" else {}
                 options["name"] = f"{file_stem(result.run.space.name)}-{latency.device.replace(':', '-')}"
             commands[latency.device] = command_line("export", result.run.path, **exported, **options)
-    # Without a device a limit on bytes is for files of a precision.
+    # Without a device, the precision is the one that a limit on bytes refers to.
     options = _export_options("onnxruntime", result.limits.precision, result.limits.batch)
     return list(commands.values()) or [command_line("export", result.run.path, **exported, **options)]
 
 
 def _export_options(runtime: str, precision: str, batch: int) -> dict[str, str | int]:
-    """Options of ``growtas export`` for what a runtime executes in a precision."""
+    """Returns the options of ``growtas export`` for a runtime, a precision and a batch size."""
     options: dict[str, str | int] = {"format": _FORMATS.get(runtime.partition(".")[0], "onnx")}
-    if options["format"] == "torch":  # the weights, which PyTorch casts when it loads them
+    if options["format"] == "torch":  # PyTorch casts the weights when it loads them
         return options
     if options["format"] != "trt":
-        # A GPU computes in tf32 from an fp32 file.
+        # A GPU computes in tf32 with an fp32 file.
         return options if precision in ("fp32", "tf32") else {**options, "precision": precision}
-    # A plan's precision is the search's by default. It is tuned for one batch, and takes no larger one than it was built for.
+    # By default a plan has the search's precision. It is tuned for one batch size, and it limits the largest one.
     return options if batch == 1 else {**options, "opt_batch": batch, "max_batch": max(batch, 8)}

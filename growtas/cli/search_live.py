@@ -20,17 +20,17 @@ from growtas.units import format_ms
 
 _ROWS = 8
 _WIDE = 72
-"""Columns of a terminal from which the bar shows the time that has passed too."""
+"""Least terminal width, in characters, at which the bar also shows the elapsed time."""
 _BAR = 40
-"""Columns of the bar with its numbers."""
+"""Width of the bar with its numbers, in characters."""
 
 
 class SearchDisplay(ProgressBar):
-    """The last generations with their best and median accuracy, evaluations a second and the time that is left.
+    """Shows the last generations with their best and median accuracy, the evaluations per second and the remaining time.
 
     Args:
-        population: subnets of a generation.
-        hidden: show only notes, as where stderr is no terminal.
+        population: number of subnets per generation.
+        hidden: show only notes, as happens when stderr is not a terminal.
     """
 
     def __init__(self, population: int, *, hidden: bool) -> None:
@@ -47,10 +47,10 @@ class SearchDisplay(ProgressBar):
         self._fresh_before = 0
 
     def stage(self, name: str, total: int | None = None) -> None:
-        """The bar counts what is measured, then what is evaluated; while finalists are measured it stays full."""
+        """Restarts the bar to count measurements or evaluations; without ``total`` (finalists are measured) it stays full."""
         self._stage, self._counting = name, total is not None
         if total is None:
-            # A subnet's name leaves a narrow terminal no room for the bar.
+            # On a narrow terminal, a subnet's name would leave no room for the bar.
             fits = cell_len(name) + _BAR <= console(stderr=True).width
             self.bar.update(self.task, description=name if fits else name.partition(":")[0])
         else:
@@ -59,12 +59,12 @@ class SearchDisplay(ProgressBar):
             self._started = self._generation_started = time.perf_counter()
 
     def advance(self, count: int = 1) -> None:
-        """The bar grows, but not by what is measured after it is full."""
+        """Moves the bar on, unless finalists are measured."""
         if self._counting:
             super().advance(count)
 
     def event(self, event: object) -> None:
-        """One more subnet is evaluated or measured, or a generation is complete."""
+        """Shows that a subnet was evaluated or measured, or that a generation is complete."""
         if isinstance(event, Evaluated):
             self._evaluated(event)
         elif isinstance(event, Sample):
@@ -74,7 +74,7 @@ class SearchDisplay(ProgressBar):
 
     def _evaluated(self, evaluated: Evaluated) -> None:
         self._fresh += not evaluated.reused
-        if evaluated.evaluation.complete:  # else it was dropped from a race, and its accuracy is of some images only
+        if evaluated.evaluation.complete:  # a subnet dropped from the race has its accuracy on some images only
             self._current.append(evaluated.evaluation.accuracy)
             self._best = max(self._best, evaluated.evaluation.accuracy)
         rate = self._fresh / max(time.perf_counter() - self._started, 1e-6)
@@ -89,7 +89,7 @@ class SearchDisplay(ProgressBar):
         self._number = min(result.number + 1, self._generations)
 
     def table(self) -> Table:
-        """What is shown above the bar."""
+        """Returns the table of generations above the bar."""
         headings = ("generation", "subnets", "best so far", "best", "median", "evals/s")
         table = new_table(*headings, right=headings)
         for row in self._rows:

@@ -1,4 +1,4 @@
-"""The view of a finished ``growtas search``: the chosen subnet, and how reliable its numbers are."""
+"""Shows the result of ``growtas search``: the chosen subnet and how reliable its numbers are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from growtas.watch.search_report import at_most, cost_rows, latency_rows, no_fas
 
 
 def show_result(result: SearchResult) -> None:
-    """Prints the subnet with its costs beside the limits, as a diagram, and how it was found; on stdout."""
+    """Prints the subnet with its costs and limits, its diagram and the search's statistics on stdout."""
     _show_costs(result)
     for latency in result.latencies:
         if latency.note is not None:
@@ -25,9 +25,9 @@ def show_result(result: SearchResult) -> None:
     report = result.report
     misses = sum(not finalist.meets for finalist in result.chosen.finalists[:-1])
     if misses:
-        print_line(f"better subnets that were measured and miss a limit: {misses}")
-    reused = f", {report['reused']} more taken from the journal" if report["reused"] else ""
-    dropped = f", {report['dropped']} left early that could not become parents" if report["dropped"] else ""
+        print_line(f"more accurate subnets that miss a limit, measured: {misses}")
+    reused = f", {report['reused']} more read from the journal" if report["reused"] else ""
+    dropped = f", {report['dropped']} of them stopped early because they could not become parents" if report["dropped"] else ""
     print_text(f"{report['evaluated']} subnets evaluated in {report['seconds']:.1f} s{dropped}{reused}")
     if (front := report.get("front")) is not None:
         what = "points" if "points" in front else "subnets"
@@ -55,7 +55,7 @@ def _show_costs(result: SearchResult) -> None:
 
 
 def _show_latencies(result: SearchResult) -> None:
-    """Prints predicted and measured latencies side by side, and which of them the limit was judged on."""
+    """Prints predicted and measured latencies side by side, and which of them was compared with the limit."""
     table = new_table("latency on", "predicted", "measured", "limit", "judged on")
     for row in latency_rows(result.report["best"]["latencies"]):
         table.add_row(*row)

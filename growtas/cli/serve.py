@@ -1,4 +1,4 @@
-"""``growtas serve``: an artifact behind the open inference protocol."""
+"""``growtas serve``: serves an artifact over the KServe v2 inference protocol."""
 
 from __future__ import annotations
 
@@ -16,26 +16,33 @@ from growtas.cli.output import Notes
 def serve(
     artifact: Annotated[
         Path | None,
-        Argument(help="Artifact with its manifest; by default one of the newest run that was made for this machine."),
+        Argument(help="Artifact beside its manifest. Default: an artifact of the newest run that runs on this machine."),
     ] = None,
-    host: Annotated[str, Option(help="Address to listen on; the default is reached from this machine only.")] = "127.0.0.1",
-    port: Annotated[int, Option(help="Port to listen on; 0 takes a free one.")] = 8000,
-    name: Annotated[str | None, Option(help="The model's name; by default the artifact's without suffix.")] = None,
+    host: Annotated[str, Option(help="Address to listen on; the default is reachable from this machine only.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="Port to listen on; 0 chooses a free one.")] = 8000,
+    name: Annotated[str | None, Option(help="Name of the model. Default: the artifact's file name without suffix.")] = None,
     threads: options.Threads = None,
-    max_batch: Annotated[int | None, Option(help="Largest batch; by default, and at most, what the export checked.")] = None,
-    max_delay_us: Annotated[int, Option(help="Microseconds that a request may wait for others to share its batch.")] = 0,
-    queue: Annotated[int, Option(help="Requests that may wait for a batch; more are answered 503.")] = 128,
-    max_body: Annotated[int | None, Option(help="Bytes of one request; by default enough for the largest batch.")] = None,
-    max_connections: Annotated[int, Option(help="Connections at the same time; more are answered 503.")] = 256,
-    timeout: Annotated[float, Option(help="Seconds for a request's head, its body, and for taking its answer, each.")] = 20.0,
-    drain: Annotated[float, Option(help="Seconds that a stop waits for requests under way.")] = 30.0,
+    max_batch: Annotated[
+        int | None, Option(help="Largest batch size. Default and maximum: the one that the export checked.")
+    ] = None,
+    max_delay_us: Annotated[int, Option(help="Microseconds that a request waits for others to share its batch.")] = 0,
+    queue: Annotated[int, Option(help="Number of requests that may wait for a batch; further ones are answered with 503.")] = 128,
+    max_body: Annotated[
+        int | None, Option(help="Largest size of a request in bytes. Default: enough for the largest batch.")
+    ] = None,
+    max_connections: Annotated[int, Option(help="Number of simultaneous connections; further ones are answered with 503.")] = 256,
+    timeout: Annotated[
+        float, Option(help="Seconds that each may take: a request's head, its body, and reading the answer.")
+    ] = 20.0,
+    drain: Annotated[float, Option(help="Seconds that a stop waits for running requests.")] = 30.0,
     shutdown_delay: Annotated[
-        float, Option(help="Seconds that a stop still takes requests, with readiness 503, before it refuses them.")
+        float, Option(help="Seconds after a stop signal in which requests are still accepted, with readiness 503.")
     ] = 0.0,
 ) -> None:
-    """Serve an artifact over HTTP: KServe v2, with health, metadata, inference (JSON and binary tensors) and Prometheus metrics.
+    """Serve an artifact over HTTP with the KServe v2 protocol.
 
-    SIGTERM finishes what is under way, refuses what is new with 503, and exits 0; it exits 1 where requests were cut off.
+    The server offers health, metadata, inference (JSON and binary tensors) and Prometheus metrics. After SIGTERM it finishes the
+    running requests, answers new ones with 503, and exits with code 0, or with code 1 if it had to cut off requests.
 
     Example: growtas serve runs/first/export/micro-subnet.onnx --port 8000
     """
@@ -56,7 +63,7 @@ def serve(
         shutdown_delay_s=shutdown_delay,
     )
     code = api.serve(artifact, options, progress=Notes())
-    # The server has stopped; a signal that comes while Python ends must not change the exit code.
+    # The server has stopped; a signal that arrives while Python exits must not change the exit code.
     from growtas.export.serving.server import STOP_SIGNALS
 
     for number in STOP_SIGNALS:

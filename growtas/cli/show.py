@@ -1,4 +1,4 @@
-"""``growtas show``: one run's curves, time and checkpoints."""
+"""``growtas show``: shows the curves, times and checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def show(
-    run: Annotated[Path | None, Argument(help="The run's folder, by default the newest in ./runs.")] = None,
-    png: Annotated[Path | None, Option(help="Draw the curves into this PNG file too (needs growtas\\[watch]).")] = None,
+    run: Annotated[Path | None, Argument(help="Run folder. Default: the newest in ./runs.")] = None,
+    png: Annotated[Path | None, Option(help="PNG file to draw the curves to as well (needs growtas\\[watch]).")] = None,
     json_: options.Json = False,
 ) -> None:
-    """Show how a training goes or went.
+    """Show the progress or the result of a training.
 
-    The curves of loss, learning rate and accuracies with the stages' boundaries, where the time goes, and which checkpoints are
-    kept; of a training that still runs, when it will be done.
+    It shows the curves of loss, learning rate and accuracies with the stages' boundaries, the time spent on each part of the
+    work, and the kept checkpoints; for a running training also the expected end.
 
     Example: growtas show --png curves.png
     """
@@ -43,7 +43,7 @@ def show(
 
 
 def _pick(given: Path | None) -> Run:
-    """The named run, or the newest that can be read."""
+    """Returns the given run, or the newest readable one."""
     from growtas.errors import CheckpointError
     from growtas.runs import RUNS, find_run, list_runs
 
@@ -51,7 +51,7 @@ def _pick(given: Path | None) -> Run:
         try:
             _ = run.info
         except CheckpointError as error:
-            note(f"passed over: {error}")
+            note(f"skipped: {error}")
             continue
         return run
     return find_run(given)

@@ -1,4 +1,4 @@
-"""``growtas train``: from images to a supernet."""
+"""``growtas train``: trains a supernet on images."""
 
 from __future__ import annotations
 
@@ -12,72 +12,80 @@ from growtas.cli.options import COMPUTING, DATA, METHOD, RECIPE, RUN
 from growtas.cli.output import command_line, print_json
 from growtas.units import standard_error
 
-_TRANSITIONS = "epochs divided by commas, as in 10,20, or auto"
+_TRANSITIONS = "epochs separated by commas, as in 10,20, or auto"
 
 
 def train(
-    run: Annotated[Path | None, Argument(help="With --resume: the run's folder, by default the newest in --out.")] = None,
+    run: Annotated[Path | None, Argument(help="Run folder to continue, only with --resume. Default: the newest in --out.")] = None,
     recipe: Annotated[
         str | None,
-        RECIPE(help="A recipe by its name, as `growtas recipes` lists them; by default chosen by space, data and method."),
+        RECIPE(help="Name of a recipe; `growtas recipes` lists them. Default: the one that fits space, data and method."),
     ] = None,
     config: options.Config = None,
     settings: options.Settings = None,
-    epochs: Annotated[int | None, RECIPE(help="Passes over the training images; warm-up and transitions scale along.")] = None,
-    batch_size: Annotated[int | None, RECIPE(help="Images a step, over all processes.")] = None,
+    epochs: Annotated[
+        int | None, RECIPE(help="Passes over the training images; warm-up and transitions scale with them. Default: the recipe's.")
+    ] = None,
+    batch_size: Annotated[int | None, RECIPE(help="Images per step, summed over all processes. Default: the recipe's.")] = None,
     lr: options.LearningRate = None,
-    ema: Annotated[float | None, RECIPE(help="Decay of a moving average of the weights, which is then the result: 0.999.")] = None,
-    teacher: Annotated[str | None, RECIPE(help="Learn from a timm model, or a model.safetensors of growtas, too.")] = None,
+    ema: Annotated[
+        float | None, RECIPE(help="Decay of a moving average of the weights, as in 0.999; the average is the result.")
+    ] = None,
+    teacher: Annotated[
+        str | None, RECIPE(help="Teacher for distillation: a timm model's name, or a model.safetensors of growtas.")
+    ] = None,
     teacher_checkpoint: Annotated[
         str | None,
-        RECIPE(
-            help="File with the timm teacher's weights, whose head has the data's classes: safetensors, or a state_dict of torch."
-        ),
+        RECIPE(help="Weights of the timm teacher, whose head has the data's classes: safetensors, or a state_dict of torch."),
     ] = None,
-    init: Annotated[str | None, RECIPE(help="Start from the weights of a run, or of a supernet.safetensors.")] = None,
+    init: Annotated[
+        str | None, RECIPE(help="Weights to start from: a run, or a supernet.safetensors. Default: random weights.")
+    ] = None,
     seed: options.Seed = None,
     data: Annotated[
         str | None,
-        DATA(help="Images: digits (embedded, the default), fashion-mnist, a folder, or a timm name such as torch/cifar10."),
+        DATA(help="Data set: digits (embedded, the default), fashion-mnist, a folder, or a timm name such as torch/cifar10."),
     ] = None,
     data_dir: options.DataDir = None,
     pixel_range: options.PixelRange = None,
-    space: Annotated[str | None, METHOD(help="Search space: a preset's name or a YAML file. Default: micro.")] = None,
+    space: Annotated[str | None, METHOD(help="Search space: the name of a preset, or a YAML file. Default: micro.")] = None,
     image_size: Annotated[
-        int | None, METHOD(help="Pixels a side that the network sees; the space's patches are adapted. Default: the space's own.")
+        int | None, METHOD(help="Side of the network's input in pixels; the patch size is adapted. Default: the space's.")
     ] = None,
     method: Annotated[
         str | None,
         METHOD(
-            help="growtas (from small to large), growtas-plus, uniform, sandwich, shrinking, prenas or focusformer; "
-            "its own options are set with --set method_options.NAME=VALUE."
+            help="Training method: growtas (from small to large subnets, the default), growtas-plus, uniform, sandwich, shrinking, "
+            "prenas or focusformer. --set method_options.NAME=VALUE sets a method's own options."
         ),
     ] = None,
     transitions: Annotated[
-        str | None, METHOD(help="Epochs T_1, T_2 ... at which the next subspace opens, as in 10,20; or auto.")
+        str | None, METHOD(help="Epochs T_1, T_2, ... after which the next larger subspace is trained, as in 10,20; or auto.")
     ] = None,
-    stages: Annotated[int | None, METHOD(help="Number K of nested subspaces.")] = None,
+    stages: Annotated[int | None, METHOD(help="Number K of nested subspaces. Default: the recipe's.")] = None,
     device: options.Device = "auto",
-    amp: Annotated[str | None, COMPUTING(help="fp32, bf16, fp16, or auto (bf16 on a GPU that has it, the default).")] = None,
+    amp: Annotated[
+        str | None, COMPUTING(help="Precision of training: fp32, bf16, fp16, or auto (bf16 on a GPU that has it; the default).")
+    ] = None,
     accumulate: Annotated[
-        int | None, COMPUTING(help="Parts that a batch is worked through in, one after the other, to save memory.")
+        int | None, COMPUTING(help="Number of parts into which a batch is split to save memory; gradients add up. Default: 1.")
     ] = None,
     workers: Annotated[
-        int | None, COMPUTING(help="Processes that decode images (recipes with augment: paper), at most as many as there are CPUs.")
+        int | None, COMPUTING(help="Processes that decode images, for recipes with augment: paper; at most the number of CPUs.")
     ] = None,
     out: options.Out = Path("runs"),
     name: options.Name = None,
-    resume: Annotated[bool, RUN("--resume", help="Continue a run that was stopped.")] = False,
-    keep: Annotated[int | None, RUN(help="Newest checkpoints to keep, besides the best.")] = None,
+    resume: Annotated[bool, RUN("--resume", help="Continue a stopped run from its last saved step.")] = False,
+    keep: Annotated[int | None, RUN(help="Number of newest checkpoints to keep, besides the best one.")] = None,
     tensorboard: options.TensorBoard = False,
-    dry_run: Annotated[bool, RUN("--dry-run", help="Only show stages, steps, compute, memory and time; write nothing.")] = False,
+    dry_run: Annotated[bool, RUN("--dry-run", help="Show stages, steps, compute, memory and time, and write nothing.")] = False,
     json_: options.Json = False,
 ) -> None:
-    """Train a supernet, from small subnets to large.
+    """Train a supernet, from small subnets to large ones.
 
-    Without options: the micro space on scikit-learn's digits, about a minute on two CPU cores. Every epoch is saved; Ctrl-C
-    finishes the running step and saves it, and --resume goes on from there. An option overrides --set, --set overrides --config,
-    and --config the recipe.
+    Without options, it trains the micro space on scikit-learn's digits, in about a minute on two CPU cores. Every epoch is saved.
+    Ctrl-C finishes and saves the running step, and --resume continues from there. An option overrides --set, --set overrides
+    --config, and --config overrides the recipe. docs/reference/recipe.md lists all recipe fields.
 
     Example: growtas train --data fashion-mnist --set label_smoothing=0.1 --dry-run
     """
@@ -108,9 +116,9 @@ def train(
         "keep_checkpoints": keep,
     }
     if dry_run and (resume or run is not None):
-        raise UsageError("--dry-run is about a new training; leave out the run's folder and --resume")
+        raise UsageError("--dry-run only describes a new training; leave out the run's folder and --resume")
     if run is not None and not resume:
-        raise UsageError(f"{run}: a run's folder is only for --resume; where new runs go is said with --out and --name")
+        raise UsageError(f"{run}: a run's folder is only legal with --resume; --out and --name say where a new run goes")
     overrides = parse_settings(settings or [])
     if dry_run:
         from growtas.cli.plan_view import show_plan
@@ -121,8 +129,8 @@ def train(
     from growtas.cli.training_view import TrainingView, data_warnings, show_result
 
     if run is not None and name is not None:
-        raise UsageError(f"--name {name} says nothing beside the run's folder, {run}; give one of them")
-    # The rest is recorded in the run, the data's folder that it began with too.
+        raise UsageError(f"--name {name} and the run's folder {run} can't be combined; give one of them")
+    # The run records the other options, and the data folder that it began with.
     moved = data_dir if resume else None
     processor = None if device == "auto" else device
     again = {"data_dir": moved, "device": processor, "workers": workers, "keep": keep, "tensorboard": tensorboard}
@@ -131,7 +139,7 @@ def train(
             stopped = api.load_run(run or (out / name if name else None), root=out)
             if recipe is not None:
                 raise UsageError(
-                    f"{stopped.path}: a run is continued with its own recipe; leave out --recipe, "
+                    f"{stopped.path}: a stopped run continues with its own recipe; leave out --recipe, "
                     f"or start a new run without --resume"
                 )
             trained = api.resume(

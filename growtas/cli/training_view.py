@@ -1,4 +1,4 @@
-"""Shows a training: a bar in a terminal or a line an epoch in a log, both on stderr, and the accuracies at the end."""
+"""Shows a training on stderr, as a bar in a terminal or as one line per epoch in a log, and the accuracies at the end."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from growtas.watch.terminal import format_seconds
 
 
 class TrainingView(ProgressBar):
-    """Shows a training; Ctrl-C ends the command with how to go on.
+    """Shows a training. After Ctrl-C it prints the command that continues the run and exits with code 130.
 
     Args:
-        quiet: show nothing but how to go on after Ctrl-C.
-        resume_options: of ``growtas train --resume``, for that command; None and False are as if they were not given.
+        quiet: show nothing but that command.
+        resume_options: options of the ``growtas train --resume`` command; those that are None or False are left out.
     """
 
     def __init__(self, *, quiet: bool, **resume_options: str | int | Path | None) -> None:
@@ -44,7 +44,7 @@ class TrainingView(ProgressBar):
 
     @property
     def _resume(self) -> str:
-        """The command that continues the run, with as many processes where all of them are on this machine."""
+        """The command that continues the run; it starts as many processes if all of them are on this machine."""
         assert self._run is not None
         command = command_line("train", "--resume", self._run.path, **self._resume_options)
         if self._processes == 1:
@@ -53,12 +53,12 @@ class TrainingView(ProgressBar):
         return f"torchrun {f'--standalone --nproc-per-node {self._processes}' if alone else '...'} -m {command}"
 
     def note(self, text: str) -> None:
-        """Prints it."""
+        """Prints a note, unless quiet."""
         if not self._quiet:
             super().note(text)
 
     def event(self, event: object) -> None:
-        """What the run is, then the steps of the bar, or the epochs' lines."""
+        """Prints the run's description, then moves the bar or prints one line per epoch."""
         if isinstance(event, RunReady):
             self._run, self._processes = event.run, event.processes
             for line in _description(event):
@@ -71,14 +71,14 @@ class TrainingView(ProgressBar):
             text = f"epoch {event.epoch + 1}, stage {event.stage + 1}, loss {event.loss:.3f}"
             self.bar.update(self.task, completed=event.step, description=text)
         elif isinstance(event, StopRequested):
-            super().note(f"growtas: stopping after this step; the run can be continued by: {self._resume}")
+            super().note(f"growtas: stopping after this step; continue the run with: {self._resume}")
         elif isinstance(event, EpochDone) and self.bar.disable:
             self.note(epoch_line(event.metrics, self._first_step, self._steps))
             self._first_step = event.metrics["step"]
 
 
 def _description(ready: RunReady) -> Iterator[str]:
-    """What is trained on what, and where."""
+    """Describes the training: space, data, method, epochs and device."""
     run, recipe, data = ready.run, ready.recipe, ready.data
     done = run.checkpoints
     verb = f"continuing after {done[-1].name.replace('-', ' ')}" if done else "training"
@@ -95,19 +95,19 @@ def _description(ready: RunReady) -> Iterator[str]:
 
 
 def _changes(record: dict[str, Any]) -> str:
-    """What a fine-tuning made of the model, where it is more than a new head."""
+    """Describes how fine-tuning changed the model: image size, channels and head."""
     what = {"image_size": "image size", "max_relative_position": "longest relative distance", "in_chans": "channels"}
     changes = [f"{words} {old} -> {new}" for key, words in what.items() for old, new in [record[key]] if old != new]
     return f"model: {record['weights']} ({'; '.join([*changes, record['head'] + ' head'])})"
 
 
 def epoch_line(metrics: dict[str, Any], before: int, steps: int) -> str:
-    """An epoch in words.
+    """Describes an epoch in one line.
 
     Args:
-        metrics: its line of ``metrics.jsonl``.
-        before: steps of the training that were done before what ``seconds`` counts.
-        steps: of the whole training.
+        metrics: the epoch's record in ``metrics.jsonl``.
+        before: number of training steps done before the time span that ``seconds`` covers.
+        steps: number of steps of the whole training.
     """
     parts = [f"epoch {metrics['epoch']}", f"stage {metrics['stage']}", f"loss {metrics['loss']:.3f}"]
     if accuracy := metrics.get("accuracy"):
@@ -120,16 +120,17 @@ def epoch_line(metrics: dict[str, Any], before: int, steps: int) -> str:
 
 
 def data_warnings(run: Run) -> list[str]:
-    """What was odd about the data of a run when it was begun; nothing where that is not recorded."""
+    """Returns the warnings about a run's data from its ``data.json``; an empty list if there is no such file."""
     path = run.path / "data.json"
     return list(read_json(path, "data report")["warnings"]) if path.is_file() else []
 
 
 def show_result(run: Run, subnets: Mapping[str, tuple[Subnet, float]], step: str) -> None:
-    """Prints a table of subnets with their costs and accuracies (0..1), and the next command.
+    """Prints a table of subnets with their costs and accuracies, and the next command.
 
     Args:
-        subnets: by their labels; of equal ones only the first is shown, and an empty label makes no column.
+        subnets: subnet and accuracy (0 to 1) by label. If all subnets are equal, only the first is shown; an empty label adds no
+            column.
         step: the next command.
     """
     space, info = run.space, run.info

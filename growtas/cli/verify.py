@@ -1,4 +1,4 @@
-"""``growtas verify``: finished artifacts against the run's checkpoint."""
+"""``growtas verify``: compares finished artifacts with the run's checkpoint."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ if TYPE_CHECKING:
 def verify(
     artifacts: Annotated[
         list[Path] | None,
-        Argument(help="Files (.onnx, .safetensors, .pt2, .xml, .plan), folders of them, or run folders; by default the run's."),
+        Argument(
+            help="Files (.onnx, .safetensors, .pt2, .xml, .plan), folders of them, or run folders. Default: the run's artifacts."
+        ),
     ] = None,
     run: Annotated[
-        Path | None, Option(help="Run folder; by default the one that the first file lies in, or the newest in ./runs.")
+        Path | None, Option(help="Run folder. Default: the run that holds the first file, or the newest in ./runs.")
     ] = None,
-    against: Annotated[Path | None, Option(help="Compare with this artifact instead of the run's checkpoint.")] = None,
-    bisect: Annotated[bool, Option("--bisect", help="Compare intermediate outputs and name the first layer that differs.")] = False,
+    against: Annotated[Path | None, Option(help="Artifact to compare with. Default: the run's checkpoint.")] = None,
+    bisect: Annotated[
+        bool, Option("--bisect", help="Also compare intermediate outputs, and name the first layer that differs.")
+    ] = False,
     images: Annotated[
-        int | None, CHECKS(help="Test images; by default 512 (2,000 in int8 and fp8), fewer of a large network.")
+        int | None, CHECKS(help="Number of test images. Default: 512 (2,000 for int8 and fp8), fewer for a large network.")
     ] = None,
     max_error: options.MaxError = None,
     min_cosine: options.MinCosine = None,
@@ -40,11 +44,11 @@ def verify(
     data_dir: options.CheckDataDir = None,
     json_: options.Json = False,
 ) -> None:
-    """Verify finished artifacts: do they still answer as the run's checkpoint does?
+    """Verify that finished artifacts give the same answers as the run's checkpoint.
 
-    On real test images: error and cosine of the logits, agreement of the first class, and accuracy, with thresholds for each
-    precision; before that, the file's hash, the checkpoint it was made from and its preprocessing. Exit code 0: everything that can
-    run here passed; 1: something failed; 2: wrong input, or nothing can run here.
+    The command first checks each file's hash, its checkpoint and its preprocessing. On real test images it then compares error and
+    cosine of the logits, agreement of the top-1 class, and accuracy, with thresholds for each precision. Exit code 0: everything
+    that can run on this machine passed; 1: something failed; 2: wrong input, or nothing can run on this machine.
 
     Example: growtas verify runs/first/export/micro-subnet.onnx --bisect
     """
@@ -103,13 +107,13 @@ def _print(results: Sequence[ArtifactVerification]) -> None:
         if result.not_run_because:
             print_text(f"{result.path.name} was not run: {result.not_run_because}")
     for line, names in compared.items():
-        # Precisions are verified on different numbers of images.
+        # The number of images depends on the precision.
         print_text(line if len(compared) == 1 else f"{', '.join(names)}: {line}")
     for result in results:
         if result.bisection is not None:
             _print_layers(result.bisection)
         elif result.no_bisection_because:
-            print_text(f"{result.path.name}: its layers were not compared: {result.no_bisection_because}")
+            print_text(f"{result.path.name}: the layers were not compared: {result.no_bisection_because}")
 
 
 def _compared(verification: Verification) -> str:

@@ -1,1 +1,1 @@
-"""Images: opening data sets, cutting the search split, preprocessing, and feeding the training."""
+"""Images: opens data sets, makes the search split, preprocesses images, and feeds the training."""

@@ -1,11 +1,11 @@
-"""A cache of decoded images on disk, so that a set is decoded once and not at every start.
+"""A cache of decoded images on disk, so that a data set is decoded once and not at every start.
 
-An entry is a ``.npy`` file of uint8 ``(n, C, height, width)`` that is mapped into memory. Its name is a hash over everything its
-pixels depend on: path, size and modification time of every image file in order, how they were decoded, resized and cropped, and the
-versions of the packages that did it. So an image that changed is never served in its old form: its set has another entry.
+An entry is a ``.npy`` file of uint8 ``(n, C, height, width)`` that is mapped into memory. Its name is a hash of everything that its
+pixels depend on: path, size and modification time of every image file in order, the decoding, resizing and cropping, and the
+versions of the packages. A set with a changed image therefore has another entry.
 
-The cache lies in ``$GROWTAS_CACHE``, else in ``~/.cache/growtas``; ``GROWTAS_CACHE=off`` turns it off. It never raises an error:
-an entry that can't be written is left out, one that can't be read is decoded again.
+The cache is in ``$GROWTAS_CACHE``, or by default in ``~/.cache/growtas``; ``GROWTAS_CACHE=off`` turns it off. It never raises an
+error: if an entry can't be written or read, the images are decoded again.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from growtas.errors import OutputError
 from growtas.files import replacing
 
 ENTRY_LIMIT = 2_000_000_000
-"""Bytes of an entry at most."""
+"""Largest size of an entry, in bytes."""
 TOTAL_LIMIT = 5 * ENTRY_LIMIT
-"""Bytes of all entries; beyond it those that were not used for longest are removed."""
+"""Largest size of all entries together, in bytes; the least recently used entries beyond it are removed."""
 _VERSION = 2
 _LIBRARIES = (PIL, torchvision, timm)
 _ABANDONED = 24 * 3600
-"""Seconds after which a half-written file belongs to a process that was killed."""
+"""Age in seconds from which a half-written file is taken for one of a killed process."""
 
 
 def cache_folder() -> Path | None:
-    """The folder of the entries; None where the cache is off."""
+    """Returns the cache's folder; None if the cache is off."""
     setting = os.environ.get("GROWTAS_CACHE", "")
     if setting == "off":
         return None
@@ -51,14 +51,14 @@ def cache_folder() -> Path | None:
 
 
 def files_key(paths: Iterable[str], **facts: Any) -> str | None:
-    """The name of the entry for some image files.
+    """Returns the name of the entry for some image files.
 
     Args:
         paths: the files, in the order of their images.
-        facts: what else the pixels depend on, in JSON's types.
+        facts: everything else that the pixels depend on, in JSON types.
 
     Returns:
-        64 hex digits, or None where a file can't be read: the decoder reports that.
+        64 hex digits, or None if a file can't be read; the decoder then reports the error.
     """
     versions = [str(library.__version__) for library in _LIBRARIES]
     digest = hashlib.sha256(json.dumps([_VERSION, versions, facts], sort_keys=True).encode())
@@ -72,30 +72,30 @@ def files_key(paths: Iterable[str], **facts: Any) -> str | None:
 
 
 def load_entry(key: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """The pixels of an entry, mapped into memory; what is written to them stays in this process.
+    """Maps the pixels of an entry into memory. Writing to them doesn't change the file.
 
     Returns:
-        None where there is no whole entry of this shape.
+        The pixels, or None if there is no complete entry of this shape.
     """
     if (path := _path(key)) is None:
         return None
     try:
         pixels = np.lib.format.open_memmap(path, mode="c")
-        whole = pixels.shape == shape and pixels.dtype == np.uint8 and path.stat().st_size == pixels.offset + pixels.nbytes
-    except (OSError, ValueError, EOFError, MemoryError):  # absent, cut short, or not such a file at all
+        complete = pixels.shape == shape and pixels.dtype == np.uint8 and path.stat().st_size == pixels.offset + pixels.nbytes
+    except (OSError, ValueError, EOFError, MemoryError):  # missing, truncated, or not a .npy file
         return None
-    if not whole or not pixels.flags.c_contiguous:
+    if not complete or not pixels.flags.c_contiguous:
         return None
-    with contextlib.suppress(OSError):  # another user's, or read-only
-        os.utime(path)  # was used now
+    with contextlib.suppress(OSError):  # the file may be another user's, or read-only
+        os.utime(path)  # marks the entry as used
     return pixels
 
 
 def store_entry(key: str, pixels: NDArray[np.uint8]) -> bool:
-    """Write an entry for :func:`load_entry`; several processes may do so at once.
+    """Writes an entry for :func:`load_entry`; several processes may do so at the same time.
 
     Returns:
-        Whether it was written; False where it is too large, the disk is nearly full, or the folder can't be written.
+        Whether the entry was written. It is not if it is too large, the disk is nearly full, or the folder can't be written.
     """
     path = _path(key)
     if path is None or pixels.nbytes > ENTRY_LIMIT:
@@ -104,7 +104,7 @@ def store_entry(key: str, pixels: NDArray[np.uint8]) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(path.parent).free < 2 * pixels.nbytes:
             return False
-        # Written and not mapped: a disk that fills up is an error here, but would kill a process that writes to a map.
+        # Not written through a memory map: a full disk raises an error here, but would kill a process that writes to a map.
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.lib.format.write_array(file, np.ascontiguousarray(pixels), allow_pickle=False)
             file.flush()
@@ -121,7 +121,7 @@ def _path(key: str) -> Path | None:
 
 
 def _tidy(newest: Path) -> None:
-    """Remove half-written files of killed processes, and the oldest entries beyond the limit."""
+    """Removes half-written files of killed processes, and the least recently used entries beyond the limit."""
     entries = []
     for path in newest.parent.iterdir():
         try:
@@ -131,10 +131,10 @@ def _tidy(newest: Path) -> None:
             elif path.suffix == ".npy":
                 entries.append((stat.st_mtime_ns, stat.st_size, path))
         except FileNotFoundError:
-            continue  # another process was faster
+            continue  # another process has removed it
     total = sum(size for _, size, _ in entries)
     for _, size, path in sorted(entries, key=lambda entry: (entry[2] == newest, entry[0])):
         if total <= TOTAL_LIMIT:
             return
-        path.unlink(missing_ok=True)  # whoever has it mapped keeps it
+        path.unlink(missing_ok=True)  # a process that has it mapped can still read it
         total -= size

@@ -1,7 +1,7 @@
-"""Finds the image files of class folders, and remembers what it leaves out.
+"""Finds the image files of class folders, and records what it skips.
 
-Every folder and every file is read once, however many links lead to it. Class names are compared in Unicode's composed form (NFC):
-macOS writes file names decomposed, Linux and Windows as they are typed.
+Every folder and every file is read once, however many links lead to it. Class names are compared in Unicode's composed form (NFC),
+because macOS writes file names in decomposed form, while Linux and Windows keep the typed form.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NO_DATA = frozenset(
     ("__macosx", "@eadir", "$recycle.bin", "recycler", "system volume information", "#recycle", "#snapshot", "@recycle",
      "@recently-snapshot", "lost+found", "__pycache__", "thumbs.db", "desktop.ini")
 )  # fmt: skip
-"""What operating systems, network drives and programs leave; names that begin with a dot are left out too."""
+"""Names that operating systems, network drives and programs create; they are skipped, as are names that begin with a dot."""
 _PACKED = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
 
 
@@ -31,11 +31,11 @@ class ClassFolders:
         root: the data set's folder.
 
     Attributes:
-        subfolders: the folders inside of each class folder that has some.
-        remarks: a sentence for each thing that a person may not expect.
+        subfolders: names of the direct sub-folders, by class folder that has some.
+        remarks: one sentence for each thing that a user may not expect.
 
     Raises:
-        DataError: a name is not UTF-8, which neither JSON nor the labels of an artifact can hold.
+        DataError: A name is not UTF-8. JSON and the labels of an artifact can't hold such a name.
     """
 
     def __init__(self, root: Path) -> None:
@@ -46,60 +46,64 @@ class ClassFolders:
         self._other_files: Counter[str] = Counter()
         self._others: Counter[str] = Counter()
         self._labels: dict[str, int] = {}
-        """Of the training images, by the paths of the files that they truly are."""
+        """Labels of the training images by the files' real paths."""
         _check_name(str(root))
 
     @property
     def skipped(self) -> dict[str, int]:
-        """What was left out, and how often: a folder's name, a file's ending, or a kind of link."""
+        """Number of skipped items by kind: a folder's name, a file's suffix, or a kind of link."""
         return dict(self._no_data + self._other_files + self._others)
 
     def folders(self, folder: Path) -> list[str]:
-        """Names of the sub-folders that may hold data, sorted."""
+        """Returns the sorted names of the sub-folders that may hold data."""
         return [entry.name for entry in _entries(str(folder)) if _is_folder(entry) and not is_no_data(entry.name)]
 
     def look_beside(self, folder: Path) -> None:
-        """Counts what lies beside the sub-folders of a folder and is not read."""
+        """Counts the items beside the sub-folders of a folder; they are not read."""
         entries = _entries(str(folder))
         self._no_data.update(entry.name for entry in entries if _is_folder(entry) and is_no_data(entry.name))
         files = [entry.name for entry in entries if not _is_folder(entry) and not entry.name.startswith(".")]
         if loose := [name for name in files if _ending(name) in self._endings]:
             self._others["images beside folders"] += len(loose)
-            self.remarks.append(f"images in {folder} itself are in no class and not used: {len(loose)} ({listed(loose, 2)})")
+            self.remarks.append(
+                f"images directly in {folder} belong to no class and are not used: {len(loose)} ({listed(loose, 2)})"
+            )
         for entry in entries:
             if entry.is_symlink() and not os.path.exists(entry.path):
                 self._others["links that lead nowhere"] += 1
-                self.remarks.append(f"{entry.path} is a link that leads nowhere, and is not used")
+                self.remarks.append(f"{entry.path} is a broken link and is not used")
 
     def training_set(self, folder: Path) -> tuple[ReaderSet, tuple[str, ...]]:
-        """The images of a training set, and the class names.
+        """Returns the images of a training set and the class names.
 
         Raises:
-            DataError: fewer than two class folders, a class without images, or two folders of one class name.
+            DataError: There are fewer than two class folders, a class has no images, or two folders have the same class name.
         """
         folder_of = self._folder_of_class(folder)
         class_names = tuple(sorted(folder_of))
         if len(class_names) < 2:
             inner = self.folders(Path(folder_of[class_names[0]]))
-            hint = f"; if its folders {choices(inner[:3])} are what you mean, name {folder_of[class_names[0]]}" if inner else ""
+            hint = f"; if the classes are its folders {choices(inner[:3])}, use {folder_of[class_names[0]]}" if inner else ""
             raise DataError(f"{folder}: only one class folder, {class_names[0]}; a classifier needs 2 or more{hint}")
         paths: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(class_names):
-            found = self._images(folder_of[name])
-            images = [path for path, true in found if self._is_new(path, true, label)]
+            files = self._images(folder_of[name])
+            images = [path for path, true in files if self._is_new(path, true, label)]
             if not images:
-                why = " but links to those of other classes" if found else _instead(folder_of[name])
+                why = " but links to those of other classes" if files else _instead(folder_of[name])
                 raise DataError(f"{folder_of[name]}: the class folder has no images{why}")
             paths += images
             labels += [label] * len(images)
         return file_set(paths, labels), class_names
 
     def test_set(self, folder: Path, train_folder: Path, class_names: Sequence[str]) -> ReaderSet:
-        """The images of a test set with the labels of the training set, which must have been read; none of its files is among them.
+        """Returns the images of a test set, without files of the training set, with the training set's labels.
+
+        Call :meth:`training_set` before.
 
         Raises:
-            DataError: a class that the training set lacks, or no images but those of the training set.
+            DataError: A class is missing in the training set, or all images belong to the training set.
         """
         folder_of = self._folder_of_class(folder)
         unknown = sorted(set(folder_of) - set(class_names))
@@ -107,44 +111,44 @@ class ClassFolders:
             raise DataError(
                 f"{folder}: class {choices(unknown[:3])} is not in {train_folder}, which has {choices(class_names[:10])}"
             )
-        images = [(*found, name) for name in sorted(folder_of) for found in self._images(folder_of[name])]
-        own = [(path, class_names.index(name)) for path, true, name in images if true not in self._labels]
-        shared = len(images) - len(own)
-        if not own:
-            what = f"all its {shared} images are files of {train_folder} too" if shared else "its class folders have no images"
-            raise DataError(f"{folder}: {what}; a test set needs images that the training does not see")
+        images = [(*file, name) for name in sorted(folder_of) for file in self._images(folder_of[name])]
+        unseen = [(path, class_names.index(name)) for path, true, name in images if true not in self._labels]
+        shared = len(images) - len(unseen)
+        if not unseen:
+            what = f"all its {shared} images are also files of {train_folder}" if shared else "its class folders have no images"
+            raise DataError(f"{folder}: {what}; a test set needs images that are not in the training set")
         if shared:
             self._others["test images that are training images"] = shared
-            self.remarks.append(
-                f"{shared} images of {folder} are files of {train_folder} too, by links; they are left out of the test"
-            )
-        paths, labels = zip(*own, strict=True)
+            self.remarks.append(f"{shared} images of {folder} are links to files of {train_folder}; the test set leaves them out")
+        paths, labels = zip(*unseen, strict=True)
         return file_set(paths, labels)
 
     def notes(self) -> list[str]:
-        """The remarks, and a sentence for each kind of thing that was left out."""
+        """Returns the remarks, and one sentence for each kind of skipped item."""
         notes = list(self.remarks)
         if self._no_data:
             names = listed([f"{name} ({count})" if count > 1 else name for name, count in self._no_data.most_common()], 5)
-            notes.append(f"hidden folders and those that systems leave are no classes and were not read: {names}")
+            notes.append(f"hidden folders and system folders are not classes and were not read: {names}")
         if hidden := self._others["hidden files"]:
-            notes.append(f"hidden image files, whose names begin with a dot, were not read: {hidden}")
+            notes.append(f"hidden image files (names that begin with a dot) were not read: {hidden}")
         if self._other_files:
             endings = listed([f"{count} {ending}" for ending, count in self._other_files.most_common()], 5)
             notes.append(
-                f"files that this Pillow does not open as images were not read: {endings}; convert those that are images, "
+                f"files that the installed Pillow can't open as images were not read: {endings}; convert images among them, "
                 f"for example to PNG"
             )
         return notes
 
     def _folder_of_class(self, folder: Path) -> dict[str, str]:
-        """The folder of each class, by the class name in composed form."""
+        """Returns the folder of each class by the class name in composed form."""
         names = self.folders(folder)
         if not names:
             files = [entry.name for entry in _entries(str(folder))]
             what = "no class folders" if files else "the folder is empty"
             packed = "".join(f" (unpack {name} first)" for name in files if name.lower().endswith(_PACKED))
-            raise DataError(f"{folder}: {what}{packed}; images belong into a sub-folder a class, as in {folder}/CLASS/image.png")
+            raise DataError(
+                f"{folder}: {what}{packed}; put the images of each class into a sub-folder, as in {folder}/CLASS/image.png"
+            )
         folder_of: dict[str, str] = {}
         above = _with_parents(folder)
         for name in names:
@@ -152,26 +156,28 @@ class ClassFolders:
             _check_name(place)
             composed = unicodedata.normalize("NFC", name)
             if composed in folder_of:
-                raise DataError(f"{folder}: two folders are called {composed}, in two Unicode forms; put their images into one")
+                raise DataError(
+                    f"{folder}: two folders have the name {composed}, in two Unicode forms; put their images into one folder"
+                )
             if not self._is_read(place, above):
                 folder_of[composed] = place
         return folder_of
 
     def _is_read(self, place: str, read: set[str]) -> bool:
-        """Whether a folder is one that is read already, or holds such a one; it is remarked then."""
+        """Returns whether a link leads to a folder that was read already, or to a parent of one, and remarks it."""
         if os.path.realpath(place) not in read:
             return False
         self._others["links to a folder that is read already"] += 1
-        self.remarks.append(f"{place} leads to a folder that is read already, and was not read again")
+        self.remarks.append(f"{place} is a link to a folder that was read already; it was not read again")
         return True
 
     def _images(self, folder: str) -> list[tuple[str, str]]:
-        """The image files of a class folder, however deep they lie, sorted by folder and name; each with its true path."""
-        # Where the class folder is a link, a link inside of it may lead up from where that one leads to.
+        """Returns the image files of a class folder at any depth, as (path, real path), sorted by folder and name."""
+        # If the class folder is itself a link, a link inside of it may lead to a parent of the link's target.
         read = _with_parents(os.path.dirname(folder)) | _with_parents(os.path.dirname(os.path.realpath(folder)))
         places: list[str] = [folder]
         links: list[str] = []
-        found: list[tuple[str, str, str]] = []
+        files: list[tuple[str, str, str]] = []
         while places or links:
             place = places.pop() if places else links.pop()
             if self._is_read(place, read):
@@ -185,12 +191,12 @@ class ClassFolders:
                     if self._is_image(entry):
                         _check_name(entry.path)
                         true = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(true_place, entry.name)
-                        found.append((place, entry.name, true))
+                        files.append((place, entry.name, true))
                 elif is_no_data(entry.name):
                     self._no_data[entry.name] += 1
                 else:
                     (links if entry.is_symlink() else places).append(entry.path)
-        return [(os.path.join(place, name), true) for place, name, true in sorted(found)]
+        return [(os.path.join(place, name), true) for place, name, true in sorted(files)]
 
     def _is_image(self, entry: os.DirEntry[str]) -> bool:
         ending = _ending(entry.name)
@@ -201,15 +207,15 @@ class ClassFolders:
         if entry.name.startswith("."):
             self._others["hidden files"] += 1
             return False
-        # A link that leads nowhere is an image that can't be read, and is named as one.
+        # A broken link counts as an image that can't be read, and is reported as one.
         if entry.is_symlink() or entry.is_file():
             return True
         self._others["what is no file"] += 1
-        self.remarks.append(f"{entry.path} is no file and was not read")
+        self.remarks.append(f"{entry.path} is not a regular file and was not read")
         return False
 
     def _is_new(self, path: str, true: str, label: int) -> bool:
-        """Whether the file is not an image yet; one of two classes is remarked."""
+        """Returns whether the file was not read before; a file in two classes is remarked."""
         if true not in self._labels:
             self._labels[true] = label
             return True
@@ -218,14 +224,14 @@ class ClassFolders:
             return False
         if not self._others["images of two classes"]:
             self.remarks.append(
-                f"{path} is the same file as {true}, and counts for the class of that one only; look for links between classes"
+                f"{path} is the same file as {true} and counts only for the class of that file; look for links between classes"
             )
         self._others["images of two classes"] += 1
         return False
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """The content of a folder, sorted by name."""
+    """Returns the content of a folder, sorted by name."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -234,20 +240,20 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _with_parents(folder: str | Path) -> set[str]:
-    """The true paths of a folder and of those that it lies in."""
+    """Returns the real paths of a folder and of its parents."""
     place = Path(os.path.realpath(folder))
-    return {str(each) for each in (place, *place.parents)}
+    return {str(parent) for parent in (place, *place.parents)}
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself, or into a closed folder
+    except OSError:  # a link to itself, or into a folder without permission
         return False
 
 
 def is_no_data(name: str) -> bool:
-    """Whether a folder or file is hidden, or one that systems and programs leave among people's data."""
+    """Returns whether a folder or file is hidden, or was created by an operating system or program beside the data."""
     return name.startswith(".") or name.casefold() in _NO_DATA
 
 
@@ -260,12 +266,12 @@ def _check_name(path: str) -> None:
         path.encode()
     except UnicodeEncodeError:
         shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-        raise DataError(f"{shown}: the name is not UTF-8, as it must be; rename it") from None
+        raise DataError(f"{shown}: the name must be UTF-8, but is not; rename it") from None
 
 
 def _instead(folder: str) -> str:
-    """What lies in a class folder in place of images."""
+    """Describes the files in a class folder without images."""
     names = [name for _, _, files in os.walk(folder) for name in files]
     inside = Counter("hidden" if name.startswith(".") else _ending(name) for name in names)
     what = listed([f"{count} {ending}" for ending, count in inside.most_common()], 4)
-    return f" that this Pillow opens; its files are {what}" if inside else "; put some into it, or remove it"
+    return f" that the installed Pillow can open; its files are {what}" if inside else "; put some into it, or remove it"

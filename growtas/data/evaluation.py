@@ -1,4 +1,4 @@
-"""The images that accuracy is measured on: the search split and the test set of a run."""
+"""The images on which accuracy is evaluated: the search split and the test set of a run."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from growtas.files import read_json
 from growtas.runs import Run
 
 SEARCH_IMAGES = 10_000
-"""Images of the search split, as in the paper (Section 3.3); at most a fifth of the training set."""
+"""Number of images of the search split, as in the paper (Section 3.3); at most a fifth of the training set."""
 
 
 class EvaluationSet:
-    """Preprocessed images with labels; an image is decoded at its first use and stays in memory where all images fit.
+    """Preprocessed images with labels. An image is decoded at its first use, and kept in memory if all images fit.
 
     Args:
         images: the images.
-        record: the preprocessing.
-        class_names: a name for each label.
+        record: the preprocessing record.
+        class_names: the class name of each label.
     """
 
     def __init__(self, images: ImageSet, record: Mapping[str, Any], class_names: tuple[str, ...]) -> None:
@@ -46,44 +46,44 @@ class EvaluationSet:
         return len(self.labels)
 
     def images(self, start: int, stop: int) -> Tensor:
-        """Images ``start`` to ``stop - 1``: float32 ``(n, in_chans, image_size, image_size)``.
+        """Returns images ``start`` to ``stop - 1``: float32 ``(n, in_chans, image_size, image_size)``, normalised.
 
         Raises:
-            DataError: an image is unreadable; the message names it.
+            DataError: An image can't be read; the message names it.
         """
         return self.take(np.arange(*slice(start, stop).indices(len(self))))
 
     def take(self, indices: NDArray[np.int64]) -> Tensor:
-        """Images picked by position, ``(len(indices), in_chans, image_size, image_size)``; as :meth:`images` otherwise."""
+        """Returns the images at some indices, ``(len(indices), in_chans, image_size, image_size)``; see :meth:`images`."""
         return normalise(self._pixels.take(indices), self._record)
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images in order, ``batch_size`` at a time, with their labels."""
+        """Yields all images with their labels, in order, in batches of ``batch_size``."""
         for start in range(0, len(self), batch_size):
             yield self.images(start, start + batch_size), self.labels[start : start + batch_size]
 
     def labelled_as(self, class_names: Sequence[str]) -> EvaluationSet:
-        """The same images with the labels that a network with these classes gives them.
+        """Returns the same images with labels in the order of a network's classes.
 
         Raises:
-            DataError: the classes are others.
+            DataError: The network has other classes.
         """
         if tuple(class_names) == self.class_names:
             return self
-        wanted, own = ([unicodedata.normalize("NFC", name) for name in names] for names in (class_names, self.class_names))
-        absent = sorted(set(own) ^ set(wanted))
+        wanted, names = ([unicodedata.normalize("NFC", name) for name in part] for part in (class_names, self.class_names))
+        absent = sorted(set(names) ^ set(wanted))
         if absent:
             raise DataError(
-                f"the images' classes ({listed(self.class_names, 3)}) are not those that the run was trained on "
-                f"({listed(class_names, 3)}), so accuracies on them mean nothing; {absent[0]} is in one of them only"
+                f"the classes of the images ({listed(self.class_names, 3)}) are not those of the run's training "
+                f"({listed(class_names, 3)}), so an accuracy would be meaningless; only one of them has {absent[0]}"
             )
-        changed = copy.copy(self)  # with the pixels that are decoded already
+        changed = copy.copy(self)  # keeps the decoded pixels
         changed.class_names = tuple(class_names)
-        changed.labels = torch.tensor([wanted.index(name) for name in own])[self.labels]
+        changed.labels = torch.tensor([wanted.index(name) for name in names])[self.labels]
         return changed
 
     def subset(self, count: int) -> EvaluationSet:
-        """A stratified part of at most ``count`` images, the same at every call."""
+        """Returns a stratified part of at most ``count`` images, the same at every call."""
         if count >= len(self):
             return self
         indices = stratified_split(self.labels.numpy(), count, np.random.default_rng(0), leave=0)
@@ -93,19 +93,21 @@ class EvaluationSet:
 
 
 def cut_search_split(data: Data, seed: int, count: int = SEARCH_IMAGES) -> dict[str, Any]:
-    """The search split of a data set as ``split.json`` holds it: stratified, from the training images only.
+    """Makes the search split of a data set, the content of ``split.json``: a stratified part of the training images.
 
     Args:
-        count: images wanted; at most a fifth of the training set is taken.
+        data: the data set.
+        seed: seed of the random choice.
+        count: number of images; at most a fifth of the training set is taken.
 
     Raises:
-        DataError: there are too few training images.
+        DataError: There are too few training images.
     """
     size = len(data.train)
     indices = stratified_split(data.train.labels, min(count, size // 5), np.random.default_rng(seed))
     if not len(indices):
         raise DataError(
-            f"{data.data_dir or data.name}: {size} training images are too few to set some aside for the search; have 5 or more"
+            f"{data.data_dir or data.name}: {size} training images are too few for a search split; at least 5 are needed"
         )
     counts = np.bincount(data.train.labels[indices], minlength=len(data.class_names)).tolist()
     return {
@@ -117,10 +119,14 @@ def cut_search_split(data: Data, seed: int, count: int = SEARCH_IMAGES) -> dict[
 
 
 def read_search_split(run: Run, train: ImageSet) -> dict[str, Any]:
-    """The search split in a run's folder.
+    """Reads the search split, ``split.json``, of a run.
+
+    Args:
+        run: the run.
+        train: the training images.
 
     Raises:
-        CheckpointError: ``split.json`` can't be read, or doesn't hold different indices of ``train``, the training images.
+        CheckpointError: ``split.json`` can't be read, or doesn't hold different indices of training images.
     """
     path = run.path / "split.json"
     split = read_json(path, "search split")
@@ -132,26 +138,28 @@ def read_search_split(run: Run, train: ImageSet) -> dict[str, Any]:
     ):
         raise CheckpointError(
             f"{path}: the search split must be an object whose 'search' is a list of different numbers from 0 to {len(train) - 1}, "
-            "the training images that the search uses"
+            "the indices of the search's training images"
         )
     return dict(split)
 
 
 def search_indices(split: Mapping[str, Any]) -> NDArray[np.int64]:
-    """Indices into the training set of a split's search images."""
+    """Returns the indices of the search images in the training set."""
     return np.asarray(split["search"], np.int64)
 
 
 def search_set(run: Run, *, data: str | None = None, data_dir: str | Path | None = None) -> EvaluationSet:
-    """The search split of a run, which its training did not see.
+    """Opens the search split of a run: images that its training did not use.
 
     Args:
-        data, data_dir: other images than the run's; an imported run has none, and needs them. Where the data set is not the one
-            that was trained on, a split is cut from its training images.
+        run: the run.
+        data: name of another data set, which an imported run needs. If it is not the set that the run was trained on, a new split
+            of its training images is made.
+        data_dir: folder of the data set.
 
     Raises:
-        DataError: the images are absent, changed, or have another number of classes.
-        CheckpointError: the run's split can't be read.
+        DataError: The images are missing, have changed, or have another number of classes.
+        CheckpointError: The run's split can't be read.
     """
     opened, same = _open(run, data, data_dir)
     recorded = same and (run.path / "split.json").is_file()
@@ -160,7 +168,7 @@ def search_set(run: Run, *, data: str | None = None, data_dir: str | Path | None
 
 
 def test_set(run: Run, *, data: str | None = None, data_dir: str | Path | None = None) -> EvaluationSet:  # noqa: PT028 (no test)
-    """The run's test images; arguments and errors as for :func:`search_set`."""
+    """Opens the run's test images; arguments and errors are those of :func:`search_set`."""
     opened, _ = _open(run, data, data_dir)
     return EvaluationSet(opened.test, run.info["preprocess"], opened.class_names)
 
@@ -170,10 +178,10 @@ test_set.__test__ = False  # type: ignore[attr-defined]
 
 
 def _open(run: Run, data: str | None, data_dir: str | Path | None) -> tuple[Data, bool]:
-    """The data set, and whether it is the one that the run was trained on."""
+    """Opens the data set, and returns whether the run was trained on it."""
     record = run.info["data"]
     if record is None and data is None:
-        raise DataError(f"{run.path}: the run was imported and records no images; name some with --data (and --data-dir)")
+        raise DataError(f"{run.path}: the run was imported and records no data set; name one with --data (and --data-dir)")
     opened = open_recorded(record, data_dir) if data is None else _other_data(data, data_dir, record)
     classes = run.space.num_classes
     if len(opened.class_names) != classes:
@@ -183,7 +191,7 @@ def _open(run: Run, data: str | None, data_dir: str | Path | None) -> tuple[Data
 
 
 def _other_data(name: str, data_dir: str | Path | None, record: Mapping[str, Any] | None) -> Data:
-    """A data set that was named, by the rules of the run where it turns out to be the run's own."""
+    """Opens a named data set; if it is the run's own folder, it is read by the run's rules."""
     opened = open_data(name, data_dir)
     if record is not None and opened.rules != record.get("rules", 1) and opened.name == record["name"] == "folder":
         with contextlib.suppress(DataError):

@@ -16,20 +16,21 @@ _UNSIGNED_BYTE = 8
 
 
 def find_idx(folder: Path, stem: str) -> Path | None:
-    """The file ``stem`` in a folder, plain or with ``.gz``; the plain one goes first."""
+    """Finds the file ``stem`` or ``stem.gz`` in a folder; the plain file has priority."""
     return next((path for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()), None)
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes.
+    """Reads an IDX file of unsigned bytes.
 
-    The header is two zero bytes, the type, the number of dimensions, and a big-endian uint32 a dimension.
+    The header consists of two zero bytes, the type, the number of dimensions, and a big-endian uint32 for each dimension.
 
     Args:
-        dimensions: what the file must have: 3 for images ``(n, height, width)``, 1 for labels.
+        path: the file.
+        dimensions: the required number of dimensions: 3 for images ``(n, height, width)``, 1 for labels.
 
     Raises:
-        DataError: not such a file, or cut short.
+        DataError: The file is not such a file, or is truncated.
     """
     try:
         raw = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Sets of labelled images that can be read in any order, whatever they are stored in."""
+"""Sets of labelled images with random access, for any kind of storage."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ class ImageSet(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> Image.Image:
-        """Read one image as Pillow does; :class:`growtas.data.decode.DecodeRules` make it upright and 8 bits deep.
+        """Reads one image with Pillow; :class:`growtas.data.decode.DecodeRules` then makes it upright and 8 bits deep.
 
         Raises:
-            DataError: it is unreadable; the message names it.
+            DataError: The image can't be read; the message names it.
         """
         ...
 
     def describe(self, index: int) -> str:
-        """What messages call an image: its path, or its place in the set."""
+        """Returns the name of an image for messages: its path, or its place in the set."""
         ...
 
 
 class ArraySet:
-    """Images that lie in memory as one array.
+    """Images in memory, as one array.
 
     Args:
         pixels: uint8, ``(n, height, width)`` for grey or ``(n, height, width, 3)`` for RGB.
         labels: shape ``(n,)``.
-        title: what messages call the set.
+        title: name of the set for messages.
     """
 
     def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[Any], title: str) -> None:
@@ -60,11 +60,11 @@ class ArraySet:
         return len(self.labels)
 
     def load(self, index: int) -> Image.Image:
-        """One image, mode L or RGB."""
+        """Returns one image, mode L or RGB."""
         return Image.fromarray(self.pixels[index])
 
     def describe(self, index: int) -> str:
-        """The set's title and the index."""
+        """Returns the set's title and the index."""
         return f"{self.title}, image {index}"
 
 
@@ -73,9 +73,9 @@ class ReaderSet:
 
     Args:
         labels: shape ``(n,)``.
-        read: gives the image of an index; whatever it raises becomes a :class:`DataError`.
-        describe: names the image of an index.
-        paths: the files, where the images are files.
+        read: returns the image at an index; all its exceptions become :class:`DataError`.
+        describe: returns the name of the image at an index.
+        paths: the images' files, if they are files.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ReaderSet:
         return len(self.labels)
 
     def load(self, index: int) -> Image.Image:
-        """One image, decoded."""
+        """Returns one image, decoded."""
         try:
             image = self._read(index)
             image.load()
@@ -102,7 +102,7 @@ class ReaderSet:
         return image
 
     def describe(self, index: int) -> str:
-        """The file's path, or the place in the set."""
+        """Returns the file's path, or the place in the set."""
         return self._describe(index)
 
 
@@ -117,16 +117,16 @@ class Subset:
         return len(self.indices)
 
     def load(self, index: int) -> Image.Image:
-        """One image of the base set."""
+        """Returns one image of the base set."""
         return self.base.load(int(self.indices[index]))
 
     def describe(self, index: int) -> str:
-        """As the base set says."""
+        """Returns the name in the base set."""
         return self.base.describe(int(self.indices[index]))
 
 
 def resolve(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:
-    """The set at the bottom of nested subsets, and the indices into it."""
+    """Returns the set under nested subsets, and the indices into it."""
     indices = np.arange(len(images))
     while isinstance(images, Subset):
         indices, images = images.indices[indices], images.base
@@ -134,25 +134,27 @@ def resolve(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:
 
 
 def paths_of(images: ImageSet) -> list[str] | None:
-    """The file of each image; None where they are no files."""
+    """Returns the file of each image; None if the images are not files."""
     base, indices = resolve(images)
     paths: Sequence[str] | None = getattr(base, "paths", None)
     return None if paths is None else [paths[index] for index in indices.tolist()]
 
 
 def file_set(paths: Sequence[str], labels: Sequence[int]) -> ReaderSet:
-    """Image files with their labels."""
+    """Returns a set of image files with labels."""
     return ReaderSet(labels, lambda index: decode(open(paths[index], "rb")), lambda index: paths[index], paths)
 
 
 def load_as(images: ImageSet, index: int, transform: Callable[[Image.Image], _Transformed]) -> _Transformed:
-    """Read one image and transform it.
+    """Reads one image and transforms it.
 
     Args:
-        transform: may raise a :class:`DataError` that says why it refuses the image.
+        images: the set.
+        index: the image's place in the set.
+        transform: transforms the image, or raises a :class:`DataError` with the reason for rejecting it.
 
     Raises:
-        DataError: the image is unreadable or refused; the message names it.
+        DataError: The image can't be read, or is rejected; the message names it.
     """
     image = images.load(index)
     try:
@@ -162,7 +164,7 @@ def load_as(images: ImageSet, index: int, transform: Callable[[Image.Image], _Tr
 
 
 def unreadable(images: ImageSet, progress: Progress = SILENT, title: str = "checking images") -> list[DataError]:
-    """Decode every image once, and give the errors of those that can't be, in order."""
+    """Decodes every image once, and returns the errors of unreadable ones in order."""
     base, indices = resolve(images)
     if isinstance(base, ArraySet):
         return []
@@ -180,27 +182,27 @@ def unreadable(images: ImageSet, progress: Progress = SILENT, title: str = "chec
 def in_threads(
     function: Callable[[int], _Transformed], indices: NDArray[np.int64], progress: Progress, title: str
 ) -> list[_Transformed]:
-    """What a function gives for each of the indices, in their order."""
+    """Calls a function with each index, in several threads, and returns the results in the order of the indices."""
     with ThreadPoolExecutor(available_threads()) as pool:
         chunks = np.array_split(indices, max(1, len(indices) // 64))
         return [result for chunk in tracked(chunks, title, progress) for result in pool.map(function, chunk.tolist())]
 
 
 def raise_unreadable(failures: Sequence[DataError], where: str) -> None:
-    """Raise the errors of unreadable images as one, if there are any.
+    """Raises one error for all unreadable images, if there are any.
 
     Raises:
-        DataError: a single image's own; for more, how many there are, and which are the first.
+        DataError: The error of the only unreadable image, or an error that counts the images and names the first ones.
     """
     if len(failures) == 1:
         raise failures[0]
     if failures:
-        # Each is "NAME: the image can't be read (REASON)".
+        # Each message is "NAME: the image can't be read (REASON)".
         named = [str(failure).replace(": the image can't be read", "") for failure in failures]
         raise DataError(f"{where}: {len(failures)} images can't be read; replace or remove {listed(named, 5)}")
 
 
 def listed(names: Sequence[str], most: int) -> str:
-    """``a, b and 7 more``: the first names, and the number of the rest."""
+    """Lists the first ``most`` names and counts the others: ``a, b and 7 more``."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

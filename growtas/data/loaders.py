@@ -1,8 +1,8 @@
-"""Training batches of an epoch, as a function of (seed, epoch), from memory or from files.
+"""Training batches from memory or from files. The batches of an epoch depend only on (seed, epoch).
 
-:class:`MemoryLoader` holds all images as uint8 and augments whole batches (random crop with padding, horizontal flip):
-for small images a DataLoader would take longer than the network. :class:`FileLoader` decodes and augments image by image with
-timm's transforms, in worker processes.
+:class:`MemoryLoader` holds all images as uint8 and augments whole batches (random crop with padding, horizontal flip), because a
+DataLoader would take longer than the network for small images. :class:`FileLoader` decodes and augments each image with timm's
+transforms in worker processes.
 """
 
 from __future__ import annotations
@@ -28,47 +28,47 @@ from growtas.errors import ConfigError, DataError
 
 Batch = tuple[Tensor, Tensor]
 _ORDER, _AUGMENT, _TRANSFORM = range(3)
-"""Streams of random numbers within an epoch; each is seeded by (seed, epoch, stream, place)."""
+"""Streams of random numbers within an epoch; each is seeded with (seed, epoch, stream, place)."""
 _AHEAD = 64
-"""The least number of images that a worker process prepares ahead."""
+"""Least number of images that a worker process prepares in advance."""
 
 
 class Loader(Protocol):
-    """Gives the training batches of an epoch.
+    """Yields the training batches of an epoch.
 
     Attributes:
-        steps: batches an epoch.
+        steps: number of batches per epoch.
     """
 
     steps: int
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """float32 images ``(n, C, H, W)`` and int64 labels ``(n,)``; the same for the same seed and epoch.
+        """Yields float32 images ``(n, C, H, W)`` and int64 labels ``(n,)``; the same ones for the same seed and epoch.
 
-        Where a loader has some parts of a batch only, ``n`` is their size, one part after the other; each image is what it would be
-        in the whole batch.
+        If a loader has only some parts of each batch, it yields these parts, one after the other, as one tensor of ``n`` images.
+        Each image is the same as in the whole batch.
 
         Args:
-            epoch: from 0.
-            first: the batch to begin with, to go on in the middle of an epoch.
+            epoch: the epoch, from 0.
+            first: the first batch to yield; above 0 to continue in the middle of an epoch.
 
         Raises:
-            DataError: an image is unreadable.
+            DataError: An image can't be read.
         """
         ...
 
 
 def epoch_order(size: int, seed: int, epoch: int, repeats: int = 1) -> NDArray[np.int64]:
-    """``size`` image indices in random order; with repeated augmentation each drawn image comes ``repeats`` times in a row.
+    """Returns ``size`` image indices in random order; with repeated augmentation, each image comes ``repeats`` times in a row.
 
-    As in Hoffer et al., "Augment your batch", an epoch's length stays and it sees fewer distinct images.
+    As in Hoffer et al., "Augment your batch", the epoch keeps its length and therefore has fewer distinct images.
     """
     order = np.random.default_rng((seed, epoch, _ORDER)).permutation(size)
     return np.repeat(order, repeats)[:size] if repeats > 1 else order
 
 
 def batch_indices(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
-    """Full batches; a last smaller one is left out, unless it is the only one (then of even length, as Mixup needs)."""
+    """Cuts an order into full batches. A smaller batch is only kept if it is the only one, with even length as Mixup needs it."""
     if len(order) < batch_size:
         return [order[: max(len(order) // 2 * 2, 1)]]
     steps = len(order) // batch_size
@@ -76,10 +76,10 @@ def batch_indices(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.
 
 
 def cut_batches(size: int, batch_size: int, parts: Parts) -> tuple[int, NDArray[np.int64]]:
-    """Batches an epoch of ``size`` images, and the rows of each that belong to the parts.
+    """Returns the number of batches in an epoch of ``size`` images, and the rows of each batch that belong to the parts.
 
     Raises:
-        ConfigError: the batches can't be cut into so many parts; the message says what would be legal.
+        ConfigError: The batches can't be cut into so many parts; the message gives legal values.
     """
     batches = batch_indices(np.arange(size), batch_size)
     batch, unit = len(batches[0]), 2 * parts.count
@@ -95,20 +95,20 @@ def cut_batches(size: int, batch_size: int, parts: Parts) -> tuple[int, NDArray[
 
 
 class MemoryLoader:
-    """Batches from images in memory, made in a background thread.
+    """Makes batches of images in memory, in a background thread.
 
     Args:
         pixels: uint8 ``(n, C, H, W)``.
         labels: ``(n,)``.
-        record: the preprocessing.
-        batch_size: images a batch, over all processes.
-        seed: of order and augmentation.
-        crop_padding: pixels by which images are shifted at most, up, down and sideways; 0 for no shift.
+        record: the preprocessing record.
+        batch_size: images per batch, summed over all processes.
+        seed: seed of order and augmentation.
+        crop_padding: largest random shift in pixels, vertically and horizontally; 0 for no shift.
         hflip: probability of a horizontal flip.
-        parts: what of each batch this process gets.
+        parts: the parts of each batch that this process loads.
 
     Raises:
-        ConfigError: see :func:`cut_batches`.
+        ConfigError: See :func:`cut_batches`.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class MemoryLoader:
             count, rows, loaded = len(indices), self._rows, indices[self._rows]
             rng = np.random.default_rng((self.seed, epoch, _AUGMENT, number))
             pixels = images[loaded]
-            # Drawn for the whole batch, whatever part of it is made here.
+            # Random numbers are drawn for the whole batch, even if only some parts of it are made here.
             if self.crop_padding:
                 pixels = shift(pixels, draw_shifts(count, self.crop_padding, rng)[rows], self.crop_padding)
             if self.hflip:
@@ -147,20 +147,20 @@ class MemoryLoader:
 
 
 class FileLoader:
-    """Batches decoded and transformed image by image.
+    """Makes batches by decoding and transforming each image.
 
     Args:
         images: the training images.
-        transform: image -> float32 ``(C, H, W)``; what it draws from the global generators is seeded by (seed, epoch, place).
-        batch_size: images a batch, over all processes.
-        seed: of order and augmentation.
-        repeats: repeated augmentation, see :func:`epoch_order`.
-        workers: processes that decode; 0 decodes in this one. The number does not change the batches.
-        pin_memory: for copies to a GPU.
-        parts: what of each batch this process gets.
+        transform: image -> float32 ``(C, H, W)``; the global random generators are seeded with (seed, epoch, place) before.
+        batch_size: images per batch, summed over all processes.
+        seed: seed of order and augmentation.
+        repeats: number of repetitions in repeated augmentation; see :func:`epoch_order`.
+        workers: number of processes that decode; 0 decodes in this process. The number does not change the batches.
+        pin_memory: use pinned memory, for copies to a GPU.
+        parts: the parts of each batch that this process loads.
 
     Raises:
-        ConfigError: see :func:`cut_batches`.
+        ConfigError: See :func:`cut_batches`.
     """
 
     def __init__(
@@ -179,16 +179,16 @@ class FileLoader:
         self._size = len(images)
         self.steps, self._rows = cut_batches(self._size, batch_size, parts)
         self._keys: list[NDArray[np.int64]] = []
-        """The batches of the running epoch: (epoch, index, place in the epoch) of each image, so that workers keep no state."""
+        """Batches of the running epoch: (epoch, index, place in the epoch) of each image, so that workers need no state."""
         self._loader: DataLoader[Any] = DataLoader(
             _TransformedImages(images, transform, seed),
             batch_sampler=self._keys,  # type: ignore[arg-type]
             num_workers=workers,
             collate_fn=_collate,
             persistent_workers=workers > 0,
-            # Batches that a worker makes ahead: two, or so many small ones that a slow image can't make the network wait.
+            # Batches that a worker makes in advance: two, or more small ones, so that the network needn't wait for a slow image.
             prefetch_factor=max(2, _AHEAD // len(self._rows)) if workers else None,
-            # Image sets hold functions, which only a fork can take along.
+            # Image sets hold functions, which only forked processes inherit.
             multiprocessing_context="fork" if workers else None,
             worker_init_fn=_leave_signals,
             pin_memory=pin_memory,
@@ -206,7 +206,7 @@ class FileLoader:
 
 
 def _leave_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM often go to a whole group of processes. The parent decides what is still needed, and ends its workers."""
+    """Ignores Ctrl-C and SIGTERM, which often reach a whole process group: the parent process ends its workers itself."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -221,7 +221,7 @@ class _TransformedImages(Dataset[tuple[Tensor, int] | DataError]):
         try:
             return load_as(self.images, index, self.transform), int(self.images.labels[index])
         except DataError as error:
-            # Returned, not raised: torch would wrap it in the worker's traceback, and the sentence would be lost.
+            # Returned and not raised, because torch would wrap the message in the worker's traceback.
             return error
 
 

@@ -1,4 +1,4 @@
-"""Cuts a global batch into parts: every process loads some of them and computes their gradients one after the other."""
+"""Cuts a global batch into parts. Each process loads some parts and computes their gradients one after the other."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from growtas.errors import ConfigError, choices
 
 @dataclass(frozen=True)
 class Parts:
-    """Which parts of every global batch a process loads: ``first`` to ``last - 1`` of ``count``.
+    """The parts of every global batch that a process loads: ``first`` to ``last - 1`` of ``count``.
 
     Attributes:
-        count: parts of a global batch: processes times accumulated parts a process.
+        count: number of parts of a global batch: processes times accumulated parts per process.
         first: the first part of this process.
-        last: the part after this process's last one.
+        last: one more than the last part of this process.
 
     Raises:
-        ConfigError: the process would load no part, or one that isn't there.
+        ConfigError: The process would load no part, or a part that doesn't exist.
     """
 
     count: int = 1
@@ -30,34 +30,34 @@ class Parts:
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.last <= self.count:
             raise ConfigError(
-                f"parts {self.first} to {self.last - 1} can't be loaded out of {self.count}; legal are runs of parts "
+                f"parts {self.first} to {self.last - 1} of {self.count} can't be loaded; legal are consecutive parts "
                 f"from 0 to {self.count - 1}"
             )
 
     @classmethod
     def of_process(cls, rank: int, processes: int, accumulate: int = 1) -> Parts:
-        """The parts of process ``rank`` among ``processes``, each of which goes through ``accumulate`` parts a step."""
+        """Returns the parts of process ``rank`` of ``processes``, each of which loads ``accumulate`` parts per step."""
         return cls(processes * accumulate, rank * accumulate, (rank + 1) * accumulate)
 
     def rows(self, size: int) -> NDArray[np.int64]:
-        """Rows of a global batch of ``size`` that this process loads, one part after the other.
+        """Returns the rows of a global batch of ``size`` images that this process loads, one part after the other.
 
         Raises:
-            ConfigError: the batch can't be cut into so many parts.
+            ConfigError: The batch can't be cut into so many parts.
         """
         return np.concatenate([part_rows(size, self.count, part) for part in range(self.first, self.last)])
 
 
 def part_rows(size: int, count: int, part: int) -> NDArray[np.int64]:
-    """Rows of one part: every row with its mirror image in the batch.
+    """Returns the rows of one part. With each row, the part has the row at the mirrored place in the batch.
 
-    timm's Mixup mixes a batch with itself in reverse order. A part in reverse order pairs the same images as the global batch does,
-    so what is mixed does not depend on the number of parts.
+    timm's Mixup mixes a batch with itself in reverse order. A part in reverse order has the same pairs of images as the global
+    batch, so that Mixup does not depend on the number of parts.
 
     Args:
-        size: images of the global batch.
-        count: parts; 1 leaves all rows in order.
-        part: which one, from 0.
+        size: number of images in the global batch.
+        count: number of parts; 1 returns all rows in order.
+        part: the part, from 0.
 
     Raises:
         ConfigError: ``size`` is not a multiple of ``2 * count``.

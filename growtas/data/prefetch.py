@@ -1,4 +1,4 @@
-"""Preparing the next items in a background thread while the current one is worked on."""
+"""Prepares the next items in a background thread while the caller works on the current one."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _AHEAD = 3
-"""Items that are ready or being prepared at most."""
+"""Largest number of items that are ready or being prepared."""
 
 
 def prefetched(source: Iterator[T]) -> Iterator[T]:
-    """The items of ``source``, of which a thread prepares up to three ahead of time.
+    """Yields the items of ``source``; a thread prepares up to three items in advance.
 
-    The thread starts with the first item. It ends with the source, and when this iterator is closed or dropped, as it is when the
-    loop over it is left by an exception. What the source raises is raised here, at its place.
+    The thread starts with the first item. It ends with the source, or when this iterator is closed or deleted, as happens when an
+    exception leaves the loop over it. An exception of the source is raised here, at the same item.
 
     Args:
-        source: must not draw from the global random generators, which the caller's thread uses too.
+        source: the items. It must not use the global random generators, because the caller's thread uses them.
     """
     end = object()
     thread = ThreadPoolExecutor(1, "growtas-prefetch")

@@ -1,9 +1,9 @@
 """The preprocessing of images: its record in ``run.json`` and in every artifact's manifest, and the transforms built from it.
 
-The record holds ``image_size``, ``in_chans``, ``mean``, ``std`` (0..1 units, one number a channel), ``interpolation`` and
-``crop_pct``: the short side is resized to ``image_size / crop_pct``, the middle is cut out, values are divided by 255 and
-normalised. These are timm's evaluation transforms. Its ``decode`` says how a file becomes 8-bit grey or RGB before that
-(:mod:`growtas.data.decode`).
+The record holds ``image_size`` (pixels), ``in_chans``, ``mean`` and ``std`` (one number per channel, for values from 0 to 1),
+``interpolation``, ``crop_pct`` and ``decode``. First a file becomes 8-bit grey or RGB by the rules in ``decode``
+(:mod:`growtas.data.decode`). Then timm's evaluation transforms resize the short side to ``image_size / crop_pct``, crop the middle,
+divide the values by 255, and normalise them.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ _SMALL_IMAGE = 64
 
 
 def preprocess_record(space: SearchSpace, data: Data, pixel_range: tuple[float, float] | None = None) -> dict[str, Any]:
-    """The record for a data set in a space.
+    """Makes the preprocessing record for a data set and a search space.
 
-    Images of up to 64 pixels are not cropped (``crop_pct`` 1), larger ones by timm's usual 0.875.
+    If the network's input has up to 64 pixels per side, images are not cropped (``crop_pct`` 1); for larger inputs, ``crop_pct`` is
+    timm's usual 0.875.
 
     Args:
+        space: the search space, for image size and channels.
+        data: the data set, for mean and standard deviation.
         pixel_range: see :class:`growtas.data.decode.DecodeRules`.
     """
     mean, std = data.mean, data.std
@@ -48,15 +51,16 @@ def preprocess_record(space: SearchSpace, data: Data, pixel_range: tuple[float, 
 
 
 def color_mode(record: Mapping[str, Any]) -> str:
-    """Pillow's mode for a record: L for one channel, RGB for three."""
+    """Returns Pillow's mode for a record: L for one channel, RGB for three."""
     return "L" if record["in_chans"] == 1 else "RGB"
 
 
 def geometry(record: Mapping[str, Any], mode: str | None = None) -> Callable[[Image.Image], Tensor]:
-    """Decode rules, resize and crop, without normalisation: image -> uint8 ``(C, image_size, image_size)``.
+    """Builds the preprocessing without normalisation: image -> uint8 ``(C, image_size, image_size)``.
 
     Args:
-        mode: colour mode to convert to, by default the record's.
+        record: the preprocessing record.
+        mode: colour mode of the result; by default the record's.
     """
     mode, rules = mode or color_mode(record), DecodeRules.of(record)
     transform = create_transform(**_arguments(record), normalize=False)
@@ -72,7 +76,7 @@ def geometry(record: Mapping[str, Any], mode: str | None = None) -> Callable[[Im
 
 
 def normalise(pixels: Tensor, record: Mapping[str, Any]) -> Tensor:
-    """uint8 ``(n, C, H, W)`` -> float32, normalised; one channel becomes ``in_chans`` channels."""
+    """Normalises uint8 ``(n, C, H, W)`` to float32 ``(n, in_chans, H, W)``; a single channel is repeated."""
     values = pixels.to(torch.float32).div_(255)
     if values.shape[1] != record["in_chans"]:
         values = values.expand(-1, record["in_chans"], -1, -1)
@@ -82,7 +86,7 @@ def normalise(pixels: Tensor, record: Mapping[str, Any]) -> Tensor:
 
 
 def array_normaliser(record: Mapping[str, Any]) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """:func:`normalise` for arrays, to the last bit, in few passes, and on the calling thread alone."""
+    """Builds :func:`normalise` for arrays: with bit-identical results, in few passes, and on the calling thread only."""
     channels: int = record["in_chans"]
     mean, std = (np.array(record[key], np.float32).reshape(1, -1, 1, 1) for key in ("mean", "std"))
     same_for_all = (mean == mean[:, :1]).all() and (std == std[:, :1]).all()
@@ -96,7 +100,7 @@ def array_normaliser(record: Mapping[str, Any]) -> Callable[[NDArray[np.uint8]],
             return values
         if not same_for_all:
             return np.divide(values - mean, std)
-        # The channels stay copies of one another: one is computed.
+        # All channels are equal, so only one is computed.
         values -= mean[:, :1]
         values /= std[:, :1]
         return np.repeat(values, channels, 1)
@@ -105,16 +109,17 @@ def array_normaliser(record: Mapping[str, Any]) -> Callable[[NDArray[np.uint8]],
 
 
 def evaluation_transform(record: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
-    """The whole preprocessing: image of any mode and size -> float32 ``(in_chans, image_size, image_size)``."""
+    """Builds the whole preprocessing: image of any mode and size -> float32 ``(in_chans, image_size, image_size)``."""
     resize = geometry(record)
     return lambda image: normalise(resize(image)[None], record)[0]
 
 
 def training_transform(record: Mapping[str, Any], **augmentation: Any) -> Callable[[Image.Image], Tensor]:
-    """timm's training transforms, which draw from the global random generators.
+    """Builds timm's training transforms, which use the global random generators.
 
     Args:
-        augmentation: ``auto_augment``, ``re_prob``, ``hflip``, ``color_jitter`` and the like of timm's ``create_transform``.
+        record: the preprocessing record.
+        augmentation: options of timm's ``create_transform``, such as ``auto_augment``, ``re_prob``, ``hflip`` and ``color_jitter``.
     """
     arguments = {key: value for key, value in _arguments(record).items() if key != "crop_pct"}
     transform = create_transform(
@@ -131,9 +136,9 @@ def training_transform(record: Mapping[str, Any], **augmentation: Any) -> Callab
 
 
 def _limit_posterize(transform: Any) -> None:
-    """Let timm's posterize keep one bit at least.
+    """Makes timm's posterize keep at least one bit.
 
-    RandAugment asks for zero bits at the strongest level, which Pillow 13 refuses with a ValueError.
+    At its strongest level, RandAugment asks for zero bits, for which Pillow 13 raises a ValueError.
     """
     for step in transform.transforms:
         ops = [*getattr(step, "ops", ()), *(op for policy in getattr(step, "policy", ()) for op in policy)]

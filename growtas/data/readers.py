@@ -1,4 +1,4 @@
-"""Data sets that timm's ``create_dataset`` opens by name: torchvision's, Hugging Face's, webdataset's, TFDS'."""
+"""Opens data sets by the names of timm's ``create_dataset``: torchvision, Hugging Face, webdataset and TFDS."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from growtas.errors import DataError, choices
 from growtas.progress import Progress, tracked
 
 PREFIXES = {"torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"}
-"""Prefixes of timm's names, and the package that each needs."""
+"""The package that each prefix of timm's names needs."""
 _TEST_SPLITS = ("test", "validation", "val")
 STREAM_LIMIT = 2_000_000_000
-"""Bytes of decoded images up to which a set that can only be streamed is held in memory."""
+"""Largest size in bytes of a stream's decoded images, which are held in memory."""
 
 
 def open_timm(name: str, folder: Path | None, progress: Progress) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
-    """Training images, test images and class names of a timm name.
+    """Opens a data set by its timm name, and returns training images, test images and class names.
 
-    The test set is the first of the splits test, validation and val that the set has with labels. Its labels are mapped to those of
-    the training set by the names of the classes: a split may number its classes by itself.
+    The test set is the first of the splits test, validation and val that exists and has labels. Its labels are mapped to those of
+    the training set by class name, because each split may number its classes differently.
 
     Raises:
-        DataError: the package is missing, the set can't be opened, the classes of the two splits can't be mapped, or an image lies
-            in both.
+        DataError: The package is missing, the set can't be opened, the classes of the two splits can't be mapped, or both splits
+            contain the same image.
     """
     prefix = name.partition("/")[0].lower()
     package = PREFIXES[prefix]
@@ -64,10 +64,10 @@ def open_timm(name: str, folder: Path | None, progress: Progress) -> tuple[Image
 def _mapped(
     name: str, labels: NDArray[np.int64], test_names: tuple[str, ...] | None, train_names: tuple[str, ...] | None
 ) -> NDArray[np.int64]:
-    """Labels of the test set as the training set numbers its classes."""
+    """Converts the test set's labels to the training set's numbering of the classes."""
     if train_names is None or test_names is None:
         which = "training" if train_names is None else "test"
-        raise DataError(f"{name}: the {which} set does not name its classes, so they can't be matched with those of the other set")
+        raise DataError(f"{name}: the {which} set has no class names, so its classes can't be matched with those of the other set")
     number = {class_name: label for label, class_name in enumerate(train_names)}
     used = np.unique(labels).tolist()
     unknown = [test_names[label] for label in used if test_names[label] not in number]
@@ -77,44 +77,44 @@ def _mapped(
 
 
 def _check_apart(name: str, train: ImageSet, test: ImageSet) -> None:
-    """Refuses a test set with files of the training set."""
+    """Raises if the test set has files of the training set."""
     train_paths, test_paths = map(paths_of, (train, test))
     if train_paths is None or test_paths is None:
         return
     known = {os.path.abspath(path) for path in train_paths}
     shared = [path for path in test_paths if os.path.abspath(path) in known]
     if shared:
-        raise DataError(f"{name}: {len(shared)} of {len(test)} test images are training images, such as {shared[0]}")
+        raise DataError(f"{name}: {len(shared)} of {len(test)} test images are also training images, such as {shared[0]}")
 
 
 def _open(name: str, folder: Path | None, split: str) -> Any:
     root = str(folder) if folder else None
     try:
         download = name.lower().startswith("torch/") and not name.lower().endswith("folder")
-        # Streams come decoded: in the mode of their files, if timm is not asked for another.
+        # timm decodes the images of a stream; an empty mode keeps the mode of the files.
         mode = "" if name.partition("/")[0].lower() in ("wds", "hfids") else "RGB"
         return create_dataset(name, root=root, split=split, download=download, input_img_mode=mode)
-    except (Exception, SystemExit) as error:  # every backend has its own kinds
+    except (Exception, SystemExit) as error:  # every backend raises its own exceptions
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{name}: the split {split} can't be opened ({reason})") from None
 
 
 def _as_images(dataset: Any, name: str, split: str, progress: Progress) -> tuple[ImageSet, tuple[str, ...] | None]:
-    """The images of a split with its own labels, and the names that it gives these labels."""
+    """Returns the images of a split with the split's own labels, and the class names of these labels."""
     title = f"{name} {split}"
     pixels, labels = getattr(dataset, "data", None), getattr(dataset, "targets", None)
     reader = getattr(dataset, "reader", None)
     images: ImageSet
     names = None
-    if pixels is not None and labels is not None:  # CIFAR, MNIST and their kin lie in memory
+    if pixels is not None and labels is not None:  # CIFAR, MNIST and similar sets are in memory
         if np.asarray(pixels[:1]).dtype != np.uint8:
-            raise DataError(f"{title}: its pixels are {np.asarray(pixels[:1]).dtype}, and only uint8 ones are understood")
+            raise DataError(f"{title}: its pixels are {np.asarray(pixels[:1]).dtype}, but must be uint8")
         images = ArraySet(np.asarray(pixels, np.uint8), np.asarray(labels), title)
     elif not hasattr(dataset, "__getitem__"):
         images = _read_stream(dataset, title)
     elif reader is not None:
         labels = _reader_labels(reader, dataset, progress)
-        if labels and isinstance(labels[0], str):  # a column of texts: the classes have names and no numbers
+        if labels and isinstance(labels[0], str):  # the labels are class names, without numbers
             names = tuple(sorted(set(labels)))
             labels = [names.index(label) for label in labels]
         images = ReaderSet(labels, lambda i: decode(reader[i][0]), lambda i: f"{title}, image {i}")
@@ -123,7 +123,7 @@ def _as_images(dataset: Any, name: str, split: str, progress: Progress) -> tuple
             labels = getattr(dataset, attribute, None) if labels is None else labels
         if labels is None:
             labels = [int(dataset[i][1]) for i in tracked(range(len(dataset)), f"reading labels of {title}", progress)]
-        if hasattr(dataset, "samples"):  # not through torchvision's loader, which converts every image to RGB
+        if hasattr(dataset, "samples"):  # without torchvision's loader, which converts every image to RGB
             images = file_set([path for path, _ in dataset.samples], labels)
         else:
             images = ReaderSet(labels, lambda i: dataset[i][0], lambda i: f"{title}, image {i}")
@@ -131,7 +131,7 @@ def _as_images(dataset: Any, name: str, split: str, progress: Progress) -> tuple
 
 
 def _reader_labels(reader: Any, dataset: Any, progress: Progress) -> list[Any]:
-    """Labels of a timm reader, without decoding the images where it is a Hugging Face table."""
+    """Reads the labels of a timm reader; for a Hugging Face table without decoding the images."""
     table, key = getattr(reader, "dataset", None), getattr(reader, "label_key", None)
     if table is not None and key is not None:
         labels = list(table[key])
@@ -140,7 +140,7 @@ def _reader_labels(reader: Any, dataset: Any, progress: Progress) -> list[Any]:
 
 
 def _read_stream(dataset: Iterable[tuple[Image.Image, int]], title: str) -> ImageSet:
-    """Hold a stream in memory: a stratified split, and resuming in the middle, need images that have a place."""
+    """Reads a stream into memory: a stratified split and resuming within an epoch need random access."""
     images: list[Image.Image] = []
     labels, size = [], 0
     for image, label in dataset:
@@ -149,14 +149,14 @@ def _read_stream(dataset: Iterable[tuple[Image.Image, int]], title: str) -> Imag
         size += np.asarray(image).nbytes
         if size > STREAM_LIMIT:
             raise DataError(
-                f"{title}: the stream holds more than {STREAM_LIMIT / 1e9:g} GB of decoded images, the most that is kept in "
-                f"memory; unpack it into class folders and name that folder"
+                f"{title}: the stream holds more than {STREAM_LIMIT / 1e9:g} GB of decoded images, the limit for streams; "
+                f"unpack it into class folders and name their folder"
             )
     return ReaderSet(labels, lambda i: images[i], lambda i: f"{title}, image {i}")
 
 
 def _class_names(dataset: Any, images: ImageSet) -> tuple[str, ...] | None:
-    """The names that a data set gives its labels; None where it gives none, or too few."""
+    """Returns the class names of a data set; None if it has none, or too few."""
     names = getattr(dataset, "classes", None)
     reader = getattr(dataset, "reader", None)
     if names is None and reader is not None:

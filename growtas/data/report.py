@@ -1,4 +1,4 @@
-"""Reports what a data set holds and what is odd about it, before the first step of a training."""
+"""Reports the content of a data set, and warns of unusual images, before the first step of a training."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ from growtas.progress import SILENT, Progress, tracked
 from growtas.runs import data_title
 
 SAMPLED = 200
-"""Images of a split whose size and mode are looked at, at most; and of a set whose headers are not all read."""
+"""Largest number of images of a split whose size and mode are read, and of a large set whose headers are read."""
 _DARK = 1 / 8
-"""Share of the type's range that the largest value of deep images reaches at least where the range fits."""
+"""If the largest value of images with more than 8 bits is below this share of the type's range, the report warns."""
 IMBALANCE = 10
-"""How many times the images of the smallest class the largest may have before the report warns."""
+"""Ratio of the largest to the smallest class from which the report warns."""
 FEW_STEPS = 200
-"""Optimiser steps below which the report warns; the shortest recipe that comes with growtas has some 1,300."""
+"""Number of optimiser steps below which the report warns; the shortest recipe of growtas has about 1,300."""
 FEW_IMAGES = 100
-"""Images of a set below which an accuracy of 50 % on it has a standard error of more than 5 points."""
+"""Number of images below which an accuracy of 50 % has a standard error of more than 5 percentage points."""
 _REDUCTION = 3
-"""How many times the network's image size the images may have before the report warns of a small network."""
+"""Ratio of the images' size to the network's input size from which the report warns."""
 _USUAL_SIZE = 112
-"""Pixels a side from which on photographs are commonly classified; the report warns of none that large."""
+"""Side in pixels from which the network's input is large enough for photographs; the report then doesn't warn."""
 _Depth = tuple[float, float] | DataError | None
-"""Of an image of more than 8 bits: its largest value and that of its type, or why the rules refuse it."""
+"""For an image with more than 8 bits: its largest value and that of its type, or the error if the rules reject it."""
 _GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "F")
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What one split holds.
+    """The content of one split.
 
     Attributes:
         name: ``train`` (without the search images), ``search`` or ``test``.
-        images: how many.
-        classes: how many of the set's classes have images here.
-        smallest, largest: the classes with the fewest and the most images; the first of them by label where several have as many.
-        fewest, median, most: images a class, over all classes of the set.
-        sizes: ``WIDTHxHEIGHT`` of the sampled images and how many have it, the most frequent first.
-        modes: Pillow's colour modes of the sampled images, likewise.
-        sampled: how many images were sampled.
-        plain: how many of these have a single colour.
+        images: number of images.
+        classes: number of the set's classes that have images in this split.
+        smallest, largest: the class with the fewest and the class with the most images; of equal classes the first by label.
+        fewest, median, most: least, median and largest number of images per class, over all classes of the set.
+        sizes: number of sampled images by ``WIDTHxHEIGHT``, the most frequent size first.
+        modes: number of sampled images by Pillow's colour mode, the most frequent mode first.
+        sampled: number of sampled images.
+        plain: number of sampled images that have a single colour.
     """
 
     name: str
@@ -76,17 +76,19 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What a data set holds.
+    """The content of a data set; ``data.json`` of a run.
 
     Attributes:
-        name, data_dir: as in :class:`growtas.data.sources.Data`.
-        classes: how many the set has.
-        image_size, in_chans: what the network takes.
-        splits: train, search and test.
-        duplicates: test images that lie in the training set too, as (test image, training image); None where it was not looked at,
-            because there are too many.
-        warnings: a sentence for each thing that is odd but possible.
-        layout: for a folder, how it was understood.
+        name: name of the data set; see :class:`growtas.data.sources.Data`.
+        data_dir: folder of the data set's files; None if there are none.
+        classes: number of classes.
+        image_size: side of the network's input in pixels.
+        in_chans: number of channels of the network's input.
+        splits: reports on train, search and test.
+        duplicates: test images that are also in the training set, as (test image, training image); None if the set has too many
+            images for the comparison.
+        warnings: one sentence for each thing that is unusual but legal.
+        layout: for a folder, which parts of it are the training and the test set.
     """
 
     name: str
@@ -101,15 +103,15 @@ class DataReport:
 
     @property
     def title(self) -> str:
-        """What people call the set: its name, or the path of a folder."""
+        """The set's name for messages: its name, or the path of a folder."""
         return data_title({"name": self.name, "data_dir": self.data_dir})
 
     def to_dict(self) -> dict[str, Any]:
-        """The report in JSON's types."""
+        """Returns the report in JSON types."""
         return dataclasses.asdict(self)
 
     def rows(self) -> list[tuple[str, str]]:
-        """The report as (label, value) lines to print."""
+        """Returns the report as printable (label, value) lines."""
         where = f" in {self.data_dir}" if self.data_dir and self.title != self.data_dir else ""
         rows = [("data", f"{self.title}{where}, {self.classes} classes")]
         if self.layout is not None:
@@ -117,7 +119,7 @@ class DataReport:
         for split in self.splits:
             classes = "" if split.classes == self.classes else f" of {split.classes} classes"
             sizes = f"{split.fewest} to {split.most}, median {split.median:g}" if split.fewest < split.most else str(split.most)
-            rows.append((split.name, f"{split.images:,} images{classes}, {sizes} a class"))
+            rows.append((split.name, f"{split.images:,} images{classes}, {sizes} per class"))
         train = self.splits[0]
         if train.fewest < train.most:
             rows.append(("classes", f"smallest {train.smallest} ({train.fewest}), largest {train.largest} ({train.most})"))
@@ -126,24 +128,24 @@ class DataReport:
         channels = "1 channel (grey)" if self.in_chans == 1 else f"{self.in_chans} channels"
         rows.append(("network input", f"{self.image_size}x{self.image_size}, {channels}"))
         if self.duplicates is not None:
-            rows.append(("duplicates", f"{len(self.duplicates) or 'no'} test images are training images too"))
+            rows.append(("duplicates", f"{len(self.duplicates) or 'no'} test images are also training images"))
         return [*rows, *(("warning", warning) for warning in self.warnings)]
 
 
 def check_data(
     data: Data, split: Mapping[str, Any], record: Mapping[str, Any], progress: Progress = SILENT, *, steps: int | None = None
 ) -> DataReport:
-    """Look at a data set before the training.
+    """Checks a data set before the training.
 
     Args:
-        data: the set.
-        split: its search split, as ``split.json`` has it.
-        record: the preprocessing.
+        data: the data set.
+        split: its search split, the content of ``split.json``.
+        record: the preprocessing record.
         progress: receives each stage.
-        steps: optimiser steps of the training that is to come.
+        steps: number of optimiser steps of the training.
 
     Raises:
-        DataError: sampled images are unreadable, or the record's rules refuse images; the message counts them and names the first.
+        DataError: Sampled images can't be read, or the record's rules reject images; the message counts them and names the first.
     """
     search = search_indices(split)
     parts = {
@@ -152,7 +154,7 @@ def check_data(
         "test": data.test,
     }
     failures: list[DataError] = []
-    splits = tuple(_look_at(name, images, data.class_names, progress, failures) for name, images in parts.items())
+    splits = tuple(_report_on(name, images, data.class_names, progress, failures) for name, images in parts.items())
     raise_unreadable(failures, data.data_dir or data.name)
     odd = odd_images(data, DecodeRules.of(record), progress)
     duplicates = find_duplicates(data.train, data.test, progress)
@@ -175,13 +177,13 @@ def check_data(
 
 
 def odd_images(data: Data, rules: DecodeRules, progress: Progress = SILENT) -> list[str]:
-    """A sentence for each way in which images are not upright ones of 8 bits, with their number.
+    """Returns one sentence for each way in which images differ from upright ones with 8 bits, with the number of such images.
 
-    Of files the headers are read, and the pixels only where they have more than 8 bits. Of larger sets, and of those that are no
-    files, :data:`SAMPLED` images are looked at.
+    The headers of image files are read, and their pixels only if they have more than 8 bits. For large sets, and for images that
+    are not files, only :data:`SAMPLED` images are read.
 
     Raises:
-        DataError: the rules refuse images; the message counts them and names the first.
+        DataError: The rules reject images; the message counts them and names the first.
     """
     kinds: Counter[str] = Counter()
     refused: list[DataError] = []
@@ -205,19 +207,19 @@ def odd_images(data: Data, rules: DecodeRules, progress: Progress = SILENT) -> l
     sentences = [f"{count:,} of {seen:,} images have {kind}" for kind, count in kinds.most_common()]
     if rules.pixel_range is not None and largest > rules.pixel_range[1]:
         sentences.append(
-            f"values go up to {largest:,g}, and pixel_range ends at {rules.pixel_range[1]:,g}: what is above becomes white"
+            f"values go up to {largest:,g}, but pixel_range ends at {rules.pixel_range[1]:,g}: larger values become white"
         )
     if rules.pixel_range is None and 0 < share < _DARK:
         fitting = 2 ** int(largest).bit_length() - 1
         sentences.append(
-            f"the largest value of the images of more than 8 bits is {largest:,g}, which is {share:.1%} of their type's: they are "
-            f"read as dark images; --pixel-range 0,{fitting} makes {fitting} white"
+            f"the largest value of the images with more than 8 bits is {largest:,g}, only {share:.1%} of their data type's range: "
+            f"they become dark images; --pixel-range 0,{fitting} makes {fitting} white"
         )
     return sentences
 
 
 def _finder(images: ImageSet, rules: DecodeRules) -> Callable[[int], tuple[list[str] | None, _Depth]]:
-    """A function that says what is odd about an image; it gives None for an unreadable one, which is reported elsewhere."""
+    """Returns a function that describes an image's oddities, or returns None for an unreadable image (reported elsewhere)."""
     paths = paths_of(images)
 
     def extremes(image: Image.Image) -> tuple[float, float]:
@@ -229,7 +231,7 @@ def _finder(images: ImageSet, rules: DecodeRules) -> Callable[[int], tuple[list[
             with contextlib.nullcontext() if paths is None else open(paths[index], "rb") as file:
                 image = images.load(index) if file is None else read_header(file)
                 odd, deep = oddities(image), is_deep(image)
-        except Exception:  # Pillow's readers raise what they like
+        except Exception:  # Pillow's readers raise all kinds of exceptions
             return None, None
         try:
             return odd, load_as(images, index, extremes) if deep else None
@@ -240,18 +242,17 @@ def _finder(images: ImageSet, rules: DecodeRules) -> Callable[[int], tuple[list[
 
 
 def find_duplicates(train: ImageSet, test: ImageSet, progress: Progress = SILENT) -> tuple[tuple[str, str], ...] | None:
-    """Test images that are training images too, byte for byte: names of the test image and of the first training image like it.
-
-    Files are compared as files, images in memory by their pixels.
+    """Finds test images that are byte for byte equal to training images. Files are compared as files, images in memory by pixels.
 
     Returns:
-        None where there are more than :data:`growtas.data.sources.VERIFY_LIMIT` images, or where they can't be compared undecoded.
+        (test image, first equal training image) by name; None if there are more than :data:`growtas.data.sources.VERIFY_LIMIT`
+        images, or if they would have to be decoded.
     """
     contents = [_contents(images) for images in (train, test)]
     if len(train) + len(test) > VERIFY_LIMIT or contents[0] is None or contents[1] is None:
         return None
     (train_sizes, read_train), (test_sizes, read_test) = contents[0], contents[1]
-    # Only what has the size of an image of the other set need be read.
+    # Only images with the same size as an image of the other set can be equal.
     alike = np.intersect1d(train_sizes, test_sizes)
     indices_by_digest: dict[bytes, int] = {}
     for index in tracked(np.flatnonzero(np.isin(train_sizes, alike)).tolist(), "looking for duplicates", progress):
@@ -264,7 +265,7 @@ def find_duplicates(train: ImageSet, test: ImageSet, progress: Progress = SILENT
 
 
 def _contents(images: ImageSet) -> tuple[NDArray[np.int64], Callable[[int], bytes]] | None:
-    """Size in bytes of each image, and a function that hashes one; None where there are neither arrays nor files."""
+    """Returns each image's size in bytes and a function that hashes one image; None if they are neither arrays nor files."""
     base, indices = resolve(images)
     if isinstance(base, ArraySet):
         pixels = base.pixels
@@ -281,7 +282,7 @@ def _contents(images: ImageSet) -> tuple[NDArray[np.int64], Callable[[int], byte
     return sizes, lambda index: hashlib.sha256(chosen[index].read_bytes()).digest()
 
 
-def _look_at(
+def _report_on(
     name: str, images: ImageSet, class_names: tuple[str, ...], progress: Progress, failures: list[DataError]
 ) -> SplitReport:
     counts = np.bincount(images.labels, minlength=len(class_names))
@@ -297,7 +298,7 @@ def _look_at(
             continue
         sizes[f"{image.width}x{image.height}"] += 1
         plain += _is_plain(image)
-        # A palette with transparent colours goes as the PA that it is.
+        # A palette with transparent colours counts as mode PA.
         modes["PA" if image.mode == "P" and "transparency" in image.info else image.mode] += 1
     return SplitReport(
         name=name,
@@ -316,8 +317,8 @@ def _look_at(
 
 
 def _is_plain(image: Image.Image) -> bool:
-    """Whether all pixels are alike."""
-    pixels = np.asarray(image)  # Pillow's getextrema knows no big-endian samples
+    """Returns whether all pixels are equal."""
+    pixels = np.asarray(image)  # Pillow's getextrema doesn't support big-endian samples
     return bool((pixels == pixels[:1, :1]).all())
 
 
@@ -344,17 +345,19 @@ def _warnings(
         warnings.append(f"images as small as {smallest} are enlarged to the network's {record['image_size']} pixels")
     modes = {mode for split in splits for mode in split.modes}
     if record["in_chans"] == 3 and (grey := sorted(modes & set(_GREY))):
-        warnings.append(f"grey images ({', '.join(grey)}) are converted to RGB, three channels alike; in_chans: 1 would need fewer")
+        warnings.append(
+            f"grey images ({', '.join(grey)}) are converted to RGB with three equal channels; in_chans: 1 would compute less"
+        )
     if record["in_chans"] == 1 and (coloured := sorted(modes - set(_GREY))):
-        warnings.append(f"colour images ({', '.join(coloured)}) are converted to grey, the network's one channel")
+        warnings.append(f"colour images ({', '.join(coloured)}) are converted to grey, because the network has one channel")
     if duplicates:
         pairs = listed([f"{test} = {train}" for test, train in duplicates], 3)
-        warnings.append(f"{len(duplicates)} of {len(data.test)} test images are training images too, byte for byte ({pairs})")
+        warnings.append(f"{len(duplicates)} of {len(data.test)} test images are also training images, byte for byte ({pairs})")
     return warnings
 
 
 def _small_numbers(splits: tuple[SplitReport, ...], record: Mapping[str, Any], steps: int | None) -> list[str]:
-    """What makes a training or its accuracies worth little, and what to do about it."""
+    """Warns of too few pixels, images or steps for a useful training or accuracy, with advice."""
     warnings = []
     train = splits[0]
     size = record["image_size"]
@@ -363,28 +366,28 @@ def _small_numbers(splits: tuple[SplitReport, ...], record: Mapping[str, Any], s
     if size < _USUAL_SIZE and typical >= _REDUCTION * size:
         larger = size * min(-(-_USUAL_SIZE // size), typical // size)
         warnings.append(
-            f"half of the images have {typical} pixels or more at the shorter side, and the network sees {size}: "
-            f"what is small in them is lost; --image-size {larger} shows more of it"
+            f"half of the images have {typical} pixels or more at the shorter side, but the network's input has {size}: "
+            f"small details are lost; --image-size {larger} keeps more of them"
         )
     if plain := sum(split.plain for split in splits):
         sampled = sum(split.sampled for split in splits)
         warnings.append(
-            f"{'all' if plain == sampled else plain} of the {sampled} images that were looked at have a single colour each; "
+            f"{'all' if plain == sampled else plain} of the {sampled} checked images have a single colour each; "
             f"look at them, and remove those that show nothing"
         )
     for split in splits[1:]:
         if 0 < split.images < FEW_IMAGES:
             error = 50 / split.images**0.5
-            use = {"search": "the search chooses subnets by accuracies", "test": "the accuracies that are printed are"}[split.name]
+            use = {"search": "the search compares accuracies", "test": "the printed accuracies are"}[split.name]
             warnings.append(
-                f"{split.name}: {use} on {split.images} images, uncertain by up to {error:.0f} points (one standard error); "
-                f"have {FEW_IMAGES} or more, for example by adding {'training' if split.name == 'search' else 'test'} images"
+                f"{split.name}: {use} on {split.images} images, with a standard error of up to {error:.0f} percentage points; "
+                f"use {FEW_IMAGES} images or more, for example by adding {'training' if split.name == 'search' else 'test'} images"
             )
     if steps is not None and steps < FEW_STEPS:
         factor = -(-FEW_STEPS // steps)
         warnings.append(
             f"the whole training has {steps} step{'s' if steps > 1 else ''}, too few to learn much; "
-            f"give {factor} times the epochs (--epochs), or a smaller --batch-size"
+            f"use {factor} times as many epochs (--epochs), or a smaller --batch-size"
         )
     return warnings
 
@@ -395,7 +398,7 @@ def _sides(size: str) -> tuple[int, int]:
 
 
 def _size_range(splits: Sequence[SplitReport]) -> str:
-    """The sizes of all splits: each where they are few, else the smallest and the largest by area."""
+    """Lists the image sizes of all splits if they are few, or else the smallest and the largest by area."""
     sizes = list(dict.fromkeys(size for split in splits for size in split.sizes))
     if len(sizes) <= 3:
         return ", ".join(sizes)

@@ -1,8 +1,8 @@
-"""Seeds for third-party code that draws from the global random generators.
+"""Seeds the global random generators for third-party code.
 
-timm's augmentation, Mixup and drop path use Python's, NumPy's and torch's global generators. All three are set from (seed, step) or
-(seed, epoch, position) just before, so that the result depends only on the seed and the position in the training, and a resumed run
-needs no saved generator state. growtas itself draws from explicit generators.
+timm's augmentation, Mixup and drop path use the global generators of Python, NumPy and torch. All three are seeded with (seed,
+step) or (seed, epoch, position) before each use. The result then depends only on the seed and the position in the training, and a
+resumed run needs no saved generator state. growtas itself uses explicit generators.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 
 def seed_globals(*entropy: int) -> None:
-    """Set the global generators of Python, NumPy and torch from whole numbers."""
+    """Seeds the global generators of Python, NumPy and torch with whole numbers."""
     state = np.random.SeedSequence(entropy).generate_state(3)
     random.seed(int(state[0]))
     np.random.seed(int(state[1]))
@@ -25,7 +25,7 @@ def seed_globals(*entropy: int) -> None:
 
 @contextlib.contextmanager
 def preserved_globals() -> Iterator[None]:
-    """Put the global generators back as they were when the block ends."""
+    """Restores the state of the global generators when the block ends."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

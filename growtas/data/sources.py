@@ -1,4 +1,4 @@
-"""Opening a data set by the name that ``--data`` takes."""
+"""Opens a data set by the name given to ``--data``."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 VERIFY_LIMIT = 20_000
-"""Folders with at most so many images are decoded once before the first step."""
+"""Largest number of images of a folder that is decoded once before the first step."""
 _FOLDERS = ("folder", "torch/image_folder", "torch/folder")
-"""Names of a folder whose path is in ``data_dir``. growtas reads such a folder itself: timm's readers number the classes of each
-split alone, and take training images for the test where they find no folder of that name."""
+"""Names of a folder whose path is in ``data_dir``. growtas reads such a folder itself, because timm's readers number the classes of
+each split separately, and use training images for the test if there is no test folder."""
 _TEST_FRACTION = 0.2
 _TEST_SEED = 0
 
@@ -40,12 +40,13 @@ class Data:
     """A data set: training and test images with the same classes.
 
     Attributes:
-        name: what ``--data`` said; ``folder`` for a folder, whose path is in ``data_dir``.
-        data_dir: absolute path of the files, where there are any.
-        train, test: the images; the search split is later cut from ``train``.
-        class_names: a name for each label.
-        mean, std: normalisation in 0..1 units, one number for each of R, G, B.
-        layout: for a folder, how it was understood.
+        name: value of ``--data``, or ``folder`` for a folder, whose path is in ``data_dir``.
+        data_dir: absolute path of the files; None if there are none.
+        train: training images, of which the search split is later a part.
+        test: test images.
+        class_names: the class name of each label.
+        mean, std: normalisation of values from 0 to 1, one number for each of R, G, B.
+        layout: for a folder, which parts of it are the training and the test set.
         rules: for a folder, the version of the rules by which it was read.
     """
 
@@ -61,11 +62,15 @@ class Data:
 
     @property
     def title(self) -> str:
-        """What people call the set: its name, or the path of a folder."""
+        """The set's name for messages: its name, or the path of a folder."""
         return data_title({"name": self.name, "data_dir": self.data_dir})
 
     def record(self) -> dict[str, Any]:
-        """What ``run.json`` keeps: enough to open the set again, and to notice that it changed."""
+        """Returns the record for ``run.json``, which is enough to open the set again and to detect changes.
+
+        It holds name and folder, the numbers of training and test images, a hash of labels and file names, and for a folder the
+        version of the rules by which it was read.
+        """
         return {
             "name": self.name,
             "data_dir": self.data_dir,
@@ -76,7 +81,7 @@ class Data:
         }
 
     def _digest(self) -> str:
-        """Hash over the labels and file names of both sets (not the pixels: ImageNet has 140 GB of them)."""
+        """Hashes the labels and file names of both sets, but not the pixels (ImageNet has 140 GB of them)."""
         digest = hashlib.sha256()
         for images in (self.train, self.test):
             digest.update(images.labels.tobytes())
@@ -85,19 +90,19 @@ class Data:
         return digest.hexdigest()
 
     def check_unchanged(self, record: Mapping[str, Any]) -> None:
-        """Compare with the :meth:`record` of a run.
+        """Compares the set with the :meth:`record` of a run.
 
         Raises:
-            DataError: images were added, removed, renamed or relabelled since.
+            DataError: Images were added, removed, renamed or relabelled since then.
         """
         now = self.record()
         if record.get("sha256", now["sha256"]) != now["sha256"]:
             before = record["data_dir"]
             elsewhere = f", in {before}" if before not in (None, self.data_dir) else ""
             raise DataError(
-                f"{self.title}: the images changed since the run was started "
-                f"(it had {record['train_size']} for training and {record['test_size']} for the test{elsewhere}; "
-                f"here are {len(self.train)} and {len(self.test)}); give the same images with --data-dir"
+                f"{self.title}: the images have changed since the run was started "
+                f"(it had {record['train_size']} training and {record['test_size']} test images{elsewhere}; "
+                f"now there are {len(self.train)} and {len(self.test)}); give the same images with --data-dir"
             )
 
 
@@ -109,18 +114,18 @@ def open_data(
     check_images: bool = False,
     rules: int = RULES,
 ) -> Data:
-    """Open a data set.
+    """Opens a data set.
 
     Args:
-        name: ``digits``, ``fashion-mnist``, a folder, or a name of timm's ``create_dataset``.
-        data_dir: where the files are; for ``digits`` and where ``name`` is a folder's path there is none.
+        name: ``digits``, ``fashion-mnist``, the path of a folder, or a name of timm's ``create_dataset``.
+        data_dir: folder of the files; not legal for ``digits`` and for the path of a folder.
         progress: receives each stage.
         check_images: decode every image of a folder with at most :data:`VERIFY_LIMIT` images.
-        rules: by which version of the rules a folder is read.
+        rules: version of the rules by which a folder is read.
 
     Raises:
-        DataError: the set is unknown, absent or empty, has one class, a class without images, test images of other classes, or
-            unreadable images, of which the message names the first and counts the rest; or ``data_dir`` says nothing here.
+        DataError: The set is unknown, missing or empty, has only one class, a class without images, test images of other classes,
+            or unreadable images (the message names the first ones and counts the rest); or ``data_dir`` is not legal.
     """
     refuse_url(name, DataError)
     refuse_url(data_dir, DataError)
@@ -128,7 +133,7 @@ def open_data(
     if name == "digits":
         if folder is not None:
             raise DataError(
-                f"digits is embedded and takes no data folder, got {folder}; name the folder as the data to use its images"
+                f"digits is embedded and takes no --data-dir, but it is {folder}; to use that folder's images, give it as --data"
             )
         return _checked(_open_digits())
     if name == "fashion-mnist":
@@ -142,26 +147,26 @@ def open_data(
     path = Path(name).expanduser().absolute()
     if folder is not None:
         raise DataError(
-            f"{name!r} is no data set that --data-dir belongs to; where images are a folder, name it alone, as in --data {folder}"
+            f"--data {name!r} takes no --data-dir; to use a folder of images, give only the folder, as in --data {folder}"
         )
     return _open_folder("folder", path, progress, check_images=check_images, rules=rules, called=name)
 
 
 def open_recorded(record: Mapping[str, Any], data_dir: str | Path | None = None) -> Data:
-    """Open the images of a run again, by the rules by which they were read then.
+    """Opens the images of a run again, by the rules that the run recorded.
 
     Args:
         record: the run's :meth:`Data.record`.
-        data_dir: where the images are now, if they are not where they were.
+        data_dir: new folder of the images, if they were moved.
 
     Raises:
-        DataError: they are not there, or not the same.
+        DataError: The images are missing, or have changed.
     """
     name, before = record["name"], record["data_dir"]
-    # Where Fashion-MNIST is absent, its own message says how it is installed.
+    # For Fashion-MNIST, open_data() raises an error that says how to install it.
     if data_dir is None and before is not None and name != "fashion-mnist" and not _is_dir(Path(before)):
         raise DataError(
-            f"{before}: the folder of the run's images is not there; where it was moved, name its new place with --data-dir"
+            f"{before}: the folder of the run's images does not exist; if it was moved, name its new place with --data-dir"
         )
     data = open_data(name, data_dir or before, rules=record.get("rules", 1))
     data.check_unchanged(record)
@@ -171,7 +176,7 @@ def open_recorded(record: Mapping[str, Any], data_dir: str | Path | None = None)
 def _open_folder(name: str, path: Path, progress: Progress, *, check_images: bool, rules: int, called: str | None = None) -> Data:
     if not _is_dir(path):
         if path.is_file():
-            raise DataError(f"{path}: a file, and no folder of images; unpack it where it is an archive, and name the folder")
+            raise DataError(f"{path}: this is a file, not a folder of images; unpack it if it is an archive, and name the folder")
         if called is None:
             raise DataError(f"{path}: there is no such folder")
         hint = nearest(called, ("digits", "fashion-mnist"))
@@ -198,7 +203,7 @@ def _is_dir(path: Path) -> bool:
 
 
 def _open_digits() -> Data:
-    """scikit-learn's 1,797 handwritten digits, 8 x 8 grey; a fixed, stratified fifth is the test set."""
+    """Opens scikit-learn's 1,797 handwritten digits, 8 x 8 grey; a fixed, stratified fifth is the test set."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -208,35 +213,35 @@ def _open_digits() -> Data:
 
 
 def _open_fashion_mnist(folder: Path) -> Data:
-    """Fashion-MNIST, 60,000 + 10,000 images, 28 x 28 grey, from its IDX files."""
+    """Opens Fashion-MNIST, 60,000 + 10,000 images, 28 x 28 grey, from its IDX files."""
     sets = []
     for stem in ("train", "t10k"):
         images, labels = (find_idx(folder, f"{stem}-{kind}") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
         if images is None or labels is None:
             absent = f"{stem}-{'labels-idx1' if images else 'images-idx3'}-ubyte.gz"
             raise DataError(
-                f"{folder}: no Fashion-MNIST here ({absent} is missing); on Debian and Ubuntu "
-                f"`apt-get install dataset-fashion-mnist` puts it into {FASHION_MNIST_FOLDER}, "
-                f"elsewhere name its folder with --data-dir"
+                f"{folder}: Fashion-MNIST is not there ({absent} is missing); on Debian and Ubuntu "
+                f"`apt-get install dataset-fashion-mnist` installs it in {FASHION_MNIST_FOLDER}; "
+                f"on other systems, name its folder with --data-dir"
             )
         pixels, targets = read_idx(images, 3), read_idx(labels, 1)
         if len(pixels) != len(targets):
             raise DataError(f"{images}: {len(pixels)} images, but {labels.name} has {len(targets)} labels")
         if len(targets) and targets.max() >= len(FASHION_MNIST_CLASSES):
-            raise DataError(f"{labels}: label {targets.max()} is none of Fashion-MNIST's, which are 0 to 9")
+            raise DataError(f"{labels}: label {targets.max()} is not legal; Fashion-MNIST's labels are 0 to 9")
         sets.append(ArraySet(pixels, targets, f"fashion-mnist {stem}"))
     return Data("fashion-mnist", str(folder), sets[0], sets[1], FASHION_MNIST_CLASSES, (0.5,) * 3, (0.5,) * 3)
 
 
 def _cut_test(images: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """Training and test part of a set that comes without a test set: always the same stratified fifth."""
+    """Cuts a set that has no test set into training and test images; the test images are always the same stratified fifth."""
     count = round(len(images) * _TEST_FRACTION)
     indices = stratified_split(images.labels, count, np.random.default_rng(_TEST_SEED))
     return Subset(images, complement(indices, len(images))), Subset(images, indices)
 
 
 def _checked(data: Data) -> Data:
-    """The conditions that every set must meet, wherever it comes from."""
+    """Raises if a data set does not meet the conditions for all sets; returns it otherwise."""
     where = data.data_dir or data.name
     if not len(data.train):
         raise DataError(f"{where}: no training images")
@@ -250,5 +255,5 @@ def _checked(data: Data) -> Data:
     if odd:
         raise DataError(f"{where}: the test set has images of class {choices(odd[:3])}, which the training set lacks")
     if not len(data.test):
-        raise DataError(f"{where}: no test images; a class needs 3 images or more to give one to the test")
+        raise DataError(f"{where}: no test images; a class needs 3 images or more to have a test image")
     return data

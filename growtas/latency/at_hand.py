@@ -1,4 +1,4 @@
-"""The devices at hand: this machine's CPU, and its GPU as the driver names it."""
+"""The devices at hand: the CPU and the first GPU of this machine."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 
 CPU = "cpu"
 _BRANDS = {"nvidia", "tesla", "geforce", "jetson", "graphics", "gpu", "generation", "nvgpu"}
-# Sockets and memories, with which one chip is sold: A100-SXM4-80GB, H100 80GB HBM3.
+# The same chip is sold with different sockets and memories, as in A100-SXM4-80GB and H100 80GB HBM3.
 _FORM = re.compile(r"sxm\d*|pcie|nvl|\d+gb|hbm\w*")
 
 
 def devices_at_hand() -> dict[str, str]:
-    """The devices that this machine has: what ``--device`` calls each, and its full name."""
+    """Returns the full names of this machine's devices by their names for ``--device``."""
     gpu = gpu_name()
     return {CPU: cpu_name()} | ({device_name(gpu): gpu} if gpu else {})
 
 
 @cache
 def cpu_name() -> str:
-    """The CPU's marketing name where the system tells it, else its family."""
+    """Returns the CPU's marketing name if the system tells it, else its family."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -35,9 +35,9 @@ def cpu_name() -> str:
 
 @cache
 def gpu_name() -> str | None:
-    """What the driver calls the first GPU that this process may use, such as ``NVIDIA A10``; None without one.
+    """Returns the driver's name of the first GPU that this process may use, such as ``NVIDIA A10``; None without a GPU.
 
-    The driver's library is asked, since torch takes more than a second to import.
+    It calls the driver's library, because importing torch takes more than a second.
     """
     try:
         cuda = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
@@ -49,15 +49,15 @@ def gpu_name() -> str | None:
 
 
 def device_name(full_name: str) -> str:
-    """What ``--device`` calls a device: ``NVIDIA A10`` is ``a10``, and ``NVIDIA GeForce RTX 4090`` is ``rtx-4090``.
+    """Returns the name for ``--device``: ``a10`` for ``NVIDIA A10``, ``rtx-4090`` for ``NVIDIA GeForce RTX 4090``.
 
-    Left out are the brand, the socket and the memory. Whatever else the driver says makes it another device: an A10G, a laptop's
-    RTX 4090 and a slice of an A100 have names of their own.
+    The brand, the socket and the memory are left out. All other words make a different device: an A10G, a laptop's RTX 4090 and a
+    slice of an A100 have their own names.
 
     Args:
         full_name: the driver's name, or ``cpu``.
     """
-    # A slice is named by its memory: A100-SXM4-40GB MIG 1g.5gb.
+    # The name of a slice contains its memory: A100-SXM4-40GB MIG 1g.5gb.
     whole, mig, part = full_name.lower().partition(" mig ")
     words = [word for word in _words(whole) if word not in _BRANDS and not _FORM.fullmatch(word)]
     if len(words) > 1 and words[0] == "rtx" and re.fullmatch(r"a\d+", words[1]):  # NVIDIA RTX A6000 is an A6000

@@ -1,4 +1,4 @@
-"""Finds profiles, shipped and the user's own, modelled and measured, and the estimator for a device's name."""
+"""Finds latency profiles (shipped or the user's, modelled or measured), and the estimator for a device."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ SHIPPED = "shipped"
 
 
 def measured_file_name(device: str, space: str, runtime: str, precision: str, batch: int, threads: int) -> str:
-    """Name of the file: ``a10.micro.tensorrt-fp16-b1.json``, of a CPU ``cpu.micro.onnxruntime-fp32-b1.amd-epyc-t2.json``.
+    """Returns the file name of a measured profile, such as ``a10.micro.tensorrt-fp16-b1.json``.
 
-    So the profiles of several CPUs lie side by side. Letters of a name that files don't like become hyphens.
+    For a CPU it also contains the CPU's name and the threads, as in ``cpu.micro.onnxruntime-fp32-b1.amd-epyc-t2.json``, so that the
+    profiles of several CPUs can be stored together. Characters that are unsuitable in file names become hyphens.
     """
     parts = [device, re.sub(r"[^a-zA-Z0-9_-]+", "-", space), f"{runtime}-{precision}-b{batch}"]
     if device == CPU:
@@ -45,23 +46,23 @@ def measured_file_name(device: str, space: str, runtime: str, precision: str, ba
 
 
 def load_measured(path: Path | Traversable) -> MeasuredProfile:
-    """A measured profile from its file.
+    """Reads a measured profile.
 
     Raises:
-        ConfigError: the file can't be read or holds a wrong field, or its name begins with another device.
+        ConfigError: the file can't be read, has an illegal field, or its name begins with another device.
     """
     source = f"profile {path}"
     profile = MeasuredProfile.from_dict(read_profile_json(path, source), source=source)
     if isinstance(path, Path) and path.parent == user_folder() and path.name.partition(".")[0] != profile.name:
-        raise ConfigError(f"{source}: its name is {profile.name!r}; the file's name must begin with it and a dot")
+        raise ConfigError(f"{source}: its name is {profile.name!r}; the file name must begin with {profile.name}.")
     return profile
 
 
 def measured_profiles(device: str | None = None) -> list[tuple[Path | Traversable, MeasuredProfile]]:
-    """The measured profiles, of one device or of all: the user's own, the newest first, then those that ship, the newest first.
+    """Returns the measured profiles of one device or of all: first the user's, then the shipped ones, each newest first.
 
     Raises:
-        ConfigError: one of them can't be read; the message names it.
+        ConfigError: a profile can't be read; the message names it.
     """
     shipped = (file for file in shipped_measured() if device is None or file.name.partition(".")[0] == device)
     files: list[Path | Traversable] = [*sorted(user_folder().glob(f"{device or '*'}.*.json")), *shipped]
@@ -70,20 +71,20 @@ def measured_profiles(device: str | None = None) -> list[tuple[Path | Traversabl
 
 
 def origin(file: Path | Traversable) -> str:
-    """Where a profile is from: ``shipped``, or the user's file."""
+    """Returns the origin of a profile: ``shipped``, or the path of the user's file."""
     return str(file) if isinstance(file, Path) and file.parent == user_folder() else SHIPPED
 
 
 def near_name(name: str) -> str | None:
-    """The known device that a name is likely a slip of; None for a known name, and for one that is near none.
+    """Returns the known device that a misspelled name probably means; None for a known name, or if no name is similar.
 
-    Looked at are one changed, missing, additional or swapped character, and letters that look like digits. Another number is
-    another device: ``a30`` is no slip of ``a10``.
+    It handles single changed, missing, additional or swapped characters, and letters that look like digits. A different number
+    means a different device: ``a30`` is not taken for ``a10``.
     """
     known = device_names()
     if name in known:
         return None
-    # What is left of a10, A10 or a-10?, when letters that look like digits are those digits.
+    # Letters that look like digits are replaced by these digits, and everything but letters and digits is removed.
     alike = str.maketrans("oil", "011")
 
     def plain(text: str) -> str:
@@ -97,19 +98,19 @@ def near_name(name: str) -> str | None:
 
 
 def modelled_profiles() -> list[tuple[str, DeviceProfile]]:
-    """The modelled profiles with where each is from: ``shipped``, or the user's file.
+    """Returns the modelled profiles, each with its origin: ``shipped``, or the path of the user's file.
 
     Raises:
-        ConfigError: one of them can't be read; the message names it.
+        ConfigError: a profile can't be read; the message names it.
     """
     return [(origin(modelled_file(name)), load_profile(name)) for name in profile_names()]
 
 
 def usual_target(device: str) -> tuple[str, str]:
-    """The runtime and the precision that a device's name means unless others are asked for, where it is at hand.
+    """Returns the default runtime and precision of a device at hand.
 
     Raises:
-        ConfigError: a profile that can't be read.
+        ConfigError: a profile can't be read.
     """
     if device != CPU and device in profile_names():
         profile = load_profile(device)
@@ -126,13 +127,13 @@ def fitting_profiles(
     runtime: str | None = None,
     here: Setup | None = None,
 ) -> tuple[list[MeasuredProfile], list[str]]:
-    """The measured profiles that answer for a space, the best first, and why the others don't.
+    """Returns the measured profiles that fit a space, best first, and the reasons why the others do not fit.
 
-    Several may fit, as CPUs of one name differ; which of them was made on such a machine, timing tells
-    (:func:`growtas.latency.measured.machine.check_profile`). Arguments as :func:`latency_estimator`'s.
+    Several may fit, because CPUs of the same name differ. Timing tells which of them was made on such a machine
+    (:func:`growtas.latency.measured.machine.check_profile`). Arguments: see :func:`latency_estimator`.
 
     Raises:
-        ConfigError: a profile that can't be read.
+        ConfigError: a profile can't be read.
     """
     fitting, reasons = list[MeasuredProfile](), list[str]()
     for _, profile in measured_profiles(device) if device in measured_names() else ():
@@ -158,23 +159,25 @@ def latency_estimator(
     here: Setup | None = None,
     profile_of: str | Path | None = None,
 ) -> LatencyEstimator:
-    """Who predicts a device's latencies of a space: a measured profile that fits, else the modelled one.
+    """Returns the estimator of a device's latencies for a space: a measured profile that fits, else the modelled profile.
 
-    A profile of ``cpu`` fits the machine that it was made on, as far as that tells its name, threads and runtime; a search
-    also times it (:func:`growtas.latency.measured.machine.check_profile`).
+    A profile of ``cpu`` fits if the CPU's name, the threads and the runtime are the same as on this machine. A search also checks
+    it by timing (:func:`growtas.latency.measured.machine.check_profile`).
 
     Args:
-        precision, runtime: by default whatever there is, the newest measurement first.
-        here: what a profile of a device at hand must have been measured with; of ``cpu`` by default this machine.
-        profile_of: what ``growtas profile --space`` takes for this space, for the message; by default the space's name.
+        device: name of the device.
+        space: the search space.
+        batch: number of images per batch.
+        precision, runtime: precision and runtime of the profile; None takes any, the newest measurement first.
+        here: setup that a profile of a device at hand must have; for ``cpu`` by default that of this machine.
+        profile_of: value of ``growtas profile --space`` for the error message; by default the space's name.
 
     Raises:
-        DeviceError: an unknown device, or one without a profile that fits; the message says what would be right.
-        ConfigError: a profile that can't be read.
+        DeviceError: the device is unknown, or has no profile that fits; the message states the command that measures one.
+        ConfigError: a profile can't be read.
     """
     if device not in device_names():
-        # Its message lists the legal ones.
-        load_profile(device)
+        load_profile(device)  # raises an error that lists the legal names
     fitting, reasons = fitting_profiles(device, space, batch=batch, precision=precision, runtime=runtime, here=here)
     if fitting:
         return fitting[0].estimator(space, batch=batch, precision=precision)

@@ -1,4 +1,4 @@
-"""A latency: a number with its kind, device and conditions; and the interface of the models that predict one."""
+"""A latency with its kind and conditions, and the interface of models that predict latencies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from growtas.batch import SubnetBatch
 from growtas.units import format_ms
 
 Kind = Literal["measured", "modelled"]
-"""What was timed, and what was not."""
+"""``measured`` for a latency that was timed, ``modelled`` for any other."""
 Hardware = Literal["cpu", "cuda"]
 _ON_CPUS: dict[Hardware, tuple[str, ...]] = {"cpu": ("fp32", "int8")}
 _ON_GPUS: dict[Hardware, tuple[str, ...]] = {"cuda": ("fp32", "fp16", "bf16", "int8", "fp8")}
@@ -27,21 +27,21 @@ RUNTIMES: dict[str, dict[Hardware, tuple[str, ...]]] = {
     "torch.compile": _TORCH,
     "torch.cudagraphs": _TORCH_ON_GPUS,
 }
-"""The runtimes whose latencies are measured, with the precisions that are measured in each on a CPU and on a GPU."""
+"""Runtimes whose latencies can be measured, with the precisions for each on a CPU and on a GPU."""
 NO_GAIN = 0.02
-"""Relative difference of two latencies that counts for nothing: measured twice, one subnet's differ by up to 1.3 %."""
+"""Relative difference of two latencies that is ignored: two measurements of the same subnet differ by up to 1.3 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What a latency is of.
+    """Conditions of a latency.
 
     Attributes:
         device: name of the device.
-        percentile: ``p50`` and the like.
-        batch: images at once.
-        precision: ``fp32``, ``tf32``, ``fp16`` or ``int8``.
-        runtime: what executes the network.
+        percentile: percentile of the timings, such as ``p50``.
+        batch: number of images per batch.
+        precision: precision of the network, such as ``fp32``, ``tf32``, ``fp16`` or ``int8``.
+        runtime: runtime that executes the network.
     """
 
     device: str
@@ -56,15 +56,14 @@ class Conditions:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """A latency that can't be taken for what it is not: milliseconds with their kind and conditions.
+    """A latency that states how it was obtained.
 
     Attributes:
-        ms: milliseconds for one batch.
-        kind: ``measured``, or ``modelled`` for whatever was not timed.
+        ms: latency of one batch in milliseconds.
+        kind: ``measured`` if it was timed, else ``modelled``.
         conditions: device, percentile, batch, precision and runtime.
-        relative_uncertainty: half width of the interval around the number; of a measured one the margin that it was judged with, or
-            None.
-        unsteady: whether a measured one was taken while other work disturbed the timings; None of what was not measured.
+        relative_uncertainty: half width of the interval around ``ms``, relative to it; for a measured latency its margin; or None.
+        unsteady: whether other work disturbed the measurement; None if the latency was not measured.
     """
 
     ms: float
@@ -74,7 +73,7 @@ class Latency:
     unsteady: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form, with the interval in milliseconds where the number has one."""
+        """Returns the JSON form, including the interval in milliseconds if there is an uncertainty."""
         data: dict[str, Any] = {"ms": self.ms, "kind": self.kind, **asdict(self.conditions)}
         if self.relative_uncertainty is not None:
             u = self.relative_uncertainty
@@ -87,19 +86,22 @@ class Latency:
 
 
 def kind_text(kind: str, unsteady: bool | None) -> str:
-    """A latency's kind for people: ``measured, unsteady`` where other work disturbed the timings."""
+    """Returns the kind of a latency in words: ``measured, unsteady`` if other work disturbed the timings."""
     return f"{kind}, unsteady" if unsteady else kind
 
 
 def no_faster(
     precision: str, ms: float, fp32_ms: float, kind: str, where: str = "here", *, ratio: float | None = None
 ) -> str | None:
-    """One sentence where a precision gains nothing; None where it is faster than fp32 by more than :data:`NO_GAIN`.
+    """Returns a sentence if a precision gains nothing; None if it is faster than fp32 by more than :data:`NO_GAIN`.
 
     Args:
-        ms, fp32_ms: milliseconds of the same network in the precision and in fp32.
-        kind: of both, for people.
-        ratio: of the first to the second, where it is known better than from the two.
+        precision: the precision.
+        ms: milliseconds of a network in this precision.
+        fp32_ms: milliseconds of the same network in fp32.
+        kind: kind of both latencies, in words.
+        where: place of the measurement, in words.
+        ratio: ratio of ``ms`` to ``fp32_ms``, if it is known more precisely than from the two numbers.
     """
     if (ms / fp32_ms if ratio is None else ratio) <= 1 - NO_GAIN:
         return None
@@ -109,29 +111,29 @@ def no_faster(
 def gain_over_fp32(
     precision: str, runtime: str, ms: float, fp32_ms: float, kind: Kind, where: str, *, unsteady: bool = False
 ) -> dict[str, Any]:
-    """What a precision gains for one network in a runtime, as JSON has it.
+    """Returns the gain of a precision for one network in a runtime, for JSON.
 
     Returns:
-        The arguments, and ``no_faster``: the sentence of :func:`no_faster`, or None where the precision is faster.
+        The arguments, and ``no_faster``: the sentence of :func:`no_faster`, or None if the precision is faster.
     """
     numbers = {"runtime": runtime, "precision": precision, "ms": ms, "fp32_ms": fp32_ms, "kind": kind}
     return {**numbers, "no_faster": no_faster(precision, ms, fp32_ms, kind_text(kind, unsteady), where)}
 
 
 class LatencyEstimator(Protocol):
-    """Predicts latencies of subnets of one space. Must be monotone: a smaller subnet is never slower."""
+    """Predicts latencies of subnets of one space. Predictions must be monotone: a smaller subnet is never slower."""
 
     @property
     def kind(self) -> Kind:
-        """``modelled`` unless the numbers are timings."""
+        """Kind of the predictions: ``modelled``, unless they are timings."""
 
     @property
     def conditions(self) -> Conditions:
-        """What the predictions are of."""
+        """Conditions of the predictions."""
 
     @property
     def relative_uncertainty(self) -> float | None:
-        """Half width of the interval around a prediction."""
+        """Half width of the interval around a prediction, relative to it."""
 
     def predict_ms(self, batch: SubnetBatch) -> NDArray[np.float64]:
-        """Milliseconds of each subnet, shape ``(len(batch),)``."""
+        """Returns the milliseconds of each subnet, shape ``(len(batch),)``."""

@@ -1,4 +1,4 @@
-"""The architecture of a static ViT: a subnet, and the sizes of its images, patches and heads."""
+"""The architecture of a static ViT: a subnet and its geometry (sizes of images, patches and heads)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from growtas.subnet import Subnet
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A complete, static architecture.
+    """The complete architecture of a static ViT.
 
     Attributes:
         subnet: width, heads and MLP ratios.
-        image_size, patch_size, in_chans: input geometry in pixels.
-        num_classes: outputs of the head; 0 for none (features only).
-        head_dim: channels of a head.
-        max_relative_position: clipping distance of the relative position; None builds a ViT without it.
+        image_size: height and width of the images in pixels.
+        patch_size: height and width of a patch in pixels.
+        in_chans: number of image channels.
+        num_classes: number of outputs of the head; 0 for no head (features only).
+        head_dim: channels per head.
+        max_relative_position: clipping distance of the relative position in patches; None for a ViT without relative position.
     """
 
     subnet: Subnet
@@ -34,17 +36,17 @@ class Architecture:
 
     @property
     def grid_size(self) -> int:
-        """Patches along a side of the image."""
+        """Number of patches along a side of the image."""
         return self.image_size // self.patch_size
 
     @property
     def geometry(self) -> dict[str, Any]:
-        """Everything but the subnet, by the names that a space has for it too."""
+        """All fields but the subnet; a search space has fields of the same names."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "subnet"}
 
     @classmethod
     def of(cls, space: SearchSpace, subnet: Subnet) -> Architecture:
-        """The architecture of a subnet of a space.
+        """Returns the architecture of a subnet of a space.
 
         Raises:
             SubnetError: the subnet exceeds the space's bounds.
@@ -53,19 +55,19 @@ class Architecture:
         return cls(subnet=space.validate(subnet), **{field: getattr(space, field) for field in fields})
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form, read back by :meth:`from_dict`."""
+        """Returns the JSON form, which :meth:`from_dict` reads."""
         return {"subnet": self.subnet.to_dict(), **self.geometry}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, source: str = "architecture") -> Architecture:
-        """Rebuilds an architecture from its JSON form.
+        """Builds an architecture from its JSON form.
 
         Raises:
             CheckpointError: a key is missing or unknown.
-            SubnetError: the subnet is not well formed.
+            SubnetError: the subnet is invalid.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(data, Mapping) or set(data) != names:
             fields = sorted(names ^ set(data)) if isinstance(data, Mapping) else ["everything"]
-            raise CheckpointError(f"{source}: not an architecture; missing or unknown: {', '.join(fields)}")
+            raise CheckpointError(f"{source}: this is not an architecture; missing or unknown are {', '.join(fields)}")
         return cls(**{**data, "subnet": Subnet.from_dict(data["subnet"], source=source)})

@@ -1,4 +1,4 @@
-"""Cuts a subnet out of a supernet as a static ViT."""
+"""Extracts a subnet from a supernet as a static ViT."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from growtas.subnet import Subnet
 
 
 def extract(supernet: Supernet, subnet: Subnet) -> VisionTransformer:
-    """The subnet as a static ViT with its own copy of the weights, in eval mode.
+    """Returns the subnet as a static ViT in eval mode, with its own copy of the weights.
 
     Raises:
         SubnetError: the subnet exceeds the supernet's bounds.

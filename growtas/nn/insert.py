@@ -12,21 +12,22 @@ from growtas.space import SearchSpace
 
 
 def single_subnet_space(architecture: Architecture, name: str) -> SearchSpace:
-    """The smallest space that holds an architecture: its values are the only choices, their maxima the supernet's bounds.
+    """Returns the smallest space that contains an architecture. Its values are the only choices of the space.
 
-    Where the blocks differ in ``num_heads`` or ``mlp_ratio``, the choices make other subnets too, of the same width and depth. A
-    supernet with one model's weights (:func:`insert`) is good for that model only.
+    If the blocks differ in ``num_heads`` or ``mlp_ratio``, the space also contains other subnets of the same width and depth. In a
+    supernet with the model's weights (:func:`insert`) only the model itself is meaningful.
 
     Args:
-        name: what the space is called.
+        architecture: the architecture.
+        name: name of the space.
 
     Raises:
-        SpaceError: the architecture has no relative position or no head, which every supernet has.
+        SpaceError: the architecture has no relative position or no head, but every supernet has both.
     """
     if architecture.max_relative_position is None:
-        raise SpaceError(f"{name}: the model has no relative position, and every supernet has; take a model that growtas extracted")
+        raise SpaceError(f"{name}: the model has no relative position, but a supernet needs it; use a model that growtas extracted")
     if not architecture.num_classes:
-        raise SpaceError(f"{name}: the model has no head, and every supernet has; give it one with reset_classifier")
+        raise SpaceError(f"{name}: the model has no head, but a supernet needs one; add it with reset_classifier")
     subnet = architecture.subnet
     return SearchSpace(
         name=name,
@@ -39,16 +40,16 @@ def single_subnet_space(architecture: Architecture, name: str) -> SearchSpace:
 
 
 def insert(model: VisionTransformer, space: SearchSpace) -> Supernet:
-    """A supernet in which the model is the subnet of its architecture: extracting that subnet gives the model back, bit for bit.
+    """Copies a model into a supernet. Extracting the model's subnet gives the model back, bit for bit.
 
-    Every entry outside of the subnet is zero.
+    All weights outside of the subnet are zero.
 
     Args:
-        model: its head included.
-        space: of the model's geometry and with its architecture inside the bounds.
+        model: the model, including its head.
+        space: a space with the model's geometry, whose bounds contain its architecture.
 
     Returns:
-        The supernet on the model's device, with copies of the weights, in eval mode.
+        The supernet on the model's device in eval mode, with copies of the weights.
 
     Raises:
         SpaceError: the space has another geometry.
@@ -66,7 +67,7 @@ def insert(model: VisionTransformer, space: SearchSpace) -> Supernet:
         full = supernet.state_dict()
         for name, tensor in model.state_dict().items():
             if name.endswith("attn.qkv.weight"):
-                # From q, k, v order to a supernet's: q's first row, k's first, v's first, q's second and so on.
+                # From q, k, v order to the supernet's order: first row of q, of k, of v, second row of q and so on.
                 width = widths[int(name.split(".")[1])]
                 tensor = tensor.view(3, width, -1).transpose(0, 1).reshape(3 * width, -1)
             full[name][tuple(slice(0, size) for size in tensor.shape)] = tensor

@@ -1,26 +1,26 @@
-"""2-D relative position on keys and values, as plain attention.
+"""2-D relative position on keys and values, computed as plain attention.
 
-AutoFormer adds to every query-key pair a vector looked up by the clipped row and column distance, ``r_k[i,j] = Tv[.] + Th[.]``,
-and likewise to every value. Written out that is an (N, N, head_dim) tensor. It is not needed. For a patch query at grid
-position (r, c)::
+AutoFormer adds to the key of every query-key pair a vector that depends on the clipped row and column distance,
+``r_k[i,j] = Tv[.] + Th[.]``, and does the same for values. Computed directly, this needs an (N, N, head_dim) tensor. This module
+avoids it. For a patch query at grid position (r, c)::
 
     q_i . r_k[i,j] = R_i[row_j] + C_i[col_j]
 
-with one number per grid row and one per grid column, so the logit is the dot product of two longer vectors,
-``[q_i, R_i, C_i]`` and ``[k_j, onehot(row_j), onehot(col_j)]``. Values work the same way backwards: attending over
-``[v_j, onehot(row_j), onehot(col_j)]`` yields the attention mass on each row and column, and the masses times the tables are the
-relative values. What is left is standard scaled-dot-product attention with ``head_dim + rows + cols`` channels.
+with one number per grid row and one per grid column. So the logit is the dot product of two longer vectors,
+``[q_i, R_i, C_i]`` and ``[k_j, onehot(row_j), onehot(col_j)]``. For values, attention over
+``[v_j, onehot(row_j), onehot(col_j)]`` gives the attention mass on each row and column, and the masses times the tables are the
+relative values. The result is standard scaled-dot-product attention with ``head_dim + rows + cols`` channels.
 
-The cls token, which both tables look up at index 0, costs no channel of its own:
+The cls token, for which both tables use index 0, needs no channel:
 
-* As a key: softmax ignores what is added to a whole row of logits, so ``q_i . (Tv[0] + Th[0])`` is subtracted from the row, that
-  is, the constant vector is subtracted from ``Th``. The cls key is then left with zero.
+* As a key: softmax does not change if a constant is added to a row of logits. So ``q_i . (Tv[0] + Th[0])`` is subtracted from the
+  row by subtracting the constant vector from ``Th``. The relative term of the cls key is then zero.
 * As a query: it has the same relative key for every j, which softmax ignores. R and C are zero.
-* As a value: the masses of all keys add up to one, so ``Tv[0] + Th[0]`` is a constant of the output and, after subtracting it from
-  ``Tv`` where a patch is meant, nothing else is left of it.
+* As a value: the masses of all keys sum to one. So ``Tv[0] + Th[0]`` is a constant of the output, if it is also subtracted from the
+  table entries of patches.
 
-R and C come from ``P = q T^T`` (T: both tables unrolled over all distances, a few dozen rows) by a gather with a constant index;
-the masses go back into the tables' order by the inverse gather.
+R and C are gathered with a constant index from ``P = q T^T``, where T contains both tables unrolled over all distances (a few dozen
+rows). The inverse gather brings the masses into the order of the tables.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from torch import Tensor
 class GridIndex:
     """Constant indices of a grid of ``rows`` x ``cols`` patches after one cls token; ``N = rows * cols + 1``.
 
-    ``S`` counts the grid lines, ``rows + cols``, and ``P`` the distances, ``2*rows-1 + 2*cols-1``. Both are padded by at least one
-    to a multiple of 8, ``L`` and ``D``: kernels like it, and a padded entry is the zero that stands for "no term".
+    The number of grid lines is ``S = rows + cols``, the number of distances ``P = 2*rows-1 + 2*cols-1``. They are padded by at
+    least one to multiples of 8, ``L`` and ``D``. Kernels are faster with such sizes, and the padding is a zero for "no term".
 
     Attributes:
         row_entries: rows of the vertical table for the distances -(rows-1) .. rows-1, clipped; shape ``(2*rows-1,)``.
         col_entries: the same for the horizontal table; shape ``(2*cols-1,)``.
-        lines: for each query and grid line the distance that holds its term, or a padded one; shape ``(N, L)``.
-        distances: the inverse, for each query and distance the grid line, or a padded one; shape ``(N, D)``.
+        lines: for each query and grid line the index of its distance, or of the padding; shape ``(N, L)``.
+        distances: the inverse: for each query and distance the index of its grid line, or of the padding; shape ``(N, D)``.
         onehot: row and column of each token, zeros for cls and the padding; shape ``(N, L)``, float32.
-        unroll: what :func:`unroll_tables` does, as a matrix on both tables, vertical first: ``D`` rows give the table, one more
-            the cls entry; shape ``(D + 1, 2 * (2 * max_relative_position + 2))``, float32.
+        unroll: :func:`unroll_tables` as a matrix on both tables, vertical first. ``D`` rows give the table, the last row gives the
+            cls entry; shape ``(D + 1, 2 * (2 * max_relative_position + 2))``, float32.
         num_lines: ``S``.
     """
 
@@ -62,14 +62,14 @@ class GridIndex:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def grid_index(rows: int, cols: int, max_relative_position: int, device: str = "cpu") -> GridIndex:
-    """The indices of a grid, computed once a grid and device; constants to a compiler."""
+    """Returns the indices of a grid, computed once per grid and device. Compilers treat them as constants."""
     return compute_grid_index(rows, cols, max_relative_position, device)
 
 
 @lru_cache(maxsize=64)
 def compute_grid_index(rows: int, cols: int, max_relative_position: int, device: str) -> GridIndex:
-    """What :func:`grid_index` gives. A compiler can't follow the code, and would compute the indices at every call."""
-    # Cached tensors outlive the caller's mode and device: they must be ordinary ones.
+    """Computes the result of :func:`grid_index`. Separate because a compiler can't trace it and would repeat it in every call."""
+    # Cached tensors are used in other modes and on other devices later, so they must be ordinary CPU tensors.
     with torch.inference_mode(False), torch.device("cpu"):
         position = torch.arange(rows * cols)
         row, col = position // cols, position % cols
@@ -99,18 +99,19 @@ def compute_grid_index(rows: int, cols: int, max_relative_position: int, device:
 
 
 def _padded(count: int) -> int:
-    """The next multiple of 8 above ``count``."""
+    """Returns the next multiple of 8 above ``count``."""
     return count // 8 * 8 + 8
 
 
 def unroll_tables(vertical: Tensor, horizontal: Tensor, grid: GridIndex) -> tuple[Tensor, Tensor]:
-    """Both tables over all distances of the grid, with the cls entry subtracted once.
+    """Unrolls both tables over all distances of the grid, and subtracts the cls entry once.
 
     Args:
-        vertical, horizontal: ``(2 * max_relative_position + 2, head_dim)``, entry 0 for pairs with the cls token.
+        vertical, horizontal: the tables, ``(2 * max_relative_position + 2, head_dim)``; entry 0 is for pairs with the cls token.
+        grid: indices of the grid.
 
     Returns:
-        The table, ``(D, head_dim)``, padded with zeros, and the cls entry ``vertical[0] + horizontal[0]``, ``(head_dim,)``.
+        The table ``(D, head_dim)``, padded with zeros, and the cls entry ``vertical[0] + horizontal[0]``, ``(head_dim,)``.
     """
     cls_entry = vertical[0] + horizontal[0]
     table = torch.cat([vertical[grid.row_entries], horizontal[grid.col_entries] - cls_entry])
@@ -120,19 +121,19 @@ def unroll_tables(vertical: Tensor, horizontal: Tensor, grid: GridIndex) -> tupl
 def relative_attention(
     qkv: Tensor, key_tables: tuple[Tensor, Tensor], value_tables: tuple[Tensor, Tensor], heads: int, grid: GridIndex
 ) -> Tensor:
-    """Attention with 2-D relative position on keys and values (AutoFormer, Section 3; layout in the module's text).
+    """Attention with 2-D relative position on keys and values (AutoFormer, Section 3; see the docstring of this module).
 
-    The general form, by scaled_dot_product_attention: for GPUs, exporters and autocast. :mod:`growtas.nn.fused.attention`
+    This is the general form by scaled_dot_product_attention, for GPUs, exporters and autocast. :mod:`growtas.nn.fused.attention`
     computes the same on the CPU.
 
     Args:
-        qkv: ``(batch, N, 3 * heads * head_dim)``: q, k and v, each head by head.
+        qkv: q, k and v, each head by head, ``(batch, N, 3 * heads * head_dim)``.
         key_tables, value_tables: (vertical, horizontal), each ``(2 * max_relative_position + 2, head_dim)``.
         heads: number of heads.
-        grid: the indices for these N tokens.
+        grid: indices of the grid of these N tokens.
 
     Returns:
-        ``(batch, N, heads * head_dim)``; logits are scaled by ``head_dim ** -0.5``, relative term included.
+        ``(batch, N, heads * head_dim)``. The logits including the relative term are scaled by ``head_dim ** -0.5``.
     """
     key_table, _ = unroll_tables(*key_tables, grid)
     value_table, cls_value = unroll_tables(*value_tables, grid)

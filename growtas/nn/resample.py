@@ -1,23 +1,23 @@
-"""Adapts a static ViT to other images: another resolution, another number of channels, another normalisation.
+"""Adapts a static ViT to images with another resolution, number of channels or normalisation.
 
-The patch size stays, so another resolution is another grid of patches. What a model learned by grid position is carried over:
+The patch size stays, so another resolution means another grid of patches. Parameters that depend on grid positions are converted:
 
-* Absolute positions are interpolated as images are (bicubic, with anti-aliasing, as timm does); the cls token's stays.
-* Relative tables hold a vector for each distance in patches, up to ``max_relative_position`` (m). On a grid of s times as many
-  patches a side, what was d patches apart is s * d apart, so the entry for the distance d' is read at d' / s, between two
-  entries linearly. Distances are differences of positions: patch centres need no half-patch shift, unlike absolute positions.
+* Absolute positions are interpolated like images (bicubic with anti-aliasing, as in timm); that of the cls token stays.
+* Relative tables have a vector for each distance in patches, up to ``max_relative_position`` (m). On a grid with s times as many
+  patches per side, a distance of d becomes s * d. So the new entry for d' is read from the old table at d' / s, with linear
+  interpolation. Distances are differences of positions and therefore need no half-patch shift, unlike absolute positions.
 
-If the tables were kept, with distances beyond m clipped as in training, each head would look at the same number of patches and so
-at 1 / s of the image, while the absolute positions are stretched over the whole of it. Interpolation keeps what a head looks at;
+If the tables were kept and distances beyond m clipped as in training, each head would see the same number of patches and so only
+1 / s of the image, while the absolute positions cover all of it. Interpolation preserves the region that a head sees;
 docs/notes/finetune.md has the measurements.
 
 Three details:
 
-* Distances that the old grid doesn't have (m is 14 on 14 x 14 patches, where the largest distance is 13) were never trained:
-  their entries are initial noise and are not read. The entry of the largest distance that was trained stands for all beyond it.
-* The new m is ``ceil(s * reach)``, where reach is that largest trained distance: the smallest m whose last entry is the old reach's
-  in full, so that clipping at the new m is exactly what clipping at the old one was.
-* Entry 0, for pairs with the cls token, is no distance and stays.
+* Entries for distances that do not occur in the old grid were never trained and are not used. (On 14 x 14 patches m is 14, but the
+  largest distance is 13.) The entry of the largest trained distance is used for all larger distances.
+* The new m is ``ceil(s * reach)``, where reach is this largest trained distance. It is the smallest m whose last entry equals the
+  old entry at reach, so that clipping at the new m is equivalent to clipping at the old one.
+* Entry 0, for pairs with the cls token, is not a distance and stays.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ from growtas.nn.vit import VisionTransformer
 
 
 def resample(model: VisionTransformer, *, image_size: int | None = None, in_chans: int | None = None) -> VisionTransformer:
-    """A copy of a model for images of another size or number of channels; the patch size and the head stay.
+    """Returns a copy of a model for images of another size or number of channels. The patch size and the head stay.
 
     Args:
-        image_size: pixels a side, a multiple of the patch size; by default the model's. Where the grid stays, so do positions and
-            tables, bit for bit.
-        in_chans: 1 (grey) or 3 (RGB); by default the model's. From 3 to 1 the patch filters are summed over the channels, from 1
-            to 3 each channel gets a third of them: a grey picture gives the same tokens either way.
+        model: the model.
+        image_size: height and width in pixels, a multiple of the patch size; by default the model's. If the grid stays the same,
+            positions and tables do not change.
+        in_chans: 1 (grey) or 3 (RGB); by default the model's. From 3 to 1, the patch filters are summed over the channels; from 1
+            to 3, each channel gets a third of them. A grey picture gives the same tokens before and after.
 
     Returns:
-        The model on the same device, with its own weights, in the mode (training or eval) of the given one.
+        The new model on the same device and in the same mode (training or eval), with its own weights.
 
     Raises:
-        ConfigError: an illegal size or number of channels.
+        ConfigError: the size or the number of channels is illegal.
     """
     old = model.architecture
     size = old.image_size if image_size is None else image_size
@@ -76,7 +77,7 @@ def resample(model: VisionTransformer, *, image_size: int | None = None, in_chan
 
 
 def new_max_position(max_relative_position: int, old_grid: int, new_grid: int) -> int:
-    """The clipping distance on another grid (module's text); at least 1, and the old one where the grid stays."""
+    """Returns the clipping distance on another grid (see the docstring of this module); at least 1."""
     if new_grid == old_grid:
         return max_relative_position
     reach = min(max_relative_position, old_grid - 1)
@@ -84,20 +85,20 @@ def new_max_position(max_relative_position: int, old_grid: int, new_grid: int) -
 
 
 def resample_table(table: Tensor, old_grid: int, new_grid: int) -> Tensor:
-    """A relative table for another grid.
+    """Converts a relative table to another grid.
 
     Args:
-        table: ``(2 * m + 2, head_dim)``: the cls entry, then the distances -m .. m.
-        old_grid, new_grid: patches a side.
+        table: the cls entry, then the distances -m .. m, ``(2 * m + 2, head_dim)``.
+        old_grid, new_grid: number of patches per side.
 
     Returns:
-        ``(2 * m' + 2, head_dim)`` with m' = :func:`new_max_position`, in the table's type.
+        ``(2 * m' + 2, head_dim)`` with m' = :func:`new_max_position`, in the table's data type.
     """
     m = table.shape[0] // 2 - 1
     if new_grid == old_grid:
         return table.clone()
     reach, new_m = min(m, old_grid - 1), new_max_position(m, old_grid, new_grid)
-    # In float64: at whole distances the weights are exactly 0 and 1.
+    # Float64, so that the weights at whole distances are exactly 0 and 1.
     distances = torch.arange(-new_m, new_m + 1, dtype=torch.float64, device=table.device) * old_grid / new_grid
     distances = distances.clamp(-reach, reach)
     below = distances.floor().long()
@@ -112,15 +113,16 @@ def renormalise(
     old: tuple[Sequence[float], Sequence[float]],
     new: tuple[Sequence[float], Sequence[float]],
 ) -> None:
-    """Change the patch convolution, in place, so that images normalised in a new way give the tokens that they gave in the old one.
+    """Changes the patch convolution in place, so that images with a new normalisation give the same tokens as with the old one.
 
-    Exact, since both are affine in each channel and a patch convolution pads nothing.
+    This is exact, because normalisation is affine in each channel and the patch convolution has no padding.
 
     Args:
-        old, new: (mean, std) in 0..1 units, one number for each of the model's channels.
+        model: the model.
+        old, new: (mean, std) for pixels in 0..1, one number per channel.
 
     Raises:
-        ConfigError: another number of channels.
+        ConfigError: the number of channels differs from the model's.
     """
     chans = model.architecture.in_chans
     if any(len(values) != chans for pair in (old, new) for values in pair):

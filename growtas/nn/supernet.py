@@ -1,6 +1,6 @@
-"""The weight-sharing supernet: one set of weights, from which every subnet takes leading slices (AutoFormer, Section 3).
+"""The weight-sharing supernet: one set of weights, of which every subnet uses leading slices (AutoFormer, Section 3).
 
-The subnet is an argument of the forward pass, not state: ``supernet(images, subnet)``.
+The subnet is an argument of the forward pass and not a state: ``supernet(images, subnet)``.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from growtas.subnet import Subnet
 
 
 class Supernet(nn.Module):
-    """All subnets of a space in one module; parameters are named as in :class:`growtas.nn.vit.VisionTransformer`.
+    """All subnets of a space in one module. Parameters have the same names as in :class:`growtas.nn.vit.VisionTransformer`.
 
-    Linear and LayerNorm weights are cut to their leading rows and columns. The exception is AutoFormer's qkv: a subnet's
-    weight takes rows 0, 3, 6, ... for q, 1, 4, 7, ... for k and 2, 5, 8, ... for v among the first ``3 * head_dim * num_heads``
-    rows, while its bias is simply the first entries in q, k, v order. Published checkpoints hold their weights this way.
+    A subnet uses the leading rows and columns of Linear and LayerNorm weights. The exception is AutoFormer's qkv weight: among its
+    first ``3 * head_dim * num_heads`` rows, rows 0, 3, 6, ... are q, 1, 4, 7, ... are k, and 2, 5, 8, ... are v. Its bias is the
+    leading entries in q, k, v order. Published checkpoints have this layout.
 
     Args:
-        space: the search space; its bounds give the weights' sizes.
-        drop_path_rate: stochastic depth of the supernet's last block, growing linearly from zero at the first.
+        space: the search space; its bounds determine the sizes of the weights.
+        drop_path_rate: drop path rate of the supernet's last block; it grows linearly from zero at the first block.
     """
 
     def __init__(self, space: SearchSpace, *, drop_path_rate: float = 0.0) -> None:
@@ -43,11 +43,11 @@ class Supernet(nn.Module):
         self.cls_token, self.pos_embed = full.cls_token, full.pos_embed
 
     def forward(self, images: Tensor, subnet: Subnet) -> Tensor:
-        """Logits of one subnet.
+        """Computes the logits of one subnet.
 
         Args:
             images: ``(batch, in_chans, image_size, image_size)``.
-            subnet: within the supernet's bounds.
+            subnet: a subnet within the supernet's bounds.
 
         Returns:
             ``(batch, num_classes)``.
@@ -62,15 +62,15 @@ class Supernet(nn.Module):
         return self.classify(x)
 
     def block(self, index: int) -> Block:
-        """A block, typed."""
+        """Returns a block with its type."""
         block = self.blocks[index]
         assert isinstance(block, Block)
         return block
 
-    # The steps of the forward pass are public: a search runs them one by one, to share what subnets have in common.
+    # The steps of the forward pass are public, because a search runs them one by one to share work between subnets.
 
     def embed(self, images: Tensor, embed_dim: int) -> Tensor:
-        """Images -> tokens with positions, ``(batch, N, embed_dim)``, cls first."""
+        """Maps images to tokens with positions, ``(batch, N, embed_dim)``; the cls token is the first."""
         assert self.patch_embed.bias is not None
         weight, bias = self.patch_embed.weight[:embed_dim], self.patch_embed.bias[:embed_dim]
         x = F.conv2d(images, weight, bias, self.patch_embed.stride).flatten(2).transpose(1, 2)
@@ -78,7 +78,7 @@ class Supernet(nn.Module):
         return torch.cat([cls_token, x], dim=1) + self.pos_embed[..., :embed_dim]
 
     def attention_layer(self, x: Tensor, index: int, num_heads: int) -> Tensor:
-        """The attention half of block ``index`` with its residual; ``(batch, N, embed_dim)`` -> the same shape."""
+        """Computes the attention half of block ``index`` with its residual; ``(batch, N, embed_dim)`` -> the same shape."""
         block = self.block(index)
         if block.attn.fusable(x, block.norm1):
             keep = not self._drop_rate(index)
@@ -87,7 +87,7 @@ class Supernet(nn.Module):
         return x + self._drop_path(self._attention(_layer_norm(x, block.norm1), block.attn, num_heads), index)
 
     def mlp_layer(self, x: Tensor, index: int, hidden_dim: int) -> Tensor:
-        """The MLP half of block ``index`` with its residual; ``(batch, N, embed_dim)`` -> the same shape."""
+        """Computes the MLP half of block ``index`` with its residual; ``(batch, N, embed_dim)`` -> the same shape."""
         block = self.block(index)
         if mlp_fusable(x, block.norm2, block.fc1, block.fc2):
             keep = not self._drop_rate(index)
@@ -98,7 +98,7 @@ class Supernet(nn.Module):
         return x + self._drop_path(F.linear(F.gelu(y), block.fc2.weight[:dim, :hidden_dim], block.fc2.bias[:dim]), index)
 
     def classify(self, x: Tensor) -> Tensor:
-        """Tokens after the last block -> logits ``(batch, num_classes)``."""
+        """Maps the tokens after the last block to logits ``(batch, num_classes)``."""
         pooled = _layer_norm(x, self.norm)[:, 1:].mean(dim=1)
         return F.linear(pooled, self.head.weight[:, : x.shape[-1]], self.head.bias)
 
@@ -124,5 +124,5 @@ def _layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 def subnet_qkv_weight(weight: Tensor, dim: int, width: int) -> Tensor:
-    """A subnet's qkv weight in q, k, v order: ``(3 * width, dim)``, from the supernet's interleaved rows."""
+    """Returns a subnet's qkv weight in q, k, v order, ``(3 * width, dim)``, from the supernet's interleaved rows."""
     return weight[: 3 * width, :dim].view(width, 3, dim).transpose(0, 1).reshape(3 * width, dim)

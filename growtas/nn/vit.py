@@ -1,8 +1,8 @@
-"""The static ViT that a subnet becomes: an ordinary module that knows nothing of supernets.
+"""The static ViT of an extracted subnet: an ordinary module without any dependence on the supernet.
 
-It follows timm's habits (``forward_features``, ``forward_head``, ``reset_classifier``, ``drop_path_rate``) and AutoFormer's
-network: pre-norm blocks, a cls token, absolute positions, 2-D relative position on keys and values, and a linear head on the
-mean of the normalised patch tokens.
+It has timm's interface (``forward_features``, ``forward_head``, ``reset_classifier``, ``drop_path_rate``) and AutoFormer's network:
+pre-norm blocks, a cls token, absolute positions, 2-D relative position on keys and values, and a linear head on the mean of the
+normalised patch tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from growtas.nn.relative import grid_index, relative_attention
 
 
 class RelativeTables(nn.Module):
-    """The vertical and horizontal table of relative positions, each ``(2 * max_relative_position + 2, head_dim)``."""
+    """The vertical and the horizontal table of the relative position, each ``(2 * max_relative_position + 2, head_dim)``."""
 
     def __init__(self, max_relative_position: int, head_dim: int) -> None:
         super().__init__()
@@ -33,12 +33,12 @@ class RelativeTables(nn.Module):
         trunc_normal_(self.horizontal, std=0.02)
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """Both tables, vertical first."""
+        """Returns both tables, vertical first."""
         return self.vertical, self.horizontal
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, with 2-D relative position where the architecture has it."""
+    """Multi-head self-attention, with 2-D relative position if the architecture has it."""
 
     def __init__(self, architecture: Architecture, num_heads: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         if self.max_relative_position is not None:
             self.relative_key = RelativeTables(self.max_relative_position, head_dim)
             self.relative_value = RelativeTables(self.max_relative_position, head_dim)
-            # Computed for the first time by an exporter, the cached indices would be tensors of its tracing.
+            # Computed here because otherwise an exporter could compute them first and cache tensors of its tracing.
             grid_index(self.grid_size, self.grid_size, self.max_relative_position, "cpu")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,21 +68,20 @@ class Attention(nn.Module):
         return self.proj(out)
 
     def fusable(self, x: Tensor, norm: nn.Module | None) -> bool:
-        """Whether :meth:`fused` may stand in for ``norm``, if given, and this module; see
-        :func:`growtas.nn.fused.common.fusable`."""
+        """Whether :meth:`fused` may replace ``norm`` (if given) and this module; see :func:`growtas.nn.fused.common.fusable`."""
         if self.max_relative_position is None:
             return False
         norms = () if norm is None else (norm,)
-        # This module's own hooks are somebody's business who calls it, and then they are not left out.
+        # Without a norm this module itself was called, so its own hooks run in any case.
         holders = (self.relative_key, self.relative_value) if norm is None else (self, self.relative_key, self.relative_value)
         return fusable(x, (self.qkv, self.proj, *norms), holders)
 
     def fused(
         self, x: Tensor, norm: nn.LayerNorm | None, *, residual: bool, num_heads: int | None = None, interleaved: bool = False
     ) -> Tensor:
-        """The fused form for tokens of any width up to the weights': ``forward(norm(x))``, plus ``x`` with ``residual``.
+        """Computes ``forward(norm(x))`` in fused form, for tokens of at most the weights' width; with ``residual`` it adds ``x``.
 
-        ``num_heads`` and ``interleaved`` are a supernet's: fewer heads, and its order of the qkv weight's rows.
+        A supernet passes ``num_heads`` to use fewer heads, and ``interleaved`` for its order of the qkv weight's rows.
         """
         assert self.max_relative_position is not None
         grid = grid_index(self.grid_size, self.grid_size, self.max_relative_position, "cpu")
@@ -123,8 +122,8 @@ class VisionTransformer(nn.Module):
     """A static vision transformer.
 
     Args:
-        architecture: what to build.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from zero at the first.
+        architecture: the architecture.
+        drop_path_rate: drop path rate of the last block; it grows linearly from zero at the first block.
     """
 
     def __init__(self, architecture: Architecture, *, drop_path_rate: float = 0.0) -> None:
@@ -144,7 +143,7 @@ class VisionTransformer(nn.Module):
         self.reset_classifier(architecture.num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head by a fresh one; 0 removes it, so that the model gives pooled features."""
+        """Replaces the head by a new one. With 0 classes the head is removed, and the model returns pooled features."""
         device, dtype = self.cls_token.device, self.cls_token.dtype
         self.num_classes = num_classes
         self.head = nn.Linear(self.embed_dim, num_classes, device=device, dtype=dtype) if num_classes else nn.Identity()
@@ -153,7 +152,7 @@ class VisionTransformer(nn.Module):
             self.architecture = dataclasses.replace(self.architecture, num_classes=num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """``(batch, in_chans, image_size, image_size)`` -> normalised tokens ``(batch, N, embed_dim)``, cls first."""
+        """Maps images ``(batch, in_chans, image_size, image_size)`` to normalised tokens ``(batch, N, embed_dim)``, cls first."""
         x = self.patch_embed(images).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         for block in self.blocks:
@@ -161,20 +160,20 @@ class VisionTransformer(nn.Module):
         return self.norm(x)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens -> logits ``(batch, num_classes)``; with ``pre_logits`` the mean of the patch tokens."""
+        """Maps tokens to logits ``(batch, num_classes)``; with ``pre_logits`` to the mean of the patch tokens."""
         pooled = tokens[:, 1:].mean(dim=1)
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images -> logits ``(batch, num_classes)``."""
+        """Maps images to logits ``(batch, num_classes)``."""
         return self.forward_head(self.forward_features(images))
 
 
 def random_network(architecture: Architecture, seed: int = 0) -> VisionTransformer:
-    """Builds a static ViT whose every parameter is random, as in a trained one.
+    """Builds a static ViT in which every parameter is random, similar to a trained network. Equal seeds give equal weights.
 
-    Equal tensors are kept once in an exported file: a freshly initialised network holds less, and is faster. The same seed gives
-    the same weights.
+    A freshly initialised network has many equal tensors, which an exported file stores only once. It would be smaller and faster
+    than a trained one.
     """
     model = VisionTransformer(architecture).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -187,7 +186,7 @@ def random_network(architecture: Architecture, seed: int = 0) -> VisionTransform
 
 
 def init_weights(module: nn.Module) -> None:
-    """AutoFormer's initialisation: truncated normal (std 0.02) for linear weights and tokens, zero biases."""
+    """Applies AutoFormer's initialisation: truncated normal (std 0.02) for linear weights and tokens, zero biases."""
     for child in module.modules():
         if isinstance(child, nn.Linear):
             trunc_normal_(child.weight, std=0.02)

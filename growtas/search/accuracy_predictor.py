@@ -1,9 +1,8 @@
-"""Predicts accuracies of subnets from those that a search has evaluated, to choose which subnets it evaluates next.
+"""Predicts accuracies of subnets from those that a search has evaluated, to choose the subnets that it evaluates next.
 
-A Gaussian process. What is known of one subnet says the more about another one, the more they have in common: the correlation is
-exp(-distance / length), and the distance is the share of different heads and ratios, and a half each for another width and another
-depth. The length, and how much of an accuracy can't be predicted, are those that make the evaluated accuracies likeliest. No
-predicted accuracy is ever reported.
+The predictor is a Gaussian process. The correlation of two subnets is exp(-distance / length). Their distance is the share of heads
+and MLP ratios that differ, plus a half for a different width and a half for a different depth. The length and the noise maximise
+the likelihood of the evaluated accuracies. Predicted accuracies are never reported.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ from growtas.subnet import Subnet
 
 _LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _NOISES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Variance of what can't be predicted, relative to that of what can."""
+"""Candidates for the variance of the noise, relative to the variance of the process."""
 _DECIMALS = 9
-"""Of a prediction: other machines add products up in another order, and that must not decide between subnets."""
+"""Predictions are rounded to these decimals, so that rounding errors that differ between machines decide nothing."""
 _DRAWS, _POOL, _ROUNDS = 1000, 200, 10
-"""Random subnets that an evolution on predictions begins with, those that it keeps at least, and its generations."""
+"""For the evolution on predictions: number of random subnets at its start, least size of its pool, and number of generations."""
 
 
 class AccuracyPredictor:
-    """The process, fitted to evaluated subnets.
+    """A Gaussian process fitted to evaluated subnets.
 
     Args:
-        space: of the subnets.
-        subnets: evaluated ones; one at least.
-        accuracies: theirs.
+        space: the search space.
+        subnets: evaluated subnets, at least one.
+        accuracies: their accuracies, 0 to 1.
     """
 
     def __init__(self, space: SearchSpace, subnets: Sequence[Subnet], accuracies: Sequence[float]) -> None:
@@ -56,9 +55,9 @@ class AccuracyPredictor:
                     self._vectors, self._noisy, self._weights = vectors, noisy, vectors @ (projected / noisy)
 
     def __call__(self, subnets: Sequence[Subnet]) -> NDArray[np.float64]:
-        """What an evaluation may well find: the expected accuracy and a standard deviation more, shape ``(len(subnets),)``.
+        """Returns the expected accuracy plus one standard deviation, shape ``(len(subnets),)``.
 
-        So a subnet is chosen because it is likely good, or because little is known of its kind.
+        So a subnet is chosen because it is probably good, or because little is known about similar subnets.
         """
         correlations = np.exp(-self._distances(SubnetBatch.from_subnets(subnets)) / self._length)
         left = 1 - ((correlations @ self._vectors) ** 2 / self._noisy).sum(axis=1)
@@ -66,7 +65,7 @@ class AccuracyPredictor:
         return np.round(self._mean + correlations @ self._weights + deviations, _DECIMALS)
 
     def _distances(self, batch: SubnetBatch) -> NDArray[np.float64]:
-        """How far subnets are from the known ones, 0 to 2; shape ``(len(batch), len(known))``."""
+        """Returns the distances between subnets and evaluated subnets, 0 to 2, shape ``(len(batch), len(known))``."""
         both, split = SubnetBatch.concatenate([batch, self._known]), len(batch)
 
         def differing(genes: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
@@ -77,9 +76,10 @@ class AccuracyPredictor:
 
 
 def legal_shapes(space: SearchSpace, feasible: Feasible, most: int) -> list[Subnet]:
-    """The smallest subnet of each width and depth that has a legal one; where they are more than ``most``, some of them.
+    """Returns the smallest subnet of each width and depth, if it is legal; at most ``most`` of them, spread evenly.
 
-    A prediction for a width that was never evaluated is a guess, and few random subnets have one that is just legal.
+    They belong to the first generation, because predictions need evaluated subnets of each width, and random draws rarely contain
+    the largest widths that are still legal.
     """
     heads, ratio = space.num_heads[0], space.mlp_ratio[0]
     subnets = [Subnet(dim, (heads,) * depth, (ratio,) * depth) for dim in space.embed_dim for depth in space.depth]
@@ -98,15 +98,18 @@ def promising(
     rng: Generator,
     count: int,
 ) -> list[Subnet]:
-    """New legal subnets that are predicted to be worth an evaluation: an evolution on predictions, which cost next to nothing.
+    """Returns new legal subnets with the best predictions, found by an evolution on predictions, which cost almost nothing.
 
-    It begins with random subnets too: what is best at a limit may have no good relative among those that were evaluated.
+    The evolution starts with random subnets too, because the best subnet at a limit may differ much from all evaluated subnets.
 
     Args:
+        space: the search space.
         known: all evaluated subnets; none of them is returned.
-        parents: the best of those.
-        best: so many of some subnets, the best by their predictions first.
-        count: how many; fewer where no more are found.
+        parents: the best of the evaluated subnets.
+        best: returns the given number of subnets with the best predictions, best first.
+        feasible: the monotone predicate of the limits.
+        rng: the random generator.
+        count: number of subnets to return; fewer are returned if no more are found.
     """
     size = max(_POOL, 2 * count)
     pool = [subnet for subnet in dict.fromkeys(sample_feasible(space, _DRAWS, rng, feasible)) if subnet not in known]

@@ -1,6 +1,6 @@
-"""The paper's evolutionary search (Section 3.3): mutation and crossover of the best, under hard limits.
+"""The paper's evolutionary search (Section 3.3): mutation and crossover of the best subnets, under hard limits.
 
-Pure: what a subnet is worth, which are legal and where randomness comes from are arguments.
+The evaluation, the limits and the random generator are arguments, so the search itself has no side effects.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
 _ATTEMPTS = 10
-"""Tries a child before random subnets fill the population, as in AutoFormer."""
+"""Number of tries per child before random subnets fill the population, as in AutoFormer."""
 _RANDOM_ROUNDS = 4
 _RANDOM_DRAWS = 1024
 _COUNT = Rule(whole(1).accepts, "a whole number above zero")
@@ -29,13 +29,13 @@ _COUNT = Rule(whole(1).accepts, "a whole number above zero")
 
 @dataclass(frozen=True, kw_only=True)
 class EvolutionConfig:
-    """The paper's settings (Section 3.3).
+    """Settings of the evolution; the defaults are the paper's (Section 3.3).
 
     Attributes:
-        generations: the first one is random.
-        population: new subnets a generation, half by mutation and half by crossover.
-        parents: the best subnets so far, from which children are made.
-        mutation_probability: of each gene.
+        generations: number of generations, including the first, which is random.
+        population: number of new subnets per generation, half by mutation and half by crossover.
+        parents: number of best subnets so far from which children are made.
+        mutation_probability: probability that a gene mutates.
     """
 
     generations: int = checked(20, _COUNT)
@@ -49,12 +49,12 @@ class EvolutionConfig:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """One generation.
+    """Result of one generation.
 
     Attributes:
-        number: from 1.
-        ranked: its subnets and scores, best first.
-        best: the best of all generations so far.
+        number: number of the generation, from 1.
+        ranked: subnets and scores of this generation, best first.
+        best: the best subnet and score of all generations so far.
     """
 
     number: int
@@ -64,11 +64,11 @@ class GenerationResult:
 
 @dataclass(frozen=True)
 class EvolutionResult:
-    """What an evolution found.
+    """Result of an evolution.
 
     Attributes:
-        ranked: every evaluated subnet with its score, best first; equal scores in the order of evaluation.
-        history: the generations; fewer than asked where no new legal subnet was left.
+        ranked: all evaluated subnets with their scores, best first; equal scores in the order of evaluation.
+        history: the generations; fewer than requested if no new legal subnet was left.
     """
 
     ranked: tuple[tuple[Subnet, Score], ...]
@@ -85,15 +85,17 @@ def evolve(
     *,
     predict: bool = False,
 ) -> EvolutionResult:
-    """Search a space; no subnet is evaluated twice, and none that breaks a limit.
+    """Searches a space. Evaluates no subnet twice, and no subnet that breaks a limit.
 
     Args:
-        evaluate: scores of subnets, in their order; higher is better.
+        space: the search space.
+        evaluate: returns the scores of subnets in their order; higher is better.
         feasible: the monotone predicate of the limits.
-        rng: the only source of randomness: the same seed gives the same search.
-        progress: gets each :class:`GenerationResult` as an event.
-        predict: from the second generation on, evaluate those whose accuracy is predicted to be best
-            (:mod:`growtas.search.accuracy_predictor`); every subnet must be evaluated in full.
+        rng: the only source of randomness, so the same seed gives the same search.
+        config: the settings; by default the paper's.
+        progress: receives each :class:`GenerationResult` as an event.
+        predict: whether predicted accuracies choose the subnets from the second generation on
+            (:mod:`growtas.search.accuracy_predictor`). Then every subnet must be evaluated in full.
 
     Raises:
         LimitError: no subnet is legal.
@@ -132,10 +134,13 @@ def run_generations(
     generations: int,
     progress: Progress,
 ) -> EvolutionResult:
-    """Evaluates one generation after the other; ends early where there is no new subnet.
+    """Evaluates one generation after the other. Ends early if there is no new subnet.
 
     Args:
-        propose: makes a generation from all evaluated subnets with their scores, which come best first.
+        propose: returns the next generation, given all evaluated subnets and their scores, best first.
+        evaluate: as for :func:`evolve`.
+        generations: number of generations.
+        progress: receives each :class:`GenerationResult` as an event.
     """
     ranked: tuple[tuple[Subnet, Score], ...] = ()
     history: list[GenerationResult] = []
@@ -151,14 +156,14 @@ def run_generations(
 
 
 def _best_first(scored: Iterable[tuple[Subnet, Score]]) -> tuple[tuple[Subnet, Score], ...]:
-    # Sorting is stable: among equals, whoever was evaluated first stays ahead.
+    # Sorting is stable, so equal scores stay in the order of evaluation.
     return tuple(sorted(scored, key=lambda item: item[1], reverse=True))
 
 
 def breed(
     children: dict[Subnet, None], make: Callable[[], Subnet], count: int, seen: Container[Subnet], feasible: Feasible
 ) -> None:
-    """Adds ``count`` new legal subnets from ``make`` to ``children``; fewer where too many tries give none."""
+    """Adds ``count`` new legal subnets from ``make`` to ``children``; fewer if too many tries fail."""
     target = len(children) + count
     for _ in range(_ATTEMPTS * count):
         if len(children) >= target:
@@ -176,7 +181,7 @@ def fill_up(
     rng: Generator,
     size: int,
 ) -> None:
-    """Add random legal subnets that are not yet seen to ``children``, up to ``size`` where there are so many.
+    """Adds new random legal subnets to ``children`` until there are ``size``; fewer if no more are found.
 
     Raises:
         LimitError: no subnet is legal.
@@ -185,7 +190,7 @@ def fill_up(
         missing = size - len(children)
         if not missing:
             break
-        # Draws beyond the missing ones cost next to nothing, and find the last few new subnets of a small space.
+        # Extra draws cost almost nothing and help to find the last few new subnets of a small space.
         draws = sample_feasible(space, missing if not seen else max(missing, _RANDOM_DRAWS), rng, feasible)
         new = [subnet for subnet in dict.fromkeys(draws) if subnet not in seen and subnet not in children]
         children.update(dict.fromkeys(new[:missing]))

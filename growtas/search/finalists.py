@@ -1,4 +1,4 @@
-"""The subnet that a search chooses: the best one that meets every limit, measured wherever a device is at hand."""
+"""Chooses the result of a search: the best subnet that meets every limit, measured on devices at hand."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
 MAX_FINALISTS = 8
-"""Finalists that are measured before the search falls back on the smallest subnet."""
+"""Number of finalists that are measured before the search falls back on the smallest subnet."""
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """A subnet that was considered.
+    """A subnet that was considered as the result.
 
     Attributes:
-        subnet: the architecture.
-        accuracy: on the search split, in fp32.
-        latencies: one a device, in their order.
-        converted: the same in the precisions that ship.
+        subnet: the subnet.
+        accuracy: top-1 accuracy on the search split in fp32, 0 to 1.
+        latencies: latency on each device, in the order of the devices.
+        converted: evaluations in the precisions of the export.
     """
 
     subnet: Subnet
@@ -40,11 +40,11 @@ class Finalist:
 
     @property
     def meets(self) -> bool:
-        """Whether it is within the limit of every device."""
+        """Whether the subnet meets the limit of every device."""
         return all(latency.meets for latency in self.latencies)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {
             "subnet": self.subnet.to_dict(),
             "accuracy": self.accuracy,
@@ -59,13 +59,14 @@ class SearchedSubnet:
     """The subnet that a search chose.
 
     Attributes:
-        subnet: the architecture.
+        subnet: the chosen subnet.
         costs: params, MACs without and with the relative position, and modelled bytes of activations and weights; see
             :meth:`growtas.search.limits.Limits.costs`.
-        evaluation: on the search split, in fp32.
-        finalists: what was considered, in the order of its scores; the last one was chosen.
-        scored: subnets that were scored in the precisions that ship, with their accuracies in fp32, best first, and in those.
-        chosen_by: the precisions whose accuracy decided.
+        evaluation: evaluation on the search split in fp32.
+        finalists: the considered subnets in the order in which they were judged; the last one was chosen.
+        scored: subnets that were evaluated in the precisions of the export, each with its fp32 accuracy and these evaluations, best
+            fp32 accuracy first.
+        chosen_by: the precisions whose accuracy decided the choice.
     """
 
     subnet: Subnet
@@ -77,31 +78,31 @@ class SearchedSubnet:
 
     @property
     def converted(self) -> Accuracies:
-        """Its accuracies in the precisions that ship."""
+        """Evaluations of the chosen subnet in the precisions of the export."""
         return self.finalists[-1].converted
 
     def accuracy_in(self, conversion: Conversion | None) -> float | None:
-        """Its accuracy in one of them, or in fp32 without a conversion; None where it was not scored."""
+        """Returns the accuracy after a conversion, or in fp32 for None; None if it is not known."""
         evaluation = self.evaluation if conversion is None else self.converted.get(conversion)
         return None if evaluation is None else evaluation.accuracy
 
     @property
     def latencies(self) -> tuple[DeviceLatency, ...]:
-        """The chosen subnet's latency on each device."""
+        """Latency of the chosen subnet on each device."""
         return self.finalists[-1].latencies
 
     @property
     def unsteady(self) -> bool:
-        """Whether one of those was measured while other work disturbed the timings."""
+        """Whether other work disturbed one of these measurements."""
         return any(latency.unsteady for latency in self.latencies)
 
     @property
     def latency(self) -> Latency | None:
-        """The number that the first device's limit was judged on; None where no device was named."""
+        """Latency that was compared with the first device's limit; None without a device."""
         return self.latencies[0].judged if self.latencies else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form: the subnet's keys and its costs, accuracy, loss and latencies."""
+        """Returns the JSON form: the subnet's keys, and its costs, accuracy, loss and latencies."""
         return {
             **self.subnet.to_dict(),
             **{(f"modelled_{name}" if name.endswith("_bytes") else name): cost for name, cost in self.costs.items()},
@@ -125,18 +126,21 @@ def choose(
     ships: Sequence[Conversion | None] = (),
     converted: ConvertedScorer | None = None,
 ) -> SearchedSubnet:
-    """Chooses the best score whose latencies meet all limits: measured ones with their margin at hand, predicted ones elsewhere.
+    """Chooses the subnet with the best score whose latencies meet all limits.
 
-    Where another precision than fp32 ships, the best score is that of :class:`growtas.search.precision.Ranking`. A finalist that
-    misses is added to what the devices' models are fitted to, and whatever then is predicted to miss is left out. After
-    ``MAX_FINALISTS`` misses it is the smallest subnet, which is known to meet the limits; or, on an unsteady machine, not known to
-    miss them.
+    On a device at hand the latency is measured and compared with its margin; on other devices it is predicted. If the export has
+    another precision than fp32, scores come from :class:`growtas.search.precision.Ranking`. After a finalist misses a limit, the
+    latency models are fitted again with it, and subnets that are then predicted to miss are excluded. After ``MAX_FINALISTS``
+    misses the smallest subnet is chosen. It is known to meet the limits, or on an unsteady machine at least not known to miss them.
 
     Args:
+        space: the search space.
+        limits: the limits that need no device.
+        targets: the devices with their limits.
         ranked: evaluated subnets that are predicted to be legal, best first.
-        scorer: evaluates the smallest subnet, where it comes to that.
-        progress: a stage for each subnet that is measured.
-        ships: what the chosen subnet is converted to, one a target; None, or nothing at all, is fp32.
+        scorer: evaluates the smallest subnet if it is needed.
+        progress: receives a stage for each subnet that is measured.
+        ships: conversion of the chosen subnet for each target; None, or an empty sequence, means fp32.
         converted: scores converted subnets.
 
     Raises:

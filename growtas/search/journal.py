@@ -1,13 +1,14 @@
-"""The journal of a search: every evaluation as a line, so that a killed search goes on where it was.
+"""The journal of a search: one line per evaluation, so that a killed search can be resumed.
 
-A search is a function of its seed, and evaluating a subnet is a function of the checkpoint and the images. So resuming needs no
-saved state: the same command runs again, and what the journal knows of the same checkpoint and images is not evaluated again.
+A search depends on its seed alone, and an evaluation depends on the checkpoint and the images alone. So resuming needs no saved
+state: the same command runs again, and evaluations of the same checkpoint and images are read from the journal.
 
-Other journals can lend theirs. What was in them when a search began is written in its header, and only that is lent when it goes
-on: a subnet that the search would have dropped from a race ranks otherwise once its whole accuracy is known.
+A search can also reuse evaluations from other journals. Its header records their sizes at the start of the search, and a resumed
+search reuses only these parts. Otherwise a subnet that was dropped from a race could rank differently, once its full accuracy
+becomes known.
 
-Lines of a third type hold accuracies in the precision that ships (:mod:`growtas.search.precision`), each with what it depends on
-beside the checkpoint and the images.
+Lines of type ``converted`` contain accuracies in the precision of the export (:mod:`growtas.search.precision`), with everything
+that they depend on besides the checkpoint and the images.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from growtas.subnet import Subnet
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A subnet on the search split, or on the first images of a race.
+    """Evaluation of a subnet on the search split, or on the first images of a race.
 
     Attributes:
-        accuracy: top-1, 0 to 1; of the images seen.
-        loss: mean cross-entropy; infinite where it is not a number, or where not all images were seen.
-        seen: images after which it was dropped from a race; None where it saw all.
-        answers: a bit an image, 1 where the answer was right, in the split's order, packed as ``np.packbits`` does; None where they
-            are not known. Not part of comparisons.
+        accuracy: top-1 accuracy on the images seen, 0 to 1.
+        loss: mean cross-entropy; infinite if it is not finite, or if not all images were seen.
+        seen: number of images after which the subnet was dropped from a race; None if it saw all images.
+        answers: one bit per image in the order of the split, 1 for a right answer, packed by ``np.packbits``; None if unknown.
+            Comparisons ignore it.
     """
 
     accuracy: float
@@ -55,11 +56,11 @@ class Evaluation:
 
     @property
     def complete(self) -> bool:
-        """Whether all images were seen, so that ``accuracy`` is the subnet's."""
+        """Whether the subnet saw all images, so that ``accuracy`` is its full accuracy."""
         return self.seen is None
 
     def right_answers(self, images: int) -> NDArray[np.uint8] | None:
-        """``answers`` as 0 and 1, ``(images,)``; None where they are not known, or belong to another number of images."""
+        """Returns ``answers`` as 0 and 1, ``(images,)``; None if they are unknown or belong to another number of images."""
         if self.answers is None or len(self.answers) != -(-images // 8):
             return None
         return np.unpackbits(np.frombuffer(self.answers, np.uint8), count=images)
@@ -67,13 +68,13 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What a subnet is converted to, and what runs it then; an accuracy of the same conversion is the same.
+    """The conversion of a subnet to a precision. Equal conversions give equal accuracies.
 
     Attributes:
-        precision: ``int8`` and the like.
-        runtime: ``onnxruntime`` or ``openvino``.
-        rest: precision of what surrounds quantised layers; see :func:`growtas.export.quantization.convert.convert`.
-        made: what else the accuracy depends on: calibration, and the versions of the converter and of the runtime.
+        precision: precision after the conversion, such as ``int8``.
+        runtime: runtime that executes the converted network, ``onnxruntime`` or ``openvino``.
+        rest: precision of the layers that are not quantised; see :func:`growtas.export.quantization.convert.convert`.
+        made: everything else that the accuracy depends on: calibration, and the versions of the converter and of the runtime.
     """
 
     precision: str
@@ -88,23 +89,24 @@ Converted = dict[tuple[Subnet, Conversion], Evaluation]
 class Journal:
     """An append-only JSON-lines file of evaluations.
 
-    A subnet that was dropped from a race has a line of another type, with the number of images that it saw and what it was dropped
-    for: it is no evaluation, and only a race against as many right answers or more takes it for an answer.
+    A subnet that was dropped from a race has a line of type ``dropped``, with the number of images that it saw and the right
+    answers that the race required. Only a race that requires at least as many right answers reuses it.
 
     Args:
-        path: the file; made if absent. A torn last line, as a killed process leaves it, is dropped.
-        checkpoint_sha256, data_fingerprint: what is evaluated, and on which images; only lines of both are reused.
-        header: anything else that a reader should know (limits, seed); written as a line of its own. The same header again is the
-            same search, which goes on.
-        others: journals of other searches, whose complete evaluations are reused too. One that can't be read counts as empty. A
-            search that goes on borrows what they held when it began.
+        path: the file; it is created if absent. An incomplete last line, as a killed process leaves it, is dropped.
+        checkpoint_sha256: hash of the evaluated checkpoint.
+        data_fingerprint: digest of the images. Only lines with the same checkpoint and images are reused.
+        header: further information for readers, such as limits and seed, written as a separate line. A search with the same header
+            is the same search and is resumed.
+        others: journals of other searches whose complete evaluations are reused too. An unreadable one counts as empty. A resumed
+            search reuses only what they contained when it began.
 
     Raises:
-        CheckpointError: a line in the middle is not the journal's.
+        CheckpointError: a line other than the last is invalid.
         OutputError: the file can't be written.
 
     Attributes:
-        converted: the evaluations of converted subnets, those of other journals too.
+        converted: the evaluations of converted subnets, including those of other journals.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class Journal:
         ensure_writable(self.path.parent)
         drop_torn_line(self.path)
         head = {"type": "header", "key": self._key, "checkpoint_sha256": checkpoint_sha256, "data_fingerprint": data_fingerprint}
-        # As JSON gives it back, to be compared with what is in the file.
+        # Converted to JSON and back, so that it can be compared with the lines of the file.
         self._header: dict[str, Any] = json.loads(json.dumps({**head, **header}))
         lines = read_json_lines(self.path)
         self._known, self._dropped, self.converted = parse_evaluations(self.path, lines, self._key)
@@ -137,7 +139,7 @@ class Journal:
         self._append({**self._header, **lent})
 
     def _lenders(self, lines: Iterable[Any], others: Iterable[Path]) -> dict[Path, int]:
-        """The other journals, and how many of their bytes count: all that are there, or were when a search that goes on began."""
+        """Returns the other journals and the number of bytes to read of each: all, or as many as when a resumed search began."""
         here = {self._name(path): path for path in others if path.resolve() != self.path.resolve()}
         for line in lines:
             if all(line.get(key) == value for key, value in self._header.items()):
@@ -148,24 +150,25 @@ class Journal:
         return {path: size for path in here.values() if path.is_file() and (size := path.stat().st_size)}
 
     def _name(self, other: Path) -> str:
-        """Another journal as the header names it, from this one's folder on: a run may be moved."""
+        """Returns another journal's name in the header: a path relative to this journal's folder, because a run may be moved."""
         return Path(os.path.relpath(other.resolve(), self.path.parent.resolve())).as_posix()
 
     def __len__(self) -> int:
-        """Subnets evaluated, or dropped from a race, with this checkpoint and these images; without what others lend."""
+        """Number of subnets evaluated, or dropped from a race, in this journal for this checkpoint and these images."""
         return len(self._known.keys() | self._dropped.keys())
 
     @property
     def borrowed(self) -> dict[Path, int]:
-        """How many subnets :meth:`get` has answered from each of the other journals."""
+        """Number of evaluations that :meth:`get` returned from each of the other journals."""
         return dict(Counter(self._borrowed.values()))
 
     def get(self, subnet: Subnet, needed: int | None = None) -> Evaluation | None:
-        """The recorded evaluation, if there is one.
+        """Returns the recorded evaluation of a subnet, or None.
 
         Args:
-            needed: right answers that a race asks for. A subnet that was dropped for not reaching so many is dropped again, even
-                where a complete evaluation came later: so the same search, repeated, goes the same way.
+            subnet: the subnet.
+            needed: right answers that a race requires. A subnet that was dropped because it could not reach this number is dropped
+                again, even if a complete evaluation came later. So a repeated search takes the same course.
         """
         if needed is not None and subnet in self._dropped and self._dropped[subnet][0] <= needed:
             return self._dropped[subnet][1]
@@ -175,10 +178,13 @@ class Journal:
         return evaluation
 
     def record(self, subnet: Subnet, evaluation: Evaluation, *, needed: int | None = None, **extra: Any) -> None:
-        """Append an evaluation; it is on disk when this returns.
+        """Appends an evaluation. It is on disk when this returns.
 
         Args:
-            needed: right answers that the race asked for, where the subnet was dropped from one.
+            subnet: the subnet.
+            evaluation: its evaluation.
+            needed: right answers that the race required, if the subnet was dropped from one.
+            extra: further entries of the line, such as costs.
 
         Raises:
             OutputError: the file can't be written.
@@ -196,7 +202,7 @@ class Journal:
         self._known[subnet] = evaluation
 
     def record_converted(self, subnet: Subnet, conversion: Conversion, evaluation: Evaluation) -> None:
-        """Append the evaluation of a converted subnet; it is on disk when this returns.
+        """Appends the evaluation of a converted subnet. It is on disk when this returns.
 
         Raises:
             OutputError: the file can't be written.
@@ -217,18 +223,19 @@ _Dropped = dict[Subnet, tuple[int, Evaluation]]
 
 
 def parse_evaluations(path: Path, lines: Iterable[Any], key: str) -> tuple[dict[Subnet, Evaluation], _Dropped, Converted]:
-    """What a journal holds of a checkpoint and images.
+    """Collects a journal's evaluations of one checkpoint on one set of images.
 
     Args:
-        path: of the journal, for the message.
-        key: of the checkpoint and the images, as the journal's header has it.
+        path: path of the journal, for error messages.
+        lines: the parsed lines of the journal.
+        key: key of the checkpoint and the images, from the journal's header.
 
     Returns:
-        The complete evaluations, the subnets dropped from a race with the right answers it asked for, and the evaluations of
+        The complete evaluations; the subnets dropped from a race, with the right answers that it required; and the evaluations of
         converted subnets.
 
     Raises:
-        CheckpointError: a line is not a journal's.
+        CheckpointError: a line is invalid.
     """
     known, dropped, converted = dict[Subnet, Evaluation](), _Dropped(), Converted()
     for number, line in enumerate(lines, start=1):
@@ -248,18 +255,18 @@ def parse_evaluations(path: Path, lines: Iterable[Any], key: str) -> tuple[dict[
             else:
                 converted[subnet, Conversion(**{part.name: str(line[part.name]) for part in fields(Conversion)})] = evaluation
         except (KeyError, TypeError, ValueError, SubnetError):
-            raise CheckpointError(f"{path}: entry {number} is not a journal's; move the file away to start anew") from None
+            raise CheckpointError(f"{path}: entry {number} is not valid in a journal; move the file away to start again") from None
     return known, dropped, converted
 
 
 def _note_dropped(dropped: _Dropped, subnet: Subnet, needed: int, evaluation: Evaluation) -> None:
-    """Keeps the drop from the race that was easiest to stay in: it says most."""
+    """Keeps the drop from the race with the fewest required right answers, because it also holds for all stricter races."""
     if subnet not in dropped or needed < dropped[subnet][0]:
         dropped[subnet] = needed, evaluation
 
 
 def _lines_within(path: Path, size: int) -> list[Any]:
-    """The whole lines within a file's first bytes."""
+    """Returns the complete lines within the first ``size`` bytes of a file."""
     with open(path, "rb") as file:
         content = file.read(size)
     try:

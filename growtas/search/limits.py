@@ -1,4 +1,4 @@
-"""Hard limits on a subnet's costs, and finding out before the search that no subnet meets them."""
+"""Hard limits on a subnet's costs, and a check before the search that some subnet can meet them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ from growtas.units import format_bytes, format_count, format_limit, format_ms
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Upper bounds on what needs no device, inclusive; None is no limit. Latencies are :class:`growtas.search.targets.Target`'s.
+    """Inclusive upper bounds on costs that do not depend on a device; None means no limit.
+
+    Limits on latency belong to :class:`growtas.search.targets.Target`.
 
     Attributes:
-        max_params: parameters.
+        max_params: number of parameters.
         max_macs: multiply-accumulates for one image, without the relative position.
-        max_macs_with_relative_position: the same with it; see :func:`growtas.costs.macs_with_relative_position`.
-        max_activation_bytes: modelled peak of the live activations at ``batch`` and ``precision``.
-        max_size_bytes: bytes of the weights at ``precision``, modelled.
-        batch: images at once.
-        precision: of activations and weights.
+        max_macs_with_relative_position: multiply-accumulates for one image, with the relative position; see
+            :func:`growtas.costs.macs_with_relative_position`.
+        max_activation_bytes: modelled peak memory of the activations at ``batch`` and ``precision``, in bytes.
+        max_size_bytes: modelled size of the weights at ``precision``, in bytes.
+        batch: number of images per batch.
+        precision: precision of activations and weights.
     """
 
     max_params: int | None = None
@@ -44,7 +47,7 @@ class Limits:
     precision: str = "fp32"
 
     def feasible(self, space: SearchSpace) -> Feasible:
-        """The monotone predicate over a batch: which subnets meet every limit."""
+        """Returns the monotone predicate that tells which subnets of a batch meet every limit."""
         limited = [(limit, costs) for limit, costs, _, _ in self.terms(space) if limit is not None]
 
         def predicate(batch: SubnetBatch) -> NDArray[np.bool_]:
@@ -56,10 +59,10 @@ class Limits:
         return predicate
 
     def check(self, space: SearchSpace) -> None:
-        """Make sure that some subnet meets all limits: the smallest one, which has the lowest costs, decides.
+        """Checks that some subnet meets all limits. The smallest subnet has the lowest costs, so it decides.
 
         Raises:
-            LimitError: no subnet does; the message names each such limit and the nearest value that one meets.
+            LimitError: no subnet does; the message names each limit that is too low and the lowest value that can be met.
         """
         smallest = SubnetBatch.from_subnets([space.smallest])
         problems = []
@@ -70,7 +73,7 @@ class Limits:
             raise LimitError(f"no subnet of {space.name} has {', and none has '.join(problems)}")
 
     def costs(self, space: SearchSpace, subnet: Subnet) -> dict[str, int]:
-        """Params, MACs without and with the relative position, and the modelled bytes of activations and weights of one subnet."""
+        """Returns one subnet's params, MACs without and with relative position, and modelled bytes of activations and weights."""
         batch = SubnetBatch.from_subnets([subnet])
         names = ("params", "macs", "macs_with_relative_position", "activation_bytes", "size_bytes")
         return {name: int(costs(batch)[0]) for name, (_, costs, _, _) in zip(names, self.terms(space), strict=True)}
@@ -78,7 +81,7 @@ class Limits:
     def terms(
         self, space: SearchSpace
     ) -> list[tuple[int | None, Callable[[SubnetBatch], NDArray[Any]], str, Callable[[float, int], str]]]:
-        """Of each cost its limit, its values, what it is called and how it is written."""
+        """Returns the limit, the cost function, the name and the formatter of each cost."""
         images, precision = self.batch, self.precision
         memory = f"activation memory (modelled, batch {images}, {precision})"
         return [
@@ -104,17 +107,22 @@ def check_latency(
     *,
     unsteady: bool = False,
 ) -> None:
-    """Make sure that the smallest subnet, whose latency is given in milliseconds, meets a latency limit.
+    """Checks that the smallest subnet meets a latency limit.
 
     Args:
-        unsteady: whether other work disturbed the measurement; the message says it.
+        space: the search space.
+        max_ms: the limit in milliseconds; None means no limit.
+        smallest_ms: latency of the smallest subnet in milliseconds.
+        kind: whether this latency was measured or modelled.
+        conditions: device, runtime, precision and batch of the latency.
+        unsteady: whether other work disturbed the measurement.
 
     Raises:
-        LimitError: it does not; the message says how slow it is.
+        LimitError: it does not meet the limit; the message states its latency.
     """
     if max_ms is not None and smallest_ms > max_ms:
         problem = _too_low(f"{kind} latency ({conditions})", max_ms, smallest_ms, format_ms)
-        busy = ", measured while other work was running here; on a quiet machine it may be faster" if unsteady else ""
+        busy = ", measured while other work was running; on an idle machine it may be faster" if unsteady else ""
         raise LimitError(f"no subnet of {space.name} has {problem}{busy}")
 
 
@@ -123,6 +131,6 @@ def _too_low(what: str, limit: float, lowest: float, form: Callable[[float, int]
 
 
 def _ceil_3_digits(value: float) -> float:
-    """The value rounded up to three significant digits, so that it is a legal limit when typed back."""
+    """Rounds up to three significant digits, so that the printed value can be met when it is used as the limit."""
     step = 10.0 ** (math.floor(math.log10(value)) - 2)
     return math.ceil(round(value / step, 10)) * step

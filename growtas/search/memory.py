@@ -1,10 +1,10 @@
-"""Memory of a subnet: bytes of its weights, and the peak of the activations of its exported graph. Both are modelled.
+"""Models the memory of a subnet: the bytes of its weights, and the peak memory of the activations of its exported graph.
 
-The activation memory is the largest sum of tensors that are alive at once when the graph of
-:mod:`growtas.export.graph.inference_vit` runs node by node: what a node reads, what it writes, and what a later node still
-needs. The patch convolution reads the images; of a block count the residual, the normalised input, queries, keys and values
-with their one-hot columns, logits, attention weights, masses on grid lines, and the hidden layer before and after its GELU. A
-runtime fuses some of these nodes and rounds sizes up, so its own number differs: TensorRT-RTX's was close to twice the peak
+The peak is the largest sum of tensors that are alive at the same time when the graph of
+:mod:`growtas.export.graph.inference_vit` runs node by node: the inputs and outputs of a node, and tensors that later nodes need.
+The tensors of a block are the residual, the normalised input, queries, keys and values with their one-hot columns, logits,
+attention weights, masses on grid lines, and the hidden layer before and after its GELU. The patch convolution reads the images.
+A runtime fuses some nodes and rounds sizes up, so its own number differs: TensorRT-RTX's was close to twice the peak
 plus 8.15 MB that every plan has, and that is the number given here. docs/search.md has the comparison. Every tensor grows with
 the subnet, hence so does the peak.
 """
@@ -24,12 +24,12 @@ from growtas.latency.modelled.profile import BYTES
 from growtas.space import SearchSpace
 
 _FIXED_BYTES, _PER_PEAK = 8_150_000, 2.0
-"""Fitted to what TensorRT-RTX 1.7 reports for four fp32 plans at batch 1 and 8 (micro and AutoFormer-T): largest error 10 %."""
+"""Fitted to the memory that TensorRT-RTX 1.7 reports for four fp32 plans at batch 1 and 8 (micro, AutoFormer-T): error <= 10 %."""
 
 _Sizes = dict[str, Any]
 _Steps = Sequence[tuple[str, Sequence[str]]]
 
-# What each node of a block writes and reads. "x" is the residual stream, read by both sums.
+# The output and the inputs of each node of a block. "x" is the residual stream, which both sums read.
 _BLOCK: _Steps = (
     ("normed", ("x",)),
     ("q", ("normed",)),
@@ -58,14 +58,17 @@ _BLOCK: _Steps = (
 
 
 def activation_bytes(space: SearchSpace, batch: SubnetBatch, images: int = 1, precision: str = "fp32") -> NDArray[np.float64]:
-    """Modelled peak of the live activations of each subnet, in bytes, shape ``(len(batch),)``.
+    """Models the peak memory of the activations of each subnet, in bytes, shape ``(len(batch),)``.
 
     Args:
-        images: the graph's batch.
-        precision: of the activations; int8 graphs keep theirs in fp16, since only weights and products are quantised.
+        space: the search space.
+        batch: the subnets.
+        images: number of images in the graph's batch.
+        precision: precision of the graph. The activations of an int8 graph are in fp16, because only weights and products are
+            quantised.
 
     Raises:
-        ConfigError: no image, or an unknown precision.
+        ConfigError: ``images`` is below 1, or the precision is unknown.
     """
     if images < 1:
         raise ConfigError(f"the batch of the activation memory is {images}; it must be 1 or more")
@@ -85,17 +88,19 @@ def activation_bytes(space: SearchSpace, batch: SubnetBatch, images: int = 1, pr
     blocks = np.where(heads > 0, _peak(_BLOCK, sizes, "x3"), 0).max(axis=1)
     patches = images * (tokens - 1) * batch.embed_dim
     stem = images * space.in_chans * space.image_size**2 + patches
-    # Patches, their transpose with positions added, then the tokens with cls.
+    # The patches, their transpose with positions added, and then the tokens with cls.
     stem = np.maximum(stem, 2 * patches + images * batch.embed_dim)
     peak = np.maximum(blocks, stem) * max(BYTES[precision], 2)
     return np.asarray(_FIXED_BYTES + _PER_PEAK * peak, np.float64)
 
 
 def weight_bytes(space: SearchSpace, batch: SubnetBatch, precision: str = "fp32") -> NDArray[np.float64]:
-    """Bytes of each subnet's parameters at a precision, shape ``(len(batch),)``: modelled, without what a file adds.
+    """Models the size of each subnet's parameters at a precision, in bytes, shape ``(len(batch),)``.
+
+    The overhead of a file is not included.
 
     Raises:
-        ConfigError: an unknown precision.
+        ConfigError: the precision is unknown.
     """
     _known(precision)
     return np.asarray(count_costs_batch(space, batch)[0] * BYTES[precision], np.float64)
@@ -107,7 +112,7 @@ def _known(precision: str) -> None:
 
 
 def _peak(steps: _Steps, sizes: _Sizes, result: str) -> Any:
-    """The largest sum of live tensors over the steps; a tensor lives from its step to the last one that reads it."""
+    """Returns the largest sum of live tensors over the steps. A tensor is alive from its own step to the last one that reads it."""
     last = {name: index for index, (_, reads) in enumerate(steps) for name in reads} | {result: len(steps)}
     alive, peak = {"x"}, sizes["x"] * 0
     for index, (written, _) in enumerate(steps):

@@ -1,7 +1,7 @@
-"""Fronts over accuracy and costs: their axes, which subnets no other one beats, how good such a set is, and NSGA-II to find one.
+"""Pareto fronts over accuracy and costs: their axes, dominance, hypervolume, and the search by NSGA-II (Deb et al., 2002).
 
-Of NSGA-II (Deb et al. 2002), selection by dominance and crowding and survival are pymoo's. How subnets are drawn, mutated and
-crossed, and which are legal, is ours, so that no subnet beyond a limit is ever evaluated, and none twice.
+pymoo provides the selection by dominance and crowding and the survival. growtas draws, mutates and crosses the subnets and checks
+their limits, so that no subnet beyond a limit is evaluated, and none twice.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _SPREAD = 16
 
 @dataclass(frozen=True)
 class Axis:
-    """A cost that a front is drawn over; lower is better.
+    """A cost axis of a front; lower values are better.
 
     Attributes:
-        name: ``params``, ``macs``, or ``latency`` with the device's name.
-        kind: ``modelled`` for a predicted latency, ``counted`` for params and MACs.
-        unit: ``ms``, or empty.
-        costs: values of many subnets, shape ``(len(batch),)``.
-        highest: the limit, or the cost of the largest subnet.
-        lowest: the cost of the smallest subnet.
+        name: name of the cost: ``params``, ``macs``, or ``latency`` followed by the device's name.
+        kind: ``counted`` for params and MACs; for a latency the kind of its estimator, such as ``modelled``.
+        unit: ``ms`` for latencies, else empty.
+        costs: function that returns the costs of a batch of subnets, shape ``(len(batch),)``.
+        highest: the limit, or the cost of the largest subnet if that is lower.
+        lowest: cost of the smallest subnet.
     """
 
     name: str
@@ -54,29 +54,35 @@ class Axis:
 
 
 def parse_axes(text: str | None, devices: bool) -> tuple[str, ...]:
-    """The names of ``--front``: accuracy and at least one cost; by default latency where a device is named, else params.
+    """Parses the axes of ``--front``: accuracy and at least one cost.
+
+    Args:
+        text: names separated by commas. None means accuracy, and latency if there is a device, else params.
+        devices: whether the search has a device.
 
     Raises:
-        ConfigError: an unknown name, no cost, or latency without a device.
+        ConfigError: a name is unknown, there is no cost or no accuracy, or latency has no device.
     """
     if text is None:
         return ("accuracy", "latency" if devices else "params")
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in names:
         if name not in AXES:
-            raise ConfigError(f"--front {text}: {name!r} is no axis; legal are {choices(AXES)}")
+            raise ConfigError(f"--front {text}: {name!r} is not an axis; legal are {choices(AXES)}")
     if "accuracy" not in names or len(names) < 2:
-        raise ConfigError(f"--front {text}: a front is over accuracy and at least one of {choices(AXES[1:])}")
+        raise ConfigError(f"--front {text}: a front needs accuracy and at least one of {choices(AXES[1:])}")
     if "latency" in names and not devices:
         raise ConfigError(f"--front {text}: a latency needs --device")
     return names
 
 
 def cost_axes(space: SearchSpace, targets: Sequence[Target], names: Sequence[str], highest: dict[str, int | None]) -> list[Axis]:
-    """The costs of a front, a latency for each device that predicts one.
+    """Returns the cost axes of a front, with a latency axis for each device that has an estimator.
 
     Args:
-        names: of :data:`AXES`; accuracy is no cost and left out.
+        space: the search space.
+        targets: the devices.
+        names: axes out of :data:`AXES`; accuracy is not a cost and is skipped.
         highest: limits on ``params`` and ``macs``.
     """
     ends = SubnetBatch.from_subnets([space.smallest, space.largest])
@@ -97,7 +103,7 @@ def cost_axes(space: SearchSpace, targets: Sequence[Target], names: Sequence[str
 
 
 def axis_costs(axes: Sequence[Axis], batch: SubnetBatch) -> NDArray[np.float64]:
-    """The costs of many subnets, shape ``(len(batch), len(axes))``."""
+    """Returns the costs of a batch of subnets, shape ``(len(batch), len(axes))``."""
     return np.column_stack([axis.costs(batch) for axis in axes])
 
 
@@ -106,10 +112,12 @@ def _counter(space: SearchSpace, index: int) -> Callable[[SubnetBatch], NDArray[
 
 
 def non_dominated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which points no other one dominates: none is as good in all columns and better in one. Of equal points all stay.
+    """Tells which points are not dominated; shape ``(n,)``.
+
+    A point is dominated if another one is at least as good in all columns and better in one; equal points are not.
 
     Args:
-        values: lower is better, shape ``(n, objectives)``; the result has the shape ``(n,)``.
+        values: the points, lower is better, shape ``(n, objectives)``.
     """
     front = np.ones(len(values), bool)
     for row, point in enumerate(values):
@@ -118,13 +126,13 @@ def non_dominated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def hypervolume(values: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
-    """The volume that points dominate below a reference; lower values are better, so a larger volume is.
+    """Computes the hypervolume: the volume between the points and a reference that the points dominate. Larger is better.
 
-    By slicing: exact for any number of objectives, and quick for the two to four of a search.
+    The computation slices along the first objective. It is exact for any number of objectives, and fast for two to four.
 
     Args:
-        values: shape ``(n, objectives)``; points that are not below the reference count nothing.
-        reference: shape ``(objectives,)``.
+        values: the points, lower is better, shape ``(n, objectives)``; points that are not below the reference are ignored.
+        reference: the reference point, shape ``(objectives,)``.
     """
     points = values[(values < reference).all(axis=1)]
     if not len(points):
@@ -138,13 +146,15 @@ def hypervolume(values: NDArray[np.float64], reference: NDArray[np.float64]) -> 
 
 
 def front_numbers(axes: Sequence[Axis], accuracies: NDArray[np.float64], costs: NDArray[np.float64]) -> dict[str, Any]:
-    """The axes and the hypervolume of a front, as ``front.json`` has them.
+    """Returns the axes and the hypervolume of a front for ``front.json``.
 
-    The hypervolume is relative: 1 would be accuracy 1 at the cost of the smallest subnet, and the reference point is accuracy 0 at
-    the limit, or at the cost of the largest subnet where there is none.
+    The hypervolume is relative: 1 means accuracy 1 at the cost of the smallest subnet. The reference point is accuracy 0 at the
+    limit, or at the cost of the largest subnet without a limit.
 
     Args:
-        accuracies, costs: of the front's points, shapes ``(n,)`` and ``(n, len(axes))``.
+        axes: the cost axes.
+        accuracies: accuracies of the front's points, 0 to 1, shape ``(n,)``.
+        costs: costs of the front's points, shape ``(n, len(axes))``.
     """
     low, high = (np.array([getattr(axis, end) for axis in axes]) for end in ("lowest", "highest"))
     scaled = np.column_stack([1 - accuracies, (costs - low) / np.maximum(high - low, np.finfo(float).tiny)])
@@ -168,16 +178,16 @@ def evolve_front(
     *,
     predict: bool = False,
 ) -> EvolutionResult:
-    """NSGA-II over accuracy, the first entry of a score, and costs.
+    """Searches a front over accuracy (the first entry of a score) and costs with NSGA-II.
 
     Args:
-        evaluate, feasible, rng, progress, predict: as for :func:`growtas.search.evolution.evolve`. With ``predict``, a generation
-            is the best by predicted accuracies and by costs, which are known.
-        costs: what else counts, lower is better, shape ``(n, costs)``.
-        config: generations, population and mutation probability; NSGA-II takes its parents from the whole population.
+        space, evaluate, feasible, rng, progress, predict: as for :func:`growtas.search.evolution.evolve`. With ``predict``, a
+            generation consists of the best subnets by predicted accuracy and known costs.
+        costs: returns the costs of a batch, lower is better, shape ``(n, costs)``.
+        config: generations, population and mutation probability. NSGA-II takes its parents from the whole population.
 
     Returns:
-        Every evaluated subnet, best accuracy first.
+        All evaluated subnets, best accuracy first.
 
     Raises:
         MissingExtra: pymoo is not installed.
@@ -230,9 +240,9 @@ def _first(
     rng: Generator,
     size: int,
 ) -> list[Subnet]:
-    """The first generation: the given subnets, the smallest one, and random ones spread over each cost in turn.
+    """Returns the first generation: the subnets in ``start``, the smallest one, and random ones spread evenly over each cost.
 
-    Uniform draws crowd in the middle of the costs; a front has two ends.
+    Uniformly drawn subnets would have mostly medium costs, but a front reaches from the lowest to the highest cost.
     """
     draws = list(dict.fromkeys([space.smallest, *sample_feasible(space, _SPREAD * size, rng, feasible)]))
     values = costs(SubnetBatch.from_subnets(draws))
@@ -248,13 +258,15 @@ def _first(
 
 
 def _most_improving(values: NDArray[np.float64], known: NDArray[np.float64], count: int) -> list[int]:
-    """Rows of points that would improve a front most, one after the other; ``count`` at most.
+    """Returns the rows of at most ``count`` points that improve a front most, chosen one after the other.
 
-    A point improves it by how much lower its first objective is than that of all points that cost no more, be they known or chosen
-    before it. So many points of one cost are not chosen for one good prediction.
+    The improvement is the difference between the lowest first objective of all known or already chosen points that cost no more,
+    and the point's own. So a single good prediction does not lead to many points of nearly the same cost.
 
     Args:
-        values, known: lower is better, shape ``(n, objectives)``; the first objective is at most 0.
+        values: the points to choose from, lower is better, shape ``(n, objectives)``; the first objective is at most 0.
+        known: the evaluated points in the same form.
+        count: largest number of rows.
     """
 
     def lowest(points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -271,7 +283,7 @@ def _most_improving(values: NDArray[np.float64], known: NDArray[np.float64], cou
 
 
 class _Nsga2:
-    """The population of ``size`` subnets, and pymoo's choice of who mates in it and who survives; ``rng`` seeds pymoo's own."""
+    """A population of ``size`` subnets with pymoo's selection of parents and survivors; ``rng`` seeds pymoo's generator."""
 
     def __init__(self, rng: Generator, size: int) -> None:
         try:
@@ -289,7 +301,7 @@ class _Nsga2:
         self._population: Any = None
 
     def survive(self, children: Sequence[Subnet], objectives: NDArray[np.float64]) -> None:
-        """Add evaluated children, lower objectives being better, and keep the best fronts, the sparsest of the last one."""
+        """Adds evaluated children (lower objectives are better), and keeps the best fronts, the last one thinned by crowding."""
         values = np.empty((len(children), 1), object)
         values[:, 0] = children
         new = self._new("X", values, "F", objectives)
@@ -297,11 +309,11 @@ class _Nsga2:
         self._population = self._survival.do(self._problem, everyone, n_survive=self._size, random_state=self._random)
 
     def survivors(self) -> list[Subnet]:
-        """The population's subnets."""
+        """Returns the subnets of the population."""
         return [individual.X[0] for individual in self._population]
 
     def pairs(self) -> Iterator[tuple[Subnet, Subnet]]:
-        """Parents by binary tournaments, without end."""
+        """Yields pairs of parents chosen by binary tournaments, without end."""
         rules = SimpleNamespace(tournament_type="comp_by_dom_and_crowding", random_state=self._random)
         while True:
             rows = self._selection.do(

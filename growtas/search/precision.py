@@ -1,8 +1,8 @@
-"""Accuracy of subnets in the precisions that ship.
+"""Ranks subnets by their accuracy in the precisions of the export.
 
-An evolution scores subnets in fp32, as the supernet computes. What ships in int8 may rank otherwise: rounding costs some subnets
-more than others. So the best of them are converted as an export converts them and scored on the same images, and the choice goes by
-what they score then. Another room converts (:mod:`growtas.api.search_precision`); here it is asked for, journalled and ranked.
+An evolution scores subnets in fp32, the precision of the supernet. In int8 they may rank differently, because rounding costs some
+subnets more accuracy than others. So the best subnets are converted in the same way as by an export and evaluated on the same
+images, and these accuracies decide. :mod:`growtas.api.search_precision` converts and evaluates; this module records and ranks.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from growtas.search.scoring import DROPPED, Score
 from growtas.subnet import Subnet
 
 FINALISTS = 8
-"""Subnets that are scored in the precision that ships, the best ones in fp32: fewer than the evolution's parents, which are all
-evaluated in full."""
+"""Number of subnets, best in fp32 first, that are scored in the precisions of the export. It is smaller than the evolution's number
+of parents, because only parents are certain to be evaluated in full."""
 
 Accuracies = Mapping[Conversion, Evaluation]
-"""A subnet's evaluation in each precision that it was converted to."""
+"""Evaluations of a subnet by conversion."""
 Convert = Callable[[Subnet, Sequence[Conversion]], Iterable[Evaluation]]
-"""Converts a subnet and evaluates it in each of the precisions, in their order."""
+"""Function that converts a subnet and evaluates it after each conversion, in the given order."""
 
 
 class ConvertedScorer:
-    """Scores subnets in the precisions that ship, from the journal where it has them.
+    """Scores subnets in the precisions of the export, and reuses evaluations in the journal.
 
     Args:
-        journal: where evaluations are kept; of a :class:`growtas.search.rerank.Recorded` nothing else counts.
-        convert: converts and evaluates what the journal does not have.
-        progress: a stage for what is converted, which advances with every subnet.
+        journal: the journal of evaluations. With a :class:`growtas.search.rerank.Recorded`, nothing is evaluated.
+        convert: converts and evaluates a subnet that the journal does not contain; None evaluates nothing.
+        progress: receives a stage that advances with every converted subnet.
     """
 
     def __init__(self, journal: Journal | Recorded, convert: Convert | None = None, progress: Progress = SILENT) -> None:
         self._journal, self._convert, self._progress = journal, convert, progress
 
     def __call__(self, subnets: Sequence[Subnet], conversions: Sequence[Conversion]) -> list[Accuracies]:
-        """The accuracies of each subnet, those that are recorded where nothing may be evaluated."""
+        """Returns the evaluations of each subnet; only the recorded ones if nothing may be evaluated."""
         wanted, recorded = list(dict.fromkeys(conversions)), self._journal.converted
         known = [{c: recorded[subnet, c] for c in wanted if (subnet, c) in recorded} for subnet in subnets]
         missing = [row for row, accuracies in enumerate(known) if len(accuracies) < len(wanted)]
@@ -57,15 +57,15 @@ class ConvertedScorer:
 
 
 class Ranking:
-    """Which of the evaluated subnets is the next best to choose: by accuracy in the precisions that ship.
+    """Finds the best of the evaluated subnets by their accuracy in the precisions of the export.
 
     Args:
-        ships: what the chosen subnet is converted to, one a target; None is fp32. Of several the lowest accuracy counts.
-        scorer: of converted subnets.
+        ships: conversion of the chosen subnet for each target; None means fp32. With several, the lowest accuracy counts.
+        scorer: scores converted subnets.
 
     Attributes:
-        accuracies: of every subnet that was looked at.
-        by: the precisions whose accuracy decided; ``("fp32",)`` where those of a replay are not all recorded.
+        accuracies: evaluations of all subnets that were considered.
+        by: the precisions whose accuracy decided; ``("fp32",)`` if a replay lacks some of the recorded accuracies.
     """
 
     def __init__(self, ships: Sequence[Conversion | None], scorer: ConvertedScorer | None) -> None:
@@ -76,7 +76,7 @@ class Ranking:
         self.by: tuple[str, ...] = ("fp32",)
 
     def best(self, ranked: Sequence[tuple[Subnet, Score]]) -> int:
-        """The row of the best subnet, among the first :data:`FINALISTS` by their score in fp32."""
+        """Returns the row of the best subnet among the first :data:`FINALISTS` of ``ranked``, which is sorted by fp32 scores."""
         if not self._conversions or self._scorer is None:
             return 0
         rows = [row for row, (_, score) in enumerate(ranked[:FINALISTS]) if score[0] != DROPPED]
@@ -88,12 +88,12 @@ class Ranking:
         return max(rows, key=lambda row: self.score(*ranked[row]), default=0)
 
     def look_at(self, subnets: Sequence[Subnet]) -> None:
-        """Scores subnets in the precisions that ship."""
+        """Scores subnets in the precisions of the export."""
         if self._conversions and self._scorer is not None:
             self.accuracies |= zip(subnets, self._scorer(subnets, self._conversions), strict=True)
 
     def score(self, subnet: Subnet, fp32: Score) -> Score:
-        """The lowest of a subnet's scores in what ships; its score in fp32 where that is not known."""
+        """Returns the lowest of a subnet's scores in the precisions of the export; its fp32 score if none is known."""
         known = self.accuracies.get(subnet, {})
         scores = [
             fp32 if conversion is None else (known[conversion].accuracy, -known[conversion].loss, fp32[2])
@@ -104,7 +104,7 @@ class Ranking:
 
 
 def accuracies_dict(accuracies: Accuracies) -> list[dict[str, Any]]:
-    """The JSON form: an entry a precision and runtime."""
+    """Returns the JSON form: one entry per precision and runtime."""
     return [
         {"precision": conversion.precision, "runtime": conversion.runtime, "accuracy": evaluation.accuracy, "loss": evaluation.loss}
         for conversion, evaluation in accuracies.items()

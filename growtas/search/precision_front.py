@@ -1,7 +1,7 @@
-"""A front over subnets and precisions: a subnet in fp32, fp16 and int8 is three points, each with its own latency and accuracy.
+"""A front over subnets and precisions: a subnet in fp32, fp16 and int8 gives three points with their own latency and accuracy.
 
-The evolution of a front knows accuracies in fp32 alone. What it leaves undominated over them and every precision's latency is
-converted afterwards, and the front is drawn again over pairs of a subnet and a precision.
+The evolution of a front uses fp32 accuracies only. Its subnets that are not dominated over these accuracies and the latencies of
+all precisions are converted afterwards. Then the front is computed again over pairs of a subnet and a precision.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _NOT_RECORDED = "its accuracy is not in the journal, and a replay evaluates noth
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One device in one precision, as a part of such a front.
+    """One device in one precision.
 
     Attributes:
         target: the device.
-        precision: of the network there.
-        conversion: what a subnet is converted to; None where it computes in fp32.
-        unscored_because: why accuracies in this precision can't be had here; None where they can.
+        precision: precision of the network on the device.
+        conversion: conversion of a subnet to this precision; None for fp32.
+        unscored_because: reason why accuracies in this precision can't be evaluated on this machine; None if they can.
     """
 
     target: Target
@@ -43,12 +43,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class Point:
-    """A subnet in a precision.
+    """A subnet in one precision.
 
     Attributes:
-        fp32: its accuracy in fp32, 0 to 1.
-        converted: its accuracies in the other precisions.
-        costs: in the order of the axes; a latency is that of the point's own precision.
+        subnet: the subnet.
+        variant: the device and the precision.
+        fp32: top-1 accuracy of the subnet in fp32, 0 to 1.
+        converted: evaluations of the subnet after conversions.
+        costs: costs in the order of the axes; a latency is that of this precision.
     """
 
     subnet: Subnet
@@ -59,14 +61,14 @@ class Point:
 
     @property
     def accuracy(self) -> float | None:
-        """Its accuracy in its own precision; None where that is not known."""
+        """Accuracy in the precision of this point; None if it is unknown."""
         if self.variant.conversion is None:
             return None if self.variant.unscored_because else self.fp32
         evaluation = self.converted.get(self.variant.conversion)
         return None if evaluation is None else evaluation.accuracy
 
     def to_dict(self, space: SearchSpace) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {
             "subnet": self.subnet.to_dict(),
             "precision": self.variant.precision,
@@ -80,12 +82,12 @@ class Point:
 
 @dataclass(frozen=True)
 class PrecisionFront:
-    """What no other pair of a subnet and a precision beats.
+    """The pairs of a subnet and a precision that no other pair dominates.
 
     Attributes:
-        points: by rising first cost.
-        axes: the costs.
-        unscored: subnets of the evolution's front in precisions without a known accuracy, which are on no front.
+        points: the pairs, sorted by their first cost.
+        axes: the cost axes.
+        unscored: subnets of the evolution's front in precisions without a known accuracy; they belong to no front.
     """
 
     points: tuple[Point, ...]
@@ -93,7 +95,7 @@ class PrecisionFront:
     unscored: tuple[Point, ...]
 
     def to_dict(self, space: SearchSpace) -> dict[str, Any]:
-        """The content of ``front.json``."""
+        """Returns the content of ``front.json``."""
         costs = np.array([point.costs for point in self.points]).reshape(-1, len(self.axes))
         return {
             **front_numbers(self.axes, np.array([point.accuracy for point in self.points], float), costs),
@@ -112,11 +114,12 @@ def precision_front(
     ranked: Sequence[tuple[Subnet, float]],
     scorer: ConvertedScorer,
 ) -> PrecisionFront:
-    """Draws the front over subnets and precisions.
+    """Computes the front over subnets and precisions.
 
     Args:
-        variants: the precisions; a point has the latency of its own, and is within the limit of its own.
-        names, highest: the axes and the limits on what is counted, as for :func:`growtas.search.pareto.cost_axes`.
+        space: the search space.
+        variants: the precisions. A point has the latency of its own precision and meets the limit of its own precision.
+        names, highest: the axes and the limits on counted costs, as for :func:`growtas.search.pareto.cost_axes`.
         ranked: evaluated subnets with their accuracies in fp32.
         scorer: scores the subnets of the evolution's front in the other precisions.
     """
@@ -139,7 +142,7 @@ def precision_front(
     merged = (
         replace(
             same[0],
-            name=same[0].name.partition(":")[0],  # a latency's has a device, and here it is that of several precisions
+            name=same[0].name.partition(":")[0],  # without the precision, because the axis has points of several precisions
             highest=max(axis.highest for axis in same),
             lowest=min(axis.lowest for axis in same),
         )

@@ -20,19 +20,19 @@ from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
 ENOUGH = 50
-"""Legal subnets from which a choice is worth something: a generation of the paper's."""
+"""Number of legal subnets from which a choice is meaningful: one generation in the paper."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What journals know of one checkpoint on one set of images.
+    """Recorded evaluations of one checkpoint on one set of images.
 
     Attributes:
-        path: the journal that was asked for.
-        evaluations: every subnet that was evaluated in full, in the order of evaluation, those of other journals last.
-        data_fingerprint: the images; of several sets the one of the last search.
-        lent: how many of the evaluations are from which other journal.
-        converted: the evaluations in the precisions that ship.
+        path: the run's own journal.
+        evaluations: all subnets that were evaluated in full, in the order of evaluation, with those of other journals last.
+        data_fingerprint: digest of the images; with several sets of images, that of the last search.
+        lent: number of evaluations from each of the other journals.
+        converted: evaluations in the precisions of the export.
     """
 
     path: Path
@@ -43,16 +43,17 @@ class Recorded:
 
     @classmethod
     def read(cls, path: Path, checkpoint_sha256: str, others: Iterable[Path] = ()) -> Recorded:
-        """Read journals without changing them; a torn last line counts nothing.
+        """Reads journals without changing them. Ignores an incomplete last line.
 
         Args:
-            others: journals that are read too, since a complete evaluation of the same checkpoint on the same images is worth the
-                same wherever it was made. The first journal that knows the checkpoint decides which images. One of the others that
-                can't be read counts as empty.
+            path: the run's own journal.
+            checkpoint_sha256: hash of the checkpoint.
+            others: further journals with complete evaluations of the same checkpoint on the same images. The first journal that
+                contains the checkpoint determines the images. An unreadable one counts as empty.
 
         Raises:
-            UsageError: there is no journal, or none holds anything of this checkpoint.
-            CheckpointError: a line of the journal itself is not a journal's.
+            UsageError: there is no journal, or none contains this checkpoint.
+            CheckpointError: a line of the run's own journal is invalid.
         """
         journals: dict[Path, list[Any]] = {}
         if path.is_file():
@@ -62,11 +63,11 @@ class Recorded:
                 with contextlib.suppress(CheckpointError):
                     journals[other] = _lines(other)
         if not journals:
-            raise UsageError(f"{path}: no journal to replay; search without --replay first")
+            raise UsageError(f"{path}: there is no journal to replay; search without --replay first")
         entries = (line for lines in journals.values() for line in reversed(lines))
         header = next((e for e in entries if e["type"] == "header" and e["checkpoint_sha256"] == checkpoint_sha256), None)
         if header is None:
-            raise UsageError(f"{path}: the journal holds nothing of the run's newest checkpoint; search without --replay first")
+            raise UsageError(f"{path}: the journal has no entries for the run's newest checkpoint; search without --replay first")
         evaluations, lent, converted = dict[Subnet, Evaluation](), dict[Path, int](), Converted()
         for journal, lines in journals.items():
             try:
@@ -83,7 +84,7 @@ class Recorded:
         return cls(path, evaluations, str(header["data_fingerprint"]), lent, converted)
 
     def scores(self, space: SearchSpace) -> dict[Subnet, Score]:
-        """The scores of all recorded subnets that are choices of the space."""
+        """Returns the scores of all recorded subnets that are choices of the space."""
         subnets = [subnet for subnet in self.evaluations if space.holds(subnet)]
         if not subnets:
             return {}
@@ -92,10 +93,10 @@ class Recorded:
         return {s: (e.accuracy, -e.loss, -int(count)) for s, e, count in zip(subnets, known, params, strict=True)}
 
     def ranked(self, space: SearchSpace, feasible: Feasible) -> EvolutionResult:
-        """The recorded subnets that meet the limits, best first.
+        """Returns the recorded subnets that meet the limits, best first.
 
         Raises:
-            LimitError: none does.
+            LimitError: no recorded subnet meets them.
         """
         scores = self.scores(space)
         legal = feasible(SubnetBatch.from_subnets(list(scores))).tolist() if scores else list[bool]()
@@ -104,7 +105,7 @@ class Recorded:
             more = " and other journals of the run" if self.lent else ""
             raise LimitError(
                 f"none of the {len(scores)} subnets in {self.path}{more} meets the limits; "
-                "search without --replay to evaluate some that do"
+                "search without --replay to evaluate more subnets"
             )
         return EvolutionResult(tuple(sorted(candidates, key=lambda item: item[1], reverse=True)), ())
 
@@ -121,4 +122,4 @@ def _lines(path: Path) -> list[Any]:
 
 
 def _no_journal(path: Path) -> CheckpointError:
-    return CheckpointError(f"{path}: not a search journal; move the file away to start anew")
+    return CheckpointError(f"{path}: this is not a search journal; move the file away to start again")

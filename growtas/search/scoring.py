@@ -1,4 +1,4 @@
-"""Scores of subnets for an evolution, from the journal where it has them."""
+"""Scores subnets for an evolution, and reuses evaluations in the journal."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
 Score = tuple[float, float, int]
-"""Accuracy; among equals the lower loss, then fewer parameters: higher is better in all three entries."""
+"""Accuracy, negative loss and negative number of parameters. Higher is better in all three; later entries decide between equals."""
 
 DROPPED = -1.0
-"""Stands for the accuracy in the score of a subnet that was dropped from a race: below that of every complete evaluation."""
+"""Accuracy in the score of a subnet that was dropped from a race; lower than that of every complete evaluation."""
 
 Evaluate = Callable[..., Iterable[tuple[Subnet, Evaluation]]]
-"""Evaluates a sequence of subnets, in any order; in a race (:mod:`growtas.search.evaluation.racing`) where a second argument
-gives one. See :class:`growtas.search.evaluation.evaluator.SubnetEvaluator`."""
+"""Evaluates a sequence of subnets in any order. An optional second argument is a race (:mod:`growtas.search.evaluation.racing`).
+See :class:`growtas.search.evaluation.evaluator.SubnetEvaluator`."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The event of one more subnet.
+    """Event: a subnet was evaluated.
 
     Attributes:
-        subnet: the architecture.
-        evaluation: on the search split; one that is not ``complete`` was dropped from a race.
-        reused: whether the journal had it.
+        subnet: the subnet.
+        evaluation: its evaluation on the search split; if it is not ``complete``, the subnet was dropped from a race.
+        reused: whether the evaluation comes from the journal.
     """
 
     subnet: Subnet
@@ -41,17 +41,19 @@ class Evaluated:
 
 
 class Scorer:
-    """Scores subnets, from the journal where it has them; what is evaluated is journalled at once.
+    """Scores subnets, and reuses evaluations in the journal. New evaluations are written to it immediately.
 
     Args:
-        space: for the costs.
-        evaluate: evaluates what the journal does not have.
-        journal: where evaluations are kept.
-        racing: drops candidates that can't become parents; None evaluates all of them in full. No other scorer may use it.
-        progress: advances with every subnet, and gets it as an event :class:`Evaluated`.
+        space: the search space.
+        evaluate: evaluates subnets that the journal does not contain.
+        journal: the journal of evaluations.
+        racing: drops candidates that can't become parents; None evaluates all subnets in full. No other scorer may use it.
+        progress: advances with every subnet and receives an event :class:`Evaluated`.
 
     Attributes:
-        evaluated, dropped, reused: subnets evaluated in full, dropped from a race, and answered by the journal.
+        evaluated: number of subnets evaluated in full.
+        dropped: number of subnets dropped from a race.
+        reused: number of subnets whose evaluation came from the journal.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class Scorer:
         self.evaluated = self.dropped = self.reused = 0
 
     def __call__(self, subnets: Sequence[Subnet]) -> list[Score]:
-        """Scores, in the order of the subnets. With racing, subnets compete with those of earlier calls."""
+        """Returns the scores in the order of the subnets. With racing, subnets compete with those of earlier calls."""
         race = self._racing.race() if self._racing else None
         needed = race.needed if race else None
         known = {subnet: recorded for subnet in subnets if (recorded := self._journal.get(subnet, needed)) is not None}

@@ -1,4 +1,4 @@
-"""A search from its limits to the chosen subnet or front: evolution, then finalists that are measured where that is possible."""
+"""A whole search: the evolution under limits, and then the choice of a subnet or front, with measurements on devices at hand."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from growtas.subnet import Subnet
 
 @dataclass
 class Spent:
-    """Where the time of a search went, in seconds.
+    """Time that a search spent on each activity, in seconds.
 
     Attributes:
-        evaluation: in the supernet, journal included.
-        sampling: drawing, costing and predicting subnets, and ranking them.
-        measuring: finalists, and scoring them in the precision that ships.
+        evaluation: evaluating subnets in the supernet, including the journal.
+        sampling: drawing subnets, computing their costs, predicting and ranking them.
+        measuring: measuring finalists, and scoring them in the precisions of the export.
     """
 
     evaluation: float = 0.0
@@ -45,13 +45,13 @@ class Spent:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a search gave.
+    """Result of a search.
 
     Attributes:
         chosen: the best subnet that meets the limits.
-        result: all that was evaluated, and the generations.
-        spent: where the time went.
-        front: over subnets and precisions, where several precisions were asked for.
+        result: all evaluated subnets, and the generations.
+        spent: time spent on each activity.
+        front: front over subnets and precisions; None unless the search has several precisions.
     """
 
     chosen: SearchedSubnet
@@ -62,17 +62,17 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What to search and under which limits.
+    """A search and its limits.
 
     Args:
-        space: whose choices are searched.
-        limits: hard; :meth:`growtas.search.limits.Limits.check` them first, for a better message.
-        targets: the devices; one subnet meets the limits of all.
-        front: the axes of a front, such as ``("accuracy", "latency")``; empty for the paper's search for accuracy.
-        ships: what the chosen subnet is converted to on each target, or without any; None, or nothing at all, is fp32.
-        variants: the targets as one device in several precisions, which a front has as points of its own: a subnet then meets the
-            limit of one of them.
-        predictor: let predicted accuracies choose what is evaluated, where every accuracy is wanted
+        space: the search space.
+        limits: limits that need no device. Call :meth:`growtas.search.limits.Limits.check` first for a better error message.
+        targets: the devices; the chosen subnet meets the limits of all of them.
+        front: axes of a front, such as ``("accuracy", "latency")``; empty for the paper's search for accuracy.
+        ships: conversion of the chosen subnet for each target (a single one without targets); None, or an empty tuple, means fp32.
+        variants: the targets as one device in several precisions, each with its own points on a front. A subnet then has to meet
+            the limit in one of them only.
+        predictor: whether predicted accuracies choose the subnets to evaluate, if :attr:`wants_every_accuracy`
             (:mod:`growtas.search.accuracy_predictor`).
     """
 
@@ -86,19 +86,19 @@ class Search:
 
     @property
     def wants_every_accuracy(self) -> bool:
-        """Whether no evaluation may be cut short: for a front, and where finalists may miss a measured limit.
+        """Whether every subnet must be evaluated in full: for a front, and if finalists may miss a measured limit.
 
-        When one misses, the next best is measured.
+        After a miss the next best subnet is measured, so its accuracy must be known.
         """
         return bool(self.front) or any(target.stopwatch and target.max_ms is not None for target in self.targets)
 
     @property
     def predicts(self) -> bool:
-        """Whether predicted accuracies choose what is evaluated."""
+        """Whether predicted accuracies choose the subnets to evaluate."""
         return self.predictor and self.wants_every_accuracy
 
     def feasible(self) -> Feasible:
-        """The predicate of all limits."""
+        """Returns the predicate of all limits."""
         limits, targets = self.limits.feasible(self.space), [target.feasible(self.space) for target in self.targets]
         combine = np.logical_or if self.variants else np.logical_and
         if not targets:
@@ -106,7 +106,7 @@ class Search:
         return lambda batch: limits(batch) & combine.reduce([target(batch) for target in targets])
 
     def axes(self) -> list[Axis]:
-        """The costs of the front; none without one."""
+        """Returns the cost axes of the front; an empty list without a front."""
         return cost_axes(self.space, self.targets, self.front, self._highest())
 
     def _highest(self) -> dict[str, int | None]:
@@ -120,10 +120,13 @@ class Search:
         progress: Progress = SILENT,
         converted: ConvertedScorer | None = None,
     ) -> Outcome:
-        """Searches, then chooses the best score, or the best score that meets the limits as measured.
+        """Searches, then chooses the subnet with the best score that meets the limits, measured on devices at hand.
 
         Args:
-            progress: gets the events of :func:`growtas.search.evolution.evolve` and the stages of :meth:`choose`.
+            scorer: scores subnets.
+            config: settings of the evolution.
+            seed: seed of the search.
+            progress: receives the events of :func:`growtas.search.evolution.evolve` and the stages of :meth:`choose`.
             converted: scores converted subnets.
 
         Raises:
@@ -155,9 +158,10 @@ class Search:
         progress: Progress = SILENT,
         converted: ConvertedScorer | None = None,
     ) -> Outcome:
-        """Choose among what was evaluated, measuring finalists where a device is at hand; see :func:`choose`.
+        """Chooses among the evaluated subnets and measures finalists on devices at hand; see :func:`choose`.
 
-        Of several precisions the front is drawn first; then the most accurate subnet of each is chosen, and the best of those.
+        With several precisions it first computes the front. Then it chooses the most accurate subnet in each precision, and the
+        best of these.
         """
         spent, start = spent or Spent(), time.perf_counter()
         front = None
@@ -180,9 +184,9 @@ class Search:
         converted: ConvertedScorer,
         progress: Progress,
     ) -> SearchedSubnet:
-        """The most accurate subnet in any of the precisions; of equal ones the faster."""
+        """Returns the most accurate subnet in any of the precisions; among equals the faster one."""
         batch = SubnetBatch.from_subnets([subnet for subnet, _ in result.ranked])
-        found, missed = list[tuple[float, float, SearchedSubnet]](), list[LimitError]()
+        candidates, missed = list[tuple[float, float, SearchedSubnet]](), list[LimitError]()
         for variant in self.variants:
             if variant.unscored_because:
                 continue
@@ -190,23 +194,21 @@ class Search:
             ranked = [item for item, within in zip(result.ranked, legal, strict=True) if within]
             ships, targets = (variant.conversion,), (variant.target,)
             try:
-                one = choose(self.space, self.limits, targets, ranked, scorer, progress, ships=ships, converted=converted)
+                chosen = choose(self.space, self.limits, targets, ranked, scorer, progress, ships=ships, converted=converted)
             except LimitError as error:
                 missed.append(error)
                 continue
-            if (accuracy := one.accuracy_in(variant.conversion)) is not None:
-                found.append((accuracy, -(one.latency.ms if one.latency else 0.0), one))
-        if not found:
+            if (accuracy := chosen.accuracy_in(variant.conversion)) is not None:
+                candidates.append((accuracy, -(chosen.latency.ms if chosen.latency else 0.0), chosen))
+        if not candidates:
             raise missed[0] if missed else LimitError("no subnet was scored in any of the precisions")
-        return max(found, key=lambda item: item[:2])[-1]
+        return max(candidates, key=lambda item: item[:2])[-1]
 
     def front_report(self, result: EvolutionResult) -> dict[str, Any]:
-        """The content of ``front.json``.
-
-        Measured latencies are those that were measured anyway.
+        """Returns the content of ``front.json``. Measures nothing, but includes latencies that are already measured.
 
         Args:
-            result: every evaluated subnet of a search with a front.
+            result: all evaluated subnets of a search with a front.
         """
         axes, ranked = self.axes(), [item for item in result.ranked if item[1][0] != DROPPED]
         costs = axis_costs(axes, SubnetBatch.from_subnets([subnet for subnet, _ in ranked]))

@@ -1,4 +1,4 @@
-"""The trained supernet that is searched: its run, the choices, the weights and the images."""
+"""Finds and loads the supernet to search: its run, the search space, the weights and the images."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ _CHUNK = 256
 
 
 def find_supernet(run: str | Path | None, space: str | None, progress: Progress = SILENT) -> tuple[Run, str]:
-    """Finds the run to search, and says how it was chosen: by default the newest one that holds a supernet.
+    """Finds the run to search.
 
     Args:
-        run: its folder; None for the newest.
-        space: of the newest run, where no folder is given: a preset or a YAML file; runs at other image sizes are of it too.
-        progress: gets a note for each newer run that holds no supernet.
+        run: folder of the run; None for the newest run with a supernet.
+        space: space that the newest run must have, a preset or a YAML file. Runs of this space at other image sizes count too.
+        progress: receives a note for each newer run that is skipped.
+
+    Returns:
+        The run, and how it was chosen, in words.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such run.
     """
     if run is not None:
         named = find_run(run)
         if named.info.get("method") == "finetune":
-            raise UsageError(f"{named.path}: a fine-tuned run holds one subnet and nothing to search; go on with growtas export")
+            raise UsageError(f"{named.path}: a fine-tuned run has a single subnet, so there is nothing to search; export it")
         return named, "named"
     name = load_space(space).name if space is not None else None
     for candidate in list_runs():
@@ -45,20 +48,22 @@ def find_supernet(run: str | Path | None, space: str | None, progress: Progress 
         if name is not None and name not in (recorded, without_size(recorded)):
             continue
         if info.get("method") == "finetune":
-            progress.note(f"skipped {candidate.path}: a fine-tuned run holds one subnet and nothing to search")
+            progress.note(f"skipped {candidate.path}: a fine-tuned run has a single subnet, so there is nothing to search")
         elif not candidate.checkpoints:
             progress.note(f"skipped {candidate.path}: it has no checkpoint yet")
         else:
             return candidate, f"the newest{f' of {name}' if name else ''} in {RUNS}/"
     what, option = ("with a supernet", "") if name is None else (f"of the space {name}", f" --space {space}")
-    raise UsageError(f"no run {what} in {RUNS}/; make one with `growtas train{option}`, or name its folder")
+    raise UsageError(f"there is no run {what} in {RUNS}/; make one with `growtas train{option}`, or name the folder of a run")
 
 
 def searched_space(run: Run, space: str | None) -> SearchSpace:
-    """The run's space, with the choices of ``space`` where it is given; the supernet's bounds and geometry stay.
+    """Returns the run's space, restricted to the choices of ``space`` if that is given.
+
+    The supernet's bounds and geometry stay the same.
 
     Raises:
-        SpaceError: the choices go beyond the supernet.
+        SpaceError: the choices exceed the supernet.
     """
     trained = run.space
     if space is None:
@@ -77,18 +82,24 @@ def searched_space(run: Run, space: str | None) -> SearchSpace:
 
 
 def profiled_as(run: Run) -> str | Path:
-    """What ``growtas profile --space`` takes for the space of a run: the preset's name if it is one, else the run's folder."""
+    """Returns the value of ``growtas profile --space`` for a run's space: the name of the preset, or else the run's folder."""
     space = run.space
     preset = PRESETS.get(space.name)
-    # The head is one product of many: a profile fits any number of classes.
+    # The number of classes is ignored: the head is one of many matrix products and hardly changes latencies.
     return space.name if preset is not None and preset.replace(num_classes=space.num_classes) == space else run.path
 
 
 @dataclass(frozen=True)
 class LoadedSupernet:
-    """A supernet with the images that it is searched on; by the two digests a journal knows the checkpoint and the images.
+    """A supernet with the images for its search.
 
-    ``split`` is the whole search split, as an export opens it to take its calibration images.
+    Attributes:
+        supernet: the supernet.
+        images: the images to evaluate on, possibly fewer than the search split.
+        split: the whole search split, from which an export takes its calibration images.
+        checkpoint: file of the weights.
+        digest: hash of the checkpoint, by which a journal identifies it.
+        data_digest: digest of the images, by which a journal identifies them.
     """
 
     supernet: Supernet
@@ -102,11 +113,17 @@ class LoadedSupernet:
     def load(
         cls, run: Run, checkpoint: Path, *, data: str | None, data_dir: str | None, limit_images: int | None
     ) -> LoadedSupernet:
-        """Loads a checkpoint of a run with ``limit_images`` of its search split; see :func:`growtas.data.evaluation.search_set`.
+        """Loads a checkpoint of a run with its search split.
+
+        Args:
+            run: the run.
+            checkpoint: file of the weights.
+            data, data_dir: as for :func:`growtas.data.evaluation.search_set`.
+            limit_images: largest number of images; None for the whole split.
 
         Raises:
             CheckpointError: the checkpoint can't be read.
-            DataError: the images are absent or changed, or of other classes.
+            DataError: the images are absent, have changed, or have other classes.
         """
         from growtas.checkpoint import load_supernet
         from growtas.data.evaluation import search_set
@@ -123,7 +140,7 @@ class LoadedSupernet:
         return cls(supernet, images, split, checkpoint, digest, fingerprint(images, description))
 
     def decode(self) -> None:
-        """Decodes the images where they fit into memory: those of files are then in the cache, for other processes too."""
+        """Decodes the images if they fit in memory, so that other processes find decoded files in the cache."""
         from growtas.data.pixels import MEMORY_LIMIT
 
         space, count = self.supernet.space, len(self.images)

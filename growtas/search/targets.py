@@ -1,4 +1,4 @@
-"""The devices of a search: each with its limit, what predicts latencies there, and the stopwatch of one that is at hand."""
+"""The target devices of a search: limit, latency prediction, and for a device at hand the measurement."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from growtas.subnet import Subnet
 from growtas.units import format_ms
 
 ROOM_LEVEL = 0.8
-"""Share of subnets whose measured latency the room above a prediction is to hold."""
+"""Share of subnets whose measured latency must lie within the room above the prediction."""
 _COMMON = 3
 NOT_MEASURABLE = (BuildError, CheckpointError, DeviceError, MissingExtra, MemoryError, RuntimeError)
-"""What building and running a subnet on a GPU raises where that is not possible; a search then goes on with predictions."""
+"""Errors of building or running a subnet on a GPU after which a search continues with predictions."""
 
 
 def why_not_measured(error: Exception) -> str:
-    """The reason in one sentence; CUDA's own errors, which PyTorch raises as they are, are long."""
+    """Returns the reason in one sentence. CUDA's error messages, which PyTorch passes on, are long and therefore cut."""
     return str(error) if isinstance(error, GrowtasError) else f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One device.
+    """One target device of a search.
 
     Attributes:
-        device: its name.
-        max_ms: limit on the latency in milliseconds; None is no limit.
-        estimator: predicts latencies; needed for a limit.
-        stopwatch: measures on the device; with it the estimator only prunes, and what is chosen was measured.
-        fitted_to: milliseconds of measured subnets; a finalist that misses is added to them, and the model is fitted again. Without
-            them the estimator stays as it is.
-        margin: that a measurement is going to have at least; predictions leave room for it.
-        not_measured_because: why a device that is at hand is not measured.
+        device: name of the device.
+        max_ms: latency limit in milliseconds; None means no limit.
+        estimator: predicts latencies; a limit needs it.
+        stopwatch: measures latencies on the device. With it, predictions only exclude subnets, and the chosen subnet is measured.
+        fitted_to: measured subnets and their milliseconds, to which the estimator was fitted. A finalist that misses the limit is
+            added, and the model is fitted again. None keeps the estimator unchanged.
+        margin: smallest relative margin of a measurement; predictions leave room for it.
+        not_measured_because: reason why a device at hand is not measured.
     """
 
     device: str
@@ -57,19 +57,20 @@ class Target:
     not_measured_because: str | None = None
 
     def check(self, space: SearchSpace) -> None:
-        """Make sure that some subnet meets the limit, by the prediction; a device at hand was asked by whoever measured.
+        """Checks by the prediction that some subnet meets the limit. For a device at hand the measurement checks it instead.
 
         Raises:
-            LimitError: no subnet does; the message names the nearest value that one meets.
+            LimitError: no subnet does; the message names the lowest value that can be met.
         """
         if self.estimator is not None and self.stopwatch is None:
             check_latency(space, self.max_ms, self._predict(space.smallest), self.estimator.kind, self.estimator.conditions)
 
     def feasible(self, space: SearchSpace) -> Feasible:
-        """The monotone predicate of the limit. A smallest subnet that was measured counts, whatever is predicted for it.
+        """Returns the monotone predicate of the limit.
 
-        Where finalists are measured, a prediction must leave room for their margin and its own error (:func:`room`): a search for
-        accuracy ends at the limit, and would choose among subnets that miss it.
+        If finalists are measured, a prediction must leave room for their margin and for its own error (:func:`room`). Otherwise
+        many of a search's best subnets, which lie close to the limit, would miss it. The smallest subnet always passes, because its
+        measurement met the limit.
         """
         estimator, limit = self.estimator, self.max_ms
         if estimator is None or limit is None:
@@ -83,9 +84,15 @@ class Target:
         return predicate
 
     def meets(self, space: SearchSpace, subnets: Sequence[Subnet], missed: Sequence[Subnet]) -> NDArray[np.bool_]:
-        """Which subnets are predicted to meet the limit, after some finalists were measured to miss it.
+        """Predicts which subnets meet the limit, after some finalists were measured and missed it.
 
-        The model is fitted again with them. What three of them or more have in common beyond it, others will have too.
+        The model is fitted again with the missed finalists. If there are three or more, the smallest ratio of their measured to
+        their predicted latencies is applied to all predictions.
+
+        Args:
+            space: the search space.
+            subnets: the subnets to judge.
+            missed: measured finalists that missed the limit.
         """
         if self.max_ms is None or self.stopwatch is None or self.estimator is None or not subnets:
             return np.ones(len(subnets), bool)
@@ -101,12 +108,16 @@ class Target:
         return np.asarray(model.predict_ms(SubnetBatch.from_subnets(subnets)) * needed <= self.max_ms)
 
     def latency(self, subnet: Subnet, *, measure: bool) -> DeviceLatency:
-        """The predicted and the measured latency; ``measure`` times the subnet now where the device is at hand.
+        """Returns the predicted and the measured latency of a subnet.
 
-        Where a GPU can't build or run this subnet, there is no measured latency, and the reason is in its place.
+        If a GPU can't build or run the subnet, the result has a reason instead of a measured latency.
+
+        Args:
+            subnet: the subnet.
+            measure: whether to measure the subnet now if the device is at hand; otherwise only a known measurement is used.
 
         Raises:
-            BuildError, CheckpointError: the CPU can't.
+            BuildError, CheckpointError: the CPU can't build or run the subnet.
         """
         predicted, measured, provenance, why_not = None, None, "", self.not_measured_because
         if (model := self.estimator) is not None:
@@ -141,9 +152,10 @@ class Target:
 
 
 def room(estimator: LatencyEstimator) -> float:
-    """How far above a prediction :data:`ROOM_LEVEL` of the measured latencies lie at most, relative to it; at least 0.
+    """Returns the relative distance above a prediction within which :data:`ROOM_LEVEL` of the measured latencies lie; at least 0.
 
-    From the estimator's residuals on subnets that it was not fitted to, measured over predicted less 1; without any its error.
+    It is computed from the estimator's residuals (measured / predicted - 1) on subnets that it was not fitted to. Without residuals
+    it is the estimator's uncertainty.
     """
     residuals = np.sort(np.asarray(getattr(estimator, "residuals", ()), np.float64))
     if not residuals.size:
@@ -154,15 +166,15 @@ def room(estimator: LatencyEstimator) -> float:
 
 @dataclass(frozen=True)
 class DeviceLatency:
-    """A subnet's latency on one device, with what the limit there was.
+    """A subnet's latency on one device, with the limit there.
 
     Attributes:
-        device: its name.
-        max_ms: the limit there, in milliseconds; None is no limit.
-        predicted: by the estimator, where there is one.
-        measured: on the device, where it is at hand; its uncertainty is the measurement's margin.
-        provenance: where the prediction comes from, for people.
-        not_measured_because: why a device that is at hand was not measured.
+        device: name of the device.
+        max_ms: latency limit in milliseconds; None means no limit.
+        predicted: latency predicted by the estimator, or None.
+        measured: latency measured on the device, or None; its uncertainty is the measurement's margin.
+        provenance: source of the prediction, in words.
+        not_measured_because: reason why a device at hand was not measured.
     """
 
     device: str
@@ -174,12 +186,12 @@ class DeviceLatency:
 
     @property
     def judged(self) -> Latency | None:
-        """The number that the limit was judged on: the measured one where there is one."""
+        """The latency that is compared with the limit: the measured one if there is one."""
         return self.measured or self.predicted
 
     @property
     def judged_ms(self) -> float | None:
-        """Milliseconds that were compared with the limit: a measured median with its margin, or a bare prediction."""
+        """Milliseconds that are compared with the limit: the measured median plus its margin, or the prediction without margin."""
         judged = self.judged
         if judged is None:
             return None
@@ -187,22 +199,22 @@ class DeviceLatency:
 
     @property
     def meets(self) -> bool:
-        """Whether that number is within the limit."""
+        """Whether :attr:`judged_ms` is within the limit."""
         return self.max_ms is None or (self.judged_ms is not None and self.judged_ms <= self.max_ms)
 
     @property
     def unsteady(self) -> bool:
-        """Whether it was measured while other work disturbed the timings."""
+        """Whether other work disturbed the measurement."""
         return self.measured is not None and bool(self.measured.unsteady)
 
     @property
     def undecided(self) -> bool:
-        """Whether the limit lies between an unsteady measurement and that number: it is likely met, and was not shown to be."""
+        """Whether the limit lies within the margin of an unsteady measurement: it is probably met, but this is not certain."""
         return self.unsteady and not self.meets and self.measured is not None and self.measured.ms <= (self.max_ms or 0.0)
 
     @property
     def note(self) -> str | None:
-        """What kind of number the latency is, in words; None without one."""
+        """Describes the kind of latency in words; None without a latency."""
         latency = self.judged
         if latency is None:
             return None
@@ -210,11 +222,11 @@ class DeviceLatency:
             text = f"measured on this machine ({latency.conditions})"
             if not latency.unsteady:
                 return text
-            how = "other work was running, so the latency follows from the ratio to a reference subnet, timed in turns"
+            how = "other work was running, so the latency is computed from the ratio to a reference subnet, timed in turns"
             text = f"{text}, unsteady: {how}"
             if self.undecided:
-                return f"{text}; its interval crosses the limit: the limit is likely met, but that is not certain"
-            return text if self.max_ms is None else f"{text}; the limit is judged on the upper end of its interval"
+                return f"{text}; the limit lies within its interval, so the limit is probably met, but this is not certain"
+            return text if self.max_ms is None else f"{text}; the upper end of its interval is compared with the limit"
         spread = latency.relative_uncertainty or 0.0
         because = f" ({self.not_measured_because})" if self.not_measured_because else ""
         text = f"{self.provenance}, not measured{because}; uncertainty +-{spread:.0%} ({latency.conditions})"
@@ -226,7 +238,7 @@ class DeviceLatency:
         return f"{text}; it meets the limit even at the upper end, {format_ms(highest)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form: both numbers with their kinds, the limit, which of them decided, and what was compared with it."""
+        """Returns the JSON form: both latencies with their kinds, the limit, and which value was compared with it."""
         limited = self.judged if self.max_ms is not None else None
         return {
             "device": self.device,

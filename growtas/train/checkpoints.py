@@ -1,4 +1,7 @@
-"""Writes and reads the checkpoints of a training: each is written whole or not at all; the newest few and the best stay."""
+"""Writes and reads the checkpoints of a training.
+
+A checkpoint is written completely or not at all. The newest few and the best are kept.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,13 @@ _OPTIMIZER, _WEIGHTS = "optimizer/", "weights/"
 
 @dataclass
 class Place:
-    """How far a training has come.
+    """Progress of a training.
 
     Attributes:
-        epoch: epochs that are complete, so the next is the one of this number (counted from 0).
-        batch: batches of the next epoch that are done already.
-        step: steps that are complete.
-        sums: what the running epoch has added up so far.
+        epoch: number of complete epochs, which is also the index of the current epoch, from 0.
+        batch: number of complete batches of the current epoch.
+        step: number of complete optimiser steps since the start of the training.
+        sums: sums over the current epoch so far (loss, images, passes, MACs, seconds).
     """
 
     epoch: int = 0
@@ -43,15 +46,18 @@ class Place:
 
     @property
     def folder(self) -> str:
-        """The checkpoint's name; names sort by time."""
+        """Name of the checkpoint's folder; the alphabetical order of the names is the order in time."""
         return f"epoch-{self.epoch:04d}" + (f"-batch-{self.batch:06d}" if self.batch else "")
 
 
 def save_checkpoint(run: Run, training: Training, place: Place, strategy: dict[str, Any], keep: int) -> Path:
-    """Write a checkpoint's folder and remove all but the newest ``keep``.
+    """Writes a checkpoint and removes all but the newest ``keep`` checkpoints.
 
     Args:
-        strategy: the state of the training's method.
+        strategy: state of the training method.
+
+    Returns:
+        The checkpoint's folder.
     """
     folder = run.path / "checkpoints" / place.folder
     with replacing(folder, sync=True) as temporary:
@@ -81,9 +87,9 @@ def save_checkpoint(run: Run, training: Training, place: Place, strategy: dict[s
 
 
 def keep_best(run: Run, checkpoint: Path, score: float) -> bool:
-    """Keep a checkpoint's supernet as the best where its score is the highest so far; whether it was.
+    """Keeps a checkpoint's supernet as the best one if its score is the highest so far. Returns whether it is.
 
-    The new best is complete before the old one goes.
+    The old best is removed only after the new one is complete.
     """
     best = run.best
     if best is not None and read_json(best / "best.json", "best checkpoint")["score"] >= score:
@@ -101,9 +107,12 @@ def keep_best(run: Run, checkpoint: Path, score: float) -> bool:
 
 
 def load_newest(run: Run, training: Training, progress: Progress) -> tuple[Place, dict[str, Any]]:
-    """Put the newest checkpoint that is whole in place; where it stands, and the state of the training's method.
+    """Loads the newest readable checkpoint into ``training``.
 
-    One that can't be read is set aside as ``broken-NAME`` with a remark, and the one before is taken.
+    An unreadable checkpoint is renamed to ``broken-NAME``, reported with a note, and the one before it is loaded.
+
+    Returns:
+        The progress of the training and the state of its method; the start of a training if there is no checkpoint.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be read.
@@ -116,7 +125,7 @@ def load_newest(run: Run, training: Training, progress: Progress) -> tuple[Place
             if folder == folders[0]:
                 raise
             folder.rename(folder.with_name(f"broken-{folder.name}"))
-            progress.note(f"{error}; it is set aside as broken-{folder.name}, and the checkpoint before is taken")
+            progress.note(f"{error}; the checkpoint is renamed to broken-{folder.name}, and the one before it is loaded")
     return Place(), {}
 
 

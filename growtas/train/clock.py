@@ -1,4 +1,4 @@
-"""Measures how long a training spends on each of its activities."""
+"""Measures the time that a training spends on each activity."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _SAMPLED = 10
 
 
 class Clock:
-    """Seconds an activity; whatever runs inside ``with clock("name")`` counts for it.
+    """Sums up the seconds of each activity: ``with clock("name"):`` adds the time of its body to ``name``.
 
-    A GPU works while the host goes on, so its activities can only be told apart by waiting for it, which costs time. On a GPU the
-    activities inside a step (``step=True``) are therefore measured in every tenth step, and their sum is scaled to all of them.
+    A GPU works asynchronously, so measuring a single activity means waiting for it, which slows the training. On a GPU the
+    activities inside a step (``step=True``) are therefore measured in every tenth step only and scaled to the time of all steps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -23,12 +23,12 @@ class Clock:
         self._seconds: dict[str, float] = {}
         self._inside: dict[str, float] = {}
         self.step_seconds = 0.0
-        """Of all steps."""
+        """Total time of all steps, in seconds."""
         self._sampled = True
 
     @contextlib.contextmanager
     def __call__(self, activity: str, *, step: bool = False) -> Iterator[None]:
-        """Count what runs inside; ``step`` marks an activity within :meth:`step`."""
+        """Adds the time of the body to ``activity``; ``step`` marks an activity inside :meth:`step`."""
         if step and not self._sampled:
             yield
             return
@@ -41,7 +41,7 @@ class Clock:
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """A whole step, with the activities inside it."""
+        """Measures one step, which contains activities with ``step=True``."""
         self._sampled = not self._on_gpu or number % _SAMPLED == 0
         start = time.perf_counter()
         try:
@@ -55,7 +55,7 @@ class Clock:
         return time.perf_counter()
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each activity; those inside steps add up to :attr:`step_seconds`."""
+        """Returns the seconds of each activity. The activities inside steps add up to :attr:`step_seconds`."""
         inside = sum(self._inside.values())
         scale = self.step_seconds / inside if inside else 0.0
         parts = {name: value * scale for name, value in self._inside.items()}

@@ -1,4 +1,4 @@
-"""Estimates the memory and the time of a training before it is run."""
+"""Estimates the memory and the time of a training before it starts."""
 
 from __future__ import annotations
 
@@ -25,13 +25,21 @@ from growtas.train.step import autocast_type
 
 _REPEATS = 3
 _WORK_MACS = 10e9
-"""Forward MACs that one timed pass may have: keeps the largest spaces to seconds on a CPU."""
+"""Most forward MACs of one timed pass; with it, timing the largest spaces takes seconds on a CPU."""
 _MOST_IMAGES = 32
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Peak memory of one process in bytes, as :func:`estimate_memory` counts it."""
+    """Estimated peak memory of one process, from :func:`estimate_memory`. All values are bytes.
+
+    Attributes:
+        weights: the supernet's weights.
+        gradients: their gradients.
+        optimizer: state of the optimiser.
+        ema: moving average of the weights; 0 without one.
+        activations: values that are stored for the backward pass, and the images.
+    """
 
     weights: int
     gradients: int
@@ -41,34 +49,37 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """Their sum."""
+        """Sum of all parts."""
         return self.weights + self.gradients + self.optimizer + self.ema + self.activations
 
 
 def estimate_memory(recipe: Recipe, space: SearchSpace, subnet: Subnet, images: int, device: torch.device) -> MemoryEstimate:
-    """Peak memory of a process for a pass of ``subnet`` on ``images`` images, by a formula; nothing is run.
+    """Estimates the peak memory of a process by a formula. Runs nothing.
 
     With W the bytes of the supernet's float32 weights:
 
     - weights W, gradients W;
     - optimiser 2 W for AdamW, W for SGD with momentum, 0 without;
-    - EMA W where the recipe has one;
-    - activations: what is kept for the backward pass, for each image and block as below, and one block more for what the backward
-      pass itself needs; besides the images, three times (as loaded, on the way to being mixed, and mixed).
+    - EMA W if the recipe has one;
+    - activations: the values stored for the backward pass, per image and block as below, plus one block for the backward pass
+      itself; and three copies of the images (as loaded, during mixing, and mixed).
 
-    What a block keeps for a token, with dim, hidden, heads, d (head_dim), N (tokens), M (keys: N, or N filled up to whole cache
-    lines), L (grid lines) and D (distances), both padded to a multiple of 8:
+    Values that a block stores per token, with dim, hidden, heads, d (head_dim), N (tokens), M (keys: N, or N padded to full cache
+    lines), L (grid lines) and D (distances), the last two padded to a multiple of 8:
 
     - float32 on a CPU, where a block's halves are fused: ``2 dim + hidden + heads ((d + L)(1 + 2 M/N) + d + M + D)`` floats;
     - elsewhere: residuals and normalised tokens ``4 dim``, ``2 hidden``, and ``heads (9 d + 6 L)``; under autocast all but the
-      residuals are 2 bytes each, and the weights are kept a second time in 2 bytes.
+      residuals take 2 bytes each, and there is a second copy of the weights in 2 bytes.
 
-    Checked on CPUs against a step's real peak (within a factor of 1.5, a test holds it). The second formula was not checked on a
-    GPU. Left out: Python and torch themselves, images that are held in memory, evaluation, and teachers.
+    On CPUs a test compares the estimate with the real peak of a step (within a factor of 1.5). The second formula was not checked
+    on a GPU. Not included: Python and torch themselves, images that are held in memory, evaluation, and teachers.
 
     Args:
-        subnet: the largest that is trained.
-        images: of one part: a process's share of the batch, divided by ``accumulate``.
+        recipe: the recipe of the training.
+        space: the search space.
+        subnet: the largest subnet that is trained.
+        images: images of one part: the batch of a process divided by ``accumulate``.
+        device: the device of the training.
     """
     depth = space.max_depth
     bounds = Subnet(space.max_embed_dim, (space.max_num_heads,) * depth, (space.max_mlp_ratio,) * depth)
@@ -96,14 +107,14 @@ def estimate_memory(recipe: Recipe, space: SearchSpace, subnet: Subnet, images: 
 
 @dataclass(frozen=True)
 class TimedPasses:
-    """Forward and backward passes that were run.
+    """Measured times of forward and backward passes.
 
     Attributes:
-        images: of each pass.
+        images: number of images per pass.
         macs: forward MACs of each timed subnet for one image.
-        pass_seconds: of each timed subnet for one image, forward and backward; the median of its passes.
-        optimizer_seconds: of one optimiser step.
-        passes: how many passes were timed in all.
+        pass_seconds: median time of a forward and backward pass of each timed subnet, per image.
+        optimizer_seconds: median time of an optimiser step.
+        passes: total number of timed passes.
     """
 
     images: int
@@ -114,10 +125,14 @@ class TimedPasses:
 
 
 def time_passes(recipe: Recipe, space: SearchSpace, subnets: Sequence[Subnet], images: int, device: torch.device) -> TimedPasses:
-    """Time passes of some subnets on random images, a few each after one that isn't counted.
+    """Times a few passes of each subnet on random images, after one warm-up pass.
 
     Args:
-        images: at most so many a pass; fewer for large subnets.
+        recipe: the recipe of the training.
+        space: the search space.
+        subnets: the subnets to time.
+        images: largest number of images per pass; large subnets get fewer.
+        device: the device of the training.
 
     Raises:
         DeviceError: the device can't compute in the recipe's precision.
@@ -145,7 +160,7 @@ def time_passes(recipe: Recipe, space: SearchSpace, subnets: Sequence[Subnet], i
 
 
 def _median_seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """The median over some repetitions, after one that isn't counted."""
+    """Returns the median time of some repetitions after one warm-up."""
     seconds = []
     for _ in range(1 + _REPEATS):
         start = time.perf_counter()
@@ -158,13 +173,13 @@ def _median_seconds(work: Callable[[], Any], device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """Seconds of passes and optimiser steps of a whole training, from a few timed passes.
+    """Estimated time of a training's passes and optimiser steps.
 
-    Data, evaluation and checkpoints are left out, and so is what processes wait for each other.
+    Loading data, evaluation, checkpoints and communication between processes are not included.
 
     Attributes:
-        seconds: of all.
-        timed: what it was estimated from.
+        seconds: estimated time of the whole training.
+        timed: the measured passes that the estimate is based on.
     """
 
     seconds: float
@@ -172,27 +187,29 @@ class TimeEstimate:
 
     @classmethod
     def of(cls, timed: TimedPasses, stages: Sequence[tuple[int, float, float]], images: float) -> TimeEstimate:
-        """Estimate from timed passes: the seconds of a pass for one image are a straight line over its MACs, with neither
-        intercept nor slope below zero.
+        """Estimates the time from timed passes.
+
+        The model: the seconds per pass and image are a straight line over the MACs, whose intercept and slope are not negative.
 
         Args:
-            stages: steps, passes a step and forward MACs a step (of one image) of each stage.
-            images: that a process sees each step.
+            timed: the measured passes.
+            stages: for each stage the number of steps, the passes per step and the forward MACs per step and image.
+            images: images per step of one process.
         """
         from scipy.optimize import nnls
 
-        most = max(timed.macs)  # keeps both columns of a like size
+        most = max(timed.macs)  # brings both columns to a similar scale
         (base, slope), _ = nnls([(1.0, macs / most) for macs in timed.macs], timed.pass_seconds)
         steps = ((count, images * (base * passes + slope * macs / most)) for count, passes, macs in stages)
         return cls(float(sum(count * (seconds + timed.optimizer_seconds) for count, seconds in steps)), timed)
 
     @property
     def label(self) -> str:
-        """Where the number comes from."""
+        """States where the number comes from."""
         return f"estimated from {self.timed.passes} timed passes of {self.timed.images} images on this machine"
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Returns the JSON form."""
         return {
             "seconds": self.seconds,
             "label": self.label,

@@ -1,4 +1,4 @@
-"""The events of a training, as :meth:`growtas.progress.Progress.event` gets them."""
+"""The events that a training passes to :meth:`growtas.progress.Progress.event`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunReady:
-    """Everything is opened and checked, and the run's folder exists.
+    """All inputs are opened and checked, and the run folder exists.
 
     Attributes:
-        run: the run, new or continued.
-        recipe: what will be done.
+        run: the run, new or resumed.
+        recipe: the recipe of the training.
         data: the opened data set.
-        device: where it will be done, ``cpu`` or ``cuda``.
-        processes: how many will do it.
-        report: what the data hold; None for a run that is continued.
+        device: device of the training, ``cpu`` or ``cuda``.
+        processes: number of training processes.
+        report: the check of the data; None for a resumed run.
     """
 
     run: Run
@@ -38,8 +38,8 @@ class TrainingStarted:
     """The first step is about to begin.
 
     Attributes:
-        step: steps that are complete already; above 0 for a run that is continued.
-        steps: of the whole training.
+        step: number of complete steps; above 0 for a resumed run.
+        steps: number of steps of the whole training.
     """
 
     step: int
@@ -51,10 +51,10 @@ class StepDone:
     """An optimiser step is done.
 
     Attributes:
-        step: steps that are complete.
-        epoch: epochs that are complete.
-        stage: index of the open stage, from 0.
-        loss: mean over the batch and the step's passes.
+        step: number of complete steps.
+        epoch: number of complete epochs.
+        stage: index of the current stage, from 0.
+        loss: mean loss over the batch and the passes of the step.
     """
 
     step: int
@@ -65,15 +65,15 @@ class StepDone:
 
 @dataclass(frozen=True)
 class StopRequested:
-    """Ctrl-C, SIGTERM, or a KeyboardInterrupt of the progress asked to stop, which the training does after the running step."""
+    """Ctrl-C, SIGTERM or a KeyboardInterrupt of the progress object requested a stop. The training stops after the current step."""
 
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch is done and saved.
+    """An epoch is done and its checkpoint is saved.
 
     Attributes:
-        metrics: its line of ``metrics.jsonl``.
+        metrics: the epoch's line of ``metrics.jsonl``.
     """
 
     metrics: dict[str, Any]

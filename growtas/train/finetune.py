@@ -1,4 +1,4 @@
-"""Fine-tuning an extracted model on another data set, as an ordinary run whose space is the model's own."""
+"""Starts the fine-tuning of a static model on another data set: a run whose search space holds this model alone."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from growtas.train.recipe import Recipe
 from growtas.train.session import Session, start_session
 
 SUFFIX = "-finetuned"
-"""Ends the name of a run's space; it begins with the name of the space that the model comes from."""
+"""Suffix of the run's space; its name starts with the name of the space that the model comes from."""
 _HEAD = 2**32 + 1
-"""Seed stream of the new head: above every step's, and beside the one of a supernet's initialisation."""
+"""Seed stream of the new head; different from the streams of all steps and of a supernet's initialisation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,11 @@ class Pretrained:
     """The model that a fine-tuning starts from.
 
     Attributes:
-        model: the static ViT, with its old head.
-        name: of the space that it was searched in, or of the file.
-        weights: the file that the weights came from: the model, or the supernet that it was cut from.
-        preprocess: how its images were prepared, where that is recorded.
-        class_names: of its old head, where they are recorded.
+        model: the static ViT with its old head.
+        name: name of the search space that it comes from; without one, the name of the file.
+        weights: file of the weights: the model, or the supernet that it was extracted from.
+        preprocess: preprocessing of its training images; None if it is not recorded.
+        class_names: classes of its old head; None if they are not recorded.
     """
 
     model: VisionTransformer
@@ -58,27 +58,27 @@ class Pretrained:
 def load_pretrained(
     path: str | Path, subnet: Subnet | Path | None = None, *, suffixes: Sequence[str] = (".safetensors",)
 ) -> Pretrained:
-    """The model to fine-tune.
+    """Loads the model to fine-tune.
 
     Args:
-        path: a run (its searched subnet is cut from the newest checkpoint), a model that ``growtas export`` wrote
-            (``NAME.safetensors``), an artifact or manifest of the same name beside one, or a folder that holds one model.
-        subnet: for a run: a subnet, or the file of one, in place of what the search chose.
-        suffixes: of the files that an export makes, any of which may be named in place of the model beside it.
+        path: a run (the subnet of its search is extracted from the newest checkpoint), a model that ``growtas export`` wrote
+            (``NAME.safetensors``), an artifact or manifest of the same name beside the model, or a folder with a single model.
+        subnet: for a run: a subnet or the file of one; it replaces the subnet of the search.
+        suffixes: file name suffixes of the artifacts that may be named in place of the model.
 
     Raises:
-        CheckpointError: nothing there that can be fine-tuned, or a file that can't be read.
-        SubnetError: the run's space does not hold the subnet.
+        CheckpointError: there is no model at ``path``, or a file can't be read.
+        SubnetError: the run's space does not contain the subnet.
         UsageError: the run has no subnet yet, or ``subnet`` is given without a run.
     """
     path = Path(path)
     if (path / "run.json").is_file():
         return _from_run(Run(path), subnet)
     if subnet is not None:
-        raise UsageError(f"{path}: a subnet file is for a run, and this is none (a run folder holds a run.json)")
+        raise UsageError(f"{path}: a subnet file needs a run, but this is not a run folder (a run folder contains run.json)")
     file = _model_file(path, suffixes)
     if _kind(file) == "supernet":
-        raise CheckpointError(f"{file}: this is a whole supernet; name its run's folder, and the subnet of its search is cut out")
+        raise CheckpointError(f"{file}: this is a whole supernet; name its run folder to fine-tune the subnet of its search")
     model = load_model(file)
     manifest_file = file.with_name(file.name + ".json")
     manifest = read_json(manifest_file, "manifest") if manifest_file.is_file() else {}
@@ -109,7 +109,7 @@ def _from_run(run: Run, subnet: Subnet | Path | None) -> Pretrained:
 
 
 def _model_file(path: Path, suffixes: Sequence[str]) -> Path:
-    """The model that a path means: itself, the one of the same name beside it, or the only one in the folder."""
+    """Returns the model file for a path: the file itself, the model of the same name beside it, or the only model in a folder."""
     if path.is_dir():
         models = [file for file in sorted(path.glob("*.safetensors")) if _kind(file) == "model"]
         if len(models) != 1:
@@ -124,12 +124,12 @@ def _model_file(path: Path, suffixes: Sequence[str]) -> Path:
             model = path.with_name(stem.removesuffix(suffix) + ".safetensors")
             if model.is_file():
                 return model
-            raise CheckpointError(f"{path}: an artifact has no weights to train, and the model {model.name} is not beside it")
-    raise CheckpointError(f"{path}: not a model; legal are a run's folder, or a {choices(suffixes)} file of growtas export")
+            raise CheckpointError(f"{path}: an artifact has no trainable weights, and there is no model {model.name} beside it")
+    raise CheckpointError(f"{path}: this is not a model; name a run folder, or a {choices(suffixes)} file of growtas export")
 
 
 def _kind(file: Path) -> str | None:
-    """What a safetensors file of growtas holds: ``model`` or ``supernet``; None for other files."""
+    """Returns the content of a safetensors file of growtas, ``model`` or ``supernet``; None for other files."""
     try:
         return read_metadata(file).get("kind")
     except (SafetensorError, OSError, ValueError):
@@ -147,25 +147,27 @@ def start_finetune(
     progress: Progress = SILENT,
     in_chans: int | None = None,
 ) -> Session:
-    """Check everything and create the run: its space holds the model alone, its weights are the model's, its subnet is chosen.
+    """Checks all inputs and creates the run. Its space holds the model alone, so no search is needed.
 
-    The head is a new one, unless the data's class names are the model's own. Where the data is normalised in another way than the
-    model's was, the patch convolution takes that up, so that the model sees what it is used to.
+    The head is kept if the data's class names equal the model's, and is new otherwise. If the data is normalised differently from
+    the model's old training images, the patch convolution is adapted, so that the old images would give the same features.
 
     Args:
-        recipe: of method ``finetune``; its ``data`` is opened, its ``space`` and ``method_options`` are the model's, and so is the
-            image size where its ``image_size`` is not given; see :func:`growtas.nn.resample.resample`.
-        in_chans: 1 or 3, by default the model's.
+        pretrained: the model to start from.
+        recipe: recipe of method ``finetune``. Its ``space`` and ``method_options`` are replaced by the model's. Without
+            ``image_size`` the model keeps its size; see :func:`growtas.nn.resample.resample`.
+        out, name, data_dir, device, progress: as for :func:`growtas.api.train`.
+        in_chans: number of image channels, 1 or 3; by default the model's.
 
     Raises:
-        ConfigError: another method, an ``init`` besides the model, or an illegal image size.
+        ConfigError: the method is another one, ``init`` is set, or the image size is illegal.
         SpaceError: the model has no relative position.
         DataError, DeviceError, OutputError, UsageError: as :func:`growtas.train.session.start_session`.
     """
     if recipe.method != "finetune":
-        raise ConfigError(f"method is {recipe.method}; a fine-tuning has the method finetune, all others are for `growtas train`")
+        raise ConfigError(f"method is {recipe.method}; a fine-tuning needs the method finetune, all others are for `growtas train`")
     if recipe.init is not None:
-        raise ConfigError("init is set, but a fine-tuning starts from the model that is named; leave it out")
+        raise ConfigError("init is set, but a fine-tuning starts from the named model; leave it out")
     old = pretrained.model.architecture
     resampled = resample(pretrained.model, image_size=recipe.image_size, in_chans=in_chans)
     if recipe.pixel_range is None and pretrained.preprocess is not None:
@@ -175,7 +177,7 @@ def start_finetune(
     if not same_classes:
         with preserved_globals():
             seed_globals(recipe.seed, _HEAD)
-            resampled.reset_classifier(0)  # also where the number of classes stays, the classes are others
+            resampled.reset_classifier(0)  # forces a new head even if the number of classes stays the same
             resampled.reset_classifier(len(data.class_names))
     space = single_subnet_space(resampled.architecture, pretrained.name.removesuffix(SUFFIX) + SUFFIX)
     model = _renormalised(pretrained, resampled, preprocess_record(space, data))
@@ -199,18 +201,18 @@ def start_finetune(
         extra={"finetune": record},
     )
     if session.world.is_main:
-        # `growtas export` finds its subnet there; nothing was searched, so it holds no accuracy.
+        # `growtas export` reads its subnet from this file; it has no accuracy because nothing was searched.
         content = {**subnet.to_dict(), **dataclasses.asdict(count_costs(space, subnet)), "space": space.name}
         write_json(session.run.path / "search" / "subnet.json", content)
     return session
 
 
 def _renormalised(pretrained: Pretrained, resampled: VisionTransformer, record: Mapping[str, Any]) -> VisionTransformer:
-    """The resampled model for images normalised as ``record`` says; as it is where the old normalisation isn't known."""
+    """Adapts the resampled model to the normalisation in ``record``. Returns it unchanged if the old normalisation is unknown."""
     before = pretrained.preprocess
     if before is None or (list(before["mean"]), list(before["std"])) == (record["mean"], record["std"]):
         return resampled
-    # Channels are added up or divided on raw values: their normalisations need not be alike.
+    # The number of channels is changed on raw pixel values, because the channels may have different normalisations.
     raw = copy.deepcopy(pretrained.model)
     renormalise(raw, (before["mean"], before["std"]), _raw(raw))
     raw = resample(raw, in_chans=resampled.architecture.in_chans)

@@ -1,4 +1,4 @@
-"""Keeps the entries that small subnets use unchanged, bit by bit (GrowTAS+: Lee et al., Section 3.2, Eq. 5)."""
+"""Keeps the weights that small subnets use bit-identical during GrowTAS+ (Lee et al., Section 3.2, Eq. 5)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Region = tuple[slice, ...]
 
 
 def used_regions(supernet: Supernet, subspace: Subspace) -> dict[str, Region]:
-    """The leading block of each parameter that some subnet of a subspace uses; parameters that none uses are absent.
+    """Returns the leading block of each parameter that at least one subnet of a subspace uses. Unused parameters are absent.
 
-    A subspace is a product of choices, so its largest subnet uses every entry that any of its subnets does. That holds for the
-    interleaved qkv rows too: a subnet with w channels of heads takes the first 3 w of them.
+    A subspace is a product of choices, so its largest subnet uses every entry that any of its subnets uses. This holds for the
+    interleaved qkv rows too: a subnet whose heads have w channels in total uses the first 3 w rows.
     """
     largest = subspace.restrict(supernet.space).largest
     with torch.device("meta"):
@@ -28,12 +28,12 @@ def used_regions(supernet: Supernet, subspace: Subspace) -> dict[str, Region]:
 class FrozenEntries:
     """Entries of a module's parameters that a training must not change.
 
-    Neither weight decay, momentum, an average of weights nor rounding gets at them: gradients there are cleared before a step, and
-    the values are put back after it. Parameters that are frozen whole take no gradient at all.
+    Their gradients are set to zero before each optimiser step, and their values are restored after it. So weight decay, momentum,
+    averaging and rounding can't change them. Parameters that are frozen completely get no gradient at all.
 
     Args:
-        module: in training.
-        regions: for each parameter's name the block to freeze.
+        module: the module in training.
+        regions: the block to freeze, by parameter name.
     """
 
     def __init__(self, module: nn.Module, regions: dict[str, Region]) -> None:
@@ -49,19 +49,19 @@ class FrozenEntries:
                 self._partly_frozen.append((parameter, region, value))
 
     def clear_gradients(self) -> None:
-        """Set the gradients of frozen entries to zero, so that they count neither for momentum nor for a norm."""
+        """Sets the gradients of frozen entries to zero, so that they affect neither momentum nor the gradient's norm."""
         for parameter, region, _ in self._partly_frozen:
             if parameter.grad is not None:
                 parameter.grad[region] = 0
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the values back after the optimiser's step."""
+        """Restores the frozen values after the optimiser's step."""
         for parameter, region, value in self._partly_frozen:
             parameter[region] = value
 
     @torch.no_grad()
     def restore_in(self, module: nn.Module) -> None:
-        """Put the values into another module with the same names, such as an average of the weights."""
+        """Writes the frozen values into another module with the same parameter names, such as a moving average of the weights."""
         for name, (region, value) in self._values.items():
             module.get_parameter(name)[region] = value

@@ -30,11 +30,16 @@ def make_loader(
     progress: Progress = SILENT,
     parts: Parts = Parts(),  # noqa: B008 (a frozen value)
 ) -> Loader:
-    """The training images without the search split, in batches.
+    """Builds the loader of the training images without the search split.
 
     Args:
+        data: the opened data set.
+        split: the search split, as in ``split.json``.
+        record: the preprocessing, as in ``run.json``.
+        recipe: the recipe of the training.
+        device: the device of the training.
         progress: receives each stage.
-        parts: of each batch, the ones that this process loads.
+        parts: the parts of each batch that this process loads.
 
     Raises:
         ConfigError: a batch can't be cut into so many parts.
@@ -59,15 +64,15 @@ def make_loader(
 
 
 def check_memory(data: Data, record: Mapping[str, Any], recipe: Recipe) -> None:
-    """Make sure that a recipe that holds its images in memory can.
+    """Checks that the images fit in memory, if the recipe's augmentation keeps them there.
 
     Raises:
-        DataError: they are too many.
+        DataError: they exceed the limit.
     """
     size = Pixels(data.train, record).size if recipe.augment != "paper" else 0
     if size > MEMORY_LIMIT:
         raise DataError(
-            f"{data.data_dir or data.name}: {len(data.train)} images of {record['image_size']} px are {size / 1e9:.1f} GB, "
-            f"and augment: {recipe.augment} holds at most {MEMORY_LIMIT / 1e9:g} GB in memory; "
+            f"{data.data_dir or data.name}: {len(data.train)} images of {record['image_size']} px take {size / 1e9:.1f} GB, "
+            f"but augment: {recipe.augment} keeps at most {MEMORY_LIMIT / 1e9:g} GB in memory; "
             f"set augment: paper in a --config file"
         )

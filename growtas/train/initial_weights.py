@@ -1,4 +1,4 @@
-"""The weights that a training starts from: another run's supernet, or a file of one."""
+"""The weights that a training starts from: the supernet of another run, or a supernet file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class InitialWeights:
     """The weights that a recipe's ``init`` names.
 
     Attributes:
-        path: a ``supernet.safetensors``.
-        run: the run that it belongs to, where a run was named.
+        path: the ``supernet.safetensors`` file.
+        run: the run of the supernet; None if ``init`` names a file.
     """
 
     path: Path
@@ -29,10 +29,10 @@ class InitialWeights:
 
     @classmethod
     def of(cls, recipe: Recipe) -> InitialWeights | None:
-        """The weights that the recipe's ``init`` names, or None where it names nothing.
+        """Finds the weights that the recipe's ``init`` names; None without ``init``.
 
         Raises:
-            CheckpointError: there is no run and no file of that name, or the run has no checkpoint.
+            CheckpointError: there is no such run or file, or the run has no checkpoint.
         """
         if recipe.init is None:
             return None
@@ -41,14 +41,15 @@ class InitialWeights:
             return cls(Run(path).supernet_file, Run(path))
         if path.is_file():
             return cls(path, None)
-        raise CheckpointError(f"{recipe.init}: --init must name a run's folder or a supernet.safetensors; neither is there")
+        raise CheckpointError(f"{recipe.init}: --init must name a run folder or a supernet.safetensors file; there is neither")
 
     def inherit(self, recipe: Recipe, data_dir: str | None) -> tuple[Recipe, str | None]:
-        """What a training takes from the run that it goes on from.
+        """Completes a recipe with settings of the run that the weights come from.
 
         Returns:
-            The recipe, with that run's ``pixel_range`` if it has none of its own, and for GrowTAS+ with the growth of that run,
-            whose A_1 must be left alone; and ``data_dir``, or where that run had its images if they are of the same name.
+            The recipe and the data folder. If the recipe has no ``pixel_range``, it gets the run's. For GrowTAS+ it gets the run's
+            subspaces, because A_1 must stay unchanged. Without ``data_dir``, and for the same data set, the data folder is the
+            run's.
         """
         info: Mapping[str, Any] = self.run.info if self.run is not None else {}
         fields, data = info.get("recipe") or {}, info.get("data") or {}
@@ -62,24 +63,24 @@ class InitialWeights:
         return recipe, data_dir
 
     def supernet(self, recipe: Recipe, classes: int) -> Supernet:
-        """The weights, in the recipe's space with the data's number of classes.
+        """Loads the supernet, with a head for ``classes`` classes.
 
-        The head is kept where its number of classes is the data's, and drawn at random otherwise.
+        The head is kept if its number of classes is the same, and is initialised at random otherwise.
 
         Raises:
             CheckpointError: the file can't be read.
-            ConfigError: it is of another space; for ``growtas-plus`` also of another number of classes.
+            ConfigError: the supernet has another space than the recipe, or for ``growtas-plus`` another number of classes.
         """
         source = load_supernet(self.path)
         space = recipe.search_space().replace(num_classes=classes)
         if _shape(source.space) != _shape(space):
-            raise ConfigError(f"{self.path}: the supernet is of the space {source.space.name}, not of {space.name} (--space)")
+            raise ConfigError(f"{self.path}: the supernet has the space {source.space.name}, not {space.name} (--space)")
         if source.space.num_classes == classes:
             return source
         if recipe.method == "growtas-plus":
             raise ConfigError(
-                f"{self.path}: the supernet has {source.space.num_classes} classes and the data {classes}; "
-                f"growtas-plus goes on with the classes it was trained with"
+                f"{self.path}: the supernet has {source.space.num_classes} classes and the data has {classes}; "
+                f"growtas-plus needs data with the supernet's classes"
             )
         supernet = Supernet(space)
         backbone = {name: value for name, value in source.state_dict().items() if not name.startswith("head.")}
@@ -92,7 +93,7 @@ def _shape(space: SearchSpace) -> SearchSpace:
 
 
 def inherited_fields(init: Any) -> dict[str, Any]:
-    """Space, image size and data of a run that a training goes on from, as recipe fields; nothing where ``init`` is no such run."""
+    """Returns space, image size and data of the run ``init`` as recipe fields; an empty mapping if ``init`` is not a run folder."""
     path = Path(init).expanduser() if isinstance(init, str) else None
     if path is None or not (path / "run.json").is_file():
         return {}

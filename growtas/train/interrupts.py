@@ -1,4 +1,4 @@
-"""Stops a training between two steps, or two batches of an evaluation, on all its processes together."""
+"""Stops all processes of a training at the same place: between two steps, or between two batches of an evaluation."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from growtas.train.events import StopRequested
 
 
 class TrainingInterrupts(Interrupts):
-    """The requests to stop a training: all its processes answer a request of one, at the same place.
+    """Requests to stop a training. If one process gets a request, all of them stop at the same place.
 
-    The processes wait for each other in every step, so that none of them may leave alone from :meth:`join` on: they stop where all
-    of them :meth:`check`, or where a step has told them that somebody asked.
+    The processes wait for each other in every step, so after :meth:`join` no process may stop alone. They stop where all of them
+    call :meth:`check`, or after a step in which the processes exchanged the request.
 
     Args:
-        world: the processes.
-        device: of this process.
-        progress: gets :class:`growtas.train.events.StopRequested`.
+        world: the processes of the training.
+        device: the device of this process.
+        progress: receives :class:`growtas.train.events.StopRequested`.
     """
 
     def __init__(self, world: World, device: torch.device, progress: Progress) -> None:
@@ -36,34 +36,34 @@ class TrainingInterrupts(Interrupts):
         super().__exit__(*exception)
 
     def join(self) -> None:
-        """Call it where the processes begin to wait for each other: from then on a request is noted until all can answer it."""
+        """Marks the place from which the processes wait for each other. Later requests are held until all processes can stop."""
         if self._world.size > 1:
             self._together.enter_context(self.held())
 
     def finish(self) -> None:
-        """Call it when the training is complete: from then on a request changes nothing."""
+        """Marks the training as complete. Later requests have no effect."""
         self._together.enter_context(self.held())
         self._progress = SILENT
 
     def on_request(self) -> None:
-        """Says so. A signal may come in the middle of printing, which can't be entered again."""
+        """Reports the request. The signal may arrive during a print call, and printing again then raises a RuntimeError."""
         with contextlib.suppress(RuntimeError):
             self._progress.event(StopRequested())
 
     def flags(self) -> list[bool]:
-        """What this process tells the others: whether Ctrl-C asked it to stop, and whether SIGTERM did."""
+        """Returns whether Ctrl-C asked this process to stop, and whether SIGTERM did. The processes exchange these flags."""
         return [self.requested and (self.number == signal.SIGTERM) == terminated for terminated in (False, True)]
 
     def check(self) -> None:
-        """A place where the training can stop; all processes come by.
+        """Stops all processes if one of them has a request. All processes must call this at the same place.
 
         Raises:
-            KeyboardInterrupt: one of them was asked to.
+            KeyboardInterrupt: one of them was asked to stop.
         """
         self.answer(self._world.sum_counts([int(flag) for flag in self.flags()], self._device))
 
     def answer(self, flags: Sequence[float]) -> None:
-        """As :meth:`check`, where all processes know the sums of their :meth:`flags`."""
+        """Does the same as :meth:`check`, given the sums of all processes' :meth:`flags`."""
         if any(flags):
             self.agree(signal.SIGINT if flags[0] else signal.SIGTERM)
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The subnets whose accuracy is measured during a training."""
+"""Measures the accuracy of some subnets during a training."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _BATCH = 256
 
 
 def monitored(space: SearchSpace) -> dict[str, Subnet]:
-    """The three subnets that every table shows."""
+    """Returns the smallest, the middle and the largest subnet of a space."""
     return {"smallest": space.smallest, "middle": space.middle(), "largest": space.largest}
 
 
 def stage_subnets(space: SearchSpace, subspaces: Iterable[Subspace]) -> dict[str, Subnet]:
-    """The smallest, a middle and the largest subnet of each subspace that is not the whole space, as ``A1 largest``.
+    """Returns the smallest, middle and largest subnet of each subspace, named like ``A1 largest``.
 
-    Subnets that :func:`monitored` or an earlier subspace has already are left out.
+    Left out are subspaces that equal the whole space, and subnets that :func:`monitored` or an earlier subspace already contains.
     """
     known = set(monitored(space).values())
     subnets: dict[str, Subnet] = {}
@@ -48,12 +48,17 @@ def subnet_accuracies(
     world: World = World(),  # noqa: B008 (a frozen value)
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Accuracy (0..1) of some subnets; the supernet is left in eval mode.
+    """Measures the accuracy (0..1) of some subnets. Leaves the supernet in eval mode.
 
-    The processes of a world share the batches; all get the result.
+    The processes share the batches, and all of them get the result.
 
     Args:
-        check: called before each subnet's turn at a batch, on every process equally often; it may raise.
+        supernet: the weights.
+        images: the images to measure on.
+        device: the device of this process.
+        subnets: the subnets by name.
+        world: the processes of the training.
+        check: called before each pass, equally often on every process; it may raise to stop.
     """
     supernet.eval()
     models = {subnet: partial(supernet, subnet=subnet) for subnet in subnets.values()}
@@ -69,7 +74,7 @@ def accuracies_of(
     world: World = World(),  # noqa: B008 (a frozen value)
     check: Callable[[], None] = lambda: None,
 ) -> dict[Any, float]:
-    """Accuracy (0..1) of some models, which map images to logits; see :func:`subnet_accuracies`."""
+    """Measures the accuracy (0..1) of models that map images to logits; see :func:`subnet_accuracies`."""
     correct = dict.fromkeys(models, 0)
     for first in range(0, len(images), world.size * _BATCH):
         start = first + world.rank * _BATCH

@@ -1,8 +1,8 @@
-"""The optimiser, its schedule, and its state as tensors.
+"""The optimiser, its learning rate schedule, and its state as tensors.
 
-Which weights a step moves: gradients are set to None before it, so a parameter that the drawn subnet doesn't touch at all (every
-weight of a block that its depth leaves out) is not stepped. A parameter that it cuts is stepped whole: the entries outside the cut
-have zero gradients, but their momentum still moves them and, in matrices, weight decay shrinks them.
+Gradients are set to None before a step. So the optimiser skips a parameter that the drawn subnet does not use at all, such as the
+weights of a block beyond its depth. It updates a parameter that the subnet uses in part as a whole: entries outside the slice have
+zero gradients, but momentum still moves them and, in matrices, weight decay shrinks them.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from growtas.nn.supernet import Supernet
 from growtas.train.recipe import Recipe
 
 NO_WEIGHT_DECAY = ("cls_token", "pos_embed", "relative_key", "relative_value")
-"""Parameters without weight decay besides biases and norms: those with one of these in their name."""
+"""Parameters whose name contains one of these have no weight decay, like biases and norms."""
 
 
 def make_optimizer(supernet: Supernet, recipe: Recipe) -> Optimizer:
-    """The recipe's optimiser over all weights that take gradients; only matrices decay."""
+    """Creates the recipe's optimiser over all weights that need gradients. Only matrices have weight decay."""
     excluded = [name for name, _ in supernet.named_parameters() if any(part in name for part in NO_WEIGHT_DECAY)]
     groups = param_groups_weight_decay(supernet, recipe.weight_decay, no_weight_decay_list=excluded)
     if recipe.optimizer == "sgd":
-        # Without momentum torch has no Nesterov; its fused form fails when only some parameters have stepped before.
+        # torch requires momentum for Nesterov. Its fused SGD fails if only some parameters were updated before.
         return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
     return AdamW(groups, lr=recipe.lr, fused=True)
 
 
 def make_scheduler(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> CosineLRScheduler:
-    """Linear warm-up, then a cosine over the whole training; ``step_update(step)`` sets the rate of a step."""
+    """Creates the schedule: a linear warm-up, then a cosine to the end. Its ``step_update(step)`` sets the rate of a step."""
     return CosineLRScheduler(
         optimizer,
         t_initial=max(recipe.epochs * steps_per_epoch, 2),
@@ -42,13 +42,13 @@ def make_scheduler(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -
 
 
 def parameter_names(supernet: Supernet, optimizer: Optimizer) -> list[str]:
-    """Names of the optimiser's parameters, in its order."""
+    """Returns the names of the optimiser's parameters in the optimiser's order."""
     names = {id(parameter): name for name, parameter in supernet.named_parameters()}
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def optimizer_tensors(supernet: Supernet, optimizer: Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state as ``NAME/KEY`` tensors: ``exp_avg``, ``exp_avg_sq``, ``step`` of each parameter that was stepped."""
+    """Returns the optimiser's state as tensors ``NAME/KEY``, such as ``exp_avg`` and ``step``, of each updated parameter."""
     state = optimizer.state_dict()["state"]
     names = parameter_names(supernet, optimizer)
     return {
@@ -60,7 +60,7 @@ def optimizer_tensors(supernet: Supernet, optimizer: Optimizer) -> dict[str, tor
 
 
 def load_optimizer_tensors(supernet: Supernet, optimizer: Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """The inverse of :func:`optimizer_tensors`."""
+    """Restores the state that :func:`optimizer_tensors` returned."""
     index_of = {name: index for index, name in enumerate(parameter_names(supernet, optimizer))}
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():

@@ -1,4 +1,4 @@
-"""Plans a training before it is run: stages, steps, learning rates, compute, memory and time."""
+"""Plans a training before it starts: stages, steps, learning rates, compute, memory and time."""
 
 from __future__ import annotations
 
@@ -41,22 +41,24 @@ from growtas.train.strategies.shrinking import Shrinking
 from growtas.train.teacher import check_teacher, load_teacher
 
 _DRAWS = 256
-"""Steps of a stage whose passes are drawn for its mean costs."""
+"""Number of steps whose passes are drawn to compute the mean costs of a stage."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage.
+    """One stage of a training.
 
     Attributes:
-        number: from 1.
-        subspace: its caps.
-        subnets: how many different ones can be drawn, where caps say it; None where the method decides while it trains.
-        smallest, largest: costs of the smallest and the largest subnet that can be drawn, for one image.
-        first_epoch, epochs: when it begins and how long it is; fractions are legal.
-        steps: optimiser steps.
-        passes: forward and backward passes a step, on average.
-        macs: multiply-accumulates of a step's passes for one image, forward only, on average.
+        number: number of the stage, from 1.
+        subspace: caps of the open subspace.
+        subnets: number of different subnets that can be drawn; None if the method decides it during the training.
+        smallest: costs of the smallest subnet that can be drawn, for one image.
+        largest: costs of the largest subnet that can be drawn, for one image.
+        first_epoch: start of the stage in epochs, possibly a fraction.
+        epochs: length of the stage in epochs, possibly a fraction.
+        steps: number of optimiser steps.
+        passes: mean number of forward and backward passes per step.
+        macs: mean multiply-accumulates of a step's forward passes, for one image.
     """
 
     number: int
@@ -73,22 +75,22 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A training before it begins.
+    """The plan of a training.
 
     Attributes:
-        recipe: what is planned.
+        recipe: the recipe of the training.
         space: the search space, with the data's number of classes.
-        device: ``cpu`` or ``cuda``.
-        processes: how many share a batch.
-        train_images: without the search split.
-        steps_per_epoch: optimiser steps.
-        batch_images: images a step; less than the recipe's ``batch_size`` where the set is smaller.
-        stages: in order.
-        lr: learning rate of the first step, the highest one, and that of the last step.
-        memory: estimated peak of a process.
-        time: estimated, or None where the device is not at hand.
-        remarks: what the numbers don't hold, a sentence each.
-        data: what the data hold; None for a plan of so many images, whatever they are.
+        device: device of the training, ``cpu`` or ``cuda``.
+        processes: number of processes that share a batch.
+        train_images: number of training images, without the search split.
+        steps_per_epoch: optimiser steps per epoch.
+        batch_images: images per step; smaller than the recipe's ``batch_size`` if there are fewer training images.
+        stages: the stages in order.
+        lr: learning rate of the first step, the highest learning rate, and the learning rate of the last step.
+        memory: estimated peak memory of a process.
+        time: estimated time; None if the device is not available on this machine.
+        remarks: sentences about what the numbers do not include.
+        data: the check of the data; None if the plan was made from a number of images alone.
     """
 
     recipe: Recipe
@@ -107,26 +109,26 @@ class TrainingPlan:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the whole training."""
+        """Number of optimiser steps of the whole training."""
         return sum(stage.steps for stage in self.stages)
 
     @property
     def images(self) -> int:
-        """Images that all steps see together."""
+        """Number of images of all steps."""
         return self.steps * self.batch_images
 
     @property
     def passes(self) -> float:
-        """Mean passes a step."""
+        """Mean number of passes per step."""
         return sum(stage.passes * stage.steps for stage in self.stages) / self.steps
 
     @property
     def macs(self) -> float:
-        """Multiply-accumulates of all passes, forward and backward (two forward passes' worth), teachers left out."""
+        """Multiply-accumulates of all passes without teachers. A backward pass counts as two forward passes."""
         return sum(stage.macs * stage.steps for stage in self.stages) * self.batch_images * (1 + BACKWARD)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form: counts, bytes, seconds, MACs."""
+        """Returns the JSON form: counts, bytes, seconds, MACs."""
         return {
             "space": self.space.name,
             **{name: getattr(self, name) for name in ("device", "processes", "train_images", "steps_per_epoch", "batch_images")},
@@ -144,9 +146,9 @@ class TrainingPlan:
 def plan_training(
     recipe: Recipe, *, data_dir: str | None = None, device: str = "auto", progress: Progress = SILENT
 ) -> TrainingPlan:
-    """Opens and checks the data, and plans a training on them, shared by as many processes as torchrun started.
+    """Opens and checks the data and plans a training on it, for the number of processes that torchrun started.
 
-    Arguments and errors: :func:`growtas.train.session.start_session`. Unlike a training, a plan for ``cuda`` needs no GPU.
+    Arguments and errors: see :func:`growtas.train.session.start_session`. A plan for ``cuda`` needs no GPU.
     """
     check_teacher(recipe)
     initial = InitialWeights.of(recipe)
@@ -160,7 +162,7 @@ def plan_training(
     check_memory(data, record, recipe)
     check_teacher(recipe, len(data.class_names))
     if recipe.teacher is not None and (recipe.teacher_checkpoint is not None or recipe.teacher.endswith(".safetensors")):
-        load_teacher(recipe, record, data.class_names)  # what is to be fetched first is not loaded for a plan
+        load_teacher(recipe, record, data.class_names)  # a plan loads only teachers that need no download
     images = len(data.train) - len(search_indices(split))
     plan = make_plan(recipe, space, images, torch_device, int(os.environ.get("WORLD_SIZE", "1")))
     report = check_data(data, split, record, progress, steps=plan.steps)
@@ -176,14 +178,14 @@ def make_plan(
     *,
     timed: bool = True,
 ) -> TrainingPlan:
-    """Plan a training; nothing is written, and the global random generators stay as they are.
+    """Plans a training. Writes nothing and leaves the global random generators unchanged.
 
     Args:
-        recipe: what to do.
-        space: with the data's number of classes.
-        train_images: without the search split.
-        device: where it is to be done; without a GPU, ``cuda`` is planned but not timed.
-        processes: how many share a batch.
+        recipe: the recipe of the training.
+        space: the search space, with the data's number of classes.
+        train_images: number of training images, without the search split.
+        device: device of the training; ``cuda`` is planned but not timed on a machine without a GPU.
+        processes: number of processes that share a batch.
         timed: whether to time a few passes on the device.
 
     Raises:
@@ -197,10 +199,10 @@ def make_plan(
     remarks: list[str] = []
     staged = strategy
     if recipe.transitions == "auto":
-        remarks.append("transitions are found during the training; the stages here are equally long")
+        remarks.append("the training chooses the transitions itself; this plan assumes stages of equal length")
         staged = make_strategy(dataclasses.replace(recipe, transitions=None, method_options={}), space)
     if recipe.teacher is not None or recipe.method == "shrinking":
-        remarks.append("the teacher's forward passes and memory are not in the numbers")
+        remarks.append("the numbers do not include the teacher's forward passes and memory")
     stages = tuple(_stages(staged, steps_per_epoch, remarks))
     images_per_part = math.ceil(batch_images / parts.count)
     largest = strategy.subnet if isinstance(strategy, Fixed) else space.largest
@@ -210,7 +212,7 @@ def make_plan(
         measured = time_passes(recipe, space, subnets, images_per_part, device)
         time = TimeEstimate.of(measured, [(stage.steps, stage.passes, stage.macs) for stage in stages], batch_images / processes)
     elif timed:
-        remarks.append("no time is estimated: torch finds no CUDA device here")
+        remarks.append("no time is estimated because torch finds no CUDA device on this machine")
     return TrainingPlan(
         recipe=recipe,
         space=space,
@@ -228,13 +230,13 @@ def make_plan(
 
 
 def learning_rates(recipe: Recipe, steps_per_epoch: int) -> tuple[float, float, float]:
-    """Learning rate of the first step, the highest one, and that of the last step, as the training's own scheduler gives them."""
+    """Returns the learning rate of the first step, the highest one, and that of the last step, from the training's scheduler."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=recipe.lr)
     scheduler = make_scheduler(optimizer, recipe, steps_per_epoch)
     last = recipe.epochs * steps_per_epoch - 1
     warmed = round(recipe.warmup_epochs * steps_per_epoch)
     rates = []
-    # The rate rises to the end of the warm-up and falls from there on.
+    # The rate rises until the end of the warm-up and falls afterwards.
     for step in (0, max(warmed - 1, 0), min(warmed, last), last):
         scheduler.step_update(step)
         rates.append(float(optimizer.param_groups[0]["lr"]))
@@ -246,7 +248,7 @@ def _stages(strategy: Strategy, steps_per_epoch: int, remarks: list[str]) -> Ite
     first = 0
     while first < steps:
         stage = strategy.stage(first / steps_per_epoch)
-        # Stages never go back, so that the first step of a later one is found by bisection.
+        # The stage never decreases, so bisection finds the first step of the next stage.
         after = bisect.bisect_right(range(steps), stage, first, key=lambda step: strategy.stage(step / steps_per_epoch))
         subnets, smallest, largest = _pool(strategy, stage, first / steps_per_epoch)
         passes, macs = _mean_step(strategy, first, after, steps_per_epoch, remarks)
@@ -266,7 +268,7 @@ def _stages(strategy: Strategy, steps_per_epoch: int, remarks: list[str]) -> Ite
 
 
 def _pool(strategy: Strategy, stage: int, epoch: float) -> tuple[int | None, Costs, Costs]:
-    """How many subnets a stage draws from, and the costs of the smallest and the largest of them."""
+    """Returns the number of subnets that a stage draws from, and the costs of the smallest and the largest of them."""
     space = strategy.space
     if isinstance(strategy, Fixed):
         costs = count_costs(space, strategy.subnet)
@@ -280,9 +282,9 @@ def _pool(strategy: Strategy, stage: int, epoch: float) -> tuple[int | None, Cos
 
 
 def smallest_outside(space: SearchSpace, inner: Subspace) -> Costs:
-    """The least params, and the least MACs, of a subnet of the space that a subspace doesn't hold.
+    """Returns the fewest parameters and the fewest MACs of the subnets that lie in a space but outside a subspace.
 
-    Either the width is the first one above the cap, or a single block's MLP ratio is.
+    In the smallest such subnet, either the width or the MLP ratio of a single block is the first choice above the cap.
     """
     candidates = []
     least = space.smallest
@@ -297,16 +299,16 @@ def smallest_outside(space: SearchSpace, inner: Subspace) -> Costs:
 
 
 def _mean_step(strategy: Strategy, first: int, after: int, steps_per_epoch: int, remarks: list[str]) -> tuple[float, float]:
-    """Mean passes of a stage's steps, and mean MACs of all of a step's passes, over steps spread evenly over the stage."""
+    """Returns the mean number of passes per step and the mean MACs per step, from steps spread evenly over the stage."""
     steps = np.unique(np.linspace(first, after - 1, min(_DRAWS, after - first)).round().astype(int)).tolist()
     draws = []
     for step in steps:
         try:
             drawn = strategy.draw(step, step / steps_per_epoch)
         except TrainingError:
-            # The method chooses its subnets with the data in hand, which comes later.
+            # The method chooses its subnets from the data at the start of the training.
             drawn = (Pass(sample(strategy.space, strategy.rng(step))),)
-            remark = f"{strategy.name} chooses its subnets when the training begins; the mean costs are of uniform draws"
+            remark = f"{strategy.name} chooses its subnets when the training begins; the mean costs assume uniform sampling"
             if remark not in remarks:
                 remarks.append(remark)
         draws.append(drawn)

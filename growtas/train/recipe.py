@@ -1,4 +1,4 @@
-"""A training recipe: every number that decides what a training does, checked when it is made."""
+"""A training recipe: all settings of a training, checked when the recipe is created."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from growtas.growth import GrowthSchedule, Subspace, growth_schedule
 from growtas.space import SearchSpace, load_space
 
 METHODS = ("growtas", "growtas-plus", "uniform", "sandwich", "shrinking", "prenas", "focusformer")
-"""What ``--method`` takes; ``finetune`` is what ``growtas finetune`` does."""
+"""Legal values of ``--method``. ``growtas finetune`` uses the method ``finetune``, which is not among them."""
 STAGED = ("growtas", "growtas-plus")
-"""Methods to which stages, subspaces and transitions mean something."""
+"""Methods that train in stages and therefore use ``stages`` and ``subspaces``."""
 
 
-# timm itself passes over sections that it does not know, and takes any number.
+# Checked here because timm ignores sections that it does not know and accepts any number.
 _RAND = r"rand(-(m\d{1,2}|n[1-9]\d?|mstd\d{1,3}(\.\d+)?|mmax\d{1,2}|p(0(\.\d+)?|1(\.0*)?)|inc[01]|t(weights|3a|3aw)))*"
 _AUGMIX = r"augmix(-(m\d{1,2}|w[1-9]|d[1-9]|a\d{1,2}(\.\d+)?|b[01]|mstd\d{1,3}(\.\d+)?))*"
 _POLICY = text_like(
@@ -36,56 +36,70 @@ _SUBSPACES = list_of(_CAPS, "a list of [max_embed_dim, max_mlp_ratio] pairs with
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a supernet is trained.
+    """All settings of a training.
 
     Attributes:
-        name: what the recipe is called in ``run.json``.
-        space: search space, a preset's name or a YAML file.
-        image_size: pixels a side of the network's images, to which the space is adapted; null for the space's own.
-        data: data set, as ``--data`` takes it.
-        method: how subnets are chosen, a name of :data:`METHODS`; each has its file in ``strategies/``.
-        method_options: the method's own settings, named in its file.
-        init: a run or a ``supernet.safetensors`` whose weights the training starts from; ``growtas-plus`` needs one.
-        epochs: passes over the training images.
-        batch_size: images a step, over all processes and parts together.
-        accumulate: parts that a process splits its share of a batch into, one after the other, to save memory.
-        optimizer: ``adamw``, or ``sgd`` with Nesterov's momentum.
-        momentum: of ``sgd``.
+        name: name of the recipe, recorded in ``run.json``.
+        space: search space: the name of a preset, or a YAML file.
+        image_size: height and width of the network's images in pixels; the space is adapted to it. Null keeps the space's size.
+        data: data set, in the same form as the option ``--data``.
+        method: training method, which chooses the subnets of each step: one of ``growtas``, ``growtas-plus``, ``uniform``,
+            ``sandwich``, ``shrinking``, ``prenas``, ``focusformer``; ``growtas finetune`` sets ``finetune``.
+        method_options: mapping of settings that belong to the chosen method alone.
+        init: a run folder or a ``supernet.safetensors`` file whose weights the training starts from; ``growtas-plus`` needs one.
+            Null starts from random weights.
+        epochs: number of passes over the training images.
+        batch_size: images per optimiser step, summed over all processes and parts.
+        accumulate: number of parts into which each process splits its share of a batch. It computes them one after the other to
+            save memory.
+        optimizer: ``adamw``, or ``sgd`` with Nesterov momentum.
+        momentum: momentum of ``sgd``; ``adamw`` ignores it.
         lr: peak learning rate.
-        min_lr: learning rate at the end of the cosine.
-        warmup_epochs: epochs of linear warm-up; fractions are legal.
+        min_lr: learning rate at the end of the cosine schedule.
+        warmup_epochs: length of the linear warm-up in epochs; fractions are legal.
         warmup_lr: learning rate at the first step of the warm-up.
-        weight_decay: of matrices only; biases, norms, cls token, positions and relative tables have none.
-        label_smoothing: probability mass spread over all classes.
-        mixup: alpha of Mixup's Beta distribution, 0 for none.
-        cutmix: alpha of CutMix's Beta distribution, 0 for none; with both, each batch takes either with equal chance.
-        drop_path: stochastic depth of the supernet's last block, growing linearly from 0 at the first.
-        pixel_range: values of black and white in images of more than 8 bits a sample, as in [0, 4095]; null: the ends of the type.
-        augment: ``none``; ``light``: images in memory, random shift and flip; ``paper``: timm's transforms, image by image.
-        crop_padding: pixels of the random shift of ``light``.
+        weight_decay: weight decay of the weight matrices. Biases, norms, cls token, position embeddings and relative position
+            tables have none.
+        label_smoothing: probability mass that is taken from the true class and spread evenly over all classes.
+        mixup: alpha of Mixup's Beta distribution; 0 disables Mixup.
+        cutmix: alpha of CutMix's Beta distribution; 0 disables CutMix. With both enabled, each batch uses one of them, chosen at
+            random with equal probability.
+        drop_path: drop path rate (stochastic depth) of the supernet's last block; it grows linearly from 0 at the first block.
+        pixel_range: pixel values of black and white in images with more than 8 bits per sample, such as [0, 4095]. Null takes the
+            limits of the image's data type.
+        augment: augmentation. ``none``; ``light`` keeps the images in memory and applies a random shift and flip; ``paper`` decodes
+            each image when it is needed and applies timm's training transforms.
+        crop_padding: largest random shift in pixels; ``light`` only.
         hflip: probability of a horizontal flip.
-        auto_augment: timm's policy name such as ``rand-m9-mstd0.5-inc1``, or null; ``paper`` only.
-        random_erasing: probability of erasing a rectangle; ``paper`` only.
-        color_jitter: strength of the colour jitter where there is no auto_augment; ``paper`` only.
-        repeated_aug: times that a drawn image comes in an epoch of unchanged length, 1 for once; ``paper`` only.
-        transitions: T_1 to T_{K-1} of ``growtas`` in epochs, ``auto`` for when a subspace has converged, or null for equal stages.
-        stages: number K of nested subspaces of ``growtas``, spread over the choices of embed_dim.
-        subspaces: caps of A_1 to A_K as [max_embed_dim, max_mlp_ratio] pairs with null for no cap, or null for ``stages``.
-        search_images: images of the search split, at most a fifth of the training set.
-        monitor_images: images of the search split on which three subnets are measured every epoch, at most 2,000.
-        clip_grad: largest norm of the gradient, or null.
-        amp: ``fp32``; ``bf16`` or ``fp16`` autocast (``fp16`` with a loss scaler); ``auto``: bf16 on a GPU that has it, else fp32.
-        ema_decay: decay of an exponential moving average of the weights, which is then what a checkpoint's supernet holds, or null.
-        teacher: a timm model, or a growtas ``model.safetensors``, from whose soft outputs every pass learns too, or null.
-        teacher_checkpoint: file of a timm teacher's weights, whose head has the data's classes; without it timm fetches its
-            pretrained ones.
-        teacher_weight: share of the loss that the teacher gets; the labels get the rest.
-        temperature: that soft outputs of teachers are divided by.
-        keep_checkpoints: how many of the newest are kept, besides the best.
-        save_minutes: a checkpoint is written within an epoch too after so many minutes; 0 for never.
-        probe_epochs: every how many epochs the probe subnets are measured.
-        seed: of initialisation, image order, augmentation and sampling.
-        workers: processes that decode images for ``paper``, as far as there are CPUs; the number does not change the result.
+        auto_augment: name of a timm policy such as ``rand-m9-mstd0.5-inc1``, or null for no policy; ``paper`` only.
+        random_erasing: probability that a rectangle of an image is erased; ``paper`` only.
+        color_jitter: strength of the colour jitter, which is used when ``auto_augment`` is null; ``paper`` only.
+        repeated_aug: how often each drawn image appears in an epoch. The length of the epoch does not change; 1 disables the
+            repetition; ``paper`` only.
+        transitions: epochs T_1 to T_{K-1} at which ``growtas`` opens the next subspace. ``auto`` opens it when the current subspace
+            has converged; null makes all stages equally long.
+        stages: number K of nested subspaces of ``growtas``. Their caps are spread evenly over the choices of embed_dim.
+        subspaces: caps of the subspaces A_1 to A_K as [max_embed_dim, max_mlp_ratio] pairs, where null means no cap. Null derives
+            the caps from ``stages``.
+        search_images: number of images in the search split; at most a fifth of the training set is used.
+        monitor_images: number of images of the search split on which three subnets are measured after every epoch.
+        clip_grad: largest norm of the gradient; larger gradients are scaled down to it. Null disables clipping.
+        amp: precision of the training: ``fp32``, ``bf16`` or ``fp16`` autocast (``fp16`` uses a loss scaler). ``auto`` means bf16
+            on a GPU that supports it, else fp32.
+        ema_decay: decay of an exponential moving average of the weights; the supernet of a checkpoint then holds the average. Null
+            disables the average.
+        teacher: name of a timm model, or a ``model.safetensors`` file of growtas, whose soft outputs are a second target of the
+            training. Null trains without a teacher.
+        teacher_checkpoint: file with the weights of a timm teacher; its head must have the data's classes. Null lets timm fetch its
+            pretrained weights.
+        teacher_weight: share of the loss that compares with the teacher, 0 to 1; the loss against the labels has the rest.
+        temperature: number by which the logits of teacher and student are divided before the softmax.
+        keep_checkpoints: number of newest checkpoints that are kept, in addition to the best one.
+        save_minutes: longest time between two checkpoints within an epoch, in minutes; 0 saves only at the end of an epoch.
+        probe_epochs: interval, in epochs, at which the probe subnets are measured.
+        seed: seed of initialisation, image order, augmentation and subnet sampling.
+        workers: number of processes that decode images, at most one per available CPU. The number does not change the result;
+            ``paper`` only.
     """
 
     name: str = checked("custom", text())
@@ -163,7 +177,7 @@ class Recipe:
             for key, value in neutral.items():
                 if getattr(self, key) != value:
                     raise ConfigError(
-                        f"{key} is {getattr(self, key)!r}, which augment: {self.augment} doesn't do; set augment: paper"
+                        f"{key} is {getattr(self, key)!r}, but augment: {self.augment} does not support it; set augment: paper"
                     )
         if self.subspaces is not None and self.method not in STAGED:
             raise ConfigError(f"subspaces is set, but the method {self.method} has no stages; leave it out or set method: growtas")
@@ -172,7 +186,7 @@ class Recipe:
                 f"transitions is set, but the method {self.method} has no transitions; leave it out or set method: growtas"
             )
         if self.method == "growtas-plus" and self.init is None:
-            raise ConfigError("growtas-plus goes on from a trained supernet; name its run with init (--init RUN)")
+            raise ConfigError("growtas-plus continues from a trained supernet; name its run with init (--init RUN)")
         for source in (self.teacher, self.teacher_checkpoint):
             if source is not None and "://" in source:  # timm's own local-dir:/FOLDER has one slash
                 refuse_url(source, ConfigError)
@@ -180,19 +194,19 @@ class Recipe:
             raise ConfigError("teacher_checkpoint is set without a teacher; name the timm model with teacher (--teacher MODEL)")
 
     def search_space(self) -> SearchSpace:
-        """The search space, adapted to the image size.
+        """Returns the search space, adapted to the image size.
 
         Raises:
-            SpaceError: no such space, or an image size that can't be cut into patches as the space needs them.
+            SpaceError: the space is unknown, or it can't cut images of that size into patches.
         """
         space = load_space(self.space)
         return space if self.image_size is None else space.resized(self.image_size)
 
     def growth(self, space: SearchSpace) -> GrowthSchedule:
-        """The growth schedule in a space.
+        """Returns the growth schedule of this recipe in a space.
 
         Raises:
-            ConfigError: transitions, stages and subspaces that don't fit each other or the space.
+            ConfigError: transitions, stages and subspaces don't fit each other or the space.
         """
         subspaces = None
         if self.subspaces is not None:
@@ -204,15 +218,15 @@ class Recipe:
         return growth_schedule(space, self.epochs, transitions=transitions, subspaces=subspaces, stages=self.stages)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON and YAML form, read back by :meth:`from_dict`."""
+        """Returns the JSON and YAML form, which :meth:`from_dict` reads."""
         return {key: _lists(value) for key, value in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
-        """Build a recipe from a mapping of its fields; those that are absent have their defaults.
+        """Builds a recipe from a mapping of its fields; absent fields get their defaults.
 
         Raises:
-            ConfigError: an unknown key (with the nearest known one), or a wrong value.
+            ConfigError: a key is unknown (the message names the nearest known one), or a value is illegal.
         """
         check_known_fields(data, source)
         try:
@@ -221,14 +235,14 @@ class Recipe:
             raise ConfigError(f"{source}: {error}") from None
 
     def override(self, *layers: Mapping[str, Any]) -> Recipe:
-        """A copy with some fields changed, layer by layer; values are checked when all are in place.
+        """Returns a copy with some fields changed, layer by layer. Values are checked after the last layer.
 
-        What hangs on a changed field goes with it where the same layer doesn't give it too: warm-up and transitions scale with
-        ``epochs``, transitions are reset by ``stages`` or ``subspaces``, and by a method without stages. ``method_options`` are
-        added to those of the same method, and replace another method's.
+        Fields that depend on a changed field change too, unless the same layer sets them: warm-up and transitions scale with
+        ``epochs``; transitions are reset by ``stages``, by ``subspaces`` and by a method without stages. ``method_options`` are
+        merged with those of the same method and replace those of another method.
 
         Raises:
-            ConfigError: an unknown key or a wrong value.
+            ConfigError: a key is unknown, or a value is illegal.
         """
         values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         for layer in layers:
@@ -238,7 +252,7 @@ class Recipe:
 
 
 def _changed(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields after one layer of :meth:`Recipe.override`; nothing is known to be legal yet."""
+    """Applies one layer of :meth:`Recipe.override`. The values are not checked yet."""
     changes = dict(layer)
     method = changes.get("method", values["method"])
     if method != "growtas":
@@ -263,7 +277,7 @@ def _changed(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, A
 
 
 def is_float(field: dataclasses.Field[Any]) -> bool:
-    """Whether a field holds a number with a fraction."""
+    """Whether a field holds a floating-point number."""
     return field.type in ("float", "float | None")
 
 
@@ -278,11 +292,11 @@ def _lists(value: Any) -> Any:
 
 
 def check_known_fields(data: Any, source: str) -> None:
-    """Refuses anything but a mapping of a recipe's fields.
+    """Checks that ``data`` is a mapping whose keys are fields of a recipe.
 
     Raises:
-        ConfigError: naming the unknown field and the nearest known one.
+        ConfigError: it is not; the message names the unknown field and the nearest known one.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{source}: a recipe is a mapping of fields such as epochs, lr and batch_size")
+        raise ConfigError(f"{source}: a recipe must be a mapping of fields such as epochs, lr and batch_size")
     check_keys(data, [field.name for field in dataclasses.fields(Recipe)], source)

@@ -1,4 +1,4 @@
-"""Recipe fields from YAML files and from ``--set KEY=VALUE``, and a recipe as such a file."""
+"""Reads recipe fields from YAML files and from ``--set KEY=VALUE``, and writes a recipe as YAML."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from growtas.train.recipes import find_recipe
 
 
 def read_layer(path: Path) -> tuple[str | None, dict[str, Any]]:
-    """What a YAML file sets: the name of the recipe that it goes on from (its ``recipe``, if it has one), and its fields.
+    """Reads a YAML file with recipe fields.
+
+    Returns:
+        The name of the recipe that the file changes (its key ``recipe``; None without one), and the fields that it sets.
 
     Raises:
-        ConfigError: it can't be read, is not YAML, or has unknown fields or an unknown recipe.
+        ConfigError: the file can't be read, is not YAML, or names an unknown field or recipe.
     """
     import yaml
 
     text = read_text(path, f"{path}: the recipe", ConfigError)
     try:
         data = yaml.safe_load(text)
-        twice = _given_twice(yaml.compose(text, Loader=yaml.SafeLoader))
+        duplicate = _duplicate_key(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise ConfigError(f"{path}: not YAML{f' (line {mark.line + 1})' if mark else ''}") from None
-    if twice is not None:
-        raise ConfigError(f"{path}: {twice} is given twice; give it once")
+    if duplicate is not None:
+        raise ConfigError(f"{path}: the key {duplicate} occurs twice; set it once")
     data = {} if data is None else data
     base = data.pop("recipe", None) if isinstance(data, dict) else None
     check_known_fields(data, str(path))
@@ -41,41 +44,44 @@ def read_layer(path: Path) -> tuple[str | None, dict[str, Any]]:
     return base, _with_numbers(data)
 
 
-def _given_twice(node: Any) -> str | None:
-    """A key that a YAML mapping, or one inside it, has more than once: YAML takes the last one and says nothing."""
+def _duplicate_key(node: Any) -> str | None:
+    """Returns a key that a YAML mapping, or a nested one, contains twice. PyYAML would silently use the last value."""
     seen: set[str] = set()
     for key, value in node.value if node is not None and node.id == "mapping" else ():
         if key.value in seen:
             return str(key.value)
         seen.add(str(key.value))
-        if (inner := _given_twice(value)) is not None:
+        if (inner := _duplicate_key(value)) is not None:
             return f"{key.value}.{inner}"
     return None
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The fields that a YAML file sets; where it goes on from a named recipe, all of them.
+    """Returns the fields that a YAML file sets; if the file names a recipe, all fields of the changed recipe.
 
     Raises:
-        ConfigError: as for :func:`read_layer`; and wrong values, where it goes on from a named recipe.
+        ConfigError: as for :func:`read_layer`; or the file names a recipe and sets an illegal value.
     """
     base, fields = read_layer(path)
     return fields if base is None else find_recipe(base)().override(fields).to_dict()
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """A recipe as YAML with every field, which :func:`read_config` reads back to the same recipe."""
+    """Returns a recipe as YAML with every field. :func:`read_config` reads the same values back."""
     import yaml
 
-    # allow_unicode would write some of Unicode's line breaks as they are, which are read back as spaces.
+    # No allow_unicode: it leaves some of Unicode's line breaks unescaped, and they would be read back as spaces.
     return yaml.safe_dump(recipe.to_dict(), sort_keys=False, default_flow_style=None, width=120)
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """The fields that ``--set`` gives, each as ``KEY=VALUE`` with a YAML value; ``method_options.NAME=VALUE`` sets one of those.
+    """Returns the fields that ``--set`` sets.
+
+    Args:
+        settings: ``KEY=VALUE`` with a YAML value; ``method_options.NAME=VALUE`` sets a single option of the method.
 
     Raises:
-        ConfigError: no ``=``, a value that isn't YAML, a key that is given twice, or an unknown field.
+        ConfigError: a setting has no ``=``, a value isn't YAML, a key occurs twice, or a field is unknown.
     """
     import yaml
 
@@ -85,9 +91,9 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         key, equals, text = setting.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise ConfigError(f"--set {setting!r} must be KEY=VALUE, as in warmup_epochs=2")
+            raise ConfigError(f"--set {setting!r} must have the form KEY=VALUE, as in warmup_epochs=2")
         if key in seen:
-            raise ConfigError(f"--set gives {key} twice; give it once")
+            raise ConfigError(f"--set sets {key} twice; set it once")
         seen.add(key)
         try:
             value = yaml.safe_load(text)
@@ -96,7 +102,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         outer, dot, inner = key.partition(".")
         if dot and outer == "method_options" and inner:
             if not isinstance(given.setdefault(outer, {}), Mapping):
-                raise ConfigError(f"--set gives {outer} as {given[outer]!r} and {key} too; give the options one by one")
+                raise ConfigError(f"--set sets both {outer} to {given[outer]!r} and {key}; set the options one by one")
             given[outer] = {**given[outer], inner: _number(value)}
         elif key == "method_options" and isinstance(value, Mapping):
             given[key] = {**given.get(key, {}), **value}
@@ -107,7 +113,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _with_numbers(data: dict[str, Any]) -> dict[str, Any]:
-    # YAML 1.1 reads 1e-3 as text; people write learning rates that way.
+    # YAML 1.1 reads 1e-3 as text, but people write learning rates that way.
     floats = {field.name for field in dataclasses.fields(Recipe) if is_float(field)}
     return {key: _number(value) if key in floats else value for key, value in data.items()}
 

@@ -1,9 +1,8 @@
-"""Resolves a recipe, a configuration file and single fields to the recipe of a training or a fine-tuning.
+"""Combines a recipe, a configuration file and single fields to the recipe of a training or a fine-tuning.
 
-Of the recipe (by name, else by space, data and method), the file and the single fields, what comes later overrides what comes
-earlier. A run that ``init`` names gives its space and data before all of these. The file is one layer and the single fields are
-another: where they change ``epochs``, the file's warm-up and transitions scale along, but a ``warmup_epochs`` of 2 that is given
-beside ``epochs`` stays 2.
+There are four layers, and each overrides the ones before it: space and data of the run that ``init`` names; the recipe (chosen by
+name, else by space, data and method); the file; the single fields. When single fields change ``epochs``, the file's warm-up and
+transitions scale with it. Values that are set in the same layer as ``epochs``, such as ``warmup_epochs``, do not change.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def resolve_recipe(recipe: str | Recipe | None = None, fields: Mapping[str, Any] = _NONE, *, config: Path | None = None) -> Recipe:
-    """The recipe of a training, checked as far as that goes without its data.
+    """Returns the recipe of a training, with all checks that are possible without the data.
 
     Args:
-        recipe: a recipe or its name; overrides the file's.
-        fields: recipe fields by their names.
-        config: YAML file with recipe fields; its ``recipe`` names the one that it goes on from.
+        recipe: a recipe or its name; it replaces the recipe that the file names.
+        fields: recipe fields by name.
+        config: YAML file with recipe fields; its key ``recipe`` names the recipe that it changes.
 
     Raises:
-        ConfigError: an unknown recipe, field or method option, or a wrong value.
-        SpaceError: an unknown space.
+        ConfigError: a recipe, field or method option is unknown, or a value is illegal.
+        SpaceError: the space is unknown.
     """
     named, file_fields = _named_recipe(recipe, config)
     given = {**file_fields, **fields}
@@ -50,7 +49,7 @@ def resolve_recipe(recipe: str | Recipe | None = None, fields: Mapping[str, Any]
         file_fields = {"method": method, **inherited_fields(given.get("init")), **file_fields}
         given = {**file_fields, **fields}
         if method == "growtas-plus" and given.get("init") is None:
-            raise ConfigError("growtas-plus goes on from a trained supernet; name its run with init (--init RUN)")
+            raise ConfigError("growtas-plus continues from a trained supernet; name its run with init (--init RUN)")
         named = default_recipe(given.get("space", "micro"), given.get("data", "digits"), method)
     elif named.method not in METHODS and method is None:
         raise ConfigError(f"the recipe {named.name} has the method {named.method}; run it with `growtas finetune`")
@@ -58,7 +57,7 @@ def resolve_recipe(recipe: str | Recipe | None = None, fields: Mapping[str, Any]
     _refuse_ignored(named, resolved, fields)
     space = resolved.search_space()
     if resolved.subspaces is None and not {"stages", "transitions"} & given.keys():
-        # A recipe's number of stages is for spaces of several widths; one that the user gives is checked as it is.
+        # The default number of stages needs a space with several widths. A number that the user gives is never adapted.
         resolved = resolved.override({"stages": min(resolved.stages, len(space.embed_dim))})
     make_strategy(resolved, space)
     return resolved
@@ -67,19 +66,21 @@ def resolve_recipe(recipe: str | Recipe | None = None, fields: Mapping[str, Any]
 def resolve_finetune(
     image_size: int, recipe: str | Recipe | None = None, fields: Mapping[str, Any] = _NONE, *, config: Path | None = None
 ) -> Recipe:
-    """The recipe of a fine-tuning: the named one or :func:`growtas.train.recipes.finetuning.finetune_recipe`, then as above.
+    """Returns the recipe of a fine-tuning.
+
+    It starts from the named recipe, or from :func:`growtas.train.recipes.finetuning.finetune_recipe`.
 
     Args:
-        image_size: pixels a side of the model, where the recipe, the file and the fields give none.
+        image_size: height and width of the model's images in pixels, used if neither recipe, file nor fields set a size.
         recipe, fields, config: as for :func:`resolve_recipe`.
 
     Raises:
-        ConfigError: an unknown recipe or field, a wrong value, a recipe of another method, or no data.
+        ConfigError: a recipe or field is unknown, a value is illegal, the recipe is for another method, or no data is named.
     """
     named, file_fields = _named_recipe(recipe, config)
     data = {**file_fields, **fields}.get("data")
     if named is None and data is None:
-        raise ConfigError("a fine-tuning needs images: name them with --data")
+        raise ConfigError("a fine-tuning needs images; name a data set with --data")
     if named is None:
         size = {**file_fields, **fields}.get("image_size")
         named = finetune_recipe(str(data), size if isinstance(size, int) else image_size)
@@ -91,21 +92,21 @@ def resolve_finetune(
 
 
 def _refuse_ignored(named: Recipe, resolved: Recipe, fields: Mapping[str, Any]) -> None:
-    """Refuses single fields that change nothing in the recipe that they are given for."""
+    """Refuses single fields that have no effect in the resolved recipe."""
     reasons = {
         "stages": None if resolved.method in STAGED else f"the method {resolved.method} has no stages",
-        "momentum": None if resolved.optimizer == "sgd" else f"the optimizer {resolved.optimizer} has none",
-        "hflip": "augment: none does no flips" if resolved.augment == "none" else None,
+        "momentum": None if resolved.optimizer == "sgd" else f"the optimizer {resolved.optimizer} has no such setting",
+        "hflip": "augment: none does not flip images" if resolved.augment == "none" else None,
         "crop_padding": None if resolved.augment == "light" else "only augment: light shifts images",
         "teacher_weight": None if resolved.teacher is not None else "there is no teacher",
     }
     for field, reason in reasons.items():
         if reason is not None and field in fields and fields[field] != getattr(named, field):
-            raise ConfigError(f"{field} is given, but {reason}; leave it out")
+            raise ConfigError(f"{field} is set, but {reason}; leave it out")
 
 
 def _named_recipe(recipe: str | Recipe | None, config: Path | None) -> tuple[Recipe | None, dict[str, Any]]:
-    """The recipe that is given, or named here or in the file, and the file's fields."""
+    """Returns the recipe that the caller or the file names (None without one), and the fields that the file sets."""
     base, fields = read_layer(config) if config else (None, {})
     name = recipe if recipe is not None else base
     return find_recipe(name)() if isinstance(name, str) else name, fields

@@ -1,4 +1,4 @@
-"""Starts a training run, and continues one that was stopped."""
+"""Starts a training run, and resumes one that was stopped."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ from growtas.train.teacher import Teacher, absolute_teacher, check_same_teacher,
 from growtas.train.trainer import Trainer
 
 FREE_ON_RESUME = ("workers", "keep_checkpoints", "save_minutes")
-"""Recipe fields that may change when a run is continued, because the result doesn't hang on them."""
+"""Recipe fields that may change when a run is resumed, because the result does not depend on them."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """A run that is ready to be trained: everything is opened and checked.
+    """A run that is ready to be trained: all inputs are opened and checked.
 
     Attributes:
-        run: its folder.
-        recipe: what will be done.
+        run: the run and its folder.
+        recipe: the recipe of the training.
         data: the opened data set.
-        device: where it will be done.
-        world: the processes that will do it.
-        report: what the data hold, as far as this process looked; None for a run that is continued.
-        teacher: whom the supernet learns from besides the labels, or None.
+        device: device of this process.
+        world: the processes of the training.
+        report: the check of the data; None for a resumed run and on all processes but 0.
+        teacher: the external teacher, or None.
     """
 
     run: Run
@@ -68,14 +68,17 @@ class Session:
     teacher: Teacher | None = None
 
     def train(self, progress: Progress = SILENT) -> dict[str, Any]:
-        """Trains, measures the three subnets (and a fine-tuned model) on the test set, and returns the run's final entries.
+        """Trains, and measures the monitored subnets (and a fine-tuned model) on the test set.
 
         Args:
-            progress: gets the events of :mod:`growtas.train.events`, on process 0 only.
+            progress: receives the events of :mod:`growtas.train.events`, on process 0 only.
+
+        Returns:
+            The content of ``run.json``.
 
         Raises:
             TrainingError, DataError: see :class:`growtas.train.trainer.Trainer`.
-            KeyboardInterrupt: stopped; the run's state says so, and it can be resumed.
+            KeyboardInterrupt: the training was stopped. The run is marked as interrupted and can be resumed.
         """
         main = self.world.is_main
         progress = progress if main else SILENT
@@ -96,7 +99,7 @@ class Session:
         return self.run.info
 
     def _train(self, progress: Progress, interrupts: TrainingInterrupts) -> dict[str, Any]:
-        """Trains, and measures on the test set; what ``run.json`` gets."""
+        """Trains and measures on the test set. Returns the final entries of ``run.json``."""
         progress.event(RunReady(self.run, self.recipe, self.data, self.device.type, self.world.size, self.report))
         info = self.run.info
         split, record = read_search_split(self.run, self.data.train), info["preprocess"]
@@ -112,18 +115,18 @@ class Session:
         supernet = trainer.train()
         start, subnets, changes = time.perf_counter(), strategy.followed(), info.get("finetune")
         if changes is not None:
-            # Where the blocks of a fine-tuned model differ, the three subnets of its space are others, which nobody trained.
+            # If the model's blocks differ in size, none of the three monitored subnets is the model, the only one that was trained.
             subnets = {**subnets, "finetuned": Subnet.from_dict(changes["subnet"], source=str(self.run.path / "run.json"))}
         test = EvaluationSet(self.data.test, record, self.data.class_names)
         accuracies = subnet_accuracies(supernet, test, self.device, subnets, self.world, interrupts.check)
         interrupts.finish()
         finetuned = {} if changes is None else {"finetune": {**changes, "test_accuracy": accuracies.pop("finetuned")}}
-        # From the epochs' own lines, so that a run that was stopped and continued counts them all.
+        # Summed over the lines of the epochs, so that the time before a stop counts too.
         epochs = sum(line["seconds"] for line in read_json_lines(self.run.path / "metrics.jsonl"))
         return {"test_accuracy": accuracies, "seconds": round(epochs + time.perf_counter() - start, 1), **finetuned}
 
     def _measure_teacher(self, images: EvaluationSet, progress: Progress, interrupts: TrainingInterrupts) -> None:
-        """Measures the teacher, says and records how good it is; a run that is continued only says it again."""
+        """Measures, records and reports the teacher's accuracy. A resumed run only reports the recorded accuracy."""
         if self.teacher is None:
             return
         record: dict[str, Any] = self.run.info.get("teacher") or self.teacher.record
@@ -138,10 +141,10 @@ class Session:
         accuracy, count, chance = record["accuracy"], record["images"], record["chance"]
         progress.note(f"teacher: {record['model']}, accuracy {accuracy:.1%} on {count:,} images of the search split")
         if accuracy < chance + 3 * math.sqrt(chance * (1 - chance) / count):
-            what = "is no better than chance" if accuracy <= chance else "can't be told from chance"
+            what = "is not better than chance" if accuracy <= chance else "is not clearly better than chance"
             progress.note(
-                f"warning: the teacher {what} (the most frequent class is {chance:.1%} of these {count:,} images); "
-                f"its classes may be others, or in another order"
+                f"warning: the teacher {what} (the most frequent class has {chance:.1%} of these {count:,} images); "
+                f"it may have other classes than the data, or the same in another order"
             )
 
 
@@ -157,24 +160,24 @@ def start_session(
     weights: Callable[[SearchSpace], Supernet] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Session:
-    """Check the output folder, open and check the data, and create the run.
+    """Checks the output folder, opens and checks the data, and creates the run.
 
-    Under torchrun every process calls this; process 0 creates the run. When torchrun starts the processes again because one died,
-    the run of this name is continued.
+    Under torchrun every process calls this, and process 0 creates the run. If torchrun restarts the processes because one died,
+    the run of this name is resumed.
 
     Args:
-        recipe: what to do.
+        recipe: the recipe of the training.
         out, name, data_dir, device, progress: as for :func:`growtas.api.train`.
-        space: instead of the one that the recipe names; its number of classes becomes the data's.
-        weights: makes the supernet to start from, given the space; without it the recipe's ``init`` does, or chance.
-        extra: more entries for ``run.json``.
+        space: search space in place of the recipe's; its number of classes is replaced by the data's.
+        weights: function that makes the initial supernet for a space; by default it comes from the recipe's ``init``, or is random.
+        extra: further entries for ``run.json``.
 
     Raises:
         OutputError: ``out`` can't be written.
         DataError: the data can't be used.
-        UsageError: a run of this name exists; or torchrun may restart, and no name says which run to go on with.
-        CheckpointError: ``init`` can't be read, or is of another space.
-        ConfigError: the method's options don't fit the space; or no such teacher.
+        UsageError: a run of this name exists, or torchrun has ``--max-restarts`` and there is no name.
+        CheckpointError: ``init`` can't be read.
+        ConfigError: the method's options or ``init`` don't fit the space, or the teacher is unknown.
     """
     recipe = absolute_teacher(recipe)
     check_teacher(recipe)
@@ -183,7 +186,7 @@ def start_session(
     if world.restarts and name is not None and (out / name / "run.json").is_file():
         return resume_session(Run(out / name), data_dir=data_dir, device=device)
     if name is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
-        raise UsageError("torchrun --max-restarts needs --name, by which restarted processes find the run again")
+        raise UsageError("torchrun --max-restarts needs --name, so that restarted processes find the run")
     created = not out.exists()
     if world.is_main:
         check_run_name(out, name)
@@ -194,7 +197,7 @@ def start_session(
         if initial is not None:
             recipe, data_dir = initial.inherit(recipe, data_dir)
         if not world.is_main:
-            world.wait()  # process 0 fetches and decodes files, the others find them
+            world.wait()  # until process 0 has downloaded and decoded the files
         data = open_data(recipe.data, data_dir, progress=progress, check_images=world.is_main)
         if world.is_main:
             world.wait()
@@ -208,7 +211,7 @@ def start_session(
         report = teacher = None
         if world.is_main:
             report = check_data(data, split, record, progress, steps=recipe.epochs * steps_per_epoch)
-            teacher = load_teacher(recipe, record, data.class_names)  # fetched and fitting, before there is a run
+            teacher = load_teacher(recipe, record, data.class_names)  # downloads and checks it before the run is created
         supernet = weights(space) if weights else initial.supernet(recipe, space.num_classes) if initial else None
     except (GrowtasError, KeyboardInterrupt):
         if created and world.is_main and not any(out.iterdir()):
@@ -244,7 +247,7 @@ def start_session(
         path = str(run.path)
     created_run = Run(Path(world.share(path)))
     if not world.is_main:
-        teacher = load_teacher(recipe, record, data.class_names)  # process 0 has fetched it
+        teacher = load_teacher(recipe, record, data.class_names)  # process 0 has downloaded it
     return Session(created_run, recipe, data, chosen, world, report, teacher)
 
 
@@ -256,22 +259,25 @@ def resume_session(
     data_dir: str | None = None,
     device: str = "auto",
 ) -> Session:
-    """Continue a run that was interrupted or killed.
+    """Resumes a run that was interrupted or killed.
 
     Args:
-        options: recipe fields given again; they must be the run's own, but for those of :data:`FREE_ON_RESUME`, and the path of a
-            teacher's weights that were moved.
+        run: the run.
+        config, options: recipe fields from a file, and single fields. They must equal the run's, except :data:`FREE_ON_RESUME` and
+            the path of a teacher's weights that were moved.
+        data_dir: folder of the data set, if it was moved.
+        device: as for :func:`growtas.api.train`.
 
     Raises:
         ConfigError: an option differs from the run's.
-        CheckpointError: the teacher's file is absent, or holds other weights than it did.
-        UsageError: the run is finished or was not trained here.
-        DataError: the images are absent or changed.
+        CheckpointError: the teacher's file is absent, or its weights have changed.
+        UsageError: the run is finished, was imported, or is being trained by another process.
+        DataError: the images are absent or have changed.
     """
     info = run.info
     if info["state"] in ("finished", "imported"):
         raise UsageError(
-            f"{run.path}: the run is {info['state']}, there is nothing to resume; start a new one with `growtas train`"
+            f"{run.path}: the run is {info['state']}, so there is nothing to resume; start a new one with `growtas train`"
         )
     if run.state().busy and not int(os.environ.get("RANK", "0")):
         raise UsageError(f"{run.path}: process {run.state().pid} is training this run; wait for it, or stop it first")
@@ -284,16 +290,16 @@ def resume_session(
         old = recipe.to_dict()[key]
         if key in given and key not in free and value != old and not _same_folder(key, value, info):
             raise ConfigError(
-                f"{run.path}: {key} is {_show(old)} in this run and can't become {_show(value)}; start a new run for that, "
-                f"with --init {run.path} from these weights"
+                f"{run.path}: {key} is {_show(old)} in this run and can't be changed to {_show(value)}; start a new run instead "
+                f"(with --init {run.path} it starts from these weights)"
             )
     recipe = absolute_teacher(recipe.override({key: given[key] for key in free if key in given}))
     if info.get("starts_from") is not None and not (run.path / "init.safetensors").exists():
-        raise UsageError(f"{run.path}: the run was stopped before its first weights were saved; start a new one")
+        raise UsageError(f"{run.path}: the run was stopped before its initial weights were saved; start a new run")
     chosen = pick_device(device)
     world = join_world(chosen)
     data = open_recorded(info["data"], data_dir)
-    if world.is_main and not (run.path / "split.json").is_file():  # stopped between the run's first files
+    if world.is_main and not (run.path / "split.json").is_file():  # the run was stopped while its first files were written
         write_json(run.path / "split.json", cut_search_split(data, recipe.seed, recipe.search_images))
     world.wait()
     teacher = load_teacher(recipe, info["preprocess"], info["class_names"])
@@ -302,20 +308,20 @@ def resume_session(
 
 
 def pick_device(name: str) -> torch.device:
-    """``cpu``, ``cuda``, or with ``auto`` the GPU where there is one.
+    """Returns the device for a name: ``cpu``, ``cuda``, or ``auto`` for the GPU if there is one.
 
     Raises:
-        DeviceError: an unknown name, or no GPU that torch can use.
+        DeviceError: the name is unknown, or torch can't use a GPU here.
     """
     if name not in ("auto", "cpu", "cuda"):
-        raise DeviceError(f"unknown device {name!r}; legal for training are auto, cpu or cuda")
+        raise DeviceError(f"unknown device {name!r}; a training needs auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("no CUDA device that torch can use; train with --device cpu")
+        raise DeviceError("there is no CUDA device that torch can use; train with --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _same_folder(key: str, value: Any, info: Mapping[str, Any]) -> bool:
-    """Whether a data folder is only written another way than in the run."""
+    """Whether ``value`` is another spelling of the run's data folder."""
     return key == "data" and info["data"]["data_dir"] == str(Path(str(value)).expanduser().absolute())
 
 

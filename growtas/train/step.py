@@ -1,4 +1,4 @@
-"""One step of a training: every part's passes forward and backward, the sum over processes, and the optimiser."""
+"""One step of a training: passes over each part of the batch, the sum over processes, and the optimiser's update."""
 
 from __future__ import annotations
 
@@ -29,27 +29,30 @@ from growtas.train.teacher import Teacher
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BACKWARD = 2
-"""A backward pass in forward passes' multiply-accumulates."""
+"""Cost of a backward pass in forward passes."""
 
 
 def autocast_type(amp: str, device: torch.device) -> torch.dtype | None:
-    """The reduced type of a recipe's ``amp`` on a device, None for float32.
+    """Returns the autocast type for a recipe's ``amp`` on a device; None means float32.
 
     Raises:
-        DeviceError: the device can't compute in it.
+        DeviceError: the device can't compute in this type.
     """
     if amp == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
     if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise DeviceError(f"{torch.cuda.get_device_name(device)} has no bf16; set amp to fp16 or fp32")
+        raise DeviceError(f"{torch.cuda.get_device_name(device)} does not support bf16; set amp to fp16 or fp32")
     return _TYPES.get(amp)
 
 
 def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy against a teacher's soft outputs, both divided by a temperature; scaled by its square (Hinton et al., 2015).
+    """Cross-entropy of the logits against a teacher's soft outputs (Hinton et al., 2015, Section 2).
+
+    Both are divided by the temperature, and the loss is multiplied by its square.
 
     Args:
-        logits, teacher: ``(n, classes)``.
+        logits, teacher: logits of student and teacher, ``(n, classes)``.
+        temperature: above 0.
     """
     target = F.softmax(teacher.float() / temperature, dim=-1)
     return F.cross_entropy(logits / temperature, target) * temperature**2
@@ -57,13 +60,13 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> T
 
 @dataclass
 class StepResult:
-    """What a step did.
+    """Result of a step.
 
     Attributes:
-        losses: mean over the batch for each pass.
-        macs: multiply-accumulates of the passes, all images and processes, forward and backward.
-        extra_macs: those of teachers.
-        requests: how many processes asked for each of the step's requests.
+        losses: mean loss over the batch, for each pass.
+        macs: multiply-accumulates of all passes, forward and backward, over all images and processes.
+        extra_macs: multiply-accumulates of the frozen teacher.
+        requests: number of processes that made each request.
     """
 
     losses: list[float]
@@ -74,13 +77,14 @@ class StepResult:
 
 @dataclass
 class Training:
-    """Everything that a training changes.
+    """The objects that a training changes.
 
     Attributes:
-        supernet, optimizer: in training.
-        average: an exponential moving average of the weights, or None.
-        scaler: the loss scaler; its state is empty where it is not in use.
-        teacher: the largest subnet as it was, where the method kept it.
+        supernet: the supernet in training.
+        optimizer: its optimiser.
+        average: exponential moving average of the weights, or None.
+        scaler: the loss scaler; its state is empty if it is not used.
+        teacher: frozen copy of the largest subnet, if the method keeps one.
     """
 
     supernet: Supernet
@@ -91,14 +95,14 @@ class Training:
 
     @classmethod
     def of(cls, supernet: Supernet, recipe: Recipe, device: torch.device) -> Training:
-        """What a training of ``supernet`` begins with, by its recipe."""
+        """Creates the objects for a new training of ``supernet`` by a recipe."""
         average = ModelEmaV3(supernet, recipe.ema_decay, use_warmup=True) if recipe.ema_decay is not None else None
         scaler = torch.amp.GradScaler(device.type, enabled=autocast_type(recipe.amp, device) == torch.float16)
         return cls(supernet, make_optimizer(supernet, recipe), average, scaler)
 
     @property
     def result(self) -> Supernet:
-        """The supernet that evaluation, search and export get: the average where there is one."""
+        """The supernet for evaluation, search and export: the moving average if there is one."""
         if self.average is None:
             return self.supernet
         module = self.average.module
@@ -107,15 +111,15 @@ class Training:
 
 
 class Stepper:
-    """Runs steps on a supernet.
+    """Runs the steps of a training.
 
     Args:
-        training: what steps change.
-        recipe: the training's.
-        world: the processes.
-        device: of this process.
-        teacher: an external teacher, for every pass that learns from labels.
-        frozen: entries that must not change.
+        training: the objects that a step changes.
+        recipe: the recipe of the training.
+        world: the processes of the training.
+        device: the device of this process.
+        teacher: external teacher for every pass that learns from labels.
+        frozen: weights that must not change.
     """
 
     def __init__(
@@ -140,14 +144,15 @@ class Stepper:
     def __call__(
         self, step: int, batch: Batch, passes: Sequence[Pass], clock: Clock, requests: Callable[[], Sequence[bool]] = tuple
     ) -> StepResult:
-        """Do one step.
+        """Runs one step.
 
         Args:
-            step: counted from the start of the training; seeds Mixup and drop path.
-            batch: this process's images and labels, its parts one after the other.
-            passes: what runs, the same on every process.
-            requests: questions to all processes, such as whether to save. They are asked when the gradients are ready, and
-                answered with the step's communication.
+            step: index of the step since the start of the training; it seeds Mixup and drop path.
+            batch: images and labels of this process, all parts concatenated.
+            passes: the passes of this step, the same on every process.
+            clock: measures the activities of the step.
+            requests: returns this process's requests, such as to save a checkpoint. It is called when the gradients are ready, and
+                the requests are summed over all processes together with the gradients.
 
         Raises:
             TrainingError: a loss is not finite; nothing was updated.
@@ -184,48 +189,48 @@ class Stepper:
         losses: Tensor,
         clock: Clock,
     ) -> None:
-        """Forward and backward of every pass on one part of the batch."""
+        """Runs forward and backward of every pass on one part of the batch."""
         seed_globals(self.recipe.seed, step)
         smoothing, target = self.recipe.label_smoothing, labels
         if self._mixup is not None:
             images, target = self._mixup(images, labels)
-            smoothing = 0.0  # Mixup's targets are smoothed already
-        if parts > 1:  # the parts share Mixup's draws, but not drop path's
+            smoothing = 0.0  # Mixup's targets are already smoothed
+        if parts > 1:  # the parts share the random numbers of Mixup, but not those of drop path
             seed_globals(self.recipe.seed, step, number)
         with clock("forward", step=True):
-            taught = self._soft_outputs(images, passes)
+            teacher_logits = self._soft_outputs(images, passes)
         for index, chosen in enumerate(passes):
             with clock("forward", step=True):
                 with torch.autocast(self.device.type, self._type, enabled=self._type is not None):
                     logits = self.supernet(images, chosen.subnet)
                 logits = logits.float()
-                loss = self._loss(logits, target, smoothing, chosen, taught) / parts
+                loss = self._loss(logits, target, smoothing, chosen, teacher_logits) / parts
             if index == 0:
-                taught["first"] = logits.detach()
+                teacher_logits["first"] = logits.detach()
             with clock("backward", step=True):
                 self.training.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses[index] += loss.detach()
 
     def _soft_outputs(self, images: Tensor, passes: Sequence[Pass]) -> dict[str, Tensor]:
-        taught: dict[str, Tensor] = {}
+        teacher_logits: dict[str, Tensor] = {}
         with torch.no_grad(), torch.autocast(self.device.type, self._type, enabled=self._type is not None):
             if self.teacher is not None:
-                taught["external"] = self.teacher(images)
+                teacher_logits["external"] = self.teacher(images)
             if self.training.teacher is not None and self._learns_from_frozen(passes):
-                taught["frozen"] = self.training.teacher(images)
-        return taught
+                teacher_logits["frozen"] = self.training.teacher(images)
+        return teacher_logits
 
-    def _loss(self, logits: Tensor, target: Tensor, smoothing: float, chosen: Pass, taught: dict[str, Tensor]) -> Tensor:
+    def _loss(self, logits: Tensor, target: Tensor, smoothing: float, chosen: Pass, teacher_logits: dict[str, Tensor]) -> Tensor:
         loss, temperature = logits.new_zeros(()), self.recipe.temperature
         if chosen.labels:
-            share = self.recipe.teacher_weight if "external" in taught else 0.0
+            share = self.recipe.teacher_weight if "external" in teacher_logits else 0.0
             if share < 1:
                 loss = loss + chosen.labels * (1 - share) * F.cross_entropy(logits, target, label_smoothing=smoothing)
             if share:
-                loss = loss + chosen.labels * share * soft_cross_entropy(logits, taught["external"], temperature)
-        # Before the frozen teacher exists its passes learn from labels alone.
-        if chosen.soft and chosen.teacher in taught:
-            loss = loss + chosen.soft * soft_cross_entropy(logits, taught[chosen.teacher], temperature)
+                loss = loss + chosen.labels * share * soft_cross_entropy(logits, teacher_logits["external"], temperature)
+        # Before the frozen teacher exists, passes that need it learn from labels alone.
+        if chosen.soft and chosen.teacher in teacher_logits:
+            loss = loss + chosen.soft * soft_cross_entropy(logits, teacher_logits[chosen.teacher], temperature)
         return loss
 
     def _update(self, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Teachers whose soft outputs a training learns from: any timm model, or one of growtas' own static ViTs."""
+"""External teachers for a training: any timm model, or a static ViT of growtas."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _OPTION = "--teacher-checkpoint"
 
 
 class Teacher(nn.Module):
-    """A frozen classifier that takes the training's images, whatever size and normalisation it was trained with.
+    """A frozen classifier that accepts the training's images and converts them to its own image size and normalisation.
 
     Args:
-        model: images -> logits.
-        config: what the model takes, as timm's data configurations have it: ``input_size`` (channels, height, width), ``mean``,
-            ``std`` (one number a channel) and ``interpolation``.
-        preprocess: the training's preprocessing.
-        name: what it is called in ``run.json``.
-        weights: the file of its weights; None for what timm fetches.
+        model: network that maps images to logits.
+        config: the model's input, as in timm's data configurations: ``input_size`` (channels, height, width), ``mean``, ``std``
+            (one number per channel) and ``interpolation``.
+        preprocess: preprocessing of the training's images.
+        name: name of the teacher in ``run.json``.
+        weights: file of its weights; None for weights that timm downloads.
 
     Attributes:
-        record: what ``run.json`` holds of it; ``sha256`` is of its weights, whatever file they come from.
+        record: the teacher's entry in ``run.json``. Its ``sha256`` is the hash of the weights, not of the file.
 
     Raises:
-        ConfigError: the training's images have other channels than the model takes, and are not grey.
+        ConfigError: the training's images have another number of channels than the model and are not grey.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class Teacher(nn.Module):
         channels, *size = config["input_size"]
         if preprocess["in_chans"] not in (1, channels):
             raise ConfigError(
-                f"the teacher {name} takes images of {channels} channels, and this training's have {preprocess['in_chans']}"
+                f"the teacher {name} needs images with {channels} channels, but those of this training have "
+                f"{preprocess['in_chans']}"
             )
         self.model = model.eval().requires_grad_(False)
         self._size = tuple(size)
@@ -67,7 +68,7 @@ class Teacher(nn.Module):
             for source in (config, preprocess)
             for key in ("mean", "std")
         )
-        # Both normalisations in one step, which changes no bit where they are the same; and black and white in the model's.
+        # One scale and shift replaces both normalisations; equal ones give exactly 1 and 0, so no bit changes.
         for buffer, value in {
             "scale": std_here / std, "shift": (mean_here - mean) / std, "black": -mean / std, "white": (1 - mean) / std
         }.items():  # fmt: skip
@@ -82,24 +83,25 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised training images ``(n, C, H, W)`` -> logits ``(n, classes)``; grey images fill all of the model's channels."""
+        """Maps normalised training images ``(n, C, H, W)`` to logits ``(n, classes)``. Grey images are copied to all channels."""
         x = images * self.get_buffer("scale") + self.get_buffer("shift")
         if x.shape[-2:] != self._size:
             x = F.interpolate(x, self._size, mode=self._mode, antialias=True)
-            # Bicubic curves go beyond black and white; an image's pixels, as the model knows them, do not.
+            # Bicubic interpolation can exceed black and white, which the model's training images never did.
             x = x.clamp(self.get_buffer("black"), self.get_buffer("white"))
         logits: Tensor = self.model(x)
         return logits
 
 
 def check_teacher(recipe: Recipe, classes: int | None = None) -> None:
-    """Refuses a teacher before anything is loaded or fetched: one that is named wrongly, or whose pretrained head does not fit.
+    """Checks a recipe's teacher before anything is loaded or downloaded.
 
     Args:
-        classes: of the data, where they are known.
+        recipe: the recipe of the training.
+        classes: number of classes of the data, if it is known.
 
     Raises:
-        ConfigError: timm knows no such model or pretrained weights; or they are of another number of classes.
+        ConfigError: timm does not know the model or its pretrained weights, or they have another number of classes.
         CheckpointError: a file is absent.
     """
     name, checkpoint = recipe.teacher, recipe.teacher_checkpoint
@@ -107,13 +109,13 @@ def check_teacher(recipe: Recipe, classes: int | None = None) -> None:
         return
     if name.endswith(".safetensors"):
         if not Path(name).is_file():
-            raise CheckpointError(f"{name}: no such safetensors file with a teacher")
+            raise CheckpointError(f"{name}: there is no such safetensors file of a teacher")
         if checkpoint is not None:
-            raise ConfigError(f"teacher_checkpoint is set, but the teacher {name} has its own weights; leave out {_OPTION}")
+            raise ConfigError(f"teacher_checkpoint is set, but the file {name} already contains weights; leave out {_OPTION}")
         return
     if checkpoint is not None and not Path(checkpoint).is_file():
-        raise CheckpointError(f"{checkpoint}: no such file with a teacher's weights")
-    # A name with a source, as in hf-hub:timm/..., is looked up there.
+        raise CheckpointError(f"{checkpoint}: there is no such file of a teacher's weights")
+    # timm looks up a name with a source, such as hf-hub:timm/..., in that source.
     if ":" in name:
         return
     architecture = name.partition(".")[0]
@@ -128,26 +130,27 @@ def check_teacher(recipe: Recipe, classes: int | None = None) -> None:
     if checkpoint is not None:
         return
     if config is None or not config.has_weights:
-        raise ConfigError(f"the teacher {name} has no pretrained weights in timm; name a file with some: {_OPTION} FILE")
+        raise ConfigError(f"timm has no pretrained weights for the teacher {name}; name a file of weights with {_OPTION} FILE")
     if classes is not None:
         _check_classes(f"the pretrained teacher {name}", config.num_classes, classes)
 
 
 def load_teacher(recipe: Recipe, preprocess: Mapping[str, Any], class_names: Sequence[str]) -> Teacher | None:
-    """The recipe's teacher in eval mode, or None where it has none.
+    """Loads the recipe's teacher in eval mode; None if the recipe has no teacher.
 
     Args:
-        preprocess: the training's preprocessing.
-        class_names: of the data.
+        recipe: the recipe of the training.
+        preprocess: preprocessing of the training's images.
+        class_names: class names of the data.
 
     Raises:
-        ConfigError: timm knows no such model, can't fetch its weights, or the teacher takes other channels or classes.
-        CheckpointError: the weights can't be read, are no mere tensors, are not finite, or are of another number of classes.
+        ConfigError: timm does not know the model or can't download its weights, or the teacher needs other channels or classes.
+        CheckpointError: the weights can't be read, contain more than tensors, are not finite, or have another number of classes.
     """
     check_teacher(recipe, len(class_names))
     if recipe.teacher is None:
         return None
-    with preserved_globals():  # networks draw weights before they get theirs
+    with preserved_globals():  # creating a network draws random weights before the real ones are loaded
         if recipe.teacher.endswith(".safetensors"):
             teacher = _own_model(recipe.teacher, preprocess, class_names)
         else:
@@ -155,26 +158,31 @@ def load_teacher(recipe: Recipe, preprocess: Mapping[str, Any], class_names: Seq
     for name, weights in teacher.model.state_dict().items():
         if not weights.isfinite().all():
             source = teacher.record["weights"] or recipe.teacher
-            raise CheckpointError(f"{source}: the teacher's {name} holds numbers that are not finite; name other weights")
+            raise CheckpointError(f"{source}: the teacher's {name} contains numbers that are not finite; name other weights")
     return teacher
 
 
 def check_same_teacher(teacher: Teacher | None, recorded: Mapping[str, Any] | None, where: str) -> None:
-    """Refuses to go on with another teacher than the run began with. Runs of earlier versions record none.
+    """Checks that a resumed run has the same teacher as before. Runs of earlier versions record no teacher.
+
+    Args:
+        teacher: the loaded teacher.
+        recorded: the teacher's entry in ``run.json``.
+        where: prefix of the message, the run's path.
 
     Raises:
-        CheckpointError: its weights are others.
+        CheckpointError: the weights differ.
     """
     if teacher is not None and recorded is not None and teacher.record["sha256"] != recorded["sha256"]:
         now, then = (record["weights"] or record["model"] for record in (teacher.record, recorded))
         raise CheckpointError(
-            f"{where}: the run learns from {then}, and the weights in {now} are not those that it began with; name the file that "
-            f"holds them ({_OPTION}), or start a new run"
+            f"{where}: the run started with the teacher {then}, but the weights in {now} are different; name the original file "
+            f"({_OPTION}), or start a new run"
         )
 
 
 def absolute_teacher(recipe: Recipe) -> Recipe:
-    """The recipe with the full paths of its teacher's files, by which a run that is continued elsewhere finds them."""
+    """Makes the paths of a teacher's files absolute, so that a run that is resumed from another folder finds them."""
     paths: dict[str, Any] = {
         key: str(Path(value).expanduser().absolute())
         for key in ("teacher", "teacher_checkpoint")
@@ -188,14 +196,14 @@ def _own_model(name: str, preprocess: Mapping[str, Any], class_names: Sequence[s
     about = read_json(manifest, "manifest") if manifest.is_file() else {}
     if model.num_classes != len(class_names):
         raise CheckpointError(
-            f"{name}: the teacher has a head of {model.num_classes} classes, the data {len(class_names)}; "
-            f"export one from a run on this data"
+            f"{name}: the teacher has a head of {model.num_classes} classes, but the data has {len(class_names)}; "
+            f"export a teacher from a run on this data"
         )
     names = about.get("class_names")
     if names is not None and list(names) != list(class_names):
         other, here = next(pair for pair in zip(names, class_names, strict=True) if pair[0] != pair[1])
-        raise CheckpointError(f"{name}: the teacher has other classes than the data: {other!r} in the place of {here!r}")
-    # A model without its manifest is taken to have been trained on images like these.
+        raise CheckpointError(f"{name}: the teacher has other classes than the data: {other!r} instead of {here!r}")
+    # A model without a manifest is assumed to have been trained on images like these.
     known = about.get("preprocess") or {**preprocess, "in_chans": model.architecture.in_chans}
     size = (known["in_chans"], *[model.architecture.image_size] * 2)
     config = {"input_size": size, **{key: known[key] for key in ("mean", "std", "interpolation")}}
@@ -207,7 +215,7 @@ def _timm_model(name: str, checkpoint: str | None, preprocess: Mapping[str, Any]
     channels = _channels_of(name, state) if state is not None else None
     try:
         if state is None:
-            network = timm.create_model(name, pretrained=True)  # with its own head: another one would be drawn at random
+            network = timm.create_model(name, pretrained=True)  # with its original head; a new one would be random
         else:
             network = timm.create_model(name, num_classes=classes, in_chans=channels)
             about: dict[str, Any] = vars(network)["pretrained_cfg"]
@@ -217,16 +225,16 @@ def _timm_model(name: str, checkpoint: str | None, preprocess: Mapping[str, Any]
             network.load_state_dict(state)
     except (CheckpointError, ConfigError):
         raise
-    except Exception as error:  # timm, its hub and torch each raise their own kinds
+    except Exception as error:  # timm, its hub and torch raise different exceptions
         reason = " ".join(str(error).split())[:200]
         where = f"with the weights {checkpoint}" if checkpoint else f"with its pretrained weights (or name a file: {_OPTION})"
-        raise ConfigError(f"the teacher {name} can't be made by timm {where}: {reason}") from None
-    if state is None:  # a model from a hub says how many classes it has only now
+        raise ConfigError(f"timm can't create the teacher {name} {where}: {reason}") from None
+    if state is None:  # the number of classes of a model from a hub is known only after loading
         _check_classes(f"the pretrained teacher {name}", vars(network)["num_classes"], classes)
     config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     if channels is not None:
         config["input_size"] = (channels, *config["input_size"][1:])
-        if channels != len(config["mean"]):  # weights for grey images, of a model that timm has for colour
+        if channels != len(config["mean"]):  # weights for grey images, while timm's configuration is for colour
             config |= {key: [sum(config[key]) / len(config[key])] * channels for key in ("mean", "std")}
     about = vars(network)["pretrained_cfg"]
     full_name = f"{about['architecture']}.{about['tag']}" if about.get("tag") and ":" not in name else name
@@ -234,41 +242,43 @@ def _timm_model(name: str, checkpoint: str | None, preprocess: Mapping[str, Any]
 
 
 def _read_weights(path: str) -> dict[str, Tensor]:
-    """The tensors in a file that timm, or ``torch.save``, wrote, or a safetensors file. Nothing in it is run.
+    """Reads the tensors of a file that timm or ``torch.save`` wrote, or of a safetensors file. Runs no code from the file.
 
     Raises:
-        CheckpointError: it can't be read, or holds more than tensors.
+        CheckpointError: the file can't be read, or contains more than tensors.
     """
     try:
         state = load_state_dict(path, weights_only=True)
-    except (AttributeError, EOFError):  # a list or another value; and an empty file
+    except (AttributeError, EOFError):  # the file contains a list or another value, or is empty
         state = {}
-    except Exception as error:  # safetensors, torch and zipfile each raise their own kinds
+    except Exception as error:  # safetensors, torch and zipfile raise different exceptions
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
-            reason = "it is no file of weights alone, and others are not loaded because they can run code; save a state_dict"
+            reason = "it contains more than weights, and such files are not loaded because they can run code; save a state_dict"
         else:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"{path}: the teacher's weights can't be read ({reason})") from None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: the teacher's weights can't be read (it holds no state_dict of a model)")
+        raise CheckpointError(f"{path}: the teacher's weights can't be read (the file contains no state_dict of a model)")
     return state
 
 
 def _channels_of(name: str, state: Mapping[str, Tensor]) -> int:
-    """Channels of the images that weights are for, by their first convolution; 3 where it can't be told."""
+    """Returns the number of image channels, read from the first convolution of the weights; 3 if it can't be found."""
     config = None if ":" in name else timm.get_pretrained_cfg(name)
     weight = state.get(f"{_first(config.first_conv)}.weight") if config is not None else None
     return weight.shape[1] if weight is not None and weight.ndim == 4 else 3
 
 
 def _first(names: Any) -> Any:
-    """timm's configurations name one module, or several."""
+    """Returns the first name: timm's configurations contain one module name or several."""
     return names[0] if isinstance(names, list | tuple) else names
 
 
 def _check_classes(who: str, has: int, classes: int, error: type[ConfigError] | type[CheckpointError] = ConfigError) -> None:
     if has != classes:
-        raise error(f"{who} has a head of {has} classes, the data {classes}; give weights whose head has {classes}: {_OPTION} FILE")
+        raise error(
+            f"{who} has a head of {has} classes, but the data has {classes}; name weights whose head has {classes}: {_OPTION} FILE"
+        )
 
 
 def _digest(model: nn.Module) -> str:

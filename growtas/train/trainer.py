@@ -37,26 +37,26 @@ from growtas.train.strategies.growtas_plus import ProgressivePlus
 from growtas.train.teacher import Teacher
 
 _INITIAL_WEIGHTS = 2**32
-"""Seed stream of the initialisation: above every step, whose number is the stream of a step's drop path and Mixup."""
+"""Seed stream of the initialisation; larger than any step number, which is the stream of that step's drop path and Mixup."""
 
 
 class Trainer:
-    """Trains a supernet in a run's folder, from its last checkpoint on where there is one.
+    """Trains the supernet of a run, starting from the run's newest checkpoint if there is one.
 
-    On one machine's CPU the weights are a function of recipe and data alone: a run that was stopped, or killed at any moment, and
-    continued ends bit-identical to one that wasn't.
+    On the CPU of one machine the weights depend on recipe and data alone: a run that was stopped or killed at any moment and then
+    resumed ends bit-identical to a run without a stop.
 
     Args:
-        run: the folder, with its ``run.json``; weights to start from lie in its ``init.safetensors``.
-        recipe: what to do.
-        strategy: which subnets a step updates.
-        loader: the training images, this process's share.
-        monitor: images for the accuracies after each epoch.
-        device: where to compute.
-        interrupts: the requests to stop.
-        world: the processes that train together.
-        progress: gets remarks and the events of :mod:`growtas.train.events`; it may raise KeyboardInterrupt to stop.
-        teacher: from which passes that learn from labels learn too; on ``device``.
+        run: the run; initial weights are read from its ``init.safetensors``, if that exists.
+        recipe: the recipe of the training.
+        strategy: the training method, which chooses the subnets of each step.
+        loader: this process's share of the training images.
+        monitor: images for measuring accuracies after each epoch.
+        device: the device of this process.
+        interrupts: requests to stop.
+        world: the processes of the training.
+        progress: receives notes and the events of :mod:`growtas.train.events`; it may raise KeyboardInterrupt to stop.
+        teacher: external teacher on ``device`` for all passes that learn from labels.
     """
 
     def __init__(
@@ -81,17 +81,20 @@ class Trainer:
         self._subsets: dict[int, EvaluationSet] = {}
         self._saved = time.monotonic()
         self._save_seconds = 0.0
-        """Of the last checkpoint; an epoch's line has that of the one before, its own comes after it."""
+        """Time to write the last checkpoint. An epoch's line reports the checkpoint before it, as its own is written later."""
         self._epoch_began = 0.0
-        """On the clock, less what an interrupted training has spent on this epoch before."""
+        """Start of the epoch, moved back by the time that an interrupted training already spent on it."""
 
     def train(self) -> Supernet:
-        """Train to the last epoch, saving after each; the supernet, or its average where the recipe has one.
+        """Trains to the last epoch and saves a checkpoint after each.
+
+        Returns:
+            The supernet, or the moving average of its weights if the recipe has one.
 
         Raises:
-            TrainingError: a loss or a weight is not finite; the last checkpoint stays.
+            TrainingError: a loss or a weight is not finite; the last checkpoint is kept.
             DataError: an image is unreadable.
-            KeyboardInterrupt: the training was stopped; a checkpoint of where it was, or the last one, stays.
+            KeyboardInterrupt: the training was stopped. A checkpoint of the last complete step is saved, if that is possible.
         """
         with preserved_globals():
             place, fresh = self._prepare()
@@ -99,7 +102,7 @@ class Trainer:
             try:
                 if fresh:
                     self.strategy.prepare(self)
-                    # GPUs may differ in a last bit, and so may what was chosen by it.
+                    # Results may differ in the last bit between GPUs, so all processes take the choices of process 0.
                     self.strategy.load_state(self.world.share(self.strategy.state()))
                 elif place.batch == 0:
                     self._keep_best(place)
@@ -108,7 +111,7 @@ class Trainer:
                 while place.epoch < self.recipe.epochs:
                     self._train_epoch(place, scheduler)
             except KeyboardInterrupt:
-                # Wherever a first request is answered, the place is that of a complete step.
+                # A first request is always answered after a complete step, so `place` is consistent and can be saved.
                 saved = place.step == 0 or place.folder in [checkpoint.name for checkpoint in self.run.checkpoints]
                 if self._interrupts.requested and not self._interrupts.at_once and not saved:
                     self._save(place)
@@ -116,7 +119,7 @@ class Trainer:
         return self._training.result
 
     def _prepare(self) -> tuple[Place, bool]:
-        """Network, optimiser and what goes with them, from the newest checkpoint where there is one; and whether there was none."""
+        """Creates the training's objects and loads the newest checkpoint. Returns the progress, and whether there was none."""
         recipe = self.recipe
         seed_globals(recipe.seed, _INITIAL_WEIGHTS)
         supernet = Supernet(self.space, drop_path_rate=recipe.drop_path)
@@ -131,7 +134,7 @@ class Trainer:
         self._training = Training.of(supernet, recipe, self.device)
         self._stepper = Stepper(self._training, recipe, self.world, self.device, teacher=self.teacher, frozen=frozen)
         if not self.world.is_main:
-            self.world.wait()  # until process 0 has set aside what can't be read
+            self.world.wait()  # until process 0 has renamed unreadable checkpoints
         fresh = not self.run.checkpoints
         place, state = load_newest(self.run, self._training, self.progress)
         if self.world.is_main:
@@ -147,7 +150,7 @@ class Trainer:
         training, steps = self._training, self.loader.steps
         training.supernet.train()
         self._epoch_began = time.perf_counter() - place.sums.pop("seconds", 0.0)
-        # A training that was stopped after an epoch's last step has only to measure it.
+        # A training that was stopped after an epoch's last step resumes with the measurement of that epoch.
         for batch in _timed(self.loader.batches(epoch, place.batch), clock) if place.batch < steps else ():
             scheduler.step_update(place.step)
             where = place.step / steps
@@ -168,17 +171,15 @@ class Trainer:
                 self._report(StepDone(place.step, epoch, self.strategy.stage(where), loss))
             self._answer(result.requests, place)
         if not all_finite(training.supernet):
-            raise TrainingError(
-                f"epoch {epoch + 1}: a weight is not finite any more; lower lr ({self.recipe.lr:g}) or set clip_grad"
-            )
-        scheduler.step_update(place.step - 1)  # for the metrics of an epoch that was stopped after its last step
+            raise TrainingError(f"epoch {epoch + 1}: a weight is no longer finite; lower lr ({self.recipe.lr:g}) or set clip_grad")
+        scheduler.step_update(place.step - 1)  # sets the rate for the metrics if no step of this epoch was left
         metrics = self._measure(place, images_here, clock)
         with self._interrupts.held():
             metrics["seconds"] = round(time.perf_counter() - self._epoch_began, 3)
             place.epoch, place.batch, place.sums = epoch + 1, 0, {}
             self.strategy.after_epoch(place.epoch, metrics)
             if self.world.is_main:
-                # The line goes first: one without its checkpoint is dropped on resuming, the other way round it would be missing.
+                # The line is written first: a line without a checkpoint is dropped on resuming, a missing line can't be restored.
                 append_json_line(self.run.path / "metrics.jsonl", metrics)
                 self._save(place)
                 self._keep_best(place, metrics)
@@ -186,7 +187,7 @@ class Trainer:
         self._interrupts.check()
 
     def _report(self, event: object) -> None:
-        """Pass an event on. That the progress raises KeyboardInterrupt is a request like Ctrl-C."""
+        """Passes an event on. A KeyboardInterrupt of the progress object counts as a request to stop, like Ctrl-C."""
         try:
             self.progress.event(event)
         except KeyboardInterrupt:
@@ -195,7 +196,7 @@ class Trainer:
             self._interrupts.request()
 
     def _before_step(self, step: int, epoch: float, clock: Clock) -> None:
-        """What the method does before a step, and keeping the teacher that it asks for."""
+        """Runs the method's work before a step, and keeps the frozen teacher when the method asks for it."""
         with clock("method"):
             self.strategy.before_step(step, epoch, self)
             if self._training.teacher is None and self.strategy.keeps_teacher(epoch):
@@ -204,7 +205,7 @@ class Trainer:
             self._training.supernet.train()
 
     def _measure(self, place: Place, images: int, clock: Clock) -> dict[str, Any]:
-        """The line of ``metrics.jsonl`` of the epoch whose steps are done, ``images`` of it since this training was started."""
+        """Returns the epoch's line of ``metrics.jsonl``; ``images`` counts the epoch's images since this process started."""
         epoch, sums, where = place.epoch + 1, place.sums, (place.step - 1) / self.loader.steps
         metrics: dict[str, Any] = {
             "epoch": epoch,
@@ -230,7 +231,7 @@ class Trainer:
         return metrics
 
     def _save(self, place: Place) -> None:
-        """Writes a checkpoint, on process 0."""
+        """Writes a checkpoint on process 0."""
         if not self.world.is_main:
             return
         start = time.monotonic()
@@ -246,26 +247,26 @@ class Trainer:
         return subnet_accuracies(supernet, images, self.device, subnets, self.world, self._interrupts.check)
 
     def _keep_best(self, place: Place, metrics: dict[str, Any] | None = None) -> None:
-        """Keep the epoch's supernet if its followed subnets are the best on average so far."""
+        """Keeps the epoch's supernet as the best if the mean accuracy of its followed subnets is the highest so far."""
         lines = [metrics] if metrics else [m for m in read_json_lines(self.run.path / "metrics.jsonl") if m["epoch"] == place.epoch]
         if self.world.is_main and lines and "accuracy" in lines[-1]:
             accuracies = lines[-1]["accuracy"].values()
             keep_best(self.run, self.run.path / "checkpoints" / place.folder, math.fsum(accuracies) / len(accuracies))
 
     def _requests(self) -> list[bool]:
-        """Whether this process wants a checkpoint now, and whether it was asked to stop."""
+        """Returns whether this process wants a checkpoint now, and whether it was asked to stop."""
         limit = self.recipe.save_minutes * 60
         return [self.world.is_main and 0 < limit < time.monotonic() - self._saved, *self._interrupts.flags()]
 
     def _answer(self, requests: list[float], place: Place) -> None:
-        """Save, or stop, when a process asked for it during the step; at an epoch's end the next checkpoint is near anyway."""
+        """Saves or stops if a process asked for it in the step. After an epoch's last step its checkpoint follows anyway."""
         save, *stop = requests
         if save and place.batch < self.loader.steps:
             self._save(place)
-        # A process alone need not wait for the next step with what came after the gradients.
+        # A single process can also answer a request that came after the exchange of gradients.
         self._interrupts.answer(stop if self.world.size > 1 else self._interrupts.flags())
 
-    # What strategies may ask for: growtas.train.strategies.base.Tools.
+    # The rest implements growtas.train.strategies.base.Tools for the training methods.
 
     @property
     def supernet(self) -> Supernet:
@@ -299,7 +300,7 @@ class Trainer:
         self._extra_macs += macs
 
     def _drop_metrics_after(self, epoch: int) -> None:
-        """Remove the lines of epochs that have no checkpoint: they are trained again."""
+        """Removes the lines of epochs without a checkpoint, because these epochs are trained again."""
         path = self.run.path / "metrics.jsonl"
         lines = [line for line in read_json_lines(path) if line["epoch"] <= epoch]
         if path.exists():
@@ -310,7 +311,7 @@ class Trainer:
 
 
 def _timed(batches: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
-    """The batches, with the wait for each counted as ``data``."""
+    """Yields the batches and counts the wait for each as ``data``."""
     while True:
         with clock("data"):
             batch = next(batches, None)

@@ -1,1 +1,1 @@
-"""Slow runs behind docs/EVIDENCE.md: ``make evidence``."""
+"""The slow runs behind docs/EVIDENCE.md; see ``make help``."""

@@ -1,7 +1,7 @@
-"""Train what is missing of the evidence plan (`make evidence`), and append a line to the ledger for each finished training.
+"""Runs the missing trainings of the evidence plan (`make evidence`), and appends a line to the ledger for each finished one.
 
-One training runs at a time, from a clean copy of the checked out commit. A training that was stopped or killed continues with the
-commit that it was begun with. Ctrl-C stops after the next step; the same command continues from there.
+One training runs at a time, from a clean copy of the checked-out commit. A training that was stopped or killed continues with the
+commit with which it began. Ctrl-C stops after the next step; the same command continues from there.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from tests.evidence.plan import PLAN, Training
 from tests.evidence.progress import Progress
 
 DEFAULT_FOLDER = Path("~/.cache/growtas-evidence")
-"""Outside the checkout: `make clean`, or a new checkout, must not lose hours of training."""
+"""Outside the checkout, so that `make clean` or a new checkout does not lose hours of training."""
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where trainings are done, and with what.
+    """The folders, the commit and the settings of trainings.
 
     Attributes:
-        folder: has a folder for each training.
-        ledger: the file that lines are appended to.
-        commit: what new trainings are trained with.
-        python: gives the interpreter of a clean copy of a commit.
+        folder: contains one folder per training.
+        ledger: the file to which lines are appended.
+        commit: the commit for new trainings.
+        python: returns the interpreter of a clean copy of a commit.
         threads: CPU threads of a training.
-        tidy: called before the first training, with the commits whose copies are still needed.
-        after: called after each line that was appended.
+        tidy: called before the first training with the commits whose copies are still needed.
+        after: called after each appended line.
     """
 
     folder: Path
@@ -57,16 +57,16 @@ class Workshop:
         return self.folder.absolute() / "trainings" / f"{training.method}-{training.seed}-{training.key}"
 
     def needed_commits(self) -> set[str]:
-        """The commit of new trainings, and those that unfinished trainings were begun with."""
+        """The commits of new and of unfinished trainings."""
         unfinished = (path for path in self.folder.glob("trainings/*/training.json") if not (path.parent / "line.json").is_file())
         return {self.commit, *(job["commit"] for path in unfinished if (job := read_if_whole(path)))}
 
     def train(self, training: Training, progress: Progress) -> Line:
-        """Train and measure a training, or go on with it; its line.
+        """Starts or continues a training and measures it; returns its line.
 
         Raises:
-            TrainingError: the process failed; it has said why on standard error.
-            KeyboardInterrupt: it was stopped, and can be continued.
+            TrainingError: the process failed; it printed the reason on standard error.
+            KeyboardInterrupt: the training was stopped and can be continued.
         """
         line = self.place(training) / "line.json"
         if read_if_whole(line) is None:
@@ -77,10 +77,10 @@ class Workshop:
         return found
 
     def _run(self, training: Training, progress: Progress, commit: str, *, measure: bool) -> None:
-        """Have a process train a training to its end, and measure it.
+        """Runs a training in its own process to the end, and measures it.
 
         Args:
-            commit: what it is trained with, unless it was begun with another one.
+            commit: the commit for the training, unless it began with another one.
         """
         place, start = self.place(training), None
         if training.starts_from is not None:
@@ -111,9 +111,9 @@ class Workshop:
             raise TrainingError(f"{training.title}: the training ended with exit code {code}; its files are in {place}")
 
     def _weights(self, training: Training, progress: Progress) -> Path:
-        """The finished run of a training that is in the ledger.
+        """Returns the finished run of a training in the ledger.
 
-        Where its files are gone, on another machine for example, it is trained again with the commit of its line.
+        If its files are missing, for example on another machine, it is trained again with the commit of its line.
         """
         run = Run(self.place(training) / "run")
         if not run.checkpoints or run.info["state"] != "finished":
@@ -122,10 +122,10 @@ class Workshop:
 
 
 def run_plan(plan: Sequence[Training], workshop: Workshop, out: TextIO = sys.stderr) -> int:
-    """Do what is missing of a plan, and append its lines to the ledger; how many.
+    """Runs the missing trainings of a plan and appends their lines to the ledger; returns their number.
 
     Args:
-        plan: has every training before those that go on from it.
+        plan: the trainings; a training comes before those that continue from it.
 
     Raises:
         UsageError: another process works in the same folder.
@@ -153,25 +153,25 @@ def run_plan(plan: Sequence[Training], workshop: Workshop, out: TextIO = sys.std
 
 
 def redraw_tables() -> None:
-    """Draw the tables again in a process of its own: the code that draws them may be in the middle of an edit."""
+    """Draws the tables again in a new process, because the code that draws them may just be edited."""
     done = subprocess.run([sys.executable, "-m", "tests.evidence.tables"], cwd=REPOSITORY, capture_output=True, text=True)
     if done.returncode:
         sys.stderr.write(f"The line is in the ledger, but the tables could not be drawn:\n{done.stderr}")
 
 
 def main() -> None:
-    """Read the options and work on the plan."""
-    epilog = 'Options go into ARGUMENTS, as in: make evidence ARGUMENTS="--list"'
+    """Reads the options and works on the plan."""
+    epilog = 'Options are passed in ARGUMENTS, for example: make evidence ARGUMENTS="--list"'
     parser = argparse.ArgumentParser(prog="make evidence", description=__doc__, epilog=epilog)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of a training (default: 1)")
-    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help=f"where trainings are kept (default: {DEFAULT_FOLDER})")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of a training (default: 1).")
+    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help=f"Folder of the trainings (default: {DEFAULT_FOLDER}).")
     parser.add_argument(
         "--only",
         default="",
         metavar="TEXT",
-        help="only the trainings whose name (--list shows the names) contains TEXT, and those that they go on from",
+        help="Run only trainings whose name contains TEXT, and those that they continue from. --list shows the names.",
     )
-    parser.add_argument("--list", action="store_true", help="list the plan and what is done of it, and train nothing")
+    parser.add_argument("--list", action="store_true", help="List the plan and the finished trainings, and train nothing.")
     options = parser.parse_args()
     if options.threads < 1:
         parser.error(f"--threads is {options.threads}; it must be a whole number above zero")
@@ -207,7 +207,7 @@ def main() -> None:
 
 
 def listing(plan: Iterable[Training], lines: Mapping[str, Line]) -> str:
-    """The plan, a line each, and what is done."""
+    """The plan with one line per training, and whether the training is done."""
     return "".join(f"{'done   ' if training.key in lines else 'missing'}  {training.key}  {training.title}\n" for training in plan)
 
 

@@ -1,4 +1,4 @@
-"""Clean copies of commits, each with its own installed growtas: long trainings must not see the tree that is being edited."""
+"""Makes clean copies of commits with their own installed growtas, so that long trainings don't use files that are being edited."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def head(repository: Path) -> str:
     """The commit that is checked out.
 
     Raises:
-        UsageError: the folder is no git checkout.
+        UsageError: the folder is not a git checkout.
     """
     try:
         return _git(repository, "rev-parse", "HEAD").strip()
     except (BuildError, FileNotFoundError):
-        raise UsageError(f"{repository}: no git checkout with a commit; the evidence is trained from a clean copy of one") from None
+        raise UsageError(f"{repository}: it is not a git checkout with a commit, from which the evidence is trained") from None
 
 
 def clean_copy(repository: Path, commit: str, folder: Path) -> Path:
-    """The interpreter of a commit's copy: a git worktree in ``folder`` with a virtual environment, made if it is not there yet.
+    """Returns the interpreter of a commit's copy: a git worktree in ``folder`` with a virtual environment, made if necessary.
 
-    The interpreter imports ``growtas`` as installed from the worktree, and ``tests`` from it.
+    The interpreter imports ``growtas``, which was installed from the worktree, and ``tests`` from the worktree itself.
 
-    The environment holds growtas alone. It finds all other packages in the environment that runs this program, by a line in a
-    ``.pth`` file. An editable growtas there stays out of sight, since Python does not read the ``.pth`` files of such a folder.
+    The environment contains only growtas. A line in a ``.pth`` file gives it all other packages of the environment that runs this
+    program. An editable growtas there is not visible, because Python does not read the ``.pth`` files of such a folder.
 
     Raises:
         UsageError: the repository does not have the commit.
@@ -65,7 +65,7 @@ def clean_copy(repository: Path, commit: str, folder: Path) -> Path:
 
 
 def remove_copies(repository: Path, folder: Path, keep: Iterable[str]) -> None:
-    """Remove the copies of all commits but some."""
+    """Removes the copies of all commits except those in ``keep``."""
     names = {commit[:12] for commit in keep}
     for path in folder.glob("*"):
         if path.name not in names:
@@ -74,7 +74,7 @@ def remove_copies(repository: Path, folder: Path, keep: Iterable[str]) -> None:
 
 
 def _remove(root: Path) -> None:
-    """Remove a copy, its mark first, so that half of a copy never counts as whole."""
+    """Removes a copy. Its mark is removed first, so that a partly removed copy never counts as complete."""
     (root / ".venv" / _DONE).unlink(missing_ok=True)
     shutil.rmtree(root, ignore_errors=True)
 

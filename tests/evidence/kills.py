@@ -1,8 +1,8 @@
-"""``python -m tests.evidence.kills FOLDER --kills 20``: kill a training with SIGKILL at random moments and continue it each time.
+"""``python -m tests.evidence.kills FOLDER --kills 20``: kills a training with SIGKILL at random moments and continues it each time.
 
-The last weights, optimiser state, metrics and test accuracies must be those of a training that nobody disturbed, to the bit. The
-trainings run in forked children of this process, which imports everything once but never computes: a fresh interpreter for each
-would spend most of its life importing.
+The final weights, optimiser state, metrics and test accuracies must be equal, bit by bit, to those of an undisturbed training. The
+trainings run in forked children of this process, which imports everything once but never computes. A new interpreter for each
+training would spend most of its time on imports.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ UNSTEADY = ("time", "seconds", "images_per_s")
 
 
 def in_child(work: Any) -> int:
-    """Run a function in a forked child; its process id."""
+    """Runs a function in a forked child; returns its process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -43,7 +43,7 @@ def in_child(work: Any) -> int:
 
 
 def outcome(run: Run) -> tuple[dict[str, torch.Tensor], Any]:
-    """Everything that a training leaves which is not a time."""
+    """All results of a training except times."""
     folder = run.checkpoints[-1]
     tensors = {
         f"{file.name}/{name}": value for file in folder.glob("*.safetensors") for name, value in load_tensors(file)[0].items()
@@ -56,8 +56,8 @@ def outcome(run: Run) -> tuple[dict[str, torch.Tensor], Any]:
 
 
 def disturb(folder: Path, space: str, kills: int, seed: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Train undisturbed, then with kills; how often it was killed, and what differs."""
-    # A checkpoint every 0.1 s: kills fall before, into and after the writing of one.
+    """Trains undisturbed, then with kills; returns the number of kills and the differences."""
+    # With a checkpoint every 0.1 s, kills happen before, during and after the writing of one.
     common = {"space": space, "batch_size": 64, "epochs": 3, "save_minutes": 0.1 / 60, "warmup_epochs": 0.5, **options}
     recipe = resolve_recipe(None, common)
     start = time.perf_counter()
@@ -72,7 +72,7 @@ def disturb(folder: Path, space: str, kills: int, seed: int, options: dict[str, 
             start_session(recipe, out=folder, name="killed", device="cpu").train()
 
     while killed < kills or not finished(run):
-        if finished(run):  # so fast that some kills are left: start over
+        if finished(run):  # it finished before all kills: start again
             for path in sorted(run.path.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
             run.path.rmdir()
@@ -98,17 +98,17 @@ def disturb(folder: Path, space: str, kills: int, seed: int, options: dict[str, 
 
 
 def finished(run: Run) -> bool:
-    """Whether the run's training came to its end."""
+    """Whether the run's training is finished."""
     return (run.path / "run.json").exists() and run.info["state"] == "finished"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--space", default="micro")
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--options", default="{}", help="recipe fields as JSON")
+    parser.add_argument("folder", type=Path, help="Folder for the trainings.")
+    parser.add_argument("--space", default="micro", help="Search space (default: micro).")
+    parser.add_argument("--kills", type=int, default=20, help="Number of kills (default: 20).")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the random moments (default: 0).")
+    parser.add_argument("--options", default="{}", help="Recipe fields as JSON.")
     options = parser.parse_args()
     report = disturb(options.folder, options.space, options.kills, options.seed, json.loads(options.options))
     sys.stdout.write(json.dumps(report) + "\n")

@@ -1,8 +1,9 @@
-"""``python -m tests.evidence.latency_transfer``: how well few samples predict a target, and whether another's profile helps.
+"""``python -m tests.evidence.latency_transfer``: how well do few samples predict a target, and does another target's profile help?
 
-For each shipped profile, as if only some of its fitted subnets had been measured, against its 40 held-out ones: another target's
-profile times the best factor, a model of those samples alone, and what :func:`growtas.latency.measured.fit.fit_latency` makes of
-both. Prints a Markdown table of median errors. Everything was measured before; a minute.
+Each shipped profile is fitted again with only some of its samples, and tested on its 40 held-out subnets. It compares three models:
+another target's profile times the best factor, a model of the few samples alone, and the model that
+:func:`growtas.latency.measured.fit.fit_latency` fits to both. It prints a Markdown table of median errors. It measures nothing, and
+takes a minute.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ DRAWS = 8
 
 
 def few_samples(profile: MeasuredProfile, count: int) -> Iterator[list[Sample]]:
-    """Some of a profile's fitted samples: the smallest, the largest and random ones, several times."""
+    """Yields several draws of a profile's fitted samples: the fastest, the slowest and random ones."""
     fit = sorted(profile.of_role("fit"), key=lambda sample: sample.p50_ms)
     for seed in range(DRAWS):
         rows = np.random.default_rng(seed).choice(np.arange(1, len(fit) - 1), count - 2, replace=False)
@@ -38,7 +39,7 @@ def median_error(model: FittedLatency, held_out: Sequence[Sample], factor: float
 
 
 def errors(target: MeasuredProfile, other: MeasuredProfile, count: int) -> tuple[float, float, float]:
-    """Mean over the draws of the median errors: the other profile scaled, the samples alone, and both."""
+    """The median errors, averaged over the draws: of the other profile scaled, of the samples alone, and of both."""
     rows, held_out = [], target.of_role("held-out")
     for samples in few_samples(target, count):
         subnets, ms = [sample.subnet for sample in samples], [sample.p50_ms for sample in samples]
@@ -47,8 +48,8 @@ def errors(target: MeasuredProfile, other: MeasuredProfile, count: int) -> tuple
         both = fit_latency(target.space, subnets, ms, target.conditions, [other.model])
         scaled = median_error(other.model, held_out, factor)
         rows.append((scaled, median_error(alone, held_out), median_error(both, held_out)))
-    scaled, own, adapted = np.mean(rows, axis=0).tolist()
-    return scaled, own, adapted
+    scaled, from_samples, from_both = np.mean(rows, axis=0).tolist()
+    return scaled, from_samples, from_both
 
 
 def _predicted(model: FittedLatency, samples: Sequence[Sample]) -> NDArray[np.float64]:
@@ -60,7 +61,7 @@ def _measured(samples: Sequence[Sample]) -> NDArray[np.float64]:
 
 
 def main() -> None:
-    """Prints the table of the shipped profiles, and of the user's own."""
+    """Prints the table of the shipped profiles and of the user's profiles."""
     out = sys.stdout.write
     out(f"Shipped profiles, and those in {user_folder()}\n\n")
     out("| target | profile of another target | samples | scaled | samples alone | both |\n")

@@ -14,13 +14,13 @@ REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "docs" / "evidence"
 LEDGER = FOLDER / "trainings.jsonl"
 SUBNETS = FOLDER / "subnets.json"
-"""The probes, and the subnets of the parameter band: drawn once, uniformly over the choices of each dimension."""
+"""File with the probes and the subnets of the parameter band, which were drawn once, uniformly over each dimension's choices."""
 
 Line = Mapping[str, Any]
 
 
 def read_ledger(path: Path = LEDGER) -> dict[str, Line]:
-    """The lines by their keys; none where there is no file.
+    """Reads the lines by their keys; empty without a file.
 
     Raises:
         CheckpointError: a line is not JSON.
@@ -29,12 +29,12 @@ def read_ledger(path: Path = LEDGER) -> dict[str, Line]:
 
 
 def missing(plan: Iterable[Training], lines: Mapping[str, Line]) -> list[Training]:
-    """The trainings of a plan that have no line, in its order."""
+    """Returns the trainings of a plan without a line, in the plan's order."""
     return [training for training in plan if training.key not in lines]
 
 
 def read_if_whole(path: Path) -> Any:
-    """The content of a JSON file; None where there is none, or not a whole one."""
+    """Reads a JSON file; returns None if it is missing or incomplete."""
     try:
         return read_json(path)
     except CheckpointError:
@@ -42,7 +42,7 @@ def read_if_whole(path: Path) -> Any:
 
 
 def append(line: Line, path: Path = LEDGER) -> None:
-    """Add a line, unless the ledger has one of its key."""
+    """Appends a line, unless the ledger has a line with its key."""
     path.parent.mkdir(parents=True, exist_ok=True)
     drop_torn_line(path)
     if line["key"] not in read_ledger(path):

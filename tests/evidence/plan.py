@@ -1,7 +1,7 @@
-"""The plan of the evidence: which supernets are trained, in which order, and what is measured of each of them.
+"""The plan of the evidence: the supernets to train, in order, and the measurements of each.
 
-A change of a setting that is named here gives a training another key, and so another line of the ledger. Recipe fields and method
-options that are not named have the defaults of the commit that trained; every line holds the whole recipe.
+If a setting in this file changes, the training gets another key and so another line in the ledger. Recipe fields and method options
+that are not in this file have the defaults of the training's commit. Every line contains the complete recipe.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RATE = 8e-3
 """Peak learning rate of every method: the best of RATES for ``uniform``, the method of AutoFormer and SPOS."""
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
 TUNING_SEED = 100
-"""Seed of the trainings that RATE was chosen by; no table of methods uses it."""
+"""Seed of the trainings by which RATE was chosen; the tables of methods don't use it."""
 SETTINGS: Mapping[str, Any] = {
     "space": "micro",
     "data": "fashion-mnist",
@@ -36,7 +36,7 @@ SETTINGS: Mapping[str, Any] = {
     "monitor_images": 1_000,
     "amp": "fp32",
 }
-"""Recipe fields that all trainings have in common."""
+"""Recipe fields of all trainings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +66,19 @@ class Training:
 
     @property
     def key(self) -> str:
-        """A hash of everything that decides the weights; name, group and measurements do not."""
+        """A hash of everything that determines the weights, without name, group and measurements."""
         start = self.starts_from.key if self.starts_from else None
         facts = [self.method, self.seed, self.epochs, dict(self.options), start]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def title(self) -> str:
-        """The name with what tells it from the other trainings of that name."""
+        """The name with group and seed, which is unique."""
         return f"{self.name}{' at equal compute' if self.group == 'compute' else ''}, seed {self.seed}"
 
     @property
     def work(self) -> float:
-        """About how long it takes, in epochs of ``uniform``; for estimates of the time left."""
+        """Its approximate duration in epochs of ``uniform``, for estimates of the remaining time."""
         return EPOCHS if self.group == "compute" else self.epochs
 
     def recipe_fields(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Training:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The part of its line in the ledger that is known before the training."""
+        """The part of its ledger line that is known before the training."""
         names = ("key", "name", "group", "method", "seed", "epochs")
         start = self.starts_from.key if self.starts_from else None
         return {**{name: getattr(self, name) for name in names}, "options": dict(self.options), "starts_from": start}
@@ -105,13 +105,14 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
-    """What is measured of a trained supernet besides the probes.
+    """The measurements of a trained supernet in addition to the probes.
 
     Attributes:
-        limits: parameter limits; the best subnet under each is searched for by evolution, with the search split's images.
-        generations, population: of that evolution.
-        search_images: images of the search split that the evolution evaluates on; its winners are measured on all of them.
-        band: whether the accuracies of the 200 subnets in the parameter band are measured.
+        limits: parameter limits. Evolution searches the best subnet under each limit, with images of the search split.
+        generations: generations of the evolution.
+        population: population of the evolution.
+        search_images: number of images of the search split for the evolution; its winners are measured on all of them.
+        band: whether to measure the accuracies of the 200 subnets in the parameter band.
     """
 
     limits: tuple[int, ...] = (60_000, 80_000, 110_000, 150_000, 200_000, 260_000)
@@ -122,9 +123,9 @@ class Measurements:
 
 
 def _equal_compute(seed: int) -> list[Training]:
-    """Trainings that take about as many multiply-accumulates as ``uniform`` does in EPOCHS epochs.
+    """Trainings with about as many multiply-accumulates as ``uniform`` in EPOCHS epochs.
 
-    Epochs are whole, so the compute is not quite equal; each line of the ledger has what was spent.
+    The number of epochs is whole, so the compute is not exactly equal; each line of the ledger contains the actual compute.
     """
     epochs = {"prenas": 14, "focusformer": 17, "sandwich": 4, "shrinking": 9, "growtas": 24}
     return [
@@ -154,7 +155,7 @@ def _growtas(seed: int, share: float) -> Training:
 
 
 def _growtas_plus(first: Training) -> Training:
-    """GrowTAS+ after a training of GrowTAS, with the proportions of rates that the paper has (Section 4.1.2)."""
+    """GrowTAS+ after a training of GrowTAS, with the paper's ratios of learning rates (Section 4.1.2)."""
     rates = {"lr": RATE / 20, "min_lr": RATE / 100, "warmup_epochs": 0.0}
     return Training(
         name="growtas-plus",
@@ -168,7 +169,7 @@ def _growtas_plus(first: Training) -> Training:
 
 
 def _seed(seed: int) -> list[Training]:
-    """All trainings of a seed, in their order."""
+    """All trainings of a seed, in order."""
     uniform = Training(name="uniform", group="steps", method="uniform", seed=seed, options=SETTINGS, measure={"band": True})
     half = _growtas(seed, 0.5)
     auto = Training(
@@ -182,7 +183,7 @@ def _seed(seed: int) -> list[Training]:
 
 
 def _rates() -> list[Training]:
-    """The trainings that RATE was chosen by. Only the probes are measured."""
+    """The trainings by which RATE was chosen. Only the probes are measured."""
     return [
         Training(
             name=f"uniform, rate {rate:g}",
@@ -197,4 +198,4 @@ def _rates() -> list[Training]:
 
 
 PLAN: tuple[Training, ...] = (*_rates(), *(training for seed in SEEDS for training in _seed(seed)))
-"""Every training, in the order in which they are done."""
+"""All trainings, in the order in which they are run."""

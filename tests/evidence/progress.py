@@ -1,4 +1,4 @@
-"""The progress of `make evidence`: one line for people, with the hours that are left."""
+"""The progress of `make evidence`: one line with the remaining hours."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.evidence.plan import Training
 
 
 class Progress:
-    """Shows how far a training and the plan are.
+    """Shows the progress of a training and of the plan.
 
-    The hours left are estimated from the finished trainings on this CPU with as many threads, measurements included, or from the
-    running training where there are none.
+    The remaining hours are estimated from the finished trainings (with their measurements) on this CPU with the same number of
+    threads, or without such trainings from the running one.
 
     Args:
         plan: the whole plan.
@@ -34,17 +34,17 @@ class Progress:
         works = {training.key: training.work for training in plan}
         paces = [(line["seconds"] + line["measure_seconds"]) / works[line["key"]] for line in known if line["key"] in works]
         self._pace = median(paces) if paces else 0.0
-        """Seconds for an epoch of ``uniform``; 0 where it is not known."""
+        """Seconds per epoch of ``uniform``; 0 if unknown."""
         self._training: Training | None = None
         self._begun, self._first_share, self._width = 0.0, 0.0, 0
 
     def begin(self, training: Training) -> None:
-        """A training begins, or goes on."""
+        """Must be called when a training begins or continues."""
         self._training, self._begun, self._first_share = training, 0.0, 0.0
         self._write(f"{self._title()}: starting", whole_line=False)
 
     def show(self, event: str) -> None:
-        """A line of the training's process."""
+        """Shows a line from the training's process."""
         try:
             found: dict[str, Any] = json.loads(event)
         except json.JSONDecodeError:
@@ -77,7 +77,7 @@ class Progress:
         return f"{own * pace / 60:.0f} min left of it, {(own + others) * pace / 3600:.1f} h of the plan"
 
     def _write(self, text: str, whole_line: bool) -> None:
-        """On a terminal always the same line; in a log only what is worth a line of its own."""
+        """Rewrites one line on a terminal; in a log, writes only important texts as whole lines."""
         if self._out.isatty():
             text = text[: shutil.get_terminal_size().columns - 1]
             self._out.write(f"\r{text:<{self._width}}" + ("\n" if whole_line else ""))

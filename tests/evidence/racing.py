@@ -1,8 +1,8 @@
-"""``python -m tests.evidence.racing RUN``: what racing saves in the search of a trained run, and whether it changes what is found.
+"""``python -m tests.evidence.racing RUN``: how much time does racing save in a search, and does it change the result?
 
-For every seed the same evolution runs exactly and with racing, on the run's search images, with a journal of its own each. Prints a
-Markdown table and writes build/racing.json. Both take turns seed by seed, so their ratio can be believed on a busy machine, the
-seconds themselves can't. The bar: twice the subnets a second, and a winner within 0.2 points.
+For every seed the same evolution runs without and with racing, on the run's search images and with separate journals. It prints a
+Markdown table and writes build/racing.json. The two take turns, so their ratio is reliable on a busy machine, but the seconds are
+not. Racing must evaluate twice as many subnets per second, and its winner must be within 0.2 points.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ FASTER, POINTS = 2.0, 0.2
 
 
 def every(batch: SubnetBatch) -> NDArray[np.bool_]:
-    """No limits."""
+    """Accepts every subnet, because there are no limits."""
     return np.ones(len(batch), bool)
 
 
 def search(supernet: Supernet, images: EvaluationSet, config: EvolutionConfig, seed: int, *, exact: bool) -> dict[str, Any]:
-    """One search from nothing: its winner, the winner's accuracy on all images, and what it took."""
+    """Runs one search with an empty journal; returns its winner, the winner's accuracy on all images, and its costs."""
     with tempfile.TemporaryDirectory() as folder, SubnetEvaluator(supernet, images) as evaluate:
         journal = Journal(Path(folder) / "journal.jsonl", "checkpoint", "images", {})
         racing = None if exact else Racing(config.parents, len(images))
@@ -67,12 +67,12 @@ def search(supernet: Supernet, images: EvaluationSet, config: EvolutionConfig, s
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--generations", type=int, default=20)
-    parser.add_argument("--population", type=int, default=50)
-    parser.add_argument("--images", type=int, help="of the search split; by default all")
-    parser.add_argument("--out", type=Path, default=Path("build/racing.json"))
+    parser.add_argument("run", type=Path, help="Folder of a trained run.")
+    parser.add_argument("--seeds", type=int, default=10, help="Number of seeds (default: 10).")
+    parser.add_argument("--generations", type=int, default=20, help="Generations of a search (default: 20).")
+    parser.add_argument("--population", type=int, default=50, help="Subnets of a generation (default: 50).")
+    parser.add_argument("--images", type=int, help="Number of images of the search split (default: all).")
+    parser.add_argument("--out", type=Path, default=Path("build/racing.json"), help="Output file (default: build/racing.json).")
     options = parser.parse_args()
     run = Run(options.run)
     supernet, images = load_supernet(run.supernet_file), search_set(run)
@@ -88,7 +88,7 @@ def main() -> int:
         faster, by_cpu = (exact[key] / raced[key] * raced["subnets"] / exact["subnets"] for key in ("seconds", "cpu_seconds"))
         same = exact["winner"] == raced["winner"], exact["parents"] == raced["parents"]
         rows.append({"seed": seed, "exact": exact, "racing": raced, "faster": faster, "faster_by_cpu": by_cpu})
-        cells = [str(seed), f"{exact['accuracy']:.2%}", f"{raced['accuracy']:.2%}", *("yes" if each else "NO" for each in same)]
+        cells = [str(seed), f"{exact['accuracy']:.2%}", f"{raced['accuracy']:.2%}", *("yes" if equal else "NO" for equal in same)]
         cells += [f"{raced['dropped']} of {raced['subnets']}", f"{raced['images_seen']:.0%}", f"{faster:.2f}", f"{by_cpu:.2f}"]
         sys.stdout.write(f"| {' | '.join(cells)} |\n")
         sys.stdout.flush()

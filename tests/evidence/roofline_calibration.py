@@ -1,11 +1,11 @@
-"""Fitting a profile's efficiency to public latencies.
+"""Fits a profile's efficiency to public latencies.
 
-The reference is ViT-B/16 (224 px, fp16) in FasterTransformer, whose published latencies at batch 1, 8, 16 and 32 exist for a T4 and
-an A100. Two numbers are fitted for each of them, the reached fraction of the peak arithmetic and the launch overhead of a
-kernel, by least squares on the logarithm of the latency. The memory fraction and the tile are set by hand: at ViT sizes the
-latencies hardly depend on them. Devices without a reference get the geometric mean of the two fits.
+The reference is ViT-B/16 (224 px, fp16) in FasterTransformer, whose latencies at batch 1, 8, 16 and 32 were published for a T4 and
+an A100. For each GPU two numbers are fitted: the reached fraction of the peak arithmetic, and the launch overhead of a kernel, by
+least squares on the logarithm of the latency. The memory fraction and the tile are set by hand, because latencies at ViT sizes
+hardly depend on them. Devices without a reference get the geometric mean of the two fits.
 
-``python -m tests.evidence.roofline_calibration`` prints what the shipped profiles must hold; a test compares.
+``python -m tests.evidence.roofline_calibration`` prints the numbers for the shipped profiles; a test compares them.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ VIT_B16 = SearchSpace(name="vit-b16", embed_dim=(768,), num_heads=(12,), mlp_rat
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted efficiency and the latencies it gives, in milliseconds, one a batch size of ``BATCHES``."""
+    """A fitted efficiency and its latencies in milliseconds, one per batch size of ``BATCHES``."""
 
     efficiency: Efficiency
     modelled_ms: tuple[float, ...]
 
     def errors(self, reference_ms: tuple[float, ...]) -> NDArray[np.float64]:
-        """Relative errors against a reference."""
+        """Returns the relative errors to a reference."""
         return np.asarray(np.array(self.modelled_ms) / np.array(reference_ms) - 1)
 
 
 def modelled_ms(profile: DeviceProfile, efficiency: Efficiency) -> tuple[float, ...]:
-    """The model's ViT-B/16 latencies on a device, one a batch size of ``BATCHES``."""
+    """Returns the model's ViT-B/16 latencies on a device, one per batch size of ``BATCHES``."""
     profile = dataclasses.replace(profile, efficiency=efficiency)
     subnets = SubnetBatch.from_subnets([Subnet(768, (12,) * 12, (4.0,) * 12)])
     models = (RooflineLatency(profile=profile, space=VIT_B16, batch=b, precision=PRECISION, relative=False) for b in BATCHES)
@@ -54,9 +54,9 @@ def modelled_ms(profile: DeviceProfile, efficiency: Efficiency) -> tuple[float, 
 
 
 def fit_efficiency(profile: DeviceProfile, reference_ms: tuple[float, ...]) -> Fit:
-    """Compute fraction and launch overhead with the least squared log error, to 0.001 and 0.01 us.
+    """Fits compute fraction and launch overhead with the least squared log error, to 0.001 and 0.01 us.
 
-    A grid that is refined around its best point: the latency is a maximum of lines, on which a gradient method may stall.
+    It refines a grid around its best point, because the latency is a maximum of lines, on which a gradient method may stall.
     """
     best = START
     compute_step, launch_step = 0.1, 2.0
@@ -73,7 +73,7 @@ def fit_efficiency(profile: DeviceProfile, reference_ms: tuple[float, ...]) -> F
 
 
 def calibrate(profiles: dict[str, DeviceProfile]) -> dict[str, DeviceProfile]:
-    """The profiles with fitted efficiencies; ``profiles`` must hold the reference devices."""
+    """Returns the profiles with fitted efficiencies; ``profiles`` must contain the reference devices."""
     fits = {name: fit_efficiency(profiles[name], reference) for name, reference in REFERENCE_MS.items()}
     mean = dataclasses.replace(
         START,

@@ -1,7 +1,7 @@
-"""``make evidence-search``: train micro on Fashion-MNIST, search it, and compare with random subnets on the test set.
+"""``make evidence-search``: trains micro on Fashion-MNIST, searches it, and compares the result with random subnets.
 
-Writes build/search_gain.json. Takes about a quarter of an hour on two idle cores. The searched subnet and the random ones meet the
-same limit on the number of parameters; the test images choose nothing.
+It writes build/search_gain.json, and takes about a quarter of an hour on two idle cores. The searched subnet and the random ones
+meet the same limit on the number of parameters. The test images are used only for the comparison.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.reference import count_correct
 
 
 def growtas(*arguments: str, cwd: Path) -> float:
-    """Run a command as a user would; seconds it took."""
+    """Runs a command like a user; returns its duration in seconds."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "growtas", *arguments], cwd=cwd, check=True)
     return time.perf_counter() - start
@@ -36,11 +36,11 @@ def growtas(*arguments: str, cwd: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--max-params", default="150K")
-    parser.add_argument("--random", type=int, default=50, help="random subnets to compare with")
-    parser.add_argument("--search-images", default="1000", help="images of the search split that candidates are evaluated on")
-    parser.add_argument("--run", type=Path, help="a trained run to continue with, instead of training one")
-    parser.add_argument("--train", action="append", default=[], help="more arguments for growtas train")
+    parser.add_argument("--max-params", default="150K", help="Largest number of parameters (default: 150K).")
+    parser.add_argument("--random", type=int, default=50, help="Number of random subnets to compare with (default: 50).")
+    parser.add_argument("--search-images", default="1000", help="Number of images for evaluating candidates (default: 1000).")
+    parser.add_argument("--run", type=Path, help="Trained run to use instead of training one.")
+    parser.add_argument("--train", action="append", default=[], help="Further argument for growtas train; may be repeated.")
     options = parser.parse_args()
     folder = Path("build/search_gain")
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def compare(run: Run, max_params: str, count: int) -> dict[str, object]:
-    """Test accuracy of the searched subnet and of random ones under the same limit."""
+    """Measures the test accuracy of the searched subnet and of random ones under the same limit."""
     space, supernet, images = run.space, load_supernet(run.supernet_file), test_set(run)
 
     @torch.inference_mode()

@@ -1,16 +1,17 @@
-"""``python -m tests.evidence.search_quality RUN``: does the search find what is there to be found?
+"""``python -m tests.evidence.search_quality RUN``: how close does the search come to the true best subnets?
 
-A sub-space of micro is small enough to evaluate every subnet (3,840) on some hundred images of the run's search split. That is
-done once and kept in build/search_quality_table.json. Then the evolution and NSGA-II search the table, as they would the supernet,
-under random limits, with at most a fifth of the evaluations. Writes build/search_quality.json:
+In a part of the search space micro, every subnet (3,840) can be evaluated on some hundred images of the run's search split. This is
+done once, and the table is kept in build/search_quality_table.json. Then evolution and NSGA-II search this table instead of the
+supernet, under random limits, with at most a fifth of the evaluations. It writes build/search_quality.json:
 
-* evolution: how far the best subnet found is from the true best under the limit, for each seed, with the paper's settings and
-  with as many evaluations spread over other populations;
-* NSGA-II: the share of the true front's hypervolume, accuracy over modelled latency;
-* both with the predictor and half of the evaluations (and, to compare, without it): how far the best subnet is from the true best,
-  how far the eight best are from the true eight in the mean (finalists of a measured limit are the best), and the share of the
-  hypervolume; for fronts also without a limit;
-* where the time of a search goes is in every search's own result.json, and not repeated here.
+* evolution: the difference between the best subnet found and the true best under the limit, for each seed, with the paper's
+  settings and with as many evaluations in other populations;
+* NSGA-II: the share of the true front's hypervolume, for accuracy and modelled latency;
+* both with the predictor and half of the evaluations (and, to compare, without it): the difference to the true best subnet, the
+  mean difference between the eight best and the true eight best (the finalists of a measured limit), and the share of the
+  hypervolume, for fronts also without a limit.
+
+The duration of a search's parts is in the result.json of every search, and not repeated here.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ TABLE = Path("build/search_quality_table.json")
 CHOICES = {"embed_dim": (32, 48, 64), "num_heads": (2, 4), "mlp_ratio": (2.0, 4.0), "depth": (4, 5)}
 SHARE = 0.2
 WAYS = ("50", "25", "half", "predicted", "random")
-"""Populations with all evaluations, half of them without and with the predictor, and random subnets."""
+"""Populations of 50 and 25 with all evaluations, half of the evaluations without and with the predictor, and random subnets."""
 FINALISTS = 8
 
 
@@ -49,7 +50,7 @@ def every_subnet(space: SearchSpace) -> list[Subnet]:
 
 
 def make_table(run: Run, images: int) -> dict[str, Any]:
-    """Evaluate every subnet of the sub-space, unless that was done for this checkpoint and number of images."""
+    """Evaluates every subnet of the part of the space, unless this was done for the same checkpoint and number of images."""
     from growtas.checkpoint import load_supernet
     from growtas.data.evaluation import search_set
     from growtas.search.evaluation.evaluator import SubnetEvaluator
@@ -71,11 +72,11 @@ def make_table(run: Run, images: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Make the table and search it."""
+    """Makes the table and searches it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, nargs="?", help="trained run of micro; by default the newest in ./runs")
-    parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("run", type=Path, nargs="?", help="Trained run of micro (default: the newest in ./runs).")
+    parser.add_argument("--images", type=int, default=500, help="Number of images of the search split (default: 500).")
+    parser.add_argument("--seeds", type=int, default=10, help="Number of seeds (default: 10).")
     options = parser.parse_args()
     report = judge(make_table(find_run(options.run), options.images), options.seeds)
     write_json(Path("build/search_quality.json"), report)
@@ -83,7 +84,7 @@ def main() -> None:
 
 
 def judge(table: dict[str, Any], seeds: int) -> dict[str, Any]:
-    """Evolution and NSGA-II on the table, for each seed under a random limit on params."""
+    """Runs evolution and NSGA-II on the table, for each seed under a random limit on the parameters."""
     from growtas.costs import count_costs_batch
     from growtas.latency.modelled.profile import load_profile
     from growtas.latency.modelled.roofline import RooflineLatency
@@ -108,7 +109,7 @@ def judge(table: dict[str, Any], seeds: int) -> dict[str, Any]:
         values = np.column_stack(
             [[-rows[subnet][0] for subnet in subnets], latency.predict_ms(SubnetBatch.from_subnets(list(subnets)))]
         )
-        # From the worst accuracy of the table, not from zero: else any subnet would do.
+        # The reference point is the worst accuracy of the table. With zero, almost any subnet would have a large share.
         return hypervolume(values, np.array([-min(accuracy for accuracy, _ in rows.values()), worst[1]]))
 
     def costs(subnets: SubnetBatch) -> Any:

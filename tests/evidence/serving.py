@@ -1,11 +1,11 @@
-"""``python -m tests.evidence.serving ARTIFACT``: a served model under load, under attack, and being stopped.
+"""``python -m tests.evidence.serving ARTIFACT``: tests a served model under load, under attack and during a stop.
 
-Starts ``growtas serve`` on an artifact of a model trained on Fashion-MNIST, and asks it for its test images with tritonclient's
-HTTP client: 10,000 requests from 8 clients, each a thread with a connection of its own. Every answer is compared with what
-``predict`` computes for that image: logits within 1e-5 and the same class (a batch's size changes rounding, nothing else may). Then
-come malformed bodies, bodies of a gigabyte and clients that are too slow, and a good request to see that it survived; then SIGTERM
-under load. Prints what it saw and writes build/serving.json; exits 1 if anything is not as it should be. Latencies are of this
-machine and whatever else runs on it.
+It starts ``growtas serve`` on an artifact of a model trained on Fashion-MNIST, and sends the test images with tritonclient's HTTP
+client: 10,000 requests from 8 clients, each a thread with its own connection. Every answer is compared with that of ``predict``:
+the logits must agree within 1e-5, because the batch size may change rounding, and the class must be the same. Then it sends
+malformed bodies, bodies of a gigabyte and requests that are too slow, and checks with a valid request that the server survived. At
+last it sends SIGTERM under load. It prints the results, writes build/serving.json, and exits with 1 if a check fails. The latencies
+depend on this machine and its other work.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ TIMEOUT_S = 3
 
 
 def test_images(predictor: Predictor, count: int) -> np.ndarray:
-    """The test images of Fashion-MNIST as the artifact takes them, ``(n, ...)``."""
+    """Returns test images of Fashion-MNIST as the artifact's input, ``(n, ...)``."""
     images = open_data("fashion-mnist").test
     return np.stack([predictor.prepare(images.load(index)) for index in range(min(count, len(images)))])
 
 
 def tensor(server: Running, images: np.ndarray, predictor: Predictor) -> triton.InferInput:
-    """Images as tritonclient sends them: binary."""
-    given = triton.InferInput(predictor.signature.input_name, list(images.shape), predictor.signature.datatype)
-    given.set_data_from_numpy(images)
-    return given
+    """Returns images as tritonclient's binary input."""
+    entry = triton.InferInput(predictor.signature.input_name, list(images.shape), predictor.signature.datatype)
+    entry.set_data_from_numpy(images)
+    return entry
 
 
 def load(
     server: Running, predictor: Predictor, images: np.ndarray, want: np.ndarray, requests: int, clients: int
 ) -> dict[str, Any]:
-    """All requests, dealt to the clients in turn; what came back."""
+    """Sends all requests, distributed over the clients; returns a summary of the answers."""
     output = predictor.signature.output_name
     answers: dict[int, np.ndarray] = {}
     milliseconds: list[float] = []
@@ -91,7 +91,7 @@ def load(
 
 
 def attacks(server: Running, predictor: Predictor, images: np.ndarray, want: np.ndarray) -> dict[str, Any]:
-    """Each attack, what was answered, and whether a well-behaved request was answered rightly after it."""
+    """Runs each attack; returns the answers, and whether a valid request afterwards was answered correctly."""
     signature = predictor.signature
     entry = {"name": signature.input_name, "datatype": signature.datatype, "shape": [1, *signature.example()]}
     good = json.dumps({"inputs": [{**entry, "data": images[0].ravel().tolist()}]}).encode()
@@ -118,7 +118,7 @@ def attacks(server: Running, predictor: Predictor, images: np.ndarray, want: np.
 
 
 def gigabyte(server: Running, *, chunked: bool) -> list[Any]:
-    """Sends up to a gigabyte whatever is answered meanwhile: status, and megabytes that the server's memory grew by."""
+    """Sends up to a gigabyte without reading answers; returns the status, and the growth of the server's memory."""
     before = server.memory("VmHWM")
     block = b"x" * (1 << 20)
     head = post(server.name, b"", length=1 << 30)
@@ -133,7 +133,7 @@ def gigabyte(server: Running, *, chunked: bool) -> list[Any]:
                 connection.sendall(block)
                 sent += 1
         except OSError:
-            pass  # the server has thrown away enough
+            pass  # the server has closed the connection
         try:
             status = answer(connection)[0]
         except OSError as error:
@@ -142,7 +142,7 @@ def gigabyte(server: Running, *, chunked: bool) -> list[Any]:
 
 
 def slow(server: Running, where: str) -> list[Any]:
-    """A request whose head, or body, comes a byte a second."""
+    """Sends a request whose head or body arrives with one byte per second."""
     start = time.perf_counter()
     with server.connect() as connection:
         data = post(server.name, b"", length=1000)
@@ -164,7 +164,7 @@ def slow(server: Running, where: str) -> list[Any]:
 
 
 def never_reads(server: Running) -> str:
-    """Requests without end, whose answers are never read."""
+    """Sends endless requests without reading the answers."""
     start = time.perf_counter()
     with server.connect(receive_buffer=4096) as connection:
         connection.settimeout(0.5)
@@ -179,7 +179,7 @@ def never_reads(server: Running) -> str:
 
 
 def stop_under_load(server: Running, predictor: Predictor, images: np.ndarray, want: np.ndarray, clients: int) -> dict[str, Any]:
-    """SIGTERM while clients ask as fast as they can; every request ends as answered, refused with 503, or not taken at all."""
+    """Sends SIGTERM under full load; every request must be answered, refused with 503, or never accepted."""
     outcomes: Counter[str] = Counter()
     signature = predictor.signature
     head = json.dumps(
@@ -210,7 +210,7 @@ def stop_under_load(server: Running, predictor: Predictor, images: np.ndarray, w
                 outcomes["connection refused"] += 1
                 return
             except OSError as error:
-                # Taken by the system's backlog, and the port was closed before the server saw it.
+                # The request was in the system's backlog when the server closed the port.
                 outcomes[f"{type(error).__name__} after sending: {sent}"] += 1
                 return
             if status == 200:
@@ -235,10 +235,10 @@ def stop_under_load(server: Running, predictor: Predictor, images: np.ndarray, w
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("artifact", type=Path)
-    parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=Path("build/serving.json"))
+    parser.add_argument("artifact", type=Path, help="Artifact of a model trained on Fashion-MNIST.")
+    parser.add_argument("--requests", type=int, default=10_000, help="Number of requests (default: 10000).")
+    parser.add_argument("--clients", type=int, default=8, help="Number of clients (default: 8).")
+    parser.add_argument("--out", type=Path, default=Path("build/serving.json"), help="Output file (default: build/serving.json).")
     options = parser.parse_args()
     with Predictor(options.artifact, threads=1) as predictor, serving(options.artifact, "--timeout", str(TIMEOUT_S)) as server:
         images = test_images(predictor, options.requests)

@@ -1,11 +1,12 @@
-"""``python -m tests.evidence.stops FOLDER --moments 20``: Ctrl-C and SIGTERM at random moments of trainings, which are continued.
+"""``python -m tests.evidence.stops FOLDER --moments 20``: stops trainings at random moments and continues them.
 
-Trainings of 1, 2 and 50 steps an epoch, in one and in two processes. Of every stop it is checked that at most one more step was
-begun (two in two processes, which agree once a step), that every complete step was saved, that the command says how to go on and
-exits with 130 or 143. What is left in the end must be what a training leaves that nobody stopped, to the bit.
+Stops are Ctrl-C and SIGTERM. The trainings have 1, 2 and 50 steps per epoch, in one and in two processes. After each stop it checks
+that at most one more step was begun (two in two processes, which agree once per step), that every complete step was saved, that the
+command says how to continue, and that it exits with 130 or 143. The final results must be equal, bit by bit, to those of a training
+that was not stopped.
 
-The commands run in forked children of this process, which imports everything once but never computes. Of two processes both are
-signalled, as by torchrun that is stopped itself, or one of them; the other is then ended with SIGTERM, as torchrun does.
+The commands run in forked children of this process, which imports everything once but never computes. With two processes, either
+both get the signal, as if torchrun is stopped, or only one of them; then the other one gets SIGTERM, as from torchrun.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from growtas.train.events import StepDone
 from tests.evidence.kills import finished, outcome
 
 SETTINGS = {1: (1024, 30), 2: (700, 15), 50: (28, 2)}
-"""Batch size and epochs by steps an epoch: of the digits 1,400 images are left beside a search split of 38."""
+"""Batch size and epochs by steps per epoch; without the 38 images of the search split, digits has 1,400 training images."""
 _STILL_RUNNING = os.WEXITED | os.WNOHANG | os.WNOWAIT
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SLOW_S = 30.0
-"""torchrun kills a worker that has not ended so long after a signal."""
+"""torchrun kills a worker that has not ended this long after a signal."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Trainer:
     """A training command that can be stopped and started again.
 
     Attributes:
-        folder: where it runs.
-        arguments: of ``growtas train``, without the run's name.
-        processes: how many run it.
+        folder: working folder.
+        arguments: arguments of ``growtas train``, without the run's name.
+        processes: number of processes.
     """
 
     folder: Path
@@ -57,7 +58,7 @@ class Trainer:
     processes: int
 
     def start(self, name: str) -> list[int]:
-        """Start or continue the run; the process ids by rank."""
+        """Starts or continues the run; returns the process ids by rank."""
         run = self.folder / "runs" / name
         command = ["train", "--resume", str(run)] if (run / "run.json").exists() else ["train", "--name", name, *self.arguments]
         with socket.socket() as probe:
@@ -68,7 +69,7 @@ class Trainer:
         return [self._fork(command, rank, port) for rank in range(self.processes)]
 
     def _fork(self, command: Sequence[str], rank: int, port: int) -> int:
-        # A signal waits until the child handles it, as a command does as soon as it has begun.
+        # Signals are blocked until the child handles them, like a command that has just begun.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid:
@@ -100,14 +101,14 @@ class Trainer:
             os._exit(code)
 
     def steps(self) -> list[tuple[float, int]]:
-        """When which steps were done since the last start."""
+        """The time and number of each step since the last start."""
         path = self.folder / "steps-0"
         lines = path.read_text().splitlines() if path.exists() else []
         return [(float(when), int(step)) for when, step in (line.split() for line in lines)]
 
 
 def _log_steps() -> None:
-    """Make this process write when it has done a step."""
+    """Lets this process write a line after each step."""
     event = training_view.TrainingView.event
     path = f"steps-{os.environ.get('RANK', '0')}"
 
@@ -121,7 +122,7 @@ def _log_steps() -> None:
 
 
 def wait(pids: Sequence[int]) -> list[int]:
-    """Exit codes; when one has ended, the others get SIGTERM as torchrun sends it."""
+    """Waits for all processes and returns their exit codes. When one fails, the others get SIGTERM, as from torchrun."""
     codes: dict[int, int] = {}
     deadline = time.monotonic() + 300
     while len(codes) < len(pids):
@@ -143,10 +144,13 @@ def wait(pids: Sequence[int]) -> list[int]:
 def stop(
     trainer: Trainer, run: Run, delay: float, number: int, targets: Sequence[int], *, in_training: bool
 ) -> tuple[str, float, list[str]] | None:
-    """Start or continue a run and signal it: where it stopped, after how many seconds, and what was wrong; None if it was over.
+    """Starts or continues a run and sends it a signal.
 
     Args:
-        delay: before the signal, in seconds; from the first step on where it is to fall ``in_training``.
+        delay: seconds before the signal; with ``in_training`` they begin with the first step.
+
+    Returns:
+        The checkpoint at which it stopped, the seconds that this took, and the errors; None if the run ended before the signal.
     """
     pids = trainer.start(run.path.name)
     while in_training and not trainer.steps() and all(os.waitid(os.P_PID, pid, _STILL_RUNNING) is None for pid in pids):
@@ -186,7 +190,7 @@ def stop(
 
 
 def stops(folder: Path, steps: int, processes: int, moments: int, options: Sequence[str], rng: random.Random) -> dict[str, Any]:
-    """A training stopped so often; what was wrong, and what differs from one that nobody stopped."""
+    """Stops a training ``moments`` times; returns the errors, and the differences from a training that was not stopped."""
     batch, epochs = map(str, SETTINGS[steps])
     arguments = ["--batch-size", batch, "--epochs", epochs, "--set", "search_images=38", "--device", "cpu", *options]
     trainer = Trainer(folder, arguments, processes)
@@ -225,12 +229,12 @@ def stops(folder: Path, steps: int, processes: int, moments: int, options: Seque
 
 
 def run_all() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog="Other options are those of growtas train.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--moments", type=int, default=20)
-    parser.add_argument("--steps", type=int, nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2])
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(description=__doc__, epilog="All other options are passed to growtas train.")
+    parser.add_argument("folder", type=Path, help="Folder for the trainings.")
+    parser.add_argument("--moments", type=int, default=20, help="Number of stops of each training (default: 20).")
+    parser.add_argument("--steps", type=int, nargs="*", default=list(SETTINGS), choices=list(SETTINGS), help="Steps per epoch.")
+    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2], help="Numbers of processes (default: 1 2).")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the random moments (default: 0).")
     given, options = parser.parse_known_args()
     good = True
     for steps in given.steps:

@@ -1,7 +1,7 @@
-"""``make evidence-tables``: draw every table and figure of the evidence from the ledger alone.
+"""``make evidence-tables``: draws every table and figure of the evidence from the ledger.
 
-Writes CSV and SVG files beside the ledger, and replaces the parts of docs/EVIDENCE.md between a comment ``ledger: NAME`` and the
-comment ``end``. Trainings that are not finished are left out of the numbers and named.
+It writes CSV and SVG files beside the ledger, and replaces the parts of docs/EVIDENCE.md between a comment ``ledger: NAME`` and the
+comment ``end``. Unfinished trainings are not in the numbers, but are listed.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 PAGE = REPOSITORY / "docs" / "EVIDENCE.md"
 COLUMNS = ("smallest", "width 32", "width 48", "width 64", "largest")
-"""Columns of accuracies: a probe, or the mean of the four probes of a width."""
+"""Columns of accuracies: that of a probe, or the mean of the four probes of a width."""
 GROUPS = {"steps": "equal steps", "compute": "equal compute"}
 T_QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-"""97.5 % quantile of Student's t for so many seeds."""
+"""97.5 % quantiles of Student's t by the number of seeds."""
 _CUT_POINTS = 4.0
-"""How far below the lowest accuracy of ``uniform`` the figure of limits goes."""
+"""Percentage points below the lowest accuracy of ``uniform`` at which the figure of limits is cut."""
 _TABLE_LIMITS = (80_000, 150_000, 260_000)
 
 
 class Evidence:
-    """The lines of a plan's trainings.
+    """The ledger lines of a plan's trainings.
 
     Args:
-        plan: the trainings, in their order.
-        lines: the ledger; lines of other trainings are counted and left alone.
+        plan: the trainings, in order.
+        lines: the ledger; lines of other trainings are only counted.
     """
 
     def __init__(self, plan: Sequence[Training], lines: Mapping[str, Line]) -> None:
@@ -82,12 +82,12 @@ def accuracy(line: Line, column: str, images: str = "test") -> float:
 
 
 def under(line: Line, limit: int) -> float | None:
-    """Test accuracy of the subnet that was found under a parameter limit; None where that was not measured."""
+    """The test accuracy of the subnet found under a parameter limit; None if it was not measured."""
     return next((found["test"] for found in line["searched"] if found["max_params"] == limit), None)
 
 
 def percent(values: Sequence[float], *, signed: bool = False) -> str:
-    """Mean of some accuracies in percent, with their standard deviation where there are several."""
+    """The mean of accuracies in percent, with their standard deviation if there are several."""
     if not values:
         return "-"
     mean = f"{100 * fmean(values):+.2f}" if signed else f"{100 * fmean(values):.2f}"
@@ -95,7 +95,7 @@ def percent(values: Sequence[float], *, signed: bool = False) -> str:
 
 
 def number(values: Iterable[float | None]) -> str:
-    """Mean of what is known."""
+    """The mean of the known values."""
     known = [value for value in values if value is not None]
     return f"{fmean(known):.2f}" if known else "-"
 
@@ -148,7 +148,7 @@ def methods(evidence: Evidence) -> str:
 
 
 def _first_epochs(evidence: Evidence, line: Line) -> int:
-    """Epochs of the training that a line's training went on from."""
+    """The epochs of the training from which a line's training continued."""
     start = next((training.starts_from for training in evidence.plan if training.key == line["key"]), None)
     return start.epochs if start else 0
 
@@ -165,7 +165,7 @@ def against_uniform(evidence: Evidence) -> str:
 
 
 def claims(evidence: Evidence) -> str:
-    """What the differences show: a sentence for each method, by a rule."""
+    """One sentence per method about its differences, made by a fixed rule."""
     sentences = []
     for group, title in GROUPS.items():
         for name, lines in evidence.rows(group).items():
@@ -195,7 +195,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def sweep(evidence: Evidence) -> list[tuple[str, list[Line]]]:
-    """The rows of the paper's Table 4: ``uniform``, the transitions in their order, and GrowTAS+."""
+    """The rows of the paper's Table 4: ``uniform``, the transitions in order, and GrowTAS+."""
     rows = evidence.rows("steps")
     order = ["uniform", *sorted(name for name in rows if name.startswith("growtas, T_1 at"))]
     order += [name for name in rows if name not in order]
@@ -245,7 +245,7 @@ def rate_table(evidence: Evidence) -> str:
 
 
 def machine(evidence: Evidence) -> str:
-    """What the trainings ran on, and how long they took."""
+    """The machines and the durations of the trainings."""
     lines = [line for group in ("rate", *GROUPS) for found in evidence.rows(group).values() for line in found]
     if not lines:
         return "No training is finished yet."
@@ -266,11 +266,11 @@ PARTS: Mapping[str, Callable[[Evidence], str]] = {
     "transitions": transition_table,
     "band": band_table,
 }
-"""The parts of docs/EVIDENCE.md that are drawn."""
+"""The generated parts of docs/EVIDENCE.md."""
 
 
 def fill(page: str, evidence: Evidence) -> str:
-    """A page with its drawn parts replaced."""
+    """Returns a page with its generated parts replaced."""
 
     def part(match: re.Match[str]) -> str:
         return f"{match[1]}\n{PARTS[match[2]](evidence)}\n{match[3]}"
@@ -279,7 +279,7 @@ def fill(page: str, evidence: Evidence) -> str:
 
 
 def probe_rows(evidence: Evidence) -> list[dict[str, Any]]:
-    """A row for each finished training and probe."""
+    """One row per finished training and probe."""
     params = {name: entry["params"] for name, entry in read_json(SUBNETS)["probes"].items()}
     return [
         {
@@ -295,7 +295,7 @@ def probe_rows(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def limit_rows(evidence: Evidence) -> list[dict[str, Any]]:
-    """A row for each finished training and parameter limit: Fig. 5, and Table 4 with its transitions."""
+    """One row per finished training and parameter limit, for Fig. 5 and Table 4."""
     return [
         {
             **_head(evidence, group, name, line),
@@ -353,7 +353,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 def draw_limits(evidence: Evidence) -> str:
-    """Fig. 5 as SVG: test accuracy over parameter limits, a line a method; equal steps and equal compute side by side."""
+    """Fig. 5 as SVG: test accuracy against parameter limit, one line per method, for equal steps and for equal compute."""
 
     def panels(axes: Sequence[Axes]) -> None:
         for panel, (group, title) in zip(axes, GROUPS.items(), strict=True):
@@ -374,7 +374,7 @@ def draw_limits(evidence: Evidence) -> str:
 
 
 def draw_transitions(evidence: Evidence) -> str:
-    """Table 4 as SVG: test accuracy over T_1, a line a parameter limit; uniform is T_1 = 0."""
+    """Table 4 as SVG: test accuracy against T_1, one line per parameter limit; uniform is T_1 = 0."""
 
     def panel(axes: Sequence[Axes]) -> None:
         rows = [(name, lines) for name, lines in sweep(evidence) if name == "uniform" or name.startswith("growtas, T_1 at")]
@@ -392,7 +392,7 @@ def draw_transitions(evidence: Evidence) -> str:
 
 
 def _curve(panel: Axes, places: Sequence[float], values: Sequence[Sequence[float | None]], label: str) -> None:
-    """Means with standard deviations over seeds; places without a value are left out."""
+    """Plots means with standard deviations over seeds, without places that have no value."""
     known = [(place, [100 * v for v in found if v is not None]) for place, found in zip(places, values, strict=True)]
     known = [(place, found) for place, found in known if found]
     if known:
@@ -403,7 +403,7 @@ def _curve(panel: Axes, places: Sequence[float], values: Sequence[Sequence[float
 
 
 def _figure(draw: Callable[[Sequence[Axes]], None], panels: int) -> str:
-    """An SVG that is the same for the same ledger."""
+    """Draws an SVG, which is always the same for the same ledger."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -428,7 +428,7 @@ FIGURES: Mapping[str, Callable[[Evidence], str]] = {"limits.svg": draw_limits, "
 
 
 def write_all(evidence: Evidence, folder: Path, page: Path) -> None:
-    """Write every table and figure, each file whole or not at all."""
+    """Writes every table and figure, each file completely or not at all."""
     texts = {folder / name: to_csv(rows(evidence), columns) for name, (rows, columns) in FILES.items()}
     texts |= {folder / name: draw(evidence) for name, draw in FIGURES.items()}
     texts[page] = fill(page.read_text(encoding="utf-8"), evidence)
@@ -438,7 +438,7 @@ def write_all(evidence: Evidence, folder: Path, page: Path) -> None:
 
 
 def main() -> None:
-    """Draw everything from the ledger."""
+    """Draws everything from the ledger."""
     evidence = Evidence(PLAN, read_ledger(LEDGER))
     write_all(evidence, FOLDER, PAGE)
     sys.stdout.write(status(evidence) + "\n")

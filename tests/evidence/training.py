@@ -1,8 +1,8 @@
-"""``python -m tests.evidence.training FOLDER``: train and measure one training of the evidence plan.
+"""``python -m tests.evidence.training FOLDER``: runs and measures one training of the evidence plan.
 
-FOLDER holds ``training.json``: the training as :class:`tests.evidence.plan.Training` writes it, the commit, and the folder of the
-training that it goes on from. The supernet is trained in FOLDER/run, from its last checkpoint on where there is one; the finished
-line of the ledger is written to FOLDER/line.json. Progress is reported on standard output as JSON lines.
+FOLDER contains ``training.json``: the JSON form of :class:`tests.evidence.plan.Training`, the commit, and the folder of the
+training from which it continues. The supernet is trained in FOLDER/run, from its last checkpoint if there is one. The finished line
+of the ledger is written to FOLDER/line.json. Progress is reported on standard output as JSON lines.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def report(**event: Any) -> None:
-    """Tell the process that started this one how far it is. It ends this process if nobody reads it any more."""
+    """Reports progress to the process that started this one. This process ends if nobody reads the reports any more."""
     sys.stdout.write(json.dumps(event) + "\n")
     sys.stdout.flush()
 
@@ -76,11 +76,11 @@ class Reporter(Progress):
 
 
 def train(training: Training, folder: Path, start: str | None) -> Run:
-    """The finished run of a training.
+    """Finishes a training and returns its run.
 
     Args:
-        folder: where the run is, or will be.
-        start: the folder of the run whose weights it starts from.
+        folder: folder of the training.
+        start: folder of the run with the initial weights.
     """
     run = Run(folder / "run")
     if not can_continue(run):
@@ -93,7 +93,7 @@ def train(training: Training, folder: Path, start: str | None) -> Run:
 
 
 def can_continue(run: Run) -> bool:
-    """Whether a run has a checkpoint, and whole records of the epochs before it; a power cut may have cost the records."""
+    """Whether a run has a checkpoint and complete records of the epochs before it, which a power cut can destroy."""
     if not run.checkpoints:
         return False
     try:
@@ -106,13 +106,13 @@ def can_continue(run: Run) -> bool:
 
 
 def end_with_parent() -> None:
-    """Have the system interrupt this process when the one that started it is gone, where the system can do that."""
+    """Lets Linux interrupt this process when the process that started it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def measure(training: Training, run: Run) -> dict[str, Any]:
-    """What is measured of a trained supernet: the measured part of a line of the ledger."""
+    """Measures a trained supernet; returns the measured part of a ledger line."""
     start = time.perf_counter()
     wanted, subnets = Measurements(**training.measure), read_json(SUBNETS)
     supernet, search, test = load_supernet(run.supernet_file), search_set(run), test_set(run)
@@ -143,7 +143,7 @@ def measure(training: Training, run: Run) -> dict[str, Any]:
 
 
 def accuracies(supernet: Supernet, images: EvaluationSet, subnets: Sequence[Subnet], what: str) -> dict[Subnet, float]:
-    """Accuracy (0..1) of subnets on images."""
+    """Measures the accuracy (0 to 1) of subnets on images."""
     found: dict[Subnet, float] = {}
     with evaluator(supernet, images) as evaluate:
         for subnet, evaluation in evaluate(subnets):
@@ -155,7 +155,7 @@ def accuracies(supernet: Supernet, images: EvaluationSet, subnets: Sequence[Subn
 def best_subnets(
     supernet: Supernet, images: EvaluationSet, wanted: Measurements, candidates: Sequence[Subnet]
 ) -> dict[int, Subnet]:
-    """The best subnet under each parameter limit, among those that the paper's evolution evaluates and some candidates."""
+    """Finds the best subnet under each parameter limit, by the paper's evolution and among some candidates."""
     space, best = supernet.space, {}
     config = EvolutionConfig(generations=wanted.generations, population=wanted.population)
     known: dict[Subnet, Evaluation] = {}
@@ -177,17 +177,17 @@ def best_subnets(
 
 
 def preferred(run: Run) -> list[Subnet]:
-    """The subnets that PreNAS trains, and searches among; none of another method."""
+    """The subnets that PreNAS trains and searches; empty for other methods."""
     return [Subnet.from_dict(entry) for entry in _state(run).get("preferred", [])]
 
 
 def evaluator(supernet: Supernet, images: EvaluationSet) -> SubnetEvaluator:
-    """An evaluator that takes little memory: it runs beside other work."""
+    """Returns an evaluator with little memory, because it runs beside other work."""
     return SubnetEvaluator(supernet, images, activation_bytes=_ACTIVATION_BYTES)
 
 
 def transitions(run: Run) -> dict[str, Any]:
-    """The epochs at which the training opened its subspaces, and why where it chose them itself."""
+    """The epochs at which the training opened its subspaces, with the reasons if the training chose them."""
     recipe, state = Recipe.from_dict(run.info["recipe"]), _state(run)
     if "transitions" in state:
         return {"epochs": state["transitions"], "reasons": state["reasons"]}
@@ -195,13 +195,13 @@ def transitions(run: Run) -> dict[str, Any]:
 
 
 def _state(run: Run) -> dict[str, Any]:
-    """What the training's method had decided at the end."""
+    """The state of the training's method at the end."""
     state: dict[str, Any] = read_json(run.checkpoints[-1] / "state.json")["strategy"]
     return state
 
 
 def facts(training: Training, run: Run) -> dict[str, Any]:
-    """What a line of the ledger says of the training itself."""
+    """The part of a ledger line about the training itself."""
     metrics = read_json_lines(run.path / "metrics.jsonl")
     split = read_json(run.path / "split.json")
     compute = {name: sum(line["compute"][name] for line in metrics) for name in ("macs", "extra_macs")}
@@ -217,7 +217,7 @@ def facts(training: Training, run: Run) -> dict[str, Any]:
 
 
 def machine(run: Run) -> dict[str, Any]:
-    """Versions, the CPU, and how many of its threads were used."""
+    """The versions, the CPU, and the number of used threads."""
     return {
         "versions": {"python": platform.python_version(), **run.info["versions"]},
         "cpu": f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})",
@@ -226,7 +226,7 @@ def machine(run: Run) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Train and measure; the exit code is 0, or the error's."""
+    """Trains and measures; returns the exit code, 0 or that of the error."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     end_with_parent()
     folder = Path(sys.argv[1])

@@ -1,7 +1,7 @@
-"""``python -m tests.gpu``: all that needs a GPU, in at most eight minutes; docs/GPU_RUNS.md says what it does.
+"""``python -m tests.gpu``: runs everything that needs a GPU, in at most eight minutes; docs/GPU_RUNS.md describes the steps.
 
-This module needs Python alone. What a step needs is imported by the step's own process, so that a package which is not there
-costs that step only, and so does a crash, or a step that does not end.
+This module needs only Python. Each step runs in its own process and imports its packages there. So a missing package, a crash or an
+endless step affects only this step.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ PAGE = ROOT / "docs" / "GPU_RUNS.md"
 BUILD = ROOT / "build"
 LIMIT_S = 8 * 60
 _LEAST_S = 5
-"""A step that has less time is not begun."""
+"""A step with less time left is not started."""
 _STAND_IN_HEAD = "# Stand-in run\n\nThe steps of `make test-gpu` on a CPU, with small sizes. Nothing here ran on a GPU.\n"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A module of this package, the most seconds that it gets, and what it does."""
+    """A step: the name of its module in this package, its time limit in seconds, and its description."""
 
     name: str
     seconds: float
@@ -41,29 +41,29 @@ class Step:
 
 
 STEPS = (
-    Step("parity", 60, "supernet and static ViT against the CPU in fp32, bf16 and fp16; which attention kernels are chosen"),
-    Step("training", 110, "200 training steps of autoformer-t beside DeiT-T and the written-out attention: time and peak memory"),
-    Step("evaluation", 45, "images a second that a search evaluates"),
-    Step("nccl", 25, "the communication of a training, through NCCL, in a group of one process"),
-    Step("resume", 45, "a training that is stopped and continued, compared to the bit in deterministic mode"),
-    Step("limit", 80, "growtas profile in the runtime torch, and a search under a latency limit that is judged on it"),
-    Step("compiled", 80, "supernet and static ViT against the CPU through torch.compile"),
-    Step("plans", 90, "plans of TensorRT and TensorRT-RTX, where one of them is installed"),
+    Step("parity", 60, "compare supernet and static ViT with the CPU in fp32, bf16 and fp16, and name the attention kernels"),
+    Step("training", 110, "measure time and peak memory of 200 training steps of autoformer-t, DeiT-T and plain attention"),
+    Step("evaluation", 45, "measure the images per second that a search evaluates"),
+    Step("nccl", 25, "test the communication of a training through NCCL, in a group of one process"),
+    Step("resume", 45, "stop and continue a training, and compare it bit by bit in deterministic mode"),
+    Step("limit", 80, "measure a profile in the runtime torch, and search under a measured latency limit"),
+    Step("compiled", 80, "compare supernet and static ViT with the CPU through torch.compile"),
+    Step("plans", 90, "build and run plans of TensorRT and TensorRT-RTX, if one of them is installed"),
 )
-"""In the order in which their results matter: what is last may run out of time."""
+"""The steps, the most important first, because the last ones may run out of time."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu")
-    parser.add_argument("--stand-in", action="store_true", help="run the steps on the CPU with small sizes, to try them")
-    parser.add_argument("--only", nargs="+", choices=[step.name for step in STEPS], help="run these steps only")
+    parser.add_argument("--stand-in", action="store_true", help="Try the steps on the CPU with small sizes.")
+    parser.add_argument("--only", nargs="+", choices=[step.name for step in STEPS], help="Run only these steps.")
     options = parser.parse_args(arguments)
     steps = [step for step in STEPS if options.only is None or step.name in options.only]
     machine = _machine()
     if not options.stand_in and "GPU" not in machine:
         sys.stderr.write(
-            f"There is no GPU here: {machine['no GPU']}. Nothing was run, and docs/GPU_RUNS.md stays as it is.\n"
-            + "On a GPU this would run:\n"
+            f"There is no GPU here: {machine['no GPU']}. Nothing was run, and docs/GPU_RUNS.md was not changed.\n"
+            + "On a GPU this command would run:\n"
             + "".join(f"  {step.name:<11}{step.what} ({step.seconds:g} s at most)\n" for step in steps)
             + "`make test-gpu STAND_IN=1` tries the steps on the CPU.\n"
         )
@@ -73,9 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Session:
-    """One run of some steps. What is known is written after each of them.
+    """One run of some steps. The results are written after each step.
 
-    A stand-in run writes ``build/stand_in.json`` and ``build/stand_in.md``, and nothing that speaks of a GPU.
+    A stand-in run writes ``build/stand_in.json`` and ``build/stand_in.md``, and no results of a GPU.
     """
 
     def __init__(self, steps: Sequence[Step], machine: Mapping[str, str], when: str, *, stand_in: bool) -> None:
@@ -87,7 +87,7 @@ class Session:
         self._rows: list[Row] = []
 
     def run(self) -> int:
-        """1 where a row failed, or none was measured."""
+        """Runs the steps; returns 1 if a row failed or none was measured, otherwise 0."""
         began = time.monotonic()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
@@ -97,10 +97,10 @@ class Session:
         self._add([Row(step="install", case="growtas without its dependencies", outcome=MEASURED, result=how, numbers=seconds)])
         for step in self._steps:
             left = LIMIT_S - (time.monotonic() - began)
-            if self._stand_in:  # a CPU may be slow, and nobody waits for it
+            if self._stand_in:  # a CPU may be slow, so there is no total limit
                 left = LIMIT_S
             if left < _LEAST_S:
-                reason = f"the {LIMIT_S // 60} minutes were over"
+                reason = f"the {LIMIT_S // 60} minutes were used up"
                 self._add([Row(step=step.name, case=step.what, outcome=SKIPPED, result=reason)])
                 continue
             self._add(self._run_step(step, left if self._stand_in else min(step.seconds, left)))
@@ -110,7 +110,7 @@ class Session:
         return int(FAILED in outcomes or outcomes.count(MEASURED) < 2)
 
     def _run_step(self, step: Step, seconds: float) -> list[Row]:
-        """The step's rows; a process that ended otherwise than it should leaves the rows that it had written."""
+        """Runs a step and returns its rows. If its process fails, the rows that it wrote before are kept."""
         rows, log = self._folder / f"{step.name}.jsonl", self._folder / f"{step.name}.log"
         command = [sys.executable, "-m", "tests.gpu.step", step.name, str(rows), str(self._folder)]
         command += ["--stand-in"] if self._stand_in else []
@@ -127,7 +127,7 @@ class Session:
             except subprocess.TimeoutExpired:
                 reason = f"stopped after {seconds:.0f} s"
             finally:
-                # What the process has started, such as compilers, ends with it.
+                # This also ends the processes that the step started, such as compilers.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -137,11 +137,11 @@ class Session:
             for row in found
         ]
         if reason and not any(row.outcome == RUNNING for row in found):
-            done.append(Row(step=step.name, case="what was left of the step", outcome=FAILED, result=reason))
+            done.append(Row(step=step.name, case="the rest of the step", outcome=FAILED, result=reason))
         return done or [Row(step=step.name, case=step.what, outcome=FAILED, result="the step had no row")]
 
     def _environment(self) -> dict[str, str]:
-        """Python finds growtas where it was installed, and the tests in this folder; never growtas in the working folder."""
+        """The environment in which Python finds the installed growtas and these tests, and not growtas in the working folder."""
         paths = [str(self._folder / "site"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         return {
             **os.environ,
@@ -153,7 +153,7 @@ class Session:
         }
 
     def _add(self, rows: Sequence[Row]) -> None:
-        """Shows more rows and writes all files."""
+        """Adds rows, prints them and writes all files."""
         for row in rows:
             sys.stdout.write(f"  {row.outcome:<9}{row.case}: {row.result}\n")
         sys.stdout.flush()
@@ -166,9 +166,9 @@ class Session:
 
 
 def install(folder: Path) -> str:
-    """Puts growtas into ``folder/site``, without dependencies and without a network; how it was done.
+    """Installs growtas into ``folder/site`` without dependencies or network; returns a description of how.
 
-    Where pip or setuptools is absent or too old, the sources are copied to where an installation has them: without kernels in C.
+    If pip or setuptools is absent or too old, the sources are copied instead, without kernels in C.
     """
     source, site = folder / "source", folder / "site"
     for name in ("growtas", "export", "profiles"):
@@ -190,11 +190,11 @@ def install(folder: Path) -> str:
     shutil.copytree(source / "growtas", site / "growtas")
     for name in ("export", "profiles"):
         shutil.copytree(source / name, site / "growtas" / name)
-    return f"copied, since pip could not install it ({problem[:200]})"
+    return f"copied, because pip could not install it ({problem[:200]})"
 
 
 def _machine() -> dict[str, str]:
-    """What :func:`tests.gpu.hardware.machine` finds, in a process of its own: a broken PyTorch may take its process along."""
+    """Calls :func:`tests.gpu.hardware.machine` in its own process, because a broken PyTorch may crash it."""
     done = subprocess.run([sys.executable, "-m", "tests.gpu.hardware"], cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     return dict(json.loads(lines[-1])) if done.returncode == 0 and lines else {"no GPU": f"{sys.executable} can't look for one"}
@@ -202,11 +202,11 @@ def _machine() -> dict[str, str]:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1][:200] if lines else "it said nothing"
+    return lines[-1][:200] if lines else "it printed nothing"
 
 
 def _write(path: Path, text: str) -> None:
-    """Replaces a file at once: whoever ends this process leaves a whole one."""
+    """Replaces a file in one step, so that it is complete even if this process is killed."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

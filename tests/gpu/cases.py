@@ -1,4 +1,4 @@
-"""The cases of a step, and running them: what one case raises costs its own row only."""
+"""Runs the cases of a step. An exception of a case affects only its own row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.gpu.report import FAILED, MEASURED, RUNNING, SKIPPED, Row, append_row
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a case measured: a sentence, its numbers, and whether they are as they should be."""
+    """The result of a case: a sentence, its numbers, and whether it passed."""
 
     result: str
     numbers: Mapping[str, Any] = field(default_factory=dict)
@@ -30,7 +30,7 @@ Cases = Iterator[tuple[str, Callable[[], Outcome]]]
 
 
 def run_cases(step: str, make: Callable[[], Cases], rows: Path) -> None:
-    """Runs the cases one after the other; each has its row in the file as soon as it begins, and again when it is done."""
+    """Runs the cases one after another. Each case writes a row when it begins, and another one when it is done."""
     cases = None
     while True:
         case = f"preparing {step}"

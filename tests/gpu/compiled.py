@@ -1,4 +1,4 @@
-"""The comparisons of :mod:`tests.gpu.parity` through ``torch.compile``, with fewer blocks: compiling takes a while for each."""
+"""The comparisons of :mod:`tests.gpu.parity` through ``torch.compile``, with fewer blocks, because compiling a block is slow."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.gpu.networks import NETWORKS, PRECISIONS, Comparison
 def cases(hardware: Hardware, folder: Path) -> Cases:
     comparison = Comparison(load_space("autoformer-t").replace(depth=(hardware.size(2, 1),)), hardware.size(8, 2))
     torch.backends.cudnn.allow_tf32 = False
-    # The stand-in only traces: Inductor takes minutes on a CPU.
+    # The stand-in only traces, because Inductor takes minutes on a CPU.
     compile_ = partial(torch.compile, backend=hardware.size("inductor", "aot_eager"))
-    # What trains by default comes first: time may run out.
+    # The default precision of trainings comes first, because the time may run out.
     for precision in sorted(PRECISIONS):
         for name in NETWORKS:
             case = partial(_compare, comparison, name, hardware, precision, compile_)

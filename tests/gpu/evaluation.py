@@ -1,4 +1,4 @@
-"""How many images a second a search evaluates, and whether it gets what a plain forward pass gets."""
+"""Measures the images per second that a search evaluates, and compares its losses with a plain forward pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.gpu.images import CLASSES, noise
 
 _PLAIN_BATCH = 256
 _LOSS_BAR = 1e-3
-"""Largest relative difference of a loss from the plain forward pass's."""
+"""Largest relative difference between a loss and that of the plain forward pass."""
 
 
 def cases(hardware: Hardware, folder: Path) -> Cases:
@@ -55,8 +55,8 @@ def cases(hardware: Hardware, folder: Path) -> Cases:
         searched = len(found) * count / seconds
         plain, error = _plain(hardware, supernet, data, {subnet: found[subnet].loss for subnet in list(found)[:3]})
         text = (
-            f"{searched:,.0f} images/s in a search of {len(found)} subnets; one subnet after the other {plain:,.0f} images/s; "
-            f"losses differ by {error:.1e} at most (bar {_LOSS_BAR:g})"
+            f"{searched:,.0f} images/s in a search of {len(found)} subnets; {plain:,.0f} images/s one subnet after another; "
+            f"losses differ by at most {error:.1e} (limit {_LOSS_BAR:g})"
         )
         numbers = {"images_per_s": searched, "plain_images_per_s": plain, "loss_error": error}
         return Outcome(text, numbers, error <= _LOSS_BAR)
@@ -66,7 +66,7 @@ def cases(hardware: Hardware, folder: Path) -> Cases:
 
 @torch.inference_mode()
 def _plain(hardware: Hardware, supernet: Supernet, data: EvaluationSet, losses: dict[Subnet, float]) -> tuple[float, float]:
-    """Images a second of static ViTs one after the other, and the largest relative difference of their losses from those given."""
+    """Images per second of static ViTs, one after another, and the largest relative difference of their losses from ``losses``."""
     images, labels = data.images(0, len(data)).to(hardware.device), data.labels.to(hardware.device)
     seconds = error = 0.0
     for subnet, expected in losses.items():

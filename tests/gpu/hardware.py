@@ -1,4 +1,4 @@
-"""What the steps compute on: the GPU, or a stand-in. ``python -m tests.gpu.hardware`` prints what the machine is."""
+"""The device of the steps: the GPU, or the CPU as a stand-in. ``python -m tests.gpu.hardware`` describes the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Size = TypeVar("Size")
 
 @dataclass(frozen=True)
 class Hardware:
-    """The GPU; or, where ``stand_in`` is set, this machine's CPU and smaller sizes, to try the steps without a GPU."""
+    """The GPU, or with ``stand_in`` this machine's CPU and smaller sizes, to try the steps without a GPU."""
 
     stand_in: bool
 
@@ -28,18 +28,18 @@ class Hardware:
         return "cpu" if self.stand_in else "cuda"
 
     def size(self, gpu: Size, stand_in: Size) -> Size:
-        """One of two sizes."""
+        """Chooses between the sizes for the GPU and for the stand-in."""
         return stand_in if self.stand_in else gpu
 
     def wait(self) -> None:
-        """Returns when everything that was launched is done."""
+        """Waits until all launched work is done."""
         import torch
 
         if not self.stand_in:
             torch.cuda.synchronize()
 
     def peak_bytes(self, prepare: Callable[[], Callable[[], object]], *, calls: int) -> int:
-        """Most bytes of tensors at once while ``prepare`` makes a program and the program is called ``calls`` times."""
+        """Measures the peak of tensor bytes while ``prepare`` makes a program and the program is called ``calls`` times."""
         import torch
 
         from tests.benchmarks.memory import peak_bytes
@@ -57,7 +57,7 @@ class Hardware:
 
 
 def machine() -> dict[str, str]:
-    """The GPU with its driver, and versions; without a GPU that PyTorch can use, the entry ``no GPU`` says why."""
+    """Describes the GPU, its driver and the versions. Without a GPU that PyTorch can use, ``no GPU`` gives the reason."""
     facts: dict[str, str] = {}
     try:
         import torch

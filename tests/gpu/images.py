@@ -1,4 +1,4 @@
-"""Images for runs on a machine that has no data set: noise, with a brightness for each class."""
+"""Images for a machine without data sets: noise with a different brightness for each class."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ CLASSES = 4
 
 
 def noise(index: int, size: int) -> Image.Image:
-    """An image of class ``index % CLASSES``, the same at every call."""
+    """Returns an image of class ``index % CLASSES``, the same at every call."""
     brightness = 60 * (index % CLASSES)
     return Image.fromarray(np.random.default_rng(index).integers(brightness, brightness + 60, (size, size, 3), np.uint8))
 
 
 def write_folder(folder: Path, count: int, size: int) -> Path:
-    """``count`` images as PNG files in a folder for each class; nothing is done where they are there."""
+    """Writes ``count`` images as PNG files into one folder per class, unless they exist already."""
     for index in range(count):
         path = folder / f"class-{index % CLASSES}" / f"{index:04d}.png"
         if not path.exists():

@@ -1,4 +1,4 @@
-"""``growtas profile`` of a small space in the runtime ``torch``, and a search under a latency limit that is judged on it."""
+"""Measures a profile of a small space in the runtime ``torch``, and searches under a latency limit that uses it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cases(hardware: Hardware, folder: Path) -> Cases:
     def search() -> Outcome:
         if not run.exists() or not profile.exists():
             raise Skipped("there is no run, or no profile")
-        # A busy CPU may be slower by then.
+        # A busy CPU may be slower during the search than before.
         slack = hardware.size(1.0, 3.0)
         limit = slack * statistics.median(sample["p50_ms"] for sample in json.loads(profile.read_text())["samples"])
         evolution = ["--generations", hardware.size("5", "1"), "--population", hardware.size("20", "4")]
@@ -60,7 +60,7 @@ def cases(hardware: Hardware, folder: Path) -> Cases:
 
 
 def _device(hardware: Hardware) -> str:
-    """What ``--device`` calls the GPU."""
+    """The name of the GPU for ``--device``."""
     if hardware.stand_in:
         return "cpu"
     from growtas.latency.at_hand import devices_at_hand
@@ -72,8 +72,8 @@ def _growtas(*arguments: str) -> None:
     """Runs a command.
 
     Raises:
-        Skipped: the command refused, with its sentence.
-        RuntimeError: it failed.
+        Skipped: the command refused its input; the message is its sentence.
+        RuntimeError: the command failed.
     """
     done = subprocess.run([sys.executable, "-m", "growtas", *arguments], capture_output=True, text=True)
     sys.stdout.write(f"growtas {' '.join(arguments)}\n{done.stdout}{done.stderr}\n")

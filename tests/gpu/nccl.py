@@ -1,4 +1,4 @@
-"""What processes of a training say to each other, through NCCL, in a group of one process."""
+"""Tests the communication between processes of a training, through NCCL, in a group of one process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.gpu.cases import Cases, Outcome
 from tests.gpu.hardware import Hardware
 
 _WORLD = World(size=2)
-"""Says two, in a group of one: a world of one takes a short cut past the group."""
+"""A world of two in a group of one process, because a world of one would not use the group."""
 
 
 def cases(hardware: Hardware, folder: Path) -> Cases:

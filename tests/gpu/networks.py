@@ -1,4 +1,4 @@
-"""Logits and gradients of a network on a device in a precision, compared with those of the CPU in float32."""
+"""Compares logits and gradients of a network on a device and in a precision with those of the CPU in float32."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.gpu.cases import Outcome
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 NETWORKS = ("supernet", "static ViT")
 _BARS = {"fp32": (1e-4, 1e-3), "bf16": (5e-2, 1e-1), "fp16": (1e-2, 2e-2)}
-"""Largest relative errors of logits and of gradients."""
+"""Largest legal relative errors of logits and of gradients."""
 _LOSS_SCALE = 1024.0
-"""Keeps gradients within float16's range, as a loss scaler does."""
+"""Keeps gradients within float16's range, like a loss scaler."""
 
 Wrap = Callable[[nn.Module], nn.Module]
-"""Makes what is called of a module, such as ``torch.compile``."""
+"""Wraps a module before it is called, such as ``torch.compile``."""
 Tensors = tuple[Tensor, Tensor]
 """Logits and gradients, on the CPU in float32."""
 
@@ -34,10 +34,10 @@ def _itself(module: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Networks of a space with random weights, tables and biases included, and the images that they get.
+    """Networks of a space with random weights, tables and biases, and their images.
 
     Attributes:
-        space: its middle subnet is what runs.
+        space: search space, whose middle subnet is run.
         batch: number of images.
     """
 
@@ -45,7 +45,7 @@ class Comparison:
     batch: int
 
     def module(self, name: str) -> nn.Module:
-        """The network on the CPU, the same at every call."""
+        """Returns the network on the CPU, the same at every call."""
         generator = torch.Generator().manual_seed(0)
         torch.manual_seed(0)
         supernet = Supernet(self.space)
@@ -55,16 +55,16 @@ class Comparison:
         return supernet.eval() if name == "supernet" else extract(supernet, self.space.middle())
 
     def arguments(self, name: str) -> tuple[object, ...]:
-        """What the network takes besides images."""
+        """Returns the network's arguments after the images."""
         return (self.space.middle(),) if name == "supernet" else ()
 
     def images(self) -> Tensor:
-        """Noise, the same at every call."""
+        """Returns noise, the same at every call."""
         shape = self.batch, self.space.in_chans, self.space.image_size, self.space.image_size
         return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
     def run(self, name: str, device: str, precision: str, wrap: Wrap = _itself) -> Tensors:
-        """One forward and one backward pass."""
+        """Runs one forward and one backward pass; returns logits and gradients."""
         module = self.module(name).to(device)
         called, reduced = wrap(module), PRECISIONS[precision]
         labels = torch.arange(self.batch, device=device) % self.space.num_classes
@@ -80,11 +80,13 @@ class Comparison:
         return self.run(name, "cpu", "fp32")
 
     def compare(self, name: str, device: str, precision: str, wrap: Wrap = _itself) -> Outcome:
-        """The relative errors of logits and gradients, whose norms are compared."""
+        """Computes the relative errors of logits and gradients, from Euclidean norms."""
         ours, theirs = self.run(name, device, precision, wrap), self.reference(name)
         errors = [float((one - other).norm() / other.norm()) for one, other in zip(ours, theirs, strict=True)]
         logits, gradients = errors
         for_logits, for_gradients = _BARS[precision]
-        text = f"relative error of logits {logits:.1e} (bar {for_logits:g}), of gradients {gradients:.1e} (bar {for_gradients:g})"
+        text = (
+            f"relative error of logits {logits:.1e} (limit {for_logits:g}), of gradients {gradients:.1e} (limit {for_gradients:g})"
+        )
         numbers = {"logits_error": logits, "gradients_error": gradients}
         return Outcome(text, numbers, logits <= for_logits and gradients <= for_gradients)

@@ -1,4 +1,4 @@
-"""Supernet and static ViT in float32, bfloat16 and float16 against the CPU, and which attention kernel runs them."""
+"""Compares supernet and static ViT in float32, bfloat16 and float16 with the CPU, and names their attention kernels."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.gpu.networks import NETWORKS, PRECISIONS, Comparison
 def cases(hardware: Hardware, folder: Path) -> Cases:
     space = load_space("autoformer-t")
     comparison = Comparison(hardware.size(space, space.replace(depth=(2,))), hardware.size(8, 2))
-    # cuDNN's convolutions take TF32 unless they are told not to, and the CPU has none.
+    # By default cuDNN's convolutions use TF32, which the CPU does not have.
     torch.backends.cudnn.allow_tf32 = False
     for name in NETWORKS:
         for precision in PRECISIONS:
             yield f"{name} against the CPU, {precision}", partial(comparison.compare, name, hardware.device, precision)
-    # A CPU in float32 does without scaled_dot_product_attention.
+    # On a CPU in float32, growtas does not use scaled_dot_product_attention.
     for precision in hardware.size(tuple(PRECISIONS), ("bf16", "fp16")):
         for training in (False, True):
             what = "training" if training else "inference"
@@ -31,7 +31,7 @@ def cases(hardware: Hardware, folder: Path) -> Cases:
 
 
 class _AttentionKernels(TorchDispatchMode):
-    """Notes which kernels scaled_dot_product_attention chooses, and the channels of a head that they get."""
+    """Records the kernels that scaled_dot_product_attention chooses, and the channels of their heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class _AttentionKernels(TorchDispatchMode):
 
 
 def _kernel(comparison: Comparison, hardware: Hardware, precision: str, *, training: bool) -> Outcome:
-    """The kernel is as it should be if it is one of the fused ones: what is written out is no single operation."""
+    """Passes if attention runs in a fused kernel, and not as several operations."""
     module = comparison.module("supernet").to(hardware.device)
     reduced = PRECISIONS[precision]
     with torch.set_grad_enabled(training), torch.autocast(hardware.device, reduced, enabled=reduced is not None):
@@ -55,6 +55,6 @@ def _kernel(comparison: Comparison, hardware: Hardware, precision: str, *, train
         with kernels:
             module(images, *comparison.arguments("supernet"))
     if not kernels.kernels:
-        return Outcome("no fused kernel: attention is written out", {"kernels": []}, passed=False)
+        return Outcome("no fused kernel: attention runs as several operations", {"kernels": []}, passed=False)
     channels = ", ".join(map(str, sorted(kernels.channels)))
     return Outcome(f"{', '.join(sorted(kernels.kernels))}, with heads of {channels} channels", {"kernels": sorted(kernels.kernels)})

@@ -1,6 +1,6 @@
-"""The tables of docs/plans.md: plans of AutoFormer-T's published subnet, built ahead of time. Needs no GPU.
+"""Prints tables of plans of AutoFormer-T's published subnet, which are built ahead of time without a GPU.
 
-Run as ``python -m tests.gpu.plan_table``; some minutes.
+Run as ``python -m tests.gpu.plan_table``, which takes some minutes.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from tests.unit.export.tensorrt.plan_models import PRECISIONS, make_precision
 
 ALONE = ("sm75", "sm80", "sm86", "sm89", "sm120")
 SEVERAL = ("sm80", "sm86", "sm89", "sm120")
-# Kernels are compiled on the target's machine: a plan holds their source, declared once and defined once each.
+# Kernels are compiled on the target machine. A plan contains their source, with one declaration and one definition per kernel.
 _KERNEL = re.compile(rb"__global__")
 
 
 def weight_bytes(path: Path) -> int:
-    """Bytes of all constants of an ONNX file."""
+    """Returns the bytes of all constants of an ONNX file."""
     return sum(len(entry.raw_data) for entry in onnx.load(path).graph.initializer)
 
 
 def row(path: Path, targets: tuple[str, ...], precision: str) -> str:
-    """One plan as a line of the table."""
+    """Builds one plan and returns its row of the table."""
     builder = TensorRTRTXBuilder()
     try:
         builder.check(targets, precision)
@@ -46,13 +46,13 @@ def row(path: Path, targets: tuple[str, ...], precision: str) -> str:
 
 
 def activation(path: Path, batch: int, precision: str) -> int:
-    """Activation memory of a plan for sm86 whose largest batch is ``batch``."""
+    """Returns the activation memory of a plan for sm86 whose largest batch is ``batch``."""
     plan: BuiltPlan = TensorRTRTXBuilder().build(path, ("sm86",), precision=precision, batches=Shapes(max=batch))
     return plan.activation_memory_bytes or 0
 
 
 def export_timm(model: nn.Module, path: Path) -> None:
-    """A timm model with the names that growtas gives its files."""
+    """Exports a timm model with growtas' names of inputs and outputs."""
     images = torch.zeros(2, 3, 224, 224)
     torch.onnx.export(
         model.eval(),
@@ -69,7 +69,7 @@ def export_timm(model: nn.Module, path: Path) -> None:
 
 
 def main() -> None:
-    """Print both tables as Markdown."""
+    """Prints both tables as Markdown."""
     out = sys.stdout.write
     with tempfile.TemporaryDirectory(prefix="growtas-") as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""Plans of TensorRT and TensorRT-RTX, built and run on the GPU: the tests of ``test_plans.py``."""
+"""Builds and runs plans of TensorRT and TensorRT-RTX on the GPU: runs the tests of ``test_plans.py``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cases(hardware: Hardware, folder: Path) -> Cases:
         return
     results = folder / "plans.xml"
     results.unlink(missing_ok=True)
-    # The tests import growtas from where it was installed, which comes before their own folder on the path.
+    # The tests import the installed growtas, which comes before their own folder on the path.
     command = [sys.executable, "-m", "pytest", "--import-mode=importlib", "-p", "no:cacheprovider", "-m", "gpu"]
     done = subprocess.run([*command, f"--junitxml={results}", str(_TESTS)])
     if not results.exists():

@@ -1,4 +1,4 @@
-"""The rows that a run on a GPU gives, and the page that shows them."""
+"""The rows of a run on a GPU, and the page with their table."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 MEASURED, FAILED, SKIPPED, RUNNING = "measured", "failed", "skipped", "running"
-"""What became of a row; ``running`` stands in a file while the row's case runs, and afterwards where it did not end."""
+"""The outcomes of a row. ``running`` is written when a case begins, and stays if the case does not end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one case showed.
+    """The result of one case.
 
     Attributes:
-        step: the step that the case belongs to.
-        case: what was done.
-        outcome: one of the words above.
-        result: a sentence: what was measured, or why it failed or was skipped.
+        step: name of the step.
+        case: description of the case.
+        outcome: ``measured``, ``failed``, ``skipped`` or ``running``.
+        result: one sentence: the measurements, or the reason why the case failed or was skipped.
         numbers: the measured numbers, for the JSON.
     """
 
@@ -37,7 +37,7 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The last row of every case, in the order of their beginnings; a line that a killed process did not end is left out."""
+    """Reads the last row of every case, in the order in which the cases began. Incomplete lines of killed processes are ignored."""
     rows: dict[str, Row] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -49,14 +49,14 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def table(machine: Mapping[str, str], rows: Sequence[Row]) -> str:
-    """The machine in one line, and the rows as a Markdown table."""
+    """Returns the machine in one line, and the rows as a Markdown table."""
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
     lines = [f"| {row.step} | {_cell(row.case)} | {_outcome(row)} | {_cell(row.result)} |" for row in rows]
     return "\n".join([facts, "", "| step | case | outcome | result |", "| --- | --- | --- | --- |", *lines, ""])
 
 
 def add_section(page: str, title: str, text: str) -> str:
-    """A page with one more section, before the sections that it has."""
+    """Adds a section to a page, before its other sections."""
     head, *sections = page.split("\n## ")
     return "\n## ".join([f"{head.rstrip()}\n", f"{title}\n\n{text}", *sections])
 

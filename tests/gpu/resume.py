@@ -1,4 +1,4 @@
-"""A training that is stopped and continued ends with the bits of one that was not, in torch's deterministic mode."""
+"""Compares a training that was stopped and continued, bit by bit, with one that was not, in torch's deterministic mode."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SETTINGS = {"mixup": 0.2, "drop_path": 0.1}
 
 
 def cases(hardware: Hardware, folder: Path) -> Cases:
-    # cuBLAS reads it when CUDA starts.
+    # cuBLAS reads this variable when CUDA starts.
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True)
     images = write_folder(folder / "images", hardware.size(400, 200), 28)
@@ -68,6 +68,6 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def _tensors(run: Run) -> dict[str, Tensor]:
-    """Weights, averages and the optimiser's state of a run's last checkpoint."""
+    """The weights, averages and optimiser state of a run's last checkpoint."""
     files = sorted(run.checkpoints[-1].glob("*.safetensors"))
     return {f"{file.name} {name}": value for file in files for name, value in load_tensors(file)[0].items()}

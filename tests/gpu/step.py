@@ -1,4 +1,4 @@
-"""``python -m tests.gpu.step NAME ROWS FOLDER [--stand-in]``: runs the cases of one step, and appends a row for each to a file.
+"""``python -m tests.gpu.step NAME ROWS FOLDER [--stand-in]``: runs the cases of one step, and appends their rows to a file.
 
 A step is a module of this package with a function ``cases(hardware, folder)``, which yields titles and functions.
 """

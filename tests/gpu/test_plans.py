@@ -1,4 +1,4 @@
-"""What needs a CUDA device: building and running plans there. Run with ``make test-gpu``."""
+"""Tests that build and run plans on a CUDA device. Run with ``make test-gpu``."""
 
 from __future__ import annotations
 
@@ -80,5 +80,5 @@ def _check(folder: Path, builder: PlanBuilder, runtime: str) -> None:
         report = run_gate(session.run, {"static ViT": reference}, checked_on, subject="plan", max_batch=8)
         assert report.passed
         one, eight = session.timer(images[:1]), session.timer(images[:8])
-        # Timers of two batches share a context; each must run its own.
+        # The session holds buffers for both batches; each timer must run its own.
         assert all(timer() > 0 for timer in (one, eight, one, eight))

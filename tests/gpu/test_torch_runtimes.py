@@ -1,4 +1,4 @@
-"""PyTorch's runtimes of a target on a GPU: eager, compiled, and as CUDA graphs, in each precision."""
+"""PyTorch's runtimes on a GPU: eager, compiled and as CUDA graphs, in each precision."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_runtime_computes_what_the_cpu_does_and_is_timed(runtime: str, precisi
     on_cpu = ArchitectureTurns(TINY, [], runtime="torch", batch=2, threads=1)
     with turns.session(SUBNET) as session, on_cpu.session(SUBNET) as reference:
         assert (session.info.runtime, session.info.device, session.info.threads) == (runtime, gpu_name(), 0)
-        # Other images of the same shape, which a captured graph must not answer with the first ones' logits.
+        # For other images of the same shape, a captured graph must not return the logits of the first images.
         for seed_images in (noise(2, session.image_shape), -noise(2, session.image_shape)):
             expected = reference.run(seed_images)
             error = np.abs(session.run(seed_images) - expected).max() / np.abs(expected).max()

@@ -1,4 +1,4 @@
-"""Training steps of autoformer-t beside timm's DeiT-T and the written-out attention: ratios of step times and of peak memory."""
+"""Compares training steps of autoformer-t with timm's DeiT-T and with plain attention: ratios of step times and of peak memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Program = Callable[[], None]
 _RECIPE = Recipe(space="autoformer-t", batch_size=128, label_smoothing=0.0)
 _DEIT, _SUPERNET = "DeiT-T", "supernet, the published subnet"
 _SLOW = ("formulas written out", "the public code's order")
-"""A fifth of the steps is enough of these."""
+"""These are slow, so a fifth of the steps is enough."""
 _PLAIN: dict[str, Callable[[], nn.Module]] = {
     _DEIT: models.deit_tiny,
     _SLOW[0]: lambda: models.naive(models.OracleAttention),
@@ -51,19 +51,19 @@ def cases(hardware: Hardware, folder: Path) -> Cases:
     for name, prepare in programs.items():
         yield f"peak memory of a step at batch {batch}: {name}", partial(_memory, hardware, name, prepare, peaks)
     rounds = hardware.size(ROUNDS, 2)
-    # What ran out of memory is left out.
+    # Networks that ran out of memory are left out.
     fitting = {name: programs[name] for name in peaks}
     count = rounds * _steps(hardware, _DEIT)
     yield f"step time at batch {batch}, {count} steps in turns", partial(_times, hardware, fitting, rounds)
 
 
 def _steps(hardware: Hardware, name: str) -> int:
-    """Steps of a network in a round."""
+    """The number of steps of a network in a round."""
     return hardware.size(4 if name in _SLOW else 20, 1)
 
 
 def _stepper(hardware: Hardware, images: torch.Tensor, labels: torch.Tensor, *, sampled: bool) -> Program:
-    """Steps as growtas trains them."""
+    """Training steps of growtas."""
     device, rng = torch.device(hardware.device), np.random.default_rng(0)
     supernet = models.supernet().to(device).train()
     stepper, clock = Stepper(Training.of(supernet, _RECIPE, device), _RECIPE, World(), device), Clock(device)
@@ -79,7 +79,7 @@ def _stepper(hardware: Hardware, images: torch.Tensor, labels: torch.Tensor, *, 
 
 
 def _plain(hardware: Hardware, make: Callable[[], nn.Module], images: torch.Tensor, labels: torch.Tensor) -> Program:
-    """Steps of a network with the same precision, optimiser and loss; like growtas they read the loss."""
+    """Training steps of a network with the same precision, optimiser and loss. Like growtas, they read the loss."""
     model = make().to(hardware.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RECIPE.lr, fused=True)
     reduced = autocast_type(_RECIPE.amp, torch.device(hardware.device))
@@ -105,7 +105,7 @@ def _memory(hardware: Hardware, name: str, prepare: Callable[[], Program], peaks
 
 
 def _times(hardware: Hardware, programs: dict[str, Callable[[], Program]], rounds: int) -> Outcome:
-    """Milliseconds a step; ratios are medians over the rounds."""
+    """Measures milliseconds per step; ratios are medians over the rounds."""
     steps = {name: _steps(hardware, name) for name in programs}
 
     def repeated(step: Program, count: int) -> Program:

@@ -96,7 +96,7 @@ def test_stopped_and_resumed(tiny):
     with pytest.raises(KeyboardInterrupt):
         api.train(**tiny, name="stopped", progress=Recorder(stop_after=20))
     assert api.load_run().info["state"] == "interrupted"
-    with pytest.raises(ConfigError, match="epochs is 2 in this run and can't become 3"):
+    with pytest.raises(ConfigError, match="epochs is 2 in this run and can't be changed to 3"):
         api.resume("runs/stopped", epochs=3)
     progress = Recorder()
     resumed = api.resume(device="cpu", keep_checkpoints=1, tensorboard=True, progress=progress)
@@ -137,7 +137,7 @@ def test_wrong_arguments_make_no_run(tiny, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file/runs: the output folder can't be written"):
         api.train(**tiny, out="file/runs")
-    with pytest.raises(ConfigError, match="no recipe is called 'growtas-tt'"):
+    with pytest.raises(ConfigError, match="there is no recipe 'growtas-tt'"):
         api.train("growtas-tt")
     with pytest.raises(UsageError, match="no run in runs/"):
         api.load_run()

@@ -52,12 +52,12 @@ def test_the_line_as_typed_after_an_export(cli: Cli, tmp_path: Path) -> None:
     export_subnet(run, ExportOptions(formats=("trt",)))
     code, out, err = cli("bench", *QUICK)
     assert code == 0, err
-    assert f"artifacts: all in {Path('runs/tiny/export')} (the newest run)" in err
+    assert f"artifacts: all files in {Path('runs/tiny/export')} (the newest run)" in err
     assert "tiny-subnet.fp16.plan: not runnable here (no NVIDIA GPU with a driver on this machine)" in out
     assert "activation memory" in out
     assert "for sm86" in out
     # The modelled promise is called modelled, and what was measured is called measured.
-    assert "the search's latency limit 5 ms on a10 (then 0.4 ms, modelled): not checked here" in out
+    assert "the search's latency limit 5 ms on a10 (in the search 0.4 ms, modelled) was not checked:" in out
     assert all(
         "measured" in line for line in out.splitlines() if line.startswith(("tiny-subnet.onnx ", "tiny-subnet.safetensors "))
     )
@@ -78,7 +78,7 @@ def test_json_is_one_document_and_the_same_as_the_file(cli: Cli, run: Run) -> No
 def test_a_limit_for_this_machine_is_judged(cli: Cli, run: Run) -> None:
     code, out, _ = cli("bench", *QUICK)
     assert code == 0
-    assert "the search's latency limit 10000 ms on cpu (then 2 ms, measured) holds" in out
+    assert "the search's latency limit 10000 ms on cpu (in the search 2 ms, measured) holds" in out
 
 
 def _two_devices(run: Run, *, cpu_limit: float | None = 10_000.0, a10_limit: float | None = 5.0, **changes: object) -> Path:
@@ -106,9 +106,9 @@ def test_every_device_s_limit_is_judged_on_that_device_alone(cli: Cli, run: Run)
     code, out, _ = cli("bench", *QUICK)
     assert code == 0
     lines = [line for line in out.splitlines() if "latency limit" in line]
-    a10 = "the search's latency limit 5 ms on a10 (then 0.4 ms, modelled): not checked here; the limit is for p50, batch 1"
+    a10 = "the search's latency limit 5 ms on a10 (in the search 0.4 ms, modelled) was not checked: the limit is for p50, batch 1"
     assert lines[0].startswith(a10)
-    cpu = "tiny-subnet.safetensors: the search's latency limit 10000 ms on cpu (then 2 ms, measured) holds: "
+    cpu = "tiny-subnet.safetensors: the search's latency limit 10000 ms on cpu (in the search 2 ms, measured) holds: "
     assert lines[1].startswith(cpu)
     assert len(lines) == 2
     _two_devices(run, cpu_limit=1e-6)
@@ -268,14 +268,14 @@ def test_an_interrupt_shows_what_was_measured_and_leaves_the_last_report(
     monkeypatch.setattr(bench_module, "collect", interrupted)
     code, out, err = cli("bench", *QUICK, "--out", "part.json")
     assert code == 130
-    assert "interrupted: this is what was measured so far" in err
+    assert "interrupted: the report covers what was measured so far" in err
     part = json.loads(Path("part.json").read_text())
     assert part["interrupted"] is True
     assert [result["batch"] for result in part["artifacts"][0]["results"]] == [1]
     assert "tiny-subnet.safetensors" in out
     code, _, err = cli("bench", *QUICK)
     assert code == 130
-    assert "left as it was" in err
+    assert "not replaced, because the measurement is incomplete" in err
     assert file.read_bytes() == before
 
 

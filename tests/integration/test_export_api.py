@@ -48,9 +48,9 @@ def test_a_subnet_is_a_value_or_a_file(run: Run) -> None:
 def test_wrong_arguments_are_one_sentence(run: Run) -> None:
     with pytest.raises(ConfigError, match="--format is 'onnx,tflite'; legal are torch, program, onnx, openvino or trt"):
         api.export(run, formats=["onnx", "tflite"])
-    with pytest.raises(ConfigError, match="--triton serves an ONNX file or a plan"):
+    with pytest.raises(ConfigError, match="--triton needs an ONNX file or a TensorRT plan"):
         api.export(run, formats=["torch"], triton="repo")
-    with pytest.raises(ConfigError, match="--instances and --max-delay-us are for a Triton repository; name one with --triton"):
+    with pytest.raises(ConfigError, match="--instances and --max-delay-us need a Triton repository; name one with --triton"):
         api.export(run, instances=2)
     with pytest.raises(UsageError, match="no artifacts here; make some with `growtas export runs/tiny`"):
         api.verify(run=run)

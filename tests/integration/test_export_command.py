@@ -50,7 +50,7 @@ def test_the_line_as_typed(cli: Cli, run: Run) -> None:
         assert name in out
     assert "runs/tiny (the newest)" in err
     assert "sm86" in out
-    assert "tiny-subnet.fp16.plan was made, not run: no NVIDIA GPU with a driver on this machine" in out
+    assert "tiny-subnet.fp16.plan was built but not run: no NVIDIA GPU with a driver on this machine" in out
     assert max(map(len, out.splitlines())) < 200
     manifest = json.loads((folder / "tiny-subnet.fp16.plan.json").read_text())
     assert manifest["kind"] == "plan"
@@ -97,7 +97,7 @@ def test_onnx_is_the_default(cli: Cli, run: Run) -> None:
     ]
     assert "checked on 359 of 359" in out
     assert "% (+0.00)" in out
-    assert "against the network it was made from, on the same images" in out
+    assert "to the network that the file was made from, on the same images" in out
     assert not (run.path / "export").exists()
 
 
@@ -179,10 +179,10 @@ def test_a_subnet_that_the_space_does_not_hold(cli: Cli, run: Run, written: dict
     [
         (("--target", "sm87"), "sm87 (Jetson Orin)"),
         (("--target", "sm75"), "no fp32 matrix products for sm75"),
-        (("--target", "gpu"), "'gpu' is no compute capability"),
+        (("--target", "gpu"), "'gpu' is not a compute capability"),
         (("--device", "a11"), "a10"),
         (("--device", "h100"), "sm90 (H100)"),
-        (("--device", "cpu"), "cpu runs no TensorRT plans"),
+        (("--device", "cpu"), "cpu can't run TensorRT plans"),
         (("--device", "a10", "--target", "sm86"), "give one of them"),
     ],
 )

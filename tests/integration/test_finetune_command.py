@@ -99,7 +99,7 @@ def test_from_a_trained_run_to_a_benched_artifact(cli: Cli, images: Path) -> Non
     assert set(run.info["test_accuracy"].values()) == {run.info["finetune"]["test_accuracy"]}
     code, said = cli.fails("search", "runs/tuned", "--max-params", "1M")
     assert code == 2
-    assert "a fine-tuned run holds one subnet" in said
+    assert "a fine-tuned run has a single subnet" in said
 
     # And the exported model of that run can be fine-tuned further; its classes are the data's, so its head stays.
     arguments = ("runs/tuned/export/small.onnx", "--data", images, "--epochs", "1", "--name", "again", "--device", "cpu", "--json")
@@ -132,7 +132,7 @@ def test_help_has_an_example_and_imports_nothing_heavy() -> None:
     [
         (("absent", "--data", "digits"), "absent: no such run, model or artifact"),
         ((".", "--data", "digits"), "neither a run nor a model in this folder"),
-        (("net.safetensors",), "name them with --data"),
+        (("net.safetensors",), "name a data set with --data"),
         (("net.safetensors", "--data", "digits", "--image-size", "9"), "image_size is 9; it must be a multiple"),
         (("net.safetensors", "--data", "digits", "--set", "method=uniform"), "the method finetune"),
         (("net.safetensors", "--data", "digits", "--recipe", "digits-demo"), "run it with `growtas train`"),

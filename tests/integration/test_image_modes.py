@@ -187,7 +187,7 @@ CASES = {
         scaled(DEEP_COLOUR[..., :3] // 16, 0, 4095),
     ),
     "12-bit ppm, declared": Case(
-        "ppm", bytes_of(b"P6 8 8 4095\n" + DEEP_COLOUR[..., :3].astype(">u2").tobytes()), "Pillow gives the upper 8 only", (0, 1023)
+        "ppm", bytes_of(b"P6 8 8 4095\n" + DEEP_COLOUR[..., :3].astype(">u2").tobytes()), "Pillow reads only the upper 8", (0, 1023)
     ),
     "12-bit tiff": Case("tif", lambda path: write_tiff(path, TWELVE, packed=True), scaled(TWELVE, 0, 4095)),
     "8-bit stored in 16": Case("png", saved(GREY.astype(np.uint16) * 257), three(GREY)),
@@ -211,7 +211,7 @@ CASES = {
         scaled(DEEP_COLOUR[..., :3], 0, 65535),
     ),
     "16-bit colour tiff in planes": Case(
-        "tif", lambda path: write_tiff(path, DEEP_COLOUR[..., :3], planes=True), "lie in separate planes"
+        "tif", lambda path: write_tiff(path, DEEP_COLOUR[..., :3], planes=True), "in separate planes"
     ),
     "16-bit tiff, big-endian, compressed": Case(
         "tif", lambda path: write_tiff(path, DEEP.astype(">u2"), compressed=True), scaled(DEEP, 0, 65535)
@@ -227,7 +227,7 @@ CASES = {
     "32-bit signed": Case("tif", saved((DEEPER // 2).astype(np.int32)), scaled(DEEPER // 2, 0, 2**31 - 1)),
     "16-bit signed": Case("tif", lambda path: write_tiff(path, SIGNED), "its values are signed and go down to -"),
     "16-bit signed, declared": Case("tif", lambda path: write_tiff(path, SIGNED), scaled(SIGNED, -1000, 3000), (-1000, 3000)),
-    "8-bit signed": Case("tif", lambda path: write_tiff(path, GREY.view(np.int8)), "its samples are signed numbers of 8 bits"),
+    "8-bit signed": Case("tif", lambda path: write_tiff(path, GREY.view(np.int8)), "its samples are signed 8-bit numbers"),
     "float": Case("tif", saved(FLOATS), "its values are floating-point numbers (mode F)"),
     "float, declared": Case("tif", saved(FLOATS), scaled(FLOATS, 0, 1), (0, 1)),
     "float, big-endian, compressed, declared": Case(
@@ -250,7 +250,7 @@ CASES = {
     **{f"exif {n}, tiff": Case("tif", saved(COLOUR, tiffinfo={274: n}), turned(COLOUR, n)) for n in range(1, 9)},
     **{f"exif {n}, webp": Case("webp", saved(COLOUR, lossless=True, exif=exif(n)), turned(COLOUR, n)) for n in (2, 6)},
     "16-bit cmyk, declared": Case(
-        "tif", lambda path: write_tiff(path, DEEP_COLOUR), "of which Pillow gives the upper 8 only", (0, 4095)
+        "tif", lambda path: write_tiff(path, DEEP_COLOUR), "because Pillow reads only the upper 8", (0, 4095)
     ),
     "exif 9": Case("png", saved(COLOUR, exif=exif(9)), COLOUR),
     "broken exif": Case("webp", saved(COLOUR, lossless=True, exif=b"Exif\0\0no tags"), COLOUR),
@@ -261,8 +261,8 @@ CASES = {
     "truncated png": Case("png", cut("png"), "the image can't be read"),
     "truncated jpeg": Case("jpg", cut("jpg"), "image file is truncated"),
     "truncated tiff": Case("tif", cut("tif"), "the image can't be read"),
-    "no image": Case("png", bytes_of(b"hello"), "no image format that Pillow knows"),
-    "empty": Case("jpg", bytes_of(b""), "no image format that Pillow knows"),
+    "no image": Case("png", bytes_of(b"hello"), "Pillow doesn't recognise its format"),
+    "empty": Case("jpg", bytes_of(b""), "Pillow doesn't recognise its format"),
 }
 
 

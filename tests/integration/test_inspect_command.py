@@ -117,7 +117,7 @@ def test_a_plan_is_shown_by_its_manifest(cli: Cli, tmp_path: Path) -> None:
     code, out, _ = cli("inspect", "m.plan")
     assert code == 0
     for text in (
-        "fp16 in the manifest, the file is not read",
+        "fp16 in the manifest, the file was not read",
         "tensorrt-rtx 1.7 for sm86, sm89, batches up to 8",
         "2 MB",
         "there is no GPU",

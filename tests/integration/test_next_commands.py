@@ -169,7 +169,7 @@ def test_a_stopped_training_says_how_to_go_on_and_what_comes_next(tmp_path, grow
     assert (code, out) == (143, "")
     first, last = err.splitlines()[-2:]
     command = "growtas train --resume 'my runs/first try' --device cpu"
-    assert first == f"growtas: stopping after this step; the run can be continued by: {command}"
+    assert first == f"growtas: stopping after this step; continue the run with: {command}"
     assert last == f"growtas: interrupted; continue with: {command}"
     code, out, err = growtas(*shlex.split(command)[1:])
     assert code == 0, err

@@ -252,7 +252,7 @@ def test_a_checkpoint_that_was_overwritten_fails(cli: Cli, run: Run, artifact: P
         supernet.norm.bias[0] += 1e-3
     save_supernet(run.supernet_file, supernet)
     for path in (artifact, artifact.with_suffix(".safetensors")):
-        assert "export it again" in refused(cli, path)[1]
+        assert "export the artifact again" in refused(cli, path)[1]
 
 
 def test_an_artifact_of_another_checkpoint_fails_whatever_its_manifest_says(cli: Cli, run: Run, artifact: Path) -> None:
@@ -300,4 +300,4 @@ def test_the_reference_itself_is_checked(cli: Cli, artifact: Path, monkeypatch: 
 
     assert TWO_BLOCKS.depth == 2
     monkeypatch.setattr(references, "extract", cut_with_a_fault)
-    assert "the static ViT cut from it differs from the supernet" in refused(cli, artifact)[1]
+    assert "the static ViT extracted from it differs from the supernet" in refused(cli, artifact)[1]

@@ -111,12 +111,12 @@ def test_broken_images_are_named_and_the_others_answered(cli: Cli, folder: Path,
             np.testing.assert_allclose(answer["logits"], wanted(Path(answer["file"])), atol=1e-5)
     sentences = err.splitlines()
     assert len(sentences) == 3
-    assert sentences[0] == f"growtas: {folder / '4.png'}: the image can't be read (no image format that Pillow knows)"
+    assert sentences[0] == f"growtas: {folder / '4.png'}: the image can't be read (Pillow doesn't recognise its format)"
     assert "7.png: the image can't be read" in sentences[1]
     assert "none.png: the image can't be read (No such file or directory)" in sentences[2]
     code, out, err = cli("predict", folder, "--model", made)
     assert code == 1
-    assert "8 of 10 images answered" in out
+    assert "8 of 10 images classified" in out
     assert cli.fails("predict", tmp_path / "none.png", "--model", made)[0] == 1
 
 
@@ -139,7 +139,7 @@ def test_files_of_a_folder_that_are_no_images_are_said_and_hidden_ones_left(cli:
         (folder / name).write_bytes(b"")
     code, out, err = cli("predict", folder, "--model", artifact(tmp_path / "made"), "--json")
     assert (code, len(json.loads(out)["images"])) == (0, 10)
-    assert f"{folder}: 2 files are left out, of kinds that this Pillow doesn't decode (.txt 1, .h5 1)" in err
+    assert f"{folder}: 2 files are left out, because this Pillow doesn't decode such files (.txt 1, .h5 1)" in err
 
 
 @pytest.mark.parametrize(("encoding", "shown"), [("ascii", r"\xdcber-Hemd"), ("utf-8", "Über-Hemd")])
@@ -170,7 +170,7 @@ def test_an_artifact_of_before_the_rules_says_what_it_does_not_heed(cli: Cli, fo
     Image.open(folder / "0.png").save(folder / "0.png", exif=exif)
     code, out, err = cli("predict", folder, "--model", artifact(tmp_path / "made"), "--json")
     assert code == 0
-    assert "1 of the images have an EXIF orientation or more than 8 bits a sample; the artifact is of an older growtas" in err
+    assert "1 of the images have an EXIF orientation or more than 8 bits per sample. An older growtas made this artifact" in err
     np.testing.assert_allclose(json.loads(out)["images"][0]["logits"], wanted(folder / "0.png"), atol=1e-5)
     record = {**RECORD, "decode": {"version": 1, "pixel_range": None}}
     code, out, err = cli("predict", folder, "--model", artifact(tmp_path / "made", preprocess=record), "--json")

@@ -97,7 +97,7 @@ def test_states_and_what_can_not_be_read(folder):
     assert "10.0 / 20.0 / 30.0*" in lines[2]
     assert "2/4" in lines[2]
     assert lines[7].startswith("broken: runs/broken/run.json: the run file is not JSON")
-    assert "with * of the last epoch, on the search split" in lines[8]
+    assert "* after the last epoch, on the search split" in lines[8]
 
 
 def test_a_narrow_terminal_gets_a_few_lines_a_run(folder):
@@ -120,7 +120,7 @@ def test_the_newest_run_that_can_be_read_is_shown(folder):
     (folder / "runs" / "newer" / "run.json").write_text("[]")
     result = invoke("show")
     assert result.stdout.startswith("runs/older\n")
-    assert "passed over: runs/newer/run.json: not a growtas run" in result.stderr
+    assert "skipped: runs/newer/run.json: not a growtas run" in result.stderr
     assert json.loads(invoke("show", "--json").stdout)["run"] == "runs/older"
 
 

@@ -121,33 +121,33 @@ def test_a_search_stopped_in_the_middle_goes_on(run, growtas, monkeypatch, numbe
         (("--max-params", "6"), "no subnet of micro has at most 6 params; the smallest has"),
         (("--max-macs", "1.2e3"), "no subnet of micro has at most 1.2e3 MACs; the smallest has"),
         (("--max-macs-with-relative-position", "10K"), "at most 10K MACs with the relative position; the smallest has"),
-        (("--device", "a10", "--max-latency", "5"), "bare number"),
+        (("--device", "a10", "--max-latency", "5"), "number without a unit"),
         (("--max-latency", "5ms"), "--max-latency needs --device: cpu to measure on this machine, or a10"),
         (("--device", "a11", "--max-latency", "5ms"), "legal are cpu, a10, a100"),
-        (("--device", "a1O", "--max-latency", "5ms"), "--device is 'a1O', no known device: did you mean a10?"),
+        (("--device", "a1O", "--max-latency", "5ms"), "--device is 'a1O', which is not a known device; did you mean a10?"),
         (("--device", "t4", "--precision", "tf32"), "t4 has no precision 'tf32'"),
-        (("--device", "cpu", "--precision", "fp16"), "cpu is measured in fp32"),
+        (("--device", "cpu", "--precision", "fp16"), "the precision of cpu must be fp32"),
         (("--generations", "0"), "generations is 0"),
         (("--population", "0"), "population is 0"),
         (("--device", "a10", "--batch", "0"), "--batch is 0"),
-        (("--batch", "4"), "--batch changes nothing without a --device or --max-activation-memory"),
-        (("--replay", "--data", "digits"), "--data changes nothing with --replay, which evaluates nothing"),
-        (("--replay", "--limit-images", "9"), "--limit-images changes nothing with --replay"),
-        (("--replay", "--population", "9"), "--population changes nothing with --replay"),
+        (("--batch", "4"), "--batch has no effect without --device or --max-activation-memory"),
+        (("--replay", "--data", "digits"), "--data has no effect with --replay, which evaluates nothing"),
+        (("--replay", "--limit-images", "9"), "--limit-images has no effect with --replay"),
+        (("--replay", "--population", "9"), "--population has no effect with --replay"),
         (("--limit-images", "0"), "--limit-images is 0"),
         (("--max-params", "10K"), "no subnet of micro has at most 10K params; the smallest has"),
         (("--device", "a10", "--max-latency", "1us"), "modelled latency (p50, batch 1, fp16, tensorrt on a10); the smallest has"),
         (("--space", "autoformer-t"), "no run of the space autoformer-t in runs/"),
         (("nowhere",), "nowhere: no run here"),
-        (("--device", "a10:5"), "bare number"),
-        (("--device", "a10:5ms", "--device", "a10:6ms"), "--device a10 is given twice"),
+        (("--device", "a10:5"), "number without a unit"),
+        (("--device", "a10:5ms", "--device", "a10:6ms"), "--device a10 occurs twice"),
         (("--device", "a10:5ms", "--device", "t4:1us"), "modelled latency (p50, batch 1, fp16, tensorrt on t4); the smallest has"),
         (("--max-size", "10kB"), "no subnet of micro has at most 10kB of weights in fp32; the smallest has"),
         (("--max-activation-memory", "1MB", "--batch", "4"), "activation memory (modelled, batch 4, fp32); the smallest has"),
         (("--max-size", "12M"), "--max-size '12M' has the unit 'M'; legal are B, kB"),
         (("--objective", "speed"), "legal are accuracy or pareto"),
         (("--front", "accuracy,params"), "--front needs --objective pareto"),
-        (("--replay", "--no-predictor"), "--no-predictor changes nothing with --replay"),
+        (("--replay", "--no-predictor"), "--no-predictor has no effect with --replay"),
         (("--objective", "pareto", "--front", "accuracy,latency"), "a latency needs --device"),
     ],
 )
@@ -271,7 +271,7 @@ def test_images_of_other_classes_are_refused(run, growtas):
     code, _, err = growtas("search", "--max-params", "90K", "--data", "animals", *QUICK)
     assert code == 2
     assert (
-        "the images' classes (animal0, animal1, animal2 and 7 more) are not those that the run was trained on (0, 1, 2 and 7" in err
+        "the classes of the images (animal0, animal1, animal2 and 7 more) are not those of the run's training (0, 1, 2 and 7" in err
     )
 
 
@@ -406,6 +406,6 @@ def test_a_search_without_the_compiled_kernels_says_so_and_finds_the_same(run, g
         assert code == 0, err
         report = json.loads(out)
         assert report["kernels"] == kernels.instructions()
-        assert ("slower without its kernels" in err) == (compiled is None)
+        assert ("slower without the C kernels" in err) == (compiled is None)
         found.append(report["best"]["num_heads"])
     assert found[0] == found[1]

@@ -152,7 +152,7 @@ def test_a_profile_of_another_card_that_has_the_name_is_not_used(run, growtas, p
     monkeypatch.setattr(at_hand, "gpu_name", lambda: "NVIDIA A10-PCIE-24GB")
     code, _, err = growtas("search", "--device", "a10", "--max-latency", "5ms", *QUICK)
     assert code == 0, err
-    assert "it was measured on NVIDIA A10, and this is NVIDIA A10-PCIE-24GB" in err
+    assert "it was measured on NVIDIA A10, but this machine has NVIDIA A10-PCIE-24GB" in err
     assert "`growtas profile --device a10 --space runs/first` makes one" in err
 
 
@@ -181,8 +181,8 @@ def test_what_cannot_be_built_is_predicted_and_a_sentence_says_why(run, growtas,
     monkeypatch.setattr(library, "is_installed", lambda module: False)
     code, out, err = growtas("search", "--device", device, *options, *QUICK)
     assert code == 0, err
-    (note,) = [line for line in err.splitlines() if "is not measured, although it is at hand" in line]
-    assert note.startswith("a10 is not measured, although it is at hand: ")
+    (note,) = [line for line in err.splitlines() if "is a device of this machine, but can't be measured" in line]
+    assert note.startswith("a10 is a device of this machine, but can't be measured: ")
     assert said in note
     assert note.endswith("its latencies are modelled from the datasheet")
     (latency,) = result(run)["best"]["latencies"]
@@ -199,7 +199,10 @@ def test_a_builder_that_fails_leaves_the_prediction(tmp_path, growtas, monkeypat
     for options in (("--max-latency", "5ms"), ()):
         code, _, err = growtas("search", "--device", "a10", *options, *QUICK)
         assert code == 0, err
-        assert "a10 is not measured, although it is at hand: the compiler found no kernel; its latencies are modelled" in err
+        assert (
+            "a10 is a device of this machine, but can't be measured: the compiler found no kernel; its latencies are modelled"
+            in err
+        )
         (latency,) = result(run.path)["best"]["latencies"]
         assert (latency["measured"], latency["predicted"]["kind"]) == (None, "modelled")
 
@@ -215,7 +218,7 @@ def test_a_finalist_that_cannot_be_built_is_judged_by_its_prediction(run, growta
     assert (latency["measured"], latency["not_measured_because"]) == (None, "the compiler found no kernel")
     assert latency["judged_on"] == ("modelled" if limit else None)
     assert "- (not measured)" in out
-    assert "although it is at hand" not in err
+    assert "but can't be measured" not in err
 
 
 def test_a_gpu_that_nobody_knows_has_a_name_and_is_measured(run, growtas, gpu, monkeypatch):
@@ -258,7 +261,7 @@ def test_the_limit_is_judged_on_the_same_target_by_export_and_bench(tmp_path, gr
     assert command.endswith("--format trt")
     code, out, err = growtas(*shlex.split(command), "--images", "20")
     assert code == 0, err
-    limit = "tiny-subnet.fp16.plan: the search's latency limit 9 ms on a10 (then "
+    limit = "tiny-subnet.fp16.plan: the search's latency limit 9 ms on a10 (in the search "
     assert limit in out
     assert "measured) holds: " in out
     bench = (
@@ -283,4 +286,4 @@ def test_the_limit_is_judged_on_the_same_target_by_export_and_bench(tmp_path, gr
         code, out, err = growtas(*command_)
         assert code == 0, err
         assert "on a10 (then" in out
-        assert "not checked here; the limit is for p50, batch 1, fp16 on a10, which was not measured here" in out
+        assert "was not checked: the limit is for p50, batch 1, fp16 on a10, which was not measured here" in out

@@ -128,7 +128,7 @@ def test_an_int8_search_chooses_by_the_accuracy_of_what_export_ships(outliers, g
     assert "chosen by accuracy in fp32" not in err
     code, out, err = growtas(*replay, "--precision", "fp8", "--max-size", "1MB")
     assert (code, Subnet.from_dict(json.loads(out)["best"])) == (0, LARGE), err
-    assert "chosen by accuracy in fp32: that of some finalists in fp8 is not recorded" in err
+    assert "chosen by accuracy in fp32, since the accuracy of some finalists in fp8 is not recorded" in err
 
 
 class Stopped(KeyboardInterrupt):

@@ -155,7 +155,7 @@ def test_a_killed_worker_ends_the_search_which_then_goes_on(folder):
     processes[1].kill()
     first, _, third = processes.ends(30)
     assert first[0] == 1
-    assert "growtas: a process of this search is gone" in first[2]
+    assert "growtas: a process of this search has ended" in first[2]
     assert f"evaluations are kept in {journal.relative_to(folder)}; the same command goes on from there" in first[2]
     assert third == (1, "", "")
     kept = journal.read_text().count('"evaluation"')

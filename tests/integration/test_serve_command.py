@@ -169,14 +169,14 @@ def test_a_wrong_method_is_told_the_right_ones(server, method, path, legal):
     status, headers, content = server.ask(GET.format(path).replace("GET", method).encode(), head=method == "HEAD")
     assert (status, headers["allow"]) == (405, legal)
     if method != "HEAD":
-        assert json.loads(content) == {"error": f"{method} is not taken at {path}; legal is {legal.replace(', ', ' or ')}"}
+        assert json.loads(content) == {"error": f"{method} is not allowed at {path}; legal is {legal.replace(', ', ' or ')}"}
 
 
 def test_a_path_that_is_not_there_is_told_which_are(server):
     status, _, content = get(server, "/etc/passwd")
     assert status == 404
     assert json.loads(content) == {
-        "error": "nothing is at /etc/passwd; GET /v2/models/net describes the model, POST /v2/models/net/infer runs it"
+        "error": "there is nothing at /etc/passwd; GET /v2/models/net describes the model, POST /v2/models/net/infer runs it"
     }
 
 
@@ -184,7 +184,7 @@ def test_a_large_body_to_a_wrong_path_does_not_keep_the_client_from_its_answer(s
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (20 << 20)
     status, headers, content = server.ask(head + bytes(20 << 20))
     assert (status, headers["connection"]) == (404, "close")
-    assert "nothing is at /predict" in json.loads(content)["error"]
+    assert "there is nothing at /predict" in json.loads(content)["error"]
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_gigabyte_is_refused_before_and_while_it_is_sent(server):
         connection.sendall(post(server.name, b"", length=1 << 30))
         status, headers, content = answer(connection)
     assert (status, headers["connection"]) == (413, "close")
-    assert "1073741824 bytes; at most 200000 are taken" in json.loads(content)["error"]
+    assert "1073741824 bytes; at most 200000 are legal" in json.loads(content)["error"]
     # And by those who send on without looking, and in chunks without saying how much it will be.
     block = b"x" * (1 << 20)
     for head, piece in (

@@ -143,7 +143,7 @@ def test_classification_of_scores_beside_plain_outputs(client, want, name, binar
     ("outputs", "sentence"),
     [
         ([{"name": "scores"}], "the output is named 'scores'; legal is logits, probabilities, top_scores or top_classes"),
-        ([{"name": "logits"}, {"name": "logits"}], "the output logits is asked for twice; once is legal"),
+        ([{"name": "logits"}, {"name": "logits"}], "the output logits is requested twice; once is legal"),
         ([], "outputs must be a list of objects, each naming an output"),
         ("logits", "outputs must be a list of objects, each naming an output"),
         (

@@ -79,7 +79,7 @@ def test_sigterm_finishes_what_is_under_way_and_refuses_what_is_new(half):
         assert np.allclose(json.loads(content)["outputs"][0]["data"], reference(images(1, seed=5))[0], atol=1e-5)
     code, said = server.wait()
     assert code == 0
-    assert said == "stopping: 1 requests are under way\n"
+    assert said == "stopping: 1 requests are in progress\n"
 
 
 def test_a_stop_does_not_wait_for_ever(half):
@@ -87,7 +87,7 @@ def test_a_stop_does_not_wait_for_ever(half):
     server.terminate()
     code, said = server.wait()
     assert code == 1
-    assert said == "stopping: 1 requests are under way\n1 requests were still under way after 2 s and are cut off\n"
+    assert said == "stopping: 1 requests are in progress\n1 requests were still in progress after 2 s and are cut off\n"
 
 
 def test_a_second_signal_cuts_off_what_is_under_way_and_tells_it_so(half):
@@ -101,7 +101,7 @@ def test_a_second_signal_cuts_off_what_is_under_way_and_tells_it_so(half):
     assert json.loads(content) == {"error": "the server stopped before this request was answered"}
     code, said = server.wait()
     assert code == 1
-    assert said == "stopping: 1 requests are under way\n1 requests were still under way and are cut off\n"
+    assert said == "stopping: 1 requests are in progress\n1 requests were still in progress and are cut off\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -114,7 +114,7 @@ def test_a_signal_right_after_the_ready_line_ends_with_zero(net, number):
     finally:
         signal.signal(number, before)
     assert code == 0
-    assert said == "stopping: 0 requests are under way\n"
+    assert said == "stopping: 0 requests are in progress\n"
 
 
 def test_more_signals_do_not_change_the_end_of_a_stop_that_loses_nothing(net):
@@ -124,7 +124,7 @@ def test_more_signals_do_not_change_the_end_of_a_stop_that_loses_nothing(net):
             time.sleep(0.01)
         code, said = server.wait()
     assert code == 0
-    assert said == "stopping: 0 requests are under way\n"
+    assert said == "stopping: 0 requests are in progress\n"
 
 
 def test_below_nohup_a_lost_terminal_stops_nothing(net):
@@ -176,7 +176,7 @@ def test_an_answer_that_nobody_takes_ends_without_a_traceback(net):
         server.terminate()
         code, said = server.wait()
     assert code == 1
-    assert said == "stopping: 0 requests are under way\n1 clients did not take their answers, which are cut off\n"
+    assert said == "stopping: 0 requests are in progress\n1 clients did not read their answers, which are cut off\n"
 
 
 def test_sigterm_under_load_loses_no_request(net):
@@ -232,7 +232,7 @@ def test_the_newest_artifact_is_the_default_and_other_addresses_are_warned_of(tm
         server.terminate()
         code, said = server.wait()
     assert code == 0
-    assert "listening on 0.0.0.0: whoever reaches this machine can use it" in said
+    assert "listening on 0.0.0.0: everyone who can reach this machine can use it" in said
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (("--queue", "0"), "--queue is 0; it must be at least 1"),
         (("--timeout", "0"), "--timeout is 0; it must be above 0"),
         (("--shutdown-delay", "-1"), "--shutdown-delay is -1; it must be from 0 to 3600 seconds"),
-        (("--host", "a" * 70), "(no name of a machine); choose another --host or --port"),
+        (("--host", "a" * 70), "(not a valid host name); choose another --host or --port"),
         (("--host", "nowhere.invalid"), "can't listen on nowhere.invalid:8000"),
         (("--name", "a/b"), "--name is 'a/b'"),
         (("--host", "256.1.1.1"), "can't listen on 256.1.1.1:8000"),

@@ -136,18 +136,18 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
     ("arguments", "error", "message"),
     [
         (["--epochs", 0], ConfigError, "epochs is 0; it must be a whole number from 1"),
-        (["--transitions", "1,x"], ConfigError, "--transitions '1,x' must be epochs divided by commas, as in 10,20, or auto"),
+        (["--transitions", "1,x"], ConfigError, "--transitions '1,x' must be epochs separated by commas, as in 10,20, or auto"),
         (["--transitions", "3,2", "--stages", 3], ConfigError, "transitions (3, 2) must ascend"),
         (["--method", "grow"], ConfigError, "method is 'grow'; it must be growtas, growtas-plus, uniform"),
         (["--config", "no.yaml"], ConfigError, "no.yaml: the recipe can't be read"),
-        (["runs/x"], UsageError, "a run's folder is only for --resume"),
-        (["--recipe", "growtas-q"], ConfigError, "no recipe is called 'growtas-q'; did you mean growtas-"),
+        (["runs/x"], UsageError, "a run's folder is only legal with --resume"),
+        (["--recipe", "growtas-q"], ConfigError, "there is no recipe 'growtas-q'; did you mean growtas-"),
         (["--recipe", "transfer-cars"], ConfigError, "run it with `growtas finetune`"),
-        (["--set", "epochs"], ConfigError, "--set 'epochs' must be KEY=VALUE, as in warmup_epochs=2"),
+        (["--set", "epochs"], ConfigError, "--set 'epochs' must have the form KEY=VALUE, as in warmup_epochs=2"),
         (["--set", "method_options.randon=1", "--method", "sandwich"], ConfigError, "no option 'randon'; did you mean random?"),
         (["--set", "epoch=3", "--dry-run"], ConfigError, "--set: unknown field 'epoch'; did you mean epochs?"),
-        (["--method", "growtas-plus", "--init", "none", "--dry-run"], CheckpointError, "none: --init must name a run's folder"),
-        (["--dry-run", "--resume"], UsageError, "--dry-run is about a new training"),
+        (["--method", "growtas-plus", "--init", "none", "--dry-run"], CheckpointError, "none: --init must name a run folder"),
+        (["--dry-run", "--resume"], UsageError, "--dry-run only describes a new training"),
         (["--dry-run", "--data", "nowhere"], DataError, "'nowhere' is neither a known data set nor a folder"),
         (["--dry-run", "--device", "tpu"], DeviceError, "unknown device 'tpu'"),
         (["--ema", 2], ConfigError, "ema_decay is 2.0; it must be a number from 0 to 0.999999 or null"),
@@ -156,39 +156,39 @@ def test_an_unwritable_folder_is_found_before_torch_is_loaded(folder):
         (["runs/x", "--resume"], UsageError, "runs/x: no run here"),
         (["--teacher", "nope"], ConfigError, "teacher is 'nope'; it must be a model of timm"),
         (["--teacher", "nope", "--dry-run"], ConfigError, "teacher is 'nope'; it must be a model of timm"),
-        (["runs/x", "--resume", "--name", "y"], UsageError, "--name y says nothing beside the run's folder, runs/x"),
+        (["runs/x", "--resume", "--name", "y"], UsageError, "--name y and the run's folder runs/x can't be combined"),
         (["--image-size", 0], ConfigError, "image_size is 0; it must be a whole number of 1 or more or null"),
         (
             ["--image-size", 101],
             SpaceError,
-            "image_size is 101, which micro can't cut into 7 to 14 equal patches a side; sizes near",
+            "image_size is 101, but micro needs a size that can be divided into 7 to 14 patches per side, such as",
         ),
-        (["--data-dir", "."], DataError, "digits is embedded and takes no data folder"),
+        (["--data-dir", "."], DataError, "digits is embedded and takes no --data-dir"),
         (
             ["--data", ".", "--data-dir", "."],
             DataError,
-            "'.' is no data set that --data-dir belongs to; where images are a folder",
+            "--data '.' takes no --data-dir; to use a folder of images",
         ),
-        (["--data", "file"], DataError, "file: a file, and no folder of images; unpack it where it is an archive"),
-        (["--method", "uniform", "--stages", 3], ConfigError, "stages is given, but the method uniform has no stages"),
-        (["--set", "momentum=0.5"], ConfigError, "momentum is given, but the optimizer adamw has none"),
-        (["--set", "teacher_weight=0.7"], ConfigError, "teacher_weight is given, but there is no teacher"),
-        (["--set", "augment=none", "--set", "hflip=0.4"], ConfigError, "hflip is given, but augment: none does no flips"),
+        (["--data", "file"], DataError, "file: this is a file, not a folder of images; unpack it if it is an archive"),
+        (["--method", "uniform", "--stages", 3], ConfigError, "stages is set, but the method uniform has no stages"),
+        (["--set", "momentum=0.5"], ConfigError, "momentum is set, but the optimizer adamw has no such setting"),
+        (["--set", "teacher_weight=0.7"], ConfigError, "teacher_weight is set, but there is no teacher"),
+        (["--set", "augment=none", "--set", "hflip=0.4"], ConfigError, "hflip is set, but augment: none does not flip images"),
         (
             ["--set", "augment=none", "--set", "crop_padding=4"],
             ConfigError,
-            "crop_padding is given, but only augment: light shifts",
+            "crop_padding is set, but only augment: light shifts",
         ),
         *(
             (
                 ["--teacher", "test_vit", *more],
                 ConfigError,
-                "test_vit has a head of 1000 classes, the data 10; give weights whose head",
+                "test_vit has a head of 1000 classes, but the data has 10; name weights whose head",
             )
             for more in ([], ["--dry-run"])
         ),
         (["--teacher", "test_vit.mine"], ConfigError, "timm's pretrained weights of test_vit are test_vit.r160_in1k"),
-        (["--teacher", "test_vit", "--teacher-checkpoint", "no.pth"], CheckpointError, "no.pth: no such file with a teacher's"),
+        (["--teacher", "test_vit", "--teacher-checkpoint", "no.pth"], CheckpointError, "no.pth: there is no such file of a"),
         (["--teacher-checkpoint", "no.pth"], ConfigError, "teacher_checkpoint is set without a teacher"),
         (["--name", "../x", "--dry-run"], UsageError, "the run's name '../x' must be a plain folder name"),
         (["--transitions", "3", "--stages", 3], ConfigError, "transitions has 1 epochs (3); a training of 3 stages has 2"),
@@ -264,7 +264,7 @@ def test_a_dry_run_writes_nothing(folder):
     for text in (
         "growtas on tiny, digits: 1,151 training images, 2 stages",
         "embed_dim <= 8",
-        "32 (8 an epoch) of 128 images; 4,096 in all",
+        "32 (8 per epoch) of 128 images; 4,096 in total",
         "0 to 1",
         "1 to 4",
     ):
@@ -272,7 +272,7 @@ def test_a_dry_run_writes_nothing(folder):
     assert "estimated from 9 timed passes of 32 images on this machine" in result.stdout
     # Everything after the heading is a file for --config.
     written = folder.parent / "shown.yaml"
-    written.write_text(result.stdout.partition("# the recipe, as --config takes it")[2])
+    written.write_text(result.stdout.partition("# the recipe, as a file for --config")[2])
     again = json.loads(invoke("--config", written, "--dry-run", "--json").stdout)
     assert again["recipe"]["transitions"] == [1.0]
     assert [stage["steps"] for stage in again["stages"]] == [8, 24]
@@ -281,7 +281,7 @@ def test_a_dry_run_writes_nothing(folder):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_a_dry_run_for_cuda_needs_no_gpu(folder):
     result = invoke("--space", "../tiny.yaml", "--dry-run", "--device", "cuda")
-    assert "a process on cuda" in result.stdout
+    assert "per process on cuda" in result.stdout
     assert "no time is estimated" in result.stdout
     assert "timed passes" not in result.stdout
 
@@ -318,10 +318,10 @@ def test_another_image_size(folder):
     # A training from its weights has its image size; at another one they don't fit.
     assert json.loads(invoke("--init", "runs/r", "--dry-run", "--json").stdout)["space"] == "tiny-24px"
     result = invoke("--init", "runs/r", "--image-size", 16, fails=True)
-    assert "the supernet is of the space tiny-24px, not of tiny-16px" in str(result.exception)
+    assert "the supernet has the space tiny-24px, not tiny-16px" in str(result.exception)
     run.update(state="interrupted")
     result = invoke("--resume", "--image-size", 16, fails=True)
-    assert "image_size is 24 in this run and can't become 16" in str(result.exception)
+    assert "image_size is 24 in this run and can't be changed to 16" in str(result.exception)
 
 
 def test_a_moved_folder_of_images(folder):
@@ -337,10 +337,10 @@ def test_a_moved_folder_of_images(folder):
     run.update(state="interrupted")
     (folder / "pets").rename(folder / "animals")
     message = str(invoke("--resume", fails=True).exception)
-    assert message.startswith(f"{folder}/pets: the folder of the run's images is not there; where it was moved, name its new place")
+    assert message.startswith(f"{folder}/pets: the folder of the run's images does not exist; if it was moved, name its new place")
     (folder / "animals" / "cat" / "0.png").rename(folder / "animals" / "dog" / "10.png")
     message = str(invoke("--resume", "--data-dir", "animals", fails=True).exception)
-    assert message.startswith(f"{folder}/animals: the images changed since the run was started (it had 16 for training and 4 for")
+    assert message.startswith(f"{folder}/animals: the images have changed since the run was started (it had 16 training and 4")
     assert f"in {folder}/pets" in message
     (folder / "animals" / "dog" / "10.png").rename(folder / "animals" / "cat" / "0.png")
     assert invoke("--resume", "--data-dir", "animals").exit_code == 0
@@ -355,9 +355,9 @@ def test_resuming_takes_no_recipe(folder):
     run = Run(folder / "runs" / "r")
     run.update(state="interrupted")
     result = invoke("--resume", "--recipe", "digits-demo", fails=True)
-    assert "a run is continued with its own recipe" in str(result.exception)
+    assert "a stopped run continues with its own recipe" in str(result.exception)
     result = invoke("--resume", "--set", "lr=1", fails=True)
-    assert "lr is 0.001 in this run and can't become 1.0" in str(result.exception)
+    assert "lr is 0.001 in this run and can't be changed to 1.0" in str(result.exception)
 
 
 def recipes_command(*arguments, fails=False):

@@ -174,7 +174,7 @@ def test_against_another_artifact(cli: Cli, run: Run) -> None:
     assert document["artifacts"][0]["bisection"]["first"]["tensor"] == fc1.output[0]
     code, _, err = cli("verify", "bad.onnx", "--against", "good.onnx")
     assert code == 2
-    assert "nothing says how its images are preprocessed; name the run with --run" in err
+    assert "the preprocessing of its images is not recorded; name the run with --run" in err
 
 
 def test_without_the_run_there_are_photographs_and_no_labels(cli: Cli) -> None:
@@ -188,7 +188,7 @@ def test_without_the_run_there_are_photographs_and_no_labels(cli: Cli) -> None:
     assert "no labels" in out
     code, _, err = cli("verify", "tiny-subnet.onnx", "--against", "tiny-subnet.safetensors", "--data", "digits")
     assert code == 2
-    assert "--data and --data-dir take other images than a run's, and there is no run here; name it with --run" in err
+    assert "--data and --data-dir replace a run's images, but there is no run here; name it with --run" in err
     code, _, err = cli("verify", "tiny-subnet.onnx")
     assert code == 2
     assert "name its run with --run, or another artifact with --against" in err
@@ -264,7 +264,7 @@ def test_a_manifest_that_names_no_source(cli: Cli) -> None:
     redescribe(Path(ONNX), source=None)
     code, said = cli.fails("verify", ONNX)
     assert code == 2
-    assert f"{manifest_path(ONNX)}: it names no source and no subnet" in said
+    assert f"{manifest_path(ONNX)}: it lacks the source or the subnet" in said
 
 
 def test_help_has_an_example_and_the_exit_codes(cli: Cli) -> None:

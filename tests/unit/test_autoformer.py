@@ -75,7 +75,7 @@ def test_a_truncated_checkpoint_is_one_sentence(tmp_path, public, keep):
     torch.save(public, tmp_path / "whole.pth")
     path = tmp_path / "cut.pth"
     path.write_bytes((tmp_path / "whole.pth").read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"cut\.pth: the file is truncated or no checkpoint") as caught:
+    with pytest.raises(CheckpointError, match=r"cut\.pth: the file is truncated or not a checkpoint") as caught:
         load_autoformer(path, SPACE)
     assert "\n" not in str(caught.value)
 
@@ -84,7 +84,7 @@ def test_weights_of_another_space_are_refused(tmp_path, public):
     torch.save(public, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="don't fit autoformer-t: blocks.10.attn.proj.bias is missing"):
         load_autoformer(tmp_path / "a.pth", load_space("autoformer-t"))
-    with pytest.raises(CheckpointError, match=r"don't fit micro: .* is \(\d+.*the space has \("):
+    with pytest.raises(CheckpointError, match=r"don't fit micro: .* has the shape \(\d+.*but the space needs \("):
         load_autoformer(tmp_path / "a.pth", SPACE.replace(max_embed_dim=80))
     del public["model"]["norm.weight"]
     torch.save(public, tmp_path / "a.pth")

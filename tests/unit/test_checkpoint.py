@@ -42,10 +42,10 @@ def test_truncated_files_are_one_sentence(tmp_path, supernet, keep):
 
 def test_one_kind_is_not_taken_for_another(tmp_path, supernet):
     save_supernet(tmp_path / "s.safetensors", supernet)
-    with pytest.raises(CheckpointError, match="holds no growtas model"):
+    with pytest.raises(CheckpointError, match="is not a growtas model"):
         load_model(tmp_path / "s.safetensors")
     save_model(tmp_path / "m.safetensors", extract(supernet, SPACE.smallest))
-    with pytest.raises(CheckpointError, match="holds no growtas supernet"):
+    with pytest.raises(CheckpointError, match="is not a growtas supernet"):
         load_supernet(tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match="no such supernet checkpoint"):
         load_supernet(tmp_path / "none.safetensors")

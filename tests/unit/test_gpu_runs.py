@@ -100,7 +100,7 @@ def test_steps_that_have_no_time_left_are_skipped(folder, monkeypatch):
     monkeypatch.setattr(gpu, "install", lambda folder: "not at all")
     monkeypatch.setattr(gpu, "LIMIT_S", 1)
     gpu.Session([gpu.Step("nccl", 30, "the rest")], {"GPU": "NVIDIA A10"}, "today", stand_in=False).run()
-    assert "| nccl | the rest | skipped | the 0 minutes were over |" in (folder / "GPU_RUNS.md").read_text()
+    assert "| nccl | the rest | skipped | the 0 minutes were used up |" in (folder / "GPU_RUNS.md").read_text()
 
 
 def test_a_table_has_a_line_for_every_row_whatever_its_text():

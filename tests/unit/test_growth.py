@@ -43,7 +43,7 @@ def test_any_number_of_stages_is_nested_and_ends_with_the_whole_space():
         ({"transitions": [30]}, "must lie inside the training of 30 epochs"),
         ({"transitions": [5, 10]}, r"transitions has 2 epochs \(5, 10\); a training of 2 stages has 1"),
         ({"subspaces": [Subspace(), Subspace(32)], "transitions": [5]}, "must be nested"),
-        ({"subspaces": [Subspace(max_mlp_ratio=1), Subspace()], "transitions": [5]}, "capped at mlp_ratio 1 is empty"),
+        ({"subspaces": [Subspace(max_mlp_ratio=1), Subspace()], "transitions": [5]}, "with mlp_ratio up to 1 is empty"),
         ({"stages": 3, "transitions": [10, 5]}, "must ascend"),
     ],
 )

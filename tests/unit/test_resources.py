@@ -147,5 +147,5 @@ def test_threads_that_are_asked_for(monkeypatch):
     for fine in (None, 1, 4):
         check_threads(fine)
     for wrong in (0, -1, 5, 10**12):
-        with pytest.raises(ConfigError, match=f"--threads is {wrong}; it must be 1 or more, up to 4, the CPU threads of this"):
+        with pytest.raises(ConfigError, match=f"--threads is {wrong}; it must be from 1 to 4, the number of CPU threads of this"):
             check_threads(wrong)

@@ -49,7 +49,7 @@ def test_a_subspace_holds_its_samples(seed, cap):
 
 
 def test_an_empty_subspace_is_refused():
-    with pytest.raises(ConfigError, match="capped at embed_dim 100 is empty; embed_dim of autoformer-t is 192, 216 or 240"):
+    with pytest.raises(ConfigError, match="with embed_dim up to 100 is empty; embed_dim of autoformer-t is 192, 216 or 240"):
         sample(PRESETS["autoformer-t"], np.random.default_rng(0), Subspace(max_embed_dim=100))
 
 

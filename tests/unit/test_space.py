@@ -71,7 +71,7 @@ def test_validation_names_field_value_and_choices(subnet, message):
         ({"embed_dim": 8.5, "num_heads": [1], "mlp_ratio": [1.0]}, "embed_dim is 8.5; it must be a whole number"),
         ({"embed_dim": 8, "num_heads": [True], "mlp_ratio": [1.0]}, "num_heads is True"),
         ({"embed_dim": 8, "num_heads": [1], "mlp_ratio": ["x"]}, "mlp_ratio is 'x'"),
-        ({"embed_dim": 8, "num_heads": [1, 2], "mlp_ratio": [1.0]}, "got 2 and 1"),
+        ({"embed_dim": 8, "num_heads": [1, 2], "mlp_ratio": [1.0]}, "they have 2 and 1 entries"),
         ([1], "a subnet is a JSON object"),
     ],
 )
@@ -107,7 +107,7 @@ def test_a_space_is_a_yaml_file_too(tmp_path):
     [
         ("embed_dims: [8]", "unknown field 'embed_dims'; did you mean embed_dim"),
         ("embed_dim: [8]\nnum_heads: [1]\ndepth: [1]", "mlp_ratio is missing"),
-        ("embed_dim: [8, 8]\nnum_heads: [1]\nmlp_ratio: [1]\ndepth: [1]", "names a choice twice"),
+        ("embed_dim: [8, 8]\nnum_heads: [1]\nmlp_ratio: [1]\ndepth: [1]", "has the same choice twice"),
         ("embed_dim: {min: 8, max: 17, step: 4}\nnum_heads: [1]\nmlp_ratio: [1]\ndepth: [1]", "not min 8 plus a number of steps"),
         ("embed_dim: [8]\nnum_heads: [1]\nmlp_ratio: [1]\ndepth: [1]\nmax_depth: 0.5", "max_depth is 0.5"),
         ("embed_dim: [8]\nnum_heads: [2]\nmlp_ratio: [1]\ndepth: [1]\nmax_num_heads: 1", "below the largest choice"),
@@ -156,7 +156,7 @@ def test_the_own_image_size_changes_nothing():
 
 @pytest.mark.parametrize(("size", "near"), [(101, "100 or 104"), (3, "7"), (41, "40 or 42"), (211, "210 or 216")])
 def test_an_image_size_that_cannot_be_cut_names_sizes_that_can(size, near):
-    with pytest.raises(SpaceError, match=rf"^image_size is {size}, which micro can't cut .* be cut are {near}, and the YAML"):
+    with pytest.raises(SpaceError, match=rf"^image_size is {size}, but micro needs a size .* per side, such as {near}; a YAML"):
         PRESETS["micro"].resized(size)
 
 

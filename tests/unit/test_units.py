@@ -106,7 +106,7 @@ def test_a_refused_count_is_shown_as_it_was_typed(text):
 
 
 def test_a_bare_number_gets_the_reason():
-    with pytest.raises(UnitError, match="'5' has no unit, and a bare number could mean any of s, ms, us"):
+    with pytest.raises(UnitError, match="'5' has no unit, but a number without a unit is ambiguous; legal units are s, ms, us"):
         parse_latency_ms("5")
 
 

@@ -1,1 +1,1 @@
-"""One module for each format of an export; each makes, checks and describes its artifacts."""
+"""One module per export format. Each module makes, checks and describes the artifacts of its format."""

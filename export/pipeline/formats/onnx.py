@@ -1,4 +1,4 @@
-"""ONNX files: the fp32 export, other precisions of it, and pre- and post-processing in the graph."""
+"""ONNX files: the fp32 export, its other precisions, and pre- and post-processing in the graph."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def export(context: ExportContext) -> None:
-    """Exports the fp32 ONNX file, converts it to the precision, and puts pre- and post-processing into a copy.
+    """Exports the fp32 ONNX file, converts it to the precision, and adds pre- and post-processing to a copy.
 
     Raises:
         BuildError: the exporter fails.
@@ -59,23 +59,23 @@ def _export_fp32(context: ExportContext) -> Artifact:
 
 
 def _graph(path: Path, precision: str) -> dict[str, Any]:
-    """What the manifest says of a file's graph: its operators, and what decides which runtimes read it."""
+    """The manifest's description of a graph: its operators, and the versions that decide which runtimes can read it."""
     graph = read_graph(path)
     record = {key: graph[key] for key in ("opset", "ir_version", "nodes", "operators")}
     return record | {"oldest_onnxruntime": oldest_onnxruntime(record["opset"], precision)}
 
 
 def _add_pre_and_postprocessing(context: ExportContext) -> Artifact:
-    """Makes a copy of the ONNX file that takes pixels, or gives more than logits, and verifies it on whole pixels."""
+    """Makes a copy of the ONNX file that takes pixels or has more outputs than logits, and verifies it on whole pixels."""
     from growtas.export.graph.pre_post import add_postprocess, add_preprocess
 
     onnx, options = context.onnx, context.options
-    context.progress.stage("putting pre- and post-processing into the graph")
+    context.progress.stage("adding pre- and post-processing to the graph")
     path = onnx.path.with_name(f"{onnx.path.stem}.{'pixels' if options.preprocess else 'outputs'}.onnx")
     content: dict[str, Any] = {}
     source = onnx.path
     if options.softmax or options.top_k:
-        # Not the file itself where pixels come before it: resizing is put in front a second time, below.
+        # With --preprocess the outputs go into a separate file, because it is the source of two files below, if it resizes too.
         source = onnx.path.with_name(f"{onnx.path.stem}.with-outputs.onnx") if options.preprocess else path
         content["postprocess"] = add_postprocess(
             onnx.path, source, softmax=options.softmax, top_k=options.top_k, class_names=context.class_names
@@ -87,14 +87,14 @@ def _add_pre_and_postprocessing(context: ExportContext) -> Artifact:
         with open_session(path, threads=1) as session:
             checks = context.check(session.run, path, "ONNX Runtime", precision=context.precision, content=content)
     if options.resize:
-        # The graph was verified on pixels of its own size; what resizing adds is compared with the evaluation's on its own.
+        # The graph was verified on pixels of its own size. add_preprocess compares the resizing with the evaluation's.
         content["input"] = add_preprocess(source, path, context.preprocess, resize=True)
     content |= {"executed": onnx.manifest.executed, "runtime": "onnxruntime", "onnx": _graph(path, context.precision)}
     return context.add(path, {**checks, **content}, precision=context.precision)
 
 
 def _convert(context: ExportContext, precision: str) -> Artifact:
-    """Converts the fp32 ONNX file to another precision, and verifies it where it runs here; layers that hurt stay higher."""
+    """Converts the fp32 ONNX file to another precision and verifies it, if it runs here; sensitive layers stay higher."""
     from growtas.export.quantization.convert import convert
     from growtas.export.quantization.precisions import QUANTISED
 
@@ -106,8 +106,8 @@ def _convert(context: ExportContext, precision: str) -> Artifact:
     keep = [name.strip() for name in named if name.strip()]
     settings: dict[str, Any] = {"calibration": images, "calibration_are": description, "keep": keep}
     if precision in QUANTISED:
-        # For a GPU what surrounds quantised layers is half as well: attention is one kernel then, and for Turing TensorRT-RTX has
-        # no other products.
+        # For a GPU the rest of the network is fp16: attention then becomes one kernel, and on Turing GPUs TensorRT-RTX has no other
+        # matrix products.
         settings |= {"rest": "fp32" if context.plan is None else "fp16", "method": options.calibration_method}
     info = convert(onnx.path, path, precision, **settings)
     content: dict[str, Any] = {"runtime": "onnxruntime", "executed": info.runs_here}
@@ -132,8 +132,8 @@ def _convert(context: ExportContext, precision: str) -> Artifact:
 
 
 def _check_converted(context: ExportContext, path: Path, precision: str) -> dict[str, Any]:
-    # What overflows on a GPU need not do so here, where ONNX Runtime computes much of fp16 in fp32. It comes first: where an
-    # overflow moves the logits as well, it is the reason.
+    # ONNX Runtime computes much of fp16 in fp32, so a tensor that overflows on a GPU may not overflow here. This check comes first,
+    # because an overflow is the reason if the logits are wrong too.
     images = context.labelled_images(precision)
     half_range = check_fp16_range(path, images, context.input_of({}), consequence="nothing was exported")
     with open_session(path, threads=1) as session:
@@ -144,7 +144,7 @@ def _check_converted(context: ExportContext, path: Path, precision: str) -> dict
 def _find_mixed_precision(
     context: ExportContext, onnx: Path, path: Path, info: PrecisionInfo, settings: dict[str, Any]
 ) -> Sensitivity | None:
-    """Looks for the layers that have to stay higher; ``path`` is then the file that passes."""
+    """Finds the layers that must keep a higher precision, and leaves the passing file in ``path``; None where nothing passes."""
     from growtas.export.quantization.sensitivity import RANKING_IMAGES, find_sensitive
 
     precision = info.precision
@@ -167,7 +167,7 @@ def _find_mixed_precision(
 
 
 def _calibration_images(context: ExportContext) -> tuple[Array, str]:
-    """Images that activations' ranges are taken from, never test images; photographs where the run has none at hand."""
+    """Calibration images and their description: never test images, and photographs if the run's images are not available."""
     from growtas.data.evaluation import search_set
 
     run, options = context.source.run, context.options
@@ -177,7 +177,7 @@ def _calibration_images(context: ExportContext) -> tuple[Array, str]:
     except DataError as error:
         if options.data is not None or options.data_dir is not None:
             raise
-        context.progress.note(f"calibration is on scikit-learn's sample photographs: {error}")
+        context.progress.note(f"calibration uses scikit-learn's sample photographs: {error}")
         crops = photographs(context.preprocess, count, str(error))
         return crops.images, crops.description
     name = data_title(run.images(options.data, options.data_dir))

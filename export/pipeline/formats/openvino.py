@@ -1,4 +1,4 @@
-"""OpenVINO's IR of an ONNX file."""
+"""The OpenVINO IR of an ONNX file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from growtas.export.pipeline.context import ExportContext
 
 
 def export(context: ExportContext) -> None:
-    """Converts an ONNX file, runs the IR in OpenVINO and compares it.
+    """Converts the ONNX file to an IR, runs it in OpenVINO and compares its logits.
 
     Raises:
-        ParityError: it misses its thresholds.
+        ParityError: the IR misses its thresholds.
         MissingExtra: openvino is not installed.
     """
     from growtas.export.runtimes.openvino import write_ir

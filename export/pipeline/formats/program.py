@@ -1,4 +1,4 @@
-"""The static ViT as a program of torch.export."""
+"""The static ViT as a torch.export program."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from growtas.export.pipeline.context import ExportContext
 
 
 def export(context: ExportContext) -> None:
-    """Saves the program, loads it again and compares it.
+    """Saves the program, loads it again and compares its logits.
 
     Raises:
         BuildError: torch.export fails.

@@ -15,11 +15,11 @@ _CHECKS = ("parity", "verification", "executed", "not_executed_because")
 
 
 def export(context: ExportContext) -> None:
-    """Compiles a plan from the checked ONNX file; it is run and compared where a GPU of a target is at hand.
+    """Compiles a plan from the verified ONNX file. The plan is run and compared if this machine has a GPU of its targets.
 
     Raises:
         BuildError: the compiler fails.
-        ParityError: the plan, or the graph that it is compiled from, misses its thresholds.
+        ParityError: the plan or the graph that it was compiled from misses its thresholds.
     """
     assert context.plan is not None
     (builder, targets), options, precision = context.plan, context.options, context.precision
@@ -33,13 +33,13 @@ def export(context: ExportContext) -> None:
     path = onnx.path.with_suffix(PLAN.suffix)
     with replacing(path) as temporary:
         temporary.write_bytes(plan.data)
-    context.progress.stage("checking what the plan is compiled from")
-    takes = context.input_of(record)
-    arranged = check_optimized_graph(plan, onnx.path, context.parity_images, max_batch=options.max_batch, feed=takes.convert)
+    context.progress.stage("checking the graph that the plan was compiled from")
+    feed = context.input_of(record).convert
+    optimized = check_optimized_graph(plan, onnx.path, context.parity_images, max_batch=options.max_batch, feed=feed)
     why_not = builder.why_not_runnable(targets)
     content: dict[str, Any] = {
         **{key: record[key] for key in ("input", "postprocess") if key in record},
-        # Without a run of the plan, what was checked of the ONNX file stands for what was compiled, and says so.
+        # A plan that was not run has no measurements of its own; those of its ONNX file are under compiled_from.
         "parity": None,
         "verification": None,
         "executed": why_not is None,
@@ -60,7 +60,7 @@ def export(context: ExportContext) -> None:
                 "file": onnx.path.name,
                 "sha256": onnx.manifest.file.sha256,
                 **{key: record.get(key) for key in _CHECKS},
-                "arranged": arranged,
+                "arranged": optimized,
             },
         },
     }
@@ -69,6 +69,6 @@ def export(context: ExportContext) -> None:
         context.progress.stage("checking the plan against PyTorch")
         with open_session(path) as session:
             checks = context.check(session.run, path, builder.name, precision=precision, content=content)
-        # The manifest, which a plan needs to be opened, is written again with the checks.
+        # The manifest is written a second time, now with the checks: opening the plan needed the first one.
         context.artifacts.pop()
         context.add(path, {**content, **checks}, precision=precision)

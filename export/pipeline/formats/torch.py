@@ -1,4 +1,4 @@
-"""The static ViT as safetensors, and a module in plain PyTorch beside it."""
+"""The static ViT as safetensors, with a plain PyTorch module beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from growtas.nn.extract import extract
 
 
 def export(context: ExportContext) -> None:
-    """Saves the static ViT, reads it back and compares it with the supernet; it is the reference of all further artifacts.
+    """Saves the static ViT, reads it back and compares it with the supernet. All other artifacts are compared with it.
 
     Raises:
         ParityError: the static ViT or the plain module differs from the supernet.
@@ -34,7 +34,7 @@ def export(context: ExportContext) -> None:
 
 
 def _write_module(context: ExportContext, weights: Path, architecture: Architecture) -> dict[str, Any]:
-    """A module in plain PyTorch beside the weights; loaded, run and compared."""
+    """Writes the plain PyTorch module beside the weights, loads it, runs it and compares its logits."""
     context.progress.stage("writing the plain PyTorch module")
     path = weights.with_name(f"{module_name(context.name)}.py")
     write_module(path, architecture, weights=weights, preprocess=context.preprocess, class_names=context.class_names)

@@ -1,1 +1,1 @@
-"""Measured latency: which subnets are measured, how they are timed, and the model that is fitted to the samples."""
+"""Measured latency: the choice of subnets, the timing, and the model that is fitted to the samples."""

@@ -1,9 +1,9 @@
-"""Measures many subnets on one machine, and notices where the machine is busy or throttled.
+"""Measures many subnets on one machine, and detects when the machine is busy or throttled.
 
-Subnets are measured in groups, together with a reference subnet that is in every group. A group's blocks are interleaved, so its
-numbers are comparable with each other; the reference makes groups comparable. Where the timings are not steady, more rounds
-follow, and a subnet is known by its ratio to the reference (:mod:`growtas.latency.measured.paired`); such samples are marked.
-What is accepted is journalled at once, and a killed campaign goes on from there.
+Subnets are measured in groups, and each group contains the same reference subnet. The timing blocks of a group are interleaved, so
+its latencies are comparable with each other; the reference makes groups comparable. If the timings are not steady, more rounds
+follow, and the latency comes from the ratio to the reference (:mod:`growtas.latency.measured.paired`). Such samples are marked as
+unsteady. Accepted samples are journalled immediately, and a killed campaign continues from there.
 """
 
 from __future__ import annotations
@@ -27,31 +27,32 @@ from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
 Role = Literal["fit", "held-out", "repeat"]
-"""What a sample is for: fitting a model, testing it, or comparing with another time."""
+"""Purpose of a sample: fitting the model, testing it on held-out subnets, or a repetition at another time."""
 ATTEMPTS = 2
-"""Times that a group is measured for its ratios; where one is to be more precise, its subnet gets more visits."""
+"""Largest number of measurements of an unsteady group. A subnet that needs a more precise ratio gets more visits."""
 PRECISE = 0.04
-"""Half width of an unsteady sample's interval, relative to it, from which on no further rounds are taken for it."""
+"""Relative half width of an unsteady sample's interval that is narrow enough, so that no further rounds follow."""
 _MOST_INTERRUPTED = 0.35
-"""Share of the blocks' time in interrupted runs: up to 0.18 were measured on a quiet machine, 0.55 beside two other programs."""
+"""Share of a block's time in interrupted runs: up to 0.18 was measured on an idle machine, 0.55 beside two other programs."""
 
 
 class UnsteadyMachine(GrowtasError):
-    """The machine's timings do not repeat: it is busy, or its clocks change."""
+    """The timings of the machine are not repeatable: it is busy, or its clocks change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a timing depends on beside the architecture; only timings of the same setup are reused.
+    """Everything that a timing depends on besides the architecture. Only timings of the same setup are reused.
 
     Attributes:
-        batch: images at once.
-        threads: CPU threads; 0 on a GPU.
-        runtime, runtime_version: what executes the network.
-        precision: ``fp32`` and the like.
-        machine: the CPU's name.
-        graph: digest of the reference subnet's exported graph: what another exporter writes has other timings. Empty where the
-            timings are not reused by a later version.
+        batch: number of images per batch.
+        threads: number of CPU threads; 0 on a GPU.
+        runtime: runtime that executes the network.
+        runtime_version: version of the runtime.
+        precision: precision of the network, such as ``fp32``.
+        machine: name of the CPU or GPU.
+        graph: digest of the reference subnet's exported graph, because graphs of another exporter have other timings. Empty if the
+            timings are not reused by later versions.
     """
 
     batch: int
@@ -63,22 +64,22 @@ class Setup:
     graph: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form; with a ``graph`` it says that what was timed so is ``measured``, an empty one is left out."""
+        """Returns the JSON form. With a ``graph`` it includes the kind ``measured``; an empty ``graph`` is left out."""
         fields = asdict(self)
         return {**fields, "kind": "measured"} if fields["graph"] else {k: v for k, v in fields.items() if k != "graph"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What a measurement must keep to be a steady sample, and what happens where it does not.
+    """Bounds that a steady sample keeps, and the treatment of samples that don't.
 
     Attributes:
         cv: largest robust coefficient of variation of a subnet's blocks; see :func:`spread`.
-        drift: largest relative change of the reference against usual, or against the groups accepted before.
-        tries: how often a group is measured at most, if ``strict``; otherwise it is :data:`ATTEMPTS` times.
-        group: subnets measured together, beside the reference.
-        seconds: time spent on timing after which nothing is measured again to be more precise. Not for ``strict``.
-        strict: refuse what is not steady, after pauses, instead of marking it.
+        drift: largest relative change of the reference's latency from its usual value, or from the groups accepted before.
+        tries: largest number of measurements of a group if ``strict``; otherwise it is :data:`ATTEMPTS`.
+        group: number of subnets measured together, besides the reference.
+        seconds: time spent on timing, in seconds, after which no measurement is repeated for more precision. ``strict`` ignores it.
+        strict: whether to measure unsteady samples again after a pause, and to fail in the end, instead of marking them.
     """
 
     cv: float = 0.05
@@ -99,17 +100,19 @@ class Bounds:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One subnet, timed.
+    """The measured latency of one subnet.
 
     Attributes:
-        subnet: what was timed.
-        p50_ms: median over its blocks' medians, milliseconds a batch; of an unsteady sample its paired ratio times
-            ``reference_ms``.
+        subnet: the measured subnet.
+        p50_ms: median over the medians of its blocks, in milliseconds per batch. For an unsteady sample it is the ratio to the
+            reference times ``reference_ms``.
         cv: robust coefficient of variation of the blocks.
-        reference_ms: what the reference subnet took in the same blocks; of an unsteady sample their lower quartile.
+        reference_ms: latency of the reference subnet in the same blocks, in milliseconds; for an unsteady sample the lower quartile
+            of its blocks.
         visit: 0, or a higher number for a repetition at another time.
-        half_width: of the interval of the ratio to the reference, relative to it; None for a steady sample.
-        mixture: of an unsteady sample with several threads; see :class:`growtas.latency.measured.paired.PairedRatio`.
+        half_width: half width of the interval of the ratio to the reference, relative to it; None for a steady sample.
+        mixture: uncertainty of an unsteady sample with several threads; see
+            :class:`growtas.latency.measured.paired.PairedRatio`.
     """
 
     subnet: Subnet
@@ -122,33 +125,33 @@ class Sample:
 
     @property
     def unsteady(self) -> bool:
-        """Whether other work disturbed the timings too much for their own medians to count."""
+        """Whether other work disturbed the timings so much that their medians can't be used."""
         return self.half_width is not None
 
     @property
     def ratio(self) -> PairedRatio:
-        """To the reference subnet; of a steady sample the variation of the blocks tells the error."""
+        """Ratio to the reference subnet. The error of a steady sample comes from the variation of its blocks."""
         half_width = 2 * self.cv if self.half_width is None else self.half_width
         return PairedRatio(ratio=self.p50_ms / self.reference_ms, half_width=half_width, mixture=self.mixture)
 
     @classmethod
     def of(cls, data: Mapping[str, Any], subnet: Subnet, visit: int) -> Sample:
-        """A sample from the numbers of its JSON form, and what is read from it apart."""
+        """Builds a sample from the numbers in its JSON form, the subnet and the visit."""
         numbers = {name: data[name] for name in ("p50_ms", "cv", "reference_ms")}
         marks = {name: data[name] for name in ("half_width", "mixture") if name in data}
         return cls(subnet=subnet, visit=visit, **numbers, **marks)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form, without the visit; ``unsteady``, ``half_width`` and ``mixture`` stand in that of an unsteady sample."""
+        """Returns the JSON form without the visit. ``unsteady``, ``half_width`` and ``mixture`` are only in unsteady samples."""
         marks = {"unsteady": True, "half_width": self.half_width, "mixture": self.mixture} if self.unsteady else {}
         fields = {"p50_ms": self.p50_ms, "cv": self.cv, "reference_ms": self.reference_ms}
         return {"subnet": self.subnet.to_dict(), **fields, **marks}
 
 
 def spread(blocks_ms: Sequence[float] | NDArray[np.float64]) -> float:
-    """Robust coefficient of variation: 1.4826 times the median absolute deviation, over the median.
+    """Returns the robust coefficient of variation: 1.4826 times the median absolute deviation, divided by the median.
 
-    The factor makes it the standard deviation of normal noise. A single spoiled block does not count.
+    The factor makes it equal to the standard deviation for normal noise. A single disturbed block does not change it.
     """
     blocks = np.asarray(blocks_ms, np.float64)
     median = float(np.median(blocks))
@@ -156,34 +159,34 @@ def spread(blocks_ms: Sequence[float] | NDArray[np.float64]) -> float:
 
 
 def scatter(blocks: Sequence[Block], bounds: Bounds) -> str:
-    """How a subnet's blocks break the bound on their variation, in words; empty where they keep it.
+    """Describes how a subnet's blocks break the bound on their variation; returns an empty string if they keep it.
 
-    Of two speeds that alternate, :func:`spread` sees the more frequent one alone. So unless the bounds are strict, the median must
-    not lie further above the fastest block than blocks with the allowed variation would. Other work that never pauses makes all
-    blocks alike; it shows in the time that goes to interrupted runs.
+    If two speeds alternate, :func:`spread` sees only the more frequent one. So unless the bounds are strict, the median must not
+    lie further above the fastest block than the allowed variation. Other work that never pauses makes all blocks equally slow; it
+    is detected by the time spent in interrupted runs.
     """
     blocks_ms = medians(blocks)
     if (cv := spread(blocks_ms)) > bounds.cv:
-        return f"vary by {cv:.1%} (allowed are {bounds.cv:.1%})"
+        return f"vary by {cv:.1%} (the limit is {bounds.cv:.1%})"
     if not bounds.strict and blocks_ms.min() < float(np.median(blocks_ms)) * (1 - 2 * bounds.cv):
         return "are mostly much longer than the shortest one"
     interrupted = float(np.median([block.interrupted for block in blocks]))
     if not bounds.strict and interrupted > _MOST_INTERRUPTED:
-        return f"hold interrupted runs for {interrupted:.0%} of their time"
+        return f"spend {interrupted:.0%} of their time in interrupted runs"
     return ""
 
 
 class Campaign:
-    """Samples of a space's subnets, backed by a JSON-lines file.
+    """Measures samples of a space's subnets and stores them in a JSON-lines file.
 
     Args:
-        path: the journal; lines of other setups are left alone.
-        space: geometry of the architectures; its middle subnet is the reference.
-        setup: what is measured how; only samples of the same setup are reused.
+        path: the journal; lines of other setups are ignored.
+        space: the search space; its middle subnet is the reference.
+        setup: conditions of the measurement; only samples of the same setup are reused.
         timer: times subnets.
-        bounds: what is steady. Strict ones leave unsteady samples of the journal alone too.
-        usual_ms: what the reference takes while nothing else runs, milliseconds; None where only the samples tell.
-        progress: advances with every sample, gets each new :class:`Sample` as an event, and a note when the machine is not steady.
+        bounds: bounds of steady samples. With strict bounds, unsteady samples in the journal are ignored too.
+        usual_ms: latency of the reference on the idle machine, in milliseconds; None if only the samples tell.
+        progress: advances with every sample, and receives each new :class:`Sample` as an event, and a note on an unsteady machine.
 
     Raises:
         OutputError: the journal can't be written.
@@ -220,29 +223,29 @@ class Campaign:
         return Architecture.of(self.space, subnet).to_dict()
 
     def known(self, subnet: Subnet, visit: int = 0) -> Sample | None:
-        """The journalled sample, if there is one."""
+        """Returns the journalled sample, or None."""
         return self._known.get((str(self._architecture(subnet)), visit))
 
     @property
     def quiet_reference_ms(self) -> float | None:
-        """What the reference takes while nothing else runs; None where that is not known yet.
+        """Latency of the reference on the idle machine, in milliseconds; None if it is not known yet.
 
-        As given, unless the samples contradict it: the lower quartile of what it took beside them, where that is clearly less. With
-        strict bounds all samples are steady, and nothing can contradict.
+        It is ``usual_ms``, unless the samples contradict it: if the lower quartile of the reference's latencies beside the samples
+        is clearly lower, that is used. With strict bounds all samples are steady and can't contradict it.
         """
-        beside = [sample.reference_ms for sample in self._known.values()]
-        if not beside or (self.bounds.strict and self.usual_ms is not None):
+        references_ms = [sample.reference_ms for sample in self._known.values()]
+        if not references_ms or (self.bounds.strict and self.usual_ms is not None):
             return self.usual_ms
         if self.bounds.strict:
-            return float(np.median(beside))
-        lower = float(np.percentile(beside, 25))
+            return float(np.median(references_ms))
+        lower = float(np.percentile(references_ms, 25))
         is_usual = self.usual_ms is not None and lower >= self.usual_ms * (1 - self.bounds.drift)
         return self.usual_ms if is_usual else lower
 
     def settled(self, sample: Sample) -> Sample:
-        """A sample at :attr:`quiet_reference_ms`: the groups that samples are from may have been disturbed differently.
+        """Converts a sample to the speed of :attr:`quiet_reference_ms`, because groups may have been disturbed differently.
 
-        A steady one stays as it is, unless later samples have shown that the machine was slow, or fast, at its time.
+        A steady sample stays unchanged, unless later samples have shown that the machine was slower or faster at its time.
         """
         usual_ms = self.quiet_reference_ms
         if usual_ms is None or self.bounds.strict:
@@ -253,13 +256,14 @@ class Campaign:
         return replace(sample, p50_ms=paired.ratio * usual_ms, reference_ms=usual_ms, half_width=paired.half_width)
 
     def measure(self, subnets: Iterable[Subnet], *, visit: int = 0) -> list[Sample]:
-        """A sample of each subnet, journalled or measured now and :meth:`settled`, in their order.
+        """Returns a :meth:`settled` sample of each subnet in their order, from the journal or measured now.
 
         Args:
-            visit: 1 to measure subnets again that have a sample already.
+            subnets: the subnets.
+            visit: number of the visit; 1 measures subnets again that already have a sample.
 
         Raises:
-            UnsteadyMachine: the timings of a group did not settle, and the bounds are strict.
+            UnsteadyMachine: the timings of a group stayed unsteady, and the bounds are strict.
             OutputError: the journal can't be written.
         """
         subnets = list(dict.fromkeys(subnets))
@@ -272,17 +276,17 @@ class Campaign:
 
     @property
     def may_repeat(self) -> bool:
-        """Whether the bounds leave time to measure a subnet again, for a narrower interval."""
+        """Whether the bounds leave time to measure a subnet again for a narrower interval."""
         return self._seconds < self.bounds.seconds
 
     def _measure_group(self, pending: list[Subnet], visit: int) -> None:
         """Measures a group: steady subnets once, the others until their ratio to the reference is precise, at most ATTEMPTS times.
 
-        With strict bounds the others are measured again, after pauses, until they are steady.
+        With strict bounds the others are measured again after pauses until they are steady.
         """
         strict, why = self.bounds.strict, ""
         blocks: dict[Subnet, list[Block]] = {subnet: [] for subnet in pending}
-        beside: list[Block] = []
+        reference_blocks: list[Block] = []
         attempts = self.bounds.tries if strict else ATTEMPTS
         for attempt in range(attempts):
             if attempt and strict:
@@ -293,7 +297,7 @@ class Campaign:
             *turns, reference = self._timer([*pending, self.reference])
             self._seconds += time.monotonic() - started
             last = attempt == attempts - 1 or not self.may_repeat
-            beside += reference
+            reference_blocks += reference
             spoiled = why = self._complaint(reference)
             accepted: list[Sample] = []
             for subnet, times in zip(pending, turns, strict=True):
@@ -303,29 +307,29 @@ class Campaign:
                 if not spoiled and not scatters:
                     accepted.append(_steady(subnet, times, reference, visit))
                 elif not strict:
-                    sample = _unsteady(subnet, blocks[subnet], beside, visit, self.setup.threads)
+                    sample = _unsteady(subnet, blocks[subnet], reference_blocks, visit, self.setup.threads)
                     accepted += [sample] if last or sample.ratio.half_width <= PRECISE else []
             self._record(accepted)
             if why and not strict and not self._noted:
                 self._noted = True
-                self._progress.note(f"this machine is not steady: {why}; latencies are judged on ratios to the reference subnet")
+                self._progress.note(f"this machine is unsteady: {why}; latencies are computed from ratios to the reference subnet")
             done = {sample.subnet for sample in accepted}
             pending = [subnet for subnet in pending if subnet not in done]
             if not pending:
                 return
         raise UnsteadyMachine(
-            f"the machine is too busy, or its clocks change: {why}, {self.bounds.tries} times; nothing was lost: the "
-            f"{len(self._known)} good samples are in {self.path}, and the same command goes on from there when it is quiet"
+            f"the machine is too busy, or its clocks change: {why}, {self.bounds.tries} times; the {len(self._known)} good samples "
+            f"are saved in {self.path}, and the same command continues from there when the machine is idle"
         )
 
     def _complaint(self, reference: Sequence[Block]) -> str:
-        """Why a group's reference is not steady; empty if it is."""
+        """Describes why the reference of a group is not steady; returns an empty string if it is."""
         if scatters := scatter(reference, self.bounds):
             return f"the reference subnet's timings {scatters}"
         usual_ms = self.quiet_reference_ms
         moved = float(np.median(medians(reference))) / usual_ms - 1 if usual_ms else 0.0
         if abs(moved) > self.bounds.drift:
-            return f"the reference subnet took {moved:+.1%} against before (allowed are {self.bounds.drift:.1%})"
+            return f"the reference subnet's latency changed by {moved:+.1%} (the limit is {self.bounds.drift:.1%})"
         return ""
 
     def _record(self, samples: list[Sample]) -> None:
@@ -342,18 +346,18 @@ class Campaign:
 
 
 def _steady(subnet: Subnet, blocks: list[Block], reference: list[Block], visit: int) -> Sample:
-    times, beside = medians(blocks), float(np.median(medians(reference)))
+    times, reference_ms = medians(blocks), float(np.median(medians(reference)))
     ms, cv = float(np.median(times)), spread(times)
-    return Sample(subnet=subnet, p50_ms=ms, cv=cv, reference_ms=beside, visit=visit)
+    return Sample(subnet=subnet, p50_ms=ms, cv=cv, reference_ms=reference_ms, visit=visit)
 
 
 def _unsteady(subnet: Subnet, blocks: list[Block], reference: list[Block], visit: int, threads: int) -> Sample:
-    paired, beside = PairedRatio.of_blocks(blocks, reference, threads), quiet_ms(reference, threads)
+    paired, reference_ms = PairedRatio.of_blocks(blocks, reference, threads), quiet_ms(reference, threads)
     return Sample(
         subnet=subnet,
-        p50_ms=paired.ratio * beside,
+        p50_ms=paired.ratio * reference_ms,
         cv=spread(medians(blocks)),
-        reference_ms=beside,
+        reference_ms=reference_ms,
         visit=visit,
         half_width=paired.half_width,
         mixture=paired.mixture,

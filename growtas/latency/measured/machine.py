@@ -1,7 +1,7 @@
-"""Checks whether a measured profile was made on this machine: by name, threads and runtime, then by timing.
+"""Checks whether a measured profile was made on such a machine: by name, threads and runtime, and then by timing.
 
-Names such as "AMD EPYC" are coarse, clocks differ, and clouds share cores: so what the names allow is checked by timing the
-profile's reference subnet, whose latency the profile recorded beside every sample.
+Names such as "AMD EPYC" are coarse, clocks differ, and clouds share cores. So if the names agree, the profile's reference subnet is
+timed and compared with its latency in the profile, which is recorded beside every sample.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from growtas.resources import available_threads
 from growtas.subnet import Subnet
 
 TOLERANCE = 0.04
-"""Relative difference up to which the reference subnet takes as long as the profile says, and factors count as one."""
+"""Largest relative difference of the reference subnet's latency, and of factors between subnets, that counts as no difference."""
 MAX_FACTOR = 2.0
-"""Beyond this factor, either way, nothing of a profile is believed."""
+"""Largest factor, in either direction, by which the latencies of a profile may be scaled."""
 
 
 def local_setup(
@@ -36,11 +36,14 @@ def local_setup(
     precision: str = "fp32",
     hardware: Hardware = "cpu",
 ) -> Setup:
-    """What a timing on this machine would depend on: the name of its CPU or GPU, the threads, the installed runtime.
+    """Returns the setup of a timing on this machine: the name of its CPU or GPU, the threads, and the installed runtime.
 
     Args:
-        threads: of a CPU; by default all that this process may use.
-        hardware: where the runtime executes.
+        batch: number of images per batch.
+        threads: number of CPU threads; by default all that this process may use.
+        runtime: runtime that executes the network.
+        precision: precision of the network.
+        hardware: ``cpu`` or ``cuda``.
     """
     on_cpu = hardware == "cpu"
     return Setup(
@@ -54,25 +57,25 @@ def local_setup(
 
 
 def _version(runtime: str) -> str:
-    """The installed version as a session tells it; empty where the runtime is not installed."""
+    """Returns the installed version of a runtime; an empty string if it is not installed."""
     try:
         module = importlib.import_module("torch" if runtime.startswith("torch") else runtime.replace("-", "_"))
     except ImportError:
         return ""
-    # OpenVINO's has the build behind it.
+    # OpenVINO appends the build to its version.
     return str(module.__version__).split("-")[0]
 
 
 def other_work() -> str:
-    """Names the load of other programs on this machine, for a note; empty where it is low or unknown."""
+    """Describes the load of other programs on this machine; returns an empty string if it is low or unknown."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return f"other work is running here (load average {load:.1f})" if load > available_threads() / 2 else ""
+    return f"other work is running on this machine (load average {load:.1f})" if load > available_threads() / 2 else ""
 
 
 def why_not_here(profile: MeasuredProfile, here: Setup) -> str:
-    """Why a profile says nothing of this machine; empty if it was made on one that calls itself the same."""
+    """Returns the reason why a profile does not fit this machine; an empty string if name, threads and runtime are the same."""
     if profile.description != here.machine:
-        return f"it was measured on {profile.description}, and this is {here.machine}"
+        return f"it was measured on {profile.description}, but this machine has {here.machine}"
     if profile.threads != here.threads:
         return f"it was measured with {profile.threads} threads, not {here.threads}"
     if (profile.runtime, profile.runtime_version) != (here.runtime, here.runtime_version):
@@ -82,12 +85,12 @@ def why_not_here(profile: MeasuredProfile, here: Setup) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """Subnets that were timed together.
+    """Latencies of subnets that were timed together.
 
     Attributes:
-        ms: median milliseconds of each while nothing else runs.
-        unsteady: whether other work disturbed the timings, so that ``ms`` are estimates from the quietest rounds.
-        mixture: of the last one, if so; see :class:`growtas.latency.measured.paired.PairedRatio`.
+        ms: median latency of each subnet on the idle machine, in milliseconds.
+        unsteady: whether other work disturbed the timings, so that ``ms`` is estimated from the quietest rounds.
+        mixture: uncertainty of the last subnet if unsteady; see :class:`growtas.latency.measured.paired.PairedRatio`.
     """
 
     ms: tuple[float, ...]
@@ -97,13 +100,13 @@ class Timed:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What timing a profile's subnets now has shown.
+    """Result of timing a profile's subnets on this machine.
 
     Attributes:
-        factor: what the profile's latencies are to be multiplied by; 1 where the reference takes as long as recorded; None where
-            the profile is not to be used.
-        message: for people; empty where there is nothing to say.
-        timed: the timings of the reference that tell so; the reference is their last subnet.
+        timed: the timings; the reference is their last subnet.
+        factor: factor for the profile's latencies; 1 if the reference takes as long as recorded; None if the profile must not be
+            used.
+        message: explanation in words; empty if the reference takes as long as recorded.
     """
 
     timed: Timed
@@ -112,58 +115,61 @@ class Check:
 
     @property
     def reference_ms(self) -> float:
-        """What the reference subnet takes now, milliseconds."""
+        """Latency of the reference subnet now, in milliseconds."""
         return self.timed.ms[-1]
 
 
 def recorded_ms(profile: MeasuredProfile) -> float:
-    """What the reference subnet took when the profile was measured: the median over its groups, milliseconds."""
+    """Returns the latency of the reference subnet in the profile: the median over its groups, in milliseconds."""
     return float(np.median([sample.reference_ms for _, sample in profile.samples]))
 
 
 def check_profile(profile: MeasuredProfile, timer: InterleavedTimer, *, strict: bool = False) -> Check:
-    """Times the profile's reference subnet; where it is off, once more together with the smallest and the largest sample.
+    """Checks a profile by timing its reference subnet, and if that differs, together with the fastest and the slowest sample.
 
-    If all three are off by one factor, the profile holds after scaling; if they are not, or the factor is above :data:`MAX_FACTOR`,
-    this is another machine or a busy one, and the profile is not to be used. Where the timings are unsteady, twice
-    :data:`TOLERANCE` is allowed, or their mixture where that is more.
+    If all three differ by the same factor, the profile fits after scaling. If they don't, or if the factor exceeds
+    :data:`MAX_FACTOR`, this is another machine or a busy one, and the profile must not be used. The tolerance is :data:`TOLERANCE`;
+    for unsteady timings it is twice as much, or their mixture if that is larger.
 
     Args:
+        profile: the profile.
         timer: times subnets of the profile's space.
         strict: see :func:`time_together`.
 
     Raises:
-        UnsteadyMachine: the timings do not settle, and ``strict``.
+        UnsteadyMachine: the timings stay unsteady, and ``strict`` is set.
     """
     recorded = {sample.subnet: sample.p50_ms for role, sample in profile.samples if role != "repeat"}
     ends = [min(recorded, key=recorded.__getitem__), max(recorded, key=recorded.__getitem__)]
-    # The reference again beside the ends, since a busy moment may have come or gone since.
-    for beside in ([], ends):
-        timed = time_together([*beside, profile.space.middle()], timer, profile.threads, strict=strict)
+    # The reference is timed again beside the ends, because the load of the machine may have changed.
+    for others in ([], ends):
+        timed = time_together([*others, profile.space.middle()], timer, profile.threads, strict=strict)
         *ends_ms, now = timed.ms
         factor, tolerance = now / recorded_ms(profile), max(2 * TOLERANCE, timed.mixture) if timed.unsteady else TOLERANCE
         if abs(factor - 1) <= tolerance:
             return Check(timed=timed, factor=1.0)
     factors = [ms / recorded[end] for ms, end in zip(ends_ms, ends, strict=True)]
-    message = f"the profile's reference subnet takes {factor:.2f} times what it took then"
+    message = f"the profile's reference subnet takes {factor:.2f} times as long as in the profile"
     why_not = ""
     if not 1 / MAX_FACTOR <= factor <= MAX_FACTOR:
-        why_not = ": another machine, or a busy one"
+        why_not = ", so this is another machine, or it is busy"
     elif max(abs(other / factor - 1) for other in factors) > tolerance:
-        why_not = f", the smallest one {factors[0]:.2f} and the largest {factors[1]:.2f} times"
+        why_not = f", its fastest subnet {factors[0]:.2f} times and its slowest {factors[1]:.2f} times"
     return Check(timed=timed, factor=None if why_not else factor, message=f"{message}{why_not}")
 
 
 def time_together(subnets: list[Subnet], timer: InterleavedTimer, threads: int, *, strict: bool = False) -> Timed:
-    """Medians of subnets, of which the last one is the reference; timed again while their blocks vary more than a campaign allows.
+    """Times subnets together, and again while their blocks vary more than a campaign allows.
 
     Args:
-        threads: CPU threads of a run; 0 on a GPU.
-        strict: pause between the tries, and raise where the blocks vary each time. Without it the rounds of all tries together give
-            an estimate: of the reference its quiet blocks, of the others their ratios to it.
+        subnets: the subnets; the last one is the reference.
+        timer: times subnets.
+        threads: number of CPU threads; 0 on a GPU.
+        strict: whether to pause between tries, and to fail if the blocks vary in every try. Without it the rounds of all tries give
+            an estimate: for the reference from its quietest blocks, for the others from their ratios to it.
 
     Raises:
-        UnsteadyMachine: they vary each time, and ``strict``.
+        UnsteadyMachine: the blocks vary in every try, and ``strict`` is set.
     """
     bounds, why = Bounds(strict=strict), ""
     rounds: list[list[Block]] = [[] for _ in subnets]
@@ -178,8 +184,8 @@ def time_together(subnets: list[Subnet], timer: InterleavedTimer, threads: int, 
             earlier.extend(times)
     if strict:
         raise UnsteadyMachine(
-            f"the machine is too busy, or its clocks change: a subnet's timings {why}, {bounds.tries} times; nothing was lost, and "
-            "the same command goes on when it is quiet"
+            f"the machine is too busy, or its clocks change: a subnet's timings {why}, {bounds.tries} times; earlier results are "
+            "kept, and the same command continues when the machine is idle"
         )
     *others, reference = rounds
     reference_ms = quiet_ms(reference, threads)

@@ -1,8 +1,8 @@
-"""Measured profiles: samples of a space's subnets on one machine, the model fitted to them, and how far it was off.
+"""Measured profiles: samples of a space's subnets on one machine, the model fitted to them, and its errors.
 
-A profile is data, a JSON file of format :data:`FORMAT` that ``growtas profile`` writes. What it claims is computed from its samples
-when it is read, and a file that claims something else is refused. Only a latency that was timed is measured; what the model says of
-any other subnet is ``modelled``, with the error on held-out subnets.
+A profile is a JSON file of format :data:`FORMAT` that ``growtas profile`` writes. Its errors are computed again from its samples
+when it is read, and a file that states other errors is refused. Only the samples are ``measured``. Latencies of all other subnets
+come from the model and are ``modelled``, with the error on held-out subnets.
 """
 
 from __future__ import annotations
@@ -67,13 +67,16 @@ _GEOMETRY = ("head_dim", "image_size", "patch_size", "in_chans", "max_relative_p
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Errors of the model on subnets that it was not fitted to, drawn at random.
+    """Errors of the model on held-out subnets, which were drawn at random. An error is abs(predicted / measured - 1).
 
     Attributes:
-        count: how many.
-        median, p95, max: of the relative error, predicted over measured less 1, without its sign.
+        count: number of held-out subnets.
+        median: median error.
+        p95: 95th percentile of the errors.
+        max: largest error.
         spearman: rank correlation of predicted and measured latencies.
-        within_5, within_10: hit rates, the shares of predictions that are off by at most 5 % and 10 %.
+        within_5: share of the predictions with an error of at most 5 %, 0 to 1.
+        within_10: share of the predictions with an error of at most 10 %, 0 to 1.
     """
 
     count: int
@@ -87,11 +90,12 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Repeatability:
-    """How far measurements of one subnet at two times lie apart.
+    """Relative differences between two measurements of the same subnet, without sign.
 
     Attributes:
-        count: subnets measured twice.
-        median, max: of the relative difference, without its sign; zero where nothing was measured twice.
+        count: number of subnets measured twice.
+        median: median difference; 0 if no subnet was measured twice.
+        max: largest difference; 0 if no subnet was measured twice.
     """
 
     count: int
@@ -101,25 +105,31 @@ class Repeatability:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredProfile:
-    """A machine's measured latencies of one space, runtime, precision and batch.
+    """Measured latencies of one space on one machine, for one runtime, precision and batch.
 
     Attributes:
-        name: what ``--device`` calls the machine.
-        description: CPU or GPU by its full name.
-        runtime, runtime_version, precision, batch, threads: what was timed how; 0 threads on a GPU.
-        machine: system, driver and clocks, as far as the system told; texts and numbers.
-        space: the choices and the geometry that were measured.
-        samples: timed subnets with their role: ``fit``, ``held-out``, or ``repeat`` for a second time.
-        basis: the model's set of terms, of :data:`growtas.latency.measured.terms.BASES`.
-        coefficients: milliseconds for each term, by its name.
-        max_cv, max_drift: bounds that the steady samples keep.
-        remeasured: samples that were thrown away and measured again.
-        sources: how the numbers came about.
-        date: of the last sample, ISO.
-        adapted_from: the profile whose model was adapted with the fitted samples; empty where they alone made the model.
+        name: name of the device for ``--device``.
+        description: full name of the CPU or GPU.
+        runtime: runtime that executed the network.
+        runtime_version: version of the runtime.
+        precision: precision of the network.
+        batch: number of images per batch.
+        threads: number of CPU threads; 0 on a GPU.
+        machine: system, driver and clocks as reported by the system, texts and numbers by name.
+        space: the measured search space.
+        samples: measured subnets with their roles: ``fit`` for fitting the model, ``held-out`` for testing it, ``repeat`` for a
+            second measurement.
+        basis: name of the model's set of terms: ``coarse``, ``physical`` or ``stepped``.
+        coefficients: coefficient of each term in milliseconds, by the term's name.
+        max_cv: largest coefficient of variation of a steady sample's blocks.
+        max_drift: largest relative change of the reference subnet's latency between steady groups.
+        remeasured: number of samples that were discarded and measured again.
+        sources: descriptions of how the numbers were obtained.
+        date: date of the last sample, such as 2026-01-31.
+        adapted_from: the profile whose model was adapted with the fitted samples; empty if the model comes from them alone.
     """
 
-    # The samples were timed; predictions from them are of kind ``modelled`` all the same.
+    # The samples were timed, but predictions from them are of kind ``modelled``.
     kind: ClassVar[Kind] = "measured"
 
     name: str = required(NAME)
@@ -154,13 +164,19 @@ class MeasuredProfile:
         machine: Mapping[str, Any],
         others: Sequence[MeasuredProfile] = (),
     ) -> MeasuredProfile:
-        """Fits the model to a campaign's samples of role ``fit``; the profile's errors follow from the other samples.
+        """Makes a profile from a campaign: fits the model to the samples of role ``fit``; the other samples give its errors.
 
-        Each latency is taken at the same speed of the machine: as its ratio to the reference in the same blocks, times what the
-        reference took in the median.
+        All latencies are converted to the same speed of the machine: the ratio to the reference in the same blocks, times the
+        median latency of the reference.
 
         Args:
-            others: profiles of other targets; a few samples adapt the model of one of the same space, if that predicts better.
+            name: name of the device.
+            campaign: the campaign that measured the samples.
+            samples: the samples with their roles.
+            description: full name of the CPU or GPU.
+            machine: system, driver and clocks.
+            others: profiles of other targets. With few samples, the model of one with the same space is adapted if that predicts
+                better.
         """
         setup, space = campaign.setup, campaign.space
         usual_ms = float(np.median([sample.reference_ms for _, sample in samples]))
@@ -196,27 +212,27 @@ class MeasuredProfile:
 
     @property
     def unsteady(self) -> int:
-        """Samples that were taken while other work disturbed the timings; their latencies are ratios to the reference subnet."""
+        """Number of samples that other work disturbed; their latencies come from ratios to the reference subnet."""
         return sum(sample.unsteady for _, sample in self.samples)
 
     @property
     def conditions(self) -> Conditions:
-        """What its latencies are of."""
+        """Conditions of the latencies."""
         return Conditions(device=self.name, batch=self.batch, precision=self.precision, runtime=self.runtime)
 
     def of_role(self, role: Role) -> list[Sample]:
-        """The samples of a role."""
+        """Returns the samples of a role."""
         return [sample for sample_role, sample in self.samples if sample_role == role]
 
     @property
     def held_out(self) -> HeldOut:
-        """The model's errors on the held-out samples."""
+        """Errors of the model on the held-out samples."""
         samples = self.of_role("held-out")
         return held_out_errors(self._predicted(samples), np.array([sample.p50_ms for sample in samples]))
 
     @property
     def repeatability(self) -> Repeatability:
-        """How far the repeated samples lie from the first ones."""
+        """Differences between repeated samples and first ones."""
         first = {sample.subnet: sample.p50_ms for role, sample in self.samples if role != "repeat"}
         apart = [abs(sample.p50_ms / first[sample.subnet] - 1) for sample in self.of_role("repeat")]
         return Repeatability(count=len(apart), median=float(np.median(apart)) if apart else 0.0, max=max(apart, default=0.0))
@@ -230,16 +246,18 @@ class MeasuredProfile:
         return weighted_sum(self.space, self.basis, batch, self._coefficients)
 
     def estimator(self, space: SearchSpace, *, batch: int = 1, precision: str | None = None) -> FittedLatency:
-        """The fitted model as a :class:`growtas.latency.estimate.LatencyEstimator` for a space's subnets.
+        """Returns the fitted model as a :class:`growtas.latency.estimate.LatencyEstimator` for a space.
 
-        Its kind is ``modelled``, its uncertainty the held-out p95, its intervals come from the held-out residuals.
+        Its kind is ``modelled``, its uncertainty is the held-out p95, and its intervals come from the held-out residuals.
 
         Args:
-            space: same geometry, its choices within the measured ones; the number of classes may differ (one product of many).
-            precision: by default the profile's.
+            space: a space with the same geometry and with choices within the measured ones. The number of classes may differ,
+                because the head is one of many matrix products.
+            batch: number of images per batch.
+            precision: precision of the network; by default the profile's.
 
         Raises:
-            DeviceError: another batch or precision, another geometry, or choices beyond the measured ones.
+            DeviceError: batch, precision or geometry differ, or the choices exceed the measured ones.
         """
         why = self.why_not(space, batch=batch, precision=precision)
         if why:
@@ -248,7 +266,7 @@ class MeasuredProfile:
 
     @property
     def model(self) -> FittedLatency:
-        """The fitted model, for subnets of :attr:`space`; :meth:`estimator` checks that it answers for another space's too."""
+        """The fitted model for subnets of :attr:`space`. :meth:`estimator` checks whether it fits another space."""
         samples = self.of_role("held-out")
         residuals = np.array([sample.p50_ms for sample in samples]) / self._predicted(samples) - 1
         error, unsteady = self.held_out.p95, f" ({self.unsteady} samples of the profile are unsteady)" if self.unsteady else ""
@@ -266,15 +284,15 @@ class MeasuredProfile:
 
     @property
     def title(self) -> str:
-        """What it is of, for people: ``profile of micro in fp32, onnxruntime on cpu (AMD EPYC)``."""
+        """Description in words, such as ``profile of micro in fp32, onnxruntime on cpu (AMD EPYC)``."""
         return f"profile of {self.space.name} in {self.precision}, {self.runtime} on {self.name} ({self.description})"
 
     def has_terms_of(self, space: SearchSpace) -> bool:
-        """Whether a model of the space has the same terms, so that this one's coefficients can be taken over."""
+        """Whether a model of the space has the same terms, so that the coefficients of this model can be used for it."""
         return not self.why_not(space, batch=self.batch) and term_names(self.space, self.basis) == term_names(space, self.basis)
 
     def why_not(self, space: SearchSpace, *, batch: int = 1, precision: str | None = None) -> str:
-        """Why the profile tells nothing about a space's subnets under these conditions; empty if it does."""
+        """Returns the reason why the profile does not fit a space under these conditions; an empty string if it does."""
         if batch != self.batch:
             return f"it was measured at batch {self.batch}, not {batch}"
         if precision not in (None, self.precision):
@@ -290,25 +308,25 @@ class MeasuredProfile:
         return ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form, read back by :meth:`from_dict`."""
+        """Returns the JSON form, which :meth:`from_dict` reads."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         samples = [{"role": role, **sample.to_dict()} for role, sample in self.samples]
         plain |= {"space": self.space.to_dict(), "samples": samples, "sources": list(self.sources)}
         claims = {"held_out": dataclasses.asdict(self.held_out), "repeatability": dataclasses.asdict(self.repeatability)}
-        # Left out where they say nothing, as in the profiles of earlier versions.
+        # Empty entries are left out, as in the profiles of earlier versions.
         if not plain["adapted_from"]:
             del plain["adapted_from"]
         return {"format": FORMAT, "kind": self.kind, **plain, **({"unsteady": self.unsteady} if self.unsteady else {}), **claims}
 
     @classmethod
     def from_dict(cls, data: Any, *, source: str = "profile") -> MeasuredProfile:
-        """Build a profile from its JSON form; every field is checked, and its claims are compared with its samples.
+        """Builds a profile from its JSON form. Checks every field, and compares the stated errors with the samples.
 
         Raises:
-            ConfigError: a field that is missing, unknown or wrong, or a claim that the samples don't bear out.
+            ConfigError: a field is missing, unknown or illegal, or an error differs from the one that the samples give.
         """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT or data.get("kind") != "measured":
-            raise ConfigError(f"{source}: not a measured profile of format {FORMAT}")
+            raise ConfigError(f"{source}: this is not a measured profile of format {FORMAT}")
         rest = {key: value for key, value in data.items() if key not in _CLAIMED}
         fields = checked_fields(cls, rest, source)
         try:
@@ -322,31 +340,31 @@ class MeasuredProfile:
         if set(fields["coefficients"]) != set(names):
             odd = sorted(set(names) ^ set(fields["coefficients"]))[0]
             raise ConfigError(
-                f"{source}: coefficients has too much or too little, beginning with {odd!r}; it must name {choices(names)}"
+                f"{source}: coefficients has missing or unknown terms, the first is {odd!r}; it must contain {choices(names)}"
             )
         profile = cls(**fields)
         first = {sample.subnet for role, sample in profile.samples if role != "repeat"}
         if not profile.of_role("fit") or not profile.of_role("held-out"):
-            raise ConfigError(f"{source}: samples must hold some of role fit and some of role held-out")
+            raise ConfigError(f"{source}: samples must contain some of role fit and some of role held-out")
         if any(sample.subnet not in first for sample in profile.of_role("repeat")):
-            raise ConfigError(f"{source}: a sample of role repeat is of a subnet without a first sample")
+            raise ConfigError(f"{source}: there is a sample of role repeat whose subnet has no first sample")
         for part in ("held_out", "repeatability"):
             _compare(data.get(part), dataclasses.asdict(getattr(profile, part)), f"{source}: {part}")
-        # Left out where there are none, as in the profiles of earlier versions.
+        # A profile without unsteady samples has no such entry, like the profiles of earlier versions.
         if data.get("unsteady", 0) != profile.unsteady:
             raise ConfigError(
-                f"{source}: unsteady is {data.get('unsteady')!r}, but {profile.unsteady} of the profile's samples are"
+                f"{source}: unsteady is {data.get('unsteady')!r}, but {profile.unsteady} of the profile's samples are unsteady"
             )
         return profile
 
 
 def held_out_errors(predicted_ms: NDArray[np.float64], measured_ms: NDArray[np.float64]) -> HeldOut:
-    """Errors of predictions against measurements, arrays of one shape ``(n,)`` with ``n`` of at least two."""
+    """Computes the errors of predictions, given arrays of milliseconds of the same shape ``(n,)``, ``n`` at least two."""
     from scipy.stats import rankdata
 
     errors = np.abs(predicted_ms / measured_ms - 1)
     ranks = rankdata(predicted_ms), rankdata(measured_ms)
-    # Of predictions that are all alike no ranking can be told.
+    # Equal predictions have no ranking.
     flat = any(np.ptp(rank) == 0 for rank in ranks)
     return HeldOut(
         count=len(errors),
@@ -362,9 +380,9 @@ def held_out_errors(predicted_ms: NDArray[np.float64], measured_ms: NDArray[np.f
 def _sample(item: Any, source: str, space: SearchSpace) -> tuple[Role, Sample]:
     names = {"role", "subnet", "p50_ms", "cv", "reference_ms"}
     marks = set(_UNSTEADY_RULES)
-    # Earlier versions know of no mixture.
+    # Earlier versions write no mixture.
     if not isinstance(item, Mapping) or set(item) not in (names, names | marks, names | marks - {"mixture"}):
-        more = f", and of an unsteady sample {choices(_UNSTEADY_RULES)}"
+        more = f", and for an unsteady sample {choices(_UNSTEADY_RULES)}"
         raise ConfigError(f"{source}: it must be an object with role, subnet, p50_ms, cv and reference_ms{more}")
     for name, rule in (_SAMPLE_RULES | _UNSTEADY_RULES).items():
         if name in item:
@@ -377,10 +395,10 @@ def _sample(item: Any, source: str, space: SearchSpace) -> tuple[Role, Sample]:
 
 
 def _compare(claimed: Any, computed: dict[str, float], where: str) -> None:
-    """Refuse claims that are not what the samples give. Profiles of earlier versions claim no hit rates."""
+    """Refuses errors that differ from those that the samples give. Profiles of earlier versions have no hit rates."""
     if not isinstance(claimed, Mapping) or not set(computed) - _LATER_CLAIMS <= set(claimed) <= set(computed):
         raise ConfigError(f"{where} must be an object with {choices(computed)}")
     for name, claim in claimed.items():
         value = computed[name]
         if isinstance(claim, bool) or not isinstance(claim, int | float) or not abs(claim - value) <= 1e-6 + 1e-6 * abs(value):
-            raise ConfigError(f"{where}.{name} is {claim!r}, but the profile's own samples give {value:.6g}")
+            raise ConfigError(f"{where}.{name} is {claim!r}, but the samples of the profile give {value:.6g}")

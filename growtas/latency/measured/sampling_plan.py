@@ -1,11 +1,11 @@
-"""The subnets that are measured for a latency model: those that tell the model's terms best apart.
+"""Chooses the subnets to measure for a latency model, so that they distinguish the model's terms well.
 
-A plain random draw measures much the same thing again and again: with a dozen blocks, every draw has about the average number of
-heads and the average ratio. The choice here is D-optimal, greedily: of a pool, each next subnet is the one that the terms measured
-so far predict with the largest variance (V. V. Fedorov, "Theory of Optimal Experiments", 1972).
+Random subnets are too similar: with a dozen blocks, every draw has about the average number of heads and the average ratio. So the
+choice is greedily D-optimal: each next subnet is the one in a pool whose predicted latency has the largest variance, given the
+subnets chosen so far (V. V. Fedorov, "Theory of Optimal Experiments", 1972).
 
-Nearly all of these have blocks that are all alike, while a search's subnets have unlike ones, which take a little longer. So a
-third of the subnets is drawn at random all the same.
+Most of these subnets have equal blocks, while the subnets of a search have different blocks, which take a little longer. So a third
+of the subnets is drawn at random.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _HELD_OUT_SEED = 1
 _ORDER_SEED = 2
 _PRIOR = 1e-6
 _DRAWN = 3
-"""One subnet of so many is drawn at random."""
+"""One in this many subnets is drawn at random."""
 
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """Which subnets a profile measures.
+    """The subnets that a profile measures.
 
     Attributes:
-        fit: the model is fitted to these; chosen to tell its terms apart.
-        held_out: it is tested on these; drawn at random, none of them among ``fit``.
-        repeated: these of both are measured again at the end.
+        fit: subnets to which the model is fitted; chosen to distinguish its terms.
+        held_out: subnets on which the model is tested; drawn at random, none of them in ``fit``.
+        repeated: subnets out of both that are measured again at the end.
     """
 
     fit: tuple[Subnet, ...]
@@ -52,12 +52,12 @@ class SamplingPlan:
 
     @property
     def first(self) -> list[Subnet]:
-        """``fit`` and ``held_out`` in a random order, so that neither is measured in better conditions than the other."""
+        """``fit`` and ``held_out`` in a random order, so that both are measured under the same conditions."""
         subnets = [*self.fit, *self.held_out]
         return [subnets[i] for i in np.random.default_rng(_ORDER_SEED).permutation(len(subnets))]
 
     def measure(self, campaign: Campaign) -> list[tuple[Role, Sample]]:
-        """All samples with their roles, journalled or measured now.
+        """Returns all samples with their roles, from the journal or measured now.
 
         Raises:
             UnsteadyMachine: the machine is too busy.
@@ -70,38 +70,45 @@ class SamplingPlan:
 
 
 def plan_profile(space: SearchSpace, *, samples: int = 60, held_out: int = 40, repeats: int = 10) -> SamplingPlan:
-    """The subnets of a profile; the same for the same numbers.
+    """Chooses the subnets of a profile. Equal arguments give equal subnets.
+
+    Args:
+        space: the search space.
+        samples: number of subnets to which the model is fitted.
+        held_out: number of subnets on which it is tested.
+        repeats: number of subnets that are measured twice.
 
     Raises:
-        ConfigError: a number that is too small, or a space with fewer subnets than that.
+        ConfigError: a number is too small, or the space has fewer subnets.
     """
     for name, value, lowest in (("samples", samples, 4), ("held-out", held_out, 2), ("repeats", repeats, 0)):
         if value < lowest:
             raise ConfigError(f"--{name} is {value}; it must be {lowest} or more")
     if space.size < samples + held_out:
-        raise ConfigError(f"{space.name} has {space.size} subnets; --samples and --held-out ask for {samples + held_out}")
+        raise ConfigError(f"{space.name} has {space.size} subnets, but --samples and --held-out need {samples + held_out}")
 
     fit = choose_subnets(space, lambda batch: np.ones(len(batch), bool), samples)
     rng, taken, drawn = np.random.default_rng(_HELD_OUT_SEED), set(fit), dict[Subnet, None]()
     while len(drawn) < held_out:
         drawn |= {subnet: None for subnet in sample_batch(space, held_out, rng) if subnet not in taken}
     plan = SamplingPlan(tuple(fit), tuple(drawn)[:held_out], ())
-    # Among those measured first, so that the second time is far from the first.
+    # They are among the first to be measured, so that much time passes before they are measured again.
     early = plan.first[: max(len(plan.first) // 2, 1)]
     return dataclasses.replace(plan, repeated=tuple(early[:repeats]))
 
 
 def choose_subnets(space: SearchSpace, feasible: Feasible, count: int, *, basis: str = "stepped") -> list[Subnet]:
-    """Legal subnets to measure, by rising MACs, always the same; the smallest and the pool's largest legal one are among them.
+    """Chooses legal subnets to measure, sorted by MACs, including the smallest and the pool's largest. The choice is deterministic.
 
     Args:
-        feasible: the limits; the smallest subnet is taken whatever they say.
-        count: how many, at least two; fewer come back where there are fewer.
-        basis: the terms to tell apart.
+        space: the search space.
+        feasible: the monotone predicate of the limits; the smallest subnet is chosen in any case.
+        count: number of subnets, at least two; fewer are returned if there are no more.
+        basis: set of terms to distinguish.
 
     Raises:
         ConfigError: ``count`` is below two.
-        LimitError: not even a smallest subnet is legal.
+        LimitError: no subnet is legal.
     """
     if count < 2:
         raise ConfigError(f"a latency model needs at least 2 subnets to measure, not {count}")
@@ -110,18 +117,18 @@ def choose_subnets(space: SearchSpace, feasible: Feasible, count: int, *, basis:
     batch = SubnetBatch.from_subnets(candidates)
     macs = count_costs_batch(space, batch)[1]
     table = terms(space, basis, batch)
-    # Errors of latencies are relative: a row counts by its inverse latency, for which MACs and a share of the rest must do.
+    # Errors of latencies are relative, so rows are divided by the latency, approximated by the MACs plus a constant.
     rough = macs / macs.mean() + 0.2
     table = table / np.maximum(table.max(axis=0), 1e-300) / rough[:, None]
     chosen = min(count - count // _DRAWN, len(candidates))
     picks = _d_optimal(table, [0, int(np.argmax(macs))], chosen)
-    # The last candidates are plain draws, as a search meets them.
+    # The last candidates are uniform draws, like the subnets of a search.
     others = [row for row in range(len(candidates) - 1, -1, -1) if row not in set(picks)]
     return [candidates[row] for row in sorted([*picks, *others[: count - chosen]], key=lambda row: (macs[row], row))]
 
 
 def _d_optimal(table: NDArray[np.float64], first: list[int], count: int) -> list[int]:
-    """Rows of a table that span its columns best: ``first``, then one by one where the variance of a prediction is largest."""
+    """Returns ``count`` rows of a table: ``first``, and then each time the row whose prediction has the largest variance."""
     first = list(dict.fromkeys(first))
     inverse = np.eye(table.shape[1]) / _PRIOR
     variance = np.einsum("ij,jk,ik->i", table, inverse, table)
@@ -131,7 +138,7 @@ def _d_optimal(table: NDArray[np.float64], first: list[int], count: int) -> list
         row = first[len(picks)] if len(picks) < len(first) else int(np.argmax(np.where(taken, -1.0, variance)))
         picks.append(row)
         taken[row] = True
-        # Sherman and Morrison's update of the inverse, and of every row's variance with it.
+        # Sherman-Morrison update of the inverse, and with it of the variance of every row.
         moved = inverse @ table[row]
         spread = 1 + float(table[row] @ moved)
         inverse -= np.outer(moved, moved) / spread
@@ -140,7 +147,7 @@ def _d_optimal(table: NDArray[np.float64], first: list[int], count: int) -> list
 
 
 def _candidates(space: SearchSpace, feasible: Feasible, pool: int, rng: Generator) -> list[Subnet]:
-    """The smallest subnet first; then legal ones: all blocks alike, biased draws, and plain draws."""
+    """Returns the smallest subnet, then legal subnets with equal blocks, biased draws, and uniform draws."""
     alike = [
         Subnet(width, (heads,) * depth, (ratio,) * depth)
         for width, heads, ratio, depth in product(space.embed_dim, space.num_heads, space.mlp_ratio, space.depth)
@@ -152,7 +159,7 @@ def _candidates(space: SearchSpace, feasible: Feasible, pool: int, rng: Generato
 
 
 def _biased(space: SearchSpace, count: int, rng: Generator) -> SubnetBatch:
-    """Subnets that each prefer some heads and some ratios: sums over blocks reach the corners that uniform draws never see."""
+    """Draws subnets that each prefer some heads and ratios: sums over blocks then reach extremes that uniform draws never do."""
     depth = rng.choice(np.array(space.depth), count)
     shape = (count, space.depth[-1])
     present = np.arange(shape[1]) < depth[:, None]

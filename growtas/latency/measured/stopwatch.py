@@ -1,13 +1,13 @@
-"""The stopwatch of a search on this machine: a subnet's median latency, and a margin that covers later measurements.
+"""Measures subnets for a search on this machine: the median latency, and a margin that covers later measurements.
 
-A single median describes one moment of the machine. So a subnet that a limit is judged on is timed at two visits, in blocks that
-are interleaved with the reference subnet (:mod:`growtas.latency.measured.campaign`), each visit with new sessions. The margin says
-how much longer the subnet may take another time.
+A single median describes one moment of the machine. So a subnet whose latency is compared with a limit is timed at two visits with
+new sessions, in blocks that are interleaved with the reference subnet (:mod:`growtas.latency.measured.campaign`). The margin states
+how much longer the subnet may take at another time.
 
-On a machine that other work disturbs, the latency is the subnet's ratio to the reference times what the reference takes while
-nothing else runs, and the margin is the ratio's interval, with several threads also their mixture
-(:mod:`growtas.latency.measured.paired`). While the interval crosses a limit, more visits follow, up to :data:`MAX_VISITS`, as
-long as the campaign's bounds leave time for them.
+On a machine that other work disturbs, the latency is the subnet's ratio to the reference times the latency of the reference on the
+idle machine. The margin is then the interval of the ratio, plus the mixture with several threads
+(:mod:`growtas.latency.measured.paired`). While the interval contains the limit, more visits follow, up to :data:`MAX_VISITS` and as
+long as the campaign's bounds leave time.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from growtas.subnet import Subnet
 
 VISITS = 2
 MAX_VISITS = 6
-"""Visits of a subnet whose interval crosses a limit on an unsteady machine."""
+"""Largest number of visits of a subnet whose interval contains a limit on an unsteady machine."""
 LEAST_MARGIN = 0.02
-"""On a quiet machine measurements of a subnet at two times differ by about 1 %; a margin is at least twice that."""
+"""Smallest margin: twice the difference of about 1 % between two measurements of a subnet on an idle machine."""
 _REPEATS = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredLatency:
-    """A subnet's latency as measured on this machine.
+    """A subnet's latency, measured on this machine.
 
     Attributes:
-        ms: the median of a batch in milliseconds, the mean over the visits.
-        margin: how much longer it may take another time, relative to ``ms``.
+        ms: median latency of a batch in milliseconds, averaged over the visits.
+        margin: how much longer the subnet may take at another time, relative to ``ms``.
         unsteady: whether other work disturbed a visit, so that ``ms`` comes from ratios to the reference subnet.
-        mixture: the part of the margin that more measurements don't make less.
+        mixture: part of the margin that more measurements don't reduce.
     """
 
     ms: float
@@ -52,39 +52,39 @@ class MeasuredLatency:
 
     @property
     def upper_ms(self) -> float:
-        """What limits are judged on, milliseconds."""
+        """Milliseconds that are compared with a limit."""
         return self.ms * (1 + self.margin)
 
     def crosses(self, limit_ms: float) -> bool:
-        """Whether the limit is so near that more measurements may tell on which side of it :attr:`upper_ms` is."""
+        """Whether the limit is so near that more measurements may decide whether :attr:`upper_ms` meets it."""
         return self.ms * (1 + 2 * self.mixture - self.margin) <= limit_ms < self.upper_ms
 
 
 def combine_visits(samples: Sequence[Sample], *, reference_ms: float | None, repeatability: float) -> MeasuredLatency:
     """Combines a subnet's samples into one latency with a margin, which is the sum of two parts.
 
-    The first is the largest of :data:`LEAST_MARGIN`, twice the variation of the subnet's blocks, the difference of its visits,
-    and one and a half times the largest difference of repeated measurements in the profile. The second is how much faster than
-    usual the machine was, going by the reference subnet beside it; nothing where it was slower.
+    The first part is the largest of :data:`LEAST_MARGIN`, twice the variation of the subnet's blocks, the difference between its
+    visits, and one and a half times the largest difference of repeated measurements in the profile. The second part is how much
+    faster than usual the machine was, judged by the reference subnet; it is 0 if the machine was slower.
 
-    If one of the samples is unsteady, the latency is their paired ratio times what the reference took beside them, and the half
-    width of its interval stands for the blocks and the visits; the second part is in the ratio then. Its mixture is added.
+    If a sample is unsteady, the latency is the ratio to the reference times the reference's latency. The half width of the ratio's
+    interval then replaces the variation of blocks and visits. The second part is already in the ratio, and the mixture is added.
 
     Args:
-        samples: of one subnet, one a visit.
-        reference_ms: what the reference subnet usually takes, milliseconds; None where that is not known.
-        repeatability: relative difference of measurements at two times that a profile knows of; 0 without one.
+        samples: the samples of one subnet, one per visit.
+        reference_ms: usual latency of the reference subnet in milliseconds; None if unknown.
+        repeatability: largest relative difference of repeated measurements in a profile; 0 without a profile.
     """
-    beside = float(np.mean([sample.reference_ms for sample in samples]))
+    reference_now_ms = float(np.mean([sample.reference_ms for sample in samples]))
     if any(sample.unsteady for sample in samples):
         paired = PairedRatio.of_visits([sample.ratio for sample in samples])
         margin = max(LEAST_MARGIN, paired.half_width, _REPEATS * repeatability) + paired.mixture
-        return MeasuredLatency(ms=paired.ratio * beside, margin=margin, unsteady=True, mixture=paired.mixture)
+        return MeasuredLatency(ms=paired.ratio * reference_now_ms, margin=margin, unsteady=True, mixture=paired.mixture)
     values = [sample.p50_ms for sample in samples]
     visits = max(values) / min(values) - 1
     blocks = max(sample.ratio.half_width for sample in samples)
     spread = max(LEAST_MARGIN, blocks, visits, _REPEATS * repeatability)
-    faster = max((reference_ms or beside) / beside - 1, 0.0)
+    faster = max((reference_ms or reference_now_ms) / reference_now_ms - 1, 0.0)
     return MeasuredLatency(ms=float(np.mean(values)), margin=spread + faster)
 
 
@@ -92,8 +92,8 @@ class LocalStopwatch:
     """Measures and journals a space's subnets on this machine.
 
     Args:
-        campaign: measures and journals.
-        device: what ``--device`` calls it.
+        campaign: measures subnets and stores the samples.
+        device: name of the device for ``--device``.
         repeatability: see :func:`combine_visits`.
     """
 
@@ -102,23 +102,24 @@ class LocalStopwatch:
 
     @property
     def conditions(self) -> Conditions:
-        """What the medians are of."""
+        """Conditions of the measured latencies."""
         s = self.campaign.setup
         return Conditions(device=self.device, batch=s.batch, precision=s.precision, runtime=s.runtime)
 
     def known(self, subnet: Subnet) -> MeasuredLatency | None:
-        """The journalled latency; None where the sample of a visit is missing."""
+        """Returns the journalled latency; None if a visit is missing."""
         samples = self._samples(subnet)
         if len(samples) < VISITS:
             return None
         return combine_visits(samples, reference_ms=self.campaign.usual_ms, repeatability=self.repeatability)
 
     def measure(self, subnet: Subnet, limit_ms: float | None = None) -> MeasuredLatency:
-        """The journalled latency, or the one that is measured now.
+        """Returns the journalled latency, or measures it now.
 
         Args:
-            limit_ms: while an unsteady latency's interval crosses it, the subnet is measured again, up to :data:`MAX_VISITS` times
-                and as long as the campaign's bounds leave time. Then the interval that there is decides.
+            subnet: the subnet.
+            limit_ms: limit in milliseconds. While the interval of an unsteady latency contains it, the subnet is measured again, up
+                to :data:`MAX_VISITS` times and as long as the campaign's bounds leave time.
 
         Raises:
             UnsteadyMachine: the machine is too busy, and the campaign's bounds are strict.
@@ -135,19 +136,19 @@ class LocalStopwatch:
         return latency
 
     def _samples(self, subnet: Subnet) -> list[Sample]:
-        """The samples of the visits so far, as they count now."""
+        """Returns the settled samples of the visits so far."""
         samples: list[Sample] = []
         while (sample := self.campaign.known(subnet, len(samples))) is not None:
             samples.append(self.campaign.settled(sample))
         return samples
 
     def expected_margin(self, reference: Timed) -> float:
-        """The margin of a subnet that is measured as steadily as can be now.
+        """Returns the smallest margin that a measurement can have now.
 
-        Whether the machine is slower or faster than usual, a prediction for the usual state needs so much more room.
+        If the machine is slower or faster than usual, predictions, which are for its usual state, need this difference as room too.
 
         Args:
-            reference: what the reference takes now.
+            reference: the current timing of the reference subnet.
         """
         now_ms = reference.ms[-1]
         moved = abs(now_ms / (self.campaign.usual_ms or now_ms) - 1)
@@ -155,11 +156,11 @@ class LocalStopwatch:
 
 
 def set_aside(path: Path, setup: Setup, reference_ms: float, tolerance: float) -> float | None:
-    """What the reference subnet took in a journal, milliseconds; None where there is none, or where it was moved away.
+    """Moves a journal away if the machine's speed has changed since. Returns the reference's latency in it, in milliseconds.
 
-    Only steady samples count: the others are ratios to the reference, whatever its speed was. The journal becomes
-    ``NAME.old.jsonl`` if the reference takes ``reference_ms`` now and that differs by more than ``tolerance``, relative to then: a
-    campaign would refuse every further sample.
+    Only steady samples count, because the others are ratios to the reference at any speed. The journal is renamed to
+    ``NAME.old.jsonl`` if ``reference_ms``, the reference's latency now, differs by more than ``tolerance`` (relative), because a
+    campaign would then refuse all further samples. Returns None without a journal and after moving it.
     """
     expected = setup.to_dict()
     lines = [line for line in read_json_lines(path) if isinstance(line, dict) and line.get("setup") == expected]

@@ -1,13 +1,13 @@
-"""The terms of the latency model. Each grows with the subnet, so that any non-negative mixture of them is monotone.
+"""The terms of the latency model. Each term grows with the subnet, so every non-negative sum of terms is monotone.
 
-Three sets of terms, each holding the one before, so that a fit can take what its samples can tell apart:
+There are three sets of terms, and each contains the one before. A fit chooses the set that its samples can support:
 
-- ``coarse``: a constant, blocks, MACs, heads and token channels. For a handful of samples.
-- ``physical``: the products of attention and of the MLP apart (they reach different speeds), the GELU's numbers, the width.
-- ``stepped``: in addition what happens at once: a width, a number of heads or a ratio that fills another vector register, thread or
-  cache line, and weights that no longer fit into a cache. Steps only go up, since a smaller subnet must never be predicted slower.
+- ``coarse``: a constant, blocks, MACs, heads and token channels; for a few samples.
+- ``physical``: also separate MACs of attention and MLP (they reach different speeds), the numbers of the GELU, and the width.
+- ``stepped``: also steps, at which a width, a number of heads or a ratio needs another vector register, thread or cache line, or
+  weights no longer fit into a cache. All steps go up, because a smaller subnet must never be predicted slower.
 
-A term may be zero for every subnet of a space (steps of a dimension with one choice are left out instead).
+A term may be zero for every subnet of a space. Dimensions with a single choice have no steps.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from growtas.costs import count_costs, stem_and_head_macs
 from growtas.space import SearchSpace
 
 BASES = ("coarse", "physical", "stepped")
-"""Legal names of a set of terms, the smallest first."""
+"""Names of the sets of terms, smallest first."""
 CHUNK = 1 << 14
-"""Subnets that are costed at a time: their arrays stay in a core's cache."""
+"""Number of subnets that are processed at a time, so that their arrays stay in a core's cache."""
 _MAX_STEPS = 3
 
 
 def term_names(space: SearchSpace, basis: str) -> tuple[str, ...]:
-    """Names of the terms of a basis, in the order of :func:`terms`'s columns; a step's name holds its threshold."""
+    """Returns the names of the terms in the order of the columns of :func:`terms`. The name of a step contains its threshold."""
     return tuple(name for name, _ in _columns(space, basis, SubnetBatch.from_subnets([space.smallest])))
 
 
 def terms(space: SearchSpace, basis: str, batch: SubnetBatch) -> NDArray[np.float64]:
-    """The terms of each subnet, shape ``(len(batch), len(term_names(space, basis)))``; all zero or above, none ever falls.
+    """Returns the terms of each subnet, shape ``(len(batch), len(term_names(space, basis)))``; none is negative.
 
-    MACs are for one image; tokens are counted in the coefficient, as they are the same for all subnets of a space.
+    MACs are for one image. The number of tokens is part of the coefficients, because all subnets of a space have the same.
     """
     return np.stack([column for _, column in _columns(space, basis, batch)], axis=1)
 
 
 def weighted_sum(space: SearchSpace, basis: str, batch: SubnetBatch, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``terms(space, basis, batch) @ coefficients``, shape ``(len(batch),)``, in little memory for millions of subnets."""
+    """Returns ``terms(space, basis, batch) @ coefficients``, shape ``(len(batch),)``, in little memory for millions of subnets."""
     result = np.zeros(len(batch))
     for start in range(0, len(batch), CHUNK):
         part = slice(start, start + CHUNK)
@@ -53,7 +53,7 @@ def weighted_sum(space: SearchSpace, basis: str, batch: SubnetBatch, coefficient
 
 
 def _columns(space: SearchSpace, basis: str, batch: SubnetBatch) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """Names and columns; every block of a subnet has its width, so that sums over blocks are all that is needed."""
+    """Yields names and columns. All blocks of a subnet have the same width, so sums over blocks are sufficient."""
     width = batch.embed_dim.astype(np.float64)
     depth = batch.depth.astype(np.float64)
     heads = batch.num_heads.sum(axis=1).astype(np.float64)
@@ -95,7 +95,7 @@ def _columns(space: SearchSpace, basis: str, batch: SubnetBatch) -> Iterator[tup
 
 
 def _steps(choices: tuple[float, ...]) -> tuple[float, ...]:
-    """Choices from the second on; of many only a few, spread evenly, as no small sample tells more apart."""
+    """Returns the choices from the second on, at most a few spread evenly, because small samples can't distinguish more."""
     above = choices[1:]
     if len(above) <= _MAX_STEPS:
         return above

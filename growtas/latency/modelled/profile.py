@@ -1,9 +1,8 @@
-"""Device profiles: what a device can do, and whether that was measured or only modelled.
+"""Modelled device profiles: the numbers of a device's datasheet that the latency model needs.
 
-The profiles are data: JSON files in ``growtas.profiles``, with ``schema.json`` beside them. This module reads the ``modelled``
-ones, one a device: a roofline from the datasheet, not a measurement. A folder of the user's goes before them
-(:func:`user_folder`). What ``growtas profile`` measured has dots in its file's name, and :mod:`growtas.latency.catalogue` finds it.
-``cpu`` is this machine.
+Profiles are JSON files in ``growtas.profiles``; ``schema.json`` describes them. This module reads the modelled profiles, one per
+device, which are not measurements. Profiles in the user's folder (:func:`user_folder`) take precedence. Profiles that ``growtas
+profile`` measured have dots in their file names; :mod:`growtas.latency.catalogue` finds them. ``cpu`` is this machine.
 """
 
 from __future__ import annotations
@@ -26,35 +25,37 @@ from growtas.latency.estimate import Kind
 
 FORMAT = "growtas-profile/1"
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
-"""Bytes of a number in each precision; its keys are the legal precisions."""
+"""Bytes per number in each precision. The keys are the legal precisions."""
 
 POSITIVE, FRACTION, NOT_NEGATIVE, COUNT, TEXT = real(0, above=True), real(0, 1, above=True), real(0), whole(1), text()
 OBJECT = Rule(lambda value: isinstance(value, Mapping), "an object")
-_MODELLED = Rule(lambda value: value == "modelled", "modelled (what was timed has another format, and `growtas profile` makes it)")
+_MODELLED = Rule(lambda value: value == "modelled", "modelled (measured profiles have another format, made by `growtas profile`)")
 
 
 def required(rule: Rule) -> Any:
-    """A field of a profile without a default, with a rule for :func:`checked_fields`."""
+    """Declares a field of a profile without a default, with a rule for :func:`checked_fields`."""
     return dataclasses.field(metadata={RULE: rule})
 
 
 NAME = text_like(r"[a-z0-9-]+", "lower-case letters, digits and hyphens")
 DATE = text_like(r"\d{4}-\d{2}-\d{2}", "a date as 2026-01-31")
 SOURCES = list_of(TEXT, "a list of texts")
-_PRECISION = one_of("fp32", "tf32", "fp16", "int8")  # those of Peaks
+_PRECISION = one_of("fp32", "tf32", "fp16", "int8")  # the precisions of Peaks
 _TIMES = list_of(POSITIVE, "a list of milliseconds above zero", empty=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peaks:
-    """Dense peaks of a device; None where the device has no such units.
+    """Peak performance of a device without sparsity. A MAC is two operations.
 
     Attributes:
-        fp32_tflops, tf32_tflops, fp16_tflops: 10^12 floating-point operations a second (two a MAC).
-        int8_tops: 10^12 integer operations a second.
-        memory_gb_s: memory bandwidth, 10^9 bytes a second.
-        sms: streaming multiprocessors.
-        l2_mb: level-2 cache, 10^6 bytes.
+        fp32_tflops: peak in fp32, in 10^12 operations per second.
+        tf32_tflops: peak in tf32, in 10^12 operations per second; null if the device has no tf32.
+        fp16_tflops: peak in fp16, in 10^12 operations per second.
+        int8_tops: peak in int8, in 10^12 operations per second; null if the device has no int8.
+        memory_gb_s: memory bandwidth in 10^9 bytes per second.
+        sms: number of streaming multiprocessors.
+        l2_mb: size of the level-2 cache in 10^6 bytes.
     """
 
     fp32_tflops: float = required(POSITIVE)
@@ -68,13 +69,14 @@ class Peaks:
 
 @dataclass(frozen=True, kw_only=True)
 class Efficiency:
-    """What part of the peaks is reached, and what a kernel costs beside its work.
+    """The share of its peaks that a device reaches, and the overhead of a kernel.
 
     Attributes:
-        compute: reached fraction of the peak operations, 0 to 1.
-        memory: reached fraction of the memory bandwidth, 0 to 1.
-        launch_us: microseconds that each kernel adds.
-        tile_rows, tile_cols: output tile that one multiprocessor computes at a time.
+        compute: reached share of the peak operations per second, 0 to 1.
+        memory: reached share of the memory bandwidth, 0 to 1.
+        launch_us: overhead of each kernel in microseconds.
+        tile_rows: rows of the output tile that one multiprocessor computes at a time.
+        tile_cols: columns of the output tile that one multiprocessor computes at a time.
     """
 
     compute: float = required(FRACTION)
@@ -86,15 +88,17 @@ class Efficiency:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How the efficiency was found, and how far the model is from the numbers it was fitted to.
+    """The reference latencies to which the efficiency was fitted, and the errors of the model.
 
     Attributes:
-        network, precision: what the reference latencies are of.
-        batches: batch sizes of the reference.
-        reference_ms, modelled_ms: latencies in milliseconds, one a batch size; empty where the device has no reference.
-        max_error: largest relative error: of the fit itself, or, without a reference of its own, of predicting each reference
-            device with the efficiency of the other.
-        own_reference: whether the reference was taken on this device.
+        network: network of the reference latencies.
+        precision: precision of the reference latencies.
+        batches: batch sizes of the reference latencies.
+        reference_ms: reference latencies in milliseconds, one per batch size; empty if there is no reference for the device.
+        modelled_ms: modelled latencies in milliseconds, one per batch size; empty if there is no reference for the device.
+        max_error: largest relative error of the fit. Without a reference for the device, it is the largest error of predicting each
+            reference device with the efficiency of the other.
+        own_reference: whether the reference latencies were measured on this device.
     """
 
     network: str = required(TEXT)
@@ -108,19 +112,21 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceProfile:
-    """A device as the search sees it.
+    """The modelled profile of a device.
 
     Attributes:
-        name: what ``--device`` calls it.
-        description: the full name of the device.
-        kind: ``modelled``; every latency from this profile carries it.
-        compute_capability: ``sm86`` and the like.
-        runtime: the runtime whose latency is meant.
+        name: name of the device for ``--device``.
+        description: full name of the device.
+        kind: always ``modelled``; every latency from this profile has this kind.
+        compute_capability: compute capability of the GPU, such as ``sm86``.
+        runtime: runtime whose latencies are modelled.
         precision: default precision.
-        peaks, efficiency, calibration: see the classes.
-        relative_uncertainty: half width of the interval around a modelled latency, 0.5 for +-50 %.
-        sources: where the numbers come from.
-        date: when the profile was made, ISO.
+        peaks: peak performance from the datasheet.
+        efficiency: reached share of the peaks, and the overhead of a kernel.
+        calibration: reference latencies to which the efficiency was fitted.
+        relative_uncertainty: half width of the interval around a modelled latency, relative to it; 0.5 means +-50 %.
+        sources: sources of the numbers.
+        date: date of the profile, such as 2026-01-31.
     """
 
     name: str = required(NAME)
@@ -137,10 +143,10 @@ class DeviceProfile:
     date: str = required(DATE)
 
     def peak_ops(self, precision: str) -> float:
-        """Peak operations a second in a precision.
+        """Returns the peak operations per second in a precision.
 
         Raises:
-            DeviceError: the precision is unknown, or the device has no units for it.
+            DeviceError: the precision is unknown, or the device has no peak for it.
         """
         peaks = {
             "fp32": self.peaks.fp32_tflops,
@@ -155,18 +161,18 @@ class DeviceProfile:
         return peak * 1e12
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form, read back by :meth:`from_dict`."""
+        """Returns the JSON form, which :meth:`from_dict` reads."""
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, data: Any, *, source: str = "profile") -> DeviceProfile:
-        """Build a profile from its JSON form; every field is checked.
+        """Builds a profile from its JSON form and checks every field.
 
         Raises:
-            ConfigError: a field that is missing, unknown or wrong; the message names it and the legal values.
+            ConfigError: a field is missing, unknown or illegal; the message names it and the legal values.
         """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise ConfigError(f"{source}: not a device profile of format {FORMAT}")
+            raise ConfigError(f"{source}: this is not a device profile of format {FORMAT}")
         fields = checked_fields(cls, {key: value for key, value in data.items() if key != "format"}, source)
         for name, part in (("peaks", Peaks), ("efficiency", Efficiency), ("calibration", Calibration)):
             fields[name] = part(**checked_fields(part, fields[name], source, f"{name}."))
@@ -175,17 +181,17 @@ class DeviceProfile:
         if len(calibration.reference_ms) != len(calibration.modelled_ms) or (
             calibration.reference_ms and len(calibration.reference_ms) != len(calibration.batches)
         ):
-            raise ConfigError(f"{source}: calibration needs one reference_ms and one modelled_ms for each of its batches")
+            raise ConfigError(f"{source}: calibration must have one reference_ms and one modelled_ms for each of its batches")
         return profile
 
 
 def checked_fields(part: type, data: Mapping[str, Any], source: str, prefix: str = "") -> dict[str, Any]:
-    """The fields of one level of a profile, a dataclass ``part``, each tested by its rule; lists become tuples.
+    """Checks the fields of one level of a profile, which is the dataclass ``part``, and returns them with lists as tuples.
 
     Fields with a default may be missing.
 
     Raises:
-        ConfigError: a field that is missing, unknown or wrong; the message names it and the legal values.
+        ConfigError: a field is missing, unknown or illegal; the message names it and the legal values.
     """
     fields = {field.name: field for field in dataclasses.fields(part)}
     check_keys(data, fields, source)
@@ -198,11 +204,12 @@ def checked_fields(part: type, data: Mapping[str, Any], source: str, prefix: str
 
 
 def user_folder() -> Path:
-    """Where a user's own profiles lie: ``$GROWTAS_PROFILES``, else ``growtas/profiles`` in the XDG configuration folder.
+    """Returns the folder of the user's profiles: ``$GROWTAS_PROFILES``, else ``growtas/profiles`` in the XDG configuration folder.
+
+    The default folder counts as empty if it can't be read, because in a container the home folder often belongs to another user.
 
     Raises:
-        ConfigError: ``$GROWTAS_PROFILES`` can't be read. The other folder would count as empty: in a container the home is
-            often another user's.
+        ConfigError: ``$GROWTAS_PROFILES`` can't be read.
     """
     named = os.environ.get("GROWTAS_PROFILES")
     if named:
@@ -212,67 +219,67 @@ def user_folder() -> Path:
 
 
 def shipped_names() -> list[str]:
-    """Names of the modelled profiles that ship, sorted."""
+    """Returns the sorted names of the shipped modelled profiles."""
     names = (file.name for file in resources.files("growtas.profiles").iterdir() if file.name != "schema.json")
     return sorted(name.removesuffix(".json") for name in names if re.fullmatch(r"[^.]+\.json", name))
 
 
 def shipped_measured() -> list[Traversable]:
-    """The measured profiles that ship, sorted by name; their names have dots: the device, the space and what was timed."""
+    """Returns the shipped measured profiles, sorted by file name: device, space and setup, separated by dots."""
     files = (file for file in resources.files("growtas.profiles").iterdir() if re.fullmatch(r"[^.]+\..+\.json", file.name))
     return sorted(files, key=lambda file: file.name)
 
 
 def profile_names() -> list[str]:
-    """Names of the modelled profiles, the shipped and the user's own, sorted."""
+    """Returns the sorted names of the modelled profiles, shipped and the user's."""
     user_names = (path.stem for path in user_folder().glob("*.json") if "." not in path.stem)
     return sorted({*shipped_names(), *user_names})
 
 
 def measured_names() -> list[str]:
-    """Names of the devices that have measured profiles, the shipped and the user's own, sorted."""
+    """Returns the sorted names of the devices that have measured profiles, shipped or the user's."""
     return sorted({file.name.partition(".")[0] for file in (*shipped_measured(), *user_folder().glob("*.*.json"))})
 
 
 def device_names() -> list[str]:
-    """Every legal ``--device``: ``cpu`` (this machine), then its GPU and what has a profile, modelled or measured, sorted."""
+    """Returns all legal values of ``--device``: ``cpu`` (this machine), then this machine's GPU and all devices with a profile."""
     return [CPU, *sorted({*devices_at_hand(), *profile_names(), *measured_names()} - {CPU})]
 
 
 def load_profile(name: str) -> DeviceProfile:
-    """The modelled profile of a device, the user's own if there is one, else the shipped one.
+    """Loads the modelled profile of a device: the user's if there is one, else the shipped one.
 
     Raises:
-        DeviceError: there is none of this name; the message lists the legal ones.
-        ConfigError: the file can't be read, or holds a wrong field.
+        DeviceError: there is no such profile; the message lists the legal names.
+        ConfigError: the file can't be read, or has an illegal field.
     """
     if name == CPU:
-        raise DeviceError(f"cpu has no profile, it is measured on this machine; profiles are {choices(profile_names())}")
+        raise DeviceError(f"cpu has no profile because it is measured on this machine; profiles are {choices(profile_names())}")
     if name not in profile_names():
         if name in measured_names():
             raise DeviceError(
-                f"{name} has a measured profile but no modelled one, which a compute capability would come from; "
-                f"name that with --target, such as sm86, or one of {choices(profile_names())}"
+                f"{name} has a measured profile, but the compute capability comes from a modelled one; "
+                f"name it with --target, such as sm86, or one of {choices(profile_names())}"
             )
         raise DeviceError(f"unknown device {name!r}; legal are {choices(device_names())}")
     file = modelled_file(name)
     source = f"profile {file if isinstance(file, Path) and file.parent == user_folder() else name}"
     profile = DeviceProfile.from_dict(read_profile_json(file, source), source=source)
     if profile.name != name:
-        raise ConfigError(f"{source}: its name is {profile.name!r}; it must be that of the file")
+        raise ConfigError(f"{source}: its name is {profile.name!r}; it must equal the name of the file")
     return profile
 
 
 def modelled_file(name: str) -> Path | Traversable:
-    """The file of a modelled profile, the user's own if there is one, else the shipped one."""
+    """Returns the file of a modelled profile: the user's if there is one, else the shipped one."""
     user_file = user_folder() / f"{name}.json"
     return user_file if os.path.exists(user_file) else resources.files("growtas.profiles") / user_file.name
 
 
 def read_profile_json(file: Path | Traversable, source: str) -> Any:
-    """The JSON of a profile's file, unchecked.
+    """Reads the JSON of a profile without checking its fields.
 
     Raises:
-        ConfigError: it can't be read, or is not JSON.
+        ConfigError: the file can't be read, or is not JSON.
     """
     return parse_json(read_text(file, f"{source}:", ConfigError), f"{source}:", ConfigError)

@@ -1,9 +1,9 @@
 """Modelled latency: a roofline over the kernels of a subnet.
 
-A kernel takes the longer of its arithmetic and its memory traffic, plus a launch overhead. A matrix product is cut into output
-tiles, and no multiprocessor works on less than one: at batch 1 a small network keeps few of them busy, which is most of what
-sets small-batch latency apart from the datasheet. Nothing here was measured on the device; the efficiencies were fitted to public
-latencies (tests/evidence/roofline_calibration.py).
+The time of a kernel is the longer of its arithmetic and its memory traffic, plus a launch overhead. A matrix product is divided
+into output tiles, and each multiprocessor works on at least one tile. At batch 1 a small network keeps few multiprocessors busy,
+which is the main reason why small-batch latencies differ from the datasheet. Nothing here was measured on the device. The
+efficiencies were fitted to public latencies (tests/evidence/roofline_calibration.py).
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from growtas.space import SearchSpace
 
 @dataclass(frozen=True, kw_only=True)
 class RooflineLatency:
-    """Latency of a space's subnets on a profiled device; a :class:`growtas.latency.estimate.LatencyEstimator`.
+    """Models the latency of a space's subnets on a device; a :class:`growtas.latency.estimate.LatencyEstimator`.
 
-    Monotone in every dimension of a subnet: each kernel's work grows with it, and nothing is subtracted.
+    It is monotone in every dimension of a subnet, because the work of each kernel grows with it and nothing is subtracted.
 
     Args:
-        profile: the device.
-        space: geometry of the images, tokens and heads.
-        batch: images at once.
-        precision: of weights and activations; by default the profile's.
-        relative: count the work of the 2-D relative position (False for a plain ViT).
+        profile: profile of the device.
+        space: search space, which gives the geometry of images, tokens and heads.
+        batch: number of images per batch.
+        precision: precision of weights and activations; by default the profile's.
+        relative: whether to count the work of the 2-D relative position (False for a plain ViT).
 
     Raises:
         ConfigError: ``batch`` is below one.
-        DeviceError: the device has no units for the precision.
+        DeviceError: the device has no peak for the precision.
     """
 
     profile: DeviceProfile
@@ -53,7 +53,7 @@ class RooflineLatency:
 
     @property
     def kind(self) -> Kind:
-        """The profile's kind."""
+        """Kind of the profile."""
         return self.profile.kind
 
     @property
@@ -64,11 +64,11 @@ class RooflineLatency:
 
     @property
     def relative_uncertainty(self) -> float:
-        """The profile's."""
+        """Uncertainty of the profile."""
         return self.profile.relative_uncertainty
 
     def predict_ms(self, batch: SubnetBatch) -> NDArray[np.float64]:
-        """Modelled milliseconds of each subnet, shape ``(len(batch),)``."""
+        """Returns the modelled milliseconds of each subnet, shape ``(len(batch),)``."""
         dim = batch.embed_dim[:, None].astype(np.float64)
         heads = batch.num_heads.astype(np.float64)
         hidden = np.floor(dim * batch.mlp_ratio)
@@ -85,18 +85,18 @@ class RooflineLatency:
         return np.maximum(arithmetic, self._traffic_s(count * (m * k + k * n + m * n))) + e.launch_us * 1e-6
 
     def _traffic_s(self, numbers: Any) -> Any:
-        """Seconds to read or write so many numbers."""
+        """Seconds to read or write ``numbers`` elements."""
         return numbers * BYTES[self.precision] / (self.profile.peaks.memory_gb_s * 1e9 * self.profile.efficiency.memory)
 
     def _pointwise_s(self, numbers: Any) -> Any:
-        """Seconds of a kernel that only moves numbers (normalisation, softmax, gather)."""
+        """Seconds of a kernel that is limited by memory traffic (normalisation, softmax, gather)."""
         return self._traffic_s(numbers) + self.profile.efficiency.launch_us * 1e-6
 
     def _block_s(self, dim: Any, heads: Any, hidden: Any) -> Any:
-        """Seconds of one block: two LayerNorms, qkv, attention, projection, MLP; GELU and residuals are fused into products."""
+        """Seconds of one block: two LayerNorms, qkv, attention, projection, MLP. GELU and residuals are fused into products."""
         tokens, head_dim, grid = self.space.num_tokens, self.space.head_dim, self.space.grid_size
         rows, width, maps = self.batch * tokens, heads * head_dim, self.batch * heads
-        # The plain-attention form: queries, keys and values get one channel a grid row and column, padded to a multiple of 8.
+        # As plain attention: queries, keys and values get one channel per grid row and column, padded to a multiple of 8.
         lines = 2 * grid if self.relative else 0
         channels = head_dim + lines + (-(head_dim + lines) % 8 if self.relative else 0)
         seconds = 2 * self._pointwise_s(2 * rows * dim)
@@ -106,7 +106,7 @@ class RooflineLatency:
         seconds = seconds + self._gemm_s(maps, tokens, channels, tokens)
         if self.relative:
             distances = 2 * (2 * grid - 1)
-            # q times the tables, the gather into grid lines; on the way back the gather into distances, masses times the tables.
+            # Before attention: q times the tables, gather into grid lines. After it: gather into distances, masses times tables.
             seconds = (
                 seconds + self._gemm_s(1, rows * heads, distances, head_dim) + self._gemm_s(1, rows * heads, head_dim, distances)
             )

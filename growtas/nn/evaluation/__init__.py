@@ -1,1 +1,1 @@
-"""The supernet's layers for fast evaluation of many subnets on a CPU."""
+"""The layers of a supernet for fast evaluation of many subnets on a CPU."""

@@ -1,6 +1,6 @@
-/* What evaluating subnets on a CPU does between matrix products: growtas/nn/evaluation/kernels.py says what each function computes.
+/* The operations between matrix products when subnets are evaluated on a CPU; growtas/nn/evaluation/kernels.py documents them.
 
-   Callers pass addresses of float32 numbers that lie one after the other. The GIL is released while a kernel runs. */
+   Callers pass addresses of contiguous float32 numbers. The GIL is released while a kernel runs. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -8,10 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Queries whose weights are computed together: for a few hundred keys they fit the cache. */
+/* Number of queries whose weights are computed together: with a few hundred keys, these weights fit in the cache. */
 #define QUERIES 48
 
-/* Sums of powers of two with larger exponents could leave float's range. */
+/* Sums of powers of two with larger exponents could exceed the range of float. */
 #define LARGE 90.0f
 
 struct attention {

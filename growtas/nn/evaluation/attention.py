@@ -1,13 +1,13 @@
-"""Attention of a segment of heads, for evaluation on a CPU: with the C kernels where they are installed, else with PyTorch.
+"""Attention of a segment of heads for evaluation on a CPU: with the C kernels if they are installed, else with PyTorch.
 
-Without gradients PyTorch's functions can do with less than :mod:`growtas.nn.fused.attention`:
+Without gradients the PyTorch version needs less work than :mod:`growtas.nn.fused.attention`:
 
-* ``exp2`` without a maximum to subtract, where no logit is large, and a division at the end: the sum of the weights comes out of
-  the values' product, which has a column of ones for it.
-* A query's position is known, so the terms of its row and column are a matrix product with a table of its own, and so are the
-  relative values of the attention on rows and columns.
+* If no logit is large, it uses ``exp2`` without subtracting a maximum, and divides at the end. The sum of the weights comes from a
+  column of ones in the values.
+* The position of a query is known. So the terms of its row and column are a matrix product with the table of this position, and so
+  are the relative values.
 
-The kernels (:mod:`growtas.nn.evaluation.kernels`) compute the same, a head of an image at a time, without the copies.
+The kernels (:mod:`growtas.nn.evaluation.kernels`) compute the same for one head of an image at a time, without the copies.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from growtas.nn.evaluation.weights import EvaluationWeights, HeadSegment
 from growtas.nn.fused.attention import batch_parts
 from growtas.nn.relative import GridIndex
 
-# exp2 of larger numbers, summed up over a row, could leave float32's range.
+# Sums of exp2 of larger numbers over a row could exceed the range of float32.
 _LARGE = 100.0
 
 
 class _Scratch:
-    """Memory of one thread for some images and heads; "wide" as in :mod:`growtas.nn.fused.attention`."""
+    """Scratch memory of one thread for some images and heads; "wide" as in :mod:`growtas.nn.fused.attention`."""
 
     def __init__(self, images: int, heads: int, head_dim: int, grid: GridIndex, dtype: torch.dtype) -> None:
         tokens, lines = grid.onehot.shape
@@ -38,12 +38,12 @@ class _Scratch:
         self.weights = torch.empty(groups, tokens, tokens, dtype=dtype)
         for tensor in (self.key, self.value):
             tensor[..., head_dim:] = grid.onehot
-        # No key lies on the last, padded line: its attended value becomes the sum of the weights. The tables are zero there.
+        # The last line is padding without keys. Ones there give the sum of the weights, and the tables are zero there.
         self.value[..., -1] = 1
 
 
 class SegmentAttention:
-    """Computes what segments of heads hand to the projection; all threads may share it."""
+    """Computes the input of the projection for segments of heads. Threads may share it."""
 
     def __init__(self, weights: EvaluationWeights, head_dim: int) -> None:
         self._weights, self._head_dim = weights, head_dim
@@ -51,9 +51,16 @@ class SegmentAttention:
         self._local = threading.local()
 
     def __call__(self, normed: Tensor, index: int, heads: int, segment: HeadSegment) -> Tensor:
-        """Attention of a segment of ``heads`` heads of block ``index``, v's biases left out.
+        """Computes the attention of a segment of heads without the biases of v.
 
-        Tokens are ``(batch, N, embed_dim)``, normalised; the result is ``(batch * N, heads * head_dim)``.
+        Args:
+            normed: normalised tokens, ``(batch, N, embed_dim)``.
+            index: index of the block.
+            heads: number of heads in the segment.
+            segment: weights of the segment.
+
+        Returns:
+            ``(batch * N, heads * head_dim)``.
         """
         if not kernels.usable(normed.dtype, self._head_dim):
             return self._plain(normed, index, heads, segment)
@@ -92,7 +99,7 @@ class SegmentAttention:
         return out.view(batch * tokens, heads * head_dim)
 
     def _scratch(self, images: int, heads: int, dtype: torch.dtype) -> _Scratch:
-        # The constant columns stay, so the memory of one call serves the next ones.
+        # The memory is reused by later calls, because its constant columns stay unchanged.
         buffers: dict[tuple[int, int, torch.dtype], _Scratch] = self._local.__dict__.setdefault("buffers", {})
         key = images, heads, dtype
         if key not in buffers:
@@ -101,7 +108,7 @@ class SegmentAttention:
 
 
 def _exponentials(logits: Tensor) -> None:
-    """``exp2`` in place; where a logit is large, each row's largest is subtracted first, which the division undoes."""
+    """Computes ``exp2`` in place. If a logit is large, the maximum of each row is subtracted first; the division cancels it."""
     least, largest = torch.aminmax(logits)
     if not (float(largest) < _LARGE and float(least) > -_LARGE):
         logits -= logits.amax(-1, keepdim=True)

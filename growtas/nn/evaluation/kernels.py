@@ -1,8 +1,8 @@
-"""Kernels in C for what lies between the matrix products of an evaluation on a CPU.
+"""C kernels for the operations between the matrix products of an evaluation on a CPU.
 
-PyTorch has no compiler at hand there: a norm, a GELU, a softmax are passes through memory of their own, and small attentions
-are mostly copies. The extension module ``growtas.nn.evaluation._kernels`` is built where there is a C compiler when growtas is
-installed; without it :mod:`growtas.nn.evaluation.layers` computes the same with PyTorch's functions, up to rounding.
+PyTorch without a compiler runs a norm, a GELU and a softmax as separate passes through memory, and small attentions are mostly
+copies. The extension module ``growtas.nn.evaluation._kernels`` is built if there is a C compiler when growtas is installed. Without
+it, :mod:`growtas.nn.evaluation.layers` uses PyTorch's functions and gives the same results up to rounding.
 
 All tensors are float32 and on the CPU.
 """
@@ -23,29 +23,31 @@ except ImportError:
     _compiled = None  # type: ignore[assignment]
 
 _LANES = 16
-# An image's queries of all heads stay in the cache until the last step.
+# Size of the scratch memory, chosen so that the queries of all heads stay in the cache until the last step.
 SCRATCH_BYTES = 512 << 10
 
 
 def usable(dtype: torch.dtype, head_dim: int = _LANES) -> bool:
-    """Whether the kernels are there and can take such numbers, and heads of so many channels."""
+    """Whether the kernels are installed and support the data type and the number of channels per head."""
     return _compiled is not None and dtype == torch.float32 and head_dim % _LANES == 0
 
 
 def instructions() -> str | None:
-    """The set of instructions that the kernels use: avx512, avx2 or plain; None without the kernels."""
+    """Returns the instruction set that the kernels use: avx512, avx2 or plain; None without the kernels."""
     return None if _compiled is None else _compiled.instructions()
 
 
 @dataclass(frozen=True)
 class PositionTables:
-    """A layer's relative position as :func:`attend` takes it; ``L`` is the grid's lines, padded to a multiple of 16.
+    """The relative position of a layer in the form for :func:`attend`. ``L`` grid lines are padded to a multiple of 16.
 
     Attributes:
-        key: ``(N, head_dim, L)``: a query's content times the matrix of its position gives the terms of the grid's lines.
-        value: ``(N, L, head_dim)``: a query's attention on the lines times the matrix of its position gives the relative value.
-        lines_of_keys: ``(L, keys)``, one where a key lies on a line; N padded to a multiple of 16.
-        lines_of_values: ``(N, L)``, the same the other way round, and ones in the last column.
+        key: a matrix for each position of a query; the query times this matrix gives the terms of the grid lines,
+            ``(N, head_dim, L)``.
+        value: a matrix for each position of a query; the attention on grid lines times this matrix gives the relative value,
+            ``(N, L, head_dim)``.
+        lines_of_keys: 1 if a key lies on a grid line, else 0, ``(L, keys)``, where ``keys`` is N padded to a multiple of 16.
+        lines_of_values: the transpose without padding, with ones in the last column, ``(N, L)``.
     """
 
     key: Tensor
@@ -55,7 +57,7 @@ class PositionTables:
 
     @classmethod
     def of(cls, key: Tensor, value: Tensor, grid: GridIndex) -> PositionTables:
-        """From tables with ``grid``'s own number of lines, of which the last is always padding."""
+        """Builds the tables from tables with the number of lines of ``grid``, whose last line is always padding."""
         tokens, lines = grid.onehot.shape
         more = -lines % _LANES
         by_value = F.pad(grid.onehot, (0, more))
@@ -65,12 +67,12 @@ class PositionTables:
 
 
 def attend(qkv: Tensor, query_bias: Tensor, tables: PositionTables, images: int) -> Tensor:
-    """Attention with a relative position on keys and values, softmax to the base of 2.
+    """Computes attention with relative position on keys and values, with a softmax to the base 2.
 
     Args:
-        qkv: ``(images * N, 3 * heads * head_dim)``: q, k and v, each head by head; q with the logits' scale.
-        query_bias: ``(heads * head_dim,)``, added to q.
-        tables: of the layer.
+        qkv: q, k and v, each head by head, ``(images * N, 3 * heads * head_dim)``; q includes the scale of the logits.
+        query_bias: bias that is added to q, ``(heads * head_dim,)``.
+        tables: relative position of the layer.
         images: number of images.
 
     Returns:
@@ -88,7 +90,7 @@ def attend(qkv: Tensor, query_bias: Tensor, tables: PositionTables, images: int)
 
 
 def bias_gelu_(x: Tensor, bias: Tensor) -> Tensor:
-    """``gelu(x + bias)``, the exact one, in place; ``(rows, columns)``, in one piece, and ``(columns,)``."""
+    """Computes the exact ``gelu(x + bias)`` in place, for a contiguous ``x``, ``(rows, columns)``, and ``bias``, ``(columns,)``."""
     assert x.is_contiguous()
     bias = bias.contiguous()
     _compiled.bias_gelu(x.data_ptr(), bias.data_ptr(), x.shape[0], x.shape[1])
@@ -96,7 +98,7 @@ def bias_gelu_(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Layer norm of ``(rows, columns)`` with the leading ``columns`` entries of weight and bias."""
+    """Returns the layer norm of ``(rows, columns)`` with the leading ``columns`` entries of weight and bias."""
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     out = torch.empty_like(x)
     rows, columns = x.shape

@@ -1,13 +1,13 @@
-"""A supernet's layers for evaluation: one call computes a layer for all subnets that give it the same tokens.
+"""The layers of a supernet for evaluation: one call computes a layer for all subnets with the same input tokens.
 
-Subnets that differ only in a layer's heads, or in its hidden channels, share more than the layer's input. The smaller one's heads
-are the leading heads of the larger one, and compute the same: in AutoFormer's layout q's weights and biases are the same entries,
-k's biases differ but add the same number to a query's logits with all keys, which softmax ignores, and v's biases only add a
-constant to the output, since attention weights sum up to one. The same holds for the hidden channels. So both halves of a block
-are sums over *segments*, from one choice to the next larger one, and a subnet's output is a partial sum.
+Subnets that differ only in a layer's number of heads, or of hidden channels, share more than the layer's input. The heads of the
+smaller one are the leading heads of the larger one and compute the same. In AutoFormer's layout, weights and biases of q are the
+same entries. The biases of k differ, but they add the same number to all logits of a query, which softmax ignores. The biases of v
+only add a constant to the output, because attention weights sum to one. Hidden channels have the same property. So both halves of a
+block are sums over *segments*, from one choice to the next larger one, and the output of a subnet is a partial sum.
 
-Every segment is computed by itself and added to the sum of those before it. So a subnet's numbers do not depend on the other
-subnets of a call, and an output that is already known is where the larger ones go on. The numbers are those of
+Each segment is computed separately and added to the sum of the segments before it. So the result of a subnet does not depend on the
+other subnets of a call, and a known output is the starting point for larger subnets. The results equal those of
 :class:`growtas.nn.supernet.Supernet` up to rounding.
 """
 
@@ -26,11 +26,11 @@ from growtas.nn.fused.common import LAYER_NORM_EPS, fusable, leading, normalise
 from growtas.nn.supernet import Supernet
 
 PartialSum = tuple[int, Tensor]
-"""A choice of heads or hidden channels, and what a layer returned for it."""
+"""A number of heads or hidden channels, and the output of a layer for it."""
 
 
 class EvaluationLayers:
-    """The layers of a supernet in eval mode whose weights don't change any more; all threads may share them."""
+    """The layers of a supernet in eval mode, whose weights must not change. Threads may share them."""
 
     def __init__(self, supernet: Supernet) -> None:
         self._supernet, self._space = supernet, supernet.space
@@ -39,11 +39,11 @@ class EvaluationLayers:
 
     @property
     def head_choices(self) -> Sequence[int]:
-        """The space's numbers of heads, ascending."""
+        """Numbers of heads of the space, ascending."""
         return sorted(set(self._space.num_heads))
 
     def hidden_choices(self, dim: int) -> Sequence[int]:
-        """The space's numbers of hidden channels at a width, ascending."""
+        """Returns the numbers of hidden channels of the space at a width, ascending."""
         return sorted({int(dim * ratio) for ratio in self._space.mlp_ratio})
 
     def attention(
@@ -54,17 +54,17 @@ class EvaluationLayers:
         into: Sequence[Tensor | None] = (),
         smaller: PartialSum | None = None,
     ) -> list[Tensor]:
-        """:meth:`growtas.nn.supernet.Supernet.attention_layer` of the same tokens for several numbers of heads.
+        """Computes :meth:`growtas.nn.supernet.Supernet.attention_layer` of the same tokens for several numbers of heads.
 
         Args:
-            x: ``(batch, N, embed_dim)``.
-            index: the block.
-            num_heads: any; only the space's choices share work.
-            into: tensors like ``x`` to write the results to; None for a new one.
-            smaller: fewer heads than all of ``num_heads``, and what this method returned for them.
+            x: tokens, ``(batch, N, embed_dim)``.
+            index: index of the block.
+            num_heads: the numbers of heads; only choices of the space share work.
+            into: tensors like ``x`` for the results; None for a new tensor.
+            smaller: a number of heads below all of ``num_heads``, and the output of this method for it.
 
         Returns:
-            For each of ``num_heads``, in their order, a tensor like ``x``.
+            A tensor like ``x`` for each of ``num_heads``, in their order.
         """
         block, choices = self._supernet.block(index), self.head_choices
         into = into or [None] * len(num_heads)
@@ -88,9 +88,9 @@ class EvaluationLayers:
         into: Sequence[Tensor | None] = (),
         smaller: PartialSum | None = None,
     ) -> list[Tensor]:
-        """:meth:`growtas.nn.supernet.Supernet.mlp_layer` of the same tokens for several numbers of hidden channels.
+        """Computes :meth:`growtas.nn.supernet.Supernet.mlp_layer` of the same tokens for several numbers of hidden channels.
 
-        Arguments and result as for :meth:`attention`, with hidden channels for heads.
+        Arguments and result are as for :meth:`attention`, with hidden channels instead of heads.
         """
         block, dim = self._supernet.block(index), x.shape[-1]
         into = into or [None] * len(hidden_dims)
@@ -119,10 +119,10 @@ def _partial_sums(
     smaller: PartialSum | None,
     add: Callable[[Tensor, Tensor, int, int], None],
 ) -> list[Tensor]:
-    """The partial sums at ``genes``, segment by segment, starting from ``x`` or from a known smaller sum.
+    """Computes the partial sums at ``genes``, segment by segment, starting from ``x`` or from a known smaller sum.
 
-    ``add`` writes to its first argument the second one plus the segment from the third to the fourth one; both are
-    ``(batch * N, embed_dim)``, and may be the same.
+    ``add(out, before, start, stop)`` writes ``before`` plus the segment from ``start`` to ``stop`` to ``out``. Both are
+    ``(batch * N, embed_dim)`` and may be the same tensor.
     """
     targets = dict(zip(genes, into, strict=True))
     first, before = smaller or (0, x)

@@ -1,1 +1,1 @@
-"""The attention half and the MLP half of a block as autograd functions of their own, for fast training on a CPU."""
+"""The attention half and the MLP half of a block as one autograd function each, for fast training on a CPU."""

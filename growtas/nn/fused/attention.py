@@ -1,9 +1,9 @@
 """The attention half of a block for the CPU, as one autograd function; see :mod:`growtas.nn.fused.common`.
 
-The formulas are those of :mod:`growtas.nn.relative`. PyTorch's CPU flash attention computes the logits again in its backward
-pass, and the gradients of the one-hot columns too, which nobody needs. At the lengths of image tokens it is faster to save the
-attention weights. Also saved are the tokens, q, k and v as the matrix products take them, the masses by distance and the
-projection's input. Everything else is computed again in the backward pass, some images at a time.
+The formulas are those of :mod:`growtas.nn.relative`. PyTorch's CPU flash attention computes the logits again in its backward pass,
+and also the gradients of the one-hot columns, which are not needed. For the number of tokens of an image it is faster to store the
+attention weights. Also stored are the tokens, q, k and v in the form for the matrix products, the masses by distance and the
+projection's input. Everything else is computed again in the backward pass, a few images at a time.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch.autograd.function import once_differentiable
 from growtas.nn.fused.common import Gradient, leading, normalise, normalise_backward, parts
 from growtas.nn.fused.layout import Layout
 
-# Attention weights (float32) of a part of the batch.
+# Largest size of the attention weights (float32) of a part of the batch.
 PART_BYTES = 4 << 20
-# Rows of the attention weights are as long as a multiple of this many numbers (a cache line of float32), where that adds little:
-# 208 keys for 197 tokens. The matrix products for the logits are 10 to 15 % faster, softmax as well.
+# Rows of the attention weights are padded to a multiple of this many numbers (a cache line of float32), if that adds little: 208
+# keys for 197 tokens. The matrix products for the logits are 10 to 15 % faster, and softmax is faster too.
 ALIGNED = 16
-# The logit of a key that only fills a row up: its weight is exactly zero.
+# The logit of a padding key, whose weight becomes exactly zero.
 MASKED = -1e30
 
 
@@ -34,14 +34,16 @@ def fused_attention(
     proj: nn.Linear,
     layout: Layout,
 ) -> Tensor:
-    """``proj(attention(qkv(norm(x))))`` with the leading blocks of the weights, where :func:`growtas.nn.fused.common.fusable`
-    allows it.
+    """Computes ``proj(attention(qkv(norm(x))))`` with the leading blocks of the weights.
+
+    Call it only if :func:`growtas.nn.fused.common.fusable` allows it.
 
     Args:
-        x: ``(batch, N, dim)``.
-        norm, qkv, proj: at least as wide as is needed; without ``norm``, x is normalised already.
+        x: tokens, ``(batch, N, dim)``.
+        norm: LayerNorm of at least the needed width; None if x is already normalised.
+        qkv, proj: layers of at least the needed width.
         tables: the vertical and horizontal key tables, then the value tables, ``(2 * max_relative_position + 2, head_dim)`` each.
-        layout: heads and indices.
+        layout: heads, indices and the order of the qkv weight.
 
     Returns:
         ``(batch, N, dim)``.
@@ -50,11 +52,11 @@ def fused_attention(
     inputs = (x, *norms, qkv.weight, qkv.bias, *tables, proj.weight, proj.bias)
     if torch.is_grad_enabled():
         return _FusedAttention.apply(*inputs, layout)
-    return _forward(*inputs, layout, None)  # type: ignore[call-arg]  # as many as its signature has
+    return _forward(*inputs, layout, None)  # type: ignore[call-arg]  # the number of arguments is right
 
 
 class _Saved:
-    """What the forward pass saves for the backward pass, written part by part; without gradients, one part's scratch memory."""
+    """Tensors that the forward pass stores for the backward pass; without gradients, the scratch memory of a single part."""
 
     def __init__(self, x: Tensor, batch: int, tokens: int, width: int, layout: Layout) -> None:
         groups, distances = batch * layout.heads, layout.grid.distances.shape[1]
@@ -65,17 +67,17 @@ class _Saved:
         self.weights, self.placed = x.new_empty(groups, tokens, keys), x.new_empty(groups, tokens, distances)
 
     def fill_constants(self, onehot: Tensor) -> None:
-        """Write the one-hot columns, and the keys and values beyond the tokens."""
+        """Writes the one-hot columns, and the padding of keys and values."""
         tokens, lines = onehot.shape
         for wide in (self.key, self.value):
             wide[:, :tokens, -lines:] = onehot
             wide[:, tokens:] = 0
-        # The last column belongs to no grid line (see GridIndex); queries have a one in it.
+        # The last column belongs to no grid line (see GridIndex), and queries have a one in it.
         self.key[:, tokens:, -1] = MASKED
 
 
 class _PartViews:
-    """Views of one part's rows and scratch memory. "Wide" tensors hold head_dim columns, then the L grid lines."""
+    """Views of the rows and the scratch memory of one part. "Wide" tensors have head_dim columns, then L columns for grid lines."""
 
     def __init__(self, like: Tensor, images: int, tokens: int, head_dim: int, layout: Layout) -> None:
         self.heads, self.tokens, self.head_dim, self.grid = layout.heads, tokens, head_dim, layout.grid
@@ -83,29 +85,29 @@ class _PartViews:
         self.like, self.groups = like, images * layout.heads
 
     def wide(self) -> Tensor:
-        """Scratch memory ``(groups, N, head_dim + L)``."""
+        """Returns scratch memory ``(groups, N, head_dim + L)``."""
         return self.like.new_empty(self.groups, self.tokens, self.head_dim + self.lines)
 
     def by_head(self, grouped: Tensor) -> Tensor:
-        """The tokens' leading head_dim columns of ``(groups, N or more, columns)``, ``(images, heads, N, head_dim)``: a view."""
+        """Returns the leading head_dim columns of ``(groups, N or more, columns)`` as a view ``(images, heads, N, head_dim)``."""
         return grouped.view(-1, self.heads, *grouped.shape[1:])[:, :, : self.tokens, : self.head_dim]
 
     def split(self, qkv: Tensor) -> Tensor:
-        """Rows of q, k, v as ``(3, images, heads, N, head_dim)``: a view."""
+        """Returns rows of q, k, v as a view ``(3, images, heads, N, head_dim)``."""
         return qkv.view(-1, self.tokens, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
 
     def narrow(self, wide: Tensor) -> Tensor:
-        """The leading head_dim columns of a wide tensor as a matrix: a view."""
+        """Returns the leading head_dim columns of a wide tensor as a matrix, a view."""
         return wide.view(-1, wide.shape[-1])[:, : self.head_dim]
 
     def to_lines(self, by_distance: Tensor, wide: Tensor) -> None:
-        """Put what belongs to each query's grid lines, of ``(groups * N, D)``, into the last columns of a wide tensor."""
+        """Gathers the entries of each query's grid lines from ``(groups * N, D)`` into the last columns of a wide tensor."""
         groups = len(wide)
         index = self.grid.lines.expand(groups, -1, -1)
         torch.gather(by_distance.view(groups, self.tokens, -1), -1, index, out=wide[..., self.head_dim :])
 
     def to_distances(self, wide: Tensor, placed: Tensor) -> Tensor:
-        """The inverse, into ``(groups, N, D)``; returns it as ``(groups * N, D)``."""
+        """Does the inverse of :meth:`to_lines` into ``placed``, ``(groups, N, D)``, and returns it as ``(groups * N, D)``."""
         torch.gather(wide[..., self.head_dim :], -1, self.grid.distances.expand(len(wide), -1, -1), out=placed)
         return placed.view(-1, placed.shape[-1])
 
@@ -170,13 +172,13 @@ def _forward(
 
 
 def padded_keys(tokens: int) -> int:
-    """Keys a query's row of attention weights has room for: the tokens, filled up to whole cache lines where that is cheap."""
+    """Returns the length of a row of attention weights: the number of tokens, padded to full cache lines if that is cheap."""
     aligned = -(-tokens // ALIGNED) * ALIGNED
     return aligned if aligned - tokens <= tokens // 16 else tokens
 
 
 def batch_parts(batch: int, heads: int, tokens: int) -> list[slice]:
-    """The batch in parts with at most ``PART_BYTES`` of attention weights (float32)."""
+    """Divides the batch into parts with at most ``PART_BYTES`` of attention weights (float32)."""
     return parts(batch, max(1, PART_BYTES // (4 * heads * tokens * tokens)))
 
 
@@ -231,7 +233,7 @@ class _FusedAttention(torch.autograd.Function):
             query, key, value = saved_query[groups, :, :head_dim], saved_key[groups], saved_value[groups]
             grad_out, grad_query = wide_grad[:some], wide_grad_query[:some]
 
-            # Projection.
+            # The projection.
             into_out_bias.add_rows(grad_rows)
             into_out.add_product(grad_rows.t(), saved_context[rows])
             grad_context = (grad_rows @ to_out).view(count, tokens, heads, head_dim)
@@ -259,7 +261,7 @@ class _FusedAttention(torch.autograd.Function):
             into_k.copy_(part.by_head(grad_key))
             into_v.copy_(part.by_head(grad_value))
 
-            # q, k, v from the tokens.
+            # q, k and v from the tokens.
             grad_part, tokens_in = grad_qkv[: count * tokens], x[rows]
             normed, mean, rstd = normalise(tokens_in, norm_weight, norm_bias) if has_norm else (tokens_in, None, None)
             into_bias.add_rows(grad_part)
@@ -284,7 +286,7 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def _whole_qkv(gradient: Tensor | None, weight: Tensor, layout: Layout, width: int, dim: int) -> Tensor | None:
-    """A gradient in q, k, v order, put back into the rows of the whole weight."""
+    """Copies a gradient in q, k, v order into the rows of the whole weight."""
     if gradient is None or (gradient.shape == weight.shape and not layout.interleaved):
         return gradient
     whole = torch.zeros_like(weight)

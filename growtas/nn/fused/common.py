@@ -1,12 +1,11 @@
-"""Decides when the halves of a block run as one autograd function each, and holds what those functions share.
+"""Decides when the halves of a block run as one autograd function each, and contains the code that these functions share.
 
-Plain autograd keeps every intermediate of a block. The functions of :mod:`growtas.nn.fused.attention` and
-:mod:`growtas.nn.fused.mlp` save the few that are expensive to compute again, and go through the batch in parts whose intermediates
-stay in the processor's cache: what lies between two matrix products is then read and written there, and never becomes a tensor
-as long as the batch.
+Plain autograd stores every intermediate result of a block. The functions of :mod:`growtas.nn.fused.attention` and
+:mod:`growtas.nn.fused.mlp` store only the few that are expensive to compute again. They process the batch in parts, so that the
+intermediate results between two matrix products stay in the processor's cache.
 
-Weights are handed over whole, and the leading block that belongs to the tokens' width is cut inside: a view, not a copy that
-autograd would keep. Their gradients are whole as well, zero outside of the block.
+The functions get whole weights and take the leading block for the tokens' width inside. So the block is a view, and autograd keeps
+no copy of it. The gradients have the size of the whole weights and are zero outside of the block.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ _TENSORS = (Tensor, nn.Parameter)
 
 
 def fusable(x: Tensor, layers: Iterable[nn.Module], holders: Iterable[nn.Module] = ()) -> bool:
-    """Whether a fused half may replace the modules: the tensor is an ordinary CPU one in float32 or float64, and no hook is set.
+    """Whether a fused half may replace the modules: for ordinary CPU tensors in float32 or float64, and without hooks.
 
-    Compilers, exporters, autocast and functorch need operations that they can see; hooks, and layers that were replaced or
-    parametrised, need to be called.
+    Compilers, exporters, autocast and functorch must see the single operations. Hooks and replaced or parametrised layers must be
+    called.
 
     Args:
-        x: the half's input.
-        layers: the half's layers; each must be a Linear with bias or a LayerNorm, and nothing derived from them.
-        holders: modules whose own forward pass would be left out, or that hold parameters used.
+        x: input of the half.
+        layers: layers of the half. Each must be a Linear with bias or a LayerNorm, and not a subclass.
+        holders: modules whose forward pass would be skipped, or whose parameters are used.
     """
     if not x.is_cpu or x.dtype not in (torch.float32, torch.float64) or type(x) not in _TENSORS:
         return False
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or torch.is_autocast_enabled("cpu"):
         return False
-    # Function.apply asks the same question, to raise an error.
+    # Function.apply would raise an error in this case.
     if torch._C._are_functorch_transforms_active():
         return False
     return all(_is_plain(layer, x.dtype) for layer in layers) and not any(_is_watched(holder, x.dtype) for holder in holders)
@@ -50,18 +49,18 @@ def _is_plain(layer: nn.Module, dtype: torch.dtype) -> bool:
 
 
 def _is_watched(module: nn.Module, dtype: torch.dtype) -> bool:
-    # Asked for every layer of every pass: without parameters(), whose generator takes longer than all the rest.
+    # Called for every layer of every pass. parameters() is avoided, because its generator takes longer than everything else.
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return True
     return any(value is not None and not (value.dtype == dtype and value.is_cpu) for value in module._parameters.values())
 
 
 class Gradient:
-    """The gradient of a weight of which a leading block was used: whole, zero outside of the block; summed up part by part."""
+    """The gradient of a weight whose leading block was used: in the weight's shape, zero outside the block, summed over parts."""
 
     def __init__(self, weight: Tensor, block: tuple[int, ...], needed: bool) -> None:
         self._whole: Tensor | None = None
-        # The first part is written, not added: only what no part writes has to be zero.
+        # The first part is copied and not added, so only entries outside of the block must be set to zero.
         self._written = False
         if needed:
             if block == weight.shape:
@@ -71,11 +70,11 @@ class Gradient:
                 self._block = leading(self._whole, *block)
 
     def __bool__(self) -> bool:
-        """Whether the gradient is asked for."""
+        """Whether the gradient is needed."""
         return self._whole is not None
 
     def result(self) -> Tensor | None:
-        """The sum, in the weight's shape; None where it isn't asked for."""
+        """Returns the sum in the weight's shape; None if it is not needed."""
         if self._whole is not None and not self._written:
             self._whole.zero_()
         return self._whole
@@ -90,7 +89,7 @@ class Gradient:
             self._written = True
 
     def add_rows(self, value: Tensor) -> None:
-        """Adds the sum over the leading axis: a bias' gradient."""
+        """Adds the sum over the leading axis, which is the gradient of a bias."""
         if self:
             self.add(value.sum(0))
 
@@ -105,7 +104,7 @@ class Gradient:
 
 
 def leading(weight: Tensor, *sizes: int) -> Tensor:
-    """The leading block of a weight, as a view."""
+    """Returns the leading block of a weight as a view."""
     for axis, size in enumerate(sizes):
         if size != weight.shape[axis]:
             weight = weight.narrow(axis, 0, size)
@@ -113,7 +112,7 @@ def leading(weight: Tensor, *sizes: int) -> Tensor:
 
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Layer norm of ``(rows, dim)`` with the leading entries of weight and bias; also the mean and the inverse deviation."""
+    """Returns the layer norm of ``(rows, dim)`` with leading entries of weight and bias, its mean and its inverse deviation."""
     dim = x.shape[1]
     return torch.native_layer_norm(x, (dim,), weight[:dim], bias[:dim], LAYER_NORM_EPS)
 
@@ -121,7 +120,7 @@ def normalise(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, 
 def normalise_backward(
     grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, grad_weight: Gradient, grad_bias: Gradient
 ) -> Tensor:
-    """Gradient of :func:`normalise` for the input; the parameters' are added up."""
+    """Returns the gradient of :func:`normalise` for the input, and adds those of the parameters to the given ones."""
     dim = x.shape[1]
     mask = [True, bool(grad_weight), bool(grad_bias)]
     weight = weight[:dim]
@@ -132,9 +131,9 @@ def normalise_backward(
 
 
 def parts(count: int, most: int) -> list[slice]:
-    """``range(count)`` in as few slices of at most ``most`` as can be, of sizes as equal as can be; none is longer than the first.
+    """Divides ``range(count)`` into the fewest slices of at most ``most``, with nearly equal sizes. The first is the longest.
 
-    Matrix products pay for every part, and more for a small one, so there is no short rest at the end.
+    Each part has a cost in matrix products, and small parts are inefficient, so a short part at the end is avoided.
     """
     number = -(-count // most)
     bounds = [-(-count * i // number) for i in range(number + 1)] if number else [0]

@@ -1,7 +1,7 @@
 """The MLP half of a block for training on the CPU, as one autograd function; see :mod:`growtas.nn.fused.common`.
 
-For the backward pass it saves the tokens, which the residual stream holds anyway, and fc1's output. The normalised tokens and
-GELU's output are computed again there, two thousand rows at a time.
+For the backward pass it stores the tokens, which the residual stream needs anyway, and the output of fc1. The backward pass
+computes the normalised tokens and the output of the GELU again, two thousand rows at a time.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ from torch.autograd.function import once_differentiable
 
 from growtas.nn.fused.common import Gradient, fusable, leading, normalise, normalise_backward, parts
 
-# Smaller parts cost the matrix products more (3 % at 400 rows a thread) than the cache gives back to GELU.
+# Smaller parts slow down the matrix products (3 % at 400 rows per thread) more than the cache speeds up the GELU.
 ROWS = 2048
 
 
 def mlp_fusable(x: Tensor, norm: nn.Module, fc1: nn.Module, fc2: nn.Module) -> bool:
-    """Whether :func:`fused_mlp` may and should stand in for the layers: without gradients a single part gains nothing."""
+    """Whether :func:`fused_mlp` may replace the layers and is faster. Without gradients a single part gains nothing."""
     return (torch.is_grad_enabled() or x.shape[:-1].numel() > ROWS) and fusable(x, (norm, fc1, fc2))
 
 
 def fused_mlp(x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, hidden_dim: int, *, residual: bool) -> Tensor:
-    """``fc2(gelu(fc1(norm(x))))`` with the leading blocks of the weights, where :func:`growtas.nn.fused.common.fusable` allows it.
+    """Computes ``fc2(gelu(fc1(norm(x))))`` with the leading blocks of the weights.
+
+    Call it only if :func:`mlp_fusable` allows it.
 
     Args:
-        x: ``(batch, N, dim)``.
-        norm, fc1, fc2: at least ``dim`` wide, and fc1 ``hidden_dim`` high.
-        hidden_dim: channels between fc1 and fc2.
-        residual: add ``x``.
+        x: tokens, ``(batch, N, dim)``.
+        norm, fc1, fc2: layers for at least ``dim`` channels and ``hidden_dim`` hidden channels.
+        hidden_dim: number of channels between fc1 and fc2.
+        residual: whether to add ``x``.
 
     Returns:
         ``(batch, N, dim)``.
@@ -53,7 +55,7 @@ def _forward(
     residual: bool,
     hidden: Tensor | None,
 ) -> Tensor:
-    """The function's value; fc1's output is written into ``hidden``, ``(rows, hidden_dim)``, if given."""
+    """Computes the result. Writes the output of fc1 into ``hidden``, ``(rows, hidden_dim)``, if that is given."""
     shape, dim = x.shape, x.shape[-1]
     x = x.reshape(-1, dim).contiguous()
     weight1, bias1 = leading(fc1_weight, hidden_dim, dim).t(), fc1_bias[:hidden_dim]
@@ -115,7 +117,7 @@ class _FusedMLP(torch.autograd.Function):
             normed, mean, rstd = normalise(rows, norm_weight, norm_bias)
             into_weight1.add_product(grad_hidden.t(), normed)
             if grad_x is not None:
-                # The normalised rows are not needed any more: their memory is in the cache.
+                # The normalised rows are no longer needed; their memory is reused because it is in the cache.
                 grad_normed = torch.mm(grad_hidden, weight1, out=normed)
                 grad_rows_x = normalise_backward(grad_normed, rows, mean, rstd, norm_weight, *into_norm)
                 if ctx.residual:

@@ -1,1 +1,1 @@
-"""Accuracy of many subnets: shared prefixes, cached activations, racing, and several processes."""
+"""Evaluates the accuracy of many subnets, with shared prefixes, cached activations, racing, and several processes."""

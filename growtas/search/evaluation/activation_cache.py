@@ -1,4 +1,4 @@
-"""Cache of block outputs, shared by subnets with the same first blocks, and its memory."""
+"""Cache of block outputs, shared by subnets with the same first blocks, and the memory that it uses."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Path = tuple[int, ...]
-"""The width, then heads and hidden channels of block after block: a node of the tree, or, in full, a subnet."""
+"""A node of the tree: the width, then heads and hidden channels of block after block. A full path is a subnet."""
 
 _BLOCK_BYTES = 64 << 20
-# Spans begin at multiples of so many elements: a few cache lines.
+# Spans begin at multiples of this number of elements, which is a few cache lines.
 _ALIGNED = 64
 
 
@@ -27,14 +27,14 @@ class Span:
 
 
 class ActivationMemory:
-    """Allocates spans of memory for tensors and takes them back.
+    """Allocates and frees spans of memory for tensors.
 
-    A new page of memory costs the system several times what writing it costs, so memory is allocated once, in blocks that fit the
-    system's large pages, and used again. Allocation is first fit; neighbouring free spans are merged.
+    Getting a new page of memory from the system takes several times as long as writing it. So memory is allocated once, in blocks
+    that fit the system's large pages, and reused. Allocation is first fit; neighbouring free spans are merged.
 
     Args:
         numbers: total capacity in elements.
-        like: a tensor of the device and type.
+        like: a tensor with the device and data type to use.
     """
 
     def __init__(self, numbers: int, like: Tensor) -> None:
@@ -47,7 +47,7 @@ class ActivationMemory:
         self._free = [Span(number, 0, len(block)) for number, block in enumerate(self._blocks)]
 
     def take(self, numbers: int) -> Span | None:
-        """Allocates a span of at least so many elements; None where there is no room."""
+        """Allocates a span of at least ``numbers`` elements; returns None if there is no room."""
         needed = -(-numbers // _ALIGNED) * _ALIGNED
         at = next((i for i, span in enumerate(self._free) if span.stop - span.start >= needed), None)
         if at is None:
@@ -74,37 +74,37 @@ class ActivationMemory:
         self._free[first:last] = [Span(span.block, start, stop)]
 
     def at(self, span: Span, shape: tuple[int, ...]) -> Tensor:
-        """The beginning of a span as a tensor of a shape; its values are what was written last."""
+        """Returns the beginning of a span as a tensor of a shape. It contains the values that were written last."""
         return self._blocks[span.block][span.start : span.start + math.prod(shape)].view(shape)
 
 
 class ActivationCache:
     """Caches the outputs of nodes by batch of images and path.
 
-    Where memory runs out, the longest paths are dropped first: short paths are few, and more subnets share them. Among paths of one
-    length the least recently used goes first. Outputs in use are never dropped, nor are paths shorter than the new one.
+    When memory runs out, the longest paths are dropped first, because short paths are few and more subnets share them. Among paths
+    of equal length the least recently used one is dropped first. Outputs in use and paths shorter than the new one are kept.
 
     Args:
-        activation_bytes: memory for the outputs.
+        activation_bytes: memory for the outputs in bytes.
         longest: length of the longest path.
-        like: a tensor of the device and type.
+        like: a tensor with the device and data type to use.
     """
 
     def __init__(self, activation_bytes: int, longest: int, like: Tensor) -> None:
         self._memory = ActivationMemory(activation_bytes // like.element_size(), like)
-        # By the length of the path.
+        # Indexed by the length of the path.
         self._outputs: list[dict[tuple[int, Path], tuple[Span, Tensor]]] = [{} for _ in range(longest + 1)]
         self._in_use: set[tuple[int, Path]] = set()
 
     def clear(self) -> None:
-        """Drops all outputs; the memory is used again."""
+        """Drops all outputs and keeps their memory for reuse."""
         for outputs in self._outputs:
             outputs.clear()
         self._in_use.clear()
         self._memory.empty()
 
     def get(self, batch: int, path: Path) -> Tensor | None:
-        """The output of a node, which becomes the most recently used one; None where it is not cached."""
+        """Returns the output of a node and marks it as the most recently used one; None if it is not cached."""
         outputs, key = self._outputs[len(path)], (batch, path)
         if key not in outputs:
             return None
@@ -112,15 +112,15 @@ class ActivationCache:
         return outputs[key][1]
 
     def use(self, batch: int, paths: Iterable[Path]) -> None:
-        """Keeps the outputs of these paths, where they are cached, until :meth:`release`."""
+        """Protects the cached outputs of these paths from being dropped until :meth:`release`."""
         self._in_use.update((batch, path) for path in paths)
 
     def release(self, batch: int, paths: Iterable[Path]) -> None:
-        """Lets the outputs of these paths be dropped again."""
+        """Allows the outputs of these paths to be dropped again."""
         self._in_use.difference_update((batch, path) for path in paths)
 
     def reserve(self, batch: int, path: Path, shape: tuple[int, ...]) -> Tensor | None:
-        """An uninitialised tensor for the output of a node, cached from now on; None where no memory can be freed."""
+        """Returns an uninitialised tensor for the output of a node, which is cached from now on; None if no memory can be freed."""
         while (place := self._memory.take(math.prod(shape))) is None:
             if not self._drop(len(path)):
                 return None
@@ -129,7 +129,7 @@ class ActivationCache:
         return output
 
     def _drop(self, length: int) -> bool:
-        """Whether an output that is not in use, and whose path is at least so long, could be dropped."""
+        """Drops one output that is not in use and whose path has at least ``length`` entries. Returns whether there was one."""
         for outputs in reversed(self._outputs[length:]):
             key = next((key for key in outputs if key not in self._in_use), None)
             if key is not None:

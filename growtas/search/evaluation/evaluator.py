@@ -1,9 +1,9 @@
-"""Evaluates the accuracy of subnets on the search split, sharing the work that they have in common.
+"""Evaluates the accuracy of subnets on the search split, and shares the work that they have in common.
 
-Children of one parent mostly have the same first blocks. They are evaluated a group at a time, as paths of a prefix tree whose
-outputs are cached for later subnets (:mod:`growtas.search.evaluation.prefix_tree`). On a CPU the images are divided among the
-threads, which for networks this small is faster than dividing every matrix product. In a race
-(:mod:`growtas.search.evaluation.racing`) all subnets see the first images, those that are still in it the next ones, and so on.
+Children of one parent often have the same first blocks. They are evaluated in groups, as paths of a prefix tree whose outputs are
+cached for later subnets (:mod:`growtas.search.evaluation.prefix_tree`). On a CPU the images are divided among the threads, which
+for such small networks is faster than dividing every matrix product. In a race (:mod:`growtas.search.evaluation.racing`) all
+subnets see the first part of the images, the remaining ones see the next part, and so on.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from growtas.search.journal import Evaluation
 from growtas.subnet import Subnet
 
 _TOKENS_A_BATCH = 4096
-"""On a CPU, batches of so many tokens: the activations of a layer stay in the cache."""
+"""Number of tokens per batch on a CPU, chosen so that the activations of a layer stay in the CPU's cache."""
 _CUDA_BATCH = 256
 _IMAGE_BYTES = 2 << 30
 _MOST_ACTIVATION_BYTES = 4 << 30
 GROUP = 16
-"""Subnets that go through the layers together, and come out together."""
+"""Number of subnets that are evaluated together."""
 _FINGERPRINT_IMAGES = 32
 
 
 def fingerprint(data: EvaluationSet, description: Any) -> str:
-    """Hex digest of what the images are: their description (JSON), number, labels, and the pixels of some."""
+    """Returns a hex digest of the images: of their description (JSON), number, labels, and the pixels of the first ones."""
     digest = hashlib.sha256(json.dumps([description, len(data)], sort_keys=True, default=str).encode())
     digest.update(data.labels.to(torch.int64).numpy().tobytes())
     digest.update(data.images(0, min(_FINGERPRINT_IMAGES, len(data))).numpy().tobytes())
@@ -50,19 +50,19 @@ def fingerprint(data: EvaluationSet, description: Any) -> str:
 
 
 class SubnetEvaluator:
-    """Evaluates subnets of a supernet on images. A context manager; leaving it sets torch's threads back.
+    """Evaluates subnets of a supernet on images. A context manager; leaving it restores torch's number of threads.
 
     Args:
-        supernet: in eval mode; moved to ``device``.
+        supernet: the supernet; it is set to eval mode and moved to ``device``.
         data: the search split.
         device: ``cpu`` or a CUDA device.
-        threads: CPU threads; by default torch's number, and no more than this process may use.
-        image_bytes: memory that decoded images may take; beyond it they are read again for every call.
-        activation_bytes: memory that cached activations may take; by default a quarter of the machine's, container's or GPU's,
-            and 4 GiB at most.
+        threads: number of CPU threads; by default torch's number, but not more than this process may use.
+        image_bytes: largest memory for decoded images; without enough they are read again in every call.
+        activation_bytes: largest memory for cached activations; by default a quarter of the memory of the machine, container or
+            GPU, and at most 4 GiB.
 
     Attributes:
-        threads: CPU threads that compute; a GPU's evaluation takes none of them.
+        threads: number of CPU threads; an evaluation on a GPU does not use them.
 
     Raises:
         DataError: there are no images, they don't fit the supernet, or a label has no class.
@@ -80,10 +80,10 @@ class SubnetEvaluator:
     ) -> None:
         space = supernet.space
         if not len(data):
-            raise DataError("the search split holds no image")
+            raise DataError("the search split contains no images")
         if int(data.labels.max()) >= space.num_classes or int(data.labels.min()) < 0:
             raise DataError(
-                f"the search split's labels go up to {int(data.labels.max())}, but the supernet has {space.num_classes} classes"
+                f"the search split has labels up to {int(data.labels.max())}, but the supernet has {space.num_classes} classes"
             )
         self.supernet = supernet.eval().to(device)
         self._data, self._device = data, torch.device(device)
@@ -93,15 +93,15 @@ class SubnetEvaluator:
         self._batch = max(1, _TOKENS_A_BATCH // space.num_tokens) if on_cpu else _CUDA_BATCH
         self.threads = threads or min(self._previous_threads, available_threads())
         workers = min(self.threads, -(-len(data) // self._batch)) if on_cpu else 1
-        # Smaller batches cost more an image than dropping a subnet a little earlier saves.
+        # Smaller batches cost more time per image than dropping a subnet a little earlier saves.
         self._least = workers * self._batch // 2
         image_shape = (space.in_chans, space.image_size, space.image_size)
         first = tuple(data.images(0, 1).shape[1:])
         if first != image_shape:
-            raise DataError(f"the search split's images are {first}, the supernet takes {image_shape} (channels, height, width)")
+            raise DataError(f"the search split's images are {first}, the supernet needs {image_shape} (channels, height, width)")
         self._block = max(self._batch, image_bytes // (4 * space.in_chans * space.image_size**2))
         if activation_bytes is None:
-            # On a CPU this process's share, where torchrun started several on this machine.
+            # On a CPU, processes that torchrun started on this machine share its memory.
             processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
             memory = usable_memory() // processes if on_cpu else int(torch.cuda.mem_get_info(self._device)[1])
             activation_bytes = min(_MOST_ACTIVATION_BYTES, memory // 4)
@@ -111,7 +111,7 @@ class SubnetEvaluator:
             [ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) for _ in range(workers)] if on_cpu else []
         )
         if on_cpu:
-            # Each worker computes on one thread. The setting is partly global, and close() sets it back.
+            # Each worker computes on one thread. The setting is partly global, and close() restores it.
             torch.set_num_threads(1)
         self._loaded: tuple[int, int, bytes | None] | None = None
 
@@ -122,7 +122,7 @@ class SubnetEvaluator:
         self.close()
 
     def close(self) -> None:
-        """Stop the threads and set torch's threads back; what is being evaluated ends with the batch of images at hand."""
+        """Stops the threads after their current batch of images, and restores torch's number of threads."""
         for evaluator in self._evaluators:
             evaluator.stop()
         for pool in self._pools:
@@ -130,10 +130,11 @@ class SubnetEvaluator:
         torch.set_num_threads(self._previous_threads)
 
     def __call__(self, subnets: Sequence[Subnet], race: Race | None = None) -> Iterator[tuple[Subnet, Evaluation]]:
-        """Evaluate subnets; each comes as soon as it is done, in an order that shares most work, not the given one.
+        """Evaluates subnets. Yields each as soon as it is done, in an order that shares the most work, not in the given order.
 
         Args:
-            race: drop what can't become a parent. Without it all evaluations are complete.
+            subnets: the subnets.
+            race: the race, from which subnets that can't become parents are dropped; without it all evaluations are complete.
         """
         for subnet in subnets:
             self.supernet.space.validate(subnet)
@@ -161,7 +162,7 @@ class SubnetEvaluator:
                         yield subnet, Evaluation(tally.correct / seen, np.inf, seen=seen)
 
     def _run_part(self, running: Mapping[Subnet, _Tally], number: int) -> Iterator[tuple[Subnet, _Tally]]:
-        """All subnets on one part of the images; each with its tally when it is done."""
+        """Evaluates all subnets on one part of the images. Yields each with its tally when it is done."""
         everyone = list(running)
         groups = [everyone[start : start + GROUP] for start in range(0, len(everyone), GROUP)]
         pending = [[self._submit(i, group, number) for i in range(len(self._evaluators))] for group in groups]
@@ -173,7 +174,7 @@ class SubnetEvaluator:
                 yield subnet, running[subnet]
 
     def _load(self, order: NDArray[np.int64] | None, start: int, stop: int, parts: Sequence[slice]) -> None:
-        """Give the workers their images; nothing to do where they have them."""
+        """Gives the workers their images, unless they have them already."""
         key = start, stop, None if order is None else order.tobytes()
         if key == self._loaded:
             return
@@ -200,7 +201,7 @@ class SubnetEvaluator:
 
 
 def by_beginning(subnets: Sequence[Subnet]) -> list[Subnet]:
-    """Subnets sorted so that those with the longest common beginnings are neighbours; equal ones once."""
+    """Sorts subnets so that those with the most first blocks in common are neighbours. Removes duplicates."""
     return sorted(
         dict.fromkeys(subnets),
         key=lambda s: (s.embed_dim, [gene for block in zip(s.num_heads, s.mlp_ratio, strict=True) for gene in block]),
@@ -208,7 +209,7 @@ def by_beginning(subnets: Sequence[Subnet]) -> list[Subnet]:
 
 
 def _merged(parts: Sequence[slice], least: int) -> list[slice]:
-    """Consecutive parts put together until each but the last has ``least`` images."""
+    """Joins consecutive parts until each but the last has at least ``least`` images."""
     merged: list[slice] = []
     for part in parts:
         if merged and merged[-1].stop - merged[-1].start < least:
@@ -219,7 +220,7 @@ def _merged(parts: Sequence[slice], least: int) -> list[slice]:
 
 
 def _blocks(parts: Sequence[slice], images: int) -> list[tuple[int, int]]:
-    """Ranges of at most ``images`` images that cover the parts: whole parts where one fits, and pieces of one where it does not."""
+    """Returns ranges of at most ``images`` images that cover the parts: whole parts if they fit, otherwise pieces of a part."""
     blocks: list[tuple[int, int]] = []
     for part in parts:
         if blocks and part.stop - blocks[-1][0] <= images:
@@ -230,7 +231,7 @@ def _blocks(parts: Sequence[slice], images: int) -> list[tuple[int, int]]:
 
 
 class _Tally:
-    """A subnet's answers so far. Losses are added up in the split's order at the end: so the sum depends on nothing else."""
+    """A subnet's answers so far. Losses are summed in the split's order at the end, so the order of evaluation has no effect."""
 
     def __init__(self, images: int) -> None:
         self._right, self._losses, self.correct = np.zeros(images, bool), np.zeros(images), 0
@@ -240,7 +241,7 @@ class _Tally:
         self.correct += int(right.sum())
 
     def evaluation(self) -> Evaluation:
-        """The complete evaluation."""
+        """Returns the complete evaluation."""
         total = len(self._right)
         answers = np.packbits(self._right).tobytes()
         return Evaluation(self.correct / total, float(self._losses.sum()) / total, answers=answers)

@@ -1,9 +1,9 @@
 """Evaluates many subnets on one thread's share of the images, as paths of a prefix tree.
 
-A node of the tree is a sequence of first blocks; subnets with the same first blocks share it. Every batch of images goes through
-the tree once: the output of a node is the input of all its children, which are computed together
-(:mod:`growtas.nn.evaluation.layers`). Outputs are cached while there is memory, because the next generation's subnets share many
-first blocks with this one's: a cached node is not computed again, and a node with a smaller cached sibling only in part.
+A node of the tree is a sequence of first blocks, which subnets with the same first blocks share. Every batch of images passes
+through the tree once: the output of a node is the input of all its children, which are computed together
+(:mod:`growtas.nn.evaluation.layers`). Outputs are cached as far as memory allows, because subnets of the next generation share many
+first blocks with those of this one. A cached node is not computed again, and a node with a smaller cached sibling only in part.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from growtas.search.evaluation.activation_cache import ActivationCache, Path
 from growtas.subnet import Subnet
 
 Batch = tuple[Tensor, Tensor, NDArray[np.int64]]
-"""Images, labels, and the images' positions in the split."""
+"""Images, labels, and the positions of the images in the split."""
 Answers = tuple[NDArray[np.int64], Tensor, Tensor]
-"""Positions of images, whether each is answered right, and its cross-entropy."""
+"""For each image its position, whether the answer is right, and its cross-entropy."""
 
 
 class PrefixTreeEvaluator:
     """Evaluates subnets on one thread's share of the images.
 
     Args:
-        supernet: in eval mode.
+        supernet: the supernet in eval mode.
         layers: its layers, shared by all threads.
-        activation_bytes: memory for cached outputs of nodes.
+        activation_bytes: memory for cached outputs of nodes in bytes.
 
     Attributes:
-        layers_run: how many halves of blocks were computed.
+        layers_run: number of computed half blocks (attention or MLP).
     """
 
     def __init__(self, supernet: Supernet, layers: EvaluationLayers, activation_bytes: int) -> None:
@@ -48,7 +48,7 @@ class PrefixTreeEvaluator:
         self._stopped = False
 
     def stop(self) -> None:
-        """Called from another thread: ends the running evaluation and all later ones with a ``CancelledError``."""
+        """Ends the running evaluation and all later ones with a ``CancelledError``. Called from another thread."""
         self._stopped = True
 
     def load(self, parts: list[list[Batch]]) -> None:
@@ -58,7 +58,7 @@ class PrefixTreeEvaluator:
 
     @torch.inference_mode()
     def evaluate(self, subnets: Sequence[Subnet], part: int) -> list[Answers]:
-        """The answers of each subnet to a part's images.
+        """Returns the answers of each subnet to the images of a part.
 
         Raises:
             CancelledError: :meth:`stop` was called.
@@ -76,7 +76,7 @@ class PrefixTreeEvaluator:
         return [_joined(batches) for batches in answers]
 
     def _logits(self, number: int, images: Tensor, paths: Sequence[Path]) -> dict[Path, Tensor]:
-        """The logits of every path, float32 (or as the supernet computes, where that is wider)."""
+        """Returns the logits of every path in float32, or in the supernet's own type if that is wider."""
         starts, children = self._plan(number, paths)
         self._cache.use(number, starts)
         ends, logits = set(paths), dict[Path, Tensor]()
@@ -98,9 +98,9 @@ class PrefixTreeEvaluator:
         return logits
 
     def _grow(self, number: int, node: Path, x: Tensor, genes: Sequence[int]) -> list[Tensor]:
-        """The outputs of a node's children, given the node's output ``x``; all are written into the cache.
+        """Returns the outputs of a node's children, given the node's output ``x``. All are written into the cache.
 
-        That is safe: while the children's own children are computed, only paths longer than theirs are dropped.
+        They stay valid while their own children are computed, because only longer paths are dropped then.
         """
         block, is_mlp = divmod(len(node) - 1, 2)
         choices = self._layers.hidden_choices(node[0]) if is_mlp else self._layers.head_choices
@@ -117,7 +117,7 @@ class PrefixTreeEvaluator:
         return outs
 
     def _plan(self, number: int, paths: Sequence[Path]) -> tuple[dict[Path, Tensor | None], dict[Path, list[int]]]:
-        """The nodes to start from with their cached outputs (None before the first block), and the genes to compute after nodes."""
+        """Returns the start nodes with cached outputs (None before the first block), and the genes to compute at each node."""
         starts: dict[Path, Tensor | None] = {}
         children: dict[Path, list[int]] = {}
         reached: set[Path] = set()

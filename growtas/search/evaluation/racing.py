@@ -1,16 +1,15 @@
-"""Racing: a candidate's evaluation stops as soon as it is certain that it can't become a parent.
+"""Racing: the evaluation of a candidate stops as soon as it is certain that it can't become a parent.
 
-A candidate becomes a parent only if it is among the ``k`` best so far, and the ``k``-th best got ``needed`` images right. Once a
-candidate's right answers and the images left to it add up to less, the rest can't change that: it is dropped. This is a fact about
-whole numbers and no estimate. So a search with racing has the parents of an exact one in every generation, draws the same children,
-and ends with the same best subnets.
+A candidate becomes a parent only if it is among the ``k`` best so far. The ``k``-th best has ``needed`` right answers. A candidate
+is dropped once its right answers plus its remaining images are fewer than that. This is exact and not an estimate. So a search with
+racing has the same parents in every generation as one without, draws the same children, and ends with the same best subnets.
 
-What makes it fast is the order of the images. Good subnets of one supernet agree on most of them, so the images that many get wrong
-come first, those that all get right last: the first eighth decides. (In a random order the bound would want nearly all images:
-among 10,000, subnets differ by a few dozen. A statistical bound that is to hold for a whole search would still want most of them.)
+The order of the images makes it fast. Good subnets of one supernet agree on most images. Images that many subnets get wrong come
+first, images that all get right come last, so the first eighth of the images decides. (In a random order nearly all images would be
+needed: of 10,000 images, subnets differ in a few dozen. A statistical bound for a whole search would still need most of them.)
 
-Dropping is decided against what earlier generations found, never against candidates of the same one. So it does not depend on the
-order in which candidates get done, and a search that was stopped goes on as if it had not been.
+A candidate competes with earlier generations only, never with candidates of its own generation. So dropping does not depend on the
+order in which evaluations finish, and a resumed search takes the same course.
 """
 
 from __future__ import annotations
@@ -23,39 +22,39 @@ from numpy.typing import NDArray
 from growtas.search.journal import Evaluation
 
 PARTS, LEAST_IMAGES = 32, 32
-"""A race has this many parts at most, after each of which candidates are dropped, and a part so many images at least."""
+"""Largest number of parts of a race, and smallest number of images per part. Candidates are dropped after a part."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Race:
-    """What a generation runs against.
+    """The race that a generation takes part in.
 
     Attributes:
-        needed: images that the ``k``-th best subnet so far gets right.
-        order: the images' positions, hardest first; a permutation, ``(images,)``, int64.
+        needed: number of right answers of the ``k``-th best subnet so far.
+        order: positions of the images, hardest first; a permutation, ``(images,)``, int64.
     """
 
     needed: int
     order: NDArray[np.int64]
 
     def is_lost(self, correct: int, left: int) -> bool:
-        """Whether a candidate can't reach the ``k``-th best any more, all ``left`` images right or not; a draw reaches it."""
+        """Whether a candidate can no longer reach ``needed``, even if it answers all ``left`` images right."""
         return correct + left < self.needed
 
     def parts(self) -> list[slice]:
-        """The order in consecutive parts of one size, the last one smaller."""
+        """Divides the order into consecutive parts of equal size; the last one may be smaller."""
         images = len(self.order)
         size = max(LEAST_IMAGES, -(-images // PARTS))
         return [slice(start, min(start + size, images)) for start in range(0, images, size)]
 
 
 class Racing:
-    """The races of a search: keeps what complete evaluations found.
+    """The races of a search. Collects the results of complete evaluations.
 
-    The order of the images is fixed when the first race starts, so that what is kept of the images' activations stays of use.
+    The order of the images is fixed when the first race starts, so that cached activations stay valid.
 
     Args:
-        parents: subnets from which children are made; a candidate that can't be among so many best is dropped.
+        parents: number of parents; a candidate that can't be among this many best subnets is dropped.
         images: number of images.
     """
 
@@ -66,9 +65,9 @@ class Racing:
         self._order: NDArray[np.int64] | None = None
 
     def add(self, evaluation: Evaluation) -> None:
-        """Take note of an evaluation, if it is complete.
+        """Adds an evaluation, if it is complete.
 
-        One without its answers, as journals used to be, counts too, but has no say in the order of the images.
+        An evaluation without answers, as in older journals, counts too but does not affect the order of the images.
         """
         if not evaluation.complete:
             return
@@ -78,7 +77,7 @@ class Racing:
             self._rights += answers
 
     def race(self) -> Race | None:
-        """The race against what was added so far; None while there are fewer complete evaluations than parents."""
+        """Returns the race against the evaluations added so far; None if there are fewer of them than parents."""
         if len(self._totals) < self._parents:
             return None
         if self._order is None:

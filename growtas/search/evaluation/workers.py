@@ -1,10 +1,10 @@
-"""Several processes evaluate the subnets of one search: process 0 searches, and distributes subnets to all, itself included.
+"""Evaluates the subnets of one search on several processes. Process 0 searches and distributes the subnets to all processes.
 
-A subnet is evaluated by one process, as a process alone would do it, so the numbers are the same. A process gets neighbours in the
-order that shares most work, a few at a time: results are journalled before the next subnets are distributed.
+Each subnet is evaluated by one process, in the same way as without others, so the results are the same. A process gets a few
+subnets at a time, which are neighbours in the order that shares the most work. Results are journalled before the next distribution.
 
-The processes only exchange small Python objects, over gloo, also where they compute on GPUs: a process that waits costs nothing
-then, and process 0 may take its time to measure subnets in between.
+The processes exchange only small Python objects over gloo, even if they compute on GPUs. So a waiting process costs nothing, and
+process 0 can measure subnets in between.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ from growtas.search.journal import Evaluation
 from growtas.subnet import Subnet
 
 ROUND = 16
-"""Subnets that a process gets at a time."""
+"""Number of subnets that a process gets at a time."""
 _PATIENCE = datetime.timedelta(days=7)
-"""How long a process waits for another one. That one died is noticed at once; this is for process 0 measuring in between."""
+"""Longest time to wait for another process, such as process 0 while it measures. The death of a process is noticed at once."""
 
 Answer = tuple[list[tuple[Subnet, Evaluation]], str | None]
-"""What a process found, or what went wrong there."""
+"""Results of a process, and its error message, if it failed."""
 
 
 @dataclass(frozen=True)
 class SearchWorld(World):
-    """The processes of a search, which wait for each other as long as it takes.
+    """The processes of a search, which wait for each other without a practical limit.
 
     Attributes:
-        device: what this process computes on: ``cpu``, or a GPU of its own.
-        group: their gloo process group; None for a process alone.
+        device: device of this process: ``cpu``, or a GPU that no other process uses.
+        group: the gloo process group; None for a single process.
     """
 
     device: str = "cpu"
     group: Any = None
 
     def share(self, value: Any) -> Any:
-        """Process 0's value, on every process.
+        """Returns the value of process 0 on every process.
 
         Raises:
-            WorkerError: a process is gone.
+            WorkerError: a process has died.
         """
         if self.size == 1:
             return value
@@ -64,10 +64,10 @@ class SearchWorld(World):
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, by rank; an empty list but on process 0.
+        """Returns the values of all processes by rank on process 0, and an empty list on the others.
 
         Raises:
-            WorkerError: a process is gone.
+            WorkerError: a process has died.
         """
         if self.size == 1:
             return [value]
@@ -78,17 +78,17 @@ class SearchWorld(World):
 
 
 class WorkerExit(SystemExit):
-    """Ends a process that is not the first one: with code 0 when it has served process 0, with 1 when another process is gone."""
+    """Ends a process other than 0: with exit code 0 after it has served process 0, with 1 if another process has died."""
 
 
 @contextlib.contextmanager
 def search_world() -> Iterator[SearchWorld]:
-    """The processes that torchrun started, each with its device; a process alone where it did not. A context manager.
+    """Context manager that joins the processes that torchrun started, each with its device; a single process without torchrun.
 
-    Ctrl-C and SIGTERM end the others silently: they reach all of them, and process 0 says what there is to say.
+    Ctrl-C and SIGTERM reach all processes. Process 0 reports them, and the others end silently.
 
     Raises:
-        DeviceError: this machine has fewer GPUs than processes (said by its first one), or the processes can't meet.
+        DeviceError: this machine has fewer GPUs than processes (its first process reports this), or the processes can't connect.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     local, neighbours = (int(os.environ.get(key, default)) for key, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1")))
@@ -96,8 +96,8 @@ def search_world() -> Iterator[SearchWorld]:
         if local:
             raise WorkerExit(0)
         raise DeviceError(
-            f"{socket.gethostname()} has {gpus} GPUs for {neighbours} processes, and each needs its own; "
-            f"give torchrun --nproc-per-node {gpus} at most"
+            f"{socket.gethostname()} has {gpus} GPUs for {neighbours} processes, but each process needs its own GPU; "
+            f"start torchrun with at most --nproc-per-node {gpus}"
         )
     world = join_world(torch.device("cpu"))
     if world.size == 1:
@@ -115,9 +115,9 @@ def search_world() -> Iterator[SearchWorld]:
 
 
 class SharedEvaluator:
-    """Evaluates subnets on all processes of a world. A context manager; leaving it on process 0 ends the others' :meth:`serve`.
+    """Evaluates subnets on all processes. A context manager; leaving it on process 0 ends :meth:`serve` on the others.
 
-    Every process makes one and enters it::
+    Every process creates one and enters it::
 
         with SharedEvaluator(SubnetEvaluator(supernet, images, device=world.device), world) as evaluate:
             if not world.is_main:
@@ -127,9 +127,9 @@ class SharedEvaluator:
             scorer = Scorer(space, evaluate, journal, racing, progress)
 
     Args:
-        local: this process's evaluator, closed with this one; its images must be the same in the same order on all processes. Or
-            the error of a process that could not make one: it is reported when the process gets subnets.
-        world: the processes, joined already.
+        local: evaluator of this process, which is closed together with this object. Its images must be the same, in the same order,
+            on all processes. If a process failed to create its evaluator, the error, which is reported when it gets subnets.
+        world: the processes of the search.
     """
 
     def __init__(self, local: SubnetEvaluator | Exception, world: SearchWorld) -> None:
@@ -141,7 +141,7 @@ class SharedEvaluator:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            # Ctrl-C stops all processes at once, and where one is gone the others notice: there is nobody left to tell.
+            # After Ctrl-C or the death of a process the others end by themselves, so there is nobody to notify.
             if self._world.is_main and self._connected and (kind is None or issubclass(kind, Exception)):
                 self._world.share(None)
         finally:
@@ -149,10 +149,10 @@ class SharedEvaluator:
                 self._local.close()
 
     def __call__(self, subnets: Sequence[Subnet], race: Race | None = None) -> Iterator[tuple[Subnet, Evaluation]]:
-        """Evaluate subnets, as :class:`growtas.search.evaluation.evaluator.SubnetEvaluator` does; on process 0 only.
+        """Evaluates subnets like :class:`growtas.search.evaluation.evaluator.SubnetEvaluator`. Called on process 0 only.
 
         Raises:
-            WorkerError: a process failed, and the message says which and why; or one is gone.
+            WorkerError: a process failed (the message says which and why), or has died.
         """
         size = self._world.size
         if size == 1:
@@ -175,10 +175,10 @@ class SharedEvaluator:
                 yield from results
 
     def serve(self) -> None:
-        """On the other processes: evaluate what process 0 distributes, until it leaves its ``with`` block.
+        """Evaluates the subnets that process 0 distributes until it leaves its ``with`` block. Called on the other processes.
 
         Raises:
-            WorkerError: a process is gone.
+            WorkerError: a process has died.
         """
         while (message := self._world.share(None)) is not None:
             shares, race = message
@@ -190,10 +190,10 @@ class SharedEvaluator:
         return self._local(subnets, race)
 
     def _evaluate_share(self, subnets: Sequence[Subnet], race: Race | None) -> list[Answer]:
-        """Evaluates this process's share; on process 0 returns every process's results, or what went wrong there."""
+        """Evaluates this process's share. Returns the results or errors of all processes on process 0."""
         answer: Answer
         try:
             answer = list(self._evaluate(subnets, race)), None
-        except Exception as error:  # the others wait for this process: it must answer, whatever happened
+        except Exception as error:  # the other processes wait for this one, so it must answer after any error
             answer = [], " ".join(f"{type(error).__name__}: {error}".split())[:200]
         return self._world.gather(answer)

@@ -1,6 +1,6 @@
-"""The recipes that come with growtas, a function each, and which one a space and a data set get by default.
+"""The recipes that come with growtas, and the default recipe for a search space and a data set.
 
-A docstring gives the command, where the numbers come from, and the accuracy to expect, saying who measured it.
+Each recipe is a function. Its docstring states the command, the source of the numbers, and what was measured.
 """
 
 from __future__ import annotations
@@ -14,24 +14,29 @@ from growtas.train.recipes.imagenet import PAPER_SPACES, paper, paper_plus
 from growtas.train.recipes.small import digits_demo, fashion_mnist_micro, small_images, small_plus
 
 RECIPES: dict[str, Entry] = {entry.name: entry for entry in (*small.ENTRIES, *imagenet.ENTRIES, *finetuning.ENTRIES)}
-"""Every recipe by its name; ``RECIPES["growtas-t"]()`` is one."""
+"""All recipes by name; ``RECIPES["growtas-t"]()`` creates one."""
 
 
 def find_recipe(name: str) -> Entry:
-    """The entry of a name.
+    """Returns the registry's entry for a name.
 
     Raises:
-        ConfigError: no recipe has it; the message names the nearest.
+        ConfigError: there is no such recipe; the message names the nearest one.
     """
     if name not in RECIPES:
-        raise ConfigError(f"no recipe is called {str(name)!r}; {nearest(name, RECIPES) or f'there are {choices(RECIPES)}'}")
+        raise ConfigError(f"there is no recipe {str(name)!r}; {nearest(name, RECIPES) or f'the recipes are {choices(RECIPES)}'}")
     return RECIPES[name]
 
 
 def default_recipe(space: str, data: str, method: str = "growtas") -> Recipe:
-    """The recipe for a space and a data set, named as ``--space`` and ``--data`` take them, and a method.
+    """Returns the default recipe for a space, a data set and a method.
 
-    ``growtas-plus`` has defaults of its own; the other methods take the one of GrowTAS, with their method in it.
+    ``growtas-plus`` has its own recipes. All other methods start from the recipe of GrowTAS; the caller replaces its method.
+
+    Args:
+        space: as for ``--space``.
+        data: as for ``--data``.
+        method: as for ``--method``.
     """
     if space in PAPER_SPACES and data not in ("digits", "fashion-mnist"):
         return paper_plus(space, data) if method == "growtas-plus" else paper(space, data)

@@ -1,4 +1,4 @@
-"""An entry of the recipe registry: the function that makes the recipe, the source of its numbers, and its known accuracy."""
+"""An entry of the recipe registry."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ NOT_MEASURED = "not measured with growtas"
 
 @dataclass(frozen=True)
 class Entry:
-    """A recipe by its name; calling it gives the recipe.
+    """A recipe of the registry. Calling the entry creates the recipe.
 
     Attributes:
-        name: what ``--recipe`` takes.
-        build: makes the recipe.
-        source: where its numbers come from.
-        expected: accuracy that somebody reports, and who; never a promise.
-        measured: accuracy that was measured with growtas, and on what, or :data:`NOT_MEASURED`.
+        name: name of the recipe, as for ``--recipe``.
+        build: function that creates the recipe.
+        source: source of the recipe's numbers.
+        expected: published accuracy and who published it; growtas does not promise it.
+        measured: accuracy measured with growtas and the conditions, or :data:`NOT_MEASURED`.
     """
 
     name: str
@@ -29,12 +29,12 @@ class Entry:
     measured: str = NOT_MEASURED
 
     def __call__(self) -> Recipe:
-        """The recipe."""
+        """Creates the recipe."""
         return self.build()
 
     @property
     def command(self) -> str:
-        """The command line that runs it."""
+        """Command line that runs the recipe."""
         recipe = self.build()
         verb = "finetune RUN" if recipe.method == "finetune" else "train"
         init = f" --init {recipe.init}" if recipe.init is not None else ""

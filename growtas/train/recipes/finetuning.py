@@ -1,4 +1,4 @@
-"""Fine-tuning a model on another data set: a starting point for any set, and the paper's recipes (Section 4.1.2 and Table 3)."""
+"""Recipes for fine-tuning a model on another data set: a general starting point, and the paper's (Section 4.1.2 and Table 3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from growtas.train.recipe import Recipe
 from growtas.train.recipes.entry import Entry
 
 _SMALL_IMAGE = 64
-"""Pixels a side up to which images are held in memory."""
+"""Largest image size in pixels for which images are kept in memory."""
 _TARGETS = {
     "cifar10": ("torch/cifar10", 98.95),
     "cifar100": ("torch/cifar100", 91.04),
@@ -17,24 +17,27 @@ _TARGETS = {
     "cars": ("stanford-cars", 92.38),
     "inat19": ("inat-2019", 77.94),
 }
-"""What ``--data`` is by default, and the accuracy that the paper reports. timm's create_dataset has no name for the last three (its
-``torch/inaturalist`` is the set of 2021), so they are folders: ``train/CLASS/image.jpg`` and ``val/CLASS/image.jpg``."""
+"""Default of ``--data``, and the accuracy that the paper reports. timm's create_dataset has no name for the last three (its
+``torch/inaturalist`` is the data set of 2021), so they are folders: ``train/CLASS/image.jpg`` and ``val/CLASS/image.jpg``."""
 
 
 def transfer(target: str) -> Recipe:
     """``growtas finetune RUN --recipe transfer-cifar10 --data-dir FOLDER``; also cifar100, flowers, cars and inat19.
 
-    The paper gives: SGD, 1,000 epochs, learning rate 0.01, weight decay 1e-4 (CIFAR-10, CIFAR-100, Flowers, Cars); AdamW, 360
-    epochs, 7.5e-5 and 5e-2 (iNat-19). It follows "the standard protocol", which is DeiT's. From there, as DeiT's author wrote it
-    (github.com/facebookresearch/deit, issues 45 and 105), is the rest: 768 images a step; no random erasing and no drop path with
-    SGD; erasing 0.1 and drop path 0.1 on iNat; 5 epochs of warm-up, augmentation and smoothing as on ImageNet. Momentum 0.9 is
-    DeiT's default. 224 pixels: the paper doesn't say. Not measured with growtas.
+    Numbers from the paper: SGD, 1,000 epochs, learning rate 0.01, weight decay 1e-4 (CIFAR-10, CIFAR-100, Flowers, Cars); AdamW,
+    360 epochs, 7.5e-5 and 5e-2 (iNat-19). The paper follows "the standard protocol", which is DeiT's. DeiT's author describes the
+    rest (github.com/facebookresearch/deit, issues 45 and 105): 768 images per step; no random erasing and no drop path with SGD;
+    erasing 0.1 and drop path 0.1 on iNat; 5 epochs of warm-up; augmentation and smoothing as on ImageNet. Momentum 0.9 is DeiT's
+    default. The paper does not state the image size; 224 pixels are assumed. Not measured with growtas.
+
+    Args:
+        target: ``cifar10``, ``cifar100``, ``flowers``, ``cars`` or ``inat19``.
 
     Raises:
-        ConfigError: another data set.
+        ConfigError: there is no recipe for the data set.
     """
     if target not in _TARGETS:
-        raise ConfigError(f"no transfer recipe for {target!r}; there are some for {choices(_TARGETS)}")
+        raise ConfigError(f"there is no transfer recipe for {target!r}; legal are {choices(_TARGETS)}")
     large = target == "inat19"
     return Recipe(
         name=f"transfer-{target}",
@@ -61,10 +64,10 @@ def transfer(target: str) -> Recipe:
 
 
 def finetune_recipe(data: str, image_size: int) -> Recipe:
-    """``growtas finetune MODEL --data FOLDER``: a starting point for a model on a set of some thousand images.
+    """``growtas finetune MODEL --data FOLDER``: a starting point for a data set of a few thousand images.
 
-    AdamW with little regularisation. Up to 64 pixels images are held in memory, shifted and flipped, and the learning rate is a
-    third of what ``micro`` is trained with; larger ones get timm's transforms and a tenth of the usual rate. A starting point: the
+    AdamW with little regularisation. Images of up to 64 pixels are kept in memory, shifted and flipped; the learning rate is a
+    third of that for ``micro``. Larger images get timm's transforms and a tenth of the usual rate. A starting point: the
     only trial so far is in docs/notes/finetune.md. The paper's own recipes are those called transfer-....
     """
     small = image_size <= _SMALL_IMAGE

@@ -1,6 +1,6 @@
-"""The paper's recipes on AutoFormer's spaces and ImageNet: GrowTAS, GrowTAS+, the row with a dagger, and the methods compared with.
+"""The paper's recipes for AutoFormer's spaces on ImageNet: GrowTAS, GrowTAS+, the row with a dagger, and the compared methods.
 
-:data:`ENTRIES` holds the accuracies that the paper reports, after the search.
+:data:`ENTRIES` contains the accuracies that the paper reports after the search.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from growtas.train.recipe import Recipe
 from growtas.train.recipes.entry import Entry
 
 PAPER_SPACES = MappingProxyType({"autoformer-t": (250, 2e-5), "autoformer-s": (225, 2e-5), "autoformer-b": (200, 2e-7)})
-"""T_1 in epochs of 500, and the last learning rate."""
+"""Transition T_1 in epochs (of 500), and the last learning rate."""
 _PLUS = {"autoformer-t": (20, 5e-5, 1e-5), "autoformer-s": (20, 5e-5, 1e-5), "autoformer-b": (10, 2e-7, 1e-7)}
-"""GrowTAS+: epochs, first and last learning rate."""
+"""GrowTAS+: number of epochs, first and last learning rate."""
 
 
 def short(space: str) -> str:
-    """``autoformer-t`` -> ``t``: the end of a recipe's name.
+    """Returns the letter that ends the names of a space's recipes, such as ``t`` for ``autoformer-t``.
 
     Raises:
-        ConfigError: not one of AutoFormer's spaces.
+        ConfigError: the space is not one of AutoFormer's.
     """
     if space not in PAPER_SPACES:
-        raise ConfigError(f"the paper has no recipe for the space {space}; it has them for {choices(PAPER_SPACES)}")
+        raise ConfigError(f"the paper has no recipe for the space {space}, only for {choices(PAPER_SPACES)}")
     return space.rpartition("-")[2]
 
 
 def paper(space: str, data: str = "imagenet") -> Recipe:
     """``growtas train --recipe growtas-t --data FOLDER``: the paper's training on ImageNet; also ``-s`` and ``-b``.
 
-    Numbers: the paper, Section 4.1.2; those it doesn't give (warm-up, weight decay, drop path, random erasing, and the strengths of
-    Mixup, CutMix and smoothing) are AutoFormer's. The paper's batch is 128 on each of 8 GPUs; here it is 1,024 images a step over
-    however many processes there are. Not measured with growtas.
+    Numbers: the paper, Section 4.1.2. Numbers that it does not state (warm-up, weight decay, drop path, random erasing, and the
+    strengths of Mixup, CutMix and smoothing) are AutoFormer's. The paper uses 128 images on each of 8 GPUs; this recipe uses 1,024
+    images per step over any number of processes. Not measured with growtas.
 
     Raises:
-        ConfigError: not one of AutoFormer's spaces.
+        ConfigError: the space is not one of AutoFormer's.
     """
     name = f"growtas-{short(space)}"
     transition, min_lr = PAPER_SPACES[space]
@@ -67,15 +67,17 @@ def paper(space: str, data: str = "imagenet") -> Recipe:
 def paper_plus(space: str, data: str = "imagenet", init: str | None = None) -> Recipe:
     """``growtas train --recipe growtas-plus-t --data FOLDER --init RUN``: GrowTAS+ after :func:`paper`; also ``-s`` and ``-b``.
 
-    Numbers: the paper, Section 4.1.2: 20 epochs from 5e-5 to 1e-5 (T, S), 10 epochs from 2e-7 to 1e-7 (B), everything else as in
-    the training before. "Initial learning rate" is taken at its word: there is no warm-up. For T the paper reports what it does
-    before: those subnets lie in A_1, which GrowTAS+ leaves as it is. Not measured with growtas.
+    Numbers: the paper, Section 4.1.2: 20 epochs from 5e-5 to 1e-5 (T, S), 10 epochs from 2e-7 to 1e-7 (B). Everything else is as in
+    the first training. The paper calls the first number the initial learning rate, so there is no warm-up. For T the paper reports
+    the same accuracy as without GrowTAS+, because those subnets lie in A_1, which stays unchanged. Not measured with growtas.
 
     Args:
-        init: the run that is gone on from; by default the one that ``--recipe growtas-t --name growtas-t`` makes.
+        space: a space of AutoFormer.
+        data: as for ``--data``.
+        init: the run whose supernet is trained further; by default the one of ``--recipe growtas-t --name growtas-t``.
 
     Raises:
-        ConfigError: not one of AutoFormer's spaces.
+        ConfigError: the space is not one of AutoFormer's.
     """
     letter = short(space)
     epochs, lr, min_lr = _PLUS[space]
@@ -95,26 +97,26 @@ def paper_plus(space: str, data: str = "imagenet", init: str | None = None) -> R
 def paper_dagger() -> Recipe:
     """``growtas train --recipe growtas-t-dagger --data FOLDER``: GrowTAS-T with PreNAS' training settings.
 
-    The paper marks this row with a dagger and says that PreNAS tunes augmentation and weight decay for the tiny space; it gives no
-    numbers. Those here are of PreNAS' published script (github.com/tinyvision/PreNAS, ``02_one_shot_training.sh``, the part headed
-    tiny): RandAugment with three operations of magnitude 10, last learning rate 1e-7. That part names the base space's files, so
-    its settings may be the base space's. Three things differ: the script mixes images one by one and erases two rectangles,
-    here a batch is mixed as a whole and one rectangle erased; and it sets no weight decay, so its default 0.05 stays, whatever
-    PreNAS tuned it to. With these differences there is no reason to expect just what the paper reports. Not measured with growtas.
+    The paper marks this row with a dagger and says that PreNAS tunes augmentation and weight decay for the tiny space, without
+    numbers. The numbers here come from the section "tiny" of PreNAS' published script (github.com/tinyvision/PreNAS,
+    ``02_one_shot_training.sh``): RandAugment with three operations of magnitude 10, last learning rate 1e-7. That section names
+    files of the base space, so its settings may belong to the base space. Two things differ here: the script mixes image by image
+    and erases two rectangles, growtas mixes whole batches and erases one. The script sets no weight decay, so its default of 0.05
+    is used, which may not be PreNAS' tuned value. The paper's accuracy should not be expected exactly. Not measured with growtas.
     """
     changes = {"name": "growtas-t-dagger", "auto_augment": "rand-n3-m10-mstd0.5-inc1", "min_lr": 1e-7}
     return paper("autoformer-t").override(changes)
 
 
 def baseline(method: str, space: str) -> Recipe:
-    """``growtas train --recipe uniform-t --data FOLDER``: another method in the place of GrowTAS, all else as in the paper.
+    """``growtas train --recipe uniform-t --data FOLDER``: another method in place of GrowTAS, everything else as in the paper.
 
-    ``uniform`` is AutoFormer's sampling (and SPOS'), ``sandwich`` BigNAS', ``shrinking`` OFA's progressive shrinking, ``prenas``
-    trains the subnets that a zero-cost score prefers, ``focusformer`` has a learned sampler. Each takes the same number of
-    images; a step of some methods has several passes and costs more, which ``--dry-run`` shows. Not measured with growtas.
+    ``uniform`` is the sampling of AutoFormer and SPOS, ``sandwich`` that of BigNAS, ``shrinking`` is OFA's progressive shrinking,
+    ``prenas`` trains the subnets that a zero-cost score prefers, and ``focusformer`` learns its sampler. All use the same number of
+    images. Some methods run several passes per step, which costs more; ``--dry-run`` shows the cost. Not measured with growtas.
 
     Raises:
-        ConfigError: not one of AutoFormer's spaces.
+        ConfigError: the space is not one of AutoFormer's.
     """
     return paper(space).override({"name": f"{method}-{short(space)}", "method": method})
 

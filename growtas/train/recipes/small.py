@@ -11,7 +11,8 @@ from growtas.train.recipes.entry import Entry
 def digits_demo() -> Recipe:
     """``growtas train``: the micro space on scikit-learn's digits.
 
-    So short a training at so high a rate scatters by several points; :data:`ENTRIES` holds what was measured.
+    The training is short and its learning rate is high, so accuracies vary by several percentage points between seeds.
+    :data:`ENTRIES` contains the measured accuracies.
     """
     return Recipe(
         name="digits-demo",
@@ -31,7 +32,7 @@ def digits_demo() -> Recipe:
 
 
 def fashion_mnist_micro() -> Recipe:
-    """``growtas train --data fashion-mnist``: the micro space on Fashion-MNIST; :data:`ENTRIES` holds what was measured."""
+    """``growtas train --data fashion-mnist``: the micro space on Fashion-MNIST; :data:`ENTRIES` has the measured accuracies."""
     return Recipe(
         name="fashion-mnist-micro",
         space="micro",
@@ -50,9 +51,9 @@ def fashion_mnist_micro() -> Recipe:
 
 
 def small_images(space: str, data: str) -> Recipe:
-    """``growtas train --data FOLDER``: any space on images small enough to be held in memory.
+    """``growtas train --data FOLDER``: any space on images that fit in memory.
 
-    A starting point, not tuned for any set; no accuracy is claimed.
+    A starting point that is not tuned for any data set; no accuracy is claimed.
     """
     return Recipe(name="small-images", space=space, data=data, hflip=0.0 if data == "digits" else 0.5)
 
@@ -78,11 +79,11 @@ ENTRIES = (
 def small_plus(first: Recipe) -> Recipe:
     """``growtas train --method growtas-plus --init RUN``: GrowTAS+ after a training with a small recipe.
 
-    The paper's proportions (Section 4.1.2): a twenty-fifth of the first training's epochs, at a twentieth of its learning rate
-    falling to a hundredth, without warm-up. A starting point, not tuned; no accuracy is claimed.
+    The proportions are the paper's (Section 4.1.2): 1/25 of the first training's epochs, and a learning rate that falls from 1/20
+    to 1/100 of the first training's, without warm-up. A starting point that is not tuned; no accuracy is claimed.
 
     Args:
-        first: the recipe of the first training, or the one that its space and data have by default.
+        first: the recipe of the first training, or the default recipe for its space and data.
     """
     return replace(
         first,

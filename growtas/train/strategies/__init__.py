@@ -1,4 +1,4 @@
-"""Training methods, a file each; a method is known by the name that ``--method`` takes."""
+"""Training methods, one per file; their names are the values of ``--method``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
 
 
 def make_strategy(recipe: Recipe, space: SearchSpace) -> Strategy:
-    """The strategy of a recipe's method.
+    """Creates the training method of a recipe.
 
     Raises:
         ConfigError: the recipe's stages or method options don't fit the method or the space.

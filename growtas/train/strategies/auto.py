@@ -1,28 +1,28 @@
-"""GrowTAS with transitions that the training finds itself (``transitions: auto``); not in the paper.
+"""GrowTAS with transitions that the training chooses itself (``transitions: auto``); not in the paper.
 
-The paper picks T_1 by hand for each space (Section 4.1.2). Here a subspace is left when it has converged: when training it for
-another epoch gains little against what an epoch gained at best since it was opened.
+The paper picks T_1 by hand for each space (Section 4.1.2). Here the next subspace is opened when the current one has converged: the
+gain of another epoch is small compared with the best gain of an epoch in this stage.
 
-**The series.** Two series of the open stage, a value an epoch: the mean accuracy of subnets inside the open subspace (the
-space's smallest, and the probes of this subspace and the earlier ones, where they are measured), and the training loss. A
-series has converged when its smoothed gain is at most ``share`` of the largest smoothed gain of the stage. All series that
-can be judged have to agree: accuracy alone is noisy on few images, and loss alone also falls by learning the images by heart.
+**Series.** Each stage has two series with one value per epoch: the training loss, and the mean accuracy of subnets inside the open
+subspace. These are the space's smallest subnet and the probes of this and the earlier subspaces, if they are measured. A series has
+converged when its smoothed gain is at most ``share`` of the stage's largest smoothed gain. All usable series must agree: accuracy
+alone is noisy on few images, and loss alone also falls when the network memorises the images.
 
-**Smoothing.** The gain at an epoch is the slope of a straight line fitted to the last ``window`` values; of accuracies that are
-measured every few epochs only, to those of about as long a time, at least 3. Between measurements the last gain stands.
+**Smoothing.** The gain at an epoch is the slope of a straight line fitted to the last ``window`` values. If accuracies are measured
+only every few epochs, the line is fitted to those of about the same time span, at least 3. Between measurements the gain stays.
 
-**The learning rate** follows one cosine over the whole training, so gains shrink towards its end just because steps do. Gains
-are therefore counted against the sum of learning rates and not against epochs: a slope says what an epoch at the full rate
-would gain. A gain that has halved because the rate has is no convergence.
+**Learning rate.** It follows one cosine over the whole training, so gains shrink towards the end because the steps shrink. The
+slope is therefore taken over the sum of learning rates instead of epochs: it is the gain of an epoch at the full rate. A gain that
+halves because the rate halves does not count as convergence.
 
-**Warm-up.** Epochs that begin inside the warm-up are not part of the first series: their gains say how the rate rose.
+**Warm-up.** Epochs that begin during the warm-up are left out of the first series, because the rising rate dominates their gains.
 
-**Bounds.** A stage lasts at least ``least`` and at most ``most`` of an equal share of the epochs, and never so long that those
-after it can't have their ``least``. At the upper bound it ends, converged or not.
+**Bounds.** A stage lasts at least ``least`` and at most ``most`` times an equal share of the epochs. It always leaves enough epochs
+for the ``least`` of the later stages. At the upper bound it ends even without convergence.
 
-**Nothing to judge.** Without a finite accuracy the loss decides alone, and the other way round; where accuracies are measured, but
-are too few yet, the loss has to wait for them up to an equal share. With neither, a stage ends after an equal share, the paper's
-default.
+**Missing values.** Without finite accuracies the loss decides alone, and the other way round. If accuracies are measured but are
+still too few, the loss waits for them until the stage has had an equal share of the epochs. Without both, a stage ends after an
+equal share, the paper's default.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ _PROBE = re.compile(r"A(\d+) ")
 
 @dataclass(frozen=True, kw_only=True)
 class AutoOptions:
-    """Settings of ``growtas`` with ``transitions: auto``.
+    """Options of ``growtas`` with ``transitions: auto``.
 
     Attributes:
-        share: of the stage's largest gain, at or below which a series has converged.
-        window: epochs that a gain is fitted to, or 0 for a twentieth of the epochs, at least 3.
-        least: shortest stage, as a share of the epochs divided by the number of stages.
-        most: longest stage but for the last, as a share of the same.
+        share: a series has converged when its gain is at most this share of the stage's largest gain.
+        window: number of epochs that a gain is fitted to; 0 means a twentieth of the epochs, at least 3.
+        least: shortest length of a stage, as a multiple of the epochs divided by the number of stages.
+        most: longest length of a stage, except the last, as a multiple of the epochs divided by the number of stages.
     """
 
     share: float = checked(0.1, real(0, 1))
@@ -62,15 +62,15 @@ class AutoOptions:
 
     def __post_init__(self) -> None:
         if self.window == 1:
-            raise ConfigError("method_options: window is 1; a gain needs 2 epochs or more (0 for the default)")
+            raise ConfigError("method_options: window is 1; it must be 2 epochs or more, or 0 for the default")
 
 
 class AutoProgressive(Progressive):
-    """One subnet a step, uniformly from the open subspace; the next one is opened when it has converged.
+    """Draws one subnet per step uniformly from the open subspace, and opens the next subspace when this one has converged.
 
     Attributes:
-        transitions: the epochs chosen so far, whole ones.
-        reasons: for each, ``converged``, ``bound`` or ``unmeasured``.
+        transitions: the transitions chosen so far, in whole epochs.
+        reasons: the reason for each transition: ``converged``, ``bound`` or ``unmeasured``.
     """
 
     name: ClassVar[str] = "growtas"
@@ -80,13 +80,13 @@ class AutoProgressive(Progressive):
         super().__init__(space, recipe)
         if recipe.epochs < len(self.growth.subspaces):
             raise ConfigError(
-                f"transitions: auto opens a subspace after a whole epoch: {len(self.growth.subspaces)} stages need as many epochs, "
-                f"and there are {recipe.epochs}"
+                f"transitions: auto needs at least one epoch per stage; there are {len(self.growth.subspaces)} stages "
+                f"and epochs is {recipe.epochs}"
             )
         self.window: int = self.options.window or max(3, round(recipe.epochs / 20))
         self.transitions: list[int] = []
         self.reasons: list[str] = []
-        # The open stage alone: epoch, loss, accuracy of the smallest subnet, mean with the probes, learning rate.
+        # Epochs of the current stage: epoch, loss, accuracy of the smallest subnet, mean accuracy with the probes, learning rate.
         self._history: list[dict[str, Any]] = []
 
     def stage(self, epoch: float) -> int:
@@ -95,7 +95,7 @@ class AutoProgressive(Progressive):
     def after_epoch(self, epochs: int, metrics: Mapping[str, Any]) -> None:
         stage = len(self.transitions)
         known = self._history[-1]["epoch"] if self._history else max(self.transitions, default=0)
-        # An epoch that is reported again, after a checkpoint that already holds it, must not count twice.
+        # A resumed training may report an epoch that the loaded state already contains; it must not count twice.
         if epochs <= known or stage == len(self.growth.subspaces) - 1:
             return
         self._history.append({"epoch": epochs, **_readings(metrics, stage)})
@@ -106,24 +106,24 @@ class AutoProgressive(Progressive):
             self._history = []
 
     def bounds(self, stage: int) -> tuple[int, int]:
-        """First and last epoch at which an open stage may end, counted from the start of the training."""
+        """Returns the first and the last epoch at which a stage may end, counted from the start of the training."""
         stages, epochs = len(self.growth.subspaces), self.recipe.epochs
         equal, opened = epochs / stages, self.transitions[stage - 1] if stage else 0
         later = stages - 1 - stage
         # The small number keeps 0.1 * 30 from being 3.0000000000000004.
         last = math.floor(min(opened + self.options.most * equal, epochs - later * self.options.least * equal) + 1e-9)
-        # Whatever the options say, each stage has an epoch.
+        # Each stage gets at least one epoch, whatever the options are.
         last = min(max(last, opened + 1), epochs - later)
         return min(max(math.ceil(opened + self.options.least * equal - 1e-9), opened + 1), last), last
 
     def gains(self) -> dict[str, list[float]]:
-        """The smoothed gains of each series of the open stage that can be judged, per epoch at the full learning rate."""
+        """Returns the smoothed gains of each usable series of the current stage, per epoch at the full learning rate."""
         first = math.ceil(self.recipe.warmup_epochs)
         entries = [entry for entry in self._history if entry["epoch"] > first]
         rates = [entry["lr"] for entry in entries]
         known = all(rate is not None for rate in rates)
         place = np.cumsum([rate / self.recipe.lr if known else 1.0 for rate in rates])
-        # Accuracies that are not measured every epoch need fewer of them for the same stretch of time, but enough for a line.
+        # Accuracies that are not measured every epoch give fewer values in the same time span; a line needs at least some.
         sparse = max(min(3, self.window), math.ceil(self.window / self.recipe.probe_epochs))
         gains = {}
         for name, sources, sign, window in (
@@ -143,7 +143,7 @@ class AutoProgressive(Progressive):
             return None
         gains, passed = self.gains(), epochs - (self.transitions[stage - 1] if stage else 0)
         late = passed >= self.recipe.epochs / len(self.growth.subspaces)
-        # Accuracies that are on their way are worth waiting for, but not for longer than an equal share.
+        # It is worth waiting for accuracies that will come, but not longer than an equal share of the epochs.
         coming = passed < self.recipe.probe_epochs or any(entry["smallest"] is not None for entry in self._history)
         waiting = "accuracy" not in gains and coming and not late
         if gains and not waiting and all(slopes[-1] <= self.options.share * max(slopes) for slopes in gains.values()):
@@ -161,7 +161,7 @@ class AutoProgressive(Progressive):
 
 
 def _readings(metrics: Mapping[str, Any], stage: int) -> dict[str, float | None]:
-    """What the rule reads of an epoch's metrics, in numbers that are finite or None."""
+    """Returns the values of an epoch's metrics that the rule uses; values that are absent or not finite are None."""
     smallest = _finite((metrics.get("accuracy") or {}).get("smallest"))
     probes = [
         _finite(accuracy)
@@ -183,12 +183,12 @@ def _finite(value: Any) -> float | None:
 
 
 def _slopes(points: Sequence[tuple[float, float]], window: int) -> list[float]:
-    """Slopes of the lines through each ``window`` points in a row, by least squares."""
+    """Returns the least-squares slopes of all ``window`` consecutive points."""
     slopes = []
     for end in range(window, len(points) + 1):
         x, y = np.array(points[end - window : end]).T
         x = x - x.mean()
         spread = float((x * x).sum())
-        # A learning rate of zero moves nothing.
+        # With a learning rate of zero there is no gain.
         slopes.append(float((x * y).sum()) / spread if spread > 0 else 0.0)
     return slopes

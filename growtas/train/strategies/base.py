@@ -1,4 +1,4 @@
-"""A training method decides which subnets a step updates, and what each of them learns from."""
+"""Base class of training methods. A method chooses the subnets that a step updates, and the targets that they learn from."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from growtas.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward and backward pass of a step; the gradients of a step's passes are summed.
+    """One forward and backward pass of a step. The gradients of a step's passes are summed.
 
     Attributes:
-        subnet: what runs.
+        subnet: the subnet that runs.
         labels: weight of the loss against the labels.
         soft: weight of the loss against the teacher's soft outputs.
-        teacher: where those come from: ``first``, this step's first pass; ``frozen``, the largest subnet as it was when the
-            strategy asked to keep it (:meth:`Strategy.keeps_teacher`).
+        teacher: the teacher: ``first`` is the first pass of the same step; ``frozen`` is a copy of the largest subnet, made when
+            :meth:`Strategy.keeps_teacher` first returned True.
     """
 
     subnet: Subnet
@@ -41,116 +41,123 @@ class Pass:
 
 
 class Tools(Protocol):
-    """What a strategy may ask of the training; the same answer on every process. What it costs is counted as the method's own.
+    """The part of a training that a method may use. Every process gets the same results; their cost counts as the method's.
 
     Attributes:
-        device: where the weights are.
+        device: device of the weights.
     """
 
     device: torch.device
 
     @property
     def supernet(self) -> Supernet:
-        """The weights in training; a strategy leaves them and their gradients as they were."""
+        """The supernet in training. A method must not change its weights or gradients."""
         ...
 
     @property
     def num_parts(self) -> int:
-        """How many indices :meth:`sample_batch` gives something new for."""
+        """Number of different batches that :meth:`sample_batch` can return."""
         ...
 
     def accuracy(self, subnet: Subnet, count: int | None = None) -> float:
-        """Accuracy (0..1) on the first ``count`` images (all, by default) of the search split's monitored part, in eval mode."""
+        """Measures a subnet's accuracy (0..1) on the first ``count`` monitored images of the search split (by default on all)."""
         ...
 
     def sample_batch(self, index: int) -> tuple[Tensor, Tensor]:
-        """Training images ``(n, C, H, W)`` and labels of batch ``index`` of the first epoch, on the device, unmixed."""
+        """Returns images ``(n, C, H, W)`` and labels of batch ``index`` of the first epoch, on the device, without Mixup."""
         ...
 
     def count_macs(self, macs: float) -> None:
-        """Book work that the trainer can't see, in multiply-accumulates (a backward pass is two forward passes)."""
+        """Adds multiply-accumulates that the trainer can't see to the method's cost. A backward pass is two forward passes."""
         ...
 
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Settings of a method that has none."""
+    """Options of a method that has no options."""
 
 
 class Strategy:
     """A training method.
 
-    Draws are functions of (seed, step) and of :meth:`state`, so that a resumed training needs no generator's state and every
-    process agrees without talking to the others.
+    The drawn subnets depend on (seed, step) and :meth:`state` alone. So a resumed training needs no random generator's state, and
+    all processes draw the same subnets without communication.
 
     Args:
         space: the search space, with the data's number of classes.
-        recipe: the training; :attr:`options` are read from its ``method_options``.
+        recipe: the recipe of the training; :attr:`options` are read from its ``method_options``.
 
     Raises:
-        ConfigError: an unknown option (with the nearest known one), or a value that is not legal.
+        ConfigError: an option is unknown (the message names the nearest known one), or a value is illegal.
     """
 
     name: ClassVar[str]
-    """What ``--method`` calls it."""
+    """Name of the method, as for ``--method``."""
     Options: ClassVar[type[Any]] = NoOptions
-    """A frozen dataclass of the method's own settings with defaults."""
+    """Frozen dataclass of the method's options with their defaults."""
 
     def __init__(self, space: SearchSpace, recipe: Recipe) -> None:
         self.space, self.recipe = space, recipe
         known = [field.name for field in dataclasses.fields(self.Options)]
         for key in recipe.method_options:
             if key not in known:
-                hint = nearest(key, known) or f"it has {choices(known) or 'none'}"
+                hint = nearest(key, known) or (f"its options are {choices(known)}" if known else "it has no options")
                 raise ConfigError(f"method_options: the method {self.name} has no option {key!r}; {hint}")
         self.options: Any = self.Options(**recipe.method_options)
         check_fields(self.options, "method_options: ")
 
     def rng(self, step: int) -> np.random.Generator:
-        """The generator of a step."""
+        """Returns the random generator of a step."""
         return np.random.default_rng((self.recipe.seed, step))
 
     def draw(self, step: int, epoch: float) -> Sequence[Pass]:
-        """The passes of a step, one or more; by default one subnet, uniformly from the open subspace.
+        """Returns the passes of a step, at least one. By default one subnet is drawn uniformly from the open subspace.
 
         Args:
-            step: counted from the start of the training.
-            epoch: the same place in epochs, with its fraction.
+            step: index of the step since the start of the training.
+            epoch: the same place in epochs, a fraction.
         """
         return (Pass(sample(self.space, self.rng(step), self.subspace(epoch))),)
 
     def stage(self, epoch: float) -> int:
-        """Index of the open stage, from 0."""
+        """Returns the index of the current stage, from 0."""
         return 0
 
     def subspace(self, epoch: float) -> Subspace:
-        """The subspace that is open, as far as caps describe it."""
+        """Returns the open subspace, if the method describes it by caps."""
         return Subspace()
 
     def subspaces(self) -> tuple[Subspace, ...]:
-        """Every subspace that is ever open, in order; their subnets are followed during the training."""
+        """Returns all subspaces of the training in order. Some subnets of each are measured during the training."""
         return (Subspace(),)
 
     def followed(self) -> dict[str, Subnet]:
-        """The subnets whose accuracy is measured every epoch and at the end, as ``smallest``, ``middle`` and ``largest``."""
+        """Returns the subnets that are measured after every epoch and at the end: ``smallest``, ``middle`` and ``largest``."""
         return monitored(self.space)
 
     def prepare(self, tools: Tools) -> None:
-        """Called once, before the first step of a training (not when it is resumed)."""
+        """Called once before the first step of a training, but not when the training is resumed."""
 
     def before_step(self, step: int, epoch: float, tools: Tools) -> None:
-        """Called before every step's :meth:`draw`."""
+        """Called before the :meth:`draw` of every step."""
 
     def after_epoch(self, epochs: int, metrics: Mapping[str, Any]) -> None:
-        """Called when ``epochs`` epochs are complete, with the line of ``metrics.jsonl``; what changes must be in :meth:`state`."""
+        """Called after each epoch.
+
+        All that it changes must be part of :meth:`state`.
+
+        Args:
+            epochs: number of complete epochs.
+            metrics: the epoch's line of ``metrics.jsonl``.
+        """
 
     def keeps_teacher(self, epoch: float) -> bool:
-        """Whether the largest subnet is to be kept as the frozen teacher from here on; asked before each step until it is."""
+        """Whether to keep a copy of the largest subnet as the frozen teacher now. Called before each step until there is one."""
         return False
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides (seed, step), as JSON."""
+        """Returns the method's state for a checkpoint, as JSON."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take a checkpoint's :meth:`state` back."""
+        """Restores the :meth:`state` of a checkpoint."""

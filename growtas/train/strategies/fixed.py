@@ -1,4 +1,4 @@
-"""One subnet for the whole training: fine-tuning what a search found."""
+"""Trains the same subnet in every step: fine-tuning the subnet of a search."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from growtas.train.strategies.base import Pass, Strategy
 
 @dataclass(frozen=True)
 class FixedOptions:
-    """Settings of ``finetune``.
+    """Options of ``finetune``.
 
     Attributes:
-        subnet: the subnet in its JSON form; None for the space's largest.
+        subnet: the subnet to train, in its JSON form; null for the largest subnet of the space.
     """
 
     subnet: Mapping[str, Any] | None = None
 
 
 class Fixed(Strategy):
-    """Every step updates the same subnet, the only one whose weights mean anything."""
+    """Updates the same subnet in every step; only this subnet has meaningful weights."""
 
     name: ClassVar[str] = "finetune"
     Options: ClassVar[type[Any]] = FixedOptions
@@ -39,5 +39,5 @@ class Fixed(Strategy):
         return (Pass(self.subnet),)
 
     def followed(self) -> dict[str, Subnet]:
-        """The subnets whose accuracy says something of the training: the one, under the names that every table has."""
+        """Returns the trained subnet under each of the names ``smallest``, ``middle`` and ``largest`` that tables expect."""
         return dict.fromkeys(("smallest", "middle", "largest"), self.subnet)

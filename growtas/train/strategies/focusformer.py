@@ -1,7 +1,7 @@
 """A learned sampler of subnets: FocusFormer (Liu et al., 2022, Section 3).
 
-The sampler learns by policy gradient (Williams, Machine Learning 1992, Section 4: REINFORCE with a baseline) which subnets
-are accurate near each budget, and the training draws from it.
+The training draws its subnets from the sampler. The sampler learns by policy gradient which subnets are accurate near each budget
+(REINFORCE with a baseline: Williams, Machine Learning 1992, Section 4).
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ from growtas.train.recipe import Recipe
 from growtas.train.strategies.base import Pass, Strategy, Tools
 
 _MEMORY = 0.9
-"""What a running mean of rewards keeps of its old value."""
+"""Weight of the old value in a running mean of rewards."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FocusFormerOptions:
-    """Settings of ``focusformer``.
+    """Options of ``focusformer``.
 
     Attributes:
-        budgets: numbers of MACs, spread evenly over the space's range, for each of which the sampler has a distribution.
-        start: share of the training before the sampler learns; until then subnets are drawn uniformly.
-        every: steps from one lesson of the sampler to the next.
-        samples: subnets that are measured for each lesson, taken from the budgets in turn.
-        images: validation images that each of them is measured on.
-        lr: by how much one subnet of typical advantage moves the logits.
-        penalty: what a subnet that misses its budget by its whole size loses in reward, in accuracy (0..1).
-        entropy: weight of the bonus for a distribution that stays broad; it keeps noise from deciding what accuracy doesn't.
-        epsilon: share of training steps whose subnet is drawn uniformly all the same.
+        budgets: number of MACs budgets, spread evenly over the range of the space. The sampler has a distribution for each.
+        start: share of the training (0 to 1) before the sampler starts to learn; until then subnets are drawn uniformly.
+        every: number of training steps between two updates of the sampler.
+        samples: number of subnets that are measured for each update, taken from the budgets in turn.
+        images: number of images of the search split on which each of these subnets is measured.
+        lr: learning rate of the sampler: change of a logit caused by one subnet of typical advantage.
+        penalty: reduction of the reward, in accuracy (0..1), for MACs that differ from the budget by 100 %; it is proportional to
+            the difference.
+        entropy: weight of the entropy bonus. It keeps the distributions broad where accuracies do not differ clearly.
+        epsilon: share of training steps (0 to 1) that draw uniformly even after the sampler has learned.
     """
 
     budgets: int = checked(4, whole(1, 1000))
@@ -55,7 +56,7 @@ class FocusFormerOptions:
 
 @dataclass(frozen=True)
 class Choice:
-    """A subnet as the sampler draws it: indices of the choices."""
+    """A subnet drawn by the sampler, as indices into the choices of the space."""
 
     embed_dim: int
     depth: int
@@ -64,22 +65,23 @@ class Choice:
 
 
 class FocusFormer(Strategy):
-    """One subnet a step: a budget at random, then a subnet from the sampler's distribution for that budget.
+    """Draws one subnet per step: first a budget at random, then a subnet from the sampler's distribution for that budget.
 
-    A distribution is a product of independent ones for the width, the depth, and each block's heads and MLP ratio. A lesson
-    draws subnets from it and rewards each with its validation accuracy, less a penalty for missing the budget on either side.
-    The gradient of a subnet's log-probability is weighted by its reward against the budget's running mean, over the running mean
-    of how far rewards are from it, so that the size of a step doesn't hang on how much accuracies differ.
+    A distribution is a product of independent distributions for the width, the depth, and the heads and MLP ratio of each block. An
+    update draws subnets from it. The reward of a subnet is its accuracy on the search split, minus a penalty for missing the budget
+    in either direction. The gradient of its log-probability is weighted by the advantage: the reward minus the budget's running
+    mean, divided by the running mean of that difference's absolute value. So the size of an update does not depend on how much
+    accuracies differ.
 
-    What differs from the paper, whose sampler is a recurrent network: the choices are independent given the budget, so
-    that the whole sampler is a few hundred numbers that a checkpoint holds as they are.
+    Difference from the paper, whose sampler is a recurrent network: here the choices are independent given the budget. So the whole
+    sampler is a few hundred numbers, which a checkpoint stores exactly.
 
     Attributes:
         targets: MACs of each budget.
-        logits: by dimension, float64 arrays of shape ``(budgets, choices)``, or ``(budgets, blocks, choices)`` for blocks.
-        baseline, spread: running means of each budget's reward and of its absolute difference from the baseline, NaN before
-            the first lesson.
-        lessons: how many there were.
+        logits: logits by dimension: float64 arrays of shape ``(budgets, choices)``, or ``(budgets, blocks, choices)`` for blocks.
+        baseline: running mean of each budget's reward; NaN before the first update.
+        spread: running mean of the reward's absolute difference from the baseline; NaN before the first update.
+        lessons: number of updates so far.
     """
 
     name: ClassVar[str] = "focusformer"
@@ -89,7 +91,7 @@ class FocusFormer(Strategy):
         super().__init__(space, recipe)
         budgets, blocks = self.options.budgets, space.depth[-1]
         low, high = (count_costs(space, subnet).macs for subnet in (space.smallest, space.largest))
-        # The middles of equal intervals: a budget at the very end would have a single subnet.
+        # The centres of equal intervals, because a budget at either end of the range would fit a single subnet only.
         self.targets: NDArray[np.float64] = low + (high - low) * (np.arange(budgets) + 0.5) / budgets
         self.logits: dict[str, NDArray[np.float64]] = {
             "embed_dim": np.zeros((budgets, len(space.embed_dim))),
@@ -110,18 +112,18 @@ class FocusFormer(Strategy):
     def before_step(self, step: int, epoch: float, tools: Tools) -> None:
         if step == 0 or step % self.options.every or epoch < self.options.start * self.recipe.epochs:
             return
-        # A stream of its own, or a lesson would draw what the step draws.
+        # A separate random stream; otherwise the update would draw the same numbers as the step.
         rng = np.random.default_rng((self.recipe.seed, step, 1))
         measured: list[tuple[int, Choice, float]] = []
         for number in range(self.options.samples):
-            # Where a lesson is shorter than the budgets are many, the next one goes on with the next budget.
+            # With fewer samples than budgets, the next update continues with the next budget.
             budget = (self.lessons * self.options.samples + number) % self.options.budgets
             choice = self.choose(budget, rng)
             measured.append((budget, choice, self.reward(budget, choice, tools)))
         self.learn(measured)
 
     def choose(self, budget: int, rng: Generator) -> Choice:
-        """Draw from a budget's distribution."""
+        """Draws a subnet from a budget's distribution."""
         depth = _draw(self.logits["depth"][budget], rng)
         blocks = range(self.space.depth[depth])
         heads, ratios = (
@@ -130,20 +132,24 @@ class FocusFormer(Strategy):
         return Choice(_draw(self.logits["embed_dim"][budget], rng), depth, heads, ratios)
 
     def subnet(self, choice: Choice) -> Subnet:
-        """The subnet of a draw."""
+        """Returns the subnet for drawn indices."""
         heads = tuple(self.space.num_heads[index] for index in choice.num_heads)
         return Subnet(
             self.space.embed_dim[choice.embed_dim], heads, tuple(self.space.mlp_ratio[index] for index in choice.mlp_ratio)
         )
 
     def reward(self, budget: int, choice: Choice, tools: Tools) -> float:
-        """Validation accuracy less the penalty for the distance from the budget."""
+        """Returns the accuracy minus the penalty for the distance from the budget."""
         subnet = self.subnet(choice)
         missed = abs(count_costs(self.space, subnet).macs / self.targets[budget] - 1)
         return float(tools.accuracy(subnet, self.options.images) - self.options.penalty * missed)
 
     def learn(self, measured: list[tuple[int, Choice, float]]) -> None:
-        """One step of policy gradient from (budget, draw, reward); rewards that are not finite are left out."""
+        """Updates the sampler by one step of policy gradient.
+
+        Args:
+            measured: drawn subnets as (budget, choice, reward); rewards that are not finite are left out.
+        """
         self.lessons += 1
         gradient = {dimension: np.zeros_like(logits) for dimension, logits in self.logits.items()}
         for budget in range(self.options.budgets):
@@ -155,7 +161,7 @@ class FocusFormer(Strategy):
                 self.baseline[budget] = rewards.mean()
                 self.spread[budget] = np.abs(rewards - self.baseline[budget]).mean()
             advantages = rewards - self.baseline[budget]
-            # Of one subnet, or of equal ones, nothing can be learned about how far rewards spread.
+            # A single subnet, or equal rewards, give no information about the spread of rewards.
             scaled = advantages / self.spread[budget] if self.spread[budget] > 0 else np.sign(advantages)
             for (choice, _), advantage in zip(draws, np.clip(scaled, -3, 3), strict=True):
                 self._add_gradient(gradient, budget, choice, float(advantage))
@@ -165,7 +171,7 @@ class FocusFormer(Strategy):
             logits += self.options.lr * gradient[dimension]
 
     def _add_gradient(self, gradient: dict[str, NDArray[np.float64]], budget: int, choice: Choice, advantage: float) -> None:
-        """Add one draw's part; blocks beyond its depth were not drawn and learn nothing."""
+        """Adds one subnet's part of the gradient. Blocks beyond its depth were not drawn and get no gradient."""
         taken: list[tuple[str, tuple[int, ...], int]] = [
             ("embed_dim", (budget,), choice.embed_dim),
             ("depth", (budget,), choice.depth),
@@ -175,12 +181,12 @@ class FocusFormer(Strategy):
         for dimension, where, index in taken:
             log_p = _log_softmax(self.logits[dimension][where])
             p = np.exp(log_p)
-            # Gradients by the logits: of log p[index], and of the entropy -sum(p log p).
+            # Gradients with respect to the logits: of log p[index], and of the entropy -sum(p log p).
             gradient[dimension][where] += advantage * (np.arange(len(p)) == index) - advantage * p
             gradient[dimension][where] -= self.options.entropy * p * (log_p - (p * log_p).sum())
 
     def state(self) -> dict[str, Any]:
-        # JSON holds a float64 with all its digits, so a resumed sampler is the same to the bit.
+        # JSON stores a float64 with all its digits, so a resumed sampler is bit-identical.
         return {
             "logits": {dimension: logits.tolist() for dimension, logits in self.logits.items()},
             "baseline": _nullable(self.baseline),
@@ -204,5 +210,5 @@ def _draw(logits: NDArray[np.float64], rng: Generator) -> int:
 
 
 def _nullable(values: NDArray[np.float64]) -> list[float | None]:
-    """JSON has no NaN; NumPy reads null back as one."""
+    """Replaces NaN by None, because JSON has no NaN. NumPy converts None back to NaN."""
     return [None if np.isnan(value) else float(value) for value in values]

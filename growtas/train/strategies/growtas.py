@@ -11,7 +11,7 @@ from growtas.train.strategies.base import Strategy
 
 
 class Progressive(Strategy):
-    """One subnet a step, uniformly from the subspace that is open at the epoch."""
+    """Draws one subnet per step uniformly from the subspace that is open at the epoch."""
 
     name: ClassVar[str] = "growtas"
 

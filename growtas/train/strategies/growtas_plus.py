@@ -1,4 +1,4 @@
-"""GrowTAS+: fine-tuning what the small subnets don't use (Lee et al., Section 3.2, Eq. 5)."""
+"""GrowTAS+: trains the weights that the small subnets do not use (Lee et al., Section 3.2, Eq. 5)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TRIES = 10_000
 
 
 class ProgressivePlus(Strategy):
-    """One subnet a step, uniformly from A_K without A_1; entries that a subnet of A_1 uses are frozen."""
+    """Draws one subnet per step uniformly from A_K without A_1. Weights that any subnet of A_1 uses are frozen."""
 
     name: ClassVar[str] = "growtas-plus"
 
@@ -24,17 +24,17 @@ class ProgressivePlus(Strategy):
         self.frozen: Subspace = recipe.growth(space).subspaces[0]
         if self.frozen.restrict(space) == space:
             raise ConfigError(
-                "growtas-plus trains what A_1 leaves out, but A_1 is the whole space; give stages of 2 or more, or subspaces"
+                "growtas-plus trains the subnets outside A_1, but A_1 is the whole space; set stages to 2 or more, or set subspaces"
             )
 
     def draw(self, step: int, epoch: float) -> tuple[Pass, ...]:
         rng = self.rng(step)
-        # A_1 can hold all but a sliver of the space, never all of it.
+        # A_1 may contain nearly the whole space, but never all of it.
         for _ in range(_TRIES):
             subnet = sample(self.space, rng)
             if not self.frozen.holds(subnet):
                 return (Pass(subnet),)
-        raise ConfigError(f"no subnet outside A_1 in {_TRIES:,} draws; give a smaller A_1")
+        raise ConfigError(f"{_TRIES:,} draws gave no subnet outside A_1; set a smaller A_1 with subspaces")
 
     def subspaces(self) -> tuple[Subspace, ...]:
         return (self.frozen, Subspace())

@@ -1,6 +1,6 @@
 """Preferred one-shot learning: PreNAS (Wang et al., ICML 2023, Section 3).
 
-The subnets worth training are chosen before the training, by their sensitivities at initialisation, and nothing else is trained.
+The subnets to train are chosen before the training, by their sensitivities at initialisation. No other subnets are trained.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from growtas.train.strategies.sensitivity import Sensitivity
 
 @dataclass(frozen=True, kw_only=True)
 class PreNasOptions:
-    """Settings of ``prenas``.
+    """Options of ``prenas``.
 
     Attributes:
-        budgets: intervals of equal width that the space's range of parameters is cut into.
-        per_budget: preferred subnets of each interval.
-        batches: training batches whose mean gradient is taken.
+        budgets: number of equal intervals into which the space's range of parameters is divided.
+        per_budget: number of preferred subnets per interval.
+        batches: number of training batches over which the gradient is averaged.
     """
 
     budgets: int = checked(6, whole(1, 1000))
@@ -40,17 +40,17 @@ class PreNasOptions:
 
 
 class PreNas(Strategy):
-    """One of the preferred subnets a step, uniformly.
+    """Draws one of the preferred subnets per step, uniformly.
 
-    The choice has two steps, as in the paper. Subnets of the same width and depth, with as many heads and as many hidden channels
-    in total, have the same size; of these the one is kept whose blocks' normalised sensitivities add up to the most. Of those
-    that are left, the most sensitive in each interval of parameters are preferred.
+    As in the paper, they are chosen in two steps. First, subnets with the same width, depth, total of heads and total of hidden
+    channels form a group of equal size; of each group the subnet with the largest sum of normalised block sensitivities is kept.
+    Then the most sensitive of these in each interval of parameters are preferred.
 
-    What differs: the first step is solved exactly, since its score is a sum over blocks, where the authors' code searches;
-    and drop path is off while the gradient is taken, so that the choice is a function of weights and images.
+    Differences from the authors' code: the first step is solved exactly and not searched, because its score is a sum over blocks.
+    Drop path is off while the gradient is computed, so that the choice depends on weights and images alone.
 
     Attributes:
-        preferred: the chosen subnets, from small to large; empty before :meth:`prepare`.
+        preferred: the chosen subnets from small to large; empty before :meth:`prepare`.
     """
 
     name: ClassVar[str] = "prenas"
@@ -71,7 +71,7 @@ class PreNas(Strategy):
             TrainingError: the preferred subnets are not chosen yet.
         """
         if not self.preferred:
-            raise TrainingError("prenas has no preferred subnets: the training was neither prepared nor resumed with its state")
+            raise TrainingError("prenas has no preferred subnets; call prepare or load_state first")
         return (Pass(self.preferred[self.rng(step).integers(len(self.preferred))]),)
 
     def state(self) -> dict[str, Any]:
@@ -82,10 +82,10 @@ class PreNas(Strategy):
 
 
 def best_isomers(space: SearchSpace, sensitivity: Sensitivity) -> list[Subnet]:
-    """The best of each group of subnets with the same width, depth, total of heads and total of hidden channels.
+    """Returns the best subnet of each group with the same width, depth, total of heads and total of hidden channels.
 
-    All subnets of a group have the same parameters and MACs. The best has the largest sum of normalised sensitivities; heads and
-    MLPs are chosen apart, because neither's terms depend on the other. Of equal ones the first in the order of the choices wins.
+    All subnets of a group have the same parameters and MACs. The best has the largest sum of normalised sensitivities. Heads and
+    MLPs are chosen separately, because their terms are independent. Among equals the first in the order of the choices wins.
     """
     winners = []
     for d, dim in enumerate(space.embed_dim):
@@ -98,7 +98,13 @@ def best_isomers(space: SearchSpace, sensitivity: Sensitivity) -> list[Subnet]:
 
 
 def _best_sums(sizes: Sequence[int], values: Sequence[Any], scores: NDArray[np.float64]) -> list[list[tuple[Any, ...]]]:
-    """For each number of leading blocks and each total of sizes, the values of the largest score; ``scores[block, choice]``."""
+    """Returns the best choice of values for each number of leading blocks and each total of sizes, by dynamic programming.
+
+    Args:
+        sizes: size of each choice, which is summed over blocks.
+        values: value of each choice.
+        scores: ``scores[block, choice]``; their sum is maximised.
+    """
     best: dict[int, tuple[float, tuple[Any, ...]]] = {0: (0.0, ())}
     best_by_depth = []
     for row in scores:
@@ -113,7 +119,7 @@ def _best_sums(sizes: Sequence[int], values: Sequence[Any], scores: NDArray[np.f
 
 
 def prefer(space: SearchSpace, subnets: Sequence[Subnet], sensitivity: Sensitivity, options: PreNasOptions) -> tuple[Subnet, ...]:
-    """The most sensitive subnets of each interval of parameters, from small to large; an interval may hold fewer, or none."""
+    """Returns the most sensitive subnets of each interval of parameters, from small to large. An interval may contain none."""
     params = count_costs_batch(space, SubnetBatch.from_subnets(subnets))[0]
     low, high = (count_costs(space, subnet).params for subnet in (space.smallest, space.largest))
     edges = np.linspace(low, high, options.budgets + 1)

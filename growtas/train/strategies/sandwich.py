@@ -1,6 +1,6 @@
 """The sandwich rule with in-place distillation: BigNAS (Yu et al., ECCV 2020, Section 3.1).
 
-The rule itself is that of slimmable networks (Yu and Huang, ICCV 2019, Sections 3.2 and 3.3).
+The rule comes from slimmable networks (Yu and Huang, ICCV 2019, Sections 3.2 and 3.3).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from growtas.train.strategies.base import Pass, Strategy
 
 @dataclass(frozen=True, kw_only=True)
 class SandwichOptions:
-    """Settings of ``sandwich``.
+    """Options of ``sandwich``.
 
     Attributes:
-        random: subnets a step that are drawn uniformly, besides the largest and the smallest.
-        students: weight of the losses of all subnets that are taught, together; the largest's is 1. The paper adds the losses
-            up, so there every one weighs 1: ``1 + random`` together.
+        random: number of randomly drawn subnets per step, in addition to the largest and the smallest.
+        students: total weight of the losses of all subnets but the largest, whose weight is 1. The paper sums the losses, which
+            corresponds to ``1 + random``.
     """
 
     random: int = checked(2, whole(0, 100))
@@ -28,14 +28,14 @@ class SandwichOptions:
 
 
 class Sandwich(Strategy):
-    """Each step the largest subnet, the smallest one and some random ones.
+    """Runs the largest subnet, the smallest subnet and some random subnets in each step.
 
-    The largest learns from the labels, the others from its soft outputs of the same images alone. A step is ``2 + random``
-    passes long.
+    The largest subnet learns from the labels. The others learn only from its soft outputs for the same images. A step has
+    ``2 + random`` passes.
 
-    The students' losses are averaged, not added up as in the paper: at the start the largest has nothing to teach, and three
-    losses that hold the shared weights to its outputs outweigh the one that improves them. NASViT (Gong et al., ICLR 2022) saw
-    Vision Transformers saturate early under the rule and traced it to such conflicts of gradients.
+    The losses of the students are averaged and not summed as in the paper. At first the largest subnet has nothing to teach, and
+    three losses that pull the shared weights towards its outputs outweigh the one that improves them. NASViT (Gong et al., ICLR
+    2022) observed that Vision Transformers saturate early under this rule, and explains it by such gradient conflicts.
     """
 
     name: ClassVar[str] = "sandwich"

@@ -1,4 +1,4 @@
-"""Sensitivities ``|w * g|`` of a supernet's slices, which SNIP prunes by (Lee et al., ICLR 2019, Section 4)."""
+"""Sensitivities ``|w * g|`` of a supernet's slices, the pruning criterion of SNIP (Lee et al., ICLR 2019, Section 4)."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ _NORMALISED = ("attn.qkv.weight", "fc1.weight", "fc2.weight")
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Sums of ``|w * g|`` over the slices that subnets are made of; ``d``, ``h`` and ``r`` are indices of choices.
+    """Sums of ``|w * g|`` over the slices that subnets consist of.
+
+    The axes ``d``, ``h`` and ``r`` are the choices of width, heads and MLP ratio.
 
     Attributes:
-        stem: shape ``(d,)``: everything outside the blocks.
-        attention: shape ``(d, block, h)``: a block's attention half with its norm and tables.
-        mlp: shape ``(d, block, r)``: a block's MLP half with its norm.
-        normal_attention: shape as ``attention``: the qkv weight's part alone, over the product of the whole weight's sums of
-            ``|w|`` and of ``|g|``, so that a block doesn't win because its weights or its gradients are larger throughout.
-        normal_mlp: shape as ``mlp``: the same for the weights of ``fc1`` and ``fc2``, each over its own sums.
+        stem: everything outside the blocks, shape ``(d,)``.
+        attention: the attention half of a block with its norm and tables, shape ``(d, block, h)``.
+        mlp: the MLP half of a block with its norm, shape ``(d, block, r)``.
+        normal_attention: the part of the qkv weight alone, divided by the product of the whole weight's sums of ``|w|`` and of
+            ``|g|``. So a block is not preferred because all its weights or gradients are larger. Shape as ``attention``.
+        normal_mlp: the same for the weights of ``fc1`` and ``fc2``, each divided by its own sums. Shape as ``mlp``.
     """
 
     stem: NDArray[np.float64]
@@ -41,9 +43,9 @@ class Sensitivity:
 
     @classmethod
     def measure(cls, space: SearchSpace, tools: Tools, batches: int) -> Sensitivity:
-        """The sensitivities of the largest subnet, by its mean gradient over the first ``batches`` training batches.
+        """Computes the sensitivities of the largest subnet from its mean gradient over the first ``batches`` training batches.
 
-        Drop path is off. Weights, gradients and the train/eval mode stay as they are; the work is booked.
+        Drop path is off. Weights, gradients and the train/eval mode stay unchanged. The work is added to the method's cost.
         """
         supernet, largest = tools.supernet, space.largest
         names, parameters = zip(*supernet.named_parameters(), strict=True)
@@ -54,11 +56,11 @@ class Sensitivity:
         try:
             for index in range(count):
                 images, labels = tools.sample_batch(index)
-                # In pieces, since a batch of all processes may be more than one device can hold.
+                # In pieces, because the batch of all processes may not fit on one device.
                 for piece, target in zip(torch.split(images, _IMAGES), torch.split(labels, _IMAGES), strict=True):
                     with torch.enable_grad():
                         loss = F.cross_entropy(supernet(piece, largest).float(), target, reduction="sum")
-                        # Not backward(), which would add to the parameters' own gradients.
+                        # backward() would change the gradients that the parameters already have.
                         grads = torch.autograd.grad(loss, parameters, allow_unused=True)
                     for total, grad in zip(mean, grads, strict=True):
                         if grad is not None:
@@ -71,7 +73,7 @@ class Sensitivity:
 
     @classmethod
     def of_slices(cls, space: SearchSpace, weights: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Sensitivity:
-        """The sums for all choices, from the absolute values of a supernet's parameters and gradients by name."""
+        """Computes the sums for all choices from the absolute values of a supernet's parameters and gradients, by name."""
         both = {name: weight * grads[name] for name, weight in weights.items()}
         dims, depth = len(space.embed_dim), space.depth[-1]
         attention = np.zeros((2, dims, depth, len(space.num_heads)))
@@ -91,7 +93,7 @@ class Sensitivity:
         return cls(stem, attention[0], mlp[0], attention[1], mlp[1])
 
     def total(self, space: SearchSpace, subnet: Subnet) -> float:
-        """Sum of ``|w * g|`` over all entries of a subnet, which is one of the choices."""
+        """Returns the sum of ``|w * g|`` over all weights of a subnet of the space."""
         d = space.embed_dim.index(subnet.embed_dim)
         heads = [space.num_heads.index(value) for value in subnet.num_heads]
         ratios = [space.mlp_ratio.index(value) for value in subnet.mlp_ratio]
@@ -100,8 +102,8 @@ class Sensitivity:
 
 
 def _attention(block: Mapping[str, Tensor], dim: int, width: int, whole: Mapping[str, float]) -> tuple[float, float]:
-    """Plain sum without the tables, and normalised sum, of a block's attention half cut to ``dim`` and ``width`` channels."""
-    # Q, k and v take turns in the weight's rows, so that the cut is one slice; the bias is cut plainly.
+    """Returns plain sum (without tables) and normalised sum of an attention half sliced to ``dim`` and ``width`` channels."""
+    # The rows of q, k and v alternate in the weight, so one slice contains all three. The bias is in q, k, v order.
     qkv = float(block["attn.qkv.weight"][: 3 * width, :dim].sum())
     parts = [block["attn.qkv.bias"][: 3 * width], block["attn.proj.weight"][:dim, :width], block["attn.proj.bias"][:dim]]
     parts += [block["norm1.weight"][:dim], block["norm1.bias"][:dim]]
@@ -109,7 +111,7 @@ def _attention(block: Mapping[str, Tensor], dim: int, width: int, whole: Mapping
 
 
 def _mlp(block: Mapping[str, Tensor], dim: int, hidden: int, whole: Mapping[str, float]) -> tuple[float, float]:
-    """Plain and normalised sum of a block's MLP half cut to ``dim`` and ``hidden`` channels."""
+    """Returns plain and normalised sum of an MLP half sliced to ``dim`` and ``hidden`` channels."""
     fc1, fc2 = float(block["fc1.weight"][:hidden, :dim].sum()), float(block["fc2.weight"][:dim, :hidden].sum())
     rest = _sum(block["fc1.bias"][:hidden], block["fc2.bias"][:dim], block["norm2.weight"][:dim], block["norm2.bias"][:dim])
     return fc1 + fc2 + rest, _share(fc1, whole["fc1.weight"]) + _share(fc2, whole["fc2.weight"])
@@ -126,5 +128,5 @@ def _sum(*parts: Tensor) -> float:
 
 
 def _share(part: float, whole: float) -> float:
-    # A layer whose gradient is zero throughout has no say.
+    # A layer whose gradient is zero everywhere contributes nothing.
     return part / whole if whole > 0 else 0.0

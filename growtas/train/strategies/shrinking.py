@@ -1,7 +1,7 @@
-"""Progressive shrinking: OFA (Cai et al., ICLR 2020, Section 3.3), carried over to the dimensions of a Vision Transformer.
+"""Progressive shrinking: OFA (Cai et al., ICLR 2020, Section 3.3), applied to the dimensions of a Vision Transformer.
 
-The paper shrinks kernel size, depth and width of a convolutional network, in this order. Here the order is depth, MLP ratio,
-heads, embedding width: from what changes the least of a subnet's features to what changes all of them.
+The paper shrinks kernel size, depth and width of a convolutional network, in this order. Here the order is depth, MLP ratio, heads,
+embedding width: from the dimension that changes the fewest features of a subnet to the one that changes all.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _DIMENSIONS = ("depth", "mlp_ratio", "num_heads", "embed_dim")
 
 @dataclass(frozen=True, kw_only=True)
 class ShrinkingOptions:
-    """Settings of ``shrinking``: the phases' shares of the training, relative to each other.
+    """Options of ``shrinking``: the length of each phase relative to the others.
 
-    A dimension with a single choice has nothing to open: its phase is left out, and the others share its time.
+    A dimension with a single choice has no phase, and the other phases share its time.
 
     Attributes:
-        largest: of the largest subnet alone, whose weights then become the teacher.
-        depth: of the phase that opens the depths.
-        mlp_ratio: of the phase that opens the MLP ratios.
-        num_heads: of the phase that opens the numbers of heads.
-        embed_dim: of the phase that opens the embedding widths, the last.
+        largest: relative length of the first phase, which trains the largest subnet alone; its weights then become the teacher.
+        depth: relative length of the phase that opens the depths.
+        mlp_ratio: relative length of the phase that opens the MLP ratios.
+        num_heads: relative length of the phase that opens the numbers of heads.
+        embed_dim: relative length of the last phase, which opens the embedding widths.
     """
 
     largest: float = checked(0.4, _SHARE)
@@ -42,14 +42,14 @@ class ShrinkingOptions:
 
 
 class Shrinking(Strategy):
-    """The largest subnet first; then one dimension after the other is opened, with the first phase's network as the teacher.
+    """Trains the largest subnet first, then opens one dimension after the other.
 
-    From the end of the first phase on a step is one subnet, uniformly from what is open (a dimension that is closed has its
-    largest choice), and learns from the labels and, with equal weight, from the soft outputs of the frozen largest subnet.
+    After the first phase each step draws one subnet uniformly from the open space, in which a closed dimension has its largest
+    choice. It learns from the labels and, with equal weight, from the soft outputs of the frozen largest subnet of the first phase.
 
     Attributes:
         phases: the open space of each phase.
-        starts: the epoch from which each phase is open; the first is 0.
+        starts: the first epoch of each phase; that of the first phase is 0.
     """
 
     name: ClassVar[str] = "shrinking"

@@ -8,6 +8,6 @@ from growtas.train.strategies.base import Strategy
 
 
 class Uniform(Strategy):
-    """Every subnet of the space at any time, one a step."""
+    """Draws one subnet per step uniformly from the whole space."""
 
     name: ClassVar[str] = "uniform"

@@ -22,10 +22,13 @@ def test_rules_go_through_a_record_and_back():
 @pytest.mark.parametrize(
     ("entry", "match"),
     [
-        ({"version": 2, "pixel_range": None}, "version is 2, and this growtas knows 1; use a newer growtas"),
+        ({"version": 2, "pixel_range": None}, "version is 2, but this growtas only supports 1; use a newer growtas"),
         ({"pixel_range": None}, "version is None"),
         ("exif", "version is 'exif'"),
-        ({"version": 1, "pixel_range": [5, 5]}, "pixel_range is .*; it must be two numbers, the value of black and the larger one"),
+        (
+            {"version": 1, "pixel_range": [5, 5]},
+            "pixel_range is .*; it must be null or two numbers, the value of black and the larger value",
+        ),
     ],
 )
 def test_records_that_are_not_understood(entry, match):
@@ -115,15 +118,15 @@ def test_odd_images_are_counted_and_too_wide_a_range_is_said(mixed):
     said = odd_images(data_of(*mixed[2:], test=mixed[:2]), DecodeRules())
     assert said == [
         "3 of 12 images have an EXIF orientation, which is applied",
-        "2 of 12 images have more than 8 bits a sample, or signed ones (mode I;16)",
-        "1 of 12 images have the colours of mode CMYK, which are converted to RGB without a colour profile",
-        "1 of 12 images have several frames or pages, of which the first is taken",
-        "the largest value of the images of more than 8 bits is 3,937, which is 6.0% of their type's: they are read as dark "
+        "2 of 12 images have more than 8 bits per sample, or signed samples (mode I;16)",
+        "1 of 12 images have colours of mode CMYK, which are converted to RGB without a colour profile",
+        "1 of 12 images have several frames or pages; only the first is used",
+        "the largest value of the images with more than 8 bits is 3,937, only 6.0% of their data type's range: they become dark "
         "images; --pixel-range 0,4095 makes 4095 white",
     ]
     assert len(odd_images(data_of(*mixed), DecodeRules(pixel_range=(0, 4095)))) == 4
     assert odd_images(data_of(*mixed), DecodeRules(pixel_range=(0, 1023)))[-1].startswith(
-        "values go up to 3,937, and pixel_range ends at 1,023"
+        "values go up to 3,937, but pixel_range ends at 1,023"
     )
 
 
@@ -147,4 +150,4 @@ def test_sets_that_are_no_files_are_looked_at_too():
         ArraySet(np.zeros((2, 8, 8), np.uint8), [0, 0], "x"),
         ("a",),
     )
-    assert odd_images(data, DecodeRules()) == ["3 of 3 images have more than 8 bits a sample, or signed ones (mode I;16)"]
+    assert odd_images(data, DecodeRules()) == ["3 of 3 images have more than 8 bits per sample, or signed samples (mode I;16)"]

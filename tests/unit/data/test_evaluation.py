@@ -103,7 +103,7 @@ def test_a_subset_is_stratified_and_fixed():
 def test_an_imported_run_needs_data(tmp_path):
     run = make_run(tmp_path, open_data("digits"), imported=True)
     for opener in (search_set, open_test_set):
-        with pytest.raises(DataError, match=r"the run was imported and records no images; name some with --data"):
+        with pytest.raises(DataError, match=r"the run was imported and records no data set; name one with --data"):
             opener(run)
     assert len(search_set(run, data="digits")) == 287
     assert len(open_test_set(run, data="digits")) == 359
@@ -132,12 +132,12 @@ def test_the_run_s_own_data_may_have_moved(tmp_path, write_tree):
     run = make_run(tmp_path / "runs", data)
     want = search_set(run).images(0, 6)
     (tmp_path / "here").rename(tmp_path / "there")
-    with pytest.raises(DataError, match=f"^{tmp_path}/here: the folder of the run's images is not there; .* with --data-dir$"):
+    with pytest.raises(DataError, match=f"^{tmp_path}/here: the folder of the run's images does not exist; .* with --data-dir$"):
         search_set(run)
     for arguments in ({"data_dir": str(tmp_path / "there")}, {"data": str(tmp_path / "there")}):
         assert torch.equal(search_set(run, **arguments).images(0, 6), want)
     (tmp_path / "there" / "cat" / "3.png").unlink()
-    with pytest.raises(DataError, match="the images changed since"):
+    with pytest.raises(DataError, match="the images have changed since"):
         search_set(run, data_dir=str(tmp_path / "there"))
 
 
@@ -190,7 +190,8 @@ def test_labels_follow_the_names_of_the_classes(tmp_path, write_tree):
     assert [trained[label] for label in part.labels] == ["cow", "dog"]
     assert images.labelled_as(data.class_names) is images
     with pytest.raises(
-        DataError, match=r"classes \(cat, cow, dog\) are not those that the run was trained on \(cat, cow, fox\).*; dog is in"
+        DataError,
+        match=r"images \(cat, cow, dog\) are not those of the run's training \(cat, cow, fox\).*; only one of them has dog",
     ):
         images.labelled_as(("cat", "cow", "fox"))
 

@@ -64,7 +64,7 @@ LAYOUTS = {
     ),
     "a folder whose name says nothing": Case(
         "train/cat/*5 train/dog/*5 unseen/cat/*2", {"cat": 5, "dog": 5}, None, ("train", None), ("unseen",),
-        said=("unseen/ beside it is not used; where the test images are there, call their folder test",),
+        said=("unseen/ beside it is not used; if test images are there, name their folder test",),
     ),
     "test before validation": Case(
         "train/cat/*2 train/dog/*2 val/cat/*1 valid/cat/*1 test/cat/*4",
@@ -89,33 +89,33 @@ LAYOUTS = {
         "cat/*2 dog/*2 .git/*1 __MACOSX/cat/*2 @eaDir/*1 $RECYCLE.BIN/*1 cat/.ipynb_checkpoints/*1 cat/._0.png cat/Thumbs.db",
         {"cat": 2, "dog": 2},
         skipped={".git": 1, "__MACOSX": 1, "@eaDir": 1, "$RECYCLE.BIN": 1, ".ipynb_checkpoints": 1, "hidden files": 1},
-        said=("are no classes and were not read: ", "hidden image files, whose names begin with a dot, were not read: 1"),
+        said=("are not classes and were not read: ", "hidden image files (names that begin with a dot) were not read: 1"),
     ),
     "files of other endings": Case(
         "cat/*2 cat/a.GIF cat/b.jfif cat/c.avif cat/d.jp2 cat/e.heic cat/f.txt cat/g dog/*2 dog/h.HEIC",
         {"cat": 6, "dog": 2}, skipped={".heic": 2, ".txt": 1, "without an ending": 1},
-        said=("files that this Pillow does not open as images were not read: 2 .heic, 1 .txt, 1 without an ending;",),
+        said=("files that the installed Pillow can't open as images were not read: 2 .heic, 1 .txt, 1 without an ending;",),
     ),
     "images in the root": Case(
         "cat/*2 dog/*2 a.png b.jpg notes.txt", {"cat": 2, "dog": 2}, skipped={"images beside folders": 2},
-        said=("are in no class and not used: 2 (a.png, b.jpg)",),
+        said=("belong to no class and are not used: 2 (a.png, b.jpg)",),
     ),
     "classes with sub-folders only": Case(
         "cat/house/*2 cat/zoo/old/*1 dog/zoo/*2", {"cat": 3, "dog": 2},
-        said=("images in sub-folders of class folders count for the class: cat/house, cat/zoo, dog/zoo",),
+        said=("images in sub-folders of a class folder belong to the class: cat/house, cat/zoo, dog/zoo",),
     ),
     "the classes a level below": Case(
         "day1/cat/*2 day1/dog/*2 day2/cat/*2 day2/dog/*1", {"day1": 4, "day2": 3},
-        said=("every class (day1, day2) holds the folders cat, dog; where those are the classes",),
+        said=("every class (day1, day2) holds the folders cat, dog; if those are the classes",),
     ),
     "links in a circle": Case(
         "cat/*2 dog/*2 cat/all->.. cat/self->. dog/more/*1 dog/more/up->.. dog/far->../../.. root->.", {"cat": 2, "dog": 3},
-        skipped={"links to a folder that is read already": 5}, said=("cat/all leads to a folder that is read already",),
+        skipped={"links to a folder that is read already": 5}, said=("cat/all is a link to a folder that was read already",),
     ),
     "a test set with links to training images": Case(
         "train/cat/*3 train/dog/*3 test/cat/*1 test/cat/old.png->../../train/cat/1.png",
         {"cat": 3, "dog": 3}, {"cat": 1}, ("train", "test"), skipped={"test images that are training images": 1},
-        said=("they are left out of the test",),
+        said=("the test set leaves them out",),
     ),
     "one image, two links": Case(
         "cat/*2 cat/again.png->0.png dog/*2 dog/my.png->../cat/1.png", {"cat": 2, "dog": 2},
@@ -124,7 +124,7 @@ LAYOUTS = {
     ),
     "class folders that are links": Case(
         "store/a/*2 store/a/up->.. store/b/*3 set/cat->../store/a set/dog->../store/b set/gone->../nowhere", {"cat": 2, "dog": 3},
-        skipped={"links to a folder that is read already": 1, "links that lead nowhere": 1}, said=("gone is a link that leads",),
+        skipped={"links to a folder that is read already": 1, "links that lead nowhere": 1}, said=("gone is a broken link",),
         root="set",
     ),
     "two Unicode forms of a class": Case(
@@ -182,25 +182,25 @@ def test_layouts(tmp_path, case):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ("Test/cat/*2 Test/dog/*2 Val/cat/*2", r"Test/ and Val/ without train/; a folder has both"),
+        ("Test/cat/*2 Test/dog/*2 Val/cat/*2", r"Test/ and Val/ without train/; a data folder holds train/"),
         ("test/cat/*2 cat/*2 dog/*2", r"test/ without train/ beside the class folders cat or dog"),
-        ("cat/*2 dog/*2 test/*4", r"test/ without train/ beside the class folders cat or dog; .*where test is a class"),
-        ("train/cat/*2 Training/cat/*2 test/cat/*1", r"Training/ and train/ are all named as the training set; keep one"),
-        ("pets_train/cat/*2 pets_test/cat/*2", r"pets_test/ and pets_train/ are named like parts of a data set, and not like"),
-        ("seg_pred/*1 seg_test/a/*2 seg_train/a/*2", r"seg_test/ and seg_train/ are named like parts of a data set"),
-        ("petsTrain/*2 petsVal/*2 readme/a.txt", r"petsTrain/ and petsVal/ are named like parts"),
+        ("cat/*2 dog/*2 test/*4", r"test/ without train/ beside the class folders cat or dog; .*if test is a class"),
+        ("train/cat/*2 Training/cat/*2 test/cat/*1", r"Training/ and train/ all have names of training sets; keep only one"),
+        ("pets_train/cat/*2 pets_test/cat/*2", r"pets_test/ and pets_train/ have names of training and test sets, not of"),
+        ("seg_pred/*1 seg_test/a/*2 seg_train/a/*2", r"seg_test/ and seg_train/ have names of training and test sets"),
+        ("petsTrain/*2 petsVal/*2 readme/a.txt", r"petsTrain/ and petsVal/ have names of training and"),
         ("cat/*3 dog/*3 kitty->cat", r"kitty: the class folder has no images but links to those of other classes"),
-        ("cat/*3 dog/.a.png", r"dog: the class folder has no images that this Pillow opens; its files are 1 hidden"),
-        ("train/*4 test/*2", r"train: no class folders; images belong into a sub-folder a class"),
+        ("cat/*3 dog/.a.png", r"dog: the class folder has no images that the installed Pillow can open; its files are 1 hidden"),
+        ("train/*4 test/*2", r"train: no class folders; put the images of each class into a sub-folder"),
         ("train/cat/*2 train/dog/*2 test/*2", r"test: no class folders"),
-        ("cat/train/*3 cat/test/*3 dog/train/*3 dog/test/*3", r"cat: the class folder holds test or train; put these above"),
-        ("set/train/cat/*2 set/test/cat/*2", r"only one class folder, set; .* its folders test or train are what you mean, name"),
-        ("set/cat/*2 set/dog/*2", r"only one class folder, set; .* if its folders cat or dog are what you mean, name .*/set$"),
+        ("cat/train/*3 cat/test/*3 dog/train/*3 dog/test/*3", r"cat: the class folder holds test or train; put these folders"),
+        ("set/train/cat/*2 set/test/cat/*2", r"only one class folder, set; .* if the classes are its folders test or train, use"),
+        ("set/cat/*2 set/dog/*2", r"only one class folder, set; .* if the classes are its folders cat or dog, use .*/set$"),
         ("photos.zip", r"no class folders \(unpack photos.zip first\)"),
-        ("cat/*2 dog/a.heic dog/b.heic dog/c.txt", r"dog: the class folder has no images that this Pillow opens; .* are 2 \.heic"),
-        ("train/cat/*2 train/dog/*2 val->train", r"val: all its 4 images are files of .*/train too; a test set needs images that"),
+        ("cat/*2 dog/a.heic dog/b.heic dog/c.txt", r"dog: the class folder has no images that the .* are 2 \.heic"),
+        ("train/cat/*2 train/dog/*2 val->train", r"val: all its 4 images are also files of .*/train; a test set needs images that"),
         ("train/cat/*2 train/dog/*2 val/cat/a.txt", r"val: its class folders have no images; a test set needs"),
-        (f"{CAFE}/*2 {CAFE_OF_MACOS}/*2", rf"two folders are called {CAFE}, in two Unicode forms"),
+        (f"{CAFE}/*2 {CAFE_OF_MACOS}/*2", rf"two folders have the name {CAFE}, in two Unicode forms"),
         ("train/cat/*2 train/dog/*2 val/Cat/*1", r"val: class Cat is not in .*/train, which has cat or dog"),
     ],
 )  # fmt: skip
@@ -215,7 +215,7 @@ def test_names_that_are_not_utf8_are_refused(tmp_path, name):
     lay_out(tmp_path, "cat/*2 dog/*2")
     (tmp_path / name).parent.mkdir(exist_ok=True)
     Image.new("RGB", (9, 9)).save(tmp_path / name)
-    with pytest.raises(DataError, match=r"caf\\xe9.*: the name is not UTF-8, as it must be; rename it") as caught:
+    with pytest.raises(DataError, match=r"caf\\xe9.*: the name must be UTF-8, but is not; rename it") as caught:
         open_folder(tmp_path)
     str(caught.value).encode()
 

@@ -129,7 +129,7 @@ def test_the_only_batch_of_a_small_set_is_cut_too(make):
 
 @pytest.mark.parametrize("parts", [(1, 1, 2), (2, 1, 1), (2, -1, 1), (2, 0, 3), (0, 0, 0)])
 def test_parts_that_are_not_there(parts):
-    with pytest.raises(ConfigError, match=f"out of {parts[0]}"):
+    with pytest.raises(ConfigError, match=f"of {parts[0]} can't be loaded"):
         Parts(*parts)
 
 

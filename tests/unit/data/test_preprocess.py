@@ -113,7 +113,7 @@ def test_pixels_name_a_corrupt_image(tmp_path, write_tree):
     write_tree(tmp_path, {"x": 20})
     (tmp_path / "x" / "13.png").write_bytes(b"")
     images = file_set([str(tmp_path / "x" / f"{i}.png") for i in range(20)], [0] * 20)
-    with pytest.raises(DataError, match=r"x/13\.png: the image can't be read \(no image format that Pillow knows\)"):
+    with pytest.raises(DataError, match=r"x/13\.png: the image can't be read \(Pillow doesn't recognise its format\)"):
         Pixels(images, preprocess_record(MICRO, open_data("digits"))).load_all()
 
 

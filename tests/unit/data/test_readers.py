@@ -190,7 +190,7 @@ def test_streams_are_asked_for_images_as_they_are_stored(monkeypatch):
 def test_arrays_of_more_than_8_bits_are_refused(monkeypatch):
     arrays = SimpleNamespace(data=np.zeros((4, 8, 8), np.uint16), targets=[0, 1, 0, 1])
     fake_timm(monkeypatch, lambda split: arrays)
-    with pytest.raises(DataError, match="hfds/x training: its pixels are uint16, and only uint8 ones are understood"):
+    with pytest.raises(DataError, match="hfds/x training: its pixels are uint16, but must be uint8"):
         open_timm("hfds/x", None, lambda items, title: items)
 
 
@@ -233,7 +233,7 @@ def test_a_test_split_without_labels_is_passed_over(tmp_path, monkeypatch):
 def test_classes_that_cannot_be_matched_are_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"hfds/x: class fox of the test set is not in the training set"):
         tables(monkeypatch, tmp_path, train=([0, 1], ("cat", "dog")), test=([0, 1], ("cat", "fox")))
-    with pytest.raises(DataError, match=r"hfds/x: the test set does not name its classes"):
+    with pytest.raises(DataError, match=r"hfds/x: the test set has no class names"):
         tables(monkeypatch, tmp_path, train=([0, 1], ("cat", "dog")), test=([0, 1], None))
     # Where neither names them, numbers are all that there is.
     _, test, names = tables(monkeypatch, tmp_path, train=([0, 1], None), test=([1, 0], None))
@@ -253,5 +253,5 @@ def test_test_files_among_the_training_files_are_refused(monkeypatch):
 
     sets = {"train": Files("/x/cat/1.png", "/x/dog/1.png"), "test": Files("/x/cat/2.png", "/x/../x/dog/1.png")}
     fake_timm(monkeypatch, sets.get)
-    with pytest.raises(DataError, match=r"1 of 2 test images are training images, such as /x/../x/dog/1\.png"):
+    with pytest.raises(DataError, match=r"1 of 2 test images are also training images, such as /x/../x/dog/1\.png"):
         open_timm("hfds/x", None, lambda items, title: items)

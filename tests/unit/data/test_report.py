@@ -47,7 +47,7 @@ def test_digits():
     assert warning(report, "enlarged") == "images as small as 8x8 are enlarged to the network's 28 pixels"
     rows = dict(report.rows())
     assert rows["data"] == "digits, 10 classes"
-    assert rows["test"] == "359 images, 35 to 37, median 36 a class"
+    assert rows["test"] == "359 images, 35 to 37, median 36 per class"
     assert rows["images"] == "sizes 8x8, modes L"
     assert rows["network input"] == "28x28, 3 channels"
     assert [label for label, _ in report.rows()].count("warning") == 2
@@ -63,7 +63,7 @@ def test_counts_are_those_of_the_files(tmp_path, write_tree):
     assert warning(report, "uneven") == "the classes are uneven: bee has 96 training images, ant only 8"
     assert warning(report, "no image") == "test: 1 of 3 classes have no image (bee)"
     assert warning(report, "enlarged") is None
-    assert ("test", "8 images of 2 classes, 0 to 5, median 3 a class") in report.rows()
+    assert ("test", "8 images of 2 classes, 0 to 5, median 3 per class") in report.rows()
     assert ("classes", "smallest ant (8), largest bee (96)") in report.rows()
     assert ("data", f"{tmp_path}, 3 classes") in report.rows()
 
@@ -105,7 +105,7 @@ def test_transparent_palettes(tmp_path):
         for number in range(10):
             save(tmp_path / name / f"{number}.png", "P", transparency=3)
     assert warning(check(open_data(str(tmp_path))), "transparency") == (
-        "20 of 20 images have transparency (mode P), which is dropped: a transparent pixel shows the colour that is stored in it"
+        "20 of 20 images have transparency (mode P), which is dropped: a transparent pixel keeps its stored colour"
     )
 
 
@@ -133,8 +133,8 @@ def test_duplicates_between_training_and_test(tmp_path, write_tree):
     assert find_duplicates(data.train, data.test) == want
     report = check(data)
     assert report.duplicates == want
-    assert warning(report, "byte for byte").startswith("1 of 3 test images are training images too")
-    assert ("duplicates", "1 test images are training images too") in report.rows()
+    assert warning(report, "byte for byte").startswith("1 of 3 test images are also training images")
+    assert ("duplicates", "1 test images are also training images") in report.rows()
 
 
 def test_duplicates_in_memory():
@@ -189,12 +189,10 @@ def plain_pictures(root, mode="RGB"):
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "I;16"])
 def test_pictures_of_one_colour_are_counted(tmp_path, mode):
     report = check(open_data(str(plain_pictures(tmp_path, mode))))
-    assert warning(report, "single colour").startswith(
-        "all of the 20 images that were looked at have a single colour each; look at"
-    )
+    assert warning(report, "single colour").startswith("all of the 20 checked images have a single colour each; look at")
     save(tmp_path / "a" / "3.png")
     save(tmp_path / "b" / "5.png")
-    assert warning(check(open_data(str(tmp_path))), "single colour").startswith("18 of the 20 images")
+    assert warning(check(open_data(str(tmp_path))), "single colour").startswith("18 of the 20 checked images")
 
 
 @pytest.mark.parametrize(
@@ -213,11 +211,11 @@ def test_photographs_in_a_small_network(tmp_path, size, space, suggested):
         for number in range(3):
             (tmp_path / name).mkdir(exist_ok=True)
             Image.effect_noise(size, 50 + number).save(tmp_path / name / f"{number}.png")
-    found = warning(check(open_data(str(tmp_path)), image_size=space, patch_size=4), "is lost")
+    found = warning(check(open_data(str(tmp_path)), image_size=space, patch_size=4), "are lost")
     if suggested is None:
         assert found is None
     else:
-        assert f"the network sees {space}: what is small in them is lost; --image-size {suggested} shows" in found
+        assert f"the network's input has {space}: small details are lost; --image-size {suggested} keeps" in found
         assert MICRO.replace(image_size=space).resized(suggested).image_size == suggested
 
 
@@ -230,7 +228,7 @@ def test_a_small_test_set(images, points):
     assert len(found) == (points is not None)
     if points is not None:
         assert found[0].startswith(
-            f"test: the accuracies that are printed are on {images} images, uncertain by up to {points} points"
+            f"test: the printed accuracies are on {images} images, with a standard error of up to {points} percentage points"
         )
 
 
@@ -239,7 +237,7 @@ def test_few_steps():
     split, record = cut_search_split(data, 0), preprocess_record(MICRO, data)
     few, enough = (check_data(data, split, record, steps=steps) for steps in (60, 200))
     assert "the whole training has 60 steps, too few to learn much" in warning(few, "steps")
-    assert "give 4 times the epochs (--epochs)" in warning(few, "steps")
+    assert "use 4 times as many epochs (--epochs)" in warning(few, "steps")
     assert warning(enough, "steps") is None
     assert "has 1 step, too few" in warning(check_data(data, split, record, steps=1), "too few")
 

@@ -38,7 +38,7 @@ def test_fashion_mnist(fashion):
 
 
 def test_fashion_mnist_is_absent(tmp_path):
-    with pytest.raises(DataError, match=r"no Fashion-MNIST here .*apt-get install dataset-fashion-mnist"):
+    with pytest.raises(DataError, match=r"Fashion-MNIST is not there .*apt-get install dataset-fashion-mnist"):
         open_data("fashion-mnist", tmp_path)
 
 
@@ -74,19 +74,21 @@ def test_classes_are_the_top_folders(tmp_path, write_tree):
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(DataError, match=r"the folder is empty; images belong into a sub-folder a class"):
+    with pytest.raises(DataError, match=r"the folder is empty; put the images of each class into a sub-folder"):
         open_data(str(tmp_path))
 
 
 def test_a_folder_of_loose_images(tmp_path, write_tree):
-    with pytest.raises(DataError, match=r"no class folders; images belong"):
+    with pytest.raises(DataError, match=r"no class folders; put the images of each class"):
         open_data(str(write_tree(tmp_path, {".": 3})))
 
 
 def test_a_class_without_images(tmp_path, write_tree):
     write_tree(tmp_path, {"train/cat": 2, "train/dog": 2, "train/cow": 0, "val/cat": 1})
     (tmp_path / "train" / "cow" / "notes.txt").touch()
-    with pytest.raises(DataError, match=r"train/cow: the class folder has no images that this Pillow opens; its files are 1 \.txt"):
+    with pytest.raises(
+        DataError, match=r"train/cow: the class folder has no images that the installed Pillow can open; its files are 1 \.txt"
+    ):
         open_data(str(tmp_path))
 
 
@@ -149,8 +151,8 @@ def test_all_corrupt_images_are_counted(tmp_path, write_tree):
         open_data(str(tmp_path), check_images=True)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path}: 7 images can't be read; replace or remove {tmp_path}/train/")
-    assert message.endswith("(no image format that Pillow knows) and 2 more")
-    assert [name for name in broken if f"{tmp_path}/{name} (no image" in message] == broken[:5]
+    assert message.endswith("(Pillow doesn't recognise its format) and 2 more")
+    assert [name for name in broken if f"{tmp_path}/{name} (Pillow doesn't" in message] == broken[:5]
 
 
 def test_two_corrupt_images_are_both_named(tmp_path, write_tree):
@@ -158,7 +160,7 @@ def test_two_corrupt_images_are_both_named(tmp_path, write_tree):
     broken = [images.describe(2), images.describe(5)]
     for path in broken:
         open(path, "wb").close()
-    reason = "no image format that Pillow knows"
+    reason = "Pillow doesn't recognise its format"
     message = f"the images: 2 images can't be read; replace or remove {broken[0]} ({reason}), {broken[1]} ({reason})"
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         raise_unreadable(unreadable(images), "the images")
@@ -183,7 +185,7 @@ def test_an_unknown_name(name, message):
 
 
 def test_digits_take_no_folder(tmp_path):
-    with pytest.raises(DataError, match="digits is embedded and takes no data folder"):
+    with pytest.raises(DataError, match="digits is embedded and takes no --data-dir"):
         open_data("digits", tmp_path)
 
 
@@ -193,7 +195,7 @@ def test_a_changed_folder_is_noticed(tmp_path, write_tree):
     open_data(str(tmp_path)).check_unchanged(record)
     Image.new("RGB", (9, 9)).save(tmp_path / "cat" / "new.png")
     (tmp_path / "cat" / "0.png").unlink()
-    with pytest.raises(DataError, match="the images changed since the run was started"):
+    with pytest.raises(DataError, match="the images have changed since the run was started"):
         open_data(str(tmp_path)).check_unchanged(record)
 
 
@@ -207,28 +209,28 @@ def test_urls_are_refused_as_urls(arguments):
 
 def test_a_folder_takes_no_second_folder(tmp_path, write_tree):
     write_tree(tmp_path, {"cat": 5, "dog": 5})
-    with pytest.raises(DataError, match=rf"^'{tmp_path}' is no data set that --data-dir belongs to; .* --data {tmp_path}/cat$"):
+    with pytest.raises(DataError, match=rf"^--data '{tmp_path}' takes no --data-dir; .* --data {tmp_path}/cat$"):
         open_data(str(tmp_path), tmp_path / "cat")
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "pets.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"pets\.zip: a file, and no folder of images; unpack it"):
+    with pytest.raises(DataError, match=r"pets\.zip: this is a file, not a folder of images; unpack it"):
         open_data(str(tmp_path / "pets.zip"))
 
 
 def test_recorded_images_that_are_gone(tmp_path, write_tree, fashion):
     record = open_data(str(write_tree(tmp_path / "here", {"cat": 10, "dog": 10}))).record()
     (tmp_path / "here").rename(tmp_path / "there")
-    with pytest.raises(DataError, match=rf"^{tmp_path}/here: the folder of the run's images is not there; .* with --data-dir$"):
+    with pytest.raises(DataError, match=rf"^{tmp_path}/here: the folder of the run's images does not exist; .* with --data-dir$"):
         open_recorded(record)
     assert open_recorded(record, tmp_path / "there").record() == {**record, "data_dir": str(tmp_path / "there")}
     write_tree(tmp_path / "other", {"cat": 9, "dog": 10})
     with pytest.raises(
-        DataError, match=rf"^{tmp_path}/other: the images changed .*it had 16 for .* in {tmp_path}/here; here are 15 and 4"
+        DataError, match=rf"^{tmp_path}/other: the images have changed .*it had 16 .* in {tmp_path}/here; now there are 15 and 4"
     ):
         open_recorded(record, tmp_path / "other")
     record = open_data("fashion-mnist", fashion).record()
     fashion.rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match=r"no Fashion-MNIST here .*apt-get install"):
+    with pytest.raises(DataError, match=r"Fashion-MNIST is not there .*apt-get install"):
         open_recorded(record)

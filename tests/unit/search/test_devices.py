@@ -44,7 +44,7 @@ def test_options_are_for_the_targets_that_name_none():
 def test_several_targets_of_a_device_have_names_of_their_own():
     targets = parsed("cpu:1ms", "cpu:int8:2ms", "cpu:openvino:int8:3ms", "a10:5ms")
     assert [target.label for target in targets] == ["cpu", "cpu:int8", "cpu:openvino:int8", "a10"]
-    with pytest.raises(DeviceError, match="cpu:onnxruntime:fp32 is given twice"):
+    with pytest.raises(DeviceError, match="cpu:onnxruntime:fp32 occurs twice"):
         parsed("cpu:1ms", "cpu:onnxruntime:fp32:2ms")
 
 
@@ -73,15 +73,15 @@ def test_a_gpu_at_hand_is_a_target_in_all_that_gpus_have(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "options", "error", "said"),
     [
-        ("cpu:tensorrt", {}, DeviceError, "cpu is measured in onnxruntime, openvino, torch or torch.compile, not 'tensorrt'"),
-        ("cpu", {"runtime": "tensorrt"}, DeviceError, "cpu is measured in onnxruntime, openvino"),
+        ("cpu:tensorrt", {}, DeviceError, "runtime of cpu must be onnxruntime, openvino, torch or torch.compile, not 'tensorrt'"),
+        ("cpu", {"runtime": "tensorrt"}, DeviceError, "the runtime of cpu must be onnxruntime, openvino"),
         ("cpu", {"runtime": "torchscript"}, DeviceError, "--runtime is 'torchscript'; legal are onnxruntime, openvino"),
-        ("cpu:fp16", {}, DeviceError, "cpu is measured in fp32 or int8, not 'fp16'"),
-        ("cpu", {"precision": "fp16"}, DeviceError, "cpu is measured in fp32 or int8"),
+        ("cpu:fp16", {}, DeviceError, "the precision of cpu must be fp32 or int8, not 'fp16'"),
+        ("cpu", {"precision": "fp16"}, DeviceError, "the precision of cpu must be fp32 or int8"),
         ("cpu:1ms:2ms", {}, DeviceError, "as in cpu:openvino:int8:10ms"),
-        ("cpu:int8", {"precision": "fp64"}, DeviceError, "--precision fp64 changes nothing: each --device names its own"),
-        ("cpu:int8", {"precision": "fp32"}, DeviceError, "--precision fp32 changes nothing"),
-        ("a10:tensorrt", {"runtime": "tensorrt-rtx"}, DeviceError, "--runtime tensorrt-rtx changes nothing"),
+        ("cpu:int8", {"precision": "fp64"}, DeviceError, "--precision fp64 has no effect because each --device sets its own"),
+        ("cpu:int8", {"precision": "fp32"}, DeviceError, "--precision fp32 has no effect"),
+        ("a10:tensorrt", {"runtime": "tensorrt-rtx"}, DeviceError, "--runtime tensorrt-rtx has no effect"),
         ("cpu:openvno", {}, DeviceError, r"'openvno' is not a runtime \(onnxruntime, openvino.* or a limit such as 5ms"),
         ("cpu:5", {}, UnitError, "--device cpu:5: the limit"),
         ("a10:fp8", {}, DeviceError, "a10 has no precision 'fp8'"),

@@ -162,7 +162,7 @@ def test_a_line_that_is_no_evaluation_is_named(tmp_path):
     lines = first.path.read_text().splitlines()
     broken = next(line for line in lines if '"converted"' in line).replace('"rest"', '"toast"')
     first.path.write_text("\n".join([*lines, broken]) + "\n")
-    with pytest.raises(CheckpointError, match=rf"entry {len(lines) + 1} is not a journal's"):
+    with pytest.raises(CheckpointError, match=rf"entry {len(lines) + 1} is not valid in a journal"):
         journal(tmp_path)
 
 

@@ -64,7 +64,7 @@ def test_only_the_last_search_s_images_and_the_checkpoint_count(tmp_path):
     Journal(path, "checkpoint", "images", {}).record(subnet, Evaluation(0.3, math.inf))
     recorded = Recorded.read(path, "checkpoint")
     assert (recorded.evaluations, recorded.data_fingerprint) == ({subnet: Evaluation(0.3, math.inf)}, "images")
-    with pytest.raises(UsageError, match="nothing of the run's newest checkpoint"):
+    with pytest.raises(UsageError, match="no entries for the run's newest checkpoint"):
         Recorded.read(path, "newer")
 
 

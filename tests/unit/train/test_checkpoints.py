@@ -140,7 +140,7 @@ def test_what_cannot_be_read_is_set_aside(space, run, damage):
         (folder / "supernet.safetensors").unlink()
     assert load_newest(run, training, remarks)[0].epoch == 1
     assert len(remarks.texts) == 1
-    assert "set aside as broken-epoch-0002, and the checkpoint before is taken" in remarks.texts[0]
+    assert "renamed to broken-epoch-0002, and the one before it is loaded" in remarks.texts[0]
     assert_same_weights(training.supernet, type("Before", (), {"state_dict": lambda self: before})())
     assert [path.name for path in run.checkpoints] == ["epoch-0001"]
 

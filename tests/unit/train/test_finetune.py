@@ -112,15 +112,17 @@ def test_what_is_no_model(tmp_path):
     with pytest.raises(CheckpointError, match="neither a run nor a model in this folder"):
         load_pretrained(tmp_path)
     (tmp_path / "net.onnx").write_text("")
-    with pytest.raises(CheckpointError, match=r"the model net.safetensors is not beside it"):
+    with pytest.raises(CheckpointError, match=r"there is no model net.safetensors beside it"):
         load_pretrained(tmp_path / "net.onnx", suffixes=SUFFIXES)
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(CheckpointError, match=r"not a model; legal are .* \.safetensors, \.pt2, \.onnx, \.xml or \.plan"):
+    with pytest.raises(
+        CheckpointError, match=r"not a model; name a run folder, or a \.safetensors, \.pt2, \.onnx, \.xml or \.plan"
+    ):
         load_pretrained(tmp_path / "notes.txt", suffixes=SUFFIXES)
     one, two = (model_file(tmp_path / f"{name}.safetensors") for name in "ab")
     with pytest.raises(CheckpointError, match=r"2 models \(a.safetensors or b.safetensors\)"):
         load_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="a subnet file is for a run"):
+    with pytest.raises(UsageError, match="a subnet file needs a run"):
         load_pretrained(one, tmp_path / "subnet.json")
     two.write_bytes(two.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="truncated"):
@@ -284,7 +286,7 @@ def test_recipes(tmp_path):
     assert resolve_finetune(28, None, {"lr": 2e-5}, config=file).lr == 2e-5
     assert resolve_finetune(28, config=file).data == "somewhere"
     for arguments, match in (
-        ({}, "name them with --data"),
+        ({}, "name a data set with --data"),
         ({"fields": {"data": "digits"}, "recipe": "digits-demo"}, "run it with `growtas train`"),
         ({"fields": {"data": "digits", "epochs": 0}}, "epochs is 0"),
     ):
@@ -295,7 +297,7 @@ def test_recipes(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "arguments", "error", "match"),
     [
-        ({"method": "uniform"}, {}, ConfigError, "method is uniform; a fine-tuning has the method finetune"),
+        ({"method": "uniform"}, {}, ConfigError, "method is uniform; a fine-tuning needs the method finetune"),
         ({"init": "somewhere"}, {}, ConfigError, "init is set"),
         ({"image_size": 10}, {}, ConfigError, "image_size is 10; it must be a multiple"),
         ({"data": "no-such"}, {}, DataError, "no-such"),

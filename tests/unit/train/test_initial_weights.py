@@ -66,7 +66,7 @@ def test_a_warm_start_begins_where_the_other_run_ended(trained, tiny, tmp_path):
     saved, source = load_supernet(session.run.path / "init.safetensors"), load_supernet(trained.supernet_file)
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in saved.state_dict().items())
     (session.run.path / "init.safetensors").unlink()
-    with pytest.raises(Exception, match="stopped before its first weights were saved; start a new one"):
+    with pytest.raises(Exception, match="stopped before its initial weights were saved; start a new run"):
         resume_session(session.run, device="cpu")
 
 
@@ -77,15 +77,15 @@ def test_another_number_of_classes_gets_a_new_head(tiny, tmp_path):
     assert supernet.head.weight.shape == (3, 16)
     assert torch.equal(supernet.pos_embed, source.pos_embed)
     plus = Recipe(space=tiny, method="growtas-plus", init="x")
-    with pytest.raises(ConfigError, match="10 classes and the data 3; growtas-plus goes on with the classes"):
+    with pytest.raises(ConfigError, match="10 classes and the data has 3; growtas-plus needs data with the"):
         InitialWeights.of(Recipe(init=str(tmp_path / "s.safetensors"))).supernet(plus, 3)
 
 
 def test_wrong_starts(tiny, tmp_path):
-    with pytest.raises(CheckpointError, match="--init must name a run's folder or a supernet.safetensors; neither is there"):
+    with pytest.raises(CheckpointError, match="--init must name a run folder or a supernet.safetensors file; there is neither"):
         InitialWeights.of(Recipe(init=str(tmp_path / "no")))
     save_supernet(tmp_path / "s.safetensors", Supernet(load_space(tiny)))
-    with pytest.raises(ConfigError, match="the supernet is of the space tiny, not of micro"):
+    with pytest.raises(ConfigError, match="the supernet has the space tiny, not micro"):
         InitialWeights.of(Recipe(init=str(tmp_path / "s.safetensors"))).supernet(Recipe(space="micro"), 10)
     assert not (tmp_path / "runs").exists()
 

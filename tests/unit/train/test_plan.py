@@ -90,7 +90,7 @@ def test_stages_of_growtas(tiny):
 def test_methods_that_decide_later_say_so():
     automatic = plan(Recipe(epochs=4, transitions="auto", method_options={"share": 0.2}))
     assert [stage.epochs for stage in automatic.stages] == [2, 2]
-    assert automatic.remarks == ("transitions are found during the training; the stages here are equally long",)
+    assert automatic.remarks == ("the training chooses the transitions itself; this plan assumes stages of equal length",)
     preferred = plan(Recipe(epochs=2, method="prenas"))
     assert preferred.stages[0].subnets is None
     assert "prenas chooses its subnets when the training begins" in preferred.remarks[0]
@@ -269,7 +269,7 @@ def test_planning_leaves_no_trace(tiny, tmp_path, monkeypatch):
 def test_a_plan_for_cuda_needs_no_gpu():
     planned = make_plan(Recipe(epochs=2), MICRO, 500, torch.device("cuda"))
     assert planned.time is None
-    assert planned.remarks == ("no time is estimated: torch finds no CUDA device here",)
+    assert planned.remarks == ("no time is estimated because torch finds no CUDA device on this machine",)
     assert planned.device == "cuda"
     half, full = (
         estimate_memory(Recipe(amp=amp), MICRO, MICRO.largest, 64, torch.device("cuda")).activations for amp in ("auto", "fp32")

@@ -26,7 +26,10 @@ MICRO = PRESETS["micro"]
         ({"lr": math.nan}, "lr is nan"),
         ({"method": "sandwhich"}, "method is 'sandwhich'; it must be growtas, growtas-plus, uniform, sandwich"),
         ({"augment": "heavy"}, "augment is 'heavy'; it must be none, light or paper"),
-        ({"pixel_range": [4095, 0]}, r"pixel_range is \[4095, 0\]; it must be two numbers, the value of black and the larger one"),
+        (
+            {"pixel_range": [4095, 0]},
+            r"pixel_range is \[4095, 0\]; it must be null or two numbers, the value of black and the larger value",
+        ),
         ({"hflip": 1.5}, "hflip is 1.5; it must be a number from 0 to 1"),
         ({"monitor_images": 5000}, "monitor_images is 5000; it must be a whole number from 1 to 2,000"),
         ({"transitions": [0, 3]}, r"transitions is \[0, 3\]; it must be a list of epochs above zero, auto, or null"),
@@ -40,7 +43,7 @@ MICRO = PRESETS["micro"]
         ({"min_lr": 1.0}, "min_lr is 1, above lr, which is 0.001"),
         ({"warmup_epochs": 30}, "warmup_epochs is 30; it must be below epochs, which is 30"),
         ({"mixup": 0.8, "batch_size": 15}, "batch_size is 15; mixup and cutmix pair images and need an even one"),
-        ({"random_erasing": 0.2}, "random_erasing is 0.2, which augment: light doesn't do; set augment: paper"),
+        ({"random_erasing": 0.2}, "random_erasing is 0.2, but augment: light does not support it; set augment: paper"),
         ({"method": "uniform", "transitions": [3]}, "transitions is set, but the method uniform has no transitions"),
     ],
 )
@@ -154,7 +157,7 @@ def test_a_file(tmp_path):
     ("text", "message"),
     [
         ("epochs: [", r"recipe.yaml: not YAML \(line 2\)"),
-        ("- 3", "recipe.yaml: a recipe is a mapping"),
+        ("- 3", "recipe.yaml: a recipe must be a mapping"),
         ("learning_rate: 3", "recipe.yaml: unknown field 'learning_rate'"),
     ],
 )

@@ -52,14 +52,14 @@ def test_settings_of_method_options_come_together():
 @pytest.mark.parametrize(
     ("given_text", "message"),
     [
-        (["epochs"], "--set 'epochs' must be KEY=VALUE, as in warmup_epochs=2"),
-        (["=3"], "--set '=3' must be KEY=VALUE"),
+        (["epochs"], "--set 'epochs' must have the form KEY=VALUE, as in warmup_epochs=2"),
+        (["=3"], "--set '=3' must have the form KEY=VALUE"),
         (["epoch=3"], "--set: unknown field 'epoch'; did you mean epochs?"),
         (["method_option.random=3"], "--set: unknown field 'method_option.random'; did you mean method_options?"),
         (["method_options.=3"], "--set: unknown field 'method_options.'; did you mean method_options?"),
         (["transitions=[1"], r"--set 'transitions=\[1': the value is not YAML"),
-        (["lr=1", "lr=2"], "--set gives lr twice; give it once"),
-        (["method_options=3", "method_options.random=3"], "--set gives method_options as 3 and method_options.random too"),
+        (["lr=1", "lr=2"], "--set sets lr twice; set it once"),
+        (["method_options=3", "method_options.random=3"], "--set sets both method_options to 3 and method_options.random"),
         (["recipe=growtas-t"], "--set: unknown field 'recipe'"),
     ],
 )
@@ -102,10 +102,10 @@ def test_a_file_can_go_on_from_a_recipe(tmp_path):
     assert Recipe.from_dict(read_config(path)) == recipe
     assert resolve_recipe("growtas-t", config=path).space == "autoformer-t"
     path.write_text("recipe: growtas-x\n")
-    with pytest.raises(ConfigError, match="recipe.yaml: no recipe is called 'growtas-x'; did you mean growtas-"):
+    with pytest.raises(ConfigError, match="recipe.yaml: there is no recipe 'growtas-x'; did you mean growtas-"):
         resolve_recipe(config=path)
     path.write_text("recipe: 3\n")
-    with pytest.raises(ConfigError, match="recipe.yaml: no recipe is called '3'; there are digits-demo"):
+    with pytest.raises(ConfigError, match="recipe.yaml: there is no recipe '3'; the recipes are digits-demo"):
         read_config(path)
 
 
@@ -113,7 +113,7 @@ def test_method_options_are_checked_before_any_data_is_opened(tmp_path):
     assert resolve_recipe(None, {"method": "sandwich", "method_options": {"random": 3}}).method_options == {"random": 3}
     with pytest.raises(ConfigError, match="the method sandwich has no option 'randon'; did you mean random?"):
         resolve_recipe(None, {"method": "sandwich", "method_options": {"randon": 3}})
-    with pytest.raises(ConfigError, match="the method uniform has no option 'random'; it has none"):
+    with pytest.raises(ConfigError, match="the method uniform has no option 'random'; it has no options"):
         resolve_recipe(config=write(tmp_path, "method: uniform\nmethod_options: {random: 1}\n"))
 
 
@@ -142,7 +142,7 @@ def test_which_methods_are_legal():
 
 
 def test_an_unknown_recipe():
-    with pytest.raises(ConfigError, match="no recipe is called 'growtas-tt'; did you mean growtas-t?"):
+    with pytest.raises(ConfigError, match="there is no recipe 'growtas-tt'; did you mean growtas-t?"):
         resolve_recipe("growtas-tt")
 
 
@@ -185,7 +185,7 @@ def test_the_file_has_every_field_in_order():
 )
 def test_a_key_that_is_given_twice(tmp_path, text, key):
     (tmp_path / "r.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=rf"r.yaml: {key} is given twice; give it once"):
+    with pytest.raises(ConfigError, match=rf"r.yaml: the key {key} occurs twice; set it once"):
         read_config(tmp_path / "r.yaml")
 
 

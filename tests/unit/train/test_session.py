@@ -203,10 +203,10 @@ def test_a_line_without_its_checkpoint_is_dropped(begin, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 4}, "epochs is 3 in this run and can't become 4; start a new run"),
-        ({"lr": 0.5}, r"lr is 0.001 in this run and can't become 0.5"),
+        ({"epochs": 4}, "epochs is 3 in this run and can't be changed to 4; start a new run"),
+        ({"lr": 0.5}, r"lr is 0.001 in this run and can't be changed to 0.5"),
         ({"seed": 1}, "seed is 0 in this run"),
-        ({"method": "uniform"}, "method is growtas in this run and can't become uniform"),
+        ({"method": "uniform"}, "method is growtas in this run and can't be changed to uniform"),
         ({"stages": 1}, "stages is 2 in this run"),
         ({"transitions": [1]}, "transitions is unset in this run"),
         ({"data": "fashion-mnist"}, "data is digits in this run"),
@@ -227,7 +227,7 @@ def test_what_stays_the_same_may_be_said_again(begin, tiny):
 def test_a_finished_run_is_not_resumed(begin):
     session = begin(epochs=1)
     session.train()
-    with pytest.raises(UsageError, match="the run is finished, there is nothing to resume"):
+    with pytest.raises(UsageError, match="the run is finished, so there is nothing to resume"):
         resume_session(session.run)
 
 
@@ -257,7 +257,7 @@ def test_a_loss_that_is_not_finite(begin, monkeypatch):
 def test_weights_that_are_not_finite_are_not_saved(begin, monkeypatch):
     session = begin()
     monkeypatch.setattr(trainer_module, "all_finite", lambda supernet: False)
-    with pytest.raises(TrainingError, match="epoch 1: a weight is not finite any more"):
+    with pytest.raises(TrainingError, match="epoch 1: a weight is no longer finite"):
         session.train()
     assert session.run.checkpoints == []
 
@@ -280,7 +280,7 @@ def test_one_width_has_one_stage_unless_more_are_asked_for(tiny, tmp_path):
         assert resolve_recipe(recipe, {"space": tiny}).stages == 2
     with pytest.raises(ConfigError, match="stages is 2; .* has 1 choices of embed_dim"):
         resolve_recipe(None, {"space": narrow, "stages": 2})
-    with pytest.raises(ConfigError, match="growtas-plus trains what A_1 leaves out"):
+    with pytest.raises(ConfigError, match="growtas-plus trains the subnets outside A_1"):
         resolve_recipe(None, {"space": narrow, "method": "growtas-plus", "init": "any"})
     capped = resolve_recipe(None, {"space": narrow, "subspaces": [[None, 1], [None, None]], "transitions": [3]})
     assert len(capped.growth(load_space(narrow)).subspaces) == 2
@@ -326,7 +326,7 @@ def test_a_teacher_that_knows_nothing_is_warned_of(begin, tmp_path):
     told = Told()
     options = {"teacher": "test_resnet", "teacher_checkpoint": str(tmp_path / "t.pth"), "epochs": 1, "batch_size": 512}
     begin(search_images=50, **options).train(told)
-    assert any(note.startswith("warning: the teacher is no better than chance") for note in told.notes[: told.before])
+    assert any(note.startswith("warning: the teacher is not better than chance") for note in told.notes[: told.before])
 
 
 def test_few_images_tell_a_good_teacher_not_from_chance(begin, tmp_path):
@@ -336,9 +336,10 @@ def test_few_images_tell_a_good_teacher_not_from_chance(begin, tmp_path):
     session = begin("second", teacher=save_own(first, tmp_path / "model.safetensors"), search_images=10, monitor_images=2, epochs=1)
     session.train(told)
     record = session.run.info["teacher"]
-    words = "can't be told from chance" if record["accuracy"] > record["chance"] else "is no better than chance"
+    words = "is not clearly better than chance" if record["accuracy"] > record["chance"] else "is not better than chance"
     (warning,) = [note for note in told.notes if note.startswith("warning: the teacher")]
-    assert warning.startswith(f"warning: the teacher {words} (the most frequent class is {record['chance']:.1%} of these 2 images)")
+    chance = f"{record['chance']:.1%}"
+    assert warning.startswith(f"warning: the teacher {words} (the most frequent class has {chance} of these 2 images)")
 
 
 def test_a_run_goes_on_with_the_teacher_that_it_began_with(begin, tmp_path, monkeypatch):
@@ -356,12 +357,12 @@ def test_a_run_goes_on_with_the_teacher_that_it_began_with(begin, tmp_path, monk
     monkeypatch.chdir(tmp_path / "elsewhere")  # the path was relative to the folder before
     resume_session(session.run)
     (tmp_path / "model.safetensors").rename(tmp_path / "moved.safetensors")
-    with pytest.raises(CheckpointError, match="model.safetensors: no such safetensors file with a teacher"):
+    with pytest.raises(CheckpointError, match="model.safetensors: there is no such safetensors file of a teacher"):
         resume_session(session.run)
     other = begin("other", epochs=1, seed=1)
     other.train()
     save_own(other, tmp_path / "model.safetensors")
-    message = r"the weights in .*model\.safetensors are not those that it began with; name the file that holds them"
+    message = r"but the weights in .*model\.safetensors are different; name the original file"
     with pytest.raises(CheckpointError, match=message):
         resume_session(session.run)
     resumed, told = resume_session(session.run, options={"teacher": "../moved.safetensors"}), Told()
@@ -427,7 +428,7 @@ def test_changed_images_are_noticed_on_resuming(begin, tmp_path):
     folder = image_folder(tmp_path / "colours")
     session = begin(data=str(folder))
     (folder / "train" / "red" / "0.png").unlink()
-    with pytest.raises(DataError, match="the images changed since the run was started"):
+    with pytest.raises(DataError, match="the images have changed since the run was started"):
         resume_session(session.run)
 
 
@@ -441,7 +442,7 @@ def test_too_large_for_memory(begin, tmp_path, monkeypatch):
     from growtas.train import image_loader
 
     monkeypatch.setattr(image_loader, "MEMORY_LIMIT", 1000)
-    with pytest.raises(DataError, match="holds at most 1e-06 GB in memory; set augment: paper"):
+    with pytest.raises(DataError, match="keeps at most 1e-06 GB in memory; set augment: paper"):
         begin(data=str(image_folder(tmp_path / "colours")))
 
 
@@ -471,7 +472,7 @@ def test_resolving(tmp_path, tiny):
 
 def test_devices():
     assert pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(DeviceError, match="unknown device 'tpu'; legal for training are auto, cpu or cuda"):
+    with pytest.raises(DeviceError, match="unknown device 'tpu'; a training needs auto, cpu or cuda"):
         pick_device("tpu")
     if not torch.cuda.is_available():
         assert pick_device("auto") == torch.device("cpu")

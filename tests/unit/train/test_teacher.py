@@ -90,7 +90,9 @@ def test_weights_from_a_file(saved, record):
 def test_weights_for_grey_images(saved):
     recipe = saved(timm_model(in_chans=1))
     assert load_teacher(recipe, GREY, NAMES)(torch.randn(2, 1, 8, 8)).shape == (2, 10)
-    with pytest.raises(ConfigError, match="the teacher test_resnet.* takes images of 1 channels, and this training's have 3"):
+    with pytest.raises(
+        ConfigError, match="the teacher test_resnet.* needs images with 1 channels, but those of this training have 3"
+    ):
         load_teacher(recipe, RECORD, NAMES)
 
 
@@ -114,7 +116,7 @@ def test_what_torch_and_timm_save(saved, wrap):
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "deit_tiny_distilled_patch16_224"])
 def test_a_head_of_other_classes_is_refused(saved, name, file):
     recipe = saved(timm_model(name, num_classes=7), name, file)
-    message = "the teacher has a head of 7 classes, the data 10; give weights whose head has 10: --teacher-checkpoint FILE"
+    message = "the teacher has a head of 7 classes, but the data has 10; name weights whose head has 10: --teacher-checkpoint FILE"
     with pytest.raises(CheckpointError, match=message):
         load_teacher(recipe, RECORD, NAMES)
 
@@ -122,7 +124,9 @@ def test_a_head_of_other_classes_is_refused(saved, name, file):
 def test_pretrained_weights_with_another_head_are_refused_before_they_are_fetched(monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda *arguments, **options: pytest.fail("nothing is to be made"))
     for name, classes in (("resnet18", 1000), ("resnet18.a1_in1k", 1000), ("vit_small_patch14_dinov2", 0)):
-        with pytest.raises(ConfigError, match=f"the pretrained teacher {name} has a head of {classes} classes, the data 10; give"):
+        with pytest.raises(
+            ConfigError, match=f"the pretrained teacher {name} has a head of {classes} classes, but the data has 10; name"
+        ):
             load_teacher(Recipe(teacher=name), RECORD, NAMES)
 
 
@@ -143,7 +147,7 @@ def test_weights_that_cannot_be_fetched_are_a_sentence(monkeypatch):
         with pytest.raises(ConfigError) as caught:
             load_teacher(Recipe(teacher=name), RECORD, [str(number) for number in range(1000)])
         assert str(caught.value) == (
-            f"the teacher {name} can't be made by timm with its pretrained weights (or name a file: --teacher-checkpoint): "
+            f"timm can't create the teacher {name} with its pretrained weights (or name a file: --teacher-checkpoint): "
             "We couldn't connect to 'https://huggingface.co' to load the files"
         )
 
@@ -165,7 +169,7 @@ def test_nothing_in_a_file_is_run(tmp_path, saved):
     torch.save(timm_model(), tmp_path / "module.pt")
     for name in ("bad.pth", "bad.bin", "module.pt"):
         recipe = Recipe(teacher="test_resnet", teacher_checkpoint=str(tmp_path / name))
-        with pytest.raises(CheckpointError, match=f"{name}: the teacher's weights can't be read \\(it is no file of weights alone"):
+        with pytest.raises(CheckpointError, match=f"{name}: the teacher's weights can't be read \\(it contains more than weights"):
             load_teacher(recipe, RECORD, NAMES)
     assert not (tmp_path / "made").exists()
 
@@ -175,12 +179,12 @@ def test_files_that_hold_something_else(tmp_path, saved):
     torch.save([torch.ones(2)], tmp_path / "list.pth")
     (tmp_path / "bad.safetensors").write_bytes(b"x" * 100)
     (tmp_path / "empty.pth").touch()
-    no_state = "it holds no state_dict of a model"
+    no_state = "the file contains no state_dict of a model"
     for name, reason in {"epoch.pth": no_state, "list.pth": no_state, "bad.safetensors": "[^\n]+", "empty.pth": no_state}.items():
         recipe = Recipe(teacher="test_resnet", teacher_checkpoint=str(tmp_path / name))
         with pytest.raises(CheckpointError, match=rf"^[^\n]*{name}: the teacher's weights can't be read \({reason}\)$"):
             load_teacher(recipe, RECORD, NAMES)
-    with pytest.raises(ConfigError, match="the teacher test_vit can't be made by timm with the weights"):
+    with pytest.raises(ConfigError, match="timm can't create the teacher test_vit with the weights"):
         load_teacher(saved(timm_model(), "test_vit"), RECORD, NAMES)
 
 
@@ -188,7 +192,9 @@ def test_weights_that_are_not_finite_are_refused(saved):
     model = timm_model()
     with torch.no_grad():
         next(model.parameters()).view(-1)[3] = float("nan")
-    with pytest.raises(CheckpointError, match=r"teacher\.safetensors: the teacher's [a-z0-9._]+ holds numbers that are not finite"):
+    with pytest.raises(
+        CheckpointError, match=r"teacher\.safetensors: the teacher's [a-z0-9._]+ contains numbers that are not finite"
+    ):
         load_teacher(saved(model), RECORD, NAMES)
 
 
@@ -216,7 +222,9 @@ def test_one_of_our_own(tiny, tmp_path):
     recipe = Recipe(teacher=str(path))
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(load_teacher(recipe, RECORD, NAMES)(images), model(images))
-    with pytest.raises(CheckpointError, match="the teacher has a head of 10 classes, the data 4; export one from a run on this"):
+    with pytest.raises(
+        CheckpointError, match="the teacher has a head of 10 classes, but the data has 4; export a teacher from a run on this"
+    ):
         load_teacher(recipe, RECORD, NAMES[:4])
     # Its manifest says what it was trained on.
     manifest = {"preprocess": {**RECORD, "mean": [0.5] * 3, "std": [0.5] * 3}, "class_names": NAMES}
@@ -225,14 +233,14 @@ def test_one_of_our_own(tiny, tmp_path):
     seen = load_teacher(recipe, RECORD, NAMES)(normalised(pixels, RECORD))
     torch.testing.assert_close(seen, model(normalised(pixels, manifest["preprocess"])), atol=1e-4, rtol=1e-4)
     write_json(tmp_path / "model.safetensors.json", {**manifest, "class_names": [*NAMES[:8], "9", "8"]})
-    with pytest.raises(CheckpointError, match="the teacher has other classes than the data: '9' in the place of '8'"):
+    with pytest.raises(CheckpointError, match="the teacher has other classes than the data: '9' instead of '8'"):
         load_teacher(recipe, RECORD, NAMES)
-    with pytest.raises(ConfigError, match=r"the teacher .*model.safetensors has its own weights; leave out --teacher-checkpoint"):
+    with pytest.raises(ConfigError, match=r"the file .*model.safetensors already contains weights; leave out --teacher-checkpoint"):
         check_teacher(Recipe(teacher=str(path), teacher_checkpoint=str(path)))
 
 
 def test_wrong_teachers(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no\.safetensors: no such file with a teacher's weights"):
+    with pytest.raises(CheckpointError, match=r"no\.safetensors: there is no such file of a teacher's weights"):
         load_teacher(Recipe(teacher="test_vit", teacher_checkpoint=str(tmp_path / "no.safetensors")), RECORD, NAMES)
     (tmp_path / "any.safetensors").write_bytes(b"x" * 100)
     recipe = Recipe(teacher="deit_tyny_patch16_224", teacher_checkpoint=str(tmp_path / "any.safetensors"))
@@ -245,7 +253,7 @@ def test_wrong_teachers(tmp_path):
         ConfigError, match=r"teacher is 'test_vit\.in22k'; timm's pretrained weights of test_vit are test_vit\.r160_in1k"
     ):
         check_teacher(Recipe(teacher="test_vit.in22k"))
-    with pytest.raises(CheckpointError, match="no such safetensors file with a teacher"):
+    with pytest.raises(CheckpointError, match="there is no such safetensors file of a teacher"):
         check_teacher(Recipe(teacher=str(tmp_path / "no.safetensors")))
     for fine in (None, "hf-hub:timm/any", "deit_tiny_patch16_224.fb_in1k", str(tmp_path / "any.safetensors")):
         check_teacher(Recipe(teacher=fine))

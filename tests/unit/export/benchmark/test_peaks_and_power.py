@@ -138,7 +138,7 @@ def test_what_is_not_readable_says_why(tmp_path: Path) -> None:
 @without_gpu
 def test_a_gpu_s_power_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert find_meter("NVIDIA A10") == "neither NVML nor nvidia-smi tells the GPU's power"
+    assert find_meter("NVIDIA A10") == "neither NVML nor nvidia-smi reports the GPU's power"
 
 
 def counter(*readings: float, is_energy: bool = True) -> Meter:
@@ -184,7 +184,7 @@ def test_a_counter_that_goes_away_is_told() -> None:
     assert taken.report() is None
     assert metering.report() == {
         "gpu": {"readable": False, "because": "no such thing"},
-        "cpu": {"readable": False, "because": "it could not be read any more (gone)"},
+        "cpu": {"readable": False, "because": "the counter could no longer be read (gone)"},
     }
 
 

@@ -280,7 +280,7 @@ def test_wrong_options_are_refused(options: dict[str, Any], match: str) -> None:
 
 def test_the_probe_says_why_it_failed(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"no")
-    with pytest.raises(BuildError, match=r"m\.onnx: it can't be loaded in a fresh process \(.*CheckpointError"):
+    with pytest.raises(BuildError, match=r"m\.onnx: it can't be loaded in a new process \(.*CheckpointError"):
         probe(tmp_path / "m.onnx", batch=1, threads=1, runtime="onnxruntime", device="cpu")
 
 

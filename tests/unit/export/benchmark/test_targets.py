@@ -79,7 +79,7 @@ def test_a_runtime_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_name_at_hand_is_for_that_device_only() -> None:
     check_device("h200", ("a10", "h200"), "NVIDIA H200")
-    with pytest.raises(DeviceError, match="runs on NVIDIA H200, not on such a GPU; give it its own name, h200"):
+    with pytest.raises(DeviceError, match="runs on NVIDIA H200, not on such a GPU; use its own name, h200"):
         check_device("a10", ("a10", "h200"), "NVIDIA H200")
     with pytest.raises(DeviceError, match="--device h200: this runtime runs on cpu, not on such a GPU"):
         check_device("h200", ("a10", "h200"), "cpu")

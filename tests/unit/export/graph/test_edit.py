@@ -69,7 +69,7 @@ def test_constants_are_rounded_to_their_type(onnx_file: Path) -> None:
 def test_an_invalid_graph_is_not_written(onnx_file: Path, tmp_path: Path) -> None:
     model = load_model(onnx_file)
     next(node for node in model.graph if node.op_type == "Softmax").attributes["axis"] = ir.AttrString("axis", "last")
-    with pytest.raises(BuildError, match=r"^bad\.onnx: the edited graph is no valid ONNX \("):
+    with pytest.raises(BuildError, match=r"^bad\.onnx: the edited graph is not valid ONNX \("):
         save_model(model, tmp_path / "bad.onnx", "the edited graph")
     assert not list(tmp_path.iterdir())
 

@@ -235,7 +235,7 @@ def test_wrong_postprocessing_is_refused(onnx_file: Path, tmp_path: Path, option
 @pytest.mark.parametrize(
     ("record", "match"),
     [
-        (None, "says nothing about preprocessing"),
+        (None, "has no preprocessing record"),
         ({"image_size": 16}, "lacks in_chans, interpolation, crop_pct, mean or std"),
         ({**RECORD, "image_size": 32}, r"it takes images \(3, 16, 16\), and the preprocessing record makes \(3, 32, 32\)"),
         ({**RECORD, "std": [0.1, 0.0, 0.1]}, "must be a list of 3 numbers above zero"),
@@ -271,7 +271,7 @@ def test_a_graph_that_turns_out_invalid_is_not_written(onnx_file: Path, tmp_path
     proto = onnx.load(onnx_file)
     proto.graph.node[0].output[0] = "preprocess.planes"
     onnx.save(proto, tmp_path / "clash.onnx")
-    with pytest.raises(BuildError, match="the graph with its new ends is no valid ONNX"):
+    with pytest.raises(BuildError, match="the graph with pre- or post-processing is not valid ONNX"):
         add_preprocess(tmp_path / "clash.onnx", tmp_path / "p.onnx", RECORD)
     assert not (tmp_path / "p.onnx").exists()
 

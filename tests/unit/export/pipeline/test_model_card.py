@@ -125,7 +125,7 @@ def test_every_row_says_which_images_it_is_from(made: Path) -> None:
     assert "- `tiny.int8.onnx`, `tiny.int8.plan`: 359 test images of digits." in lines
     assert "- `tiny.fp16.onnx`: 9 crops; they have no labels (no data), so accuracies are unknown." in lines
     assert row(text, "tiny.int8.plan")[3:7] == row(text, "tiny.int8.onnx")[3:7] == ["79.00 %", "82.50 %", "95.00 %", "2.0e-07"]
-    assert row(text, "tiny.int8.plan")[7] == "no: no GPU; the numbers are those of `tiny.int8.onnx`, which it was compiled from"
+    assert row(text, "tiny.int8.plan")[7] == "no: no GPU; the numbers are of `tiny.int8.onnx`, from which it was compiled"
     assert row(text, "tiny.int8.onnx")[7] == "yes"
     for name in ("tiny.bf16.onnx", "tiny.bf16.plan"):
         assert row(text, name)[3:7] == ["not measured"] * 4
@@ -185,7 +185,7 @@ def test_the_card_has_the_steps_of_the_preprocessing_and_the_oldest_runtime(made
     assert steps[0].startswith("1. Convert to RGB (")
     assert "Resize the short side to 256 pixels" in steps[1]
     assert "bicubic" in steps[1]
-    assert steps[2] == "3. Cut out the middle 224 x 224 pixels."
+    assert steps[2] == "3. Crop the centre, 224 x 224 pixels."
     assert "subtract the mean [0.5, 0.5, 0.5]" in steps[3]
     assert len(steps) == 5
     assert f"| `{made.name}` | 20 | 9 | 1.17.0 |" in text

@@ -69,7 +69,7 @@ def test_an_onnx_file_as_a_model(tmp_path):
     assert sha256(folder / "1" / "model.onnx") == sha256(made)
     assert json.loads((folder / "manifest.json").read_text()) == load_artifact(made).manifest.to_dict()
     readme = (folder / "README.md").read_text()
-    assert "NOT in the graph: clients do it" in readme
+    assert "NOT in the graph: clients must do it" in readme
     assert str(RECORD["mean"]) in readme
     assert str(RECORD["std"]) in readme
 
@@ -138,7 +138,7 @@ def test_a_plan_gives_what_its_manifest_says(tmp_path):
 
 def test_a_plan_of_another_runtime_is_refused(tmp_path):
     made = plan(tmp_path, "tensorrt-rtx")
-    with pytest.raises(UsageError, match="plans of tensorrt alone, this one is of tensorrt-rtx; serve the ONNX file"):
+    with pytest.raises(UsageError, match="only plans of tensorrt, and this plan is of tensorrt-rtx; serve the ONNX file"):
         write_triton(tmp_path / "repo", load_artifact(made))
     assert not (tmp_path / "repo").exists()
 
@@ -165,7 +165,7 @@ def test_a_model_is_replaced_whole_and_nothing_else_is_touched(tmp_path):
     assert sorted(path.name for path in repo.iterdir()) == ["net", "second"]
     (repo / "mine").mkdir()
     (repo / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(OutputError, match="holds something that is no Triton model"):
+    with pytest.raises(OutputError, match="the folder is not a Triton model"):
         write_triton(repo, load_artifact(artifact(tmp_path, name="mine")))
     assert names(repo / "mine") == ["thesis.txt"]
 
@@ -208,7 +208,7 @@ def test_artifacts_that_are_not_what_their_manifest_says(tmp_path):
     made = artifact(tmp_path)
     described = load_artifact(made)
     other = changed(made, input={**described.manifest.to_dict()["input"], "name": "pictures"})
-    with pytest.raises(CheckpointError, match="says pictures in and logits out, its graph has other ends"):
+    with pytest.raises(CheckpointError, match="names the input pictures and the output logits, but its graph has other ones"):
         write_triton(tmp_path / "repo", other)
     made.write_bytes(made.read_bytes() + b" ")
     with pytest.raises(CheckpointError, match="not the one that its manifest describes"):

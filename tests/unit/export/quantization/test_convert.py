@@ -153,7 +153,7 @@ def large_weights(fp32: Path, folder: Path) -> Path:
 def test_beside_halves_what_is_not_quantised_is_half_as_well(fp32: Path, tmp_path: Path) -> None:
     path = tmp_path / "mixed.onnx"
     info = convert(fp32, path, "int8", calibration=IMAGES, rest="fp16", keep=["blocks.0.fc2"])
-    assert info.kept["blocks.0.fc2"] == "asked for"
+    assert info.kept["blocks.0.fc2"] == "requested"
     assert (info.layers["blocks.0.fc2"], info.layers["blocks.0.fc1"]) == ("fp16", "int8")
     # Of the casts to fp32 only the logits' is left: nothing in between is computed so.
     casts = [node for node in onnx.load(path).graph.node if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT]

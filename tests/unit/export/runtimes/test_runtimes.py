@@ -167,14 +167,14 @@ def test_a_plan_without_a_gpu_says_so(tmp_path: Path) -> None:
 def test_a_plan_for_another_gpu_is_not_runnable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "local_target", lambda: "sm90")
     assert library.why_not_here(("sm90", "sm86")) is None
-    assert library.why_not_here(("sm86", "sm89")) == "the GPU of this machine is sm90, the plan is for sm86, sm89"
+    assert library.why_not_here(("sm86", "sm89")) == "the GPU of this machine is sm90, but the plan is for sm86, sm89"
 
 
 def test_tensorrt_builds_only_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "package", lambda runtime, purpose: None)
     monkeypatch.setattr(library, "local_target", lambda: "sm90")
     TensorRTBuilder().check(("sm90",), "fp32")
-    with pytest.raises(DeviceError, match="which is sm90; asked was sm86"):
+    with pytest.raises(DeviceError, match="which is sm90; the requested target is sm86"):
         TensorRTBuilder().check(("sm86",), "fp32")
 
 

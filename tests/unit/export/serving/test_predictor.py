@@ -312,7 +312,7 @@ def test_a_runtime_of_logits_alone_is_served_with_logits(tmp_path: Path, monkeyp
         (
             {"top_k": 3},
             {"outputs": ["logits", "top_scores", "top_classes"], "top_k": 2},
-            r"gives top_scores of shape \[2, 3\], and its manifest says \[2, 2\]",
+            r"its output top_scores has the shape \[2, 3\], but its manifest says \[2, 2\]",
         ),
     ],
 )
@@ -331,7 +331,7 @@ def test_another_number_of_classes_than_the_manifests_is_found_by_the_first_run(
     with Predictor(artifact(tmp_path), threads=1) as predictor:
         wrong = dataclasses.replace(predictor.signature.outputs[0], shape=(CLASSES + 1,))
         predictor.signature = dataclasses.replace(predictor.signature, outputs=(wrong,))
-        with pytest.raises(CheckpointError, match=r"gives logits of shape \[1, 5\], and its manifest says \[1, 6\]"):
+        with pytest.raises(CheckpointError, match=r"its output logits has the shape \[1, 5\], but its manifest says \[1, 6\]"):
             predictor.warm_up(1)
 
 

@@ -72,7 +72,7 @@ def test_any_size_where_the_graph_resizes():
         (request(shape=[1, 1, 2, 10**30]), "shape of images"),
         (request(data=DATA[:3]), r"data of images holds 3 values; shape \[1, 1, 2, 2\] has 4"),
         (request(data=[]), "data of images holds 0 values"),
-        (request(data=[DATA]), r"data of images is nested otherwise than its shape \[1, 1, 2, 2\]"),
+        (request(data=[DATA]), r"data of images is not nested like its shape \[1, 1, 2, 2\]"),
         (request(data=[1, [2], 3, 4]), "must be numbers"),
         (request(data=[1, 2, True, 4]), "must be numbers"),
         (request(data=["1", "2", "3", "4"]), "must be numbers"),
@@ -94,7 +94,7 @@ def test_any_size_where_the_graph_resizes():
         ({**request(), "outputs": [{}]}, "the output is named None; legal is logits"),
         ({**request(), "outputs": [{"name": ["logits"]}]}, r"the output is named \['logits'\]; legal is logits"),
         ({**request(), "outputs": [{"name": "x" * 9999}]}, "the output is named 'xxx"),
-        ({**request(), "outputs": [{"name": "logits"}] * 2}, "the output logits is asked for twice; once is legal"),
+        ({**request(), "outputs": [{"name": "logits"}] * 2}, "the output logits is requested twice; once is legal"),
         ({**request(), "outputs": [{"name": "logits", "parameters": []}]}, "parameters of the output logits must be an object"),
         (
             {**request(), "outputs": [{"name": "logits", "parameters": {"classification": True}}]},
@@ -123,7 +123,7 @@ def test_what_is_wrong_is_said_in_one_sentence(document, match):
         (b"\xff\xfe", "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"inputs": ' + b"1" * 5000 + b"}", "not JSON"),
-        (b'{"inputs": [{"data": [NaN]}]}', "NaN is no JSON"),
+        (b'{"inputs": [{"data": [NaN]}]}', "NaN is not JSON"),
     ],
 )
 def test_bodies_that_are_no_json(body, match):
@@ -268,7 +268,7 @@ def test_no_value_of_a_field_gets_past_as_another_error(field, value):
     [
         ([], f"each naming an output; legal is {NAMED}"),
         ([{"name": "scores"}], f"the output is named 'scores'; legal is {NAMED}"),
-        ([{"name": "top_scores"}, {"name": "logits"}, {"name": "top_scores"}], "the output top_scores is asked for twice"),
+        ([{"name": "top_scores"}, {"name": "logits"}, {"name": "top_scores"}], "the output top_scores is requested twice"),
         ([{"name": "top_scores", "parameters": {"classification": 1}}], "classification of top_scores is not possible"),
         (
             [{"name": "top_classes", "parameters": {"classification": 1}}],

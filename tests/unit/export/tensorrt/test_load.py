@@ -75,15 +75,15 @@ def test_what_was_hashed_is_what_is_loaded(tmp_path: Path, onnx_file: Path, monk
     assert hashlib.sha256(opened[0]).hexdigest() == json.loads(manifest_path(path).read_text())["artifact"]["sha256"]
 
 
-REBUILD = r"build it anew: growtas export \S+/tiny-run --format trt --target "
+REBUILD = r"build it again: growtas export \S+/tiny-run --format trt --target "
 
 
 @pytest.mark.parametrize(
     ("machine", "match"),
     [
-        (FakeMachine(gpu="sm80", version="2.1"), f"built for sm86 or sm89, the GPU of this machine is sm80; {REBUILD}sm80$"),
-        (FakeMachine(gpu="sm86", version="2.2"), f"built with tensorrt-rtx 2.1, installed is 2.2; {REBUILD}sm86$"),
-        (FakeMachine(gpu="sm86", version="2.1.0"), "built with tensorrt-rtx 2.1, installed is 2.1.0"),
+        (FakeMachine(gpu="sm80", version="2.1"), f"built for sm86 or sm89, but the GPU of this machine is sm80; {REBUILD}sm80$"),
+        (FakeMachine(gpu="sm86", version="2.2"), f"built with tensorrt-rtx 2.1, but 2.2 is installed; {REBUILD}sm86$"),
+        (FakeMachine(gpu="sm86", version="2.1.0"), "built with tensorrt-rtx 2.1, but 2.1.0 is installed"),
         (FakeMachine(gpu=None, version="2.1"), "can't run here: no NVIDIA GPU"),
     ],
 )
@@ -137,15 +137,15 @@ def test_a_manifest_that_says_nothing_of_a_plan_is_refused(tmp_path: Path, onnx_
     manifest = json.loads(manifest_path(path).read_text())
     del manifest["plan"]
     manifest_path(path).write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="says nothing of a plan"):
+    with pytest.raises(CheckpointError, match="does not describe a plan"):
         open_session(path)
-    with pytest.raises(CheckpointError, match="says nothing of a plan"):
+    with pytest.raises(CheckpointError, match="does not describe a plan"):
         open_artifact(load_artifact(path))
 
 
 @pytest.mark.parametrize("change", [{"targets": []}, {"targets": None}])
 def test_a_manifest_without_targets_fits_no_gpu(tmp_path: Path, onnx_file: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(DeviceError, match="built for no GPU, the GPU of this machine is sm86"):
+    with pytest.raises(DeviceError, match="built for no GPU, but the GPU of this machine is sm86"):
         open_session(write_plan(tmp_path, onnx_file, **change))
 
 
@@ -157,7 +157,7 @@ def test_unknown_runtimes_are_refused(tmp_path: Path, onnx_file: Path, runtime: 
 
 def test_a_runtime_that_the_caller_names_must_be_the_plans(tmp_path: Path, onnx_file: Path) -> None:
     path = write_plan(tmp_path, onnx_file, runtime="tensorrt-rtx")
-    with pytest.raises(DeviceError, match="built with tensorrt-rtx and can't be loaded by tensorrt; build it anew"):
+    with pytest.raises(DeviceError, match="built with tensorrt-rtx and can't be loaded by tensorrt; build it again"):
         open_session(path, runtime="tensorrt")
 
 
@@ -188,7 +188,7 @@ def test_versions_of_each_runtime(
     if fits:
         assert open_session(path).info.runtime == runtime
     else:
-        with pytest.raises(DeviceError, match=f"built with {runtime} {built}, installed is {installed}"):
+        with pytest.raises(DeviceError, match=f"built with {runtime} {built}, but {installed} is installed"):
             open_session(path)
 
 
@@ -261,9 +261,9 @@ def test_the_rebuild_line_makes_the_same_plan(
         add_search(run, OTHER)
     FakeMachine(gpu="sm86", version="2.2").install(monkeypatch)
     monkeypatch.chdir(from_folder)
-    with pytest.raises(DeviceError, match="built with tensorrt-rtx 2.1, installed is 2.2; build it anew: ") as caught:
+    with pytest.raises(DeviceError, match="built with tensorrt-rtx 2.1, but 2.2 is installed; build it again: ") as caught:
         open_session(plan or made)
-    words = shlex.split(str(caught.value).partition("build it anew: ")[2])
+    words = shlex.split(str(caught.value).partition("build it again: ")[2])
     if said is not None:
         assert " ".join(words).partition(" --target sm86")[2].strip() == said
     if from_folder == "elsewhere":
@@ -303,7 +303,7 @@ def test_bench_passes_through(tmp_path: Path, onnx_file: Path, monkeypatch: pyte
     options = BenchOptions(seconds=0.01, rounds=1, batches=(1,))
     (artifact,) = bench([path], options)["artifacts"]
     assert artifact["runnable"] is False
-    assert "built with tensorrt-rtx 1.6.0, installed is 1.7.1; build it anew" in artifact["not_runnable_because"]
+    assert "built with tensorrt-rtx 1.6.0, but 1.7.1 is installed; build it again" in artifact["not_runnable_because"]
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(GrowtasError, match="SHA-256"):
         bench([path], options)

@@ -37,7 +37,7 @@ def test_targets_are_read_as_people_write_them(text: str, parsed: tuple[str, ...
 
 @pytest.mark.parametrize("text", ["", "a10", "sm", "sm86,", "86sm", "sm8666"])
 def test_what_is_no_target_is_refused(text: str) -> None:
-    with pytest.raises(DeviceError, match="is no compute capability; write for example sm86"):
+    with pytest.raises(DeviceError, match="is not a compute capability; write for example sm86"):
         parse_targets(text)
 
 
@@ -51,7 +51,7 @@ def test_a_device_has_its_compute_capability(device: str, target: str) -> None:
 def test_unknown_devices_and_the_cpu_are_refused() -> None:
     with pytest.raises(DeviceError, match="a10"):
         device_target("a11")
-    with pytest.raises(DeviceError, match=r"cpu runs no TensorRT plans; name a GPU with --device \(.*a10.*\) or --target"):
+    with pytest.raises(DeviceError, match=r"cpu can't run TensorRT plans; name a GPU with --device \(.*a10.*\) or --target"):
         device_target("cpu")
 
 

@@ -207,7 +207,7 @@ def test_names_in_another_order_lose_their_accuracy() -> None:
     assert (found.accuracy, found.reference_accuracy) == (pytest.approx(0.6), 1.0)
     assert found.top1_agreement == 1.0
     assert set(found.better_order or ()) == {"ant", "bee"}
-    assert "the class names are in a wrong order: what it calls 'ant' is mostly labelled 'bee'" in found.summary
+    assert "the class names are in a wrong order: images that it calls 'ant' are mostly labelled 'bee'" in found.summary
     assert measure(TRUTH, class_names=NAMES).passed
 
 

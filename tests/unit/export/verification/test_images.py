@@ -167,7 +167,7 @@ def test_data_with_other_classes_than_the_run_s_have_no_labels(tmp_path: Path) -
     run.update(class_names=["coat", *map(str, range(1, 10))])
     found = run_images(run, 20)
     assert found.labels is None
-    assert found.unlabelled_because == "the classes of digits have other names than the run's"
+    assert found.unlabelled_because == "the class names of digits differ from the run's"
 
 
 def test_data_that_were_named_must_be_usable(run: Run) -> None:

@@ -233,7 +233,7 @@ def test_one_stage_has_no_transition(space):
 
 
 def test_more_stages_than_epochs(space):
-    with pytest.raises(ConfigError, match="3 stages need as many epochs, and there are 2"):
+    with pytest.raises(ConfigError, match="needs at least one epoch per stage; there are 3 stages and epochs is 2"):
         _auto(space, epochs=2, stages=3)
 
 
@@ -243,7 +243,7 @@ def test_more_stages_than_epochs(space):
         ({"share": 1.5}, "share is 1.5"),
         ({"least": -0.1}, "least is -0.1"),
         ({"most": 0.5}, "most is 0.5; it must be a number from 1 to 100"),
-        ({"window": 1}, "window is 1; a gain needs 2"),
+        ({"window": 1}, "window is 1; it must be 2"),
         ({"window": -1}, "window is -1"),
     ],
 )
