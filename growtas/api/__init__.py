@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from growtas.api.exporting import ExportedArtifacts, export
     from growtas.api.prediction import Prediction, Predictions, predict
     from growtas.api.profiling import ProfileResult, profile
+    from growtas.api.reporting import report
     from growtas.api.search_results import SearchResult
     from growtas.api.searching import search
     from growtas.api.training import RecipeOptions, Run, finetune, load_run, plan_training, resume, train
@@ -86,6 +87,7 @@ _MODULES: dict[str, str] = {
     "plan_training": "growtas.api.training",
     "predict": "growtas.api.prediction",
     "profile": "growtas.api.profiling",
+    "report": "growtas.api.reporting",
     "resume": "growtas.api.training",
     "search": "growtas.api.searching",
     "serve": "growtas.export.serving.launch",
@@ -135,6 +137,7 @@ __all__ = [
     "plan_training",
     "predict",
     "profile",
+    "report",
     "resume",
     "search",
     "serve",
