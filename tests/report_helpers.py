@@ -205,6 +205,11 @@ class Page(HTMLParser):
         elif self.open[-2:-1] and self.open[-1] == "title" and self.shapes and self.open[-2] == self.shapes[-1][0]:
             self.shapes[-1][2] += data
 
+    @property
+    def lead(self):
+        """The sentences under the title."""
+        return next(data for data in self.texts if data.startswith("A "))
+
     def section_text(self, name):
         """The text of a section on one line."""
         return " ".join(" ".join(self.sections[name]).split())

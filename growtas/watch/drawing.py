@@ -37,10 +37,12 @@ def curves(chart: Chart) -> Markup:
         *frame.x_axis([(epoch, str(epoch)) for epoch in epoch_ticks(first, last, 5)], "epoch"),
     ]
     boundaries = [(frame.x(epoch - 0.5), text) for epoch, text in chart.inner_boundaries]
-    for (x, text), (following, _) in pairwise([*boundaries, (frame.right_edge, "")]):
+    gaps = [(x, text, following - x) for (x, text), (following, _) in pairwise([*boundaries, (frame.right_edge, "")])]
+    fits = all(len(text) * _CHARACTER < gap for _, text, gap in gaps)
+    for x, text, gap in gaps:
         parts.append(_tag("line", x1=x, x2=x, y1=frame.top - 8, y2=frame.base, class_="boundary"))
-        shown = text if len(text) * _CHARACTER < following - x else text.rpartition(" ")[2]
-        if len(shown) * _CHARACTER < following - x:
+        shown = text if fits else text.rpartition(" ")[2]  # the number alone
+        if len(shown) * _CHARACTER < gap:
             parts.append(_tag("text", shown, x=x + 3, y=frame.top - 3, class_="small"))
     ends: list[tuple[float, str, str]] = []
     for index, series in enumerate(drawn):

@@ -217,19 +217,17 @@ class _RunPage:
         if not figures:
             return [Text("The supernet was imported: it was not trained here.")] if report.info.get("source") else []
         parts: list[Part] = [Row(figures)]
-        parts.append(
-            Text(
-                "The accuracies are those of the smallest, the middle and the largest subnet, on images of the search split. The "
-                "probes are subnets of the subspaces that opened earlier. A dotted line is a transition: the next subspace opens."
-            )
-        )
+        said = "The accuracies are those of the smallest, the middle and the largest subnet, on images of the search split."
+        if metrics.group("probes"):
+            said += " The probes are subnets of the subspaces that opened earlier."
+        parts.append(Text(f"{said} A dotted line is the transition to the next stage."))
         stages = [(str(stage), str(epoch), _caps(metrics.lines, epoch)) for stage, epoch in metrics.stages]
-        parts += table("Subspaces and transitions", ("stage", "first epoch", "subnets that were trained"), stages)
+        tables = table("Subspaces and transitions", ("stage", "first epoch", "subspace"), stages)
         spent = metrics.time()
         if total := sum(spent.values()):
             rows = [(name, f"{seconds / total:.1%}", format_seconds(seconds)) for name, seconds in spent.items()]
-            parts += table("Where the time went", ("", "share", "time"), rows, right=("share", "time"))
-        return parts
+            tables += table("Where the time went", ("activity", "share", "time"), rows, right=("share", "time"))
+        return [*parts, Row(tables)] if tables else parts
 
     def _unsearched(self) -> str:
         if (self.run.path / "search" / "journal.jsonl").is_file():
@@ -316,13 +314,13 @@ def _by_precision(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, list[
 
 
 def _caps(lines: Sequence[Mapping[str, Any]], epoch: int) -> str:
-    """The subnets of the subspace that was open in an epoch, in words."""
+    """The bounds of the subspace that was open in an epoch, in words."""
     caps = next((line.get("subspace") for line in lines if line["epoch"] == epoch), None)
     if not isinstance(caps, Mapping):
         return "not recorded"
     named = {"max_embed_dim": "embed_dim", "max_mlp_ratio": "mlp_ratio"}
     texts = [f"{name} up to {caps[key]:g}" for key, name in named.items() if caps.get(key) is not None]
-    return ", ".join(texts) or "all of the search space"
+    return ", ".join(texts) or "no bounds"
 
 
 def _machine(names: Any) -> str:

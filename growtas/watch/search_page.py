@@ -62,7 +62,7 @@ def search_parts(data: Mapping[str, Any], planes: Sequence[CostPlane]) -> list[P
     count, points = data["images"]["count"], data.get("front", {}).get("points", ())
     found = table("Found", ("quantity", "found", "limit"), cost_rows(data))
     figures = [scatter_figure(plane) for plane in planes]
-    parts: list[Part] = [Row([*found, *figures[:1]]), *([Row(figures[1:])] if figures[1:] else [])]
+    parts: list[Part] = [Row([*found, *figures])] if len(figures) < 2 else [*found, Row(figures)]
     parts += table("Latency", (*_DEVICE, "limit", "judged on"), latency_rows(data["best"]["latencies"]))
     parts += [Text(sentence) for sentence in no_faster_lines(data)]
     finalists = [

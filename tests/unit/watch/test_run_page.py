@@ -66,7 +66,7 @@ def test_the_curves_go_through_the_epochs_of_the_metrics(whole):
         assert points[5] < x < points[6]
     assert page.tables["Subspaces and transitions"][1:] == [
         ("1", "1", "embed_dim up to 32"),
-        ("2", "7", "all of the search space"),
+        ("2", "7", "no bounds"),
     ]
     assert page.tables["Where the time went"][1] == ("backward", "57.1%", "48 s")
 
@@ -286,3 +286,19 @@ def test_a_latency_that_was_measured_is_called_so(tmp_path):
     (row,) = page.tables["Latency"][1:]
     assert "(modelled)" in row[1]
     assert row[2] == "1.25 ms (measured, unsteady)"
+
+
+def test_where_a_run_comes_from(tmp_path):
+    record = {"state": "imported", "space": PRESETS["micro"].to_dict(), "method": "autoformer", "source": {"file": "a b.pth"}}
+    page = page_of(create_run(tmp_path, "imported", record))
+    assert "A supernet of the search space micro, imported from a b.pth." in page.texts
+    assert "it was not trained here" in page.section_text("training")
+    assert "growtas import autoformer 'a b.pth' --space micro" in page.section_text("commands")
+    tuned = {"weights": "model.safetensors", "test_accuracy": 0.9}
+    run = write_whole_run(tmp_path)
+    run.update(method="finetune", starts_from={}, finetune=tuned, data={"name": "folder", "data_dir": "my photos"})
+    page = page_of(run)
+    assert "A searched model, fine-tuned from model.safetensors with the method finetune: 12 epochs in 1 min 24 s." in page.lead
+    assert f"growtas finetune model.safetensors --config {run.path}/recipe.yaml --data-dir 'my photos'" in page.section_text("commands")
+    run.update(finetune=None, starts_from={"path": "other/run", "sha256": "0"})
+    assert "trained from other/run with the method finetune" in page_of(run).lead
