@@ -91,6 +91,10 @@ class _RunPage:
         return self.report.run
 
     @property
+    def _journal(self) -> Path:
+        return self.run.path / "search" / "journal.jsonl"
+
+    @property
     def title(self) -> str:
         data = self.report.info.get("data")
         return f"{self.run.space.name} on {data_title(data)}" if isinstance(data, Mapping) else self.run.space.name
@@ -118,7 +122,8 @@ class _RunPage:
     def sections(self) -> list[Section]:
         """All sections; those whose data is missing say with which command it is made."""
         run = str(self.run.path)
-        search = ("search", run, "--device", "a10", "--max-latency", "5ms")
+        example = () if self._journal.is_file() else ("--device", "a10", "--max-latency", "5ms")
+        search = ("search", run, *example)
         return [
             Section("summary", "Summary", self._summary()),
             Section(
@@ -147,15 +152,11 @@ class _RunPage:
         try:
             parts, reason = build(), ""
         except _UNKNOWN as error:
-            reason = (
-                str(error)
-                if isinstance(error, GrowtasError)
-                else "the files have not the entries that this version of growtas knows"
-            )
+            reason = str(error) if isinstance(error, GrowtasError) else "its file lacks entries that this version of growtas needs"
             parts = []
         if message := self.damaged.get(section) or (reason and f"This section can't be shown: {reason}."):
             parts = [Text(message, warning=True), *parts]
-        return parts or [Commands(f"{missing} This command makes it:", [_line(command)])]
+        return parts or [Commands(f"{missing} Run this command:", [_line(command)])]
 
     def _summary(self) -> list[Part]:
         cards: list[tuple[str, str, str]] = []
@@ -230,12 +231,13 @@ class _RunPage:
         return [*parts, Row(tables)] if tables else parts
 
     def _unsearched(self) -> str:
-        if (self.run.path / "search" / "journal.jsonl").is_file():
-            return "No search of this run has ended. What it evaluated until then is kept, and the same command goes on from there."
+        if self._journal.is_file():
+            kept = "What was evaluated is kept: the same command, with the same options, goes on from there."
+            return f"No search of this run has finished. {kept}"
         return "The run was not searched yet."
 
     def _search(self) -> list[Part]:
-        data, journal = self.searched, self.run.path / "search" / "journal.jsonl"
+        data, journal = self.searched, self._journal
         if data is None:
             return []
         if "points" in data:

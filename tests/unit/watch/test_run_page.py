@@ -198,7 +198,7 @@ def test_a_run_without_the_later_steps_says_with_which_command_they_are_made(tmp
         ("training", "train --resume"), ("search", "search"), ("subnet", "search"), ("gates", "export"), ("bench", "bench"),
     ):  # fmt: skip
         text = page.section_text(section)
-        assert "This command makes it" in text
+        assert "Run this command" in text
         assert f"growtas {command} " in text
         assert "it'\"'\"'s new" in text  # quoted for a shell
     assert not page.shapes
@@ -217,7 +217,8 @@ def test_a_search_that_was_stopped_is_continued(whole):
     (whole.path / "search" / "result.json").unlink()
     (whole.path / "search" / "journal.jsonl").write_text("{}\n")
     text = page_of(whole).section_text("search")
-    assert "What it evaluated until then is kept" in text
+    assert "What was evaluated is kept" in text
+    assert text.endswith(f"growtas search {whole.path}")
 
 
 def test_a_result_of_an_older_version_is_drawn_from_the_journal(tmp_path):
@@ -299,6 +300,8 @@ def test_where_a_run_comes_from(tmp_path):
     run.update(method="finetune", starts_from={}, finetune=tuned, data={"name": "folder", "data_dir": "my photos"})
     page = page_of(run)
     assert "A searched model, fine-tuned from model.safetensors with the method finetune: 12 epochs in 1 min 24 s." in page.lead
-    assert f"growtas finetune model.safetensors --config {run.path}/recipe.yaml --data-dir 'my photos'" in page.section_text("commands")
+    assert f"growtas finetune model.safetensors --config {run.path}/recipe.yaml --data-dir 'my photos'" in page.section_text(
+        "commands"
+    )
     run.update(finetune=None, starts_from={"path": "other/run", "sha256": "0"})
     assert "trained from other/run with the method finetune" in page_of(run).lead
