@@ -16,6 +16,7 @@
                                 front), DEVICE-timings.jsonl (measured latencies); replay/ has the same files of a --replay
         export/                 model.safetensors, NAME.onnx, NAME.plan, each with its .json manifest
         bench/                  bench.json
+        report.html             the page of `growtas report`
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import Any, Literal
 
 from growtas.errors import CheckpointError, UsageError
 from growtas.files import check_folder, ensure_writable, read_json, write_json
+from growtas.progress import SILENT, Progress
 from growtas.space import SearchSpace
 
 RUNS = Path("runs")
@@ -318,6 +320,25 @@ def run_of(artifact: Path) -> Path | None:
     if not (real / "run.json").is_file():
         return None
     return named if named.resolve() == real else real
+
+
+def find_readable_run(given: str | Path | None, progress: Progress = SILENT, root: Path = RUNS) -> Run:
+    """The run that was named, or the newest in ``root`` whose ``run.json`` can be read.
+
+    Args:
+        progress: gets a note for each run that is passed over.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for run in list_runs(root) if given is None and root.is_dir() else ():
+        try:
+            _ = run.info
+        except CheckpointError as error:
+            progress.note(f"skipped: {error}")
+            continue
+        return run
+    return find_run(given, root)
 
 
 def list_runs(root: Path = RUNS) -> list[Run]:

@@ -121,6 +121,22 @@ def format_bytes(value: float, digits: int = 3) -> str:
     return f"{value:.0f} B"
 
 
+def format_seconds(seconds: float) -> str:
+    """``7.2 s``, ``3 min 20 s``, ``5 h 12 min``, ``2 d 3 h``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if (whole := round(seconds)) < 60:
+        return f"{whole} s"
+    if whole < 600:
+        return f"{whole // 60} min {whole % 60} s"
+    if (minutes := round(seconds / 60)) < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h"
+
+
 def _significant(value: float, digits: int) -> str:
     """Rounds to significant digits, without an exponent even for large numbers."""
     return f"{value:.{digits}g}" if abs(value) < 10.0**digits - 0.5 else f"{value:.0f}"

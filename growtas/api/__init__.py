@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from growtas.api.exporting import ExportedArtifacts, export
     from growtas.api.prediction import Prediction, Predictions, predict
     from growtas.api.profiling import ProfileResult, profile
+    from growtas.api.reporting import report
     from growtas.api.search_results import SearchResult
     from growtas.api.searching import search
     from growtas.api.training import RecipeOptions, Run, finetune, load_run, plan_training, resume, train
@@ -89,6 +90,7 @@ _MODULES: dict[str, str] = {
     "predict": "growtas.api.prediction",
     "profile": "growtas.api.profiling",
     "recipe_fields": "growtas.train.recipe_fields",
+    "report": "growtas.api.reporting",
     "resume": "growtas.api.training",
     "search": "growtas.api.searching",
     "serve": "growtas.export.serving.launch",
@@ -140,6 +142,7 @@ __all__ = [
     "predict",
     "profile",
     "recipe_fields",
+    "report",
     "resume",
     "search",
     "serve",

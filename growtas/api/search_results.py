@@ -20,8 +20,8 @@ from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.units import standard_error
 from growtas.watch.pictures import can_draw, draw_search_png
-from growtas.watch.search_html import write_search_page
-from growtas.watch.search_report import SearchReport, history
+from growtas.watch.search_page import write_search_page
+from growtas.watch.search_report import CostPlane, history, search_points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +158,7 @@ def write_results(run: Run, folder: Path, search: Search, outcome: Outcome, reco
             for subnet, accuracy, converted in chosen.scored
         ],
         "history": history(outcome.result),
+        "points": search_points(search, outcome),
     }
     if search.front:
         files["front"] = folder / "front.json"
@@ -167,13 +168,12 @@ def write_results(run: Run, folder: Path, search: Search, outcome: Outcome, reco
         report["front"] = {"subnets": len(front["subnets"]), "hypervolume": front["hypervolume"]}
         if outcome.front:
             report["front"] |= {"points": front["subnets"], "unscored": front["unscored"]}
-    drawn = SearchReport.of(search, outcome, report)
     files |= {"report": folder / "report.html"} | ({"picture": folder / "search.png"} if can_draw() else {})
     report["files"] = {name: str(path) for name, path in files.items()}
     write_json(files["result"], report)
     subnet = {**best, **{key: record[key] for key in ("device", "devices", "limits")}}
     write_json(files["subnet"], {**subnet, "space": run.space.name, "checkpoint_sha256": record["checkpoint_sha256"]})
-    write_search_page(drawn, files["report"])
+    write_search_page(report, search.space, files["report"])
     if "picture" in files:
-        draw_search_png(drawn, files["picture"])
+        draw_search_png(CostPlane.all_of(report["points"])[0], search.space.name, count, files["picture"])
     return SearchResult(run=run, space=search.space, limits=search.limits, chosen=chosen, files=files, report=report)

@@ -599,6 +599,7 @@ class _Request:
             "data": self.data,
             "command": self.command,
             "threads": self.threads or available_threads(),
+            "machine": devices_at_hand(),
         }
         return {**run, "checkpoint": str(checkpoint), "checkpoint_sha256": digest, **settings}
 

@@ -16,6 +16,7 @@ from growtas.cli.inspect import inspect
 from growtas.cli.predict import predict
 from growtas.cli.profile import profile
 from growtas.cli.recipes import recipes
+from growtas.cli.report import report
 from growtas.cli.runs import runs
 from growtas.cli.search import search
 from growtas.cli.serve import serve
@@ -58,6 +59,7 @@ app.command()(train)
 app.command()(recipes)
 app.command()(runs)
 app.command()(show)
+app.command()(report)
 app.command()(search)
 app.command()(export)
 app.command()(verify)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from rich.table import Table
 
 from growtas.cli.output import ProgressBar, new_table, print_line, print_table, print_text
 from growtas.export.benchmark.report import CV_BOUND, ArtifactReport, BatchResult, BenchReport
 from growtas.export.benchmark.run import TurnBegun
-from growtas.latency.estimate import no_faster
-from growtas.units import format_bytes, format_limit, format_ms
+from growtas.latency.estimate import limit_lines, no_faster
+from growtas.units import format_bytes, format_ms
 
 
 def print_report(report: BenchReport) -> None:
@@ -156,30 +155,6 @@ def _not_runnable_line(artifact: ArtifactReport) -> str:
     if artifact.activation_memory_bytes is not None:
         line += f", activation memory {format_bytes(artifact.activation_memory_bytes)} at batch {artifact.max_batch}"
     return line + (f", for {', '.join(artifact.targets)}" if artifact.targets else "")
-
-
-def limit_lines(judged: Iterable[tuple[str, Sequence[Mapping[str, Any]]]]) -> list[str]:
-    """Returns a verdict for each artifact to which a device's limit applies, or one line that the limit was not checked.
-
-    Args:
-        judged: each artifact's label, and the search's latency limits on it; see :mod:`growtas.export.benchmark.limits`.
-    """
-    lines, pairs = list[str](), [(label, limit) for label, limits in judged for limit in limits]
-    for device in dict.fromkeys(limit["device"] for _, limit in pairs):
-        limited = [pair for pair in pairs if pair[1]["device"] == device]
-        lines += [_limit_line(*pair) for pair in [pair for pair in limited if pair[1]["holds"] is not None] or limited]
-    return list(dict.fromkeys(lines))
-
-
-def _limit_line(file: str, limit: Mapping[str, Any]) -> str:
-    promised = limit["promised"]
-    line = f"the search's latency limit {format_limit(limit['limit_ms'], format_ms)} on {limit['device']}"
-    if promised:
-        line += f" (in the search {format_ms(promised['ms'])}, {promised['kind']})"
-    if limit["holds"] is None:
-        return f"{line} was not checked: {limit['unchecked_because']}"
-    verdict = "holds" if limit["holds"] else "does NOT hold"
-    return f"{file}: {line} {verdict}: {format_ms(limit['measured_ms'])}, measured"
 
 
 def _no_faster_lines(artifacts: list[ArtifactReport]) -> Iterator[str]:

@@ -137,7 +137,7 @@ def export(
 
 
 def _print(artifacts: ExportedArtifacts) -> None:
-    from growtas.cli.bench_view import limit_lines
+    from growtas.latency.estimate import limit_lines
     from growtas.units import format_accuracy, format_bytes, format_count
 
     first = artifacts[0].manifest

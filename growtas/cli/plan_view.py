@@ -9,8 +9,7 @@ from growtas.costs import Costs
 from growtas.growth import Subspace
 from growtas.train.plan import StagePlan, TrainingPlan
 from growtas.train.recipe_file import dump_recipe
-from growtas.units import format_bytes, format_count
-from growtas.watch.terminal import format_seconds
+from growtas.units import format_bytes, format_count, format_seconds
 
 
 def show_plan(plan: TrainingPlan, as_json: bool) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Argument, Option
 
 from growtas.cli import options
-from growtas.cli.output import console, note, print_json
-
-if TYPE_CHECKING:
-    from growtas.runs import Run
+from growtas.cli.output import Notes, console, note, print_json
 
 
 def show(
@@ -26,10 +23,11 @@ def show(
 
     Example: growtas show --png curves.png
     """
+    from growtas.runs import find_readable_run
     from growtas.watch.report import Report
     from growtas.watch.terminal import print_report
 
-    report = Report.of(_pick(run))
+    report = Report.of(find_readable_run(run, Notes()))
     if png is not None:
         from growtas.watch.pictures import draw_png
 
@@ -40,18 +38,3 @@ def show(
     print_report(report, console())
     if png is not None:
         note(f"written to {png}")
-
-
-def _pick(given: Path | None) -> Run:
-    """Returns the given run, or the newest readable one."""
-    from growtas.errors import CheckpointError
-    from growtas.runs import RUNS, find_run, list_runs
-
-    for run in list_runs(RUNS) if given is None and RUNS.is_dir() else ():
-        try:
-            _ = run.info
-        except CheckpointError as error:
-            note(f"skipped: {error}")
-            continue
-        return run
-    return find_run(given)

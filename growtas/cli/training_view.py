@@ -16,8 +16,7 @@ from growtas.files import read_json
 from growtas.runs import Run, data_title
 from growtas.subnet import Subnet
 from growtas.train.events import EpochDone, RunReady, StepDone, StopRequested, TrainingStarted
-from growtas.units import format_accuracy, format_count
-from growtas.watch.terminal import format_seconds
+from growtas.units import format_accuracy, format_count, format_seconds
 
 
 class TrainingView(ProgressBar):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
-from growtas.units import format_ms
+from growtas.units import format_limit, format_ms
 
 Kind = Literal["measured", "modelled"]
 """``measured`` for a latency that was timed, ``modelled`` for any other."""
@@ -153,3 +154,28 @@ class LatencyEstimator(Protocol):
 
     def predict_ms(self, batch: SubnetBatch) -> NDArray[np.float64]:
         """Returns the milliseconds of each subnet, shape ``(len(batch),)``."""
+
+
+def limit_lines(judged: Iterable[tuple[str, Sequence[Mapping[str, Any]]]]) -> list[str]:
+    """Returns a verdict for each artifact to which a device's limit applies, or one line that the limit was not checked.
+
+    Args:
+        judged: each artifact's label, and the search's latency limits on it, as
+            :mod:`growtas.export.benchmark.limits` writes them.
+    """
+    lines, pairs = list[str](), [(label, limit) for label, limits in judged for limit in limits]
+    for device in dict.fromkeys(limit["device"] for _, limit in pairs):
+        limited = [pair for pair in pairs if pair[1]["device"] == device]
+        lines += [_limit_line(*pair) for pair in [pair for pair in limited if pair[1]["holds"] is not None] or limited]
+    return list(dict.fromkeys(lines))
+
+
+def _limit_line(file: str, limit: Mapping[str, Any]) -> str:
+    promised = limit["promised"]
+    line = f"the search's latency limit {format_limit(limit['limit_ms'], format_ms)} on {limit['device']}"
+    if promised:
+        line += f" (in the search {format_ms(promised['ms'])}, {promised['kind']})"
+    if limit["holds"] is None:
+        return f"{line} was not checked: {limit['unchecked_because']}"
+    verdict = "holds" if limit["holds"] else "does NOT hold"
+    return f"{file}: {line} {verdict}: {format_ms(limit['measured_ms'])}, measured"

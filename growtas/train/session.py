@@ -25,6 +25,7 @@ from growtas.data.sources import Data, open_data, open_recorded
 from growtas.distributed import World, join_world
 from growtas.errors import ConfigError, DeviceError, GrowtasError, UsageError
 from growtas.files import ensure_writable, read_json_lines, replacing, sha256, write_json
+from growtas.latency.at_hand import devices_at_hand
 from growtas.nn.supernet import Supernet
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run, check_run_name, create_run, this_process
@@ -230,6 +231,7 @@ def start_session(
         "preprocess": record,
         "class_names": list(data.class_names),
         "versions": {"growtas": __version__, "torch": torch.__version__, "numpy": np.__version__},
+        "machine": devices_at_hand(),
         "starts_from": starts_from,
         **({"teacher": teacher.record} if teacher is not None else {}),
         **(extra or {}),

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growtas.errors import MissingExtra, UsageError
 from growtas.files import replacing
-from growtas.units import format_accuracy
-from growtas.watch.chart import Chart
+from growtas.units import format_accuracy, format_seconds
+from growtas.watch.chart import Chart, charts, segments
 from growtas.watch.report import Report
-from growtas.watch.terminal import charts, format_seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from growtas.watch.search_report import SearchReport
+    from growtas.watch.search_report import CostPlane
 
 _COLOURS = ("#1b7837", "#d9881c", "#b2182b", "#2166ac", "#762a83", "#5a5a5a")
 _DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
@@ -61,8 +59,11 @@ def draw_png(report: Report, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_search_png(report: SearchReport, path: Path) -> None:
-    """Draw every evaluated subnet; a file at ``path`` is replaced.
+def draw_search_png(plane: CostPlane, space: str, images: int | None, path: Path) -> None:
+    """Draw every evaluated subnet of the space of this name over a cost; a file at ``path`` is replaced.
+
+    Args:
+        images: how many the accuracies were measured on, None where that is not known.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -70,35 +71,34 @@ def draw_search_png(report: SearchReport, path: Path) -> None:
     """
     figure = _new_figure(7.2, 4.6)
     axes = figure.subplots()
-    accuracies = [100 * value for value in report.accuracies]
-    axes.scatter(report.costs, accuracies, s=9, color="0.55", label=f"{len(accuracies)} evaluated", linewidths=0)
-    costs, best = ([values[row] for row in report.front] for values in (report.costs, accuracies))
+    accuracies = [100 * value for value in plane.accuracies]
+    axes.scatter(plane.costs, accuracies, s=9, color="0.55", label=f"{len(accuracies)} evaluated", linewidths=0)
+    costs, best = ([values[row] for row in plane.front] for values in (plane.costs, accuracies))
     axes.plot(costs, best, color="#2166ac", linewidth=1.3, marker="o", markersize=3, label="front", drawstyle="steps-post")
-    if report.limit is not None:
-        look: dict[str, Any] = {"color": "#b2182b", "linewidth": 1.2, "linestyle": "--", "label": report.limit_text}
-        left, right = report.cost_range
-        if left <= report.limit <= right:
-            axes.axvline(report.limit, **look)
+    if plane.limit is not None:
+        look: dict[str, Any] = {"color": "#b2182b", "linewidth": 1.2, "linestyle": "--", "label": plane.limit_text}
+        left, right = plane.cost_range
+        if left <= plane.limit <= right:
+            axes.axvline(plane.limit, **look)
         else:
             axes.plot([], [], **look)
     for meets, marker, colour in ((True, "D", "#1b7837"), (False, "x", "#b2182b")):
-        points = [(ms, 100 * accuracy) for ms, accuracy, within in report.measured if within is meets]
+        points = [(ms, 100 * accuracy) for ms, accuracy, within in plane.measured if within is meets]
         if points:
             label = f"finalist measured {'within' if meets else 'beyond'} the limits"
             x, y = ([point[column] for point in points] for column in (0, 1))
             axes.scatter(x, y, s=36, marker=marker, color=colour, zorder=3, label=label)
-    if (row := report.chosen_row) is not None:
-        count = report.data["images"]["count"]
-        label = f"found: {format_accuracy(report.accuracies[row], count)}, {report.format_cost(report.costs[row], with_kind=True)}"
+    if (row := plane.chosen_row) is not None:
+        label = f"found: {format_accuracy(plane.accuracies[row], images)}, {plane.format_cost(plane.costs[row], with_kind=True)}"
         axes.scatter(
-            [report.costs[row]], [accuracies[row]], s=110, marker="*", color="#d9881c", edgecolors="0.2", zorder=4, label=label
+            [plane.costs[row]], [accuracies[row]], s=110, marker="*", color="#d9881c", edgecolors="0.2", zorder=4, label=label
         )
-    axes.set_xlim(*report.cost_range)
-    if not report.kind:
-        axes.xaxis.set_major_formatter(lambda cost, _: report.form(cost))
-    axes.set_xlabel(report.axis)
+    axes.set_xlim(*plane.cost_range)
+    if not plane.kind:
+        axes.xaxis.set_major_formatter(lambda cost, _: plane.format_cost(cost))
+    axes.set_xlabel(plane.axis)
     axes.set_ylabel("accuracy on the search split, %")
-    axes.set_title(_plain(f"search of {report.space.name}"), fontsize=10, loc="left")
+    axes.set_title(_plain(f"search of {space}"), fontsize=10, loc="left")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False)
@@ -119,18 +119,16 @@ def _draw_chart(axes: Axes, chart: Chart) -> None:
     from matplotlib.ticker import MaxNLocator
 
     factor = 100.0 if chart.percent else 1.0
-    for index, series in enumerate(chart.series):
-        if series.last is None:
-            continue
-        place = len(chart.series) - 1 - index
+    for index, series in enumerate(chart.drawn):
+        place = len(chart.drawn) - 1 - index
         look: dict[str, Any] = {"color": _COLOURS[place % len(_COLOURS)], "linestyle": _DASHES[place % len(_DASHES)]}
         values = [factor * value for value in series.values]
         axes.plot(
             series.epochs,
             values,
-            label=f"{series.label} {chart.form(series.last)}",
+            label=chart.label(series),
             linewidth=1.6,
-            marker="o" if len(values) < 3 or _lonely(values) else None,
+            marker="o" if any(len(part) == 1 for part in segments(series)) else None,
             markersize=3,
             **look,
         )
@@ -140,8 +138,7 @@ def _draw_chart(axes: Axes, chart: Chart) -> None:
             text, (epoch - 0.5, 1.0), xycoords=("data", "axes fraction"), xytext=(3, -3), textcoords="offset points",
             va="top", fontsize=7.5, color="0.4",
         )  # fmt: skip
-    last = chart.series[0].last
-    axes.set_title(chart.title if chart.named or last is None else f"{chart.title}: {chart.form(last)}", fontsize=10, loc="left")
+    axes.set_title(chart.title if chart.named else f"{chart.title}: {chart.label(chart.drawn[0])}", fontsize=10, loc="left")
     axes.set_xlabel("epoch", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     if chart.percent:
@@ -152,12 +149,6 @@ def _draw_chart(axes: Axes, chart: Chart) -> None:
     if chart.named:
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(handles[::-1], labels[::-1], fontsize=8, frameon=False)
-
-
-def _lonely(values: list[float]) -> bool:
-    """Whether some value has holes on both sides: a line alone would not show it."""
-    holes = [True, *(not math.isfinite(value) for value in values), True]
-    return any(before and after and not here for before, here, after in zip(holes, holes[1:], holes[2:], strict=False))
 
 
 def _draw_time(axes: Axes, spent: dict[str, float]) -> None:

@@ -1,17 +1,22 @@
-"""The result of a search, laid out as points of cost and accuracy."""
+"""The result of a search as text, and as points of cost and accuracy."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from growtas.batch import SubnetBatch
+from growtas.files import read_json_lines
 from growtas.latency.estimate import kind_text
 from growtas.search.evolution import EvolutionResult
+from growtas.search.journal import parse_evaluations
+from growtas.search.limits import Limits
 from growtas.search.pareto import non_dominated
 from growtas.search.scoring import DROPPED
 from growtas.search.search import Outcome, Search
@@ -49,7 +54,7 @@ def cost_rows(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def accuracies(subnet: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     """The accuracies of a subnet of ``result.json``, in fp32 first: what each is called, its precision, and the number."""
-    converted = subnet["converted"]
+    converted = subnet.get("converted", ())
     runtimes = {entry["runtime"] for entry in converted}
     names = [entry["precision"] + (f" ({entry['runtime']})" if len(runtimes) > 1 else "") for entry in converted]
     named = [(name, entry["precision"], entry["accuracy"]) for name, entry in zip(names, converted, strict=True)]
@@ -99,79 +104,58 @@ def history(result: EvolutionResult) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchReport:
-    """The points of a search: cost and accuracy of what was evaluated.
+class CostPlane:
+    """The points of a search over one of its costs.
 
     Attributes:
-        data: the content of ``result.json``.
-        space: the space that was searched.
-        chosen: the subnet that the search chose.
-        axis: what the costs are, with unit and kind: ``latency of a10, ms (modelled)``.
-        kind: of the latencies, in milliseconds; empty for other costs.
-        form: writes a cost with its unit.
+        cost: what the cost is: ``latency of a10``, ``params``.
+        unit: ``ms``, ``count`` or ``bytes``.
+        kind: of a latency, ``measured`` or ``modelled``; empty for other costs.
         costs, accuracies: of every subnet that was evaluated on all images.
-        front: rows that no other one beats in both, by rising cost.
         limit: on the cost; None without one.
-        chosen_row: the row of ``chosen``; None where it was not evaluated.
-        measured: (measured ms, accuracy, within all limits) of finalists, where the axis is the latency of a device at hand.
+        chosen_row: the row of the subnet that the search chose; None where it is not among them.
+        measured: (measured ms, accuracy, within all limits) of finalists, where the cost is the latency of a device at hand.
     """
 
-    data: dict[str, Any]
-    space: SearchSpace
-    chosen: Subnet
-    axis: str
+    cost: str
+    unit: str
     kind: str
-    form: Callable[..., str]
     costs: tuple[float, ...]
     accuracies: tuple[float, ...]
-    front: tuple[int, ...]
     limit: float | None
     chosen_row: int | None
     measured: tuple[tuple[float, float, bool], ...]
 
     @classmethod
-    def of(cls, search: Search, outcome: Outcome, data: dict[str, Any]) -> SearchReport:
-        """Lay a search out over the first cost that has a limit: a predicted latency, or another one.
+    def all_of(cls, points: Mapping[str, Any]) -> list[CostPlane]:
+        """The planes of the entry ``points`` of ``result.json``; none where no subnet was evaluated on all images."""
+        if not points["accuracies"]:
+            return []
+        return [
+            cls(
+                cost=axis["cost"],
+                unit=axis["unit"],
+                kind=axis["kind"],
+                costs=tuple(map(float, axis["values"])),
+                accuracies=tuple(map(float, points["accuracies"])),
+                limit=axis["limit"],
+                chosen_row=points["chosen"],
+                measured=tuple((entry["ms"], entry["accuracy"], entry["meets"]) for entry in axis["measured"]),
+            )
+            for axis in points["costs"]
+        ]
 
-        Where nothing is limited it is the first predicted latency, or params.
-        """
-        ranked = [(subnet, score[0]) for subnet, score in outcome.result.ranked if score[0] != DROPPED]
-        subnets, accuracies = [subnet for subnet, _ in ranked], np.array([accuracy for _, accuracy in ranked])
-        batch = SubnetBatch.from_subnets(subnets)
-        predicted = [target for target in search.targets if target.estimator is not None]
-        limited = [target for target in predicted if target.max_ms is not None]
-        terms = search.limits.terms(search.space)
-        limited_terms = [term for term in terms if term[0] is not None]
-        measured: list[tuple[float, float, bool]] = []
-        kind, limit = "", None
-        form: Callable[..., str]
-        if limited or (predicted and not limited_terms):
-            target = (limited or predicted)[0]
-            assert target.estimator is not None
-            kind, limit, costs, form = target.estimator.kind, target.max_ms, target.estimator.predict_ms(batch), format_ms
-            axis = f"latency of {target.device}, ms ({kind})"
-            for finalist in outcome.chosen.finalists:
-                timed = next((x.measured for x in finalist.latencies if x.device == target.device), None)
-                if timed is not None:
-                    measured.append((timed.ms, finalist.accuracy, finalist.meets))
-        else:
-            limit, count, what, form = (limited_terms or terms)[0]
-            costs, axis = count(batch).astype(np.float64), what.removeprefix("of ")
-        rows = np.flatnonzero(non_dominated(np.column_stack([costs, -accuracies])))
-        return cls(
-            data=data,
-            space=search.space,
-            chosen=outcome.chosen.subnet,
-            axis=axis,
-            kind=kind,
-            form=form,
-            costs=tuple(map(float, costs)),
-            accuracies=tuple(map(float, accuracies)),
-            front=tuple(int(row) for row in rows[np.argsort(costs[rows], kind="stable")]),
-            limit=limit,
-            chosen_row=subnets.index(outcome.chosen.subnet) if outcome.chosen.subnet in subnets else None,
-            measured=tuple(measured),
-        )
+    @cached_property
+    def front(self) -> tuple[int, ...]:
+        """The rows that no other one beats in both accuracy and cost, by rising cost."""
+        costs = np.array(self.costs)
+        rows = np.flatnonzero(non_dominated(np.column_stack([costs, -np.array(self.accuracies)])))
+        return tuple(int(row) for row in rows[np.argsort(costs[rows], kind="stable")])
+
+    @property
+    def axis(self) -> str:
+        """What an axis of the cost is called: ``latency of a10, ms (modelled)``."""
+        return f"{self.cost}, ms ({self.kind})" if self.kind else self.cost
 
     @property
     def cost_range(self) -> tuple[float, float]:
@@ -188,9 +172,85 @@ class SearchReport:
         """The limit for a legend, with an arrow to where it lies beyond the cost axis; empty without a limit."""
         if self.limit is None:
             return ""
-        (left, right), text = self.cost_range, f"limit {format_limit(self.limit, self.form)}"
+        (left, right), text = self.cost_range, f"limit {format_limit(self.limit, _FORMS[self.unit])}"
         return f"\u2190 {text}" if self.limit < left else f"{text} \u2192" if self.limit > right else text
 
     def format_cost(self, cost: float, *, with_kind: bool = False) -> str:
         """A cost as text, with its unit; ``with_kind`` adds to a latency whether it is measured or modelled."""
-        return f"{self.form(cost)} ({self.kind})" if with_kind and self.kind else self.form(cost)
+        text = _FORMS[self.unit](cost)
+        return f"{text} ({self.kind})" if with_kind and self.kind else text
+
+    def tick_text(self, cost: float) -> str:
+        """A round cost as text; the name of a latency axis has the unit."""
+        return f"{cost:.10g}" if self.kind else _FORMS[self.unit](cost, 10)
+
+
+def search_points(search: Search, outcome: Outcome) -> dict[str, Any]:
+    """What a search evaluated, as ``result.json`` holds it under ``points``.
+
+    ``accuracies`` are those of every subnet that was evaluated on all images, and ``chosen`` is the row of the chosen one among
+    them. ``costs`` has an entry for each cost that was limited: its name, unit, kind and limit, its value for each of the subnets,
+    and what was measured of the finalists. Where nothing was limited it is the first predicted latency, or params.
+    """
+    ranked = [(subnet, score[0]) for subnet, score in outcome.result.ranked if score[0] != DROPPED]
+    batch = SubnetBatch.from_subnets([subnet for subnet, _ in ranked])
+    predicted = [target for target in search.targets if target.estimator is not None]
+    limited = [target for target in predicted if target.max_ms is not None]
+    axes = _limited_costs(search.limits, search.space, batch)
+    if not limited and axes[0]["limit"] is None and predicted:
+        limited, axes = predicted[:1], []
+    elif limited and axes[0]["limit"] is None:
+        axes = []
+    latencies = []
+    for target in limited:
+        assert target.estimator is not None
+        timed = [
+            {"ms": latency.measured.ms, "accuracy": finalist.accuracy, "meets": finalist.meets}
+            for finalist in outcome.chosen.finalists
+            for latency in finalist.latencies
+            if latency.device == target.device and latency.measured is not None
+        ]
+        about = {"cost": f"latency of {target.device}", "unit": "ms", "kind": target.estimator.kind, "limit": target.max_ms}
+        latencies.append({**about, "values": target.estimator.predict_ms(batch).tolist(), "measured": timed})
+    chosen = next((row for row, (subnet, _) in enumerate(ranked) if subnet == outcome.chosen.subnet), None)
+    return {"accuracies": [accuracy for _, accuracy in ranked], "chosen": chosen, "costs": [*latencies, *axes]}
+
+
+def recorded_points(journal: Path, space: SearchSpace, chosen: Subnet | None = None) -> dict[str, Any]:
+    """The points of the last search in a journal, as :func:`search_points`, over the costs that need no device.
+
+    For searches that have no result yet, and for results of versions of growtas that recorded no points.
+
+    Raises:
+        CheckpointError: a line is not a journal's.
+    """
+    lines = read_json_lines(journal)
+    header = next((line for line in reversed(lines) if isinstance(line, Mapping) and line.get("type") == "header"), None)
+    known = parse_evaluations(journal, lines, header["key"])[0] if header else {}
+    given = (header or {}).get("limits") or {}
+    limits = Limits(**{field.name: given[field.name] for field in fields(Limits) if given.get(field.name) is not None})
+    subnets = list(known)
+    return {
+        "accuracies": [evaluation.accuracy for evaluation in known.values()],
+        "chosen": subnets.index(chosen) if chosen in known else None,
+        "costs": _limited_costs(limits, space, SubnetBatch.from_subnets(subnets)),
+    }
+
+
+def _limited_costs(limits: Limits, space: SearchSpace, batch: SubnetBatch) -> list[dict[str, Any]]:
+    """The costs of subnets that have a limit and need no device; params where none has."""
+    terms = limits.terms(space)
+    return [
+        {
+            "cost": what.removeprefix("of "),
+            "unit": "bytes" if form is format_bytes else "count",
+            "kind": "",
+            "limit": limit,
+            "values": count(batch).tolist(),
+            "measured": [],
+        }
+        for limit, count, what, form in [term for term in terms if term[0] is not None] or terms[:1]
+    ]
+
+
+_FORMS: dict[str, Callable[..., str]] = {"ms": format_ms, "count": format_count, "bytes": format_bytes}

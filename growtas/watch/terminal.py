@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from growtas.runs import data_title
-from growtas.units import format_accuracy, format_bytes, format_count
-from growtas.watch.chart import Chart, draw
+from growtas.units import format_bytes, format_count, format_seconds
+from growtas.watch.chart import Chart, charts, epoch_ticks, segments, thin
+from growtas.watch.facts import facts
 from growtas.watch.report import Report
 
+_COLOURS = ("green", "yellow", "red", "cyan", "magenta", "blue")
+_MARKS = "*+ox#@"
+_ASCII = str.maketrans(
+    {
+        **dict.fromkeys("\u2502\u250a\u2506\u254e", "|"),
+        **dict.fromkeys("\u2500\u2504", "-"),
+        **dict.fromkeys("\u2510\u250c\u2514\u2518\u251c\u2524\u252c\u2534\u253c", "+"),
+    }
+)
 _SIDE_BY_SIDE = 100
 """Columns from which two charts stand beside each other."""
-_RECIPE = (
-    ("batch", "batch_size"), ("", "optimizer"), ("warm-up epochs", "warmup_epochs"),
-    ("weight decay", "weight_decay"), ("augment", "augment"), ("mixup", "mixup"), ("cutmix", "cutmix"),
-    ("label smoothing", "label_smoothing"), ("drop path", "drop_path"), ("teacher", "teacher"), ("seed", "seed"),
-)  # fmt: skip
 
 
 def print_report(report: Report, console: Console) -> None:
     """Print a report, as wide as the console, and without colours where the console has none."""
     # A path is not folded: it is there to be copied.
     console.print(Text(str(report.run.path), "bold"), soft_wrap=True)
-    for line in fact_lines(_header(report), console.width):
+    for line in fact_lines(facts(report), console.width):
         console.print(line, soft_wrap=True)
     for renderable in _renderables(report, console):
         console.print(renderable, markup=False)
@@ -56,43 +59,14 @@ def pack(parts: Iterable[str], width: int, gap: str = " ") -> list[str]:
     return lines
 
 
-def fact_lines(facts: Sequence[tuple[str, str, str]], width: int | None) -> Iterator[Text]:
+def fact_lines(listed: Sequence[tuple[str, str, str]], width: int | None) -> Iterator[Text]:
     """Facts as (name, value, style), one below the other; values are folded as by :func:`fold`."""
-    indent = max((cell_len(name) for name, _, _ in facts), default=0) + 2
-    for name, value, style in facts:
+    indent = max((cell_len(name) for name, _, _ in listed), default=0) + 2
+    for name, value, style in listed:
         label = name + " " * (indent - cell_len(name))
         for line in fold(value, None if width is None else width - indent) or [""]:
             yield Text.assemble((label, "dim"), (line, style))
             label = " " * indent
-
-
-def charts(report: Report) -> list[Chart]:
-    """The curves of a run that have values: loss, learning rate, accuracy of the followed subnets, and of the probes."""
-    metrics = report.metrics
-    boundaries = [(epoch, f"stage {stage}") for stage, epoch in metrics.stages[1:]]
-    curves = [
-        Chart("loss", [metrics.series("loss")], lambda value: f"{value:.3g}", boundaries),
-        Chart("learning rate", [metrics.series("lr")], lambda value: f"{value:.2g}", boundaries),
-        Chart("accuracy, search split", metrics.group("accuracy"), _percent, boundaries, percent=True),
-        Chart("accuracy of the probes, search split", metrics.group("probes"), _percent, boundaries, percent=True),
-    ]
-    return [chart for chart in curves if chart.measured]
-
-
-def format_seconds(seconds: float) -> str:
-    """``7.2 s``, ``3 min 20 s``, ``5 h 12 min``, ``2 d 3 h``."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if (whole := round(seconds)) < 60:
-        return f"{whole} s"
-    if whole < 600:
-        return f"{whole // 60} min {whole % 60} s"
-    if (minutes := round(seconds / 60)) < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    hours = round(seconds / 3600)
-    return f"{hours // 24} d {hours % 24} h"
 
 
 def _renderables(report: Report, console: Console) -> Iterator[RenderableType]:
@@ -105,68 +79,70 @@ def _renderables(report: Report, console: Console) -> Iterator[RenderableType]:
         yield _checkpoints(report)
 
 
-def _header(report: Report) -> list[tuple[str, str, str]]:
-    info, rows = report.info, [("state", _state_line(report), "")]
-    if isinstance(info.get("error"), str):
-        rows.append(("error", info["error"], "red"))
-    space = info.get("space")
-    name = space.get("name", "?") if isinstance(space, Mapping) else "?"
-    rows.append(("what", f"{name}, method {info.get('method', '?')}", ""))
-    rows.append(("data", _data_line(info), ""))
-    if isinstance(info.get("recipe"), Mapping):
-        rows.append(("recipe", _recipe_line(info["recipe"]), ""))
-    if isinstance(info.get("source"), Mapping):
-        rows.append(("source", str(info["source"].get("file")), ""))
-    rows.append(("begun", f"{report.run.created:%Y-%m-%d %H:%M}", ""))
-    accuracy, measured_on = report.accuracy
-    if accuracy:
-        label = "test accuracy" if measured_on == "test" else "accuracy"
-        where = "" if measured_on == "test" else f" ({measured_on}, epoch {report.metrics.done})"
-        shown = [f"{name} {format_accuracy(value, report.accuracy_images)}" for name, value in accuracy.items()]
-        rows.append((label, ", ".join(shown) + where, ""))
-    if searched := report.searched:
-        shown = [f"{format_accuracy(value, count)} in {precision}" for precision, (value, count) in searched.items()]
-        rows.append(("searched", f"{', '.join(shown)} (search split)", ""))
-    if bad := report.metrics.not_finite():
-        rows.append(("loss", f"not finite in epoch {', '.join(map(str, bad[:8]))}{' ...' if len(bad) > 8 else ''}", "red"))
-    return rows
+def draw(chart: Chart, width: int, height: int, *, plain: bool = False) -> Text:
+    """A chart as lines of text, none wider than ``width``; each curve's name and last value stand at its right end.
+
+    Args:
+        chart: what to draw; without a finite value the text says so.
+        width: characters of the whole, labels included; 40 at least.
+        height: rows of the drawing itself; title and time axis come on top.
+        plain: ASCII only.
+    """
+    title = Text(chart.title, "bold")
+    if not chart.drawn:
+        return Text("\n").join([title, Text("nothing measured yet", "dim")])
+    import plotext
+
+    (first, last), ticks, count = chart.epochs, chart.ticks(min(height // 2, 5)), len(chart.drawn)
+    low, high = ticks[0], ticks[-1]
+    # As many rows as put every tick into the same place of its row.
+    height = (len(ticks) - 1) * max((height - 1) // (len(ticks) - 1), 1) + 1
+    names = [chart.tick_text(tick) for tick in ticks]
+    # The drawing keeps ten columns; labels too long for the rest are cut.
+    right = min(max(len(chart.label(series)) for series in chart.drawn) + 1, width - max(map(len, names)) - 11)
+    figure = plotext.figure
+    figure.clear()
+    plotext.terminal.limit(False, False)
+    figure.theme("colorless")
+    figure.plot_size(width - right, height + 2)
+    figure.axes(True, "default", axis="both", side=0)
+    figure.axes(False, axis="both", side=1)
+    figure.ruler("y").lim(0, 1).ticks([(tick - low) / (high - low) for tick in ticks], names)
+    # One epoch alone stands in the middle.
+    figure.ruler("x").lim(*((first, last) if last > first else (first - 1, first + 1)))
+    epochs = epoch_ticks(first, last, (width - right) // 9)
+    figure.ruler("x").ticks(epochs, [str(epoch) for epoch in epochs])
+    for epoch, _ in chart.inner_boundaries:
+        figure.line(epoch - 0.5, orientation="vertical", style="dotted", pixel="default")
+    labels = list[tuple[float, str, str]]()
+    for index, series in enumerate(chart.drawn):
+        # The last of the curves gets the first colour, so that the largest subnet looks alike in every chart.
+        colour = _COLOURS[(count - 1 - index) % len(_COLOURS)]
+        for points in segments(thin(series, 2 * width)):
+            mark = _MARKS[index % len(_MARKS)] if plain else "braille" if len(points) > 1 else "\u25cf"
+            values = [(value - low) / (high - low) for _, value in points]
+            drawn = figure.signal([epoch for epoch, _ in points], values, marker=plotext.marker(mark, pixel=colour))
+            figure.draw(drawn.lines() if len(points) > 1 else drawn)
+        assert series.last is not None
+        labels.append(((high - series.last) / (high - low) * (height - 1), chart.label(series)[: right - 1], colour))
+    text = str(figure.build())
+    lines = [Text.from_ansi(line, no_wrap=True) for line in (text.translate(_ASCII) if plain else text).splitlines()]
+    for line in lines:
+        line.truncate(width - right, pad=True)
+    for row, label, colour in _apart(sorted(labels), height):
+        lines[row].append(f" {label}", colour)
+    stages = ", ".join(f"{text} from epoch {epoch}" for epoch, text in chart.inner_boundaries)
+    if stages and len(chart.title) + len(stages) + 3 <= width:
+        title.append(f"   {stages}", "not bold dim")
+    return Text("\n").join([title, *lines])
 
 
-def _state_line(report: Report) -> str:
-    done, total, left = report.metrics.done, report.epochs, report.seconds_left
-    parts = [str(report.state)]
-    if total is not None:
-        parts.append(f"{done} of {total} epochs")
-    if report.metrics.lines:
-        parts.append(format_seconds(report.info.get("seconds") or report.metrics.seconds))
-    elif total is not None:
-        parts.append("no epoch is complete yet")
-    if left is not None:
-        parts.append(f"about {format_seconds(left)} left")
-    return ", ".join(parts)
-
-
-def _data_line(info: Mapping[str, Any]) -> str:
-    data, names = info.get("data"), info.get("class_names")
-    if not isinstance(data, Mapping):
-        return "not known (the run was not trained here)"
-    sizes = [f"{data[key]:,} {what} images" for key, what in (("train_size", "training"), ("test_size", "test")) if key in data]
-    classes = [f"{len(names)} classes"] if isinstance(names, list) else []
-    return ", ".join([data_title(data), *sizes, *classes])
-
-
-def _recipe_line(recipe: Mapping[str, Any]) -> str:
-    shown = [
-        f"{what} {_short(recipe[key])}".strip()
-        for what, key in _RECIPE
-        if recipe.get(key) not in (None, 0, "none") or (key == "seed" and key in recipe)
-    ]
-    rate = f"lr {_short(recipe.get('lr'))} to {_short(recipe.get('min_lr'))}"
-    return f"{recipe.get('name', 'custom')}: {recipe.get('epochs')} epochs, {rate}, {', '.join(shown)}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _apart(labels: list[tuple[float, str, str]], height: int) -> Iterator[tuple[int, str, str]]:
+    """The labels with a row for each, near its curve's end and in the given order; surplus labels are lost."""
+    before = -1
+    for index, (row, label, colour) in enumerate(labels[:height]):
+        before = max(min(round(row), height - min(len(labels), height) + index), before + 1)
+        yield before, label, colour
 
 
 def _chart_grid(curves: list[Chart], console: Console) -> Iterator[RenderableType]:
@@ -178,7 +154,7 @@ def _chart_grid(curves: list[Chart], console: Console) -> Iterator[RenderableTyp
         row = curves[start : start + columns]
         grid = Table.grid(padding=(0, gap, 0, 0))
         high = 11 if row[0].percent or gap else 5 if row[0].title == "learning rate" else 9
-        texts = [Text("\n").join(Text.assemble(*line) for line in draw(chart, chart_width, high, plain=plain)) for chart in row]
+        texts = [draw(chart, chart_width, high, plain=plain) for chart in row]
         for text in texts:
             text.no_wrap, text.overflow = True, "crop"
             grid.add_column(width=chart_width, no_wrap=True)
@@ -227,7 +203,3 @@ def _titled_table(title: str, *justify: JustifyMethod) -> Table:
         table.add_column(justify=method)
     table.add_row(title)
     return table
-
-
-def _percent(value: float) -> str:
-    return f"{value:.1%}"

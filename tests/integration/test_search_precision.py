@@ -115,7 +115,7 @@ def test_an_int8_search_chooses_by_the_accuracy_of_what_export_ships(outliers, g
     assert re.search(rf"\naccuracy in fp32 +{100 * second_fp32:.1f} ", out)
     assert re.search(rf"\naccuracy in int8 +{number} .*it was chosen by this", out)
     page = (run / "search" / "report.html").read_text()
-    assert f"<td>accuracy in int8</td><td>{number} " in page
+    assert f'<th scope="row">accuracy in int8</th><td>{number} ' in page
     assert page.count(" in int8") >= 4
     code, out, _ = growtas("show", "runs/tiny")
     assert re.search(rf"searched +{100 * second_fp32:.1f} .* in fp32, {number} .* in int8 \(search split\)", out)

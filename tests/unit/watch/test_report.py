@@ -11,8 +11,10 @@ import pytest
 from rich.console import Console
 
 from growtas.runs import this_process
+from growtas.units import format_seconds
+from growtas.watch.chart import charts
 from growtas.watch.report import Overview, Report
-from growtas.watch.terminal import charts, format_seconds, print_report
+from growtas.watch.terminal import print_report
 from tests.unit.watch.conftest import line
 
 TESTED = {"smallest": 0.5, "middle": 0.6, "largest": 0.7}
