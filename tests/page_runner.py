@@ -1,7 +1,7 @@
 """Runs the blocks of one page of the documentation: shell blocks in one bash, Python blocks in one interpreter.
 
-``python -P page_runner.py BLOCKS.json``, where the file holds a list of ``{"language", "text", "line"}``. It imports nothing of this
-checkout, so that the installed package is what runs. It prints every block before it runs it, and stops at the first one that fails.
+Run as ``python -P page_runner.py BLOCKS.json``; the file holds a list of ``{"language", "text", "line"}``. The program imports nothing
+of this checkout, so the installed package runs. It prints every block before it runs it, and stops at the first one that fails.
 """
 
 import json
@@ -21,7 +21,7 @@ def main(blocks: list[dict[str, Any]]) -> int:
     assert bash.stdin is not None
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks:
-        print(f"\n>>> line {block['line']}, {block['language']}\n{block['text']}", flush=True)
+        _say(f"\n>>> line {block['line']}, {block['language']}\n{block['text']}")
         if block["language"] == "python":
             exec(compile(block["text"], f"line {block['line']}", "exec"), names)
         else:
@@ -39,8 +39,13 @@ def main(blocks: list[dict[str, Any]]) -> int:
 
 
 def _failed(block: dict[str, Any]) -> int:
-    print(f"the shell block at line {block['line']} failed", flush=True)
+    _say(f"the shell block at line {block['line']} failed")
     return 1
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -145,10 +146,8 @@ def run_page(page: Path, folder: Path, installed: Path, log: Path) -> None:
         try:
             code = process.wait(timeout=SECONDS)
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
     assert code == 0, f"{page.name} fails as written:\n{log.read_text()[-4000:]}"
 
 
