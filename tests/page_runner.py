@@ -1,7 +1,8 @@
 """Runs the blocks of one page of the documentation: shell blocks in one bash, Python blocks in one interpreter.
 
-Run as ``python -P page_runner.py BLOCKS.json``; the file holds a list of ``{"language", "text", "line"}``. The program imports nothing
-of this checkout, so the installed package runs. It prints every block before it runs it, and stops at the first one that fails.
+Run as ``python -P page_runner.py BLOCKS.json``. The file holds a list of ``{"language", "text", "line"}``. The program imports
+nothing of this checkout, so the installed package runs. It prints every block before it runs it, and stops at the first one that
+fails.
 """
 
 import json
