@@ -285,5 +285,5 @@ def test_the_limit_is_judged_on_the_same_target_by_export_and_bench(tmp_path, gr
     for command_ in (("export", "--format", "torch", "--images", "20"), bench):
         code, out, err = growtas(*command_)
         assert code == 0, err
-        assert "on a10 (then" in out
+        assert "on a10 (in the search" in out
         assert "was not checked: the limit is for p50, batch 1, fp16 on a10, which was not measured here" in out
