@@ -4,8 +4,8 @@ One supernet of ``micro`` is trained by ``growtas train --data fashion-mnist``. 
 latency on this CPU, and some subnets of it are exported. Three Vision Transformers of timm, of the sizes of the space's smallest,
 middle and largest subnet, are trained from scratch with the recipe of the supernet. All ONNX files are then timed in turns.
 
-Takes about an hour on two cores. It can be stopped: whatever is finished in build/front is not made again. ``--prepare`` ends before
-the timing, which wants a quiet machine. Writes docs/evidence/front.csv, and from it docs/evidence/front.svg and a part of
+Takes about an hour on two idle cores, and minutes with ``--data digits``. It can be stopped: whatever is finished in build/front is
+not made again. ``--prepare`` ends before the timing, which wants a quiet machine. Writes docs/evidence/front.csv, and from it docs/evidence/front.svg and a part of
 docs/EVIDENCE.md; ``--draw`` only draws those again.
 """
 
@@ -50,7 +50,8 @@ from tests.reference import count_correct
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DATA = "fashion-mnist"
+DATA = ("fashion-mnist", "digits")
+"""What the models can be trained on; the first by default. Digits take minutes, and have only 359 test images."""
 WORK = REPOSITORY / "build" / "front"
 TRAINING_THREADS = 1
 """A training's CPU seconds are then about its seconds on an idle core."""
@@ -66,6 +67,7 @@ class Model:
     """A trained model, before it is timed.
 
     Attributes:
+        data: name of the data set.
         kind: ``found`` by a search, or of ``timm``.
         name: for people.
         params: its parameters.
@@ -76,6 +78,7 @@ class Model:
         file: its ONNX file, in the working folder.
     """
 
+    data: str
     kind: str
     name: str
     params: int
@@ -122,12 +125,12 @@ def _number_or_none(text: str) -> float | None:
     return float(text) if text else None
 
 
-def trained_supernet(folder: Path) -> tuple[Run, float]:
+def trained_supernet(data: str, folder: Path) -> tuple[Run, float]:
     """The finished run of the supernet, and the CPU seconds that its training took."""
     run, record = Run(folder / "supernet"), folder / "supernet.json"
     begun = (run.path / "run.json").is_file()
     if not begun or run.info["state"] != "finished":
-        new = ("--data", DATA, "--out", str(folder), "--name", run.path.name)
+        new = ("--data", data, "--out", str(folder), "--name", run.path.name)
         start, before = _children_seconds(), (read_if_whole(record) or {}).get("cpu_seconds", 0.0)
         try:
             arguments = ("--resume", str(run.path)) if begun else new
@@ -203,7 +206,7 @@ def timm_model(subnet: Subnet, classes: int) -> nn.Module:
 def trained_timm(run: Run, subnet: Subnet, folder: Path) -> Model:
     """A model of timm that was trained on the run's training images with the run's recipe, and exported."""
     name = f"timm-{subnet.embed_dim}-{subnet.depth}"
-    file, record = folder / f"{name}.onnx", folder / f"{name}.json"
+    file, record = folder / "timm" / f"{name}.onnx", folder / "timm" / f"{name}.json"
     if not record.is_file():
         recipe = Recipe.from_dict(run.info["recipe"])
         torch.manual_seed(recipe.seed)
@@ -245,17 +248,20 @@ def _model(run: Run, file: Path, folder: Path, **facts: Any) -> Model:
     images = test_set(run)
     with open_session(file, threads=TRAINING_THREADS) as session:
         correct = count_correct(lambda batch: torch.from_numpy(session.run(batch.numpy())), images)
-    return Model(test_accuracy=correct / len(images), test_images=len(images), file=str(file.relative_to(folder)), **facts)
+    data = run.info["data"]["name"]
+    return Model(
+        data=data, test_accuracy=correct / len(images), test_images=len(images), file=str(file.relative_to(folder)), **facts
+    )
 
 
-def prepared(folder: Path) -> list[Model]:
+def prepared(data: str, folder: Path) -> list[Model]:
     """The models, trained and exported; those of an earlier call where the folder has them."""
     record = folder / "models.json"
     if not record.is_file():
         ensure_writable(folder / "timm")
-        run, cpu_seconds = trained_supernet(folder)
+        run, cpu_seconds = trained_supernet(data, folder)
         sizes = (run.space.smallest, run.space.middle(), run.space.largest)
-        alone = [trained_timm(run, subnet, folder / "timm") for subnet in sizes]
+        alone = [trained_timm(run, subnet, folder) for subnet in sizes]
         write_json(record, [asdict(model) for model in (*found_subnets(run, folder, cpu_seconds), *alone)])
     return [Model(**entry) for entry in read_json(record)]
 
@@ -335,8 +341,9 @@ def conditions(points: Sequence[Point]) -> str:
     """What the latencies were measured on."""
     first = points[0]
     return (
+        f"Data: {first.data}, {first.test_images:,} test images. All trainings have {first.epochs} epochs, one thread and one seed. "
         f"Measured on {first.date}: {first.cpu}, {first.threads} threads, ONNX Runtime {first.onnxruntime}, fp32, batch 1. "
-        f"The timm models are of timm {first.timm}. All trainings have {first.epochs} epochs, one thread and one seed."
+        f"The timm models are of timm {first.timm}."
     )
 
 
@@ -369,7 +376,7 @@ def draw(points: Sequence[Point]) -> str:
                     textcoords="offset points", fontsize=7, color=look["color"],
                 )  # fmt: skip
         first = points[0]
-        axes[0].set_title(f"Fashion-MNIST, {first.epochs} epochs each; labels: parameters", fontsize=9)
+        axes[0].set_title(f"{first.data}, {first.epochs} epochs each; labels: parameters", fontsize=9)
         axes[0].set_xlabel(f"measured latency, ms (median; batch 1, fp32, {first.threads} threads)")
         axes[0].grid(alpha=0.25, linewidth=0.6)
 
@@ -398,15 +405,15 @@ def read_points(path: Path) -> list[Point]:
 def main() -> None:
     """Trains, searches, measures and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=WORK, help="where the trainings and exports are kept")
+    parser.add_argument("--data", choices=DATA, default=DATA[0], help="what the models are trained on")
     parser.add_argument("--prepare", action="store_true", help="train, search and export; time nothing")
     parser.add_argument("--draw", action="store_true", help="draw the figure and the table again; measure nothing")
     options = parser.parse_args()
     if options.draw:
         points = read_points(FOLDER / "front.csv")
     else:
-        folder = options.folder.resolve()
-        models = prepared(folder)
+        folder = WORK / options.data
+        models = prepared(options.data, folder)
         if options.prepare:
             return
         points = measured(models, folder)

@@ -21,6 +21,7 @@ def latencies(entries):
 
 def point(kind, ms, test, search=None, minutes=10):
     return Point(
+        data="digits",
         kind=kind,
         name=f"{kind} {ms:g}",
         params=41_354,
@@ -108,4 +109,6 @@ def test_the_committed_figure_and_page_are_those_of_the_committed_numbers():
     points = read_points(FOLDER / "front.csv")
     page = PAGE.read_text()
     assert set(re.findall(r"<!-- front: (\w+) -->", page)) == set(front.PARTS)
-    assert replace_parts(page, "front", lambda name: front.PARTS[name](points)) == page, "run `make evidence-front ARGUMENTS=--draw`"
+    assert replace_parts(page, "front", lambda name: front.PARTS[name](points)) == page, (
+        "run `make evidence-front ARGUMENTS=--draw`"
+    )
