@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from growtas.space import load_space
-from tests.evidence import front
-from tests.evidence.front import Point, choose, comparison, read_points, table, timm_model, write_all
+from tests.evidence.front import choose, timm_model
+from tests.evidence.front_page import PARTS, Point, comparison, read_points, table, write_all
 from tests.evidence.ledger import FOLDER
 from tests.evidence.tables import PAGE, replace_parts
 
@@ -82,7 +82,7 @@ def test_the_table_has_the_fastest_first_with_standard_errors():
 
 def test_everything_is_drawn_from_the_csv_file_again(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("".join(f"a\n<!-- front: {part} -->\nold\n<!-- end -->\n" for part in front.PARTS))
+    page.write_text("".join(f"a\n<!-- front: {part} -->\nold\n<!-- end -->\n" for part in PARTS))
     write_all(POINTS, tmp_path, page)
     first = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert "old" not in first["page.md"]
@@ -93,7 +93,7 @@ def test_everything_is_drawn_from_the_csv_file_again(tmp_path):
 
 
 def test_a_timm_model_has_the_size_that_was_asked_for():
-    """A block of width d and MLP ratio r has 4 d² + 4 d weights in its attention, 2 r d² + (r + 1) d in its MLP, and 4 d in its norms."""
+    """A block of width d and MLP ratio r has 4 d² + 4 d weights in attention, 2 r d² + (r + 1) d in the MLP, and 4 d in norms."""
     subnet = load_space("micro").middle()
     model = timm_model(subnet, 10)
     d, r = subnet.embed_dim, subnet.mlp_ratio[0]
@@ -108,7 +108,5 @@ def test_a_timm_model_has_the_size_that_was_asked_for():
 def test_the_committed_figure_and_page_are_those_of_the_committed_numbers():
     points = read_points(FOLDER / "front.csv")
     page = PAGE.read_text()
-    assert set(re.findall(r"<!-- front: (\w+) -->", page)) == set(front.PARTS)
-    assert replace_parts(page, "front", lambda name: front.PARTS[name](points)) == page, (
-        "run `make evidence-front ARGUMENTS=--draw`"
-    )
+    assert set(re.findall(r"<!-- front: (\w+) -->", page)) == set(PARTS)
+    assert replace_parts(page, "front", lambda name: PARTS[name](points)) == page, "run `make evidence-front ARGUMENTS=--draw`"
