@@ -28,7 +28,8 @@ class Model:
         search_accuracy: of a found subnet on the images that the search used, 0 to 1; None of others.
         test_accuracy: of the ONNX file on the test images, 0 to 1.
         test_images: how many those are.
-        epochs: of its training; ``cpu_seconds``: what that took. All found subnets share one training.
+        epochs: of its training.
+        cpu_seconds: what its training took, of timm's models at all learning rates. All found subnets share one training.
         file: its ONNX file, in the working folder.
     """
 
@@ -114,7 +115,7 @@ def comparison(points: Sequence[Point]) -> str:
     minutes = found[0].cpu_seconds / 60, sum(model.cpu_seconds for model in alone) / 60
     sentences.append(
         f"One training of the supernet took {minutes[0]:.0f} CPU minutes, and gives every subnet of the front. "
-        f"The {len(alone)} trainings of the timm models took {minutes[1]:.0f} CPU minutes together."
+        f"The {len(alone)} timm models took {minutes[1]:.0f} CPU minutes together, at both learning rates."
     )
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
@@ -153,14 +154,18 @@ def draw(points: Sequence[Point]) -> str:
                 capsize=2,
                 **look,
             )
-            for point in chosen:
+            for number, point in enumerate(chosen):
+                # Above and below in turns, so that neighbours don't cover each other.
                 axes[0].annotate(
-                    format_count(point.params), (point.p50_ms, 100 * point.test_accuracy), xytext=(5, -9),
-                    textcoords="offset points", fontsize=7, color=look["color"],
+                    format_count(point.params), (point.p50_ms, 100 * point.test_accuracy),
+                    xytext=(4, 5 if number % 2 else -10), textcoords="offset points", fontsize=7, color=look["color"],
                 )  # fmt: skip
         first = points[0]
-        axes[0].set_title(f"{first.data}, {first.epochs} epochs each; labels: parameters", fontsize=9)
+        axes[0].set_title(
+            f"{first.data}, {first.epochs} epochs, {first.test_images:,} test images; small numbers: parameters", fontsize=9
+        )
         axes[0].set_xlabel(f"measured latency, ms (median; batch 1, fp32, {first.threads} threads)")
+        axes[0].margins(x=0.08)
         axes[0].grid(alpha=0.25, linewidth=0.6)
 
     return to_svg(panel, 1)
