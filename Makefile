@@ -18,7 +18,7 @@ help:
 	@echo "make evidence  train what is missing of the evidence plan, and append to docs/evidence/trainings.jsonl (hours; can be stopped)"
 	@echo "make evidence-tables   draw the tables and figures of docs/EVIDENCE.md from that ledger (a second)"
 	@echo "make evidence-search   train micro on Fashion-MNIST, search it, and compare with random subnets (a quarter of an hour)"
-	@echo "make evidence-front    found subnets beside timm models: trains, searches, measures, and draws docs/evidence/front.svg (an hour; can be stopped; ARGUMENTS=\"--data digits\": minutes)"
+	@echo "make evidence-front    found subnets beside timm models: trains, searches, measures, and draws docs/evidence/front.svg (one to two hours; can be stopped; ARGUMENTS=\"--data digits\": a quarter of an hour)"
 	@echo "make evidence-kills    a training killed 40 times at random moments, and continued (minutes)"
 	@echo "make evidence-stops    trainings stopped 120 times by Ctrl-C and SIGTERM, and continued (half an hour and more)"
 	@echo "make evidence-limits   20 searches under latency limits on this machine: RUN=a trained run's folder (ten minutes)"

@@ -104,7 +104,6 @@ def test_a_timm_model_has_the_size_that_was_asked_for():
     assert model(torch.zeros(2, 3, 28, 28)).shape == (2, 10)
 
 
-@pytest.mark.skipif(not (FOLDER / "front.csv").is_file(), reason="nothing was measured yet")
 def test_the_committed_figure_and_page_are_those_of_the_committed_numbers():
     points = read_points(FOLDER / "front.csv")
     page = PAGE.read_text()
