@@ -5,7 +5,7 @@ accuracy and latency on this CPU, and some subnets of it are exported. Three Vis
 space's smallest, middle and largest subnet, are trained from scratch with the recipe of the supernet, at two learning rates. All
 ONNX files are then timed in turns.
 
-Takes one to two hours on two idle cores, and a quarter of an hour with ``--data digits``. It can be stopped: whatever is finished in
+Takes one to two hours on two idle cores, and a quarter of an hour with ``--data digits``. It can be stopped: what is finished in
 build/front is not made again. ``--prepare`` ends before the timing, which wants a quiet machine. Writes docs/evidence/front.csv,
 and from it docs/evidence/front.svg and a part of docs/EVIDENCE.md; ``--draw`` only draws those again.
 """
