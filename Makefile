@@ -7,7 +7,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 DEMO := build/demo
 
-.PHONY: help demo test test-slow test-gpu lint bench reference docs evidence evidence-tables evidence-search evidence-kills evidence-stops evidence-limits clean
+.PHONY: help demo test test-slow test-gpu lint bench reference docs evidence evidence-tables evidence-search evidence-front evidence-kills evidence-stops evidence-limits clean
 
 help:
 	@echo "make demo             Train, search, export and bench on the digits of scikit-learn (minutes)."
@@ -23,6 +23,8 @@ help:
 	@echo "make evidence         Train the missing trainings of the evidence plan (hours; it can be stopped and continued)."
 	@echo "make evidence-tables  Draw the tables and figures of docs/EVIDENCE.md from the finished trainings (a second)."
 	@echo "make evidence-search  Train micro on Fashion-MNIST, search it and compare with random subnets (a quarter of an hour)."
+	@echo "make evidence-front   Train micro and timm models on Fashion-MNIST, and draw docs/evidence/front.svg (one to two hours; it can be stopped;"
+	@echo "                      ARGUMENTS=\"--data digits\" takes a quarter of an hour)."
 	@echo "make evidence-kills   Kill a training 40 times at random moments and continue it each time (minutes)."
 	@echo "make evidence-stops   Stop trainings 120 times by Ctrl-C and SIGTERM and continue them (half an hour or more)."
 	@echo "make evidence-limits  Run 20 searches under latency limits on this machine; RUN names a run's folder (ten minutes)."
@@ -84,6 +86,9 @@ evidence-tables: $(VENV)/.installed
 
 evidence-search: $(VENV)/.installed
 	$(BIN)/python -m tests.evidence.search_gain $(ARGUMENTS)
+
+evidence-front: $(VENV)/.installed
+	$(BIN)/python -m tests.evidence.front $(ARGUMENTS)
 
 evidence-kills: $(VENV)/.installed
 	rm -rf build/kills

@@ -98,7 +98,7 @@ def exported(name: str, folder: Path) -> Artifact:
         return load_artifact(path)
     ensure_writable(path.parent)
     model = create(name)
-    _export(name, model, path, DEFAULT_OPSET)
+    export_onnx(name, model, path, DEFAULT_OPSET)
     return write_manifest(path, describe(name, model))
 
 
@@ -119,8 +119,12 @@ def describe(name: str, model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _export(name: str, model: nn.Module, path: Path, opset: int) -> None:
-    """Writes the graph with growtas' opset, dynamic batch and slimming."""
+def export_onnx(name: str, model: nn.Module, path: Path, opset: int) -> None:
+    """Writes the graph of a timm model as growtas writes its own: dynamic batch, slimmed.
+
+    Raises:
+        BuildError: the model can't be exported.
+    """
     import onnx
     import torch
 

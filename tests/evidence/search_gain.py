@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,10 +28,11 @@ from growtas.units import parse_count
 from tests.reference import count_correct
 
 
-def growtas(*arguments: str, cwd: Path) -> float:
-    """Runs a command like a user; returns its duration in seconds."""
+def growtas(*arguments: str, cwd: Path, threads: int | None = None) -> float:
+    """Runs a command like a user, on so many CPU threads; returns its duration in seconds."""
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "growtas", *arguments], cwd=cwd, check=True)
+    subprocess.run([sys.executable, "-m", "growtas", *arguments], cwd=cwd, check=True, env=environment)
     return time.perf_counter() - start
 
 

@@ -271,11 +271,20 @@ PARTS: Mapping[str, Callable[[Evidence], str]] = {
 
 def fill(page: str, evidence: Evidence) -> str:
     """Returns a page with its generated parts replaced."""
+    return replace_parts(page, "ledger", lambda name: PARTS[name](evidence))
+
+
+def replace_parts(page: str, marker: str, text: Callable[[str], str]) -> str:
+    """A page in which new text stands between each comment ``MARKER: NAME`` and the comment ``end`` after it.
+
+    Args:
+        text: gives the text of a name.
+    """
 
     def part(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{PARTS[match[2]](evidence)}\n{match[3]}"
+        return f"{match[1]}\n{text(match[2])}\n{match[3]}"
 
-    return re.sub(r"(<!-- ledger: (\w+) -->).*?(<!-- end -->)", part, page, flags=re.DOTALL)
+    return re.sub(rf"(<!-- {marker}: (\w+) -->).*?(<!-- end -->)", part, page, flags=re.DOTALL)
 
 
 def probe_rows(evidence: Evidence) -> list[dict[str, Any]]:
@@ -370,7 +379,7 @@ def draw_limits(evidence: Evidence) -> str:
             lowest = 100 * min(uniform) - _CUT_POINTS
             axes[0].set_ylim(bottom=max(axes[0].get_ylim()[0], lowest))
 
-    return _figure(panels, len(GROUPS))
+    return to_svg(panels, len(GROUPS))
 
 
 def draw_transitions(evidence: Evidence) -> str:
@@ -388,7 +397,7 @@ def draw_transitions(evidence: Evidence) -> str:
             )
         axes[0].set_xlabel("T_1, epochs (0: uniform)")
 
-    return _figure(panel, 1)
+    return to_svg(panel, 1)
 
 
 def _curve(panel: Axes, places: Sequence[float], values: Sequence[Sequence[float | None]], label: str) -> None:
@@ -402,8 +411,8 @@ def _curve(panel: Axes, places: Sequence[float], values: Sequence[Sequence[float
         )
 
 
-def _figure(draw: Callable[[Sequence[Axes]], None], panels: int) -> str:
-    """Draws an SVG, which is always the same for the same ledger."""
+def to_svg(draw: Callable[[Sequence[Axes]], None], panels: int) -> str:
+    """A figure of one or several panels as SVG; the same for the same numbers."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
