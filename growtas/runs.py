@@ -245,6 +245,8 @@ Fields:
     preprocess (object): How images become the network's input.
     class_names (list or null): A name for each class, in the order of the logits; null where they are not known.
     versions (object): Versions of ``growtas``, ``torch`` and ``numpy`` that began the run. Absent in an imported run.
+    machine (object): Full names of the CPU and the GPU that the training began on, by their names for ``--device``. Absent in an
+        imported run, and in runs of earlier versions.
     starts_from (object or null): The weights that the training started from; null where they are random, empty where a fine-tuning
         took them from its model.
     starts_from.path (text): File of those weights.

@@ -96,6 +96,11 @@ Fields:
     history[].best_accuracy (number or null): Best accuracy so far, 0 to 1.
     history[].generation_best_accuracy (number or null): Best accuracy of this generation, 0 to 1.
     history[].median_accuracy (number or null): Median accuracy of its subnets that saw all images, 0 to 1.
+    machine (object): Full names of the CPU and the GPU that the search ran on, by their names for ``--device``.
+    points (object): What the search evaluated, for drawings.
+    points.accuracies (list): Top-1 accuracy (0 to 1) of every subnet that was evaluated on all images.
+    points.chosen (whole number or null): Row of the chosen subnet among them; null if it is not among them.
+    points.costs (list): One entry for each limited cost; without a limit, one for the first predicted latency or the parameters.
     front (object): A summary of ``front.json``. Absent without a front.
     front.subnets (whole number): Points of the front.
     front.hypervolume (number): The front's hypervolume, as in ``front.json``.

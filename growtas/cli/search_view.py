@@ -27,7 +27,7 @@ def show_result(result: SearchResult) -> None:
     if misses:
         print_line(f"more accurate subnets that miss a limit, measured: {misses}")
     reused = f", {report['reused']} more read from the journal" if report["reused"] else ""
-    dropped = f", {report['dropped']} of them stopped early because they could not become parents" if report["dropped"] else ""
+    dropped = f", {report['dropped']} more stopped early because they could not become parents" if report["dropped"] else ""
     print_text(f"{report['evaluated']} subnets evaluated in {report['seconds']:.1f} s{dropped}{reused}")
     if (front := report.get("front")) is not None:
         what = "points" if "points" in front else "subnets"

@@ -38,7 +38,7 @@ def test_the_newest_run_is_reported(folder, growtas):
     (folder / "runs" / "new" / "report.html").unlink()
     code, out, err = growtas("report")
     assert (code, out) == (0, "written to runs/old/report.html\n")
-    assert "passed over: runs/new/run.json: the run file is not JSON" in err
+    assert "skipped: runs/new/run.json: the run file is not JSON" in err
 
 
 def test_from_python(folder):

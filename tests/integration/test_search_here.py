@@ -163,7 +163,7 @@ def test_a_machine_that_gets_busy_is_refused_in_a_sentence_and_nothing_is_lost(r
     said = [line for line in err.splitlines() if line.startswith("growtas: ")]
     assert len(said) == 1
     assert "the machine is too busy, or its clocks change" in said[0]
-    assert "earlier results are kept" in said[0]
+    assert "are saved in runs/first/search/cpu-timings.jsonl" in said[0]
     profiled.speed = lambda turn: 1.0
     code, out, err = growtas(*arguments, "--json")
     assert (code, json.loads(out)["evaluated"], json.loads(out)["reused"]) == (0, 0, 10)

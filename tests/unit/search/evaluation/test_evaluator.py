@@ -215,7 +215,7 @@ def test_a_place_in_use_is_not_given_away(supernet, monkeypatch):
 
 @pytest.mark.parametrize(
     ("images", "message"),
-    [(Images(0), "no image"), (Images(shape=(1, 20, 20)), "takes"), (Images(classes=50), "5 classes")],
+    [(Images(0), "no image"), (Images(shape=(1, 20, 20)), "the supernet needs"), (Images(classes=50), "5 classes")],
 )
 def test_images_that_do_not_fit_are_refused(supernet, images, message):
     with pytest.raises(DataError, match=message):
