@@ -54,7 +54,10 @@ def _ratio(artifact: ArtifactReport, result: BatchResult) -> str:
     if artifact.baseline:
         return "1"
     ratio = result.ratio
-    return f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})" if ratio else "-"
+    if not ratio:
+        return "-"
+    digits = ".2f" if ratio["low"] >= 0.1 else ".2g"
+    return f"{ratio['median']:{digits}} ({ratio['low']:{digits}}-{ratio['high']:{digits}})"
 
 
 def _lines(report: BenchReport) -> Iterator[str]:

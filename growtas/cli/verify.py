@@ -105,7 +105,7 @@ def _print(results: Sequence[ArtifactVerification]) -> None:
     print_table(table)
     for result in results:
         if result.not_run_because:
-            print_text(f"{result.path.name} was not run: {result.not_run_because}")
+            print_text(f"{result.path.name} was not run: {result.not_run_because.removeprefix(f'{result.path}: ')}")
     for line, names in compared.items():
         # The number of images depends on the precision.
         print_text(line if len(compared) == 1 else f"{', '.join(names)}: {line}")

@@ -234,6 +234,8 @@ def test_a_plan_without_a_gpu_is_said_to_be_not_run(cli: Cli, run: Run) -> None:
     assert code == 2
     assert "nothing was verified: tiny-subnet.plan can't be run here" in err
     assert "not run" in out
+    (line,) = [line for line in out.splitlines() if " was not run: " in line]
+    assert line.count(".plan") == 1
     # Its hash is checked all the same.
     plan.write_bytes(b"another")
     code, _, err = cli("verify", plan)
