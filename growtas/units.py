@@ -113,6 +113,11 @@ def format_ms(value: float, digits: int = 3) -> str:
     return f"{_significant(value, digits)} ms"
 
 
+def format_ratio(value: float) -> str:
+    """Two digits after the point; for ratios below 0.1 two significant digits, so that none is shown as 0.00."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
 def format_bytes(value: float, digits: int = 3) -> str:
     """Formats bytes in decimal units: ``22.7 MB``."""
     for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):

@@ -10,7 +10,7 @@ from growtas.cli.output import ProgressBar, new_table, print_line, print_table, 
 from growtas.export.benchmark.report import CV_BOUND, ArtifactReport, BatchResult, BenchReport
 from growtas.export.benchmark.run import TurnBegun
 from growtas.latency.estimate import limit_lines, no_faster
-from growtas.units import format_bytes, format_ms
+from growtas.units import format_bytes, format_ms, format_ratio
 
 
 def print_report(report: BenchReport) -> None:
@@ -54,10 +54,7 @@ def _ratio(artifact: ArtifactReport, result: BatchResult) -> str:
     if artifact.baseline:
         return "1"
     ratio = result.ratio
-    if not ratio:
-        return "-"
-    digits = ".2f" if ratio["low"] >= 0.1 else ".2g"
-    return f"{ratio['median']:{digits}} ({ratio['low']:{digits}}-{ratio['high']:{digits}})"
+    return "{} ({}-{})".format(*(format_ratio(ratio[key]) for key in ("median", "low", "high"))) if ratio else "-"
 
 
 def _lines(report: BenchReport) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from growtas.latency.estimate import kind_text, limit_lines
-from growtas.units import format_accuracy, format_bytes, format_ms
+from growtas.units import format_accuracy, format_bytes, format_ms, format_ratio
 from growtas.watch.drawing import Bar, bars
 from growtas.watch.page import Figure, Part, Row, Text, table
 
@@ -153,7 +153,7 @@ def _bench_row(artifact: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[
         *(format_ms(result[key]).removesuffix(" ms") for key in ("p50_ms", "p95_ms", "p99_ms")),
         f"{result['cv']:.0%}",
         f"{result['images_per_second']:,.0f}",
-        "1 (baseline)" if artifact.get("baseline") else f"{ratio['median']:.2f}" if ratio else "-",
+        "1 (baseline)" if artifact.get("baseline") else format_ratio(ratio["median"]) if ratio else "-",
         format_ms(memory["load_ms"]).removesuffix(" ms") if memory else "-",
         format_bytes(memory["peak_rss_bytes"]) if memory else "-",
         _kind(result),

@@ -16,6 +16,7 @@ from growtas.units import (
     format_count,
     format_limit,
     format_ms,
+    format_ratio,
     parse_bytes,
     parse_count,
     parse_latency_ms,
@@ -114,6 +115,13 @@ def test_a_bare_number_gets_the_reason():
 def test_formatted_counts_parse_back(value):
     text = format_count(value)
     assert (parse_count(text) if not text[-1].isdigit() else int(text)) == pytest.approx(value, rel=0.006)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"), [(1.0, "1.00"), (0.1, "0.10"), (0.026, "0.026"), (0.00961, "0.0096"), (12.345, "12.35")]
+)
+def test_no_ratio_is_written_as_zero(ratio, text):
+    assert format_ratio(ratio) == text
 
 
 def test_formats():
