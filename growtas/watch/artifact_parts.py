@@ -1,4 +1,4 @@
-"""What a page shows of exported artifacts: the gates that each passed, from the manifests, and the report of ``growtas bench``."""
+"""Exported artifacts on a page: the gates of each artifact from its manifest, and the report of ``growtas bench``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from growtas.watch.page import Figure, Part, Row, Text, table
 
 
 def gates_passed(manifest: Mapping[str, Any]) -> bool | None:
-    """Whether an artifact passed every gate; None where the file that it was compiled from was checked in its place."""
+    """Returns whether an artifact passed every gate; None if only the file from which it was compiled was checked."""
     checks = [check for key in ("verification", "parity") if isinstance(check := manifest.get(key), Mapping)]
     return all(check.get("passed", True) for check in checks) if checks else None
 
 
 def gate_parts(manifests: Mapping[str, Mapping[str, Any]]) -> list[Part]:
-    """The gates of artifacts as a table; ``manifests`` by the names of the files."""
+    """Returns a table of the artifacts' gates; ``manifests`` has the names of the files as keys."""
     numbers = (
         "size",
         "accuracy",
@@ -51,7 +51,7 @@ def gate_parts(manifests: Mapping[str, Mapping[str, Any]]) -> list[Part]:
 
 
 def bench_cards(bench: Mapping[str, Any] | None) -> Iterator[tuple[str, str, str]]:
-    """The fastest of the run's artifacts at the smallest batch that was measured."""
+    """Returns the fastest artifact of the run at the smallest measured batch."""
     results = [
         (result["batch"], result["p50_ms"], artifact["label"], result)
         for artifact in (bench or {}).get("artifacts", ())
@@ -64,7 +64,7 @@ def bench_cards(bench: Mapping[str, Any] | None) -> Iterator[tuple[str, str, str
 
 
 def bench_parts(bench: Mapping[str, Any]) -> list[Part]:
-    """The measurements of ``bench.json`` as bars and as a table."""
+    """Returns the measurements of ``bench.json`` as bars and as a table."""
     measured = [(artifact, result) for artifact in bench["artifacts"] for result in artifact["results"]]
     figures: list[Part] = []
     for batch in dict.fromkeys(result["batch"] for _, result in measured):
@@ -98,13 +98,13 @@ def bench_parts(bench: Mapping[str, Any]) -> list[Part]:
 
 
 def _check(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What was measured of an artifact, or of the file that it was compiled from."""
+    """Returns the checks of an artifact, or of the file from which it was compiled."""
     source = (manifest.get("plan") or {}).get("compiled_from") or {}
     return manifest.get("verification") or source.get("verification") or manifest.get("parity") or source.get("parity") or {}
 
 
 def _gates(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """The verdict, the size, and each number with what it must reach in parentheses."""
+    """Returns the verdict, the size, and each number with its threshold in parentheses."""
     check, passed = _check(manifest), gates_passed(manifest)
     bounds = check.get("thresholds") or ({"relative_error": check["tolerance"]} if "tolerance" in check else {})
     failed = ", ".join(check.get("failed") or ())

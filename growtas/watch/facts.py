@@ -1,4 +1,4 @@
-"""What is known of a run in a few lines: where it stands, what was trained on what, and how good it is."""
+"""A run in a few lines: its state, what was trained on which data, and the accuracy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RECIPE = (
 
 
 def facts(report: Report) -> list[tuple[str, str, str]]:
-    """The lines as (name, text, style); the style of what went wrong is ``red``."""
+    """Returns the lines as (name, text, style); the style of errors is ``red``."""
     info, rows = report.info, [("state", _state_line(report), "")]
     if isinstance(info.get("error"), str):
         rows.append(("error", info["error"], "red"))

@@ -1,4 +1,4 @@
-"""Pages of HTML made of sections: nothing to fetch, no script, for narrow, wide, light and dark screens and for screen readers.
+"""HTML pages made of sections, without scripts and external files, for narrow, wide, light and dark screens and for screen readers.
 
 ``page.html`` is the template of all pages; it escapes every text. A section is a list of parts, each of a class below.
 """
@@ -15,12 +15,12 @@ from markupsafe import Markup
 from growtas.files import replacing
 
 FOLDED_ROWS = 8
-"""Rows from which a table that few readers need is folded."""
+"""A table that few readers need is folded if it has at least so many rows."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A sentence or several; ``warning`` ones stand out."""
+    """One or more sentences; a ``warning`` is highlighted."""
 
     kind: ClassVar[str] = "text"
     text: str
@@ -65,7 +65,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Cards:
-    """Numbers to be seen first: (what, number, note)."""
+    """The most important numbers, each as (what, number, note)."""
 
     kind: ClassVar[str] = "cards"
     cards: Sequence[tuple[str, str, str]]
@@ -73,7 +73,7 @@ class Cards:
 
 @dataclass(frozen=True)
 class Row:
-    """Parts that stand side by side where there is room."""
+    """Parts that stand side by side if the screen is wide enough."""
 
     kind: ClassVar[str] = "row"
     parts: Sequence[Part]
@@ -94,16 +94,16 @@ class Section:
 def table(
     caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), fold: bool = False
 ) -> list[Part]:
-    """A table as parts of a section: none where it has no rows. With ``fold`` a long one is folded."""
+    """Returns a table as parts of a section, or no parts if it has no rows. With ``fold`` a long table is folded."""
     listed = list(rows)
     return [Table(caption, head, listed, right, folded=fold and len(listed) >= FOLDED_ROWS)] if listed else []
 
 
 def write_page(path: Path, *, title: str, lead: str, sections: Sequence[Section], footer: str) -> None:
-    """Write a page; a file at ``path`` is replaced.
+    """Writes a page; it replaces a file at ``path``.
 
     Raises:
-        OutputError: the place can't be written.
+        OutputError: the file can't be written.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

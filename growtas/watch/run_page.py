@@ -1,4 +1,4 @@
-"""A whole run as one page: what was trained, found, exported and measured, from the files that each step left behind."""
+"""A run as one HTML page: training, search, export and bench, from the files that each step wrote."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from growtas.watch.search_page import origin_rows, search_parts, subnet_parts
 from growtas.watch.search_report import CostPlane, latency_rows, recorded_points
 
 _UNKNOWN = (KeyError, TypeError, ValueError, IndexError, AttributeError, GrowtasError)
-"""What is raised where a file has not the entries that it should have."""
+"""Exceptions that are raised if a file lacks expected entries."""
 
 
 def write_run_page(run: Run, path: Path) -> None:
-    """Write the page of a run; a file at ``path`` is replaced.
+    """Writes the page of a run; it replaces a file at ``path``.
 
-    A file that can't be read, or that lacks entries, is named in its section; the other sections are whole.
+    If a file can't be read or lacks entries, its section names it; the other sections are complete.
 
     Raises:
         CheckpointError, SpaceError: ``run.json`` or ``metrics.jsonl`` can't be read.
-        OutputError: the place can't be written.
+        OutputError: the file can't be written.
     """
     page = _RunPage.of(run)
     now = datetime.datetime.now().astimezone()
@@ -50,7 +50,7 @@ def write_run_page(run: Run, path: Path) -> None:
 
 @dataclass(frozen=True)
 class _RunPage:
-    """A run's files, and the sections made of them.
+    """The files of a run, and the sections of its page.
 
     Attributes:
         searched, benched: the content of ``result.json`` and ``bench.json``; None where they are absent.
@@ -101,7 +101,7 @@ class _RunPage:
 
     @property
     def lead(self) -> str:
-        """What was trained, in a sentence."""
+        """Describes the training in one sentence."""
         info, report = self.report.info, self.report
         space, recipe = self.run.space.name, info.get("recipe")
         if isinstance(source := info.get("source"), Mapping):
@@ -120,7 +120,7 @@ class _RunPage:
         return f"{what}, {start} with the method {info.get('method')}: {length}{took}. State: {report.state}."
 
     def sections(self) -> list[Section]:
-        """All sections; those whose data is missing say with which command it is made."""
+        """Returns all sections; a section without data names the command that makes the data."""
         run = str(self.run.path)
         example = () if self._journal.is_file() else ("--device", "a10", "--max-latency", "5ms")
         search = ("search", run, *example)
@@ -148,7 +148,7 @@ class _RunPage:
         ]
 
     def _guarded(self, section: str, build: Callable[[], list[Part]], missing: str, command: Sequence[str]) -> list[Part]:
-        """The parts of a section, or why there are none and what makes them."""
+        """Returns the parts of a section, or the reason why there are none and the command that makes them."""
         try:
             parts, reason = build(), ""
         except _UNKNOWN as error:
@@ -205,7 +205,7 @@ class _RunPage:
         labelled = [
             (name, manifest) for name, manifest in self.exported.items() if (manifest.get("verification") or {}).get("labelled")
         ]
-        # What ships is mostly what is not in fp32.
+        # A converted file is usually the one that ships.
         for name, manifest in sorted(labelled, key=lambda entry: entry[1]["precision"] == "fp32")[:1]:
             checked = manifest["verification"]
             yield "Accuracy on test images", format_accuracy(checked["accuracy"], checked["count"]), f"{name}, {checked['images']}"
@@ -232,7 +232,7 @@ class _RunPage:
 
     def _unsearched(self) -> str:
         if self._journal.is_file():
-            kept = "What was evaluated is kept: the same command, with the same options, goes on from there."
+            kept = "What was evaluated is kept: the same command, with the same options, continues from there."
             return f"No search of this run has finished. {kept}"
         return "The run was not searched yet."
 
@@ -306,7 +306,7 @@ class _RunPage:
 
 
 def _by_precision(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The formats that were exported in each precision; fp32 files that another precision is made from are left out."""
+    """Returns the exported formats by precision, without the fp32 files from which other precisions are made."""
     found: dict[str, list[str]] = {}
     for manifest in manifests.values():
         kinds = found.setdefault(str(manifest.get("precision")), [])
@@ -316,7 +316,7 @@ def _by_precision(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, list[
 
 
 def _caps(lines: Sequence[Mapping[str, Any]], epoch: int) -> str:
-    """The bounds of the subspace that was open in an epoch, in words."""
+    """Describes the bounds of the subspace that was open in an epoch."""
     caps = next((line.get("subspace") for line in lines if line["epoch"] == epoch), None)
     if not isinstance(caps, Mapping):
         return "not recorded"
@@ -330,7 +330,7 @@ def _machine(names: Any) -> str:
 
 
 def _when(record: Mapping[str, Any]) -> str:
-    """When a file was made, to the minute."""
+    """Returns the time at which a file was made, to the minute."""
     return str(record.get("created"))[:16].replace("T", " ")
 
 
