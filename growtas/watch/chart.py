@@ -1,4 +1,4 @@
-"""The curves of a run, and the ticks of axes: what the terminal, the page and the PNG picture draw alike."""
+"""The curves of a run and the ticks of axes, shared by the terminal, the HTML page and the PNG picture."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Chart:
 
     @property
     def named(self) -> bool:
-        """Whether the curves need their names: one of several, or one subnet's, of which there may be more in the next epoch."""
+        """Whether the curves need names: there are several, or one of a subnet, to which the next epoch may add more."""
         return self.percent or len(self.series) > 1
 
     @property
@@ -62,11 +62,11 @@ class Chart:
         return [number * step for number in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
 
     def tick_text(self, tick: float) -> str:
-        """A tick's value as text."""
+        """Formats the value of a tick."""
         return f"{100 * tick:.10g}%" if self.percent else f"{tick:.10g}"
 
     def label(self, series: Series) -> str:
-        """What stands at the end of a curve: its last value, with its name where it needs one."""
+        """Returns the label at the end of a curve: its last value, and its name if it needs one."""
         assert series.last is not None
         return f"{series.label} {self.form(series.last)}" if self.named else self.form(series.last)
 
@@ -85,7 +85,7 @@ def charts(report: Report) -> list[Chart]:
 
 
 def thin(series: Series, most: int) -> Series:
-    """A series of at most ``most`` points: neighbours are averaged, those that are not finite left out where others are."""
+    """Returns a series of at most ``most`` points; each is the mean of neighbours, without values that are not finite."""
     size = -(-len(series.epochs) // most)
     if size <= 1:
         return series
@@ -99,7 +99,7 @@ def thin(series: Series, most: int) -> Series:
 
 
 def segments(series: Series) -> list[list[tuple[int, float]]]:
-    """The points of a curve, (epoch, value), divided where a value is not finite."""
+    """Returns the points (epoch, value) of a curve, split at values that are not finite."""
     parts: list[list[tuple[int, float]]] = [[]]
     for epoch, value in zip(series.epochs, series.values, strict=True):
         if math.isfinite(value):
@@ -116,7 +116,7 @@ def ticks_within(low: float, high: float, most: int) -> list[float]:
 
 
 def epoch_ticks(first: int, last: int, most: int) -> list[int]:
-    """The first and the last epoch, and round ones between them that keep a distance."""
+    """Returns the first and the last epoch, and round ones between them at a distance."""
     if first == last:
         return [first]
     step = max(1, round(round_step((last - first) / max(most, 1))))
@@ -125,7 +125,7 @@ def epoch_ticks(first: int, last: int, most: int) -> list[int]:
 
 
 def round_step(rough: float) -> float:
-    """The least of 1, 2 and 5 times a power of ten that is not below ``rough``."""
+    """Returns the smallest value that is 1, 2 or 5 times a power of ten and at least ``rough``."""
     if rough <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(rough))

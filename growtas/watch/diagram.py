@@ -7,14 +7,14 @@ from growtas.subnet import Subnet
 
 
 def ends_of(space: SearchSpace, subnet: Subnet) -> tuple[str, str]:
-    """What goes into the first block, and what follows the last one."""
+    """Describes the input of the first block, and the layers after the last block."""
     size, grid = space.image_size, space.grid_size
     first = f"image {space.in_chans}x{size}x{size}, {grid}x{grid} patches and cls, embed_dim {subnet.embed_dim}"
     return first, f"mean of the patches, {space.num_classes} classes"
 
 
 def subnet_text(space: SearchSpace, subnet: Subnet) -> str:
-    """One line a block, with a mark a head and bars as long as the hidden layers; plain characters only."""
+    """Returns one line per block, with a mark for each head and a bar as long as the hidden layer; ASCII characters only."""
     first, last = ends_of(space, subnet)
     widest = max(subnet.hidden_dim(i) for i in range(subnet.depth))
     lines = [first]

@@ -1,7 +1,7 @@
 """Drawings for pages as SVG: curves, a search's points, bars, and a subnet block by block.
 
-A drawing is 400 units wide, which a phone shows at about its own size. Its colours are the page's, by the classes of ``page.html``.
-A title and a description stand for it where it can't be seen.
+A drawing is 400 units wide, which a phone shows at about its own size. The classes of ``page.html`` give its colours.
+Screen readers read its title and its description.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from growtas.watch.search_report import CostPlane
 
 WIDTH = 400
 _CHARACTER, _BOLD, _LINE = 6.9, 7.8, 14.0
-"""About the widths of a character and of a bold one, and the height of a line of text, in a wide font."""
+"""Approximate width of a character and of a bold character, and height of a line, in a wide font."""
 _MOST_POINTS = 200
-"""Points of a curve; more are averaged."""
+"""Largest number of points of a curve; longer curves are averaged."""
 
 
 def curves(chart: Chart) -> Markup:
-    """The curves of a chart that has some over the epochs, each with its name and last value at its end."""
+    """Draws the curves of a chart over the epochs, with the name and last value of each at its end; the chart must have curves."""
     drawn, (first, last), ticks = chart.drawn, chart.epochs, chart.ticks(4)
     labels = {series.label: chart.label(series) for series in drawn}
     right = min(max(map(len, labels.values())) * _BOLD + 8, 190)
@@ -69,7 +69,7 @@ def curves(chart: Chart) -> Markup:
 
 
 def scatter(plane: CostPlane) -> Markup:
-    """Accuracy over a cost: every evaluated subnet, the front, the limit, finalists that were measured, and the chosen subnet."""
+    """Draws accuracy over a cost: all evaluated subnets, the front, the limit, the measured finalists and the chosen subnet."""
     left, right = plane.cost_range
     low, high = min(plane.accuracies), max(plane.accuracies)
     pad = 0.06 * (high - low) or 0.02
@@ -115,7 +115,7 @@ def scatter(plane: CostPlane) -> Markup:
 
 @dataclass(frozen=True)
 class Bar:
-    """One of several bars: its name above it, its value as text behind it, and the range of its rounds."""
+    """A bar with its name above it, its value as text behind it, and the range of its rounds."""
 
     name: str
     value: float
@@ -126,7 +126,7 @@ class Bar:
 
 
 def bars(title: str, rows: Sequence[Bar], unit: str) -> Markup:
-    """Bars from zero, one below the other, with the range over the rounds as a line."""
+    """Draws bars from zero, one below the other, with the range over the rounds as a line."""
     most = max(bar.high for bar in rows) or 1.0
     longest = max(len(bar.text) for bar in rows) * _CHARACTER + 14
     scale, parts = (WIDTH - longest) / most, list[Markup]()
@@ -143,7 +143,7 @@ def bars(title: str, rows: Sequence[Bar], unit: str) -> Markup:
 
 
 def subnet_drawing(space: SearchSpace, subnet: Subnet) -> Markup:
-    """A row for each block: a dot for each head, and a bar as long as the hidden layer, in front of the largest that there are."""
+    """Draws a row for each block: a dot for each head, and a bar as long as the hidden layer, over the largest of the space."""
     first, last = ends_of(space, subnet)
     widest, heads_gap = space.max_mlp_ratio * space.max_embed_dim, min(12.0, 110 / space.max_num_heads)
     heads_x, bar_x, bar_width, row = 58, 190, 128, 24
@@ -192,7 +192,7 @@ def subnet_drawing(space: SearchSpace, subnet: Subnet) -> Markup:
 
 @dataclass(frozen=True)
 class _Frame:
-    """Axes around a drawing, and the places of values in it."""
+    """The axes of a drawing, and the positions of values in it."""
 
     xs: tuple[float, float]
     ys: tuple[float, float]
@@ -236,7 +236,7 @@ class _Frame:
 
 
 def _apart(labels: list[tuple[float, str, str]], top: float, base: float) -> list[tuple[float, str, str]]:
-    """Labels at their heights, from high to low, moved so far that none covers another."""
+    """Moves labels vertically so that none covers another; returns them from top to bottom."""
     placed = sorted(labels)
     heights = [y for y, _, _ in placed]
     for index in range(1, len(heights)):
@@ -273,7 +273,7 @@ def _svg(title: str, description: str, height: float, parts: Iterable[Markup]) -
 
 
 def _tag(name: str, content: str = "", /, **attributes: str | float) -> Markup:
-    """An element; text and values that are no markup are escaped, and numbers are rounded."""
+    """Makes an element; it escapes text and values that are not markup, and rounds numbers."""
     pairs = [
         Markup(' {}="{}"').format(
             key.rstrip("_").replace("_", "-"), value if isinstance(value, str) else f"{value:.1f}".removesuffix(".0")

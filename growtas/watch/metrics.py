@@ -14,7 +14,7 @@ from growtas.files import read_json_lines
 from growtas.runs import Run
 
 _RECENT = 5
-"""Epochs whose mean duration the rest is expected to take."""
+"""The time left is estimated from the mean duration of so many epochs."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Series:
 
     @property
     def last(self) -> float | None:
-        """The last finite value, None where there is none."""
+        """The last finite value; None if there is none."""
         return next((value for value in reversed(self.values) if math.isfinite(value)), None)
 
 
@@ -75,13 +75,13 @@ class Metrics:
         return Series(path[-1], tuple(epoch for epoch, _ in known), tuple(value for _, value in known))
 
     def group(self, name: str) -> list[Series]:
-        """The curves of all entries of a group such as ``accuracy`` or ``probes``, in the order in which they came up."""
+        """Returns the curves of all entries of a group such as ``accuracy`` or ``probes``, in order of first appearance."""
         keys = dict.fromkeys(key for line in self.lines if isinstance(line.get(name), Mapping) for key in line[name])
         return [self.series(name, key) for key in keys]
 
     @cached_property
     def stages(self) -> tuple[tuple[int, int], ...]:
-        """(stage, first epoch that ended in it), in order."""
+        """Each stage with the first epoch that ended in it, in order."""
         known = [(line["stage"], int(line["epoch"])) for line in self.lines if isinstance(line.get("stage"), int)]
         changes = (entry for entry, before in zip(known[1:], known, strict=False) if entry[0] != before[0])
         return (*known[:1], *changes)
@@ -92,7 +92,7 @@ class Metrics:
         return math.fsum(self._finite("seconds"))
 
     def time(self) -> dict[str, float]:
-        """Seconds of each activity over all epochs, longest first; ``other`` is what no activity claims, where it is over 1 %."""
+        """Seconds of each activity over all epochs, longest first; ``other`` is the rest, if it exceeds 1 %."""
         totals = {series.label: math.fsum(v for v in series.values if math.isfinite(v)) for series in self.group("time")}
         rest = self.seconds - math.fsum(totals.values())
         if rest > 0.01 * self.seconds:
@@ -100,12 +100,12 @@ class Metrics:
         return dict(sorted(totals.items(), key=lambda item: -item[1]))
 
     def images_per_second(self) -> dict[str, float]:
-        """``last`` and ``median`` over the epochs; empty where it was not measured."""
+        """Returns ``last`` and ``median`` over the epochs; empty if the rate was not measured."""
         rates = self._finite("images_per_s")
         return {"last": rates[-1], "median": statistics.median(rates)} if rates else {}
 
     def compute(self) -> dict[str, float]:
-        """Sums over the epochs of what each of them counted: ``macs``, ``extra_macs``, ``passes``."""
+        """Returns sums over the epochs: ``macs``, ``extra_macs`` and ``passes``."""
         return {series.label: math.fsum(v for v in series.values if math.isfinite(v)) for series in self.group("compute")}
 
     def seconds_left(self, epochs: int, now: float | None = None) -> float | None:
@@ -147,7 +147,7 @@ def _is_epoch(line: Any) -> bool:
 
 
 def _number(line: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
-    """The number at a path; NaN where it is infinite or, as JSON has no NaN, null; None where it is absent or no number."""
+    """Returns the number at a path; NaN if it is infinite or null (JSON has no NaN); None if it is absent or not a number."""
     value: Any = line
     for key in path:
         if not isinstance(value, Mapping) or key not in value:

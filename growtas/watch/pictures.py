@@ -1,4 +1,4 @@
-"""Trainings and searches as PNG pictures, where matplotlib is installed."""
+"""PNG pictures of trainings and searches; they need matplotlib."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _title(report: Report) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text for matplotlib, where a dollar would begin a formula."""
+    """Escapes text for matplotlib, in which a dollar begins a formula."""
     return text.replace("$", r"\$")
 
 

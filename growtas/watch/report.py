@@ -1,4 +1,4 @@
-"""A run as a row of the table that ``growtas runs`` prints, and as the whole report of ``growtas show``."""
+"""A run as a row of the table of ``growtas runs``, and as the report of ``growtas show``."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Overview:
 
     @classmethod
     def of(cls, run: Run) -> Overview:
-        """The row of a run; what can't be read becomes the row's ``problem``, not an error."""
+        """Returns the row of a run; if a file can't be read, the row has a ``problem`` and no error is raised."""
         row = cls(run.path.name, run.path, run.created.isoformat(timespec="seconds"), "unreadable", contents=_contents(run))
         try:
             info = run.info
@@ -137,7 +137,7 @@ class Report:
 
     @property
     def accuracy(self) -> tuple[dict[str, float], str | None]:
-        """The accuracies that tell most about the run (0..1), and on which images they were measured."""
+        """The most informative accuracies of the run (0 to 1), and the images on which they were measured."""
         return _accuracies(self.info, self.metrics)
 
     @property
@@ -155,7 +155,7 @@ class Report:
 
     @property
     def accuracy_images(self) -> int | None:
-        """How many images those accuracies were measured on; None where it is not known."""
+        """The number of images behind those accuracies; None if it is unknown."""
         return _accuracy_images(self.run, self.info, self.accuracy[1])
 
     def to_dict(self) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _checkpoints(run: Run) -> tuple[Checkpoint, ...]:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of a folder's files; those that a running training has just removed count nothing."""
+    """Returns the bytes of a folder's files; files that a running training has just removed count as zero."""
     total = 0
     for path in folder.glob("*"):
         with contextlib.suppress(OSError):
@@ -212,14 +212,14 @@ def _size(folder: Path) -> int:
 
 
 def _contents(run: Run) -> tuple[str, ...]:
-    """What was done with a run: ``searched``, ``exported``, ``benched``."""
+    """Returns the steps that followed the training: ``searched``, ``exported``, ``benched``."""
     artifacts = ("export/*.safetensors", "export/*.onnx", "export/*.plan")
     files = {"searched": ("search/result.json",), "exported": artifacts, "benched": ("bench/bench.json",)}
     return tuple(step for step, patterns in files.items() if any(any(run.path.glob(pattern)) for pattern in patterns))
 
 
 def _accuracies(info: Mapping[str, Any], metrics: Metrics) -> tuple[dict[str, float], str | None]:
-    """The accuracies that tell most about a run, and on which images they were measured: ``test`` or ``search split``."""
+    """Returns the most informative accuracies of a run, and where they were measured: ``test`` or ``search split``."""
     tested = info.get("test_accuracy")
     if info.get("state") == "finished" and isinstance(tested, Mapping):
         return {str(name): float(value) for name, value in tested.items()}, "test"
@@ -228,7 +228,7 @@ def _accuracies(info: Mapping[str, Any], metrics: Metrics) -> tuple[dict[str, fl
 
 
 def _data_name(info: Mapping[str, Any]) -> str | None:
-    """The name of the run's data set; of a folder its own name, without the path."""
+    """Returns the name of the run's data set; for a folder, its name without the path."""
     name = _entry(info, str, "data", "name")
     folder = _entry(info, str, "data", "data_dir") if name == "folder" else None
     return Path(folder).name or folder if folder else name
@@ -252,7 +252,7 @@ def _standard_errors(accuracies: Mapping[str, float], images: int | None) -> dic
 
 
 def _entry(info: Mapping[str, Any], kind: type[Entry], *path: str) -> Entry | None:
-    """An entry of ``run.json``; None where it is absent or of another type."""
+    """Returns an entry of ``run.json``; None if it is absent or has another type."""
     value: Any = info
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None

@@ -1,4 +1,4 @@
-"""A search as sections of a page: the subnet found, its latencies, all that was evaluated, and the subnet as a drawing."""
+"""A search as sections of a page: the chosen subnet, its latencies, all evaluated subnets, and a drawing of the subnet."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _DEVICE = ("device", "predicted", "measured")
 
 
 def write_search_page(data: Mapping[str, Any], space: SearchSpace, path: Path) -> None:
-    """Write the page of a search; a file at ``path`` is replaced.
+    """Writes the page of a search; it replaces a file at ``path``.
 
     Args:
         data: the content of ``result.json``.
         space: the space that was searched.
 
     Raises:
-        OutputError: the place can't be written.
+        OutputError: the file can't be written.
     """
     subnet = Subnet.from_dict(data["best"])
     found = Section("search", "What was found", search_parts(data, CostPlane.all_of(data["points"])))
@@ -53,11 +53,11 @@ def write_search_page(data: Mapping[str, Any], space: SearchSpace, path: Path) -
 
 
 def search_parts(data: Mapping[str, Any], planes: Sequence[CostPlane]) -> list[Part]:
-    """What a search found, and how.
+    """Returns the parts that describe the result and the course of a search.
 
     Args:
         data: the content of ``result.json``.
-        planes: what was evaluated, over each cost.
+        planes: the evaluated subnets over each cost.
     """
     count, points = data["images"]["count"], data.get("front", {}).get("points", ())
     found = table("Found", ("quantity", "found", "limit"), cost_rows(data))
@@ -92,7 +92,7 @@ def search_parts(data: Mapping[str, Any], planes: Sequence[CostPlane]) -> list[P
 
 
 def origin_rows(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """When and with what the search was made; what is not known is left out."""
+    """Returns the time, the command and the data of the search; unknown entries are left out."""
     images, dropped = data["images"]["count"], data.get("dropped")
     yield "date", str(data["created"])
     if data.get("command"):
@@ -107,7 +107,7 @@ def origin_rows(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def scatter_figure(plane: CostPlane) -> Figure:
-    """The drawing of what was evaluated over a cost, with the legend of its marks."""
+    """Returns the drawing of the evaluated subnets over a cost, with a legend."""
     legend = [("point", "\u25cf", f"{len(plane.costs)} evaluated"), ("front", "\u25cf", "front")]
     if plane.chosen_row is not None:
         legend.append(("found", "\u25c6", "found"))
@@ -120,7 +120,7 @@ def scatter_figure(plane: CostPlane) -> Figure:
 
 
 def subnet_parts(space: SearchSpace, subnet: Subnet) -> list[Part]:
-    """The blocks of a subnet as a drawing, and as a table that says the same and counts their costs."""
+    """Returns the blocks of a subnet as a drawing and as a table with their costs."""
     first, last = ends_of(space, subnet)
     dim, columns = subnet.embed_dim, ("heads", "mlp_ratio", "hidden layer", "params", "MACs")
     ends = (stem_and_head_params(space, dim), stem_and_head_macs(space, dim))
@@ -144,7 +144,7 @@ def subnet_parts(space: SearchSpace, subnet: Subnet) -> list[Part]:
 
 
 def _accuracies(subnet: Mapping[str, Any], count: int | None) -> str:
-    """All accuracies of a subnet; where it was scored in fp32 alone the bare number."""
+    """Formats all accuracies of a subnet; if it was only scored in fp32, the number alone."""
     named = accuracies(subnet)
     texts = [f"{format_accuracy(accuracy, count)} in {name}" for name, _, accuracy in named]
     return ", ".join(texts) if len(named) > 1 else format_accuracy(subnet["accuracy"], count)

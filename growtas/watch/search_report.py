@@ -26,7 +26,7 @@ from growtas.units import format_accuracy, format_bytes, format_count, format_li
 
 
 def at_most(limit: float | None, form: Callable[[float, int], str]) -> str:
-    """A limit in words, as it was typed; empty where there is none."""
+    """Formats a limit as it was typed; returns an empty text without a limit."""
     return "" if limit is None else f"at most {format_limit(limit, form)}"
 
 
@@ -53,7 +53,7 @@ def cost_rows(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def accuracies(subnet: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """The accuracies of a subnet of ``result.json``, in fp32 first: what each is called, its precision, and the number."""
+    """Returns the accuracies of a subnet of ``result.json`` as (name, precision, accuracy), fp32 first."""
     converted = subnet.get("converted", ())
     runtimes = {entry["runtime"] for entry in converted}
     names = [entry["precision"] + (f" ({entry['runtime']})" if len(runtimes) > 1 else "") for entry in converted]
@@ -62,7 +62,7 @@ def accuracies(subnet: Mapping[str, Any]) -> list[tuple[str, str, float]]:
 
 
 def latency_rows(latencies: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str, str]]:
-    """Of each device its name, the predicted and the measured latency, the limit, and which of the two the limit was judged on."""
+    """Returns for each device its name, predicted and measured latency, limit, and which of the two was compared with the limit."""
     for x in latencies:
         predicted, measured = (_latency_text(x[kind]) if x[kind] else "" for kind in ("predicted", "measured"))
         limit, judged_on = at_most(x["max_latency_ms"], format_ms), x["judged_on"] or "no limit"
@@ -71,7 +71,7 @@ def latency_rows(latencies: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, 
 
 
 def no_faster_lines(data: Mapping[str, Any]) -> list[str]:
-    """A sentence for each device on which the precision gains nothing over fp32, from the content of ``result.json``."""
+    """Returns a sentence for each device on which the precision is no faster than fp32, from the content of ``result.json``."""
     return list(dict.fromkeys(gain["no_faster"] for gain in data.get("compared_with_fp32", ()) if gain["no_faster"]))
 
 
@@ -81,10 +81,10 @@ def _latency_text(latency: Mapping[str, Any]) -> str:
 
 
 def history(result: EvolutionResult) -> list[dict[str, Any]]:
-    """The numbers of each generation, as ``result.json`` holds them.
+    """Returns the numbers of each generation, as in ``result.json``.
 
-    Of subnets that were dropped from a race no accuracy is known. They are counted, and best and median are those of the others;
-    None where there are no others.
+    Subnets that were dropped from a race have no accuracy. They are counted, and best and median are those of the others, or None
+    if there are no others.
     """
     generations = []
     for generation in result.history:
@@ -128,7 +128,7 @@ class CostPlane:
 
     @classmethod
     def all_of(cls, points: Mapping[str, Any]) -> list[CostPlane]:
-        """The planes of the entry ``points`` of ``result.json``; none where no subnet was evaluated on all images."""
+        """Returns the planes of the entry ``points`` of ``result.json``; none if no subnet was evaluated on all images."""
         if not points["accuracies"]:
             return []
         return [
@@ -147,19 +147,19 @@ class CostPlane:
 
     @cached_property
     def front(self) -> tuple[int, ...]:
-        """The rows that no other one beats in both accuracy and cost, by rising cost."""
+        """The rows that no other row dominates in accuracy and cost, by rising cost."""
         costs = np.array(self.costs)
         rows = np.flatnonzero(non_dominated(np.column_stack([costs, -np.array(self.accuracies)])))
         return tuple(int(row) for row in rows[np.argsort(costs[rows], kind="stable")])
 
     @property
     def axis(self) -> str:
-        """What an axis of the cost is called: ``latency of a10, ms (modelled)``."""
+        """The name of the cost's axis, such as ``latency of a10, ms (modelled)``."""
         return f"{self.cost}, ms ({self.kind})" if self.kind else self.cost
 
     @property
     def cost_range(self) -> tuple[float, float]:
-        """The ends of the cost axis, chosen by the points; the limit is within them only where it lies near the points."""
+        """The ends of the cost axis. They enclose the points, and the limit if it is near the points."""
         costs = [*self.costs, *(ms for ms, _, _ in self.measured)]
         left, right = min(costs), max(costs)
         span = right - left or 0.1 * abs(right) or 1.0
@@ -169,7 +169,7 @@ class CostPlane:
 
     @property
     def limit_text(self) -> str:
-        """The limit for a legend, with an arrow to where it lies beyond the cost axis; empty without a limit."""
+        """The limit for a legend, with an arrow if it lies beyond the ends of the axis; empty without a limit."""
         if self.limit is None:
             return ""
         (left, right), text = self.cost_range, f"limit {format_limit(self.limit, _FORMS[self.unit])}"
@@ -186,7 +186,7 @@ class CostPlane:
 
 
 def search_points(search: Search, outcome: Outcome) -> dict[str, Any]:
-    """What a search evaluated, as ``result.json`` holds it under ``points``.
+    """Returns the subnets that a search evaluated, as the entry ``points`` of ``result.json``.
 
     ``accuracies`` are those of every subnet that was evaluated on all images, and ``chosen`` is the row of the chosen one among
     them. ``costs`` has an entry for each cost that was limited: its name, unit, kind and limit, its value for each of the subnets,
@@ -216,10 +216,10 @@ def search_points(search: Search, outcome: Outcome) -> dict[str, Any]:
     return {"accuracies": [accuracy for _, accuracy in ranked], "chosen": chosen, "costs": [*latencies, *axes]}
 
 
-def recorded_points(journal: Path, space: SearchSpace, chosen: Subnet | None = None) -> dict[str, Any]:
-    """The points of the last search in a journal, as :func:`search_points`, over the costs that need no device.
+def recorded_points(journal: Path, space: SearchSpace, chosen: Subnet) -> dict[str, Any]:
+    """Returns the points of the last search in a journal like :func:`search_points`, over the costs that need no device.
 
-    For searches that have no result yet, and for results of versions of growtas that recorded no points.
+    It serves results of older versions of growtas, which recorded no points.
 
     Raises:
         CheckpointError: a line is not a journal's.
@@ -238,7 +238,7 @@ def recorded_points(journal: Path, space: SearchSpace, chosen: Subnet | None = N
 
 
 def _limited_costs(limits: Limits, space: SearchSpace, batch: SubnetBatch) -> list[dict[str, Any]]:
-    """The costs of subnets that have a limit and need no device; params where none has."""
+    """Returns the limited costs that need no device; the parameters if no cost is limited."""
     terms = limits.terms(space)
     return [
         {

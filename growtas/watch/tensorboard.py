@@ -58,7 +58,7 @@ class TensorBoardProgress(Progress):
         self._inner.event(event)
 
     def close(self) -> None:
-        """Closes the event file; more than once is fine."""
+        """Closes the event file; it may be called more than once."""
         if self._writer is not None:
             self._writer.close()
 

@@ -1,4 +1,4 @@
-"""The report of a run as text in the terminal: facts, curves, times and checkpoints."""
+"""Prints the report of a run in the terminal: facts, curves, times and checkpoints."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _ASCII = str.maketrans(
     }
 )
 _SIDE_BY_SIDE = 100
-"""Columns from which two charts stand beside each other."""
+"""Two charts stand side by side if the terminal has at least so many columns."""
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print a report, as wide as the console, and without colours where the console has none."""
-    # A path is not folded: it is there to be copied.
+    """Prints a report as wide as the console, without colours if the console has none."""
+    # A path is not folded, so that it can be copied.
     console.print(Text(str(report.run.path), "bold"), soft_wrap=True)
     for line in fact_lines(facts(report), console.width):
         console.print(line, soft_wrap=True)
@@ -38,7 +38,7 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def fold(text: str, width: int | None) -> list[str]:
-    """Text as lines that are broken between words only: a path or a number stays whole even where it is wider than ``width``.
+    """Breaks text into lines between words only; a path or a number stays whole even if it is wider than ``width``.
 
     Args:
         width: columns; None leaves the text as it is.
@@ -49,7 +49,7 @@ def fold(text: str, width: int | None) -> list[str]:
 
 
 def pack(parts: Iterable[str], width: int, gap: str = " ") -> list[str]:
-    """Parts put together to lines of at most ``width`` columns; a part that is wider has a line of its own."""
+    """Joins parts into lines of at most ``width`` columns; a wider part gets its own line."""
     lines: list[str] = []
     for part in parts:
         if lines and cell_len(longer := lines[-1] + gap + part) <= width:
@@ -60,7 +60,7 @@ def pack(parts: Iterable[str], width: int, gap: str = " ") -> list[str]:
 
 
 def fact_lines(listed: Sequence[tuple[str, str, str]], width: int | None) -> Iterator[Text]:
-    """Facts as (name, value, style), one below the other; values are folded as by :func:`fold`."""
+    """Returns the lines of facts (name, value, style); :func:`fold` breaks long values."""
     indent = max((cell_len(name) for name, _, _ in listed), default=0) + 2
     for name, value, style in listed:
         label = name + " " * (indent - cell_len(name))
@@ -80,12 +80,12 @@ def _renderables(report: Report, console: Console) -> Iterator[RenderableType]:
 
 
 def draw(chart: Chart, width: int, height: int, *, plain: bool = False) -> Text:
-    """A chart as lines of text, none wider than ``width``; each curve's name and last value stand at its right end.
+    """Draws a chart as lines of text of at most ``width`` columns, with the name and last value of each curve at its right end.
 
     Args:
-        chart: what to draw; without a finite value the text says so.
-        width: characters of the whole, labels included; 40 at least.
-        height: rows of the drawing itself; title and time axis come on top.
+        chart: the chart; if it has no finite value, the text says so.
+        width: columns of the text including labels, at least 40.
+        height: rows of the drawing, without title and time axis.
         plain: ASCII only.
     """
     title = Text(chart.title, "bold")
@@ -95,7 +95,7 @@ def draw(chart: Chart, width: int, height: int, *, plain: bool = False) -> Text:
 
     (first, last), ticks, count = chart.epochs, chart.ticks(min(height // 2, 5)), len(chart.drawn)
     low, high = ticks[0], ticks[-1]
-    # As many rows as put every tick into the same place of its row.
+    # With this number of rows, every tick lies at the same place in its row.
     height = (len(ticks) - 1) * max((height - 1) // (len(ticks) - 1), 1) + 1
     names = [chart.tick_text(tick) for tick in ticks]
     # The drawing keeps ten columns; labels too long for the rest are cut.
@@ -138,7 +138,7 @@ def draw(chart: Chart, width: int, height: int, *, plain: bool = False) -> Text:
 
 
 def _apart(labels: list[tuple[float, str, str]], height: int) -> Iterator[tuple[int, str, str]]:
-    """The labels with a row for each, near its curve's end and in the given order; surplus labels are lost."""
+    """Returns a row for each label near the end of its curve, in the given order; surplus labels are dropped."""
     before = -1
     for index, (row, label, colour) in enumerate(labels[:height]):
         before = max(min(round(row), height - min(len(labels), height) + index), before + 1)
