@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from growtas.errors import UsageError
-from growtas.files import check_output_file
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run, find_readable_run
 
@@ -33,7 +32,6 @@ def report(run: Run | str | Path | None = None, *, out: str | Path | None = None
     path = Path(out) if out is not None else found.path / "report.html"
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--out {path}: the page's name must end in .html")
-    check_output_file(path)
     from growtas.watch.run_page import write_run_page
 
     write_run_page(found, path)

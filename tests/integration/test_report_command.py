@@ -51,6 +51,10 @@ def test_from_python(folder):
     (folder / "file").touch()
     with pytest.raises(OutputError):
         api.report(run, out=folder / "file" / "a.html")
+    (folder / "c.html").mkdir()
+    with pytest.raises(OutputError):
+        api.report(run, out=folder / "c.html")
+    assert not list((folder / "c.html").iterdir())
 
 
 @pytest.mark.parametrize(

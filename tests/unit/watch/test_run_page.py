@@ -15,6 +15,7 @@ from growtas.space import PRESETS
 from growtas.subnet import Subnet
 from growtas.units import format_accuracy, format_count
 from growtas.watch.run_page import write_run_page
+from growtas.watch.search_report import CostPlane
 from tests.report_helpers import MICRO, Page, a10, manifest, metrics_line, write_search, write_whole_run
 
 
@@ -84,7 +85,26 @@ def test_the_search_is_drawn_over_each_limited_cost(whole):
     assert drawn == expected
     assert sum(at.get("class") == "found" for _, at, _ in page.shapes) == 2
     assert "limit 280K" in page.texts
-    assert any(text.startswith("limit 5 ms") or text.endswith("limit 5 ms") for text in page.texts)
+    # The limit is far above the latencies, so that an arrow shows the way to it.
+    assert "limit 5 ms \u2192" in page.texts
+
+
+@pytest.mark.parametrize(
+    ("limit", "text"), [(1.0, "\u2190 limit 1"), (250.0, "limit 250"), (900.0, "limit 900 \u2192"), (None, "")]
+)
+def test_an_arrow_shows_the_way_to_a_limit_beyond_the_axis(limit, text):
+    axis = {"cost": "params", "unit": "count", "kind": "", "limit": limit, "values": [200, 300], "measured": []}
+    (plane,) = CostPlane.all_of({"accuracies": [0.5, 0.6], "chosen": 1, "costs": [axis]})
+    assert plane.limit_text == text
+
+
+def test_the_names_of_curves_with_one_last_value_do_not_cover_each_other(whole):
+    lines = read_json_lines(whole.path / "metrics.jsonl")
+    lines[-1]["accuracy"] = dict.fromkeys(lines[-1]["accuracy"], 0.9)
+    (whole.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    labels = [at for _, at, _ in page_of(whole).shapes if at.get("class", "").startswith("label")]
+    heights = sorted(float(at["y"]) for at in labels[:3])
+    assert all(after - before >= 13.9 for before, after in itertools.pairwise(heights))
 
 
 def test_the_subnet_is_drawn_and_told_block_by_block(whole):
@@ -138,6 +158,14 @@ def test_the_bench_is_that_of_its_report(whole):
     assert "m.fp16.plan can't run here: no NVIDIA GPU." in text
     assert "limit 5 ms on a10 (in the search 0.538 ms, modelled) was not checked" in text
     assert "Unsteady" in text
+
+
+def test_a_timm_model_is_not_the_fastest_artifact(whole):
+    bench = read_json(whole.path / "bench" / "bench.json")
+    model = json.loads(json.dumps(bench["artifacts"][0])) | {"kind": "timm", "label": "timm:fast"}
+    model["results"][0]["p50_ms"] = 0.001
+    write_json(whole.path / "bench" / "bench.json", {**bench, "artifacts": [*bench["artifacts"], model]})
+    assert "Fastest artifact in the bench 0.551 ms measured, m.onnx" in page_of(whole).section_text("summary")
 
 
 def test_environment_and_commands(whole):
@@ -239,6 +267,8 @@ def test_a_result_of_an_older_version_is_drawn_from_the_journal(tmp_path):
     drawn = [title for _, at, title in page.shapes if at.get("class") == "point"]
     costs = [count_costs(space, Subnet.from_dict(subnet)).params for subnet, _ in subnets]
     assert drawn == [f"{100 * share:.2f} %, {format_count(cost)}" for (_, share), cost in zip(subnets, costs, strict=True)]
+    (found,) = [title for _, at, title in page.shapes if at.get("class") == "found"]
+    assert found == f"found: {drawn[0]}"
     assert "An older version of growtas made this search" in page.section_text("search")
 
 
