@@ -98,13 +98,17 @@ def test_an_arrow_shows_the_way_to_a_limit_beyond_the_axis(limit, text):
     assert plane.limit_text == text
 
 
-def test_the_names_of_curves_with_one_last_value_do_not_cover_each_other(whole):
+@pytest.mark.parametrize("value", [0.9, 0.0])
+def test_the_names_of_curves_with_one_last_value_do_not_cover_each_other(whole, value):
     lines = read_json_lines(whole.path / "metrics.jsonl")
-    lines[-1]["accuracy"] = dict.fromkeys(lines[-1]["accuracy"], 0.9)
+    lines[-1]["accuracy"] = dict.fromkeys(lines[-1]["accuracy"], value)
     (whole.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    labels = [at for _, at, _ in page_of(whole).shapes if at.get("class", "").startswith("label")]
-    heights = sorted(float(at["y"]) for at in labels[:3])
+    texts = [attributes for tag, attributes, _ in page_of(whole).tags if tag == "text"]
+    heights = sorted(float(at["y"]) for at in [at for at in texts if "label" in at.get("class", "")][:3])
+    assert len(heights) == 3
     assert all(after - before >= 13.9 for before, after in itertools.pairwise(heights))
+    ticks_of_epochs = next(float(at["y"]) for at in texts if at.get("text-anchor") == "middle")
+    assert heights[-1] < ticks_of_epochs - 10
 
 
 def test_the_subnet_is_drawn_and_told_block_by_block(whole):
