@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from growtas.errors import ConfigError
 
 MEMBERSHIP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 """Files of Linux with the control groups of this process, and the folder of the groups' files."""
+STATISTICS = Path("/proc/stat")
+"""File of Linux with the CPU time of the whole machine."""
+_ENOUGH_IDLE = 0.75
+"""Share of the CPUs of this process that must be idle before a measurement."""
 _UNKNOWN_BYTES = 4 << 30
 # OpenMP also accepts a list with a number for each level of nested parallel regions; the first number is for the outermost level.
 _OMP_NUMBER = re.compile(r"\s*\+?([0-9]+)\s*(,\s*\+?[0-9]+\s*)*")
@@ -37,6 +42,36 @@ def available_cpus() -> int:
     threads, also in the middle of a measurement.
     """
     return max(1, math.floor(min(_affinity(), _quota())))
+
+
+def other_work(seconds: float = 0.3) -> str:
+    """Describes the CPU time that other programs use now; returns an empty string if it is little or unknown.
+
+    The load average would also count this program's own work, and the previous command's for a minute after its end.
+
+    Args:
+        seconds: How long the function waits and watches.
+    """
+    before, own = _cpu_seconds(), time.process_time()
+    time.sleep(seconds)
+    after, own = _cpu_seconds(), time.process_time() - own
+    if before is None or after is None or sum(after) == sum(before):
+        return ""
+    threads = os.cpu_count() or 1
+    used = threads * max(0.0, after[0] - before[0] - own) / (sum(after) - sum(before))
+    if threads - used >= _ENOUGH_IDLE * available_cpus():
+        return ""
+    return f"other programs use {used:.1f} of this machine's {threads} CPU threads"
+
+
+def _cpu_seconds() -> tuple[float, float] | None:
+    """Returns the CPU time of all programs since the machine started, and the idle time of all CPUs, in seconds."""
+    try:
+        user, nice, system, idle, iowait, irq, softirq, steal = map(int, STATISTICS.read_text().split()[1:9])
+    except (OSError, ValueError):
+        return None
+    tick = 1 / os.sysconf("SC_CLK_TCK")
+    return tick * (user + nice + system + irq + softirq + steal), tick * (idle + iowait)
 
 
 def check_threads(threads: int | None) -> None:

@@ -23,7 +23,7 @@ from growtas.export.benchmark.timing import clocks, collect, environment, warm_u
 from growtas.export.formats import PLAN
 from growtas.export.open import check_device
 from growtas.progress import SILENT, Progress
-from growtas.resources import available_threads, check_threads
+from growtas.resources import available_threads, check_threads, other_work
 
 _PART_RUNS = 5
 
@@ -80,8 +80,8 @@ def bench(artifacts: Sequence[Path | str], options: BenchOptions, progress: Prog
         if manifest is None:
             progress.note(f"{name}: no manifest beside it, so the file is not verified")
     before = environment()
-    if (before["load_average_1min"] or 0) > before["cpu_threads_available"] / 2:
-        progress.note(f"other work on this machine (load average {before['load_average_1min']:.1f}) disturbs the measurements")
+    if work := other_work():
+        progress.note(f"{work}, which disturbs the measurements")
     clocks_before = clocks()
     with contextlib.ExitStack() as stack:
         entries = with_graphs(subjects, stack, progress)

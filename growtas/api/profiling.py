@@ -19,12 +19,11 @@ from growtas.latency.catalogue import measured_file_name, measured_profiles, nea
 from growtas.latency.estimate import RUNTIMES
 from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.fit import ADAPTED_BELOW
-from growtas.latency.measured.machine import other_work
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.measured.sampling_plan import plan_profile
 from growtas.latency.modelled.profile import device_names, shipped_names, user_folder
 from growtas.progress import SILENT, Progress
-from growtas.resources import available_threads, check_threads
+from growtas.resources import available_threads, check_threads, other_work
 from growtas.runs import Run
 from growtas.space import load_space
 

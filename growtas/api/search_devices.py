@@ -17,11 +17,12 @@ from growtas.latency.catalogue import fitting_profiles, latency_estimator, usual
 from growtas.latency.estimate import Hardware
 from growtas.latency.measured.campaign import Bounds, Campaign, Setup
 from growtas.latency.measured.fit import fit_latency
-from growtas.latency.measured.machine import Check, Timed, check_profile, local_setup, other_work, recorded_ms, time_together
+from growtas.latency.measured.machine import Check, Timed, check_profile, local_setup, recorded_ms, time_together
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.measured.sampling_plan import choose_subnets
 from growtas.latency.measured.stopwatch import LocalStopwatch, set_aside
 from growtas.progress import SILENT, Progress
+from growtas.resources import other_work
 from growtas.search.devices import Device
 from growtas.search.limits import Limits, check_latency
 from growtas.search.targets import NOT_MEASURABLE, Target, why_not_measured

@@ -5,7 +5,15 @@ import torch
 
 from growtas import resources
 from growtas.errors import ConfigError
-from growtas.resources import available_cpus, available_threads, check_threads, limit_openmp, limited_torch, usable_memory
+from growtas.resources import (
+    available_cpus,
+    available_threads,
+    check_threads,
+    limit_openmp,
+    limited_torch,
+    other_work,
+    usable_memory,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -149,3 +157,45 @@ def test_threads_that_are_asked_for(monkeypatch):
     for wrong in (0, -1, 5, 10**12):
         with pytest.raises(ConfigError, match=f"--threads is {wrong}; it must be from 1 to 4, the number of CPU threads of this"):
             check_threads(wrong)
+
+
+@pytest.mark.parametrize(
+    ("ticks", "text"),
+    [
+        # user, nice, system, idle, iowait, irq, softirq, steal: in 1 s of 8 CPUs, of which this process may use all.
+        ((0, 0, 0, 800, 0, 0, 0, 0), ""),
+        ((100, 50, 49, 601, 0, 0, 0, 0), ""),
+        ((100, 50, 51, 599, 0, 0, 0, 0), "other programs use 2.0 of this machine's 8 CPU threads"),
+        ((0, 0, 0, 500, 0, 50, 50, 200), "other programs use 3.0 of this machine's 8 CPU threads"),
+        ((200, 0, 0, 300, 300, 0, 0, 0), ""),
+        ((0, 0, 0, 0, 0, 0, 0, 0), ""),
+    ],
+)
+def test_the_cpu_time_of_other_programs(tmp_path, monkeypatch, groups, ticks, text):
+    groups("0::/\n", {})
+    monkeypatch.setattr(resources, "STATISTICS", tmp_path / "stat")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    start = (10, 20, 30, 40, 50, 60, 70, 80)
+
+    def write(_seconds):
+        (tmp_path / "stat").write_text("cpu  " + " ".join(str(a + b) for a, b in zip(start, ticks, strict=True)) + " 0 0\ncpu0 1\n")
+
+    (tmp_path / "stat").write_text(f"cpu  {' '.join(map(str, start))} 0 0\ncpu0 1\n")
+    monkeypatch.setattr(resources.time, "sleep", write)
+    assert other_work() == text
+
+
+def test_own_work_is_not_other_work(tmp_path, monkeypatch, groups):
+    groups("0::/\n", {})
+    monkeypatch.setattr(resources, "STATISTICS", tmp_path / "stat")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(resources.time, "sleep", lambda _: (tmp_path / "stat").write_text("cpu 500 0 0 300 0 0 0 0\n"))
+    clock = iter([7.0, 12.0])
+    monkeypatch.setattr(resources.time, "process_time", lambda: next(clock))
+    (tmp_path / "stat").write_text("cpu 0 0 0 0 0 0 0 0\n")
+    assert other_work() == ""
+
+
+def test_a_system_that_does_not_tell_its_cpu_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(resources, "STATISTICS", tmp_path / "absent")
+    assert other_work(0.0) == ""

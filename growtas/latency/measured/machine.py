@@ -7,7 +7,6 @@ timed and compared with its latency in the profile, which is recorded beside eve
 from __future__ import annotations
 
 import importlib
-import os
 import time
 from dataclasses import dataclass
 
@@ -64,12 +63,6 @@ def _version(runtime: str) -> str:
         return ""
     # OpenVINO appends the build to its version.
     return str(module.__version__).split("-")[0]
-
-
-def other_work() -> str:
-    """Describes the load of other programs on this machine; returns an empty string if it is low or unknown."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return f"other work is running on this machine (load average {load:.1f})" if load > available_threads() / 2 else ""
 
 
 def why_not_here(profile: MeasuredProfile, here: Setup) -> str:

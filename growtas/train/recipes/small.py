@@ -64,7 +64,7 @@ ENTRIES = (
         digits_demo,
         "chosen by trials",
         measured="359 test images, seed 0 and seed 1: smallest 93.0 and 89.7 %, middle 93.3 and 93.0 %, "
-        "largest 91.9 and 93.6 %, in 70 to 86 s on two CPU cores",
+        "largest 91.9 and 93.6 %, in 70 to 120 s on two CPU cores",
     ),
     Entry(
         "fashion-mnist-micro",
