@@ -6,6 +6,7 @@ import pytest
 from timm.data import create_dataset
 from timm.data.auto_augment import rand_augment_transform
 
+from growtas.docstrings import descriptions
 from growtas.errors import ConfigError
 from growtas.fields import rule_of
 from growtas.space import PRESETS, load_space
@@ -111,7 +112,7 @@ def test_the_registry(name):
 
 
 def test_every_field_has_its_line_and_its_check():
-    documented = re.findall(r"^        (\w+): ", Recipe.__doc__, re.MULTILINE)
+    documented = descriptions(Recipe)
     names = [field.name for field in dataclasses.fields(Recipe)]
     assert [name for name in names if name not in documented] == []
     assert all(rule_of(Recipe, name).legal for name in names)
