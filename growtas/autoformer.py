@@ -15,7 +15,7 @@ from torch import Tensor
 from growtas.checkpoint import load_tensors, save_supernet
 from growtas.data.decode import DecodeRules
 from growtas.errors import CheckpointError
-from growtas.files import replacing, sha256, write_json
+from growtas.files import sha256, write_json
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run, create_run
 from growtas.space import SearchSpace
@@ -129,10 +129,10 @@ def import_autoformer(path: str | Path, space: SearchSpace, root: Path, name: st
         },
         "class_names": None,
     }
-    run = create_run(root, name, info)
-    folder = run.path / "checkpoints" / "epoch-0000"
-    with replacing(folder) as temporary:
-        temporary.mkdir()
-        save_supernet(temporary / "supernet.safetensors", supernet)
-        write_json(temporary / "state.json", {"epoch": 0, "step": 0})
-    return run
+
+    def write(folder: Path) -> None:
+        checkpoint = folder / "checkpoints" / "epoch-0000"
+        save_supernet(checkpoint / "supernet.safetensors", supernet)
+        write_json(checkpoint / "state.json", {"epoch": 0, "step": 0})
+
+    return create_run(root, name, info, write)

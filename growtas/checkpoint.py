@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from growtas.errors import CheckpointError
+from growtas.errors import CheckpointError, OutputError
 from growtas.files import replacing
 from growtas.nn.architecture import Architecture
 from growtas.nn.supernet import Supernet
@@ -20,13 +20,20 @@ from growtas.space import SearchSpace
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:
-    """Writes tensors and JSON metadata to one safetensors file, atomically."""
+    """Writes tensors and JSON metadata to one safetensors file, atomically.
+
+    Raises:
+        OutputError: The file can't be written, for example because the disk is full.
+    """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         # The library makes files that only their owner can read; these get the permissions of the process's other files.
         temporary.touch()
         mode = temporary.stat().st_mode
-        save_file(state, temporary, {"growtas": json.dumps(metadata or {})})
+        try:
+            save_file(state, temporary, {"growtas": json.dumps(metadata or {})})
+        except SafetensorError as error:
+            raise OutputError(f"{path}: can't be written ({error})") from None
         temporary.chmod(mode)
 
 

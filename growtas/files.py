@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import CheckpointError, GrowtasError, OutputError, UsageError
+from growtas.processes import process_alive
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 """With one slash, because ``Path`` removes the second slash of a URL."""
@@ -49,7 +53,11 @@ def check_output_file(file: str | Path) -> None:
     Raises:
         OutputError: The file can't be written.
     """
-    path = Path(file)
+    path = _followed(file)
+    if _is_stream(path):
+        if not os.access(path, os.W_OK):
+            raise OutputError(f"{path}: the output file can't be written (no permission)")
+        return
     ensure_writable(path.parent)
     if path.is_dir():
         raise OutputError(f"{path}: the output file can't be written (it is a folder); name a file")
@@ -68,12 +76,29 @@ def check_output_folder(folder: str | Path) -> None:
     ensure_writable(nearest)
 
 
+def _followed(path: str | Path) -> Path:
+    """Returns the path that a symbolic link leads to, so that the link stays when its target is replaced; others as they are."""
+    path = Path(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() and not _is_stream(path) else path
+
+
+def _is_stream(path: Path) -> bool:
+    """Returns whether a path is a device, a FIFO or a socket, or an open file such as ``/dev/stdout``: it can't be replaced."""
+    if Path(os.path.abspath(path)).parts[:2] in (("/", "dev"), ("/", "proc")):
+        return path.exists()
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     """Yields a temporary sibling of ``path`` to write to, which replaces ``path`` if the block ends without an error.
 
     This works for files and folders; an existing folder is removed just before the replacement. After an error, the sibling is
-    removed.
+    removed. The target of a symbolic link is replaced, not the link. A device or FIFO gets the content and is not replaced.
 
     Args:
         path: the file or folder to replace.
@@ -82,22 +107,57 @@ def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: The file or folder can't be written.
     """
-    path = Path(path)
+    path = _followed(path)
+    if _is_stream(path):
+        with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
+            yield Path(folder) / path.name
+            _append(path, (Path(folder) / path.name).read_bytes())
+        return
     ensure_writable(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with staged_folder(path) as temporary:
+        temporary.rmdir()
+        try:
+            yield temporary
+            if sync:
+                for written in [temporary, *temporary.rglob("*")]:
+                    _sync(written)
+            if path.is_dir() and temporary.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise OutputError(f"{path}: can't be written ({error.strerror or error})") from None
+
+
+@contextlib.contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty sibling folder of ``path``, which is removed at the end if it is still there.
+
+    Siblings that killed processes of this machine left behind are removed too. The name holds the owner for that reason.
+
+    Raises:
+        OutputError: The folder can't be made.
+    """
+    sweep(path.parent)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     _remove(temporary)
     try:
-        yield temporary
-        if sync:
-            for written in [temporary, *temporary.rglob("*")]:
-                _sync(written)
-        if path.is_dir() and temporary.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        temporary.mkdir()
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror or error})") from None
+    try:
+        yield temporary
     finally:
         _remove(temporary)
+
+
+def sweep(folder: Path) -> None:
+    """Removes the temporary files and folders that processes of this machine left in a folder when they were killed."""
+    host = socket.gethostname()
+    for left in folder.glob(f".*.{glob.escape(host)}.*.tmp"):
+        number = left.name.removesuffix(".tmp").rpartition(".")[2]
+        with contextlib.suppress(OSError):
+            if number.isdecimal() and process_alive({"pid": int(number), "host": host}, left.lstat().st_mtime) is False:
+                _remove(left)
 
 
 def _sync(path: Path) -> None:
@@ -204,9 +264,20 @@ def check_folder(folder: str | Path, error: type[GrowtasError] = UsageError) -> 
 
 
 def append_json_line(path: str | Path, data: Any) -> None:
-    """Appends a JSON object as a line and flushes it, so that a killed process loses at most its last line."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json_text(data) + "\n")
+    """Appends a JSON object as a line and flushes it, so that a killed process loses at most its last line.
+
+    Raises:
+        OutputError: The file can't be written.
+    """
+    _append(Path(path), (json_text(data) + "\n").encode())
+
+
+def _append(path: Path, content: bytes) -> None:
+    try:
+        with open(path, "ab") as file:
+            file.write(content)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written ({error.strerror or error})") from None
 
 
 def drop_torn_line(path: str | Path) -> None:

@@ -22,17 +22,18 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import os
 import socket
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
-from growtas.errors import CheckpointError, UsageError
-from growtas.files import check_folder, ensure_writable, read_json, write_json
+from growtas.errors import CheckpointError, OutputError, UsageError
+from growtas.files import check_folder, ensure_writable, read_json, staged_folder, write_json
+from growtas.processes import process_alive
 from growtas.progress import SILENT, Progress
 from growtas.space import SearchSpace
 
@@ -88,55 +89,6 @@ def run_state(info: Mapping[str, Any], written: float | None = None) -> RunState
     if lives is None:
         return RunState("training", "unknown", pid, host)
     return RunState("training", "alive", pid, host) if lives else RunState("stopped", None, pid, host)
-
-
-def this_process() -> dict[str, Any]:
-    """Returns the ``process`` entry of ``run.json`` while this process trains the run."""
-    return {"pid": os.getpid(), "host": socket.gethostname()}
-
-
-def process_alive(process: Mapping[str, Any], written: float | None = None) -> bool | None:
-    """Returns whether a recorded process of this machine is alive; None if that can't be determined.
-
-    The system reuses process numbers after a while, in a restarted container at once. A process that started well after its number
-    was written is therefore another process.
-
-    Args:
-        process: ``pid`` and ``host``, the result of :func:`this_process`.
-        written: time at which the record was written, in seconds since 1970; None if it is unknown.
-    """
-    pid = process["pid"]
-    if process["host"] != socket.gethostname() or os.name != "posix":  # on other systems os.kill(pid, 0) is not a query
-        return None
-    if pid <= 0:  # os.kill() takes these for process groups
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass  # it exists and belongs to another user
-    status = _process_status(pid)
-    if status is None:
-        return True
-    letter, began = status
-    return letter not in "ZX" and (written is None or began <= written + CLOCK_SLACK_S)
-
-
-CLOCK_SLACK_S = 60.0
-"""Largest difference between the clocks of files and of processes, in seconds."""
-
-
-def _process_status(pid: int) -> tuple[str, float] | None:
-    """Returns a process's state letter and its start in seconds since 1970; None without Linux's /proc."""
-    try:
-        # The second field is the program's name in parentheses, which may itself contain spaces and parentheses.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        # The clock is used because some containers fake /proc/uptime, but not the start time in the 20th field.
-        boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        return fields[0], boot + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError, AttributeError):
-        return None
 
 
 @dataclass(frozen=True)
@@ -260,13 +212,14 @@ Fields:
 """
 
 
-def create_run(root: Path, name: str | None, info: dict[str, Any]) -> Run:
-    """Creates a run folder with its ``run.json``.
+def create_run(root: Path, name: str | None, info: dict[str, Any], write: Callable[[Path], None] | None = None) -> Run:
+    """Creates a run folder with its ``run.json``, all at once: after a kill or on a full disk the name is still free.
 
     Args:
         root: the folder in which the run's folder is created.
         name: the run's name; by default date, time and the space's name.
         info: the content of ``run.json``.
+        write: writes the run's other first files into the folder that it is given.
 
     Raises:
         OutputError: The folder can't be written.
@@ -275,13 +228,30 @@ def create_run(root: Path, name: str | None, info: dict[str, Any]) -> Run:
     check_run_name(root, name)
     now = datetime.datetime.now()
     base = name or f"{now:%Y%m%d-%H%M%S}-{info['space']['name']}"
-    path, count = root / base, 1
-    while path.exists():
-        count += 1
-        path = root / f"{base}-{count}"
-    ensure_writable(path)
-    write_json(path / "run.json", {"format": FORMAT, "created": now.astimezone().isoformat(timespec="seconds"), **info})
+    ensure_writable(root)
+    with staged_folder(root / base) as folder:
+        write_json(folder / "run.json", {"format": FORMAT, "created": now.astimezone().isoformat(timespec="seconds"), **info})
+        if write is not None:
+            write(folder)
+        path, count = root / base, 1
+        while not _renamed(folder, path):
+            check_run_name(root, name)  # another process has just taken it
+            count += 1
+            path = root / f"{base}-{count}"
     return Run(path)
+
+
+def _renamed(folder: Path, path: Path) -> bool:
+    """Renames a folder unless ``path`` exists; an empty folder there, as a killed earlier version leaves, is replaced."""
+    try:
+        os.rename(folder, path)
+    except (FileExistsError, NotADirectoryError):
+        return False
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise OutputError(f"{path}: can't be written ({error.strerror or error})") from None
+        return False
+    return True
 
 
 def check_run_name(root: Path, name: str | None) -> None:
@@ -294,7 +264,8 @@ def check_run_name(root: Path, name: str | None) -> None:
         return
     if not name or Path(name).name != name or name.startswith("."):
         raise UsageError(f"the run's name {name!r} must be a plain folder name, without slashes or a leading dot")
-    if (path := root / name).exists():
+    path = root / name
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UsageError(
             f"{path}: a run of this name exists; choose another --name, or continue it with --resume {quote(str(path))}"
         )
@@ -355,7 +326,7 @@ def list_runs(root: Path = RUNS) -> list[Run]:
     if not root.is_dir():
         raise UsageError(f"{root}: no folder of runs here; make a run with `growtas train`, or name another folder")
     check_folder(root)
-    runs = [Run(path) for path in root.iterdir() if path.is_dir() and _may_be_run(path)]
+    runs = [Run(path) for path in root.iterdir() if path.name[0] != "." and path.is_dir() and _may_be_run(path)]
     return sorted(runs, key=lambda run: (run.created, run.path.name), reverse=True)
 
 

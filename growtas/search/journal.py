@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from growtas.errors import CheckpointError, OutputError, SubnetError
+from growtas.errors import CheckpointError, SubnetError
 from growtas.files import append_json_line, drop_torn_line, ensure_writable, read_json_lines
 from growtas.subnet import Subnet
 
@@ -259,10 +259,7 @@ class Journal:
         self.converted[subnet, conversion] = evaluation
 
     def _append(self, line: dict[str, Any]) -> None:
-        try:
-            append_json_line(self.path, line)
-        except OSError as error:
-            raise OutputError(f"{self.path}: the search journal can't be written ({error.strerror})") from None
+        append_json_line(self.path, line)
 
 
 _Dropped = dict[Subnet, tuple[int, Evaluation]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -23,12 +24,13 @@ from growtas.data.preprocess import preprocess_record
 from growtas.data.report import DataReport, check_data
 from growtas.data.sources import Data, open_data, open_recorded
 from growtas.distributed import World, join_world
-from growtas.errors import ConfigError, DeviceError, GrowtasError, UsageError
-from growtas.files import ensure_writable, read_json_lines, replacing, sha256, write_json
+from growtas.errors import ConfigError, DeviceError, GrowtasError, OutputError, UsageError
+from growtas.files import ensure_writable, read_json_lines, sha256, write_json
 from growtas.latency.at_hand import devices_at_hand
 from growtas.nn.supernet import Supernet
+from growtas.processes import this_process
 from growtas.progress import SILENT, Progress
-from growtas.runs import Run, check_run_name, create_run, this_process
+from growtas.runs import Run, check_run_name, create_run
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.train.events import RunReady
@@ -90,7 +92,8 @@ class Session:
                 final = self._train(progress, interrupts)
             except (KeyboardInterrupt, GrowtasError) as error:
                 if main:
-                    with interrupts.held():
+                    # A full disk may refuse this too; then the run counts as stopped once this process has ended.
+                    with interrupts.held(), contextlib.suppress(OutputError):
                         message = {"error": str(error)} if isinstance(error, GrowtasError) else {}
                         self.run.update(state="interrupted", process=None, **message)
                 raise
@@ -238,15 +241,16 @@ def start_session(
     }
     path = None
     if world.is_main:
-        run = create_run(out, name, info)
-        if supernet is not None:
-            save_supernet(run.path / "init.safetensors", supernet)
-        write_json(run.path / "split.json", split)
-        with replacing(run.path / "recipe.yaml") as temporary:
-            temporary.write_text(dump_recipe(recipe), encoding="utf-8")
-        if report is not None:
-            write_json(run.path / "data.json", report.to_dict())
-        path = str(run.path)
+
+        def write(folder: Path) -> None:
+            if supernet is not None:
+                save_supernet(folder / "init.safetensors", supernet)
+            write_json(folder / "split.json", split)
+            (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+            if report is not None:
+                write_json(folder / "data.json", report.to_dict())
+
+        path = str(create_run(out, name, info, write).path)
     created_run = Run(Path(world.share(path)))
     if not world.is_main:
         teacher = load_teacher(recipe, record, data.class_names)  # process 0 has downloaded it

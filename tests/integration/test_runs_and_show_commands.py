@@ -17,7 +17,8 @@ from growtas.cli.app import app
 from growtas.cli.runs import ago
 from growtas.errors import CheckpointError, UsageError
 from growtas.files import read_json_lines
-from growtas.runs import RUNS, Run, create_run, this_process
+from growtas.processes import this_process
+from growtas.runs import RUNS, Run, create_run
 from growtas.space import PRESETS
 from tests.unit.watch.conftest import line
 

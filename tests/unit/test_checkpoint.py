@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -55,3 +58,24 @@ def test_files_are_readable_for_whom_other_files_are(tmp_path, supernet):
     save_supernet(tmp_path / "supernet.safetensors", supernet)
     (tmp_path / "other").write_text("")
     assert (tmp_path / "supernet.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+FULL = """
+import resource, signal, sys, torch
+from growtas.checkpoint import save_tensors
+from growtas.errors import OutputError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    save_tensors(sys.argv[1], {"x": torch.zeros(1000)})
+except OutputError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_takes_no_more_is_named(tmp_path):
+    file = tmp_path / "x.safetensors"
+    done = subprocess.run([sys.executable, "-c", FULL, str(file)], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.startswith(f"{file}: can't be written (")
+    assert "File too large" in done.stdout
+    assert list(tmp_path.iterdir()) == []

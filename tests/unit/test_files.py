@@ -3,12 +3,27 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from growtas.errors import CheckpointError, OutputError
-from growtas.files import append_json_line, check_folder, ensure_writable, read_json, read_json_lines, replacing, sha256, write_json
+from growtas.files import (
+    append_json_line,
+    check_folder,
+    check_output_file,
+    ensure_writable,
+    read_json,
+    read_json_lines,
+    replacing,
+    sha256,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
@@ -119,3 +134,70 @@ def test_file_names_that_are_not_utf8_go_through_json_and_back(tmp_path):
     assert read_json(tmp_path / "a.json") == names
     assert read_json_lines(tmp_path / "a.jsonl") == [names]
     assert "café 🐶" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "data.json", tmp_path / "link.json"
+    link.symlink_to(target)
+    for content in (1, 2):  # at first the link leads to nothing
+        check_output_file(link)
+        write_json(link, content)
+        assert link.is_symlink()
+        assert read_json(target) == content
+    assert [path.name for path in target.parent.iterdir()] == ["data.json"]
+
+
+def test_a_fifo_gets_the_content_and_stays(tmp_path):
+    fifo, read = tmp_path / "fifo", []
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: read.append(fifo.read_text()))
+    reader.start()
+    check_output_file(fifo)
+    write_json(fifo, {"a": 1})
+    reader.join(10)
+    assert json.loads(read[0]) == {"a": 1}
+    assert fifo.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["fifo"]
+
+
+@pytest.mark.parametrize("piped", [True, False])
+def test_standard_output_is_written_to_and_not_replaced(tmp_path, piped):
+    code = "from growtas.files import write_json; print('before', flush=True); write_json('/dev/stdout', [1]); print('after')"
+    before = os.stat("/dev/stdout", follow_symlinks=False)
+    if piped:
+        text = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
+    else:
+        with open(tmp_path / "out", "a") as file:
+            subprocess.run([sys.executable, "-c", code], stdout=file, check=True, timeout=60)
+        text = (tmp_path / "out").read_text()
+    assert text == "before\n[\n  1\n]\nafter\n"
+    assert os.stat("/dev/stdout", follow_symlinks=False) == before
+
+
+def test_a_device_that_takes_nothing_is_named():
+    with pytest.raises(OutputError, match="/dev/full: can't be written .No space left on device"):
+        write_json("/dev/full", [1])
+    assert Path("/dev/full").is_char_device()
+
+
+KILLED = """
+import os, signal, sys
+from growtas.files import replacing
+with replacing(sys.argv[1]) as temporary:
+    temporary.mkdir()
+    (temporary / "x").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_write_removes_what_a_killed_process_left(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "killed")], check=False, timeout=60)
+    assert done.returncode == -9
+    assert len(list(tmp_path.iterdir())) == 1
+    with replacing(tmp_path / "alive") as temporary:
+        temporary.touch()
+        assert [path.name for path in tmp_path.iterdir()] == [temporary.name]
+        write_json(tmp_path / "other", 1)
+        assert temporary.exists()  # its owner lives
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alive", "other"]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from growtas.errors import CheckpointError, UsageError
-from growtas.runs import Run, create_run, find_run, run_of
+from growtas.errors import CheckpointError, OutputError, UsageError
+from growtas.files import write_json
+from growtas.runs import Run, create_run, find_run, list_runs, run_of
 from growtas.space import PRESETS
 
 
@@ -39,6 +40,25 @@ def test_names_are_not_reused(tmp_path):
         with pytest.raises(UsageError, match="must be a plain folder name"):
             create_run(tmp_path, name, _info())
     assert len({create_run(tmp_path, None, _info()).path for _ in range(3)}) == 3
+
+
+def test_a_run_appears_whole_or_its_name_stays_free(tmp_path):
+    def fails(folder):
+        assert list_runs(tmp_path) == []
+        raise OutputError("full")
+
+    with pytest.raises(OutputError, match="full"):
+        create_run(tmp_path, "a", _info(), fails)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()  # a process was killed between this and the first file
+    run = create_run(tmp_path, "a", _info(), lambda folder: (folder / "x").touch())
+    assert sorted(path.name for path in run.path.iterdir()) == ["run.json", "x"]
+
+
+def test_of_two_processes_that_choose_one_name_the_second_is_told(tmp_path):
+    with pytest.raises(UsageError, match="a: a run of this name exists"):
+        create_run(tmp_path, "a", _info(), lambda _: write_json(tmp_path / "a" / "run.json", {}))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_what_is_no_run_is_named(tmp_path):

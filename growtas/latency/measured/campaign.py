@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from growtas.errors import ConfigError, GrowtasError, OutputError
+from growtas.errors import ConfigError, GrowtasError
 from growtas.files import append_json_line, drop_torn_line, ensure_writable, read_json_lines
 from growtas.latency.measured.paired import Block, InterleavedTimer, PairedRatio, medians, quiet_ms
 from growtas.nn.architecture import Architecture
@@ -353,10 +353,7 @@ class Campaign:
         for sample in samples:
             architecture = self._architecture(sample.subnet)
             line = {"setup": self.setup.to_dict(), "architecture": architecture, "visit": sample.visit, "kind": "measured"}
-            try:
-                append_json_line(self.path, line | sample.to_dict())
-            except OSError as error:
-                raise OutputError(f"{self.path}: the measured latencies can't be written ({error.strerror})") from None
+            append_json_line(self.path, line | sample.to_dict())
             self._known[str(architecture), sample.visit] = sample
             self._progress.event(sample)
             self._progress.advance()

@@ -10,7 +10,7 @@ import os
 import pytest
 from rich.console import Console
 
-from growtas.runs import this_process
+from growtas.processes import this_process
 from growtas.units import format_seconds
 from growtas.watch.chart import charts
 from growtas.watch.report import Overview, Report

@@ -10,7 +10,8 @@ import pytest
 
 from growtas.costs import count_costs
 from growtas.files import read_json, read_json_lines, write_json
-from growtas.runs import create_run, this_process
+from growtas.processes import this_process
+from growtas.runs import create_run
 from growtas.space import PRESETS
 from growtas.subnet import Subnet
 from growtas.units import format_accuracy, format_count

@@ -11,7 +11,8 @@ import time
 import pytest
 
 from growtas.errors import UsageError
-from growtas.runs import CLOCK_SLACK_S, Run, create_run, list_runs, process_alive, run_state, this_process
+from growtas.processes import CLOCK_SLACK_S, process_alive, this_process
+from growtas.runs import Run, create_run, list_runs, run_state
 from growtas.space import PRESETS
 
 HERE = socket.gethostname()
