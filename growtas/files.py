@@ -23,6 +23,7 @@ from growtas.processes import process_alive
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 """With one slash, because ``Path`` removes the second slash of a URL."""
+_OPEN_FILE = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/.+/fd/\d+")
 
 
 def refuse_url(name: object, error: type[GrowtasError]) -> None:
@@ -84,13 +85,12 @@ def _followed(path: str | Path) -> Path:
 
 def _is_stream(path: Path) -> bool:
     """Returns whether a path is a device, a FIFO or a socket, or an open file such as ``/dev/stdout``: it can't be replaced."""
-    if Path(os.path.abspath(path)).parts[:2] in (("/", "dev"), ("/", "proc")):
-        return path.exists()
     try:
         mode = path.stat().st_mode
     except OSError:
         return False
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    # An open file may be a regular one; files in other folders of /dev, such as /dev/shm, are ordinary files.
+    return _OPEN_FILE.fullmatch(os.path.abspath(path)) is not None or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 @contextlib.contextmanager
@@ -114,8 +114,7 @@ def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
             _append(path, (Path(folder) / path.name).read_bytes())
         return
     ensure_writable(path.parent)
-    with staged_folder(path) as temporary:
-        temporary.rmdir()
+    with staged(path) as temporary:
         try:
             yield temporary
             if sync:
@@ -129,21 +128,14 @@ def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def staged_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty sibling folder of ``path``, which is removed at the end if it is still there.
+def staged(path: Path) -> Iterator[Path]:
+    """Yields a free name beside ``path`` for a file or folder, which is removed at the end if it is still there.
 
-    Siblings that killed processes of this machine left behind are removed too. The name holds the owner for that reason.
-
-    Raises:
-        OutputError: The folder can't be made.
+    The name holds the machine and the process, so that the next call removes what killed processes of this machine left behind.
     """
     sweep(path.parent)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     _remove(temporary)
-    try:
-        temporary.mkdir()
-    except OSError as error:
-        raise OutputError(f"{path}: can't be written ({error.strerror or error})") from None
     try:
         yield temporary
     finally:

@@ -32,7 +32,7 @@ from shlex import quote
 from typing import Any, Literal
 
 from growtas.errors import CheckpointError, OutputError, UsageError
-from growtas.files import check_folder, ensure_writable, read_json, staged_folder, write_json
+from growtas.files import check_folder, ensure_writable, read_json, staged, write_json
 from growtas.processes import process_alive
 from growtas.progress import SILENT, Progress
 from growtas.space import SearchSpace
@@ -229,7 +229,7 @@ def create_run(root: Path, name: str | None, info: dict[str, Any], write: Callab
     now = datetime.datetime.now()
     base = name or f"{now:%Y%m%d-%H%M%S}-{info['space']['name']}"
     ensure_writable(root)
-    with staged_folder(root / base) as folder:
+    with staged(root / base) as folder:
         write_json(folder / "run.json", {"format": FORMAT, "created": now.astimezone().isoformat(timespec="seconds"), **info})
         if write is not None:
             write(folder)
@@ -245,10 +245,8 @@ def _renamed(folder: Path, path: Path) -> bool:
     """Renames a folder unless ``path`` exists; an empty folder there, as a killed earlier version leaves, is replaced."""
     try:
         os.rename(folder, path)
-    except (FileExistsError, NotADirectoryError):
-        return False
     except OSError as error:
-        if error.errno != errno.ENOTEMPTY:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise OutputError(f"{path}: can't be written ({error.strerror or error})") from None
         return False
     return True

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -173,6 +174,14 @@ def test_standard_output_is_written_to_and_not_replaced(tmp_path, piped):
         text = (tmp_path / "out").read_text()
     assert text == "before\n[\n  1\n]\nafter\n"
     assert os.stat("/dev/stdout", follow_symlinks=False) == before
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="this system has no /dev/shm that can be written")
+def test_a_file_in_shared_memory_is_an_ordinary_file():
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        for content in (1, 2):
+            write_json(Path(folder) / "a.json", content)
+        assert read_json(Path(folder) / "a.json") == 2
 
 
 def test_a_device_that_takes_nothing_is_named():
