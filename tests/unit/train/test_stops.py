@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import time
 
@@ -12,6 +13,7 @@ import torch
 
 from growtas.checkpoint import load_tensors
 from growtas.data.evaluation import EvaluationSet
+from growtas.errors import OutputError
 from growtas.files import read_json, read_json_lines
 from growtas.interrupts import Interrupts, exit_code
 from growtas.progress import Progress
@@ -245,3 +247,27 @@ def test_handlers_are_put_back():
     with Interrupts():
         pass
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+class FullDisk(Progress):
+    """From an event on, no file takes more than 100 bytes, as on a disk that is full."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def event(self, event):
+        if type(event) is self.kind:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize("kind", [RunReady, StepDone, EpochDone])
+def test_a_full_disk_is_named_and_the_training_continues_to_the_same_bits(begin, calm, kind):
+    session = begin("run", 400)
+    try:
+        with pytest.raises(OutputError, match="can't be written"):
+            session.train(FullDisk(kind))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert not list(session.run.path.rglob(".*.tmp"))
+    resume_session(session.run, device="cpu").train()
+    assert_same(outcome(session.run), calm(400))
