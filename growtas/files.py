@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from growtas.errors import CheckpointError, GrowtasError, OutputError, UsageError, brief
 
@@ -195,7 +196,7 @@ def read_bytes(
     return data
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """Opens a regular file, or a link to one, for reading. Other kinds of files, which could block or never end, are refused.
 
     Raises:
@@ -339,7 +340,7 @@ def _plain_node(text: str) -> Any:
 
     levels = 0
     for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.AliasEvent):
             raise _RefusedYaml(f"line {line} has an alias (*{brief(event.anchor, quote=False)}); write the value out")
         levels += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -412,13 +413,12 @@ def drop_torn_line(path: str | Path) -> None:
     A complete last line without a newline gets its newline. A missing file is not created.
 
     Raises:
-        CheckpointError: The file can't be read.
-        OutputError: The file can't be written.
+        OutputError: The file can't be read or written.
     """
     file = Path(path)
     if not os.path.lexists(file):
         return
-    content = read_bytes(file, f"{path}: the file", limit=MAX_LINES_BYTES)
+    content = read_bytes(file, f"{path}: can't be written, because it", OutputError, limit=MAX_LINES_BYTES)
     end = content.rfind(b"\n") + 1
     if end == len(content):
         return
