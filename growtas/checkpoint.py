@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from growtas.errors import CheckpointError, OutputError
-from growtas.files import replacing
+from growtas.errors import CheckpointError, OutputError, brief
+from growtas.files import open_regular, parse_json, replacing
 from growtas.nn.architecture import Architecture
 from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer
@@ -42,9 +42,13 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
     Raises:
         SafetensorError, OSError, ValueError: The file is not a safetensors file.
+        CheckpointError: The metadata is not a JSON object.
     """
+    open_regular(path).close()
     with safe_open(path, "pt") as file:
-        metadata: dict[str, Any] = json.loads((file.metadata() or {}).get("growtas", "{}"))
+        metadata = parse_json((file.metadata() or {}).get("growtas", "{}"), f"{path}: its metadata is", source=str(path))
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: its metadata is {brief(metadata)}; it must be an object")
     return metadata
 
 
@@ -61,7 +65,8 @@ def load_tensors(path: str | Path, what: str = "checkpoint") -> tuple[dict[str, 
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such {what}")
     try:
-        return load_file(path), read_metadata(path)
+        metadata = read_metadata(path)
+        return load_file(path), metadata
     except PermissionError as error:
         raise CheckpointError(f"{path}: the {what} can't be read ({error.strerror or error})") from None
     except (SafetensorError, OSError, ValueError) as error:

@@ -105,3 +105,20 @@ def choices(values: Iterable[object]) -> str:
     if len(names) < 2:
         return "".join(names)
     return ", ".join(names[:-1]) + " or " + names[-1]
+
+
+def brief(value: object, *, quote: bool = True) -> str:
+    """Returns a value as an error message shows it: in Python's notation, at most a hundred characters of it.
+
+    Args:
+        value: the value.
+        quote: put a text in quotes.
+    """
+    if isinstance(value, str):
+        text = repr(value[:200]) if quote else value[:200]
+    else:
+        try:
+            text = repr(value)
+        except (ValueError, RecursionError):  # a number with thousands of digits
+            text = f"a value of the type {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from growtas.errors import ConfigError, GrowtasError, choices
+from growtas.errors import ConfigError, GrowtasError, brief, choices
 
 _Value = TypeVar("_Value")
 _Number = TypeVar("_Number", int, float)
@@ -38,7 +38,7 @@ class Rule:
     def check(self, name: str, value: Any, error: type[GrowtasError] = ConfigError) -> None:
         """Raises ``error`` if a value is not legal; the message names the field, the value and the legal values."""
         if not self.accepts(value):
-            raise error(f"{name} is {value!r}; it must be {self.legal}")
+            raise error(f"{name} is {brief(value)}; it must be {self.legal}")
 
     def or_null(self) -> Rule:
         """Returns a rule that also accepts None."""
@@ -63,6 +63,11 @@ def real(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
         return number and low <= value <= min(high, sys.float_info.max) and (value > low or not above)
 
     return Rule(accepts, legal)
+
+
+def number() -> Rule:
+    """Accepts finite numbers."""
+    return real(-sys.float_info.max)
 
 
 def one_of(*names: str) -> Rule:
@@ -121,25 +126,62 @@ def check_keys(data: Mapping[Any, Any], known: Iterable[str], source: str, error
     for key in data:
         if key not in names:
             hint = nearest(key, names) or f"known are {choices(names)}"
-            raise error(f"{source}: unknown field {key!r}; {hint}")
+            raise error(f"{source}: unknown field {brief(key)}; {hint}")
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
     """Returns ``did you mean epochs?`` if a known name is similar, or else an empty text."""
-    near = difflib.get_close_matches(str(name), list(known), 1)
+    near = difflib.get_close_matches(str(name)[:100], list(known), 1)
     return f"did you mean {near[0]}?" if near else ""
 
 
-def above_zero(name: str, value: Any, kind: type[_Number], error: type[GrowtasError]) -> _Number:
+def check_entries(data: Any, rules: Mapping[str, Rule], source: str, error: type[GrowtasError]) -> None:
+    """Checks the entries of a file's object that are there; an absent entry is legal.
+
+    Args:
+        data: the content of the file.
+        rules: the rule of each entry by its path, such as ``data.name``.
+        source: the file, which error messages name.
+        error: class of the exception.
+
+    Raises:
+        GrowtasError: Of the class ``error``; an entry is not legal.
+    """
+    OBJECT.check(f"{source}: the content", data, error)
+    for path, rule in rules.items():
+        *outer, name = path.split(".")
+        value = data
+        for key in outer:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping) and name in value:
+            rule.check(f"{source}: {path}", value[name], error)
+
+
+OBJECT = Rule(lambda value: isinstance(value, Mapping), "an object")
+
+
+def map_of(rule: Rule, legal: str) -> Rule:
+    """Accepts an object whose values a rule accepts; ``legal`` describes it in words."""
+    return Rule(lambda value: isinstance(value, Mapping) and all(map(rule.accepts, value.values())), legal)
+
+
+def above_zero(name: str, value: Any, kind: type[_Number], error: type[GrowtasError], below: float = _LARGEST) -> _Number:
     """Converts a number above zero, also a NumPy number, to ``int`` or ``float``.
 
     Raises:
         GrowtasError: Of the class ``error``; the value is not a number of this kind above zero.
     """
-    if type(value) is kind and 0 < value < _LARGEST:  # fast path for nearly all values, since a search makes many subnets
+    if type(value) is kind and 0 < value < below:  # fast path for nearly all values, since a search makes many subnets
         return value
     conversion = "__index__" if kind is int else "__float__"
-    if isinstance(value, bool) or not hasattr(value, conversion) or not 0 < float(value) < _LARGEST:
+    if isinstance(value, bool) or not hasattr(value, conversion) or not 0 < _as_float(value) < below:
         number = "whole number" if kind is int else "number"
-        raise error(f"{name} is {value!r}; it must be a {number} above zero and below {_LARGEST:,.0f}")
+        raise error(f"{name} is {brief(value)}; it must be a {number} above zero and below {below:,.0f}")
     return kind(value)
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number beyond the range of float
+        return math.inf

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
+import io
 import json
 import math
 import os
@@ -13,14 +15,21 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from growtas.errors import CheckpointError, GrowtasError, OutputError, UsageError
+from growtas.errors import CheckpointError, GrowtasError, OutputError, UsageError, brief
 from growtas.processes import process_alive
 
+MAX_YAML_BYTES = 100_000
+"""PyYAML parses about so many bytes a second."""
+MAX_JSON_BYTES = 64_000_000
+MAX_LINES_BYTES = 1_000_000_000
+_MAX_LEVELS = 100
+_MAX_YAML_EVENTS = 20_000
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 """With one slash, because ``Path`` removes the second slash of a URL."""
 _OPEN_FILE = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/.+/fd/\d+")
@@ -191,39 +200,140 @@ def write_json(path: str | Path, data: Any, *, sync: bool = False) -> None:
         temporary.write_text(json_text(data, indent=2) + "\n", encoding="utf-8")
 
 
-def read_text(file: Path | Traversable, subject: str, error: type[GrowtasError] = CheckpointError) -> str:
+class MissingEntry(CheckpointError, KeyError):
+    """A file lacks an entry that is needed."""
+
+    __str__ = Exception.__str__  # KeyError's puts the message in quotes
+
+
+class FileObject(dict[str, Any]):
+    """A JSON object of a file. The error about a missing key names the file."""
+
+    __slots__ = ("source",)
+
+    def __init__(self, entries: Iterable[tuple[str, Any]], source: str) -> None:
+        super().__init__(entries)
+        self.source = source
+
+    def __missing__(self, key: str) -> Any:
+        raise MissingEntry(f"{self.source}: the entry {key} is missing")
+
+
+def read_bytes(
+    file: Path | Traversable, subject: str, error: type[GrowtasError] = CheckpointError, *, limit: int | None = MAX_JSON_BYTES
+) -> bytes:
+    """Reads a regular file, or a link to one, of a bounded size.
+
+    Args:
+        file: the file.
+        subject: beginning of error messages.
+        error: class of the exception.
+        limit: largest legal size in bytes; None for any size.
+
+    Raises:
+        GrowtasError: Of the class ``error``; the file is missing, unreadable, not a regular file, or larger than the limit.
+    """
+    try:
+        if not isinstance(file, Path):  # a file of the package
+            return file.read_bytes()
+        with open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            # One byte more than the limit, because a file may grow while it is read.
+            data = b"" if limit is not None and size > limit else stream.read(-1 if limit is None else limit + 1)
+    except (OSError, ValueError) as problem:  # ValueError: the name contains a null character
+        raise error(f"{subject} can't be read ({getattr(problem, 'strerror', None) or problem})") from None
+    if limit is not None and max(size, len(data)) > limit:
+        raise error(f"{subject} can't be read (it has {max(size, len(data)):,} bytes, and at most {limit:,} are legal)")
+    return data
+
+
+def open_regular(path: str | Path) -> io.BufferedReader:
+    """Opens a regular file, or a link to one, for reading. Other kinds of files, which could block or never end, are refused.
+
+    Raises:
+        OSError: The file is missing, unreadable, or not a regular file.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for a writer.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_text(
+    file: Path | Traversable, subject: str, error: type[GrowtasError] = CheckpointError, *, limit: int = MAX_JSON_BYTES
+) -> str:
     """Reads a UTF-8 file. A byte order mark, which some editors write, is skipped.
 
     Args:
         file: the file.
         subject: beginning of error messages, such as ``"runs/first/run.json: the run file"``.
         error: class of the exception.
+        limit: largest legal size in bytes.
 
     Raises:
-        GrowtasError: Of the class ``error``; the file is missing, unreadable, or in another encoding.
+        GrowtasError: Of the class ``error``; see :func:`read_bytes`, or the file has another encoding.
     """
-    try:
-        data = file.read_bytes()
-    except OSError as problem:
-        raise error(f"{subject} can't be read ({problem.strerror or problem})") from None
+    data = read_bytes(file, subject, error, limit=limit)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise error(f"{subject} can't be read (it is not text in UTF-8); save it as UTF-8") from None
 
 
-def parse_json(text: str, subject: str, error: type[GrowtasError] = CheckpointError) -> Any:
+def parse_json(text: str, subject: str, error: type[GrowtasError] = CheckpointError, *, source: str = "") -> Any:
     """Parses a JSON text.
 
+    Args:
+        text: the text.
+        subject: beginning of error messages about the text.
+        error: class of the exception.
+        source: the file, which :class:`FileObject` names; by default ``subject``.
+
     Raises:
-        GrowtasError: Of the class ``error``; the text is not JSON. The message begins with ``subject``.
+        GrowtasError: Of the class ``error``; the text is not JSON, has a key twice, or has too many levels.
     """
+    source = source or subject.removesuffix(":")
+
+    def unique(entries: list[tuple[str, Any]]) -> FileObject:
+        made = FileObject(entries, source)
+        if len(made) < len(entries):
+            twice = Counter(key for key, _ in entries).most_common(1)[0][0]
+            raise _DuplicateKey(f"the key {brief(twice)} occurs twice in an object")
+        return made
+
     try:
-        return json.loads(text)
+        data = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as problem:
         raise error(f"{subject} not JSON (line {problem.lineno}: {problem.msg})") from None
-    except (RecursionError, ValueError):  # very deeply nested lists, or a number with thousands of digits
-        raise error(f"{subject} not JSON that Python can parse") from None
+    except _DuplicateKey as problem:
+        raise error(f"{subject} not JSON that growtas accepts ({problem})") from None
+    except RecursionError:
+        raise error(f"{subject} not JSON that growtas accepts (more than {_MAX_LEVELS} levels)") from None
+    except ValueError:
+        raise error(f"{subject} not JSON that Python can parse (a number with thousands of digits)") from None
+    level: list[Any] = [data]
+    for _ in range(_MAX_LEVELS):
+        level = [
+            item for outer in level if isinstance(outer, dict | list) for item in _items(outer) if isinstance(item, dict | list)
+        ]
+        if not level:
+            return data
+    raise error(f"{subject} not JSON that growtas accepts (more than {_MAX_LEVELS} levels)")
+
+
+class _DuplicateKey(ValueError):
+    pass
+
+
+def _items(outer: Any) -> list[Any]:
+    """Returns the objects and lists within a value."""
+    items = outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ()
+    return [item for item in items if isinstance(item, dict | list)]
 
 
 def read_json(path: str | Path, what: str = "file") -> Any:
@@ -234,10 +344,97 @@ def read_json(path: str | Path, what: str = "file") -> Any:
         what: name of the file in error messages, such as ``"run file"``.
 
     Raises:
-        CheckpointError: The file is missing, unreadable, or not JSON.
+        CheckpointError: The file is missing, unreadable, or not JSON. Later, if an object lacks a key: :class:`MissingEntry`.
     """
     subject = f"{path}: the {what}"
-    return parse_json(read_text(Path(path), subject), f"{subject} is")
+    return parse_json(read_text(Path(path), subject), f"{subject} is", source=str(path))
+
+
+def read_yaml(path: Path, what: str, error: type[GrowtasError]) -> Any:
+    """Reads a YAML file; see :func:`parse_yaml`."""
+    return parse_yaml(read_text(path, f"{path}: the {what}", error, limit=MAX_YAML_BYTES), str(path), error)
+
+
+def parse_yaml(text: str, source: str, error: type[GrowtasError]) -> Any:
+    """Parses a YAML text of plain values: mappings with text as keys, lists, texts, numbers, true, false and null.
+
+    Args:
+        text: the text.
+        source: beginning of error messages.
+        error: class of the exception.
+
+    Raises:
+        GrowtasError: Of the class ``error``; the text is not YAML, has a key twice, has an alias (which a short text can expand
+            without end), a tag such as a date, or too many levels.
+    """
+    import yaml
+
+    try:
+        node = _plain_node(text)
+        return None if node is None else yaml.SafeLoader("").construct_document(node)
+    except _RefusedYaml as problem:
+        raise error(f"{source}: {problem}") from None
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        raise error(f"{source}: not YAML{f' (line {mark.line + 1})' if mark else ''}") from None
+    except (ValueError, OverflowError):
+        raise error(f"{source}: a number has too many digits") from None
+
+
+class _RefusedYaml(ValueError):
+    pass
+
+
+def _plain_node(text: str) -> Any:
+    """Composes a YAML document after a check of its events, which neither recurses nor expands anything."""
+    import yaml
+
+    levels = 0
+    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if isinstance(event, yaml.AliasEvent):
+            raise _RefusedYaml(f"line {line} has an alias (*{brief(event.anchor, quote=False)}); write the value out")
+        levels += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if levels > _MAX_LEVELS or count > _MAX_YAML_EVENTS:
+            raise _RefusedYaml(
+                f"line {line} has more than {_MAX_LEVELS} levels or {_MAX_YAML_EVENTS:,} values; at most these are legal"
+            )
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    if node is not None:
+        _check_node(node, "")
+    return node
+
+
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
+
+
+def _check_node(node: Any, path: str) -> None:
+    """Refuses tags of other values, keys that are not text, and keys that occur twice, of which PyYAML would use the last."""
+    line = node.start_mark.line + 1
+    if node.tag not in _PLAIN_TAGS:
+        raise _RefusedYaml(
+            f"line {line} has a value of the type {brief(node.tag.rpartition(':')[2], quote=False)}; legal are mappings, lists, "
+            "texts, numbers, true, false and null (put a text in quotes)"
+        )
+    if node.id == "sequence":
+        for item in node.value:
+            _check_node(item, path)
+    elif node.id == "mapping":
+        seen = set[str]()
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise _RefusedYaml(f"line {key.start_mark.line + 1} has a merge key (<<); write the values out")
+            if key.id != "scalar":
+                raise _RefusedYaml(f"line {key.start_mark.line + 1} has a key that is not a text")
+            name = f"{path}{key.value}"
+            if key.value in seen:
+                raise _RefusedYaml(f"the key {brief(name, quote=False)} occurs twice; set it once")
+            seen.add(key.value)
+            if key.tag != "tag:yaml.org,2002:str":
+                raise _RefusedYaml(
+                    f"line {key.start_mark.line + 1} has the key {brief(key.value, quote=False)}, which is not a text"
+                )
+            _check_node(value, f"{name}.")
 
 
 def check_folder(folder: str | Path, error: type[GrowtasError] = UsageError) -> None:
@@ -278,44 +475,65 @@ def drop_torn_line(path: str | Path) -> None:
     A complete last line without a newline gets its newline. A missing file is not created.
 
     Raises:
-        OutputError: The file can't be written.
+        OutputError: The file can't be read or written.
     """
-    try:
-        with open(path, "r+b") as file:
-            content = file.read()
-            end = content.rfind(b"\n") + 1
-            if end == len(content):
-                return
-            try:
-                json.loads(content[end:])
-                file.write(b"\n")
-            except ValueError:
-                file.truncate(end)
-    except FileNotFoundError:
+    file = Path(path)
+    if not os.path.lexists(file):
         return
+    content = read_bytes(file, f"{path}: can't be written, because it", OutputError, limit=MAX_LINES_BYTES)
+    end = content.rfind(b"\n") + 1
+    if end == len(content):
+        return
+    try:
+        json.loads(content[end:])
+        complete = True
+    except (ValueError, RecursionError):
+        complete = False
+    try:
+        with open(path, "r+b") as stream:
+            if complete:
+                stream.seek(0, os.SEEK_END)
+                stream.write(b"\n")
+            else:
+                stream.truncate(end)
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror or error})") from None
 
 
-def read_json_lines(path: str | Path) -> list[Any]:
-    """Reads all complete lines of a JSON-lines file and skips an incomplete last line; a missing file has no lines."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
+def read_json_lines(path: str | Path, size: int | None = None) -> list[Any]:
+    """Reads all complete lines of a JSON-lines file and skips an incomplete last line; a missing file has no lines.
+
+    Args:
+        path: the file.
+        size: number of bytes to read; by default all. Only lines that end within them are complete.
+
+    Raises:
+        CheckpointError: The file can't be read, or a line other than the last is not JSON.
+    """
+    file = Path(path)
+    if not os.path.lexists(file):
         return []
+    data = read_bytes(file, f"{path}: the file", limit=MAX_LINES_BYTES)
+    if size is not None:
+        data = data[:size]
+        data = data[: data.rfind(b"\n") + 1]
+    try:
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: the file can't be read (it is not text in UTF-8)") from None
     entries = []
     for number, line in enumerate(lines):
         if not line:
             continue
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
+            entries.append(parse_json(line, f"{path}: line {number + 1} is", source=f"{path}: line {number + 1}"))
+        except CheckpointError:
             if number < len(lines) - 1:
-                raise CheckpointError(f"{path}: line {number + 1} is not JSON") from None
+                raise
     return entries
 
 
 def sha256(path: str | Path) -> str:
-    """Returns the SHA-256 hash of a file in hex digits."""
-    with open(path, "rb") as file:
+    """Returns the SHA-256 hash of a regular file in hex digits."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -32,13 +32,53 @@ from shlex import quote
 from typing import Any, Literal
 
 from growtas.errors import CheckpointError, OutputError, UsageError
-from growtas.files import check_folder, ensure_writable, read_json, staged, write_json
+from growtas.fields import OBJECT, check_entries, list_of, map_of, number, real, text, whole
+from growtas.files import check_folder, ensure_writable, read_json, read_json_lines, staged, write_json
 from growtas.processes import process_alive
 from growtas.progress import SILENT, Progress
 from growtas.space import SearchSpace
 
 RUNS = Path("runs")
 FORMAT = "growtas-run/1"
+
+
+_COUNT = whole(0, 10**12)
+_RULES = {
+    "state": text(),
+    "space": OBJECT,
+    "method": text(),
+    "recipe": OBJECT.or_null(),
+    "data": OBJECT.or_null(),
+    "data.name": text(),
+    "data.data_dir": text().or_null(),
+    "data.train_size": _COUNT,
+    "data.test_size": _COUNT,
+    "data.sha256": text(),
+    "data.rules": _COUNT,
+    "preprocess": OBJECT,
+    "preprocess.image_size": whole(1, 4096),
+    "preprocess.in_chans": whole(1, 3),
+    "preprocess.mean": list_of(number(), "a list of numbers"),
+    "preprocess.std": list_of(real(0, above=True), "a list of numbers above zero"),
+    "preprocess.interpolation": text(),
+    "preprocess.crop_pct": real(0, 10, above=True),
+    "preprocess.decode": OBJECT,
+    "class_names": list_of(text(), "a list of texts", empty=True).or_null(),
+    "starts_from": OBJECT.or_null(),
+    "starts_from.path": text(),
+    "starts_from.sha256": text(),
+    "teacher": OBJECT.or_null(),
+    "teacher.accuracy": real(0, 1),
+    "teacher.images": whole(1),
+    "teacher.chance": real(0, 1),
+    "finetune": OBJECT.or_null(),
+    "finetune.subnet": OBJECT,
+    "test_accuracy": map_of(real(0, 1), "an object of numbers from 0 to 1"),
+    "seconds": real(0),
+    "versions": OBJECT.or_null(),
+    "machine": OBJECT.or_null(),
+}
+"""Rules of the entries of ``run.json``, for :func:`growtas.fields.check_entries`."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +147,7 @@ class Run:
         info = read_json(self.path / "run.json", "run file")
         if not isinstance(info, dict) or info.get("format") != FORMAT:
             raise CheckpointError(f"{self.path / 'run.json'}: not a growtas run of format {FORMAT}")
+        check_entries(info, _RULES, str(self.path / "run.json"), CheckpointError)
         return info
 
     def update(self, **changes: Any) -> None:
@@ -210,6 +251,21 @@ Fields:
         until the training is finished.
     seconds (number): Seconds of all epochs and of the test. Absent until the training is finished.
 """
+
+
+def read_metrics(folder: Path) -> list[Mapping[str, Any]]:
+    """Reads the lines of a run's ``metrics.jsonl`` for a training that goes on.
+
+    Raises:
+        CheckpointError: The file can't be read, or a line is not an epoch's.
+    """
+    path = folder / "metrics.jsonl"
+    lines = read_json_lines(path)
+    for number_of_line, line in enumerate(lines, start=1):
+        where = f"{path}: line {number_of_line}"
+        check_entries(line, {"epoch": whole(1, 10**9), "seconds": real(0).or_null()}, where, CheckpointError)
+        _ = line["epoch"]
+    return lines
 
 
 def create_run(root: Path, name: str | None, info: dict[str, Any], write: Callable[[Path], None] | None = None) -> Run:

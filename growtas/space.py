@@ -7,16 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from growtas.errors import SpaceError, SubnetError, choices
+from growtas.errors import GrowtasError, SpaceError, SubnetError, brief, choices
 from growtas.fields import above_zero, check_keys, nearest
-from growtas.files import read_text
+from growtas.files import read_yaml
 from growtas.subnet import Subnet
 
+_BELOW = {
+    "embed_dim": 16_385,
+    "num_heads": 257,
+    "mlp_ratio": 65,
+    "depth": 257,
+    "head_dim": 1_025,
+    "image_size": 4_097,
+    "patch_size": 4_097,
+    "max_relative_position": 4_097,
+}
+"""Sizes above the largest legal ones. They keep a malformed file from claiming all memory; no published ViT comes near them."""
+_MOST_TOKENS = 16_384
+_MOST_WEIGHTS = 10e9
 _SIZE = re.compile(r"-([1-9]\d{0,5})px$")
 """The suffix that :meth:`SearchSpace.resized` appends to a name."""
 
@@ -64,16 +77,19 @@ class SearchSpace:
             kind: type = float if field == "mlp_ratio" else int
             values = _choices(field, getattr(self, field), kind)
             object.__setattr__(self, field, values)
-            bound = above_zero(f"max_{field}", getattr(self, f"max_{field}") or values[-1], kind, SpaceError)
+            bound = above_zero(f"max_{field}", getattr(self, f"max_{field}") or values[-1], kind, SpaceError, _BELOW[field])
             if bound < values[-1]:
                 raise SpaceError(f"max_{field} is {bound:g}, below the largest choice of {field}, {values[-1]:g}")
             object.__setattr__(self, f"max_{field}", bound)
         for field in ("head_dim", "image_size", "patch_size", "in_chans", "num_classes", "max_relative_position"):
-            object.__setattr__(self, field, above_zero(field, getattr(self, field), int, SpaceError))
+            object.__setattr__(self, field, above_zero(field, getattr(self, field), int, SpaceError, _BELOW.get(field, 1e6)))
+        if not isinstance(self.name, str) or not self.name:
+            raise SpaceError(f"name is {brief(self.name)}; it must be a text")
         if self.image_size % self.patch_size:
             raise SpaceError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.in_chans not in (1, 3):
             raise SpaceError(f"in_chans is {self.in_chans}; legal are 1 (grey) and 3 (RGB)")
+        check_size(self, self.max_embed_dim, (self.max_num_heads,) * self.max_depth, (self.max_mlp_ratio,) * self.max_depth)
 
     @property
     def grid_size(self) -> int:
@@ -213,18 +229,47 @@ class SearchSpace:
 def _choices(field: str, value: Any, kind: type) -> tuple[Any, ...]:
     if isinstance(value, Mapping):
         if set(value) != {"min", "max", "step"}:
-            raise SpaceError(f"{field} is {dict(value)!r}; a range has min, max and step")
-        low, high, step = (above_zero(f"{field}.{key}", value[key], kind, SpaceError) for key in ("min", "max", "step"))
+            raise SpaceError(f"{field} is {brief(value)}; a range has min, max and step")
+        low, high, step = (
+            above_zero(f"{field}.{key}", value[key], kind, SpaceError, _BELOW[field]) for key in ("min", "max", "step")
+        )
         count = (high - low) / step
         if count < 0 or abs(count - round(count)) > 1e-6 or count > 10_000:
             raise SpaceError(f"{field}: max {high:g} is not min {low:g} plus a number of steps of {step:g}")
         return tuple(low + step * i for i in range(round(count) + 1))
     if not isinstance(value, list | tuple) or not value:
-        raise SpaceError(f"{field} is {value!r}; it must be a list of choices, or a range with min, max and step")
-    values = tuple(sorted(above_zero(field, item, kind, SpaceError) for item in value))
+        raise SpaceError(f"{field} is {brief(value)}; it must be a list of choices, or a range with min, max and step")
+    values = tuple(sorted(above_zero(field, item, kind, SpaceError, _BELOW[field]) for item in value))
     if len(set(values)) != len(values):
-        raise SpaceError(f"{field} has the same choice twice: {list(value)}")
+        raise SpaceError(f"{field} has the same choice twice: {brief(list(value))}")
     return values
+
+
+def check_size(
+    geometry: Any, embed_dim: int, num_heads: Sequence[int], mlp_ratio: Sequence[float], error: type[GrowtasError] = SpaceError
+) -> None:
+    """Refuses a network that is too large for any machine, before its weights are allocated.
+
+    Args:
+        geometry: a search space or an architecture, for ``image_size``, ``patch_size``, ``head_dim`` and ``num_classes``.
+        embed_dim: channels of the token embedding.
+        num_heads: heads of each block.
+        mlp_ratio: MLP ratio of each block.
+        error: class of the exception.
+
+    Raises:
+        GrowtasError: Of the class ``error``; the network has too many tokens or weights.
+    """
+    if (tokens := (geometry.image_size // geometry.patch_size) ** 2) > _MOST_TOKENS:
+        raise error(
+            f"image_size {geometry.image_size} and patch_size {geometry.patch_size} make {tokens:,} patches; "
+            f"at most {_MOST_TOKENS:,} are legal"
+        )
+    blocks = sum(4 * geometry.head_dim * heads + 2 * embed_dim * ratio for heads, ratio in zip(num_heads, mlp_ratio, strict=True))
+    patches = geometry.in_chans * geometry.patch_size**2
+    weights = embed_dim * (blocks + patches + tokens + geometry.num_classes)
+    if weights > _MOST_WEIGHTS:
+        raise error(f"the network would have {weights / 1e9:,.0f} G weights; at most {_MOST_WEIGHTS / 1e9:.0f} G are legal")
 
 
 PRESETS: dict[str, SearchSpace] = {
@@ -277,12 +322,5 @@ def load_space(name: str | Path) -> SearchSpace:
         raise SpaceError(
             f"unknown search space {str(name)!r}; {hint}{' ' if hint else ''}legal are {choices(PRESETS)}, or a YAML file"
         )
-    import yaml
-
-    text = read_text(path, f"{path}: the search space", SpaceError)
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise SpaceError(f"{path}: not YAML{f' (line {mark.line + 1})' if mark else ''}") from None
+    data = read_yaml(path, "search space", SpaceError)
     return SearchSpace.from_dict({"name": path.stem, **data} if isinstance(data, Mapping) else data, source=str(path))

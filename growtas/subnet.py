@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from growtas.errors import SubnetError
+from growtas.errors import SubnetError, brief
 from growtas.fields import above_zero
 from growtas.files import parse_json, read_text
+
+_MOST_BLOCKS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class Subnet:
         object.__setattr__(self, "embed_dim", above_zero("embed_dim", self.embed_dim, int, SubnetError))
         object.__setattr__(self, "num_heads", tuple(above_zero("num_heads", h, int, SubnetError) for h in self.num_heads))
         object.__setattr__(self, "mlp_ratio", tuple(above_zero("mlp_ratio", r, float, SubnetError) for r in self.mlp_ratio))
+        if len(self.num_heads) > _MOST_BLOCKS:
+            raise SubnetError(f"num_heads has {len(self.num_heads):,} entries; at most {_MOST_BLOCKS} blocks are legal")
         if not self.num_heads or len(self.num_heads) != len(self.mlp_ratio):
             raise SubnetError(
                 f"num_heads and mlp_ratio must have one entry for each block, and at least one; "
@@ -71,13 +75,13 @@ class Subnet:
             raise SubnetError(f"{source}: {missing[0]} is missing; a subnet has depth, embed_dim, num_heads and mlp_ratio")
         for key in ("num_heads", "mlp_ratio"):
             if not isinstance(data[key], list | tuple):
-                raise SubnetError(f"{source}: {key} is {data[key]!r}; it must be a list with one entry for each block")
+                raise SubnetError(f"{source}: {key} is {brief(data[key])}; it must be a list with one entry for each block")
         try:
             subnet = cls(data["embed_dim"], tuple(data["num_heads"]), tuple(data["mlp_ratio"]))
         except SubnetError as error:
             raise SubnetError(f"{source}: {error}") from None
         if data.get("depth", subnet.depth) != subnet.depth:
-            raise SubnetError(f"{source}: depth is {data['depth']}, but num_heads and mlp_ratio have {subnet.depth} entries")
+            raise SubnetError(f"{source}: depth is {brief(data['depth'])}, but num_heads and mlp_ratio have {subnet.depth} entries")
         return subnet
 
     @classmethod

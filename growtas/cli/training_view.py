@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 
 from growtas.cli.output import ProgressBar, command_line, new_table, note, print_line, print_table, print_text
 from growtas.costs import count_costs
+from growtas.errors import CheckpointError
 from growtas.files import read_json
 from growtas.runs import Run, data_title
 from growtas.subnet import Subnet
@@ -121,7 +122,13 @@ def epoch_line(metrics: dict[str, Any], before: int, steps: int) -> str:
 def data_warnings(run: Run) -> list[str]:
     """Returns the warnings about a run's data from its ``data.json``; an empty list if there is no such file."""
     path = run.path / "data.json"
-    return list(read_json(path, "data report")["warnings"]) if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        warnings = read_json(path, "data report")["warnings"]
+    except (CheckpointError, TypeError):
+        return []  # the warnings were shown when the run began
+    return [str(warning) for warning in warnings] if isinstance(warnings, list) else []
 
 
 def show_result(run: Run, subnets: Mapping[str, tuple[Subnet, float]], step: str) -> None:

@@ -8,8 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from growtas.errors import CheckpointError
-from growtas.space import SearchSpace
+from growtas.fields import check_entries, whole
+from growtas.space import SearchSpace, check_size
 from growtas.subnet import Subnet
+
+_RULES = {
+    "image_size": whole(1, 4096),
+    "patch_size": whole(1, 4096),
+    "in_chans": whole(1, 64),
+    "num_classes": whole(0, 1_000_000),
+    "head_dim": whole(1, 1024),
+    "max_relative_position": whole(1, 4096).or_null(),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +73,19 @@ class Architecture:
         """Builds an architecture from its JSON form.
 
         Raises:
-            CheckpointError: a key is missing or unknown.
+            CheckpointError: a key is missing or unknown, or a value is illegal.
             SubnetError: the subnet is invalid.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(data, Mapping) or set(data) != names:
             fields = sorted(names ^ set(data)) if isinstance(data, Mapping) else ["everything"]
             raise CheckpointError(f"{source}: this is not an architecture; missing or unknown are {', '.join(fields)}")
-        return cls(**{**data, "subnet": Subnet.from_dict(data["subnet"], source=source)})
+        check_entries(data, _RULES, source, CheckpointError)
+        made = cls(**{**data, "subnet": Subnet.from_dict(data["subnet"], source=source)})
+        if made.image_size % made.patch_size:
+            raise CheckpointError(f"{source}: image_size {made.image_size} is not a multiple of patch_size {made.patch_size}")
+        try:
+            check_size(made, made.subnet.embed_dim, made.subnet.num_heads, made.subnet.mlp_ratio, CheckpointError)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from None
+        return made

@@ -177,7 +177,7 @@ class Journal:
         lenders = self._lenders(lines, [Path(other) for other in others])
         for other, size in lenders.items():
             with contextlib.suppress(CheckpointError, OSError, UnicodeDecodeError):
-                known, _, converted = parse_evaluations(other, _lines_within(other, size), self._key)
+                known, _, converted = parse_evaluations(other, read_json_lines(other, size), self._key)
                 for subnet, evaluation in known.items():
                     self._lent.setdefault(subnet, (evaluation, other))
                 self.converted = converted | self.converted
@@ -188,7 +188,7 @@ class Journal:
         """Returns the other journals and the number of bytes to read of each: all, or as many as when a resumed search began."""
         here = {self._name(path): path for path in others if path.resolve() != self.path.resolve()}
         for line in lines:
-            if all(line.get(key) == value for key, value in self._header.items()):
+            if isinstance(line, Mapping) and all(line.get(key) == value for key, value in self._header.items()):
                 began = line.get("others")
                 if not isinstance(began, dict):
                     return {}
@@ -297,7 +297,7 @@ def parse_evaluations(path: Path, lines: Iterable[Any], key: str) -> tuple[dict[
                 known[subnet] = evaluation
             else:
                 converted[subnet, Conversion(**{part.name: str(line[part.name]) for part in fields(Conversion)})] = evaluation
-        except (KeyError, TypeError, ValueError, SubnetError):
+        except (KeyError, TypeError, ValueError, OverflowError, SubnetError):
             raise CheckpointError(f"{path}: entry {number} is not valid in a journal; move the file away to start again") from None
     return known, dropped, converted
 
@@ -306,13 +306,3 @@ def _note_dropped(dropped: _Dropped, subnet: Subnet, needed: int, evaluation: Ev
     """Keeps the drop from the race with the fewest required right answers, because it also holds for all stricter races."""
     if subnet not in dropped or needed < dropped[subnet][0]:
         dropped[subnet] = needed, evaluation
-
-
-def _lines_within(path: Path, size: int) -> list[Any]:
-    """Returns the complete lines within the first ``size`` bytes of a file."""
-    with open(path, "rb") as file:
-        content = file.read(size)
-    try:
-        return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].decode().split("\n") if line]
-    except json.JSONDecodeError:
-        raise CheckpointError(f"{path}: a line is not JSON") from None

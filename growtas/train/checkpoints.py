@@ -17,6 +17,7 @@ from torch import Tensor
 
 from growtas.checkpoint import load_model, load_supernet, load_tensors, save_model, save_supernet, save_tensors
 from growtas.errors import CheckpointError
+from growtas.fields import OBJECT, check_entries, map_of, number, real, whole
 from growtas.files import read_json, replacing, write_json
 from growtas.nn.supernet import Supernet
 from growtas.progress import Progress
@@ -50,6 +51,15 @@ class Place:
         return f"epoch-{self.epoch:04d}" + (f"-batch-{self.batch:06d}" if self.batch else "")
 
 
+_COUNT = whole(0, 10**12)
+_STATE_RULES = {
+    "epoch": _COUNT,
+    "batch": _COUNT,
+    "step": _COUNT,
+    "sums": map_of(number().or_null(), "an object of numbers"),
+    "scaler": OBJECT,
+    "strategy": OBJECT,
+}
 CHECKPOINT_FILES = """``checkpoints/epoch-0010/``: the folder of a checkpoint. It appears whole or not at all.
 
 A checkpoint that can't be read is renamed to ``broken-...``, and the one before it is used.
@@ -124,7 +134,7 @@ def keep_best(run: Run, checkpoint: Path, score: float) -> bool:
     The old best is removed only after the new one is complete.
     """
     best = run.best
-    if best is not None and read_json(best / "best.json", "best checkpoint")["score"] >= score:
+    if best is not None and (known := best_score(best)) is not None and known >= score:
         return False
     with replacing(run.path / "checkpoints" / f"best-{checkpoint.name}") as temporary:
         temporary.mkdir(parents=True)
@@ -136,6 +146,16 @@ def keep_best(run: Run, checkpoint: Path, score: float) -> bool:
     if best is not None:
         shutil.rmtree(best, ignore_errors=True)
     return True
+
+
+def best_score(best: Path) -> float | None:
+    """Returns the score of the best supernet so far; None if ``best.json`` can't be read."""
+    try:
+        record = read_json(best / "best.json", "best checkpoint")
+        check_entries(record, {"score": real(0, 1)}, str(best / "best.json"), CheckpointError)
+        return float(record["score"])
+    except CheckpointError:
+        return None
 
 
 def load_newest(run: Run, training: Training, progress: Progress) -> tuple[Place, dict[str, Any]]:
@@ -165,6 +185,10 @@ def _load(folder: Path, training: Training) -> tuple[Place, dict[str, Any]]:
     state = read_json(folder / "state.json", "checkpoint state")
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{folder / 'state.json'}: not a training checkpoint of format {FORMAT}")
+    check_entries(state, _STATE_RULES, str(folder / "state.json"), CheckpointError)
+    place = Place(state["epoch"], state["batch"], state["step"])
+    place.sums |= {key: math.nan if value is None else value for key, value in state["sums"].items()}
+    strategy: dict[str, Any] = state["strategy"]
     result = load_supernet(folder / "supernet.safetensors").state_dict()
     tensors, _ = load_tensors(folder / "trainer.safetensors", "optimiser state")
     weights = _under(_WEIGHTS, tensors) or result
@@ -179,11 +203,13 @@ def _load(folder: Path, training: Training) -> tuple[Place, dict[str, Any]]:
             f"{folder / 'trainer.safetensors'}: the state does not fit the network ({str(error).splitlines()[0]})"
         ) from None
     if state["scaler"]:
-        training.scaler.load_state_dict(state["scaler"])
+        try:
+            training.scaler.load_state_dict(state["scaler"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{folder / 'state.json'}: scaler is not the state of a loss scaler ({error})") from None
     if teacher is not None:
         training.teacher = teacher.to(training.supernet.cls_token.device).requires_grad_(False)
-    sums = {key: math.nan if value is None else value for key, value in state["sums"].items()}
-    return Place(state["epoch"], state["batch"], state["step"], sums), state["strategy"]
+    return place, strategy
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from growtas.errors import ConfigError
-from growtas.files import read_text
+from growtas.errors import ConfigError, brief
+from growtas.files import parse_yaml, read_yaml
 from growtas.train.recipe import Recipe, check_known_fields, is_float
 from growtas.train.recipes import find_recipe
 
@@ -22,17 +22,7 @@ def read_layer(path: Path) -> tuple[str | None, dict[str, Any]]:
     Raises:
         ConfigError: the file can't be read, is not YAML, or names an unknown field or recipe.
     """
-    import yaml
-
-    text = read_text(path, f"{path}: the recipe", ConfigError)
-    try:
-        data = yaml.safe_load(text)
-        duplicate = _duplicate_key(yaml.compose(text, Loader=yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise ConfigError(f"{path}: not YAML{f' (line {mark.line + 1})' if mark else ''}") from None
-    if duplicate is not None:
-        raise ConfigError(f"{path}: the key {duplicate} occurs twice; set it once")
+    data = read_yaml(path, "recipe", ConfigError)
     data = {} if data is None else data
     base = data.pop("recipe", None) if isinstance(data, dict) else None
     check_known_fields(data, str(path))
@@ -42,18 +32,6 @@ def read_layer(path: Path) -> tuple[str | None, dict[str, Any]]:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
     return base, _with_numbers(data)
-
-
-def _duplicate_key(node: Any) -> str | None:
-    """Returns a key that a YAML mapping, or a nested one, contains twice. PyYAML would silently use the last value."""
-    seen: set[str] = set()
-    for key, value in node.value if node is not None and node.id == "mapping" else ():
-        if key.value in seen:
-            return str(key.value)
-        seen.add(str(key.value))
-        if (inner := _duplicate_key(value)) is not None:
-            return f"{key.value}.{inner}"
-    return None
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -83,22 +61,17 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: a setting has no ``=``, a value isn't YAML, a key occurs twice, or a field is unknown.
     """
-    import yaml
-
     given: dict[str, Any] = {}
     seen: set[str] = set()
     for setting in settings:
         key, equals, text = setting.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise ConfigError(f"--set {setting!r} must have the form KEY=VALUE, as in warmup_epochs=2")
+            raise ConfigError(f"--set {brief(setting)} must have the form KEY=VALUE, as in warmup_epochs=2")
         if key in seen:
             raise ConfigError(f"--set sets {key} twice; set it once")
         seen.add(key)
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {setting!r}: the value is not YAML") from None
+        value = parse_yaml(text, f"--set {brief(setting)}", ConfigError)
         outer, dot, inner = key.partition(".")
         if dot and outer == "method_options" and inner:
             if not isinstance(given.setdefault(outer, {}), Mapping):

@@ -25,12 +25,12 @@ from growtas.data.report import DataReport, check_data
 from growtas.data.sources import Data, open_data, open_recorded
 from growtas.distributed import World, join_world
 from growtas.errors import ConfigError, DeviceError, GrowtasError, OutputError, UsageError
-from growtas.files import ensure_writable, read_json_lines, sha256, write_json
+from growtas.files import ensure_writable, sha256, write_json
 from growtas.latency.at_hand import devices_at_hand
 from growtas.nn.supernet import Supernet
 from growtas.processes import this_process
 from growtas.progress import SILENT, Progress
-from growtas.runs import Run, check_run_name, create_run
+from growtas.runs import Run, check_run_name, create_run, read_metrics
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.train.events import RunReady
@@ -126,7 +126,7 @@ class Session:
         interrupts.finish()
         finetuned = {} if changes is None else {"finetune": {**changes, "test_accuracy": accuracies.pop("finetuned")}}
         # Summed over the lines of the epochs, so that the time before a stop counts too.
-        epochs = sum(line["seconds"] for line in read_json_lines(self.run.path / "metrics.jsonl"))
+        epochs = sum(line.get("seconds") or 0.0 for line in read_metrics(self.run.path))
         return {"test_accuracy": accuracies, "seconds": round(epochs + time.perf_counter() - start, 1), **finetuned}
 
     def _measure_teacher(self, images: EvaluationSet, progress: Progress, interrupts: TrainingInterrupts) -> None:

@@ -17,11 +17,11 @@ from growtas.data.loaders import Batch, Loader
 from growtas.data.seeding import preserved_globals, seed_globals
 from growtas.distributed import World
 from growtas.errors import TrainingError
-from growtas.files import append_json_line, read_json_lines, replacing
+from growtas.files import append_json_line, replacing
 from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
 from growtas.progress import SILENT, Progress
-from growtas.runs import Run
+from growtas.runs import Run, read_metrics
 from growtas.subnet import Subnet
 from growtas.train.checkpoints import Place, all_finite, keep_best, load_newest, save_checkpoint
 from growtas.train.clock import Clock
@@ -273,7 +273,7 @@ class Trainer:
 
     def _keep_best(self, place: Place, metrics: dict[str, Any] | None = None) -> None:
         """Keeps the epoch's supernet as the best if the mean accuracy of its followed subnets is the highest so far."""
-        lines = [metrics] if metrics else [m for m in read_json_lines(self.run.path / "metrics.jsonl") if m["epoch"] == place.epoch]
+        lines = [metrics] if metrics else [m for m in read_metrics(self.run.path) if m["epoch"] == place.epoch]
         if self.world.is_main and lines and "accuracy" in lines[-1]:
             accuracies = lines[-1]["accuracy"].values()
             keep_best(self.run, self.run.path / "checkpoints" / place.folder, math.fsum(accuracies) / len(accuracies))
@@ -327,7 +327,7 @@ class Trainer:
     def _drop_metrics_after(self, epoch: int) -> None:
         """Removes the lines of epochs without a checkpoint, because these epochs are trained again."""
         path = self.run.path / "metrics.jsonl"
-        lines = [line for line in read_json_lines(path) if line["epoch"] <= epoch]
+        lines = [line for line in read_metrics(self.run.path) if line["epoch"] <= epoch]
         if path.exists():
             with replacing(path) as temporary:
                 temporary.touch()

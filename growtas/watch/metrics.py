@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from growtas.fields import whole
 from growtas.files import read_json_lines
 from growtas.runs import Run
 
@@ -143,7 +145,7 @@ class Metrics:
 
 
 def _is_epoch(line: Any) -> bool:
-    return isinstance(line, Mapping) and isinstance(line.get("epoch"), int) and not isinstance(line["epoch"], bool)
+    return isinstance(line, Mapping) and whole(1, 10**9).accepts(line.get("epoch"))
 
 
 def _number(line: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
@@ -157,4 +159,4 @@ def _number(line: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else math.nan
+    return float(value) if abs(value) <= sys.float_info.max else math.nan

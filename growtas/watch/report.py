@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from growtas.errors import CheckpointError
+from growtas.fields import real
 from growtas.files import finite_or_null, read_json
 from growtas.runs import Run, RunState
 from growtas.units import standard_error
@@ -146,7 +147,7 @@ class Report:
 
         Empty where it was not searched, or where the result can't be read.
         """
-        with contextlib.suppress(CheckpointError, KeyError, TypeError):
+        with contextlib.suppress(CheckpointError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
             result = read_json(self.run.path / "search" / "result.json", "search result")
             best, count = result["best"], result["images"]["count"]
             entries = [{"precision": "fp32", "accuracy": best["accuracy"]}, *best.get("converted", ())]
@@ -197,7 +198,11 @@ def _checkpoints(run: Run) -> tuple[Checkpoint, ...]:
     folders = run.checkpoints
     checkpoints = [Checkpoint(path, "newest" if path == folders[-1] else "kept", None, _size(path)) for path in folders]
     if (best := run.best) is not None:
-        score = read_json(best / "best.json", "best checkpoint").get("score")
+        score = None
+        with contextlib.suppress(CheckpointError):
+            record = read_json(best / "best.json", "best checkpoint")
+            if isinstance(record, Mapping) and real(0, 1).accepts(record.get("score")):
+                score = record["score"]
         checkpoints.append(Checkpoint(best, "best", score, _size(best)))
     return tuple(checkpoints)
 

@@ -24,7 +24,7 @@ from growtas.watch.report import Report
 from growtas.watch.search_page import origin_rows, search_parts, subnet_parts
 from growtas.watch.search_report import CostPlane, latency_rows, recorded_points
 
-_UNKNOWN = (KeyError, TypeError, ValueError, IndexError, AttributeError, GrowtasError)
+_UNKNOWN = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, GrowtasError)
 """Exceptions that are raised if a file lacks expected entries."""
 
 

@@ -99,7 +99,7 @@ def test_what_is_no_text_and_what_is_nested_too_deeply_are_named(tmp_path):
         read_json(tmp_path / "a.json")
     for text in ("[" * 100_000, "1" * 5000):
         (tmp_path / "a.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"a\.json: the file is not JSON that Python can parse"):
+        with pytest.raises(CheckpointError, match=r"a\.json: the file is not JSON that (growtas accepts|Python can parse)"):
             read_json(tmp_path / "a.json")
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
 from growtas.errors import ConfigError, DeviceError, SpaceError, SubnetError, choices
-from growtas.fields import RULE, Rule, one_of, whole
+from growtas.fields import OBJECT, RULE, Rule, one_of, whole
 from growtas.latency.estimate import Conditions, Kind
 from growtas.latency.measured.campaign import Campaign, Role, Sample
 from growtas.latency.measured.fit import FittedLatency, fit_latency
@@ -30,7 +30,6 @@ from growtas.latency.modelled.profile import (
     FRACTION,
     NAME,
     NOT_NEGATIVE,
-    OBJECT,
     POSITIVE,
     SOURCES,
     TEXT,

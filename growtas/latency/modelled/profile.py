@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import ConfigError, DeviceError, choices
-from growtas.fields import RULE, Rule, check_keys, list_of, one_of, real, text, text_like, whole
+from growtas.fields import OBJECT, RULE, Rule, check_keys, list_of, one_of, real, text, text_like, whole
 from growtas.files import check_folder, parse_json, read_text
 from growtas.latency.at_hand import CPU, devices_at_hand
 from growtas.latency.estimate import Kind
@@ -28,7 +28,6 @@ BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 """Bytes per number in each precision. The keys are the legal precisions."""
 
 POSITIVE, FRACTION, NOT_NEGATIVE, COUNT, TEXT = real(0, above=True), real(0, 1, above=True), real(0), whole(1), text()
-OBJECT = Rule(lambda value: isinstance(value, Mapping), "an object")
 _MODELLED = Rule(lambda value: value == "modelled", "modelled (measured profiles have another format, made by `growtas profile`)")
 
 

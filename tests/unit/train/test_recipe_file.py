@@ -57,7 +57,7 @@ def test_settings_of_method_options_come_together():
         (["epoch=3"], "--set: unknown field 'epoch'; did you mean epochs?"),
         (["method_option.random=3"], "--set: unknown field 'method_option.random'; did you mean method_options?"),
         (["method_options.=3"], "--set: unknown field 'method_options.'; did you mean method_options?"),
-        (["transitions=[1"], r"--set 'transitions=\[1': the value is not YAML"),
+        (["transitions=[1"], r"--set 'transitions=\[1': not YAML"),
         (["lr=1", "lr=2"], "--set sets lr twice; set it once"),
         (["method_options=3", "method_options.random=3"], "--set sets both method_options to 3 and method_options.random"),
         (["recipe=growtas-t"], "--set: unknown field 'recipe'"),
