@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from growtas.errors import CheckpointError, GrowtasError, OutputError, UsageError
 
@@ -256,3 +258,17 @@ def sha256(path: str | Path) -> str:
     """Returns the SHA-256 hash of a file in hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Opens a regular file, or a link to one, for reading. Anything else is refused without waiting for data.
+
+    Raises:
+        OSError: The file can't be opened, or is a FIFO, a device, a socket or a folder.
+    """
+    # Without O_NONBLOCK, opening a FIFO waits until another process writes to it.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.fdopen(handle, "rb")

@@ -8,8 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from growtas.errors import CheckpointError
+from growtas.fields import Rule, whole
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
+
+_LEGAL = {
+    "image_size": whole(1, 8192),
+    "patch_size": whole(1, 8192),
+    "in_chans": Rule(lambda value: value in (1, 3) and not isinstance(value, bool), "1 or 3"),
+    "num_classes": whole(0, 1_000_000),
+    "head_dim": whole(1, 4096),
+    "max_relative_position": whole(1, 8192).or_null(),
+}
+_DEPTH = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +74,19 @@ class Architecture:
         """Builds an architecture from its JSON form.
 
         Raises:
-            CheckpointError: a key is missing or unknown.
+            CheckpointError: a key is missing or unknown, or a value is not legal.
             SubnetError: the subnet is invalid.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(data, Mapping) or set(data) != names:
             fields = sorted(names ^ set(data)) if isinstance(data, Mapping) else ["everything"]
-            raise CheckpointError(f"{source}: this is not an architecture; missing or unknown are {', '.join(fields)}")
-        return cls(**{**data, "subnet": Subnet.from_dict(data["subnet"], source=source)})
+            raise CheckpointError(f"{source}: this is not an architecture; missing or unknown are {', '.join(fields)[:100]}")
+        for name, rule in _LEGAL.items():
+            if not rule.accepts(data[name]):
+                raise CheckpointError(f"{source}: {name} of the architecture is {repr(data[name])[:60]}; it must be {rule.legal}")
+        if data["image_size"] % data["patch_size"]:
+            raise CheckpointError(f"{source}: image_size {data['image_size']} is not a multiple of patch_size {data['patch_size']}")
+        subnet = Subnet.from_dict(data["subnet"], source=source)
+        if subnet.depth > _DEPTH:
+            raise CheckpointError(f"{source}: the architecture has {subnet.depth} blocks; legal are up to {_DEPTH}")
+        return cls(**{**data, "subnet": subnet})
