@@ -96,6 +96,8 @@ class _OnnxCheck:
         self.calls: dict[Any, Counter[tuple[str, str]]] = {}
         self.scope: Any = ""
         self.constants: dict[str, int] = {}
+        # Operators whose result has the shape of a named tensor; the constants of a graph follow its nodes.
+        self.shaped: list[tuple[str, str]] = []
 
     def run(self) -> None:
         self.calls[""] = Counter()
@@ -104,10 +106,13 @@ class _OnnxCheck:
         for scope, calls in self.calls.items():
             for name in calls:
                 if name[0] not in DOMAINS and name not in known:
-                    raise ValueError(f"its operator {name[1][:60]!r} is of the domain {name[0][:60]!r}; legal are operators of ONNX")
+                    raise ValueError(f"its operator {name[1][:60]!r} is of {name[0][:60]!r}; legal are operators of ONNX")
                 if name == scope:
                     raise ValueError(f"its function {name[1][:60]!r} calls itself")
         self.expanded("", {}, 0)
+        for kind, shape in self.shaped:
+            if self.constants.get(shape, 0) > _CONSTANT:
+                raise ValueError(f"its operator {kind} makes a tensor of more than {_CONSTANT:,} numbers")
 
     def expanded(self, scope: Any, known: dict[Any, int], depth: int) -> int:
         """The number of nodes of a graph or function after all calls of functions are replaced by the functions' nodes."""
@@ -172,13 +177,13 @@ class _OnnxCheck:
             if part == "graph" and depth >= _GRAPHS:
                 raise ValueError(f"its graphs are nested more than {_GRAPHS} deep")
             if part == "node":
-                self.node(*value, depth)
+                self.node(value[0], value[1], depth)
             elif part == "tensor":
                 self.tensor(*value)
             elif part == "function":
-                self.function(*value, depth)
+                self.function(value[0], value[1], depth)
             else:
-                self.walk(part, *value, depth + (part == "graph"))
+                self.walk(part, value[0], value[1], depth + (part == "graph"))
 
     def function(self, at: int, end: int, depth: int) -> None:
         names = {number: self.text(value) for number, value in self.fields(at, end) if number in (1, 10)}
@@ -214,13 +219,13 @@ class _OnnxCheck:
                         if part == "tensor":
                             self.tensor(*place)
                         else:
-                            self.walk(part, *place, depth + (part == "graph"))
+                            self.walk(part, place[0], place[1], depth + (part == "graph"))
         self.calls[self.scope][domain, kind] += 1
         if kind == "Constant" and constant is not None and outputs:
             self.constants[self.text(outputs[0])] = constant
         index = _SHAPED_BY.get(kind)
-        if index is not None and index < len(inputs) and self.constants.get(self.text(inputs[index]), 0) > _CONSTANT:
-            raise ValueError(f"its operator {kind} makes a tensor of more than {_CONSTANT:,} numbers")
+        if index is not None and index < len(inputs):
+            self.shaped.append((kind, self.text(inputs[index])))
 
     def tensor(self, at: int, end: int) -> int:
         """Checks that a tensor's values are as many as its shape says; returns the product of a short list of whole numbers."""

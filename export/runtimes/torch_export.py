@@ -156,7 +156,8 @@ def check_program(data: bytes, what: str) -> None:
         for config, prefix in _CONFIGS.items():
             for name, payload in json.loads(members[config])["config"].items():
                 if payload["use_pickle"] is not False or not payload["path_name"].startswith(prefix):
-                    raise CheckpointError(f"{what}: the program holds {name[:100]!r} as a pickled object, which growtas does not load")
+                    pickled = f"{name[:100]!r} as a pickled object"
+                    raise CheckpointError(f"{what}: the program holds {pickled}, which growtas does not load")
         graph = json.loads(members[_GRAPH])
         reason = next(_odd_parts(graph), None)
         if reason is not None:

@@ -20,7 +20,7 @@ _LEGAL = {
     "head_dim": whole(1, 4096),
     "max_relative_position": whole(1, 8192).or_null(),
 }
-_DEPTH = 1000
+_DEPTH, _GRID = 1000, 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,8 @@ class Architecture:
                 raise CheckpointError(f"{source}: {name} of the architecture is {repr(data[name])[:60]}; it must be {rule.legal}")
         if data["image_size"] % data["patch_size"]:
             raise CheckpointError(f"{source}: image_size {data['image_size']} is not a multiple of patch_size {data['patch_size']}")
+        if data["image_size"] // data["patch_size"] > _GRID:
+            raise CheckpointError(f"{source}: the architecture has more than {_GRID} patches per side")
         subnet = Subnet.from_dict(data["subnet"], source=source)
         if subnet.depth > _DEPTH:
             raise CheckpointError(f"{source}: the architecture has {subnet.depth} blocks; legal are up to {_DEPTH}")

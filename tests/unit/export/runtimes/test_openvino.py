@@ -237,7 +237,8 @@ def test_leaving_the_session_frees_the_model(onnx_file: Path, monkeypatch: pytes
 def test_a_broken_file_is_one_sentence(tmp_path: Path, content: bytes, suffix: str, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"broken\{suffix}: (OpenVINO can't load it|not a readable \{suffix} file) \(") as caught:
+    match = rf"broken\{suffix}: (OpenVINO can't load it|not a readable \{suffix} file) \("
+    with pytest.raises(CheckpointError, match=match) as caught:
         open_session(path, runtime="openvino")
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
