@@ -423,6 +423,8 @@ def read_manifest(artifact: str | os.PathLike[str], *, verify: bool = True) -> M
 
 
 def _parse(path: Path) -> Manifest:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: the manifest can't be read (it is not a regular file)")
     record = read_json(path, "manifest")
     if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("artifact"), dict):
         raise CheckpointError(f"{path}: not a manifest of format {FORMAT}")

@@ -50,9 +50,9 @@ def inspect(path: str | os.PathLike[str], *, thorough: bool = False) -> dict[str
         "sha256": digest,
         "matches_manifest": None if stored is None else mismatch is None,
         "problems": problems,
-        "precision": {"stated": record.get("precision"), "found": graph.get("precision")},
-        "params": record.get("params", graph.get("params")),
-        "macs": record.get("macs"),
+        "precision": {"stated": manifest.precision, "found": graph.get("precision")},
+        "params": graph.get("params") if manifest.params is None else manifest.params,
+        "macs": manifest.macs,
         "preprocess": record.get("preprocess") or metadata.get("preprocess"),
         "class_names": record.get("class_names") or metadata.get("class_names"),
         "latencies": latencies(manifest),
@@ -105,7 +105,9 @@ def _contradictions(path: Path, manifest: Manifest, graph: Mapping[str, Any]) ->
             stated = f"{described.name} ({described.dtype})"
             problems.append(f"{path}: the manifest's {end} is {stated}, and the file's is {name} ({dtype})")
         elif described.shape and not _same_shape(described.shape, shape):
-            problems.append(f"{path}: the manifest's {end} has the shape {list(described.shape)}, and the file's has {shape}")
+            problems.append(
+                f"{path}: the manifest's {end} has the shape {str(list(described.shape))[:100]}, and the file's has {shape}"
+            )
     return problems
 
 

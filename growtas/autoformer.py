@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from growtas.checkpoint import load_tensors, save_supernet
+from growtas.checkpoint import check_pickle, check_weights, load_tensors, save_supernet
 from growtas.data.decode import DecodeRules
 from growtas.errors import CheckpointError
 from growtas.files import sha256, write_json
@@ -55,12 +56,14 @@ def load_autoformer(path: str | Path, space: SearchSpace) -> Supernet:
         CheckpointError: The file is missing or truncated, contains anything but weights, or does not fit the space.
     """
     state = rename_state(_weights(_load(Path(path)), path))
-    classes = state["head.weight"].shape[0] if "head.weight" in state else space.num_classes
+    head = state.get("head.weight")
+    # A head of another width would not fit, and could have more rows than the file has bytes.
+    classes = head.shape[0] if head is not None and head.ndim == 2 and head.shape[1] == space.max_embed_dim else space.num_classes
     supernet = Supernet(space.replace(num_classes=int(classes)))
     expected = supernet.state_dict()
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unknown:
-        what = f"{missing[0]} is missing" if missing else f"{unknown[0]} is unknown"
+        what = f"{missing[0]} is missing" if missing else f"{unknown[0][:100]} is unknown"
         raise CheckpointError(f"{path}: the weights don't fit {space.name}: {what}")
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
@@ -78,13 +81,18 @@ def _load(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return load_tensors(path, "file")[0]
     try:
+        check_pickle(path)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:100]
+        raise CheckpointError(f"{path}: the file is truncated or not a checkpoint ({reason})") from None
+    try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (no code runs)
     except Exception as error:  # torch raises EOFError, RuntimeError, UnpicklingError, KeyError ...
         text = str(error)
         if "weights_only" in text or "Unsupported" in text or "GLOBAL" in text:
             match = re.search(r"(?:GLOBAL|global|class|function) ([\w.]+)", text)
-            more = f"more than weights{f' ({match[1]})' if match else ''}, which could run code"
+            more = f"more than weights{f' ({match[1][:60]})' if match else ''}, which could run code"
             raise CheckpointError(f"{path}: the pickle holds {more}; it was not loaded") from None
         raise CheckpointError(f"{path}: the file is truncated or not a checkpoint ({type(error).__name__})") from None
 
@@ -93,6 +101,10 @@ def _weights(loaded: Any, path: str | Path) -> Mapping[str, Tensor]:
     state = loaded.get("model", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: no weights found; a checkpoint is a state dict, or has a state dict under 'model'")
+    try:
+        check_weights(state)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: no weights found ({error})") from None
     return state
 
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import mmap
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from growtas.archives import check_archive
 from growtas.errors import CheckpointError, OutputError, brief
 from growtas.files import open_regular, parse_json, replacing
 from growtas.nn.architecture import Architecture
 from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer
 from growtas.space import SearchSpace
+
+_Network = TypeVar("_Network", bound=torch.nn.Module)
+_HEADER_BYTES = 16_000_000
+"""Largest header of a safetensors file, which lists the tensors."""
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:
@@ -41,12 +49,16 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """Reads the metadata of a file that :func:`save_tensors` wrote; an empty dict for other safetensors files.
 
     Raises:
-        SafetensorError, OSError, ValueError: The file is not a safetensors file.
         CheckpointError: The metadata is not a JSON object.
+        SafetensorError, OSError, ValueError: The file is not a safetensors file.
     """
-    open_regular(path).close()
+    with open_regular(path) as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    if length > _HEADER_BYTES:
+        raise ValueError(f"its header has {length} bytes; at most {_HEADER_BYTES} are read")
     with safe_open(path, "pt") as file:
-        metadata = parse_json((file.metadata() or {}).get("growtas", "{}"), f"{path}: its metadata is", source=str(path))
+        text = (file.metadata() or {}).get("growtas", "{}")
+    metadata = parse_json(text, f"{path}: its metadata is", source=str(path))
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{path}: its metadata is {brief(metadata)}; it must be an object")
     return metadata
@@ -70,7 +82,7 @@ def load_tensors(path: str | Path, what: str = "checkpoint") -> tuple[dict[str, 
     except PermissionError as error:
         raise CheckpointError(f"{path}: the {what} can't be read ({error.strerror or error})") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: the {what} is truncated or not a safetensors file ({error})") from None
+        raise CheckpointError(f"{path}: the {what} is truncated or not a safetensors file ({_short(error)})") from None
 
 
 def save_supernet(path: str | Path, supernet: Supernet) -> None:
@@ -87,9 +99,8 @@ def load_supernet(path: str | Path) -> Supernet:
     tensors, metadata = load_tensors(path, "supernet checkpoint")
     if metadata.get("kind") != "supernet":
         raise CheckpointError(f"{path}: the file is not a growtas supernet")
-    supernet = Supernet(SearchSpace.from_dict(metadata["space"], source=str(path)))
-    _load_state(supernet, tensors, path)
-    return supernet.eval()
+    space = SearchSpace.from_dict(metadata.get("space"), source=str(path))  # type: ignore[arg-type] # checked there
+    return _build(lambda: Supernet(space), tensors, path)
 
 
 def save_model(path: str | Path, model: VisionTransformer) -> None:
@@ -106,13 +117,72 @@ def load_model(path: str | Path) -> VisionTransformer:
     tensors, metadata = load_tensors(path, "model")
     if metadata.get("kind") != "model":
         raise CheckpointError(f"{path}: the file is not a growtas model")
-    model = VisionTransformer(Architecture.from_dict(metadata["architecture"], source=str(path)))
-    _load_state(model, tensors, path)
-    return model.eval()
+    architecture = Architecture.from_dict(metadata.get("architecture"), source=str(path))  # type: ignore[arg-type] # checked there
+    return _build(lambda: VisionTransformer(architecture), tensors, path)
 
 
-def _load_state(module: torch.nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
+def check_pickle(path: str | Path) -> None:
+    """Checks a file of ``torch.save`` before torch loads its tensors: a plain regular file whose objects can't outgrow it.
+
+    Raises:
+        OSError: The file can't be opened, or is not a regular file.
+        ValueError: The archive is one that torch doesn't write, or its pickle would allocate memory; the message is the reason.
+    """
+    with open_regular(path) as file:
+        check_torch_archive(file)
+        file.seek(0, 2)
+        if file.tell():
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                # torch's weights-only loading calls bytearray with any size that the pickle names.
+                if content.find(b"bytearray") >= 0:
+                    raise ValueError("its pickle creates a bytearray, which weights don't need")
+
+
+def check_torch_archive(file: BinaryIO) -> None:
+    """Checks the members of a file of torch, if it is an archive; see :func:`growtas.archives.check_archive`.
+
+    Raises:
+        ValueError: A rule is broken.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            check_archive(archive, file.seek(0, 2))
+
+
+def check_weights(state: Mapping[Any, Any]) -> None:
+    """Checks that a mapping holds named tensors with values of their own, as a ``state_dict`` does.
+
+    Raises:
+        ValueError: An entry is something else; the message is the reason.
+    """
+    for name, tensor in state.items():
+        if not isinstance(name, str):
+            raise ValueError(f"an entry is called {str(name)[:40]}, which is not a text")
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise ValueError(f"{name[:60]} is not a plain tensor")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{name[:60]} repeats its values, so that it is larger than the file says")
+
+
+def _build(create: Callable[[], _Network], tensors: dict[str, Tensor], path: str | Path) -> _Network:
+    """Creates a network and loads its weights; before it takes memory, its shapes are compared with those of the tensors."""
     try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: the weights don't fit the network: {str(error).splitlines()[-1].strip()}") from None
+        with torch.device("meta"):
+            expected = create().state_dict()
+    except Exception as error:  # sizes that no tensor can have raise different exceptions
+        raise CheckpointError(f"{path}: its metadata describes no network that can be built ({_short(error)})") from None
+    wrong = next((name for name in expected if name not in tensors or tensors[name].shape != expected[name].shape), None)
+    wrong = wrong or next((name for name in tensors if name not in expected), None)
+    if wrong is not None:
+        got, want = (tuple(state[wrong].shape) if wrong in state else "absent" for state in (tensors, expected))
+        raise CheckpointError(f"{path}: the weights don't fit the network: {wrong[:60]} is {got}, but the network's is {want}")
+    odd = next((name for name, tensor in tensors.items() if not tensor.is_floating_point()), None)
+    if odd is not None:
+        raise CheckpointError(f"{path}: the weights don't fit the network: {odd[:60]} holds {tensors[odd].dtype}, not real numbers")
+    network = create()
+    network.load_state_dict(tensors)
+    return network.eval()
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:100] or type(error).__name__

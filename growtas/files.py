@@ -211,7 +211,7 @@ class FileObject(dict[str, Any]):
 
     __slots__ = ("source",)
 
-    def __init__(self, entries: Iterable[tuple[str, Any]], source: str) -> None:
+    def __init__(self, entries: Iterable[tuple[str, Any]] = (), source: str = "the object") -> None:
         super().__init__(entries)
         self.source = source
 

@@ -7,19 +7,22 @@ import json
 import math
 import os
 import struct
-import xml.etree.ElementTree as ElementTree
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from growtas.archives import check_archive
 from growtas.errors import CheckpointError
 from growtas.export.artifact import Artifact, Manifest, load_artifact, read_manifest
 from growtas.export.formats import ONNX, OPENVINO, PROGRAM, TORCH, format_of, side_files
+from growtas.export.graph.foreign import read_ir
 from growtas.export.signature import PROBABILITIES, TOP_CLASSES
 
-_MAX_HEADER_BYTES = 100_000_000
+_MAX_HEADER_BYTES = 16_000_000
+MAX_JSON_BYTES = 16_000_000
+"""Largest JSON part of a program; that of a subnet of micro has 0.35 MB."""
 # Abbreviations in safetensors and OpenVINO files, in lower case and without underscores.
 _NAMES = {
     "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2",
@@ -131,6 +134,7 @@ def _read_onnx(path: Path) -> dict[str, Any]:
             size = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         sizes[_onnx_type(tensor.data_type)] += size
     operators = Counter(node.op_type for node in proto.graph.node)
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
     types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     quantising = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     quantised = sorted({_onnx_type(types[name]) for node in quantising for name in node.input[2:3] if name in types})
@@ -147,8 +151,8 @@ def _read_onnx(path: Path) -> dict[str, Any]:
         "tensors": len(proto.graph.initializer),
         "bytes_by_type": dict(sizes.most_common()),
         "quantised_to": quantised,
-        "metadata": sorted(entry.key for entry in proto.metadata_props),
-        "described": _json_values({entry.key: entry.value for entry in proto.metadata_props}),
+        "metadata": sorted(metadata),
+        "described": _json_values(metadata),
         "precision": precision,
     }
 
@@ -162,8 +166,13 @@ def _onnx_type(number: int) -> str:
 
 def _onnx_value(value: Any) -> dict[str, Any]:
     tensor = value.type.tensor_type
-    shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
-    return {"name": value.name, "dtype": _onnx_type(tensor.elem_type), "shape": shape}
+    shape = [_text(dim.dim_param) or dim.dim_value for dim in tensor.shape.dim]
+    return {"name": _text(value.name), "dtype": _onnx_type(tensor.elem_type), "shape": shape}
+
+
+def _text(value: str | bytes) -> str:
+    """A name in an ONNX file; protobuf gives a name that is not UTF-8 as bytes."""
+    return value if isinstance(value, str) else value.decode(errors="backslashreplace")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -187,6 +196,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     if 8 + length + sum(sizes.values()) != path.stat().st_size:
         raise CheckpointError(f"{path}: not a readable .safetensors file (it is truncated, or longer than its tensors)")
     described = json.loads(metadata.get("growtas", "{}"))
+    if not isinstance(described, dict):
+        raise CheckpointError(f"{path}: not a readable .safetensors file (its metadata is not a JSON object)")
     return {
         "tensors": len(header),
         "params": params,
@@ -198,12 +209,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _read_ir(path: Path) -> dict[str, Any]:
     """Reads the graph of an OpenVINO IR: layers with their types, shapes and sizes, but not the weights in the ``.bin``."""
-    data = path.read_bytes()
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        raise CheckpointError(f"{path}: not a readable .xml file (an IR has no document type declaration)")
-    root = ElementTree.fromstring(data)
-    if root.tag != "net" or root.find("layers") is None:
-        raise CheckpointError(f"{path}: not a readable .xml file (it is not an OpenVINO IR)")
+    root = read_ir(path)
     sizes: Counter[str] = Counter()
     operators: Counter[str] = Counter()
     inputs: list[dict[str, Any]] = []
@@ -241,11 +247,14 @@ def _read_ir(path: Path) -> dict[str, Any]:
 def _read_program(path: Path) -> dict[str, Any]:
     """Reads the JSON parts of a torch.export program, without unpickling anything."""
     with zipfile.ZipFile(path) as archive:
+        check_archive(archive, path.stat().st_size)
         members = {name.split("/", 1)[-1]: name for name in archive.namelist()}
 
         def read(name: str) -> Any:
             if name not in members:
                 raise CheckpointError(f"{path}: not a readable .pt2 file ({name} is missing)")
+            if archive.getinfo(members[name]).file_size > MAX_JSON_BYTES:
+                raise CheckpointError(f"{path}: not a readable .pt2 file ({name} has more than {MAX_JSON_BYTES:,} bytes)")
             return json.loads(archive.read(members[name]))
 
         program = read("models/model.json")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from growtas.errors import BuildError, CheckpointError
+from growtas.export.graph.foreign import check_onnx
 from growtas.export.graph.versions import least_ir_version
 from growtas.files import replacing
 
@@ -37,8 +38,10 @@ def load_proto(path: str | Path, *, weights: bool = True) -> onnx.ModelProto:
         weights: whether to read weights in files beside it.
 
     Raises:
-        CheckpointError: the file is not readable ONNX, or a file with its weights is missing.
+        CheckpointError: the file is not readable ONNX, breaks a rule of :mod:`growtas.export.graph.foreign`, or a file with its
+            weights is missing.
     """
+    check_onnx(path, weights=weights)
     try:
         proto = onnx.load(path, load_external_data=weights)
     except Exception as error:  # protobuf's, the checker's and the file system's errors share no base class

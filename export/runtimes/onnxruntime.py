@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtra, choices
+from growtas.export.graph.foreign import check_onnx
 from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, is_installed
 from growtas.latency import at_hand
 from growtas.resources import available_threads
@@ -42,6 +43,8 @@ class OnnxRuntimeSession:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         self._name = "the model" if isinstance(path, bytes) else str(path)
+        if not isinstance(path, bytes):
+            check_onnx(path)
         try:
             self._session = ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=[provider])
         except Exception as error:  # the runtime's exceptions share no base class

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growtas.errors import BuildError, CheckpointError, MissingExtra, OutputError, UsageError
+from growtas.export.graph.foreign import check_onnx, read_ir
 from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, is_installed
 from growtas.files import ensure_writable
 from growtas.resources import available_threads
@@ -193,6 +194,8 @@ def _read(ov: Any, path: str | Path | bytes) -> tuple[Any, str]:
     what = "the model" if isinstance(path, bytes) else str(path)
     if not isinstance(path, bytes) and not Path(path).is_file():
         raise CheckpointError(f"{what}: there is no such file")
+    if not isinstance(path, bytes):
+        (read_ir if what.endswith(".xml") else check_onnx)(path)
     # The frontend is chosen by name: otherwise OpenVINO also tries the readers of other formats, which print messages.
     frontend = ov.frontend.FrontEndManager().load_by_framework("ir" if what.endswith(".xml") else "onnx")
     try:

@@ -24,8 +24,11 @@ import torch
 from torch._C import PyTorchFileReader
 from torch.export.passes import move_to_device_pass
 
+from growtas.archives import check_archive
+from growtas.checkpoint import check_torch_archive
 from growtas.errors import BuildError, CheckpointError, ConfigError
 from growtas.export.artifact import check_hash, read_manifest
+from growtas.export.graph.contents import MAX_JSON_BYTES
 from growtas.export.runtimes.torch import TorchSession
 from growtas.files import replacing
 from growtas.nn.vit import VisionTransformer
@@ -142,7 +145,10 @@ def check_program(data: bytes, what: str) -> None:
     members = _read_members(data, what)
     odd = next((name for name in members if _MEMBERS.fullmatch(name) is None), None)
     if odd is not None:
-        raise CheckpointError(f"{what}: the program holds {odd!r}, which growtas does not load")
+        raise CheckpointError(f"{what}: the program holds {odd[:100]!r}, which growtas does not load")
+    long = next((name for name in (_GRAPH, *_CONFIGS) if len(members.get(name, b"")) > MAX_JSON_BYTES), None)
+    if long is not None:
+        raise CheckpointError(f"{what}: the program is not one that growtas loads ({long} has more than {MAX_JSON_BYTES:,} bytes)")
     missing = [name for name in (_GRAPH, _SAMPLES, *_CONFIGS) if name not in members]
     if missing:
         raise CheckpointError(f"{what}: not a program of torch.export ({missing[0]} is missing)")
@@ -150,11 +156,15 @@ def check_program(data: bytes, what: str) -> None:
         for config, prefix in _CONFIGS.items():
             for name, payload in json.loads(members[config])["config"].items():
                 if payload["use_pickle"] is not False or not payload["path_name"].startswith(prefix):
-                    raise CheckpointError(f"{what}: the program holds {name!r} as a pickled object, which growtas does not load")
+                    pickled = f"{name[:100]!r} as a pickled object"
+                    raise CheckpointError(f"{what}: the program holds {pickled}, which growtas does not load")
         graph = json.loads(members[_GRAPH])
         reason = next(_odd_parts(graph), None)
         if reason is not None:
             raise CheckpointError(f"{what}: the program holds {reason}, which growtas does not load")
+        if b"bytearray" in members[_SAMPLES]:
+            raise ValueError("its example inputs create a bytearray")
+        check_torch_archive(io.BytesIO(members[_SAMPLES]))
         torch.load(io.BytesIO(members[_SAMPLES]), weights_only=True)  # noqa: TID251 (no code runs)
     except CheckpointError:
         raise
@@ -167,6 +177,7 @@ def _read_members(data: bytes, what: str) -> dict[str, bytes]:
     """The members of a ``.pt2`` archive, by name without the archive's own name."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            check_archive(archive, len(data))
             names = archive.namelist()
             by_zip = {name: archive.read(name) for name in names}
         # torch has its own reader. Both must see the same content, or the checked content would not be the loaded one.

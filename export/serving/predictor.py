@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from growtas.data.decode import DecodeRules, middle
-from growtas.errors import CheckpointError, UsageError
+from growtas.errors import CheckpointError, GrowtasError, UsageError
 from growtas.export.artifact import Artifact, read_manifest
 from growtas.export.formats import artifact_files
 from growtas.export.graph.contents import load_described, own_description
@@ -77,15 +79,28 @@ class Predictor:
 
     def run(self, images: NDArray[Any]) -> Array:
         """Returns float32 logits ``(n, classes)`` of ``n <= max_batch`` images ``(n, *signature.shape)`` in its type."""
-        return self._session.run(self._input(images))
+        with self._one_sentence():
+            return self._session.run(self._input(images))
 
     def run_all(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Returns all outputs of at most ``max_batch`` images, by name in the signature's order, ``(n, *output.shape)`` each."""
         outputs = self.signature.outputs
         if len(outputs) == 1 or not isinstance(self._session, NamedOutputs):
             return {outputs[0].name: self.run(images)}
-        values = self._session.run_named(self._input(images), [output.name for output in outputs])
+        with self._one_sentence():
+            values = self._session.run_named(self._input(images), [output.name for output in outputs])
         return {output.name: np.asarray(values[output.name], output.dtype) for output in outputs}
+
+    @contextlib.contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        """Turns a runtime's error into one sentence; a damaged file may load and fail only when it runs."""
+        try:
+            yield
+        except GrowtasError:
+            raise
+        except Exception as error:  # runtimes' exceptions share no base class
+            reason = " ".join(str(error).split())[:160]
+            raise CheckpointError(f"{self.artifact.path}: {self.info.runtime} can't run it ({reason})") from None
 
     def _input(self, images: NDArray[Any]) -> NDArray[Any]:
         """Prepares images for the runtime: if the graph resizes images, only the centre of very long ones is passed on.

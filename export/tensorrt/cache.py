@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from growtas.errors import OutputError
-from growtas.files import replacing
+from growtas.files import open_regular, replacing
 
 FORMAT = "growtas-cache/1"
+_HEADER_BYTES, _LARGEST = 10_000, 1_000_000_000
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
@@ -53,11 +54,12 @@ class CacheFile:
     def read(self) -> bytes:
         """Returns the content written last for the same key; empty if it is absent, damaged or for another key."""
         try:
-            line, _, content = self.path.read_bytes().partition(b"\n")
-            header = json.loads(line)
-        except (OSError, ValueError):
+            with open_regular(self.path) as file:
+                header = json.loads(file.readline(_HEADER_BYTES))
+                content = file.read(_LARGEST + 1)
+        except (OSError, RecursionError, ValueError):
             return b""
-        return content if header == self._header(content) else b""
+        return content if len(content) <= _LARGEST and header == self._header(content) else b""
 
     def write(self, content: bytes) -> bool:
         """Replaces the content; returns False if the folder can't be written."""

@@ -12,6 +12,7 @@ from PIL import Image
 
 from growtas.data.decode import decode, reason
 from growtas.errors import DataError
+from growtas.files import open_regular
 from growtas.progress import SILENT, Progress, tracked
 from growtas.resources import available_threads
 
@@ -142,7 +143,7 @@ def paths_of(images: ImageSet) -> list[str] | None:
 
 def file_set(paths: Sequence[str], labels: Sequence[int]) -> ReaderSet:
     """Returns a set of image files with labels."""
-    return ReaderSet(labels, lambda index: decode(open(paths[index], "rb")), lambda index: paths[index], paths)
+    return ReaderSet(labels, lambda index: decode(open_regular(paths[index])), lambda index: paths[index], paths)
 
 
 def load_as(images: ImageSet, index: int, transform: Callable[[Image.Image], _Transformed]) -> _Transformed:

@@ -22,6 +22,7 @@ from growtas.data.images import ArraySet, ImageSet, Subset, in_threads, listed, 
 from growtas.data.sources import VERIFY_LIMIT, Data
 from growtas.data.split import complement, evenly_spaced
 from growtas.errors import DataError
+from growtas.files import open_regular
 from growtas.progress import SILENT, Progress, tracked
 from growtas.runs import data_title
 
@@ -228,7 +229,7 @@ def _finder(images: ImageSet, rules: DecodeRules) -> Callable[[int], tuple[list[
 
     def find(index: int) -> tuple[list[str] | None, _Depth]:
         try:
-            with contextlib.nullcontext() if paths is None else open(paths[index], "rb") as file:
+            with contextlib.nullcontext() if paths is None else open_regular(paths[index]) as file:
                 image = images.load(index) if file is None else read_header(file)
                 odd, deep = oddities(image), is_deep(image)
         except Exception:  # Pillow's readers raise all kinds of exceptions

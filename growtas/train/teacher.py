@@ -16,7 +16,7 @@ from timm.data import resolve_model_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from growtas.checkpoint import load_model
+from growtas.checkpoint import check_pickle, check_weights, load_model
 from growtas.data.seeding import preserved_globals
 from growtas.errors import CheckpointError, ConfigError, choices
 from growtas.fields import nearest
@@ -264,6 +264,7 @@ def _read_weights(path: str) -> dict[str, Tensor]:
         CheckpointError: the file can't be read, or contains more than tensors.
     """
     try:
+        check_pickle(path)
         state = load_state_dict(path, weights_only=True)
     except (AttributeError, EOFError):  # the file contains a list or another value, or is empty
         state = {}
@@ -275,6 +276,10 @@ def _read_weights(path: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: the teacher's weights can't be read ({reason})") from None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: the teacher's weights can't be read (the file contains no state_dict of a model)")
+    try:
+        check_weights(state)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the teacher's weights can't be read ({error})") from None
     return state
 
 

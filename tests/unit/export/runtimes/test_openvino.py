@@ -237,7 +237,8 @@ def test_leaving_the_session_frees_the_model(onnx_file: Path, monkeypatch: pytes
 def test_a_broken_file_is_one_sentence(tmp_path: Path, content: bytes, suffix: str, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"broken\{suffix}: OpenVINO can't load it \(") as caught:
+    match = rf"broken\{suffix}: (OpenVINO can't load it|not a readable \{suffix} file) \("
+    with pytest.raises(CheckpointError, match=match) as caught:
         open_session(path, runtime="openvino")
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
@@ -253,14 +254,14 @@ def test_absent_and_cut_files_are_one_sentence(onnx_file: Path, ir: Path, tmp_pa
         OpenVINOSession(b"abc")
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(onnx_file.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"cut\.onnx: OpenVINO can't load it"):
+    with pytest.raises(CheckpointError, match=r"cut\.onnx: not a readable \.onnx file"):
         OpenVINOSession(cut)
     alone = tmp_path / "alone.xml"
     shutil.copy(ir, alone)
     with pytest.raises(CheckpointError, match=r"alone\.xml: OpenVINO can't load it \(.*bin file"):
         OpenVINOSession(alone)
     alone.with_suffix(".bin").write_bytes(ir.with_suffix(".bin").read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"alone\.xml: OpenVINO can't load it"):
+    with pytest.raises(CheckpointError, match=r"alone\.xml: not a readable \.xml file \(its constant .* reaches beyond the end"):
         OpenVINOSession(alone)
 
 

@@ -44,7 +44,7 @@ def test_threads_default_to_what_the_process_may_use(onnx_file: Path) -> None:
 def test_a_broken_onnx_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"broken\.onnx: ONNX Runtime can't load it") as caught:
+    with pytest.raises(CheckpointError, match=r"broken\.onnx: (ONNX Runtime can't load it|not a readable \.onnx file)") as caught:
         open_session(path)
     assert "\n" not in str(caught.value)
 

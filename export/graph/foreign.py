@@ -1,0 +1,368 @@
+"""Checks ONNX files and OpenVINO IRs of other people before a parser or a runtime reads them.
+
+Parsers and runtimes take memory for what a file declares: elements of a few bytes, tensors without values, functions that call
+functions, constants that a runtime computes when it loads the file. The checks read the encoded file itself, one pass without
+copies, and import no package, so that they add nothing to a measurement of a runtime's memory.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import re
+import struct
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from growtas.errors import CheckpointError
+from growtas.files import open_regular
+
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+"""Domains of operators that ONNX Runtime and OpenVINO know by themselves; a file's own functions may have other domains."""
+_ELEMENTS, _GRAPHS, _NODES, _CONSTANT = 300_000, 8, 1_000_000, 2**28
+"""Limits: elements of a file, graphs inside graphs, nodes after functions are expanded, numbers of a computed constant."""
+_XML_BYTES, _XML_DEPTH = 30_000_000, 64
+# The messages inside each message of onnx.proto, by the number of the field.
+_PARTS = {
+    "model": {7: "graph", 8: "opset", 14: "entry", 20: "training", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 11: "value", 12: "value", 13: "value", 14: "entry", 15: "sparse", 16: "entry"},
+    "node": {5: "attribute", 9: "entry"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "function": {7: "node", 9: "opset", 11: "attribute", 12: "value", 14: "entry"},
+    "tensor": {13: "entry", 16: "entry"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+# Bits of a number by the data type of a tensor; a text (8) has no fixed size.
+_BITS = {
+    1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16, 17: 8, 18: 8,
+    19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2,
+}  # fmt: skip
+_TEXTS = ("entry", "opset")
+"""Messages of which every field is a text or a number; protobuf gives a text that is not UTF-8 as bytes."""
+_TEXT, _INT64 = 8, 7
+# The input that gives an operator the shape, or the repetitions, of its result.
+_SHAPED_BY = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
+_IR_BITS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "f8e4m3": 8, "f8e5m2": 8, "f8e8m0": 8, "i64": 64, "u64": 64, "i32": 32}
+_IR_BITS |= {"u32": 32, "i16": 16, "u16": 16, "i8": 8, "u8": 8, "boolean": 8, "i4": 4, "u4": 4, "nf4": 4, "f4e2m1": 4}
+
+
+def check_onnx(path: str | Path, *, weights: bool = True) -> None:
+    """Checks an ONNX file: what it names, and that nothing in it declares more than the file holds.
+
+    Allowed are operators of :data:`DOMAINS` and of the file's own functions, and weights in regular files of the same folder.
+
+    Args:
+        weights: whether weights in files beside it will be read too.
+
+    Raises:
+        CheckpointError: the file is not readable ONNX, or breaks a rule.
+    """
+    path = Path(path)
+    try:
+        with open_regular(path) as file:
+            if not file.seek(0, os.SEEK_END):
+                raise ValueError("it is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                _OnnxCheck(data, path.parent if weights else None).run()
+    except OSError as error:
+        raise CheckpointError(f"{path}: the file can't be read ({error.strerror or error})") from None
+    except (ValueError, IndexError, UnicodeDecodeError, struct.error) as error:
+        reason = "it is damaged" if isinstance(error, IndexError | UnicodeDecodeError | struct.error) else str(error)
+        raise CheckpointError(f"{path}: not a readable .onnx file ({reason})") from None
+
+
+@dataclass
+class _Tensor:
+    dims: list[int] = field(default_factory=list)
+    kind: int = 0
+    data: tuple[int, int, int] | None = None
+    """Number of the field with the values, and their place."""
+    texts: int = 0
+    values: int = 0
+    external: dict[str, str] = field(default_factory=dict)
+
+
+class _OnnxCheck:
+    """The check of one file, and of the weights in a folder, unless it is None."""
+
+    def __init__(self, data: mmap.mmap, folder: Path | None) -> None:
+        self.data, self.folder, self.elements = data, folder, 0
+        # For the main graph ("") and each function: the operators that it calls.
+        self.calls: dict[Any, Counter[tuple[str, str]]] = {}
+        self.scope: Any = ""
+        self.constants: dict[str, int] = {}
+        # Operators whose result has the shape of a named tensor; the constants of a graph follow its nodes.
+        self.shaped: list[tuple[str, str]] = []
+
+    def run(self) -> None:
+        self.calls[""] = Counter()
+        self.walk("model", 0, len(self.data), 0)
+        known = self.calls.keys()
+        for scope, calls in self.calls.items():
+            for name in calls:
+                if name[0] not in DOMAINS and name not in known:
+                    raise ValueError(f"its operator {name[1][:60]!r} is of {name[0][:60]!r}; legal are operators of ONNX")
+                if name == scope:
+                    raise ValueError(f"its function {name[1][:60]!r} calls itself")
+        self.expanded("", {}, 0)
+        for kind, shape in self.shaped:
+            if self.constants.get(shape, 0) > _CONSTANT:
+                raise ValueError(f"its operator {kind} makes a tensor of more than {_CONSTANT:,} numbers")
+
+    def expanded(self, scope: Any, known: dict[Any, int], depth: int) -> int:
+        """The number of nodes of a graph or function after all calls of functions are replaced by the functions' nodes."""
+        if depth > _GRAPHS * 8:
+            raise ValueError("its functions call each other without end, or too deeply")
+        if scope not in known:
+            count = sum(
+                times * (self.expanded(name, known, depth + 1) if name in self.calls else 1)
+                for name, times in self.calls[scope].items()
+            )
+            if count > _NODES:
+                raise ValueError(f"its functions expand to more than {_NODES:,} nodes")
+            known[scope] = count
+        return known[scope]
+
+    def number(self, at: int) -> tuple[int, int]:
+        value = shift = 0
+        while True:
+            byte = self.data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value, at
+            shift += 7
+            if shift > 63:
+                raise ValueError("it is damaged")
+
+    def fields(self, at: int, end: int) -> Iterator[tuple[int, Any]]:
+        """Yields the fields of a message: the number, and a whole number or the place of the bytes."""
+        while at < end:
+            self.elements += 1
+            if self.elements > _ELEMENTS:
+                raise ValueError(f"it holds more than {_ELEMENTS:,} elements")
+            tag, at = self.number(at)
+            value: Any
+            if tag & 7 == 0:
+                value, at = self.number(at)
+            elif tag & 7 == 2:
+                length, at = self.number(at)
+                value, at = (at, at + length), at + length
+            elif tag & 7 in (1, 5):
+                value, at = (at, at + (8 if tag & 7 == 1 else 4)), at + (8 if tag & 7 == 1 else 4)
+            else:
+                raise ValueError("it is damaged")
+            if at > end:
+                raise ValueError("it is truncated")
+            yield tag >> 3, value
+
+    def text(self, place: Any) -> str:
+        return self.data[place[0] : min(place[1], place[0] + 4096)].decode() if isinstance(place, tuple) else ""
+
+    def walk(self, message: str, at: int, end: int, depth: int) -> None:
+        parts = _PARTS.get(message, {})
+        for number, value in self.fields(at, end):
+            part = parts.get(number)
+            if part is None or not isinstance(value, tuple):
+                if message in _TEXTS and isinstance(value, tuple):
+                    self.data[value[0] : value[1]].decode()
+                continue
+            if part == "training":
+                raise ValueError("it holds a training, which growtas does not read")
+            if part == "graph" and depth >= _GRAPHS:
+                raise ValueError(f"its graphs are nested more than {_GRAPHS} deep")
+            if part == "node":
+                self.node(value[0], value[1], depth)
+            elif part == "tensor":
+                self.tensor(*value)
+            elif part == "function":
+                self.function(value[0], value[1], depth)
+            else:
+                self.walk(part, value[0], value[1], depth + (part == "graph"))
+
+    def function(self, at: int, end: int, depth: int) -> None:
+        names = {number: self.text(value) for number, value in self.fields(at, end) if number in (1, 10)}
+        self.scope = names.get(10, ""), names.get(1, "")
+        if self.scope in self.calls:
+            raise ValueError(f"it holds the function {self.scope[1][:60]!r} twice")
+        self.calls[self.scope] = Counter()
+        self.walk("function", at, end, depth)
+        self.scope = ""
+
+    def node(self, at: int, end: int, depth: int) -> None:
+        inputs: list[Any] = []
+        outputs: list[Any] = []
+        kind = domain = ""
+        constant = None
+        for number, value in self.fields(at, end):
+            if number == 1:
+                inputs.append(value)
+            elif number == 2:
+                outputs.append(value)
+            elif number == 4:
+                kind = self.text(value)
+            elif number == 7:
+                domain = self.text(value)
+            elif number == 5 and isinstance(value, tuple):
+                for inner, place in self.fields(*value):
+                    if inner == 5 and isinstance(place, tuple):
+                        constant = self.tensor(*place)
+                    elif inner in _PARTS["attribute"] and isinstance(place, tuple):
+                        part = _PARTS["attribute"][inner]
+                        if part == "graph" and depth >= _GRAPHS:
+                            raise ValueError(f"its graphs are nested more than {_GRAPHS} deep")
+                        if part == "tensor":
+                            self.tensor(*place)
+                        else:
+                            self.walk(part, place[0], place[1], depth + (part == "graph"))
+        self.calls[self.scope][domain, kind] += 1
+        if kind == "Constant" and constant is not None and outputs:
+            self.constants[self.text(outputs[0])] = constant
+        index = _SHAPED_BY.get(kind)
+        if index is not None and index < len(inputs):
+            self.shaped.append((kind, self.text(inputs[index])))
+
+    def tensor(self, at: int, end: int) -> int:
+        """Checks that a tensor's values are as many as its shape says; returns the product of a short list of whole numbers."""
+        tensor, name, external = _Tensor(), "", False
+        for number, value in self.fields(at, end):
+            if number == 1:
+                tensor.dims += self.numbers(*value) if isinstance(value, tuple) else [value]
+            elif number == 2 and isinstance(value, int):
+                tensor.kind = value
+            elif number == 6:
+                tensor.texts += 1
+            elif number in (4, 5, 7, 9, 10, 11):
+                tensor.values += 1
+                tensor.data = (number, *value) if isinstance(value, tuple) else (number, 0, 0)
+            elif number == 8:
+                name = self.text(value)
+            elif number == 13 and isinstance(value, tuple):
+                entry = {inner: self.text(place) for inner, place in self.fields(*value)}
+                tensor.external[entry.get(1, "")] = entry.get(2, "")
+            elif number == 14:
+                external = value == 1
+        count = math.prod(tensor.dims)
+        if any(dim >= 2**63 for dim in tensor.dims) or count > 2**62:
+            raise ValueError(f"the shape of its tensor {name[:60]!r} is not one that fits into memory")
+        if external:
+            if self.folder is not None:
+                self.beside(self.folder, tensor, name, count)
+            return 0
+        if tensor.kind == _TEXT:
+            fits = tensor.texts == count
+        elif tensor.data is None:
+            fits = not count
+        elif tensor.data[0] == 9 and tensor.kind in _BITS:
+            fits = tensor.data[2] - tensor.data[1] == -(-count * _BITS[tensor.kind] // 8)
+        else:
+            # A packed number of variable length has at least one byte; small numbers may share one.
+            fits = tensor.data[2] == 0 or (count + 7) // 8 <= tensor.data[2] - tensor.data[1] <= 16 * count
+        if not fits:
+            raise ValueError(f"the shape of its tensor {name[:60]!r} does not match its values")
+        if tensor.kind != _INT64 or tensor.data is None or not 0 < count <= 64:
+            return 0
+        number, start, stop = tensor.data
+        values = struct.unpack(f"<{count}q", self.data[start:stop]) if number == 9 else self.numbers(start, stop)
+        product = math.prod(value for value in values if 0 < value < 2**63)
+        self.constants[name] = product
+        return product
+
+    def numbers(self, at: int, end: int) -> list[int]:
+        values = []
+        while at < end:
+            value, at = self.number(at)
+            values.append(value)
+            if len(values) > 64:
+                raise ValueError("a tensor has more than 64 dimensions")
+        return values
+
+    def beside(self, folder: Path, tensor: _Tensor, name: str, count: int) -> None:
+        """Checks that values outside the file lie in a regular file of the same folder, and inside that file."""
+        location = tensor.external.get("location", "")
+        place = folder / location
+        inside = bool(location) and not Path(location).is_absolute() and ".." not in Path(location).parts
+        if not inside or place.is_symlink() or not place.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"its tensor {name[:60]!r} lies in {location[:60]!r}, which is not a file in the same folder")
+        if not place.is_file():
+            raise ValueError(f"its tensor {name[:60]!r} lies in {location[:60]!r}, and there is no such file")
+        size = place.stat().st_size
+        offset = _whole(tensor.external.get("offset", "0"))
+        length = _whole(tensor.external.get("length") or str(size - offset))
+        if offset + length > size or length < 0 or length != -(-count * _BITS.get(tensor.kind, 0) // 8):
+            raise ValueError(f"the shape of its tensor {name[:60]!r} does not match its values in {location[:60]!r}")
+
+
+def _whole(text: str) -> int:
+    if re.fullmatch(r"-?\d{1,18}", text, re.ASCII) is None:
+        raise ValueError(f"a place in a file is {text[:40]!r}, which is not a whole number")
+    return int(text)
+
+
+class _Builder(ElementTree.TreeBuilder):
+    """Builds a tree of limited depth and size, without document types, which could define entities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth = self.count = 0
+
+    def doctype(self, name: str, pubid: str, system: str) -> None:
+        raise ValueError("an IR has no document type declaration")
+
+    def start(self, tag: Any, attrs: Any) -> Any:
+        self.depth += 1
+        self.count += 1
+        if self.depth > _XML_DEPTH or self.count > _ELEMENTS:
+            raise ValueError(f"it holds more than {_ELEMENTS:,} elements, or elements nested more than {_XML_DEPTH} deep")
+        return super().start(tag, attrs)
+
+    def end(self, tag: Any) -> Any:
+        self.depth -= 1
+        return super().end(tag)
+
+
+def read_ir(path: str | Path) -> ElementTree.Element:
+    """Reads the graph of an OpenVINO IR, and checks it: operators of OpenVINO, and constants that lie inside the ``.bin``.
+
+    Raises:
+        CheckpointError: the file is not an IR, or breaks a rule.
+    """
+    path = Path(path)
+    try:
+        with open_regular(path) as file:
+            text = file.read(_XML_BYTES + 1)
+        if len(text) > _XML_BYTES:
+            raise ValueError(f"it has more than {_XML_BYTES:,} bytes")
+        root = ElementTree.fromstring(text, ElementTree.XMLParser(target=_Builder()))
+        if root.tag != "net" or root.find("layers") is None:
+            raise ValueError("it is not an OpenVINO IR")
+        weights = path.with_suffix(".bin")
+        size = weights.stat().st_size if weights.is_file() else None
+        for layer in root.iter("layer"):
+            _check_layer(layer, size)
+    except OSError as error:
+        raise CheckpointError(f"{path}: the file can't be read ({error.strerror or error})") from None
+    except (ValueError, SyntaxError) as error:
+        raise CheckpointError(f"{path}: not a readable .xml file ({' '.join(str(error).split())[:120]})") from None
+    return root
+
+
+def _check_layer(layer: ElementTree.Element, size: int | None) -> None:
+    kind, version = layer.get("type", ""), layer.get("version", "")
+    if re.fullmatch(r"opset\d{1,2}", version) is None:
+        raise ValueError(f"its operator {kind[:40]!r} is of {version[:40]!r}; legal are OpenVINO's opsets")
+    settings = layer.find("data")
+    if kind != "Const" or settings is None:
+        return
+    shape = [_whole(axis.strip()) for axis in settings.get("shape", "").split(",") if axis.strip()]
+    offset, length = _whole(settings.get("offset", "0")), _whole(settings.get("size", "0"))
+    bits = _IR_BITS.get(settings.get("element_type", "").lower())
+    if min([offset, length, *shape]) < 0 or (bits is not None and length != -(-math.prod(shape) * bits // 8)):
+        raise ValueError(f"the shape of its constant {layer.get('name', '')[:60]!r} does not match its values")
+    if size is not None and offset + length > size:
+        raise ValueError(f"its constant {layer.get('name', '')[:60]!r} reaches beyond the end of the .bin")
