@@ -153,7 +153,7 @@ def read_signature(artifact: Artifact) -> Signature:
             preprocess=manifest.preprocess,
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        reason = f"no {error.args[0]!r}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        reason = f"no {getattr(error, 'key', error.args[0])!r}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise CheckpointError(f"{path}: its manifest does not describe the input and output ({reason}); export it again") from None
     if signature.dtype not in _INPUT_DTYPES or len(signature.shape) != 3 or signature.max_batch < 1:
         raise CheckpointError(

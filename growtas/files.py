@@ -201,7 +201,15 @@ def write_json(path: str | Path, data: Any, *, sync: bool = False) -> None:
 
 
 class MissingEntry(CheckpointError, KeyError):
-    """A file lacks an entry that is needed."""
+    """A file lacks an entry that is needed.
+
+    Attributes:
+        key: name of the entry.
+    """
+
+    def __init__(self, source: str, key: str) -> None:
+        super().__init__(f"{source}: the entry {brief(key, quote=False)} is missing")
+        self.key = key
 
     __str__ = Exception.__str__  # KeyError's puts the message in quotes
 
@@ -216,7 +224,7 @@ class FileObject(dict[str, Any]):
         self.source = source
 
     def __missing__(self, key: str) -> Any:
-        raise MissingEntry(f"{self.source}: the entry {key} is missing")
+        raise MissingEntry(self.source, key)
 
 
 def read_bytes(

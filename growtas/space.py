@@ -83,7 +83,7 @@ class SearchSpace:
             object.__setattr__(self, f"max_{field}", bound)
         for field in ("head_dim", "image_size", "patch_size", "in_chans", "num_classes", "max_relative_position"):
             object.__setattr__(self, field, above_zero(field, getattr(self, field), int, SpaceError, _BELOW.get(field, 1e6)))
-        if not isinstance(self.name, str) or not self.name:
+        if not isinstance(self.name, str):
             raise SpaceError(f"name is {brief(self.name)}; it must be a text")
         if self.image_size % self.patch_size:
             raise SpaceError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")

@@ -191,4 +191,4 @@ def test_files_that_this_machine_cannot_run(onnx_file: Path, model: VisionTransf
     assert found["m.onnx"] is None
     assert "m.bf16.onnx: ONNX Runtime can't load it" in str(found["m.bf16.onnx"])
     assert found["m.pt2"] == "the program takes batches of 1 to 2, not 3; export it with --max-batch"
-    assert "cut.onnx: ONNX Runtime can't load it" in str(found["cut.onnx"])
+    assert "cut.onnx: not a readable .onnx file (it is truncated)" in str(found["cut.onnx"])
