@@ -16,7 +16,7 @@ from torch import Tensor
 
 from growtas.archives import check_archive
 from growtas.errors import CheckpointError, OutputError, brief
-from growtas.files import open_regular, parse_json, replacing
+from growtas.files import open_regular, parse_json, read_json, replacing, sha256
 from growtas.nn.architecture import Architecture
 from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer
@@ -72,17 +72,28 @@ def load_tensors(path: str | Path, what: str = "checkpoint") -> tuple[dict[str, 
         what: the name of the file's content in error messages.
 
     Raises:
-        CheckpointError: The file is missing, truncated, or not a safetensors file.
+        CheckpointError: The file is missing, truncated, not a safetensors file, or not the one of the ``state.json`` beside it.
     """
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such {what}")
     try:
+        _check_hash(Path(path))
         metadata = read_metadata(path)
         return load_file(path), metadata
     except PermissionError as error:
         raise CheckpointError(f"{path}: the {what} can't be read ({error.strerror or error})") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: the {what} is truncated or not a safetensors file ({_short(error)})") from None
+
+
+def _check_hash(path: Path) -> None:
+    """Compares a file of a training's checkpoint with its SHA-256 in ``state.json``; other files have no record."""
+    try:
+        recorded = read_json(path.with_name("state.json"))["files"][path.name]
+    except (CheckpointError, LookupError, TypeError):  # another kind of folder, or a checkpoint of an earlier version
+        return
+    if sha256(path) != recorded:
+        raise CheckpointError(f"{path}: the file has changed since it was written (its SHA-256 is not the one in state.json)")
 
 
 def save_supernet(path: str | Path, supernet: Supernet) -> None:

@@ -7,6 +7,7 @@ import errno
 import glob
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -32,6 +33,7 @@ _MAX_LEVELS = 100
 _MAX_YAML_EVENTS = 20_000
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 """With one slash, because ``Path`` removes the second slash of a URL."""
+_count = itertools.count()
 _OPEN_FILE = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/.+/fd/\d+")
 
 
@@ -50,8 +52,8 @@ def ensure_writable(folder: str | Path) -> Path:
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path, prefix=".growtas-"):
-            pass
+        with staged(path / "check") as file:
+            file.touch()
     except OSError as error:
         raise OutputError(f"{path}: the output folder can't be written ({error.strerror})") from None
     return path
@@ -118,9 +120,9 @@ def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     """
     path = _followed(path)
     if _is_stream(path):
-        with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-            yield Path(folder) / path.name
-            _append(path, (Path(folder) / path.name).read_bytes())
+        with scratch_folder() as folder:
+            yield folder / path.name
+            _append(path, (folder / path.name).read_bytes())
         return
     ensure_writable(path.parent)
     with staged(path) as temporary:
@@ -143,7 +145,7 @@ def staged(path: Path) -> Iterator[Path]:
     The name holds the machine and the process, so that the next call removes what killed processes of this machine left behind.
     """
     sweep(path.parent)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:100]}.{next(_count)}.{socket.gethostname()}.{os.getpid()}.growtas.tmp")
     _remove(temporary)
     try:
         yield temporary
@@ -154,11 +156,26 @@ def staged(path: Path) -> Iterator[Path]:
 def sweep(folder: Path) -> None:
     """Removes the temporary files and folders that processes of this machine left in a folder when they were killed."""
     host = socket.gethostname()
-    for left in folder.glob(f".*.{glob.escape(host)}.*.tmp"):
-        number = left.name.removesuffix(".tmp").rpartition(".")[2]
+    for left in folder.glob(f".*.{glob.escape(host)}.*.growtas.tmp"):
+        number = left.name.removesuffix(".growtas.tmp").rpartition(".")[2]
         with contextlib.suppress(OSError):
             if number.isdecimal() and process_alive({"pid": int(number), "host": host}, left.lstat().st_mtime) is False:
                 _remove(left)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yields a new folder in the system's folder for temporary files, and removes it at the end.
+
+    Raises:
+        OutputError: The folder can't be created.
+    """
+    with staged(Path(tempfile.gettempdir()) / "scratch") as folder:
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise OutputError(f"{folder}: the temporary folder can't be created ({error.strerror or error})") from None
+        yield folder
 
 
 def _sync(path: Path) -> None:

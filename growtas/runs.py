@@ -99,11 +99,6 @@ class RunState:
     pid: int | None = None
     host: str | None = None
 
-    @property
-    def busy(self) -> bool:
-        """Whether another process is known to train the run now."""
-        return self.process == "alive" and self.pid != os.getpid()
-
     def __str__(self) -> str:
         if self.process == "elsewhere":
             return f"{self.name} (on {self.host})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from growtas.export.benchmark.subjects import Subject
 from growtas.export.formats import ONNX, PLAN
 from growtas.export.runtimes.base import PartsTimer, Session, TimedParts, Timer, TimerParts
 from growtas.export.tensorrt import library
+from growtas.files import scratch_folder
 from growtas.progress import Progress
 
 
@@ -99,7 +99,7 @@ def with_graphs(subjects: Sequence[Subject], stack: contextlib.ExitStack, progre
             if timm not in graphs:
                 progress.stage(f"exporting {subject.name}")
                 cache = cache_folder()
-                folder = cache / "bench" if cache else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="growtas-")))
+                folder = cache / "bench" if cache else stack.enter_context(scratch_folder())
                 graphs[timm] = baselines.exported(timm, folder)
             entry.subject = replace(subject, path=graphs[timm].path, manifest=graphs[timm].manifest)
         except GrowtasError as error:

@@ -11,12 +11,12 @@ import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from growtas.errors import BuildError
+from growtas.files import scratch_folder
 
 _RUNS = 3
 _TIMEOUT_SECONDS = 300
@@ -53,9 +53,9 @@ def probe(artifact: Path | str, *, batch: int, threads: int, runtime: str, devic
         BuildError: the process failed.
     """
     command = [sys.executable, "-m", "growtas.export.benchmark.memory", *map(str, (artifact, batch, threads, runtime, device))]
-    with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
+    with scratch_folder() as folder:
         # With the cache of an earlier process, the first run would not compile.
-        cold = {"TORCHINDUCTOR_CACHE_DIR": folder} if runtime == "compile" else {}
+        cold = {"TORCHINDUCTOR_CACHE_DIR": str(folder)} if runtime == "compile" else {}
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False, env={**os.environ, **cold}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from growtas.export.open import open_session
 from growtas.export.runtimes.base import RuntimeInfo, Session
 from growtas.export.runtimes.torch import TorchSession
 from growtas.export.verification.images import noise
+from growtas.files import scratch_folder
 from growtas.latency.estimate import Hardware
 from growtas.latency.measured.paired import Block
 from growtas.nn.architecture import Architecture
@@ -168,8 +168,8 @@ class ArchitectureTurns:
         from growtas.export.quantization.convert import convert
 
         size, channels = self.space.image_size, self.space.in_chans
-        with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-            source, out = Path(folder, "fp32.onnx"), Path(folder, "converted.onnx")
+        with scratch_folder() as folder:
+            source, out = folder / "fp32.onnx", folder / "converted.onnx"
             source.write_bytes(graph)
             convert(
                 source,
@@ -206,15 +206,15 @@ def _build_plan(model: bytes, runtime: str, batch: int, *, precision: str, cache
     compiler.check((target,), precision)
     # Kernels are chosen for one batch size, so the plan must be tuned for the one that is timed.
     shapes = builder.Shapes(opt=batch, max=batch)
-    with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-        onnx = Path(folder, "model.onnx")
+    with scratch_folder() as folder:
+        onnx = folder / "model.onnx"
         onnx.write_bytes(model)
         return compiler.build(onnx, (target,), batches=shapes, precision=precision, cache_dir=cache_dir).data
 
 
 def _open(artifact: bytes, runtime: str, *, threads: int | None = None, device: Hardware = "cpu") -> Session:
     """Loads a plan, or for another runtime an ONNX file."""
-    with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-        path = Path(folder, "model").with_suffix((PLAN if runtime in PLAN.runtimes else ONNX).suffix)
+    with scratch_folder() as folder:
+        path = (folder / "model").with_suffix((PLAN if runtime in PLAN.runtimes else ONNX).suffix)
         path.write_bytes(artifact)
         return open_session(path, threads=threads, runtime=runtime, device=device, trusted=True)

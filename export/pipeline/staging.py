@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from growtas.errors import OutputError
 from growtas.export.artifact import Artifact, manifest_path
 from growtas.export.formats import side_files
-from growtas.files import ensure_writable
+from growtas.files import ensure_writable, staged
 
 
 @contextlib.contextmanager
@@ -39,8 +38,9 @@ def staging(out: Path) -> Iterator[Path]:
     Raises:
         OutputError: the folder can't be written.
     """
-    with removed_on_error(out), tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
-        yield Path(folder)
+    with removed_on_error(out), staged(out / "export") as folder:
+        folder.mkdir()
+        yield folder
 
 
 def move_into_place(artifacts: Iterable[Artifact], others: Iterable[Path], out: Path) -> list[Artifact]:

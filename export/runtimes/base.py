@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growtas.errors import DeviceError
+from growtas.files import scratch_folder
 
 Array = NDArray[np.float32]
 Timer = Callable[[], float]
@@ -134,8 +134,8 @@ def require_compiler(device: str = "cpu") -> None:
 def _compiles(command: str) -> bool:
     if shutil.which(command) is None:
         return False
-    with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-        source = Path(folder) / "one.cpp"
+    with scratch_folder() as folder:
+        source = folder / "one.cpp"
         source.write_text("#include <cmath>\nint main() { return std::sqrt(0.0) > 1; }\n", encoding="utf-8")
         try:
             done = subprocess.run([command, str(source), "-o", str(source.with_suffix(""))], capture_output=True, timeout=60)

@@ -7,7 +7,6 @@ import io
 import os
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from growtas.errors import BuildError, CheckpointError, MissingExtra, OutputError, UsageError
 from growtas.export.graph.foreign import check_onnx, read_ir
 from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, is_installed
-from growtas.files import ensure_writable
+from growtas.files import ensure_writable, staged
 from growtas.resources import available_threads
 
 _TELEMETRY = "openvino_telemetry"
@@ -174,19 +173,18 @@ def write_ir(onnx: str | Path, xml: str | Path) -> None:
     for target in (weights, xml):
         if target.is_dir():
             raise OutputError(f"{target}: can't be written (it is a folder)")
-    folder = Path(tempfile.mkdtemp(dir=xml.parent, prefix=".growtas-"))
-    try:
-        ov.save_model(model, str(folder / xml.name), compress_to_fp16=False)
-        # One model's weights may load with another model's graph and compute nonsense, so the old graph goes first.
-        xml.unlink(missing_ok=True)
-        os.replace(folder / weights.name, weights)
-        os.replace(folder / xml.name, xml)
-    except OSError as error:
-        raise OutputError(f"{xml}: can't be written ({error.strerror or error})") from None
-    except RuntimeError as error:
-        raise BuildError(f"{xml}: OpenVINO can't write the IR ({_reason(error)})") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with staged(xml) as folder:
+        try:
+            folder.mkdir()
+            ov.save_model(model, str(folder / xml.name), compress_to_fp16=False)
+            # One model's weights may load with another model's graph and compute nonsense, so the old graph goes first.
+            xml.unlink(missing_ok=True)
+            os.replace(folder / weights.name, weights)
+            os.replace(folder / xml.name, xml)
+        except OSError as error:
+            raise OutputError(f"{xml}: can't be written ({error.strerror or error})") from None
+        except RuntimeError as error:
+            raise BuildError(f"{xml}: OpenVINO can't write the IR ({_reason(error)})") from None
 
 
 def _read(ov: Any, path: str | Path | bytes) -> tuple[Any, str]:

@@ -22,6 +22,7 @@ from growtas.latency.measured.fit import ADAPTED_BELOW
 from growtas.latency.measured.profile import MeasuredProfile
 from growtas.latency.measured.sampling_plan import plan_profile
 from growtas.latency.modelled.profile import device_names, shipped_names, user_folder
+from growtas.locks import exclusive
 from growtas.progress import SILENT, Progress
 from growtas.resources import available_threads, check_threads, other_work
 from growtas.runs import Run
@@ -157,16 +158,19 @@ def profile(
         precision=precision,
         machine=str(machine["cpu"]) if info.device == "cpu" else info.device,
     )
-    progress.stage("comparing with an exported file")
-    timer.check_against_exporter(reference, progress)
-    campaign = Campaign(path.with_suffix(".jsonl"), choices, setup, timer, bounds=bounds, progress=progress)
-    progress.stage("measuring", len(plan.first) + len(plan.repeated))
-    try:
-        measured = plan.measure(campaign)
-    except KeyboardInterrupt:
-        progress.note(f"the samples so far are kept in {campaign.path}; the same command goes on from there")
-        raise
-    description = {**{key: value for key, value in machine.items() if value is not None}, **clocks()}
-    result = MeasuredProfile.of_samples(device, campaign, measured, description=setup.machine, machine=description, others=others)
-    write_json(path, result.to_dict())
+    with exclusive(path.parent, "measuring this profile", f".{path.name}.lock"):
+        progress.stage("comparing with an exported file")
+        timer.check_against_exporter(reference, progress)
+        campaign = Campaign(path.with_suffix(".jsonl"), choices, setup, timer, bounds=bounds, progress=progress)
+        progress.stage("measuring", len(plan.first) + len(plan.repeated))
+        try:
+            measured = plan.measure(campaign)
+        except KeyboardInterrupt:
+            progress.note(f"the samples so far are kept in {campaign.path}; the same command goes on from there")
+            raise
+        description = {**{key: value for key, value in machine.items() if value is not None}, **clocks()}
+        result = MeasuredProfile.of_samples(
+            device, campaign, measured, description=setup.machine, machine=description, others=others
+        )
+        write_json(path, result.to_dict())
     return ProfileResult(result, path, time.perf_counter() - started)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from growtas.export.formats import PLAN
 from growtas.export.quantization.precisions import QUANTISED
 from growtas.export.runtimes.base import Array, Session, is_installed
+from growtas.files import scratch_folder
 from growtas.latency.estimate import gain_over_fp32
 from growtas.search.journal import Conversion, Evaluation
 from growtas.search.targets import Target
@@ -89,8 +89,8 @@ class ConvertedEvaluator:
         if self._calibration is None:
             part = self._split.subset(ExportOptions().calibration_images)
             self._calibration = part.images(0, len(part)).numpy()
-        with tempfile.TemporaryDirectory(prefix="growtas-") as folder:
-            source, file = Path(folder, "fp32.onnx"), Path(folder, "converted.onnx")
+        with scratch_folder() as folder:
+            source, file = folder / "fp32.onnx", folder / "converted.onnx"
             export_onnx(extract(self._supernet, subnet).cpu(), source)
             for conversion in conversions:
                 convert(source, file, conversion.precision, calibration=self._calibration, rest=conversion.rest)

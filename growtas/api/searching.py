@@ -17,6 +17,7 @@ from growtas.files import ensure_writable, sha256
 from growtas.latency.at_hand import devices_at_hand
 from growtas.latency.estimate import RUNTIMES
 from growtas.latency.modelled.profile import BYTES
+from growtas.locks import exclusive
 from growtas.progress import SILENT, Progress
 from growtas.resources import available_threads, check_threads
 from growtas.runs import Run
@@ -319,13 +320,13 @@ class _Request:
     def search(self) -> SearchResult:
         from growtas.search.evaluation.workers import WorkerExit, search_world
 
-        with search_world() as world:
+        with search_world() as world, contextlib.ExitStack() as lock:
             if world.is_main:
-                return self._lead(world)
+                return self._lead(world, lock)
             self._serve(world)
         raise WorkerExit(0)
 
-    def _lead(self, world: SearchWorld) -> SearchResult:
+    def _lead(self, world: SearchWorld, lock: contextlib.ExitStack) -> SearchResult:
         from growtas.api.search_precision import ConvertedEvaluator
         from growtas.nn.evaluation import kernels
         from growtas.search.evaluation.evaluator import SubnetEvaluator
@@ -336,7 +337,7 @@ class _Request:
 
         progress = self.progress
         try:
-            ensure_writable(self.out)
+            lock.enter_context(exclusive(ensure_writable(self.out), "searching in this folder"))
             remote = self._remote_targets()
             # One checkpoint for the whole search: a running training may write newer ones meanwhile.
             loaded = self.load(self.run.supernet_file)
@@ -419,18 +420,22 @@ class _Request:
             UsageError: The journal lacks needed evaluations.
             LimitError: No recorded subnet meets the limits.
         """
-        from growtas.search.precision import ConvertedScorer
-        from growtas.search.rerank import ENOUGH, Recorded
-
         if os.environ.get("RANK", "0") != "0":
             from growtas.search.evaluation.workers import WorkerExit
 
             raise WorkerExit(0)
+        with contextlib.ExitStack() as lock:
+            return self._replay(lock)
+
+    def _replay(self, lock: contextlib.ExitStack) -> SearchResult:
+        from growtas.search.precision import ConvertedScorer
+        from growtas.search.rerank import ENOUGH, Recorded
+
         started = time.perf_counter()
         checkpoint = self.run.supernet_file
         digest = sha256(checkpoint)
         recorded = Recorded.read(self.out / "journal.jsonl", digest, self._other_journals())
-        ensure_writable(self.out / REPLAY)
+        lock.enter_context(exclusive(ensure_writable(self.out / REPLAY), "replaying this search"))
         search = self._with_targets(self._remote_targets())
         result, scores = recorded.ranked(self.space, search.feasible()), recorded.scores(self.space)
 

@@ -5,6 +5,7 @@ A checkpoint is written completely or not at all. The newest few and the best ar
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shutil
@@ -17,15 +18,17 @@ from torch import Tensor
 
 from growtas.checkpoint import load_model, load_supernet, load_tensors, save_model, save_supernet, save_tensors
 from growtas.errors import CheckpointError
-from growtas.fields import OBJECT, check_entries, map_of, number, real, whole
-from growtas.files import read_json, replacing, write_json
+from growtas.fields import OBJECT, check_entries, map_of, number, real, text, whole
+from growtas.files import json_text, read_json, replacing, sha256, write_json
 from growtas.nn.supernet import Supernet
 from growtas.progress import Progress
 from growtas.runs import Run
 from growtas.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from growtas.train.step import Training
 
-FORMAT = "growtas-checkpoint/2"
+FORMAT = "growtas-checkpoint/3"
+_OLD_FORMATS = ("growtas-checkpoint/2",)
+"""Formats of earlier versions, which recorded no hashes."""
 _OPTIMIZER, _WEIGHTS = "optimizer/", "weights/"
 
 
@@ -57,6 +60,7 @@ _STATE_RULES = {
     "batch": _COUNT,
     "step": _COUNT,
     "sums": map_of(number().or_null(), "an object of numbers"),
+    "files": map_of(text(), "an object of texts"),
     "scaler": OBJECT,
     "strategy": OBJECT,
 }
@@ -75,7 +79,9 @@ Fields:
 STATE_JSON = """``state.json`` of a checkpoint: how far the training has come.
 
 Fields:
-    format (text): Always ``growtas-checkpoint/2``.
+    format (text): Always ``growtas-checkpoint/3``.
+    sha256 (text): SHA-256 of this object without this entry, as compact JSON, in hexadecimal. A resumed training checks all hashes.
+    files (object): SHA-256 of the checkpoint's other files by their names, in hexadecimal.
     epoch (whole number): Epochs that are complete.
     batch (whole number): Batches of the next epoch that are done.
     step (whole number): Optimiser steps that are complete.
@@ -117,12 +123,13 @@ def save_checkpoint(run: Run, training: Training, place: Place, strategy: dict[s
             "epoch": place.epoch,
             "batch": place.batch,
             "step": place.step,
+            "files": {path.name: sha256(path) for path in sorted(temporary.iterdir())},
             "sums": place.sums,
             "optimizer": {"groups": scalars},
             "scaler": training.scaler.state_dict(),
             "strategy": strategy,
         }
-        write_json(temporary / "state.json", state)
+        write_json(temporary / "state.json", {**state, "sha256": _digest(state)})
     for old in run.checkpoints[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
@@ -183,9 +190,13 @@ def load_newest(run: Run, training: Training, progress: Progress) -> tuple[Place
 
 def _load(folder: Path, training: Training) -> tuple[Place, dict[str, Any]]:
     state = read_json(folder / "state.json", "checkpoint state")
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") not in (FORMAT, *_OLD_FORMATS):
         raise CheckpointError(f"{folder / 'state.json'}: not a training checkpoint of format {FORMAT}")
     check_entries(state, _STATE_RULES, str(folder / "state.json"), CheckpointError)
+    if state["format"] == FORMAT or "sha256" in state:
+        recorded = state.pop("sha256", None)
+        if recorded != _digest(state):
+            raise CheckpointError(f"{folder / 'state.json'}: the file has changed since it was written (its SHA-256 is another one)")
     place = Place(state["epoch"], state["batch"], state["step"])
     place.sums |= {key: math.nan if value is None else value for key, value in state["sums"].items()}
     strategy: dict[str, Any] = state["strategy"]
@@ -210,6 +221,10 @@ def _load(folder: Path, training: Training) -> tuple[Place, dict[str, Any]]:
     if teacher is not None:
         training.teacher = teacher.to(training.supernet.cls_token.device).requires_grad_(False)
     return place, strategy
+
+
+def _digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json_text(state).encode()).hexdigest()
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

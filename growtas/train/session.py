@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from growtas.data.report import DataReport, check_data
 from growtas.data.sources import Data, open_data, open_recorded
 from growtas.distributed import World, join_world
 from growtas.errors import ConfigError, DeviceError, GrowtasError, OutputError, UsageError
-from growtas.files import ensure_writable, sha256, write_json
+from growtas.files import ensure_writable, sha256, sweep, write_json
 from growtas.latency.at_hand import devices_at_hand
+from growtas.locks import exclusive
 from growtas.nn.supernet import Supernet
 from growtas.processes import this_process
 from growtas.progress import SILENT, Progress
@@ -60,6 +61,7 @@ class Session:
         world: the processes of the training.
         report: the check of the data; None for a resumed run and on all processes but 0.
         teacher: the external teacher, or None.
+        lock: releases the run's lock when it is closed; :meth:`train` does that.
     """
 
     run: Run
@@ -69,6 +71,7 @@ class Session:
     world: World = World()  # noqa: RUF009 (a frozen value)
     report: DataReport | None = None
     teacher: Teacher | None = None
+    lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def train(self, progress: Progress = SILENT) -> dict[str, Any]:
         """Trains, and measures the monitored subnets (and a fine-tuned model) on the test set.
@@ -83,8 +86,11 @@ class Session:
             TrainingError, DataError: see :class:`growtas.train.trainer.Trainer`.
             KeyboardInterrupt: the training was stopped. The run is marked as interrupted and can be resumed.
         """
+        with self.lock:
+            return self._train_and_record(progress if self.world.is_main else SILENT)
+
+    def _train_and_record(self, progress: Progress) -> dict[str, Any]:
         main = self.world.is_main
-        progress = progress if main else SILENT
         if main:
             self.run.update(state="training", error=None, process=this_process())
         with TrainingInterrupts(self.world, self.device, progress) as interrupts:
@@ -254,7 +260,10 @@ def start_session(
     created_run = Run(Path(world.share(path)))
     if not world.is_main:
         teacher = load_teacher(recipe, record, data.class_names)  # process 0 has downloaded it
-    return Session(created_run, recipe, data, chosen, world, report, teacher)
+    lock = contextlib.ExitStack()
+    if world.is_main:
+        lock.enter_context(exclusive(created_run.path, "training this run"))
+    return Session(created_run, recipe, data, chosen, world, report, teacher, lock)
 
 
 def resume_session(
@@ -280,13 +289,27 @@ def resume_session(
         UsageError: the run is finished, was imported, or is being trained by another process.
         DataError: the images are absent or have changed.
     """
+    _check_unfinished(run)
+    with contextlib.ExitStack() as lock:
+        if not int(os.environ.get("RANK", "0")):
+            lock.enter_context(exclusive(run.path, "training this run"))
+            _check_unfinished(run)  # another process may have finished it just before
+            for folder in (run.path, run.path / "checkpoints"):
+                sweep(folder)
+        session = _resume(run, config, options, data_dir, device)
+        return replace(session, lock=lock.pop_all())
+
+
+def _check_unfinished(run: Run) -> None:
+    state = run.info.get("state")
+    if state in ("finished", "imported"):
+        raise UsageError(f"{run.path}: the run is {state}, so there is nothing to resume; start a new one with `growtas train`")
+
+
+def _resume(
+    run: Run, config: Path | None, options: Mapping[str, Any] | None, data_dir: str | None, device: str
+) -> Session:
     info = run.info
-    if info["state"] in ("finished", "imported"):
-        raise UsageError(
-            f"{run.path}: the run is {info['state']}, so there is nothing to resume; start a new one with `growtas train`"
-        )
-    if run.state().busy and not int(os.environ.get("RANK", "0")):
-        raise UsageError(f"{run.path}: process {run.state().pid} is training this run; wait for it, or stop it first")
     recipe = Recipe.from_dict(info["recipe"], source=str(run.path / "run.json"))
     given = {**(read_config(config) if config else {}), **(options or {})}
     free: tuple[str, ...] = FREE_ON_RESUME

@@ -1,4 +1,7 @@
+import json
 import math
+import random
+import shutil
 
 import pytest
 import torch
@@ -143,6 +146,49 @@ def test_what_cannot_be_read_is_set_aside(space, run, damage):
     assert "renamed to broken-epoch-0002, and the one before it is loaded" in remarks.texts[0]
     assert_same_weights(training.supernet, type("Before", (), {"state_dict": lambda self: before})())
     assert [path.name for path in run.checkpoints] == ["epoch-0001"]
+
+
+@pytest.mark.parametrize("file", ["supernet.safetensors", "trainer.safetensors", "state.json"])
+def test_a_flipped_bit_is_noticed_wherever_it_is(space, run, file):
+    training, random_bits = make_training(space), random.Random(file)
+    for _ in range(20):
+        save_checkpoint(run, training, Place(1), {}, keep=5)
+        folder, remarks = save_checkpoint(run, training, Place(2), {}, keep=5), Remarks()
+        content = bytearray((folder / file).read_bytes())
+        content[random_bits.randrange(len(content))] ^= 1 << random_bits.randrange(8)
+        if file == "state.json" and json_or_none(content) == read_json(folder / file):
+            continue  # a blank became another blank
+        (folder / file).write_bytes(content)
+        assert load_newest(run, training, remarks)[0].epoch == 1
+        assert "renamed to broken-epoch-0002" in remarks.texts[0]
+        shutil.rmtree(run.path / "checkpoints")
+
+
+def json_or_none(content):
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_hashes(space, run):
+    folder = save_checkpoint(run, make_training(space), Place(2), {}, keep=5)
+    state = {key: value for key, value in read_json(folder / "state.json").items() if key not in ("sha256", "files")}
+    write_json(folder / "state.json", state)
+    with pytest.raises(CheckpointError, match="has changed since it was written"):
+        load_newest(run, make_training(space), SILENT)
+    write_json(folder / "state.json", {**state, "format": "growtas-checkpoint/2"})
+    assert load_newest(run, make_training(space), SILENT)[0].epoch == 2
+
+
+def test_other_readers_of_the_weights_notice_it_too(space, run):
+    folder = save_checkpoint(run, make_training(space), Place(1), {}, keep=5)
+    file = folder / "supernet.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"supernet\.safetensors: the file has changed since it was written"):
+        load_supernet(file)
 
 
 def test_nothing_that_can_be_read(space, run):

@@ -34,12 +34,12 @@ def _training(**process):
 def test_a_process_is_alive_until_it_has_ended(other):
     process = {"pid": other.pid, "host": HERE}
     assert process_alive(process) is True
-    assert run_state({"state": "training", "process": process}).busy
+    assert run_state({"state": "training", "process": process}).process == "alive"
     other.stdin.close()
     other.wait()
     assert process_alive(process) is False
     state = run_state({"state": "training", "process": process})
-    assert (str(state), state.busy) == ("stopped", False)
+    assert (str(state), state.process) == ("stopped", None)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs Linux' /proc")
@@ -68,19 +68,19 @@ def test_no_number_means_a_group_of_processes():
 
 def test_another_machine_is_not_asked():
     state = run_state(_training(pid=os.getpid(), host="elsewhere.example"))
-    assert (state.process, state.busy, str(state)) == ("elsewhere", False, "training (on elsewhere.example)")
+    assert (state.process, str(state)) == ("elsewhere", "training (on elsewhere.example)")
     assert process_alive({"pid": os.getpid(), "host": "elsewhere.example"}) is None
 
 
 @pytest.mark.parametrize("process", [None, {}, {"pid": 1}, {"host": HERE}, {"pid": "1", "host": HERE}, 7])
 def test_what_is_not_recorded_is_not_guessed(process):
     state = run_state({"state": "training", "process": process})
-    assert (state.name, state.process, state.busy, str(state)) == ("training", "unknown", False, "training (unchecked)")
+    assert (state.name, state.process, str(state)) == ("training", "unknown", "training (unchecked)")
 
 
-def test_this_process_does_not_stand_in_its_own_way():
+def test_this_process_is_alive():
     state = run_state({"state": "training", "process": this_process()})
-    assert (state.process, state.busy, str(state)) == ("alive", False, "training")
+    assert (state.process, str(state)) == ("alive", "training")
 
 
 @pytest.mark.parametrize("name", ["finished", "imported", "interrupted", "failed"])
@@ -90,7 +90,7 @@ def test_other_states_have_no_process(name, monkeypatch):
 
     monkeypatch.setattr("growtas.runs.process_alive", alive)
     state = run_state({"state": name, "process": {"pid": 1, "host": HERE}})
-    assert (str(state), state.process, state.busy) == (name, None, False)
+    assert (str(state), state.process) == (name, None)
 
 
 @pytest.mark.parametrize(
