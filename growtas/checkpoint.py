@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,7 +43,9 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[st
         try:
             save_file(state, temporary, {"growtas": json.dumps(metadata or {})})
         except SafetensorError as error:
-            raise OutputError(f"{path}: can't be written ({error})") from None
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            reason = os.strerror(int(number[1])) if number else error
+            raise OutputError(f"{path}: can't be written ({reason})") from None
         temporary.chmod(mode)
 
 

@@ -33,6 +33,8 @@ _MAX_LEVELS = 100
 _MAX_YAML_EVENTS = 20_000
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 """With one slash, because ``Path`` removes the second slash of a URL."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, a full quota, and a limit on the size of files."""
 _count = itertools.count()
 _OPEN_FILE = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/.+/fd/\d+")
 
@@ -143,12 +145,21 @@ def staged(path: Path) -> Iterator[Path]:
     """Yields a free name beside ``path`` for a file or folder, which is removed at the end if it is still there.
 
     The name holds the machine and the process, so that the next call removes what killed processes of this machine left behind.
+
+    Raises:
+        OutputError: The disk is full.
     """
     sweep(path.parent)
     temporary = path.with_name(f".{path.name[:100]}.{next(_count)}.{socket.gethostname()}.{os.getpid()}.growtas.tmp")
     _remove(temporary)
     try:
         yield temporary
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OutputError(f"{path}: can't be written ({os.strerror(error.errno)})") from None
+    except OutputError as error:  # about a file inside a folder
+        raise OutputError(str(error).replace(str(temporary), str(path))) from None
     finally:
         _remove(temporary)
 
@@ -168,7 +179,7 @@ def scratch_folder() -> Iterator[Path]:
     """Yields a new folder in the system's folder for temporary files, and removes it at the end.
 
     Raises:
-        OutputError: The folder can't be created.
+        OutputError: The folder can't be created, or the disk is full.
     """
     with staged(Path(tempfile.gettempdir()) / "scratch") as folder:
         try:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,6 @@ class Session:
         world: the processes of the training.
         report: the check of the data; None for a resumed run and on all processes but 0.
         teacher: the external teacher, or None.
-        lock: releases the run's lock when it is closed; :meth:`train` does that.
     """
 
     run: Run
@@ -71,7 +70,6 @@ class Session:
     world: World = World()  # noqa: RUF009 (a frozen value)
     report: DataReport | None = None
     teacher: Teacher | None = None
-    lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def train(self, progress: Progress = SILENT) -> dict[str, Any]:
         """Trains, and measures the monitored subnets (and a fine-tuned model) on the test set.
@@ -83,16 +81,21 @@ class Session:
             The content of ``run.json``.
 
         Raises:
+            UsageError: another process trains the run, or has just finished it.
             TrainingError, DataError: see :class:`growtas.train.trainer.Trainer`.
             KeyboardInterrupt: the training was stopped. The run is marked as interrupted and can be resumed.
         """
-        with self.lock:
-            return self._train_and_record(progress if self.world.is_main else SILENT)
+        if not self.world.is_main:
+            return self._train_and_record(SILENT)
+        with _lock(self.run):
+            _check_unfinished(self.run)
+            for folder in (self.run.path, self.run.path / "checkpoints"):
+                sweep(folder)
+            self.run.update(state="training", error=None, process=this_process())
+            return self._train_and_record(progress)
 
     def _train_and_record(self, progress: Progress) -> dict[str, Any]:
         main = self.world.is_main
-        if main:
-            self.run.update(state="training", error=None, process=this_process())
         with TrainingInterrupts(self.world, self.device, progress) as interrupts:
             try:
                 final = self._train(progress, interrupts)
@@ -260,10 +263,7 @@ def start_session(
     created_run = Run(Path(world.share(path)))
     if not world.is_main:
         teacher = load_teacher(recipe, record, data.class_names)  # process 0 has downloaded it
-    lock = contextlib.ExitStack()
-    if world.is_main:
-        lock.enter_context(exclusive(created_run.path, "training this run"))
-    return Session(created_run, recipe, data, chosen, world, report, teacher, lock)
+    return Session(created_run, recipe, data, chosen, world, report, teacher)
 
 
 def resume_session(
@@ -290,25 +290,9 @@ def resume_session(
         DataError: the images are absent or have changed.
     """
     _check_unfinished(run)
-    with contextlib.ExitStack() as lock:
-        if not int(os.environ.get("RANK", "0")):
-            lock.enter_context(exclusive(run.path, "training this run"))
-            _check_unfinished(run)  # another process may have finished it just before
-            for folder in (run.path, run.path / "checkpoints"):
-                sweep(folder)
-        session = _resume(run, config, options, data_dir, device)
-        return replace(session, lock=lock.pop_all())
-
-
-def _check_unfinished(run: Run) -> None:
-    state = run.info.get("state")
-    if state in ("finished", "imported"):
-        raise UsageError(f"{run.path}: the run is {state}, so there is nothing to resume; start a new one with `growtas train`")
-
-
-def _resume(
-    run: Run, config: Path | None, options: Mapping[str, Any] | None, data_dir: str | None, device: str
-) -> Session:
+    if not int(os.environ.get("RANK", "0")):
+        with _lock(run):  # only to raise before the images are opened; the training takes it again
+            pass
     info = run.info
     recipe = Recipe.from_dict(info["recipe"], source=str(run.path / "run.json"))
     given = {**(read_config(config) if config else {}), **(options or {})}
@@ -334,6 +318,16 @@ def _resume(
     teacher = load_teacher(recipe, info["preprocess"], info["class_names"])
     check_same_teacher(teacher, info.get("teacher"), str(run.path))
     return Session(run, recipe, data, chosen, world, teacher=teacher)
+
+
+def _lock(run: Run) -> contextlib.AbstractContextManager[None]:
+    return exclusive(run.path, "training this run")
+
+
+def _check_unfinished(run: Run) -> None:
+    state = run.info.get("state")
+    if state in ("finished", "imported"):
+        raise UsageError(f"{run.path}: the run is {state}, so there is nothing to resume; start a new one with `growtas train`")
 
 
 def pick_device(name: str) -> torch.device:

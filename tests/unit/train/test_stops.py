@@ -13,7 +13,7 @@ import torch
 
 from growtas.checkpoint import load_tensors
 from growtas.data.evaluation import EvaluationSet
-from growtas.errors import OutputError
+from growtas.errors import OutputError, UsageError
 from growtas.files import read_json, read_json_lines
 from growtas.interrupts import Interrupts, exit_code
 from growtas.progress import Progress
@@ -272,3 +272,24 @@ def test_a_full_disk_is_named_and_the_training_continues_to_the_same_bits(begin,
     assert not list(session.run.path.rglob(".*.tmp"))
     resume_session(session.run, device="cpu").train()
     assert_same(outcome(session.run), calm(400))
+
+
+def test_two_processes_never_train_one_run(begin, calm):
+    """The second one is refused whether it resumes the run or was ready before the first one began; the first one goes on."""
+    session = begin("run", 400)
+    ready, refused = resume_session(session.run, device="cpu"), []
+
+    class Second(Progress):
+        def event(self, event):
+            if type(event) is StepDone and event.step == 2:
+                for start in (ready.train, lambda: resume_session(session.run, device="cpu")):
+                    with pytest.raises(UsageError, match=f"process {os.getpid()} is training this run") as caught:
+                        start()
+                    refused.append(caught.value)
+
+    session.train(Second())
+    assert len(refused) == 2
+    assert_same(outcome(session.run), calm(400))
+    with pytest.raises(UsageError, match="the run is finished, so there is nothing to resume"):
+        ready.train()
+    assert not (session.run.path / ".lock").exists()
