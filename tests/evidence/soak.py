@@ -90,7 +90,7 @@ class Server:
         return self._log.read_text()
 
     def state(self) -> tuple[int, int]:
-        """Memory in bytes (its share of shared pages included) and number of open files, when all connections are closed."""
+        """Resident memory in bytes and number of open files, when all connections are closed."""
         deadline = time.monotonic() + 4 * TIMEOUT_S
         files = Path(f"/proc/{self.running.process.pid}/fd")
         seen = [len(os.listdir(files))]
@@ -99,10 +99,7 @@ class Server:
                 break
             time.sleep(0.1)
             seen.append(len(os.listdir(files)))
-        memory = Path(f"/proc/{self.running.process.pid}/smaps_rollup").read_text()
-        match = re.search(r"^Pss:\s+(\d+) kB", memory, re.MULTILINE)
-        assert match
-        return int(match[1]) * 1024, seen[-1]
+        return self.running.memory("VmRSS"), seen[-1]
 
 
 class Clients:
