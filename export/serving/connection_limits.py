@@ -109,7 +109,11 @@ class GuardedProtocol(H11Protocol):
             return
         waiting = [one for one in others if one._between() and one.conn.our_state is h11.IDLE and not one._unread()]
         last = min(waiting, key=lambda one: (one.cycle is not None, one.idle_since), default=self)
-        last._refuse(503, "Service Unavailable", "too many connections; try again later", "connections", _RETRY)
+        if last.cycle is None:
+            last._refuse(503, "Service Unavailable", "too many connections; try again later", "connections", _RETRY)
+        else:  # its client would take an answer for that to its next request
+            self.metrics.dropped.labels("connections").inc()
+            last.transport.close()
 
     def _unread(self) -> bool:
         """Whether the system holds data of the client that was not read yet."""

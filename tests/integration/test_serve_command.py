@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import resource
 import signal
 import socket
 import sys
@@ -36,6 +35,7 @@ from tests.unit.export.serving.helpers import (
     still_answers,
 )  # fmt: skip
 
+resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 CLIENTS, REQUESTS = 8, 40
 
@@ -409,7 +409,7 @@ def test_kept_connections_make_room_too_and_the_oldest_goes_first(server):
             connection.sendall(request)
             assert answer(connection)[0] == 200
         assert still_answers(server)
-        assert answer(connections[0])[0] == 503
+        assert connections[0].recv(1) == b""
         for connection in connections[1:]:
             connection.sendall(request)
             assert answer(connection)[0] == 200
