@@ -155,7 +155,7 @@ class Server(uvicorn.Server):
         await self._serving.batcher.close()
 
     async def _close_port(self, listeners: Iterable[socket.socket]) -> None:
-        """Closes the port after accepting the connections that wait for it: the system would reset them, and lose their requests."""
+        """Closes the port, after accepting the connections that wait for it; otherwise the system would reset them."""
         assert self._loop is not None
         accepted = []
         if os.name == "posix":  # elsewhere asyncio's event loop has no readers

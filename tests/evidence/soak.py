@@ -1,15 +1,15 @@
 """``python -m tests.evidence.soak``: serves 10,000 requests of 8 clients beside floods and slow senders, and through restarts.
 
-It exports a tiny model, starts ``growtas serve`` on it, and lets the clients send requests: half of them keep a connection, the others
-make a new one for each request. Every answer is compared with that of ONNX Runtime. Beside them, hundreds of other connections send
-nothing, half a head, garbage, a byte every half second, or bodies that are too large; others leave in the middle of a body or before
-the answer. In the first part the server is stopped by SIGTERM several times and started again at the same port; then its memory and
-its open files are measured, after a warm-up and at the end, while nothing is connected.
+It exports a tiny model, starts ``growtas serve`` on it, and lets the clients send requests: half of them keep a connection, the
+others make a new one for each request. Every answer is compared with that of ONNX Runtime. Beside them, hundreds of other connections
+send nothing, half a head, garbage, a byte every half second, or bodies that are too large; others leave in the middle of a body or
+before the answer. In the first part the server is stopped by SIGTERM several times and started again at the same port. Then its memory
+and its open files are measured after a warm-up and four times more, while nothing is connected.
 
 A client repeats a request that was refused (no connection, or status 503), and one that the server did not read: Linux resets the
-connection then. A request is lost if the server read it and did not answer it, or answered a part. It prints a report as JSON, and exits
-with 1 if a request was lost or answered wrongly, if the server printed anything unexpected or did not stop with exit code 0, or if
-memory or open files grew.
+connection then. A request is lost if the server read it and did not answer it, or answered only a part. The script prints a report as
+JSON. It exits with 1 if a request was lost or answered wrongly, if the server printed anything unexpected or did not stop with exit
+code 0, or if memory or the number of open files grew.
 """
 
 from __future__ import annotations
@@ -325,7 +325,7 @@ class Disturbance:
 
 
 def soak(folder: Path, requests: int, clients: int, restarts: int) -> dict[str, Any]:
-    """Sends the requests in three parts: with restarts, as a warm-up, and for measuring; returns the report."""
+    """Sends the requests in parts: one with restarts, a warm-up, and four after which memory is measured; returns the report."""
     artifact = exported(folder)
     images = np.random.default_rng(0).normal(size=(_IMAGES, 3, TINY.image_size, TINY.image_size)).astype(np.float32)
     session = onnxruntime.InferenceSession(artifact, providers=["CPUExecutionProvider"])
@@ -333,7 +333,7 @@ def soak(folder: Path, requests: int, clients: int, restarts: int) -> dict[str, 
     server = Server(artifact, folder / "server.log")
     started = time.monotonic()
     asking, made, states = Clients(server, images, want), Counter[str](), []
-    parts = [requests * 2 // 5, requests // 5]
+    parts = [requests * 3 // 10, requests * 3 // 10, *[requests // 10] * 3]
     parts.append(requests - sum(parts))
     for part, count in enumerate(parts):
         with Disturbance(server, asking.requests[0]) as disturbance:
@@ -349,7 +349,7 @@ def soak(folder: Path, requests: int, clients: int, restarts: int) -> dict[str, 
         if part:
             states.append(server.state())
     server.stop()
-    (before, files_before), (after, files_after) = states
+    memory, files = zip(*states, strict=True)
     outcomes = asking.outcomes
     log = server.log().splitlines()
     return {
@@ -364,10 +364,10 @@ def soak(folder: Path, requests: int, clients: int, restarts: int) -> dict[str, 
         "exit_codes": server.codes,
         "tracebacks": sum(line.startswith("Traceback") for line in log),
         "unexpected_lines": [line for line in log if not _EXPECTED_LINES.fullmatch(line)][:50],
-        "measured_requests": parts[-1],
-        "memory_mb": [round(before / 1e6, 2), round(after / 1e6, 2)],
-        "memory_growth_percent": round(100 * (after / before - 1), 2),
-        "open_files": [files_before, files_after],
+        "measured_requests": sum(parts[2:]),
+        "memory_mb": [round(value / 1e6, 2) for value in memory],
+        "memory_growth_percent": round(100 * (memory[-1] / memory[0] - 1), 2),
+        "open_files": files,
         "seconds": round(time.monotonic() - started),
     }
 
@@ -388,7 +388,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000, help="Number of requests (default: 10000).")
     parser.add_argument("--clients", type=int, default=8, help="Number of clients (default: 8).")
     parser.add_argument("--restarts", type=int, default=8, help="Number of restarts (default: 8).")
-    parser.add_argument("--sample", action="store_true", help="Send 2,000 requests with 2 restarts, which takes less than a minute.")
+    parser.add_argument("--sample", action="store_true", help="Send 2,000 requests with 2 restarts (a minute).")
     options = parser.parse_args()
     requests, restarts = (2000, 2) if options.sample else (options.requests, options.restarts)
     with tempfile.TemporaryDirectory() as folder:
