@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -27,6 +26,7 @@ from growtas.export.serving.options import ServeOptions
 from growtas.export.serving.protocol import HEADER_LENGTH, RequestRefused, accepted, parse_request
 from growtas.export.serving.response import encode_response
 from growtas.export.signature import Signature
+from growtas.files import json_text
 
 VERSION = "1"
 # Larger JSON is parsed in a thread, so that it does not delay other requests.
@@ -85,6 +85,10 @@ class Serving:
     def under_way(self) -> int:
         """The number of inference requests in progress."""
         return len(self._under_way)
+
+    def last_headers(self) -> dict[str, str]:
+        """Headers of an answer: while the server stops, its connection is closed, so that clients connect to another server."""
+        return {} if self.ready else {"Connection": "close"}
 
     async def drain(self) -> None:
         """Refuses new requests, and waits until those in progress are answered."""
@@ -149,8 +153,7 @@ class Serving:
             return Refusal(refusal, unread=unread, closing=not self.ready)
         else:
             code = 200
-            # While the server stops, connections are closed after an answer, so that clients connect to another server.
-            headers = {} if self.ready else {"Connection": "close"}
+            headers = self.last_headers()
             if head is None:
                 return Response(content, headers=headers, media_type="application/json")
             headers[HEADER_LENGTH] = str(head)
@@ -242,7 +245,7 @@ class Refusal(Response):
 
 def error_body(message: str) -> bytes:
     """Returns an error in the protocol's form."""
-    return json.dumps({"error": message}, ensure_ascii=False).encode()
+    return json_text({"error": message}).encode()
 
 
 def build_app(serving: Serving) -> FastAPI:
@@ -253,7 +256,7 @@ def build_app(serving: Serving) -> FastAPI:
     get = functools.partial(app.api_route, methods=["GET", "HEAD"])
 
     def json_response(content: Any, status: int = 200) -> Response:
-        return Response(json.dumps(content, ensure_ascii=False).encode(), status, media_type="application/json")
+        return Response(json_text(content).encode(), status, serving.last_headers(), "application/json")
 
     def check_model(name: str, version: str | None) -> None:
         if name != serving.name:
@@ -272,7 +275,7 @@ def build_app(serving: Serving) -> FastAPI:
         elif message == HTTPStatus.NOT_FOUND.phrase:
             message = f"there is nothing at {path}; GET /v2/models/{serving.name} describes the model, POST {infer_path} runs it"
         unread = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-        return Refusal(RequestRefused(message, error.status_code), unread=unread, headers=headers)
+        return Refusal(RequestRefused(message, error.status_code), unread=unread, closing=not serving.ready, headers=headers)
 
     @get("/")
     async def root() -> Response:
@@ -292,7 +295,7 @@ def build_app(serving: Serving) -> FastAPI:
 
     @get("/metrics")
     async def metrics() -> Response:
-        return Response(serving.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(serving.metrics.text(), headers=serving.last_headers(), media_type=CONTENT_TYPE)
 
     @get("/v2/models/{name}")
     @get("/v2/models/{name}/versions/{version}")

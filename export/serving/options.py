@@ -21,7 +21,8 @@ class ServeOptions:
         max_delay_us: longest time in microseconds that a request waits for others to share its batch.
         queue: number of requests that may wait for a batch; further ones get status 503.
         max_body: largest size of a request in bytes; by default enough for the largest batch.
-        connections: number of connections at the same time; further ones get status 503 and are closed.
+        connections: number of connections at the same time. A further one closes the connection that has waited longest without a
+            request, with status 503 if it had none so far. If all have a request in progress, the new one gets status 503.
         timeout_s: limit in seconds for receiving a request's head, for receiving its body, and for sending its answer, each.
         drain_s: longest time in seconds that a stop waits for requests in progress.
         shutdown_delay_s: time in seconds that a stopping server still accepts requests while it reports that it is not ready, so

@@ -52,7 +52,7 @@ def _entry(requested: RequestedOutput, values: NDArray[Any], signature: Signatur
         entry["data"] = texts or values.ravel().tolist()
         return entry
     if texts:
-        encoded = [text.encode() for text in texts]
+        encoded = [text.encode("utf-8", "replace") for text in texts]
         raw = b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
     else:
         raw = np.ascontiguousarray(values, output.numpy_dtype).tobytes()

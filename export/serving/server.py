@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import ipaddress
 import logging
 import os
@@ -12,7 +13,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +30,10 @@ from growtas.progress import Progress
 
 _KEEP_ALIVE_SECONDS = 65
 _SWEEP_SECONDS = 1.0
+_LAST_REQUEST_SECONDS = 0.25
+"""Time for connections that were made just before the port was closed to send their requests, which are then answered."""
+_BACKLOG = 512
+"""Number of connections that may wait to be accepted. All are accepted at once, for which there must be file descriptors."""
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """The signals that stop a server. SIGHUP means that its terminal was closed; Windows does not have it."""
 
@@ -61,7 +66,7 @@ def run_server(artifact: Path, options: ServeOptions, progress: Progress) -> int
             )
             address, port = listener.getsockname()[:2]
             shown = f"[{address}]" if ":" in address else address
-            server = _Server(serving, guarded(options, metrics), options, progress)
+            server = Server(serving, guarded(options, metrics), options, progress)
             # The handlers are set before the address is printed, because its reader may send a signal at once.
             for number in signals:
                 signal.signal(number, server.stop)
@@ -95,7 +100,7 @@ def _stop_signals() -> Iterator[Collection[signal.Signals]]:
             signal.signal(number, handler)
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn's server. On a signal it refuses new requests, answers those in progress, and then closes.
 
     Attributes:
@@ -113,12 +118,14 @@ class _Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=5,
         )
         # Data that is not HTTP gets an answer. A line on stderr for each would let everyone fill the disk.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         super().__init__(settings)
+        self._protocol = functools.partial(protocol, config=settings, server_state=self.server_state, app_state={})
         self._serving, self._options, self._progress = serving, options, progress
         self.cut_off = False
         self._stop_asked = False
@@ -134,15 +141,36 @@ class _Server(uvicorn.Server):
             self._stop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Closes all connections, after finishing the answers that are being sent."""
+        """Closes all connections, after answering every request that their clients have sent by now."""
         # uvicorn would print a traceback for each request that is ended now.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await self._close_port(sockets or [])
+        if self.server_state.connections and not self.force_exit:
+            await asyncio.sleep(_LAST_REQUEST_SECONDS)
         await super().shutdown(sockets)
         if unread := len(self.server_state.connections):
             self.cut_off = True
             self._note(f"{unread} clients did not read their answers, which are cut off")
         self._sweeper.cancel()
         await self._serving.batcher.close()
+
+    async def _close_port(self, listeners: Iterable[socket.socket]) -> None:
+        """Closes the port, after accepting the connections that wait for it; otherwise the system would reset them."""
+        assert self._loop is not None
+        accepted = []
+        if os.name == "posix":  # elsewhere asyncio's event loop has no readers
+            for listener in listeners:
+                self._loop.remove_reader(listener)
+            # asyncio drops a connection that it has just accepted if the port is closed before the connection's first turn.
+            await asyncio.sleep(0)
+            for listener in listeners:
+                with contextlib.suppress(OSError):  # none is waiting
+                    for _ in range(_BACKLOG):
+                        connection, _ = listener.accept()
+                        accepted.append(self._loop.connect_accepted_socket(self._protocol, connection))
+        for server in self.servers:
+            server.close()
+        await asyncio.gather(*accepted, return_exceptions=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -202,7 +230,7 @@ def _bind(host: str, port: int) -> socket.socket:
             if os.name == "posix":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-            listener.listen(512)
+            listener.listen(_BACKLOG)
         except OSError:
             listener.close()
             raise

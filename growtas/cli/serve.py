@@ -30,7 +30,9 @@ def serve(
     max_body: Annotated[
         int | None, Option(help="Largest size of a request in bytes. Default: enough for the largest batch.")
     ] = None,
-    max_connections: Annotated[int, Option(help="Number of simultaneous connections; further ones are answered with 503.")] = 256,
+    max_connections: Annotated[
+        int, Option(help="Number of simultaneous connections; above it, those that wait longest without a request are closed.")
+    ] = 256,
     timeout: Annotated[
         float, Option(help="Seconds that each may take: a request's head, its body, and reading the answer.")
     ] = 20.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import signal
 import socket
 import sys
 import threading
@@ -34,6 +35,7 @@ from tests.unit.export.serving.helpers import (
     still_answers,
 )  # fmt: skip
 
+resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 CLIENTS, REQUESTS = 8, 40
 
@@ -304,6 +306,13 @@ def test_chunked_bodies_within_the_limit_are_taken(server):
     assert np.allclose(json.loads(content)["outputs"][0]["data"], reference(images(1, seed=5))[0], atol=1e-5)
 
 
+def test_a_chunk_that_is_none_is_told(server):
+    status, headers, content = server.ask(_chunked(server) + b"zz\r\n")
+    assert (status, headers["connection"]) == (400, "close")
+    assert json.loads(content) == {"error": "this is not a readable HTTP request"}
+    assert still_answers(server)
+
+
 def _trickle(connection, data, seconds=0.2):
     """A byte now and then, until the server has enough of it."""
     try:
@@ -373,6 +382,73 @@ def test_too_many_connections_are_told_so(server):
         assert told >= 5
     time.sleep(0.2)
     assert still_answers(server)
+
+
+def test_connections_without_a_request_make_room_for_those_with_one(server):
+    with _several(server, 45):
+        for _ in range(5):
+            assert still_answers(server)
+
+
+def test_a_request_in_progress_is_not_given_up_for_other_connections(net):
+    with serving(net, "--max-connections", "1") as server, server.connect() as slow:
+        body = plain(images(1, seed=5))
+        slow.sendall(post(server.name, body[:100], length=len(body)))
+        time.sleep(0.2)
+        with server.connect() as other:
+            status, headers, _ = answer(other)
+            assert (status, headers["retry-after"]) == (503, "1")
+        slow.sendall(body[100:])
+        assert answer(slow)[0] == 200
+
+
+def test_kept_connections_make_room_too_and_the_oldest_goes_first(server):
+    request = GET.format("/v2").replace("Connection: close\r\n", "").encode()
+    with _several(server, 40) as connections:
+        for connection in connections:
+            connection.sendall(request)
+            assert answer(connection)[0] == 200
+        assert still_answers(server)
+        assert connections[0].recv(1) == b""
+        for connection in connections[1:]:
+            connection.sendall(request)
+            assert answer(connection)[0] == 200
+
+
+def test_more_connections_at_once_than_files_that_a_process_may_open(net):
+    with serving(net) as server:
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        server.terminate(signal.SIGSTOP)
+        connections = [socket.socket() for _ in range(1500)]
+        for connection in connections:
+            connection.setblocking(False)
+            connection.connect_ex(("127.0.0.1", server.port))
+        server.terminate(signal.SIGCONT)
+        time.sleep(1)
+        for connection in connections:
+            connection.close()
+        assert still_answers(server)
+        server.terminate()
+        assert server.wait() == (0, "stopping: 0 requests are in progress\n")
+
+
+def test_names_that_are_no_text_are_answered_as_json(tmp_path):
+    odd = artifact(tmp_path, precision="\ud800\x1b[31m", class_names=["\udcff", "\x1b[31mred", "a\nb", "x", "y"])
+    with serving(odd) as server:
+        status, _, content = get(server, "/v2/models/net")
+        assert status == 200
+        assert json.loads(content)["parameters"]["precision"] == "\ud800\x1b[31m"
+        request = json.loads(plain(images(1)))
+        for binary in (False, True):
+            request["outputs"] = [{"name": "logits", "parameters": {"classification": CLASSES, "binary_data": binary}}]
+            status, headers, content = server.ask(post(server.name, json.dumps(request).encode()))
+            assert status == 200
+            length = int(headers.get("inference-header-content-length", len(content)))
+            assert json.loads(content[:length])["outputs"][0]["shape"] == [1, CLASSES]
+            content[length:].decode()
+            assert b"\x1b" not in content[:length]
+        server.terminate()
+        assert server.wait() == (0, "stopping: 0 requests are in progress\n")
 
 
 class _several:

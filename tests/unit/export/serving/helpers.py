@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,20 @@ def answer(connection: socket.socket, *, head: bool = False) -> tuple[int, dict[
     return int(first.split()[1]), headers, body
 
 
+def was_read(connection: socket.socket) -> bool:
+    """Whether the server had read everything that was sent on a connection that it closed.
+
+    Linux resets a connection whose closed end holds unread data, or receives data after it was closed. So a connection that is only
+    half closed a second later has had all its data read.
+    """
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:
+        if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+            return False
+        time.sleep(0.01)
+    return True
+
+
 def post(name: str, body: bytes, *headers: str, length: int | str | None = None) -> bytes:
     """An inference request as bytes."""
     lines = [f"POST /v2/models/{name}/infer HTTP/1.1", "Host: a", *headers]
@@ -209,6 +224,7 @@ def post(name: str, body: bytes, *headers: str, length: int | str | None = None)
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
+_TCP_CLOSE = 7  # the state of the same name in Linux's tcp_states.h
 SHAPE = (CHANNELS, SIZE, SIZE)
 GET = "GET {} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
