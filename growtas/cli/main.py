@@ -10,15 +10,18 @@ import io
 import os
 import sys
 import time
+import traceback
 import warnings
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from growtas.allocator import keep_memory
 from growtas.errors import GrowtasError, UsageError
+from growtas.escapes import escape, escape_lines
 from growtas.interrupts import STOPPED, Interrupts, end_at_signals, exit_code
 from growtas.resources import limit_openmp
 
 _PATIENCE_SECONDS = 5.0
+_warning_text = warnings.formatwarning
 
 
 def main() -> None:
@@ -46,6 +49,7 @@ def _run() -> None:
     limit_openmp()
     keep_memory()
     # growtas itself refuses oversized images in a sentence, and broken EXIF tags leave the pixels intact.
+    warnings.formatwarning = _format_warning
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit|Corrupt EXIF data")
     # Class names that the terminal's encoding lacks and file names that are not UTF-8 are escaped instead of raising an error.
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -54,6 +58,8 @@ def _run() -> None:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    if debug:
+        sys.excepthook = _print_traceback
     try:
         from growtas.cli.app import app
 
@@ -83,8 +89,16 @@ def _fail(message: str, code: int) -> NoReturn:
     if not _is_main_process():
         # Rank 0 reports for all processes of torchrun; if it has failed too, torchrun ends this process during the sleep.
         time.sleep(_PATIENCE_SECONDS)
-    sys.stderr.write(f"growtas: {message}\n")
+    sys.stderr.write(f"growtas: {escape(message)}\n")
     sys.exit(code)
+
+
+def _format_warning(message: Warning | str, *where: Any, **more: Any) -> str:
+    return _warning_text(escape(str(message)), *where, **more)
+
+
+def _print_traceback(*error: Any) -> None:
+    sys.stderr.write(escape_lines("".join(traceback.format_exception(*error))))
 
 
 def _is_main_process() -> bool:
