@@ -16,7 +16,7 @@ from growtas.cli.export import export
 from growtas.cli.finetune import finetune
 from growtas.cli.import_ import import_app
 from growtas.cli.inspect import inspect
-from growtas.cli.output import print_line
+from growtas.cli.output import note, print_line
 from growtas.cli.predict import predict
 from growtas.cli.profile import profile
 from growtas.cli.recipes import recipes
@@ -28,29 +28,33 @@ from growtas.cli.show import show
 from growtas.cli.train import train
 from growtas.cli.verify import verify
 from growtas.escapes import escape
+from growtas.interrupts import STOPPED
 
 _USAGE_ERROR = cast("type[Exception]", typer.BadParameter.__base__)
 
 
 class _Commands(TyperGroup):
-    """The commands; typer prints usage errors itself, with words of the command line, which can be names of files."""
+    """The commands, with clearer endings than typer's own."""
 
     def make_context(self, *arguments: Any, **settings: Any) -> Any:
         """Parses the options before the command."""
-        with _escaping():
+        with _ending_well():
             return super().make_context(*arguments, **settings)
 
     def invoke(self, ctx: Any) -> Any:
         """Parses the command's options and runs it."""
-        with _escaping():
+        with _ending_well():
             return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def _escaping() -> Iterator[None]:
+def _ending_well() -> Iterator[None]:
     try:
         yield
-    except _USAGE_ERROR as error:
+    except KeyboardInterrupt:  # typer would say nothing
+        note("growtas: interrupted")
+        raise typer.Exit(STOPPED) from None
+    except _USAGE_ERROR as error:  # typer prints it, with words of the command line, which can be names of files
         error.message = escape(error.message)  # type: ignore[attr-defined]
         raise
 

@@ -5,6 +5,7 @@ The commands are imported only after the signal handlers are set, so that Ctrl-C
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import os
@@ -26,19 +27,23 @@ _warning_text = warnings.formatwarning
 
 def main() -> None:
     """Entry point of the ``growtas`` script."""
-    try:
-        with Interrupts():
+    with Interrupts():
+        try:
             _run()
-    except KeyboardInterrupt:
-        if _is_main_process():
-            sys.stderr.write("growtas: interrupted\n")
-    except SystemExit as ending:
-        if ending.code != STOPPED:
-            raise
-    sys.stdout.flush()
-    end_at_signals()
+            code: int = 0
+        except KeyboardInterrupt:
+            code = STOPPED
+            if _is_main_process():
+                sys.stderr.write("growtas: interrupted\n")
+        except SystemExit as ending:
+            code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+        if code == STOPPED:
+            code = exit_code()
+        with contextlib.suppress(OSError):  # what prints flushes too, and has reported the error
+            sys.stdout.flush()
+        end_at_signals(code)
     gc.freeze()  # saves the last garbage collection, which takes a second to visit the objects of torch and timm
-    sys.exit(exit_code())
+    sys.exit(code)
 
 
 def _run() -> None:
@@ -75,6 +80,8 @@ def _run() -> None:
         # Most often the user lacks permission to read a folder or a file.
         if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
             _fail(f"{os.fsdecode(error.filename)}: can't be read or written ({error.strerror})", UsageError.exit_code)
+        if isinstance(error, OSError) and error.strerror is not None:
+            _fail(f"the output can't be written ({error.strerror})", UsageError.exit_code)
         _fail(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)", 1)
 
 
