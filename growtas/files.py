@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import CheckpointError, GrowtasError, OutputError, UsageError, brief
+from growtas.escapes import escape_json
 from growtas.processes import process_alive
 
 MAX_YAML_BYTES = 100_000
@@ -207,10 +208,10 @@ def _remove(path: Path) -> None:
 def json_text(data: Any, indent: int | None = None) -> str:
     """Returns data as standard JSON; numbers that are not finite become null, because JSON can't represent them.
 
-    Bytes of file names that are not UTF-8 become JSON escapes, which Python's parser converts back to the same name.
+    Bytes of file names that are not UTF-8, and characters that a terminal obeys, become JSON escapes such as ``\\udcff`` and
+    ``\\u001b``, which Python's parser converts back to the same name.
     """
-    text = json.dumps(finite_or_null(data), indent=indent, ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8", "backslashreplace").decode()
+    return escape_json(json.dumps(finite_or_null(data), indent=indent, ensure_ascii=False, allow_nan=False))
 
 
 def finite_or_null(value: Any) -> Any:

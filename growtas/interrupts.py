@@ -118,8 +118,12 @@ def exit_code() -> int:
     return 128 + Interrupts.number
 
 
-def end_at_signals() -> None:
-    """Lets signals end the process without a traceback from now on, because its work is done."""
+def end_at_signals(code: int | None = None) -> None:
+    """Lets signals end the process at once and without a traceback from now on, because its work is done.
+
+    Args:
+        code: the exit code of the process after such a signal. By default the signal itself ends the process.
+    """
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL if code is None else lambda *_: os._exit(code))

@@ -18,6 +18,15 @@ def _no_gpu_at_hand(request, monkeypatch):
         monkeypatch.setattr(at_hand, "gpu_name", lambda: None)
 
 
+@pytest.fixture(autouse=True)
+def _signals_stay():
+    """A command that ends leaves handlers that end its process at once; here it shares the process with the tests."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory):
     """Tests neither read nor fill the user's cache of decoded images and the user's measured profiles."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from growtas.errors import BuildError
 from growtas.files import scratch_folder
+from growtas.processes import end_with_parent
 
 _RUNS = 3
 _TIMEOUT_SECONDS = 300
@@ -125,5 +126,6 @@ def _probe_here(artifact: str, batch: int, threads: int, runtime: str, device: s
 
 
 if __name__ == "__main__":
+    end_with_parent()
     _, name, images, cpu_threads, *rest = sys.argv
     sys.stdout.write(json.dumps(_probe_here(name, int(images), int(cpu_threads), *rest)) + "\n")

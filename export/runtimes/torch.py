@@ -123,7 +123,15 @@ class TorchSession:
             # Every batch size is compiled on request, so dynamo's default limit is too low.
             with torch._dynamo.config.patch(recompile_limit=1024):
                 try:
-                    return self._call(placed)
+                    try:
+                        return self._call(placed)
+                    except Exception as error:
+                        if "ImportError" not in str(error):
+                            raise
+                        # A killed compiler leaves an incomplete library in torch's cache, which torch would try again forever.
+                        torch._dynamo.reset()
+                        with torch._inductor.utils.fresh_cache():
+                            return self._call(placed)
                 except Exception as error:  # the exceptions of the compiler's stages share no base class
                     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                     raise DeviceError(f"torch.compile failed ({' '.join(reason.split())[:160]})") from error

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import contextlib
+from collections.abc import Iterator
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
 
 from growtas.cli.bench import bench
 from growtas.cli.cost import cost
@@ -13,6 +16,7 @@ from growtas.cli.export import export
 from growtas.cli.finetune import finetune
 from growtas.cli.import_ import import_app
 from growtas.cli.inspect import inspect
+from growtas.cli.output import note, print_line
 from growtas.cli.predict import predict
 from growtas.cli.profile import profile
 from growtas.cli.recipes import recipes
@@ -23,6 +27,37 @@ from growtas.cli.serve import serve
 from growtas.cli.show import show
 from growtas.cli.train import train
 from growtas.cli.verify import verify
+from growtas.escapes import escape
+from growtas.interrupts import STOPPED
+
+_USAGE_ERROR = cast("type[Exception]", typer.BadParameter.__base__)
+
+
+class _Commands(TyperGroup):
+    """The commands, with clearer endings than typer's own."""
+
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        """Parses the options before the command."""
+        with _ending_well():
+            return super().make_context(*arguments, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parses the command's options and runs it."""
+        with _ending_well():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _ending_well() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:  # typer would say nothing
+        note("growtas: interrupted")
+        raise typer.Exit(STOPPED) from None
+    except _USAGE_ERROR as error:  # typer prints it, with words of the command line, which can be names of files
+        error.message = escape(error.message)  # type: ignore[attr-defined]
+        raise
+
 
 app = typer.Typer(
     name="growtas",
@@ -33,6 +68,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
+    cls=_Commands,
 )
 
 
@@ -40,7 +76,7 @@ def _version(value: bool) -> None:
     if value:
         from growtas import __version__
 
-        typer.echo(f"growtas {__version__}")
+        print_line(f"growtas {__version__}")
         raise typer.Exit
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -12,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Self
 import typer
 from rich.cells import cell_len
 
+from growtas.escapes import escape
 from growtas.files import json_text
 from growtas.progress import Progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import ProgressColumn
     from rich.table import Table
-    from rich.text import Text
+
+    from growtas.cli.screen import Screen
 
 MAIN = os.environ.get("RANK", "0") == "0"
 """Whether this process prints: of the processes that torchrun started, only rank 0 does."""
@@ -28,11 +30,11 @@ _READABLE = 24
 
 
 @cache
-def console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """Returns the console of stdout for results, or the one of stderr for progress bars."""
-    from rich.console import Console
+def console(*, stderr: bool = False, width: int | None = None) -> Screen:
+    """Returns the screen of stdout for results, or the one of stderr for progress bars."""
+    from growtas.cli.screen import Screen
 
-    return Console(stderr=stderr, highlight=False, emoji=False, quiet=not MAIN, width=width)
+    return Screen(stderr=stderr, quiet=not MAIN, width=width)
 
 
 def new_table(*headings: str, right: Collection[str] = (), fold: str | None = None) -> Table:
@@ -58,16 +60,23 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
         console().print(line, soft_wrap=True)
 
 
-def print_line(text: str = "", end: str = "\n") -> None:
-    """Prints text on stdout unchanged: lines do not wrap, and brackets are not markup."""
-    console().print(text, end=end, soft_wrap=True, markup=False)
+def print_line(text: str = "") -> None:
+    """Prints one line on stdout; it does not wrap, and a line break in it is shown escaped."""
+    console().print(text, soft_wrap=True)
+
+
+def print_lines(text: str) -> None:
+    """Prints text of several lines on stdout, line by line."""
+    for line in text.splitlines():
+        print_line(line)
 
 
 def print_text(text: str) -> None:
     """Prints sentences on stdout; on a terminal they wrap between words."""
     from growtas.watch.terminal import fold
 
-    print_line("\n".join(fold(text, _width())))
+    for line in fold(text, _width()):
+        print_line(line)
 
 
 def print_table(table: Table) -> None:
@@ -78,10 +87,10 @@ def print_table(table: Table) -> None:
     """
     out = console() if console().is_terminal else console(width=1_000_000)
     if _least_width(table) <= out.width:
-        out.print(table, markup=False)
+        out.print(table)
         return
-    for line in _records(table, out.width):
-        out.print(line, soft_wrap=True)
+    for line, style in _records(table, out.width):
+        out.print(line, style=style, soft_wrap=True)
 
 
 def _width() -> int | None:
@@ -93,27 +102,25 @@ def _least_width(table: Table) -> int:
     """Returns the width that a table needs when its sentences wrap, in characters."""
     least = 2 * (len(table.columns) - 1)
     for column in table.columns:
-        texts = [str(text) for text in (column.header, *column.cells)]
+        texts = [escape(str(text)) for text in (column.header, *column.cells)]
         widest = max(map(cell_len, texts))
         least += widest if column.no_wrap else min(widest, max(_READABLE, *(cell_len(w) for text in texts for w in text.split())))
     return least
 
 
-def _records(table: Table, width: int) -> Iterator[Text]:
-    """Yields each row as its first cell and, indented below it, the other cells after their headings."""
-    from rich.text import Text
-
+def _records(table: Table, width: int) -> Iterator[tuple[str, str]]:
+    """Yields each row as lines and their styles: its first cell and, indented below it, the other cells after their headings."""
     from growtas.watch.terminal import fold, pack
 
     first, *others = table.columns
     for title, *cells in zip(first.cells, *(column.cells for column in others), strict=True):
         if str(title):
-            yield Text(str(title), "bold")
+            yield str(title), "bold"
         named = ((str(column.header), str(cell)) for column, cell in zip(others, cells, strict=True))
         # A dash is an empty cell.
         entries = (f"{heading}: {cell}" if heading else cell for heading, cell in named if cell not in ("", "-"))
         for line in pack(entries, width - 2, "   "):
-            yield from (Text(f"  {part}") for part in fold(line, width - 2))
+            yield from ((f"  {part}", "") for part in fold(line, width - 2))
 
 
 def command_line(*words: str | Path, **options: str | int | Path | None) -> str:
@@ -132,13 +139,14 @@ def command_line(*words: str | Path, **options: str | int | Path | None) -> str:
 def note(text: str) -> None:
     """Prints a note for people on stderr; it is never part of a result."""
     if MAIN:
-        typer.echo(text, err=True)
+        sys.stderr.write(f"{escape(text)}\n")
+        sys.stderr.flush()
 
 
 def print_json(data: Any) -> None:
     """Prints one JSON document on stdout, in UTF-8 regardless of the terminal's encoding."""
     if MAIN:
-        typer.echo(json_text(data, indent=2).encode())
+        typer.echo(json_text(data, indent=2).encode())  # noqa: TID251 (JSON escapes them, and this function prints bytes)
 
 
 class Notes(Progress):
@@ -158,11 +166,13 @@ class ProgressBar(Notes):
     """
 
     def __init__(self, *columns: ProgressColumn, hidden: bool) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
+        from growtas.cli.screen import Words
+
         screen = console(stderr=True)
-        columns = columns or (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = columns or (Words(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bar = Bar(*columns, console=screen, transient=True, disable=hidden or not screen.is_terminal)
         self.task = self.bar.add_task("starting", total=None)
 
@@ -176,7 +186,7 @@ class ProgressBar(Notes):
     def note(self, text: str) -> None:
         """Prints a note, above the bar if there is one."""
         if self.bar.live.is_started and not self.bar.disable:
-            self.bar.console.print(text, soft_wrap=True, markup=False)
+            self.bar.console.print(text, soft_wrap=True)
         else:
             super().note(text)
 

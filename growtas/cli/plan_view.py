@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from growtas.cli.output import new_table, print_facts, print_json, print_line, print_table, print_text
+from growtas.cli.output import new_table, print_facts, print_json, print_line, print_lines, print_table, print_text
 from growtas.costs import Costs
 from growtas.growth import Subspace
 from growtas.train.plan import StagePlan, TrainingPlan
@@ -42,8 +42,9 @@ def show_plan(plan: TrainingPlan, as_json: bool) -> None:
         duration = format_seconds(plan.time.seconds)
         lines.append(("time", f"about {duration}, {plan.time.label}; loading data, evaluating and saving take more time"))
     print_facts((*lines, *report.rows()[1:], *(("note", remark) for remark in plan.remarks)))
-    print_line("\n# the recipe, as a file for --config")
-    print_line(dump_recipe(recipe), end="")
+    print_line()
+    print_line("# the recipe, as a file for --config")
+    print_lines(dump_recipe(recipe))
 
 
 def _row(stage: StagePlan) -> tuple[str, ...]:

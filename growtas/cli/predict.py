@@ -9,7 +9,7 @@ import typer
 from typer import Argument, Option
 
 from growtas.cli import options
-from growtas.cli.output import Notes, new_table, print_json, print_line, print_table
+from growtas.cli.output import Notes, new_table, note, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from growtas.api.prediction import Predictions
@@ -43,7 +43,7 @@ def predict(
     else:
         _print(predictions)
     for sentence in predictions.errors:
-        typer.echo(f"growtas: {sentence}", err=True)
+        note(f"growtas: {sentence}")
     if predictions.errors:
         raise typer.Exit(1)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from typer import Argument, Option
 
 from growtas.cli import options
-from growtas.cli.output import new_table, print_json, print_table, print_text
+from growtas.cli.output import new_table, print_json, print_line, print_lines, print_table, print_text
 
 if TYPE_CHECKING:
     from growtas.train.recipe_fields import FieldDescription
@@ -84,8 +83,8 @@ def _show(entry: Entry, *, as_json: bool) -> None:
         print_json({**_record(entry), "recipe": entry().to_dict()})
         return
     for heading, text in _notes(entry).items():
-        typer.echo(f"# {'run' if heading == 'command' else heading}:".ljust(12) + text)
-    typer.echo(dump_recipe(entry()), nl=False)
+        print_line(f"# {'run' if heading == 'command' else heading}:".ljust(12) + text)
+    print_lines(dump_recipe(entry()))
 
 
 def _record(entry: Entry) -> dict[str, Any]:

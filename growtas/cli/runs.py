@@ -40,14 +40,12 @@ def runs(
 
 
 def _print(rows: list[Overview]) -> None:
-    from rich.text import Text
-
     headings = ("run", "state", "space", "data", "method", "epochs", "accuracy %", "when", "what is in it")
     table = new_table(*headings, right=("epochs",))
     for row in rows:
         names = (name or "-" for name in (row.space, row.data, row.method))
         texts = (row.name, row.state, *names, _epochs(row), _accuracy(row), _when(row), ", ".join(row.contents) or "-")
-        table.add_row(*(Text(text, "red" if row.problem else "") for text in texts))
+        table.add_row(*texts, style="red" if row.problem else "")
     print_table(table)
     for row in rows:
         if row.problem:

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 from rich.cells import cell_len
 from rich.console import RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from growtas.cli.output import ProgressBar, console, new_table
+from growtas.cli.screen import Words
 from growtas.latency.measured.campaign import Sample
 from growtas.search.evolution import GenerationResult
 from growtas.search.scoring import DROPPED, Evaluated
@@ -34,9 +35,9 @@ class SearchDisplay(ProgressBar):
     """
 
     def __init__(self, population: int, *, hidden: bool) -> None:
-        left = (TextColumn("ETA"), TimeRemainingColumn())
+        left = (Words("ETA"), TimeRemainingColumn())
         times = (TimeElapsedColumn(), *left) if console(stderr=True).width >= _WIDE else left
-        super().__init__(TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), *times, hidden=hidden)
+        super().__init__(Words(), BarColumn(24), MofNCompleteColumn(), *times, hidden=hidden)
         self.bar.get_renderables = self._renderables  # type: ignore[method-assign]
         self._population, self._generations = population, 0
         self._rows: deque[tuple[str, ...]] = deque(maxlen=_ROWS)

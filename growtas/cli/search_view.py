@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from growtas.api import SearchResult
-from growtas.cli.output import new_table, print_line, print_table, print_text
+from growtas.cli.output import new_table, print_line, print_lines, print_table, print_text
 from growtas.units import format_ms
 from growtas.watch.diagram import subnet_text
 from growtas.watch.search_report import at_most, cost_rows, latency_rows, no_faster_lines
@@ -21,7 +21,7 @@ def show_result(result: SearchResult) -> None:
         _show_latencies(result)
     for sentence in no_faster_lines(result.report):
         print_text(sentence)
-    print_line(subnet_text(result.space, result.subnet))
+    print_lines(subnet_text(result.space, result.subnet))
     report = result.report
     misses = sum(not finalist.meets for finalist in result.chosen.finalists[:-1])
     if misses:

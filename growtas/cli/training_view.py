@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
 from growtas.cli.output import ProgressBar, command_line, new_table, note, print_line, print_table, print_text
+from growtas.cli.screen import Words
 from growtas.costs import count_costs
 from growtas.errors import CheckpointError
 from growtas.files import read_json
@@ -29,8 +30,8 @@ class TrainingView(ProgressBar):
     """
 
     def __init__(self, *, quiet: bool, **resume_options: str | int | Path | None) -> None:
-        text, left = TextColumn("{task.description}"), TextColumn("left")
-        super().__init__(text, BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(compact=True), left, hidden=quiet)
+        left = (TimeRemainingColumn(compact=True), Words("left"))
+        super().__init__(Words(), BarColumn(20), MofNCompleteColumn(), *left, hidden=quiet)
         self._run: Run | None = None
         self._quiet, self._resume_options, self._processes = quiet, resume_options, 1
         self._first_step, self._steps = 0, 0

@@ -78,7 +78,7 @@ def verify(
 
 
 def _print(results: Sequence[ArtifactVerification]) -> None:
-    from rich.text import Text
+    from rich.text import Text  # noqa: TID251 (for words of growtas only)
 
     from growtas.units import format_accuracy
 

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from growtas.escapes import escape
 from growtas.watch.metrics import Series
 from growtas.watch.report import Report
 
@@ -66,9 +67,9 @@ class Chart:
         return f"{100 * tick:.10g}%" if self.percent else f"{tick:.10g}"
 
     def label(self, series: Series) -> str:
-        """Returns the label at the end of a curve: its last value, and its name if it needs one."""
+        """Returns the label at the end of a curve: its last value, and its name, escaped, if it needs one."""
         assert series.last is not None
-        return f"{series.label} {self.form(series.last)}" if self.named else self.form(series.last)
+        return f"{escape(series.label)} {self.form(series.last)}" if self.named else self.form(series.last)
 
 
 def charts(report: Report) -> list[Chart]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growtas.errors import MissingExtra, UsageError
+from growtas.escapes import escape
 from growtas.files import replacing
 from growtas.units import format_accuracy, format_seconds
 from growtas.watch.chart import Chart, charts, segments
@@ -47,16 +50,15 @@ def draw_png(report: Report, path: Path) -> None:
     panels = len(curves) + bool(spent)
     columns = min(panels, 2)
     rows = -(-panels // columns)
-    figure = _new_figure(5.6 * columns, 3.2 * rows + 0.5)
-    figure.suptitle(_title(report), fontsize=11)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for chart in curves:
-        _draw_chart(next(axes), chart)
-    if spent:
-        _draw_time(next(axes), spent)
-    for unused in axes:
-        unused.set_axis_off()
-    _save(figure, path)
+    with _drawing(path, 5.6 * columns, 3.2 * rows + 0.5) as figure:
+        figure.suptitle(_title(report), fontsize=11)
+        axes = figure.subplots(rows, columns, squeeze=False).flat
+        for chart in curves:
+            _draw_chart(next(axes), chart)
+        if spent:
+            _draw_time(next(axes), spent)
+        for unused in axes:
+            unused.set_axis_off()
 
 
 def draw_search_png(plane: CostPlane, space: str, images: int | None, path: Path) -> None:
@@ -69,8 +71,11 @@ def draw_search_png(plane: CostPlane, space: str, images: int | None, path: Path
         MissingExtra: matplotlib is not installed.
         OutputError: the place can't be written.
     """
-    figure = _new_figure(7.2, 4.6)
-    axes = figure.subplots()
+    with _drawing(path, 7.2, 4.6) as figure:
+        _draw_search(figure.subplots(), plane, space, images)
+
+
+def _draw_search(axes: Axes, plane: CostPlane, space: str, images: int | None) -> None:
     accuracies = [100 * value for value in plane.accuracies]
     axes.scatter(plane.costs, accuracies, s=9, color="0.55", label=f"{len(accuracies)} evaluated", linewidths=0)
     costs, best = ([values[row] for row in plane.front] for values in (plane.costs, accuracies))
@@ -96,23 +101,17 @@ def draw_search_png(plane: CostPlane, space: str, images: int | None, path: Path
     axes.set_xlim(*plane.cost_range)
     if not plane.kind:
         axes.xaxis.set_major_formatter(lambda cost, _: plane.format_cost(cost))
-    axes.set_xlabel(plane.axis)
+    axes.set_xlabel(escape(plane.axis))
     axes.set_ylabel("accuracy on the search split, %")
-    axes.set_title(_plain(f"search of {space}"), fontsize=10, loc="left")
+    axes.set_title(escape(f"search of {space}"), fontsize=10, loc="left")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False)
-    _save(figure, path)
 
 
 def _title(report: Report) -> str:
     total = "" if report.epochs is None else f" of {report.epochs}"
-    return _plain(f"{report.run.path.resolve().name}: {report.state}, {report.metrics.done}{total} epochs")
-
-
-def _plain(text: str) -> str:
-    """Escapes text for matplotlib, in which a dollar begins a formula."""
-    return text.replace("$", r"\$")
+    return escape(f"{report.run.path.resolve().name}: {report.state}, {report.metrics.done}{total} epochs")
 
 
 def _draw_chart(axes: Axes, chart: Chart) -> None:
@@ -154,7 +153,7 @@ def _draw_chart(axes: Axes, chart: Chart) -> None:
 def _draw_time(axes: Axes, spent: dict[str, float]) -> None:
     total = sum(spent.values())
     shares = [100 * seconds / total for seconds in spent.values()] if total else [0.0] * len(spent)
-    bars = axes.barh(list(spent), shares, color="#6b8fb5", height=0.65)
+    bars = axes.barh(list(map(escape, spent)), shares, color="#6b8fb5", height=0.65)
     texts = [f"{share:.1f}%, {format_seconds(seconds)}" for share, seconds in zip(shares, spent.values(), strict=True)]
     axes.bar_label(bars, texts, padding=3, fontsize=8)
     axes.invert_yaxis()
@@ -165,19 +164,19 @@ def _draw_time(axes: Axes, spent: dict[str, float]) -> None:
     axes.spines[["top", "right", "bottom"]].set_visible(False)
 
 
-def _new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches."""
+@contextlib.contextmanager
+def _drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """Yields an empty figure of a size in inches, and writes it at the end; a dollar in its texts does not begin a formula."""
     try:
+        import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtra("matplotlib", "watch", "drawing a picture") from None
-    # A canvas of its own rather than pyplot: nothing global, and no window system is looked for.
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+    with matplotlib.rc_context({"text.parse_math": False}):
+        # A canvas of its own rather than pyplot: nothing global, and no window system is looked for.
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=130)

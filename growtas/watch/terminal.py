@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich.cells import cell_len
-from rich.console import Console, JustifyMethod, RenderableType
+from rich.console import Console, JustifyMethod, RenderableType  # noqa: TID251 (the type only)
 from rich.table import Table
-from rich.text import Text
+from rich.text import Text  # noqa: TID251 (names are escaped here)
 
+from growtas.escapes import escape
 from growtas.units import format_bytes, format_count, format_seconds
 from growtas.watch.chart import Chart, charts, epoch_ticks, segments, thin
 from growtas.watch.facts import facts
@@ -30,7 +31,7 @@ _SIDE_BY_SIDE = 100
 def print_report(report: Report, console: Console) -> None:
     """Prints a report as wide as the console, without colours if the console has none."""
     # A path is not folded, so that it can be copied.
-    console.print(Text(str(report.run.path), "bold"), soft_wrap=True)
+    console.print(escape(str(report.run.path)), style="bold", markup=False, soft_wrap=True)
     for line in fact_lines(facts(report), console.width):
         console.print(line, soft_wrap=True)
     for renderable in _renderables(report, console):
@@ -40,9 +41,12 @@ def print_report(report: Report, console: Console) -> None:
 def fold(text: str, width: int | None) -> list[str]:
     """Breaks text into lines between words only; a path or a number stays whole even if it is wider than ``width``.
 
+    Characters that a terminal obeys are escaped.
+
     Args:
-        width: columns; None leaves the text as it is.
+        width: columns; None leaves the text in one line.
     """
+    text = escape(text)
     if width is None or cell_len(text) <= width:
         return [text]
     return pack(text.split(), width)
@@ -61,8 +65,8 @@ def pack(parts: Iterable[str], width: int, gap: str = " ") -> list[str]:
 
 def fact_lines(listed: Sequence[tuple[str, str, str]], width: int | None) -> Iterator[Text]:
     """Returns the lines of facts (name, value, style); :func:`fold` breaks long values."""
-    indent = max((cell_len(name) for name, _, _ in listed), default=0) + 2
-    for name, value, style in listed:
+    indent = max((cell_len(escape(name)) for name, _, _ in listed), default=0) + 2
+    for name, value, style in ((escape(name), value, style) for name, value, style in listed):
         label = name + " " * (indent - cell_len(name))
         for line in fold(value, None if width is None else width - indent) or [""]:
             yield Text.assemble((label, "dim"), (line, style))
@@ -171,7 +175,7 @@ def _time_spent(report: Report, *, plain: bool) -> Iterator[RenderableType]:
         table = _titled_table("time", "right", "left", "right")
         for activity, seconds in spent.items():
             bar = ("#" if plain else "█") * round(30 * seconds / total)
-            table.add_row(Text(activity, "not bold"), f"{seconds / total:.1%}", bar, format_seconds(seconds))
+            table.add_row(Text(escape(activity), "not bold"), f"{seconds / total:.1%}", bar, format_seconds(seconds))
         yield table
     rate, compute = metrics.images_per_second(), metrics.compute()
     parts = [f"{rate['median']:,.0f} images/s (median; last epoch {rate['last']:,.0f})"] if rate else []
@@ -188,7 +192,7 @@ def _checkpoints(report: Report) -> RenderableType:
     table = _titled_table("checkpoints", "left", "right", "left")
     for checkpoint in report.checkpoints:
         score = "" if checkpoint.score is None else f"mean accuracy {checkpoint.score:.2%}"
-        table.add_row(Text(checkpoint.path.name, "not bold"), checkpoint.kind, format_bytes(checkpoint.bytes), score)
+        table.add_row(Text(escape(checkpoint.path.name), "not bold"), checkpoint.kind, format_bytes(checkpoint.bytes), score)
     best = report.metrics.best()
     if best is not None and not any(checkpoint.kind == "best" for checkpoint in report.checkpoints):
         table.add_row(Text("best epoch", "not bold"), str(best[0]), "", f"mean accuracy {best[1]:.2%}")

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from rich.console import Console
+from rich.console import Console  # noqa: TID251
 from rich.table import Table
 
 from tests.benchmarks.speed import entries

@@ -28,6 +28,9 @@ def commands_page() -> str:
         "Commands",
         f"{_help(tree)}",
         "`growtas COMMAND --help` prints the same. `--debug` may stand anywhere in the line.",
+        "Names of files and texts inside files are printed as text, whatever they hold: a control character appears as `\\x1b`, a "
+        "byte that is not UTF-8 as `\\xff`, and brackets and colons as they are. `--json` prints valid UTF-8 in which these are "
+        "JSON escapes (`\\u001b`, `\\udcff`). Python's `json.loads` makes the same name of them again, as `os.listdir` gives it.",
         table(("command", "purpose"), listed),
         *(part for name, command in named for part in _describe(name, command)),
     )

@@ -49,7 +49,8 @@ def files_page() -> str:
     """The page."""
     return page(
         "Files",
-        "JSON files are UTF-8. A number that is not finite is written as null. Sizes are in bytes, shares and accuracies are "
+        "JSON files are UTF-8; control characters, and bytes of names that are not UTF-8, are JSON escapes (`\\u001b`, `\\udcff`). "
+        "A number that is not finite is written as null. Sizes are in bytes, shares and accuracies are "
         "from 0 to "
         "1, and the unit of a time is part of its name or of its description. `outer.inner` is a key within an object, and "
         "`list[].inner` is a key of each item. A latency always says its kind: only what was timed is `measured`.",

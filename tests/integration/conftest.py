@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import sys
 
 import pytest
@@ -18,14 +17,11 @@ def growtas(monkeypatch, capsys):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["growtas", *map(str, arguments)])
-        code, handlers = 0, {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        code = 0
         try:
             main()
         except SystemExit as exit_:
             code = exit_.code or 0
-        finally:  # a command that was stopped leaves the signals to the system
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
         out, err = capsys.readouterr()
         return code, out, err
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
+from rich.text import Text  # noqa: TID251
 from typer.testing import CliRunner
 
+from growtas.cli import output
 from growtas.cli.app import app
-from growtas.cli.output import new_table, print_facts, print_table, print_text
+from growtas.cli.output import ProgressBar, new_table, print_facts, print_line, print_table, print_text
+from growtas.cli.screen import Screen
 
 LONG = "a-file-whose-name-is-far-longer-than-a-narrow-terminal-is-wide-and-which-somebody-wants-to-copy.onnx"
 ROWS = [
@@ -26,7 +29,7 @@ def terminal(monkeypatch):
     """Makes stdout a terminal of a width; returns a function that gives what was printed."""
 
     def make(width, terminal=True):
-        screen = Console(file=io.StringIO(), force_terminal=terminal, color_system=None, width=width, highlight=False, emoji=False)
+        screen = Screen(file=io.StringIO(), force_terminal=terminal, color_system=None, width=width)
         monkeypatch.setattr("growtas.cli.output.console", lambda **_: screen)
         return screen.file.getvalue
 
@@ -87,6 +90,45 @@ def test_facts_and_sentences_break_between_words_only(terminal):
     assert printed().splitlines() == [
         "file  it is", f"      {LONG},", "      and so on", "made  today", "this sentence names", LONG, "and goes on",
     ]  # fmt: skip
+
+
+HOSTILE = "[/][red]:cat:\x1b[2J\x07\r\x9b1m\u202e\udcff\n"
+SHOWN = r"[/][red]:cat:\x1b[2J\x07\r\x9b1m\u202e\xff\n"
+
+
+@pytest.mark.parametrize("width", [20, 200])
+def test_tables_facts_and_sentences_show_markup_and_control_characters_as_text(terminal, width):
+    printed = terminal(width)
+    table = new_table("file", HOSTILE)
+    table.add_row(HOSTILE, HOSTILE)
+    print_table(table)
+    print_facts([(HOSTILE, HOSTILE)])
+    print_text(HOSTILE)
+    print_line(HOSTILE)
+    text = printed()
+    assert text.count(SHOWN) == 7
+    assert text.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_a_bar_and_its_notes_show_markup_and_control_characters_as_text(terminal, capsys, hidden):
+    printed = terminal(200)
+    with ProgressBar(hidden=hidden) as bar:
+        bar.stage(HOSTILE, 2)
+        bar.bar.refresh()
+        bar.note(HOSTILE)
+    notes = capsys.readouterr().err
+    assert notes == (f"{SHOWN}\n" if hidden else "")
+    # The escape sequences are those by which the bar moves the cursor.
+    text = re.sub("\x1b\\[[0-9?;]*[a-zA-Z]", "", printed())
+    assert (SHOWN in text) is not hidden
+    assert text.translate(dict.fromkeys(map(ord, "\r\n"))).isprintable()
+
+
+def test_what_rich_makes_of_its_own_texts_is_shown_as_text_too(terminal):
+    printed = terminal(200)
+    output.console().print(Text("a\x1b[2J\x9b\u202eb"))
+    assert printed() == "a\\x1b[2J\\x9b\\u202eb\n"
 
 
 def test_wide_characters_are_counted_as_two_columns(terminal):

@@ -3,9 +3,9 @@ from __future__ import annotations
 import io
 
 import pytest
-from rich.console import Console
 
 from growtas.cli.output import ProgressBar
+from growtas.cli.screen import Screen
 from growtas.cli.search_live import SearchDisplay
 from growtas.search.evolution import GenerationResult
 from growtas.search.journal import Evaluation
@@ -26,7 +26,7 @@ def generation(number, accuracies, best):
 
 
 def rows(table):
-    screen = Console(file=io.StringIO(), width=200)
+    screen = Screen(file=io.StringIO(), width=200)
     screen.print(table.table())
     return [line.split() for line in screen.file.getvalue().splitlines()[1:]]
 
@@ -62,7 +62,7 @@ def test_a_generation_that_was_left_early_has_no_best_and_no_median():
 
 
 def test_a_narrow_terminal_shows_every_number_whole(monkeypatch):
-    screen = Console(file=io.StringIO(), force_terminal=True, width=60)
+    screen = Screen(file=io.StringIO(), force_terminal=True, width=60)
     for module in ("output", "search_live"):
         monkeypatch.setattr(f"growtas.cli.{module}.console", lambda stderr: screen)
     with SearchDisplay(50, hidden=False) as table:
@@ -88,7 +88,7 @@ def test_only_the_last_generations_stay():
 
 @pytest.mark.parametrize(("terminal", "hidden"), [(True, False), (True, True), (False, False)])
 def test_it_is_shown_on_a_terminal_only(monkeypatch, terminal, hidden):
-    screen = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+    screen = Screen(file=io.StringIO(), force_terminal=terminal, width=120)
     monkeypatch.setattr("growtas.cli.output.console", lambda stderr: screen)
     monkeypatch.setattr("growtas.cli.search_live.console", lambda stderr: screen)
     with SearchDisplay(50, hidden=hidden) as table:
@@ -113,7 +113,7 @@ def test_finalists_do_not_count_beyond_the_total():
 
 
 def test_a_note_stands_above_the_bar(monkeypatch, capsys):
-    screen = Console(file=io.StringIO(), force_terminal=True, highlight=False, width=60)
+    screen = Screen(file=io.StringIO(), force_terminal=True, width=60)
     monkeypatch.setattr("growtas.cli.output.console", lambda stderr: screen)
     with ProgressBar(hidden=False) as bar:
         bar.stage("working", 3)

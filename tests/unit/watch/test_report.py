@@ -8,7 +8,7 @@ import math
 import os
 
 import pytest
-from rich.console import Console
+from rich.console import Console  # noqa: TID251
 
 from growtas.processes import this_process
 from growtas.units import format_seconds

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -96,3 +99,28 @@ def test_half_precision_is_that_of_weights_and_activations(model: VisionTransfor
     assert logits.dtype == np.float32
     error = np.abs(logits - expected).max() / np.abs(expected).max()
     assert 1e-5 < error < 5e-2
+
+
+COMPILES = """
+import numpy, torch
+from growtas.export.runtimes.torch import TorchSession
+torch.manual_seed(0)
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.GELU(), torch.nn.Linear(12, 3)).eval()
+images = numpy.ones((2, 3, 2, 2), numpy.float32)
+got = TorchSession(network, (3, 2, 2), compiled=True, threads=1).run(images)
+assert numpy.allclose(got, network(torch.from_numpy(images)).detach().numpy(), atol=1e-5)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_compilation_does_not_break_the_later_ones(tmp_path):
+    """The linker leaves an incomplete library in torch's cache."""
+    for _ in range(2):
+        command = [sys.executable, "-W", "ignore", "-c", COMPILES]
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        libraries = list(tmp_path.rglob("*.main.so"))
+        assert libraries
+        for library in libraries:
+            library.write_bytes(b"")
