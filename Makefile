@@ -7,7 +7,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 DEMO := build/demo
 
-.PHONY: help demo test test-slow test-gpu lint bench reference docs evidence evidence-tables evidence-search evidence-front evidence-kills evidence-stops evidence-limits clean
+.PHONY: help demo test test-slow test-gpu lint bench reference docs evidence evidence-tables evidence-search evidence-front evidence-kills evidence-stops evidence-limits faults clean
 
 help:
 	@echo "make demo             Train, search, export and bench on the digits of scikit-learn (minutes)."
@@ -27,6 +27,8 @@ help:
 	@echo "                      ARGUMENTS=\"--data digits\" takes a quarter of an hour)."
 	@echo "make evidence-kills   Kill a training 40 times at random moments and continue it each time (minutes)."
 	@echo "make evidence-stops   Stop trainings 120 times by Ctrl-C and SIGTERM and continue them (half an hour or more)."
+	@echo "make faults           Kill commands, fill their disk, start them twice, give them bad files, and flood a server (ten minutes;"
+	@echo "                      ALL=1 does everything that docs/RELIABILITY.md counts, in hours)."
 	@echo "make evidence-limits  Run 20 searches under latency limits on this machine; RUN names a run's folder (ten minutes)."
 
 $(VENV)/.installed: pyproject.toml constraints.txt growtas/nn/evaluation/_kernels.c growtas/nn/evaluation/_kernels.inc
@@ -100,6 +102,13 @@ evidence-stops: $(VENV)/.installed
 
 evidence-limits: $(VENV)/.installed
 	$(BIN)/python -m tests.evidence.latency_limits $(RUN) $(ARGUMENTS)
+
+# The full disks are file systems in memory, which only root can mount; without root they are left out.
+faults: $(VENV)/.installed
+	rm -rf build/faults
+	$(BIN)/python -m tests.evidence.faults build/faults --twice $(if $(ALL),--kills 28 --disk 24 --pairs 20,--kills 3 --disk 3 --pairs 2)
+	$(BIN)/python -m tests.evidence.bad_files $(if $(ALL),,--sample)
+	$(BIN)/python -m tests.evidence.soak $(if $(ALL),,--sample)
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

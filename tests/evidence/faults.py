@@ -2,7 +2,7 @@
 
 - ``kills``: SIGKILL at file operations that are spread over the command, and at random moments. The same command, or the one that
   its message names, must then succeed with the results of an undisturbed command, and leave no other files than that one.
-- ``disk``: the command writes to a file system with too little space (a tmpfs, which needs root). It must end with one sentence,
+- ``disk``: the command writes to a file system with too little space (a tmpfs, which only root can mount). It must end with one sentence,
   and after the file system has grown, the command must succeed in the same way.
 - ``pairs``: two processes do the same at once, at random offsets. They must never work together, and the results must be the same.
 - ``twice``: the same command with the same seed, undisturbed, must write the same bytes, except for times.
@@ -447,7 +447,7 @@ def main() -> None:
             tried["twice"] = twice(folder, calm_command)
         if options.kills:
             tried["kills"] = kills(folder, calm_command, options.kills, rng)
-        if options.disk:
+        if options.disk and not os.geteuid():
             tried["disk"] = full_disk(folder, calm_command, options.disk)
         if options.pairs and name in ("train", "search", "finetune"):
             tried["pairs"] = pairs(folder, calm_command, options.pairs, rng)
