@@ -196,7 +196,7 @@ def _load(folder: Path, training: Training) -> tuple[Place, dict[str, Any]]:
     if state["format"] == FORMAT or "sha256" in state:
         recorded = state.pop("sha256", None)
         if recorded != _digest(state):
-            raise CheckpointError(f"{folder / 'state.json'}: the file has changed since it was written (its SHA-256 is another one)")
+            raise CheckpointError(f"{folder / 'state.json'}: the file has changed since it was written (it has another SHA-256)")
     place = Place(state["epoch"], state["batch"], state["step"])
     place.sums |= {key: math.nan if value is None else value for key, value in state["sums"].items()}
     strategy: dict[str, Any] = state["strategy"]

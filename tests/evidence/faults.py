@@ -2,8 +2,8 @@
 
 - ``kills``: SIGKILL at file operations that are spread over the command, and at random moments. The same command, or the one that
   its message names, must then succeed with the results of an undisturbed command, and leave no other files than that one.
-- ``disk``: the command writes to a file system with too little space (a tmpfs, which only root can mount). It must end with one sentence,
-  and after the file system has grown, the command must succeed in the same way.
+- ``disk``: the command writes to a file system with too little space (a tmpfs, which only root can mount). It must end with one
+  sentence, and after the file system has grown, the command must succeed in the same way.
 - ``pairs``: two processes do the same at once, at random offsets. They must never work together, and the results must be the same.
 - ``twice``: the same command with the same seed, undisturbed, must write the same bytes, except for times.
 
@@ -46,8 +46,9 @@ max_relative_position: 1
 """
 _MODULES = (
     "growtas.cli.app", "growtas.train.session", "growtas.search.search", "growtas.search.evaluation.evaluator",
-    "growtas.api.search_precision", "growtas.export.pipeline.run", "growtas.export.benchmark.run", "growtas.export.runtimes.openvino",
-    "onnx", "onnxruntime", "onnxscript", "openvino", "timm", "sklearn.datasets", "matplotlib.pyplot",
+    "growtas.api.search_precision", "growtas.export.pipeline.run", "growtas.export.benchmark.run",
+    "growtas.export.runtimes.openvino", "onnx", "onnxruntime", "onnxscript", "openvino", "timm", "sklearn.datasets",
+    "matplotlib.pyplot",
 )  # fmt: skip
 _TIMEOUT_S = 300.0
 _TIMES = (*UNSTEADY, "created", "process", "sha256")
@@ -109,8 +110,8 @@ COMMANDS = {
         ),
         Command(
             "bench",
-            ("bench", "runs/r/export/tiny-subnet.onnx", "--runtime", "onnxruntime,openvino", "--batch", "1", "--rounds", "2", "--seconds", "0.05",
-             "--threads", "1", "--no-roofline", "--out", "bench.json", "--csv", "bench.csv"),
+            ("bench", "runs/r/export/tiny-subnet.onnx", "--runtime", "onnxruntime,openvino", "--batch", "1", "--rounds", "2",
+             "--seconds", "0.05", "--threads", "1", "--no-roofline", "--out", "bench.json", "--csv", "bench.csv"),
             after=("train", "search", "export"),
         ),
     )

@@ -15,23 +15,39 @@ import pytest
 from growtas.errors import OutputError, UsageError
 from growtas.locks import exclusive
 
-HOLD = "import sys, pathlib, growtas.locks as l\nwith l.exclusive(pathlib.Path(sys.argv[1]), 'at work'): print('held', flush=True); input()"
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from growtas.locks import exclusive
+with exclusive(Path(sys.argv[1]), "at work"):
+    if sys.argv[2:] and not os.fork():
+        time.sleep(60)
+    print("held", flush=True)
+    input()
+"""
+
+
+def holder(*arguments):
+    """Starts a process that holds the lock until its input ends; its own process group."""
+    command = [sys.executable, "-c", HOLD, *map(str, arguments)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout.readline() == "held\n"
+    return process
 
 
 @pytest.fixture
 def other(tmp_path):
     """Another process that holds the lock until its input ends."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
+    process = holder(tmp_path)
     yield process
     process.kill()
     process.communicate()
 
 
 def test_the_owner_is_named_and_its_end_releases_the_lock(tmp_path, other):
-    with pytest.raises(UsageError, match=rf"{tmp_path}: process {other.pid} is at work; wait for it, or stop it first"):
-        with exclusive(tmp_path, "at work"):
-            pass
+    refused = pytest.raises(UsageError, match=rf"{tmp_path}: process {other.pid} is at work; wait for it, or stop it first")
+    with refused, exclusive(tmp_path, "at work"):
+        pass
     other.communicate("\n")
     with exclusive(tmp_path, "at work"):
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
@@ -76,17 +92,15 @@ def test_a_file_system_without_locks_gets_a_marker(tmp_path, monkeypatch, number
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    with exclusive(tmp_path, "at work"), pytest.raises(UsageError, match=f"process {os.getpid()} is at work"):
-        with exclusive(tmp_path, "at work"):
-            pass
+    refused = pytest.raises(UsageError, match=f"process {os.getpid()} is at work")
+    with exclusive(tmp_path, "at work"), refused, exclusive(tmp_path, "at work"):
+        pass
     assert not list(tmp_path.iterdir())
 
 
 def test_a_fork_does_not_keep_the_lock_of_its_killed_parent(tmp_path):
-    code = HOLD.replace("print('held'", "import os, time; child = os.fork(); child or time.sleep(60); print('held'")
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    parent = holder(tmp_path, "fork")
     try:
-        assert parent.stdout.readline() == "held\n"
         parent.kill()
         parent.wait()
         with exclusive(tmp_path, "at work"):
@@ -100,7 +114,7 @@ def test_a_fork_does_not_keep_the_lock_of_its_killed_parent(tmp_path):
 def test_what_is_no_file_is_refused(tmp_path, kind):
     path = tmp_path / ".lock"
     {"fifo": lambda: os.mkfifo(path), "folder": path.mkdir, "link": lambda: path.symlink_to("/dev/zero")}[kind]()
-    with pytest.raises(OutputError, match=r"\.lock: the lock can't be written \(it is not a regular file\)"):
-        with exclusive(tmp_path, "at work"):
-            pass
+    refused = pytest.raises(OutputError, match=r"\.lock: the lock can't be written \(it is not a regular file\)")
+    with refused, exclusive(tmp_path, "at work"):
+        pass
     assert os.path.lexists(path)
