@@ -1,15 +1,15 @@
 """``python -m tests.evidence.soak``: serves 10,000 requests of 8 clients beside floods and slow senders, and through restarts.
 
 It exports a tiny model, starts ``growtas serve`` on it, and lets the clients send requests: half of them keep a connection, the
-others make a new one for each request. Every answer is compared with that of ONNX Runtime. Beside them, hundreds of other connections
-send nothing, half a head, garbage, a byte every half second, or bodies that are too large; others leave in the middle of a body or
-before the answer. In the first part the server is stopped by SIGTERM several times and started again at the same port. Then its memory
-and its open files are measured after a warm-up and four times more, while nothing is connected.
+others make a new one for each request. Every answer is compared with that of ONNX Runtime. Beside them, hundreds of other
+connections send nothing, half a head, garbage, a byte every half second, or bodies that are too large; others leave in the middle
+of a body or before the answer. In the first part the server is stopped by SIGTERM several times and started again at the same
+port. Then its memory and its open files are measured after a warm-up and four times more, while nothing is connected.
 
 A client repeats a request that was refused (no connection, or status 503), and one that the server did not read: Linux resets the
-connection then. A request is lost if the server read it and did not answer it, or answered only a part. The script prints a report as
-JSON. It exits with 1 if a request was lost or answered wrongly, if the server printed anything unexpected or did not stop with exit
-code 0, or if memory or the number of open files grew.
+connection then. A request is lost if the server read it and did not answer it, or answered only a part. The script prints a
+report as JSON. It exits with 1 if a request was lost or answered wrongly, if the server printed anything unexpected or did not
+stop with exit code 0, or if memory or the number of open files grew.
 """
 
 from __future__ import annotations
