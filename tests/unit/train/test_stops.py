@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import resource
@@ -272,3 +273,26 @@ def test_a_full_disk_is_named_and_the_training_continues_to_the_same_bits(begin,
     assert not list(session.run.path.rglob(".*.tmp"))
     resume_session(session.run, device="cpu").train()
     assert_same(outcome(session.run), calm(400))
+
+
+def test_a_signal_that_is_lost_again_is_repeated_until_it_is_heard(monkeypatch):
+    """As on a busy machine, where the repetition arrives while the loss of the first signal is still being handled."""
+    start, started = _thread.start_new_thread, []
+
+    class Press:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def early(function, arguments):
+        started.append(start(function, arguments))
+        if len(started) < 3:
+            signal.raise_signal(signal.SIGINT)
+        return started[-1]
+
+    monkeypatch.setattr(_thread, "start_new_thread", early)
+    with Interrupts(), pytest.raises(KeyboardInterrupt):
+        Press()
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            time.sleep(0.001)
+    assert len(started) == 3
