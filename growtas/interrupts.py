@@ -98,6 +98,9 @@ class Interrupts:
         now, under_torchrun = time.monotonic(), "TORCHELASTIC_RUN_ID" in os.environ
         same = now - self._heard < (_SAME_REQUEST_UNDER_TORCHRUN_S if under_torchrun else _SAME_REQUEST_S)
         if os.getpid() == self._process and not same:
+            if self._losing(frame):  # on a busy machine the repetition may come too early
+                self._repeat()
+                return
             Interrupts._heard = now
             self.request(number)
 
@@ -110,7 +113,18 @@ class Interrupts:
             self._hook(lost)
             return
         self._asked, Interrupts._heard = False, -math.inf
-        threading.Timer(0.01, _thread.interrupt_main, (self.number,)).start()
+        self._repeat()
+
+    def _repeat(self) -> None:
+        """Sends the lost signal again, a moment later. A thread of the module threading would wait here until it has begun."""
+        number = self.number
+        _thread.start_new_thread(lambda: (time.sleep(0.01), _thread.interrupt_main(number)), ())
+
+    def _losing(self, frame: FrameType | None) -> bool:
+        """Returns whether :meth:`_on_unraisable` is running, where an exception would be lost too."""
+        while frame is not None and frame.f_code is not Interrupts._on_unraisable.__code__:
+            frame = frame.f_back
+        return frame is not None
 
 
 def exit_code() -> int:

@@ -50,7 +50,7 @@ def end_with_parent() -> None:
     """Lets Linux kill this process as soon as its parent ends, even if the parent is killed; elsewhere it does nothing."""
     set_death_signal = 1  # PR_SET_PDEATHSIG
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
 
 
 CLOCK_SLACK_S = 60.0

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from growtas.api.benchmarking import bench
+    from growtas.api.diagnosis import Ability, Diagnosis, doctor
     from growtas.api.exporting import ExportedArtifacts, export
     from growtas.api.prediction import Prediction, Predictions, predict
     from growtas.api.profiling import ProfileResult, profile
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
     from growtas.watch.report import Overview, Report
 
 _MODULES: dict[str, str] = {
+    "Ability": "growtas.api.diagnosis",
+    "Diagnosis": "growtas.api.diagnosis",
+    "doctor": "growtas.api.diagnosis",
     "RECIPES": "growtas.train.recipes",
     "Artifact": "growtas.export.artifact",
     "BenchReport": "growtas.export.benchmark.report",
@@ -103,9 +107,11 @@ _MODULES: dict[str, str] = {
 
 __all__ = [
     "RECIPES",
+    "Ability",
     "Artifact",
     "BenchReport",
     "Costs",
+    "Diagnosis",
     "ExportedArtifacts",
     "Manifest",
     "Overview",
@@ -127,6 +133,7 @@ __all__ = [
     "VerifyReport",
     "bench",
     "count_costs",
+    "doctor",
     "export",
     "find_recipe",
     "finetune",

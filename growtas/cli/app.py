@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from growtas.cli.bench import bench
 from growtas.cli.cost import cost
 from growtas.cli.devices import devices
+from growtas.cli.doctor import doctor
 from growtas.cli.export import export
 from growtas.cli.finetune import finetune
 from growtas.cli.import_ import import_app
@@ -106,5 +107,6 @@ app.command()(predict)
 app.command()(serve)
 app.command()(cost)
 app.command()(devices)
+app.command()(doctor)
 app.command()(profile)
 app.add_typer(import_app, name="import")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -21,9 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
-import timm
-import torchvision
 from numpy.typing import NDArray
 
 from growtas.errors import OutputError
@@ -34,7 +32,8 @@ ENTRY_LIMIT = 2_000_000_000
 TOTAL_LIMIT = 5 * ENTRY_LIMIT
 """Largest size of all entries together, in bytes; the least recently used entries beyond it are removed."""
 _VERSION = 2
-_LIBRARIES = (PIL, torchvision, timm)
+_LIBRARIES = ("PIL", "torchvision", "timm")
+"""Packages that affect the pixels; they are imported when an entry is named, because that takes seconds."""
 _ABANDONED = 24 * 3600
 """Age in seconds from which a half-written file is taken for one of a killed process."""
 
@@ -60,7 +59,7 @@ def files_key(paths: Iterable[str], **facts: Any) -> str | None:
     Returns:
         64 hex digits, or None if a file can't be read; the decoder then reports the error.
     """
-    versions = [str(library.__version__) for library in _LIBRARIES]
+    versions = [str(importlib.import_module(name).__version__) for name in _LIBRARIES]
     digest = hashlib.sha256(json.dumps([_VERSION, versions, facts], sort_keys=True).encode())
     try:
         for path in paths:

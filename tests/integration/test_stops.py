@@ -129,6 +129,8 @@ def test_the_process_that_measures_memory_ends_with_the_benchmark(folder, number
     try:
         (child,) = wait(lambda: children(process.pid)) or [None]
         assert child is not None
+        assert wait(lambda: "onnxruntime" in Path(f"/proc/{child}/maps").read_text())
+        os.kill(child, signal.SIGSTOP)  # so that it can't end by itself
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     finally:

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -130,7 +131,7 @@ def test_another_part_or_order_of_the_images_is_another_entry(folder):
 
 def test_another_version_of_a_library_decodes_again(folder, monkeypatch):
     read(folder)
-    monkeypatch.setattr(cache_module.PIL, "__version__", "1000")
+    monkeypatch.setattr(PIL, "__version__", "1000")
     assert read(folder)[1] == COUNT
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import resource
@@ -293,3 +294,26 @@ def test_two_processes_never_train_one_run(begin, calm):
     with pytest.raises(UsageError, match="the run is finished, so there is nothing to resume"):
         ready.train()
     assert not (session.run.path / ".lock").exists()
+
+
+def test_a_signal_that_is_lost_again_is_repeated_until_it_is_heard(monkeypatch):
+    """As on a busy machine, where the repetition arrives while the loss of the first signal is still being handled."""
+    start, started = _thread.start_new_thread, []
+
+    class Press:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def early(function, arguments):
+        started.append(start(function, arguments))
+        if len(started) < 3:
+            signal.raise_signal(signal.SIGINT)
+        return started[-1]
+
+    monkeypatch.setattr(_thread, "start_new_thread", early)
+    with Interrupts(), pytest.raises(KeyboardInterrupt):
+        Press()
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            time.sleep(0.001)
+    assert len(started) == 3
