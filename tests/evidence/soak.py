@@ -390,9 +390,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000, help="Number of requests (default: 10000).")
     parser.add_argument("--clients", type=int, default=8, help="Number of clients (default: 8).")
     parser.add_argument("--restarts", type=int, default=8, help="Number of restarts (default: 8).")
-    parser.add_argument("--sample", action="store_true", help="Send 2,000 requests with 2 restarts (a minute).")
+    parser.add_argument("--sample", action="store_true", help="Send 1,000 requests with 2 restarts (a minute).")
     options = parser.parse_args()
-    requests, restarts = (2000, 2) if options.sample else (options.requests, options.restarts)
+    requests, restarts = (1000, 2) if options.sample else (options.requests, options.restarts)
     with tempfile.TemporaryDirectory() as folder:
         report = soak(Path(folder), requests, options.clients, restarts)
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
