@@ -10,17 +10,20 @@ import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, SoftFileLock, Timeout
 
 from growtas.errors import OutputError, UsageError
 
+LOCK = ".lock"
+"""Usual name of a lock's file."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 """Errors of file systems that can't lock files, such as NFS 3 without its lock service."""
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path, work: str, name: str = ".lock") -> Iterator[None]:
+def exclusive(folder: Path, work: str, name: str = LOCK) -> Iterator[None]:
     """Holds the lock of a folder. The system releases it when the process ends, in whatever way, and regardless of any clock.
 
     The lock holds for all machines if the file system shares locks, as NFS 4 does. On a file system without locks, a marker file
@@ -41,7 +44,9 @@ def exclusive(folder: Path, work: str, name: str = ".lock") -> Iterator[None]:
             raise OutputError(f"{path}: the lock can't be written (it is not a regular file); remove it")
         lock = _acquired(path)
     except Timeout as refused:
-        raise UsageError(f"{folder}: {_owner(Path(refused.lock_file))} {work}; wait for it, or stop it first") from None
+        raise UsageError(
+            f"{folder}: {_in_words(lock_owner(Path(refused.lock_file)))} {work}; wait for it, or stop it first"
+        ) from None
     except OSError as error:
         raise OutputError(f"{path}: the lock can't be written ({error.strerror or error})") from None
     try:
@@ -71,14 +76,21 @@ def _acquired(path: Path) -> FileLock | SoftFileLock:
     return lock
 
 
-def _owner(path: Path) -> str:
-    """Returns the process that holds a lock, in words."""
+def lock_owner(path: Path) -> dict[str, Any] | None:
+    """Returns the ``pid`` and ``host`` that a lock's file names; None if it names none.
+
+    The process may have been killed since: then nobody holds the lock.
+    """
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             pid, host = file.read(1000).splitlines()[:2]
+        return {"pid": int(pid), "host": host}
     except (OSError, ValueError):
+        return None
+
+
+def _in_words(owner: dict[str, Any] | None) -> str:
+    if owner is None:
         return "another process is"
-    if not pid.isdecimal():
-        return "another process is"
-    where = "" if host == socket.gethostname() else f" on {host}"
-    return f"process {pid}{where} is"
+    where = "" if owner["host"] == socket.gethostname() else f" on {owner['host']}"
+    return f"process {owner['pid']}{where} is"

@@ -71,6 +71,7 @@ class Diagnosis:
         packages: each required and optional package with its version, or the command that installs it.
         folders: path, state and size of the folders that growtas writes to.
         trainings: runs that are in state ``training``, with process and machine.
+        locks: files of locks in the runs, with the process that holds or held each, and whether that is alive (None: unknown).
         abilities: what works here and what doesn't.
         unanswered: what did not answer in time or crashed.
     """
@@ -84,6 +85,7 @@ class Diagnosis:
     packages: tuple[dict[str, Any], ...]
     folders: tuple[dict[str, Any], ...]
     trainings: tuple[dict[str, Any], ...]
+    locks: tuple[dict[str, Any], ...]
     abilities: tuple[Ability, ...]
     unanswered: tuple[str, ...]
 
@@ -139,6 +141,7 @@ def doctor(root: str | Path = RUNS) -> Diagnosis:
         packages=packages,
         folders=tuple({"what": topic, **answers[topic]} for topic in QUESTIONS if answers.get(topic, {}).get("path")),
         trainings=tuple(answers.get("trainings", {}).get("trainings", ())),
+        locks=tuple(answers.get("locks", {}).get("locks", ())),
         abilities=tuple(_abilities(gpu, packages, targets)),
         unanswered=tuple(unanswered),
     )
@@ -345,6 +348,19 @@ def _trainings(root: Path) -> dict[str, Any]:
     return {"trainings": found}
 
 
+def _locks(root: Path) -> dict[str, Any]:
+    from growtas.locks import LOCK, lock_owner
+    from growtas.processes import process_alive
+    from growtas.runs import list_runs
+
+    found = []
+    for run in list_runs(root) if root.is_dir() else ():
+        for path in (run.path / LOCK, run.path / "search" / LOCK):
+            if (owner := lock_owner(path)) is not None:
+                found.append({"lock": str(path), **owner, "alive": process_alive(owner, path.stat().st_mtime)})
+    return {"locks": found}
+
+
 def _gpu() -> dict[str, Any]:
     from growtas.latency.at_hand import gpu_name
 
@@ -365,6 +381,7 @@ QUESTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "profiles": lambda root: _profiles(),
     "cache": lambda root: _cache(),
     "trainings": _trainings,
+    "locks": _locks,
     "gpu": lambda root: _gpu(),
     "targets": lambda root: _targets(),
 }

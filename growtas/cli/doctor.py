@@ -22,8 +22,8 @@ def doctor(
     """Show what this machine has for growtas, and what will and won't work on it.
 
     It shows versions, CPU, memory, threads, GPU, driver, runtimes, packages that are missing with the command that installs them,
-    disk space, caches, and the trainings that run here. It changes and measures nothing. What is missing or broken is part of the
-    answer, so the exit code is 0.
+    disk space, caches, locks, and the trainings that run here. It changes and measures nothing. What is missing or broken is part
+    of the answer, so the exit code is 0.
 
     Example: growtas doctor
     """
@@ -68,6 +68,9 @@ def _facts(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
         yield "training", f"{training['run']}: {training['state']}, process {training['pid']} on {training['host']}"
     if not diagnosis.trainings:
         yield "training", "none is running"
+    for lock in diagnosis.locks:
+        state = {True: "is alive", False: "has ended, so the lock is free", None: "can't be checked from here"}[lock["alive"]]
+        yield "lock", f"{lock['lock']}: process {lock['pid']} on {lock['host']} {state}"
     for problem in diagnosis.unanswered:
         yield "no answer", problem
 

@@ -15,6 +15,7 @@ import pytest
 
 from growtas.api import diagnosis as module
 from growtas.files import write_json
+from growtas.locks import exclusive
 from growtas.processes import this_process
 from tests.export_helpers import Cli, make_run
 
@@ -162,3 +163,15 @@ def test_folders_and_trainings(cli, tmp_path):
     (tmp_path / "file").write_text("")
     folders = {folder["what"]: folder for folder in diagnose(cli, "file/runs")["folders"]}
     assert (folders["runs"]["exists"], folders["runs"]["writable"]) == (False, False)
+
+
+def test_locks(cli, tmp_path):
+    run = make_run(tmp_path / "runs", name="r")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (run.path / "search").mkdir(exist_ok=True)
+    (run.path / "search" / ".lock").write_text(f"{ended.pid}\n{this_process()['host']}\n")
+    with exclusive(run.path, "at work"):
+        locks = {entry["lock"]: (entry["pid"], entry["alive"]) for entry in diagnose(cli)["locks"]}
+        assert locks == {"runs/r/.lock": (os.getpid(), True), "runs/r/search/.lock": (ended.pid, False)}
+        assert "has ended, so the lock is free" in cli("doctor")[1]
