@@ -28,6 +28,8 @@ MAX_YAML_BYTES = 100_000
 """PyYAML parses about so many bytes a second."""
 MAX_JSON_BYTES = 64_000_000
 MAX_LINES_BYTES = 1_000_000_000
+MAX_WEIGHTS_BYTES = 16_000_000_000
+"""Largest file of weights that is read into memory at once."""
 _MAX_LEVELS = 100
 _MAX_YAML_EVENTS = 20_000
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
@@ -228,7 +230,7 @@ class FileObject(dict[str, Any]):
 
 
 def read_bytes(
-    file: Path | Traversable, subject: str, error: type[GrowtasError] = CheckpointError, *, limit: int | None = MAX_JSON_BYTES
+    file: Path | Traversable, subject: str, error: type[GrowtasError] = CheckpointError, *, limit: int = MAX_JSON_BYTES
 ) -> bytes:
     """Reads a regular file, or a link to one, of a bounded size.
 
@@ -236,7 +238,7 @@ def read_bytes(
         file: the file.
         subject: beginning of error messages.
         error: class of the exception.
-        limit: largest legal size in bytes; None for any size.
+        limit: largest legal size in bytes.
 
     Raises:
         GrowtasError: Of the class ``error``; the file is missing, unreadable, not a regular file, or larger than the limit.
@@ -246,11 +248,11 @@ def read_bytes(
             return file.read_bytes()
         with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
-            # One byte more than the limit, because a file may grow while it is read.
-            data = b"" if limit is not None and size > limit else stream.read(-1 if limit is None else limit + 1)
+            # One byte more than the limit, because a file may grow while it is read. Python reserves this memory.
+            data = b"" if size > limit else stream.read(min(limit, max(size, MAX_JSON_BYTES)) + 1)
     except (OSError, ValueError) as problem:  # ValueError: the name contains a null character
         raise error(f"{subject} can't be read ({getattr(problem, 'strerror', None) or problem})") from None
-    if limit is not None and max(size, len(data)) > limit:
+    if max(size, len(data)) > limit:
         raise error(f"{subject} can't be read (it has {max(size, len(data)):,} bytes, and at most {limit:,} are legal)")
     return data
 
@@ -542,6 +544,13 @@ def read_json_lines(path: str | Path, size: int | None = None) -> list[Any]:
 
 
 def sha256(path: str | Path) -> str:
-    """Returns the SHA-256 hash of a regular file in hex digits."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Returns the SHA-256 hash of a regular file in hex digits.
+
+    Raises:
+        CheckpointError: The file can't be read.
+    """
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: the file can't be read ({error.strerror or error})") from None

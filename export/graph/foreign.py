@@ -24,8 +24,10 @@ from growtas.files import open_regular
 
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Domains of operators that ONNX Runtime and OpenVINO know by themselves; a file's own functions may have other domains."""
-_ELEMENTS, _GRAPHS, _NODES, _CONSTANT = 300_000, 8, 1_000_000, 2**28
-"""Limits: elements of a file, graphs inside graphs, nodes after functions are expanded, numbers of a computed constant."""
+_ELEMENTS, _GRAPHS, _NODES = 300_000, 8, 100_000
+"""Limits: elements of a file, graphs inside graphs, nodes after functions are expanded."""
+_COMPUTED, _TIMES = 2**24, 8
+"""Runtimes compute constants of constants when they load a file: at most so many numbers, and so many times those in the file."""
 _XML_BYTES, _XML_DEPTH = 30_000_000, 64
 # The messages inside each message of onnx.proto, by the number of the field.
 _PARTS = {
@@ -44,9 +46,12 @@ _BITS = {
 }  # fmt: skip
 _TEXTS = ("entry", "opset")
 """Messages of which every field is a text or a number; protobuf gives a text that is not UTF-8 as bytes."""
-_TEXT, _INT64 = 8, 7
-# The input that gives an operator the shape, or the repetitions, of its result.
-_SHAPED_BY = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
+_TEXT = 8
+# Operators whose result is no larger than their first input.
+_NO_LARGER = frozenset(
+    ("Constant", "Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Neg", "Sqrt", "Reciprocal")
+    + ("DequantizeLinear", "QuantizeLinear", "Shape", "Size", "ReduceProd", "ReduceMin", "ReduceMax", "ReduceSum", "ReduceMean")
+)
 _IR_BITS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "f8e4m3": 8, "f8e5m2": 8, "f8e8m0": 8, "i64": 64, "u64": 64, "i32": 32}
 _IR_BITS |= {"u32": 32, "i16": 16, "u16": 16, "i8": 8, "u8": 8, "boolean": 8, "i4": 4, "u4": 4, "nf4": 4, "f4e2m1": 4}
 
@@ -68,7 +73,12 @@ def check_onnx(path: str | Path, *, weights: bool = True) -> None:
             if not file.seek(0, os.SEEK_END):
                 raise ValueError("it is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                _OnnxCheck(data, path.parent if weights else None).run()
+                check = _OnnxCheck(data, path.parent if weights else None)
+                check.run()
+            if check.computes_constants():
+                from growtas.export.graph.computed import check_computed
+
+                check_computed(path, _COMPUTED + _TIMES * check.numbers_stored)
     except OSError as error:
         raise CheckpointError(f"{path}: the file can't be read ({error.strerror or error})") from None
     except (ValueError, IndexError, UnicodeDecodeError, struct.error) as error:
@@ -92,12 +102,13 @@ class _OnnxCheck:
 
     def __init__(self, data: mmap.mmap, folder: Path | None) -> None:
         self.data, self.folder, self.elements = data, folder, 0
+        # Kind, inputs and outputs of the nodes, in order; numbers of each stored tensor; inputs of the graph whose size is free.
+        self.nodes: list[tuple[str, list[str], list[str]]] = []
+        self.stored: dict[str, int] = {}
+        self.numbers_stored = 0
         # For the main graph ("") and each function: the operators that it calls.
         self.calls: dict[Any, Counter[tuple[str, str]]] = {}
         self.scope: Any = ""
-        self.constants: dict[str, int] = {}
-        # Operators whose result has the shape of a named tensor; the constants of a graph follow its nodes.
-        self.shaped: list[tuple[str, str]] = []
 
     def run(self) -> None:
         self.calls[""] = Counter()
@@ -110,9 +121,22 @@ class _OnnxCheck:
                 if name == scope:
                     raise ValueError(f"its function {name[1][:60]!r} calls itself")
         self.expanded("", {}, 0)
-        for kind, shape in self.shaped:
-            if self.constants.get(shape, 0) > _CONSTANT:
-                raise ValueError(f"its operator {kind} makes a tensor of more than {_CONSTANT:,} numbers")
+
+    def computes_constants(self) -> bool:
+        """Returns whether a runtime may compute constants that are larger than those in the file when it loads the file."""
+        if len(self.calls) > 1:
+            return True
+        sizes, computed = dict(self.stored), 0
+        for kind, inputs, outputs in self.nodes:
+            # A file whose images have a free size computes the shapes of its tensors while it runs.
+            if kind != "Constant" and not all(name in sizes for name in inputs if name):
+                continue
+            if kind not in _NO_LARGER:
+                return True
+            size = sizes.get(inputs[0], 0) if inputs else 0
+            computed += size
+            sizes.update((name, sizes.get(name, size)) for name in outputs)
+        return computed > _COMPUTED + _TIMES * self.numbers_stored
 
     def expanded(self, scope: Any, known: dict[Any, int], depth: int) -> int:
         """The number of nodes of a graph or function after all calls of functions are replaced by the functions' nodes."""
@@ -195,15 +219,15 @@ class _OnnxCheck:
         self.scope = ""
 
     def node(self, at: int, end: int, depth: int) -> None:
-        inputs: list[Any] = []
-        outputs: list[Any] = []
+        inputs: list[str] = []
+        outputs: list[str] = []
         kind = domain = ""
-        constant = None
+        constant = 0
         for number, value in self.fields(at, end):
             if number == 1:
-                inputs.append(value)
+                inputs.append(self.text(value))
             elif number == 2:
-                outputs.append(value)
+                outputs.append(self.text(value))
             elif number == 4:
                 kind = self.text(value)
             elif number == 7:
@@ -221,14 +245,12 @@ class _OnnxCheck:
                         else:
                             self.walk(part, place[0], place[1], depth + (part == "graph"))
         self.calls[self.scope][domain, kind] += 1
-        if kind == "Constant" and constant is not None and outputs:
-            self.constants[self.text(outputs[0])] = constant
-        index = _SHAPED_BY.get(kind)
-        if index is not None and index < len(inputs):
-            self.shaped.append((kind, self.text(inputs[index])))
+        if kind == "Constant":
+            self.stored.update(dict.fromkeys(outputs, constant))
+        self.nodes.append((kind, inputs, outputs))
 
     def tensor(self, at: int, end: int) -> int:
-        """Checks that a tensor's values are as many as its shape says; returns the product of a short list of whole numbers."""
+        """Checks that a tensor's values are as many as its shape says, and returns their number."""
         tensor, name, external = _Tensor(), "", False
         for number, value in self.fields(at, end):
             if number == 1:
@@ -253,7 +275,7 @@ class _OnnxCheck:
         if external:
             if self.folder is not None:
                 self.beside(self.folder, tensor, name, count)
-            return 0
+            return self.store(name, count)
         if tensor.kind == _TEXT:
             fits = tensor.texts == count
         elif tensor.data is None:
@@ -265,13 +287,12 @@ class _OnnxCheck:
             fits = tensor.data[2] == 0 or (count + 7) // 8 <= tensor.data[2] - tensor.data[1] <= 16 * count
         if not fits:
             raise ValueError(f"the shape of its tensor {name[:60]!r} does not match its values")
-        if tensor.kind != _INT64 or tensor.data is None or not 0 < count <= 64:
-            return 0
-        number, start, stop = tensor.data
-        values = struct.unpack(f"<{count}q", self.data[start:stop]) if number == 9 else self.numbers(start, stop)
-        product = math.prod(value for value in values if 0 < value < 2**63)
-        self.constants[name] = product
-        return product
+        return self.store(name, count)
+
+    def store(self, name: str, count: int) -> int:
+        self.stored[name] = count
+        self.numbers_stored += count
+        return count
 
     def numbers(self, at: int, end: int) -> list[int]:
         values = []
