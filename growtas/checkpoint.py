@@ -182,4 +182,3 @@ def _build(create: Callable[[], _Network], tensors: dict[str, Tensor], path: str
     network = create()
     network.load_state_dict(tensors)
     return network.eval()
-

@@ -237,4 +237,3 @@ def enumerate_names(names: Iterable[str]) -> str:
     listed = list(names)
     more = len(listed) - _NAMED
     return ", ".join(listed[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-

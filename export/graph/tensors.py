@@ -79,7 +79,9 @@ class OnnxTensors:
             session = session_of_tensors(self._proto, outputs, optimised=False)
             values = session.run(outputs, {session.get_inputs()[0].name: images})
         except Exception as error:  # the runtime's exceptions share no base class
-            raise CheckpointError(f"{self.path}: ONNX Runtime can't compute its inner tensors ({cause(str(error).split(':')[-1])})") from None
+            raise CheckpointError(
+                f"{self.path}: ONNX Runtime can't compute its inner tensors ({cause(str(error).split(':')[-1])})"
+            ) from None
         return dict(zip(outputs, (np.asarray(value) for value in values), strict=True))
 
 

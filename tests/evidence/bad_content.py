@@ -111,7 +111,9 @@ def random_values(data: Any, dump: Callable[[Any], bytes], count: int, number: i
     """Mutations by hypothesis: a random entry becomes random JSON data."""
     paths = list(_paths(data)) or [()]
     leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
-    values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4))
+    values = st.recursive(
+        leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    )
     drawn: list[tuple[tuple[Any, ...], Any]] = []
 
     @seed(number)
@@ -338,8 +340,11 @@ def safetensors(good: bytes) -> Iterator[Mutation]:
         yield f"metadata: {what}", put
     yield "a header of 2**63 bytes", lambda path: replaced(path, (2**63).to_bytes(8, "little") + good[8:])
     yield "a header of 90 MB", lambda path: replaced(path, (90_000_000).to_bytes(8, "little") + b" " * 90_000_000)
-    yield "100,000 tensors", lambda path: replaced(
-        path, packed({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)})
+    yield (
+        "100,000 tensors",
+        lambda path: replaced(
+            path, packed({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)})
+        ),
     )
 
 
@@ -396,7 +401,8 @@ def onnx_files(good: bytes) -> Iterator[Mutation]:
     yield (
         "ConstantOfShape of a computed shape",
         grown(
-            [helper.make_node("Mul", ["k", "k"], ["kk"]), helper.make_node("ConstantOfShape", ["kk"], ["c"])], [constant("k", [50_000])]
+            [helper.make_node("Mul", ["k", "k"], ["kk"]), helper.make_node("ConstantOfShape", ["kk"], ["c"])],
+            [constant("k", [50_000])],
         ),
     )
     scalars = [
@@ -405,16 +411,26 @@ def onnx_files(good: bytes) -> Iterator[Mutation]:
     yield "Range of 2**31", grown([helper.make_node("Range", ["from", "to", "step"], ["c"])], scalars)
     for kind in ("RandomNormal", "RandomUniform"):
         yield f"{kind} of 2**31", grown([helper.make_node(kind, [], ["c"], shape=[2**16, 2**15])])
-    yield "EyeLike of 2**32", grown(
-        [helper.make_node("ConstantOfShape", ["side"], ["s"]), helper.make_node("EyeLike", ["s"], ["c"])], [constant("side", [65536, 65536])]
+    yield (
+        "EyeLike of 2**32",
+        grown(
+            [helper.make_node("ConstantOfShape", ["side"], ["s"]), helper.make_node("EyeLike", ["s"], ["c"])],
+            [constant("side", [65536, 65536])],
+        ),
     )
-    yield "OneHot of 2**31", grown(
-        [helper.make_node("OneHot", ["ids", "wide", "onoff"], ["c"])],
-        [constant("ids", [1]), constant("wide", [2**31]), helper.make_tensor("onoff", TensorProto.FLOAT, [2], [0.0, 1.0])],
+    yield (
+        "OneHot of 2**31",
+        grown(
+            [helper.make_node("OneHot", ["ids", "wide", "onoff"], ["c"])],
+            [constant("ids", [1]), constant("wide", [2**31]), helper.make_tensor("onoff", TensorProto.FLOAT, [2], [0.0, 1.0])],
+        ),
     )
-    yield "Resize by 10**5", grown(
-        [helper.make_node("Resize", ["start", "", "by"], ["c"])],
-        [start, helper.make_tensor("by", TensorProto.FLOAT, [1], [1e6])],
+    yield (
+        "Resize by 10**5",
+        grown(
+            [helper.make_node("Resize", ["start", "", "by"], ["c"])],
+            [start, helper.make_tensor("by", TensorProto.FLOAT, [1], [1e6])],
+        ),
     )
     yield "MatMul of outer products", grown(
         [helper.make_node("Reshape", ["flat", "tall"], ["t"]), helper.make_node("Reshape", ["flat", "long"], ["l"]),
@@ -430,8 +446,9 @@ def onnx_files(good: bytes) -> Iterator[Mutation]:
         )
         for i in range(30)
     ]  # fmt: skip
-    yield "functions that expand", grown(
-        [helper.make_node("f0", ["start"], ["c"], domain="own")], [start], functions=functions, domains=["own"]
+    yield (
+        "functions that expand",
+        grown([helper.make_node("f0", ["start"], ["c"], domain="own")], [start], functions=functions, domains=["own"]),
     )
     yield "an operator of nobody", grown([helper.make_node("Run", ["start"], ["c"], domain="evil")], [start], domains=["evil"])
     loop = helper.make_graph(
@@ -441,8 +458,12 @@ def onnx_files(good: bytes) -> Iterator[Mutation]:
          helper.make_tensor_value_info("state", TensorProto.FLOAT, None)],
         [helper.make_tensor_value_info("on", TensorProto.BOOL, []), helper.make_tensor_value_info("next", TensorProto.FLOAT, None)],
     )  # fmt: skip
-    yield "a loop that doubles", grown(
-        [helper.make_node("Loop", ["trip", "", "start"], ["c"], body=loop)], [start, helper.make_tensor("trip", TensorProto.INT64, [], [40])]
+    yield (
+        "a loop that doubles",
+        grown(
+            [helper.make_node("Loop", ["trip", "", "start"], ["c"], body=loop)],
+            [start, helper.make_tensor("trip", TensorProto.INT64, [], [40])],
+        ),
     )
 
     def moved(location: str, **entries: str) -> Callable[[Path], None]:
@@ -483,9 +504,12 @@ def irs(good: bytes) -> Iterator[Mutation]:
     step = max(1, len(places) // 40)
     for match in places[::step]:
         for value in ("-1", "9" * 20, "x" * 1_000, "99999,99999,9", "", "1e9"):
-            made = f'{text[: match.start(2)]}{value}{text[match.end(2) :]}'
+            made = f"{text[: match.start(2)]}{value}{text[match.end(2) :]}"
             yield f"{match[1]} at {match.start()} is {value[:12]!r}", lambda path, made=made: replaced(path, made.encode())
-    yield "an operator of an extension", lambda path: replaced(path, text.replace('version="opset1"', 'version="extension"', 1).encode())
+    yield (
+        "an operator of an extension",
+        lambda path: replaced(path, text.replace('version="opset1"', 'version="extension"', 1).encode()),
+    )
     yield "an entity", lambda path: replaced(path, b"<!DOCTYPE a [<!ENTITY b 'c'>]>" + good)
     yield "elements 5,000 deep", lambda path: replaced(path, b"<net>" * DEEP)
     for kind in ("Broadcast", "Tile", "Range", "Concat"):
@@ -524,7 +548,19 @@ def images(good: bytes) -> Iterator[Mutation]:
     yield "a PNG of 0 x 0", lambda path: replaced(path, png(0, 0))
     yield "a PNG of 16 bits without rows", lambda path: replaced(path, png(8, 8, b"", color=0, bits=16))
     yield "a PNG whose text expands", lambda path: replaced(path, png(8, 8, zlib.compress(bytes(8 * 25)), text_chunk()))
-    yield "a GIF of 65,535 x 65,535", lambda path: replaced(path, b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\x80\0\0" + bytes(6) + b"," + struct.pack("<HHHH", 0, 0, 65535, 65535) + b"\0\x08\x01\0\0;")
+    yield (
+        "a GIF of 65,535 x 65,535",
+        lambda path: replaced(
+            path,
+            b"GIF89a"
+            + struct.pack("<HH", 65535, 65535)
+            + b"\x80\0\0"
+            + bytes(6)
+            + b","
+            + struct.pack("<HHHH", 0, 0, 65535, 65535)
+            + b"\0\x08\x01\0\0;",
+        ),
+    )
     bmp = b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 100_000, 100_000, 1, 24, 0, 0, 0, 0, 0, 0)
     yield "a BMP of 100,000 x 100,000", lambda path: replaced(path, bmp)
     yield "a PPM of 100,000 x 100,000", lambda path: replaced(path, b"P6 100000 100000 255\n")
@@ -533,7 +569,10 @@ def images(good: bytes) -> Iterator[Mutation]:
     for tag, kind, value in ((256, 4, 100_000), (257, 4, 100_000), (273, 4, 8), (279, 4, 2**31)):
         tiff += struct.pack("<HHII", tag, kind, 1, value)
     yield "a TIFF of 100,000 x 100,000", lambda path: replaced(path, tiff + bytes(4))
-    yield "a TIFF whose directory is a loop", lambda path: replaced(path, b"II*\0\x08\0\0\0" + struct.pack("<H", 0) + struct.pack("<I", 8))
+    yield (
+        "a TIFF whose directory is a loop",
+        lambda path: replaced(path, b"II*\0\x08\0\0\0" + struct.pack("<H", 0) + struct.pack("<I", 8)),
+    )
     yield "a text", lambda path: replaced(path, b"hello")
     yield "an SVG", lambda path: replaced(path, b"<svg xmlns='http://www.w3.org/2000/svg'/>")
 

@@ -142,7 +142,7 @@ KINDS = [
     Kind(".plan", f"{E}.plan", users(".plan")),
     Kind(".pth of AutoFormer", "m.pth", ("import autoformer m.pth --space space.yaml --name imported",), lambda good: (*bad.archives(good), *bad.pickles())),  # type: ignore[arg-type,return-value]
     Kind("weights of a timm teacher", "teacher.pth", ("train --teacher test_vit --teacher-checkpoint teacher.pth --epochs 1 --space space.yaml --name t2",), lambda good: (*bad.archives(good), *bad.pickles())),  # type: ignore[arg-type,return-value]
-    Kind("image to predict", "good.png", tuple(f"predict good.png --model {E}{suffix}" for suffix in (".onnx", ".pt2")), bad.images),
+    Kind("image to predict", "good.png", (f"predict good.png --model {E}.onnx",), bad.images),
     Kind("image of a data set", "photos/a/0.png", ("train --data photos --space space.yaml --dry-run", "train --data photos --space space.yaml --epochs 1 --name t2", "finetune runs/r --data photos --epochs 1 --name f2"), bad.images),
     Kind("IDX file", "idx/train-images-idx3-ubyte.gz", ("train --data fashion-mnist --data-dir idx --dry-run",), bad.idx_files),
     Kind("labels (IDX)", "idx/train-labels-idx1-ubyte.gz", ("train --data fashion-mnist --data-dir idx --dry-run",), bad.idx_files),
@@ -176,7 +176,7 @@ class Outcome:
                 yield "slow", f"killed after {_HANG_S} s"
         elif self.code not in (0, 1, 2):
             yield "unexpected", f"exit code {self.code}"
-        elif "Traceback" in self.err or "unexpected " in self.err:
+        elif "Traceback" in self.err or "growtas: unexpected " in self.err:
             yield "unexpected", self.err[-600:]
         elif self.code == 2 and len(lines) != 1 or len(lines) > 1:
             yield "unexpected", f"{len(lines)} sentences: {self.err[-300:]!r}"
@@ -381,7 +381,10 @@ def _more(case: Path) -> None:
     (case / "idx").mkdir()
     for stem, count in (("train", 60), ("t10k", 20)):
         pixels, labels = rng.integers(0, 255, (count, 28, 28), dtype=np.uint8), (np.arange(count) % 10).astype(np.uint8)
-        for name, head, data in (("images-idx3", struct.pack(">HBB3I", 0, 8, 3, count, 28, 28), pixels), ("labels-idx1", struct.pack(">HBBI", 0, 8, 1, count), labels)):
+        for name, head, data in (
+            ("images-idx3", struct.pack(">HBB3I", 0, 8, 3, count, 28, 28), pixels),
+            ("labels-idx1", struct.pack(">HBBI", 0, 8, 1, count), labels),
+        ):
             (case / "idx" / f"{stem}-{name}-ubyte.gz").write_bytes(gzip.compress(head + data.tobytes()))
     torch.save({"model": Supernet(load_space(str(case / "space.yaml"))).state_dict()}, case / "m.pth")
     torch.save(timm.create_model("test_vit", num_classes=10).state_dict(), case / "teacher.pth")
@@ -400,7 +403,11 @@ def _more(case: Path) -> None:
     plan = case / f"{E}.plan"
     plan.write_bytes(b"ftrt" + rng.bytes(4000))
     manifest = json.loads(Path(f"{case / E}.onnx.json").read_text())
-    manifest |= {"kind": "plan", "runtime": "tensorrt", "plan": {"runtime": "tensorrt", "runtime_version": "10.0", "targets": ["sm86"], "max_batch": 8}}
+    manifest |= {
+        "kind": "plan",
+        "runtime": "tensorrt",
+        "plan": {"runtime": "tensorrt", "runtime_version": "10.0", "targets": ["sm86"], "max_batch": 8},
+    }
     manifest["artifact"] = {"file": plan.name, "sha256": sha256(plan.read_bytes()).hexdigest(), "bytes": 4004}
     Path(f"{plan}.json").write_text(json.dumps(manifest))
     from growtas.latency.modelled import profile as modelled
@@ -504,7 +511,9 @@ def main_() -> None:
     parser.add_argument("--sample", action="store_true", help="About a hundred files, in less than a minute.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the random choices (default: 0).")
     parser.add_argument("--kinds", nargs="*", help="Names of kinds to try, or their beginnings (default: all).")
-    parser.add_argument("--commands", type=int, default=2, help="Number of commands that each file is given to (default: 2); 0: all.")
+    parser.add_argument(
+        "--commands", type=int, default=2, help="Number of commands that each file is given to (default: 2); 0: all."
+    )
     parser.add_argument("--keep", type=Path, help="Folder in which the good files are kept for the next call.")
     options = parser.parse_args()
     shm = Path("/dev/shm")
@@ -513,7 +522,12 @@ def main_() -> None:
         for folder in ("outside", "home", "tmp"):
             (root / folder).mkdir()
         (root / "outside" / "secret").write_text("secret")
-        settings = {"HOME": root / "home", "TMPDIR": root / "tmp", "GROWTAS_CACHE": root / "cache", "GROWTAS_PROFILES": root / "case" / "profiles"}
+        settings = {
+            "HOME": root / "home",
+            "TMPDIR": root / "tmp",
+            "GROWTAS_CACHE": root / "cache",
+            "GROWTAS_PROFILES": root / "case" / "profiles",
+        }
         os.environ.update({key: str(value) for key, value in settings.items()} | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"})
         tempfile.tempdir = str(root / "tmp")
         warm_up()
@@ -525,7 +539,9 @@ def main_() -> None:
             if options.keep:
                 shutil.copytree(root / "good", options.keep)
         report, failures = try_all(root, options)
-    sys.stdout.write(json.dumps({"seed": options.seed, "kinds": report, "total": total(report), "failures": failures}, indent=1) + "\n")
+    sys.stdout.write(
+        json.dumps({"seed": options.seed, "kinds": report, "total": total(report), "failures": failures}, indent=1) + "\n"
+    )
     sys.exit(bool(failures))
 
 
