@@ -15,6 +15,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib.resources.abc import Traversable
@@ -31,6 +32,8 @@ MAX_LINES_BYTES = 1_000_000_000
 MAX_WEIGHTS_BYTES = 16_000_000_000
 """Largest file of weights that is read into memory at once."""
 _MAX_LEVELS = 100
+READER_SECONDS = 5.0
+"""How long a FIFO that is written to may have no reader."""
 _MAX_YAML_EVENTS = 20_000
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 """With one slash, because ``Path`` removes the second slash of a URL."""
@@ -473,10 +476,27 @@ def append_json_line(path: str | Path, data: Any) -> None:
 
 def _append(path: Path, content: bytes) -> None:
     try:
-        with open(path, "ab") as file:
+        with os.fdopen(_open_to_append(path), "ab") as file:
             file.write(content)
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror or error})") from None
+
+
+def _open_to_append(path: Path) -> int:
+    """Opens a file to append to it. A FIFO that no process reads would block for ever; it gets a few seconds for one."""
+    flags, deadline = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), time.monotonic() + READER_SECONDS
+    while True:
+        try:
+            handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > deadline:
+                raise OSError(error.errno, "no process reads it", str(path)) from None
+            time.sleep(0.05)
+        else:
+            os.set_blocking(handle, True)
+            return handle
 
 
 def drop_torn_line(path: str | Path) -> None:

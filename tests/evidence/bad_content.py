@@ -100,11 +100,11 @@ def typed(data: Any, dump: Callable[[Any], bytes]) -> Iterator[Mutation]:
 
     for path in _paths(data):
         name = ".".join(map(str, path))
-        yield f"{name} is missing", write(lambda path=path: dump(_changed(data, path, None, remove=True)))  # type: ignore[misc]
+        yield f"{name} is missing", write(lambda path=path: dump(_changed(data, path, None, remove=True)))
         for what, value in VALUES.items():
-            yield f"{name} is {what}", write(lambda path=path, value=value: dump(_changed(data, path, value)))  # type: ignore[misc]
+            yield f"{name} is {what}", write(lambda path=path, value=value: dump(_changed(data, path, value)))
     for what, value in VALUES.items():
-        yield f"the content is {what}", write(lambda value=value: dump(value))  # type: ignore[misc]
+        yield f"the content is {what}", write(lambda value=value: dump(value))
 
 
 def random_values(data: Any, dump: Callable[[Any], bytes], count: int, number: int) -> list[Mutation]:
@@ -287,14 +287,14 @@ def archives(good: bytes) -> Iterator[Mutation]:
         names = source.namelist()
     for name in names:
         short = name.rpartition("/")[2]
-        yield f"without the member {short}", rebuilt(lambda n, c, name=name: [] if n == name else [(n, c)])  # type: ignore[misc]
+        yield f"without the member {short}", rebuilt(lambda n, c, name=name: [] if n == name else [(n, c)])
         for what, content in {
             "empty": b"", "random": bytes(range(256)) * 4, "a pickle that runs code": pickle.dumps(_Harm()),
             "lists 5,000 deep": b"[" * DEEP, "an empty object": b"{}", "null": b"null", "a number": b"9" * DEEP,
         }.items():  # fmt: skip
             yield (
                 f"the member {short} is {what}",
-                rebuilt(lambda n, c, name=name, content=content: [(n, content if n == name else c)]),  # type: ignore[misc]
+                rebuilt(lambda n, c, name=name, content=content: [(n, content if n == name else c)]),
             )
 
 
@@ -313,12 +313,12 @@ def json_members(good: bytes) -> Iterator[Mutation]:
     for name, content in members.items():
         if name.endswith(".json"):
             short = name.rpartition("/")[2]
-            for what, put in typed(json.loads(content), lambda data, name=name: packed(name, json_bytes(data))):  # type: ignore[misc]
+            for what, put in typed(json.loads(content), lambda data, name=name: packed(name, json_bytes(data))):
                 yield f"{short}: {what}", put
             for target in ("torch.ops.aten.from_file.default", "os.system", "torch.ops.evil.run.default", "torch.hub.load"):
                 other = content.replace(b"torch.ops.aten.addmm.default", target.encode())
                 other = other if other != content else content.replace(b"torch.ops.aten.linear.default", target.encode())
-                yield f"{short}: calls {target}", lambda path, name=name, other=other: replaced(path, packed(name, other))  # type: ignore[misc]
+                yield f"{short}: calls {target}", lambda path, name=name, other=other: replaced(path, packed(name, other))
 
 
 def safetensors(good: bytes) -> Iterator[Mutation]:
@@ -435,7 +435,8 @@ def onnx_files(good: bytes) -> Iterator[Mutation]:
     yield "MatMul of outer products", grown(
         [helper.make_node("Reshape", ["flat", "tall"], ["t"]), helper.make_node("Reshape", ["flat", "long"], ["l"]),
          helper.make_node("MatMul", ["t", "l"], ["c"])],
-        [helper.make_tensor("flat", TensorProto.FLOAT, [20_000], [1.0] * 20_000), constant("tall", [20_000, 1]), constant("long", [1, 20_000])],
+        [helper.make_tensor("flat", TensorProto.FLOAT, [20_000], [1.0] * 20_000), constant("tall", [20_000, 1]),
+         constant("long", [1, 20_000])],
     )  # fmt: skip
     functions = [
         helper.make_function(
@@ -525,7 +526,10 @@ def _huge_ir(text: str, kind: str) -> bytes:
         '<input><port id="0" precision="I64"><dim>1</dim></port><port id="1" precision="I64"><dim>1</dim></port></input>'
         '<output><port id="2" precision="I64"><dim>2147483648</dim></port></output></layer></layers>'
     )
-    edges = '<edge from-layer="99990" from-port="0" to-layer="99991" to-port="0"/><edge from-layer="99990" from-port="0" to-layer="99991" to-port="1"/></edges>'
+    edges = (
+        '<edge from-layer="99990" from-port="0" to-layer="99991" to-port="0"/>'
+        '<edge from-layer="99990" from-port="0" to-layer="99991" to-port="1"/></edges>'
+    )
     return text.replace("</layers>", layer, 1).replace("</edges>", edges, 1).encode()
 
 
@@ -592,13 +596,21 @@ def idx_files(good: bytes) -> Iterator[Mutation]:
     yield "gzip in gzip", lambda path: replaced(path, gzip.compress(good))
 
 
+def checkpoints(good: bytes) -> Iterator[Mutation]:
+    """Archives of torch and pickles."""
+    yield from archives(good)
+    yield from pickles()
+
+
+def programs(good: bytes) -> Iterator[Mutation]:
+    """Archives of torch, their JSON members, and pickles."""
+    yield from checkpoints(good)
+    yield from json_members(good)
+
+
 def json_bytes(data: Any) -> bytes:
     """JSON, also of numbers that are not finite and of long numbers."""
-    return _long_numbers(json.dumps(data, ensure_ascii=True))
-
-
-def _long_numbers(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+    return json.dumps(data).encode()
 
 
 def yaml_bytes(data: Any) -> bytes:

@@ -1,11 +1,12 @@
 """``python -m tests.evidence.bad_files``: gives bad files of every kind that growtas reads to the commands that read them.
 
-First it makes good files of every kind by a tiny training, searches and exports. Then it puts one bad file at a time in the place of
-a good one, and runs commands that read it, each in a forked child of this process, which imports everything once but never computes.
+First it makes good files of every kind by a tiny training, searches and exports. Then it puts one bad file at a time in the place
+of a good one, and runs commands that read it, each in a forked child of this process, which imports everything once but never
+computes.
 
-A command must end with exit code 0, 1 or 2; a refusal is one sentence of less than 1,000 characters on stderr. Until a model runs, it
-may take at most one second of CPU time and 200 MB more memory than the idle process. It must not write outside its folder, and must
-not run code of the file. Files that stay valid after the change are counted as accepted.
+A command must end with exit code 0, 1 or 2; a refusal is one sentence of less than 1,000 characters on stderr. Until a model runs,
+it may take at most one second of CPU time and 200 MB more memory than the idle process. It must not write outside its folder, and
+must not run code of the file. Files that stay valid after the change are counted as accepted.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from tests.evidence import bad_content as bad
 from tests.evidence.bad_content import Mutation
 
 CPU_S, MEMORY_KB, MESSAGE = 1.0, 200_000, 1_000
-_HANG_S, _ADDRESSES = 30, 6 * 2**30
+_HANG_S, _ADDRESSES = 60, 6 * 2**30
 """Seconds after which a command is killed; bytes of address space that it may add."""
 _EXPECTED = ("secret", ".cache", ".config", "intel", "torchinductor_root")
 """What lies outside the case's folder before the command, and what libraries create when they are imported."""
@@ -58,7 +59,7 @@ class Kind:
         file: the good file.
         commands: command lines that read it.
         mutations: makes its typed mutations from the content of the good file.
-        document: whether its content is text, so that the texts of :func:`growtas...bad_content.documents` are tried.
+        document: whether its content is text, so that the texts of :func:`tests.evidence.bad_content.documents` are tried.
     """
 
     name: str
@@ -90,65 +91,121 @@ REPLAY = f"search {R} --replay --max-params 900K"
 SEARCH = f"search {R} --generations 2 --population 6 --max-params 1M"
 EXPORT = f"export {R} --format torch --images 16 --out runs/r/other"
 RESUME = "train --resume runs/s"
-USERS = tuple(f"{command} {{}}" for command in ("inspect", "inspect --verify", "predict good.png --model", "serve")) + (
-    "verify {} --images 16", "bench {} --batch 1 --rounds 1 --seconds 0.01 --no-roofline",
-)  # fmt: skip
+USERS = (
+    *(f"{command} {{}}" for command in ("inspect", "inspect --verify", "predict good.png --model", "serve")),
+    "verify {} --images 16",
+    "bench {} --batch 1 --rounds 1 --seconds 0.01 --no-roofline",
+)
 
 
 def users(suffix: str) -> tuple[str, ...]:
     return tuple(command.format(E + suffix) for command in USERS)
 
 
+TUNE = "finetune runs/r --data digits --epochs 1 --name f2"
+OTHER_USERS = (
+    f"finetune {E}.safetensors --data digits --epochs 1 --name f2",
+    f"train --teacher {E}.safetensors --space space.yaml --epochs 1 --name t2",
+)
+TEACHER = "train --teacher test_vit --teacher-checkpoint teacher.pth --epochs 1 --space space.yaml --name t2"
+PHOTOS = (
+    "train --data photos --space space.yaml --dry-run",
+    "train --data photos --space space.yaml --epochs 1 --name t2",
+    "finetune runs/r --data photos --epochs 1 --name f2",
+)
+IDX = "train --data fashion-mnist --data-dir idx --dry-run"
+TRITON = f"export {R} --format onnx --images 16 --triton repo --out other"
+BENCH = f"bench {R} --batch 1 --rounds 1 --seconds 0.01 --no-roofline"
+SEARCH_S = f"search {S} --max-params 1M --generations 1 --population 4"
+SEARCH_P = "search runs/p --device cpu --max-latency 5ms --generations 1 --population 4"
+PROFILE = (
+    "profile --device cpu --space space.yaml --samples 6 --held-out 2 --repeats 1 --seconds 0.001 --out profiles/cpu.tiny.json"
+)
 KINDS = [
-    yaml_kind("search space (YAML)", "space.yaml", "cost subnet.json --space space.yaml", "train --space space.yaml --dry-run",
-              "import autoformer m.pth --space space.yaml --name imported"),
-    yaml_kind("recipe (YAML)", "recipe.yaml", "train --config recipe.yaml --dry-run", "finetune runs/r --data digits --config recipe.yaml --epochs 1 --name f2"),
-    json_kind("subnet", "subnet.json", "cost subnet.json --space space.yaml", f"{EXPORT} --subnet subnet.json", "finetune runs/r --data digits --subnet subnet.json --epochs 1 --name f2"),
-    json_kind("run.json", f"{R}/run.json", *READERS, REPLAY, SEARCH, EXPORT, f"predict good.png --model {E}.onnx", f"verify --run {R} --images 16", "runs --json",
-              "train --init runs/r --epochs 1 --name t2 --dry-run", "finetune runs/r --data digits --epochs 1 --name f2", f"bench {R} --batch 1 --rounds 1 --seconds 0.01 --no-roofline",
-              "profile --device cpu --space runs/r --samples 0"),
-    json_kind("run.json of a stopped run", f"{S}/run.json", RESUME, f"show {S}", "runs", f"search {S} --max-params 1M --generations 1 --population 4"),
-    json_kind("run.json of a fine-tuning", "runs/f/run.json", "show runs/f", "report runs/f", "export runs/f --format torch --images 16", "runs"),
+    yaml_kind(
+        "search space (YAML)",
+        "space.yaml",
+        "cost subnet.json --space space.yaml",
+        "train --space space.yaml --dry-run",
+        "import autoformer m.pth --space space.yaml --name imported",
+    ),
+    yaml_kind("recipe (YAML)", "recipe.yaml", "train --config recipe.yaml --dry-run", f"{TUNE} --config recipe.yaml"),
+    json_kind(
+        "subnet",
+        "subnet.json",
+        "cost subnet.json --space space.yaml",
+        f"{EXPORT} --subnet subnet.json",
+        f"{TUNE} --subnet subnet.json",
+    ),
+    json_kind(
+        "run.json",
+        f"{R}/run.json",
+        *READERS,
+        REPLAY,
+        SEARCH,
+        EXPORT,
+        f"predict good.png --model {E}.onnx",
+        f"verify --run {R} --images 16",
+        "runs --json",
+        "train --init runs/r --epochs 1 --name t2 --dry-run",
+        TUNE,
+        BENCH,
+        "profile --device cpu --space runs/r --samples 0",
+    ),
+    json_kind("run.json of a stopped run", f"{S}/run.json", RESUME, f"show {S}", "runs", SEARCH_S),
+    json_kind(
+        "run.json of a fine-tuning",
+        "runs/f/run.json",
+        "show runs/f",
+        "report runs/f",
+        "export runs/f --format torch --images 16",
+        "runs",
+    ),
     json_kind("data.json", f"{R}/data.json", *READERS, SEARCH),
-    json_kind("split.json", f"{S}/split.json", RESUME, f"show {S}", f"report {S}", f"search {S} --max-params 1M --generations 1 --population 4"),
+    json_kind("split.json", f"{S}/split.json", RESUME, f"show {S}", f"report {S}", SEARCH_S),
     lines_kind("metrics.jsonl", f"{S}/metrics.jsonl", RESUME, f"show {S}", f"report {S}", "runs"),
     json_kind("state.json", f"{S}/checkpoints/epoch-0001/state.json", RESUME, f"show {S}", f"report {S}"),
     json_kind("best.json", f"{S}/checkpoints/best-epoch-0001/best.json", RESUME, f"show {S}", f"report {S}", "runs"),
-    Kind("supernet.safetensors", f"{S}/checkpoints/epoch-0001/supernet.safetensors", (RESUME, f"search {S} --max-params 1M --generations 1 --population 4", f"train --init {S} --epochs 1 --name t2 --dry-run", f"show {S}"), bad.safetensors),
+    Kind(
+        "supernet.safetensors",
+        f"{S}/checkpoints/epoch-0001/supernet.safetensors",
+        (RESUME, SEARCH_S, f"train --init {S} --epochs 1 --name t2 --dry-run", f"show {S}"),
+        bad.safetensors,
+    ),
     Kind("trainer.safetensors", f"{S}/checkpoints/epoch-0001/trainer.safetensors", (RESUME, f"show {S}"), bad.safetensors),
     Kind("init.safetensors", "runs/i/init.safetensors", ("train --resume runs/i", "show runs/i", "report runs/i"), bad.safetensors),
     yaml_kind("recipe.yaml of a run", f"{R}/recipe.yaml", f"report {R}", f"show {R}", f"train --config {R}/recipe.yaml --dry-run"),
     lines_kind("journal.jsonl", f"{R}/search/journal.jsonl", REPLAY, SEARCH, f"report {R}", f"show {R}"),
     json_kind("result.json of a search", f"{R}/search/result.json", f"report {R}", f"show {R}", EXPORT, "runs", REPLAY),
-    json_kind("subnet.json of a search", f"{R}/search/subnet.json", EXPORT, f"report {R}", "finetune runs/r --data digits --epochs 1 --name f2", f"show {R}"),
+    json_kind("subnet.json of a search", f"{R}/search/subnet.json", EXPORT, f"report {R}", TUNE, f"show {R}"),
     json_kind("result.json of a replay", f"{R}/search/replay/result.json", f"report {R}", f"show {R}", REPLAY),
     json_kind("front.json", "runs/p/search/front.json", "report runs/p", "show runs/p"),
-    lines_kind("timings", "runs/p/search/cpu-timings.jsonl", "search runs/p --device cpu --max-latency 5ms --generations 1 --population 4", "report runs/p"),
+    lines_kind("timings", "runs/p/search/cpu-timings.jsonl", SEARCH_P, "report runs/p"),
     json_kind("bench.json", f"{R}/bench/bench.json", f"report {R}", f"show {R}", f"inspect {E}.onnx"),
-    json_kind("device profile", "profiles/mine.json", "devices", "search runs/r --device mine --max-latency 5ms --generations 1 --population 4", f"report {R}"),
-    json_kind("measured profile", "profiles/cpu.tiny.json", "devices", "search runs/p --device cpu --max-latency 5ms --generations 1 --population 4"),
-    lines_kind("journal of a profile", "profiles/cpu.tiny.jsonl", "profile --device cpu --space space.yaml --samples 6 --held-out 2 --repeats 1 --seconds 0.001 --out profiles/cpu.tiny.json", "devices"),
+    json_kind("device profile", "profiles/mine.json", "devices", SEARCH_P.replace("cpu", "mine"), f"report {R}"),
+    json_kind("measured profile", "profiles/cpu.tiny.json", "devices", SEARCH_P),
+    lines_kind("journal of a profile", "profiles/cpu.tiny.jsonl", PROFILE, "devices"),
     json_kind("manifest (onnx)", f"{E}.onnx.json", *users(".onnx"), EXPORT, f"report {R}"),
-    json_kind("manifest (safetensors)", f"{E}.safetensors.json", *users(".safetensors"), f"finetune {E}.safetensors --data digits --epochs 1 --name f2", f"train --teacher {E}.safetensors --space space.yaml --epochs 1 --name t2"),
+    json_kind("manifest (safetensors)", f"{E}.safetensors.json", *users(".safetensors"), *OTHER_USERS),
     json_kind("manifest (pt2)", f"{E}.pt2.json", *users(".pt2")),
     json_kind("manifest (IR)", f"{E}.xml.json", *users(".xml")),
     json_kind("manifest (plan)", f"{E}.plan.json", *users(".plan")),
-    json_kind("manifest (int8)", f"{R}/export/tiny-subnet.int8.onnx.json", *(command.format(f"{R}/export/tiny-subnet.int8.onnx") for command in USERS)),
+    json_kind("manifest (int8)", f"{R}/export/tiny-subnet.int8.onnx.json", *users(".int8.onnx")),
     Kind(".onnx", f"{E}.onnx", users(".onnx"), bad.onnx_files),
-    Kind(".safetensors", f"{E}.safetensors", (*users(".safetensors"), f"finetune {E}.safetensors --data digits --epochs 1 --name f2", f"train --teacher {E}.safetensors --space space.yaml --epochs 1 --name t2"), bad.safetensors),
-    Kind(".pt2", f"{E}.pt2", users(".pt2"), lambda good: (*bad.archives(good), *bad.json_members(good), *bad.pickles())),  # type: ignore[arg-type,return-value]
+    Kind(".safetensors", f"{E}.safetensors", (*users(".safetensors"), *OTHER_USERS), bad.safetensors),
+    Kind(".pt2", f"{E}.pt2", users(".pt2"), bad.programs),
     Kind(".xml", f"{E}.xml", users(".xml"), bad.irs),
     Kind(".bin", f"{E}.bin", users(".xml")),
     Kind(".plan", f"{E}.plan", users(".plan")),
-    Kind(".pth of AutoFormer", "m.pth", ("import autoformer m.pth --space space.yaml --name imported",), lambda good: (*bad.archives(good), *bad.pickles())),  # type: ignore[arg-type,return-value]
-    Kind("weights of a timm teacher", "teacher.pth", ("train --teacher test_vit --teacher-checkpoint teacher.pth --epochs 1 --space space.yaml --name t2",), lambda good: (*bad.archives(good), *bad.pickles())),  # type: ignore[arg-type,return-value]
+    Kind(".pth of AutoFormer", "m.pth", ("import autoformer m.pth --space space.yaml --name imported",), bad.checkpoints),
+    Kind("weights of a timm teacher", "teacher.pth", (TEACHER,), bad.checkpoints),
     Kind("image to predict", "good.png", (f"predict good.png --model {E}.onnx",), bad.images),
-    Kind("image of a data set", "photos/a/0.png", ("train --data photos --space space.yaml --dry-run", "train --data photos --space space.yaml --epochs 1 --name t2", "finetune runs/r --data photos --epochs 1 --name f2"), bad.images),
-    Kind("IDX file", "idx/train-images-idx3-ubyte.gz", ("train --data fashion-mnist --data-dir idx --dry-run",), bad.idx_files),
-    Kind("labels (IDX)", "idx/train-labels-idx1-ubyte.gz", ("train --data fashion-mnist --data-dir idx --dry-run",), bad.idx_files),
+    Kind("image of a data set", "photos/a/0.png", PHOTOS, bad.images),
+    Kind("IDX file", "idx/train-images-idx3-ubyte.gz", (IDX,), bad.idx_files),
+    Kind("labels (IDX)", "idx/train-labels-idx1-ubyte.gz", (IDX,), bad.idx_files),
     Kind("model card", f"{R}/export/README.md", (f"export {R} --format torch --images 16",), document=True),
-    Kind("Triton configuration", "repo/tiny-subnet/config.pbtxt", (f"export {R} --format onnx --images 16 --triton repo --out other",), document=True),
-]  # fmt: skip
+    Kind("Triton configuration", "repo/tiny-subnet/config.pbtxt", (TRITON,), document=True),
+]
 
 
 @dataclass
@@ -178,7 +235,7 @@ class Outcome:
             yield "unexpected", f"exit code {self.code}"
         elif "Traceback" in self.err or "growtas: unexpected " in self.err:
             yield "unexpected", self.err[-600:]
-        elif self.code == 2 and len(lines) != 1 or len(lines) > 1:
+        elif (self.code == 2 and len(lines) != 1) or len(lines) > 1:
             yield "unexpected", f"{len(lines)} sentences: {self.err[-300:]!r}"
         elif any(len(line) >= MESSAGE for line in self.err.splitlines()):
             yield "unexpected", f"a message of {max(map(len, self.err.splitlines()))} characters: {lines[-1:]!r:.200}"
@@ -227,7 +284,6 @@ def _child(root: Path, command: str, report: Path) -> int:
         os.dup2(nothing.fileno(), 0)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(root / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    used, _ = resource.getrlimit(resource.RLIMIT_AS)
     here = int(Path("/proc/self/statm").read_text().split()[0]) * 4096 + _ADDRESSES
     resource.setrlimit(resource.RLIMIT_AS, (here, here))
     _watch_models(root / "ran")
@@ -283,7 +339,7 @@ def _watch_models(mark: Path) -> None:
     marked(onnxruntime.InferenceSession, "run")
     marked(openvino.InferRequest, "infer")
     marked(openvino.CompiledModel, "__call__")
-    uvicorn.Server.run = lambda *arguments, **named: None  # type: ignore[method-assign] # loads the artifact and ends
+    uvicorn.Server.run = lambda *arguments, **named: None  # loads the artifact and ends
 
 
 def _watch_writes(allowed: tuple[str, ...]) -> list[str]:
@@ -320,8 +376,8 @@ def build(root: Path) -> None:
         "search runs/r --generations 2 --population 6 --max-params 1M",
         REPLAY,
         "export runs/r --format torch,program,onnx,openvino --images 64",
-        "export runs/r --format onnx --precision int8 --name tiny-subnet.int8 --calibration-images 16 --images 64 --max-accuracy-drop 100 "
-        "--max-error 9 --min-cosine 0 --min-agreement 0",
+        "export runs/r --format onnx --precision int8 --name tiny-subnet.int8 --calibration-images 16 --images 64 "
+        "--max-accuracy-drop 100 --max-error 9 --min-cosine 0 --min-agreement 0",
         "export runs/r --format onnx --images 16 --triton repo --out other",
         "bench runs/r --batch 1 --rounds 1 --seconds 0.01 --no-roofline",
         "report runs/r",
@@ -491,7 +547,8 @@ def warm_up() -> None:
     for package in pkgutil.walk_packages(growtas.__path__, "growtas."):
         if not package.name.endswith("__main__"):
             importlib.import_module(package.name)
-    names = "timm torch._dynamo torch.export torch.export.passes matplotlib.pyplot matplotlib.backends.backend_agg onnx.shape_inference onnx_ir openvino "
+    names = "timm torch._dynamo torch.export torch.export.passes matplotlib.pyplot matplotlib.backends.backend_agg "
+    names += "onnx.shape_inference onnx_ir openvino "
     names += "onnxruntime uvicorn fastapi sklearn.datasets torchvision.transforms.v2 torch.onnx onnx.reference yaml PIL.ImageFile"
     for name in names.split():
         try:

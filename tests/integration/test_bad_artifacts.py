@@ -92,7 +92,10 @@ ONNX = {
     "a constant that is padded": doubled("Pad", ["two"]),
     "a constant expanded": grown(("Expand", ["start", "wide"], "c", {}), wide=[2**20, 1024]),
     "the outer sum of constants": grown(
-        ("Reshape", ["start", "tall"], "t", {}), ("Add", ["t", "start"], "s", {}), ("Concat", ["s"] * 30, "c", {"axis": 0}), tall=[-1, 1]
+        ("Reshape", ["start", "tall"], "t", {}),
+        ("Add", ["t", "start"], "s", {}),
+        ("Concat", ["s"] * 30, "c", {"axis": 0}),
+        tall=[-1, 1],
     ),
     "a range": grown(("Range", ["zero", "wide", "one"], "c", {}), zero=[0], wide=[2**31], one=[1]),
     "a constant of a computed shape": grown(("Mul", ["k", "k"], "kk", {}), ("ConstantOfShape", ["kk"], "c", {}), k=[50_000]),
@@ -273,17 +276,21 @@ def test_metadata_of_safetensors_files(tmp_path, metadata):
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors", ".xml", ".plan"])
-@pytest.mark.parametrize("place", ["fifo", "device", "manifest"])
+@pytest.mark.parametrize("place", ["fifo", "device", "loop", "manifest"])
 def test_what_is_not_a_regular_file(tmp_path, refuses, suffix, place):
     path = tmp_path / f"m{suffix}"
     if place == "fifo":
         os.mkfifo(path)
     elif place == "device":
         path.symlink_to("/dev/zero")
+    elif place == "loop":
+        path.symlink_to(path.name)
     else:
         path.write_bytes(b"x")
         os.mkfifo(f"{path}.json")
     refuses("inspect", path, names=path)
+    if place == "loop":
+        refuses("bench", path, names=path)
 
 
 def test_idx_files_that_expand_without_end(tmp_path):
