@@ -13,14 +13,25 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, ValidatorFunctionWrapHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+)
 from pydantic import field_validator as validator
 
 from growtas.errors import CheckpointError, UsageError
 from growtas.export.formats import ONNX, Format, format_of, side_files
+from growtas.fields import check_entries
 from growtas.files import read_json, refuse_url, sha256, write_json
+from growtas.latency.estimate import SEARCHED_RULES
 
 FORMAT = "growtas-artifact/1"
 _PACKAGES = (
@@ -257,6 +268,15 @@ class ModuleRecord(_Record):
     file: str | None = None
 
 
+def _searched(record: Any) -> dict[str, Any] | None:
+    """The search's record of a subnet; the validator of an invalid one raises ValueError."""
+    try:
+        check_entries(record, SEARCHED_RULES, "search", CheckpointError)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from None
+    return dict(record)
+
+
 class Manifest(_Record):
     """The manifest of an artifact. A manifest without arguments says nothing.
 
@@ -306,7 +326,7 @@ class Manifest(_Record):
     postprocess: PostprocessRecord | None = None
     class_names: tuple[str, ...] | None = None
     source: SourceRecord = SourceRecord()
-    search: dict[str, Any] | None = None
+    search: Annotated[Any, AfterValidator(_searched)] = None
     parity: ParityRecord | None = None
     verification: VerificationRecord | None = None
     executed: bool | None = None

@@ -11,7 +11,7 @@ from growtas.errors import CheckpointError
 from growtas.export.artifact import Manifest, check_hash, check_side_files, read_manifest
 from growtas.export.formats import ONNX, PROGRAM, format_of, side_files
 from growtas.export.graph.contents import read_graph
-from growtas.files import sha256
+from growtas.files import MAX_WEIGHTS_BYTES, read_bytes, sha256
 
 _LATENCY_KINDS = ("measured", "modelled")
 _SAME_LATENCY = ("device", "ms", "kind", "percentile", "batch", "precision", "runtime")
@@ -129,7 +129,7 @@ def _rule_problem(path: Path) -> str | None:
     if path.suffix == PROGRAM.suffix:
         from growtas.export.runtimes.torch_export import check_program
 
-        return _problem(lambda: check_program(path.read_bytes(), str(path)))
+        return _problem(lambda: check_program(read_bytes(path, f"{path}: the program", limit=MAX_WEIGHTS_BYTES), str(path)))
     if path.suffix == ONNX.suffix:
         import onnx
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from growtas.errors import CheckpointError, GrowtasError, choices
+from growtas.errors import CheckpointError, GrowtasError, brief, cause, choices
 from growtas.export.artifact import Artifact, Manifest, TensorRecord
 from growtas.fields import Rule, one_of, real, whole
 
@@ -40,7 +40,7 @@ def check_preprocess(record: Any, subject: str, error: type[GrowtasError] = Chec
         raise error(f"{subject} lacks {choices(missing)}")
     for key, rule in _PREPROCESS.items():
         if not rule.accepts(record[key]):
-            raise error(f"{subject} has the {key} {str(record[key])[:40]!r}, which must be {rule.legal}")
+            raise error(f"{subject} has the {key} {brief(record[key])}, which must be {rule.legal}")
     channels = record["in_chans"]
     for key, (rule, what) in _OF_CHANNELS.items():
         values = record[key]
@@ -153,7 +153,7 @@ def read_signature(artifact: Artifact) -> Signature:
             preprocess=manifest.preprocess,
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        reason = f"no {getattr(error, 'key', error.args[0])!r}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        reason = f"no {brief(getattr(error, 'key', error.args[0]))}" if isinstance(error, KeyError) else cause(error)
         raise CheckpointError(f"{path}: its manifest does not describe the input and output ({reason}); export it again") from None
     if signature.dtype not in _INPUT_DTYPES or len(signature.shape) != 3 or signature.max_batch < 1:
         raise CheckpointError(
@@ -194,5 +194,5 @@ def _outputs(manifest: Manifest) -> tuple[Output, ...]:
                 raise ValueError(f"a top_k of {top_k} for {classes} classes")
             outputs[added] = Output(name=added, dtype="float32" if added == TOP_SCORES else "int64", shape=(top_k,))
         else:
-            raise ValueError(f"an output {str(added)[:40]!r}")
+            raise ValueError(f"an output {brief(added)}")
     return tuple(outputs.values())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from growtas.checkpoint import check_pickle, check_weights, load_tensors, save_supernet
 from growtas.data.decode import DecodeRules
-from growtas.errors import CheckpointError
+from growtas.errors import CheckpointError, cause
 from growtas.files import sha256, write_json
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run, create_run
@@ -83,8 +83,7 @@ def _load(path: Path) -> Any:
     try:
         check_pickle(path)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:100]
-        raise CheckpointError(f"{path}: the file is truncated or not a checkpoint ({reason})") from None
+        raise CheckpointError(f"{path}: the file is truncated or not a checkpoint ({cause(error)})") from None
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (no code runs)

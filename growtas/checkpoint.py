@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from growtas.archives import check_archive
-from growtas.errors import CheckpointError, OutputError, brief
+from growtas.errors import CheckpointError, OutputError, brief, cause
 from growtas.files import open_regular, parse_json, read_json, replacing, sha256
 from growtas.nn.architecture import Architecture
 from growtas.nn.supernet import Supernet
@@ -87,7 +87,7 @@ def load_tensors(path: str | Path, what: str = "checkpoint") -> tuple[dict[str, 
     except PermissionError as error:
         raise CheckpointError(f"{path}: the {what} can't be read ({error.strerror or error})") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: the {what} is truncated or not a safetensors file ({_short(error)})") from None
+        raise CheckpointError(f"{path}: the {what} is truncated or not a safetensors file ({cause(error)})") from None
 
 
 def _check_hash(path: Path) -> None:
@@ -185,7 +185,7 @@ def _build(create: Callable[[], _Network], tensors: dict[str, Tensor], path: str
         with torch.device("meta"):
             expected = create().state_dict()
     except Exception as error:  # sizes that no tensor can have raise different exceptions
-        raise CheckpointError(f"{path}: its metadata describes no network that can be built ({_short(error)})") from None
+        raise CheckpointError(f"{path}: its metadata describes no network that can be built ({cause(error)})") from None
     wrong = next((name for name in expected if name not in tensors or tensors[name].shape != expected[name].shape), None)
     wrong = wrong or next((name for name in tensors if name not in expected), None)
     if wrong is not None:
@@ -197,7 +197,3 @@ def _build(create: Callable[[], _Network], tensors: dict[str, Tensor], path: str
     network = create()
     network.load_state_dict(tensors)
     return network.eval()
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:100] or type(error).__name__

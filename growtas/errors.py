@@ -115,10 +115,21 @@ def brief(value: object, *, quote: bool = True) -> str:
         quote: put a text in quotes.
     """
     if isinstance(value, str):
-        text = repr(value[:200]) if quote else value[:200]
+        text = repr(value[:200]) if quote else _printable(value[:200])
     else:
         try:
             text = repr(value)
         except (ValueError, RecursionError):  # a number with thousands of digits
             text = f"a value of the type {type(value).__name__}"
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def cause(error: BaseException | str, limit: int = 160) -> str:
+    """Returns why a library failed, from its exception or message, as one line of at most ``limit`` characters."""
+    text = getattr(error, "strerror", None) or str(error)
+    return _printable(" ".join(text[: 10 * limit].split())[:limit]) or type(error).__name__
+
+
+def _printable(text: str) -> str:
+    """Replaces control characters, which could act on a terminal, by their escapes."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

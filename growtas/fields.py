@@ -75,6 +75,11 @@ def one_of(*names: str) -> Rule:
     return Rule(lambda value: value in names, choices(names))
 
 
+def flag() -> Rule:
+    """Accepts true and false."""
+    return Rule(lambda value: isinstance(value, bool), "true or false")
+
+
 def text() -> Rule:
     """Accepts a text that is not empty."""
     return Rule(lambda value: isinstance(value, str) and bool(value), "a text")
@@ -158,6 +163,20 @@ def check_entries(data: Any, rules: Mapping[str, Rule], source: str, error: type
 
 
 OBJECT = Rule(lambda value: isinstance(value, Mapping), "an object")
+
+
+def record_of(needed: Mapping[str, Rule], others: Mapping[str, Rule], legal: str) -> Rule:
+    """Accepts an object with some needed and some other entries; ``legal`` describes it in words. Further entries are legal."""
+
+    def accepts(value: Any) -> bool:
+        rules = {**others, **needed}
+        return (
+            isinstance(value, Mapping)
+            and needed.keys() <= value.keys()
+            and all(rule.accepts(value[name]) for name, rule in rules.items() if name in value)
+        )
+
+    return Rule(accepts, legal)
 
 
 def map_of(rule: Rule, legal: str) -> Rule:

@@ -16,6 +16,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib.resources.abc import Traversable
@@ -30,7 +31,11 @@ MAX_YAML_BYTES = 100_000
 """PyYAML parses about so many bytes a second."""
 MAX_JSON_BYTES = 64_000_000
 MAX_LINES_BYTES = 1_000_000_000
+MAX_WEIGHTS_BYTES = 16_000_000_000
+"""Largest file of weights that is read into memory at once."""
 _MAX_LEVELS = 100
+READER_SECONDS = 5.0
+"""How long a FIFO that is written to may have no reader."""
 _MAX_YAML_EVENTS = 20_000
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 """With one slash, because ``Path`` removes the second slash of a URL."""
@@ -257,7 +262,7 @@ class FileObject(dict[str, Any]):
 
 
 def read_bytes(
-    file: Path | Traversable, subject: str, error: type[GrowtasError] = CheckpointError, *, limit: int | None = MAX_JSON_BYTES
+    file: Path | Traversable, subject: str, error: type[GrowtasError] = CheckpointError, *, limit: int = MAX_JSON_BYTES
 ) -> bytes:
     """Reads a regular file, or a link to one, of a bounded size.
 
@@ -265,7 +270,7 @@ def read_bytes(
         file: the file.
         subject: beginning of error messages.
         error: class of the exception.
-        limit: largest legal size in bytes; None for any size.
+        limit: largest legal size in bytes.
 
     Raises:
         GrowtasError: Of the class ``error``; the file is missing, unreadable, not a regular file, or larger than the limit.
@@ -275,11 +280,11 @@ def read_bytes(
             return file.read_bytes()
         with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
-            # One byte more than the limit, because a file may grow while it is read.
-            data = b"" if limit is not None and size > limit else stream.read(-1 if limit is None else limit + 1)
+            # One byte more than the limit, because a file may grow while it is read. Python reserves this memory.
+            data = b"" if size > limit else stream.read(min(limit, max(size, MAX_JSON_BYTES)) + 1)
     except (OSError, ValueError) as problem:  # ValueError: the name contains a null character
         raise error(f"{subject} can't be read ({getattr(problem, 'strerror', None) or problem})") from None
-    if limit is not None and max(size, len(data)) > limit:
+    if max(size, len(data)) > limit:
         raise error(f"{subject} can't be read (it has {max(size, len(data)):,} bytes, and at most {limit:,} are legal)")
     return data
 
@@ -500,10 +505,27 @@ def append_json_line(path: str | Path, data: Any) -> None:
 
 def _append(path: Path, content: bytes) -> None:
     try:
-        with open(path, "ab") as file:
+        with os.fdopen(_open_to_append(path), "ab") as file:
             file.write(content)
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror or error})") from None
+
+
+def _open_to_append(path: Path) -> int:
+    """Opens a file to append to it. A FIFO that no process reads would block for ever; it gets a few seconds for one."""
+    flags, deadline = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), time.monotonic() + READER_SECONDS
+    while True:
+        try:
+            handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > deadline:
+                raise OSError(error.errno, "no process reads it", str(path)) from None
+            time.sleep(0.05)
+        else:
+            os.set_blocking(handle, True)
+            return handle
 
 
 def drop_torn_line(path: str | Path) -> None:
@@ -571,6 +593,13 @@ def read_json_lines(path: str | Path, size: int | None = None) -> list[Any]:
 
 
 def sha256(path: str | Path) -> str:
-    """Returns the SHA-256 hash of a regular file in hex digits."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Returns the SHA-256 hash of a regular file in hex digits.
+
+    Raises:
+        CheckpointError: The file can't be read.
+    """
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: the file can't be read ({error.strerror or error})") from None

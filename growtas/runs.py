@@ -338,10 +338,10 @@ def find_run(given: str | Path | None, root: Path = RUNS) -> Run:
 
 def run_of(artifact: Path) -> Path | None:
     """Returns the run whose export folder holds an artifact, by the artifact's own path if possible; None for other artifacts."""
-    named, real = artifact.parent.parent, artifact.resolve().parent.parent
+    named, real = artifact.parent.parent, Path(os.path.realpath(artifact)).parent.parent
     if not (real / "run.json").is_file():
         return None
-    return named if named.resolve() == real else real
+    return named if os.path.realpath(named) == str(real) else real
 
 
 def find_readable_run(given: str | Path | None, progress: Progress = SILENT, root: Path = RUNS) -> Run:

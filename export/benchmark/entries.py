@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from growtas.data.cache import cache_folder
-from growtas.errors import BuildError, ConfigError, DeviceError, GrowtasError
+from growtas.errors import BuildError, ConfigError, DeviceError, GrowtasError, cause
 from growtas.export.artifact import Artifact, Manifest, PlanRecord
 from growtas.export.benchmark import baselines
 from growtas.export.benchmark.inputs import ImageInput, bytes_moved, image_input
@@ -137,8 +137,7 @@ def load(entry: Entry, stack: contextlib.ExitStack, *, batches: Sequence[int], t
     except GrowtasError as error:
         entry.set_aside(error)
     except (MemoryError, RuntimeError) as error:  # the only exceptions of torch, OpenVINO and CUDA
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        entry.set_aside(BuildError(f"{subject.label}: {subject.runtime} can't run it ({reason})"))
+        entry.set_aside(BuildError(f"{subject.label}: {subject.runtime} can't run it ({cause(error)})"))
 
 
 def _place(entry: Entry, session: Session, batches: Sequence[int], weights: bool) -> None:

@@ -12,8 +12,10 @@ from growtas.export.benchmark.inputs import image_input
 from growtas.export.benchmark.timing import collect, summarise, warm_up
 from growtas.export.formats import PLAN, PROGRAM
 from growtas.export.open import open_artifact
+from growtas.fields import check_entries
 from growtas.files import read_json
 from growtas.latency.at_hand import CPU, device_name, devices_at_hand
+from growtas.latency.estimate import SEARCHED_RULES
 from growtas.runs import run_of
 
 LIMIT = """``limit``, and an entry of ``limits``, of an artifact in ``bench.json``: does a search's latency limit hold?
@@ -131,8 +133,9 @@ def _subnet_file(run: Path, manifest: Manifest, search: Mapping[str, Any]) -> di
     for path in sorted(run.glob("search*/subnet.json")):
         try:
             document = read_json(path, "subnet file")
+            check_entries(document, SEARCHED_RULES, str(path), CheckpointError)
         except CheckpointError:
             continue
-        if isinstance(document, dict) and all(document.get(key) == value for key, value in expected.items()):
+        if all(document.get(key) == value for key, value in expected.items()):
             return dict(document)
     return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def bench(artifacts: Sequence[Path | str], options: BenchOptions, progress: Prog
     """
     check_device(options.device)
     names = [normalise(name) for name in artifacts]
-    if len({name if name.startswith(TIMM) else Path(name).resolve() for name in names}) < len(names):
+    if len({name if name.startswith(TIMM) else os.path.realpath(name) for name in names}) < len(names):
         raise UsageError("the same artifact is named twice")
     added = name_baseline(options.baseline, names) if options.baseline else None
     names = [added, *names] if added else names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def _means(text: str, name: str) -> bool:
     """Whether a text names an artifact: by its path, by its file name, or by the timm model's name without the prefix."""
     if name.startswith(TIMM):
         return text in (name, name.removeprefix(TIMM))
-    return text in (name, Path(name).name) or Path(text).resolve() == Path(name).resolve()
+    return text in (name, Path(name).name) or os.path.realpath(text) == os.path.realpath(name)
 
 
 def default_runtime(name: str, manifest: Manifest | None) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from growtas.archives import check_archive
-from growtas.errors import CheckpointError
+from growtas.errors import CheckpointError, cause
 from growtas.export.artifact import Artifact, Manifest, load_artifact, read_manifest
 from growtas.export.formats import ONNX, OPENVINO, PROGRAM, TORCH, format_of, side_files
 from growtas.export.graph.foreign import read_ir
@@ -62,8 +62,7 @@ def read_graph(path: Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:  # each format's parser has its own exceptions
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise CheckpointError(f"{path}: not a readable {path.suffix} file ({reason})") from None
+        raise CheckpointError(f"{path}: not a readable {path.suffix} file ({cause(error)})") from None
 
 
 def load_described(path: str | os.PathLike[str]) -> Artifact:

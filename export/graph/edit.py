@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from growtas.errors import BuildError, CheckpointError
+from growtas.errors import BuildError, CheckpointError, cause
 from growtas.export.graph.foreign import check_onnx
 from growtas.export.graph.versions import least_ir_version
 from growtas.files import replacing
@@ -45,7 +45,7 @@ def load_proto(path: str | Path, *, weights: bool = True) -> onnx.ModelProto:
     try:
         proto = onnx.load(path, load_external_data=weights)
     except Exception as error:  # protobuf's, the checker's and the file system's errors share no base class
-        raise CheckpointError(f"{path}: not a readable .onnx file ({_one_line(error)})") from None
+        raise CheckpointError(f"{path}: not a readable .onnx file ({cause(error)})") from None
     if not proto.graph.node:
         raise CheckpointError(f"{path}: not a readable .onnx file (it holds no nodes)")
     for entry in (*proto.opset_import, *proto.graph.node):
@@ -64,7 +64,7 @@ def load_model(path: str | Path) -> ir.Model:
     try:
         return ir.from_proto(proto)
     except Exception as error:  # the conversion's exceptions share no base class
-        raise CheckpointError(f"{path}: not a readable .onnx file ({_one_line(error)})") from None
+        raise CheckpointError(f"{path}: not a readable .onnx file ({cause(error)})") from None
 
 
 def load_typed_model(path: Path) -> ir.Model:
@@ -78,7 +78,7 @@ def load_typed_model(path: Path) -> ir.Model:
     try:
         return infer_types(model)
     except Exception as error:  # the inference's exceptions share no base class
-        raise BuildError(f"{path}: the types of its tensors can't be inferred ({_one_line(error)})") from None
+        raise BuildError(f"{path}: the types of its tensors can't be inferred ({cause(error)})") from None
 
 
 def infer_types(model: ir.Model) -> ir.Model:
@@ -119,7 +119,7 @@ def save_model(model: ir.Model, path: str | Path, subject: str) -> None:
     try:
         onnx.checker.check_model(data, full_check=True)
     except Exception as error:  # the checker's exceptions share no base class
-        raise BuildError(f"{Path(path).name}: {subject} is not valid ONNX ({_one_line(error)})") from None
+        raise BuildError(f"{Path(path).name}: {subject} is not valid ONNX ({cause(error)})") from None
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
@@ -237,7 +237,3 @@ def enumerate_names(names: Iterable[str]) -> str:
     listed = list(names)
     more = len(listed) - _NAMED
     return ", ".join(listed[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

@@ -24,8 +24,10 @@ from growtas.files import open_regular
 
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Domains of operators that ONNX Runtime and OpenVINO know by themselves; a file's own functions may have other domains."""
-_ELEMENTS, _GRAPHS, _NODES, _CONSTANT = 300_000, 8, 1_000_000, 2**28
-"""Limits: elements of a file, graphs inside graphs, nodes after functions are expanded, numbers of a computed constant."""
+_ELEMENTS, _GRAPHS, _NODES = 300_000, 8, 100_000
+"""Limits: elements of a file, graphs inside graphs, nodes after functions are expanded."""
+_COMPUTED, _TIMES = 2**24, 8
+"""Runtimes compute constants of constants when they load a file: at most so many numbers, and so many times those in the file."""
 _XML_BYTES, _XML_DEPTH = 30_000_000, 64
 # The messages inside each message of onnx.proto, by the number of the field.
 _PARTS = {
@@ -44,9 +46,26 @@ _BITS = {
 }  # fmt: skip
 _TEXTS = ("entry", "opset")
 """Messages of which every field is a text or a number; protobuf gives a text that is not UTF-8 as bytes."""
-_TEXT, _INT64 = 8, 7
-# The input that gives an operator the shape, or the repetitions, of its result.
-_SHAPED_BY = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
+_TEXT, _INT32, _INT64 = 8, 6, 7
+# Operators whose result is no larger than their first input, those that keep its values, and those that join two shapes.
+_SAME_VALUES = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
+_SAME_SHAPE = {
+    "Identity", "Cast", "Neg", "Abs", "Sqrt", "Reciprocal", "Exp", "Log", "Sin", "Cos", "Floor", "Ceil", "Round", "Not", "Sigmoid",
+    "Tanh", "Erf", "Softmax", "Clip", "Trilu", "CumSum", "DequantizeLinear", "QuantizeLinear",
+}  # fmt: skip
+_REDUCING = {f"Reduce{name}" for name in ("Prod", "Min", "Max", "Sum", "Mean", "L2")}
+_NO_LARGER = _SAME_SHAPE | _SAME_VALUES | _REDUCING | {"Transpose", "Slice", "Size"}
+_BROADCAST = {
+    "Add", "Sub", "Mul", "Div", "Pow", "Mod", "Min", "Max", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And",
+    "Or", "Where",
+}  # fmt: skip
+# OpenVINO's names of these operators.
+_IR_KINDS = {
+    "Convert": "Cast", "ConvertLike": "Cast", "FakeQuantize": "Cast", "Negative": "Neg", "Multiply": "Mul", "Subtract": "Sub",
+    "Divide": "Div", "Power": "Pow", "Maximum": "Max", "Minimum": "Min", "Select": "Where", "ShapeOf": "Shape",
+    "StridedSlice": "Slice", "Broadcast": "Expand", "Result": "Identity",
+}  # fmt: skip
+_PRODUCT = frozenset(("Gather", "GatherElements", "MatMul", "Gemm"))
 _IR_BITS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "f8e4m3": 8, "f8e5m2": 8, "f8e8m0": 8, "i64": 64, "u64": 64, "i32": 32}
 _IR_BITS |= {"u32": 32, "i16": 16, "u16": 16, "i8": 8, "u8": 8, "boolean": 8, "i4": 4, "u4": 4, "nf4": 4, "f4e2m1": 4}
 
@@ -68,7 +87,9 @@ def check_onnx(path: str | Path, *, weights: bool = True) -> None:
             if not file.seek(0, os.SEEK_END):
                 raise ValueError("it is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                _OnnxCheck(data, path.parent if weights else None).run()
+                check = _OnnxCheck(data, path.parent if weights else None)
+                check.run()
+                _check_computed(check.nodes, check.stored, check.expanded("", {}, 0) if len(check.calls) > 1 else 1)
     except OSError as error:
         raise CheckpointError(f"{path}: the file can't be read ({error.strerror or error})") from None
     except (ValueError, IndexError, UnicodeDecodeError, struct.error) as error:
@@ -87,17 +108,89 @@ class _Tensor:
     external: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Constant:
+    """How many numbers a constant has; its shape and, of a short list of whole numbers, its values, where they are known."""
+
+    size: int
+    shape: list[int] | None = None
+    values: list[int] | None = None
+
+
+def _check_computed(nodes: list[tuple[str, list[str], list[str]]], stored: dict[str, _Constant], times: int) -> None:
+    """Checks the constants that a runtime computes of constants when it loads the file.
+
+    Args:
+        nodes: kind, inputs and outputs of each node, in order.
+        stored: the constants in the file.
+        times: how often the nodes of a function may be copied.
+
+    Raises:
+        ValueError: they have too many numbers, or their size can't be known.
+    """
+    known, computed = dict(stored), 0
+    limit = _COMPUTED + _TIMES * sum(constant.size for constant in stored.values())
+    for kind, inputs, outputs in nodes:
+        given = [known.get(name) for name in inputs if name]
+        if kind == "Constant":
+            continue
+        constants = [constant for constant in given if constant is not None]
+        if len(constants) < len(given):  # it depends on the images
+            shape = known.get(inputs[1]) if kind in ("Expand", "Tile") and len(inputs) > 1 else None
+            if shape is not None and shape.values is not None and math.prod(max(1, n) for n in shape.values) > limit:
+                raise ValueError(f"its operator {kind} makes a tensor of more than {limit:,} numbers")
+            continue
+        made = _computed(kind, constants)
+        if made is None:
+            raise ValueError(f"the size of a constant that its operator {kind[:60]!r} computes can't be known")
+        computed += made.size * times * max(1, len(outputs))
+        if computed > limit:
+            raise ValueError(f"its constants that are computed when it is loaded have more than {limit:,} numbers")
+        known.update(dict.fromkeys(outputs, made))
+
+
+def _computed(kind: str, inputs: list[_Constant]) -> _Constant | None:
+    """An upper bound of the constant that an operator computes of constants; None if there is none."""
+    if not inputs:
+        return None
+    first, sizes = inputs[0], [constant.size for constant in inputs]
+    values = inputs[-1].values
+    if kind == "Shape":
+        return _Constant(64, values=first.shape)
+    if kind in _NO_LARGER:
+        return _Constant(first.size, first.shape if kind in _SAME_SHAPE else None, first.values if kind in _SAME_VALUES else None)
+    if kind == "Concat":
+        joined = [constant.values for constant in inputs]
+        return _Constant(sum(sizes), values=None if None in joined else [n for part in joined for n in part or ()])
+    if kind in _BROADCAST:
+        shapes = [constant.shape for constant in inputs if constant.shape is not None]
+        if len(shapes) == len(inputs):
+            rank = max(map(len, shapes))
+            shape = [max(axis) for axis in zip(*([1] * (rank - len(shape)) + shape for shape in shapes), strict=True)]
+            return _Constant(math.prod(shape), shape)
+        return _Constant(math.prod(sizes))
+    if kind in _PRODUCT:
+        return _Constant(sizes[0] * sizes[1]) if len(sizes) > 1 else None
+    if kind == "Range" and all(constant.values for constant in inputs) and len(inputs) == 3:
+        start, stop, step = (constant.values[0] for constant in inputs if constant.values)
+        return _Constant(max(0, -((start - stop) // step))) if step else None
+    if kind in ("ConstantOfShape", "Expand", "Tile") and values is not None:
+        repeated = math.prod(max(1, number) for number in values)
+        return _Constant(repeated * (1 if kind == "ConstantOfShape" else first.size))
+    return None
+
+
 class _OnnxCheck:
     """The check of one file, and of the weights in a folder, unless it is None."""
 
     def __init__(self, data: mmap.mmap, folder: Path | None) -> None:
         self.data, self.folder, self.elements = data, folder, 0
+        # Kind, inputs and outputs of the nodes, in order; the constants, which follow the nodes of their graph.
+        self.nodes: list[tuple[str, list[str], list[str]]] = []
+        self.stored: dict[str, _Constant] = {}
         # For the main graph ("") and each function: the operators that it calls.
         self.calls: dict[Any, Counter[tuple[str, str]]] = {}
         self.scope: Any = ""
-        self.constants: dict[str, int] = {}
-        # Operators whose result has the shape of a named tensor; the constants of a graph follow its nodes.
-        self.shaped: list[tuple[str, str]] = []
 
     def run(self) -> None:
         self.calls[""] = Counter()
@@ -110,9 +203,6 @@ class _OnnxCheck:
                 if name == scope:
                     raise ValueError(f"its function {name[1][:60]!r} calls itself")
         self.expanded("", {}, 0)
-        for kind, shape in self.shaped:
-            if self.constants.get(shape, 0) > _CONSTANT:
-                raise ValueError(f"its operator {kind} makes a tensor of more than {_CONSTANT:,} numbers")
 
     def expanded(self, scope: Any, known: dict[Any, int], depth: int) -> int:
         """The number of nodes of a graph or function after all calls of functions are replaced by the functions' nodes."""
@@ -195,15 +285,15 @@ class _OnnxCheck:
         self.scope = ""
 
     def node(self, at: int, end: int, depth: int) -> None:
-        inputs: list[Any] = []
-        outputs: list[Any] = []
+        inputs: list[str] = []
+        outputs: list[str] = []
         kind = domain = ""
         constant = None
         for number, value in self.fields(at, end):
             if number == 1:
-                inputs.append(value)
+                inputs.append(self.text(value))
             elif number == 2:
-                outputs.append(value)
+                outputs.append(self.text(value))
             elif number == 4:
                 kind = self.text(value)
             elif number == 7:
@@ -221,14 +311,12 @@ class _OnnxCheck:
                         else:
                             self.walk(part, place[0], place[1], depth + (part == "graph"))
         self.calls[self.scope][domain, kind] += 1
-        if kind == "Constant" and constant is not None and outputs:
-            self.constants[self.text(outputs[0])] = constant
-        index = _SHAPED_BY.get(kind)
-        if index is not None and index < len(inputs):
-            self.shaped.append((kind, self.text(inputs[index])))
+        if kind == "Constant":
+            self.stored.update(dict.fromkeys(outputs, constant or _Constant(1)))
+        self.nodes.append((kind, inputs, outputs))
 
-    def tensor(self, at: int, end: int) -> int:
-        """Checks that a tensor's values are as many as its shape says; returns the product of a short list of whole numbers."""
+    def tensor(self, at: int, end: int) -> _Constant:
+        """Checks that a tensor's values are as many as its shape says."""
         tensor, name, external = _Tensor(), "", False
         for number, value in self.fields(at, end):
             if number == 1:
@@ -253,7 +341,7 @@ class _OnnxCheck:
         if external:
             if self.folder is not None:
                 self.beside(self.folder, tensor, name, count)
-            return 0
+            return self.store(name, _Constant(count, tensor.dims))
         if tensor.kind == _TEXT:
             fits = tensor.texts == count
         elif tensor.data is None:
@@ -265,13 +353,19 @@ class _OnnxCheck:
             fits = tensor.data[2] == 0 or (count + 7) // 8 <= tensor.data[2] - tensor.data[1] <= 16 * count
         if not fits:
             raise ValueError(f"the shape of its tensor {name[:60]!r} does not match its values")
-        if tensor.kind != _INT64 or tensor.data is None or not 0 < count <= 64:
-            return 0
-        number, start, stop = tensor.data
-        values = struct.unpack(f"<{count}q", self.data[start:stop]) if number == 9 else self.numbers(start, stop)
-        product = math.prod(value for value in values if 0 < value < 2**63)
-        self.constants[name] = product
-        return product
+        values = None
+        if tensor.kind in (_INT32, _INT64) and tensor.data is not None and 0 < count <= 64:
+            number, start, stop = tensor.data
+            letter = "q" if tensor.kind == _INT64 else "i"
+            if number == 9:
+                values = list(struct.unpack(f"<{count}{letter}", self.data[start:stop]))
+            else:  # protobuf writes a negative number as its complement
+                values = [value - 2**64 if value >= 2**63 else value for value in self.numbers(start, stop)]
+        return self.store(name, _Constant(count, tensor.dims, values))
+
+    def store(self, name: str, constant: _Constant) -> _Constant:
+        self.stored[name] = constant
+        return constant
 
     def numbers(self, at: int, end: int) -> list[int]:
         values = []
@@ -345,9 +439,10 @@ def read_ir(path: str | Path) -> ElementTree.Element:
         size = weights.stat().st_size if weights.is_file() else None
         for layer in root.iter("layer"):
             _check_layer(layer, size)
+        _check_ir_computed(root, weights if size is not None else None)
     except OSError as error:
         raise CheckpointError(f"{path}: the file can't be read ({error.strerror or error})") from None
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, struct.error) as error:
         raise CheckpointError(f"{path}: not a readable .xml file ({' '.join(str(error).split())[:120]})") from None
     return root
 
@@ -366,3 +461,44 @@ def _check_layer(layer: ElementTree.Element, size: int | None) -> None:
         raise ValueError(f"the shape of its constant {layer.get('name', '')[:60]!r} does not match its values")
     if size is not None and offset + length > size:
         raise ValueError(f"its constant {layer.get('name', '')[:60]!r} reaches beyond the end of the .bin")
+
+
+def _check_ir_computed(root: ElementTree.Element, weights: Path | None) -> None:
+    """Checks the constants of an IR that OpenVINO computes when it loads the file; see :func:`_check_computed`."""
+    stored: dict[str, _Constant] = {}
+    sources: dict[str, list[str]] = {}
+    kinds = dict[str, str]()
+    for layer in root.iterfind("layers/layer"):
+        name, kind, settings = layer.get("id", ""), layer.get("type", ""), layer.find("data")
+        sources[name], kinds[name] = [], _IR_KINDS.get(kind, kind)
+        if kind == "Const" and settings is not None:
+            shape = [_whole(axis.strip()) for axis in settings.get("shape", "").split(",") if axis.strip()]
+            stored[name] = _Constant(math.prod(shape), shape, _ir_values(settings, math.prod(shape), weights))
+    edges = sorted(root.iterfind("edges/edge"), key=lambda edge: _whole(edge.get("to-port", "0")))
+    following: dict[str, list[str]] = {}
+    for edge in edges:
+        source, target = edge.get("from-layer", ""), edge.get("to-layer", "")
+        if source not in kinds or target not in kinds:
+            raise ValueError("an edge leads to a layer that is not there")
+        sources[target].append(source)
+        following.setdefault(source, []).append(target)
+    # A layer's turn comes when all its inputs had theirs.
+    waiting = {name: len(given) for name, given in sources.items()}
+    ready = [name for name, count in waiting.items() if not count]
+    for name in ready:
+        for target in following.get(name, ()):
+            waiting[target] -= 1
+            if not waiting[target]:
+                ready.append(target)
+    nodes = [(kinds[name], sources[name], [name]) for name in ready if kinds[name] not in ("Const", "Parameter")]
+    _check_computed(nodes, stored, 1)
+
+
+def _ir_values(settings: ElementTree.Element, count: int, weights: Path | None) -> list[int] | None:
+    """The values of a short list of whole numbers in the ``.bin``."""
+    letter = {"i64": "q", "i32": "i"}.get(settings.get("element_type", "").lower())
+    if letter is None or weights is None or not 0 < count <= 64:
+        return None
+    with open_regular(weights) as file:
+        file.seek(_whole(settings.get("offset", "0")))
+        return list(struct.unpack(f"<{count}{letter}", file.read(_whole(settings.get("size", "0")))))

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from growtas.errors import CheckpointError, ParityError
+from growtas.errors import CheckpointError, ParityError, cause
 from growtas.export.graph.edit import load_model, to_proto
 from growtas.files import finite_or_null
 
@@ -79,8 +79,9 @@ class OnnxTensors:
             session = session_of_tensors(self._proto, outputs, optimised=False)
             values = session.run(outputs, {session.get_inputs()[0].name: images})
         except Exception as error:  # the runtime's exceptions share no base class
-            reason = " ".join(str(error).split(":")[-1].split())[:160]
-            raise CheckpointError(f"{self.path}: ONNX Runtime can't compute its inner tensors ({reason})") from None
+            raise CheckpointError(
+                f"{self.path}: ONNX Runtime can't compute its inner tensors ({cause(str(error).split(':')[-1])})"
+            ) from None
         return dict(zip(outputs, (np.asarray(value) for value in values), strict=True))
 
 

@@ -14,7 +14,7 @@ from growtas.errors import CheckpointError, OutputError
 from growtas.export.artifact import Manifest, VerificationRecord, manifest_path, read_manifest
 from growtas.export.formats import ONNX, artifact_files
 from growtas.export.inspection import latencies
-from growtas.files import replacing
+from growtas.files import read_bytes, replacing
 from growtas.latency.estimate import kind_text
 from growtas.units import format_accuracy, format_bytes, format_count, format_ms
 
@@ -40,7 +40,7 @@ def write_card(folder: str | Path, manifests: Sequence[Manifest], *, licence: st
     """
     path = Path(folder) / CARD
     try:
-        if path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        if path.exists() and _MARK.encode() not in read_bytes(path, f"{path}: the model card", OutputError):
             return None
         with replacing(path) as temporary:
             temporary.write_text(card(manifests, licence=licence), encoding="utf-8")

@@ -9,7 +9,9 @@ from shlex import quote
 from typing import Any
 
 from growtas.errors import SubnetError
+from growtas.fields import check_entries
 from growtas.files import read_json, sha256
+from growtas.latency.estimate import SEARCHED_RULES
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run
 from growtas.subnet import Subnet
@@ -60,6 +62,8 @@ def find_source(run: Run, subnet: Subnet | Path | None, progress: Progress = SIL
     document = None if path is None else read_json(path, "subnet file")
     digest = sha256(checkpoint)
     search = None
+    if isinstance(document, Mapping):
+        check_entries(document, SEARCHED_RULES, str(path), SubnetError)
     if isinstance(document, Mapping) and "accuracy" in document:
         search = {key: document.get(key) for key in _SEARCHED}
         if search["checkpoint_sha256"] not in (None, digest):

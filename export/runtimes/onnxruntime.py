@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtra, choices
+from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtra, cause, choices
 from growtas.export.graph.foreign import check_onnx
 from growtas.export.runtimes.base import Array, RuntimeInfo, Timer, is_installed
 from growtas.latency import at_hand
@@ -149,4 +149,4 @@ def require_provider(device: str) -> str:
 
 def _reason(error: Exception) -> str:
     """The runtime's message on one line, without the error code."""
-    return " ".join(str(error).split(":")[-1].split())[:160] or type(error).__name__
+    return cause(str(error).split(":")[-1]) or type(error).__name__

@@ -26,11 +26,11 @@ from torch.export.passes import move_to_device_pass
 
 from growtas.archives import check_archive
 from growtas.checkpoint import check_torch_archive
-from growtas.errors import BuildError, CheckpointError, ConfigError
+from growtas.errors import BuildError, CheckpointError, ConfigError, cause
 from growtas.export.artifact import check_hash, read_manifest
 from growtas.export.graph.contents import MAX_JSON_BYTES
 from growtas.export.runtimes.torch import TorchSession
-from growtas.files import replacing
+from growtas.files import MAX_WEIGHTS_BYTES, read_bytes, replacing
 from growtas.nn.vit import VisionTransformer
 
 # The members that torch.export.save writes, without the archive's name (the first folder); nothing else is loaded.
@@ -101,7 +101,7 @@ def load_program(path: str | Path, *, threads: int | None = None, device: str = 
     path = Path(path)
     manifest = read_manifest(path, verify=False)
     # The file is read once, so that the bytes that are checked are the bytes that are loaded.
-    data = path.read_bytes()
+    data = read_bytes(path, f"{path}: the program", limit=MAX_WEIGHTS_BYTES)
     if manifest is not None:
         check_hash(path, manifest, digest=hashlib.sha256(data).hexdigest())
     check_program(data, str(path))
@@ -122,8 +122,7 @@ def load_program(path: str | Path, *, threads: int | None = None, device: str = 
         module = program.module()
     except Exception as error:  # torch's deserialiser raises all kinds of exceptions
         first = next((record.exc_info[1] for record in logged if record.exc_info), error)
-        reason = " ".join(str(first).split())[:160]
-        raise CheckpointError(f"{path}: torch can't load the program ({reason})") from None
+        raise CheckpointError(f"{path}: torch can't load the program ({cause(first)})") from None
     finally:
         log.removeFilter(keep)
     return TorchSession(module, shape, threads=threads, device=device, max_batch=max_batch, runtime="torch.export")
@@ -169,8 +168,7 @@ def check_program(data: bytes, what: str) -> None:
     except CheckpointError:
         raise
     except Exception as error:  # JSON of another structure, or a pickle of something other than tensors
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise CheckpointError(f"{what}: the program is not one that growtas loads ({reason})") from None
+        raise CheckpointError(f"{what}: the program is not one that growtas loads ({cause(error)})") from None
 
 
 def _read_members(data: bytes, what: str) -> dict[str, bytes]:
@@ -184,8 +182,7 @@ def _read_members(data: bytes, what: str) -> dict[str, bytes]:
         reader = PyTorchFileReader(io.BytesIO(data))
         by_torch = {name: reader.get_record(name) for name in reader.get_all_records()}
     except Exception as error:  # the exceptions of the two readers share no base class
-        reason = " ".join(str(error).split())[:100]
-        raise CheckpointError(f"{what}: the program is truncated or not a .pt2 archive ({reason})") from None
+        raise CheckpointError(f"{what}: the program is truncated or not a .pt2 archive ({cause(error)})") from None
     roots = {name.split("/", 1)[0] for name in names}
     members = {name.split("/", 1)[-1]: content for name, content in by_zip.items()}
     if len(roots) != 1 or len(by_zip) != len(names) or members != by_torch:

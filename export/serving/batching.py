@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from growtas.errors import cause
 from growtas.export.serving.metrics import Metrics
 from growtas.export.serving.protocol import RequestRefused
 
@@ -100,10 +101,9 @@ class Batcher:
                         raise RuntimeError(f"{len(values)} answers of {name} for {len(images)} images")
             # An error of the runtime concerns only these requests; the server goes on.
             except Exception as error:
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
                 for entry in batch:
                     if not entry.answer.done():
-                        entry.answer.set_exception(RequestRefused(f"the runtime failed: {reason}", 500))
+                        entry.answer.set_exception(RequestRefused(f"the runtime failed: {cause(error)}", 500))
                 continue
             self._metrics.compute.observe(time.perf_counter() - start)
             self._metrics.batches.observe(len(images))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from growtas.data.decode import DecodeRules, middle
-from growtas.errors import CheckpointError, GrowtasError, UsageError
+from growtas.errors import CheckpointError, GrowtasError, UsageError, cause
 from growtas.export.artifact import Artifact, read_manifest
 from growtas.export.formats import artifact_files
 from growtas.export.graph.contents import load_described, own_description
@@ -99,8 +99,7 @@ class Predictor:
         except GrowtasError:
             raise
         except Exception as error:  # runtimes' exceptions share no base class
-            reason = " ".join(str(error).split())[:160]
-            raise CheckpointError(f"{self.artifact.path}: {self.info.runtime} can't run it ({reason})") from None
+            raise CheckpointError(f"{self.artifact.path}: {self.info.runtime} can't run it ({cause(error)})") from None
 
     def _input(self, images: NDArray[Any]) -> NDArray[Any]:
         """Prepares images for the runtime: if the graph resizes images, only the centre of very long ones is passed on.

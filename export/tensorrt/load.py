@@ -17,6 +17,7 @@ from growtas.export.runtimes.base import Session
 from growtas.export.tensorrt import engine, library
 from growtas.export.tensorrt.cache import CacheFile, CacheKey, driver_version
 from growtas.export.tensorrt.rebuild_hint import rebuild_hint
+from growtas.files import MAX_WEIGHTS_BYTES, read_bytes
 
 
 def load_plan(path: str | Path, *, runtime: str | None = None, trusted: bool = False) -> Session:
@@ -43,10 +44,7 @@ def load_plan(path: str | Path, *, runtime: str | None = None, trusted: bool = F
             f"{path}: a plan is only loaded with its manifest, and {manifest_path(path).name} is missing; "
             f"export it again (growtas export RUN --format trt)"
         )
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: the plan can't be read ({error.strerror})") from None
+    data = read_bytes(path, f"{path}: the plan", limit=MAX_WEIGHTS_BYTES)
     sha256 = hashlib.sha256(data).hexdigest()
     plan = PlanRecord() if manifest is None else _plan_record(path, manifest, sha256)
     chosen = plan.runtime or runtime or PLAN.runtimes[0]

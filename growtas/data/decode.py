@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from growtas.errors import DataError
+from growtas.errors import DataError, cause
 from growtas.fields import Rule, real
 
 VERSION = 1
@@ -246,7 +246,7 @@ def reason(error: Exception) -> str:
     """Returns the reason in words why an image can't be decoded."""
     if isinstance(error, UnidentifiedImageError):
         return "Pillow doesn't recognise its format"
-    return getattr(error, "strerror", None) or " ".join(str(error).split())[:300] or type(error).__name__
+    return cause(error, 300)
 
 
 def _load(image: ImageFile.ImageFile) -> None:

@@ -15,7 +15,7 @@ from timm.data import create_dataset
 
 from growtas.data.decode import decode
 from growtas.data.images import ArraySet, ImageSet, ReaderSet, file_set, paths_of
-from growtas.errors import DataError, choices
+from growtas.errors import DataError, cause, choices
 from growtas.progress import Progress, tracked
 
 PREFIXES = {"torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"}
@@ -95,8 +95,7 @@ def _open(name: str, folder: Path | None, split: str) -> Any:
         mode = "" if name.partition("/")[0].lower() in ("wds", "hfids") else "RGB"
         return create_dataset(name, root=root, split=split, download=download, input_img_mode=mode)
     except (Exception, SystemExit) as error:  # every backend raises its own exceptions
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{name}: the split {split} can't be opened ({reason})") from None
+        raise DataError(f"{name}: the split {split} can't be opened ({cause(error)})") from None
 
 
 def _as_images(dataset: Any, name: str, split: str, progress: Progress) -> tuple[ImageSet, tuple[str, ...] | None]:

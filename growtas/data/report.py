@@ -22,7 +22,7 @@ from growtas.data.images import ArraySet, ImageSet, Subset, in_threads, listed, 
 from growtas.data.sources import VERIFY_LIMIT, Data
 from growtas.data.split import complement, evenly_spaced
 from growtas.errors import DataError
-from growtas.files import open_regular
+from growtas.files import MAX_LINES_BYTES, open_regular, read_bytes
 from growtas.progress import SILENT, Progress, tracked
 from growtas.runs import data_title
 
@@ -280,7 +280,11 @@ def _contents(images: ImageSet) -> tuple[NDArray[np.int64], Callable[[int], byte
         sizes = np.array([path.stat().st_size for path in chosen], np.int64)
     except OSError as error:
         raise DataError(f"{error.filename}: the image can't be read ({error.strerror})") from None
-    return sizes, lambda index: hashlib.sha256(chosen[index].read_bytes()).digest()
+    return sizes, lambda index: _file_digest(chosen[index])
+
+
+def _file_digest(path: Path) -> bytes:
+    return hashlib.sha256(read_bytes(path, f"{path}: the image", DataError, limit=MAX_LINES_BYTES)).digest()
 
 
 def _report_on(

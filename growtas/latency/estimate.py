@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
+from growtas.fields import OBJECT, flag, list_of, real, record_of, text, whole
 from growtas.units import format_limit, format_ms
 
 Kind = Literal["measured", "modelled"]
@@ -100,6 +101,41 @@ Fields:
     interval_ms (list of numbers): The ends of that interval, in milliseconds. Absent likewise.
     unsteady (true or false): Whether other work disturbed the measurement. Absent where nothing was measured.
 """
+
+
+_NAME = text().or_null()
+LATENCY_RULE = record_of(
+    {"ms": real(0)},
+    {
+        "kind": text(),
+        "device": _NAME,
+        "percentile": _NAME,
+        "batch": whole(1, 10**6).or_null(),
+        "precision": _NAME,
+        "runtime": _NAME,
+        "relative_uncertainty": real(0).or_null(),
+        "unsteady": flag().or_null(),
+    },
+    "an object with a number of milliseconds as ms, and texts as kind, device, precision and runtime",
+).or_null()
+_DEVICES = "a list of objects with device, max_latency_ms, predicted and measured"
+_DEVICE_RULE = record_of(
+    {"device": text(), "max_latency_ms": real(0).or_null(), "predicted": LATENCY_RULE, "measured": LATENCY_RULE},
+    {"judged_on": _NAME, "not_measured_because": _NAME},
+    _DEVICES,
+)
+SEARCHED_RULES = {
+    "accuracy": real(0, 1).or_null(),
+    "latency": LATENCY_RULE,
+    "latencies": list_of(
+        _DEVICE_RULE, "a list of objects with device, max_latency_ms, predicted and measured", empty=True
+    ).or_null(),
+    "device": _NAME,
+    "limits": OBJECT.or_null(),
+    "limits.max_latency_ms": real(0).or_null(),
+    "checkpoint_sha256": _NAME,
+}
+"""Rules of a search's record of its subnet, in the subnet's file and in manifests, for :func:`growtas.fields.check_entries`."""
 
 
 def kind_text(kind: str, unsteady: bool | None) -> str:

@@ -60,10 +60,21 @@ def optimizer_tensors(supernet: Supernet, optimizer: Optimizer) -> dict[str, tor
 
 
 def load_optimizer_tensors(supernet: Supernet, optimizer: Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Restores the state that :func:`optimizer_tensors` returned."""
+    """Restores the state that :func:`optimizer_tensors` returned.
+
+    Raises:
+        KeyError, ValueError: The state is not that of this optimiser.
+    """
     index_of = {name: index for index, name in enumerate(parameter_names(supernet, optimizer))}
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         state.setdefault(index_of[name], {})[entry] = value
+    entries = {"momentum_buffer"} if isinstance(optimizer, SGD) else {"step", "exp_avg", "exp_avg_sq"}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, found in state.items():
+        if found.keys() != entries or any(
+            value.shape != (() if entry == "step" else parameters[index].shape) for entry, value in found.items()
+        ):
+            raise ValueError(f"the entries of the parameter {index} are not {', '.join(sorted(entries))} in its shape")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

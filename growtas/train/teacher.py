@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from growtas.checkpoint import check_pickle, check_weights, load_model
 from growtas.data.seeding import preserved_globals
-from growtas.errors import CheckpointError, ConfigError, choices
+from growtas.errors import CheckpointError, ConfigError, cause, choices
 from growtas.fields import nearest
 from growtas.files import read_json
 from growtas.train.recipe import Recipe
@@ -242,9 +242,8 @@ def _timm_model(name: str, checkpoint: str | None, preprocess: Mapping[str, Any]
     except (CheckpointError, ConfigError):
         raise
     except Exception as error:  # timm, its hub and torch raise different exceptions
-        reason = " ".join(str(error).split())[:200]
         where = f"with the weights {checkpoint}" if checkpoint else f"with its pretrained weights (or name a file: {_OPTION})"
-        raise ConfigError(f"timm can't create the teacher {name} {where}: {reason}") from None
+        raise ConfigError(f"timm can't create the teacher {name} {where}: {cause(error)}") from None
     if state is None:  # the number of classes of a model from a hub is known only after loading
         _check_classes(f"the pretrained teacher {name}", vars(network)["num_classes"], classes)
     config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
@@ -270,10 +269,10 @@ def _read_weights(path: str) -> dict[str, Tensor]:
         state = {}
     except Exception as error:  # safetensors, torch and zipfile raise different exceptions
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
-            reason = "it contains more than weights, and such files are not loaded because they can run code; save a state_dict"
+            why = "it contains more than weights, and such files are not loaded because they can run code; save a state_dict"
         else:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"{path}: the teacher's weights can't be read ({reason})") from None
+            why = cause(error)
+        raise CheckpointError(f"{path}: the teacher's weights can't be read ({why})") from None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: the teacher's weights can't be read (the file contains no state_dict of a model)")
     try:

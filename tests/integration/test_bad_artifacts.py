@@ -72,7 +72,34 @@ def huge_constant():
     return onnx_model(helper.make_node("ConstantOfShape", ["s"], ["z"]), initializers=[shape])
 
 
+def grown(*nodes, **numbers):
+    """A graph with operators that compute constants of one-dimensional constants."""
+    stored = [helper.make_tensor(name, TensorProto.INT64, [len(values)], values) for name, values in numbers.items()]
+    stored.append(helper.make_tensor("start", TensorProto.FLOAT, [1024], [1.0] * 1024))
+    return onnx_model(*(helper.make_node(kind, inputs, [out], **more) for kind, inputs, out, more in nodes), initializers=stored)
+
+
+def doubled(kind, more_inputs=(), **more):
+    names = ["start", *(f"c{i}" for i in range(24))]
+    inputs = [[a, a] if kind == "Concat" else [a, *more_inputs] for a in names[:-1]]
+    nodes = [(kind, given, out, more) for given, out in zip(inputs, names[1:], strict=True)]
+    return grown(*nodes, two=[2])
+
+
 ONNX = {
+    "a constant doubled by Concat": doubled("Concat", axis=0),
+    "a constant doubled by Tile": doubled("Tile", ["two"]),
+    "a constant that is padded": doubled("Pad", ["two"]),
+    "a constant expanded": grown(("Expand", ["start", "wide"], "c", {}), wide=[2**20, 1024]),
+    "the outer sum of constants": grown(
+        ("Reshape", ["start", "tall"], "t", {}),
+        ("Add", ["t", "start"], "s", {}),
+        ("Concat", ["s"] * 30, "c", {"axis": 0}),
+        tall=[-1, 1],
+    ),
+    "a range": grown(("Range", ["zero", "wide", "one"], "c", {}), zero=[0], wide=[2**31], one=[1]),
+    "a constant of a computed shape": grown(("Mul", ["k", "k"], "kk", {}), ("ConstantOfShape", ["kk"], "c", {}), k=[50_000]),
+    "random constants": onnx_model(helper.make_node("RandomNormal", [], ["c"], shape=[2**16, 2**15])),
     "empty": b"",
     "no protobuf": b"GIF89a",
     "thousands deep": b"\x3a\x80\x80\x04" * 5000,
@@ -104,7 +131,15 @@ def constant(shape, size):
     return f"<layer id='0' type='Const' version='opset1'>{data}</layer>"
 
 
+def computed(kind):
+    """An IR with an operator that computes a constant of the eight bytes of zeros in its .bin."""
+    data = "<data element_type='i64' shape='1' offset='0' size='8'/>"
+    return f"""<layer id='0' type='Const' version='opset1'>{data}</layer><layer id='1' type='{kind}' version='opset1'/></layers>
+        <edges><edge from-layer='0' from-port='0' to-layer='1' to-port='0'/></edges><layers>"""
+
+
 IRS = {
+    "a constant that is computed": computed("OneHot"),
     "an entity": "<!DOCTYPE net [<!ENTITY a 'b'>]><net><layers/></net>".encode("utf-16"),
     "elements thousands deep": b"<net>" * 5000,
     "a constant beyond the file": constant(9, 36),
@@ -241,17 +276,21 @@ def test_metadata_of_safetensors_files(tmp_path, metadata):
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors", ".xml", ".plan"])
-@pytest.mark.parametrize("place", ["fifo", "device", "manifest"])
+@pytest.mark.parametrize("place", ["fifo", "device", "loop", "manifest"])
 def test_what_is_not_a_regular_file(tmp_path, refuses, suffix, place):
     path = tmp_path / f"m{suffix}"
     if place == "fifo":
         os.mkfifo(path)
     elif place == "device":
         path.symlink_to("/dev/zero")
+    elif place == "loop":
+        path.symlink_to(path.name)
     else:
         path.write_bytes(b"x")
         os.mkfifo(f"{path}.json")
     refuses("inspect", path, names=path)
+    if place == "loop":
+        refuses("bench", path, names=path)
 
 
 def test_idx_files_that_expand_without_end(tmp_path):

@@ -9,8 +9,10 @@ import sys
 import pytest
 
 from growtas.cli import main
-from growtas.errors import CheckpointError, SpaceError
-from growtas.files import parse_json, read_json, read_json_lines
+from growtas.errors import CheckpointError, OutputError, SpaceError, brief, cause
+from growtas.export.artifact import Manifest
+from growtas.export.pipeline.model_card import write_card
+from growtas.files import parse_json, read_json, read_json_lines, write_json
 from growtas.nn.architecture import Architecture
 from growtas.space import PRESETS, load_space
 from growtas.train.checkpoints import best_score
@@ -210,3 +212,57 @@ def test_an_architecture_that_is_refused(change):
     assert Architecture.from_dict(data).to_dict() == data
     with pytest.raises(CheckpointError, match=f"^file: .*{next(iter(change))}"):
         Architecture.from_dict(data | change, source="file")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("limits", []),
+        ("limits", {"max_latency_ms": "5ms"}),
+        ("latency", {"ms": 10**400}),
+        ("latency", {"ms": 1.0, "batch": "x"}),
+        ("latencies", [{"device": "cpu"}]),
+        ("latencies", [None]),
+        ("device", {}),
+        ("accuracy", "x" * 1_000_000),
+    ],
+)
+def test_a_wrong_entry_of_a_searched_subnet_is_named(run_folder, monkeypatch, capsys, field, value):
+    checkpoint = run_folder / "checkpoints" / "epoch-0001"
+    checkpoint.mkdir(parents=True)
+    for name in ("state.json", "supernet.safetensors"):
+        (checkpoint / name).write_text("{}")
+    (run_folder / "search").mkdir()
+    subnet = {**PRESETS["micro"].smallest.to_dict(), "accuracy": 0.5, field: value}
+    (run_folder / "search" / "subnet.json").write_text(json.dumps(subnet))
+    code, message = command(monkeypatch, capsys, "export", run_folder)
+    assert is_refused(code, message, f"subnet.json: {field}")
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
+def test_a_model_card_that_is_no_regular_file_is_neither_read_nor_replaced(tmp_path, put):
+    card = tmp_path / "README.md"
+    put(card)
+    before = card.lstat()
+    with pytest.raises(OutputError, match=r"README\.md: the model card can't be read \(it is not a regular file\)"):
+        write_card(tmp_path, [Manifest.from_dict({})])
+    assert card.lstat() == before
+
+
+def test_what_a_library_says_is_one_line_without_control_characters():
+    assert cause(ValueError("file data/\x14 \x1b[31m\nis\u202e missing")) == "file data/\\x14 \\x1b[31m is\\u202e missing"
+    assert cause(OSError(2, "No such file")) == "No such file"
+    assert cause(MemoryError()) == "MemoryError"
+    assert len(cause("x" * 1_000_000)) == 160
+    assert brief("\x1b[31m", quote=False) == "\\x1b[31m"
+
+
+def test_a_fifo_that_nobody_reads_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("growtas.files.READER_SECONDS", 0.1)
+    os.mkfifo(tmp_path / "result.json")
+    with pytest.raises(OutputError, match=r"result\.json: can't be written \(no process reads it\)"):
+        write_json(tmp_path / "result.json", {})
+    reader = os.open(tmp_path / "result.json", os.O_RDONLY | os.O_NONBLOCK)
+    write_json(tmp_path / "result.json", {"a": 1})
+    assert json.loads(os.read(reader, 100)) == {"a": 1}
+    os.close(reader)

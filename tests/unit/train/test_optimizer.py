@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from growtas.nn.supernet import Supernet
 from growtas.space import load_space
-from growtas.train.optimizer import make_optimizer, make_scheduler, parameter_names
+from growtas.train.optimizer import load_optimizer_tensors, make_optimizer, make_scheduler, optimizer_tensors, parameter_names
 from growtas.train.recipe import Recipe
 
 
@@ -58,3 +58,23 @@ def test_a_skipped_block_is_not_moved(supernet):
     step(supernet, optimizer, space.smallest)
     for name, parameter in supernet.named_parameters():
         assert torch.equal(parameter, before[name]) == name.startswith("blocks.1."), name
+
+
+@pytest.mark.parametrize("damage", ["an entry is missing", "another entry", "another shape"])
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_a_damaged_state_is_refused(supernet, kind, damage):
+    recipe = Recipe(optimizer=kind)
+    optimizer = make_optimizer(supernet, recipe)
+    step(supernet, optimizer, supernet.space.largest)
+    tensors = optimizer_tensors(supernet, optimizer)
+    load_optimizer_tensors(supernet, make_optimizer(supernet, recipe), dict(tensors))
+    key = next(name for name in tensors if not name.endswith("/step"))
+    value = tensors.pop(key)
+    if damage == "another entry":
+        tensors[f"{key}x"] = value
+    elif damage == "another shape":
+        tensors[key] = value[..., :1, None]
+    elif kind == "sgd":
+        tensors[f"{key.rpartition('/')[0]}/step"] = torch.tensor(1.0)
+    with pytest.raises(ValueError, match="the entries of the parameter"):
+        load_optimizer_tensors(supernet, make_optimizer(supernet, recipe), tensors)
