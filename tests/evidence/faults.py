@@ -132,6 +132,7 @@ class Place:
 
     def __init__(self, folder: Path, template: Path | None = None) -> None:
         self.folder, self.work, self.tmp = folder, folder / "work", folder / "tmp"
+        self.records = folder if template is None else template.parent  # not on the folder's own disk, which may be full
         if template is not None:
             shutil.copytree(template / "work", self.work)
         else:
@@ -155,7 +156,7 @@ class Place:
             os.environ |= {"TMPDIR": str(self.tmp), "OMP_NUM_THREADS": "1"}
             tempfile.tempdir = None
             for number, name in ((1, "out"), (2, "err")):
-                os.dup2(os.open(self.folder / f"{name}.{os.getpid()}", os.O_WRONLY | os.O_CREAT, 0o644), number)
+                os.dup2(os.open(self.records / f"{name}.{os.getpid()}", os.O_WRONLY | os.O_CREAT, 0o644), number)
             counter = _count_operations(self.folder, kill_at)
             sys.argv = ["growtas", *words]
             from growtas.cli.main import main
@@ -166,7 +167,7 @@ class Place:
             except SystemExit as ending:
                 code = int(ending.code or 0)
             finally:
-                (self.folder / f"operations.{os.getpid()}").write_text(str(counter[0]))
+                (self.records / f"operations.{os.getpid()}").write_text(str(counter[0]))
         finally:
             sys.stdout.flush()
             os._exit(code)
@@ -191,7 +192,7 @@ class Place:
         else:
             os.killpg(pid, signal.SIGKILL)
             raise SystemExit("a process of a killed command outlived it by more than ten seconds")
-        files = {name: self.folder / f"{name}.{pid}" for name in ("err", "out", "operations")}
+        files = {name: self.records / f"{name}.{pid}" for name in ("err", "out", "operations")}
         said, operations = files["err"].read_text(errors="replace"), files["operations"]
         count = int(operations.read_text() or 0) if operations.exists() else 0
         for file in files.values():
@@ -348,12 +349,15 @@ def kills(folder: Path, calm: Calm, count: int, rng: random.Random) -> dict[str,
 
 def full_disk(folder: Path, calm: Calm, count: int) -> dict[str, Any]:
     """Runs a command on ``count`` file systems with too little space, and again after they have grown."""
-    used = _bytes(calm.before)
-    need = max(_bytes(folder / f"calm-{calm.command.name}") - used, 20_000)
     wrong, refused, enough = [], 0, 0
+    with _mounted(folder / "room", 1 << 30):
+        place = Place(folder / "room" / "x", calm.before)
+        before = _used(place.folder)
+        _expect(place.run(calm.command.words), calm.command.name)
+        need = _used(place.folder) - before
     for index in range(count):
         disk = folder / f"disk-{calm.command.name}-{index}"
-        with _mounted(disk, used + 16_384 + need * index // count) as grow:
+        with _mounted(disk, before + need * index // count) as grow:
             try:
                 place = Place(disk / "x", calm.before)
             except OSError:  # there is not even room for the state before
@@ -402,9 +406,10 @@ def _forget(place: Place, wrong: list[str]) -> None:
         shutil.rmtree(place.folder)
 
 
-def _bytes(folder: Path) -> int:
-    """Space that a folder's files take on a tmpfs, in bytes."""
-    return sum(4096 + -(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*"))
+def _used(folder: Path) -> int:
+    """Used space of the file system that a folder is on, in bytes."""
+    system = os.statvfs(folder)
+    return (system.f_blocks - system.f_bfree) * system.f_frsize
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ def command(monkeypatch, capsys, *arguments):
     """Runs a command in this process; returns its exit code and its standard error."""
     monkeypatch.setattr(sys, "argv", ["growtas", *map(str, arguments)])
     entry = sys.modules["growtas.cli.main"]  # the package has a function of that name
-    monkeypatch.setattr(entry, "end_at_signals", lambda: None)
+    monkeypatch.setattr(entry, "end_at_signals", lambda code: None)
     monkeypatch.setattr(entry.gc, "freeze", lambda: None)
     with pytest.raises(SystemExit) as ending:
         main()
