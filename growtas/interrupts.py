@@ -117,8 +117,12 @@ class Interrupts:
 
     def _repeat(self) -> None:
         """Sends the lost signal again, a moment later. A thread of the module threading would wait here until it has begun."""
-        number = self.number
-        _thread.start_new_thread(lambda: (time.sleep(0.01), _thread.interrupt_main(number)), ())
+
+        def repeat(number: signal.Signals) -> None:
+            time.sleep(0.01)
+            _thread.interrupt_main(number)
+
+        _thread.start_new_thread(repeat, (signal.Signals(self.number),))
 
     def _losing(self, frame: FrameType | None) -> bool:
         """Returns whether :meth:`_on_unraisable` is running, where an exception would be lost too."""
