@@ -121,7 +121,7 @@ def load_program(path: str | Path, *, threads: int | None = None, device: str = 
             program = move_to_device_pass(program, device)
         module = program.module()
     except Exception as error:  # torch's deserialiser raises all kinds of exceptions
-        first = next((record.exc_info[1] for record in logged if record.exc_info), error)
+        first = next((record.exc_info[1] or error for record in logged if record.exc_info), error)
         raise CheckpointError(f"{path}: torch can't load the program ({cause(first)})") from None
     finally:
         log.removeFilter(keep)

@@ -39,7 +39,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 """Folders of docs/ with a section each, and the pages that come first in it; the others follow by name."""
 FIRST = ("tutorial.md",)
-LAST = ("design.md", "BENCHMARKS.md", "EVIDENCE.md", "GPU_RUNS.md")
+LAST = ("design.md", "BENCHMARKS.md", "EVIDENCE.md", "RELIABILITY.md", "GPU_RUNS.md")
 HOME = "index.md"
 
 
