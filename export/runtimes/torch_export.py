@@ -122,7 +122,7 @@ def load_program(path: str | Path, *, threads: int | None = None, device: str = 
         module = program.module()
     except Exception as error:  # torch's deserialiser raises all kinds of exceptions
         first = next((record.exc_info[1] for record in logged if record.exc_info), error)
-        raise CheckpointError(f"{path}: torch can't load the program ({cause(first)})") from None
+        raise CheckpointError(f"{path}: torch can't load the program ({cause(first or error)})") from None
     finally:
         log.removeFilter(keep)
     return TorchSession(module, shape, threads=threads, device=device, max_batch=max_batch, runtime="torch.export")
