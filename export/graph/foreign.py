@@ -439,7 +439,8 @@ def read_ir(path: str | Path) -> ElementTree.Element:
         size = weights.stat().st_size if weights.is_file() else None
         for layer in root.iter("layer"):
             _check_layer(layer, size)
-        _check_ir_computed(root, weights if size is not None else None)
+        if size is not None:  # OpenVINO loads no IR without its .bin
+            _check_ir_computed(root, weights)
     except OSError as error:
         raise CheckpointError(f"{path}: the file can't be read ({error.strerror or error})") from None
     except (ValueError, SyntaxError, struct.error) as error:
@@ -463,7 +464,7 @@ def _check_layer(layer: ElementTree.Element, size: int | None) -> None:
         raise ValueError(f"its constant {layer.get('name', '')[:60]!r} reaches beyond the end of the .bin")
 
 
-def _check_ir_computed(root: ElementTree.Element, weights: Path | None) -> None:
+def _check_ir_computed(root: ElementTree.Element, weights: Path) -> None:
     """Checks the constants of an IR that OpenVINO computes when it loads the file; see :func:`_check_computed`."""
     stored: dict[str, _Constant] = {}
     sources: dict[str, list[str]] = {}
@@ -494,10 +495,10 @@ def _check_ir_computed(root: ElementTree.Element, weights: Path | None) -> None:
     _check_computed(nodes, stored, 1)
 
 
-def _ir_values(settings: ElementTree.Element, count: int, weights: Path | None) -> list[int] | None:
+def _ir_values(settings: ElementTree.Element, count: int, weights: Path) -> list[int] | None:
     """The values of a short list of whole numbers in the ``.bin``."""
     letter = {"i64": "q", "i32": "i"}.get(settings.get("element_type", "").lower())
-    if letter is None or weights is None or not 0 < count <= 64:
+    if letter is None or not 0 < count <= 64:
         return None
     with open_regular(weights) as file:
         file.seek(_whole(settings.get("offset", "0")))

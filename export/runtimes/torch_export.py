@@ -121,8 +121,8 @@ def load_program(path: str | Path, *, threads: int | None = None, device: str = 
             program = move_to_device_pass(program, device)
         module = program.module()
     except Exception as error:  # torch's deserialiser raises all kinds of exceptions
-        first = next((record.exc_info[1] or error for record in logged if record.exc_info), error)
-        raise CheckpointError(f"{path}: torch can't load the program ({cause(first)})") from None
+        first = next((record.exc_info[1] for record in logged if record.exc_info), error)
+        raise CheckpointError(f"{path}: torch can't load the program ({cause(first or error)})") from None
     finally:
         log.removeFilter(keep)
     return TorchSession(module, shape, threads=threads, device=device, max_batch=max_batch, runtime="torch.export")
