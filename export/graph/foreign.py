@@ -51,10 +51,12 @@ _TEXT, _INT32, _INT64 = 8, 6, 7
 _SAME_VALUES = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
 _SAME_SHAPE = {
     "Identity", "Cast", "Neg", "Abs", "Sqrt", "Reciprocal", "Exp", "Log", "Sin", "Cos", "Floor", "Ceil", "Round", "Not", "Sigmoid",
-    "Tanh", "Erf", "Softmax", "Clip", "Trilu", "CumSum", "DequantizeLinear", "QuantizeLinear",
+    "Tanh", "Erf", "Softmax", "Clip", "Trilu", "CumSum", "DequantizeLinear", "QuantizeLinear", "Relu", "Gelu", "Sign", "Tan",
+    "LayerNormalization", "ScatterND", "ScatterElements", "LogSoftmax", "IsNaN", "IsInf", "HardSigmoid",
 }  # fmt: skip
 _REDUCING = {f"Reduce{name}" for name in ("Prod", "Min", "Max", "Sum", "Mean", "L2")}
-_NO_LARGER = _SAME_SHAPE | _SAME_VALUES | _REDUCING | {"Transpose", "Slice", "Size"}
+_NO_LARGER = _SAME_SHAPE | _SAME_VALUES | _REDUCING
+_NO_LARGER |= {"Transpose", "Slice", "Size", "Split", "ArgMax", "ArgMin", "Compress", "DepthToSpace", "SpaceToDepth"}
 _BROADCAST = {
     "Add", "Sub", "Mul", "Div", "Pow", "Mod", "Min", "Max", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And",
     "Or", "Where",
