@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ from growtas.fields import whole
 from growtas.files import read_json_lines
 from growtas.runs import Run
 
+_HUGE = 1e30
+"""No metric is larger; sums of such numbers stay finite."""
 _RECENT = 5
 """The time left is estimated from the mean duration of so many epochs."""
 
@@ -149,7 +150,7 @@ def _is_epoch(line: Any) -> bool:
 
 
 def _number(line: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
-    """Returns the number at a path; NaN if it is infinite or null (JSON has no NaN); None if it is absent or not a number."""
+    """Returns the number at a path; NaN if it is huge or null (JSON has no NaN); None if it is absent or not a number."""
     value: Any = line
     for key in path:
         if not isinstance(value, Mapping) or key not in value:
@@ -159,4 +160,4 @@ def _number(line: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if abs(value) <= sys.float_info.max else math.nan
+    return float(value) if abs(value) <= _HUGE else math.nan

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from growtas.errors import CheckpointError
-from growtas.fields import real
+from growtas.fields import OBJECT, check_entries, real, whole
 from growtas.files import finite_or_null, read_json
 from growtas.runs import Run, RunState
 from growtas.units import standard_error
@@ -99,6 +99,26 @@ class Checkpoint:
     bytes: int
 
 
+_RESULT_RULES = {
+    "best": OBJECT,
+    "best.accuracy": real(0, 1),
+    "images": OBJECT,
+    "images.count": whole(0, 10**12).or_null(),
+    "limits": OBJECT,
+}
+
+
+def read_search_result(file: Path) -> Any:
+    """Reads a search's ``result.json``.
+
+    Raises:
+        CheckpointError: The file can't be read, or an entry that reports show is not legal.
+    """
+    result = read_json(file, "search result")
+    check_entries(result, _RESULT_RULES, str(file), CheckpointError)
+    return result
+
+
 @dataclass(frozen=True)
 class Report:
     """One run.
@@ -148,7 +168,7 @@ class Report:
         Empty where it was not searched, or where the result can't be read.
         """
         with contextlib.suppress(CheckpointError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            result = read_json(self.run.path / "search" / "result.json", "search result")
+            result = read_search_result(self.run.path / "search" / "result.json")
             best, count = result["best"], result["images"]["count"]
             entries = [{"precision": "fp32", "accuracy": best["accuracy"]}, *best.get("converted", ())]
             return {entry["precision"]: (float(entry["accuracy"]), count) for entry in entries}

@@ -20,7 +20,7 @@ from growtas.watch.chart import charts
 from growtas.watch.drawing import curves
 from growtas.watch.facts import facts
 from growtas.watch.page import Cards, Commands, Figure, Part, Row, Section, Text, table, write_page
-from growtas.watch.report import Report
+from growtas.watch.report import Report, read_search_result
 from growtas.watch.search_page import origin_rows, search_parts, subnet_parts
 from growtas.watch.search_report import CostPlane, latency_rows, recorded_points
 
@@ -68,9 +68,9 @@ class _RunPage:
     def of(cls, run: Run) -> _RunPage:
         damaged: dict[str, str] = {}
 
-        def read(section: str, file: Path) -> Any:
+        def read(section: str, file: Path, reader: Callable[[Path], Any] = read_json) -> Any:
             try:
-                return read_json(file) if file.is_file() else None
+                return reader(file) if file.is_file() else None
             except CheckpointError as error:
                 damaged[section] = str(error)
                 return None
@@ -78,7 +78,7 @@ class _RunPage:
         manifests = {file.name.removesuffix(".json"): read("export", file) for file in sorted(run.path.glob("export/*.json"))}
         return cls(
             report=Report.of(run),
-            searched=read("search", run.path / "search" / "result.json"),
+            searched=read("search", run.path / "search" / "result.json", read_search_result),
             exported={
                 name: manifest for name, manifest in manifests.items() if isinstance(manifest, dict) and "artifact" in manifest
             },

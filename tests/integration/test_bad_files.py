@@ -134,6 +134,24 @@ def test_an_unreadable_best_score_does_not_block_the_report(run_folder, monkeypa
     assert command(monkeypatch, capsys, "show", run_folder)[0] == 0
 
 
+@pytest.mark.parametrize("entry", [{"images": {"count": "many"}}, {"images": {"count": 10**40}}, {"best": {"accuracy": "high"}}])
+def test_a_search_result_with_a_wrong_entry_costs_only_its_section(run_folder, monkeypatch, capsys, entry):
+    (run_folder / "search").mkdir()
+    good = {"best": {"accuracy": 0.5}, "images": {"count": 300}, "limits": {}}
+    (run_folder / "search" / "result.json").write_text(json.dumps({**good, **entry}))
+    for name in ("report", "show"):
+        assert command(monkeypatch, capsys, name, run_folder)[0] == 0
+    (name,), (inner,) = entry.keys(), (value.keys() for value in entry.values())
+    assert f"result.json: {name}.{next(iter(inner))} is " in (run_folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("value", [1e308, 10**400, "1", None, -1e308])
+def test_a_metric_without_a_sense_is_a_gap(run_folder, monkeypatch, capsys, value):
+    lines = [{"epoch": epoch, "seconds": value, "loss": value, "time": {"data": value, "save": value}} for epoch in (1, 2)]
+    (run_folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert command(monkeypatch, capsys, "show", run_folder)[0] == 0
+
+
 @pytest.mark.parametrize("text", ["[" * 5000, "[" * 200 + "]" * 200, "1" * 5000, '{"a": 1, "a": 2}', "{", "\ufeff\ufeff"])
 def test_json_that_is_refused(tmp_path, text):
     file = tmp_path / "a.json"
