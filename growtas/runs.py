@@ -263,6 +263,22 @@ def read_metrics(folder: Path) -> list[Mapping[str, Any]]:
     return lines
 
 
+def read_model_manifest(model: Path) -> dict[str, Any]:
+    """Reads what the manifest beside an exported model records about its images and classes; empty without a manifest.
+
+    Raises:
+        CheckpointError: The manifest can't be read, or one of these entries is not legal.
+    """
+    path = model.with_name(f"{model.name}.json")
+    if not os.path.lexists(path):
+        return {}
+    manifest: dict[str, Any] = read_json(path, "manifest")
+    rules = {name: rule for name, rule in _RULES.items() if name.startswith(("preprocess", "class_names"))}
+    rules |= {"preprocess": OBJECT.or_null(), "space": text().or_null()}
+    check_entries(manifest, rules, str(path), CheckpointError)
+    return manifest
+
+
 def create_run(root: Path, name: str | None, info: dict[str, Any], write: Callable[[Path], None] | None = None) -> Run:
     """Creates a run folder with its ``run.json``, all at once: after a kill or on a full disk the name is still free.
 

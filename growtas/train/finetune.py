@@ -19,13 +19,13 @@ from growtas.data.preprocess import preprocess_record
 from growtas.data.seeding import preserved_globals, seed_globals
 from growtas.data.sources import open_data
 from growtas.errors import CheckpointError, ConfigError, UsageError, choices
-from growtas.files import read_json, sha256, write_json
+from growtas.files import sha256, write_json
 from growtas.nn.extract import extract
 from growtas.nn.insert import insert, single_subnet_space
 from growtas.nn.resample import renormalise, resample
 from growtas.nn.vit import VisionTransformer
 from growtas.progress import SILENT, Progress
-from growtas.runs import Run
+from growtas.runs import Run, read_model_manifest
 from growtas.subnet import Subnet
 from growtas.train.recipe import Recipe
 from growtas.train.session import Session, start_session
@@ -80,8 +80,7 @@ def load_pretrained(
     if _kind(file) == "supernet":
         raise CheckpointError(f"{file}: this is a whole supernet; name its run folder to fine-tune the subnet of its search")
     model = load_model(file)
-    manifest_file = file.with_name(file.name + ".json")
-    manifest = read_json(manifest_file, "manifest") if manifest_file.is_file() else {}
+    manifest = read_model_manifest(file)
     names = manifest.get("class_names")
     return Pretrained(
         model=model,

@@ -20,7 +20,7 @@ from growtas.checkpoint import check_pickle, check_weights, load_model
 from growtas.data.seeding import preserved_globals
 from growtas.errors import CheckpointError, ConfigError, cause, choices
 from growtas.fields import nearest
-from growtas.files import read_json
+from growtas.runs import read_model_manifest
 from growtas.train.recipe import Recipe
 
 _OPTION = "--teacher-checkpoint"
@@ -208,8 +208,7 @@ def absolute_teacher(recipe: Recipe) -> Recipe:
 
 
 def _own_model(name: str, preprocess: Mapping[str, Any], class_names: Sequence[str]) -> Teacher:
-    model, manifest = load_model(name), Path(name + ".json")
-    about = read_json(manifest, "manifest") if manifest.is_file() else {}
+    model, about = load_model(name), read_model_manifest(Path(name))
     if model.num_classes != len(class_names):
         raise CheckpointError(
             f"{name}: the teacher has a head of {model.num_classes} classes, but the data has {len(class_names)}; "

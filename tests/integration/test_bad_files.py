@@ -14,6 +14,7 @@ from growtas.export.artifact import Manifest
 from growtas.export.pipeline.model_card import write_card
 from growtas.files import parse_json, read_json, read_json_lines, write_json
 from growtas.nn.architecture import Architecture
+from growtas.runs import read_model_manifest
 from growtas.space import PRESETS, load_space
 from growtas.train.checkpoints import best_score
 
@@ -284,3 +285,11 @@ def test_a_fifo_that_nobody_reads_is_not_waited_for(tmp_path, monkeypatch):
     write_json(tmp_path / "result.json", {"a": 1})
     assert json.loads(os.read(reader, 100)) == {"a": 1}
     os.close(reader)
+
+
+@pytest.mark.parametrize("entry", [{"mean": True}, {"std": [0, 1, 1]}, {"image_size": "large"}, 3])
+def test_a_wrong_entry_of_a_models_manifest_is_named(tmp_path, entry):
+    (tmp_path / "m.safetensors.json").write_text(json.dumps({"preprocess": entry}))
+    with pytest.raises(CheckpointError, match=r"m\.safetensors\.json: preprocess"):
+        read_model_manifest(tmp_path / "m.safetensors")
+    assert read_model_manifest(tmp_path / "other.safetensors") == {}
