@@ -140,7 +140,7 @@ def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
                 for written in [temporary, *temporary.rglob("*")]:
                     _sync(written)
             if path.is_dir() and temporary.is_dir():
-                shutil.rmtree(path)
+                remove_folder(path)
             os.replace(temporary, path)
         except OSError as error:
             raise OutputError(f"{path}: can't be written ({error.strerror or error})") from None
@@ -168,6 +168,16 @@ def staged(path: Path) -> Iterator[Path]:
         raise OutputError(str(error).replace(str(temporary), str(path))) from None
     finally:
         _remove(temporary)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder under another name, so that a killed process leaves the whole folder, or something for :func:`sweep`.
+
+    Raises:
+        OSError: The folder can't be renamed.
+    """
+    with staged(folder) as temporary:
+        os.rename(folder, temporary)
 
 
 def sweep(folder: Path) -> None:

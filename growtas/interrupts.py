@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import atexit
 import contextlib
 import math
 import os
@@ -145,3 +146,11 @@ def end_at_signals(code: int | None = None) -> None:
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL if code is None else lambda *_: os._exit(code))
+        if code is not None:
+            atexit.register(_ignore_signals)
+
+
+def _ignore_signals() -> None:
+    """Keeps a signal from replacing the exit code: while the interpreter ends, it removes handlers, but not this setting."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

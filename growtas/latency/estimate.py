@@ -119,17 +119,23 @@ LATENCY_RULE = record_of(
     "an object with a number of milliseconds as ms, and texts as kind, device, precision and runtime",
 ).or_null()
 _DEVICES = "a list of objects with device, max_latency_ms, predicted and measured"
+# Files of earlier versions lack some entries.
 _DEVICE_RULE = record_of(
-    {"device": text(), "max_latency_ms": real(0).or_null(), "predicted": LATENCY_RULE, "measured": LATENCY_RULE},
-    {"judged_on": _NAME, "not_measured_because": _NAME},
+    {},
+    {
+        "device": text(),
+        "max_latency_ms": real(0).or_null(),
+        "predicted": LATENCY_RULE,
+        "measured": LATENCY_RULE,
+        "judged_on": _NAME,
+        "not_measured_because": _NAME,
+    },
     _DEVICES,
 )
 SEARCHED_RULES = {
     "accuracy": real(0, 1).or_null(),
     "latency": LATENCY_RULE,
-    "latencies": list_of(
-        _DEVICE_RULE, "a list of objects with device, max_latency_ms, predicted and measured", empty=True
-    ).or_null(),
+    "latencies": list_of(_DEVICE_RULE, _DEVICES, empty=True).or_null(),
     "device": _NAME,
     "limits": OBJECT.or_null(),
     "limits.max_latency_ms": real(0).or_null(),

@@ -5,6 +5,7 @@ A checkpoint is written completely or not at all. The newest few and the best ar
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
@@ -19,7 +20,7 @@ from torch import Tensor
 from growtas.checkpoint import load_model, load_supernet, load_tensors, save_model, save_supernet, save_tensors
 from growtas.errors import CheckpointError
 from growtas.fields import OBJECT, check_entries, map_of, number, real, text, whole
-from growtas.files import json_text, read_json, replacing, sha256, write_json
+from growtas.files import json_text, read_json, remove_folder, replacing, sha256, write_json
 from growtas.nn.supernet import Supernet
 from growtas.progress import Progress
 from growtas.runs import Run
@@ -130,9 +131,16 @@ def save_checkpoint(run: Run, training: Training, place: Place, strategy: dict[s
             "strategy": strategy,
         }
         write_json(temporary / "state.json", {**state, "sha256": _digest(state)})
-    for old in run.checkpoints[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    remove_old(run, keep)
     return folder
+
+
+def remove_old(run: Run, keep: int) -> None:
+    """Removes all but the newest ``keep`` checkpoints, and all but the newest of the best supernets."""
+    best = sorted(path.parent for path in run.path.glob("checkpoints/best-*/best.json"))
+    for old in (*run.checkpoints[:-keep], *best[:-1]):
+        with contextlib.suppress(OSError):
+            remove_folder(old)
 
 
 def keep_best(run: Run, checkpoint: Path, score: float) -> bool:
@@ -151,7 +159,8 @@ def keep_best(run: Run, checkpoint: Path, score: float) -> bool:
             shutil.copyfile(checkpoint / "supernet.safetensors", temporary / "supernet.safetensors")
         write_json(temporary / "best.json", {"score": score, "checkpoint": checkpoint.name})
     if best is not None:
-        shutil.rmtree(best, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_folder(best)
     return True
 
 

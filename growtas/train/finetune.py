@@ -19,7 +19,7 @@ from growtas.data.preprocess import preprocess_record
 from growtas.data.seeding import preserved_globals, seed_globals
 from growtas.data.sources import open_data
 from growtas.errors import CheckpointError, ConfigError, UsageError, choices
-from growtas.files import sha256, write_json
+from growtas.files import sha256
 from growtas.nn.extract import extract
 from growtas.nn.insert import insert, single_subnet_space
 from growtas.nn.resample import renormalise, resample
@@ -202,7 +202,9 @@ def start_finetune(
         "head": "kept" if same_classes else "new",
         **{key: [getattr(old, key), getattr(new, key)] for key in ("image_size", "max_relative_position", "in_chans")},
     }
-    session = start_session(
+    # `growtas export` reads its subnet from this file; it has no accuracy because nothing was searched.
+    content = {**subnet.to_dict(), **dataclasses.asdict(count_costs(space, subnet)), "space": space.name}
+    return start_session(
         recipe.override({"space": space.name, "method_options": {"subnet": subnet.to_dict()}}),
         out=out,
         name=name,
@@ -212,12 +214,8 @@ def start_finetune(
         space=space,
         weights=lambda final_space: insert(model, final_space),
         extra={"finetune": record},
+        subnet=content,
     )
-    if session.world.is_main:
-        # `growtas export` reads its subnet from this file; it has no accuracy because nothing was searched.
-        content = {**subnet.to_dict(), **dataclasses.asdict(count_costs(space, subnet)), "space": space.name}
-        write_json(session.run.path / "search" / "subnet.json", content)
-    return session
 
 
 def _renormalised(pretrained: Pretrained, resampled: VisionTransformer, record: Mapping[str, Any]) -> VisionTransformer:

@@ -172,6 +172,7 @@ def start_session(
     space: SearchSpace | None = None,
     weights: Callable[[SearchSpace], Supernet] | None = None,
     extra: Mapping[str, Any] | None = None,
+    subnet: Mapping[str, Any] | None = None,
 ) -> Session:
     """Checks the output folder, opens and checks the data, and creates the run.
 
@@ -184,6 +185,7 @@ def start_session(
         space: search space in place of the recipe's; its number of classes is replaced by the data's.
         weights: function that makes the initial supernet for a space; by default it comes from the recipe's ``init``, or is random.
         extra: further entries for ``run.json``.
+        subnet: content of the run's ``search/subnet.json``, if the run needs no search.
 
     Raises:
         OutputError: ``out`` can't be written.
@@ -255,6 +257,8 @@ def start_session(
             if supernet is not None:
                 save_supernet(folder / "init.safetensors", supernet)
             write_json(folder / "split.json", split)
+            if subnet is not None:
+                write_json(folder / "search" / "subnet.json", subnet)
             (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
             if report is not None:
                 write_json(folder / "data.json", report.to_dict())

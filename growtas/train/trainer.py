@@ -23,7 +23,7 @@ from growtas.nn.supernet import Supernet
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run, read_metrics
 from growtas.subnet import Subnet
-from growtas.train.checkpoints import Place, all_finite, keep_best, load_newest, save_checkpoint
+from growtas.train.checkpoints import Place, all_finite, keep_best, load_newest, remove_old, save_checkpoint
 from growtas.train.clock import Clock
 from growtas.train.events import EpochDone, StepDone, TrainingStarted
 from growtas.train.freezing import FrozenEntries, used_regions
@@ -168,6 +168,7 @@ class Trainer:
             self.strategy.load_state(state)
         if self.world.is_main:
             self._drop_metrics_after(place.epoch)
+            remove_old(self.run, self.recipe.keep_checkpoints)  # a killed process may have left some
         return place, fresh
 
     def _train_epoch(self, place: Place, scheduler: Any) -> None:

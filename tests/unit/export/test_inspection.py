@@ -211,8 +211,9 @@ def test_latencies_are_only_called_measured_where_the_manifest_says_so() -> None
     measured, modelled = {"ms": 1.5, "kind": "measured", "device": "cpu"}, {"ms": 2, "kind": "modelled", "device": "a10"}
     search = {
         "latency": modelled,
-        "latencies": [modelled, measured, {"ms": 3}, {"kind": "measured"}, "odd", {"ms": 4, "kind": "best"}],
+        "latencies": [modelled, measured, {"ms": 3}, {"kind": "measured"}, {"ms": 4, "kind": "best"}],
     }
+    assert latencies(Manifest.from_dict({"search": {**search, "latencies": [modelled, "odd"]}})) == []
     listed = latencies(Manifest.from_dict({"search": search}))
     assert listed == [
         modelled,

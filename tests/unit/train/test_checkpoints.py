@@ -16,7 +16,7 @@ from growtas.nn.supernet import Supernet
 from growtas.progress import SILENT, Progress
 from growtas.runs import create_run
 from growtas.space import load_space
-from growtas.train.checkpoints import Place, all_finite, keep_best, load_newest, save_checkpoint
+from growtas.train.checkpoints import Place, all_finite, keep_best, load_newest, remove_old, save_checkpoint
 from growtas.train.optimizer import make_optimizer
 from growtas.train.recipe import Recipe
 from growtas.train.step import Training
@@ -126,6 +126,28 @@ def test_the_best_stays_when_its_checkpoint_goes(space, run):
     assert run.best.name == "best-epoch-0002"
     assert len(list((run.path / "checkpoints").iterdir())) == 2
     assert torch.equal(load_supernet(run.best / "supernet.safetensors").head.weight, weights[2])
+
+
+def test_a_kill_while_old_checkpoints_are_removed_leaves_none_of_them(space, run, monkeypatch):
+    """The kill is an exception that ends the removal after its first file."""
+    training = make_training(space)
+    for epoch in (1, 2):
+        folder = save_checkpoint(run, training, Place(epoch), {}, keep=5)
+        keep_best(run, folder, epoch / 10)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(folder, **options):
+        next(file for file in sorted(folder.iterdir(), reverse=True)).unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("growtas.files.shutil.rmtree", kill)
+        save_checkpoint(run, training, Place(3), {}, keep=1)
+    monkeypatch.setattr("growtas.files.process_alive", lambda *arguments: False)
+    remove_old(run, 1)
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["best-epoch-0002", "epoch-0003"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "format", "no file"])
