@@ -67,20 +67,27 @@ def ensure_writable(folder: str | Path) -> Path:
     return path
 
 
-def check_output_file(file: str | Path) -> None:
-    """Checks that an output file can be written, and creates its folder if necessary. Call it before the work.
+def check_output_file(file: str | Path) -> Path:
+    """Checks that a file that a user named can be written, and creates its folder if necessary. Call it before the work.
+
+    Returns:
+        The file to write: for a symbolic link the file that it leads to, so that the link stays. :func:`replacing` itself replaces
+        links, because a link in a run that somebody else made must not lead to another file of the user.
 
     Raises:
         OutputError: The file can't be written.
     """
-    path = _followed(file)
+    path = Path(file)
+    if path.is_symlink() and not _is_stream(path):
+        path = Path(os.path.realpath(path))
     if _is_stream(path):
         if not os.access(path, os.W_OK):
             raise OutputError(f"{path}: the output file can't be written (no permission)")
-        return
+        return path
     ensure_writable(path.parent)
     if path.is_dir():
         raise OutputError(f"{path}: the output file can't be written (it is a folder); name a file")
+    return path
 
 
 def check_output_folder(folder: str | Path) -> None:
@@ -96,20 +103,15 @@ def check_output_folder(folder: str | Path) -> None:
     ensure_writable(nearest)
 
 
-def _followed(path: str | Path) -> Path:
-    """Returns the path that a symbolic link leads to, so that the link stays when its target is replaced; others as they are."""
-    path = Path(path)
-    return Path(os.path.realpath(path)) if path.is_symlink() and not _is_stream(path) else path
-
-
 def _is_stream(path: Path) -> bool:
     """Returns whether a path is a device, a FIFO or a socket, or an open file such as ``/dev/stdout``: it can't be replaced."""
     try:
-        mode = path.stat().st_mode
+        mode = path.lstat().st_mode
     except OSError:
         return False
-    # An open file may be a regular one; files in other folders of /dev, such as /dev/shm, are ordinary files.
-    return _OPEN_FILE.fullmatch(os.path.abspath(path)) is not None or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+    # An open file is a link, perhaps to a regular file; files in other folders of /dev, such as /dev/shm, are ordinary files.
+    replaceable = stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)
+    return _OPEN_FILE.fullmatch(os.path.abspath(path)) is not None or not replaceable
 
 
 @contextlib.contextmanager
@@ -117,7 +119,7 @@ def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     """Yields a temporary sibling of ``path`` to write to, which replaces ``path`` if the block ends without an error.
 
     This works for files and folders; an existing folder is removed just before the replacement. After an error, the sibling is
-    removed. The target of a symbolic link is replaced, not the link. A device or FIFO gets the content and is not replaced.
+    removed. A symbolic link is replaced, not its target. A device or FIFO gets the content and is not replaced.
 
     Args:
         path: the file or folder to replace.
@@ -126,7 +128,7 @@ def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: The file or folder can't be written.
     """
-    path = _followed(path)
+    path = Path(path)
     if _is_stream(path):
         with scratch_folder() as folder:
             yield folder / path.name

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import os
+import shutil
 import sys
 import threading
 import time
@@ -22,6 +24,8 @@ from growtas.files import ensure_writable, staged
 from growtas.resources import available_threads
 
 _TELEMETRY = "openvino_telemetry"
+_LITTLE_SPACE = 100_000
+"""Free bytes of a disk that is so full that a failed writing is explained by it."""
 
 
 def _module(purpose: str) -> Any:
@@ -183,6 +187,8 @@ def write_ir(onnx: str | Path, xml: str | Path) -> None:
         except OSError as error:
             raise OutputError(f"{xml}: can't be written ({error.strerror or error})") from None
         except RuntimeError as error:
+            if shutil.disk_usage(folder).free < _LITTLE_SPACE:  # OpenVINO's error does not say it
+                raise OutputError(f"{xml}: can't be written ({os.strerror(errno.ENOSPC)})") from None
             raise BuildError(f"{xml}: OpenVINO can't write the IR ({_reason(error)})") from None
 
 

@@ -89,10 +89,10 @@ def bench(
         progress.note(f"artifacts: all files in {run / 'export'} (the newest run)")
         names = [str(path) for path in artifacts_in(run)]
     report_file = Path(out) if out is not None else run / "bench" / "bench.json" if run is not None else None
-    csv_file, png_file = (Path(file) if file is not None else None for file in (csv, png))
-    for file in (report_file, csv_file, png_file):
-        if file is not None:
-            check_output_file(file)
+    csv_file, png_file = (check_output_file(file) if file is not None else None for file in (csv, png))
+    if report_file is not None:
+        named = check_output_file(report_file)
+        report_file = report_file if out is None else named
     if png_file is not None:
         require_matplotlib()
     report = measure(names, options, progress=progress)

@@ -131,7 +131,7 @@ def profile(
     path = Path(out) if out else user_folder() / measured_file_name(device, choices.name, runtime, precision, batch, threads)
     if path.suffix != ".json":
         raise ConfigError(f"--out is {path}; a profile's file must end in .json")
-    check_output_file(path)
+    path = check_output_file(path)
     # Read before the measurement, so that an unreadable profile raises at once.
     others = [other for _, other in measured_profiles()] if samples < ADAPTED_BELOW else []
     machine = environment()

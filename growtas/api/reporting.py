@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from growtas.errors import UsageError
+from growtas.files import check_output_file
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run, find_readable_run
 
@@ -32,6 +33,8 @@ def report(run: Run | str | Path | None = None, *, out: str | Path | None = None
     path = Path(out) if out is not None else found.path / "report.html"
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--out {path}: the page's name must end in .html")
+    if out is not None:
+        path = check_output_file(path)
     from growtas.watch.run_page import write_run_page
 
     write_run_page(found, path)

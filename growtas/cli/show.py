@@ -29,9 +29,10 @@ def show(
 
     report = Report.of(find_readable_run(run, Notes()))
     if png is not None:
+        from growtas.files import check_output_file
         from growtas.watch.pictures import draw_png
 
-        draw_png(report, png)
+        draw_png(report, check_output_file(png))
     if json_:
         print_json(report.to_dict())
         return

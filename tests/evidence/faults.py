@@ -193,7 +193,8 @@ class Place:
             os.killpg(pid, signal.SIGKILL)
             raise SystemExit("a process of a killed command outlived it by more than ten seconds")
         files = {name: self.records / f"{name}.{pid}" for name in ("err", "out", "operations")}
-        said, operations = files["err"].read_text(errors="replace"), files["operations"]
+        operations = files["operations"]
+        said = files["err"].read_text(errors="replace") if files["err"].exists() else ""  # killed before it was opened
         count = int(operations.read_text() or 0) if operations.exists() else 0
         for file in files.values():
             file.unlink(missing_ok=True)

@@ -240,7 +240,7 @@ def test_an_architecture_that_is_refused(change):
         ("limits", {"max_latency_ms": "5ms"}),
         ("latency", {"ms": 10**400}),
         ("latency", {"ms": 1.0, "batch": "x"}),
-        ("latencies", [{"device": "cpu"}]),
+        ("latencies", [{"device": 7}]),
         ("latencies", [None]),
         ("device", {}),
         ("accuracy", "x" * 1_000_000),

@@ -142,11 +142,19 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     target, link = tmp_path / "there" / "data.json", tmp_path / "link.json"
     link.symlink_to(target)
     for content in (1, 2):  # at first the link leads to nothing
-        check_output_file(link)
-        write_json(link, content)
+        write_json(check_output_file(link), content)
         assert link.is_symlink()
         assert read_json(target) == content
     assert [path.name for path in target.parent.iterdir()] == ["data.json"]
+
+
+def test_a_link_that_no_user_named_is_replaced(tmp_path):
+    """Somebody else's run must not lead what growtas writes to another file of the user."""
+    own, link = tmp_path / "own.json", tmp_path / "run.json"
+    own.write_text("1")
+    link.symlink_to(own)
+    write_json(link, 2)
+    assert (own.read_text(), link.is_symlink(), read_json(link)) == ("1", False, 2)
 
 
 def test_a_fifo_gets_the_content_and_stays(tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growtas.batch import SubnetBatch
-from growtas.errors import ConfigError, DeviceError, SpaceError, SubnetError, choices
+from growtas.errors import ConfigError, DeviceError, SpaceError, SubnetError, brief, choices
 from growtas.fields import OBJECT, RULE, Rule, one_of, whole
 from growtas.latency.estimate import Conditions, Kind
 from growtas.latency.measured.campaign import Campaign, Role, Sample
@@ -351,7 +351,7 @@ class MeasuredProfile:
         if set(fields["coefficients"]) != set(names):
             odd = sorted(set(names) ^ set(fields["coefficients"]))[0]
             raise ConfigError(
-                f"{source}: coefficients has missing or unknown terms, the first is {odd!r}; it must contain {choices(names)}"
+                f"{source}: coefficients has missing or unknown terms, the first is {brief(odd)}; it must contain {choices(names)}"
             )
         profile = cls(**fields)
         first = {sample.subnet for role, sample in profile.samples if role != "repeat"}
@@ -364,7 +364,7 @@ class MeasuredProfile:
         # A profile without unsteady samples has no such entry, like the profiles of earlier versions.
         if data.get("unsteady", 0) != profile.unsteady:
             raise ConfigError(
-                f"{source}: unsteady is {data.get('unsteady')!r}, but {profile.unsteady} of the profile's samples are unsteady"
+                f"{source}: unsteady is {brief(data.get('unsteady'))}, but {profile.unsteady} of the profile's samples are unsteady"
             )
         return profile
 
@@ -412,4 +412,4 @@ def _compare(claimed: Any, computed: dict[str, float], where: str) -> None:
     for name, claim in claimed.items():
         value = computed[name]
         if isinstance(claim, bool) or not isinstance(claim, int | float) or not abs(claim - value) <= 1e-6 + 1e-6 * abs(value):
-            raise ConfigError(f"{where}.{name} is {claim!r}, but the samples of the profile give {value:.6g}")
+            raise ConfigError(f"{where}.{name} is {brief(claim)}, but the samples of the profile give {value:.6g}")

@@ -17,7 +17,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from growtas.errors import ConfigError, DeviceError, choices
+from growtas.errors import ConfigError, DeviceError, brief, choices
 from growtas.fields import OBJECT, RULE, Rule, check_keys, list_of, one_of, real, text, text_like, whole
 from growtas.files import check_folder, parse_json, read_text
 from growtas.latency.at_hand import CPU, devices_at_hand
@@ -265,7 +265,7 @@ def load_profile(name: str) -> DeviceProfile:
     source = f"profile {file if isinstance(file, Path) and file.parent == user_folder() else name}"
     profile = DeviceProfile.from_dict(read_profile_json(file, source), source=source)
     if profile.name != name:
-        raise ConfigError(f"{source}: its name is {profile.name!r}; it must equal the name of the file")
+        raise ConfigError(f"{source}: its name is {brief(profile.name)}; it must equal the name of the file")
     return profile
 
 
