@@ -92,7 +92,8 @@ COMMANDS = {
         ),
         Command(
             "finetune",
-            ("finetune", "runs/r", "--data", "digits", "--name", "f", "--epochs", "2", "--set", "save_minutes=0.002"),
+            ("finetune", "runs/r", "--data", "digits", "--name", "f", "--epochs", "2",
+             "--batch-size", "400", "--set", "save_minutes=0.0001"),
             after=("train", "search"),
             resume=("train", "--resume", "runs/f"),
             results=tuple(f"runs/f/{pattern}" for pattern in _TRAINED),
