@@ -415,6 +415,7 @@ def test_kept_connections_make_room_too_and_the_oldest_goes_first(server):
             assert answer(connection)[0] == 200
 
 
+@pytest.mark.slow
 def test_more_connections_at_once_than_files_that_a_process_may_open(net):
     with serving(net) as server:
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))

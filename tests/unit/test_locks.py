@@ -20,9 +20,11 @@ import os, sys, time
 from pathlib import Path
 from growtas.locks import exclusive
 with exclusive(Path(sys.argv[1]), "at work"):
-    if sys.argv[2:] and not os.fork():
+    if not sys.argv[2:]:
+        print("held", flush=True)
+    elif not os.fork():
+        print("held", flush=True)  # says it itself: it closes the parent's file only when it begins to run
         time.sleep(60)
-    print("held", flush=True)
     input()
 """
 
