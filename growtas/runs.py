@@ -258,7 +258,9 @@ def read_metrics(folder: Path) -> list[Mapping[str, Any]]:
     lines = read_json_lines(path)
     for number_of_line, line in enumerate(lines, start=1):
         where = f"{path}: line {number_of_line}"
-        check_entries(line, {"epoch": whole(1, 10**9), "seconds": real(0).or_null()}, where, CheckpointError)
+        rules = {"epoch": whole(1, 10**9), "seconds": real(0).or_null()}
+        rules["accuracy"] = map_of(real(0, 1), "an object of numbers from 0 to 1")
+        check_entries(line, rules, where, CheckpointError)
         _ = line["epoch"]
     return lines
 

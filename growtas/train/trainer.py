@@ -275,7 +275,7 @@ class Trainer:
     def _keep_best(self, place: Place, metrics: dict[str, Any] | None = None) -> None:
         """Keeps the epoch's supernet as the best if the mean accuracy of its followed subnets is the highest so far."""
         lines = [metrics] if metrics else [m for m in read_metrics(self.run.path) if m["epoch"] == place.epoch]
-        if self.world.is_main and lines and "accuracy" in lines[-1]:
+        if self.world.is_main and lines and lines[-1].get("accuracy"):
             accuracies = lines[-1]["accuracy"].values()
             keep_best(self.run, self.run.path / "checkpoints" / place.folder, math.fsum(accuracies) / len(accuracies))
 

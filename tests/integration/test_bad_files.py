@@ -14,7 +14,7 @@ from growtas.export.artifact import Manifest
 from growtas.export.pipeline.model_card import write_card
 from growtas.files import parse_json, read_json, read_json_lines, write_json
 from growtas.nn.architecture import Architecture
-from growtas.runs import read_model_manifest
+from growtas.runs import read_metrics, read_model_manifest
 from growtas.space import PRESETS, load_space
 from growtas.train.checkpoints import best_score
 
@@ -293,3 +293,13 @@ def test_a_wrong_entry_of_a_models_manifest_is_named(tmp_path, entry):
     with pytest.raises(CheckpointError, match=r"m\.safetensors\.json: preprocess"):
         read_model_manifest(tmp_path / "m.safetensors")
     assert read_model_manifest(tmp_path / "other.safetensors") == {}
+
+
+@pytest.mark.parametrize(("accuracy", "legal"), [({}, True), ({"largest": 2}, False), ("high", False)])
+def test_accuracies_of_an_epoch_are_checked_before_a_training_goes_on(tmp_path, accuracy, legal):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "accuracy": accuracy}) + "\n")
+    if legal:
+        assert len(read_metrics(tmp_path)) == 1
+    else:
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 1: accuracy is "):
+            read_metrics(tmp_path)
