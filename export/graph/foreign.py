@@ -90,8 +90,8 @@ def check_onnx(path: str | Path, *, weights: bool = True) -> None:
                 raise ValueError("it is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 check = _OnnxCheck(data, path.parent if weights else None)
-                check.run()
-                _check_computed(check.nodes, check.stored, check.expanded("", {}, 0) if len(check.calls) > 1 else 1)
+                count = check.run()
+                _check_computed(check.nodes, check.stored, count if len(check.calls) > 1 else 1)
     except OSError as error:
         raise CheckpointError(f"{path}: the file can't be read ({error.strerror or error})") from None
     except (ValueError, IndexError, UnicodeDecodeError, struct.error) as error:
@@ -106,7 +106,6 @@ class _Tensor:
     data: tuple[int, int, int] | None = None
     """Number of the field with the values, and their place."""
     texts: int = 0
-    values: int = 0
     external: dict[str, str] = field(default_factory=dict)
 
 
@@ -194,7 +193,8 @@ class _OnnxCheck:
         self.calls: dict[Any, Counter[tuple[str, str]]] = {}
         self.scope: Any = ""
 
-    def run(self) -> None:
+    def run(self) -> int:
+        """Checks the file; returns the number of its nodes after functions are expanded."""
         self.calls[""] = Counter()
         self.walk("model", 0, len(self.data), 0)
         known = self.calls.keys()
@@ -204,7 +204,7 @@ class _OnnxCheck:
                     raise ValueError(f"its operator {name[1][:60]!r} is of {name[0][:60]!r}; legal are operators of ONNX")
                 if name == scope:
                     raise ValueError(f"its function {name[1][:60]!r} calls itself")
-        self.expanded("", {}, 0)
+        return self.expanded("", {}, 0)
 
     def expanded(self, scope: Any, known: dict[Any, int], depth: int) -> int:
         """The number of nodes of a graph or function after all calls of functions are replaced by the functions' nodes."""
@@ -328,7 +328,6 @@ class _OnnxCheck:
             elif number == 6:
                 tensor.texts += 1
             elif number in (4, 5, 7, 9, 10, 11):
-                tensor.values += 1
                 tensor.data = (number, *value) if isinstance(value, tuple) else (number, 0, 0)
             elif number == 8:
                 name = self.text(value)
