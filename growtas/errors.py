@@ -27,6 +27,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from growtas.escapes import escape
+
 
 class GrowtasError(Exception):
     """Base class of all; the command line prints the message and exits with ``exit_code``."""
@@ -115,7 +117,7 @@ def brief(value: object, *, quote: bool = True) -> str:
         quote: put a text in quotes.
     """
     if isinstance(value, str):
-        text = repr(value[:200]) if quote else _printable(value[:200])
+        text = repr(value[:200]) if quote else escape(value[:200])
     else:
         try:
             text = repr(value)
@@ -127,9 +129,4 @@ def brief(value: object, *, quote: bool = True) -> str:
 def cause(error: BaseException | str, limit: int = 160) -> str:
     """Returns why a library failed, from its exception or message, as one line of at most ``limit`` characters."""
     text = getattr(error, "strerror", None) or str(error)
-    return _printable(" ".join(text[: 10 * limit].split())[:limit]) or type(error).__name__
-
-
-def _printable(text: str) -> str:
-    """Replaces control characters, which could act on a terminal, by their escapes."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return escape(" ".join(text[: 10 * limit].split())[:limit]) or type(error).__name__

@@ -201,6 +201,18 @@ class Run:
         return max((path.parent for path in self.path.glob("checkpoints/best-*/best.json")), default=None)
 
     @property
+    def best_score(self) -> float | None:
+        """The score of the best supernet so far; None if there is none, or ``best.json`` can't be read."""
+        if (best := self.best) is None:
+            return None
+        try:
+            record = read_json(best / "best.json", "best checkpoint")
+            check_entries(record, {"score": real(0, 1)}, str(best / "best.json"), CheckpointError)
+            return float(record["score"])
+        except CheckpointError:
+            return None
+
+    @property
     def supernet_file(self) -> Path:
         """The file of the newest supernet's weights.
 

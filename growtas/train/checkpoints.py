@@ -19,7 +19,7 @@ from torch import Tensor
 
 from growtas.checkpoint import load_model, load_supernet, load_tensors, save_model, save_supernet, save_tensors
 from growtas.errors import CheckpointError
-from growtas.fields import OBJECT, check_entries, map_of, number, real, text, whole
+from growtas.fields import OBJECT, check_entries, map_of, number, text, whole
 from growtas.files import json_text, read_json, remove_folder, replacing, sha256, write_json
 from growtas.nn.supernet import Supernet
 from growtas.progress import Progress
@@ -149,7 +149,7 @@ def keep_best(run: Run, checkpoint: Path, score: float) -> bool:
     The old best is removed only after the new one is complete.
     """
     best = run.best
-    if best is not None and (known := best_score(best)) is not None and known >= score:
+    if (known := run.best_score) is not None and known >= score:
         return False
     with replacing(run.path / "checkpoints" / f"best-{checkpoint.name}") as temporary:
         temporary.mkdir(parents=True)
@@ -162,16 +162,6 @@ def keep_best(run: Run, checkpoint: Path, score: float) -> bool:
         with contextlib.suppress(OSError):
             remove_folder(best)
     return True
-
-
-def best_score(best: Path) -> float | None:
-    """Returns the score of the best supernet so far; None if ``best.json`` can't be read."""
-    try:
-        record = read_json(best / "best.json", "best checkpoint")
-        check_entries(record, {"score": real(0, 1)}, str(best / "best.json"), CheckpointError)
-        return float(record["score"])
-    except CheckpointError:
-        return None
 
 
 def load_newest(run: Run, training: Training, progress: Progress) -> tuple[Place, dict[str, Any]]:

@@ -218,12 +218,7 @@ def _checkpoints(run: Run) -> tuple[Checkpoint, ...]:
     folders = run.checkpoints
     checkpoints = [Checkpoint(path, "newest" if path == folders[-1] else "kept", None, _size(path)) for path in folders]
     if (best := run.best) is not None:
-        score = None
-        with contextlib.suppress(CheckpointError):
-            record = read_json(best / "best.json", "best checkpoint")
-            if isinstance(record, Mapping) and real(0, 1).accepts(record.get("score")):
-                score = record["score"]
-        checkpoints.append(Checkpoint(best, "best", score, _size(best)))
+        checkpoints.append(Checkpoint(best, "best", run.best_score, _size(best)))
     return tuple(checkpoints)
 
 

@@ -14,9 +14,8 @@ from growtas.export.artifact import Manifest
 from growtas.export.pipeline.model_card import write_card
 from growtas.files import parse_json, read_json, read_json_lines, write_json
 from growtas.nn.architecture import Architecture
-from growtas.runs import read_metrics, read_model_manifest
+from growtas.runs import Run, read_metrics, read_model_manifest
 from growtas.space import PRESETS, load_space
-from growtas.train.checkpoints import best_score
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +130,7 @@ def test_an_unreadable_best_score_does_not_block_the_report(run_folder, monkeypa
     best = run_folder / "checkpoints" / "best-epoch-0001"
     best.mkdir(parents=True)
     (best / "best.json").write_text(text)
-    assert best_score(best) is None
+    assert Run(run_folder).best_score is None
     assert command(monkeypatch, capsys, "show", run_folder)[0] == 0
 
 
