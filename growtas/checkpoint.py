@@ -18,15 +18,13 @@ from torch import Tensor
 
 from growtas.archives import check_archive
 from growtas.errors import CheckpointError, OutputError, brief, cause
-from growtas.files import open_regular, parse_json, read_json, replacing, sha256
+from growtas.files import MAX_HEADER_BYTES, open_regular, parse_json, read_json, replacing, sha256
 from growtas.nn.architecture import Architecture
 from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer
 from growtas.space import SearchSpace
 
 _Network = TypeVar("_Network", bound=torch.nn.Module)
-_HEADER_BYTES = 16_000_000
-"""Largest header of a safetensors file, which lists the tensors."""
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:
@@ -58,8 +56,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """
     with open_regular(path) as stream:
         length = int.from_bytes(stream.read(8), "little")
-    if length > _HEADER_BYTES:
-        raise ValueError(f"its header has {length} bytes; at most {_HEADER_BYTES} are read")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {length} bytes; at most {MAX_HEADER_BYTES} are read")
     with safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get("growtas", "{}")
     metadata = parse_json(text, f"{path}: its metadata is", source=str(path))

@@ -30,13 +30,14 @@ from growtas.processes import process_alive
 MAX_YAML_BYTES = 100_000
 """PyYAML parses about so many bytes a second."""
 MAX_JSON_BYTES = 64_000_000
+MAX_HEADER_BYTES = 16_000_000
+"""Largest JSON inside a file of weights or a program; that of a program of micro has 0.35 MB."""
 MAX_LINES_BYTES = 1_000_000_000
 MAX_WEIGHTS_BYTES = 16_000_000_000
 """Largest file of weights that is read into memory at once."""
-_MAX_LEVELS = 100
 READER_SECONDS = 5.0
 """How long a FIFO that is written to may have no reader."""
-_MAX_YAML_EVENTS = 20_000
+_MAX_LEVELS, _MAX_YAML_EVENTS = 100, 20_000
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 """With one slash, because ``Path`` removes the second slash of a URL."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -1,4 +1,4 @@
-"""Finds out whether a process that left its number somewhere is still alive."""
+"""Finds out whether a process that left its number somewhere is still alive, and lets a child end with its parent."""
 
 from __future__ import annotations
 

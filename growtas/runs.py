@@ -43,6 +43,8 @@ FORMAT = "growtas-run/1"
 
 
 _COUNT = whole(0, 10**12)
+_ACCURACIES = map_of(real(0, 1), "an object of numbers from 0 to 1")
+_METRICS_RULES = {"epoch": whole(1, 10**9), "seconds": real(0).or_null(), "accuracy": _ACCURACIES}
 _RULES = {
     "state": text(),
     "space": OBJECT,
@@ -73,7 +75,7 @@ _RULES = {
     "teacher.chance": real(0, 1),
     "finetune": OBJECT.or_null(),
     "finetune.subnet": OBJECT,
-    "test_accuracy": map_of(real(0, 1), "an object of numbers from 0 to 1"),
+    "test_accuracy": _ACCURACIES,
     "seconds": real(0),
     "versions": OBJECT.or_null(),
     "machine": OBJECT.or_null(),
@@ -269,11 +271,8 @@ def read_metrics(folder: Path) -> list[Mapping[str, Any]]:
     path = folder / "metrics.jsonl"
     lines = read_json_lines(path)
     for number_of_line, line in enumerate(lines, start=1):
-        where = f"{path}: line {number_of_line}"
-        rules = {"epoch": whole(1, 10**9), "seconds": real(0).or_null()}
-        rules["accuracy"] = map_of(real(0, 1), "an object of numbers from 0 to 1")
-        check_entries(line, rules, where, CheckpointError)
-        _ = line["epoch"]
+        check_entries(line, _METRICS_RULES, f"{path}: line {number_of_line}", CheckpointError)
+        _ = line["epoch"]  # raises if it is missing
     return lines
 
 

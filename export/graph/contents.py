@@ -19,10 +19,8 @@ from growtas.export.artifact import Artifact, Manifest, load_artifact, read_mani
 from growtas.export.formats import ONNX, OPENVINO, PROGRAM, TORCH, format_of, side_files
 from growtas.export.graph.foreign import read_ir
 from growtas.export.signature import PROBABILITIES, TOP_CLASSES
+from growtas.files import MAX_HEADER_BYTES
 
-_MAX_HEADER_BYTES = 16_000_000
-MAX_JSON_BYTES = 16_000_000
-"""Largest JSON part of a program; that of a subnet of micro has 0.35 MB."""
 # Abbreviations in safetensors and OpenVINO files, in lower case and without underscores.
 _NAMES = {
     "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2",
@@ -179,7 +177,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(_MAX_HEADER_BYTES, path.stat().st_size - 8):
+        if not 2 <= length <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
             raise CheckpointError(f"{path}: not a readable .safetensors file (its header is missing or truncated)")
         header = json.loads(file.read(length))
     metadata = header.pop("__metadata__", {})
@@ -252,8 +250,8 @@ def _read_program(path: Path) -> dict[str, Any]:
         def read(name: str) -> Any:
             if name not in members:
                 raise CheckpointError(f"{path}: not a readable .pt2 file ({name} is missing)")
-            if archive.getinfo(members[name]).file_size > MAX_JSON_BYTES:
-                raise CheckpointError(f"{path}: not a readable .pt2 file ({name} has more than {MAX_JSON_BYTES:,} bytes)")
+            if archive.getinfo(members[name]).file_size > MAX_HEADER_BYTES:
+                raise CheckpointError(f"{path}: not a readable .pt2 file ({name} has more than {MAX_HEADER_BYTES:,} bytes)")
             return json.loads(archive.read(members[name]))
 
         program = read("models/model.json")

@@ -28,9 +28,8 @@ from growtas.archives import check_archive
 from growtas.checkpoint import check_torch_archive
 from growtas.errors import BuildError, CheckpointError, ConfigError, cause
 from growtas.export.artifact import check_hash, read_manifest
-from growtas.export.graph.contents import MAX_JSON_BYTES
 from growtas.export.runtimes.torch import TorchSession
-from growtas.files import MAX_WEIGHTS_BYTES, read_bytes, replacing
+from growtas.files import MAX_HEADER_BYTES, MAX_WEIGHTS_BYTES, read_bytes, replacing
 from growtas.nn.vit import VisionTransformer
 
 # The members that torch.export.save writes, without the archive's name (the first folder); nothing else is loaded.
@@ -145,9 +144,11 @@ def check_program(data: bytes, what: str) -> None:
     odd = next((name for name in members if _MEMBERS.fullmatch(name) is None), None)
     if odd is not None:
         raise CheckpointError(f"{what}: the program holds {odd[:100]!r}, which growtas does not load")
-    long = next((name for name in (_GRAPH, *_CONFIGS) if len(members.get(name, b"")) > MAX_JSON_BYTES), None)
+    long = next((name for name in (_GRAPH, *_CONFIGS) if len(members.get(name, b"")) > MAX_HEADER_BYTES), None)
     if long is not None:
-        raise CheckpointError(f"{what}: the program is not one that growtas loads ({long} has more than {MAX_JSON_BYTES:,} bytes)")
+        raise CheckpointError(
+            f"{what}: the program is not one that growtas loads ({long} has more than {MAX_HEADER_BYTES:,} bytes)"
+        )
     missing = [name for name in (_GRAPH, _SAMPLES, *_CONFIGS) if name not in members]
     if missing:
         raise CheckpointError(f"{what}: not a program of torch.export ({missing[0]} is missing)")
