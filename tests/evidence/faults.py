@@ -33,17 +33,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.evidence.kills import UNSTEADY
+from tests.unit.train.conftest import TINY
 
-SPACE = """name: tiny
-embed_dim: [8, 16]
-num_heads: [1, 2]
-mlp_ratio: [1, 2]
-depth: [1, 2]
-head_dim: 8
-image_size: 8
-patch_size: 4
-max_relative_position: 1
-"""
 _MODULES = (
     "growtas.cli.app", "growtas.train.session", "growtas.search.search", "growtas.search.evaluation.evaluator",
     "growtas.api.search_precision", "growtas.export.pipeline.run", "growtas.export.benchmark.run",
@@ -138,7 +129,7 @@ class Place:
             shutil.copytree(template / "work", self.work)
         else:
             self.work.mkdir(parents=True)
-            (self.work / "tiny.yaml").write_text(SPACE)
+            (self.work / "tiny.yaml").write_text(TINY)
         self.tmp.mkdir()
 
     def start(self, words: Sequence[str], *, kill_at: int | None = None) -> int:
