@@ -266,10 +266,11 @@ def test_a_full_disk_is_named_and_the_training_continues_to_the_same_bits(begin,
     session = begin("run", 400)
     try:
         # With the least room, run.json can't be written either, but the first file is the one to name.
-        with pytest.raises(OutputError, match=f"{file}: can't be written"):
+        with pytest.raises(OutputError, match=f"{file}: can't be written") as caught:
             session.train(FullDisk(room))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert ".tmp" not in str(caught.value), "the name is that of the file, not the temporary one"
     assert not list(session.run.path.rglob(".*.tmp"))
     resume_session(session.run, device="cpu").train()
     assert_same(outcome(session.run), calm(400))
