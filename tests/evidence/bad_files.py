@@ -369,6 +369,7 @@ def build(root: Path) -> None:
     case = root / "case"
     case.mkdir()
     (case / "space.yaml").write_bytes(bad.yaml_bytes(TINY))
+    (case / "recipe.yaml").write_text("space: space.yaml\nepochs: 1\nlr: 0.001\nmixup: 0.1\nmethod: growtas\nseed: 3\n")
     (case / "subnet.json").write_text('{"depth": 1, "embed_dim": 16, "num_heads": [1], "mlp_ratio": [1.0]}')
     done = run_all(
         root,
