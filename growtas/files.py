@@ -119,8 +119,8 @@ def _is_stream(path: Path) -> bool:
 def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     """Yields a temporary sibling of ``path`` to write to, which replaces ``path`` if the block ends without an error.
 
-    This works for files and folders; an existing folder is removed just before the replacement. After an error, the sibling is
-    removed. A symbolic link is replaced, not its target. A device or FIFO gets the content and is not replaced.
+    This works for files and folders; an existing folder gets another name just before the replacement and is removed after it.
+    After an error, the sibling is removed. A symbolic link is replaced, not its target. A device or FIFO gets the content and is not replaced.
 
     Args:
         path: the file or folder to replace.
@@ -142,9 +142,10 @@ def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
             if sync:
                 for written in [temporary, *temporary.rglob("*")]:
                     _sync(written)
-            if path.is_dir() and temporary.is_dir():
-                remove_folder(path)
-            os.replace(temporary, path)
+            with staged(path) as old:
+                if path.is_dir() and temporary.is_dir():
+                    os.rename(path, old)
+                os.replace(temporary, path)
         except OSError as error:
             raise OutputError(f"{path}: can't be written ({error.strerror or error})") from None
 
