@@ -120,7 +120,8 @@ def replacing(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     """Yields a temporary sibling of ``path`` to write to, which replaces ``path`` if the block ends without an error.
 
     This works for files and folders; an existing folder gets another name just before the replacement and is removed after it.
-    After an error, the sibling is removed. A symbolic link is replaced, not its target. A device or FIFO gets the content and is not replaced.
+    After an error, the sibling is removed. A symbolic link is replaced, not its target. A device or FIFO gets the content and is
+    not replaced.
 
     Args:
         path: the file or folder to replace.
