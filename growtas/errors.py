@@ -29,11 +29,21 @@ from collections.abc import Iterable
 
 from growtas.escapes import escape
 
+_LONGEST = 900
+"""Largest number of characters in a message."""
+
 
 class GrowtasError(Exception):
-    """Base class of all; the command line prints the message and exits with ``exit_code``."""
+    """Base class of all; the command line prints the message and exits with ``exit_code``.
+
+    A message of more than 900 characters, which repeats too much of a file or an option, loses its middle.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 304]} ... {text[-300:]}"
 
 
 class BuildError(GrowtasError):

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from growtas.errors import DataError, cause
+from growtas.errors import DataError, brief, cause
 from growtas.fields import Rule, real
 
 VERSION = 1
@@ -80,7 +80,7 @@ class DecodeRules:
         if not isinstance(entry, Mapping) or entry.get("version") != VERSION:
             version = entry.get("version") if isinstance(entry, Mapping) else entry
             raise DataError(
-                f"preprocess.decode.version is {version!r}, but this growtas only supports {VERSION}; use a newer growtas"
+                f"preprocess.decode.version is {brief(version)}, but this growtas only supports {VERSION}; use a newer growtas"
             )
         declared = entry.get("pixel_range")
         PIXEL_RANGE.check("preprocess.decode.pixel_range", declared, DataError)

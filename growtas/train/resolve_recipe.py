@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from growtas.errors import ConfigError, choices
+from growtas.errors import ConfigError, brief, choices
 from growtas.fields import rule_of
 from growtas.train.initial_weights import inherited_fields
 from growtas.train.recipe import METHODS, STAGED, Recipe
@@ -43,7 +43,7 @@ def resolve_recipe(recipe: str | Recipe | None = None, fields: Mapping[str, Any]
             rule_of(Recipe, key).check(key, given[key])
     method = given.get("method")
     if method is not None and method not in METHODS:
-        raise ConfigError(f"method is {method!r}; it must be {choices(METHODS)}")
+        raise ConfigError(f"method is {brief(method)}; it must be {choices(METHODS)}")
     if named is None:
         method = method or METHODS[0]
         file_fields = {"method": method, **inherited_fields(given.get("init")), **file_fields}

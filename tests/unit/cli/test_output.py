@@ -15,6 +15,8 @@ from growtas.cli import output
 from growtas.cli.app import app
 from growtas.cli.output import ProgressBar, new_table, print_facts, print_line, print_table, print_text
 from growtas.cli.screen import Screen
+from growtas.errors import ConfigError
+from growtas.files import MissingEntry
 
 LONG = "a-file-whose-name-is-far-longer-than-a-narrow-terminal-is-wide-and-which-somebody-wants-to-copy.onnx"
 ROWS = [
@@ -150,3 +152,13 @@ def test_lists_are_readable_on_narrow_terminals(terminal, command, width):
         assert all(word in words for key in keys for word in str(entry[key]).replace(",", " ").split())
     assert "\u2026" not in printed()
     assert max(map(len, printed().splitlines())) <= width
+
+
+def test_a_message_that_repeats_a_whole_file_loses_its_middle():
+    message = str(ConfigError(f"method is {'x' * 1_000_000}; legal are a and b"))
+    assert len(message) < 950
+    assert message.startswith("method is xxx")
+    assert " ... xxx" in message
+    assert message.endswith("xxx; legal are a and b")
+    assert str(MissingEntry("y" * 10_000, "name")).endswith("yyy: the entry name is missing")
+    assert str(ConfigError("short")) == "short"
