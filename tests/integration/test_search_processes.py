@@ -187,7 +187,9 @@ def test_it_is_stopped(folder, number, everyone):
         process.send_signal(number)
     first, second = processes.ends(30)
     assert first[0] == 128 + number
-    assert first[2].splitlines()[-1].endswith("runs/tiny/search/journal.jsonl; the same command goes on from there")
+    *_, kept, last = first[2].splitlines()
+    assert kept.endswith("runs/tiny/search/journal.jsonl; the same command goes on from there")
+    assert last == "growtas: interrupted"
     assert second == (-number if everyone else 1, "", "")
 
 
