@@ -38,15 +38,17 @@ def block_params(space: SearchSpace, embed_dim: Any, num_heads: Any, hidden_dim:
     """Counts the parameters of one block; arguments are numbers or arrays that broadcast.
 
     The block has two LayerNorms, qkv and projection (each head has ``head_dim`` channels, independent of ``embed_dim``), the
-    two-layer MLP, and four relative-position tables of ``2 * max_relative_position + 2`` rows.
+    two-layer MLP, and with a relative position four tables of ``2 * max_relative_position + 2`` rows.
     """
     attention_dim = num_heads * space.head_dim
     norms = 4 * embed_dim
     qkv = 3 * attention_dim * (embed_dim + 1)
     projection = embed_dim * (attention_dim + 1)
     mlp = hidden_dim * (embed_dim + 1) + embed_dim * (hidden_dim + 1)
-    tables = 4 * (2 * space.max_relative_position + 2) * space.head_dim
-    return norms + qkv + projection + mlp + tables
+    clip = space.max_relative_position
+    tables = 4 * (2 * clip + 2) * space.head_dim if clip is not None else 0
+    qk_norms = 4 * space.head_dim if space.qk_norm else 0
+    return norms + qkv + projection + mlp + tables + qk_norms
 
 
 def block_macs(space: SearchSpace, embed_dim: Any, num_heads: Any, hidden_dim: Any) -> Any:
@@ -60,12 +62,14 @@ def block_macs(space: SearchSpace, embed_dim: Any, num_heads: Any, hidden_dim: A
 def stem_and_head_params(space: SearchSpace, embed_dim: Any) -> Any:
     """Counts the parameters outside the blocks: patch convolution, cls token, position embeddings, final LayerNorm, classifier."""
     patch = embed_dim * (space.in_chans * space.patch_size**2 + 1)
-    return patch + embed_dim * (1 + space.num_tokens) + 2 * embed_dim + (embed_dim + 1) * space.num_classes
+    # A plain ViT's tokens before the patches include their positions.
+    tokens = space.num_tokens + (0 if space.max_relative_position is None else space.prefix_tokens)
+    return patch + embed_dim * tokens + 2 * embed_dim + (embed_dim + 1) * space.num_classes
 
 
 def stem_and_head_macs(space: SearchSpace, embed_dim: Any) -> Any:
     """Counts the MACs outside the blocks: patch convolution and classifier."""
-    patch = (space.num_tokens - 1) * space.in_chans * space.patch_size**2 * embed_dim
+    patch = space.grid_size**2 * space.in_chans * space.patch_size**2 * embed_dim
     return patch + embed_dim * space.num_classes
 
 
@@ -75,7 +79,7 @@ def macs_with_relative_position(space: SearchSpace, batch: SubnetBatch) -> NDArr
     The relative position is counted by AutoFormer's formula: each query is multiplied with a vector for each key, and each
     attention weight with a vector for each value. These are as many MACs as in the two products of plain attention.
     """
-    relative = 2 * space.num_tokens**2 * space.head_dim * batch.num_heads.sum(1)
+    relative = 2 * space.num_tokens**2 * space.head_dim * batch.num_heads.sum(1) * (space.max_relative_position is not None)
     macs: NDArray[np.int64] = count_costs_batch(space, batch)[1] + relative
     return macs
 

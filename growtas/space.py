@@ -5,6 +5,7 @@ The presets are AutoFormer's three spaces (the paper's Table 1) and ``micro``, w
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from growtas.errors import GrowtasError, SpaceError, SubnetError, brief, choices
-from growtas.fields import above_zero, check_keys, nearest
-from growtas.files import read_yaml
+from growtas.fields import above_zero, check_keys, flag, nearest, one_of, real, whole
+from growtas.files import read_json, read_yaml
 from growtas.subnet import Subnet
 
 _BELOW = {
@@ -41,6 +42,8 @@ class SearchSpace:
     Training and search draw subnets from the choices. A subnet outside the choices but inside the bounds is legal too
     (AutoFormer-T's published subnet has mlp_ratio 3.0): it can be evaluated, costed and exported.
 
+    Files leave out the fields after ``max_relative_position`` where they have the values of AutoFormer's network.
+
     Attributes:
         name: name of the space in runs and manifests.
         embed_dim: choices of the embedding width in channels, ascending.
@@ -53,7 +56,15 @@ class SearchSpace:
         patch_size: side of a patch in pixels, which must divide ``image_size``.
         in_chans: channels of the input image: 1 (grey) or 3 (RGB).
         num_classes: number of classes.
-        max_relative_position: distance in patches beyond which relative positions are clipped.
+        max_relative_position: distance in patches beyond which relative positions are clipped. None for timm's plain ViT, which has
+            no relative position; only then may the fields below differ from AutoFormer's network.
+        prefix_tokens: number of tokens before the patches: the class token and registers.
+        global_pool: what the head reads: the mean of the patch tokens (``avg``) or the first token (``token``).
+        fc_norm: whether the last LayerNorm follows the mean, and does not precede it.
+        qk_norm: whether queries and keys pass through a LayerNorm.
+        norm_eps: epsilon of the LayerNorms.
+        block_order: the supernet's blocks, the most important one first; a subnet of depth d runs the first d of them, in the order
+            of the network. Empty for the network's own order.
     """
 
     name: str
@@ -70,7 +81,13 @@ class SearchSpace:
     patch_size: int = 16
     in_chans: int = 3
     num_classes: int = 1000
-    max_relative_position: int = 14
+    max_relative_position: int | None = 14
+    prefix_tokens: int = 1
+    global_pool: str = "avg"
+    fc_norm: bool = False
+    qk_norm: bool = False
+    norm_eps: float = 1e-5
+    block_order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("embed_dim", "num_heads", "mlp_ratio", "depth"):
@@ -82,7 +99,15 @@ class SearchSpace:
                 raise SpaceError(f"max_{field} is {bound:g}, below the largest choice of {field}, {values[-1]:g}")
             object.__setattr__(self, f"max_{field}", bound)
         for field in ("head_dim", "image_size", "patch_size", "in_chans", "num_classes", "max_relative_position"):
-            object.__setattr__(self, field, above_zero(field, getattr(self, field), int, SpaceError, _BELOW.get(field, 1e6)))
+            if field != "max_relative_position" or self.max_relative_position is not None:
+                object.__setattr__(self, field, above_zero(field, getattr(self, field), int, SpaceError, _BELOW.get(field, 1e6)))
+        check_plain(self, SpaceError)
+        order: Any = self.block_order
+        if order and not _is_order(order, self.max_depth):
+            raise SpaceError(
+                f"block_order is {brief(order)}; it must be empty or hold each number from 0 to {self.max_depth - 1} once"
+            )
+        object.__setattr__(self, "block_order", tuple(order or ()))
         if not isinstance(self.name, str):
             raise SpaceError(f"name is {brief(self.name)}; it must be a text")
         if self.image_size % self.patch_size:
@@ -98,8 +123,12 @@ class SearchSpace:
 
     @property
     def num_tokens(self) -> int:
-        """Length of the token sequence: all patches and the cls token."""
-        return self.grid_size**2 + 1
+        """Length of the token sequence: all patches and the tokens before them."""
+        return self.grid_size**2 + self.prefix_tokens
+
+    def blocks_of(self, depth: int) -> tuple[int, ...]:
+        """Returns which of the supernet's blocks a subnet of a depth runs, in the order of the network."""
+        return tuple(sorted(self.block_order[:depth])) if self.block_order else tuple(range(depth))
 
     @property
     def size(self) -> int:
@@ -186,11 +215,12 @@ class SearchSpace:
                 f"{2 * self.grid_size} patches per side, such as {near}; a YAML file with a space of your own may set other values "
                 f"of image_size, patch_size and max_relative_position"
             )
+        m = self.max_relative_position
         return self.replace(
             name=f"{without_size(self.name)}-{image_size}px",
             image_size=image_size,
             patch_size=image_size // grid,
-            max_relative_position=-(-self.max_relative_position * grid // self.grid_size),
+            max_relative_position=m and -(-m * grid // self.grid_size),
         )
 
     def _grid_for(self, image_size: int) -> int | None:
@@ -199,7 +229,7 @@ class SearchSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON and YAML form, which :meth:`from_dict` reads."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return without_defaults({k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, source: str = "space") -> SearchSpace:
@@ -220,6 +250,9 @@ class SearchSpace:
         missing = [key for key in ("embed_dim", "num_heads", "mlp_ratio", "depth") if key not in data]
         if missing:
             raise SpaceError(f"{source}: {missing[0]} is missing; a space needs embed_dim, num_heads, mlp_ratio and depth")
+        if isinstance(data.get("norm_eps"), str):  # YAML 1.1 reads 1e-6 as text
+            with contextlib.suppress(ValueError):
+                data = {**data, "norm_eps": float(data["norm_eps"])}
         try:
             return cls(**{"name": source, **data})
         except SpaceError as error:
@@ -243,6 +276,49 @@ def _choices(field: str, value: Any, kind: type) -> tuple[Any, ...]:
     if len(set(values)) != len(values):
         raise SpaceError(f"{field} has the same choice twice: {brief(list(value))}")
     return values
+
+
+PLAIN: dict[str, Any] = {
+    "prefix_tokens": 1,
+    "global_pool": "avg",
+    "fc_norm": False,
+    "qk_norm": False,
+    "norm_eps": 1e-5,
+}
+"""The fields in which timm's plain ViTs differ, with their values in AutoFormer's network."""
+PLAIN_RULES = {
+    "prefix_tokens": whole(0, 64),
+    "global_pool": one_of("avg", "token"),
+    "fc_norm": flag(),
+    "qk_norm": flag(),
+    "norm_eps": real(0, 1, above=True),
+}
+
+
+def check_plain(geometry: Any, error: type[GrowtasError]) -> None:
+    """Checks the fields of ``PLAIN`` of a search space or an architecture.
+
+    Raises:
+        GrowtasError: Of the class ``error``; a value is illegal, or does not fit the others.
+    """
+    for field, rule in PLAIN_RULES.items():
+        value = getattr(geometry, field)
+        rule.check(field, value, error)
+        if geometry.max_relative_position is not None and value != PLAIN[field]:
+            raise error(
+                f"{field} is {value}; with a relative position only {PLAIN[field]} is legal (or set max_relative_position: null)"
+            )
+    if geometry.global_pool == "token" and not geometry.prefix_tokens:
+        raise error("global_pool is token, but prefix_tokens is 0; the head needs a class token, or global_pool: avg")
+
+
+def without_defaults(data: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out the fields that only plain ViTs need where they have AutoFormer's values."""
+    return {key: value for key, value in data.items() if value != {**PLAIN, "block_order": []}.get(key, ...)}
+
+
+def _is_order(order: Any, depth: int) -> bool:
+    return isinstance(order, list | tuple) and all(type(item) is int for item in order) and sorted(order) == list(range(depth))
 
 
 def check_size(
@@ -303,11 +379,12 @@ def without_size(name: str) -> str:
     return _SIZE.sub("", name)
 
 
-def load_space(name: str | Path) -> SearchSpace:
-    """Loads a preset by name, also one adapted to another image size (``micro-112px``), or a space from a YAML file.
+def load_space(name: str | Path, defaults: Mapping[str, Any] | None = None) -> SearchSpace:
+    """Loads a preset by name, also one adapted to another image size (``micro-112px``), or the space of a YAML file or a run.
 
     Args:
-        name: name of a preset, or path of a YAML or JSON file.
+        name: name of a preset, or path of a YAML file, a JSON file or a run's folder.
+        defaults: fields that a file may leave out.
 
     Raises:
         SpaceError: There is no such preset or file (the message names the presets), or the file's content is wrong.
@@ -317,10 +394,15 @@ def load_space(name: str | Path) -> SearchSpace:
         size = _SIZE.search(str(name))
         return preset.resized(int(size[1])) if size else preset
     path = Path(name)
+    if (path / "run.json").is_file():
+        record = read_json(path / "run.json", "run file")
+        return SearchSpace.from_dict(record.get("space") if isinstance(record, Mapping) else None, source=str(path))  # type: ignore[arg-type]
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
         hint = nearest(name, PRESETS)
         raise SpaceError(
-            f"unknown search space {str(name)!r}; {hint}{' ' if hint else ''}legal are {choices(PRESETS)}, or a YAML file"
+            f"unknown search space {str(name)!r}; {hint}{' ' if hint else ''}legal are {choices(PRESETS)}, or a YAML file, or a run's folder"
         )
     data = read_yaml(path, "search space", SpaceError)
-    return SearchSpace.from_dict({"name": path.stem, **data} if isinstance(data, Mapping) else data, source=str(path))
+    return SearchSpace.from_dict(
+        {"name": path.stem, **(defaults or {}), **data} if isinstance(data, Mapping) else data, source=str(path)
+    )

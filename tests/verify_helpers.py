@@ -79,15 +79,15 @@ def export_by_hand(run: Run) -> Path:
     return onnx_file
 
 
-def initializer(proto: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    found = [tensor for tensor in proto.graph.initializer if tensor.name.endswith(name)]
+def initializer(proto: onnx.ModelProto, name: str, *, exact: bool = False) -> onnx.TensorProto:
+    found = [tensor for tensor in proto.graph.initializer if (tensor.name == name if exact else tensor.name.endswith(name))]
     assert len(found) == 1, (name, [tensor.name for tensor in proto.graph.initializer])
     return found[0]
 
 
-def edit(proto: onnx.ModelProto, name: str, change: Change) -> None:
-    """Change a weight that must be there."""
-    tensor = initializer(proto, name)
+def edit(proto: onnx.ModelProto, name: str, change: Change, *, exact: bool = False) -> None:
+    """Change a weight that must be there; its name ends with ``name``, or is exactly that."""
+    tensor = initializer(proto, name, exact=exact)
     before = numpy_helper.to_array(tensor)
     after = np.ascontiguousarray(change(before.copy()))
     assert not np.array_equal(before, after)

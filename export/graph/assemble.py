@@ -115,7 +115,7 @@ class Assembler:
             chain = kinds if len(kinds) > 1 else kinds * 2
             subnet = Subnet(width, tuple(heads for heads, _ in chain), tuple(ratio for _, ratio in chain))
             # A template may be deeper than the space allows.
-            space = self.space.replace(max_depth=max(self.space.max_depth, len(chain)))
+            space = self.space.replace(max_depth=max(self.space.max_depth, len(chain)), block_order=())
             proto = export_graph(Architecture.of(space, subnet))
             self._templates[width] = _cut(proto, chain)
         return self._templates[width]
@@ -126,12 +126,13 @@ def _blocks(subnet: Subnet) -> list[Block]:
 
 
 def _cut(proto: onnx.ModelProto, chain: list[Block]) -> _Template:
-    """Cuts a graph at the inputs of the blocks' first LayerNormalization."""
+    """Cuts a graph between the blocks: at each second sum of the residual stream, which a norm and the next sum read."""
     nodes = list(proto.graph.node)
-    norms = [node for node in nodes if node.op_type == "LayerNormalization"]
-    if len(norms) != 2 * len(chain) + 1:
-        raise BuildError(f"the exported graph has {len(norms)} LayerNormalization nodes for {len(chain)} blocks; it can't be cut")
-    cuts = [norm.input[0] for norm in norms[::2]]
+    added = {name: node.output[0] for node in nodes if node.op_type == "Add" for name in node.input}
+    stream = [node.input[0] for node in nodes if node.op_type == "LayerNormalization" and node.input[0] in added]
+    if len(stream) != 2 * len(chain):
+        raise BuildError(f"the exported graph has {len(stream)} residual sums for {len(chain)} blocks; it can't be cut")
+    cuts = [*stream[::2], added[stream[-1]]]
     behind = [_behind(nodes, cut) for cut in cuts]
     if any(not later < earlier for earlier, later in pairwise(behind)):
         raise BuildError("the exported graph is not a chain of blocks; it can't be cut")

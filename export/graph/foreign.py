@@ -158,6 +158,8 @@ def _computed(kind: str, inputs: list[_Constant]) -> _Constant | None:
     values = inputs[-1].values
     if kind == "Shape":
         return _Constant(64, values=first.shape)
+    if kind == "Reshape" and len(inputs) == 2:
+        return _Constant(first.size, _reshaped(first.size, values), first.values)
     if kind in _NO_LARGER:
         return _Constant(first.size, first.shape if kind in _SAME_SHAPE else None, first.values if kind in _SAME_VALUES else None)
     if kind == "Concat":
@@ -179,6 +181,15 @@ def _computed(kind: str, inputs: list[_Constant]) -> _Constant | None:
         repeated = math.prod(max(1, number) for number in values)
         return _Constant(repeated * (1 if kind == "ConstantOfShape" else first.size))
     return None
+
+
+def _reshaped(size: int, shape: list[int] | None) -> list[int] | None:
+    """The shape of a constant of so many numbers after a Reshape, if it is known; one of the sizes may be -1."""
+    if not shape or min(shape) < -1 or 0 in shape or shape.count(-1) > 1:
+        return None
+    others = math.prod(number for number in shape if number > 0)
+    full = [size // others if number == -1 else number for number in shape]
+    return full if math.prod(full) == size else None
 
 
 class _OnnxCheck:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growtas.nn.relative import grid_index, unroll_tables
-from growtas.nn.vit import Attention, Block, VisionTransformer
+from growtas.nn.vit import Attention, Block, VisionTransformer, pool, pools_first
 
 
 def deployable(model: VisionTransformer) -> nn.Module:
@@ -36,20 +36,28 @@ class _DeployedViT(nn.Module):
 
     def __init__(self, model: VisionTransformer) -> None:
         super().__init__()
-        self.tokens = model.architecture.grid_size**2 + 1
+        self.architecture = model.architecture
+        patches = model.architecture.grid_size**2
+        prefix = model.architecture.prefix_tokens
+        self.tokens = patches + prefix
         self.embed_dim = model.embed_dim
         self.patch_embed = _copy(model.patch_embed)
-        self.register_buffer("cls", (model.cls_token + model.pos_embed[:, :1]).clone())
-        self.register_buffer("positions", model.pos_embed[:, 1:].clone())
+        positioned = model.pos_embed.shape[1] - patches
+        self.register_buffer("cls", model.cls_token + model.pos_embed[:, :positioned] if positioned else model.cls_token.clone())
+        self.register_buffer("positions", model.pos_embed[:, positioned:].clone())
         self.blocks = nn.ModuleList(_DeployedBlock(block, self.tokens) for block in model.blocks if isinstance(block, Block))
         self.norm, self.head = _copy(model.norm), _copy(model.head)
 
     def forward(self, images: Tensor) -> Tensor:
-        patches = self.patch_embed(images).flatten(2).transpose(1, 2) + self.positions
-        x = torch.cat([self.cls.expand(patches.shape[0], -1, -1), patches], dim=1).reshape(-1, self.embed_dim)
+        x = self.patch_embed(images).flatten(2).transpose(1, 2) + self.positions
+        if self.architecture.prefix_tokens:
+            x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], dim=1)
+        x = x.reshape(-1, self.embed_dim)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x).view(-1, self.tokens, self.embed_dim)[:, 1:].mean(dim=1))
+        if pools_first(self.architecture):
+            return self.head(self.norm(pool(x.view(-1, self.tokens, self.embed_dim), self.architecture)))
+        return self.head(pool(self.norm(x).view(-1, self.tokens, self.embed_dim), self.architecture))
 
 
 class _DeployedBlock(nn.Module):
@@ -72,8 +80,14 @@ class _PlainAttention(nn.Module):
         self.heads, self.head_dim, self.tokens = attn.num_heads, attn.head_dim, tokens
         weights, biases = attn.qkv.weight.chunk(3), attn.qkv.bias.chunk(3)
         scale = self.head_dim**-0.5
-        self.q = _linear(weights[0] * scale, biases[0] * scale)
-        self.k = _linear(weights[1], None)
+        self.q_norm, self.k_norm = _copy(attn.q_norm), _copy(attn.k_norm)
+        if isinstance(self.q_norm, nn.LayerNorm):
+            # The norm of k depends on k's bias, and the scale follows the norm of q.
+            self.q, self.k = _linear(weights[0], biases[0]), _linear(weights[1], biases[1])
+            self.q_norm.weight.mul_(scale)
+            self.q_norm.bias.mul_(scale)
+        else:
+            self.q, self.k = _linear(weights[0] * scale, biases[0] * scale), _linear(weights[1], None)
         self.v = _linear(weights[2], None)
         self.proj = _linear(attn.proj.weight, attn.proj.bias + attn.proj.weight @ biases[2])
 
@@ -90,8 +104,11 @@ class _PlainAttention(nn.Module):
         return self.proj(attended.transpose(1, 2).reshape(-1, self.heads * self.head_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        attention = (self.heads_first(self.q(x)) @ self.keys_transposed(x)).softmax(dim=-1)
-        return self.project(attention @ self.heads_first(self.v(x)))
+        if isinstance(self.q_norm, nn.LayerNorm):
+            logits = self.q_norm(self.heads_first(self.q(x))) @ self.k_norm(self.heads_first(self.k(x))).transpose(2, 3)
+        else:
+            logits = self.heads_first(self.q(x)) @ self.keys_transposed(x)
+        return self.project(logits.softmax(dim=-1) @ self.heads_first(self.v(x)))
 
 
 class _RelativeAttention(_PlainAttention):

@@ -43,7 +43,7 @@ class ExportOptions:
         opt_batch: batch size that a plan is tuned for.
         name: name of the files, without suffix; by default ``SPACE-subnet``.
         out: output folder; by default the run's ``export``.
-        opset: ONNX opset; bf16 and fp8 files may get a newer one.
+        opset: ONNX opset; bf16, fp8 and, for plans, int8 files may get a newer one.
         ir_version: IR version of the ONNX files; by default the lowest that the opset needs.
         tolerance: largest relative error that passes the fp32 parity gate.
         images: number of labelled images for verification; the default takes some seconds.

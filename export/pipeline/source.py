@@ -36,11 +36,15 @@ class Source:
     search: dict[str, Any] | None
 
 
+_NAMED = ("smallest", "largest")
+
+
 def find_source(run: Run, subnet: Subnet | Path | None, progress: Progress = SILENT) -> Source:
     """Finds the newest checkpoint of a run and the subnet to extract from it.
 
     Args:
-        subnet: a subnet or its file; by default the one that the run's search chose. An equal subnet counts as searched.
+        subnet: a subnet, its file, or ``smallest`` or ``largest`` for that one of the run's space; by default the one that the
+            run's search chose. An equal subnet counts as searched.
 
     Raises:
         CheckpointError: the run has no checkpoint.
@@ -49,6 +53,8 @@ def find_source(run: Run, subnet: Subnet | Path | None, progress: Progress = SIL
     info, checkpoint = run.info, run.supernet_file
     searched = run.path / "search" / "subnet.json"
     path: Path | None
+    if subnet is not None and str(subnet) in _NAMED and not Path(str(subnet)).exists():
+        subnet = run.space.largest if str(subnet) == "largest" else run.space.smallest
     if isinstance(subnet, Subnet):
         path = searched if searched.is_file() and Subnet.load(searched) == subnet else None
     else:

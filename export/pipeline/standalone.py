@@ -17,6 +17,7 @@ from growtas.errors import BuildError
 from growtas.export.pipeline import standalone_vit
 from growtas.files import replacing, sha256
 from growtas.nn.architecture import Architecture
+from growtas.space import PLAIN
 
 _CONFIG = "CONFIG: dict[str, Any] = {}\n"
 
@@ -49,6 +50,7 @@ def write_module(path: Path, architecture: Architecture, *, weights: Path, prepr
         "num_heads": list(subnet.num_heads),
         "hidden_dims": [subnet.hidden_dim(index) for index in range(subnet.depth)],
         "max_relative_position": architecture.max_relative_position,
+        **{field: getattr(architecture, field) for field in PLAIN},
         "weights": weights.name,
         "weights_sha256": sha256(weights),
         "preprocess": preprocess,

@@ -1,4 +1,4 @@
-"""A Vision Transformer with 2-D relative position, exported by growtas. Plain PyTorch; growtas is not needed.
+"""A Vision Transformer exported by growtas. Plain PyTorch; growtas is not needed.
 
     from micro_subnet import load
 
@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CONFIG: dict[str, Any] = {}
-EPS = 1e-5
 
 
 class Tables(nn.Module):
@@ -32,13 +31,16 @@ class Tables(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention. A vector that depends on the distance to the query is added to each key and each value."""
+    """Self-attention. With relative position, a vector for the distance to the query is added to each key and each value."""
 
-    def __init__(self, dim: int, heads: int, head_dim: int, grid: int, distance: int | None) -> None:
+    def __init__(self, dim: int, heads: int, config: dict[str, Any]) -> None:
         super().__init__()
+        head_dim, distance, grid = config["head_dim"], config["max_relative_position"], config["image_size"] // config["patch_size"]
         self.heads, self.head_dim, self.relative = heads, head_dim, distance is not None
         self.qkv = nn.Linear(dim, 3 * heads * head_dim)
         self.proj = nn.Linear(heads * head_dim, dim)
+        if config["qk_norm"]:
+            self.q_norm, self.k_norm = (nn.LayerNorm(head_dim, eps=config["norm_eps"]) for _ in range(2))
         if distance is not None:
             self.relative_key = Tables(distance, head_dim)
             self.relative_value = Tables(distance, head_dim)
@@ -52,6 +54,8 @@ class Attention(nn.Module):
         """``(batch, N, dim)`` -> the same shape."""
         batch, tokens, _ = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
         logits = q @ k.transpose(-2, -1)
         if self.relative:
             for table, entries in self._pairs(self.relative_key):
@@ -72,11 +76,11 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention, then an MLP, each on normalised tokens and with a residual connection."""
 
-    def __init__(self, dim: int, heads: int, head_dim: int, hidden_dim: int, grid: int, distance: int | None) -> None:
+    def __init__(self, dim: int, heads: int, hidden_dim: int, config: dict[str, Any]) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=EPS)
-        self.attn = Attention(dim, heads, head_dim, grid, distance)
-        self.norm2 = nn.LayerNorm(dim, eps=EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=config["norm_eps"])
+        self.attn = Attention(dim, heads, config)
+        self.norm2 = nn.LayerNorm(dim, eps=config["norm_eps"])
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
@@ -87,28 +91,40 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """The network. Its head takes the mean of the patch tokens."""
+    """The network. Its head takes the first token or the mean of the patch tokens."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        dim, grid = config["embed_dim"], config["image_size"] // config["patch_size"]
+        self.config = config
+        dim, prefix = config["embed_dim"], config["prefix_tokens"]
+        positions = (config["image_size"] // config["patch_size"]) ** 2
+        if config["max_relative_position"] is not None:
+            positions += prefix
         self.patch_embed = nn.Conv2d(config["in_chans"], dim, config["patch_size"], config["patch_size"])
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, grid * grid + 1, dim))
+        self.cls_token = nn.Parameter(torch.zeros(1, prefix, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, positions, dim))
         self.blocks = nn.Sequential(
             *(
-                Block(dim, heads, config["head_dim"], hidden_dim, grid, config["max_relative_position"])
+                Block(dim, heads, hidden_dim, config)
                 for heads, hidden_dim in zip(config["num_heads"], config["hidden_dims"], strict=True)
             )
         )
-        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.norm = nn.LayerNorm(dim, eps=config["norm_eps"])
         self.head = nn.Linear(dim, config["num_classes"]) if config["num_classes"] else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         """``(batch, in_chans, image_size, image_size)`` -> logits ``(batch, num_classes)``."""
         x = self.patch_embed(images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
-        return self.head(self.norm(self.blocks(x))[:, 1:].mean(dim=1))
+        prefix = self.cls_token.expand(len(x), -1, -1)
+        if self.pos_embed.shape[1] == x.shape[1]:
+            x = torch.cat([prefix, x + self.pos_embed], dim=1)
+        else:
+            x = torch.cat([prefix, x], dim=1) + self.pos_embed
+        x = self.blocks(x)
+        if not self.config["fc_norm"]:
+            x = self.norm(x)
+        x = x[:, 0] if self.config["global_pool"] == "token" else x[:, self.config["prefix_tokens"] :].mean(dim=1)
+        return self.head(self.norm(x) if self.config["fc_norm"] else x)
 
 
 def load(path: str | Path | None = None) -> VisionTransformer:

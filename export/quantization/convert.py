@@ -123,6 +123,8 @@ def convert(
     measured: str | None = None
     rest = rest if precision in QUANTISED else precision
     least = max(LEAST_OPSETS.get(name, 0) for name in (precision, rest))
+    if precision in QUANTISED and rest in HALVES:
+        least = max(least, 19)  # since then QuantizeLinear accepts half precision
     model.opset_imports[""] = max(model.opset_imports.get("", 0), least)
     if rest in HALVES:
         # Half precision is for GPUs.

@@ -39,6 +39,7 @@ def restore_batch_axis(model: ir.Model) -> None:
     graph, tokens = model.graph, _token_count(model)
     if tokens is None:
         return
+    pooled = _pooled(graph)
     # Tensors that were a matrix of all images' tokens.
     rows: set[ir.Value | None] = set()
     for node in tuple(graph):
@@ -61,7 +62,7 @@ def restore_batch_axis(model: ir.Model) -> None:
             # The channel axis is the last one in both shapes. Of the other operators only Split names its axis.
             if node.op_type == "Split":
                 node.attributes["axis"] = ir.AttrInt64("axis", -1)
-            rows.update(value for value in node.outputs if _rank(value) == 2)
+            rows.update(value for value in node.outputs if _rank(value) == 2 and value not in pooled)
     remove_unused(model)
     forget_types(model)
 
@@ -75,9 +76,10 @@ def reshape_norms(model: ir.Model) -> None:
     def shape(*sizes: int) -> ir.Value:
         return add_constant(graph, f"shape.{'.'.join(map(str, sizes))}", [-1, *sizes], ir.DataType.INT64)
 
+    pooled = _pooled(graph)
     for norm in tuple(graph):
         scale = constant(operand(norm, 1)) if norm.op_type == "LayerNormalization" else None
-        if scale is None or _rank(operand(norm)) != 2:
+        if scale is None or _rank(operand(norm)) != 2 or operand(norm) in pooled:
             continue
         (channels,), name, normed = scale.shape, norm.outputs[0].name, norm.outputs[0]
         norm.replace_input_with(0, insert_before(norm, "Reshape", [operand(norm), shape(tokens, channels)], f"{name}_parted"))
@@ -88,6 +90,12 @@ def reshape_norms(model: ir.Model) -> None:
                 reader.outputs[0].replace_all_uses_with(normed)
     remove_unused(model)
     forget_types(model)
+
+
+def _pooled(graph: ir.Graph) -> set[ir.Value]:
+    """The output of the pooling, a matrix with a row for each image."""
+    pooling = (node for node in graph if node.op_type != "Reshape" and node.inputs and _rank(operand(node)) == 3)
+    return {value for node in pooling for value in node.outputs if _rank(value) == 2}
 
 
 def _rank(value: ir.Value) -> int | None:

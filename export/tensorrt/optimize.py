@@ -28,9 +28,12 @@ from growtas.export.graph.edit import (
     to_proto,
 )
 
+_PATCHES = "patch_embed.weight"
+"""Beginning of the name of the patch convolution's weight in growtas' files; timm's models, the baselines, have another one."""
+
 
 def plan_graphs(path: Path) -> list[bytes]:
-    """Returns the serialised graphs to build: only the file itself, if it is not growtas' network with a relative position.
+    """Returns the serialised graphs to build: only the file itself, if it is not growtas' network.
 
     Args:
         path: an ONNX file in any precision.
@@ -43,15 +46,17 @@ def plan_graphs(path: Path) -> list[bytes]:
     except (BuildError, CheckpointError):
         # The compiler will report the error.
         return [path.read_bytes()]
+    if not any(node.op_type == "Conv" and str(operand(node, 1).name).startswith(_PATCHES) for node in model.graph):
+        return [path.read_bytes()]
     numbers_first(model)
     patches_as_rows(model)
     # In fp32 both graphs need the same memory.
     fp32 = fuse_attention(model, joined=True) > 0
     forget_types(model)
     graphs = [to_proto(model).SerializeToString()]
-    if fp32:
-        return graphs
-    return [*graphs, to_proto(model).SerializeToString()] if gather_values(model) else [path.read_bytes()]
+    if not fp32 and gather_values(model):
+        graphs.append(to_proto(model).SerializeToString())
+    return graphs
 
 
 def numbers_first(model: ir.Model) -> int:

@@ -26,7 +26,7 @@ from growtas.export.formats import ONNX, TORCH
 from growtas.export.graph.tensors import OnnxTensors
 from growtas.export.runtimes.base import Array
 from growtas.files import finite_or_null
-from growtas.nn.vit import Block, VisionTransformer
+from growtas.nn.vit import Block, VisionTransformer, pool, pools_first
 
 Feed = Callable[[Array], NDArray[Any]]
 
@@ -199,21 +199,21 @@ def _error(got: NDArray[np.float64], want: NDArray[np.float64]) -> float:
 def _layers(model: VisionTransformer) -> list[tuple[str, Callable[[Tensor], Tensor], bool]]:
     """The name and function of each layer, and whether it adds to its input. The first layer's input is the images."""
 
-    def embed(images: Tensor) -> Tensor:
-        patches = model.patch_embed(images).flatten(2).transpose(1, 2)
-        return torch.cat([model.cls_token.expand(len(images), -1, -1), patches], dim=1) + model.pos_embed
-
     def attention(block: Block, x: Tensor) -> Tensor:
         return x + block.attn(block.norm1(x))
 
     def mlp(block: Block, x: Tensor) -> Tensor:
         return x + block.fc2(F.gelu(block.fc1(block.norm2(x))))
 
-    layers: list[tuple[str, Callable[[Tensor], Tensor], bool]] = [("patch embedding", embed, False)]
+    layers: list[tuple[str, Callable[[Tensor], Tensor], bool]] = [("patch embedding", model.embed, False)]
     for i, block in enumerate(model.blocks):
         assert isinstance(block, Block)
         layers += [(f"block {i} attention", partial(attention, block), True), (f"block {i} MLP", partial(mlp, block), True)]
-    return [*layers, ("final norm", model.norm, False), ("head", model.forward_head, False)]
+    if not pools_first(model.architecture):
+        return [*layers, ("final norm", model.norm, False), ("head", model.forward_head, False)]
+    name, last, _ = layers.pop()
+    layers.append((f"{name} and pooling", lambda x: pool(last(x), model.architecture), False))
+    return [*layers, ("final norm", model.norm, False), ("head", model.head, False)]
 
 
 def _compare_layers(
@@ -253,6 +253,8 @@ def _read_onnx(path: Path, model: VisionTransformer, images: NDArray[Any]) -> tu
     """The tensors between the layers: the input of each LayerNormalization, the output of the last one, and the logits."""
     tensors = OnnxTensors(path)
     norms = [node for node in tensors.nodes if node.op_type == "LayerNormalization"]
+    if model.architecture.qk_norm:  # The second and third of a block's four norms are those of queries and keys.
+        norms = [norm for place, norm in enumerate(norms) if place % 4 in (0, 3)]
     count = 2 * len(model.blocks) + 1
     if len(norms) != count:
         raise BuildError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from growtas.errors import CheckpointError
 from growtas.fields import check_entries, whole
-from growtas.space import SearchSpace, check_size
+from growtas.space import PLAIN, PLAIN_RULES, SearchSpace, check_plain, check_size, without_defaults
 from growtas.subnet import Subnet
 
 _RULES = {
@@ -19,12 +19,15 @@ _RULES = {
     "num_classes": whole(0, 1_000_000),
     "head_dim": whole(1, 1024),
     "max_relative_position": whole(1, 4096).or_null(),
+    **PLAIN_RULES,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """The complete architecture of a static ViT.
+
+    Files leave out the fields after ``max_relative_position`` where they have the values of AutoFormer's network.
 
     Attributes:
         subnet: width, heads and MLP ratios.
@@ -34,6 +37,7 @@ class Architecture:
         num_classes: number of outputs of the head; 0 for no head (features only).
         head_dim: channels per head.
         max_relative_position: clipping distance of the relative position in patches; None for a ViT without relative position.
+        prefix_tokens, global_pool, fc_norm, qk_norm, norm_eps: see :class:`growtas.space.SearchSpace`.
     """
 
     subnet: Subnet
@@ -43,11 +47,21 @@ class Architecture:
     num_classes: int
     head_dim: int
     max_relative_position: int | None
+    prefix_tokens: int = 1
+    global_pool: str = "avg"
+    fc_norm: bool = False
+    qk_norm: bool = False
+    norm_eps: float = 1e-5
 
     @property
     def grid_size(self) -> int:
         """Number of patches along a side of the image."""
         return self.image_size // self.patch_size
+
+    @property
+    def num_positions(self) -> int:
+        """Number of absolute positions. In a plain ViT, those of the tokens before the patches are part of these tokens."""
+        return self.grid_size**2 + (0 if self.max_relative_position is None else self.prefix_tokens)
 
     @property
     def geometry(self) -> dict[str, Any]:
@@ -66,7 +80,7 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form, which :meth:`from_dict` reads."""
-        return {"subnet": self.subnet.to_dict(), **self.geometry}
+        return {"subnet": self.subnet.to_dict(), **without_defaults(self.geometry)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, source: str = "architecture") -> Architecture:
@@ -77,14 +91,15 @@ class Architecture:
             SubnetError: the subnet is invalid.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(data, Mapping) or set(data) != names:
-            fields = sorted(names ^ set(data)) if isinstance(data, Mapping) else ["everything"]
+        if not isinstance(data, Mapping) or not names - PLAIN.keys() <= set(data) <= names:
+            fields = sorted((names - PLAIN.keys()) ^ (set(data) - PLAIN.keys())) if isinstance(data, Mapping) else ["everything"]
             raise CheckpointError(f"{source}: this is not an architecture; missing or unknown are {', '.join(fields)}")
         check_entries(data, _RULES, source, CheckpointError)
         made = cls(**{**data, "subnet": Subnet.from_dict(data["subnet"], source=source)})
         if made.image_size % made.patch_size:
             raise CheckpointError(f"{source}: image_size {made.image_size} is not a multiple of patch_size {made.patch_size}")
         try:
+            check_plain(made, CheckpointError)
             check_size(made, made.subnet.embed_dim, made.subnet.num_heads, made.subnet.mlp_ratio, CheckpointError)
         except CheckpointError as error:
             raise CheckpointError(f"{source}: {error}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from growtas.nn.architecture import Architecture
-from growtas.nn.supernet import Supernet, subnet_qkv_weight
+from growtas.nn.supernet import Supernet, subnet_qkv_bias, subnet_qkv_weight, supernet_name
 from growtas.nn.vit import VisionTransformer
 from growtas.subnet import Subnet
 
@@ -24,8 +24,11 @@ def extract(supernet: Supernet, subnet: Subnet) -> VisionTransformer:
     full = supernet.state_dict()
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
+            whole = full[supernet_name(supernet.space, subnet.depth, name)]
             if name.endswith("attn.qkv.weight"):
-                tensor.copy_(subnet_qkv_weight(full[name], tensor.shape[1], tensor.shape[0] // 3))
+                tensor.copy_(subnet_qkv_weight(whole, tensor.shape[1], tensor.shape[0] // 3))
+            elif name.endswith("attn.qkv.bias"):
+                tensor.copy_(subnet_qkv_bias(whole, len(tensor) // 3, supernet.space.max_relative_position))
             else:
-                tensor.copy_(full[name][tuple(slice(0, size) for size in tensor.shape)])
+                tensor.copy_(whole[tuple(slice(0, size) for size in tensor.shape)])
     return model.to(supernet.cls_token.device).eval()

@@ -6,7 +6,7 @@ import torch
 
 from growtas.errors import SpaceError
 from growtas.nn.architecture import Architecture
-from growtas.nn.supernet import Supernet
+from growtas.nn.supernet import Supernet, supernet_name
 from growtas.nn.vit import VisionTransformer
 from growtas.space import SearchSpace
 
@@ -22,10 +22,8 @@ def single_subnet_space(architecture: Architecture, name: str) -> SearchSpace:
         name: name of the space.
 
     Raises:
-        SpaceError: the architecture has no relative position or no head, but every supernet has both.
+        SpaceError: the architecture has no head, but every supernet has one.
     """
-    if architecture.max_relative_position is None:
-        raise SpaceError(f"{name}: the model has no relative position, but a supernet needs it; use a model that growtas extracted")
     if not architecture.num_classes:
         raise SpaceError(f"{name}: the model has no head, but a supernet needs one; add it with reset_classifier")
     subnet = architecture.subnet
@@ -70,5 +68,7 @@ def insert(model: VisionTransformer, space: SearchSpace) -> Supernet:
                 # From q, k, v order to the supernet's order: first row of q, of k, of v, second row of q and so on.
                 width = widths[int(name.split(".")[1])]
                 tensor = tensor.view(3, width, -1).transpose(0, 1).reshape(3 * width, -1)
-            full[name][tuple(slice(0, size) for size in tensor.shape)] = tensor
+            elif name.endswith("attn.qkv.bias") and space.max_relative_position is None:
+                tensor = tensor.view(3, -1).t().reshape(-1)
+            full[supernet_name(space, subnet.depth, name)][tuple(map(slice, tensor.shape))] = tensor
     return supernet.eval()

@@ -65,7 +65,8 @@ def resample(model: VisionTransformer, *, image_size: int | None = None, in_chan
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     state["patch_embed.weight"] = adapt_input_conv(chans, state["patch_embed.weight"], old.in_chans)
     if grid != old.grid_size:
-        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [grid, grid], [old.grid_size] * 2)
+        prefix = state["pos_embed"].shape[1] - old.grid_size**2
+        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [grid, grid], [old.grid_size] * 2, prefix)
         for name, tensor in state.items():
             if ".relative_" in name:
                 state[name] = resample_table(tensor, old.grid_size, grid)

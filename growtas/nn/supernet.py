@@ -5,16 +5,14 @@ The subnet is an argument of the forward pass and not a state: ``supernet(images
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from timm.layers import drop_path
 from torch import Tensor, nn
 
 from growtas.nn.architecture import Architecture
-from growtas.nn.fused.common import LAYER_NORM_EPS
 from growtas.nn.fused.mlp import fused_mlp, mlp_fusable
 from growtas.nn.relative import grid_index, relative_attention
-from growtas.nn.vit import Attention, Block, VisionTransformer
+from growtas.nn.vit import Attention, Block, VisionTransformer, add_positions, pool, pools_first
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
@@ -24,7 +22,8 @@ class Supernet(nn.Module):
 
     A subnet uses the leading rows and columns of Linear and LayerNorm weights. The exception is AutoFormer's qkv weight: among its
     first ``3 * head_dim * num_heads`` rows, rows 0, 3, 6, ... are q, 1, 4, 7, ... are k, and 2, 5, 8, ... are v. Its bias is the
-    leading entries in q, k, v order. Published checkpoints have this layout.
+    leading entries in q, k, v order. Published checkpoints have this layout. In a space without relative position, the bias has the
+    order of the weight's rows, so that a subnet's bias is part of the largest one's.
 
     Args:
         space: the search space; its bounds determine the sizes of the weights.
@@ -57,8 +56,8 @@ class Supernet(nn.Module):
         """
         self.space.validate(subnet)
         x = self.embed(images, subnet.embed_dim)
-        for index, heads in enumerate(subnet.num_heads):
-            x = self.mlp_layer(self.attention_layer(x, index, heads), index, subnet.hidden_dim(index))
+        for place, index in enumerate(self.space.blocks_of(subnet.depth)):
+            x = self.mlp_layer(self.attention_layer(x, index, subnet.num_heads[place]), index, subnet.hidden_dim(place))
         return self.classify(x)
 
     def block(self, index: int) -> Block:
@@ -70,12 +69,11 @@ class Supernet(nn.Module):
     # The steps of the forward pass are public, because a search runs them one by one to share work between subnets.
 
     def embed(self, images: Tensor, embed_dim: int) -> Tensor:
-        """Maps images to tokens with positions, ``(batch, N, embed_dim)``; the cls token is the first."""
+        """Maps images to tokens with positions, ``(batch, N, embed_dim)``; the class token and registers are the first."""
         assert self.patch_embed.bias is not None
         weight, bias = self.patch_embed.weight[:embed_dim], self.patch_embed.bias[:embed_dim]
         x = F.conv2d(images, weight, bias, self.patch_embed.stride).flatten(2).transpose(1, 2)
-        cls_token = self.cls_token[..., :embed_dim].expand(x.shape[0], -1, -1)
-        return torch.cat([cls_token, x], dim=1) + self.pos_embed[..., :embed_dim]
+        return add_positions(x, self.cls_token[..., :embed_dim], self.pos_embed[..., :embed_dim])
 
     def attention_layer(self, x: Tensor, index: int, num_heads: int) -> Tensor:
         """Computes the attention half of block ``index`` with its residual; ``(batch, N, embed_dim)`` -> the same shape."""
@@ -99,15 +97,21 @@ class Supernet(nn.Module):
 
     def classify(self, x: Tensor) -> Tensor:
         """Maps the tokens after the last block to logits ``(batch, num_classes)``."""
-        pooled = _layer_norm(x, self.norm)[:, 1:].mean(dim=1)
+        if pools_first(self.space):
+            pooled = _layer_norm(pool(x, self.space), self.norm)
+        else:
+            pooled = pool(_layer_norm(x, self.norm), self.space)
         return F.linear(pooled, self.head.weight[:, : x.shape[-1]], self.head.bias)
 
     def _attention(self, x: Tensor, attn: Attention, heads: int) -> Tensor:
         dim, width = x.shape[-1], heads * self.space.head_dim
-        qkv = F.linear(x, subnet_qkv_weight(attn.qkv.weight, dim, width), attn.qkv.bias[: 3 * width])
-        grid_size = self.space.grid_size
-        grid = grid_index(grid_size, grid_size, self.space.max_relative_position, str(x.device))
-        out = relative_attention(qkv, attn.relative_key(), attn.relative_value(), heads, grid)
+        clip, grid_size = self.space.max_relative_position, self.space.grid_size
+        qkv = F.linear(x, subnet_qkv_weight(attn.qkv.weight, dim, width), subnet_qkv_bias(attn.qkv.bias, width, clip))
+        if clip is None:
+            out = attn.attend(qkv, heads)
+        else:
+            grid = grid_index(grid_size, grid_size, clip, str(x.device))
+            out = relative_attention(qkv, attn.relative_key(), attn.relative_value(), heads, grid)
         return F.linear(out, attn.proj.weight[:dim, :width], attn.proj.bias[:dim])
 
     def _drop_path(self, x: Tensor, index: int) -> Tensor:
@@ -120,9 +124,24 @@ class Supernet(nn.Module):
 
 def _layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     dim = x.shape[-1]
-    return F.layer_norm(x, (dim,), norm.weight[:dim], norm.bias[:dim], LAYER_NORM_EPS)
+    return F.layer_norm(x, (dim,), norm.weight[:dim], norm.bias[:dim], norm.eps)
 
 
 def subnet_qkv_weight(weight: Tensor, dim: int, width: int) -> Tensor:
     """Returns a subnet's qkv weight in q, k, v order, ``(3 * width, dim)``, from the supernet's interleaved rows."""
     return weight[: 3 * width, :dim].view(width, 3, dim).transpose(0, 1).reshape(3 * width, dim)
+
+
+def subnet_qkv_bias(bias: Tensor, width: int, max_relative_position: int | None) -> Tensor:
+    """Returns a subnet's qkv bias in q, k, v order, ``(3 * width,)``; see :class:`Supernet` for the two layouts."""
+    leading = bias[: 3 * width]
+    return leading if max_relative_position is not None else leading.view(width, 3).t().reshape(-1)
+
+
+def supernet_name(space: SearchSpace, depth: int, name: str) -> str:
+    """Returns the name in the supernet of a parameter of a subnet. It differs where the space has a ``block_order``."""
+    owner, _, rest = name.partition(".")
+    if owner != "blocks":
+        return name
+    place, _, rest = rest.partition(".")
+    return f"blocks.{space.blocks_of(depth)[int(place)]}.{rest}"

@@ -1,8 +1,9 @@
 """The static ViT of an extracted subnet: an ordinary module without any dependence on the supernet.
 
-It has timm's interface (``forward_features``, ``forward_head``, ``reset_classifier``, ``drop_path_rate``) and AutoFormer's network:
-pre-norm blocks, a cls token, absolute positions, 2-D relative position on keys and values, and a linear head on the mean of the
-normalised patch tokens.
+It has timm's interface (``forward_features``, ``forward_head``, ``reset_classifier``, ``drop_path_rate``) and one of two networks.
+AutoFormer's has pre-norm blocks, a cls token, absolute positions, 2-D relative position on keys and values, and a linear head on
+the mean of the normalised patch tokens. timm's plain ViT has no relative position; its tokens before the patches, its pooling and
+its norms vary (:class:`growtas.space.SearchSpace`). The positions of the tokens before the patches are part of these tokens.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 
 from growtas.nn.architecture import Architecture
 from growtas.nn.fused.attention import fused_attention
-from growtas.nn.fused.common import LAYER_NORM_EPS, fusable
+from growtas.nn.fused.common import fusable
 from growtas.nn.fused.layout import Layout
 from growtas.nn.fused.mlp import fused_mlp, mlp_fusable
 from growtas.nn.relative import grid_index, relative_attention
+from growtas.space import SearchSpace
 
 
 class RelativeTables(nn.Module):
@@ -52,20 +54,36 @@ class Attention(nn.Module):
             self.relative_value = RelativeTables(self.max_relative_position, head_dim)
             # Computed here because otherwise an exporter could compute them first and cache tensors of its tracing.
             grid_index(self.grid_size, self.grid_size, self.max_relative_position, "cpu")
+        self.q_norm, self.k_norm = (
+            nn.LayerNorm(head_dim, eps=architecture.norm_eps) if architecture.qk_norm else nn.Identity() for _ in range(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, N, embed_dim)`` -> the same shape."""
         if self.fusable(x, None):
             return self.fused(x, None, residual=False)
-        batch, tokens, _ = x.shape
         qkv = self.qkv(x)
         if self.max_relative_position is None:
-            q, k, v = qkv.view(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-            out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, -1)
+            out = self.attend(qkv, self.num_heads)
         else:
             grid = grid_index(self.grid_size, self.grid_size, self.max_relative_position, str(x.device))
             out = relative_attention(qkv, self.relative_key(), self.relative_value(), self.num_heads, grid)
         return self.proj(out)
+
+    def attend(self, qkv: Tensor, num_heads: int) -> Tensor:
+        """Computes attention without relative position.
+
+        Args:
+            qkv: queries, keys and values in this order, ``(batch, N, 3 * num_heads * head_dim)``.
+            num_heads: number of heads.
+
+        Returns:
+            ``(batch, N, num_heads * head_dim)``.
+        """
+        batch, tokens, _ = qkv.shape
+        q, k, v = qkv.view(batch, tokens, 3, num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, -1)
 
     def fusable(self, x: Tensor, norm: nn.Module | None) -> bool:
         """Whether :meth:`fused` may replace ``norm`` (if given) and this module; see :func:`growtas.nn.fused.common.fusable`."""
@@ -97,9 +115,9 @@ class Block(nn.Module):
     def __init__(self, architecture: Architecture, index: int, drop_path: float) -> None:
         super().__init__()
         subnet = architecture.subnet
-        self.norm1 = nn.LayerNorm(subnet.embed_dim, eps=LAYER_NORM_EPS)
+        self.norm1 = nn.LayerNorm(subnet.embed_dim, eps=architecture.norm_eps)
         self.attn = Attention(architecture, subnet.num_heads[index])
-        self.norm2 = nn.LayerNorm(subnet.embed_dim, eps=LAYER_NORM_EPS)
+        self.norm2 = nn.LayerNorm(subnet.embed_dim, eps=architecture.norm_eps)
         self.fc1 = nn.Linear(subnet.embed_dim, subnet.hidden_dim(index))
         self.fc2 = nn.Linear(subnet.hidden_dim(index), subnet.embed_dim)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
@@ -133,11 +151,11 @@ class VisionTransformer(nn.Module):
         self.num_features = self.embed_dim = subnet.embed_dim
         self.num_classes = architecture.num_classes
         self.patch_embed = nn.Conv2d(architecture.in_chans, self.embed_dim, architecture.patch_size, architecture.patch_size)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, architecture.grid_size**2 + 1, self.embed_dim))
+        self.cls_token = nn.Parameter(torch.empty(1, architecture.prefix_tokens, self.embed_dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, architecture.num_positions, self.embed_dim))
         rates = [drop_path_rate * i / max(subnet.depth - 1, 1) for i in range(subnet.depth)]
         self.blocks = nn.ModuleList(Block(architecture, i, rate) for i, rate in enumerate(rates))
-        self.norm = nn.LayerNorm(self.embed_dim, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(self.embed_dim, eps=architecture.norm_eps)
         self.head: nn.Module = nn.Identity()
         init_weights(self)
         self.reset_classifier(architecture.num_classes)
@@ -152,21 +170,57 @@ class VisionTransformer(nn.Module):
             self.architecture = dataclasses.replace(self.architecture, num_classes=num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Maps images ``(batch, in_chans, image_size, image_size)`` to normalised tokens ``(batch, N, embed_dim)``, cls first."""
-        x = self.patch_embed(images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+        """Maps images ``(batch, in_chans, image_size, image_size)`` to tokens ``(batch, N, embed_dim)``, cls and registers first.
+
+        The tokens are normalised, except with ``fc_norm``, as in timm.
+        """
+        x = self.embed(images)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        return x if self.architecture.fc_norm else self.norm(x)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Maps images to the tokens before the first block, ``(batch, N, embed_dim)``."""
+        return add_positions(self.patch_embed(images).flatten(2).transpose(1, 2), self.cls_token, self.pos_embed)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Maps tokens to logits ``(batch, num_classes)``; with ``pre_logits`` to the mean of the patch tokens."""
-        pooled = tokens[:, 1:].mean(dim=1)
+        """Maps tokens to logits ``(batch, num_classes)``; with ``pre_logits`` to the input of the head."""
+        pooled = pool(tokens, self.architecture)
+        pooled = self.norm(pooled) if self.architecture.fc_norm else pooled
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps images to logits ``(batch, num_classes)``."""
         return self.forward_head(self.forward_features(images))
+
+
+def add_positions(patches: Tensor, prefix: Tensor, positions: Tensor) -> Tensor:
+    """Joins the tokens before the patches with the patches and adds the positions; returns ``(batch, N, dim)``.
+
+    Args:
+        patches: ``(batch, patches, dim)``.
+        prefix: the class token and registers, ``(1, prefix_tokens, dim)``.
+        positions: ``(1, N, dim)`` or ``(1, patches, dim)``.
+    """
+    if not prefix.shape[1]:
+        return patches + positions
+    prefix = prefix.expand(patches.shape[0], -1, -1)
+    if positions.shape[1] == patches.shape[1]:
+        return torch.cat([prefix, patches + positions], dim=1)
+    return torch.cat([prefix, patches], dim=1) + positions
+
+
+def pool(tokens: Tensor, geometry: Architecture | SearchSpace) -> Tensor:
+    """Returns what the head reads of the tokens: their first one, or the mean of the patches; ``(batch, dim)``."""
+    if geometry.global_pool == "token":
+        return tokens[:, 0]
+    # A slice of everything would be an operation of its own in exported programs.
+    return (tokens[:, geometry.prefix_tokens :] if geometry.prefix_tokens else tokens).mean(dim=1)
+
+
+def pools_first(geometry: Architecture | SearchSpace) -> bool:
+    """Whether the last LayerNorm may run after the pooling. The norm of the first token is the first token of the norm."""
+    return geometry.fc_norm or geometry.global_pool == "token"
 
 
 def random_network(architecture: Architecture, seed: int = 0) -> VisionTransformer:

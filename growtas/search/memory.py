@@ -2,8 +2,9 @@
 
 The peak is the largest sum of tensors that are alive at the same time when the graph of
 :mod:`growtas.export.graph.inference_vit` runs node by node: the inputs and outputs of a node, and tensors that later nodes need.
-The tensors of a block are the residual, the normalised input, queries, keys and values with their one-hot columns, logits,
-attention weights, masses on grid lines, and the hidden layer before and after its GELU. The patch convolution reads the images.
+The tensors of a block are the residual, the normalised input, queries, keys and values, logits, attention weights, the hidden layer
+before and after its GELU, and with a relative position one-hot columns of the keys and masses on grid lines. The patch convolution
+reads the images.
 A runtime fuses some nodes and rounds sizes up, so its own number differs: TensorRT-RTX's was close to twice the peak
 plus 8.15 MB that every plan has, and that is the number given here. docs/notes/search.md has the comparison. Every tensor grows
 with the subnet, hence so does the peak.
@@ -30,7 +31,7 @@ _Sizes = dict[str, Any]
 _Steps = Sequence[tuple[str, Sequence[str]]]
 
 # The output and the inputs of each node of a block. "x" is the residual stream, which both sums read.
-_BLOCK: _Steps = (
+_RELATIVE: _Steps = (
     ("normed", ("x",)),
     ("q", ("normed",)),
     ("v", ("normed",)),
@@ -47,6 +48,18 @@ _BLOCK: _Steps = (
     ("relative", ("distances",)),
     ("summed", ("attended", "relative")),
     ("rows", ("summed",)),
+)
+_PLAIN: _Steps = (
+    ("normed", ("x",)),
+    ("q", ("normed",)),
+    ("k", ("normed",)),
+    ("logits", ("q", "k")),
+    ("attention", ("logits",)),
+    ("v", ("normed",)),
+    ("attended", ("attention", "v")),
+    ("rows", ("attended",)),
+)
+_REST: _Steps = (
     ("projected", ("rows",)),
     ("x2", ("x", "projected")),
     ("normed2", ("x2",)),
@@ -85,11 +98,12 @@ def activation_bytes(space: SearchSpace, batch: SubnetBatch, images: int = 1, pr
     sizes |= {"far": per_head * distances, "terms": per_head * lines, "masses": per_head * (lines + 1)}
     sizes |= {"distances": per_head * distances, "keys": width + per_head * lines, "queries": width + per_head * lines}
     sizes |= dict.fromkeys(("logits", "attention"), per_head * tokens) | dict.fromkeys(("hidden", "gelu"), rows * hidden)
-    blocks = np.where(heads > 0, _peak(_BLOCK, sizes, "x3"), 0).max(axis=1)
-    patches = images * (tokens - 1) * batch.embed_dim
+    steps = (*(_PLAIN if space.max_relative_position is None else _RELATIVE), *_REST)
+    blocks = np.where(heads > 0, _peak(steps, sizes, "x3"), 0).max(axis=1)
+    patches = images * grid**2 * batch.embed_dim
     stem = images * space.in_chans * space.image_size**2 + patches
-    # The patches, their transpose with positions added, and then the tokens with cls.
-    stem = np.maximum(stem, 2 * patches + images * batch.embed_dim)
+    # The patches, their transpose with positions added, and then the tokens with cls and registers.
+    stem = np.maximum(stem, 2 * patches + images * space.prefix_tokens * batch.embed_dim)
     peak = np.maximum(blocks, stem) * max(BYTES[precision], 2)
     return np.asarray(_FIXED_BYTES + _PER_PEAK * peak, np.float64)
 

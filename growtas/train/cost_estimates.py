@@ -68,6 +68,7 @@ def estimate_memory(recipe: Recipe, space: SearchSpace, subnet: Subnet, images: 
     lines), L (grid lines) and D (distances), the last two padded to a multiple of 8:
 
     - float32 on a CPU, where a block's halves are fused: ``2 dim + hidden + heads ((d + L)(1 + 2 M/N) + d + M + D)`` floats;
+    - the same without relative position, where only the MLP is fused: ``3 dim + hidden + 5 heads d`` floats;
     - elsewhere: residuals and normalised tokens ``4 dim``, ``2 hidden``, and ``heads (9 d + 6 L)``; under autocast all but the
       residuals take 2 bytes each, and there is a second copy of the weights in 2 bytes.
 
@@ -88,12 +89,17 @@ def estimate_memory(recipe: Recipe, space: SearchSpace, subnet: Subnet, images: 
     known = device.type == "cpu" or torch.cuda.is_available()
     half = autocast_type(recipe.amp, device) is not None if known else recipe.amp != "fp32"
     fused = device.type == "cpu" and not half
-    grid = grid_index(space.grid_size, space.grid_size, space.max_relative_position)
-    lines, distances, keys = grid.onehot.shape[1], grid.distances.shape[1], padded_keys(space.num_tokens)
+    relative = space.max_relative_position is not None
+    lines = distances = keys = 0
+    if space.max_relative_position is not None:
+        grid = grid_index(space.grid_size, space.grid_size, space.max_relative_position)
+        lines, distances, keys = grid.onehot.shape[1], grid.distances.shape[1], padded_keys(space.num_tokens)
     block_bytes = []
     for block, heads in enumerate(subnet.num_heads):
         dim, hidden, d, n = subnet.embed_dim, subnet.hidden_dim(block), space.head_dim, space.num_tokens
-        if fused:
+        if fused and not relative:
+            block_bytes.append(4 * n * (3 * dim + hidden + heads * 5 * d))
+        elif fused:
             block_bytes.append(4 * (n * (2 * dim + hidden) + heads * ((d + lines) * (n + 2 * keys) + n * (d + keys + distances))))
         else:
             residuals, rest = 2 * dim, 2 * dim + 2 * hidden + heads * (9 * d + 6 * lines)

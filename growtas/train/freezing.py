@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from growtas.growth import Subspace
 from growtas.nn.architecture import Architecture
-from growtas.nn.supernet import Supernet
+from growtas.nn.supernet import Supernet, supernet_name
 from growtas.nn.vit import VisionTransformer
 
 Region = tuple[slice, ...]
@@ -22,7 +22,8 @@ def used_regions(supernet: Supernet, subspace: Subspace) -> dict[str, Region]:
     largest = subspace.restrict(supernet.space).largest
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in VisionTransformer(Architecture.of(supernet.space, largest)).named_parameters()}
-    return {name: tuple(slice(0, size) for size in shape) for name, shape in shapes.items()}
+    space = supernet.space
+    return {supernet_name(space, largest.depth, name): tuple(map(slice, shape)) for name, shape in shapes.items()}
 
 
 class FrozenEntries:

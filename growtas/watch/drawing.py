@@ -154,10 +154,12 @@ def subnet_drawing(space: SearchSpace, subnet: Subnet) -> Markup:
             for text, x in (("block", 0), ("heads", heads_x), ("hidden layer (MLP)", bar_x))
         ),
     ]
+    places = {block: place for place, block in enumerate(space.blocks_of(subnet.depth))}
     for index in range(space.max_depth):
-        y, used = 54 + row * index, index < subnet.depth
-        heads = subnet.num_heads[index] if used else 0
-        hidden = subnet.hidden_dim(index) if used else 0
+        y, place = 54 + row * index, places.get(index)
+        used = place is not None
+        heads = 0 if place is None else subnet.num_heads[place]
+        hidden = 0 if place is None else subnet.hidden_dim(place)
         shapes = [
             _tag("text", str(index + 1), x=14, y=y + 4, class_="" if used else "small"),
             *(
@@ -172,8 +174,8 @@ def subnet_drawing(space: SearchSpace, subnet: Subnet) -> Markup:
             ),
             _tag("rect", x=bar_x, y=y - 7, width=bar_width, height=14, rx=2, class_="free"),
         ]
-        if used:
-            ratio = subnet.mlp_ratio[index]
+        if place is not None:
+            ratio = subnet.mlp_ratio[place]
             shapes.insert(0, _tag("title", f"block {index + 1}: {heads} heads, mlp_ratio {ratio:g}, hidden layer {hidden}"))
             shapes += [
                 _tag("rect", x=bar_x, y=y - 7, width=max(bar_width * hidden / widest, 1), height=14, rx=2, class_="hidden"),
@@ -185,8 +187,9 @@ def subnet_drawing(space: SearchSpace, subnet: Subnet) -> Markup:
     height = 54 + row * space.max_depth
     parts.append(_tag("text", last, x=0, y=height + 4))
     said = [f"{first}. "]
-    for index, (heads, ratio) in enumerate(zip(subnet.num_heads, subnet.mlp_ratio, strict=True)):
-        said.append(f"Block {index + 1}: {heads} heads, hidden layer {subnet.hidden_dim(index)}, {ratio:g} times the width. ")
+    for block, place in places.items():
+        heads, ratio, hidden = subnet.num_heads[place], subnet.mlp_ratio[place], subnet.hidden_dim(place)
+        said.append(f"Block {block + 1}: {heads} heads, hidden layer {hidden}, {ratio:g} times the width. ")
     return _svg(f"the subnet: {subnet}", "".join([*said, f"{last}."]), height + 12, parts)
 
 

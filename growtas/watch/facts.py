@@ -28,7 +28,7 @@ def facts(report: Report) -> list[tuple[str, str, str]]:
     if isinstance(info.get("recipe"), Mapping):
         rows.append(("recipe", _recipe_line(info["recipe"]), ""))
     if isinstance(info.get("source"), Mapping):
-        rows.append(("source", str(info["source"].get("file")), ""))
+        rows.append(("source", import_source(info["source"]), ""))
     rows.append(("begun", f"{report.run.created:%Y-%m-%d %H:%M}", ""))
     accuracy, measured_on = report.accuracy
     if accuracy:
@@ -42,6 +42,11 @@ def facts(report: Report) -> list[tuple[str, str, str]]:
     if bad := report.metrics.not_finite():
         rows.append(("loss", f"not finite in epoch {', '.join(map(str, bad[:8]))}{' ...' if len(bad) > 8 else ''}", "red"))
     return rows
+
+
+def import_source(source: Mapping[str, Any]) -> str:
+    """Returns what a run was imported from: the name of a file, or of a model of timm with its weights."""
+    return f"{source['model']} of timm ({source.get('weights')})" if "model" in source else str(source.get("file"))
 
 
 def _state_line(report: Report) -> str:

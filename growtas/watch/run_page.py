@@ -18,7 +18,7 @@ from growtas.units import format_accuracy, format_count, format_ms, format_secon
 from growtas.watch.artifact_parts import bench_cards, bench_parts, gate_parts, gates_passed
 from growtas.watch.chart import charts
 from growtas.watch.drawing import curves
-from growtas.watch.facts import facts
+from growtas.watch.facts import facts, import_source
 from growtas.watch.page import Cards, Commands, Figure, Part, Row, Section, Text, table, write_page
 from growtas.watch.report import Report, read_search_result
 from growtas.watch.search_page import origin_rows, search_parts, subnet_parts
@@ -105,7 +105,7 @@ class _RunPage:
         info, report = self.report.info, self.report
         space, recipe = self.run.space.name, info.get("recipe")
         if isinstance(source := info.get("source"), Mapping):
-            return f"A supernet of the search space {space}, imported from {source.get('file')}."
+            return f"A supernet of the search space {space}, imported from {import_source(source)}."
         if not isinstance(recipe, Mapping):
             return f"A supernet of the search space {space}."
         if isinstance(tuned := info.get("finetune"), Mapping):
@@ -283,7 +283,11 @@ class _RunPage:
         folder = ("--data-dir", str(data["data_dir"])) if isinstance(data, Mapping) and data.get("data_dir") else ()
         recipe = ("--config", str(self.run.path / "recipe.yaml")) if (self.run.path / "recipe.yaml").is_file() else ()
         if isinstance(source := info.get("source"), Mapping):
-            yield _line(("import", "autoformer", str(source.get("file")), "--space", self.run.space.name))
+            if "model" in source:
+                images = ("--data", str(data.get("name"))) if isinstance(data, Mapping) else ()
+                yield _line(("import", "timm", str(source["model"]), "--weights", str(source.get("weights")), *images, *folder))
+            else:
+                yield _line(("import", "autoformer", str(source.get("file")), "--space", self.run.space.name))
         elif isinstance(tuned := info.get("finetune"), Mapping):
             yield _line(("finetune", str(tuned.get("weights")), *recipe, *folder))
         elif recipe:

@@ -131,9 +131,12 @@ def subnet_parts(space: SearchSpace, subnet: Subnet) -> list[Part]:
         rows.append((f"block {index + 1}", str(heads), f"{ratio:g}", str(hidden), *map(format_count, counts)))
     costs, batch = count_costs(space, subnet), SubnetBatch.from_subnets([subnet])
     rows.append(("whole subnet", "", "", "", format_count(costs.params), format_count(costs.macs)))
-    relative = format_count(int(macs_with_relative_position(space, batch)[0]))
+    sentences = f"{subnet}. Input: {first}. Output: {last}."
+    if space.max_relative_position is not None:
+        relative = format_count(int(macs_with_relative_position(space, batch)[0]))
+        sentences += f" With the relative position it has {relative} MACs."
     return [
-        Text(f"{subnet}. Input: {first}. Output: {last}. With the relative position it has {relative} MACs."),
+        Text(sentences),
         Row(
             [
                 Figure("Heads and hidden layers of the blocks", subnet_drawing(space, subnet)),

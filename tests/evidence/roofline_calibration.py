@@ -30,7 +30,7 @@ BATCHES = (1, 8, 16, 32)
 REFERENCE_MS: dict[str, tuple[float, ...]] = {"t4": (3.43, 14.46, 28.77, 57.22), "a100": (1.53, 3.03, 5.30, 10.04)}
 START = Efficiency(compute=0.4, memory=0.75, launch_us=5.0, tile_rows=128, tile_cols=64)
 
-VIT_B16 = SearchSpace(name="vit-b16", embed_dim=(768,), num_heads=(12,), mlp_ratio=(4.0,), depth=(12,))
+VIT_B16 = SearchSpace(name="vit-b16", embed_dim=(768,), num_heads=(12,), mlp_ratio=(4.0,), depth=(12,), max_relative_position=None)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def modelled_ms(profile: DeviceProfile, efficiency: Efficiency) -> tuple[float, 
     """Returns the model's ViT-B/16 latencies on a device, one per batch size of ``BATCHES``."""
     profile = dataclasses.replace(profile, efficiency=efficiency)
     subnets = SubnetBatch.from_subnets([Subnet(768, (12,) * 12, (4.0,) * 12)])
-    models = (RooflineLatency(profile=profile, space=VIT_B16, batch=b, precision=PRECISION, relative=False) for b in BATCHES)
+    models = (RooflineLatency(profile=profile, space=VIT_B16, batch=b, precision=PRECISION) for b in BATCHES)
     return tuple(float(model.predict_ms(subnets)[0]) for model in models)
 
 

@@ -11,9 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs, count_costs_batch, macs_with_relative_position
 from growtas.sampling import sample_batch
-from growtas.space import PRESETS, SearchSpace
+from growtas.space import PRESETS as AUTOFORMER
+from growtas.space import SearchSpace
 from growtas.subnet import Subnet
-from tests.reference import naive_relative_attention
+from tests.reference import PLAIN, naive_relative_attention, plain_space
+
+PRESETS = {**AUTOFORMER, **{kind: plain_space(AUTOFORMER["micro"], kind) for kind in PLAIN}}
 
 
 @given(name=st.sampled_from(sorted(PRESETS)), seed=st.integers(0, 2**32 - 1))
@@ -47,11 +50,20 @@ def test_params_equal_timms_deit_but_for_the_tables(name, embed_dim, heads):
     deit = sum(p.numel() for p in timm.create_model(name).parameters())
     tables = 12 * 4 * (2 * space.max_relative_position + 2) * space.head_dim
     assert count_costs(space, space.largest).params - tables == deit
+    # In a plain ViT the position of the class token is part of the token.
+    plain = space.replace(max_relative_position=None, global_pool="token")
+    assert count_costs(plain, plain.largest).params + embed_dim == deit
 
 
 def test_batches_of_different_depths_stack():
     a, b = (SubnetBatch.from_subnets([Subnet(8, (1,) * n, (2.0,) * n)]) for n in (1, 3))
     assert list(SubnetBatch.concatenate([a, b])) == [Subnet(8, (1,), (2.0,)), Subnet(8, (1,) * 3, (2.0,) * 3)]
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_without_a_relative_position_both_counts_of_macs_are_the_same(kind):
+    batch = sample_batch(PRESETS[kind], 5, np.random.default_rng(0))
+    assert macs_with_relative_position(PRESETS[kind], batch).tolist() == count_costs_batch(PRESETS[kind], batch)[1].tolist()
 
 
 @pytest.mark.parametrize("name", ["micro", "autoformer-t"])

@@ -8,10 +8,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growtas.errors import SpaceError, SubnetError
+from growtas.errors import CheckpointError, SpaceError, SubnetError
+from growtas.nn.architecture import Architecture
 from growtas.sampling import sample
 from growtas.space import PRESETS, SearchSpace, load_space
 from growtas.subnet import Subnet
+from tests.reference import PLAIN, plain_space
+
+NEW_FIELDS = {"prefix_tokens", "global_pool", "fc_norm", "qk_norm", "norm_eps", "block_order"}
 
 # The paper's Table 1: (min, max, step).
 TABLE_1 = {
@@ -100,6 +104,68 @@ def test_a_space_is_a_yaml_file_too(tmp_path):
     assert load_space(path) == PRESETS["autoformer-t"].replace(name="mine")
     path.write_text(yaml.safe_dump(PRESETS["micro"].to_dict()))
     assert load_space(path) == PRESETS["micro"]
+
+
+def test_spaces_of_autoformer_have_no_new_fields():
+    for space in PRESETS.values():
+        assert not NEW_FIELDS & space.to_dict().keys()
+        assert SearchSpace.from_dict(space.to_dict()) == space
+    # A space without relative position, as an earlier version wrote it, has AutoFormer's pooling.
+    old = SearchSpace.from_dict({**PRESETS["micro"].to_dict(), "max_relative_position": None})
+    assert (old.prefix_tokens, old.global_pool, old.fc_norm, old.qk_norm, old.norm_eps) == (1, "avg", False, False, 1e-5)
+    assert old.blocks_of(3) == (0, 1, 2)
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_spaces_of_plain_vits_round_trip_through_yaml(tmp_path, kind):
+    space = plain_space(PRESETS["micro"], kind)
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump(space.to_dict()))
+    assert load_space(tmp_path / "plain.yaml") == space
+    assert SearchSpace.from_dict(json.loads(json.dumps(space.to_dict()))) == space
+    resized = space.resized(56)
+    assert (resized.prefix_tokens, resized.global_pool, resized.block_order) == (
+        space.prefix_tokens,
+        space.global_pool,
+        space.block_order,
+    )
+
+
+def test_a_shallow_subnet_runs_the_most_important_blocks_in_their_order():
+    space = PRESETS["micro"].replace(block_order=(5, 0, 3, 1, 4, 2))
+    assert [space.blocks_of(depth) for depth in (1, 2, 4, 6)] == [(5,), (0, 5), (0, 1, 3, 5), (0, 1, 2, 3, 4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prefix_tokens": 2}, "prefix_tokens is 2; with a relative position only 1 is legal (or set max_relative_position: null)"),
+        ({"global_pool": "token"}, "global_pool is token; with a relative position only avg is legal"),
+        ({"qk_norm": True}, "qk_norm is True; with a relative position only False is legal"),
+        ({"norm_eps": 1e-6}, "norm_eps is 1e-06; with a relative position only 1e-05 is legal"),
+        ({"max_relative_position": None, "global_pool": "max"}, "global_pool is 'max'; it must be avg or token"),
+        ({"max_relative_position": None, "fc_norm": "yes"}, "fc_norm is 'yes'; it must be true or false"),
+        ({"max_relative_position": None, "norm_eps": 0}, "norm_eps is 0; it must be a number above 0"),
+        ({"max_relative_position": None, "prefix_tokens": -1}, "prefix_tokens is -1; it must be a whole number from 0 to 64"),
+        (
+            {"max_relative_position": None, "prefix_tokens": 0, "global_pool": "token"},
+            "global_pool is token, but prefix_tokens is 0; the head needs a class token, or global_pool: avg",
+        ),
+        ({"block_order": [0, 1, 2]}, "block_order is [0, 1, 2]; it must be empty or hold each number from 0 to 5 once"),
+        ({"block_order": [0, 1, 2, 3, 4, 4]}, "block_order is [0, 1, 2, 3, 4, 4]; it must be empty or hold each number"),
+        ({"block_order": [0, 1, 2, 3, 4, True]}, "block_order is [0, 1, 2, 3, 4, True]; it must be"),
+        ({"block_order": 5}, "block_order is 5; it must be empty or hold"),
+    ],
+)
+def test_fields_of_plain_vits_that_are_illegal_are_named(fields, message):
+    with pytest.raises(SpaceError) as refused:
+        SearchSpace.from_dict({**PRESETS["micro"].to_dict(), **fields}, source="mine")
+    assert str(refused.value).startswith(f"mine: {message}")
+    if "block_order" not in fields:
+        architecture = Architecture.of(PRESETS["micro"], PRESETS["micro"].smallest).to_dict()
+        with pytest.raises(CheckpointError) as refused:
+            Architecture.from_dict({**architecture, **fields}, source="mine")
+        assert "mine: " in str(refused.value)
+        assert next(reversed(fields)) in str(refused.value)
 
 
 @pytest.mark.parametrize(

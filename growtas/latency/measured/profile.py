@@ -36,7 +36,7 @@ from growtas.latency.modelled.profile import (
     checked_fields,
     required,
 )
-from growtas.space import SearchSpace
+from growtas.space import PLAIN, SearchSpace
 from growtas.subnet import Subnet
 
 FORMAT = "growtas-profile/2"
@@ -61,7 +61,7 @@ _UNSTEADY_RULES = {
 }
 _CLAIMED = ("format", "kind", "unsteady", "held_out", "repeatability")
 _LATER_CLAIMS = {"within_5", "within_10"}
-_GEOMETRY = ("head_dim", "image_size", "patch_size", "in_chans", "max_relative_position")
+_GEOMETRY = ("head_dim", "image_size", "patch_size", "in_chans", "max_relative_position", *PLAIN)
 
 
 CLAIMS = """What a profile's file also holds. The numbers follow from the samples; a file that claims other numbers is refused.

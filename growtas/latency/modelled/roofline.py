@@ -32,7 +32,6 @@ class RooflineLatency:
         space: search space, which gives the geometry of images, tokens and heads.
         batch: number of images per batch.
         precision: precision of weights and activations; by default the profile's.
-        relative: whether to count the work of the 2-D relative position (False for a plain ViT).
 
     Raises:
         ConfigError: ``batch`` is below one.
@@ -43,7 +42,6 @@ class RooflineLatency:
     space: SearchSpace
     batch: int = 1
     precision: str = ""
-    relative: bool = True
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -97,14 +95,17 @@ class RooflineLatency:
         tokens, head_dim, grid = self.space.num_tokens, self.space.head_dim, self.space.grid_size
         rows, width, maps = self.batch * tokens, heads * head_dim, self.batch * heads
         # As plain attention: queries, keys and values get one channel per grid row and column, padded to a multiple of 8.
-        lines = 2 * grid if self.relative else 0
-        channels = head_dim + lines + (-(head_dim + lines) % 8 if self.relative else 0)
+        relative = self.space.max_relative_position is not None
+        lines = 2 * grid if relative else 0
+        channels = head_dim + lines + (-(head_dim + lines) % 8 if relative else 0)
         seconds = 2 * self._pointwise_s(2 * rows * dim)
         seconds = seconds + self._gemm_s(1, rows, 3 * width, dim)
+        if self.space.qk_norm:
+            seconds = seconds + 2 * self._pointwise_s(2 * rows * width)
         seconds = seconds + self._gemm_s(maps, tokens, tokens, channels)
         seconds = seconds + self._pointwise_s(2 * maps * tokens * tokens)
         seconds = seconds + self._gemm_s(maps, tokens, channels, tokens)
-        if self.relative:
+        if relative:
             distances = 2 * (2 * grid - 1)
             # Before attention: q times the tables, gather into grid lines. After it: gather into distances, masses times tables.
             seconds = (
@@ -117,6 +118,6 @@ class RooflineLatency:
     def _stem_and_head_s(self, dim: Any) -> Any:
         """Seconds of patch convolution, positions, the last LayerNorm with pooling, and the classifier."""
         space = self.space
-        patches, rows = self.batch * (space.num_tokens - 1), self.batch * space.num_tokens
+        patches, rows = self.batch * space.grid_size**2, self.batch * space.num_tokens
         stem = self._gemm_s(1, patches, dim, space.in_chans * space.patch_size**2) + self._pointwise_s(2 * rows * dim)
         return stem + self._pointwise_s(2 * rows * dim) + self._gemm_s(1, self.batch, space.num_classes, dim)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from growtas.nn.evaluation import kernels
 from growtas.nn.evaluation.attention import SegmentAttention
 from growtas.nn.evaluation.weights import EvaluationWeights
-from growtas.nn.fused.common import LAYER_NORM_EPS, fusable, leading, normalise
+from growtas.nn.fused.common import fusable, leading, normalise
 from growtas.nn.supernet import Supernet
 
 PartialSum = tuple[int, Tensor]
@@ -142,8 +142,8 @@ def _partial_sums(
 
 def _normalised(rows: Tensor, norm: nn.LayerNorm) -> Tensor:
     if kernels.usable(rows.dtype):
-        return kernels.layer_norm(rows, norm.weight, norm.bias, LAYER_NORM_EPS)
-    return normalise(rows, norm.weight, norm.bias)[0]
+        return kernels.layer_norm(rows, norm.weight, norm.bias, norm.eps)
+    return normalise(rows, norm.weight, norm.bias, norm.eps)[0]
 
 
 def _hidden(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ class EvaluationWeights:
     @property
     def grid(self) -> GridIndex:
         """The grid of the space's patches."""
+        assert self._space.max_relative_position is not None
         return grid_index(self._space.grid_size, self._space.grid_size, self._space.max_relative_position, "cpu")
 
     def _cut_tables(self, index: int) -> RelativePosition:

@@ -111,10 +111,10 @@ def leading(weight: Tensor, *sizes: int) -> Tensor:
     return weight
 
 
-def normalise(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float = LAYER_NORM_EPS) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the layer norm of ``(rows, dim)`` with leading entries of weight and bias, its mean and its inverse deviation."""
     dim = x.shape[1]
-    return torch.native_layer_norm(x, (dim,), weight[:dim], bias[:dim], LAYER_NORM_EPS)
+    return torch.native_layer_norm(x, (dim,), weight[:dim], bias[:dim], eps)
 
 
 def normalise_backward(

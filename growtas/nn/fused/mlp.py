@@ -39,8 +39,8 @@ def fused_mlp(x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, hid
     """
     inputs = (x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     if torch.is_grad_enabled():
-        return _FusedMLP.apply(*inputs, hidden_dim, residual)
-    return _forward(*inputs, hidden_dim, residual, None)
+        return _FusedMLP.apply(*inputs, hidden_dim, residual, norm.eps)
+    return _forward(*inputs, hidden_dim, residual, norm.eps, None)
 
 
 def _forward(
@@ -53,6 +53,7 @@ def _forward(
     fc2_bias: Tensor,
     hidden_dim: int,
     residual: bool,
+    eps: float,
     hidden: Tensor | None,
 ) -> Tensor:
     """Computes the result. Writes the output of fc1 into ``hidden``, ``(rows, hidden_dim)``, if that is given."""
@@ -66,7 +67,7 @@ def _forward(
     for part in slices:
         rows, after = x[part], activated[: part.stop - part.start]
         before = after if hidden is None else hidden[part]
-        torch.addmm(bias1, normalise(rows, norm_weight, norm_bias)[0], weight1, out=before)
+        torch.addmm(bias1, normalise(rows, norm_weight, norm_bias, eps)[0], weight1, out=before)
         torch.ops.aten.gelu.out(before, out=after)
         if residual:
             torch.add(rows, bias2, out=out[part]).addmm_(after, weight2)
@@ -78,12 +79,12 @@ def _forward(
 class _FusedMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
-        *weights, hidden_dim, residual = rest
+        *weights, hidden_dim, residual, eps = rest
         x = x.contiguous()
         hidden = x.new_empty(x.shape[:-1].numel(), hidden_dim)
         ctx.save_for_backward(x, hidden, *weights)
-        ctx.residual = residual
-        return _forward(x, *weights, hidden_dim, residual, hidden)  # type: ignore[call-arg]  # six weights
+        ctx.residual, ctx.eps = residual, eps
+        return _forward(x, *weights, hidden_dim, residual, eps, hidden)  # type: ignore[call-arg]  # six weights
 
     @staticmethod
     @once_differentiable
@@ -114,7 +115,7 @@ class _FusedMLP(torch.autograd.Function):
             torch.mm(grad_rows, weight2, out=grad_hidden)
             torch.ops.aten.gelu_backward.grad_input(grad_hidden, before, grad_input=grad_hidden)
             into_bias1.add_rows(grad_hidden)
-            normed, mean, rstd = normalise(rows, norm_weight, norm_bias)
+            normed, mean, rstd = normalise(rows, norm_weight, norm_bias, ctx.eps)
             into_weight1.add_product(grad_hidden.t(), normed)
             if grad_x is not None:
                 # The normalised rows are no longer needed; their memory is reused because it is in the cache.
@@ -126,4 +127,4 @@ class _FusedMLP(torch.autograd.Function):
                     grad_x[part] = grad_rows_x
         weights = (*into_norm, into_weight1, into_bias1, into_weight2, into_bias2)
         to_x = grad_x.view(shape) if grad_x is not None and needs_grad[0] else None
-        return to_x, *(gradient.result() for gradient in weights), None, None
+        return to_x, *(gradient.result() for gradient in weights), None, None, None

@@ -20,12 +20,15 @@ from torch import Tensor
 from growtas.nn.evaluation.layers import EvaluationLayers
 from growtas.nn.supernet import Supernet
 from growtas.search.evaluation.activation_cache import ActivationCache, Path
+from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 
 Batch = tuple[Tensor, Tensor, NDArray[np.int64]]
 """Images, labels, and the positions of the images in the split."""
 Answers = tuple[NDArray[np.int64], Tensor, Tensor]
 """For each image its position, whether the answer is right, and its cross-entropy."""
+_SKIPPED = 0
+"""Stands in a path for each half of a block that a subnet does not run."""
 
 
 class PrefixTreeEvaluator:
@@ -63,7 +66,7 @@ class PrefixTreeEvaluator:
         Raises:
             CancelledError: :meth:`stop` was called.
         """
-        paths = [_path(subnet) for subnet in subnets]
+        paths = [_path(self._supernet.space, subnet) for subnet in subnets]
         before = sum(map(len, self._parts[:part]))
         answers: list[list[Answers]] = [[] for _ in subnets]
         for number, (images, labels, positions) in enumerate(self._parts[part], start=before):
@@ -85,7 +88,10 @@ class PrefixTreeEvaluator:
             if node in ends:
                 out = self._supernet.classify(x)
                 logits[node] = out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
-            genes = children.get(node)
+            genes = children.get(node, [])
+            if _SKIPPED in genes:
+                visit((*node, _SKIPPED), x)
+                genes = [gene for gene in genes if gene != _SKIPPED]
             if not genes:
                 return
             self.layers_run += len(genes)
@@ -138,8 +144,11 @@ class PrefixTreeEvaluator:
         return starts, children
 
 
-def _path(subnet: Subnet) -> Path:
-    genes = (gene for block, heads in enumerate(subnet.num_heads) for gene in (heads, subnet.hidden_dim(block)))
+def _path(space: SearchSpace, subnet: Subnet) -> Path:
+    blocks = space.blocks_of(subnet.depth)
+    genes = [_SKIPPED] * (2 * (blocks[-1] + 1))
+    for place, index in enumerate(blocks):
+        genes[2 * index : 2 * index + 2] = subnet.num_heads[place], subnet.hidden_dim(place)
     return (subnet.embed_dim, *genes)
 
 

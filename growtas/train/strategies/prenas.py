@@ -90,15 +90,16 @@ def best_isomers(space: SearchSpace, sensitivity: Sensitivity) -> list[Subnet]:
     winners = []
     for d, dim in enumerate(space.embed_dim):
         hidden = [int(dim * ratio) for ratio in space.mlp_ratio]
-        heads = _best_sums(space.num_heads, space.num_heads, sensitivity.normal_attention[d])
-        ratios = _best_sums(hidden, space.mlp_ratio, sensitivity.normal_mlp[d])
         for depth in space.depth:
-            winners += [Subnet(dim, h, r) for h, r in product(heads[depth - 1], ratios[depth - 1])]
+            blocks = list(space.blocks_of(depth))
+            heads = _best_sums(space.num_heads, space.num_heads, sensitivity.normal_attention[d, blocks])
+            ratios = _best_sums(hidden, space.mlp_ratio, sensitivity.normal_mlp[d, blocks])
+            winners += [Subnet(dim, h, r) for h, r in product(heads, ratios)]
     return winners
 
 
-def _best_sums(sizes: Sequence[int], values: Sequence[Any], scores: NDArray[np.float64]) -> list[list[tuple[Any, ...]]]:
-    """Returns the best choice of values for each number of leading blocks and each total of sizes, by dynamic programming.
+def _best_sums(sizes: Sequence[int], values: Sequence[Any], scores: NDArray[np.float64]) -> list[tuple[Any, ...]]:
+    """Returns the best choice of values for each total of sizes, by dynamic programming.
 
     Args:
         sizes: size of each choice, which is summed over blocks.
@@ -106,7 +107,6 @@ def _best_sums(sizes: Sequence[int], values: Sequence[Any], scores: NDArray[np.f
         scores: ``scores[block, choice]``; their sum is maximised.
     """
     best: dict[int, tuple[float, tuple[Any, ...]]] = {0: (0.0, ())}
-    best_by_depth = []
     for row in scores:
         longer: dict[int, tuple[float, tuple[Any, ...]]] = {}
         for total, (score, chosen) in best.items():
@@ -114,8 +114,7 @@ def _best_sums(sizes: Sequence[int], values: Sequence[Any], scores: NDArray[np.f
                 if total + size not in longer or score + gain > longer[total + size][0]:
                     longer[total + size] = (score + gain, (*chosen, value))
         best = longer
-        best_by_depth.append([chosen for _, (_, chosen) in sorted(best.items())])
-    return best_by_depth
+    return [chosen for _, (_, chosen) in sorted(best.items())]
 
 
 def prefer(space: SearchSpace, subnets: Sequence[Subnet], sensitivity: Sensitivity, options: PreNasOptions) -> tuple[Subnet, ...]:

@@ -28,7 +28,7 @@ class Sensitivity:
 
     Attributes:
         stem: everything outside the blocks, shape ``(d,)``.
-        attention: the attention half of a block with its norm and tables, shape ``(d, block, h)``.
+        attention: the attention half of a block with its norms and tables, shape ``(d, block, h)``.
         mlp: the MLP half of a block with its norm, shape ``(d, block, r)``.
         normal_attention: the part of the qkv weight alone, divided by the product of the whole weight's sums of ``|w|`` and of
             ``|g|``. So a block is not preferred because all its weights or gradients are larger. Shape as ``attention``.
@@ -75,18 +75,20 @@ class Sensitivity:
     def of_slices(cls, space: SearchSpace, weights: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Sensitivity:
         """Computes the sums for all choices from the absolute values of a supernet's parameters and gradients, by name."""
         both = {name: weight * grads[name] for name, weight in weights.items()}
-        dims, depth = len(space.embed_dim), space.depth[-1]
+        # With a block order the subnets' blocks lie anywhere in the supernet.
+        dims, depth = len(space.embed_dim), space.max_depth
         attention = np.zeros((2, dims, depth, len(space.num_heads)))
         mlp = np.zeros((2, dims, depth, len(space.mlp_ratio)))
         for index in range(depth):
             prefix = f"blocks.{index}."
             block = {name.removeprefix(prefix): value for name, value in both.items() if name.startswith(prefix)}
             whole = {name: float(weights[prefix + name].sum() * grads[prefix + name].sum()) for name in _NORMALISED}
-            tables = sum(float(value.sum()) for name, value in block.items() if ".relative_" in name)
+            # All subnets use the whole tables, and the whole norms of queries and keys.
+            uncut = sum(float(value.sum()) for name, value in block.items() if ".relative_" in name or "_norm." in name)
             for d, dim in enumerate(space.embed_dim):
                 for h, heads in enumerate(space.num_heads):
                     plain, normal = _attention(block, dim, heads * space.head_dim, whole)
-                    attention[:, d, index, h] = plain + tables, normal
+                    attention[:, d, index, h] = plain + uncut, normal
                 for r, ratio in enumerate(space.mlp_ratio):
                     mlp[:, d, index, r] = _mlp(block, dim, int(dim * ratio), whole)
         stem = np.array([_stem(both, dim) for dim in space.embed_dim])
@@ -97,13 +99,13 @@ class Sensitivity:
         d = space.embed_dim.index(subnet.embed_dim)
         heads = [space.num_heads.index(value) for value in subnet.num_heads]
         ratios = [space.mlp_ratio.index(value) for value in subnet.mlp_ratio]
-        blocks = range(subnet.depth)
+        blocks = list(space.blocks_of(subnet.depth))
         return float(self.stem[d] + self.attention[d, blocks, heads].sum() + self.mlp[d, blocks, ratios].sum())
 
 
 def _attention(block: Mapping[str, Tensor], dim: int, width: int, whole: Mapping[str, float]) -> tuple[float, float]:
-    """Returns plain sum (without tables) and normalised sum of an attention half sliced to ``dim`` and ``width`` channels."""
-    # The rows of q, k and v alternate in the weight, so one slice contains all three. The bias is in q, k, v order.
+    """Returns plain sum (of what is sliced) and normalised sum of an attention half sliced to ``dim`` and ``width`` channels."""
+    # The rows of q, k and v alternate in the weight, so one slice contains all three. The bias' leading part has all three, too.
     qkv = float(block["attn.qkv.weight"][: 3 * width, :dim].sum())
     parts = [block["attn.qkv.bias"][: 3 * width], block["attn.proj.weight"][:dim, :width], block["attn.proj.bias"][:dim]]
     parts += [block["norm1.weight"][:dim], block["norm1.bias"][:dim]]

@@ -7,7 +7,9 @@ import pytest
 from growtas.export.graph.exporter import export_onnx
 from growtas.nn.extract import extract
 from growtas.nn.vit import VisionTransformer
-from tests.export_helpers import SUBNET, random_supernet
+from tests.export_helpers import PLAIN_OPSETS, SUBNET, TINY, PlainFile, random_supernet
+from tests.reference import plain_space
+from tests.verify_helpers import TWO_BLOCKS
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +24,12 @@ def onnx_file(model: VisionTransformer, tmp_path_factory: pytest.TempPathFactory
     path = tmp_path_factory.mktemp("onnx") / "tiny.onnx"
     export_onnx(model, path)
     return path
+
+
+@pytest.fixture(scope="session", params=PLAIN_OPSETS)
+def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PlainFile:
+    """A plain ViT and its ONNX file, in every form; not to be changed."""
+    model = extract(random_supernet(plain_space(TINY, request.param)), TWO_BLOCKS)
+    path = tmp_path_factory.mktemp("plain") / f"{request.param.replace(' ', '-')}.onnx"
+    export_onnx(model, path, opset=PLAIN_OPSETS[request.param])
+    return PlainFile(model, path)

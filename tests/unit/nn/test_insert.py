@@ -6,6 +6,7 @@ from growtas import Architecture, SearchSpace, Subnet, Supernet, VisionTransform
 from growtas.errors import SpaceError, SubnetError
 from growtas.nn.insert import insert, single_subnet_space
 from growtas.sampling import sample
+from tests.reference import PLAIN, plain_space
 
 TINY = SearchSpace(
     name="tiny", embed_dim=(24, 32, 48), num_heads=(1, 2, 3), mlp_ratio=(1.5, 2.0, 3.3), depth=(1, 2, 3), head_dim=16,
@@ -14,10 +15,10 @@ TINY = SearchSpace(
 MIXED = Subnet(32, (1, 3, 2), (2.0, 1.5, 3.3))
 
 
-def random_model(subnet, **changes):
+def random_model(subnet, space=TINY):
     """A static ViT whose every entry is another number."""
     torch.manual_seed(1)
-    model = VisionTransformer(Architecture.of(TINY.replace(**changes), subnet)).eval()
+    model = VisionTransformer(Architecture.of(space, subnet)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
@@ -37,12 +38,18 @@ def assert_same(one, other):
         assert torch.equal(tensor, state[name]), name
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("space", [None, TINY, TINY.replace(max_num_heads=5, max_depth=4)], ids=["own", "tiny", "larger"])
-def test_extracting_gives_the_model_back_bit_for_bit(seed, space):
-    subnet = sample(TINY, np.random.default_rng(seed))
-    model = random_model(subnet)
-    supernet = insert(model, space) if space else insert_alone(model)
+@pytest.mark.parametrize(
+    ("family", "seed"),
+    [*((TINY, seed) for seed in range(6)), *((plain_space(TINY, kind), seed) for kind in PLAIN for seed in (0, 1))],
+    ids=lambda value: getattr(value, "name", value),
+)
+@pytest.mark.parametrize("into", ["own", "tiny", "larger"])
+def test_extracting_gives_the_model_back_bit_for_bit(seed, family, into):
+    subnet = sample(family, np.random.default_rng(seed))
+    model = random_model(subnet, family)
+    order = (3, *family.block_order) if family.block_order else ()
+    larger = family.replace(max_num_heads=5, max_depth=4, block_order=order)
+    supernet = insert_alone(model) if into == "own" else insert(model, larger if into == "larger" else family)
     assert_same(extract(supernet, subnet), model)
     images = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
@@ -50,13 +57,14 @@ def test_extracting_gives_the_model_back_bit_for_bit(seed, space):
         torch.testing.assert_close(supernet(images, subnet), model(images))
 
 
-def test_a_model_goes_back_to_where_it_was_cut_from():
+@pytest.mark.parametrize("space", [TINY, plain_space(TINY, "qk_norm")], ids=lambda space: space.name)
+def test_a_model_goes_back_to_where_it_was_cut_from(space):
     torch.manual_seed(0)
-    supernet = Supernet(TINY)
+    supernet = Supernet(space)
     with torch.no_grad():
         for parameter in supernet.parameters():
             parameter.normal_()
-    back = insert(extract(supernet, MIXED), TINY).state_dict()
+    back = insert(extract(supernet, MIXED), space).state_dict()
     full = supernet.state_dict()
     width, dim, hidden = 16, 32, 64  # of block 0
     # Inside the cut every entry is where it was, the interleaved qkv rows too; outside there are zeros.
@@ -68,6 +76,13 @@ def test_a_model_goes_back_to_where_it_was_cut_from():
     assert torch.equal(back["blocks.0.attn.qkv.bias"][: 3 * width], full["blocks.0.attn.qkv.bias"][: 3 * width])
     assert not back["blocks.0.attn.qkv.bias"][3 * width :].any()
     assert torch.equal(back["head.bias"], full["head.bias"])
+
+
+def test_a_shallow_model_goes_to_the_blocks_that_its_space_runs_first():
+    space, subnet = plain_space(TINY, "block order"), Subnet(32, (1, 3), (2.0, 1.5))
+    supernet = insert(random_model(subnet, space), space)
+    used = [index for index in range(3) if any(parameter.any() for parameter in supernet.blocks[index].parameters())]
+    assert used == [0, 2]
 
 
 def test_the_single_subnet_space_is_as_small_as_the_subnet():
@@ -102,6 +117,7 @@ def test_a_double_model_stays_double():
         (TINY.replace(image_size=32), "image_size of tiny is 32, but 16 in the model"),
         (TINY.replace(num_classes=7), "num_classes of tiny is 7, but 5 in the model"),
         (TINY.replace(max_relative_position=3), "max_relative_position of tiny is 3, but 2"),
+        (plain_space(TINY, "mean"), "max_relative_position of mean is None, but 2 in the model"),
     ],
 )
 def test_another_geometry_is_refused(space, match):
@@ -116,6 +132,3 @@ def test_what_a_supernet_cannot_hold():
     headless.reset_classifier(0)
     with pytest.raises(SpaceError, match="no head"):
         insert_alone(headless)
-    fields = {**Architecture.of(TINY, MIXED).to_dict(), "max_relative_position": None}
-    with pytest.raises(SpaceError, match="no relative position"):
-        insert_alone(VisionTransformer(Architecture.from_dict(fields)))

@@ -11,7 +11,9 @@ from timm.layers import resample_abs_pos_embed
 from growtas import Architecture, Subnet, VisionTransformer
 from growtas.data.preprocess import normalise
 from growtas.errors import ConfigError
+from growtas.nn.insert import insert, single_subnet_space
 from growtas.nn.resample import new_max_position, renormalise, resample, resample_table
+from tests.reference import PLAIN, timm_network
 
 ARCHITECTURE = Architecture(
     subnet=Subnet(24, (2, 1), (2.0, 3.0)), image_size=16, patch_size=4, in_chans=3, num_classes=5, head_dim=8,
@@ -115,11 +117,17 @@ def test_another_size():
     assert resample(model.train(), image_size=8).training
 
 
-def test_a_model_without_relative_position_has_no_tables_to_resample():
-    model = random_model(max_relative_position=None)
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_plain_vit_is_resampled_as_timm_does_it(kind):
+    model = random_model(max_relative_position=None, **PLAIN[kind])
     larger = resample(model, image_size=32)
-    assert larger.architecture.max_relative_position is None
-    assert torch.equal(larger.pos_embed, resample_abs_pos_embed(model.pos_embed, [8, 8]))
+    assert larger.architecture == dataclasses.replace(model.architecture, image_size=32)
+    state = insert(model, single_subnet_space(model.architecture, "one")).state_dict()
+    theirs = timm_network(single_subnet_space(model.architecture, "one"), model.architecture.subnet, state)
+    theirs.set_input_size((32, 32))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(larger(images).double(), theirs(images.double()), rtol=1e-4, atol=1e-5)
 
 
 def smooth_model():

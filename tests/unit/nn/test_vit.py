@@ -10,22 +10,27 @@ from torch.utils.flop_counter import FlopCounterMode
 from growtas import Architecture, SearchSpace, Subnet, Supernet, VisionTransformer, count_costs, extract, load_space
 from growtas.errors import CheckpointError, SubnetError
 from growtas.sampling import sample
-from tests.reference import naive_relative_attention
+from tests.reference import PLAIN, naive_relative_attention, plain_space, timm_network
 
 TINY = SearchSpace(
     name="tiny", embed_dim=(24, 32, 48), num_heads=(1, 2, 3), mlp_ratio=(1.5, 2.0, 3.3), depth=(1, 2, 3), head_dim=16,
     image_size=16, patch_size=4, num_classes=5, max_relative_position=2, max_embed_dim=50, max_mlp_ratio=4.0,
 )  # fmt: skip
+SPACES = {"relative": TINY, **{kind: plain_space(TINY, kind) for kind in PLAIN}}
 
 
-@pytest.fixture
-def supernet():
+def random_supernet(space):
     torch.manual_seed(0)
-    net = Supernet(TINY)
+    net = Supernet(space)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.normal_(std=0.3)
     return net.eval()
+
+
+@pytest.fixture
+def supernet():
+    return random_supernet(TINY)
 
 
 def written_out_logits(state, subnet, images):
@@ -66,16 +71,26 @@ def written_out_logits(state, subnet, images):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_supernet_and_extracted_vit_equal_the_written_out_network(supernet, seed):
-    subnet = sample(TINY, np.random.default_rng(seed))
+@pytest.mark.parametrize("kind", SPACES)
+def test_supernet_and_extracted_vit_equal_an_independent_network(kind, seed):
+    space = SPACES[kind]
+    supernet, subnet = random_supernet(space), sample(space, np.random.default_rng(seed))
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
     state = {name: tensor.double() for name, tensor in supernet.state_dict().items()}
-    oracle = written_out_logits(state, subnet, images.double())
     vit = extract(supernet, subnet)
     with torch.no_grad():
+        if kind == "relative":
+            oracle = written_out_logits(state, subnet, images.double())
+        else:
+            network = timm_network(space, subnet, state)
+            oracle = network(images.double())
+            assert sum(p.numel() for p in network.parameters()) == count_costs(space, subnet).params
+            with FlopCounterMode(display=False) as counter:
+                network(images[:1].double())
+            assert counter.get_total_flops() == 2 * count_costs(space, subnet).macs
         for logits in (supernet(images, subnet), vit(images)):
             assert ((logits - oracle).abs().max() / oracle.abs().max()).item() < 1e-5
-    assert sum(p.numel() for p in vit.parameters()) == count_costs(TINY, subnet).params
+    assert sum(p.numel() for p in vit.parameters()) == count_costs(space, subnet).params
 
 
 def test_extracted_weights_are_copies(supernet):
@@ -143,8 +158,13 @@ def test_macs_equal_the_flop_counters(name):
 
 
 def test_architecture_round_trips_and_names_odd_keys():
+    for space in SPACES.values():
+        architecture = Architecture.of(space, space.largest)
+        assert Architecture.from_dict(architecture.to_dict()) == architecture
     architecture = Architecture.of(TINY, TINY.largest)
-    assert Architecture.from_dict(architecture.to_dict()) == architecture
+    # The form of earlier versions has exactly these keys.
+    geometry = {"image_size", "patch_size", "in_chans", "num_classes", "head_dim", "max_relative_position"}
+    assert architecture.to_dict().keys() == {"subnet", *geometry}
     with pytest.raises(CheckpointError, match="colour"):
         Architecture.from_dict({**architecture.to_dict(), "colour": 1})
 

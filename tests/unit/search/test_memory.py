@@ -12,6 +12,7 @@ from growtas.sampling import sample
 from growtas.search.memory import _peak, activation_bytes, weight_bytes
 from growtas.space import PRESETS, SearchSpace
 from growtas.subnet import Subnet
+from tests.reference import plain_space
 
 MICRO = PRESETS["micro"]
 
@@ -31,10 +32,17 @@ def memory(subnet, images=1, precision="fp32", space=MICRO):
         ("micro", Subnet(48, (4, 2, 3, 2, 4), (2.0, 4.0, 3.0, 2.0, 3.0)), 8, 10_013_184),
         ("autoformer-t", Subnet(192, (3,) * 12, (3.5,) * 12), 1, 10_082_816),
         ("autoformer-t", Subnet(192, (3,) * 12, (3.5,) * 12), 8, 25_415_680),
+        ("class token", Subnet(64, (4,) * 3, (4.0,) * 3), 1, 8_347_648),
+        ("class token", Subnet(64, (4,) * 3, (4.0,) * 3), 8, 9_433_600),
+        ("mean", Subnet(64, (4,) * 3, (4.0,) * 3), 8, 9_197_568),
+        ("registers", Subnet(64, (4,) * 3, (4.0,) * 3), 8, 9_279_488),
+        ("qk_norm", Subnet(64, (4,) * 3, (4.0,) * 3), 8, 9_560_576),
+        ("registers", Subnet(32, (2,) * 2, (2.0,) * 2), 8, 8_701_952),
     ],
 )
 def test_close_to_what_plans_report(space, subnet, images, reported):
-    assert memory(subnet, images, space=PRESETS[space]) == pytest.approx(reported, rel=0.1)
+    network = PRESETS[space] if space in PRESETS else plain_space(MICRO, space)
+    assert memory(subnet, images, space=network) == pytest.approx(reported, rel=0.1)
 
 
 def test_the_peak_of_a_program_is_the_largest_sum_of_what_is_alive():
@@ -45,8 +53,13 @@ def test_the_peak_of_a_program_is_the_largest_sum_of_what_is_alive():
 
 
 @settings(deadline=None)
-@given(st.integers(0, 10_000), st.sampled_from(["fp32", "fp16", "int8"]), st.integers(1, 16))
-def test_a_larger_subnet_or_batch_never_takes_less(seed, precision, images):
+@given(
+    st.sampled_from([MICRO, plain_space(MICRO, "qk_norm")]),
+    st.integers(0, 10_000),
+    st.sampled_from(["fp32", "fp16", "int8"]),
+    st.integers(1, 16),
+)
+def test_a_larger_subnet_or_batch_never_takes_less(space, seed, precision, images):
     subnet = sample(MICRO, np.random.default_rng(seed))
     deeper = Subnet(subnet.embed_dim, (*subnet.num_heads, 2)[:6], (*subnet.mlp_ratio, 2.0)[:6])
     larger = [
@@ -56,9 +69,9 @@ def test_a_larger_subnet_or_batch_never_takes_less(seed, precision, images):
         deeper,
     ]
     for other in larger:
-        assert memory(other, images, precision) >= memory(subnet, images, precision)
-    assert memory(subnet, images + 1, precision) > memory(subnet, images, precision)
-    assert memory(subnet, images, "fp16") < memory(subnet, images, "fp32")
+        assert memory(other, images, precision, space) >= memory(subnet, images, precision, space)
+    assert memory(subnet, images + 1, precision, space) > memory(subnet, images, precision, space)
+    assert memory(subnet, images, "fp16", space) < memory(subnet, images, "fp32", space)
 
 
 def test_weights_take_params_times_bytes():
@@ -87,3 +100,7 @@ def test_attention_weights_are_the_peak_where_tokens_are_many():
     assert fixed == 8_150_000
     assert memory(space.smallest, 3, space=space) == fixed + 3 * 2 * 4 * peak
     assert memory(space.smallest, 3, "fp16", space=space) == fixed + 3 * 2 * 2 * peak
+    # Without a relative position the values are computed after the weights, from normalised tokens as wide as the residual.
+    plain, more = plain_space(space, "registers"), tokens + 3
+    peak = more * (8 + 8) + 2 * heads * more * more
+    assert memory(plain.smallest, 1, space=plain) == fixed + 2 * 4 * peak

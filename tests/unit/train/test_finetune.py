@@ -22,7 +22,7 @@ from growtas.train.resolve_recipe import resolve_finetune
 from growtas.train.session import resume_session
 from growtas.train.strategies import make_strategy
 from tests.export_helpers import SUBNET, add_search, make_run
-from tests.reference import count_correct
+from tests.reference import PLAIN, count_correct, plain_space
 
 SPACE = SearchSpace(
     name="tiny", embed_dim=(8, 16), num_heads=(1, 2), mlp_ratio=(1.0, 2.0), depth=(1, 2), head_dim=8, image_size=8, patch_size=4,
@@ -32,10 +32,10 @@ MIXED = Subnet(16, (1, 2), (2.0, 1.0))
 """A subnet whose blocks differ: its one-subnet space has choices that make others."""
 
 
-def model_file(path, subnet=MIXED, seed=0, **manifest):
+def model_file(path, subnet=MIXED, seed=0, original=SPACE, **manifest):
     """A model with a manifest as `growtas export` writes them."""
     torch.manual_seed(seed)
-    model = VisionTransformer(Architecture.of(SPACE, subnet))
+    model = VisionTransformer(Architecture.of(original, subnet))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(std=0.2)
@@ -144,6 +144,18 @@ def test_the_run_holds_the_model_alone(tmp_path, folder):
     assert [chosen.subnet for step in range(5) for chosen in strategy.draw(step, 0.0)] == [MIXED] * 5
 
 
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_plain_vit_is_trained_at_another_size_and_stays_one(tmp_path, folder, kind):
+    start = load_pretrained(model_file(tmp_path / "net.safetensors", original=plain_space(SPACE, kind)))
+    session = start_finetune(start, quick(folder, image_size=16, epochs=1), out=tmp_path / "runs", device="cpu")
+    session.train()
+    model = extract(load_supernet(session.run.supernet_file), MIXED)
+    changes = {"image_size": 16, "num_classes": 3}
+    assert model.architecture.geometry == {**Architecture.of(plain_space(SPACE, kind), MIXED).geometry, **changes}
+    test = EvaluationSet(session.data.test, session.run.info["preprocess"], session.data.class_names)
+    assert session.run.info["finetune"]["test_accuracy"] == count_correct(model, test) / len(test)
+
+
 def test_the_first_weights_are_the_models(tmp_path, folder):
     """Everything but the head, and with another normalisation the same features."""
     old = {
@@ -228,8 +240,9 @@ def test_training_changes_the_subnet_and_nothing_else(tmp_path, folder):
     assert accuracy > 0.6  # three classes that a colour tells apart
 
 
-def test_a_stopped_run_goes_on_as_any_other(tmp_path, folder):
-    start = load_pretrained(model_file(tmp_path / "net.safetensors"))
+@pytest.mark.parametrize("space", [SPACE, plain_space(SPACE, "mean")], ids=lambda space: space.name)
+def test_a_stopped_run_goes_on_as_any_other(tmp_path, folder, space):
+    start = load_pretrained(model_file(tmp_path / "net.safetensors", original=space))
     whole = start_finetune(start, quick(folder), out=tmp_path / "runs", name="whole", device="cpu")
     whole.train()
     stopped = start_finetune(start, quick(folder), out=tmp_path / "runs", name="stopped", device="cpu")

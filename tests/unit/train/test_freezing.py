@@ -15,6 +15,7 @@ from growtas.train.freezing import FrozenEntries, used_regions
 from growtas.train.recipe import Recipe
 from growtas.train.step import Stepper, Training
 from growtas.train.strategies.base import Pass
+from tests.reference import plain_space
 
 CPU = torch.device("cpu")
 
@@ -40,9 +41,16 @@ def touched(supernet, subnets):
 
 
 @pytest.mark.parametrize("subspace", [Subspace(max_embed_dim=8), Subspace(max_mlp_ratio=1), Subspace(8, 1)])
-def test_regions_are_what_the_subnets_touch(tiny, subspace):
+@pytest.mark.parametrize("kind", ["relative", "qk_norm", "ordered"])
+def test_regions_are_what_the_subnets_touch(tiny, subspace, kind):
     torch.manual_seed(0)
-    supernet = Supernet(load_space(tiny))
+    space = load_space(tiny)
+    if kind == "qk_norm":
+        space = plain_space(space, kind)
+    if kind == "ordered":
+        # Of three blocks no subnet runs the second one.
+        space = plain_space(space, "mean").replace(max_depth=3, block_order=(2, 0, 1))
+    supernet = Supernet(space)
     for parameter in supernet.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)  # zero biases would hide what hangs on them
     masks = touched(supernet, [subnet for subnet in every_subnet(supernet.space) if subspace.holds(subnet)])
@@ -53,7 +61,8 @@ def test_regions_are_what_the_subnets_touch(tiny, subspace):
             expected[regions[name]] = True
         # Keys' biases and unused distances have no gradient, though subnets use them.
         assert not (mask & ~expected).any(), name
-        if not any(part in name for part in ("qkv.bias", "relative")):
+        # One head norm's bias of the keys has none either: it adds the same to all logits of a query.
+        if not any(part in name for part in ("qkv.bias", "relative", "k_norm.bias")):
             assert torch.equal(mask, expected), name
 
 
@@ -67,10 +76,13 @@ OPTIMIZERS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("options", [*OPTIMIZERS, {"optimizer": "adamw", "kind": "block order"}], ids=str)
 def test_frozen_entries_and_logits_stay_to_the_bit(tiny, options):
     torch.manual_seed(0)
     space, subspace = load_space(tiny), Subspace(max_embed_dim=8)
+    if "kind" in options:
+        options = dict(options)
+        space = plain_space(space, options.pop("kind"))
     supernet = Supernet(space)
     supernet.head.bias.data[0] = -0.0
     small = [subnet for subnet in every_subnet(space) if subspace.holds(subnet)]

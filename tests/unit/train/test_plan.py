@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 import os
 import random
@@ -24,6 +25,7 @@ from growtas.train.recipe import Recipe
 from growtas.train.recipes import RECIPES
 from growtas.train.session import start_session
 from growtas.train.strategies import make_strategy
+from tests.reference import plain_space
 
 CPU = torch.device("cpu")
 MICRO = PRESETS["micro"]
@@ -159,10 +161,10 @@ def test_learning_rates_by_the_formula(warmup, epochs):
 # Memory
 
 _PEAK = """
-import sys, torch
+import json, sys, torch
 import torch.nn.functional as F
 from growtas.nn.supernet import Supernet
-from growtas.space import PRESETS
+from growtas.space import PRESETS, SearchSpace
 from growtas.train.optimizer import make_optimizer
 from growtas.train.recipe import Recipe
 
@@ -175,16 +177,16 @@ def step(net, optimizer, images):
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
-def make(name):
-    net = Supernet(PRESETS[name])
-    return net, make_optimizer(net, Recipe(space=name))
+def make(space):
+    net = Supernet(space)
+    return net, make_optimizer(net, Recipe(space=space.name))
 
 def images(space, count):
     return torch.randn(count, space.in_chans, space.image_size, space.image_size)
 
-step(*make("micro"), images(PRESETS["micro"], 1))  # what libraries keep for themselves
+step(*make(PRESETS["micro"]), images(PRESETS["micro"], 1))  # what libraries keep for themselves
 before = status("VmRSS")
-net, optimizer = make(sys.argv[1])
+net, optimizer = make(SearchSpace.from_dict(json.loads(sys.argv[1])))
 step(net, optimizer, images(net.space, 1))
 batch = images(net.space, int(sys.argv[2]))
 open("/proc/self/clear_refs", "w").write("5")
@@ -194,12 +196,16 @@ print(status("VmHWM") - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux' /proc")
-@pytest.mark.parametrize(("space", "images"), [("micro", 128), ("autoformer-t", 4)])
+@pytest.mark.parametrize(
+    ("space", "images"),
+    [(MICRO, 128), pytest.param(PRESETS["autoformer-t"], 4, marks=pytest.mark.slow), (plain_space(MICRO, "qk_norm"), 128)],
+    ids=lambda value: getattr(value, "name", None),
+)
 def test_memory_is_within_a_factor_of_one_and_a_half_of_the_real_peak(space, images):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", _PEAK, space, str(images)]
+    command = [sys.executable, "-c", _PEAK, json.dumps(space.to_dict()), str(images)]
     real = int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
-    estimated = estimate_memory(Recipe(space=space), PRESETS[space], PRESETS[space].largest, images, CPU).total
+    estimated = estimate_memory(Recipe(space=space.name), space, space.largest, images, CPU).total
     assert real / 1.5 < estimated < real * 1.5
 
 

@@ -15,8 +15,11 @@ from growtas.runs import create_run
 from growtas.space import PRESETS
 from growtas.subnet import Subnet
 from growtas.units import format_accuracy, format_count
+from growtas.watch.diagram import subnet_text
+from growtas.watch.drawing import subnet_drawing
 from growtas.watch.run_page import write_run_page
 from growtas.watch.search_report import CostPlane
+from tests.reference import plain_space
 from tests.report_helpers import MICRO, Page, a10, manifest, metrics_line, write_search, write_whole_run
 
 
@@ -330,12 +333,32 @@ def test_a_latency_that_was_measured_is_called_so(tmp_path):
     assert row[2] == "1.25 ms (measured, unsteady)"
 
 
+def test_blocks_are_drawn_in_their_places():
+    space = plain_space(PRESETS["micro"], "block order")
+    subnet = Subnet(32, (2, 3, 2, 4), (2.0, 2.0, 2.0, 3.0))
+    # Of six blocks the last one is the most important, and then the first ones.
+    text = subnet_text(space, subnet).splitlines()
+    assert [line.split()[1] for line in text[1:-1]] == ["1", "2", "3", "6"]
+    assert text[-1] == "first token, 10 classes"
+    drawing = str(subnet_drawing(space, subnet))
+    assert re.findall(r"<title>block (\d): (\d) heads", drawing) == [("1", "2"), ("2", "3"), ("3", "2"), ("6", "4")]
+    assert "patches and cls, embed_dim" in text[0]
+    assert "7x7 patches and 4 tokens before them" in subnet_text(plain_space(PRESETS["micro"], "registers"), subnet)
+    assert "7x7 patches, embed_dim" in subnet_text(plain_space(PRESETS["micro"], "mean"), subnet)
+
+
 def test_where_a_run_comes_from(tmp_path):
     record = {"state": "imported", "space": PRESETS["micro"].to_dict(), "method": "autoformer", "source": {"file": "a b.pth"}}
     page = page_of(create_run(tmp_path, "imported", record))
     assert "A supernet of the search space micro, imported from a b.pth." in page.texts
     assert "it was not trained here" in page.section_text("training")
     assert "growtas import autoformer 'a b.pth' --space micro" in page.section_text("commands")
+    source = {"model": "deit_tiny_patch16_224", "weights": "fine tuned.pth", "sha256": "0"}
+    timms = {**record, "method": "timm", "source": source, "data": {"name": "folder", "data_dir": "my photos"}}
+    page = page_of(create_run(tmp_path, "from-timm", timms))
+    assert "A supernet of the search space micro, imported from deit_tiny_patch16_224 of timm (fine tuned.pth)." in page.texts
+    command = "growtas import timm deit_tiny_patch16_224 --weights 'fine tuned.pth' --data folder --data-dir 'my photos'"
+    assert command in page.section_text("commands")
     tuned = {"weights": "model.safetensors", "test_accuracy": 0.9}
     run = write_whole_run(tmp_path)
     run.update(method="finetune", starts_from={}, finetune=tuned, data={"name": "folder", "data_dir": "my photos"})

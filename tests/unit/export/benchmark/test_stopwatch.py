@@ -36,7 +36,7 @@ def shipped(subnet: Subnet, folder: Path) -> Path:
     return folder / "int8.onnx"
 
 
-@pytest.mark.parametrize("subnet", [SUBNET, OTHER])
+@pytest.mark.parametrize("subnet", [SUBNET, pytest.param(OTHER, marks=pytest.mark.slow)])
 def test_int8_networks_are_those_that_an_export_converts(subnet: Subnet, tmp_path: Path) -> None:
     images = noise(4, IMAGE)
     with (

@@ -11,13 +11,14 @@ from growtas.errors import BuildError
 from growtas.export.benchmark import timing as measure
 from growtas.export.benchmark.timing import clocks, measure_in_turns
 from growtas.export.graph.assemble import Assembler, export_graph, signature
-from growtas.export.graph.exporter import export_onnx
+from growtas.export.graph.exporter import DEFAULT_OPSET, export_onnx
 from growtas.export.runtimes.base import Timer
 from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
 from growtas.nn.architecture import Architecture
 from growtas.nn.vit import VisionTransformer, random_network
 from growtas.subnet import Subnet
-from tests.export_helpers import TINY
+from tests.export_helpers import TINY, PlainFile
+from tests.verify_helpers import TWO_BLOCKS
 
 SUBNETS = [Subnet(16, (2, 1), (3.0, 2.0)), Subnet(16, (1, 1), (2.0, 3.0)), Subnet(16, (2, 2), (2.0, 2.0)), Subnet(16, (1,), (3.0,))]
 
@@ -34,6 +35,18 @@ def test_an_assembled_graph_is_the_exported_one(assembler: Assembler, subnet: Su
     assert signature(assembled) == signature(exported)
     assert len(assembled.graph.node) == len(exported.graph.node)
     assert len(assembled.graph.initializer) == len(exported.graph.initializer)
+
+
+def test_an_assembled_plain_vit_is_the_exported_one(plain: PlainFile, request: pytest.FixtureRequest) -> None:
+    if request.node.callspec.params["plain"] not in ("registers", "qk_norm"):
+        pytest.skip("older opsets have other operators, and the graph between the blocks is as that of the registers")
+    geometry = plain.model.architecture.geometry
+    # A block order has no influence on graphs.
+    space = TINY.replace(**geometry, block_order=(1, 0))
+    assembled, exported = Assembler(space, [TWO_BLOCKS]).graph(TWO_BLOCKS), onnx.load(plain.path)
+    onnx.checker.check_model(assembled, full_check=True)
+    exported.opset_import[0].version = DEFAULT_OPSET
+    assert signature(assembled) == signature(exported)
 
 
 def test_an_assembled_graph_computes_its_blocks_in_their_order(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,11 +20,21 @@ from growtas.export.quantization.convert import convert
 from growtas.export.runtimes.base import is_installed
 from growtas.nn.architecture import Architecture
 from growtas.nn.vit import random_network
+from tests.reference import PLAIN
 
 Blocks = list[tuple[int, float]]
 
 
-def exported(folder: Path, blocks: Blocks, *, size: int = 16, distance: int | None = 2, head_dim: int = 8, dim: int = 32) -> Path:
+def exported(
+    folder: Path,
+    blocks: Blocks,
+    *,
+    size: int = 16,
+    distance: int | None = 2,
+    head_dim: int = 8,
+    dim: int = 32,
+    **plain: Any,
+) -> Path:
     architecture = Architecture(
         subnet=Subnet(dim, tuple(heads for heads, _ in blocks), tuple(ratio for _, ratio in blocks)),
         image_size=size,
@@ -32,6 +43,7 @@ def exported(folder: Path, blocks: Blocks, *, size: int = 16, distance: int | No
         num_classes=5,
         head_dim=head_dim,
         max_relative_position=distance,
+        **plain,
     )
     path = folder / "net.onnx"
     export_onnx(random_network(architecture), path)
@@ -103,14 +115,18 @@ def test_twice_is_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="tensorrt-rtx is not installed")
-@pytest.mark.parametrize(("precision", "rest"), [("fp16", "fp32"), ("bf16", "fp32"), ("int8", "fp16")])
-def test_tensorrt_compiles_it_to_one_kernel(tmp_path: Path, precision: str, rest: str) -> None:
-    """For every block; and not in the form of the fp32 graph."""
+@pytest.mark.parametrize(
+    ("precision", "rest", "kind"),
+    [("fp16", "fp32", "relative"), ("bf16", "fp32", "relative"), ("int8", "fp16", "relative"), ("fp16", "fp32", "qk_norm")],
+)
+def test_tensorrt_compiles_it_to_one_kernel(tmp_path: Path, precision: str, rest: str, kind: str) -> None:
+    """For every block; and not in the form of the fp32 graph. Attention without a relative position has this form anyway."""
     from growtas.export.quantization.half import cast_floats
     from growtas.export.tensorrt.builder import Shapes, TensorRTRTXBuilder
 
     blocks = [(3, 2.0), (2, 1.0)]
-    source = exported(tmp_path, blocks, size=56, distance=14, head_dim=64, dim=64)
+    plain: dict[str, Any] = {} if kind == "relative" else {"distance": None, **PLAIN[kind]}
+    source = exported(tmp_path, blocks, size=56, head_dim=64, dim=64, **{"distance": 14, **plain})
     images = np.random.default_rng(0).standard_normal((4, 3, 56, 56)).astype(np.float32)
     low = tmp_path / "low.onnx"
     convert(source, low, precision, calibration=images, calibration_are="noise", rest=rest)
@@ -120,9 +136,9 @@ def test_tensorrt_compiles_it_to_one_kernel(tmp_path: Path, precision: str, rest
         return plan.data.count(b"function={ name=_gemm_mha")
 
     assert fused(low, precision) == len(blocks)
-    if precision == "fp16":
-        plain = load_typed_model(source)
-        cast_floats(plain, "fp16", (), "plain")
-        forget_types(plain)
-        save_model(plain, tmp_path / "plain.onnx", "the plain graph")
+    if (precision, kind) == ("fp16", "relative"):
+        unfused = load_typed_model(source)
+        cast_floats(unfused, "fp16", (), "plain")
+        forget_types(unfused)
+        save_model(unfused, tmp_path / "plain.onnx", "the plain graph")
         assert fused(tmp_path / "plain.onnx", "fp16") == 0

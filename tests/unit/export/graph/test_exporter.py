@@ -21,7 +21,7 @@ from growtas.export.graph.inference_vit import deployable
 from growtas.nn.extract import extract
 from growtas.nn.vit import VisionTransformer
 from growtas.space import load_space
-from tests.export_helpers import random_supernet
+from tests.export_helpers import PLAIN_OPSETS, PlainFile, random_supernet
 
 
 def logits(path: Path, images: torch.Tensor) -> np.ndarray:
@@ -56,6 +56,19 @@ def test_the_oldest_opset_agrees(model: VisionTransformer, tmp_path: Path) -> No
     export_onnx(model, tmp_path / "old.onnx", opset=18)
     assert [entry.version for entry in onnx.load(tmp_path / "old.onnx").opset_import] == [18]
     agree(tmp_path / "old.onnx", model, 3)
+
+
+def test_plain_vits_agree_in_every_opset(plain: PlainFile, request: pytest.FixtureRequest) -> None:
+    for batch in (1, 3, 70):
+        agree(plain.path, plain.model, batch)
+    proto = onnx.load(plain.path)
+    operators = [node.op_type for node in proto.graph.node]
+    assert operators.count("Shape") <= 1
+    assert not {"Range", "Where", "ConstantOfShape", "NonZero", "Loop", "If", "Cast"} & set(operators)
+    # Each layer is one product with its bias inside: patches, and in each block q, k, v, projection and MLP, and the head.
+    assert operators.count("Gemm") + operators.count("Conv") + operators.count("MatMul") == 2 + 2 * (6 + 2)
+    opset = PLAIN_OPSETS[request.node.callspec.params["plain"]]
+    assert [entry.version for entry in proto.opset_import] == [opset]
 
 
 def test_graph_is_plain_and_its_ends_are_named(onnx_file: Path) -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -9,6 +7,7 @@ import torch
 from growtas import Architecture, SearchSpace, VisionTransformer
 from growtas.export.graph.inference_vit import deployable
 from growtas.sampling import sample
+from tests.reference import PLAIN, plain_space
 
 SPACE = SearchSpace(
     name="tiny", embed_dim=(24, 32), num_heads=(1, 2, 3), mlp_ratio=(2.0, 3.0), depth=(1, 2, 3), head_dim=16, image_size=24,
@@ -16,13 +15,11 @@ SPACE = SearchSpace(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.parametrize("space", [SPACE, *(plain_space(SPACE, kind) for kind in PLAIN)], ids=lambda space: space.name)
 @pytest.mark.parametrize("seed", range(4))
 @torch.no_grad()
-def test_computes_what_the_vit_computes(seed, relative):
-    architecture = Architecture.of(SPACE, sample(SPACE, np.random.default_rng(seed)))
-    if not relative:
-        architecture = dataclasses.replace(architecture, max_relative_position=None)
+def test_computes_what_the_vit_computes(seed, space):
+    architecture = Architecture.of(space, sample(space, np.random.default_rng(seed)))
     torch.manual_seed(seed)
     vit = VisionTransformer(architecture).double().eval()
     for parameter in vit.parameters():  # Every bias and table must matter.

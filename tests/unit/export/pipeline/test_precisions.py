@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 
+from growtas.checkpoint import load_supernet
 from growtas.data.evaluation import test_set as open_test_set
 from growtas.errors import CheckpointError, ParityError
 from growtas.export.artifact import read_manifest
 from growtas.export.open import open_session
 from growtas.export.pipeline.options import ExportOptions
 from growtas.export.pipeline.run import export_subnet
+from growtas.export.pipeline.standalone import load_module
 from growtas.export.runtimes.base import is_installed
 from growtas.export.verification import images as verification_images
+from growtas.export.verification.images import noise
 from growtas.files import sha256
 from growtas.runs import Run
-from tests.export_helpers import Recorder
+from tests.export_helpers import SUBNET, TINY, Recorder, add_search, make_run
+from tests.reference import plain_space, timm_network
 
 
 def test_other_precisions_and_ends_are_verified_and_described(run: Run) -> None:
@@ -116,6 +122,25 @@ def test_formats_beside_onnx(run: Run) -> None:
     (run.path / "export" / weights["file"]).write_bytes(b"others")
     with pytest.raises(CheckpointError, match=r"tiny-subnet\.bin is not the one"):
         read_manifest(made[-1].path)
+
+
+@pytest.mark.parametrize("kind", ["mean", "qk_norm"])
+def test_every_format_of_a_plain_vit_computes_what_timm_computes(tmp_path: Path, kind: str) -> None:
+    # The subnet's only block is the last one of the supernet.
+    space = plain_space(TINY, kind).replace(block_order=(1, 0))
+    run = make_run(tmp_path, space=space, name="plain")
+    add_search(run)
+    formats = ("program", "openvino") if is_installed("openvino") else ("program",)
+    made = export_subnet(run, ExportOptions(formats=formats, images=32))
+    images = noise(3, (3, 16, 16))
+    state = load_supernet(run.supernet_file).state_dict()
+    with torch.inference_mode():
+        want = timm_network(space, SUBNET, state)(torch.from_numpy(images).double()).numpy()
+        module = load_module(run.path / "export" / f"{kind}_subnet.py").load()
+        np.testing.assert_allclose(module(torch.from_numpy(images)).numpy(), want, rtol=1e-4, atol=1e-5)
+    for artifact in made:
+        with open_session(artifact.path) as session:
+            np.testing.assert_allclose(session.run(images), want, rtol=1e-4, atol=1e-5)
 
 
 def test_a_plan_has_the_ends_that_were_asked_for(run: Run) -> None:

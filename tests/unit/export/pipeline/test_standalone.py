@@ -14,6 +14,7 @@ from growtas.checkpoint import save_model
 from growtas.export.pipeline.standalone import load_module, module_name, write_module
 from growtas.nn.architecture import Architecture
 from growtas.nn.vit import random_network
+from tests.reference import PLAIN
 
 
 def architecture(**changes):
@@ -38,6 +39,7 @@ def write(folder, model, **described):
         {"max_relative_position": 1},
         {"in_chans": 1, "image_size": 28},
         {"num_classes": 0},
+        *({"max_relative_position": None, **changes} for changes in PLAIN.values()),
     ],
 )
 def test_it_computes_what_the_network_computes(tmp_path, changes):

@@ -19,7 +19,7 @@ from growtas.export.quantization.inspect import require_precision
 from growtas.export.quantization.sensitivity import find_sensitive
 from growtas.export.verification.images import noise
 from growtas.nn.extract import extract
-from tests.export_helpers import SUBNET, random_supernet
+from tests.export_helpers import SUBNET, PlainFile, random_supernet
 
 IMAGES = noise(16, (3, 16, 16))
 
@@ -32,14 +32,17 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def logits(path: Path) -> np.ndarray:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+def logits(path: Path, *, optimised: bool = True) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {"images": IMAGES})[0])
 
 
-def error(path: Path, fp32: Path) -> float:
+def error(path: Path, fp32: Path, *, optimised: bool = True) -> float:
     want = logits(fp32)
-    return float(np.abs(logits(path) - want).max() / np.abs(want).max())
+    return float(np.abs(logits(path, optimised=optimised) - want).max() / np.abs(want).max())
 
 
 def stored(path: Path) -> set[int]:
@@ -71,6 +74,23 @@ def test_int8_is_symmetric_per_channel_and_close(fp32: Path, tmp_path: Path) -> 
     weights = [node for node in nodes if node.input[0] in values]
     assert weights
     assert all(values[node.input[1]].size > 1 for node in weights)
+
+
+@pytest.mark.parametrize(
+    ("precision", "least", "most"), [("fp16", 1e-6, 1e-2), ("bf16", 0, 0), ("int8", 1e-4, 0.2), ("fp8", 1e-4, 0.2)]
+)
+def test_plain_vits_have_the_precision_and_are_close(
+    plain: PlainFile, tmp_path: Path, precision: str, least: float, most: float
+) -> None:
+    path = tmp_path / "low.onnx"
+    info = convert(plain.path, path, precision, calibration=IMAGES, calibration_are="noise")
+    require_precision(path, precision, kept=info.kept)
+    assert precision not in ("int8", "fp8") or info.kept.keys() == {"patch_embed", "head"}
+    # q, k, v, projection and MLP of both blocks. int8 for CPUs has q, k and v in one product.
+    assert list(info.layers.values()).count(precision) >= (8 if precision == "int8" else 12)
+    if info.runs_here:
+        # From opset 21 on, ONNX Runtime 1.32 fails in an optimisation of its own on every int8 file for CPUs.
+        assert least < error(path, plain.path, optimised=False) < most
 
 
 def quantising(path: Path) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:

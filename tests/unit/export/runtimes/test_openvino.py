@@ -17,15 +17,20 @@ from onnx import TensorProto, helper
 from growtas.errors import BuildError, CheckpointError, DeviceError, MissingExtra, OutputError, UsageError
 from growtas.export.benchmark import stopwatch as turns
 from growtas.export.benchmark import targets
+from growtas.export.graph.exporter import export_onnx
 from growtas.export.open import open_session
+from growtas.export.quantization.convert import convert
 from growtas.export.runtimes import openvino
 from growtas.export.runtimes.base import is_installed
 from growtas.export.runtimes.onnxruntime import OnnxRuntimeSession
 from growtas.export.runtimes.openvino import OpenVINOSession, write_ir
 from growtas.export.verification.images import noise
+from growtas.nn.architecture import Architecture
+from growtas.nn.vit import random_network
 from growtas.resources import available_threads
 from growtas.subnet import Subnet
-from tests.export_helpers import SUBNET, TINY
+from tests.export_helpers import SUBNET, TINY, PlainFile
+from tests.reference import plain_space
 
 needs_openvino = pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
 SHAPE = (3, 16, 16)
@@ -79,6 +84,26 @@ def test_the_logits_are_those_of_onnx_runtime(onnx_file: Path, ir: Path, form: s
         for batch in (1, 5, 1):
             images = noise(batch, SHAPE) * 3
             assert _relative(session.run(images), other.run(images)) < 1e-4
+
+
+@needs_openvino
+def test_an_ir_of_a_plain_vit_gives_its_logits(plain: PlainFile, tmp_path: Path) -> None:
+    write_ir(plain.path, tmp_path / "plain.xml")
+    with OnnxRuntimeSession(plain.path, threads=1) as other, OpenVINOSession(tmp_path / "plain.xml", threads=1) as session:
+        for batch in (1, 3):
+            images = noise(batch, SHAPE)
+            assert _relative(session.run(images), other.run(images)) < 1e-4
+
+
+@needs_openvino
+def test_an_int8_ir_with_matrices_of_usual_sizes_is_loaded(tmp_path: Path) -> None:
+    # What OpenVINO computes of such matrices when it loads the IR is no larger than they are.
+    space = plain_space(TINY, "class token").replace(embed_dim=(64,), max_embed_dim=64, head_dim=16)
+    export_onnx(random_network(Architecture.of(space, Subnet(64, (2,), (3.0,)))), tmp_path / "fp32.onnx")
+    convert(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", "int8", calibration=noise(8, SHAPE))
+    write_ir(tmp_path / "int8.onnx", tmp_path / "int8.xml")
+    with OpenVINOSession(tmp_path / "fp32.onnx", threads=1) as other, OpenVINOSession(tmp_path / "int8.xml", threads=1) as session:
+        assert _relative(session.run(noise(3, SHAPE)), other.run(noise(3, SHAPE))) < 0.2
 
 
 @needs_openvino

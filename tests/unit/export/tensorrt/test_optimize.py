@@ -14,11 +14,12 @@ import pytest
 from growtas.export.graph.edit import load_typed_model, to_proto
 from growtas.export.graph.pre_post import add_preprocess
 from growtas.export.quantization.convert import convert
-from growtas.export.runtimes.base import is_installed
 from growtas.export.tensorrt.optimize import gather_values, numbers_first, patches_as_rows, plan_graphs
+from tests.export_helpers import PlainFile, needs_rtx
 from tests.unit.export.graph.test_attention_fusion import exported, run
 
 BLOCKS = [(3, 2.0), (2, 1.0)]
+RECORD = {"image_size": 16, "in_chans": 3, "mean": [0.4] * 3, "std": [0.3] * 3, "interpolation": "bicubic", "crop_pct": 1.0}
 
 
 def operators(graph: bytes) -> Counter[str]:
@@ -58,8 +59,14 @@ def test_the_form(tmp_path: Path) -> None:
 
 
 def test_other_files_stay_as_they_are(tmp_path: Path) -> None:
-    plain = exported(tmp_path, [(2, 2.0)], distance=None)
-    assert plan_graphs(plain) == [plain.read_bytes()]
+    # timm's models are baselines.
+    timms = onnx.load(exported(tmp_path, [(2, 2.0)], distance=None))
+    for entry in timms.graph.initializer:
+        entry.name = entry.name.replace("patch_embed.", "patch_embed.proj.")
+    for node in timms.graph.node:
+        node.input[:] = [name.replace("patch_embed.", "patch_embed.proj.") for name in node.input]
+    onnx.save(timms, tmp_path / "timm.onnx")
+    assert plan_graphs(tmp_path / "timm.onnx") == [timms.SerializeToString()]
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no graph")
     assert plan_graphs(broken) == [b"no graph"]
@@ -101,7 +108,20 @@ def test_only_patches_become_rows(attributes: dict[str, object], rows: int) -> N
     np.testing.assert_allclose(run(to_proto(model), images), want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="tensorrt-rtx is not installed")
+@needs_rtx
+def test_plans_of_plain_vits_take_pixels(plain: PlainFile, tmp_path: Path) -> None:
+    from growtas.export.tensorrt.builder import Shapes, TensorRTRTXBuilder
+
+    low, pixels = tmp_path / "low.onnx", tmp_path / "pixels.onnx"
+    convert(plain.path, low, "fp16")
+    add_preprocess(low, pixels, RECORD)
+    plan = TensorRTRTXBuilder().build(pixels, ("sm86",), batches=Shapes(opt=1, max=8), precision="fp16")
+    assert plan.inspection["products"].keys() == {"fp16"}
+    assert [plan.graph] == plan_graphs(pixels)
+    assert operators(plan.graph)["Conv"] == 0
+
+
+@needs_rtx
 def test_the_plan_that_needs_less_memory_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from growtas.export.tensorrt import builder
     from growtas.export.tensorrt.builder import Shapes, TensorRTRTXBuilder
@@ -117,9 +137,6 @@ def test_the_plan_that_needs_less_memory_is_kept(tmp_path: Path, monkeypatch: py
         return plan.activation_memory_bytes
 
     assert needed(graphs) == min(needed([graph]) for graph in graphs)
-
-
-RECORD = {"image_size": 16, "in_chans": 3, "mean": [0.4] * 3, "std": [0.3] * 3, "interpolation": "bicubic", "crop_pct": 1.0}
 
 
 def test_pixels_become_numbers_before_they_are_moved(onnx_file: Path, tmp_path: Path) -> None:

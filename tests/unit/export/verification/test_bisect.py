@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from growtas.export.verification.bisect import bisect_artifact, bisect_onnx
 from growtas.nn.extract import extract
 from growtas.nn.vit import VisionTransformer
 from growtas.subnet import Subnet
-from tests.export_helpers import random_supernet
+from tests.export_helpers import PlainFile, random_supernet
 from tests.verify_helpers import PRECISIONS, TWO_BLOCKS, edit, in_pixels, in_precision, swapped_heads, wrong_bias
 
 IMAGES = np.random.default_rng(0).standard_normal((32, 3, 16, 16), np.float32)
@@ -70,6 +71,14 @@ def wrong_head(proto: onnx.ModelProto) -> None:
 
 def wrong_projection(proto: onnx.ModelProto) -> None:
     edit(proto, "blocks.0.attn.proj.weight", lambda values: values * np.float32(1.5))
+
+
+def wrong_norm(proto: onnx.ModelProto) -> None:
+    edit(proto, "norm.bias", lambda values: -values, exact=True)
+
+
+def wrong_key_norm(proto: onnx.ModelProto) -> None:
+    edit(proto, "blocks.1.attn.k_norm.weight", lambda values: values[::-1])
 
 
 FAULTS = [
@@ -179,6 +188,35 @@ def test_what_the_artifact_is_fed_is_the_caller_s_to_say(exported: Path, two_blo
     wrong = bisect_artifact(path, two_blocks, images, precision="fp32", feed=lambda images: levels).first
     assert wrong is not None
     assert wrong.layer == "patch embedding"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_every_layer_of_a_plain_vit_is_compared(plain: PlainFile, precision: str, tmp_path: Path) -> None:
+    pooled_before = plain.model.architecture.fc_norm or plain.model.architecture.global_pool == "token"
+    last = "block 1 MLP and pooling" if pooled_before else "block 1 MLP"
+    faithful = bisect_artifact(planted(plain.path, tmp_path, precision, nothing), plain.model, FEW, precision=precision)
+    assert [layer.layer for layer in faithful.layers] == [name if name != "block 1 MLP" else last for name in LAYERS]
+    assert faithful.first is None, faithful.summary
+    faults = [*FAULTS[:3], (wrong_bias, last), (wrong_norm, "final norm"), (wrong_head, "head")]
+    if plain.model.architecture.qk_norm:
+        faults.append((wrong_key_norm, "block 1 attention"))
+    for fault, layer in faults:
+        path = planted(plain.path, tmp_path, precision, fault)
+        found = bisect_artifact(path, plain.model, FEW, precision=precision)
+        assert found.first is not None, layer
+        assert found.first.layer == layer
+
+
+def test_every_layer_of_a_plain_vits_weights_is_compared(plain: PlainFile, tmp_path: Path) -> None:
+    faulty = copy.deepcopy(plain.model)
+    save_model(tmp_path / "m.safetensors", faulty)
+    assert bisect_artifact(tmp_path / "m.safetensors", plain.model, FEW, precision="fp32").first is None
+    with torch.no_grad():
+        faulty.norm.bias.neg_()
+    save_model(tmp_path / "m.safetensors", faulty)
+    found = bisect_artifact(tmp_path / "m.safetensors", plain.model, FEW, precision="fp32")
+    assert found.first is not None
+    assert found.first.layer == "final norm"
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -16,6 +16,7 @@ from growtas.export.tensorrt.builder import BuiltPlan, Shapes
 from growtas.export.tensorrt.optimize import plan_graphs
 from growtas.export.verification.images import VerificationImages
 from growtas.export.verification.optimized_graph import TOLERANCES, check_optimized_graph
+from tests.export_helpers import PlainFile
 
 IMAGES = VerificationImages(
     images=np.random.default_rng(0).standard_normal((12, 3, 16, 16), np.float32),
@@ -43,13 +44,13 @@ def test_a_plan_of_the_file_itself_needs_nothing(onnx_file: Path) -> None:
     assert check_optimized_graph(plan_of(None), onnx_file, IMAGES, max_batch=8) is None
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_every_arrangement_computes_what_its_file_does(onnx_file: Path, precision: str, tmp_path: Path) -> None:
-    file = onnx_file
+def check_arrangements(source: Path, precision: str, folder: Path) -> int:
+    """Runs the graphs that a plan of a file in a precision is compiled from; returns their number."""
+    file = source
     if precision != "fp32":
-        file = tmp_path / "low.onnx"
+        file = folder / "low.onnx"
         rest = {"rest": "fp16"} if precision == "int8" else {}
-        convert(onnx_file, file, precision, calibration=IMAGES.images, calibration_are="noise", **rest)
+        convert(source, file, precision, calibration=IMAGES.images, calibration_are="noise", **rest)
     graphs = plan_graphs(file)
     for graph in graphs:
         assert graph != file.read_bytes()
@@ -58,7 +59,17 @@ def test_every_arrangement_computes_what_its_file_does(onnx_file: Path, precisio
         assert found["parity"]["passed"] is True
         assert 0 < found["parity"]["relative_error"] <= TOLERANCES[precision]
         assert [each["against"] for each in found["parity"]["comparisons"]] == [file.name] * 3
-    assert len(graphs) == (1 if precision == "fp32" else 2)
+    return len(graphs)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_every_arrangement_computes_what_its_file_does(onnx_file: Path, precision: str, tmp_path: Path) -> None:
+    assert check_arrangements(onnx_file, precision, tmp_path) == (1 if precision == "fp32" else 2)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_so_does_that_of_a_plain_vit(plain: PlainFile, precision: str, tmp_path: Path) -> None:
+    assert check_arrangements(plain.path, precision, tmp_path) == 1
 
 
 def test_a_wrong_index_in_the_arrangement_is_found(onnx_file: Path) -> None:

@@ -29,6 +29,7 @@ from growtas.latency.modelled.profile import device_names, load_profile, profile
 from growtas.latency.modelled.roofline import RooflineLatency
 from growtas.sampling import sample_batch
 from growtas.space import PRESETS
+from tests.reference import PLAIN, plain_space
 from tests.unit.latency.json_schema import problems
 from tests.unit.latency.measured.test_sampling_plan import synthetic_ms
 
@@ -164,11 +165,28 @@ def test_intervals_come_from_what_was_held_out(tmp_path):
         ({"space": MICRO.replace(image_size=32)}, "with image_size 28, not 32"),
         ({"space": MICRO.replace(embed_dim=(32, 96), max_embed_dim=96)}, "embed_dim was measured from 32 to 64, not from 32 to 96"),
         ({"space": TINY}, "head_dim 16, not 64"),
+        ({"space": plain_space(MICRO, "class token")}, "with max_relative_position 6, not None"),
+        ({"measured": "class token", "space": MICRO}, "with max_relative_position None, not 6"),
+        ({"measured": "class token", "space": plain_space(MICRO, "mean")}, "with prefix_tokens 1, not 0"),
+        ({"measured": "registers", "space": plain_space(MICRO, "norm before mean")}, "with prefix_tokens 4, not 5"),
+        ({"measured": "norm before mean", "space": plain_space(MICRO, "qk_norm")}, "with global_pool avg, not token"),
     ],
 )
 def test_a_profile_is_not_stretched_to_what_was_not_measured(tmp_path, asked, why):
+    asked = dict(asked)
+    measured = plain_space(MICRO, asked.pop("measured")) if "measured" in asked else MICRO
+    profile = build(tmp_path, space=measured)
     with pytest.raises(DeviceError, match=why):
-        build(tmp_path).estimator(asked.pop("space", MICRO), **asked)
+        profile.estimator(asked.pop("space", MICRO), **asked)
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_profile_of_a_plain_vit_reads_back_and_answers_for_every_order_of_blocks(tmp_path, folder, kind):
+    space = plain_space(MICRO, kind)
+    path = save(build(tmp_path, space=space), folder)
+    profile = load_measured(path)
+    assert profile.space == space
+    assert profile.why_not(space.replace(block_order=(5, 4, 3, 2, 1, 0))) == ""
 
 
 def test_another_number_of_classes_and_fewer_choices_fit(tmp_path):

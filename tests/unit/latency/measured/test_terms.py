@@ -13,6 +13,7 @@ from growtas.latency.measured.terms import BASES, CHUNK, term_names, terms, weig
 from growtas.sampling import sample, sample_batch
 from growtas.space import PRESETS
 from growtas.subnet import Subnet
+from tests.reference import PLAIN, plain_space
 
 TINY, MICRO = PRESETS["autoformer-t"], PRESETS["micro"]
 
@@ -35,10 +36,11 @@ def test_terms_of_a_subnet_counted_by_hand():
     assert (named["blocks with mlp_ratio >= 3"], named["blocks with mlp_ratio >= 4"]) == (1, 0)
 
 
-def test_the_macs_term_is_the_count_of_macs():
-    batch = sample_batch(TINY, 50, np.random.default_rng(0))
-    column = term_names(TINY, "coarse").index("macs")
-    assert np.array_equal(terms(TINY, "coarse", batch)[:, column], count_costs_batch(TINY, batch)[1])
+@pytest.mark.parametrize("space", [TINY, *(plain_space(MICRO, kind) for kind in PLAIN)], ids=lambda space: space.name)
+def test_the_macs_term_is_the_count_of_macs(space):
+    batch = sample_batch(space, 50, np.random.default_rng(0))
+    column = term_names(space, "coarse").index("macs")
+    assert np.array_equal(terms(space, "coarse", batch)[:, column], count_costs_batch(space, batch)[1])
 
 
 def test_each_basis_holds_the_one_before():

@@ -16,8 +16,10 @@ from growtas.sampling import sample
 from growtas.space import PRESETS
 from growtas.subnet import Subnet
 from tests.evidence.roofline_calibration import REFERENCE_MS, calibrate, modelled_ms
+from tests.reference import plain_space
 
 TINY = PRESETS["autoformer-t"]
+SPACES = {**PRESETS, "registers": plain_space(TINY, "registers"), "qk_norm": plain_space(PRESETS["micro"], "qk_norm")}
 
 
 def _ms(subnet, space=TINY, device="a10", **options):
@@ -42,11 +44,11 @@ def test_the_shipped_efficiencies_are_what_the_fit_gives():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(sorted(PRESETS)), st.sampled_from(["t4", "h100", "orin"]), st.sampled_from([1, 7, 64]),
+    st.sampled_from(sorted(SPACES)), st.sampled_from(["t4", "h100", "orin"]), st.sampled_from([1, 7, 64]),
     st.sampled_from(["fp32", "fp16", "int8"]), st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_monotone_in_every_dimension(space_name, device, batch, precision, seed):
-    space, rng = PRESETS[space_name], np.random.default_rng(seed)
+    space, rng = SPACES[space_name], np.random.default_rng(seed)
     small = sample(space, rng)
 
     def above(values, value):
@@ -78,7 +80,10 @@ def test_more_images_less_precision_and_relative_positions_cost_what_they_should
     assert (
         _ms(subnet, batch=32, precision="int8") < _ms(subnet, batch=32, precision="fp16") < _ms(subnet, batch=32, precision="fp32")
     )
-    assert _ms(subnet, relative=False) < _ms(subnet)
+    plain = TINY.replace(max_relative_position=None)
+    assert _ms(subnet, space=plain) < _ms(subnet)
+    assert _ms(subnet, space=plain) < _ms(subnet, space=plain.replace(prefix_tokens=9))
+    assert _ms(subnet, space=plain) < _ms(subnet, space=plain.replace(qk_norm=True))
 
 
 @pytest.mark.parametrize("device", shipped_names())

@@ -9,12 +9,14 @@ from growtas.nn.evaluation import kernels
 from growtas.nn.evaluation.layers import EvaluationLayers
 from growtas.nn.supernet import Supernet
 from growtas.space import PRESETS
+from tests.reference import plain_space
 
 SPACES = {
     "micro": PRESETS["micro"].replace(image_size=16, in_chans=1),
     # Another grid and head dimension; choices with gaps between them.
     "odd": PRESETS["micro"].replace(image_size=20, head_dim=8, num_heads=(1, 3, 4), mlp_ratio=(0.5, 3.5), embed_dim=(24, 40)),
 }
+SPACES["qk_norm"] = plain_space(SPACES["odd"], "qk_norm")
 
 
 def supernet_of(name, dtype=torch.float32):

@@ -32,9 +32,9 @@ def _randomise(module, generator):
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * 0.5)
 
 
-def _norm(x, norm):
+def _norm(x, norm, eps=1e-5):
     dim = x.shape[-1]
-    return F.layer_norm(x, (dim,), norm.weight[:dim], norm.bias[:dim], 1e-5)
+    return F.layer_norm(x, (dim,), norm.weight[:dim], norm.bias[:dim], eps)
 
 
 def _agree(function, oracle, leaves, *, needed=None):
@@ -76,11 +76,13 @@ shapes = {
     hidden=st.integers(1, 13),
     spare=st.integers(0, 3),
     rows=st.integers(1, 50),
+    eps=st.sampled_from([1e-5, 1e-6]),
 )
-def test_the_mlp_half_agrees_with_autograd(seed, batch, layout, residual, frozen, tokens, dim, hidden, spare, rows):
+def test_the_mlp_half_agrees_with_autograd(seed, batch, layout, residual, frozen, tokens, dim, hidden, spare, rows, eps):
     generator = torch.Generator().manual_seed(seed)
     x = _tokens(generator, batch, tokens, dim, layout=layout)
-    norm, fc1, fc2 = nn.LayerNorm(dim + spare), nn.Linear(dim + spare, hidden + spare), nn.Linear(hidden + spare, dim + spare)
+    norm = nn.LayerNorm(dim + spare, eps=eps)
+    fc1, fc2 = nn.Linear(dim + spare, hidden + spare), nn.Linear(hidden + spare, dim + spare)
     layers = nn.ModuleList([norm, fc1, fc2]).double()
     _randomise(layers, generator)
     leaves = [x, *layers.parameters()]
@@ -89,7 +91,7 @@ def test_the_mlp_half_agrees_with_autograd(seed, batch, layout, residual, frozen
             leaves[index].requires_grad_(False)
 
     def plain():
-        y = F.gelu(F.linear(_norm(x, norm), fc1.weight[:hidden, :dim], fc1.bias[:hidden]))
+        y = F.gelu(F.linear(_norm(x, norm, eps), fc1.weight[:hidden, :dim], fc1.bias[:hidden]))
         return F.linear(y, fc2.weight[:dim, :hidden], fc2.bias[:dim]) + (x if residual else 0)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -142,7 +142,7 @@ def test_a_dropped_subnet_saw_the_hardest_images_and_lost_there_for_certain(tmp_
     assert all(race is None for _, _, race in seen[: CONFIG.population])
 
 
-@pytest.mark.parametrize("die_after", [1, 11, 12, 13, 17, 25, 40, 59])
+@pytest.mark.parametrize("die_after", [13, 40, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 11, 12, 17, 25, 59))])
 def test_a_killed_race_goes_on_as_if_it_had_not_been(tmp_path, evaluate, die_after):
     want, _, undisturbed = search(tmp_path / "a", evaluate, 1)
     with pytest.raises(Killed):

@@ -19,6 +19,7 @@ from growtas.train.recipe import Recipe
 from growtas.train.strategies import make_strategy
 from growtas.train.strategies.prenas import PreNasOptions, best_isomers, prefer
 from growtas.train.strategies.sensitivity import Sensitivity
+from tests.reference import plain_space
 
 from .conftest import SPACE
 
@@ -39,7 +40,13 @@ def _mean_gradient(tools, subnet, batches):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_subnets_sensitivity_is_the_sum_over_the_entries_that_it_uses(space, tools, seed):
+@pytest.mark.parametrize("kind", ["relative", "qk_norm", "deeper"])
+def test_a_subnets_sensitivity_is_the_sum_over_the_entries_that_it_uses(make_tools, kind, seed):
+    space = SPACE if kind == "relative" else plain_space(SPACE, "qk_norm")
+    if kind == "deeper":
+        # Subnets run up to three of five blocks, and neither the first nor the third of them.
+        space = space.replace(max_depth=5, block_order=(4, 1, 3, 0, 2))
+    tools = make_tools(space)
     sensitivity = Sensitivity.measure(space, tools, 2)
     gradient = _mean_gradient(tools, space.largest, 2)
     subnet = sample(space, np.random.default_rng(seed))
@@ -76,21 +83,25 @@ def test_a_gradient_of_zero_has_no_say(space, tools):
 
 
 def _random_sensitivity(rng, space):
-    d, b, h, r = len(space.embed_dim), space.depth[-1], len(space.num_heads), len(space.mlp_ratio)
+    d, b, h, r = len(space.embed_dim), space.max_depth, len(space.num_heads), len(space.mlp_ratio)
     return Sensitivity(*(rng.random(shape) for shape in ((d,), (d, b, h), (d, b, r), (d, b, h), (d, b, r))))
 
 
 @settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_best_isomers_are_those_that_trying_all_finds(seed):
+@given(seed=st.integers(0, 2**32 - 1), ordered=st.booleans())
+def test_best_isomers_are_those_that_trying_all_finds(seed, ordered):
     space = SPACE.replace(depth=(2, 3), embed_dim=(8, 12), num_heads=(1, 2, 4), max_num_heads=4, mlp_ratio=(1.0, 2.0))
+    if ordered:
+        space = plain_space(space, "mean").replace(max_depth=4, block_order=(3, 1, 0, 2))
     sensitivity = _random_sensitivity(np.random.default_rng(seed), space)
     best = defaultdict(list)
     for (d, dim), depth in itertools.product(enumerate(space.embed_dim), space.depth):
         for heads in itertools.product(space.num_heads, repeat=depth):
             for ratios in itertools.product(space.mlp_ratio, repeat=depth):
-                score = sum(sensitivity.normal_attention[d, i, space.num_heads.index(v)] for i, v in enumerate(heads))
-                score += sum(sensitivity.normal_mlp[d, i, space.mlp_ratio.index(v)] for i, v in enumerate(ratios))
+                blocks = {2: (1, 3), 3: (0, 1, 3)}[depth] if ordered else range(depth)
+                attention, mlp = sensitivity.normal_attention[d], sensitivity.normal_mlp[d]
+                score = sum(attention[i, space.num_heads.index(v)] for i, v in zip(blocks, heads, strict=True))
+                score += sum(mlp[i, space.mlp_ratio.index(v)] for i, v in zip(blocks, ratios, strict=True))
                 best[dim, depth, sum(heads), sum(ratios)].append((score, Subnet(dim, heads, ratios)))
     for group in best.values():
         assert len({count_costs(space, subnet) for _, subnet in group}) == 1
