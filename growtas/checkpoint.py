@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from timm.models import load_state_dict as timm_state_dict
 from torch import Tensor
 
 from growtas.archives import check_archive
@@ -121,6 +123,14 @@ def save_model(path: str | Path, model: VisionTransformer) -> None:
     save_tensors(path, model.state_dict(), {"kind": "model", "architecture": model.architecture.to_dict()})
 
 
+def is_model(path: str | Path) -> bool:
+    """Returns whether a safetensors file says that :func:`save_model` wrote it; a file that can't be read does not."""
+    try:
+        return read_metadata(path).get("kind") == "model"
+    except (CheckpointError, SafetensorError, OSError, ValueError):
+        return False
+
+
 def load_model(path: str | Path) -> VisionTransformer:
     """Loads a static ViT that :func:`save_model` wrote, on the CPU and in eval mode.
 
@@ -175,6 +185,38 @@ def check_weights(state: Mapping[Any, Any]) -> None:
             raise ValueError(f"{name[:60]} is not a plain tensor")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ValueError(f"{name[:60]} repeats its values, so that it is larger than the file says")
+
+
+def read_weights(path: str | Path, what: str) -> dict[str, Tensor]:
+    """Reads the tensors of a file that timm or ``torch.save`` wrote, or of a safetensors file. Runs no code from the file.
+
+    Args:
+        path: the file.
+        what: the tensors in words, for messages.
+
+    Raises:
+        CheckpointError: the file can't be read, or contains more than tensors.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: there is no such file of weights")
+    try:
+        check_pickle(path)
+        state = timm_state_dict(str(path), weights_only=True)
+    except (AttributeError, EOFError):  # the file contains a list or another value, or is empty
+        state = {}
+    except Exception as error:  # safetensors, torch and zipfile raise different exceptions
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+            why = "it contains more than weights, and such files are not loaded because they can run code; save a state_dict"
+        else:
+            why = cause(error)
+        raise CheckpointError(f"{path}: {what} can't be read ({why})") from None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: {what} can't be read (the file contains no state_dict of a model)")
+    try:
+        check_weights(state)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {what} can't be read ({error})") from None
+    return state
 
 
 def _build(create: Callable[[], _Network], tensors: dict[str, Tensor], path: str | Path) -> _Network:

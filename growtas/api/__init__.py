@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from growtas.runs import list_runs
     from growtas.space import SearchSpace, load_space
     from growtas.subnet import Subnet
+    from growtas.timm_vit import import_timm
     from growtas.train.plan import TrainingPlan
     from growtas.train.recipe import Recipe
     from growtas.train.recipe_fields import RecipeFields, recipe_fields
@@ -83,6 +84,7 @@ _MODULES: dict[str, str] = {
     "find_recipe": "growtas.train.recipes",
     "finetune": "growtas.api.training",
     "import_autoformer": "growtas.autoformer",
+    "import_timm": "growtas.timm_vit",
     "inspect": "growtas.export.inspection",
     "list_runs": "growtas.runs",
     "load_artifact": "growtas.export.artifact",
@@ -138,6 +140,7 @@ __all__ = [
     "find_recipe",
     "finetune",
     "import_autoformer",
+    "import_timm",
     "inspect",
     "list_runs",
     "load_artifact",

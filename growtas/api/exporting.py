@@ -115,7 +115,7 @@ def export(
 
     Args:
         run: a run or its folder; by default the newest in ``./runs``.
-        subnet: a subnet of the run's space, or its file; by default the subnet that ``search`` chose.
+        subnet: a subnet of the run's space, its file, or ``smallest`` or ``largest``; by default the subnet that ``search`` chose.
         triton: Triton model repository that the model is written to.
         instances: number of copies of the model that Triton runs.
         max_delay_us: microseconds that a request in Triton waits for others to share its batch.

@@ -25,7 +25,6 @@ from growtas.latency.modelled.profile import device_names, shipped_names, user_f
 from growtas.locks import exclusive
 from growtas.progress import SILENT, Progress
 from growtas.resources import available_threads, check_threads, other_work
-from growtas.runs import Run
 from growtas.space import load_space
 
 
@@ -119,7 +118,7 @@ def profile(
     if not 0 < seconds <= 60:
         raise ConfigError(f"--seconds is {seconds:g}; it must be above 0 and at most 60")
     bounds = Bounds(cv=max_cv, drift=max_drift, strict=strict)
-    choices = Run(Path(space)).space if (Path(space) / "run.json").is_file() else load_space(space)
+    choices = load_space(space)
     plan = plan_profile(choices, samples=samples, held_out=held_out, repeats=repeats)
     usual_runtime, usual_precision = usual_target(device)
     runtime = runtime or usual_runtime

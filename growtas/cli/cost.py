@@ -39,4 +39,5 @@ def cost(
         return
     print_text(f"{search_space.name}: {chosen}")
     print_line(f"params {costs.params:,} ({format_count(costs.params)})   MACs {costs.macs:,} ({format_count(costs.macs)})")
-    print_line(f"MACs with the relative position {with_position:,} ({format_count(with_position)})")
+    if search_space.max_relative_position is not None:
+        print_line(f"MACs with the relative position {with_position:,} ({format_count(with_position)})")

@@ -23,7 +23,9 @@ _SERVING = partial(Option, rich_help_panel="Serving")
 
 def export(
     run: Annotated[Path | None, Argument(help="Run folder. Default: the newest in ./runs.")] = None,
-    subnet: Annotated[Path | None, Option(help="Subnet file. Default: the subnet that `growtas search` chose.")] = None,
+    subnet: Annotated[
+        Path | None, Option(help="Subnet file, smallest or largest. Default: the subnet that `growtas search` chose.")
+    ] = None,
     format: Annotated[
         str,
         Option(

@@ -62,16 +62,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         ConfigError: a setting has no ``=``, a value isn't YAML, a key occurs twice, or a field is unknown.
     """
     given: dict[str, Any] = {}
-    seen: set[str] = set()
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        key = key.strip()
-        if not equals or not key:
-            raise ConfigError(f"--set {brief(setting)} must have the form KEY=VALUE, as in warmup_epochs=2")
-        if key in seen:
-            raise ConfigError(f"--set sets {key} twice; set it once")
-        seen.add(key)
-        value = parse_yaml(text, f"--set {brief(setting)}", ConfigError)
+    for key, value in parse_pairs(settings, "--set", "warmup_epochs=2").items():
         outer, dot, inner = key.partition(".")
         if dot and outer == "method_options" and inner:
             if not isinstance(given.setdefault(outer, {}), Mapping):
@@ -83,6 +74,24 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
             given[key] = value
     check_known_fields(given, "--set")
     return _with_numbers(given)
+
+
+def parse_pairs(pairs: Sequence[str], option: str, example: str) -> dict[str, Any]:
+    """Parses a repeatable option ``KEY=VALUE`` whose values are YAML.
+
+    Raises:
+        ConfigError: a pair has no ``=``, a value isn't YAML, or a key occurs twice.
+    """
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise ConfigError(f"{option} {brief(pair)} must have the form KEY=VALUE, as in {example}")
+        if key in given:
+            raise ConfigError(f"{option} sets {key} twice; set it once")
+        given[key] = parse_yaml(text, f"{option} {brief(pair)}", ConfigError)
+    return given
 
 
 def _with_numbers(data: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import resolve_model_data_config
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from growtas.checkpoint import check_pickle, check_weights, load_model
+from growtas.checkpoint import load_model, load_supernet, read_weights
 from growtas.data.seeding import preserved_globals
 from growtas.errors import CheckpointError, ConfigError, cause, choices
 from growtas.fields import nearest
-from growtas.runs import read_model_manifest
+from growtas.nn.extract import extract
+from growtas.runs import Run, read_model_manifest
 from growtas.train.recipe import Recipe
 
 _OPTION = "--teacher-checkpoint"
@@ -29,7 +28,7 @@ _OPTION = "--teacher-checkpoint"
 TEACHER_RECORD = """``teacher`` in ``run.json``: the model whose soft outputs a training learns from.
 
 Fields:
-    model (text): Name of the timm model, or the path of a model that growtas exported.
+    model (text): Name of the timm model, or the path of a run or of a model that growtas exported.
     weights (text or null): File of its weights; null for those that timm fetched.
     sha256 (text): Hash of the weights, whatever file they come from.
     input_size (list of whole numbers): Channels, height and width of its images.
@@ -123,6 +122,10 @@ def check_teacher(recipe: Recipe, classes: int | None = None) -> None:
     name, checkpoint = recipe.teacher, recipe.teacher_checkpoint
     if name is None:
         return
+    if is_run(name):
+        if checkpoint is not None:
+            raise ConfigError(f"teacher_checkpoint is set, but the run {name} already contains weights; leave out {_OPTION}")
+        return
     if name.endswith(".safetensors"):
         if not Path(name).is_file():
             raise CheckpointError(f"{name}: there is no such safetensors file of a teacher")
@@ -167,7 +170,7 @@ def load_teacher(recipe: Recipe, preprocess: Mapping[str, Any], class_names: Seq
     if recipe.teacher is None:
         return None
     with preserved_globals():  # creating a network draws random weights before the real ones are loaded
-        if recipe.teacher.endswith(".safetensors"):
+        if is_run(recipe.teacher) or recipe.teacher.endswith(".safetensors"):
             teacher = _own_model(recipe.teacher, preprocess, class_names)
         else:
             teacher = _timm_model(recipe.teacher, recipe.teacher_checkpoint, preprocess, len(class_names))
@@ -197,18 +200,29 @@ def check_same_teacher(teacher: Teacher | None, recorded: Mapping[str, Any] | No
         )
 
 
+def is_run(name: str) -> bool:
+    """Whether a teacher is named by a run's folder: the largest subnet of the run's supernet."""
+    return (Path(name).expanduser() / "run.json").is_file()
+
+
 def absolute_teacher(recipe: Recipe) -> Recipe:
     """Makes the paths of a teacher's files absolute, so that a run that is resumed from another folder finds them."""
     paths: dict[str, Any] = {
         key: str(Path(value).expanduser().absolute())
         for key in ("teacher", "teacher_checkpoint")
-        if (value := getattr(recipe, key)) is not None and (key == "teacher_checkpoint" or value.endswith(".safetensors"))
+        if (value := getattr(recipe, key)) is not None
+        and (key == "teacher_checkpoint" or value.endswith(".safetensors") or is_run(value))
     }
     return dataclasses.replace(recipe, **paths)
 
 
 def _own_model(name: str, preprocess: Mapping[str, Any], class_names: Sequence[str]) -> Teacher:
-    model, about = load_model(name), read_model_manifest(Path(name))
+    if is_run(name):
+        run = Run(Path(name))
+        supernet, about = load_supernet(run.supernet_file), run.info
+        model = extract(supernet, supernet.space.largest)
+    else:
+        model, about = load_model(name), read_model_manifest(Path(name))
     if model.num_classes != len(class_names):
         raise CheckpointError(
             f"{name}: the teacher has a head of {model.num_classes} classes, but the data has {len(class_names)}; "
@@ -226,7 +240,7 @@ def _own_model(name: str, preprocess: Mapping[str, Any], class_names: Sequence[s
 
 
 def _timm_model(name: str, checkpoint: str | None, preprocess: Mapping[str, Any], classes: int) -> Teacher:
-    state = _read_weights(checkpoint) if checkpoint is not None else None
+    state = read_weights(checkpoint, "the teacher's weights") if checkpoint is not None else None
     channels = _channels_of(name, state) if state is not None else None
     try:
         if state is None:
@@ -253,32 +267,6 @@ def _timm_model(name: str, checkpoint: str | None, preprocess: Mapping[str, Any]
     about = vars(network)["pretrained_cfg"]
     full_name = f"{about['architecture']}.{about['tag']}" if about.get("tag") and ":" not in name else name
     return Teacher(network, config, preprocess, name=full_name, weights=checkpoint)
-
-
-def _read_weights(path: str) -> dict[str, Tensor]:
-    """Reads the tensors of a file that timm or ``torch.save`` wrote, or of a safetensors file. Runs no code from the file.
-
-    Raises:
-        CheckpointError: the file can't be read, or contains more than tensors.
-    """
-    try:
-        check_pickle(path)
-        state = load_state_dict(path, weights_only=True)
-    except (AttributeError, EOFError):  # the file contains a list or another value, or is empty
-        state = {}
-    except Exception as error:  # safetensors, torch and zipfile raise different exceptions
-        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
-            why = "it contains more than weights, and such files are not loaded because they can run code; save a state_dict"
-        else:
-            why = cause(error)
-        raise CheckpointError(f"{path}: the teacher's weights can't be read ({why})") from None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: the teacher's weights can't be read (the file contains no state_dict of a model)")
-    try:
-        check_weights(state)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: the teacher's weights can't be read ({error})") from None
-    return state
 
 
 def _channels_of(name: str, state: Mapping[str, Tensor]) -> int:

@@ -19,6 +19,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Guide": (
         "own-images",
         "training",
+        "own-vit",
         "own-space",
         "limits",
         "profiles",
