@@ -7,7 +7,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 DEMO := build/demo
 
-.PHONY: help demo test test-slow test-gpu lint bench reference docs evidence evidence-tables evidence-search evidence-front evidence-kills evidence-stops evidence-limits faults clean
+.PHONY: help demo test test-slow test-gpu lint bench reference docs evidence evidence-tables evidence-search evidence-front evidence-imported evidence-kills evidence-stops evidence-limits faults clean
 
 help:
 	@echo "make demo             Train, search, export and bench on the digits of scikit-learn (minutes)."
@@ -25,6 +25,7 @@ help:
 	@echo "make evidence-search  Train micro on Fashion-MNIST, search it and compare with random subnets (a quarter of an hour)."
 	@echo "make evidence-front   Train micro and timm models on Fashion-MNIST, and draw docs/evidence/front.svg (one to two hours; it can be stopped;"
 	@echo "                      ARGUMENTS=\"--data digits\" takes a quarter of an hour)."
+	@echo "make evidence-imported Train, import and shrink a ViT of timm, beside Torch-Pruning (hours; it can be stopped and continued)."
 	@echo "make evidence-kills   Kill a training 40 times at random moments and continue it each time (minutes)."
 	@echo "make evidence-stops   Stop trainings 120 times by Ctrl-C and SIGTERM and continue them (half an hour or more)."
 	@echo "make faults           Kill commands, fill their disk, start them twice, give them bad files, and flood a server (ten minutes;"
@@ -91,6 +92,10 @@ evidence-search: $(VENV)/.installed
 
 evidence-front: $(VENV)/.installed
 	$(BIN)/python -m tests.evidence.front $(ARGUMENTS)
+
+evidence-imported: $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q --no-deps torch-pruning
+	$(BIN)/python -m tests.evidence.imported build/imported $(ARGUMENTS)
 
 evidence-kills: $(VENV)/.installed
 	rm -rf build/kills

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -124,6 +124,17 @@ def add_search(run: Run, subnet: Subnet = SUBNET, *, device: str | None = None, 
     return path
 
 
+# The plain ViTs that differ in their graphs. Exporting takes a second, so each is exported in another opset.
+PLAIN_OPSETS = {"class token": 18, "mean": 19, "registers": 20, "norm before mean": 21, "qk_norm": 22}
+
+
+class PlainFile(NamedTuple):
+    """A plain ViT of two blocks, and its ONNX file."""
+
+    model: VisionTransformer
+    path: Path
+
+
 class Recorder(Progress):
     """Collects what a function reports."""
 
@@ -142,7 +153,7 @@ _EXPORTED: dict[tuple[bytes, str], bytes] = {}
 
 def export_once(model: VisionTransformer, path: Path, **options: Any) -> None:
     """The real exporter, which takes seconds, once for the same weights and options."""
-    key = (save(model.state_dict()), json.dumps(options))
+    key = (save(model.state_dict()), json.dumps([model.architecture.to_dict(), options]))
     if key not in _EXPORTED:
         export_onnx(model, path, **options)
         _EXPORTED[key] = path.read_bytes()

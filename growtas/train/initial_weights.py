@@ -62,6 +62,13 @@ class InitialWeights:
             data_dir = data.get("data_dir")
         return recipe, data_dir
 
+    def preprocess(self, space: SearchSpace) -> dict[str, Any] | None:
+        """Returns the preprocessing that imported weights were trained with; None for other weights, or another image size."""
+        info: Mapping[str, Any] = self.run.info if self.run is not None else {}
+        record: dict[str, Any] = info.get("preprocess") or {}
+        same = (record.get("image_size"), record.get("in_chans")) == (space.image_size, space.in_chans)
+        return record if info.get("state") == "imported" and same else None
+
     def supernet(self, recipe: Recipe, classes: int) -> Supernet:
         """Loads the supernet, with a head for ``classes`` classes.
 
@@ -93,9 +100,23 @@ def _shape(space: SearchSpace) -> SearchSpace:
 
 
 def inherited_fields(init: Any) -> dict[str, Any]:
-    """Returns space, image size and data of the run ``init`` as recipe fields; an empty mapping if ``init`` is not a run folder."""
+    """Returns space, image size and data of the run ``init`` as recipe fields; an empty mapping if ``init`` is not a run folder.
+
+    The space of an imported run is named by the run's folder. A model of timm is also the teacher of its subnets.
+    """
     path = Path(init).expanduser() if isinstance(init, str) else None
     if path is None or not (path / "run.json").is_file():
         return {}
-    recipe: Mapping[str, Any] = Run(path).info.get("recipe") or {}
+    info = Run(path).info
+    recipe: Mapping[str, Any] = info.get("recipe") or {}
+    if not recipe and info["state"] == "imported":
+        data, folder = info.get("data") or {}, str(path.absolute())
+        teacher = {"teacher": folder} if info["method"] == "timm" else {}
+        return {"space": folder, **({"data": data["name"]} if data else {}), **teacher}
     return {key: recipe[key] for key in ("space", "image_size", "data") if key in recipe}
+
+
+def is_imported_model(init: Any) -> bool:
+    """Returns whether ``init`` is the folder of a run that was made from a model of timm."""
+    path = Path(init).expanduser() if isinstance(init, str) else None
+    return path is not None and (path / "run.json").is_file() and Run(path).info.get("method") == "timm"

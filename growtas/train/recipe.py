@@ -88,14 +88,16 @@ class Recipe:
             on a GPU that supports it, else fp32.
         ema_decay: decay of an exponential moving average of the weights; the supernet of a checkpoint then holds the average. Null
             disables the average.
-        teacher: name of a timm model, or a ``model.safetensors`` file of growtas, whose soft outputs are a second target of the
-            training. Null trains without a teacher.
+        teacher: name of a timm model, a ``model.safetensors`` file of growtas, or a run (the largest subnet of its supernet), whose
+            soft outputs are a second target of the training. Null trains without a teacher.
         teacher_checkpoint: file with the weights of a timm teacher; its head must have the data's classes. Null lets timm fetch its
             pretrained weights.
         teacher_weight: share of the loss that compares with the teacher, 0 to 1; the loss against the labels has the rest.
         temperature: number by which the logits of teacher and student are divided before the softmax.
         keep_checkpoints: number of newest checkpoints that are kept, in addition to the best one.
         save_minutes: longest time between two checkpoints within an epoch, in minutes; 0 saves only at the end of an epoch.
+        patience: number of epochs without a higher mean accuracy of the monitored subnets after which the training ends early. Null
+            trains for all epochs.
         probe_epochs: interval, in epochs, at which the probe subnets are measured.
         seed: seed of initialisation, image order, augmentation and subnet sampling.
         workers: number of processes that decode images, at most one per available CPU. The number does not change the result;
@@ -151,6 +153,7 @@ class Recipe:
     temperature: float = checked(1.0, real(0, 1000, above=True))
     keep_checkpoints: int = checked(2, whole(1, 100_000))
     save_minutes: float = checked(15.0, real(0, 500_000))
+    patience: int | None = checked(None, whole(1, 100_000).or_null())
     probe_epochs: int = checked(1, whole(1, 100_000))
     seed: int = checked(0, whole(0, 2**32 - 1))
     workers: int = checked(0, whole(0, 256))

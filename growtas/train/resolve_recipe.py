@@ -14,11 +14,12 @@ from typing import Any
 
 from growtas.errors import ConfigError, brief, choices
 from growtas.fields import rule_of
-from growtas.train.initial_weights import inherited_fields
+from growtas.space import load_space
+from growtas.train.initial_weights import inherited_fields, is_imported_model
 from growtas.train.recipe import METHODS, STAGED, Recipe
 from growtas.train.recipe_file import read_layer
 from growtas.train.recipes import default_recipe, find_recipe
-from growtas.train.recipes.finetuning import finetune_recipe
+from growtas.train.recipes.finetuning import ELASTIC_METHOD, elastic_recipe, finetune_recipe
 from growtas.train.strategies import make_strategy
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -45,12 +46,17 @@ def resolve_recipe(recipe: str | Recipe | None = None, fields: Mapping[str, Any]
     if method is not None and method not in METHODS:
         raise ConfigError(f"method is {brief(method)}; it must be {choices(METHODS)}")
     if named is None:
-        method = method or METHODS[0]
+        elastic = is_imported_model(given.get("init"))
+        method = method or (ELASTIC_METHOD if elastic else METHODS[0])
         file_fields = {"method": method, **inherited_fields(given.get("init")), **file_fields}
         given = {**file_fields, **fields}
         if method == "growtas-plus" and given.get("init") is None:
             raise ConfigError("growtas-plus continues from a trained supernet; name its run with init (--init RUN)")
-        named = default_recipe(given.get("space", "micro"), given.get("data", "digits"), method)
+        if elastic:
+            space = load_space(given["space"])
+            named = elastic_recipe(given["space"], given.get("data", "digits"), given.get("image_size") or space.image_size)
+        else:
+            named = default_recipe(given.get("space", "micro"), given.get("data", "digits"), method)
     elif named.method not in METHODS and method is None:
         raise ConfigError(f"the recipe {named.name} has the method {named.method}; run it with `growtas finetune`")
     resolved = named.override(file_fields, fields)

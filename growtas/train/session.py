@@ -219,7 +219,7 @@ def start_session(
         space = space.replace(num_classes=len(data.class_names))
         make_strategy(recipe, space)
         split = cut_search_split(data, recipe.seed, recipe.search_images)
-        record = preprocess_record(space, data, recipe.pixel_range)
+        record = (initial and initial.preprocess(space)) or preprocess_record(space, data, recipe.pixel_range)
         check_memory(data, record, recipe)
         parts = Parts.of_process(world.rank, world.size, recipe.accumulate)
         steps_per_epoch, _ = cut_batches(len(data.train) - len(split["search"]), recipe.batch_size, parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -133,7 +134,7 @@ class Trainer:
                     self._keep_best(place)
                 scheduler = make_scheduler(self._training.optimizer, self.recipe, self.loader.steps)
                 self._report(TrainingStarted(place.step, self.recipe.epochs * self.loader.steps))
-                while place.epoch < self.recipe.epochs:
+                while place.epoch < self.recipe.epochs and not self._stalled():
                     self._train_epoch(place, scheduler)
             except KeyboardInterrupt:
                 # A first request is always answered after a complete step, so `place` is consistent and can be saved.
@@ -142,6 +143,20 @@ class Trainer:
                     self._save(place)
                 raise
         return self._training.result
+
+    def _stalled(self) -> bool:
+        """Whether the followed subnets have not gained for as many epochs as the recipe's patience."""
+        patience = self.recipe.patience
+        if patience is None:
+            return False
+        stalled = False
+        if self.world.is_main:
+            means = {m["epoch"]: fmean(m["accuracy"].values()) for m in read_metrics(self.run.path) if m.get("accuracy")}
+            best = max(means, key=means.__getitem__, default=0)
+            stalled = bool(means) and max(means) - best >= patience
+            if stalled:
+                self.progress.note(f"the subnets have not gained since epoch {best}; the training ends after epoch {max(means)}")
+        return bool(self.world.share(stalled))
 
     def _prepare(self) -> tuple[Place, bool]:
         """Creates the training's objects and loads the newest checkpoint. Returns the progress, and whether there was none."""

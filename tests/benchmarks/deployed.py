@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from growtas import timm_vit
 from growtas.export.graph.exporter import export_onnx
 from growtas.export.quantization.convert import convert
 from growtas.export.runtimes.base import Session, is_installed
@@ -21,6 +22,7 @@ from tests.benchmarks.timing import Entry, in_turns, medians, ratio
 
 THREADS, ROUNDS, RUNS, IMAGE = 2, 9, 8, (3, 224, 224)
 _PEAK_SIZE = 1024
+_IMPORTED = "batch 1, DeiT-T imported from timm / timm's export"
 
 
 def with_biases(model: nn.Module) -> nn.Module:
@@ -48,13 +50,16 @@ def _peak() -> float:
 def deployed(folder: Path, export: Callable[[nn.Module, Path], None]) -> Iterator[Entry]:
     """Entries of one run; ``export`` writes a network of timm's with the same exporter."""
     ours, deit, low = folder / "ours.onnx", folder / "deit-biased.onnx", folder / "ours.int8.onnx"
+    imported = folder / "imported.onnx"
     model = static()
     export_onnx(with_biases(model), ours)
     export(with_biases(deit_tiny()), deit)
+    export_onnx(timm_vit.convert(with_biases(deit_tiny()), "DeiT-T"), imported)
     convert(ours, low, "int8", calibration=noise(16, IMAGE), calibration_are="noise")
     sessions: dict[str, Session] = {
         "ONNX Runtime": OnnxRuntimeSession(ours, threads=THREADS),
         "its DeiT-T": OnnxRuntimeSession(deit, threads=THREADS),
+        "its imported DeiT-T": OnnxRuntimeSession(imported, threads=THREADS),
         "its int8": OnnxRuntimeSession(low, threads=THREADS),
     }
     if is_installed("openvino"):
@@ -63,6 +68,7 @@ def deployed(folder: Path, export: Callable[[nn.Module, Path], None]) -> Iterato
         sessions |= {
             "OpenVINO": OpenVINOSession(ours, threads=THREADS),
             "OpenVINO's DeiT-T": OpenVINOSession(deit, threads=THREADS),
+            "OpenVINO's imported DeiT-T": OpenVINOSession(imported, threads=THREADS),
             "OpenVINO's int8": OpenVINOSession(low, threads=THREADS),
         }
     one = _in_turns(sessions, 1)
@@ -70,7 +76,9 @@ def deployed(folder: Path, export: Callable[[nn.Module, Path], None]) -> Iterato
     yield _low(one)
     name = "ONNX Runtime batch 1, biases set, growtas / DeiT-T, per MAC"
     yield Entry(name, ratio(one, "ONNX Runtime", "its DeiT-T") * per_mac, 1.15, medians(one))
+    yield Entry(f"{_IMPORTED} in ONNX Runtime", ratio(one, "its imported DeiT-T", "its DeiT-T"), 1.02, medians(one))
     if "OpenVINO" in one:
+        yield Entry(f"{_IMPORTED} in OpenVINO", ratio(one, "OpenVINO's imported DeiT-T", "OpenVINO's DeiT-T"), 1.02, medians(one))
         name = "OpenVINO batch 1, growtas / DeiT-T, per MAC"
         yield Entry(name, ratio(one, "OpenVINO", "OpenVINO's DeiT-T") * per_mac, 1.15, medians(one))
     eight = _in_turns({name: sessions[name] for name in ("ONNX Runtime", "OpenVINO") if name in sessions}, 8)

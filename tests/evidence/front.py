@@ -163,8 +163,11 @@ def trained_timm(run: Run, subnet: Subnet, recipe: Recipe, folder: Path) -> tupl
     return file, read_json(record)
 
 
-def train_alone(model: nn.Module, run: Run, recipe: Recipe, name: str) -> float:
-    """Trains the whole model in every step, as the run's supernet was trained otherwise; returns the CPU seconds."""
+def train_alone(model: nn.Module, run: Run, recipe: Recipe, name: str, teacher: nn.Module | None = None) -> float:
+    """Trains the whole model in every step, as the run's supernet was trained otherwise; returns the CPU seconds.
+
+    A teacher's soft outputs get the recipe's share of the loss.
+    """
     data = open_data(recipe.data, run.info["data"]["data_dir"])
     loader = make_loader(data, read_search_split(run, data.train), run.info["preprocess"], recipe, torch.device("cpu"))
     optimizer = make_optimizer(model, recipe)
@@ -177,7 +180,12 @@ def train_alone(model: nn.Module, run: Run, recipe: Recipe, name: str) -> float:
         for images, labels in loader.batches(epoch):
             scheduler.step_update(step)
             optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(model(images), labels, label_smoothing=recipe.label_smoothing)
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+            if teacher is not None:
+                with torch.no_grad():
+                    soft = teacher(images).softmax(1)
+                loss = (1 - recipe.teacher_weight) * loss + recipe.teacher_weight * F.cross_entropy(logits, soft)
             loss.backward()
             optimizer.step()
             losses += loss.item()

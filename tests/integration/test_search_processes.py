@@ -117,8 +117,8 @@ def test_by_torchrun_it_finds_and_writes_what_one_process_does(tmp_path, templat
     ("arguments", "said"),
     [
         (("--out", "file/search"), "file/search: the output folder can't be written"),
-        (("--device", "a10:1us"), "no subnet"),
-        (("--data", "nowhere"), "nowhere"),
+        pytest.param(("--device", "a10:1us"), "no subnet", marks=pytest.mark.slow),
+        pytest.param(("--data", "nowhere"), "nowhere", marks=pytest.mark.slow),
     ],
 )
 def test_what_process_0_finds_wrong_is_said_once_and_ends_all(folder, arguments, said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from growtas.errors import ConfigError, choices
@@ -87,6 +88,33 @@ def finetune_recipe(data: str, image_size: int) -> Recipe:
         hflip=0.0 if data == "digits" else 0.5,
         auto_augment=None if small else "rand-m9-mstd0.5-inc1",
         workers=0 if small else 4,
+    )
+
+
+ELASTIC_METHOD = "sandwich"
+"""Default method of the elastic training of an imported model."""
+
+
+def elastic_recipe(space: str, data: str, image_size: int) -> Recipe:
+    """``growtas train --init RUN`` for a run of ``growtas import timm``: a short training of all subnets at once.
+
+    The imported model is the teacher. The learning rate is that of a fine-tuning, because the weights are trained already.
+
+    Args:
+        space: the imported run's folder.
+        data: as for ``--data``.
+        image_size: height and width of the images in pixels.
+    """
+    return replace(
+        finetune_recipe(data, image_size),
+        name="elastic",
+        space=space,
+        method=ELASTIC_METHOD,
+        epochs=10,
+        warmup_epochs=0.5,
+        label_smoothing=0.0,
+        teacher_weight=0.9,
+        patience=3,
     )
 
 

@@ -494,3 +494,31 @@ def test_a_block_that_no_drawn_subnet_has_stays(begin, monkeypatch):
     # One step an epoch: the second leaves the second block out, momentum and weight decay included.
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]) == name.startswith("blocks.1."), name
+
+
+class Noted(Progress):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_a_training_whose_subnets_do_not_gain_ends_after_its_patience(begin):
+    # At this learning rate no answer changes, so the first epoch is the best one.
+    still = {"epochs": 6, "lr": 1e-12, "min_lr": 1e-12, "warmup_lr": 1e-12, "method": "uniform", "patience": 2}
+    progress = Noted()
+    session = begin(**still)
+    info = session.train(progress)
+    assert [line["epoch"] for line in read_json_lines(session.run.path / "metrics.jsonl")] == [1, 2, 3]
+    assert info["state"] == "finished"
+    assert "the subnets have not gained since epoch 1; the training ends after epoch 3" in progress.notes
+
+
+def test_a_resumed_training_keeps_its_patience(begin):
+    still = {"epochs": 6, "lr": 1e-12, "min_lr": 1e-12, "warmup_lr": 1e-12, "method": "uniform", "patience": 2}
+    session = begin(**still)
+    with pytest.raises(KeyboardInterrupt):
+        session.train(Stop(epoch=2))
+    resume_session(session.run, device="cpu").train()
+    assert [line["epoch"] for line in read_json_lines(session.run.path / "metrics.jsonl")] == [1, 2, 3]
