@@ -62,6 +62,11 @@ class InitialWeights:
             data_dir = data.get("data_dir")
         return recipe, data_dir
 
+    def fits(self, recipe: Recipe, classes: int) -> bool:
+        """Whether the run of the weights has as many classes as the data. This matters only if the run is the recipe's teacher."""
+        run = self.run
+        return run is None or recipe.teacher != str(run.path.absolute()) or run.space.num_classes == classes
+
     def preprocess(self, space: SearchSpace) -> dict[str, Any] | None:
         """Returns the preprocessing that imported weights were trained with; None for other weights, or another image size."""
         info: Mapping[str, Any] = self.run.info if self.run is not None else {}

@@ -216,6 +216,12 @@ def start_session(
         data = open_data(recipe.data, data_dir, progress=progress, check_images=world.is_main)
         if world.is_main:
             world.wait()
+        if initial is not None and not initial.fits(recipe, len(data.class_names)):
+            progress.note(
+                f"{recipe.teacher}: the model has {space.num_classes} classes and the data has {len(data.class_names)}, "
+                f"so the head starts at random and the training has no teacher"
+            )
+            recipe = recipe.override({"teacher": None})
         space = space.replace(num_classes=len(data.class_names))
         make_strategy(recipe, space)
         split = cut_search_split(data, recipe.seed, recipe.search_images)

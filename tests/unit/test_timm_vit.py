@@ -8,6 +8,7 @@ import json
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
@@ -291,6 +292,30 @@ def test_an_imported_run_is_searched_and_trained_with_the_model_as_teacher(impor
     assert info["recipe"]["name"] == "elastic"
     assert info["teacher"]["model"] == str(run.path.absolute())
     assert info["data"]["name"] == "digits"
+
+
+def test_on_data_with_other_classes_the_head_is_new_and_there_is_no_teacher(imported, tmp_path):
+    _, run, _ = imported
+    for name, shade in (("dark", 40), ("light", 200)):
+        for part, count in (("train", 12), ("val", 3)):
+            (tmp_path / "two" / part / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("L", (8, 8), shade + number).save(tmp_path / "two" / part / name / f"{number}.png")
+    trained = api.train(
+        init=str(run.path),
+        data=str(tmp_path / "two"),
+        epochs=1,
+        batch_size=8,
+        out=tmp_path,
+        name="t",
+        settings={"warmup_epochs": 0},
+    )
+    assert trained.space.num_classes == 2
+    assert trained.info["recipe"]["teacher"] is None
+    assert "teacher" not in trained.info
+    before, after = (load_supernet(file) for file in (run.supernet_file, trained.path / "init.safetensors"))
+    assert torch.equal(before.patch_embed.weight, after.patch_embed.weight)
+    assert after.head.weight.shape == (2, 32)
 
 
 def test_bad_input_is_named(imported, tmp_path):
