@@ -109,6 +109,7 @@ OTHER_USERS = (
     f"train --teacher {E}.safetensors --space space.yaml --epochs 1 --name t2",
 )
 TEACHER = "train --teacher test_vit --teacher-checkpoint teacher.pth --epochs 1 --space space.yaml --name t2"
+IMPORT = "import timm test_vit --weights teacher.pth --name v"
 PHOTOS = (
     "train --data photos --space space.yaml --dry-run",
     "train --data photos --space space.yaml --epochs 1 --name t2",
@@ -199,7 +200,7 @@ KINDS = [
     Kind(".bin", f"{E}.bin", users(".xml")),
     Kind(".plan", f"{E}.plan", users(".plan")),
     Kind(".pth of AutoFormer", "m.pth", ("import autoformer m.pth --space space.yaml --name imported",), bad.checkpoints),
-    Kind("weights of a timm teacher", "teacher.pth", (TEACHER,), bad.checkpoints),
+    Kind("weights of a timm model", "teacher.pth", (IMPORT, TEACHER), bad.checkpoints),
     Kind("image to predict", "good.png", (f"predict good.png --model {E}.onnx",), bad.images),
     Kind("image of a data set", "photos/a/0.png", PHOTOS, bad.images),
     Kind("IDX file", "idx/train-images-idx3-ubyte.gz", (IDX,), bad.idx_files),
