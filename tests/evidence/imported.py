@@ -146,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="Folder of the models and of results.jsonl.")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--base-epochs", type=int, default=12)
+    parser.add_argument("--base-epochs", type=int, default=30)
     parser.add_argument("--epochs", type=int, default=3, help="E: epochs of each training after the import.")
     parser.add_argument("--methods", nargs="*", default=["uniform", "sandwich", "growtas"])
     parser.add_argument("--only", nargs="*", default=["a", "elastic", "pruning", "scratch"])
