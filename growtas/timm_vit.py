@@ -23,13 +23,13 @@ from growtas.data.decode import DecodeRules
 from growtas.data.evaluation import EvaluationSet, cut_search_split, search_indices
 from growtas.data.images import Subset
 from growtas.data.seeding import preserved_globals
-from growtas.data.sources import Data, open_data
-from growtas.data.split import complement, stratified_split
+from growtas.data.sources import open_data
+from growtas.data.split import complement, evenly_spaced, stratified_split
 from growtas.errors import CheckpointError, ConfigError, DataError, SpaceError, brief, cause, choices
 from growtas.fields import nearest
 from growtas.files import sha256, write_json
 from growtas.nn.architecture import Architecture
-from growtas.nn.importance import Importance, by_magnitude, by_taylor, reorder
+from growtas.nn.importance import by_magnitude, by_taylor, reorder
 from growtas.nn.insert import insert
 from growtas.nn.vit import VisionTransformer
 from growtas.progress import SILENT, Progress
@@ -41,8 +41,6 @@ _NAMED = ("pretrained", "random")
 ORDERS = ("taylor", "magnitude", "none")
 """How the parts of an imported network are ordered."""
 IMPORTANCE_IMAGES = 512
-_SLICES = (0.75, 2 / 3, 0.5, 0.75)
-"""Smallest default choices of width, heads, MLP ratio and depth, in those of the model: together about a quarter of the MACs."""
 
 
 def create_timm(name: str, weights: str | Path, options: Mapping[str, Any] | None = None) -> nn.Module:
@@ -276,22 +274,20 @@ def elastic_space(architecture: Architecture, name: str) -> SearchSpace:
     subnet = architecture.subnet
     width, heads, ratio, depth = subnet.embed_dim, subnet.num_heads[0], subnet.mlp_ratio[0], subnet.depth
     step = next(step for step in (64, 32, 16, 8, 4, 2, 1) if width % step == 0 and (step <= width / 8 or step == 1))
-    least = [round(part * whole, 9) for part, whole in zip(_SLICES, (width, heads, ratio, depth), strict=True)]
+
+    def spread(largest: int, share: float, step: int = 1) -> tuple[int, ...]:
+        """At most four values, from the largest down to a share of it."""
+        values = range(largest, math.ceil(round(share * largest, 9)) - 1, -step)
+        return tuple(values[index] for index in evenly_spaced(len(values), 4))
+
     return SearchSpace(
         name=name,
-        embed_dim=_spread([value for value in range(width, 0, -step) if value >= least[0]]),
-        num_heads=_spread([value for value in range(heads, 0, -1) if value >= least[1]]),
-        mlp_ratio=(*(ratio * part / 8 for part in (4, 5, 6, 7)), ratio),
-        depth=_spread([value for value in range(depth, 0, -1) if value >= least[3]]),
+        embed_dim=spread(width, 0.75, step),
+        num_heads=spread(heads, 2 / 3),
+        mlp_ratio=tuple(ratio * eighths / 8 for eighths in range(4, 9)),
+        depth=spread(depth, 0.75),
         **architecture.geometry,
     )
-
-
-def _spread(choices: list[int]) -> tuple[int, ...]:
-    """Returns at most four of the choices, the first and the last one among them, ascending."""
-    if len(choices) <= 4:
-        return tuple(sorted(choices))
-    return tuple(sorted({choices[round(place * (len(choices) - 1) / 3)] for place in range(4)}))
 
 
 def import_timm(
@@ -341,6 +337,8 @@ def import_timm(
     if order not in ORDERS or (order == "taylor" and data is None):
         legal = choices(ORDERS) if data is not None else "magnitude or none without data (--data)"
         raise ConfigError(f"order is {brief(order)}; legal are {legal}")
+    if images < 1:
+        raise ConfigError(f"images is {images}; it must be 1 or more")
     progress.stage(f"loading {name}")
     converted, record, names = _exported(weights) or _from_timm(name, weights, options)
     title = name.rpartition("/")[2].partition(".")[0]
@@ -353,7 +351,15 @@ def import_timm(
                 f"{opened.title}: {len(opened.class_names)} classes, but the head of {name} has {converted.num_classes}"
             )
         names, split = list(opened.class_names), cut_search_split(opened, 0)
-    importance = _importance(converted, order, opened, split, record, images, min(elastic.depth), progress)
+    importance, seen = None, 0
+    if order == "magnitude":
+        importance = by_magnitude(converted)
+    elif opened is not None and split is not None and order == "taylor":
+        rest = complement(search_indices(split), len(opened.train))
+        some = rest[stratified_split(opened.train.labels[rest], min(images, len(rest)), np.random.default_rng(0), leave=0)]
+        sample, seen = EvaluationSet(Subset(opened.train, some), record, opened.class_names), len(some)
+        least = elastic.depth[0]
+        importance = by_taylor(converted, sample.images(0, seen), sample.labels, least_depth=least, progress=progress)
     if importance is not None:
         reorder(converted, importance)
         elastic = elastic.replace(block_order=importance.blocks)
@@ -367,7 +373,7 @@ def import_timm(
             **({} if str(weights) in _NAMED else {"sha256": sha256(weights)}),
             "options": dict(options or {}),
         },
-        "importance": {"order": order, "images": images if order == "taylor" else 0},
+        "importance": {"order": order, "images": seen},
         "data": None if opened is None else opened.record(),
         "preprocess": record,
         "class_names": names,
@@ -426,23 +432,3 @@ def _space(space: str | Path | SearchSpace | None, architecture: Architecture, n
         )
     bounds = {"max_embed_dim": 0, "max_num_heads": 0, "max_mlp_ratio": 0.0, "max_depth": 0}  # 0: the largest choice
     return space.replace(**bounds, **architecture.geometry)
-
-
-def _importance(
-    model: VisionTransformer,
-    order: str,
-    data: Data | None,
-    split: Mapping[str, Any] | None,
-    record: Mapping[str, Any],
-    count: int,
-    least_depth: int,
-    progress: Progress,
-) -> Importance | None:
-    if order == "none":
-        return None
-    if data is None or split is None or order == "magnitude":
-        return by_magnitude(model)
-    rest = complement(search_indices(split), len(data.train))
-    some = rest[stratified_split(data.train.labels[rest], min(count, len(rest)), np.random.default_rng(0), leave=0)]
-    images = EvaluationSet(Subset(data.train, some), record, data.class_names)
-    return by_taylor(model, images.images(0, len(images)), images.labels, least_depth=least_depth, progress=progress)

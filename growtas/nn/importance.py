@@ -113,17 +113,13 @@ def by_taylor(
                 grads = torch.autograd.grad(loss, list(hidden.values()))
             gates: dict[str, Tensor] = {}
             for (name, activation), grad in zip(hidden.items(), grads, strict=True):
-                product = (
-                    (activation * grad).detach().flatten(1, -2).sum(1) if activation.ndim > 2 else (activation * grad).detach()
-                )
-                kind = name.split(".")[0]
-                if kind == "heads":
+                # The last norm of some networks has a vector for each image; all others have one for each token.
+                product = (activation * grad).detach().view(len(some), -1, activation.shape[-1]).sum(1)
+                if name.startswith("heads"):
                     product = product.view(len(some), blocks[int(name.split(".")[1])].attn.num_heads, -1).sum(2)
-                if kind == "channels":
-                    # One gate multiplies a channel wherever the network reads it.
-                    gates["channels"] = gates["channels"] + product if "channels" in gates else product
-                else:
-                    gates[name] = product
+                # One gate multiplies a channel wherever the network reads it.
+                gate = "channels" if name.startswith("channels") else name
+                gates[gate] = gates[gate] + product if gate in gates else product
             for name, gate in gates.items():
                 totals[name] = totals.get(name, torch.zeros(())) + gate.double().square().sum(0)
             hidden.clear()
@@ -132,7 +128,9 @@ def by_taylor(
         for hook in hooks:
             hook.remove()
     depth = range(len(blocks))
-    order = _block_order(model, images[:block_images], labels[:block_images], least_depth, progress)
+    # Evenly spaced, because the images of a folder are sorted by class.
+    some = torch.linspace(0, len(images) - 1, min(block_images, len(images))).round().long()
+    order = _block_order(model, images[some], labels[some], least_depth, progress)
     return Importance(
         totals["channels"], tuple(totals[f"heads.{i}"] for i in depth), tuple(totals[f"neurons.{i}"] for i in depth), order
     )

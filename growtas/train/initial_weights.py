@@ -67,12 +67,15 @@ class InitialWeights:
         run = self.run
         return run is None or recipe.teacher != str(run.path.absolute()) or run.space.num_classes == classes
 
-    def preprocess(self, space: SearchSpace) -> dict[str, Any] | None:
-        """Returns the preprocessing that imported weights were trained with; None for other weights, or another image size."""
+    def preprocess(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Returns a training's preprocessing record with the resizing, crop and normalisation of imported weights.
+
+        Other weights, and those for images of another size, change nothing.
+        """
         info: Mapping[str, Any] = self.run.info if self.run is not None else {}
-        record: dict[str, Any] = info.get("preprocess") or {}
-        same = (record.get("image_size"), record.get("in_chans")) == (space.image_size, space.in_chans)
-        return record if info.get("state") == "imported" and same else None
+        theirs = info.get("preprocess") or {}
+        same = all(theirs.get(key) == record[key] for key in ("image_size", "in_chans"))
+        return {**theirs, "decode": record["decode"]} if info.get("state") == "imported" and same else record
 
     def supernet(self, recipe: Recipe, classes: int) -> Supernet:
         """Loads the supernet, with a head for ``classes`` classes.
@@ -119,9 +122,3 @@ def inherited_fields(init: Any) -> dict[str, Any]:
         teacher = {"teacher": folder} if info["method"] == "timm" else {}
         return {"space": folder, **({"data": data["name"]} if data else {}), **teacher}
     return {key: recipe[key] for key in ("space", "image_size", "data") if key in recipe}
-
-
-def is_imported_model(init: Any) -> bool:
-    """Returns whether ``init`` is the folder of a run that was made from a model of timm."""
-    path = Path(init).expanduser() if isinstance(init, str) else None
-    return path is not None and (path / "run.json").is_file() and Run(path).info.get("method") == "timm"

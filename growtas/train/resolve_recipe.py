@@ -15,7 +15,7 @@ from typing import Any
 from growtas.errors import ConfigError, brief, choices
 from growtas.fields import rule_of
 from growtas.space import load_space
-from growtas.train.initial_weights import inherited_fields, is_imported_model
+from growtas.train.initial_weights import inherited_fields
 from growtas.train.recipe import METHODS, STAGED, Recipe
 from growtas.train.recipe_file import read_layer
 from growtas.train.recipes import default_recipe, find_recipe
@@ -46,9 +46,10 @@ def resolve_recipe(recipe: str | Recipe | None = None, fields: Mapping[str, Any]
     if method is not None and method not in METHODS:
         raise ConfigError(f"method is {brief(method)}; it must be {choices(METHODS)}")
     if named is None:
-        elastic = is_imported_model(given.get("init"))
+        inherited = inherited_fields(given.get("init"))
+        elastic = "teacher" in inherited  # an imported model
         method = method or (ELASTIC_METHOD if elastic else METHODS[0])
-        file_fields = {"method": method, **inherited_fields(given.get("init")), **file_fields}
+        file_fields = {"method": method, **inherited, **file_fields}
         given = {**file_fields, **fields}
         if method == "growtas-plus" and given.get("init") is None:
             raise ConfigError("growtas-plus continues from a trained supernet; name its run with init (--init RUN)")

@@ -225,7 +225,8 @@ def start_session(
         space = space.replace(num_classes=len(data.class_names))
         make_strategy(recipe, space)
         split = cut_search_split(data, recipe.seed, recipe.search_images)
-        record = (initial and initial.preprocess(space)) or preprocess_record(space, data, recipe.pixel_range)
+        record = preprocess_record(space, data, recipe.pixel_range)
+        record = initial.preprocess(record) if initial is not None else record
         check_memory(data, record, recipe)
         parts = Parts.of_process(world.rank, world.size, recipe.accumulate)
         steps_per_epoch, _ = cut_batches(len(data.train) - len(split["search"]), recipe.batch_size, parts)

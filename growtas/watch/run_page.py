@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -285,7 +286,10 @@ class _RunPage:
         if isinstance(source := info.get("source"), Mapping):
             if "model" in source:
                 images = ("--data", str(data.get("name"))) if isinstance(data, Mapping) else ()
-                yield _line(("import", "timm", str(source["model"]), "--weights", str(source.get("weights")), *images, *folder))
+                sizes = [f"--model-kwargs={key}={json.dumps(value)}" for key, value in source.get("options", {}).items()]
+                order = [f"--order={info['importance']['order']}"] if "importance" in info else []
+                weights = ("--weights", str(source.get("weights")))
+                yield _line(("import", "timm", str(source["model"]), *weights, *images, *folder, *sizes, *order))
             else:
                 yield _line(("import", "autoformer", str(source.get("file")), "--space", self.run.space.name))
         elif isinstance(tuned := info.get("finetune"), Mapping):

@@ -188,9 +188,9 @@ def test_taylor_scores_are_squared_derivatives_by_gates():
     torch.testing.assert_close(got.channels.float(), channels)
 
 
-def test_the_block_without_which_the_loss_is_smallest_is_dropped_first():
-    model = convert(timm_model(), "deit")
-    images, labels = images_for(model, 40), torch.arange(40) % 10
+@torch.no_grad()
+def greedy_order(model, images, labels):
+    """The blocks of a model of four, of which two are dropped one after the other, whichever leaves the smallest loss."""
 
     def loss_without(*dropped):
         x = model.embed(images)
@@ -198,11 +198,24 @@ def test_the_block_without_which_the_loss_is_smallest_is_dropped_first():
             x = x if index in dropped else block(x)
         return float(nn.functional.cross_entropy(model.forward_head(model.norm(x)), labels))
 
-    with torch.no_grad():
-        first = min(range(4), key=loss_without)
-        second = min((i for i in range(4) if i != first), key=lambda i: loss_without(first, i))
-    kept = [i for i in range(4) if i not in (first, second)]
-    assert by_taylor(model, images, labels, least_depth=2).blocks == (*kept, second, first)
+    first = min(range(4), key=loss_without)
+    second = min((i for i in range(4) if i != first), key=lambda i: loss_without(first, i))
+    return (*(i for i in range(4) if i not in (first, second)), second, first)
+
+
+def test_the_block_without_which_the_loss_is_smallest_is_dropped_first():
+    model = convert(timm_model(), "deit")
+    images, labels = images_for(model, 40), torch.arange(40) % 10
+    assert by_taylor(model, images, labels, least_depth=2).blocks == greedy_order(model, images, labels)
+
+
+def test_the_order_of_blocks_comes_from_images_of_all_classes():
+    model = convert(timm_model(), "deit")
+    images, labels = images_for(model, 40), torch.arange(40) // 4  # sorted by class, as a folder's are
+    spaced = torch.linspace(0, 39, 10).round().long()
+    want = greedy_order(model, images[spaced], labels[spaced])
+    assert want != greedy_order(model, images[:10], labels[:10])
+    assert by_taylor(model, images, labels, least_depth=2, block_images=10).blocks == want
 
 
 def test_the_order_makes_the_leading_parts_those_with_the_highest_scores():
@@ -316,6 +329,26 @@ def test_on_data_with_other_classes_the_head_is_new_and_there_is_no_teacher(impo
     before, after = (load_supernet(file) for file in (run.supernet_file, trained.path / "init.safetensors"))
     assert torch.equal(before.patch_embed.weight, after.patch_embed.weight)
     assert after.head.weight.shape == (2, 32)
+
+
+def test_an_elastic_training_keeps_the_pixel_range_that_is_given(imported, tmp_path):
+    _, run, _ = imported
+    small = {"warmup_epochs": 0, "monitor_images": 10}
+    trained = api.train(init=str(run.path), epochs=1, pixel_range=[0, 100], out=tmp_path, name="t", settings=small)
+    assert trained.info["preprocess"]["decode"]["pixel_range"] == [0, 100]
+    assert trained.info["preprocess"]["mean"] == run.info["preprocess"]["mean"]
+
+
+def test_the_number_of_images_is_that_of_the_images_that_were_seen(imported, tmp_path):
+    model, *_ = imported
+    weights = tmp_path / "w.safetensors"
+    save_file(model.state_dict(), weights)
+    sizes = {key: SIZE[key] for key in ("patch_size", "embed_dim", "depth", "num_heads")}
+    run = import_timm("vit_tiny_patch16_224", weights, data="digits", images=10**6, options=sizes, out=tmp_path)
+    split = json.loads((run.path / "split.json").read_text())
+    assert run.info["importance"]["images"] == split["train_size"] - len(split["search"])
+    with pytest.raises(ConfigError, match="images is 0; it must be 1 or more"):
+        import_timm("vit_tiny_patch16_224", weights, data="digits", images=0, options=sizes, out=tmp_path)
 
 
 def test_bad_input_is_named(imported, tmp_path):

@@ -99,6 +99,7 @@ def elastic_recipe(space: str, data: str, image_size: int) -> Recipe:
     """``growtas train --init RUN`` for a run of ``growtas import timm``: a short training of all subnets at once.
 
     The imported model is the teacher. The learning rate is that of a fine-tuning, because the weights are trained already.
+    A starting point that is not tuned; no accuracy is claimed.
 
     Args:
         space: the imported run's folder.

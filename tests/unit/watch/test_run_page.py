@@ -359,6 +359,13 @@ def test_where_a_run_comes_from(tmp_path):
     assert "A supernet of the search space micro, imported from deit_tiny_patch16_224 of timm (fine tuned.pth)." in page.texts
     command = "growtas import timm deit_tiny_patch16_224 --weights 'fine tuned.pth' --data folder --data-dir 'my photos'"
     assert command in page.section_text("commands")
+    more = {
+        "source": {**source, "options": {"embed_dim": 96, "pretrained_cfg_overlay": {"crop_pct": 1.0}}},
+        "importance": {"order": "none"},
+    }
+    page = page_of(create_run(tmp_path, "of-another-size", {**timms, **more}))
+    overlay = """'--model-kwargs=pretrained_cfg_overlay={"crop_pct": 1.0}'"""
+    assert f"{command} --model-kwargs=embed_dim=96 {overlay} --order=none" in page.section_text("commands")
     tuned = {"weights": "model.safetensors", "test_accuracy": 0.9}
     run = write_whole_run(tmp_path)
     run.update(method="finetune", starts_from={}, finetune=tuned, data={"name": "folder", "data_dir": "my photos"})
