@@ -100,10 +100,7 @@ def _weights(loaded: Any, path: str | Path) -> Mapping[str, Tensor]:
     state = loaded.get("model", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: no weights found; a checkpoint is a state dict, or has a state dict under 'model'")
-    try:
-        check_weights(state)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: no weights found ({error})") from None
+    check_weights(state, f"{path}: no weights found")
     return state
 
 

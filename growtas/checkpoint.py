@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -172,19 +172,23 @@ def check_torch_archive(file: BinaryIO) -> None:
             check_archive(archive, file.seek(0, 2))
 
 
-def check_weights(state: Mapping[Any, Any]) -> None:
+def check_weights(state: Mapping[Any, Any], subject: str) -> None:
     """Checks that a mapping holds named tensors with values of their own, as a ``state_dict`` does.
 
     Raises:
-        ValueError: An entry is something else; the message is the reason.
+        CheckpointError: An entry is something else; the message is ``subject`` and the reason.
     """
+
+    def refuse(reason: str) -> NoReturn:
+        raise CheckpointError(f"{subject} ({reason})")
+
     for name, tensor in state.items():
         if not isinstance(name, str):
-            raise ValueError(f"an entry is called {str(name)[:40]}, which is not a text")
+            refuse(f"an entry is called {str(name)[:40]}, which is not a text")
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise ValueError(f"{name[:60]} is not a plain tensor")
+            refuse(f"{name[:60]} is not a plain tensor")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"{name[:60]} repeats its values, so that it is larger than the file says")
+            refuse(f"{name[:60]} repeats its values, so that it is larger than the file says")
 
 
 def read_weights(path: str | Path, what: str) -> dict[str, Tensor]:
@@ -212,10 +216,7 @@ def read_weights(path: str | Path, what: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: {what} can't be read ({why})") from None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: {what} can't be read (the file contains no state_dict of a model)")
-    try:
-        check_weights(state)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {what} can't be read ({error})") from None
+    check_weights(state, f"{path}: {what} can't be read")
     return state
 
 

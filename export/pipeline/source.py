@@ -36,9 +36,6 @@ class Source:
     search: dict[str, Any] | None
 
 
-_NAMED = ("smallest", "largest")
-
-
 def find_source(run: Run, subnet: Subnet | Path | None, progress: Progress = SILENT) -> Source:
     """Finds the newest checkpoint of a run and the subnet to extract from it.
 
@@ -53,8 +50,8 @@ def find_source(run: Run, subnet: Subnet | Path | None, progress: Progress = SIL
     info, checkpoint = run.info, run.supernet_file
     searched = run.path / "search" / "subnet.json"
     path: Path | None
-    if subnet is not None and str(subnet) in _NAMED and not Path(str(subnet)).exists():
-        subnet = run.space.largest if str(subnet) == "largest" else run.space.smallest
+    if str(subnet) in ("smallest", "largest") and not Path(str(subnet)).exists():
+        subnet = getattr(run.space, str(subnet))
     if isinstance(subnet, Subnet):
         path = searched if searched.is_file() and Subnet.load(searched) == subnet else None
     else:

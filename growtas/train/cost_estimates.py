@@ -89,7 +89,6 @@ def estimate_memory(recipe: Recipe, space: SearchSpace, subnet: Subnet, images: 
     known = device.type == "cpu" or torch.cuda.is_available()
     half = autocast_type(recipe.amp, device) is not None if known else recipe.amp != "fp32"
     fused = device.type == "cpu" and not half
-    relative = space.max_relative_position is not None
     lines = distances = keys = 0
     if space.max_relative_position is not None:
         grid = grid_index(space.grid_size, space.grid_size, space.max_relative_position)
@@ -97,7 +96,7 @@ def estimate_memory(recipe: Recipe, space: SearchSpace, subnet: Subnet, images: 
     block_bytes = []
     for block, heads in enumerate(subnet.num_heads):
         dim, hidden, d, n = subnet.embed_dim, subnet.hidden_dim(block), space.head_dim, space.num_tokens
-        if fused and not relative:
+        if fused and not lines:  # no relative position
             block_bytes.append(4 * n * (3 * dim + hidden + heads * 5 * d))
         elif fused:
             block_bytes.append(4 * (n * (2 * dim + hidden) + heads * ((d + lines) * (n + 2 * keys) + n * (d + keys + distances))))
