@@ -9,6 +9,7 @@
         metrics.jsonl           one JSON object per epoch
         recipe.yaml             the complete recipe, as a file for --config
         init.safetensors        initial weights, if the training started from some
+        importance.json         scores of an imported model's heads, neurons and channels, and the order of its blocks
         checkpoints/epoch-0010/ supernet.safetensors, trainer.safetensors, state.json; epoch-0010-batch-000200 within epoch 11
         checkpoints/best-...    supernet.safetensors of the epoch with the highest mean accuracy of the three evaluated subnets
         tensorboard/            event files, with --tensorboard
@@ -236,26 +237,29 @@ Fields:
     created (text): When the run was begun, ISO 8601 with the time zone.
     state (text): ``training``, ``finished``, ``interrupted`` or ``imported``.
     error (text or null): Why the training ended; null or absent where it did not fail.
-    process (object or null): The process that trains the run; null once it has ended.
+    process (object or null): The process that trains the run; null once it has ended. Absent in an imported run.
     process.pid (whole number): Number of that process.
     process.host (text): Name of its machine.
     space (object): The search space, as in a space's file, with the number of classes of the data.
-    method (text): The training method; ``autoformer`` in an imported run.
+    method (text): The training method; ``autoformer`` or ``timm`` in an imported run.
     recipe (object): Every field of the recipe. Absent in an imported run.
     seed (whole number): The recipe's seed. Absent in an imported run.
-    data (object or null): The data set; null in an imported run, which has none.
+    data (object or null): The data set; null in a run that was imported without one.
     preprocess (object): How images become the network's input.
     class_names (list or null): A name for each class, in the order of the logits; null where they are not known.
     versions (object): Versions of ``growtas``, ``torch`` and ``numpy`` that began the run. Absent in an imported run.
     machine (object): Full names of the CPU and the GPU that the training began on, by their names for ``--device``. Absent in an
         imported run, and in runs of earlier versions.
     starts_from (object or null): The weights that the training started from; null where they are random, empty where a fine-tuning
-        took them from its model.
+        took them from its model. Absent in an imported run.
     starts_from.path (text): File of those weights.
     starts_from.sha256 (text): SHA-256 of that file, in hexadecimal.
     teacher (object): The teacher. Absent where there is none.
     finetune (object): What was fine-tuned. Absent in other runs.
-    source (object): The imported checkpoint: its ``file`` and its ``sha256``. Absent in other runs.
+    source (object): The imported checkpoint: its ``file``, or the ``model`` of timm with its ``weights`` and ``options``, and the
+        ``sha256`` of the file. Absent in other runs.
+    importance (object): How the parts of a model of timm were ordered: ``order``, and the number of ``images``. The scores are in
+        ``importance.json``. Absent in other runs.
     test_accuracy (object): Top-1 accuracy (0 to 1) on the test set, by subnet: ``smallest``, ``middle`` and ``largest``. Absent
         until the training is finished.
     seconds (number): Seconds of all epochs and of the test. Absent until the training is finished.

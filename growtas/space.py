@@ -278,14 +278,6 @@ def _choices(field: str, value: Any, kind: type) -> tuple[Any, ...]:
     return values
 
 
-PLAIN: dict[str, Any] = {
-    "prefix_tokens": 1,
-    "global_pool": "avg",
-    "fc_norm": False,
-    "qk_norm": False,
-    "norm_eps": 1e-5,
-}
-"""The fields in which timm's plain ViTs differ, with their values in AutoFormer's network."""
 PLAIN_RULES = {
     "prefix_tokens": whole(0, 64),
     "global_pool": one_of("avg", "token"),
@@ -293,6 +285,8 @@ PLAIN_RULES = {
     "qk_norm": flag(),
     "norm_eps": real(0, 1, above=True),
 }
+PLAIN: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(SearchSpace) if field.name in PLAIN_RULES}
+"""The fields in which timm's plain ViTs differ, with their values in AutoFormer's network."""
 
 
 def check_plain(geometry: Any, error: type[GrowtasError]) -> None:

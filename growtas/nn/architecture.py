@@ -47,11 +47,11 @@ class Architecture:
     num_classes: int
     head_dim: int
     max_relative_position: int | None
-    prefix_tokens: int = 1
-    global_pool: str = "avg"
-    fc_norm: bool = False
-    qk_norm: bool = False
-    norm_eps: float = 1e-5
+    prefix_tokens: int = PLAIN["prefix_tokens"]
+    global_pool: str = PLAIN["global_pool"]
+    fc_norm: bool = PLAIN["fc_norm"]
+    qk_norm: bool = PLAIN["qk_norm"]
+    norm_eps: float = PLAIN["norm_eps"]
 
     @property
     def grid_size(self) -> int:

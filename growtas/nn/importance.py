@@ -118,8 +118,8 @@ def by_taylor(
                 if name.startswith("heads"):
                     product = product.view(len(some), blocks[int(name.split(".")[1])].attn.num_heads, -1).sum(2)
                 # One gate multiplies a channel wherever the network reads it.
-                gate = "channels" if name.startswith("channels") else name
-                gates[gate] = gates[gate] + product if gate in gates else product
+                part = "channels" if name.startswith("channels") else name
+                gates[part] = gates[part] + product if part in gates else product
             for name, gate in gates.items():
                 totals[name] = totals.get(name, torch.zeros(())) + gate.double().square().sum(0)
             hidden.clear()

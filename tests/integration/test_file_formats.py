@@ -216,5 +216,14 @@ def measured_profiles():
     return found
 
 
+def test_a_run_that_was_imported_from_timm(tmp_path):
+    size = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "in_chans": 1, "num_classes": 10}
+    run = api.import_timm("vit_tiny_patch16_224", "random", data="digits", images=20, options=size, out=tmp_path)
+    info = read(run.path / "run.json")
+    check(info, RUN_JSON)
+    check(info["space"], SearchSpace)
+    assert info["space"]["block_order"]
+
+
 def test_a_space_that_is_written_out_is_the_space():
     check(load_space("micro").to_dict(), SearchSpace)
