@@ -377,6 +377,9 @@ def test_bad_input_is_named(imported, tmp_path):
     save_file(broken, weights)
     with pytest.raises(CheckpointError, match=r"norm\.weight contains numbers that are not finite"):
         import_timm("vit_tiny_patch16_224", weights, options=sizes, out=tmp_path)
+    torch.save({"head.weight": torch.zeros(1, 1).expand(10, 10**9)}, tmp_path / "expands.pth")
+    with pytest.raises(CheckpointError, match=r"expands\.pth: the model's weights can't be read \(head.weight repeats its values"):
+        import_timm("vit_tiny_patch16_224", tmp_path / "expands.pth", out=tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
