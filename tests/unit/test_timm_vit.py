@@ -42,7 +42,9 @@ VARIANTS = {
 
 def timm_model(**options):
     """A model of timm with random weights, in which also biases, norms and scales are random."""
-    model = timm.create_model("vit_tiny_patch16_224", **{**SIZE, **options}).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = timm.create_model("vit_tiny_patch16_224", **{**SIZE, **options}).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -211,7 +213,8 @@ def test_the_block_without_which_the_loss_is_smallest_is_dropped_first():
 
 def test_the_order_of_blocks_comes_from_images_of_all_classes():
     model = convert(timm_model(), "deit")
-    images, labels = images_for(model, 40), torch.arange(40) // 4  # sorted by class, as a folder's are
+    # Sorted by class, as a folder's are; with these classes, the losses that decide differ by 0.06 and more.
+    images, labels = images_for(model, 40), (torch.arange(40) // 4 + 1) % 10
     spaced = torch.linspace(0, 39, 10).round().long()
     want = greedy_order(model, images[spaced], labels[spaced])
     assert want != greedy_order(model, images[:10], labels[:10])
