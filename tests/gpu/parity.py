@@ -17,17 +17,21 @@ from tests.gpu.networks import NETWORKS, PRECISIONS, Comparison
 
 def cases(hardware: Hardware, folder: Path) -> Cases:
     space = load_space("autoformer-t")
-    comparison = Comparison(hardware.size(space, space.replace(depth=(2,))), hardware.size(8, 2))
+    space = hardware.size(space, space.replace(depth=(2,)))
+    # The second family: timm's plain ViTs, whose attention has no relative position.
+    plain = space.replace(depth=(2,), max_depth=3, block_order=(2, 0, 1), max_relative_position=None, prefix_tokens=5, qk_norm=True)
+    batch = hardware.size(8, 2)
     # By default cuDNN's convolutions use TF32, which the CPU does not have.
     torch.backends.cudnn.allow_tf32 = False
-    for name in NETWORKS:
-        for precision in PRECISIONS:
-            yield f"{name} against the CPU, {precision}", partial(comparison.compare, name, hardware.device, precision)
-    # On a CPU in float32, growtas does not use scaled_dot_product_attention.
-    for precision in hardware.size(tuple(PRECISIONS), ("bf16", "fp16")):
-        for training in (False, True):
-            what = "training" if training else "inference"
-            yield f"attention kernel of {what}, {precision}", partial(_kernel, comparison, hardware, precision, training=training)
+    for family, comparison in (("", Comparison(space, batch)), ("plain ", Comparison(plain, batch))):
+        for name in NETWORKS:
+            for precision in PRECISIONS:
+                yield f"{family}{name} against the CPU, {precision}", partial(comparison.compare, name, hardware.device, precision)
+        # On a CPU in float32, growtas does not use scaled_dot_product_attention.
+        for precision in hardware.size(tuple(PRECISIONS), ("bf16", "fp16")):
+            for training in (False, True):
+                what = f"attention kernel of {family}{'training' if training else 'inference'}, {precision}"
+                yield what, partial(_kernel, comparison, hardware, precision, training=training)
 
 
 class _AttentionKernels(TorchDispatchMode):

@@ -19,8 +19,10 @@ from growtas.export.tensorrt.targets import RTX_TARGETS
 from growtas.export.verification.images import VerificationImages, noise
 from growtas.export.verification.parity import run_gate
 from growtas.nn.extract import extract
+from growtas.nn.supernet import Supernet
 from tests.bench_helpers import bench
-from tests.export_helpers import SUBNET, add_search, make_run, needs_rtx, random_supernet
+from tests.export_helpers import SUBNET, TINY, add_search, make_run, needs_rtx, random_supernet
+from tests.reference import plain_space
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 needs_tensorrt = pytest.mark.skipif(not is_installed("tensorrt"), reason="tensorrt is not installed")
@@ -64,8 +66,13 @@ def test_tensorrt_rtx_computes_what_torch_computes(tmp_path: Path) -> None:
     _check(tmp_path, TensorRTRTXBuilder(), "tensorrt-rtx")
 
 
-def _check(folder: Path, builder: PlanBuilder, runtime: str) -> None:
-    model = extract(random_supernet(), SUBNET)
+@needs_tensorrt
+def test_tensorrt_computes_a_plain_vit(tmp_path: Path) -> None:
+    _check(tmp_path, TensorRTBuilder(), "tensorrt", random_supernet(plain_space(TINY, "qk_norm")))
+
+
+def _check(folder: Path, builder: PlanBuilder, runtime: str, supernet: Supernet | None = None) -> None:
+    model = extract(supernet or random_supernet(), SUBNET)
     export_onnx(model, folder / "m.onnx")
     plan = builder.build(folder / "m.onnx", (str(library.local_target()),), batches=Shapes(max=8))
     (folder / "m.plan").write_bytes(plan.data)
