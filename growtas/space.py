@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ class SearchSpace:
         norm_eps: epsilon of the LayerNorms.
         block_order: the supernet's blocks, the most important one first; a subnet of depth d runs the first d of them, in the order
             of the network. Empty for the network's own order.
+        full_width_norms: whether the LayerNorms of a narrow subnet divide by the deviation that the largest width would have if the
+            absent channels were zero. An import needs this where the leading channels are the principal ones.
     """
 
     name: str
@@ -88,6 +91,7 @@ class SearchSpace:
     qk_norm: bool = False
     norm_eps: float = 1e-5
     block_order: tuple[int, ...] = ()
+    full_width_norms: bool = False
 
     def __post_init__(self) -> None:
         for field in ("embed_dim", "num_heads", "mlp_ratio", "depth"):
@@ -108,6 +112,9 @@ class SearchSpace:
                 f"block_order is {brief(order)}; it must be empty or hold each number from 0 to {self.max_depth - 1} once"
             )
         object.__setattr__(self, "block_order", tuple(order or ()))
+        flag().check("full_width_norms", self.full_width_norms, SpaceError)
+        if self.full_width_norms and self.max_relative_position is not None:
+            raise SpaceError("full_width_norms is true, which only a space without relative position may have")
         if not isinstance(self.name, str):
             raise SpaceError(f"name is {brief(self.name)}; it must be a text")
         if self.image_size % self.patch_size:
@@ -129,6 +136,10 @@ class SearchSpace:
     def blocks_of(self, depth: int) -> tuple[int, ...]:
         """Returns which of the supernet's blocks a subnet of a depth runs, in the order of the network."""
         return tuple(sorted(self.block_order[:depth])) if self.block_order else tuple(range(depth))
+
+    def norm_scale(self, embed_dim: int) -> float:
+        """Returns what the weights of the norms are multiplied by in a subnet of a width; see ``full_width_norms``."""
+        return math.sqrt(self.max_embed_dim / embed_dim) if self.full_width_norms else 1.0
 
     @property
     def size(self) -> int:
@@ -308,7 +319,8 @@ def check_plain(geometry: Any, error: type[GrowtasError]) -> None:
 
 def without_defaults(data: dict[str, Any]) -> dict[str, Any]:
     """Leaves out the fields that only plain ViTs need where they have AutoFormer's values."""
-    return {key: value for key, value in data.items() if value != {**PLAIN, "block_order": []}.get(key, ...)}
+    defaults = {**PLAIN, "block_order": [], "full_width_norms": False}
+    return {key: value for key, value in data.items() if value != defaults.get(key, ...)}
 
 
 def _is_order(order: Any, depth: int) -> bool:

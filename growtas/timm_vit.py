@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from growtas.files import sha256, write_json
 from growtas.nn.architecture import Architecture
 from growtas.nn.importance import by_magnitude, by_taylor, reorder
 from growtas.nn.insert import insert
+from growtas.nn.principal import rotate_to_principal
 from growtas.nn.vit import VisionTransformer
 from growtas.progress import SILENT, Progress
 from growtas.runs import Run, check_run_name, create_run, read_model_manifest
@@ -38,8 +40,8 @@ from growtas.space import SearchSpace, load_space
 from growtas.subnet import Subnet
 
 _NAMED = ("pretrained", "random")
-ORDERS = ("taylor", "magnitude", "none")
-"""How the parts of an imported network are ordered."""
+ORDERS = ("principal", "taylor", "magnitude", "none")
+"""How the parts of an imported network are ordered; ``principal`` is ``taylor`` with principal directions instead of channels."""
 IMPORTANCE_IMAGES = 512
 
 
@@ -282,7 +284,7 @@ def elastic_space(architecture: Architecture, name: str) -> SearchSpace:
 
     return SearchSpace(
         name=name,
-        embed_dim=spread(width, 0.75, step),
+        embed_dim=spread(width, 0.5, step),
         num_heads=spread(heads, 2 / 3),
         mlp_ratio=tuple(ratio * eighths / 8 for eighths in range(4, 9)),
         depth=spread(depth, 0.75),
@@ -317,7 +319,9 @@ def import_timm(
         data_dir: folder of the data set's files.
         space: choices of the subnets: a space, or the path of a YAML file, whose fields of the network may be absent. By default
             :func:`elastic_space`.
-        order: ``taylor`` (needs images), ``magnitude`` (of weights) or ``none``; by default taylor with data, else magnitude.
+        order: how the parts are ordered by importance. ``taylor`` (needs images) permutes heads, neurons and channels. ``principal``
+            (needs images) does the same, and rotates the channels to their principal directions. ``magnitude`` permutes by the
+            weights alone; ``none`` leaves them. By default principal with data, else magnitude.
         images: number of training images for the importance.
         out: folder in which the run's folder is created.
         run_name: name of the run's folder; by default date, time and the model's name.
@@ -333,8 +337,8 @@ def import_timm(
     """
     root = Path(out)
     check_run_name(root, run_name)
-    order = order or ("taylor" if data is not None else "magnitude")
-    if order not in ORDERS or (order == "taylor" and data is None):
+    order = order or ("principal" if data is not None else "magnitude")
+    if order not in ORDERS or (order in ("principal", "taylor") and data is None):
         legal = choices(ORDERS) if data is not None else "magnitude or none without data (--data)"
         raise ConfigError(f"order is {brief(order)}; legal are {legal}")
     if images < 1:
@@ -354,15 +358,18 @@ def import_timm(
     importance, seen = None, 0
     if order == "magnitude":
         importance = by_magnitude(converted)
-    elif opened is not None and split is not None and order == "taylor":
+    elif opened is not None and split is not None and order != "none":
         rest = complement(search_indices(split), len(opened.train))
         some = rest[stratified_split(opened.train.labels[rest], min(images, len(rest)), np.random.default_rng(0), leave=0)]
         sample, seen = EvaluationSet(Subset(opened.train, some), record, opened.class_names), len(some)
-        least = elastic.depth[0]
-        importance = by_taylor(converted, sample.images(0, seen), sample.labels, least_depth=least, progress=progress)
+        calibration, least = sample.images(0, seen), elastic.depth[0]
+        importance = by_taylor(converted, calibration, sample.labels, least_depth=least, progress=progress)
     if importance is not None:
         reorder(converted, importance)
         elastic = elastic.replace(block_order=importance.blocks)
+        if order == "principal":
+            channels = rotate_to_principal(converted, calibration, elastic.embed_dim, progress)
+            importance, elastic = replace(importance, channels=channels), elastic.replace(full_width_norms=True)
     info = {
         "state": "imported",
         "space": elastic.to_dict(),

@@ -31,7 +31,13 @@ def plain_space(space: SearchSpace, kind: str) -> SearchSpace:
     """A space of timm's plain ViTs with the choices of another space."""
     depth = space.max_depth
     order = (depth - 1, *range(depth - 1)) if kind == "block order" else ()
-    return space.replace(name=kind.replace(" ", "-"), max_relative_position=None, block_order=order, **PLAIN[kind])
+    return space.replace(
+        name=kind.replace(" ", "-"),
+        max_relative_position=None,
+        block_order=order,
+        full_width_norms=kind in ("block order", "registers", "norm before mean"),
+        **PLAIN[kind],
+    )
 
 
 def timm_network(space: SearchSpace, subnet: Subnet, state: Mapping[str, Tensor]) -> TimmViT:
@@ -45,6 +51,8 @@ def timm_network(space: SearchSpace, subnet: Subnet, state: Mapping[str, Tensor]
         norm_layer=norm_layer,
     )  # fmt: skip
     prefix = space.prefix_tokens - registers
+    # A norm that divides by the deviation over all channels of the supernet, of which the absent ones are zero.
+    stretch = (space.max_embed_dim / dim) ** 0.5 if space.full_width_norms else 1.0
     weights = {
         **({"cls_token": state["cls_token"][:, :1, :dim]} if prefix else {}),
         **({"reg_token": state["cls_token"][:, prefix:, :dim]} if registers else {}),
@@ -54,7 +62,9 @@ def timm_network(space: SearchSpace, subnet: Subnet, state: Mapping[str, Tensor]
     }
     for end in ("weight", "bias"):
         weights[f"patch_embed.proj.{end}"] = state[f"patch_embed.{end}"][:dim]
-        weights[f"{'fc_norm' if space.fc_norm else 'norm'}.{end}"] = state[f"norm.{end}"][:dim]
+        weights[f"{'fc_norm' if space.fc_norm else 'norm'}.{end}"] = state[f"norm.{end}"][:dim] * (
+            stretch if end == "weight" else 1
+        )
     blocks = sorted(space.block_order[: subnet.depth]) if space.block_order else range(subnet.depth)
     for place, index in enumerate(blocks):
         heads, hidden = subnet.num_heads[place], int(dim * subnet.mlp_ratio[place])
@@ -70,7 +80,7 @@ def timm_network(space: SearchSpace, subnet: Subnet, state: Mapping[str, Tensor]
             cuts |= {name: (name, (head_dim,)) for name in ("attn.q_norm", "attn.k_norm")}
         for ours, (theirs, size) in cuts.items():
             weight = state[f"blocks.{index}.{ours}.weight"]
-            weights[f"blocks.{place}.{theirs}.weight"] = weight[tuple(map(slice, size))]
+            weights[f"blocks.{place}.{theirs}.weight"] = weight[tuple(map(slice, size))] * (stretch if ours[:4] == "norm" else 1)
             weights[f"blocks.{place}.{theirs}.bias"] = state[f"blocks.{index}.{ours}.bias"][: size[0]]
         rows, bias = (state[f"blocks.{index}.attn.qkv.{end}"][: 3 * width] for end in ("weight", "bias"))
         weights[f"blocks.{place}.attn.qkv.weight"] = torch.cat([rows[part::3, :dim] for part in range(3)])

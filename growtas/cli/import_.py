@@ -63,7 +63,7 @@ def timm(
     ] = None,
     order: Annotated[
         str | None,
-        Option(help="Order of the network's parts: taylor, magnitude or none. Default: taylor with --data, else magnitude."),
+        Option(help="Order of the parts: principal, taylor, magnitude or none. Default: principal with --data, else magnitude."),
     ] = None,
     images: Annotated[int, Option(help="Number of training images that give the importance.", min=1)] = 512,
     model_kwargs: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from growtas.nn.architecture import Architecture
-from growtas.nn.supernet import Supernet, subnet_qkv_bias, subnet_qkv_weight, supernet_name
+from growtas.nn.supernet import Supernet, has_norm_scale, subnet_qkv_bias, subnet_qkv_weight, supernet_name
 from growtas.nn.vit import VisionTransformer
 from growtas.subnet import Subnet
 
@@ -31,4 +31,6 @@ def extract(supernet: Supernet, subnet: Subnet) -> VisionTransformer:
                 tensor.copy_(subnet_qkv_bias(whole, len(tensor) // 3, supernet.space.max_relative_position))
             else:
                 tensor.copy_(whole[tuple(slice(0, size) for size in tensor.shape)])
+            if has_norm_scale(name):
+                tensor.mul_(supernet.space.norm_scale(subnet.embed_dim))
     return model.to(supernet.cls_token.device).eval()

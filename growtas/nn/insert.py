@@ -6,7 +6,7 @@ import torch
 
 from growtas.errors import SpaceError
 from growtas.nn.architecture import Architecture
-from growtas.nn.supernet import Supernet, supernet_name
+from growtas.nn.supernet import Supernet, has_norm_scale, supernet_name
 from growtas.nn.vit import VisionTransformer
 from growtas.space import SearchSpace
 
@@ -38,7 +38,8 @@ def single_subnet_space(architecture: Architecture, name: str) -> SearchSpace:
 
 
 def insert(model: VisionTransformer, space: SearchSpace) -> Supernet:
-    """Copies a model into a supernet. Extracting the model's subnet gives the model back, bit for bit.
+    """Copies a model into a supernet. Extracting the model's subnet gives the model back, bit for bit
+    (up to rounding where ``full_width_norms`` scales the norms).
 
     All weights outside of the subnet are zero.
 
@@ -70,5 +71,7 @@ def insert(model: VisionTransformer, space: SearchSpace) -> Supernet:
                 tensor = tensor.view(3, width, -1).transpose(0, 1).reshape(3 * width, -1)
             elif name.endswith("attn.qkv.bias") and space.max_relative_position is None:
                 tensor = tensor.view(3, -1).t().reshape(-1)
+            elif has_norm_scale(name):
+                tensor = tensor / space.norm_scale(subnet.embed_dim)
             full[supernet_name(space, subnet.depth, name)][tuple(map(slice, tensor.shape))] = tensor
     return supernet.eval()

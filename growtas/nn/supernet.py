@@ -10,6 +10,7 @@ from timm.layers import drop_path
 from torch import Tensor, nn
 
 from growtas.nn.architecture import Architecture
+from growtas.nn.fused.common import Norm
 from growtas.nn.fused.mlp import fused_mlp, mlp_fusable
 from growtas.nn.relative import grid_index, relative_attention
 from growtas.nn.vit import Attention, Block, VisionTransformer, add_positions, pool, pools_first
@@ -82,26 +83,33 @@ class Supernet(nn.Module):
             keep = not self._drop_rate(index)
             out = block.attn.fused(x, block.norm1, residual=keep, num_heads=num_heads, interleaved=True)
             return out if keep else x + self._drop_path(out, index)
-        return x + self._drop_path(self._attention(_layer_norm(x, block.norm1), block.attn, num_heads), index)
+        normed = _layer_norm(x, self.scaled(block.norm1, x.shape[-1]))
+        return x + self._drop_path(self._attention(normed, block.attn, num_heads), index)
 
     def mlp_layer(self, x: Tensor, index: int, hidden_dim: int) -> Tensor:
         """Computes the MLP half of block ``index`` with its residual; ``(batch, N, embed_dim)`` -> the same shape."""
-        block = self.block(index)
+        block, dim = self.block(index), x.shape[-1]
+        norm = self.scaled(block.norm2, dim)
         if mlp_fusable(x, block.norm2, block.fc1, block.fc2):
             keep = not self._drop_rate(index)
-            out = fused_mlp(x, block.norm2, block.fc1, block.fc2, hidden_dim, residual=keep)
+            out = fused_mlp(x, norm, block.fc1, block.fc2, hidden_dim, residual=keep)
             return out if keep else x + self._drop_path(out, index)
-        dim = x.shape[-1]
-        y = F.linear(_layer_norm(x, block.norm2), block.fc1.weight[:hidden_dim, :dim], block.fc1.bias[:hidden_dim])
+        y = F.linear(_layer_norm(x, norm), block.fc1.weight[:hidden_dim, :dim], block.fc1.bias[:hidden_dim])
         return x + self._drop_path(F.linear(F.gelu(y), block.fc2.weight[:dim, :hidden_dim], block.fc2.bias[:dim]), index)
 
     def classify(self, x: Tensor) -> Tensor:
         """Maps the tokens after the last block to logits ``(batch, num_classes)``."""
+        norm = self.scaled(self.norm, x.shape[-1])
         if pools_first(self.space):
-            pooled = _layer_norm(pool(x, self.space), self.norm)
+            pooled = _layer_norm(pool(x, self.space), norm)
         else:
-            pooled = pool(_layer_norm(x, self.norm), self.space)
+            pooled = pool(_layer_norm(x, norm), self.space)
         return F.linear(pooled, self.head.weight[:, : x.shape[-1]], self.head.bias)
+
+    def scaled(self, norm: nn.LayerNorm, embed_dim: int) -> Norm:
+        """Returns a norm's weight, bias and epsilon for a width; see :meth:`growtas.space.SearchSpace.norm_scale`."""
+        scale = self.space.norm_scale(embed_dim)
+        return Norm(norm.weight if scale == 1 else norm.weight * scale, norm.bias, norm.eps)
 
     def _attention(self, x: Tensor, attn: Attention, heads: int) -> Tensor:
         dim, width = x.shape[-1], heads * self.space.head_dim
@@ -122,7 +130,7 @@ class Supernet(nn.Module):
         return self.drop_path_rate * index / max(self.space.max_depth - 1, 1) if self.training else 0.0
 
 
-def _layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+def _layer_norm(x: Tensor, norm: Norm) -> Tensor:
     dim = x.shape[-1]
     return F.layer_norm(x, (dim,), norm.weight[:dim], norm.bias[:dim], norm.eps)
 
@@ -136,6 +144,11 @@ def subnet_qkv_bias(bias: Tensor, width: int, max_relative_position: int | None)
     """Returns a subnet's qkv bias in q, k, v order, ``(3 * width,)``; see :class:`Supernet` for the two layouts."""
     leading = bias[: 3 * width]
     return leading if max_relative_position is not None else leading.view(width, 3).t().reshape(-1)
+
+
+def has_norm_scale(name: str) -> bool:
+    """Whether a parameter is the weight of a norm over the embedding, which :meth:`Supernet.scaled` scales."""
+    return name.endswith((".norm1.weight", ".norm2.weight")) or name == "norm.weight"
 
 
 def supernet_name(space: SearchSpace, depth: int, name: str) -> str:

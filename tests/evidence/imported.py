@@ -3,8 +3,8 @@
 For each seed a ViT of timm is trained on Fashion-MNIST and imported by growtas. At 75, 50 and 35 % of its MACs this measures the
 test accuracy of
 
-* subnets of the imported weights without training, with growtas' order of the parts and without an order, and of Torch-Pruning
-  (Taylor importance) at the same MACs;
+* subnets of the imported weights without training, for each order of the parts that `growtas import timm` knows, and of
+  Torch-Pruning (Taylor importance) at the same MACs;
 * subnets after one elastic training, Torch-Pruning's three models after a fine-tuning of as many epochs each, and models of the
   same architectures as the subnets, trained from scratch for as many epochs each.
 
@@ -40,7 +40,7 @@ from growtas.files import append_json_line, read_json_lines
 from growtas.nn.extract import extract
 from growtas.runs import Run
 from growtas.space import SearchSpace
-from growtas.timm_vit import import_timm
+from growtas.timm_vit import ORDERS, import_timm
 from growtas.train.recipe import Recipe
 from growtas.train.recipes.finetuning import elastic_recipe
 from tests.evidence.front import train_alone
@@ -175,7 +175,8 @@ def run_seed(seed: int, options: argparse.Namespace, results: Results) -> None:
         save_file(model.state_dict(), weights)
     model.load_state_dict(load_file(weights))
     model.eval()
-    ordered, unordered = (_imported(folder, name, weights, order) for name, order in (("ordered", "taylor"), ("none", "none")))
+    imported = {order: _imported(folder, order, weights, order) for order in ORDERS}
+    ordered = imported["principal"]
     space, test, search = ordered.space, test_set(ordered), search_set(ordered)
     if not results.get(seed=seed, what="base"):
         results.add(seed=seed, what="base", accuracy=accuracy(model, test), macs=count_costs(space, space.largest).macs)
@@ -195,8 +196,8 @@ def run_seed(seed: int, options: argparse.Namespace, results: Results) -> None:
                 results.add(seed=seed, what=what, share=share, epochs=epochs, accuracy=tested, macs=macs, subnet=subnet.to_dict())
 
     if "a" in options.only:
-        subnets(ordered, "ordered", 0)
-        subnets(unordered, "unordered", 0)
+        for order, run in imported.items():
+            subnets(run, order, 0)
     if "elastic" in options.only:
         for method in options.methods:
             path = folder / f"elastic-{method}-{options.epochs}"

@@ -15,7 +15,7 @@ from growtas.space import PRESETS, SearchSpace, load_space
 from growtas.subnet import Subnet
 from tests.reference import PLAIN, plain_space
 
-NEW_FIELDS = {"prefix_tokens", "global_pool", "fc_norm", "qk_norm", "norm_eps", "block_order"}
+NEW_FIELDS = {"prefix_tokens", "global_pool", "fc_norm", "qk_norm", "norm_eps", "block_order", "full_width_norms"}
 
 # The paper's Table 1: (min, max, step).
 TABLE_1 = {
@@ -123,11 +123,7 @@ def test_spaces_of_plain_vits_round_trip_through_yaml(tmp_path, kind):
     assert load_space(tmp_path / "plain.yaml") == space
     assert SearchSpace.from_dict(json.loads(json.dumps(space.to_dict()))) == space
     resized = space.resized(56)
-    assert (resized.prefix_tokens, resized.global_pool, resized.block_order) == (
-        space.prefix_tokens,
-        space.global_pool,
-        space.block_order,
-    )
+    assert {field: getattr(resized, field) for field in NEW_FIELDS} == {field: getattr(space, field) for field in NEW_FIELDS}
 
 
 def test_a_shallow_subnet_runs_the_most_important_blocks_in_their_order():
@@ -154,13 +150,15 @@ def test_a_shallow_subnet_runs_the_most_important_blocks_in_their_order():
         ({"block_order": [0, 1, 2, 3, 4, 4]}, "block_order is [0, 1, 2, 3, 4, 4]; it must be empty or hold each number"),
         ({"block_order": [0, 1, 2, 3, 4, True]}, "block_order is [0, 1, 2, 3, 4, True]; it must be"),
         ({"block_order": 5}, "block_order is 5; it must be empty or hold"),
+        ({"full_width_norms": True}, "full_width_norms is true, which only a space without relative position may have"),
+        ({"max_relative_position": None, "full_width_norms": 1}, "full_width_norms is 1; it must be true or false"),
     ],
 )
 def test_fields_of_plain_vits_that_are_illegal_are_named(fields, message):
     with pytest.raises(SpaceError) as refused:
         SearchSpace.from_dict({**PRESETS["micro"].to_dict(), **fields}, source="mine")
     assert str(refused.value).startswith(f"mine: {message}")
-    if "block_order" not in fields:
+    if not {"block_order", "full_width_norms"} & set(fields):
         architecture = Architecture.of(PRESETS["micro"], PRESETS["micro"].smallest).to_dict()
         with pytest.raises(CheckpointError) as refused:
             Architecture.from_dict({**architecture, **fields}, source="mine")

@@ -19,6 +19,7 @@ from growtas.cli.app import app
 from growtas.errors import CheckpointError, ConfigError, DataError, SpaceError
 from growtas.nn.extract import extract
 from growtas.nn.importance import by_magnitude, by_taylor, reorder
+from growtas.nn.principal import rotate_to_principal
 from growtas.runs import Run
 from growtas.subnet import Subnet
 from growtas.timm_vit import convert, create_timm, elastic_space, import_timm
@@ -77,6 +78,8 @@ def test_the_converted_model_and_every_reordering_have_timms_logits(variant):
         reorder(converted, importance)
         assert difference(model, converted, images) < 1e-5
         assert any(not torch.equal(tensor, before[name]) for name, tensor in converted.state_dict().items())
+    rotate_to_principal(converted, images, (7, 16, 24, 32))
+    assert difference(model, converted, images) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -230,12 +233,43 @@ def test_the_order_makes_the_leading_parts_those_with_the_highest_scores():
         assert torch.all(scores[:-1] >= scores[1:] * (1 - 1e-4))
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_leading_channels_are_the_principal_directions_at_every_width(variant):
+    model, widths = convert(timm_model(**VARIANTS[variant]), variant), (5, 16, 24, 32)
+    images = images_for(model, 40)
+    before = tokens_after_norms(model, images)
+    rotate_to_principal(model, images, widths)
+    after = tokens_after_norms(model, images)
+    for width in widths:
+        left = after[:, :width] - after[:, :width].mean(1, keepdim=True)
+        # What a LayerNorm over the leading channels keeps: the width - 1 largest of the original variances, and no more is possible.
+        largest = torch.linalg.svdvals(before).square()[: width - 1].sum()
+        torch.testing.assert_close(left.square().sum(), largest, rtol=1e-4, atol=0)
+
+
+def tokens_after_norms(model, images):
+    """What the norms of a network put out, without their weights: all tokens of all norms, ``(n, dim)``."""
+    outputs = []
+    hooks = [
+        norm.register_forward_hook(
+            lambda norm, inputs, _: outputs.append(torch.nn.functional.layer_norm(*inputs, [32], eps=norm.eps))
+        )
+        for norm in (model.norm, *(norm for block in model.blocks for norm in (block.norm1, block.norm2)))
+    ]
+    with torch.no_grad():
+        model.double()(images.double())
+    model.float()
+    for hook in hooks:
+        hook.remove()
+    return torch.cat([output.reshape(-1, 32) for output in outputs])
+
+
 @pytest.mark.parametrize(
     ("name", "widths", "heads", "depths"),
     [
-        ("deit_tiny_patch16_224", (144, 160, 176, 192), (2, 3), (9, 10, 11, 12)),
-        ("deit_small_patch16_224", (288, 320, 352, 384), (4, 5, 6), (9, 10, 11, 12)),
-        ("vit_base_patch16_224", (576, 640, 704, 768), (8, 9, 11, 12), (9, 10, 11, 12)),
+        ("deit_tiny_patch16_224", (96, 128, 160, 192), (2, 3), (9, 10, 11, 12)),
+        ("deit_small_patch16_224", (192, 256, 320, 384), (4, 5, 6), (9, 10, 11, 12)),
+        ("vit_base_patch16_224", (384, 512, 640, 768), (8, 9, 11, 12), (9, 10, 11, 12)),
     ],
 )
 def test_the_default_space(name, widths, heads, depths):
@@ -246,7 +280,7 @@ def test_the_default_space(name, widths, heads, depths):
     assert space.mlp_ratio == (2.0, 2.5, 3.0, 3.5, 4.0)
     assert space.largest == architecture.subnet
     smallest, largest = (api.count_costs(space, subnet).macs for subnet in (space.smallest, space.largest))
-    assert 0.2 < smallest / largest < 0.33
+    assert 0.15 < smallest / largest < 0.3
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +309,8 @@ def test_an_imported_run(imported):
     assert run.info["preprocess"]["mean"] == [0.5]
     assert run.info["preprocess"]["crop_pct"] == 0.9
     assert run.info["class_names"] == [str(digit) for digit in range(10)]
-    assert run.info["importance"] == {"order": "taylor", "images": 64}
+    assert run.info["importance"] == {"order": "principal", "images": 64}
+    assert run.space.full_width_norms
     assert printed["costs"]["largest"]["params"] == api.count_costs(run.space, run.space.largest).params
     scores = json.loads((run.path / "importance.json").read_text())
     assert scores["blocks"] == list(run.space.block_order)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from growtas.nn.evaluation import kernels
 from growtas.nn.evaluation.attention import SegmentAttention
 from growtas.nn.evaluation.weights import EvaluationWeights
-from growtas.nn.fused.common import fusable, leading, normalise
+from growtas.nn.fused.common import Norm, fusable, leading, normalise
 from growtas.nn.supernet import Supernet
 
 PartialSum = tuple[int, Tensor]
@@ -98,7 +98,7 @@ class EvaluationLayers:
         layers = (block.norm2, block.fc1, block.fc2)
         if not fusable(x, layers) or not set(hidden_dims) <= set(choices):
             return _written([self._supernet.mlp_layer(x, index, hidden) for hidden in hidden_dims], into)
-        normed = _normalised(x.reshape(-1, dim), block.norm2)
+        normed = _normalised(x.reshape(-1, dim), self._supernet.scaled(block.norm2, dim))
         first, second = leading(block.fc1.weight, block.fc1.out_features, dim), leading(block.fc2.weight, dim)
 
         def add(out: Tensor, before: Tensor, start: int, stop: int) -> None:
@@ -140,7 +140,7 @@ def _partial_sums(
     return [sums[gene] for gene in genes]
 
 
-def _normalised(rows: Tensor, norm: nn.LayerNorm) -> Tensor:
+def _normalised(rows: Tensor, norm: nn.LayerNorm | Norm) -> Tensor:
     if kernels.usable(rows.dtype):
         return kernels.layer_norm(rows, norm.weight, norm.bias, norm.eps)
     return normalise(rows, norm.weight, norm.bias, norm.eps)[0]

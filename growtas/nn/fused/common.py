@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +110,14 @@ def leading(weight: Tensor, *sizes: int) -> Tensor:
         if size != weight.shape[axis]:
             weight = weight.narrow(axis, 0, size)
     return weight
+
+
+class Norm(NamedTuple):
+    """The parameters of a LayerNorm of at least the needed width."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
 
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float = LAYER_NORM_EPS) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from growtas.nn.fused.common import Gradient, fusable, leading, normalise, normalise_backward, parts
+from growtas.nn.fused.common import Gradient, Norm, fusable, leading, normalise, normalise_backward, parts
 
 # Smaller parts slow down the matrix products (3 % at 400 rows per thread) more than the cache speeds up the GELU.
 ROWS = 2048
@@ -23,7 +23,7 @@ def mlp_fusable(x: Tensor, norm: nn.Module, fc1: nn.Module, fc2: nn.Module) -> b
     return (torch.is_grad_enabled() or x.shape[:-1].numel() > ROWS) and fusable(x, (norm, fc1, fc2))
 
 
-def fused_mlp(x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, hidden_dim: int, *, residual: bool) -> Tensor:
+def fused_mlp(x: Tensor, norm: nn.LayerNorm | Norm, fc1: nn.Linear, fc2: nn.Linear, hidden_dim: int, *, residual: bool) -> Tensor:
     """Computes ``fc2(gelu(fc1(norm(x))))`` with the leading blocks of the weights.
 
     Call it only if :func:`mlp_fusable` allows it.
