@@ -319,9 +319,9 @@ def import_timm(
         data_dir: folder of the data set's files.
         space: choices of the subnets: a space, or the path of a YAML file, whose fields of the network may be absent. By default
             :func:`elastic_space`.
-        order: how the parts are ordered by importance. ``taylor`` (needs images) permutes heads, neurons and channels. ``principal``
-            (needs images) does the same, and rotates the channels to their principal directions. ``magnitude`` permutes by the
-            weights alone; ``none`` leaves them. By default principal with data, else magnitude.
+        order: how the parts are ordered by importance. ``taylor`` (needs images) permutes heads, neurons and channels.
+            ``principal`` (needs images) does the same, and rotates the channels to their principal directions. ``magnitude``
+            permutes by the weights alone; ``none`` leaves them. By default principal with data, else magnitude.
         images: number of training images for the importance.
         out: folder in which the run's folder is created.
         run_name: name of the run's folder; by default date, time and the model's name.

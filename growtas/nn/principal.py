@@ -1,17 +1,17 @@
 """Rotates the residual stream of a static ViT, so that its leading channels hold the principal directions.
 
-Every layer reads the residual stream through a LayerNorm. A rotation Q of the stream changes nothing if the norms have no weights of
-their own, and if Q keeps the mean over the channels: LayerNorm(Q x) = Q LayerNorm(x) for each orthogonal Q whose rows add up to one.
-So the norms' weights become part of the layers that read them, and Q part of all layers. Ashkboos et al. (SliceGPT, 2024) rotate
-networks with RMSNorm in this way, and cut one width out of them. Here the norms keep their means, and all widths of a space are leading
-channels of one network.
+Every layer reads the residual stream through a LayerNorm. A rotation Q of the stream changes nothing if the norms have no weights
+of their own, and if Q keeps the mean over the channels: LayerNorm(Q x) = Q LayerNorm(x) for each orthogonal Q whose rows add up to
+one. So the norms' weights become part of the layers that read them, and Q becomes part of all layers. Ashkboos et al. (SliceGPT,
+2024) rotate networks with RMSNorm in this way, and cut out one width. Here the norms keep their means, and the leading channels of
+one network serve all widths of a space.
 
-The mean of the channels is a direction that each LayerNorm removes. The first w channels must contain w / n of it, because each row
-of Q adds up to one. They hold the first w - 1 principal directions, and one direction that is the mean's part in them. So a LayerNorm
-over w channels leaves the first w - 1 principal directions.
+The mean of the channels is a direction that each LayerNorm removes. The first w of n channels must contain w / n of it, because
+each row of Q adds up to one. They hold the first w - 1 principal directions and one direction that contains the mean's part. So a
+LayerNorm over w channels leaves the first w - 1 principal directions.
 
 The leading channels then have nearly all of the variance, while a LayerNorm over w channels divides by the variance over w. A space
-with ``full_width_norms`` corrects this: the norms divide by what the variance is over all channels.
+with ``full_width_norms`` corrects this: the norms divide by what the variance over all channels would be.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def importable():
 
 
 @pytest.mark.slow
-def test_every_plain_vit_of_timm_keeps_its_logits_and_reordered_too():
+def test_every_plain_vit_of_timm_keeps_its_logits_and_reordered_and_rotated_too():
     names = importable()
     assert len(names) > 40
     assert {"vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_gap_224", "deit3_medium_patch16_224"} <= set(names)
@@ -125,6 +125,8 @@ def test_every_plain_vit_of_timm_keeps_its_logits_and_reordered_too():
         converted, images = convert(model, name), images_for(model, 1)
         errors = [difference(model, converted, images)]
         reorder(converted, by_magnitude(converted))
+        errors.append(difference(model, converted, images))
+        rotate_to_principal(converted, images, (converted.embed_dim // 2, converted.embed_dim))
         errors.append(difference(model, converted, images))
         if max(errors) > 1e-5:
             wrong[name] = errors
@@ -242,7 +244,7 @@ def test_leading_channels_are_the_principal_directions_at_every_width(variant):
     after = tokens_after_norms(model, images)
     for width in widths:
         left = after[:, :width] - after[:, :width].mean(1, keepdim=True)
-        # What a LayerNorm over the leading channels keeps: the width - 1 largest of the original variances, and no more is possible.
+        # What a LayerNorm over the leading channels keeps: the width - 1 largest of the original variances; more is impossible.
         largest = torch.linalg.svdvals(before).square()[: width - 1].sum()
         torch.testing.assert_close(left.square().sum(), largest, rtol=1e-4, atol=0)
 
@@ -250,10 +252,12 @@ def test_leading_channels_are_the_principal_directions_at_every_width(variant):
 def tokens_after_norms(model, images):
     """What the norms of a network put out, without their weights: all tokens of all norms, ``(n, dim)``."""
     outputs = []
+
+    def keep(norm, inputs, _):
+        outputs.append(torch.nn.functional.layer_norm(*inputs, [32], eps=norm.eps))
+
     hooks = [
-        norm.register_forward_hook(
-            lambda norm, inputs, _: outputs.append(torch.nn.functional.layer_norm(*inputs, [32], eps=norm.eps))
-        )
+        norm.register_forward_hook(keep)
         for norm in (model.norm, *(norm for block in model.blocks for norm in (block.norm1, block.norm2)))
     ]
     with torch.no_grad():
