@@ -41,7 +41,7 @@ def documented(*owners):
         else:
             names |= set(field_types(owner))
             if owner in (SearchSpace, Architecture):  # their docstrings say so
-                optional |= {*PLAIN, "block_order"} & names
+                optional |= {*PLAIN, "block_order", "full_width_norms"} & names
     return names, optional
 
 
