@@ -20,6 +20,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "own-images",
         "training",
         "own-vit",
+        "budgets",
         "own-space",
         "limits",
         "profiles",

@@ -8,6 +8,9 @@ test accuracy of
 * subnets after one elastic training, Torch-Pruning's three models after a fine-tuning of as many epochs each, and models of the
   same architectures as the subnets, trained from scratch for as many epochs each.
 
+``--only latency`` then searches the elastic supernet under two thirds of the imported model's latency on this CPU, and times the
+exported files of both in turns with ONNX Runtime alone; the machine should be idle.
+
 All trainings have growtas' elastic recipe: the same images, augmentation, optimiser, schedule and teacher. Only the learning rate
 of training from scratch is higher. Subnets and pruned models are chosen on the search split. The test images come at the end.
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -39,11 +43,13 @@ from growtas.data.evaluation import EvaluationSet, search_set, test_set
 from growtas.files import append_json_line, read_json_lines
 from growtas.nn.extract import extract
 from growtas.runs import Run
+from growtas.search.devices import parse_devices
 from growtas.space import SearchSpace
 from growtas.timm_vit import import_timm
 from growtas.train.recipe import Recipe
-from growtas.train.recipes.finetuning import elastic_recipe
+from growtas.train.recipes.finetuning import ELASTIC_METHOD, elastic_recipe
 from tests.evidence.front import train_alone
+from tests.evidence.latency_limits import measure_subnet
 from tests.reference import count_correct
 
 MODEL = {"patch_size": 7, "embed_dim": 64, "depth": 6, "num_heads": 4}
@@ -52,6 +58,8 @@ BUDGETS = (0.75, 0.5, 0.35)
 RATE_FROM_SCRATCH = 3.0
 """Learning rate of a training from scratch, in that of the elastic recipe."""
 CALIBRATION = 512
+FACTOR, TURNS, SECONDS = 1.5, 7, 2.0
+"""Of the latency limit: by what the imported model misses it, and how both files are timed."""
 
 
 def accuracy(model: Callable[[Tensor], Tensor], images: EvaluationSet) -> float:
@@ -143,6 +151,21 @@ def found(run: Run, share: float, folder: Path, limit_images: int) -> Subnet:
     return api.search(run.path, max_macs=limit, limit_images=limit_images, out=folder, progress=Notes()).chosen.subnet
 
 
+def under_a_limit(imported: Run, elastic: Run, folder: Path, search_images: int) -> dict[str, Any]:
+    """Searches under two thirds of the imported model's latency, and times the files of both without growtas."""
+    (device,) = parse_devices(["cpu"])
+    largest = imported.space.largest
+    limit = measure_subnet(imported, largest, device, SECONDS) / FACTOR
+    chosen = api.search(
+        elastic.path, devices={"cpu": limit}, limit_images=search_images, out=folder, progress=Notes()
+    ).chosen.subnet
+    turns = [
+        (measure_subnet(imported, largest, device, SECONDS), measure_subnet(elastic, chosen, device, SECONDS)) for _ in range(TURNS)
+    ]
+    before, after = (statistics.median(times) for times in zip(*turns, strict=True))
+    return {"limit_ms": limit, "imported_ms": before, "found_ms": after, "turns": turns, "subnet": chosen.to_dict()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="Folder of the models and of results.jsonl.")
@@ -213,6 +236,11 @@ def run_seed(seed: int, options: argparse.Namespace, results: Results) -> None:
                 seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
                 results.add(seed=seed, what=f"training {method}", epochs=options.epochs, **seconds)
             subnets(Run(path), method, options.epochs)
+    if "latency" in options.only:
+        elastic = Run(folder / f"elastic-{ELASTIC_METHOD}-{options.epochs}")
+        line = under_a_limit(ordered, elastic, folder / "search-latency", options.search_images)
+        tested = accuracy(extract(load_supernet(elastic.supernet_file), Subnet.from_dict(line["subnet"])), test)
+        results.add(seed=seed, what="latency", epochs=options.epochs, accuracy=tested, **line)
     if "pruning" in options.only or "scratch" in options.only:
         for share in BUDGETS:
             start = time.process_time()
