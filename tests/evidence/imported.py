@@ -153,7 +153,7 @@ def found(run: Run, share: float, folder: Path, limit_images: int) -> Subnet:
 
 def under_a_limit(imported: Run, elastic: Run, folder: Path, search_images: int) -> dict[str, Any]:
     """Searches under two thirds of the imported model's latency, and times the files of both without growtas."""
-    (device,) = parse_devices(["cpu"])
+    (device,) = parse_devices(["cpu"], None, None, sizes=False)
     largest = imported.space.largest
     limit = measure_subnet(imported, largest, device, SECONDS) / FACTOR
     chosen = api.search(
