@@ -8,7 +8,15 @@ import pytest
 from growtas.cli.main import main
 from growtas.export.benchmark.stopwatch import ArchitectureTurns
 from growtas.latency.measured.paired import Block
+from tests.export_helpers import export_networks_once
 from tests.search_helpers import fake_ms, make_run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_exporter():
+    with pytest.MonkeyPatch.context() as patch:
+        export_networks_once(patch)
+        yield
 
 
 @pytest.fixture
