@@ -26,14 +26,6 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 @pytest.fixture
-def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the fresh process of each artifact, whose import of torch takes seconds; the first test has it."""
-    from growtas.export.benchmark import run as bench_module
-
-    monkeypatch.setattr(bench_module, "probe", lambda path, **options: {"load_ms": 1.0, "peak_rss_bytes": 2, **options})
-
-
-@pytest.fixture
 def run(tmp_path: Path, no_probe: None) -> Run:
     """A run with a searched, exported subnet (torch only, which is quick to make)."""
     run = make_run(tmp_path / "runs")

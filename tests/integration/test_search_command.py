@@ -20,6 +20,7 @@ from growtas.runs import Run
 from growtas.sampling import sample
 from growtas.space import PRESETS
 from growtas.subnet import Subnet
+from growtas.watch.pictures import draw_search_png
 from tests.search_helpers import SPACE, fake_ms, make_run
 
 QUICK = ("--generations", "2", "--population", "5", "--limit-images", "30")
@@ -381,6 +382,7 @@ def test_the_newest_run_that_holds_a_supernet_is_taken(run, growtas):
 
 
 def test_what_is_drawn(run, growtas, monkeypatch):
+    monkeypatch.setattr("growtas.api.search_results.draw_search_png", draw_search_png)
     code, out, _ = growtas("search", "--device", "a10", "--max-latency", "5ms", *QUICK)
     assert (run / "search" / "search.png").read_bytes().startswith(b"\x89PNG")
     page = (run / "search" / "report.html").read_text()

@@ -251,7 +251,8 @@ def test_cpu_without_a_limit_measures_the_winner_alone(run, growtas, stopwatch):
     assert data["latency"]["kind"] == "measured"
 
 
-def test_cpu_for_real(run, growtas):
+def test_cpu_for_real(run, growtas, monkeypatch):
+    monkeypatch.setitem(ArchitectureTurns.__init__.__kwdefaults__, "seconds", 0.001)
     code, out, err = growtas("search", "--device", "cpu", *QUICK, "--json")
     assert code == 0, err
     best = json.loads(out)["best"]
