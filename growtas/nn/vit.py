@@ -251,7 +251,7 @@ def init_weights(module: nn.Module) -> None:
             _draw(parameter)
 
 
-def _draw(parameter: nn.Parameter) -> None:
+def _draw(parameter: Tensor) -> None:
     """Draws AutoFormer's initial values. On the meta device there are no values, but trying took most of the time of loading."""
     if not parameter.is_meta:
         trunc_normal_(parameter, std=0.02)
