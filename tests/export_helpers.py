@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,20 +158,24 @@ class Recorder(Progress):
         self.notes.append(text)
 
 
-_TRACED: dict[tuple[str, str], bytes] = {}
+def export_networks_once(patch: pytest.MonkeyPatch, factory: pytest.TempPathFactory) -> None:
+    """Makes the exporter quick, which otherwise takes seconds: in a run of the tests, also of several processes, it traces equal
+    networks once.
 
-
-def export_networks_once(patch: pytest.MonkeyPatch) -> None:
-    """Makes the exporter quick, which otherwise takes seconds: equal networks are traced once in the process that runs the tests.
-
-    The exporter of torch also reads the source of 500 operators for every export; here it does so once.
+    The exporter of torch also reads the source of 500 operators for every export; here a process does so once.
     """
+    own = factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "traced"
+    folder.mkdir(exist_ok=True)
 
     def export_model(model: VisionTransformer, *, opset: int = exporter.DEFAULT_OPSET) -> ir.Model:
-        key = (hashlib.sha256(save(model.state_dict())).hexdigest(), json.dumps([model.architecture.to_dict(), opset]))
-        if key not in _TRACED:
-            _TRACED[key] = to_proto(EXPORT_MODEL(model, opset=opset)).SerializeToString()
-        return ir.from_proto(onnx.load_from_string(_TRACED[key]))
+        described = json.dumps([model.architecture.to_dict(), opset]).encode()
+        path = folder / hashlib.sha256(save(model.state_dict()) + described).hexdigest()
+        if not path.exists():
+            made = own / path.name
+            made.write_bytes(to_proto(EXPORT_MODEL(model, opset=opset)).SerializeToString())
+            made.replace(path)
+        return ir.from_proto(onnx.load_from_string(path.read_bytes()))
 
     for module in (exporter, assemble):
         patch.setattr(module, "export_model", export_model)

@@ -15,9 +15,9 @@ from tests.search_helpers import fake_ms, make_run
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_exporter():
+def _quick_exporter(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        export_networks_once(patch)
+        export_networks_once(patch, tmp_path_factory)
         yield
 
 

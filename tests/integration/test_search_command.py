@@ -315,7 +315,7 @@ def test_leaving_candidates_early_changes_nothing_that_is_found(run, growtas):
     supernet, images = load_supernet(path), search_set(Run(run))
     optimizer, rng = torch.optim.AdamW(supernet.parameters(), 3e-3), np.random.default_rng(0)
     for _ in range(100):
-        some = torch.from_numpy(rng.integers(len(images), size=64))
+        some = torch.from_numpy(rng.integers(len(images), size=32))
         logits = supernet(images.take(some.numpy()), sample(SPACE, rng))
         torch.nn.functional.cross_entropy(logits, images.labels[some]).backward()
         optimizer.step()

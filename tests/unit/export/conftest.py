@@ -14,9 +14,9 @@ from tests.verify_helpers import TWO_BLOCKS
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_exporter() -> Iterator[None]:
+def _quick_exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        export_networks_once(patch)
+        export_networks_once(patch, tmp_path_factory)
         yield
 
 

@@ -175,6 +175,7 @@ def test_a_later_exact_search_evaluates_in_full_what_was_dropped(tmp_path, evalu
 
 def test_the_number_of_threads_and_the_memory_change_nothing(tmp_path, supernet, images, monkeypatch):
     monkeypatch.setattr("growtas.search.evaluation.evaluator._TOKENS_A_BATCH", 17 * 4)
+    monkeypatch.setattr(f"{__name__}.CONFIG", dataclasses.replace(CONFIG, generations=3))
     results = []
     for number, options in enumerate(({}, {"threads": 3}, {"image_bytes": 4 * 16 * 16 * 9}, {"activation_bytes": 0})):
         with SubnetEvaluator(supernet, images, **options) as evaluator:
