@@ -16,7 +16,7 @@ from growtas.export.pipeline.run import export_subnet
 from growtas.runs import Run
 from tests.export_helpers import Cli, add_search, make_run, needs_rtx, without_gpu
 
-QUICK = ("--no-roofline", "--seconds", "0.05", "--rounds", "2", "--threads", "1", "--batch", "1,2")
+QUICK = ("--no-roofline", "--seconds", "0.01", "--rounds", "2", "--threads", "1", "--batch", "1,2")
 
 
 @pytest.fixture
