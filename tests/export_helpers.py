@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import onnx
+import onnx_ir as ir
+import onnxscript
 import pytest
 import torch
 from safetensors.torch import save
@@ -14,7 +20,8 @@ from safetensors.torch import save
 from growtas.checkpoint import save_supernet
 from growtas.cli.main import main
 from growtas.costs import count_costs
-from growtas.export.graph.exporter import export_onnx
+from growtas.export.graph import assemble, exporter
+from growtas.export.graph.edit import to_proto
 from growtas.export.runtimes.base import is_installed
 from growtas.files import sha256, write_json
 from growtas.nn.supernet import Supernet
@@ -23,6 +30,9 @@ from growtas.progress import Progress
 from growtas.runs import Run, create_run
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
+
+EXPORT_MODEL = exporter.export_model
+"""The exporter itself; see :func:`export_networks_once`."""
 
 needs_rtx = pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="tensorrt-rtx is not installed")
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
@@ -148,16 +158,29 @@ class Recorder(Progress):
         self.notes.append(text)
 
 
-_EXPORTED: dict[tuple[bytes, str], bytes] = {}
+def export_networks_once(patch: pytest.MonkeyPatch, factory: pytest.TempPathFactory) -> None:
+    """Makes the exporter quick, which otherwise takes seconds: in a run of the tests, also of several processes, it traces equal
+    networks once.
 
+    The exporter of torch also reads the source of 500 operators for every export; here a process does so once.
+    """
+    own = factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "traced"
+    folder.mkdir(exist_ok=True)
 
-def export_once(model: VisionTransformer, path: Path, **options: Any) -> None:
-    """The real exporter, which takes seconds, once for the same weights and options."""
-    key = (save(model.state_dict()), json.dumps([model.architecture.to_dict(), options]))
-    if key not in _EXPORTED:
-        export_onnx(model, path, **options)
-        _EXPORTED[key] = path.read_bytes()
-    path.write_bytes(_EXPORTED[key])
+    def export_model(model: VisionTransformer, *, opset: int = exporter.DEFAULT_OPSET) -> ir.Model:
+        described = json.dumps([model.architecture.to_dict(), opset]).encode()
+        path = folder / hashlib.sha256(save(model.state_dict()) + described).hexdigest()
+        if not path.exists():
+            made = own / path.name
+            made.write_bytes(to_proto(EXPORT_MODEL(model, opset=opset)).SerializeToString())
+            made.replace(path)
+        return ir.from_proto(onnx.load_from_string(path.read_bytes()))
+
+    for module in (exporter, assemble):
+        patch.setattr(module, "export_model", export_model)
+    read = onnxscript.TracedOnnxFunction.function_ir.fget
+    patch.setattr(onnxscript.TracedOnnxFunction, "function_ir", property(functools.cache(read)))
 
 
 class Cli:

@@ -31,8 +31,8 @@ class RelativeTables(nn.Module):
         super().__init__()
         self.vertical = nn.Parameter(torch.empty(2 * max_relative_position + 2, head_dim))
         self.horizontal = nn.Parameter(torch.empty(2 * max_relative_position + 2, head_dim))
-        trunc_normal_(self.vertical, std=0.02)
-        trunc_normal_(self.horizontal, std=0.02)
+        _draw(self.vertical)
+        _draw(self.horizontal)
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Returns both tables, vertical first."""
@@ -243,9 +243,15 @@ def init_weights(module: nn.Module) -> None:
     """Applies AutoFormer's initialisation: truncated normal (std 0.02) for linear weights and tokens, zero biases."""
     for child in module.modules():
         if isinstance(child, nn.Linear):
-            trunc_normal_(child.weight, std=0.02)
+            _draw(child.weight)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
     for name, parameter in module.named_parameters(recurse=False):
         if name in ("cls_token", "pos_embed"):
-            trunc_normal_(parameter, std=0.02)
+            _draw(parameter)
+
+
+def _draw(parameter: Tensor) -> None:
+    """Draws AutoFormer's initial values. On the meta device there are no values, but trying took most of the time of loading."""
+    if not parameter.is_meta:
+        trunc_normal_(parameter, std=0.02)

@@ -5,10 +5,26 @@ import sys
 
 import pytest
 
+from growtas.api import search_results
 from growtas.cli.main import main
+from growtas.export.benchmark import run as benchmark
 from growtas.export.benchmark.stopwatch import ArchitectureTurns
 from growtas.latency.measured.paired import Block
+from tests.export_helpers import export_networks_once
 from tests.search_helpers import fake_ms, make_run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_exporter(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        export_networks_once(patch, tmp_path_factory)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _empty_pictures(monkeypatch):
+    """Drawing takes half of the time of a small search; the test that is about it puts the function back."""
+    monkeypatch.setattr(search_results, "draw_search_png", lambda plane, space, images, path: path.write_bytes(b""))
 
 
 @pytest.fixture
@@ -26,6 +42,12 @@ def growtas(monkeypatch, capsys):
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def no_probe(monkeypatch):
+    """Without the fresh process of each artifact, whose import of torch takes seconds; the first test of the benchmark has it."""
+    monkeypatch.setattr(benchmark, "probe", lambda path, **options: {"load_ms": 1.0, "peak_rss_bytes": 2, **options})
 
 
 class Stopwatch(list):

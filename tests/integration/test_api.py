@@ -67,10 +67,10 @@ def test_public_names_are_there_and_documented():
 
 def test_a_named_recipe_with_options(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = api.train(recipe="digits-demo", epochs=2, batch_size=400)
+    run = api.train(recipe="digits-demo", epochs=1, batch_size=400)
     assert run.path.parent.name == "runs"
     assert (run.space.name, run.space.num_classes) == ("micro", 10)
-    assert (run.recipe.name, run.recipe.epochs, run.recipe.batch_size) == ("digits-demo", 2, 400)
+    assert (run.recipe.name, run.recipe.epochs, run.recipe.batch_size) == ("digits-demo", 1, 400)
     assert set(run.info["test_accuracy"]) == {"smallest", "middle", "largest"}
     supernet = run.supernet()
     assert not supernet.training

@@ -16,21 +16,13 @@ from growtas.export.pipeline.run import export_subnet
 from growtas.runs import Run
 from tests.export_helpers import Cli, add_search, make_run, needs_rtx, without_gpu
 
-QUICK = ("--no-roofline", "--seconds", "0.05", "--rounds", "2", "--threads", "1", "--batch", "1,2")
+QUICK = ("--no-roofline", "--seconds", "0.01", "--rounds", "2", "--threads", "1", "--batch", "1,2")
 
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     monkeypatch.chdir(tmp_path)
     return Cli(monkeypatch, capsys)
-
-
-@pytest.fixture
-def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the fresh process of each artifact, whose import of torch takes seconds; the first test has it."""
-    from growtas.export.benchmark import run as bench_module
-
-    monkeypatch.setattr(bench_module, "probe", lambda path, **options: {"load_ms": 1.0, "peak_rss_bytes": 2, **options})
 
 
 @pytest.fixture

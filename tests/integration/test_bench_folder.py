@@ -23,11 +23,8 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A run with a searched subnet; no fresh process of each artifact is started."""
-    from growtas.export.benchmark import run as bench_module
-
-    monkeypatch.setattr(bench_module, "probe", lambda path, **options: {"load_ms": 1.0, "peak_rss_bytes": 2, **options})
+def run(tmp_path: Path, no_probe: None) -> Run:
+    """A run with a searched subnet."""
     run = make_run(tmp_path / "runs")
     add_search(run)
     return run

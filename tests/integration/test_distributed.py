@@ -64,8 +64,11 @@ def steady(line):
 OPTIONS = ["--epochs", "2", "--set", "mixup=0.8", "--set", "cutmix=1.0", "--set", "clip_grad=1.0", "--set", "lr=0.01"]
 
 
-def test_two_processes_agree_with_one(tmp_path, space_file):
-    train(tmp_path, space_file, "one", *OPTIONS)
+def test_two_processes_agree_with_one(tmp_path, space_file, growtas, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    alone = ("train", "--device", "cpu", "--space", space_file, "--name", "one", "--batch-size", "64", *OPTIONS)
+    code, _, err = growtas(*alone)
+    assert code == 0, err
     out = train(tmp_path, space_file, "two", *OPTIONS, processes=2)
     assert out.count("accuracy on the 359 test images") == 1  # process 1 is silent
     one, two = weights(tmp_path, "one"), weights(tmp_path, "two")
@@ -154,19 +157,16 @@ def test_two_machines_meet(tmp_path, space_file):
         torch.testing.assert_close(machines[name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
-def test_restarts_need_a_name(tmp_path, space_file):
-    process = subprocess.run(
-        [sys.executable, "-m", "growtas", "train", "--space", str(space_file)],
-        cwd=tmp_path,
-        env={**environment(), "TORCHELASTIC_MAX_RESTARTS": "3"},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 2
-    assert "torchrun --max-restarts needs --name" in process.stderr
+def test_restarts_need_a_name(tmp_path, space_file, growtas, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    code, _, err = growtas("train", "--space", space_file)
+    assert code == 2
+    assert "torchrun --max-restarts needs --name" in err
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared(tmp_path, space_file):
     process = train(tmp_path, space_file, "odd", "--batch-size", "66", processes=2, wait=False)
     _, err = process.communicate(timeout=120)

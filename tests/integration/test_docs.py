@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from growtas import api
 from growtas.subnet import Subnet
+from tests.export_helpers import TINY
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,10 +29,11 @@ def test_design_names_files_that_exist():
             folder = path.parent
 
 
-def test_the_chain_from_python(tmp_path, monkeypatch):
+def test_the_chain_from_python(tmp_path, monkeypatch, no_probe):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), np.uint8)).save("cat.png")
-    run = api.train(recipe="digits-demo", epochs=2)
+    Path("tiny.yaml").write_text(json.dumps(TINY.to_dict()))
+    run = api.train(recipe="digits-demo", space="tiny.yaml", epochs=1)
     hit = api.search(run, devices={"a10": "5ms"}, generations=1, population=4, limit_images=50)
     assert isinstance(hit.subnet, Subnet)
     assert hit.latencies[0].predicted.kind == "modelled"

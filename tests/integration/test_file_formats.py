@@ -27,6 +27,7 @@ from growtas.space import PLAIN, SearchSpace, load_space
 from growtas.subnet import Subnet
 from growtas.train import checkpoints, trainer
 from tests.docs.files import artifact_models, field_types
+from tests.export_helpers import TINY
 
 
 def documented(*owners):
@@ -76,7 +77,9 @@ def check(value, *owners, but=()):
 def run(tmp_path_factory):
     """A run that was trained, searched, exported and benched."""
     folder = tmp_path_factory.mktemp("formats")
-    run = api.train(recipe="digits-demo", epochs=1, batch_size=256, settings={"monitor_images": 20}, out=folder)
+    (folder / "tiny.yaml").write_text(json.dumps(TINY.to_dict()))
+    few = {"epochs": 1, "batch_size": 256, "settings": {"monitor_images": 20}}
+    run = api.train(recipe="digits-demo", space=str(folder / "tiny.yaml"), out=folder, **few)
     api.search(run, devices={"a10": "5ms"}, objective="pareto", generations=1, population=4, limit_images=20)
     lax = {"max_error": 10, "min_cosine": -1, "min_agreement": 0, "max_accuracy_drop": 100}
     few = {"images": 16, "calibration_images": 8, "max_batch": 2}

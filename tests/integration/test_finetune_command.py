@@ -50,7 +50,7 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_from_a_trained_run_to_a_benched_artifact(cli: Cli, images: Path) -> None:
+def test_from_a_trained_run_to_a_benched_artifact(cli: Cli, images: Path, no_probe: None) -> None:
     Path("tiny.yaml").write_text(json.dumps(TINY))
     common = ("--device", "cpu", "--batch-size", "32")
     code, _, err = cli("train", "--space", "tiny.yaml", "--method", "uniform", "--epochs", "1", "--name", "base", *common)

@@ -99,7 +99,7 @@ def timed(monkeypatch, stopwatch):
     return known
 
 
-def test_every_latency_that_is_printed_or_written_says_its_kind(tmp_path, growtas, monkeypatch, timed):
+def test_every_latency_that_is_printed_or_written_says_its_kind(tmp_path, growtas, monkeypatch, timed, no_probe):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GROWTAS_PROFILES", str(tmp_path / "profiles"))
     run = make_run(tmp_path / "runs")
@@ -111,7 +111,7 @@ def test_every_latency_that_is_printed_or_written_says_its_kind(tmp_path, growta
         ("search", "--device", "a10:5ms", "--device", "cpu:900ms", *cheap),
         ("search", "--replay", "--device", "cpu:900ms"),
         ("devices",),
-        ("export", "--format", "onnx"),
+        ("export", "--format", "onnx", "--images", "20"),
         ("bench", *rounds),
         ("profile", "--device", "cpu", "--space", "tiny.yaml", "--samples", "8", "--held-out", "4", "--repeats", "2"),
         ("devices",),

@@ -124,7 +124,7 @@ def test_an_export_whose_activations_leave_fp16_leaves_nothing(cli: Cli, tmp_pat
     """On a CPU the logits are right all the same; a conversion that sees the range keeps the layers in fp32."""
     with torch.no_grad():
         run = knowing_run(tmp_path / "scaled", change=scale_a_hidden_layer)
-    arguments = (run.path, "--precision", "fp16", "--keep", "none")
+    arguments = (run.path, "--precision", "fp16", "--keep", "none", "--images", "64")
     code, _, err = cli("export", *arguments, "--out", "control")
     assert code == 0, err
     monkeypatch.setattr(sys.modules["growtas.export.quantization.convert"], "HEADROOM", 0.0)
@@ -132,7 +132,7 @@ def test_an_export_whose_activations_leave_fp16_leaves_nothing(cli: Cli, tmp_pat
 
 
 def test_an_export_that_forgets_to_normalise_leaves_nothing(cli: Cli, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = (run.path, "--preprocess")
+    arguments = (run.path, "--preprocess", "--images", "64")
     code, _, err = cli("export", *arguments, "--out", "control")
     assert code == 0, err
 

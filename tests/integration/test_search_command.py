@@ -20,6 +20,7 @@ from growtas.runs import Run
 from growtas.sampling import sample
 from growtas.space import PRESETS
 from growtas.subnet import Subnet
+from growtas.watch.pictures import draw_search_png
 from tests.search_helpers import SPACE, fake_ms, make_run
 
 QUICK = ("--generations", "2", "--population", "5", "--limit-images", "30")
@@ -314,7 +315,7 @@ def test_leaving_candidates_early_changes_nothing_that_is_found(run, growtas):
     supernet, images = load_supernet(path), search_set(Run(run))
     optimizer, rng = torch.optim.AdamW(supernet.parameters(), 3e-3), np.random.default_rng(0)
     for _ in range(100):
-        some = torch.from_numpy(rng.integers(len(images), size=64))
+        some = torch.from_numpy(rng.integers(len(images), size=32))
         logits = supernet(images.take(some.numpy()), sample(SPACE, rng))
         torch.nn.functional.cross_entropy(logits, images.labels[some]).backward()
         optimizer.step()
@@ -381,6 +382,7 @@ def test_the_newest_run_that_holds_a_supernet_is_taken(run, growtas):
 
 
 def test_what_is_drawn(run, growtas, monkeypatch):
+    monkeypatch.setattr("growtas.api.search_results.draw_search_png", draw_search_png)
     code, out, _ = growtas("search", "--device", "a10", "--max-latency", "5ms", *QUICK)
     assert (run / "search" / "search.png").read_bytes().startswith(b"\x89PNG")
     page = (run / "search" / "report.html").read_text()

@@ -17,6 +17,7 @@ from growtas.latency.measured.paired import Block
 from growtas.resources import available_threads
 from growtas.search.journal import Evaluation
 from growtas.subnet import Subnet
+from tests.export_helpers import make_run as make_tiny_run
 from tests.search_helpers import SPACE, fake_ms
 
 QUICK = ("--generations", "2", "--population", "5", "--limit-images", "30")
@@ -251,7 +252,10 @@ def test_cpu_without_a_limit_measures_the_winner_alone(run, growtas, stopwatch):
     assert data["latency"]["kind"] == "measured"
 
 
-def test_cpu_for_real(run, growtas):
+def test_cpu_for_real(tmp_path, growtas, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_tiny_run(tmp_path / "runs")
+    monkeypatch.setitem(ArchitectureTurns.__init__.__kwdefaults__, "seconds", 0.001)
     code, out, err = growtas("search", "--device", "cpu", *QUICK, "--json")
     assert code == 0, err
     best = json.loads(out)["best"]

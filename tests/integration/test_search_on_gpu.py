@@ -18,6 +18,7 @@ from growtas.export.tensorrt import library
 from growtas.latency import at_hand
 from growtas.latency.measured.paired import Block
 from growtas.subnet import Subnet
+from tests.export_helpers import TINY
 from tests.export_helpers import make_run as make_tiny_run
 from tests.fake_runtime import FakeMachine
 from tests.search_helpers import SPACE
@@ -245,14 +246,15 @@ def test_a_gpu_without_a_runtime_or_a_profile_is_refused_with_both_reasons(run, 
     assert "and h200 has no profile; measure one with `growtas profile --device h200" in err
 
 
-def test_the_limit_is_judged_on_the_same_target_by_export_and_bench(tmp_path, growtas, monkeypatch):
+def test_the_limit_is_judged_on_the_same_target_by_export_and_bench(tmp_path, growtas, monkeypatch, no_probe):
     """Graphs are exported and plans built as on a GPU; what a plan takes follows from its file."""
     monkeypatch.chdir(tmp_path)
-    run = make_tiny_run(tmp_path / "runs").path
+    run = make_tiny_run(tmp_path / "runs", space=TINY.replace(embed_dim=(16,))).path
 
     def size_ms(onnx):
         return len(onnx) / 1e4
 
+    monkeypatch.setitem(ArchitectureTurns.__init__.__kwdefaults__, "seconds", 0.001)
     FakeMachine(gpu="sm86", name="NVIDIA A10", latency_ms=size_ms).install_builders(monkeypatch)
     code, out, err = growtas("search", "--device", "a10", "--max-latency", "9ms", *QUICK)
     assert code == 0, err

@@ -95,14 +95,16 @@ def documents(folder):
     return counts, result, json.loads((folder / "subnet.json").read_text()), found
 
 
-def test_by_torchrun_it_finds_and_writes_what_one_process_does(tmp_path, template):
+def test_two_processes_find_and_write_what_one_does(tmp_path, template, growtas, monkeypatch):
     for name in ("one", "two"):
         shutil.copytree(template, tmp_path / name)
-    code, out, err = run(("-m", "growtas", "search", *QUICK), tmp_path / "one")
+    monkeypatch.chdir(tmp_path / "one")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the processes have
+    code, out, err = growtas("search", *QUICK)
     assert code == 0, err
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    code, both, err = run((*launcher, "-m", "growtas", "search", *QUICK), tmp_path / "two")
+    (code, both, err), silent = Processes(2, tmp_path / "two", *QUICK).ends(180)
     assert code == 0, err
+    assert silent == (0, "", "")
     assert both.count("subnet found") == out.count("subnet found") == 1
     assert err.count("run: runs/tiny") == 1
     one, two = (documents(tmp_path / name / "runs" / "tiny" / "search") for name in ("one", "two"))
@@ -113,12 +115,13 @@ def test_by_torchrun_it_finds_and_writes_what_one_process_does(tmp_path, templat
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("--out", "file/search"), "file/search: the output folder can't be written"),
-        pytest.param(("--device", "a10:1us"), "no subnet", marks=pytest.mark.slow),
-        pytest.param(("--data", "nowhere"), "nowhere", marks=pytest.mark.slow),
+        (("--device", "a10:1us"), "no subnet"),
+        (("--data", "nowhere"), "nowhere"),
     ],
 )
 def test_what_process_0_finds_wrong_is_said_once_and_ends_all(folder, arguments, said):
@@ -131,6 +134,7 @@ def test_what_process_0_finds_wrong_is_said_once_and_ends_all(folder, arguments,
     assert others == [(0, "", "")] * 2
 
 
+@pytest.mark.slow
 def test_a_wrong_option_is_said_once_under_torchrun(folder):
     """Before a search begins the processes don't know of each other: all of them see what is wrong."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3")
@@ -139,6 +143,7 @@ def test_a_wrong_option_is_said_once_under_torchrun(folder):
     assert [line.startswith("growtas: ") for line in err.splitlines()].count(True) == 1
 
 
+@pytest.mark.slow
 def test_a_replay_is_for_process_0(folder):
     code, _, err = run(("-m", "growtas", "search", *QUICK), folder)
     assert code == 0, err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -65,12 +66,27 @@ def test_importing_the_packages_imports_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_imports_nothing_heavy_and_has_an_example(command):
-    code = "import sys; sys.argv = ['growtas', *sys.argv[1:]]\nfrom growtas.cli import main\ntry: main()\nexcept SystemExit: pass"
-    done = run_python(code, *command.split(), "--help")
+HELPS = """
+import contextlib, io, json, sys
+from growtas.cli import main
+helps = {}
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["growtas", *command.split(), "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main()
+    helps[command] = out.getvalue()
+print(json.dumps(helps))
+"""
+
+
+def test_help_imports_nothing_heavy_and_has_an_example():
+    done = run_python(HELPS, json.dumps(["", *COMMANDS]))
     assert done.returncode == 0, done.stderr
-    assert ("Example:" if command else "growtas train") in done.stdout
+    helps = json.loads(done.stdout)
+    assert list(helps) == ["", *COMMANDS]
+    for command, text in helps.items():
+        assert f"Usage: growtas {command}".rstrip() in text
+        assert ("Example:" if command else "growtas train") in text
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS, "import"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,16 @@ import pytest
 from growtas.export.graph.exporter import export_onnx
 from growtas.nn.extract import extract
 from growtas.nn.vit import VisionTransformer
-from tests.export_helpers import PLAIN_OPSETS, SUBNET, TINY, PlainFile, random_supernet
+from tests.export_helpers import PLAIN_OPSETS, SUBNET, TINY, PlainFile, export_networks_once, random_supernet
 from tests.reference import plain_space
 from tests.verify_helpers import TWO_BLOCKS
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        export_networks_once(patch, tmp_path_factory)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -198,7 +198,11 @@ print(status("VmHWM") - before)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux' /proc")
 @pytest.mark.parametrize(
     ("space", "images"),
-    [(MICRO, 128), pytest.param(PRESETS["autoformer-t"], 4, marks=pytest.mark.slow), (plain_space(MICRO, "qk_norm"), 128)],
+    [
+        (MICRO, 128),
+        pytest.param(PRESETS["autoformer-t"], 4, marks=pytest.mark.slow),
+        pytest.param(plain_space(MICRO, "qk_norm"), 128, marks=pytest.mark.slow),
+    ],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_memory_is_within_a_factor_of_one_and_a_half_of_the_real_peak(space, images):

@@ -324,8 +324,8 @@ def test_a_teacher_that_knows_nothing_is_warned_of(begin, tmp_path):
     torch.manual_seed(0)
     torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), tmp_path / "t.pth")
     told = Told()
-    options = {"teacher": "test_resnet", "teacher_checkpoint": str(tmp_path / "t.pth"), "epochs": 1, "batch_size": 512}
-    begin(search_images=50, **options).train(told)
+    options = {"teacher": "test_resnet", "teacher_checkpoint": str(tmp_path / "t.pth"), "epochs": 1, "batch_size": 64}
+    begin(search_images=1300, monitor_images=50, **options).train(told)
     assert any(note.startswith("warning: the teacher is not better than chance") for note in told.notes[: told.before])
 
 

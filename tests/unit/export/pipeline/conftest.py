@@ -1,4 +1,4 @@
-"""A run to export from; plans are the fake builder's, and every network goes through the exporter once."""
+"""A run to export from; plans are the fake builder's."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from growtas.export.pipeline import run as pipeline
-from growtas.export.pipeline.formats import onnx
 from growtas.runs import Run
-from tests.export_helpers import add_search, export_once, make_run
+from tests.export_helpers import add_search, make_run
 from tests.fake_runtime import FakePlanBuilder
 
 
@@ -23,8 +22,3 @@ def run(tmp_path: Path) -> Run:
 @pytest.fixture(autouse=True)
 def fake_builder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "choose_builder", lambda **options: (FakePlanBuilder(), ("sm86",)))
-
-
-@pytest.fixture(autouse=True)
-def quick_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx, "export_onnx", export_once)

@@ -30,7 +30,7 @@ from tests.reference import plain_space, timm_network
 
 def test_other_precisions_and_ends_are_verified_and_described(run: Run) -> None:
     options = ExportOptions(precision="int8", preprocess=True, softmax=True, top_k=2, calibration_images=16, max_accuracy_drop=100)
-    made = export_subnet(run, dataclasses.replace(options, min_cosine=0.0, min_agreement=0.0, max_error=1.0))
+    made = export_subnet(run, dataclasses.replace(options, min_cosine=0.0, min_agreement=0.0, max_error=1.0, images=64))
     names = [artifact.path.name for artifact in made]
     assert names == [f"tiny-subnet.{end}" for end in ("safetensors", "onnx", "int8.onnx", "int8.pixels.onnx")]
     low, pixels = made[2].manifest.to_dict(), made[3].manifest.to_dict()
@@ -83,6 +83,7 @@ def test_how_near_fp16_comes_to_its_end_is_recorded(run: Run) -> None:
 def test_layers_that_hurt_stay_high_and_are_said(run: Run) -> None:
     notes: list[str] = []
     options = ExportOptions(precision="int8", calibration_images=16, max_accuracy_drop=100, min_agreement=0.0, max_error=1.0)
+    options = dataclasses.replace(options, images=48)
     as_is = export_subnet(run, dataclasses.replace(options, min_cosine=0.0))[-1].manifest.to_dict()
     strict = (1 + as_is["verification"]["cosine_min"]) / 2
     mixed = export_subnet(run, dataclasses.replace(options, min_cosine=strict), progress=Recorder(notes=notes))[
@@ -114,7 +115,7 @@ def test_an_int8_ir_is_run_in_openvino(run: Run, preprocess: bool) -> None:
 def test_formats_beside_onnx(run: Run) -> None:
     if not is_installed("openvino"):
         pytest.skip("openvino is not installed")
-    made = export_subnet(run, ExportOptions(formats=("program", "openvino")))
+    made = export_subnet(run, ExportOptions(formats=("program", "openvino"), images=64))
     assert [artifact.path.suffix for artifact in made] == [".safetensors", ".pt2", ".onnx", ".xml"]
     assert all(artifact.manifest.to_dict()["verification"]["passed"] for artifact in made)
     (weights,) = made[-1].manifest.to_dict()["artifact"]["companions"]

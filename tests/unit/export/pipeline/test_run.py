@@ -15,6 +15,7 @@ from growtas.checkpoint import load_model, load_supernet
 from growtas.costs import count_costs
 from growtas.errors import BuildError, ConfigError, ParityError, SubnetError
 from growtas.export.artifact import read_manifest
+from growtas.export.graph.exporter import export_onnx
 from growtas.export.open import open_session
 from growtas.export.pipeline import run as pipeline
 from growtas.export.pipeline.formats import onnx as onnx_format
@@ -29,7 +30,7 @@ from growtas.nn.vit import VisionTransformer
 from growtas.progress import Progress
 from growtas.runs import Run
 from growtas.subnet import Subnet
-from tests.export_helpers import SUBNET, TINY, Recorder, add_checkpoint, export_once, make_run, random_supernet
+from tests.export_helpers import SUBNET, TINY, Recorder, add_checkpoint, make_run, random_supernet
 from tests.fake_runtime import FakePlanBuilder
 
 
@@ -41,7 +42,7 @@ def corrupt(change: Callable[[onnx.ModelProto], None]) -> Callable[..., None]:
     """An exporter that writes a valid ONNX file with a fault in it."""
 
     def export(model: VisionTransformer, path: Path, **options: Any) -> None:
-        export_once(model, path, **options)
+        export_onnx(model, path, **options)
         proto = onnx.load(path)
         change(proto)
         onnx.checker.check_model(proto, full_check=True)
@@ -66,7 +67,7 @@ def edit(proto: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.nd
 
 
 def export_another_checkpoint(model: VisionTransformer, path: Path, **options: Any) -> None:
-    export_once(extract(random_supernet(seed=9), SUBNET), path, **options)
+    export_onnx(extract(random_supernet(seed=9), SUBNET), path, **options)
 
 
 @pytest.mark.parametrize("exporter", [corrupt(flip_a_bias), corrupt(swap_two_classes), export_another_checkpoint])

@@ -220,7 +220,7 @@ def test_a_profile_asks_for_the_package_before_any_work(monkeypatch: pytest.Monk
 
 @needs_openvino
 def test_subnets_are_timed_in_openvino() -> None:
-    subnets = [SUBNET, Subnet(24, (1, 2), (2.0, 3.0))]
+    subnets = [SUBNET, Subnet(16, (1, 2), (2.0, 3.0))]
     timed, other = (
         turns.ArchitectureTurns(TINY, subnets, runtime=runtime, batch=2, threads=1, rounds=3, seconds=0.001)
         for runtime in ("openvino", "onnxruntime")

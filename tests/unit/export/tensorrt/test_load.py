@@ -14,14 +14,13 @@ from growtas.export.artifact import load_artifact, manifest_path, read_manifest,
 from growtas.export.benchmark.run import BenchOptions
 from growtas.export.open import open_artifact, open_session
 from growtas.export.pipeline import run as pipeline
-from growtas.export.pipeline.formats import onnx as onnx_format
 from growtas.export.tensorrt import engine, library
 from growtas.export.tensorrt.targets import parse_targets
 from growtas.export.verification.images import noise
 from growtas.files import write_json
 from growtas.subnet import Subnet
 from tests.bench_helpers import bench
-from tests.export_helpers import Cli, add_search, export_once, make_run
+from tests.export_helpers import Cli, add_search, make_run
 from tests.fake_runtime import FakeMachine, FakePlanBuilder
 
 MACHINE = FakeMachine(gpu="sm86", version="2.1")
@@ -203,14 +202,13 @@ def test_the_rebuild_line_keeps_the_precision(tmp_path: Path, onnx_file: Path, m
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """The real command line in an empty folder, with the fake builder and a quick exporter behind it."""
+    """The real command line in an empty folder, with the fake builder behind it."""
     monkeypatch.chdir(tmp_path)
 
     def choose_builder(**asked: Any) -> tuple[FakePlanBuilder, tuple[str, ...]]:
         return FakePlanBuilder(library.package("tensorrt-rtx", "building").machine), parse_targets(asked["target"])
 
     monkeypatch.setattr(pipeline, "choose_builder", choose_builder)
-    monkeypatch.setattr(onnx_format, "export_onnx", export_once)
     return Cli(monkeypatch, capsys)
 
 

@@ -58,7 +58,7 @@ def measure(got: np.ndarray, want: np.ndarray = TRUTH, **options: object) -> Ver
 LOGITS = arrays(np.float32, (COUNT, CLASSES), elements=st.integers(-800, 800).map(lambda number: number / 8))
 
 
-@settings(deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(LOGITS, LOGITS)
 def test_every_measure_is_its_definition(got: np.ndarray, want: np.ndarray) -> None:
     found = measure(got, want)

@@ -17,7 +17,7 @@ from growtas.search.search import Search
 from growtas.space import PRESETS
 from tests.fake_gpu import fake_gpu
 
-SPACE = PRESETS["micro"].replace(depth=(1, 2), num_classes=5)
+SPACE = PRESETS["micro"].replace(depth=(1,), num_classes=5)
 IMAGES = 300
 """More than a batch of a GPU's evaluation."""
 
@@ -43,8 +43,8 @@ def test_a_search_keeps_its_tensors_on_the_gpu(tmp_path, raced, activation_bytes
     supernet = Supernet(SPACE).eval()
     with fake_gpu(), SubnetEvaluator(supernet, Images(), device="cuda", activation_bytes=activation_bytes) as evaluate:
         scorer = Scorer(SPACE, evaluate, Journal(tmp_path / "j", "c", "d", {}), Racing(3, IMAGES) if raced else None)
-        config = EvolutionConfig(generations=3, population=5, parents=3)
+        config = EvolutionConfig(generations=2, population=4, parents=3)
         outcome = Search(space=SPACE, limits=Limits()).run(scorer, config, 0)
-    assert len(outcome.result.ranked) == 15
+    assert len(outcome.result.ranked) == 8
     assert {score[0] for _, score in outcome.result.ranked} == {0.0}
     assert all(parameter.is_cuda for parameter in supernet.parameters())
