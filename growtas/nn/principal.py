@@ -119,7 +119,10 @@ def _first_column(vector: Tensor) -> Tensor:
 def _rotate(model: VisionTransformer, rotation: Tensor) -> None:
     """Rotates what is written to the residual stream, without its mean over the channels, and what is read from it."""
     writer = rotation.t() - rotation.t().mean(1, keepdim=True)  # the mean has no effect: every norm removes it
-    for layer in (model.patch_embed, *(layer for block in _blocks(model) for layer in (block.attn.proj, block.fc2))):
+    layers: list[nn.Conv2d | nn.Linear] = [model.patch_embed]
+    for block in _blocks(model):
+        layers += [block.attn.proj, block.fc2]
+    for layer in layers:
         weight = layer.weight.double()
         layer.weight.copy_((writer @ weight.flatten(1)).view_as(weight))
         assert layer.bias is not None
