@@ -96,8 +96,8 @@ class Recipe:
         temperature: number by which the logits of teacher and student are divided before the softmax.
         keep_checkpoints: number of newest checkpoints that are kept, in addition to the best one.
         save_minutes: longest time between two checkpoints within an epoch, in minutes; 0 saves only at the end of an epoch.
-        patience: number of epochs without a higher mean accuracy of the monitored subnets after which the training ends early. Null
-            trains for all epochs.
+        patience: number of epochs without a higher mean accuracy of the monitored subnets after which the training ends early; only
+            epochs of the last stage count. Null trains for all epochs.
         probe_epochs: interval, in epochs, at which the probe subnets are measured.
         seed: seed of initialisation, image order, augmentation and subnet sampling.
         workers: number of processes that decode images, at most one per available CPU. The number does not change the result;

@@ -145,13 +145,15 @@ class Trainer:
         return self._training.result
 
     def _stalled(self) -> bool:
-        """Whether the followed subnets have not gained for as many epochs as the recipe's patience."""
+        """Whether the followed subnets have not gained for as many epochs of the last stage as the recipe's patience."""
         patience = self.recipe.patience
         if patience is None:
             return False
         stalled = False
         if self.world.is_main:
-            means = {m["epoch"]: fmean(m["accuracy"].values()) for m in read_metrics(self.run.path) if m.get("accuracy")}
+            last = max(len(self.strategy.subspaces()), self.strategy.stage(self.recipe.epochs) + 1)
+            measured = [m for m in read_metrics(self.run.path) if m.get("accuracy") and m["stage"] == last]
+            means = {m["epoch"]: fmean(m["accuracy"].values()) for m in measured}
             best = max(means, key=means.__getitem__, default=0)
             stalled = bool(means) and max(means) - best >= patience
             if stalled:

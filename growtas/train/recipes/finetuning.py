@@ -91,24 +91,26 @@ def finetune_recipe(data: str, image_size: int) -> Recipe:
     )
 
 
-ELASTIC_METHOD = "sandwich"
-"""Default method of the elastic training of an imported model."""
+ELASTIC_METHOD = "growtas"
+"""Default method of the elastic training of an imported model; docs/notes/imported.md compares it with others."""
 
 
 def elastic_recipe(space: str, data: str, image_size: int) -> Recipe:
     """``growtas train --init RUN`` for a run of ``growtas import timm``: a short training of all subnets at once.
 
-    The imported model is the teacher. The learning rate is that of a fine-tuning, because the weights are trained already.
-    A starting point that is not tuned; no accuracy is claimed.
+    The imported model is the teacher. The learning rate is a fifth of that of a fine-tuning: the weights are trained already, and
+    at higher rates the large subnets lose more than the small ones gain. One small model was tried (docs/notes/imported.md).
 
     Args:
         space: the imported run's folder.
         data: as for ``--data``.
         image_size: height and width of the images in pixels.
     """
+    recipe = finetune_recipe(data, image_size)
     return replace(
-        finetune_recipe(data, image_size),
+        recipe,
         name="elastic",
+        lr=recipe.lr / 5,
         space=space,
         method=ELASTIC_METHOD,
         epochs=10,

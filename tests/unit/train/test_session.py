@@ -515,6 +515,15 @@ def test_a_training_whose_subnets_do_not_gain_ends_after_its_patience(begin):
     assert "the subnets have not gained since epoch 1; the training ends after epoch 3" in progress.notes
 
 
+def test_patience_begins_with_the_last_stage(begin):
+    still = {"epochs": 6, "lr": 1e-12, "min_lr": 1e-12, "warmup_lr": 1e-12, "method": "growtas", "transitions": [3], "patience": 1}
+    progress = Noted()
+    session = begin(**still)
+    session.train(progress)
+    assert [line["epoch"] for line in read_json_lines(session.run.path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert "the subnets have not gained since epoch 4; the training ends after epoch 5" in progress.notes
+
+
 def test_a_resumed_training_keeps_its_patience(begin):
     still = {"epochs": 6, "lr": 1e-12, "min_lr": 1e-12, "warmup_lr": 1e-12, "method": "uniform", "patience": 2}
     session = begin(**still)
