@@ -11,8 +11,9 @@ test accuracy of
 ``--only latency`` then searches the elastic supernet under two thirds of the imported model's latency on this CPU, and times the
 exported files of both in turns with ONNX Runtime alone; the machine should be idle.
 
-All trainings have growtas' elastic recipe: the same images, augmentation, optimiser, schedule and teacher. Only the learning rates of
-pruned models and of training from scratch may be higher. Subnets and pruned models are chosen on the search split. The test images come at the end.
+All trainings have growtas' elastic recipe: the same images, augmentation, optimiser, schedule and teacher. Only the learning
+rates of pruned models and of training from scratch may be higher. Subnets and pruned models are chosen on the search split. The
+test images come at the end.
 
 Each result is a line of FOLDER/results.jsonl, and a finished one is not made again. ``pip install torch-pruning`` first.
 """
