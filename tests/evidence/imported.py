@@ -148,6 +148,26 @@ class Results:
         sys.stderr.write(f"{line}\n")
 
 
+def table(results: Results) -> str:
+    """A Markdown table of the finished results: the mean test accuracy over the seeds, and in brackets their lowest and highest."""
+    lines = [line for line in read_json_lines(results.file) if "share" in line]
+    rows = ["| epochs | subnets and models | seeds | " + " | ".join(f"{share:.0%}" for share in BUDGETS) + " |"]
+    rows.append("| --- " * (3 + len(BUDGETS)) + "|")
+    for epochs, what in dict.fromkeys((line["epochs"], line["what"]) for line in lines):
+        cells, seeds = [], set[int]()
+        for share in BUDGETS:
+            some = {
+                line["seed"]: 100 * line["accuracy"]
+                for line in lines
+                if (line["epochs"], line["what"], line["share"]) == (epochs, what, share)
+            }
+            seeds |= some.keys()
+            numbers = f"{statistics.mean(some.values()):.1f} ({min(some.values()):.1f}-{max(some.values()):.1f})" if some else "-"
+            cells.append(numbers)
+        rows.append(f"| {epochs} | {what} | {len(seeds)} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
 def found(run: Run, share: float, folder: Path, limit_images: int) -> Subnet:
     """The subnet that a search finds at a share of the largest one's MACs."""
     limit = int(share * count_costs(run.space, run.space.largest).macs)
@@ -184,6 +204,7 @@ def main() -> None:
     results = Results(options.folder / "results.jsonl")
     for seed in options.seeds:
         run_seed(seed, options, results)
+    sys.stdout.write(f"{table(results)}\n")
 
 
 def run_seed(seed: int, options: argparse.Namespace, results: Results) -> None:

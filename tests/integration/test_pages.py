@@ -22,7 +22,15 @@ GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
 RUN = {"sh", "python"}
 SHOWN = {"text", "yaml", "json", "ini"}
 """Blocks that show output or files."""
-REASONS = {"needs an NVIDIA GPU", "needs several GPUs", "needs Docker", "needs a checkout", "needs the network", "takes hours"}
+REASONS = {
+    "needs an NVIDIA GPU",
+    "needs several GPUs",
+    "needs Docker",
+    "needs a checkout",
+    "needs the network",
+    "needs your own weights",
+    "takes hours",
+}
 SECONDS = 1200
 
 
