@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from growtas import api
@@ -29,6 +30,7 @@ def test_design_names_files_that_exist():
             folder = path.parent
 
 
+@pytest.mark.slow
 def test_the_chain_from_python(tmp_path, monkeypatch, no_probe):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), np.uint8)).save("cat.png")

@@ -47,6 +47,7 @@ def test_a_page_is_what_the_code_says(name):
     assert committed(name) == PAGES[name](), f"docs/reference/{name} is stale: run `make reference` and commit it"
 
 
+@pytest.mark.slow
 def test_pages_do_not_depend_on_the_machine(tmp_path):
     """Another home and folder of profiles, another number of CPUs, a narrow terminal, and none of the extras."""
     odd = {

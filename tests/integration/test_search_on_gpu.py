@@ -246,6 +246,7 @@ def test_a_gpu_without_a_runtime_or_a_profile_is_refused_with_both_reasons(run, 
     assert "and h200 has no profile; measure one with `growtas profile --device h200" in err
 
 
+@pytest.mark.slow
 def test_the_limit_is_judged_on_the_same_target_by_export_and_bench(tmp_path, growtas, monkeypatch, no_probe):
     """Graphs are exported and plans built as on a GPU; what a plan takes follows from its file."""
     monkeypatch.chdir(tmp_path)

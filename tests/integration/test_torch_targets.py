@@ -41,6 +41,7 @@ def project(tmp_path, monkeypatch):
     return make_run(tmp_path / "runs").path
 
 
+@pytest.mark.slow
 def test_a_profile_and_a_search_in_pytorch_need_no_onnx(project):
     profile = ("profile", "--device", "cpu", "--runtime", "torch", "--space", "tiny.yaml", *COUNTS, *LENIENT)
     commands = json.dumps([profile, ("search", "--device", "cpu:torch:900ms", *QUICK)])

@@ -93,6 +93,7 @@ def test_what_is_promising_is_new_legal_and_no_more_than_asked():
     assert found == sorted(set(asked), key=str)[:30], "it loses none of the best that it has seen"
 
 
+@pytest.mark.slow
 def test_half_of_the_evaluations_find_a_front_as_good_as_twice_as_many_do_without():
     largest = float(params(SubnetBatch.from_subnets([MICRO.largest]))[0, 0])
     gains = []

@@ -93,6 +93,7 @@ def test_nothing_but_the_batch_size_is_computed_from_shapes(onnx_file: Path) -> 
     assert not {"Range", "Where", "ConstantOfShape", "NonZero", "Loop", "If", "Cast"} & set(operators)
 
 
+@pytest.mark.slow
 def test_tracing_once_gives_what_the_exporters_two_passes_give(tmp_path: Path) -> None:
     space = load_space("micro").replace(depth=(1,))
     model = extract(random_supernet(space), space.largest)
