@@ -117,18 +117,17 @@ def _first_column(vector: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _rotate(model: VisionTransformer, rotation: Tensor) -> None:
-    """Rotates what is written to the residual stream, without its mean over the channels, and what is read from it."""
-    writer = rotation.t() - rotation.t().mean(1, keepdim=True)  # the mean has no effect: every norm removes it
+    """Rotates what is written to the residual stream and what is read from it."""
     layers: list[nn.Conv2d | nn.Linear] = [model.patch_embed]
     for block in _blocks(model):
         layers += [block.attn.proj, block.fc2]
     for layer in layers:
         weight = layer.weight.double()
-        layer.weight.copy_((writer @ weight.flatten(1)).view_as(weight))
+        layer.weight.copy_((rotation.t() @ weight.flatten(1)).view_as(weight))
         assert layer.bias is not None
-        layer.bias.copy_(writer @ layer.bias.double())
+        layer.bias.copy_(rotation.t() @ layer.bias.double())
     for token in (model.cls_token, model.pos_embed):
-        token.copy_(token.double() @ writer.t())
+        token.copy_(token.double() @ rotation)
     for _, reader in _norms(model):
         reader.weight.copy_(reader.weight.double() @ rotation)
 
