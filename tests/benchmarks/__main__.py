@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import sys
@@ -16,6 +17,7 @@ from tests.benchmarks.speed import entries
 
 
 def main() -> int:
+    argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__).parse_args()
     torch.set_num_threads(2)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
