@@ -151,6 +151,7 @@ class Trainer:
             return False
         stalled = False
         if self.world.is_main:
+            # Stages of a growing training are its subspaces, because an automatic transition has no epoch in advance.
             last = max(len(self.strategy.subspaces()), self.strategy.stage(self.recipe.epochs) + 1)
             measured = [m for m in read_metrics(self.run.path) if m.get("accuracy") and m["stage"] == last]
             means = {m["epoch"]: fmean(m["accuracy"].values()) for m in measured}

@@ -260,7 +260,7 @@ def run_seed(seed: int, options: argparse.Namespace, results: Results) -> None:
                 seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
                 results.add(seed=seed, what=f"training {method}", epochs=options.epochs, **seconds)
             subnets(Run(path), method, options.epochs)
-    if "latency" in options.only:
+    if "latency" in options.only and not results.get(seed=seed, what="latency", epochs=options.epochs):
         elastic = Run(folder / f"elastic-{ELASTIC_METHOD}-{options.epochs}")
         line = under_a_limit(ordered, elastic, folder / "search-latency", options.search_images)
         tested = accuracy(extract(load_supernet(elastic.supernet_file), Subnet.from_dict(line["subnet"])), test)

@@ -111,7 +111,6 @@ def test_two_processes_find_what_one_finds():
     assert [output[1].split()[-2:] for output in (first, second)] == [["evaluated", "18"], ["evaluated", "16"]]
 
 
-@pytest.mark.slow
 def test_what_fails_in_another_process_fails_the_search_and_lets_the_others_go():
     first, second = start(2, "fail")
     assert "WorkerError: process 1 of 2 could not evaluate its subnets (ValueError: no more)" in first[1]
