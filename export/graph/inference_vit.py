@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growtas.nn.relative import grid_index, unroll_tables
-from growtas.nn.vit import Attention, Block, VisionTransformer, pool, pools_first
+from growtas.nn.vit import Attention, Block, VisionTransformer, pool, pools_first, typed_blocks
 
 
 def deployable(model: VisionTransformer) -> nn.Module:
@@ -45,7 +45,7 @@ class _DeployedViT(nn.Module):
         positioned = model.pos_embed.shape[1] - patches
         self.register_buffer("cls", model.cls_token + model.pos_embed[:, :positioned] if positioned else model.cls_token.clone())
         self.register_buffer("positions", model.pos_embed[:, positioned:].clone())
-        self.blocks = nn.ModuleList(_DeployedBlock(block, self.tokens) for block in model.blocks if isinstance(block, Block))
+        self.blocks = nn.ModuleList(_DeployedBlock(block, self.tokens) for block in typed_blocks(model))
         self.norm, self.head = _copy(model.norm), _copy(model.head)
 
     def forward(self, images: Tensor) -> Tensor:

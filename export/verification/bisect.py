@@ -26,7 +26,7 @@ from growtas.export.formats import ONNX, TORCH
 from growtas.export.graph.tensors import OnnxTensors
 from growtas.export.runtimes.base import Array
 from growtas.files import finite_or_null
-from growtas.nn.vit import Block, VisionTransformer, pool, pools_first
+from growtas.nn.vit import Block, VisionTransformer, pool, pools_first, typed_blocks
 
 Feed = Callable[[Array], NDArray[Any]]
 
@@ -206,8 +206,7 @@ def _layers(model: VisionTransformer) -> list[tuple[str, Callable[[Tensor], Tens
         return x + block.fc2(F.gelu(block.fc1(block.norm2(x))))
 
     layers: list[tuple[str, Callable[[Tensor], Tensor], bool]] = [("patch embedding", model.embed, False)]
-    for i, block in enumerate(model.blocks):
-        assert isinstance(block, Block)
+    for i, block in enumerate(typed_blocks(model)):
         layers += [(f"block {i} attention", partial(attention, block), True), (f"block {i} MLP", partial(mlp, block), True)]
     if not pools_first(model.architecture):
         return [*layers, ("final norm", model.norm, False), ("head", model.forward_head, False)]

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from growtas.nn.vit import Block, VisionTransformer
+from growtas.nn.vit import VisionTransformer, typed_blocks
 from growtas.progress import SILENT, Progress
 
 _BATCH = 32
@@ -54,7 +54,7 @@ class Importance:
 
 def by_magnitude(model: VisionTransformer) -> Importance:
     """Scores a network by its weights alone: the norms of what each part writes times the norms of what it reads."""
-    blocks = list(_blocks(model))
+    blocks = typed_blocks(model)
     heads, neurons, sizes = [], [], []
     channels = model.patch_embed.weight.detach().square().sum((1, 2, 3))
     for block in blocks:
@@ -87,7 +87,7 @@ def by_taylor(
         block_images: number of images for the order of the blocks, which takes many forward passes.
         progress: receives the progress.
     """
-    blocks, hidden = list(_blocks(model)), dict[str, Tensor]()
+    blocks, hidden = typed_blocks(model), dict[str, Tensor]()
     totals: dict[str, Tensor] = {}
 
     def keep(name: str, argument: bool) -> Callable[..., None]:
@@ -163,7 +163,7 @@ def _block_order(model: VisionTransformer, images: Tensor, labels: Tensor, least
 def reorder(model: VisionTransformer, importance: Importance) -> None:
     """Permutes heads, neurons and channels in place, the most important ones first. The logits stay equal up to rounding."""
     with torch.no_grad():
-        for block, heads, neurons in zip(_blocks(model), importance.heads, importance.neurons, strict=True):
+        for block, heads, neurons in zip(typed_blocks(model), importance.heads, importance.neurons, strict=True):
             head_dim, order = block.attn.head_dim, heads.argsort(descending=True, stable=True)
             rows = (order[:, None] * head_dim + torch.arange(head_dim)).flatten()
             qkv = torch.cat([rows + part * len(rows) for part in range(3)])
@@ -177,7 +177,7 @@ def reorder(model: VisionTransformer, importance: Importance) -> None:
             _permute(module, order)
         for token in (model.cls_token, model.pos_embed):
             token.copy_(token[..., order])
-        for block in _blocks(model):
+        for block in typed_blocks(model):
             for reader in (block.attn.qkv, block.fc1):
                 reader.weight.copy_(reader.weight[:, order])
         if isinstance(model.head, nn.Linear):
@@ -185,16 +185,10 @@ def reorder(model: VisionTransformer, importance: Importance) -> None:
 
 
 def _writers(model: VisionTransformer) -> Iterator[nn.Module]:
-    for block in _blocks(model):
+    for block in typed_blocks(model):
         yield from (block.norm1, block.attn.proj, block.norm2, block.fc2)
 
 
 def _permute(module: nn.Module, order: Tensor) -> None:
     for parameter in module.parameters(recurse=False):
         parameter.copy_(parameter[order])
-
-
-def _blocks(model: VisionTransformer) -> Iterator[Block]:
-    for block in model.blocks:
-        assert isinstance(block, Block)
-        yield block

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from growtas.nn.vit import Block, VisionTransformer
+from growtas.nn.vit import VisionTransformer, typed_blocks
 from growtas.progress import SILENT, Progress
 
 _BATCH = 32
@@ -119,7 +119,7 @@ def _first_column(vector: Tensor) -> Tensor:
 def _rotate(model: VisionTransformer, rotation: Tensor) -> None:
     """Rotates what is written to the residual stream and what is read from it."""
     layers: list[nn.Conv2d | nn.Linear] = [model.patch_embed]
-    for block in _blocks(model):
+    for block in typed_blocks(model):
         layers += [block.attn.proj, block.fc2]
     for layer in layers:
         weight = layer.weight.double()
@@ -135,9 +135,5 @@ def _rotate(model: VisionTransformer, rotation: Tensor) -> None:
 def _norms(model: VisionTransformer) -> list[tuple[nn.LayerNorm, nn.Linear]]:
     """Returns the norms over the residual stream, each with the layer that reads it."""
     assert isinstance(model.head, nn.Linear)
-    pairs = [pair for block in _blocks(model) for pair in ((block.norm1, block.attn.qkv), (block.norm2, block.fc1))]
+    pairs = [pair for block in typed_blocks(model) for pair in ((block.norm1, block.attn.qkv), (block.norm2, block.fc1))]
     return [*pairs, (model.norm, model.head)]
-
-
-def _blocks(model: VisionTransformer) -> list[Block]:
-    return [block for block in model.blocks if isinstance(block, Block)]

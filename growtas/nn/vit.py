@@ -194,6 +194,11 @@ class VisionTransformer(nn.Module):
         return self.forward_head(self.forward_features(images))
 
 
+def typed_blocks(model: VisionTransformer) -> list[Block]:
+    """Returns the blocks, which a ModuleList only knows as modules."""
+    return [block for block in model.blocks if isinstance(block, Block)]
+
+
 def add_positions(patches: Tensor, prefix: Tensor, positions: Tensor) -> Tensor:
     """Joins the tokens before the patches with the patches and adds the positions; returns ``(batch, N, dim)``.
 
