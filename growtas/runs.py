@@ -135,6 +135,9 @@ class Run:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # a caller from Python may give a text
+
     @property
     def info(self) -> dict[str, Any]:
         """The content of ``run.json``.
