@@ -93,18 +93,16 @@ def _rotation(moments: Tensor, widths: Sequence[int]) -> Tensor:
     centre = torch.eye(count, dtype=torch.float64) - torch.outer(mean, mean)
     _, vectors = torch.linalg.eigh(centre @ moments @ centre - torch.outer(mean, mean))  # m has the only negative eigenvalue
     principal = vectors.flip(1)
-    larger, last, spans = count, mean, dict[int, Tensor]()
+    larger, last, bases = count, mean, list[Tensor]()
     for width in reversed(widths):
-        share = width / larger
-        last = math.sqrt(share) * last + math.sqrt(1 - share) * principal[:, width - 1]
-        larger, spans[width] = width, torch.cat([principal[:, : width - 1], last[:, None]], 1)
-    rotation = torch.zeros(count, 0, dtype=torch.float64)
-    for width in widths:
-        size, new = width - rotation.shape[1], spans[width] - rotation @ (rotation.t() @ spans[width])
-        basis = torch.linalg.svd(new, full_matrices=False)[0][:, :size]
-        # An orthogonal map that takes the even mixture of all channels to m's part in this basis.
-        rotation = torch.cat([rotation, basis @ _first_column(basis.t() @ mean) @ _first_column(torch.ones(size)).t()], 1)
-    return rotation
+        share, next_one = width / larger, principal[:, width - 1]
+        if width < larger:  # what the larger width adds: all directions that are orthogonal to the span of this width
+            added = math.sqrt(1 - share) * last - math.sqrt(share) * next_one
+            bases.append(torch.cat([principal[:, width : larger - 1], added[:, None]], 1))
+        last, larger = math.sqrt(share) * last + math.sqrt(1 - share) * next_one, width
+    bases.append(torch.cat([principal[:, : larger - 1], last[:, None]], 1))
+    # An orthogonal map that takes the even mixture of all channels to m's part in each basis.
+    return torch.cat([b @ _first_column(b.t() @ mean) @ _first_column(torch.ones(b.shape[1])).t() for b in reversed(bases)], 1)
 
 
 def _first_column(vector: Tensor) -> Tensor:
