@@ -86,13 +86,13 @@ class World:
                 tensor.copy_(part.view_as(tensor))
 
     @noticing_lost_process("training")
-    def sum_counts(self, counts: list[int], device: torch.device) -> list[int]:
-        """Sums a list of whole numbers over all processes, element by element."""
+    def sum_numbers(self, numbers: list[float], device: torch.device) -> list[float]:
+        """Sums a list of numbers over all processes, element by element; whole numbers exactly."""
         if self.size == 1:
-            return counts
-        total = torch.tensor(counts, dtype=torch.int64, device=device)
+            return numbers
+        total = torch.tensor(numbers, dtype=torch.float64, device=device)
         dist.all_reduce(total)
-        return [int(value) for value in total.tolist()]
+        return [float(value) for value in total.tolist()]
 
     @noticing_lost_process("training")
     def share(self, value: Any) -> Any:

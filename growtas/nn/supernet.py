@@ -158,3 +158,31 @@ def supernet_name(space: SearchSpace, depth: int, name: str) -> str:
         return name
     place, _, rest = rest.partition(".")
     return f"blocks.{space.blocks_of(depth)[int(place)]}.{rest}"
+
+
+def trailing_first(supernet: Supernet) -> dict[str, Tensor]:
+    """Returns the weights in reverse order of heads and channels: their leading slices are the supernet's trailing slices.
+
+    The largest subnet computes the same with them. Gradients flow to the supernet's weights.
+    """
+    heads, plain = supernet.space.max_num_heads, supernet.space.max_relative_position is None
+    backwards: dict[str, Tensor] = {}
+    for name, parameter in supernet.named_parameters():
+        weight: Tensor = parameter
+        if name == "head.bias" or "_norm." in name or ".relative_" in name:
+            continue  # all subnets use the whole of it
+        if name.endswith("attn.qkv.weight"):
+            weight = weight.view(heads, -1, weight.shape[1]).flip(0, 2).flatten(0, 1)
+        elif name.endswith("attn.qkv.bias"):
+            # In AutoFormer's layout all biases of q come first, then those of k, then those of v.
+            weight = weight.view(1 if plain else 3, heads, -1).flip(1).flatten()
+        elif name.endswith("attn.proj.weight"):
+            weight = weight.view(len(weight), heads, -1).flip(0, 1).flatten(1)
+        elif name in ("cls_token", "pos_embed", "head.weight"):
+            weight = weight.flip(-1)
+        elif name == "patch_embed.weight":
+            weight = weight.flip(0)
+        else:
+            weight = weight.flip(*range(weight.ndim))
+        backwards[name] = weight
+    return backwards

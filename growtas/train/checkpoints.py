@@ -30,7 +30,7 @@ from growtas.train.step import Training
 FORMAT = "growtas-checkpoint/3"
 _OLD_FORMATS = ("growtas-checkpoint/2",)
 """Formats of earlier versions, which recorded no hashes."""
-_OPTIMIZER, _WEIGHTS = "optimizer/", "weights/"
+_WEIGHTS = "weights/"
 
 
 @dataclass
@@ -72,7 +72,8 @@ A checkpoint that can't be read is renamed to ``broken-...``, and the one before
 Fields:
     supernet.safetensors (weights): The supernet, or its moving average where the recipe has an ``ema_decay``. The search and the
         export read it.
-    trainer.safetensors (tensors): State of the optimiser (``optimizer/...``), and the weights in training (``weights/...``) where
+    trainer.safetensors (tensors): State of the optimiser (``optimizer/...``, and ``optimizer1/...`` and so on where a method keeps
+        several), and the weights in training (``weights/...``) where
         the first file holds their average.
     teacher.safetensors (weights): The frozen copy of the largest subnet, where the method has one.
     state.json (object): Everything else that a training needs to go on.
@@ -112,7 +113,11 @@ def save_checkpoint(run: Run, training: Training, place: Place, strategy: dict[s
     with replacing(folder, sync=True) as temporary:
         temporary.mkdir(parents=True)
         save_supernet(temporary / "supernet.safetensors", training.result)
-        tensors = {_OPTIMIZER + name: value for name, value in optimizer_tensors(training.supernet, training.optimizer).items()}
+        tensors: dict[str, Tensor] = {}
+        for number, moments in enumerate(training.moments):
+            training.optimizer.state = moments
+            named = optimizer_tensors(training.supernet, training.optimizer)
+            tensors |= {_optimizer(number) + name: value for name, value in named.items()}
         if training.average is not None:
             tensors |= {_WEIGHTS + name: value for name, value in training.supernet.state_dict().items()}
         save_tensors(temporary / "trainer.safetensors", tensors, {"kind": "trainer"})
@@ -207,7 +212,9 @@ def _load(folder: Path, training: Training) -> tuple[Place, dict[str, Any]]:
         training.supernet.load_state_dict(weights)
         if training.average is not None:
             training.average.module.load_state_dict(result)
-        load_optimizer_tensors(training.supernet, training.optimizer, _under(_OPTIMIZER, tensors))
+        for number in range(len(training.moments)):
+            load_optimizer_tensors(training.supernet, training.optimizer, _under(_optimizer(number), tensors))
+            training.moments[number] = training.optimizer.state
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder / 'trainer.safetensors'}: the state does not fit the network ({str(error).splitlines()[0]})"
@@ -220,6 +227,11 @@ def _load(folder: Path, training: Training) -> tuple[Place, dict[str, Any]]:
     if teacher is not None:
         training.teacher = teacher.to(training.supernet.cls_token.device).requires_grad_(False)
     return place, strategy
+
+
+def _optimizer(number: int) -> str:
+    """Returns the prefix of the tensors of one of the optimiser's states."""
+    return f"optimizer{number or ''}/"
 
 
 def _digest(state: dict[str, Any]) -> str:

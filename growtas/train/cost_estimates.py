@@ -53,7 +53,9 @@ class MemoryEstimate:
         return self.weights + self.gradients + self.optimizer + self.ema + self.activations
 
 
-def estimate_memory(recipe: Recipe, space: SearchSpace, subnet: Subnet, images: int, device: torch.device) -> MemoryEstimate:
+def estimate_memory(
+    recipe: Recipe, space: SearchSpace, subnet: Subnet, images: int, device: torch.device, moment_sets: int = 1
+) -> MemoryEstimate:
     """Estimates the peak memory of a process by a formula. Runs nothing.
 
     With W the bytes of the supernet's float32 weights:
@@ -81,11 +83,12 @@ def estimate_memory(recipe: Recipe, space: SearchSpace, subnet: Subnet, images: 
         subnet: the largest subnet that is trained.
         images: images of one part: the batch of a process divided by ``accumulate``.
         device: the device of the training.
+        moment_sets: number of separate states of the optimiser.
     """
     depth = space.max_depth
     bounds = Subnet(space.max_embed_dim, (space.max_num_heads,) * depth, (space.max_mlp_ratio,) * depth)
     weights = 4 * count_costs(space, bounds).params
-    states = 2 if recipe.optimizer == "adamw" else int(recipe.momentum > 0)
+    states = moment_sets * (2 if recipe.optimizer == "adamw" else int(recipe.momentum > 0))
     known = device.type == "cpu" or torch.cuda.is_available()
     half = autocast_type(recipe.amp, device) is not None if known else recipe.amp != "fp32"
     fused = device.type == "cpu" and not half

@@ -60,7 +60,7 @@ class TrainingInterrupts(Interrupts):
         Raises:
             KeyboardInterrupt: one of them was asked to stop.
         """
-        self.answer(self._world.sum_counts([int(flag) for flag in self.flags()], self._device))
+        self.answer(self._world.sum_numbers([int(flag) for flag in self.flags()], self._device))
 
     def answer(self, flags: Sequence[float]) -> None:
         """Does the same as :meth:`check`, given the sums of all processes' :meth:`flags`."""

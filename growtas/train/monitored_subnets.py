@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from growtas.data.evaluation import EvaluationSet
@@ -66,7 +67,20 @@ def subnet_accuracies(
     return {name: accuracies[subnet] for name, subnet in subnets.items()}
 
 
-@torch.inference_mode()
+def subnet_losses(
+    supernet: Supernet,
+    images: EvaluationSet,
+    device: torch.device,
+    subnets: Sequence[Subnet],
+    world: World = World(),  # noqa: B008 (a frozen value)
+    check: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Measures the mean cross-entropy of some subnets; see :func:`subnet_accuracies`."""
+    supernet.eval()
+    models = [partial(supernet, subnet=subnet) for subnet in subnets]
+    return _means(models, images, device, world, check, lambda logits, labels: F.cross_entropy(logits, labels, reduction="sum"))
+
+
 def accuracies_of(
     models: Mapping[Any, Callable[[Tensor], Tensor]],
     images: EvaluationSet,
@@ -75,13 +89,27 @@ def accuracies_of(
     check: Callable[[], None] = lambda: None,
 ) -> dict[Any, float]:
     """Measures the accuracy (0..1) of models that map images to logits; see :func:`subnet_accuracies`."""
-    correct = dict.fromkeys(models, 0)
+    means = _means(list(models.values()), images, device, world, check, lambda logits, labels: (logits.argmax(1) == labels).sum())
+    return dict(zip(models, means, strict=True))
+
+
+@torch.inference_mode()
+def _means(
+    models: Sequence[Callable[[Tensor], Tensor]],
+    images: EvaluationSet,
+    device: torch.device,
+    world: World,
+    check: Callable[[], None],
+    measure: Callable[[Tensor, Tensor], Tensor],
+) -> list[float]:
+    """Returns the mean over the images of what ``measure`` sums up over the logits and labels of a batch, for each model."""
+    sums = [0.0] * len(models)
     for first in range(0, len(images), world.size * _BATCH):
         start = first + world.rank * _BATCH
         labels: Tensor = images.labels[start : start + _BATCH]
         batch = images.images(start, start + _BATCH).to(device) if len(labels) else None
-        for key, model in models.items():
+        for number, model in enumerate(models):
             check()
             if batch is not None:
-                correct[key] += int((model(batch).argmax(1).cpu() == labels).sum())
-    return {key: count / len(images) for key, count in zip(correct, world.sum_counts(list(correct.values()), device), strict=True)}
+                sums[number] += float(measure(model(batch).cpu(), labels))
+    return [total / len(images) for total in world.sum_numbers(sums, device)]

@@ -38,6 +38,7 @@ from growtas.train.strategies.base import Pass, Strategy
 from growtas.train.strategies.fixed import Fixed
 from growtas.train.strategies.growtas_plus import ProgressivePlus
 from growtas.train.strategies.shrinking import Shrinking
+from growtas.train.strategies.vitas import Vitas
 from growtas.train.teacher import check_teacher, load_teacher
 
 _DRAWS = 256
@@ -223,7 +224,9 @@ def make_plan(
         batch_images=batch_images,
         stages=stages,
         lr=learning_rates(recipe, steps_per_epoch),
-        memory=estimate_memory(recipe, space, largest, images_per_part, device),
+        memory=estimate_memory(
+            recipe, space, largest, images_per_part * (2 if isinstance(strategy, Vitas) else 1), device, strategy.moment_sets
+        ),
         time=time,
         remarks=tuple(remarks),
     )
@@ -312,5 +315,5 @@ def _mean_step(strategy: Strategy, first: int, after: int, steps_per_epoch: int,
             if remark not in remarks:
                 remarks.append(remark)
         draws.append(drawn)
-    macs = [sum(count_costs(strategy.space, chosen.subnet).macs for chosen in drawn) for drawn in draws]
-    return float(np.mean([len(drawn) for drawn in draws])), float(np.mean(macs))
+    macs = [sum(chosen.runs * count_costs(strategy.space, chosen.subnet).macs for chosen in drawn) for drawn in draws]
+    return float(np.mean([sum(chosen.runs for chosen in drawn) for drawn in draws])), float(np.mean(macs))

@@ -15,7 +15,10 @@ from growtas.files import refuse_url
 from growtas.growth import GrowthSchedule, Subspace, growth_schedule
 from growtas.space import SearchSpace, load_space
 
-METHODS = ("growtas", "growtas-plus", "uniform", "sandwich", "shrinking", "prenas", "focusformer")
+METHODS = (
+    "growtas", "growtas-plus", "uniform", "sandwich", "shrinking", "prenas", "focusformer",
+    "dynas", "greedynas", "shiftnas", "vitas",
+)  # fmt: skip
 """Legal values of ``--method``. ``growtas finetune`` uses the method ``finetune``, which is not among them."""
 STAGED = ("growtas", "growtas-plus")
 """Methods that train in stages and therefore use ``stages`` and ``subspaces``."""
@@ -44,7 +47,8 @@ class Recipe:
         image_size: height and width of the network's images in pixels; the space is adapted to it. Null keeps the space's size.
         data: data set, in the same form as the option ``--data``.
         method: training method, which chooses the subnets of each step: one of ``growtas``, ``growtas-plus``, ``uniform``,
-            ``sandwich``, ``shrinking``, ``prenas``, ``focusformer``; ``growtas finetune`` sets ``finetune``.
+            ``sandwich``, ``shrinking``, ``prenas``, ``focusformer``, ``dynas``, ``greedynas``, ``shiftnas``, ``vitas``;
+            ``growtas finetune`` sets ``finetune``.
         method_options: mapping of settings that belong to the chosen method alone.
         init: a run folder or a ``supernet.safetensors`` file whose weights the training starts from; ``growtas-plus`` needs one.
             Null starts from random weights.

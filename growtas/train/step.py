@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from growtas.data.loaders import Batch
 from growtas.data.seeding import seed_globals
 from growtas.distributed import World
 from growtas.errors import DeviceError, TrainingError
-from growtas.nn.supernet import Supernet
+from growtas.nn.supernet import Supernet, trailing_first
 from growtas.nn.vit import VisionTransformer
 from growtas.train.clock import Clock
 from growtas.train.freezing import FrozenEntries
@@ -84,6 +85,7 @@ class Training:
         optimizer: its optimiser.
         average: exponential moving average of the weights, or None.
         scaler: the loss scaler; its state is empty if it is not used.
+        moments: the states of the optimiser that a method keeps apart; usually a single one.
         teacher: frozen copy of the largest subnet, if the method keeps one.
     """
 
@@ -91,14 +93,23 @@ class Training:
     optimizer: Optimizer
     average: ModelEmaV3 | None
     scaler: torch.amp.GradScaler
+    moments: list[Any]
     teacher: VisionTransformer | None = None
 
     @classmethod
-    def of(cls, supernet: Supernet, recipe: Recipe, device: torch.device) -> Training:
-        """Creates the objects for a new training of ``supernet`` by a recipe."""
+    def of(cls, supernet: Supernet, recipe: Recipe, device: torch.device, moment_sets: int = 1) -> Training:
+        """Creates the objects for a new training of ``supernet`` by a recipe, with a number of states of the optimiser."""
         average = ModelEmaV3(supernet, recipe.ema_decay, use_warmup=True) if recipe.ema_decay is not None else None
         scaler = torch.amp.GradScaler(device.type, enabled=autocast_type(recipe.amp, device) == torch.float16)
-        return cls(supernet, make_optimizer(supernet, recipe), average, scaler)
+        optimizer = make_optimizer(supernet, recipe)
+        moments = [optimizer.state, *(type(optimizer.state)(dict) for _ in range(moment_sets - 1))]
+        return cls(supernet, optimizer, average, scaler, moments)
+
+    def prepare_step(self, lr: float, moments: int) -> None:
+        """Sets the learning rate of the next step, and the index of the optimiser's state that it uses."""
+        self.optimizer.state = self.moments[moments]
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
 
     @property
     def result(self) -> Supernet:
@@ -203,6 +214,9 @@ class Stepper:
             with clock("forward", step=True):
                 with torch.autocast(self.device.type, self._type, enabled=self._type is not None):
                     logits = self.supernet(images, chosen.subnet)
+                    if chosen.both_ends:
+                        weights = trailing_first(self.supernet)
+                        logits = logits + torch.func.functional_call(self.supernet, weights, (images, chosen.subnet))
                 logits = logits.float()
                 loss = self._loss(logits, target, smoothing, chosen, teacher_logits) / parts
             if index == 0:
@@ -251,7 +265,7 @@ class Stepper:
 
     def _count_macs(self, passes: Sequence[Pass], images: int) -> tuple[float, float]:
         space = self.supernet.space
-        forward = sum(count_costs(space, chosen.subnet).macs for chosen in passes)
+        forward = sum(chosen.runs * count_costs(space, chosen.subnet).macs for chosen in passes)
         teacher = count_costs(space, space.largest).macs if self._learns_from_frozen(passes) else 0
         return (1.0 + BACKWARD) * forward * images, float(teacher * images)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -29,7 +29,7 @@ from growtas.train.clock import Clock
 from growtas.train.events import EpochDone, StepDone, TrainingStarted
 from growtas.train.freezing import FrozenEntries, used_regions
 from growtas.train.interrupts import TrainingInterrupts
-from growtas.train.monitored_subnets import stage_subnets, subnet_accuracies
+from growtas.train.monitored_subnets import stage_subnets, subnet_accuracies, subnet_losses
 from growtas.train.optimizer import make_scheduler
 from growtas.train.recipe import Recipe
 from growtas.train.step import Stepper, Training
@@ -51,7 +51,7 @@ Fields:
     subspace.max_embed_dim (number or null): Largest ``embed_dim`` that is drawn; null for no cap.
     subspace.max_mlp_ratio (number or null): Largest ``mlp_ratio`` that is drawn; null for no cap.
     loss (number or null): Mean training loss of the epoch; null where it is not finite.
-    lr (number): Learning rate of the last step.
+    lr (number): Learning rate of the schedule at the last step. The steps of ``dynas`` have other rates.
     accuracy (object): Top-1 accuracy (0 to 1) of the followed subnets on images of the search split: ``smallest``, ``middle`` and
         ``largest``. Absent in epochs that the recipe's ``probe_epochs`` leaves out.
     probes (object): The same for further subnets of the smaller subspaces, such as ``A1 largest``. Absent where ``accuracy`` is.
@@ -134,7 +134,7 @@ class Trainer:
                     self._keep_best(place)
                 scheduler = make_scheduler(self._training.optimizer, self.recipe, self.loader.steps)
                 self._report(TrainingStarted(place.step, self.recipe.epochs * self.loader.steps))
-                while place.epoch < self.recipe.epochs and not self._stalled():
+                while place.epoch < self.recipe.epochs and not self._ends_early(place.epoch):
                     self._train_epoch(place, scheduler)
             except KeyboardInterrupt:
                 # A first request is always answered after a complete step, so `place` is consistent and can be saved.
@@ -144,8 +144,11 @@ class Trainer:
                 raise
         return self._training.result
 
-    def _stalled(self) -> bool:
-        """Whether the followed subnets have not gained for as many epochs of the last stage as the recipe's patience."""
+    def _ends_early(self, epochs: int) -> bool:
+        """Whether the method has converged, or the followed subnets have not gained for the recipe's patience in the last stage."""
+        if self.strategy.converged(epochs):
+            self.progress.note(f"{self.strategy.name} has converged; the training ends after epoch {epochs}")
+            return True
         patience = self.recipe.patience
         if patience is None:
             return False
@@ -174,7 +177,7 @@ class Trainer:
         frozen = None
         if isinstance(self.strategy, ProgressivePlus):
             frozen = FrozenEntries(supernet, used_regions(supernet, self.strategy.frozen))
-        self._training = Training.of(supernet, recipe, self.device)
+        self._training = Training.of(supernet, recipe, self.device, self.strategy.moment_sets)
         self._stepper = Stepper(self._training, recipe, self.world, self.device, teacher=self.teacher, frozen=frozen)
         if not self.world.is_main:
             self.world.wait()  # until process 0 has renamed unreadable checkpoints
@@ -202,6 +205,9 @@ class Trainer:
             with self._interrupts.held():
                 with clock.step(place.step):
                     passes = self.strategy.draw(place.step, where)
+                    scheduled = float(training.optimizer.param_groups[0]["lr"])
+                    rate = self.strategy.learning_rate(scheduled, where, passes)
+                    training.prepare_step(rate, self.strategy.moments(passes))
                     result = self._stepper(place.step, batch, passes, clock, self._requests)
                 place.step += 1
                 place.batch += 1
@@ -209,7 +215,8 @@ class Trainer:
                 images_here += images
                 loss = sum(result.losses) / len(passes)
                 extra_macs, self._extra_macs = result.extra_macs + self._extra_macs, 0.0
-                additions = {"loss": loss, "images": images, "passes": len(passes), "macs": result.macs, "extra_macs": extra_macs}
+                additions = {"loss": loss, "images": images, "passes": sum(chosen.runs for chosen in passes), "macs": result.macs}
+                additions |= {"extra_macs": extra_macs}
                 for key, value in additions.items():
                     place.sums[key] = place.sums.get(key, 0.0) + value
                 self._report(StepDone(place.step, epoch, self.strategy.stage(where), loss))
@@ -319,12 +326,24 @@ class Trainer:
 
     def accuracy(self, subnet: Subnet, count: int | None = None) -> float:
         """See :class:`growtas.train.strategies.base.Tools`."""
+        images = self._monitored(count)
+        (accuracy,) = self._accuracies(self.supernet, images, {"subnet": subnet}).values()
+        self.count_macs(float(count_costs(self.space, subnet).macs) * len(images))
+        return accuracy
+
+    def losses(self, subnets: Sequence[Subnet], count: int | None = None) -> list[float]:
+        """See :class:`growtas.train.strategies.base.Tools`."""
+        images = self._monitored(count)
+        losses = subnet_losses(self.supernet, images, self.device, subnets, self.world, self._interrupts.check)
+        self.count_macs(float(sum(count_costs(self.space, subnet).macs for subnet in subnets)) * len(images))
+        return losses
+
+    def _monitored(self, count: int | None) -> EvaluationSet:
+        """Returns the first images of the search split on which the training measures; by default all of them."""
         size = len(self.monitor) if count is None else count
         if size not in self._subsets:
             self._subsets[size] = self.monitor.subset(size)
-        (accuracy,) = self._accuracies(self.supernet, self._subsets[size], {"subnet": subnet}).values()
-        self.count_macs(float(count_costs(self.space, subnet).macs) * len(self._subsets[size]))
-        return accuracy
+        return self._subsets[size]
 
     def sample_batch(self, index: int) -> tuple[Tensor, Tensor]:
         """See :class:`growtas.train.strategies.base.Tools`."""

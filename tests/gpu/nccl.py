@@ -50,7 +50,7 @@ def cases(hardware: Hardware, folder: Path) -> Cases:
 
     yield f"{backend}: a group of one process", case(join, "joined")
     yield f"{backend}: gradients are summed", case(gradients, "equal to what was sent")
-    yield f"{backend}: counts are summed", case(lambda: _WORLD.sum_counts([3, 4], device) == [3, 4], "equal to what was sent")
+    yield f"{backend}: numbers are summed", case(lambda: _WORLD.sum_numbers([3, 4], device) == [3, 4], "equal to what was sent")
     yield f"{backend}: weights are shared", case(weights, "equal to what was sent")
     yield f"{backend}: values are shared", case(lambda: _WORLD.share({"a": [1]}) == {"a": [1]}, "equal to what was sent")
     yield f"{backend}: processes wait for each other", case(waiting, "returned")

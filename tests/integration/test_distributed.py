@@ -92,6 +92,29 @@ def test_accumulated_parts_are_what_processes_would_do(tmp_path, space_file):
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-6, msg=name)
 
 
+METHODS = {
+    "dynas": {},
+    "greedynas": {"keep": 2, "candidates": 3, "images": 50, "turnover": 0},
+    "shiftnas": {"every": 5, "images": 50},
+    "vitas": {},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_the_processes_of_a_method_agree(tmp_path, space_file, method):
+    options = ["--epochs", "1", "--method", method, "--set", "lr=0.01"]
+    for option, value in METHODS[method].items():
+        options += ["--set", f"method_options.{option}={value}"]
+    train(tmp_path, space_file, "parts", *options, "--set", "accumulate=2")
+    train(tmp_path, space_file, "processes", *options, processes=2)
+    one, two = weights(tmp_path, "parts"), weights(tmp_path, "processes")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-6, msg=name)
+    lines = [read_json_lines(tmp_path / "runs" / name / "metrics.jsonl")[-1]["compute"] for name in ("parts", "processes")]
+    assert lines[0] == lines[1]
+
+
 def workers(torchrun):
     """Process ids of torchrun's workers, by rank."""
     found = {}

@@ -32,12 +32,19 @@ class Pass:
         soft: weight of the loss against the teacher's soft outputs.
         teacher: the teacher: ``first`` is the first pass of the same step; ``frozen`` is a copy of the largest subnet, made when
             :meth:`Strategy.keeps_teacher` first returned True.
+        both_ends: whether the subnet runs on the trailing slices of all weights too. The logits of both runs are added.
     """
 
     subnet: Subnet
     labels: float = 1.0
     soft: float = 0.0
     teacher: Literal["first", "frozen"] = "first"
+    both_ends: bool = False
+
+    @property
+    def runs(self) -> int:
+        """Number of times that the subnet runs."""
+        return 1 + self.both_ends
 
 
 class Tools(Protocol):
@@ -61,6 +68,10 @@ class Tools(Protocol):
 
     def accuracy(self, subnet: Subnet, count: int | None = None) -> float:
         """Measures a subnet's accuracy (0..1) on the first ``count`` monitored images of the search split (by default on all)."""
+        ...
+
+    def losses(self, subnets: Sequence[Subnet], count: int | None = None) -> list[float]:
+        """Measures the mean cross-entropy of subnets on the same images as :meth:`accuracy`."""
         ...
 
     def sample_batch(self, index: int) -> tuple[Tensor, Tensor]:
@@ -119,6 +130,25 @@ class Strategy:
         """
         return (Pass(sample(self.space, self.rng(step), self.subspace(epoch))),)
 
+    @property
+    def moment_sets(self) -> int:
+        """Number of separate states of the optimiser, such as Adam's moments; the weights are the same for all."""
+        return 1
+
+    def moments(self, passes: Sequence[Pass]) -> int:
+        """Returns the index of the optimiser's state that a step uses, below :attr:`moment_sets`."""
+        return 0
+
+    def learning_rate(self, scheduled: float, epoch: float, passes: Sequence[Pass]) -> float:
+        """Returns the learning rate of a step.
+
+        Args:
+            scheduled: the rate of the recipe's schedule.
+            epoch: the place of the step in epochs, a fraction.
+            passes: the passes of the step.
+        """
+        return scheduled
+
     def stage(self, epoch: float) -> int:
         """Returns the index of the current stage, from 0."""
         return 0
@@ -150,6 +180,10 @@ class Strategy:
             epochs: number of complete epochs.
             metrics: the epoch's line of ``metrics.jsonl``.
         """
+
+    def converged(self, epochs: int) -> bool:
+        """Whether the training ends after this number of complete epochs, because the method has nothing left to learn."""
+        return False
 
     def keeps_teacher(self, epoch: float) -> bool:
         """Whether to keep a copy of the largest subnet as the frozen teacher now. Called before each step until there is one."""

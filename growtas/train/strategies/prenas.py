@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from growtas.batch import SubnetBatch
 from growtas.costs import count_costs, count_costs_batch
 from growtas.errors import TrainingError
-from growtas.fields import checked, whole
+from growtas.fields import checked, one_of, whole
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
 from growtas.train.recipe import Recipe
@@ -32,15 +32,18 @@ class PreNasOptions:
         budgets: number of equal intervals into which the space's range of parameters is divided.
         per_budget: number of preferred subnets per interval.
         batches: number of training batches over which the gradient is averaged.
+        draw: ``subnets`` draws uniformly from all preferred subnets. ``groups`` first draws one of their pairs of width and depth.
+            The published method has ``groups`` and one subnet per interval.
     """
 
     budgets: int = checked(6, whole(1, 1000))
     per_budget: int = checked(2, whole(1, 1000))
     batches: int = checked(4, whole(1, 1000))
+    draw: str = checked("subnets", one_of("subnets", "groups"))
 
 
 class PreNas(Strategy):
-    """Draws one of the preferred subnets per step, uniformly.
+    """Draws one of the preferred subnets per step.
 
     As in the paper, they are chosen in two steps. First, subnets with the same width, depth, total of heads and total of hidden
     channels form a group of equal size; of each group the subnet with the largest sum of normalised block sensitivities is kept.
@@ -72,7 +75,12 @@ class PreNas(Strategy):
         """
         if not self.preferred:
             raise TrainingError("prenas has no preferred subnets; call prepare or load_state first")
-        return (Pass(self.preferred[self.rng(step).integers(len(self.preferred))]),)
+        rng, subnets = self.rng(step), self.preferred
+        if self.options.draw == "groups":
+            groups = sorted({(subnet.embed_dim, subnet.depth) for subnet in subnets})
+            group = groups[rng.integers(len(groups))]
+            subnets = tuple(subnet for subnet in subnets if (subnet.embed_dim, subnet.depth) == group)
+        return (Pass(subnets[rng.integers(len(subnets))]),)
 
     def state(self) -> dict[str, Any]:
         return {"preferred": [subnet.to_dict() for subnet in self.preferred]}

@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.utils import ModelEmaV3
 
 from growtas.checkpoint import load_supernet
 from growtas.errors import CheckpointError
@@ -17,7 +16,6 @@ from growtas.progress import SILENT, Progress
 from growtas.runs import create_run
 from growtas.space import load_space
 from growtas.train.checkpoints import Place, all_finite, keep_best, load_newest, remove_old, save_checkpoint
-from growtas.train.optimizer import make_optimizer
 from growtas.train.recipe import Recipe
 from growtas.train.step import Training
 
@@ -30,16 +28,14 @@ class Remarks(Progress):
         self.texts.append(text)
 
 
-def make_training(space, *, ema=False, seed=0, **recipe):
+def make_training(space, *, ema=False, seed=0, moment_sets=1, **recipe):
     torch.manual_seed(seed)
-    supernet = Supernet(space)
-    average = ModelEmaV3(supernet, 0.9) if ema else None
-    return Training(
-        supernet, make_optimizer(supernet, Recipe(lr=1e-2, **recipe)), average, torch.amp.GradScaler("cpu", enabled=False)
-    )
+    recipe = Recipe(lr=1e-2, ema_decay=0.9 if ema else None, **recipe)
+    return Training.of(Supernet(space), recipe, torch.device("cpu"), moment_sets)
 
 
-def advance(training, subnet, seed=0):
+def advance(training, subnet, seed=0, moments=0):
+    training.prepare_step(1e-2, moments)
     generator = torch.Generator().manual_seed(seed)
     images, labels = torch.randn(4, 3, 8, 8, generator=generator), torch.randint(0, 10, (4,), generator=generator)
     training.optimizer.zero_grad(set_to_none=True)
@@ -77,6 +73,18 @@ def test_a_checkpoint_continues_bit_for_bit(space, run, recipe, ema):
         advance(two, subnet, seed)
     assert_same_weights(one.supernet, two.supernet)
     assert_same_weights(one.result, two.result)
+
+
+def test_separate_moments_continue_bit_for_bit(space, run):
+    one, two = (make_training(space, seed=seed, moment_sets=3) for seed in (0, 1))
+    for moments in (0, 2, 2):  # the second set is not used yet
+        advance(one, space.largest, moments, moments)
+    save_checkpoint(run, one, Place(1, 0, 3), {}, keep=2)
+    load_newest(run, two, SILENT)
+    for seed, moments in enumerate((1, 0, 2)):
+        advance(one, space.largest, seed, moments)
+        advance(two, space.largest, seed, moments)
+    assert_same_weights(one.supernet, two.supernet)
 
 
 def test_search_and_export_get_the_average(space, run):

@@ -143,16 +143,22 @@ def test_while_accuracies_are_measured(begin, calm, monkeypatch, call, step, epo
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "batch_size"), [("prenas", {}, 400), ("focusformer", {"every": 2, "samples": 3, "images": 50}, 400)]
+    ("method", "options"),
+    [
+        ("prenas", {}),
+        ("focusformer", {"every": 2, "samples": 3, "images": 50}),
+        ("greedynas", {"keep": 2, "candidates": 3, "images": 50}),
+        ("shiftnas", {"every": 2, "start": 0.0, "images": 50}),
+    ],
 )
-def test_while_a_method_works(begin, monkeypatch, method, options, batch_size):
-    """PreNAS scores before the first step, FocusFormer's lesson comes before its third one."""
+def test_while_a_method_works(begin, monkeypatch, method, options):
+    """PreNAS scores before the first step, the others measure before the third one."""
     from growtas.train.trainer import Trainer
 
-    whole = begin("whole", batch_size, method=method, method_options=options)
+    whole = begin("whole", 400, method=method, method_options=options)
     whole.train()
-    session, calls = begin("run", batch_size, method=method, method_options=options), []
-    for name in ("accuracy", "sample_batch"):
+    session, calls = begin("run", 400, method=method, method_options=options), []
+    for name in ("accuracy", "losses", "sample_batch"):
         original = getattr(Trainer, name)
 
         def signalled(self, *arguments, original=original):
@@ -166,6 +172,17 @@ def test_while_a_method_works(begin, monkeypatch, method, options, batch_size):
         session.train()
     assert len(calls) == 2
     assert saved_step(session.run) == (0 if method == "prenas" else 2)
+    resume_session(session.run, device="cpu").train()
+    assert_same(outcome(session.run), outcome(whole.run))
+
+
+@pytest.mark.parametrize("method", ["dynas", "vitas"])
+def test_between_the_steps_of_a_method(begin, method):
+    whole, session = begin("whole", 400, method=method), begin("run", 400, method=method)
+    whole.train()
+    with pytest.raises(KeyboardInterrupt):
+        session.train(Signals(StepDone, step=5))
+    assert saved_step(session.run) == 5
     resume_session(session.run, device="cpu").train()
     assert_same(outcome(session.run), outcome(whole.run))
 

@@ -27,11 +27,15 @@ class FakeTools:
                 parameter.add_(0.1 * torch.randn_like(parameter))
         self.device = torch.device("cpu")
         self.num_parts = num_parts
-        self.accuracies, self.asked, self.macs, self.batches = accuracies, [], 0.0, []
+        self.accuracies, self.asked, self.macs, self.batches, self.scored = accuracies, [], 0.0, [], []
 
     def accuracy(self, subnet, count=None):
         self.asked.append((subnet, count))
         return self.accuracies(subnet)
+
+    def losses(self, subnets, count=None):
+        self.scored.append((list(subnets), count))
+        return [1 - self.accuracies(subnet) for subnet in subnets]
 
     def sample_batch(self, index):
         self.batches.append(index)

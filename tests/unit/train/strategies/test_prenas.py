@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -179,6 +179,15 @@ def test_a_resumed_training_has_the_same_subnets(space, tools):
     two.load_state(json.loads(json.dumps(one.state())))
     assert two.preferred == one.preferred
     assert [two.draw(step, 0.0) for step in range(20)] == [one.draw(step, 0.0) for step in range(20)]
+
+
+def test_groups_are_drawn_equally_often(space):
+    strategy = _prenas(space, draw="groups")
+    strategy.preferred = tuple(Subnet(dim, (1,) * depth, (1.0,) * depth) for dim, depth in ((8, 1), (8, 2), (16, 2)))
+    strategy.preferred += (Subnet(8, (2,), (1.0,)), Subnet(8, (3,), (1.0,)))
+    counts = Counter(strategy.draw(step, 0.0)[0].subnet for step in range(3000))
+    shares = [counts[subnet] / 3000 for subnet in strategy.preferred]
+    np.testing.assert_allclose(shares, [1 / 9, 1 / 3, 1 / 3, 1 / 9, 1 / 9], atol=0.03)
 
 
 def test_drawing_before_preparing(space):
