@@ -106,9 +106,6 @@ def evolve(
         children: dict[Subnet, None] = {}
         parents = list(scores)[: config.parents]
 
-        def pick() -> Subnet:
-            return parents[int(rng.integers(len(parents)))]
-
         if predict and not parents:
             children = dict.fromkeys(legal_shapes(space, feasible, config.population // 2))
         elif predict:
@@ -119,9 +116,7 @@ def evolve(
 
             children = dict.fromkeys(promising(space, scores, parents, best, feasible, rng, config.population))
         elif parents:
-            half = config.population - config.population // 2
-            breed(children, lambda: mutate(space, pick(), rng, config.mutation_probability), half, scores, feasible)
-            breed(children, lambda: crossover(pick(), pick(), rng), config.population - half, scores, feasible)
+            children = offspring(space, parents, scores, feasible, rng, config)
         fill_up(children, space, scores, feasible, rng, config.population)
         return list(children)
 
@@ -160,6 +155,26 @@ def _best_first(scored: Iterable[tuple[Subnet, Score]]) -> tuple[tuple[Subnet, S
     return tuple(sorted(scored, key=lambda item: item[1], reverse=True))
 
 
+def offspring(
+    space: SearchSpace,
+    parents: Sequence[Subnet],
+    seen: Container[Subnet],
+    feasible: Feasible,
+    rng: Generator,
+    config: EvolutionConfig,
+) -> dict[Subnet, None]:
+    """Returns a population of new legal subnets, half by mutation and half by crossover; fewer if too many tries fail."""
+    children: dict[Subnet, None] = {}
+
+    def pick() -> Subnet:
+        return parents[int(rng.integers(len(parents)))]
+
+    half = config.population - config.population // 2
+    breed(children, lambda: mutate(space, pick(), rng, config.mutation_probability), half, seen, feasible)
+    breed(children, lambda: crossover(pick(), pick(), rng), config.population - half, seen, feasible)
+    return children
+
+
 def breed(
     children: dict[Subnet, None], make: Callable[[], Subnet], count: int, seen: Container[Subnet], feasible: Feasible
 ) -> None:
@@ -176,7 +191,7 @@ def breed(
 def fill_up(
     children: dict[Subnet, None],
     space: SearchSpace,
-    seen: Mapping[Subnet, Score],
+    seen: Mapping[Subnet, object],
     feasible: Feasible,
     rng: Generator,
     size: int,

@@ -102,7 +102,7 @@ class ShiftNas(Strategy):
         self._measured = list(zip(new, losses[len(self._measured) :], strict=True))
 
     def learn(self, gains: NDArray[np.float64]) -> None:
-        """Moves the logits by the gains of the measured subnets, shape ``(bins * samples,)``; one that is not finite counts as 0."""
+        """Moves the logits by the gains of the measured subnets, ``(bins * samples,)``. A gain that is not finite counts as 0."""
         means = np.nan_to_num(gains, nan=0.0, posinf=0.0, neginf=0.0).reshape(self.options.bins, -1).mean(axis=1)
         spread = means.std()
         if spread > _LEAST_SPREAD:
