@@ -20,8 +20,10 @@ from torch import Tensor
 
 from growtas.archives import check_archive
 from growtas.errors import CheckpointError, OutputError, brief, cause
+from growtas.fields import whole
 from growtas.files import MAX_HEADER_BYTES, open_regular, parse_json, read_json, replacing, sha256
 from growtas.nn.architecture import Architecture
+from growtas.nn.experts import Experts
 from growtas.nn.supernet import Supernet
 from growtas.nn.vit import VisionTransformer
 from growtas.space import SearchSpace
@@ -102,7 +104,8 @@ def _check_hash(path: Path) -> None:
 
 def save_supernet(path: str | Path, supernet: Supernet) -> None:
     """Writes a supernet's weights, with its space as metadata."""
-    save_tensors(path, supernet.state_dict(), {"kind": "supernet", "space": supernet.space.to_dict()})
+    experts = {"experts": {"rank": supernet.experts.rank}} if supernet.experts is not None else {}
+    save_tensors(path, supernet.state_dict(), {"kind": "supernet", "space": supernet.space.to_dict(), **experts})
 
 
 def load_supernet(path: str | Path) -> Supernet:
@@ -115,7 +118,13 @@ def load_supernet(path: str | Path) -> Supernet:
     if metadata.get("kind") != "supernet":
         raise CheckpointError(f"{path}: the file is not a growtas supernet")
     space = SearchSpace.from_dict(metadata.get("space"), source=str(path))  # type: ignore[arg-type] # checked there
-    return _build(lambda: Supernet(space), tensors, path)
+    experts = metadata.get("experts")
+    if experts is None:
+        return _build(lambda: Supernet(space), tensors, path)
+    rank = experts.get("rank") if isinstance(experts, dict) else None
+    if not isinstance(rank, int) or not whole(1, 1024).accepts(rank):
+        raise CheckpointError(f"{path}: experts is {brief(experts)}; it must be an object with a rank from 1 to 1024")
+    return _build(lambda: Supernet(space, experts=Experts(space, rank)), tensors, path)
 
 
 def save_model(path: str | Path, model: VisionTransformer) -> None:

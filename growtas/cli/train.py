@@ -56,7 +56,8 @@ def train(
         str | None,
         METHOD(
             help="Training method: growtas (from small to large subnets, the default), growtas-plus, uniform, sandwich, shrinking, "
-            "prenas, focusformer, dynas, greedynas, shiftnas or vitas. --set method_options.NAME=VALUE sets a method's own options."
+            "prenas, focusformer, dynas, greedynas, shiftnas, vitas or tas-lora. --set method_options.NAME=VALUE sets a method's "
+            "own options."
         ),
     ] = None,
     transitions: Annotated[

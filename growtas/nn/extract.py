@@ -21,8 +21,8 @@ def extract(supernet: Supernet, subnet: Subnet) -> VisionTransformer:
         SubnetError: the subnet exceeds the supernet's bounds.
     """
     model = VisionTransformer(Architecture.of(supernet.space, subnet))
-    full = supernet.state_dict()
     with torch.no_grad():
+        full = {**supernet.state_dict(), **supernet.merged_weights(subnet)}
         for name, tensor in model.state_dict().items():
             whole = full[supernet_name(supernet.space, subnet.depth, name)]
             if name.endswith("attn.qkv.weight"):

@@ -5,11 +5,15 @@ The subnet is an argument of the forward pass and not a state: ``supernet(images
 
 from __future__ import annotations
 
+from typing import cast
+
+import torch
 import torch.nn.functional as F
 from timm.layers import drop_path
 from torch import Tensor, nn
 
 from growtas.nn.architecture import Architecture
+from growtas.nn.experts import Experts
 from growtas.nn.fused.common import Norm
 from growtas.nn.fused.mlp import fused_mlp, mlp_fusable
 from growtas.nn.relative import grid_index, relative_attention
@@ -29,9 +33,10 @@ class Supernet(nn.Module):
     Args:
         space: the search space; its bounds determine the sizes of the weights.
         drop_path_rate: drop path rate of the supernet's last block; it grows linearly from zero at the first block.
+        experts: experts that change the weights for each subnet; None for the same weights for all.
     """
 
-    def __init__(self, space: SearchSpace, *, drop_path_rate: float = 0.0) -> None:
+    def __init__(self, space: SearchSpace, *, drop_path_rate: float = 0.0, experts: Experts | None = None) -> None:
         super().__init__()
         self.space = space
         self.drop_path_rate = drop_path_rate
@@ -41,13 +46,15 @@ class Supernet(nn.Module):
         assert isinstance(full.head, nn.Linear)
         self.patch_embed, self.blocks, self.norm, self.head = full.patch_embed, full.blocks, full.norm, full.head
         self.cls_token, self.pos_embed = full.cls_token, full.pos_embed
+        self.experts = experts
 
-    def forward(self, images: Tensor, subnet: Subnet) -> Tensor:
+    def forward(self, images: Tensor, subnet: Subnet, *, merged: bool = False) -> Tensor:
         """Computes the logits of one subnet.
 
         Args:
             images: ``(batch, in_chans, image_size, image_size)``.
             subnet: a subnet within the supernet's bounds.
+            merged: whether the weights already contain what the experts add for this subnet.
 
         Returns:
             ``(batch, num_classes)``.
@@ -56,10 +63,19 @@ class Supernet(nn.Module):
             SubnetError: the subnet exceeds the bounds.
         """
         self.space.validate(subnet)
+        if self.experts is not None and not merged:
+            weights = self.merged_weights(subnet)
+            return cast("Tensor", torch.func.functional_call(self, weights, (images, subnet), {"merged": True}))
         x = self.embed(images, subnet.embed_dim)
         for place, index in enumerate(self.space.blocks_of(subnet.depth)):
             x = self.mlp_layer(self.attention_layer(x, index, subnet.num_heads[place]), index, subnet.hidden_dim(place))
         return self.classify(x)
+
+    def merged_weights(self, subnet: Subnet) -> dict[str, Tensor]:
+        """Returns the weights that experts change for a subnet, with the changes; an empty mapping without experts."""
+        if self.experts is None:
+            return {}
+        return {name: self.get_parameter(name) + change for name, change in self.experts.changes(subnet).items()}
 
     def block(self, index: int) -> Block:
         """Returns a block with its type."""
@@ -67,7 +83,8 @@ class Supernet(nn.Module):
         assert isinstance(block, Block)
         return block
 
-    # The steps of the forward pass are public, because a search runs them one by one to share work between subnets.
+    # The steps of the forward pass are public, because a search runs them one by one to share work between subnets. They don't
+    # include the experts.
 
     def embed(self, images: Tensor, embed_dim: int) -> Tensor:
         """Maps images to tokens with positions, ``(batch, N, embed_dim)``; the class token and registers are the first."""

@@ -12,7 +12,7 @@ from growtas.errors import CheckpointError, ConfigError
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run
 from growtas.space import SearchSpace
-from growtas.train.recipe import Recipe
+from growtas.train.recipe import CONTINUING, Recipe
 
 
 @dataclass(frozen=True)
@@ -84,18 +84,21 @@ class InitialWeights:
 
         Raises:
             CheckpointError: the file can't be read.
-            ConfigError: the supernet has another space than the recipe, or for ``growtas-plus`` another number of classes.
+            ConfigError: the supernet has another space than the recipe, or experts, or for a method that continues from a supernet
+                another number of classes.
         """
         source = load_supernet(self.path)
+        if source.experts is not None:
+            raise ConfigError(f"{self.path}: the supernet has experts of tas-lora, and no training continues from such a supernet")
         space = recipe.search_space().replace(num_classes=classes)
         if _shape(source.space) != _shape(space):
             raise ConfigError(f"{self.path}: the supernet has the space {source.space.name}, not {space.name} (--space)")
         if source.space.num_classes == classes:
             return source
-        if recipe.method == "growtas-plus":
+        if recipe.method in CONTINUING:
             raise ConfigError(
                 f"{self.path}: the supernet has {source.space.num_classes} classes and the data has {classes}; "
-                f"growtas-plus needs data with the supernet's classes"
+                f"{recipe.method} needs data with the supernet's classes"
             )
         supernet = Supernet(space)
         backbone = {name: value for name, value in source.state_dict().items() if not name.startswith("head.")}

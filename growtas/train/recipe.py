@@ -17,9 +17,11 @@ from growtas.space import SearchSpace, load_space
 
 METHODS = (
     "growtas", "growtas-plus", "uniform", "sandwich", "shrinking", "prenas", "focusformer",
-    "dynas", "greedynas", "shiftnas", "vitas",
+    "dynas", "greedynas", "shiftnas", "vitas", "tas-lora",
 )  # fmt: skip
 """Legal values of ``--method``. ``growtas finetune`` uses the method ``finetune``, which is not among them."""
+CONTINUING = ("growtas-plus", "tas-lora")
+"""Methods that continue from a trained supernet."""
 STAGED = ("growtas", "growtas-plus")
 """Methods that train in stages and therefore use ``stages`` and ``subspaces``."""
 
@@ -47,11 +49,11 @@ class Recipe:
         image_size: height and width of the network's images in pixels; the space is adapted to it. Null keeps the space's size.
         data: data set, in the same form as the option ``--data``.
         method: training method, which chooses the subnets of each step: one of ``growtas``, ``growtas-plus``, ``uniform``,
-            ``sandwich``, ``shrinking``, ``prenas``, ``focusformer``, ``dynas``, ``greedynas``, ``shiftnas``, ``vitas``;
-            ``growtas finetune`` sets ``finetune``.
+            ``sandwich``, ``shrinking``, ``prenas``, ``focusformer``, ``dynas``, ``greedynas``, ``shiftnas``, ``vitas``,
+            ``tas-lora``; ``growtas finetune`` sets ``finetune``.
         method_options: mapping of settings that belong to the chosen method alone.
-        init: a run folder or a ``supernet.safetensors`` file whose weights the training starts from; ``growtas-plus`` needs one.
-            Null starts from random weights.
+        init: a run folder or a ``supernet.safetensors`` file whose weights the training starts from; ``growtas-plus`` and
+            ``tas-lora`` need one. Null starts from random weights.
         epochs: number of passes over the training images.
         batch_size: images per optimiser step, summed over all processes and parts.
         accumulate: number of parts into which each process splits its share of a batch. It computes them one after the other to
@@ -192,8 +194,8 @@ class Recipe:
             raise ConfigError(
                 f"transitions is set, but the method {self.method} has no transitions; leave it out or set method: growtas"
             )
-        if self.method == "growtas-plus" and self.init is None:
-            raise ConfigError("growtas-plus continues from a trained supernet; name its run with init (--init RUN)")
+        if self.method in CONTINUING and self.init is None:
+            raise ConfigError(f"{self.method} continues from a trained supernet; name its run with init (--init RUN)")
         for source in (self.teacher, self.teacher_checkpoint):
             if source is not None and "://" in source:  # timm's own local-dir:/FOLDER has one slash
                 refuse_url(source, ConfigError)

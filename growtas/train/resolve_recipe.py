@@ -16,7 +16,7 @@ from growtas.errors import ConfigError, brief, choices
 from growtas.fields import rule_of
 from growtas.space import load_space
 from growtas.train.initial_weights import inherited_fields
-from growtas.train.recipe import METHODS, STAGED, Recipe
+from growtas.train.recipe import CONTINUING, METHODS, STAGED, Recipe
 from growtas.train.recipe_file import read_layer
 from growtas.train.recipes import default_recipe, find_recipe
 from growtas.train.recipes.finetuning import ELASTIC_METHOD, elastic_recipe, finetune_recipe
@@ -51,8 +51,8 @@ def resolve_recipe(recipe: str | Recipe | None = None, fields: Mapping[str, Any]
         method = method or (ELASTIC_METHOD if elastic else METHODS[0])
         file_fields = {"method": method, **inherited, **file_fields}
         given = {**file_fields, **fields}
-        if method == "growtas-plus" and given.get("init") is None:
-            raise ConfigError("growtas-plus continues from a trained supernet; name its run with init (--init RUN)")
+        if method in CONTINUING and given.get("init") is None:
+            raise ConfigError(f"{method} continues from a trained supernet; name its run with init (--init RUN)")
         if elastic:
             space = load_space(given["space"])
             named = elastic_recipe(given["space"], given.get("data", "digits"), given.get("image_size") or space.image_size)

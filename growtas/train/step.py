@@ -23,7 +23,7 @@ from growtas.nn.supernet import Supernet, trailing_first
 from growtas.nn.vit import VisionTransformer
 from growtas.train.clock import Clock
 from growtas.train.freezing import FrozenEntries
-from growtas.train.optimizer import make_optimizer
+from growtas.train.optimizer import make_optimizer, make_router_optimizer
 from growtas.train.recipe import Recipe
 from growtas.train.strategies.base import Pass
 from growtas.train.teacher import Teacher
@@ -86,6 +86,7 @@ class Training:
         average: exponential moving average of the weights, or None.
         scaler: the loss scaler; its state is empty if it is not used.
         moments: the states of the optimiser that a method keeps apart; usually a single one.
+        router: the optimiser of the experts' router, which has no state; None without experts.
         teacher: frozen copy of the largest subnet, if the method keeps one.
     """
 
@@ -94,6 +95,7 @@ class Training:
     average: ModelEmaV3 | None
     scaler: torch.amp.GradScaler
     moments: list[Any]
+    router: Optimizer | None = None
     teacher: VisionTransformer | None = None
 
     @classmethod
@@ -103,13 +105,15 @@ class Training:
         scaler = torch.amp.GradScaler(device.type, enabled=autocast_type(recipe.amp, device) == torch.float16)
         optimizer = make_optimizer(supernet, recipe)
         moments = [optimizer.state, *(type(optimizer.state)(dict) for _ in range(moment_sets - 1))]
-        return cls(supernet, optimizer, average, scaler, moments)
+        return cls(supernet, optimizer, average, scaler, moments, make_router_optimizer(supernet))
 
-    def prepare_step(self, lr: float, moments: int) -> None:
-        """Sets the learning rate of the next step, and the index of the optimiser's state that it uses."""
+    def prepare_step(self, lr: float, moments: int, router_lr: float = 0.0) -> None:
+        """Sets the learning rates of the next step, and the index of the optimiser's state that it uses."""
         self.optimizer.state = self.moments[moments]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        if self.router is not None:
+            self.router.param_groups[0]["lr"] = router_lr
 
     @property
     def result(self) -> Supernet:
@@ -170,7 +174,7 @@ class Stepper:
         """
         accumulate = self.recipe.accumulate
         parts = accumulate * self.world.size
-        self.training.optimizer.zero_grad(set_to_none=True)
+        self.supernet.zero_grad(set_to_none=True)
         losses = torch.zeros(len(passes), device=self.device)
         pieces = [tensor.to(self.device, non_blocking=True).chunk(accumulate) for tensor in batch]
         for index, (images, labels) in enumerate(zip(*pieces, strict=True)):
@@ -249,12 +253,15 @@ class Stepper:
 
     def _update(self, step: int) -> None:
         scaler, optimizer, average = self.training.scaler, self.training.optimizer, self.training.average
-        scaler.unscale_(optimizer)
+        optimizers = [optimizer, *filter(None, [self.training.router])]
+        for each in optimizers:
+            scaler.unscale_(each)
         if self.frozen is not None:
             self.frozen.clear_gradients()
         if self.recipe.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_grad)
-        scaler.step(optimizer)
+        for each in optimizers:
+            scaler.step(each)
         scaler.update()
         if self.frozen is not None:
             self.frozen.restore()

@@ -172,6 +172,7 @@ class Trainer:
         initial = self.run.path / "init.safetensors"
         if initial.exists():
             supernet.load_state_dict(load_supernet(initial).state_dict())
+        self.strategy.adapt(supernet)
         supernet.to(self.device)
         self.world.share_weights(supernet)
         frozen = None
@@ -207,7 +208,7 @@ class Trainer:
                     passes = self.strategy.draw(place.step, where)
                     scheduled = float(training.optimizer.param_groups[0]["lr"])
                     rate = self.strategy.learning_rate(scheduled, where, passes)
-                    training.prepare_step(rate, self.strategy.moments(passes))
+                    training.prepare_step(rate, self.strategy.moments(passes), self.strategy.router_rate(where))
                     result = self._stepper(place.step, batch, passes, clock, self._requests)
                 place.step += 1
                 place.batch += 1

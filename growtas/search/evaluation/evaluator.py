@@ -28,6 +28,7 @@ from growtas.nn.supernet import Supernet
 from growtas.resources import available_threads, usable_memory
 from growtas.search.evaluation.prefix_tree import Answers, Batch, PrefixTreeEvaluator
 from growtas.search.evaluation.racing import Race
+from growtas.search.evaluation.separate import SeparateEvaluator
 from growtas.search.journal import Evaluation
 from growtas.subnet import Subnet
 
@@ -105,8 +106,12 @@ class SubnetEvaluator:
             processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
             memory = usable_memory() // processes if on_cpu else int(torch.cuda.mem_get_info(self._device)[1])
             activation_bytes = min(_MOST_ACTIVATION_BYTES, memory // 4)
-        layers = EvaluationLayers(self.supernet)
-        self._evaluators = [PrefixTreeEvaluator(self.supernet, layers, activation_bytes // workers) for _ in range(workers)]
+        self._evaluators: Sequence[PrefixTreeEvaluator | SeparateEvaluator]
+        if supernet.experts is None:
+            layers = EvaluationLayers(self.supernet)
+            self._evaluators = [PrefixTreeEvaluator(self.supernet, layers, activation_bytes // workers) for _ in range(workers)]
+        else:
+            self._evaluators = [SeparateEvaluator(self.supernet) for _ in range(workers)]
         self._pools = (
             [ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) for _ in range(workers)] if on_cpu else []
         )

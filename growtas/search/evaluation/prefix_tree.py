@@ -76,7 +76,7 @@ class PrefixTreeEvaluator:
             for path, batches in zip(paths, answers, strict=True):
                 losses = F.cross_entropy(logits[path], labels, reduction="none")
                 batches.append((positions, logits[path].argmax(dim=1) == labels, losses))
-        return [_joined(batches) for batches in answers]
+        return [joined(batches) for batches in answers]
 
     def _logits(self, number: int, images: Tensor, paths: Sequence[Path]) -> dict[Path, Tensor]:
         """Returns the logits of every path in float32, or in the supernet's own type if that is wider."""
@@ -152,7 +152,8 @@ def _path(space: SearchSpace, subnet: Subnet) -> Path:
     return (subnet.embed_dim, *genes)
 
 
-def _joined(answers: Sequence[Answers]) -> Answers:
+def joined(answers: Sequence[Answers]) -> Answers:
+    """Joins the answers to several batches."""
     if not answers:
         return np.empty(0, np.int64), torch.empty(0, dtype=torch.bool), torch.empty(0)
     rows, rights, losses = zip(*answers, strict=True)

@@ -11,7 +11,7 @@ from growtas.train.recipe import Recipe
 from growtas.train.recipes import finetuning, imagenet, small
 from growtas.train.recipes.entry import Entry
 from growtas.train.recipes.imagenet import PAPER_SPACES, paper, paper_plus
-from growtas.train.recipes.small import digits_demo, fashion_mnist_micro, small_images, small_plus
+from growtas.train.recipes.small import digits_demo, fashion_mnist_micro, small_images, small_plus, with_experts
 
 RECIPES: dict[str, Entry] = {entry.name: entry for entry in (*small.ENTRIES, *imagenet.ENTRIES, *finetuning.ENTRIES)}
 """All recipes by name; ``RECIPES["growtas-t"]()`` creates one."""
@@ -34,13 +34,16 @@ def find_recipe(name: str) -> Entry:
 def default_recipe(space: str, data: str, method: str = "growtas") -> Recipe:
     """Returns the default recipe for a space, a data set and a method.
 
-    ``growtas-plus`` has its own recipes. All other methods start from the recipe of GrowTAS; the caller replaces its method.
+    ``growtas-plus`` and ``tas-lora`` have their own recipes. All other methods start from the recipe of GrowTAS; the caller
+    replaces its method.
 
     Args:
         space: as for ``--space``.
         data: as for ``--data``.
         method: as for ``--method``.
     """
+    if method == "tas-lora":
+        return with_experts(default_recipe(space, data))
     if space in PAPER_SPACES and data not in ("digits", "fashion-mnist"):
         return paper_plus(space, data) if method == "growtas-plus" else paper(space, data)
     small = {("micro", "digits"): digits_demo, ("micro", "fashion-mnist"): fashion_mnist_micro}.get((space, data))

@@ -76,6 +76,32 @@ ENTRIES = (
 )
 
 
+def with_experts(first: Recipe) -> Recipe:
+    """``growtas train --method tas-lora --init RUN``: experts after a training with another recipe.
+
+    The experts' learning rate rises to the paper's in the first tenth of the epochs, in which the router does not learn. The number
+    of epochs, a fifth of the first training's, is not tuned; no accuracy is claimed.
+
+    Args:
+        first: the recipe of the first training, or the default recipe for its space and data.
+    """
+    epochs = max(2, round(first.epochs / 5))
+    return replace(
+        first,
+        name=f"{first.name}-lora",
+        method="tas-lora",
+        init="RUN",
+        epochs=epochs,
+        optimizer="adamw",
+        lr=5e-4,
+        min_lr=1e-5,
+        warmup_lr=1e-5,
+        warmup_epochs=epochs / 10,
+        transitions=None,
+        subspaces=None,
+    )
+
+
 def small_plus(first: Recipe) -> Recipe:
     """``growtas train --method growtas-plus --init RUN``: GrowTAS+ after a training with a small recipe.
 

@@ -16,13 +16,15 @@ from growtas.train.strategies.prenas import PreNas
 from growtas.train.strategies.sandwich import Sandwich
 from growtas.train.strategies.shiftnas import ShiftNas
 from growtas.train.strategies.shrinking import Shrinking
+from growtas.train.strategies.tas_lora import TasLora
 from growtas.train.strategies.uniform import Uniform
 from growtas.train.strategies.vitas import Vitas
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy
     for strategy in (
-        Progressive, ProgressivePlus, Uniform, Sandwich, Shrinking, PreNas, FocusFormer, Dynas, GreedyNas, ShiftNas, Vitas, Fixed,
+        Progressive, ProgressivePlus, Uniform, Sandwich, Shrinking, PreNas, FocusFormer, Dynas, GreedyNas, ShiftNas, Vitas,
+        TasLora, Fixed,
     )
 }  # fmt: skip
 

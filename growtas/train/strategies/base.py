@@ -130,6 +130,13 @@ class Strategy:
         """
         return (Pass(sample(self.space, self.rng(step), self.subspace(epoch))),)
 
+    def adapt(self, supernet: Supernet) -> None:
+        """Adds parts to the supernet, or freezes some. Called before each training, when the supernet has its initial weights."""
+
+    def router_rate(self, epoch: float) -> float:
+        """Returns the learning rate of the experts' router, where the supernet has experts."""
+        return 0.0
+
     @property
     def moment_sets(self) -> int:
         """Number of separate states of the optimiser, such as Adam's moments; the weights are the same for all."""

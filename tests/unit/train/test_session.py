@@ -27,7 +27,7 @@ from growtas.space import load_space
 from growtas.train import trainer as trainer_module
 from growtas.train.events import EpochDone, StepDone, TrainingStarted
 from growtas.train.image_loader import make_loader
-from growtas.train.recipe import METHODS
+from growtas.train.recipe import CONTINUING, METHODS
 from growtas.train.resolve_recipe import resolve_recipe
 from growtas.train.session import pick_device, resume_session, start_session
 from growtas.train.strategies import make_strategy
@@ -263,7 +263,7 @@ def test_weights_that_are_not_finite_are_not_saved(begin, monkeypatch):
     assert session.run.checkpoints == []
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "growtas-plus"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in CONTINUING])
 def test_a_space_of_one_subnet(begin, tmp_path, method):
     space = {"name": "one", "embed_dim": [16], "num_heads": [2], "mlp_ratio": [2], "depth": [2], "head_dim": 8, "image_size": 8}
     (tmp_path / "one.yaml").write_text(json.dumps({**space, "patch_size": 4, "max_relative_position": 1}))
