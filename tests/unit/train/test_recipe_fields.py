@@ -6,7 +6,7 @@ import pytest
 
 from growtas.errors import ConfigError
 from growtas.space import load_space
-from growtas.train.recipe import METHODS, Recipe
+from growtas.train.recipe import CONTINUING, METHODS, Recipe
 from growtas.train.recipe_fields import recipe_fields, type_words
 from growtas.train.strategies import make_strategy
 
@@ -30,7 +30,7 @@ def test_the_legal_values_are_those_that_the_error_names():
 def test_every_option_of_every_method_is_described_with_its_default():
     space, described = load_space("micro"), recipe_fields().method_options
     for method in (*METHODS, "finetune"):
-        changes = {"init": "run"} if method == "growtas-plus" else {"transitions": "auto"} if method == "growtas" else {}
+        changes = {"init": "run"} if method in CONTINUING else {"transitions": "auto"} if method == "growtas" else {}
         options = make_strategy(Recipe(method=method, **changes), space).options
         assert dataclasses.asdict(options) == {option.name: option.default for option in described.get(method, ())}
         assert all(option.meaning and option.legal for option in described.get(method, ()))
