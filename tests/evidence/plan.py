@@ -17,6 +17,10 @@ SEEDS = (0, 1, 2)
 RATE = 8e-3
 """Peak learning rate of every method: the best of RATES for ``uniform``, the method of AutoFormer and SPOS."""
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
+DYNAS = {"dynas": {}, "dynas without its parts": {"smallest": 1.0, "largest": 1.0, "moments": "shared"}}
+"""Method options of DYNAS and of its control, which has the same linear schedule for all subnets."""
+DYNAS_RATES = (4e-3, 8e-3, 16e-3)
+"""Rates that are tried for both, because their schedule falls differently."""
 TUNING_SEED = 100
 """Seed of the trainings by which RATE was chosen; the tables of methods don't use it."""
 SETTINGS: Mapping[str, Any] = {
@@ -128,7 +132,7 @@ def _equal_compute(seed: int) -> list[Training]:
     The number of epochs is whole, so the compute is not exactly equal; each line of the ledger contains the actual compute.
     """
     epochs = {"prenas": 14, "focusformer": 17, "sandwich": 4, "shrinking": 9, "growtas": 24}
-    return [
+    trainings = [
         Training(
             name="growtas, T_1 at 0.5" if method == "growtas" else method,
             group="compute",
@@ -140,6 +144,39 @@ def _equal_compute(seed: int) -> list[Training]:
         )
         for method, count in epochs.items()
     ]
+    # Scores on few images, because with batches of 64 the defaults would spend most of the compute on scores.
+    options: dict[str, tuple[str, int, dict[str, Any]]] = {
+        "prenas as published": ("prenas", 14, {"per_budget": 1, "draw": "groups"}),
+        "greedynas": ("greedynas", 12, {"images": 64, "turnover": 0.0}),
+        "shiftnas": ("shiftnas", 13, {"every": 200, "images": 250}),
+        "vitas": ("vitas", 8, {}),
+    }
+    for name, (method, count, of_method) in options.items():
+        fields = {**SETTINGS, "method_options": of_method}
+        trainings.append(Training(name=name, group="compute", method=method, seed=seed, epochs=count, options=fields))
+    return trainings
+
+
+def _dynas(seed: int, name: str, rate: float, group: str = "steps") -> Training:
+    """DYNAS, or its control."""
+    fields = {**SETTINGS, "lr": rate, "method_options": DYNAS[name]}
+    title, measure = (name, {}) if group == "steps" else (f"{name}, rate {rate:g}", {"limits": []})
+    return Training(name=title, group=group, method="dynas", seed=seed, options=fields, measure=measure)
+
+
+def _with_experts(first: Training, name: str) -> Training:
+    """TAS-LoRA after another training, with a fifth of its epochs and the paper's rates."""
+    epochs = EPOCHS // 5
+    rates = {"lr": 5e-4, "min_lr": 1e-5, "warmup_lr": 1e-5, "warmup_epochs": epochs / 10}
+    return Training(
+        name=f"tas-lora on {name}",
+        group="steps",
+        method="tas-lora",
+        seed=first.seed,
+        epochs=epochs,
+        options={**SETTINGS, **rates},
+        starts_from=first,
+    )
 
 
 def _growtas(seed: int, share: float) -> Training:
@@ -179,7 +216,10 @@ def _seed(seed: int) -> list[Training]:
         seed=seed,
         options={**SETTINGS, "transitions": "auto"},
     )
-    return [uniform, half, _growtas(seed, 0.4), _growtas(seed, 0.8), auto, _growtas_plus(half), *_equal_compute(seed)]
+    plus = _growtas_plus(half)
+    first = [uniform, half, _growtas(seed, 0.4), _growtas(seed, 0.8), auto, plus, *_equal_compute(seed)]
+    experts = [_with_experts(uniform, "uniform"), _with_experts(half, "growtas"), _with_experts(plus, "growtas-plus")]
+    return [*first, *(_dynas(seed, name, RATE) for name in DYNAS), *experts]
 
 
 def _rates() -> list[Training]:
@@ -197,5 +237,10 @@ def _rates() -> list[Training]:
     ]
 
 
-PLAN: tuple[Training, ...] = (*_rates(), *(training for seed in SEEDS for training in _seed(seed)))
+def _dynas_rates() -> list[Training]:
+    """Trials of learning rates for DYNAS and its control."""
+    return [_dynas(TUNING_SEED, name, rate, "rate") for name in DYNAS for rate in DYNAS_RATES]
+
+
+PLAN: tuple[Training, ...] = (*_rates(), *(training for seed in SEEDS for training in _seed(seed)), *_dynas_rates())
 """All trainings, in the order in which they are run."""

@@ -236,12 +236,11 @@ def rate_table(evidence: Evidence) -> str:
     rows = []
     for lines in evidence.rows("rate").values():
         mean = fmean(values["search"] for line in lines for values in line["probes"].values())
-        rate = lines[0]["options"]["lr"]
+        rate, name = lines[0]["options"]["lr"], lines[0]["name"].partition(", rate")[0]
         mark = " (used)" if rate == RATE else ""
-        rows.append(
-            [f"{rate:g}{mark}", *(percent([accuracy(line, c, "search") for line in lines]) for c in COLUMNS), f"{100 * mean:.2f}"]
-        )
-    return markdown(["rate", *COLUMNS, "mean of the 14 probes"], rows)
+        accuracies = (percent([accuracy(line, c, "search") for line in lines]) for c in COLUMNS)
+        rows.append([name, f"{rate:g}{mark}", *accuracies, f"{100 * mean:.2f}"])
+    return markdown(["method", "rate", *COLUMNS, "mean of the 14 probes"], rows)
 
 
 def machine(evidence: Evidence) -> str:

@@ -43,11 +43,13 @@ def test_order_of_a_seed(seed):
     ]
     assert of_seed[5].starts_from == of_seed[1]
     assert [training.method for training in of_seed[6:10]] == ["prenas", "focusformer", "sandwich", "shrinking"]
+    experts = {training.name: training.starts_from for training in of_seed if training.method == "tas-lora"}
+    assert list(experts.values()) == [of_seed[0], of_seed[1], of_seed[5]]
 
 
 def test_one_rate_for_all_methods_and_it_was_among_those_tried():
     assert RATE in RATES
-    rates = {training.options["lr"] for training in PLAN if training.group != "rate" and training.method != "growtas-plus"}
+    rates = {training.options["lr"] for training in PLAN if training.group != "rate" and not training.starts_from}
     assert rates == {RATE}
 
 
@@ -57,7 +59,7 @@ def test_equal_steps_and_equal_compute():
         if training.group == "steps" and not training.starts_from:
             assert planned(training).steps == uniform.steps
         # What a step of the others costs is not known before it.
-        if training.group == "compute" and training.method in ("growtas", "sandwich"):
+        if training.group == "compute" and training.method in ("growtas", "sandwich", "vitas"):
             assert planned(training).macs == pytest.approx(uniform.macs, rel=0.08)
 
 

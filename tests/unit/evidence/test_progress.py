@@ -35,7 +35,7 @@ def test_hours_left_are_those_of_finished_trainings_on_this_cpu(make_line):
     lines = {PLAN[4].key: {**make_line(PLAN[4]), "cpu": f"{cpu_name()} (AVX2)", "seconds": 3000, "measure_seconds": 600}}
     (text,) = said(lines, {"step": 1, "steps": 2, "epoch": 1, "loss": 1.0})
     later = [training for training in PLAN if training not in PLAN[4:6]]
-    hours = sum(2 / 20 if training.name == "growtas-plus" else 1 for training in later)
+    hours = sum(training.epochs / 20 if training.starts_from else 1 for training in later)
     assert text.endswith(f"30 min left of it, {hours + 0.5:.1f} h of the plan")
 
 
