@@ -33,11 +33,12 @@ from shlex import quote
 from typing import Any, Literal
 
 from growtas.errors import CheckpointError, OutputError, UsageError
-from growtas.fields import OBJECT, check_entries, list_of, map_of, number, real, text, whole
+from growtas.fields import OBJECT, Rule, check_entries, list_of, map_of, number, real, text, whole
 from growtas.files import check_folder, ensure_writable, read_json, read_json_lines, staged, write_json
 from growtas.processes import process_alive
 from growtas.progress import SILENT, Progress
 from growtas.space import SearchSpace
+from growtas.subnet import Subnet
 
 RUNS = Path("runs")
 FORMAT = "growtas-run/1"
@@ -82,6 +83,15 @@ _RULES = {
     "machine": OBJECT.or_null(),
 }
 """Rules of the entries of ``run.json``, for :func:`growtas.fields.check_entries`."""
+_POOLED = Rule(
+    lambda entry: isinstance(entry, list) and len(entry) == 3 and number().accepts(entry[1]), "a subnet, its loss and its epoch"
+)
+_PREFERRED_RULES = {
+    "strategy": OBJECT,
+    "strategy.preferred": list_of(OBJECT, "a list of subnets", empty=True),
+    "strategy.pool": list_of(list_of(_POOLED, "a list of entries", empty=True), "a list of lists of pooled subnets", empty=True),
+}
+"""The same for the state of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +210,25 @@ class Run:
     def checkpoints(self) -> list[Path]:
         """Complete checkpoint folders, oldest first."""
         return sorted(path.parent for path in self.path.glob("checkpoints/epoch-*/state.json"))
+
+    def preferred_subnets(self) -> list[Subnet]:
+        """Returns the subnets that the training preferred, best first; an empty list for most methods.
+
+        They are the subnets that ``prenas`` chose, or the pool of ``greedynas`` by ascending loss.
+
+        Raises:
+            CheckpointError: the state of the newest checkpoint can't be read.
+            SubnetError: it contains something else than subnets.
+        """
+        if not self.checkpoints:
+            return []
+        file = self.checkpoints[-1] / "state.json"
+        state = read_json(file, "checkpoint state")
+        check_entries(state, _PREFERRED_RULES, str(file), CheckpointError)
+        strategy = state.get("strategy") or {}
+        pool = sorted((entry for part in strategy.get("pool", ()) for entry in part), key=lambda entry: entry[1])
+        entries = [*strategy.get("preferred", ()), *(entry[0] for entry in pool)]
+        return [Subnet.from_dict(entry, source=str(file)) for entry in entries]
 
     @property
     def best(self) -> Path | None:

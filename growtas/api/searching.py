@@ -551,6 +551,7 @@ class _Request:
             ships=ships,
             variants=variants,
             predictor=self.predictor,
+            first=tuple(subnet for subnet in self.run.preferred_subnets() if self.space.holds(subnet)),
         )
 
     def _gains(self, search: Search, outcome: Outcome) -> list[dict[str, Any]]:

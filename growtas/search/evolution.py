@@ -84,6 +84,7 @@ def evolve(
     progress: Progress = SILENT,
     *,
     predict: bool = False,
+    first: Sequence[Subnet] = (),
 ) -> EvolutionResult:
     """Searches a space. Evaluates no subnet twice, and no subnet that breaks a limit.
 
@@ -96,6 +97,7 @@ def evolve(
         progress: receives each :class:`GenerationResult` as an event.
         predict: whether predicted accuracies choose the subnets from the second generation on
             (:mod:`growtas.search.accuracy_predictor`). Then every subnet must be evaluated in full.
+        first: subnets for the first generation, best first; at most half of it are the legal ones among them.
 
     Raises:
         LimitError: no subnet is legal.
@@ -106,8 +108,8 @@ def evolve(
         children: dict[Subnet, None] = {}
         parents = list(scores)[: config.parents]
 
-        if predict and not parents:
-            children = dict.fromkeys(legal_shapes(space, feasible, config.population // 2))
+        if not parents:
+            children = dict.fromkeys(beginning(space, feasible, config.population // 2, first, predict=predict))
         elif predict:
             predictor = AccuracyPredictor(space, list(scores), [score[0] for score in scores.values()])
 
@@ -121,6 +123,13 @@ def evolve(
         return list(children)
 
     return run_generations(propose, evaluate, config.generations, progress)
+
+
+def beginning(space: SearchSpace, feasible: Feasible, most: int, first: Sequence[Subnet], *, predict: bool) -> list[Subnet]:
+    """Returns the chosen part of a first generation: the first legal ones of some subnets, and shapes that a predictor needs."""
+    legal = feasible(SubnetBatch.from_subnets(first)) if first else ()
+    chosen = [subnet for subnet, fits in zip(first, legal, strict=True) if fits][:most]
+    return [*chosen, *legal_shapes(space, feasible, most)] if predict else chosen
 
 
 def run_generations(

@@ -20,8 +20,8 @@ from growtas.costs import count_costs_batch
 from growtas.errors import ConfigError, MissingExtra, choices
 from growtas.progress import SILENT, Progress
 from growtas.sampling import Feasible, crossover, mutate, sample_feasible
-from growtas.search.accuracy_predictor import AccuracyPredictor, legal_shapes, promising
-from growtas.search.evolution import EvolutionConfig, EvolutionResult, breed, fill_up, run_generations
+from growtas.search.accuracy_predictor import AccuracyPredictor, promising
+from growtas.search.evolution import EvolutionConfig, EvolutionResult, beginning, breed, fill_up, run_generations
 from growtas.search.scoring import Score
 from growtas.search.targets import Target
 from growtas.space import SearchSpace
@@ -190,12 +190,13 @@ def evolve_front(
     progress: Progress = SILENT,
     *,
     predict: bool = False,
+    first: Sequence[Subnet] = (),
 ) -> EvolutionResult:
     """Searches a front over accuracy (the first entry of a score) and costs with NSGA-II.
 
     Args:
-        space, evaluate, feasible, rng, progress, predict: as for :func:`growtas.search.evolution.evolve`. With ``predict``, a
-            generation consists of the best subnets by predicted accuracy and known costs.
+        space, evaluate, feasible, rng, progress, predict, first: as for :func:`growtas.search.evolution.evolve`. With ``predict``,
+            a generation consists of the best subnets by predicted accuracy and known costs.
         costs: returns the costs of a batch, lower is better, shape ``(n, costs)``.
         config: generations, population and mutation probability. NSGA-II takes its parents from the whole population.
 
@@ -211,7 +212,7 @@ def evolve_front(
 
     def propose(scores: Mapping[Subnet, Score]) -> list[Subnet]:
         if not scores:
-            start = legal_shapes(space, feasible, config.population // 2) if predict else []
+            start = beginning(space, feasible, config.population // 2, first, predict=predict)
             return _first(start, space, costs, feasible, rng, config.population)
         children: dict[Subnet, None] = {}
         if predict:

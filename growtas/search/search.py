@@ -88,6 +88,7 @@ class Search:
             the limit in one of them only.
         predictor: whether predicted accuracies choose the subnets to evaluate, if :attr:`wants_every_accuracy`
             (:mod:`growtas.search.accuracy_predictor`).
+        first: subnets for the first generation, best first.
     """
 
     space: SearchSpace
@@ -97,6 +98,7 @@ class Search:
     ships: tuple[Conversion | None, ...] = ()
     variants: tuple[Variant, ...] = ()
     predictor: bool = False
+    first: tuple[Subnet, ...] = ()
 
     @property
     def wants_every_accuracy(self) -> bool:
@@ -157,10 +159,10 @@ class Search:
             return scores
 
         if axes := self.axes():
-            costs = partial(axis_costs, axes)
-            result = evolve_front(self.space, timed, costs, self.feasible(), rng, config, progress, predict=self.predicts)
+            search = partial(evolve_front, self.space, timed, partial(axis_costs, axes))
         else:
-            result = evolve(self.space, timed, self.feasible(), rng, config, progress, predict=self.predicts)
+            search = partial(evolve, self.space, timed)
+        result = search(self.feasible(), rng, config, progress, predict=self.predicts, first=self.first)
         spent.sampling = time.perf_counter() - start - spent.evaluation
         return self.choose(result, scorer, spent, progress, converted)
 

@@ -92,3 +92,26 @@ def test_an_artifact_lies_in_the_run_whose_export_folder_it_is_in(tmp_path, monk
     ):
         monkeypatch.chdir(folder)
         assert run_of(Path(name)) == (None if want is None else Path(want)), name
+
+
+def test_preferred_subnets_are_those_of_the_newest_checkpoint(tmp_path):
+    run, space = create_run(tmp_path, "a", _info()), PRESETS["micro"]
+    assert run.preferred_subnets() == []
+    subnets = [space.smallest, space.middle(), space.largest]
+
+    def checkpoint(epoch, strategy):
+        folder = run.path / "checkpoints" / f"epoch-{epoch:04d}"
+        folder.mkdir(parents=True)
+        write_json(folder / "state.json", {"epoch": epoch, "strategy": strategy})
+
+    checkpoint(1, {"preferred": [space.smallest.to_dict()]})
+    assert run.preferred_subnets() == [space.smallest]
+    pooled = [[subnet.to_dict(), loss, 0] for subnet, loss in zip(subnets, (0.3, 0.1, 0.2), strict=True)]
+    checkpoint(2, {"pool": [pooled[:2], [], pooled[2:]]})
+    assert run.preferred_subnets() == [subnets[1], subnets[2], subnets[0]]
+    checkpoint(3, {})
+    assert run.preferred_subnets() == []
+    for number, wrong in enumerate(({"preferred": 3}, {"pool": [1]}, {"pool": [[[{}, "loss", 1]]]}, [])):
+        checkpoint(4 + number, wrong)
+        with pytest.raises(CheckpointError, match=r"state\.json: strategy.* must be"):
+            run.preferred_subnets()

@@ -125,6 +125,22 @@ def test_a_small_space_is_searched_to_its_last_subnet_and_ends(population):
     assert len(result.history) <= -(-len(everything) // population) + 2
 
 
+@pytest.mark.parametrize("predict", [False, True])
+def test_the_first_generation_has_the_legal_ones_of_the_given_subnets(predict):
+    landscape, rng = Landscape(0), np.random.default_rng(5)
+    given_ones = [MICRO.largest, *sample_feasible(MICRO, 30, rng, Limits(max_params=100_000).feasible(MICRO))]
+    feasible = Limits(max_params=100_000).feasible(MICRO)
+    config = EvolutionConfig(generations=1, population=20)
+    evolve(MICRO, landscape, feasible, np.random.default_rng(0), config, predict=predict, first=given_ones)
+    (generation,) = landscape.calls
+    assert len(generation) == 20
+    assert generation[:10] == given_ones[1:11]
+    assert feasible(SubnetBatch.from_subnets(generation)).all()
+    without = Landscape(0)
+    evolve(MICRO, without, feasible, np.random.default_rng(0), config, predict=predict)
+    assert not set(without.calls[0]) & set(given_ones)
+
+
 def test_a_single_legal_subnet_is_the_answer():
     limits = Limits(max_params=int(count_costs_batch(SMALL, SubnetBatch.from_subnets([SMALL.smallest]))[0][0]))
     result = evolve(SMALL, Landscape(0, SMALL), limits.feasible(SMALL), np.random.default_rng(0))
