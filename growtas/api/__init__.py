@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from growtas.api.exporting import ExportedArtifacts, export
     from growtas.api.prediction import Prediction, Predictions, predict
     from growtas.api.profiling import ProfileResult, profile
+    from growtas.api.proxy_searching import ProxySearchResult, search_by_proxy
     from growtas.api.reporting import report
     from growtas.api.search_results import SearchResult
     from growtas.api.searching import search
@@ -66,6 +67,7 @@ _MODULES: dict[str, str] = {
     "Predictions": "growtas.api.prediction",
     "Predictor": "growtas.export.serving.predictor",
     "ProfileResult": "growtas.api.profiling",
+    "ProxySearchResult": "growtas.api.proxy_searching",
     "Progress": "growtas.progress",
     "Recipe": "growtas.train.recipe",
     "RecipeFields": "growtas.train.recipe_fields",
@@ -99,6 +101,7 @@ _MODULES: dict[str, str] = {
     "report": "growtas.api.reporting",
     "resume": "growtas.api.training",
     "search": "growtas.api.searching",
+    "search_by_proxy": "growtas.api.proxy_searching",
     "serve": "growtas.export.serving.launch",
     "train": "growtas.api.training",
     "verify": "growtas.export.verification.run",
@@ -122,6 +125,7 @@ __all__ = [
     "Predictor",
     "ProfileResult",
     "Progress",
+    "ProxySearchResult",
     "Recipe",
     "RecipeFields",
     "RecipeOptions",
@@ -155,6 +159,7 @@ __all__ = [
     "report",
     "resume",
     "search",
+    "search_by_proxy",
     "serve",
     "train",
     "verify",

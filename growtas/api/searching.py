@@ -11,6 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from growtas.api.proxy_searching import check_proxy
 from growtas.api.search_results import SearchResult, write_results
 from growtas.errors import CheckpointError, ConfigError, DeviceError, LimitError, WorkerError, choices
 from growtas.files import ensure_writable, sha256
@@ -33,12 +36,13 @@ from growtas.search.supernet import LoadedSupernet, find_supernet, profiled_as, 
 from growtas.search.targets import Target
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
-from growtas.units import parse_bytes, parse_count
 
 if TYPE_CHECKING:
     from growtas.search.evaluation.workers import SearchWorld
 
 
+_PROXY_GENERATIONS = 4
+"""Number of generations by proxies before the first generation of a search."""
 PREDICTED_GENERATIONS = 10
 """Default number of generations when a predictor chooses the evaluated subnets: half of the paper's."""
 REPLAY = "replay"
@@ -70,6 +74,7 @@ Fields:
     generations (whole number): Generations of the evolution.
     population (whole number): Subnets of a generation.
     predictor (true): Predicted accuracies choose what is evaluated. Absent where they do not.
+    proxy (text): The score without training that chose subnets of the first generation. Absent where there is none.
 """
 RECORD = """What a search searched, and what it took: in ``result.json``.
 
@@ -130,6 +135,7 @@ def search(
     replay: bool = False,
     exact: bool = False,
     predictor: bool = True,
+    proxy: str | None = None,
     strict: bool = False,
     generations: int | None = None,
     population: int = 50,
@@ -171,6 +177,8 @@ def search(
         exact: evaluate every subnet on all images, even one that can no longer become a parent.
         predictor: for a front, and when a limited latency is measured, evaluate the subnets with the best predicted accuracy; the
             prediction is fitted to all evaluations so far. Other searches use no predictions.
+        proxy: ``az-nas`` begins the search with subnets that score well without training (:mod:`growtas.search.az_nas`). For a
+            search without any supernet see :func:`growtas.api.search_by_proxy`.
         strict: raise if the machine is too unsteady to judge a latency limit. By default, the limit is judged on ratios to a
             reference subnet, and the result is marked as unsteady.
         generations: number of generations; by default 20, or 10 when the predictor is used.
@@ -196,6 +204,8 @@ def search(
         if value is not None and value < lowest:
             raise ConfigError(f"{option} is {value}; it must be {lowest} or more")
     check_threads(threads)
+    if proxy is not None:
+        check_proxy(proxy)
     if objective not in OBJECTIVES:
         raise ConfigError(f"--objective is {objective!r}; legal are {choices(OBJECTIVES)}")
     if front is not None and objective != "pareto":
@@ -206,6 +216,7 @@ def search(
         "--limit-images": limit_images is not None,
         "--exact": exact,
         "--no-predictor": not predictor,
+        "--proxy": proxy is not None,
         "--generations": generations is not None,
         "--population": population != EvolutionConfig.population,
     }
@@ -218,14 +229,12 @@ def search(
     if several:
         devices, precision = _one_of_each(devices, str(precision), runtime, objective), None
     parsed = parse_devices(devices, max_latency, precision, runtime, sizes=sizes)
-    limits = Limits(
-        max_params=_amount(parse_count, max_params, "--max-params", "6M"),
-        max_macs=_amount(parse_count, max_macs, "--max-macs", "1.3G"),
-        max_macs_with_relative_position=_amount(
-            parse_count, max_macs_with_relative_position, "--max-macs-with-relative-position", "1.3G"
-        ),
-        max_activation_bytes=_amount(parse_bytes, max_activation_memory, "--max-activation-memory", "20MB"),
-        max_size_bytes=_amount(parse_bytes, max_size, "--max-size", "12MB"),
+    limits = Limits.parse(
+        max_params=max_params,
+        max_macs=max_macs,
+        max_macs_with_relative_position=max_macs_with_relative_position,
+        max_activation_memory=max_activation_memory,
+        max_size=max_size,
         batch=batch,
         # For several devices, the precision with the largest values.
         precision=max((device.precision for device in parsed), key=BYTES.__getitem__, default=precision or "fp32"),
@@ -248,6 +257,7 @@ def search(
         several=several,
         exact=exact,
         predictor=predictor,
+        proxy=proxy,
         strict=strict,
         config=config,
         generations=generations,
@@ -278,10 +288,6 @@ def _one_of_each(devices: Devices, precisions: str, runtime: str | None, objecti
     return {f"{base}:{precision}": limit for precision in requested}
 
 
-def _amount(parse: Callable[[str, str, str], int], limit: str | int | None, option: str, example: str) -> int | None:
-    return parse(limit, option, example) if isinstance(limit, str) else limit
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Request:
     """A search with checked arguments; see :func:`search`.
@@ -306,6 +312,7 @@ class _Request:
     several: bool
     exact: bool
     predictor: bool
+    proxy: str | None
     strict: bool
     config: EvolutionConfig
     generations: int | None
@@ -345,6 +352,7 @@ class _Request:
                 loaded.decode()
             search = self._with_targets(remote)
             config, settings = self._config(search.predicts), self._settings(predicts=search.predicts)
+            search = replace(search, first=self._first(search, config))
             path, others = self.out / "journal.jsonl", self._other_journals()
             journal = Journal(path, loaded.digest, loaded.data_digest, settings, others)
             local = SubnetEvaluator(loaded.supernet, loaded.images, device=world.device, threads=self.threads)
@@ -551,8 +559,19 @@ class _Request:
             ships=ships,
             variants=variants,
             predictor=self.predictor,
-            first=tuple(subnet for subnet in self.run.preferred_subnets() if self.space.holds(subnet)),
         )
+
+    def _first(self, search: Search, config: EvolutionConfig) -> tuple[Subnet, ...]:
+        """Returns subnets for the first generation: those that the training preferred, and those with the best proxies."""
+        first = [subnet for subnet in self.run.preferred_subnets() if self.space.holds(subnet)]
+        if self.proxy is not None:
+            from growtas.search.az_nas import AzNas, search_by_proxies
+
+            few, rng = replace(config, generations=_PROXY_GENERATIONS), np.random.default_rng(self.seed)
+            measure = AzNas(self.space, seed=self.seed)
+            ranked = search_by_proxies(self.space, search.feasible(), rng, few, self.progress, measure)
+            first += [subnet for subnet, _ in ranked[: config.population // 2]]
+        return tuple(first)
 
     def _gains(self, search: Search, outcome: Outcome) -> list[dict[str, Any]]:
         """Compares the chosen subnet's latency with its latency in fp32 on each device: measured on this machine, else predicted.
@@ -635,8 +654,9 @@ class _Request:
             "seed": self.seed,
             "generations": self._config(predicts).generations,
             "population": self.config.population,
-            # Without a predictor, the settings must match those of older journals.
+            # Without a predictor or proxy, the settings must match those of older journals.
             **({"predictor": True} if predicts else {}),
+            **({"proxy": self.proxy} if self.proxy is not None else {}),
         }
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from growtas.cli import options
-from growtas.cli.output import command_line, print_json, print_line
+from growtas.cli.output import ProgressBar, command_line, print_json, print_line
+from growtas.errors import UsageError
 
 if TYPE_CHECKING:
     from growtas.api import SearchResult
@@ -86,6 +87,13 @@ def search(
             help="Evaluate the subnets with the best predicted accuracy; used for a front and when a limited latency is measured."
         ),
     ] = True,
+    proxy: Annotated[
+        str | None,
+        Option(
+            help="Score without training: az-nas. With RUN, it chooses subnets of the first generation. With --space alone, the "
+            "whole search uses it and needs no supernet."
+        ),
+    ] = None,
     strict: Annotated[
         bool,
         Option("--strict", help="Fail if the machine is too unsteady to judge a latency limit, instead of marking the result."),
@@ -109,20 +117,46 @@ def search(
     """
     from growtas import api
     from growtas.cli.search_live import SearchDisplay
-    from growtas.cli.search_view import show_result
+    from growtas.cli.search_view import show_proxy_result, show_result
 
+    limits: dict[str, Any] = {
+        "max_params": max_params,
+        "max_macs": max_macs,
+        "max_macs_with_relative_position": max_macs_with_relative_position,
+        "max_activation_memory": max_activation_memory,
+        "max_size": max_size,
+        "batch": batch,
+    }
+    if proxy is not None and run is None:
+        unused = {
+            "--device": device, "--max-latency": max_latency, "--runtime": runtime, "--front": front, "--replay": replay,
+            "--exact": exact, "--no-predictor": not predictor, "--strict": strict, "--limit-images": limit_images, "--data": data,
+            "--data-dir": data_dir, "--threads": threads, "--objective": objective != "accuracy",
+        }  # fmt: skip
+        if space is None:
+            raise UsageError("--proxy needs the folder of a run, or --space for a search without a supernet")
+        if (option := next((option for option, given in unused.items() if given), None)) is not None:
+            raise UsageError(f"{option} has no effect with --proxy and no run; leave it out, or name the folder of a run")
+        settings: dict[str, Any] = {
+            "precision": precision or "fp32",
+            "generations": generations,
+            "population": population,
+            "seed": seed,
+        }
+        with ProgressBar(hidden=json_) as bar:
+            found = api.search_by_proxy(space, proxy=proxy, **limits, **settings, out=out or "proxy-search", progress=bar)
+        if json_:
+            print_json(found.to_dict())
+        else:
+            show_proxy_result(found)
+        return
     with SearchDisplay(population, hidden=json_) as display:
         result = api.search(
             run,
             space=space,
             devices=device or (),
-            max_params=max_params,
-            max_macs=max_macs,
-            max_macs_with_relative_position=max_macs_with_relative_position,
+            **limits,
             max_latency=max_latency,
-            max_activation_memory=max_activation_memory,
-            max_size=max_size,
-            batch=batch,
             precision=precision,
             runtime=runtime,
             objective=objective,
@@ -130,6 +164,7 @@ def search(
             replay=replay,
             exact=exact,
             predictor=predictor,
+            proxy=proxy,
             strict=strict,
             generations=generations,
             population=population,

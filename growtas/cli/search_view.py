@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from growtas.api import SearchResult
+from growtas.api import ProxySearchResult, SearchResult
 from growtas.cli.output import new_table, print_line, print_lines, print_table, print_text
-from growtas.units import format_ms
+from growtas.units import format_count, format_ms
 from growtas.watch.diagram import subnet_text
 from growtas.watch.search_report import at_most, cost_rows, latency_rows, no_faster_lines
 
@@ -42,6 +42,19 @@ def show_result(result: SearchResult) -> None:
         print_line("no picture: matplotlib is not installed (pip install 'growtas[watch]')")
     written = [str(result.files[name]) for name in ("subnet", "report", "picture") if name in result.files]
     print_line(f"written to {', '.join(written)}")
+
+
+def show_proxy_result(result: ProxySearchResult) -> None:
+    """Prints the subnet of a search without training, with its costs and proxies."""
+    table = new_table("", "subnet found", fold="subnet found")
+    table.add_row("params", format_count(result.params))
+    table.add_row("MACs", format_count(result.proxies.macs))
+    table.add_row("expressivity", f"{result.proxies.expressivity:.4f}")
+    table.add_row("trainability", f"{result.proxies.trainability:.4f}")
+    print_table(table)
+    print_lines(subnet_text(result.space, result.subnet))
+    print_text(f"{result.measured} subnets scored in {result.seconds:.1f} s, without training; the score is no accuracy")
+    print_line(f"written to {result.file}")
 
 
 def _show_costs(result: SearchResult) -> None:

@@ -18,7 +18,7 @@ from growtas.sampling import Feasible
 from growtas.search.memory import activation_bytes, weight_bytes
 from growtas.space import SearchSpace
 from growtas.subnet import Subnet
-from growtas.units import format_bytes, format_count, format_limit, format_ms
+from growtas.units import format_bytes, format_count, format_limit, format_ms, parse_bytes, parse_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,38 @@ class Limits:
     max_size_bytes: int | None = None
     batch: int = 1
     precision: str = "fp32"
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        max_params: str | int | None,
+        max_macs: str | int | None,
+        max_macs_with_relative_position: str | int | None,
+        max_activation_memory: str | int | None,
+        max_size: str | int | None,
+        batch: int,
+        precision: str,
+    ) -> Limits:
+        """Makes limits from numbers or texts such as ``6M``, ``1.3G`` and ``20MB``; see :func:`growtas.api.search`.
+
+        Raises:
+            UsageError: a text is no number with a unit; the message names the command's option.
+        """
+
+        def amount(parse: Callable[[str, str, str], int], limit: str | int | None, option: str, example: str) -> int | None:
+            return parse(limit, option, example) if isinstance(limit, str) else limit
+
+        option = "--max-macs-with-relative-position"
+        return cls(
+            max_params=amount(parse_count, max_params, "--max-params", "6M"),
+            max_macs=amount(parse_count, max_macs, "--max-macs", "1.3G"),
+            max_macs_with_relative_position=amount(parse_count, max_macs_with_relative_position, option, "1.3G"),
+            max_activation_bytes=amount(parse_bytes, max_activation_memory, "--max-activation-memory", "20MB"),
+            max_size_bytes=amount(parse_bytes, max_size, "--max-size", "12MB"),
+            batch=batch,
+            precision=precision,
+        )
 
     def feasible(self, space: SearchSpace) -> Feasible:
         """Returns the monotone predicate that tells which subnets of a batch meet every limit."""
