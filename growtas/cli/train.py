@@ -56,8 +56,8 @@ def train(
         str | None,
         METHOD(
             help="Training method: growtas (from small to large subnets, the default), growtas-plus, uniform, sandwich, shrinking, "
-            "prenas, focusformer, dynas, greedynas, shiftnas, vitas or tas-lora. --set method_options.NAME=VALUE sets a method's "
-            "own options."
+            "prenas, focusformer, dynas, greedynas, shiftnas, vitas, tas-lora or single. --set method_options.NAME=VALUE sets a "
+            "method's own options."
         ),
     ] = None,
     transitions: Annotated[
@@ -180,10 +180,11 @@ def train(
         }
         print_json({"run": str(trained.path), "space": trained.space.name, **content})
         return
+    from growtas.train.recipe import ONE_SUBNET
     from growtas.train.strategies import make_strategy
 
     subnets = make_strategy(trained.recipe, trained.space).followed()
     accuracies = trained.info["test_accuracy"]
-    tuned = trained.recipe.method == "finetune"
-    step = command_line("export" if tuned else "search", trained.path, data_dir=moved)
+    alone = trained.recipe.method in ONE_SUBNET
+    step = command_line("export" if alone else "search", trained.path, data_dir=moved)
     show_result(trained, {label: (subnet, accuracies[label]) for label, subnet in subnets.items()}, step)

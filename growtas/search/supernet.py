@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from growtas.nn.supernet import Supernet
 
 _CHUNK = 256
+_ONE_SUBNET = ("finetune", "single")
+"""Training methods that train a single subnet."""
 
 
 def find_supernet(run: str | Path | None, space: str | None, progress: Progress = SILENT) -> tuple[Run, str]:
@@ -34,8 +36,8 @@ def find_supernet(run: str | Path | None, space: str | None, progress: Progress 
     """
     if run is not None:
         named = find_run(run)
-        if named.info.get("method") == "finetune":
-            raise UsageError(f"{named.path}: a fine-tuned run has a single subnet, so there is nothing to search; export it")
+        if named.info.get("method") in _ONE_SUBNET:
+            raise UsageError(f"{named.path}: the run has a single trained subnet, so there is nothing to search; export it")
         return named, "named"
     name = load_space(space).name if space is not None else None
     for candidate in list_runs():
@@ -47,8 +49,8 @@ def find_supernet(run: str | Path | None, space: str | None, progress: Progress 
         recorded = (info.get("space") or {}).get("name", "")
         if name is not None and name not in (recorded, without_size(recorded)):
             continue
-        if info.get("method") == "finetune":
-            progress.note(f"skipped {candidate.path}: a fine-tuned run has a single subnet, so there is nothing to search")
+        if info.get("method") in _ONE_SUBNET:
+            progress.note(f"skipped {candidate.path}: the run has a single trained subnet, so there is nothing to search")
         elif not candidate.checkpoints:
             progress.note(f"skipped {candidate.path}: it has no checkpoint yet")
         else:

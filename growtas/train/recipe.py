@@ -17,9 +17,11 @@ from growtas.space import SearchSpace, load_space
 
 METHODS = (
     "growtas", "growtas-plus", "uniform", "sandwich", "shrinking", "prenas", "focusformer",
-    "dynas", "greedynas", "shiftnas", "vitas", "tas-lora",
+    "dynas", "greedynas", "shiftnas", "vitas", "tas-lora", "single",
 )  # fmt: skip
 """Legal values of ``--method``. ``growtas finetune`` uses the method ``finetune``, which is not among them."""
+ONE_SUBNET = ("finetune", "single")
+"""Methods that train a single subnet."""
 CONTINUING = ("growtas-plus", "tas-lora")
 """Methods that continue from a trained supernet."""
 STAGED = ("growtas", "growtas-plus")
@@ -50,7 +52,7 @@ class Recipe:
         data: data set, in the same form as the option ``--data``.
         method: training method, which chooses the subnets of each step: one of ``growtas``, ``growtas-plus``, ``uniform``,
             ``sandwich``, ``shrinking``, ``prenas``, ``focusformer``, ``dynas``, ``greedynas``, ``shiftnas``, ``vitas``,
-            ``tas-lora``; ``growtas finetune`` sets ``finetune``.
+            ``tas-lora``, ``single``; ``growtas finetune`` sets ``finetune``.
         method_options: mapping of settings that belong to the chosen method alone.
         init: a run folder or a ``supernet.safetensors`` file whose weights the training starts from; ``growtas-plus`` and
             ``tas-lora`` need one. Null starts from random weights.

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 from growtas import __version__
 from growtas.checkpoint import save_supernet
+from growtas.costs import count_costs
 from growtas.data.evaluation import EvaluationSet, cut_search_split, read_search_split, search_indices
 from growtas.data.images import Subset
 from growtas.data.loaders import cut_batches
@@ -42,6 +43,7 @@ from growtas.train.monitored_subnets import accuracies_of, subnet_accuracies
 from growtas.train.recipe import Recipe
 from growtas.train.recipe_file import dump_recipe, read_config
 from growtas.train.strategies import make_strategy
+from growtas.train.strategies.fixed import Fixed
 from growtas.train.teacher import Teacher, absolute_teacher, check_same_teacher, check_teacher, load_teacher
 from growtas.train.trainer import Trainer
 
@@ -223,7 +225,12 @@ def start_session(
             )
             recipe = recipe.override({"teacher": None})
         space = space.replace(num_classes=len(data.class_names))
-        make_strategy(recipe, space)
+        strategy = make_strategy(recipe, space)
+        if subnet is None and isinstance(strategy, Fixed):
+            # The subnet may have been read from a file, which may be absent when the training is resumed.
+            one = strategy.subnet
+            recipe = recipe.override({"method_options": {"subnet": one.to_dict()}})
+            subnet = {**one.to_dict(), **asdict(count_costs(space, one)), "space": space.name}
         split = cut_search_split(data, recipe.seed, recipe.search_images)
         record = preprocess_record(space, data, recipe.pixel_range)
         record = initial.preprocess(record) if initial is not None else record

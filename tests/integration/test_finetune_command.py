@@ -99,7 +99,7 @@ def test_from_a_trained_run_to_a_benched_artifact(cli: Cli, images: Path, no_pro
     assert set(run.info["test_accuracy"].values()) == {run.info["finetune"]["test_accuracy"]}
     code, said = cli.fails("search", "runs/tuned", "--max-params", "1M")
     assert code == 2
-    assert "a fine-tuned run has a single subnet" in said
+    assert "the run has a single trained subnet" in said
 
     # And the exported model of that run can be fine-tuned further; its classes are the data's, so its head stays.
     arguments = ("runs/tuned/export/small.onnx", "--data", images, "--epochs", "1", "--name", "again", "--device", "cpu", "--json")

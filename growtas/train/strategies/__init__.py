@@ -7,7 +7,7 @@ from growtas.train.recipe import Recipe
 from growtas.train.strategies.auto import AutoProgressive
 from growtas.train.strategies.base import Strategy
 from growtas.train.strategies.dynas import Dynas
-from growtas.train.strategies.fixed import Fixed
+from growtas.train.strategies.fixed import Fixed, Single
 from growtas.train.strategies.focusformer import FocusFormer
 from growtas.train.strategies.greedynas import GreedyNas
 from growtas.train.strategies.growtas import Progressive
@@ -24,7 +24,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy
     for strategy in (
         Progressive, ProgressivePlus, Uniform, Sandwich, Shrinking, PreNas, FocusFormer, Dynas, GreedyNas, ShiftNas, Vitas,
-        TasLora, Fixed,
+        TasLora, Single, Fixed,
     )
 }  # fmt: skip
 
