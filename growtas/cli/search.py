@@ -145,10 +145,12 @@ def search(
         }
         with ProgressBar(hidden=json_) as bar:
             found = api.search_by_proxy(space, proxy=proxy, **limits, **settings, out=out or "proxy-search", progress=bar)
+        after = command_line("train", method="single", space=space, set=f"method_options.subnet={found.file}")
         if json_:
-            print_json(found.to_dict())
+            print_json({**found.to_dict(), "next": [after]})
         else:
             show_proxy_result(found)
+            print_line(f"next: {after}")
         return
     with SearchDisplay(population, hidden=json_) as display:
         result = api.search(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from growtas.api import ProxySearchResult, SearchResult
-from growtas.cli.output import command_line, new_table, print_line, print_lines, print_table, print_text
+from growtas.cli.output import new_table, print_line, print_lines, print_table, print_text
 from growtas.units import format_count, format_ms
 from growtas.watch.diagram import subnet_text
 from growtas.watch.search_report import at_most, cost_rows, latency_rows, no_faster_lines
@@ -55,8 +55,6 @@ def show_proxy_result(result: ProxySearchResult) -> None:
     print_lines(subnet_text(result.space, result.subnet))
     print_text(f"{result.measured} subnets scored in {result.seconds:.1f} s, without training; the score is no accuracy")
     print_line(f"written to {result.file}")
-    options = {"method": "single", "space": result.space.name, "set": f"method_options.subnet={result.file}"}
-    print_line(f"next: {command_line('train', **options)}")
 
 
 def _show_costs(result: SearchResult) -> None:

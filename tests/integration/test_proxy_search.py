@@ -35,6 +35,8 @@ def test_as_a_command(tmp_path, growtas, monkeypatch):
     assert code == 0, err
     assert "4 subnets scored in" in out
     assert "without training; the score is no accuracy" in out
+    file = "proxy-search/subnet.json"
+    assert f"next: growtas train --method single --space micro --set method_options.subnet={file}" in out
     code, out, _ = growtas(*command, "--json")
     printed = json.loads(out)
     assert printed["subnet"] == Subnet.load(tmp_path / "proxy-search" / "subnet.json").to_dict()
