@@ -28,6 +28,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
@@ -212,9 +213,10 @@ class Run:
         return sorted(path.parent for path in self.path.glob("checkpoints/epoch-*/state.json"))
 
     def preferred_subnets(self) -> list[Subnet]:
-        """Returns the subnets that the training preferred, best first; an empty list for most methods.
+        """Returns the subnets that the training preferred; an empty list for most methods.
 
-        They are the subnets that ``prenas`` chose, or the pool of ``greedynas`` by ascending loss.
+        They are the subnets that ``prenas`` chose, by ascending parameters, or the pool of ``greedynas``: first the best subnet of
+        each interval of parameters, then the second ones, and so on.
 
         Raises:
             CheckpointError: the state of the newest checkpoint can't be read.
@@ -226,8 +228,9 @@ class Run:
         state = read_json(file, "checkpoint state")
         check_entries(state, _PREFERRED_RULES, str(file), CheckpointError)
         strategy = state.get("strategy") or {}
-        pool = sorted((entry for part in strategy.get("pool", ()) for entry in part), key=lambda entry: entry[1])
-        entries = [*strategy.get("preferred", ()), *(entry[0] for entry in pool)]
+        intervals = (sorted(part, key=lambda entry: entry[1]) for part in strategy.get("pool", ()))
+        pool = [entry[0] for rank in zip_longest(*intervals) for entry in rank if entry is not None]
+        entries = [*strategy.get("preferred", ()), *pool]
         return [Subnet.from_dict(entry, source=str(file)) for entry in entries]
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 
 from growtas.errors import ConfigError, choices
 from growtas.files import ensure_writable, write_json
+from growtas.latency.modelled.profile import BYTES
 from growtas.progress import SILENT, Progress
 from growtas.search.evolution import EvolutionConfig
 from growtas.search.limits import Limits
@@ -95,6 +96,8 @@ def search_by_proxy(
     from growtas.search.az_nas import AzNas, search_by_proxies
 
     check_proxy(proxy)
+    if precision not in BYTES:
+        raise ConfigError(f"--precision is {precision!r}; legal are {choices(BYTES)}")
     if seed < 0:
         raise ConfigError(f"--seed is {seed}; it must be 0 or more")
     limits = Limits.parse(

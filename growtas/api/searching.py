@@ -562,16 +562,16 @@ class _Request:
         )
 
     def _first(self, search: Search, config: EvolutionConfig) -> tuple[Subnet, ...]:
-        """Returns subnets for the first generation: those that the training preferred, and those with the best proxies."""
-        first = [subnet for subnet in self.run.preferred_subnets() if self.space.holds(subnet)]
+        """Returns subnets for the first generation: those with the best proxies, and those that the training preferred."""
+        preferred = [subnet for subnet in self.run.preferred_subnets() if self.space.holds(subnet)]
         if self.proxy is not None:
             from growtas.search.az_nas import AzNas, search_by_proxies
 
             few, rng = replace(config, generations=_PROXY_GENERATIONS), np.random.default_rng(self.seed)
             measure = AzNas(self.space, seed=self.seed)
             ranked = search_by_proxies(self.space, search.feasible(), rng, few, self.progress, measure)
-            first += [subnet for subnet, _ in ranked[: config.population // 2]]
-        return tuple(first)
+            preferred = [*(subnet for subnet, _ in ranked[: config.population // (4 if preferred else 2)]), *preferred]
+        return tuple(preferred)
 
     def _gains(self, search: Search, outcome: Outcome) -> list[dict[str, Any]]:
         """Compares the chosen subnet's latency with its latency in fp32 on each device: measured on this machine, else predicted.

@@ -55,12 +55,18 @@ class Experts(nn.Module):
         """
         space, dim = self.space, subnet.embed_dim
         blocks = list(zip(subnet.num_heads, subnet.mlp_ratio, strict=True))
-        own = [self.groups[(heads, ratio, dim)] for heads, ratio in blocks]
+        own = [self._group(heads, ratio, dim) for heads, ratio in blocks]
         largest = (space.max_num_heads, space.max_mlp_ratio, space.max_embed_dim, space.max_depth)
         described = self.own.new_tensor([(heads, ratio, dim, place) for place, (heads, ratio) in enumerate(blocks, 1)])
         hidden, _ = self.reader((described / described.new_tensor(largest))[None])
         logits: Tensor = self.logits(hidden[0]) + self.own[own]
         return logits.softmax(-1)
+
+    def _group(self, heads: int, ratio: float, dim: int) -> int:
+        """Returns the index of the group whose choices are nearest; a subnet within the bounds may have other values."""
+        space = self.space
+        dimensions = ((space.num_heads, heads), (space.mlp_ratio, ratio), (space.embed_dim, dim))
+        return self.groups[tuple(min(values, key=lambda value: abs(value - own)) for values, own in dimensions)]
 
     def router_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters that determine the shares."""

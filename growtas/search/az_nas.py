@@ -112,7 +112,7 @@ def search_by_proxies(
     progress: Progress = SILENT,
     measure: AzNas | None = None,
 ) -> list[tuple[Subnet, Proxies]]:
-    """Searches the subnet with the best score by an evolution. The score counts among all subnets that were measured so far.
+    """Searches the subnet with the best score by an evolution. A subnet's ranks are those among all subnets measured so far.
 
     Args:
         space: the search space.

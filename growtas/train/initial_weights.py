@@ -85,11 +85,13 @@ class InitialWeights:
         Raises:
             CheckpointError: the file can't be read.
             ConfigError: the supernet has another space than the recipe, or experts, or for a method that continues from a supernet
-                another number of classes.
+                another number of classes or a single trained subnet.
         """
         source = load_supernet(self.path)
         if source.experts is not None:
             raise ConfigError(f"{self.path}: the supernet has experts of tas-lora, and no training continues from such a supernet")
+        if recipe.method in CONTINUING and self.run is not None and self.run.info.get("method") == "single":
+            raise ConfigError(f"{self.path}: the run trained a single subnet; {recipe.method} needs a trained supernet")
         space = recipe.search_space().replace(num_classes=classes)
         if _shape(source.space) != _shape(space):
             raise ConfigError(f"{self.path}: the supernet has the space {source.space.name}, not {space.name} (--space)")

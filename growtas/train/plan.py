@@ -204,6 +204,8 @@ def make_plan(
         staged = make_strategy(dataclasses.replace(recipe, transitions=None, method_options={}), space)
     if recipe.teacher is not None or recipe.method == "shrinking":
         remarks.append("the numbers do not include the teacher's forward passes and memory")
+    if recipe.method in ("focusformer", "greedynas", "shiftnas"):
+        remarks.append(f"the numbers do not include the subnets that {recipe.method} measures between the steps")
     if recipe.method == "tas-lora":
         remarks.append("the numbers do not include the experts")
     stages = tuple(_stages(staged, steps_per_epoch, remarks))

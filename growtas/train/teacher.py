@@ -20,6 +20,7 @@ from growtas.errors import CheckpointError, ConfigError, cause, choices
 from growtas.fields import nearest
 from growtas.nn.extract import extract
 from growtas.runs import Run, read_model_manifest
+from growtas.subnet import Subnet
 from growtas.train.recipe import Recipe
 
 _OPTION = "--teacher-checkpoint"
@@ -220,7 +221,8 @@ def _own_model(name: str, preprocess: Mapping[str, Any], class_names: Sequence[s
     if is_run(name):
         run = Run(Path(name))
         supernet, about = load_supernet(run.supernet_file), run.info
-        model = extract(supernet, supernet.space.largest)
+        alone = about["recipe"]["method_options"]["subnet"] if about.get("method") == "single" else None
+        model = extract(supernet, supernet.space.largest if alone is None else Subnet.from_dict(alone, source=name))
     else:
         model, about = load_model(name), read_model_manifest(Path(name))
     if model.num_classes != len(class_names):

@@ -108,7 +108,7 @@ def test_preferred_subnets_are_those_of_the_newest_checkpoint(tmp_path):
     assert run.preferred_subnets() == [space.smallest]
     pooled = [[subnet.to_dict(), loss, 0] for subnet, loss in zip(subnets, (0.3, 0.1, 0.2), strict=True)]
     checkpoint(2, {"pool": [pooled[:2], [], pooled[2:]]})
-    assert run.preferred_subnets() == [subnets[1], subnets[2], subnets[0]]
+    assert run.preferred_subnets() == [subnets[1], subnets[2], subnets[0]], "the best of each interval come first"
     checkpoint(3, {})
     assert run.preferred_subnets() == []
     for number, wrong in enumerate(({"preferred": 3}, {"pool": [1]}, {"pool": [[[{}, "loss", 1]]]}, [])):

@@ -80,7 +80,7 @@ def with_experts(first: Recipe) -> Recipe:
     """``growtas train --method tas-lora --init RUN``: experts after a training with another recipe.
 
     The experts' learning rate rises to the paper's in the first tenth of the epochs, in which the router does not learn. The number
-    of epochs, a fifth of the first training's, is not tuned; no accuracy is claimed.
+    of epochs, a fifth of that recipe's, is not tuned; no accuracy is claimed.
 
     Args:
         first: the recipe of the first training, or the default recipe for its space and data.

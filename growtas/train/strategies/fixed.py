@@ -63,7 +63,7 @@ class Fixed(Strategy):
 
 
 class Single(Fixed):
-    """Trains one subnet alone, from random weights or those of ``init``. All other weights of the supernet stay as they are."""
+    """Trains one subnet alone, from random weights or those of ``init``. No other subnet is trained."""
 
     name: ClassVar[str] = "single"
     Options: ClassVar[type[Any]] = SingleOptions

@@ -35,7 +35,7 @@ class ShiftNasOptions:
         start: share of the training (0 to 1) in which subnets are drawn uniformly from the space.
         every: number of steps between two measurements of all intervals.
         samples: number of subnets of each interval that are measured before and after these steps.
-        images: number of images of the search split on which each of them is measured.
+        images: number of images of the search split on which each of them is measured; at most the recipe's ``monitor_images``.
         lr: change of an interval's logit when its loss falls by one standard deviation more than the mean over the intervals.
         least: probability of each interval at least, as a share of an equal probability.
     """
@@ -60,6 +60,7 @@ class ShiftNas(Strategy):
 
     Attributes:
         logits: logits of the intervals, from small to large subnets, shape ``(bins,)``.
+        measured_at: the step before which subnets were measured last; -1 before the first time.
     """
 
     name: ClassVar[str] = "shiftnas"
@@ -78,6 +79,7 @@ class ShiftNas(Strategy):
         ]
         # The subnets that were measured last, interval by interval, with their losses.
         self._measured: list[tuple[Subnet, float]] = []
+        self.measured_at = -1
 
     def probabilities(self) -> NDArray[np.float64]:
         """Returns the probability of each interval, from small to large subnets, shape ``(bins,)``."""
@@ -91,12 +93,14 @@ class ShiftNas(Strategy):
         return (Pass(self.subnet(int(rng.choice(self.options.bins, p=self.probabilities())), rng)),)
 
     def before_step(self, step: int, epoch: float, tools: Tools) -> None:
-        if step % self.options.every or epoch < self.options.start * self.recipe.epochs:
+        # A training that was stopped after this and before the step calls it again.
+        if step % self.options.every or step == self.measured_at or epoch < self.options.start * self.recipe.epochs:
             return
         # A separate random stream; otherwise the measurement would draw the same numbers as the step.
         rng = np.random.default_rng((self.recipe.seed, step, 1))
         new = [self.subnet(number, rng) for number in range(self.options.bins) for _ in range(self.options.samples)]
         losses = tools.losses([*(subnet for subnet, _ in self._measured), *new], self.options.images)
+        self.measured_at = step
         if self._measured:
             self.learn(np.array([before - now for (_, before), now in zip(self._measured, losses, strict=False)]))
         self._measured = list(zip(new, losses[len(self._measured) :], strict=True))
@@ -140,8 +144,9 @@ class ShiftNas(Strategy):
         return count_costs(self.space, self._subnet(dim, heads, ratios)).macs
 
     def state(self) -> dict[str, Any]:
-        return {"logits": self.logits.tolist(), "measured": [[subnet.to_dict(), loss] for subnet, loss in self._measured]}
+        measured = [[subnet.to_dict(), loss] for subnet, loss in self._measured]
+        return {"logits": self.logits.tolist(), "measured": measured, "measured_at": self.measured_at}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.logits = np.array(state["logits"], np.float64)
+        self.logits, self.measured_at = np.array(state["logits"], np.float64), state["measured_at"]
         self._measured = [(Subnet.from_dict(subnet), np.nan if loss is None else loss) for subnet, loss in state["measured"]]

@@ -26,7 +26,8 @@ class Vitas(Strategy):
     space's range. The depth is then limited to the choices of the space. Width, heads and MLP ratios are uniform.
 
     Differences from the paper: all widths share the class token and the positions, of which a supernet has one set. The exported
-    subnet has the leading slices alone, while the paper trains its result again from random weights.
+    subnet has the leading slices alone, while the paper trains its result again from random weights. In spaces with a relative
+    position the bias of queries, keys and values has no trailing slices of its own, because its layout is AutoFormer's.
 
     Attributes:
         depth_shares: probabilities of the depths of the space.

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
 from growtas.costs import count_costs
 from growtas.sampling import sample
@@ -89,20 +90,52 @@ def test_candidates_come_from_the_pool_more_and_more(space, make_tools):
         assert abs(shares[epoch] - (1 - (1 - probability) ** 10)) < 0.05
 
 
-def test_it_has_converged_when_few_subnets_are_new(space, tools):
-    strategy = _greedynas(space, pool=10, bins=1, turnover=0.2)
-    rng = np.random.default_rng(0)
-    subnets = list(dict.fromkeys(sample(space, rng) for _ in range(100)))[:10]
-    assert not strategy.converged(0)
-    strategy.pool = [{subnet: (0.5, 3 if place < 2 else 1) for place, subnet in enumerate(subnets)}]
-    assert strategy.converged(4), "two of ten entered in the fourth epoch, which has the number 3"
-    strategy.pool[0][subnets[2]] = (0.5, 3)
-    assert not strategy.converged(4)
-    del strategy.pool[0][subnets[2]]
-    assert not strategy.converged(4), "the pool is not full"
-    never = _greedynas(space, pool=10, bins=1, turnover=0.0)
-    never.pool = [dict.fromkeys(subnets, (0.5, 0))]
-    assert not never.converged(4)
+def _end_epochs(strategy, tools, epochs, steps, first=0):
+    """Runs whole epochs; returns after how many of them the training has converged, or None."""
+    for epoch in range(epochs):
+        for step in range(steps):
+            strategy.before_step(first + epoch * steps + step, 0.0, tools)
+        strategy.after_epoch(epoch + 1, {})
+        if strategy.converged(epoch + 1):
+            return epoch + 1
+    return None
+
+
+@pytest.mark.parametrize("steps", [10, 40, 200])
+def test_it_converges_when_few_subnets_are_new(space, make_tools, steps):
+    """Losses that stay: the pool fills up with the best subnets. Losses that fall: each scored subnet is better than the pool."""
+    tools = make_tools(accuracies=lambda subnet: 1 - _loss(subnet))
+    converged = _end_epochs(_greedynas(space, pool=30, bins=1, turnover=0.1), tools, 3000 // steps, steps)
+    assert converged is not None
+    assert converged * steps >= 60, "the pool must be full and then be compared again"
+    number = iter(range(10**9))
+    falling = make_tools(accuracies=lambda subnet: 1e-6 * next(number))
+    space = space.replace(mlp_ratio=tuple(1 + step / 16 for step in range(16)))  # so many subnets that none is drawn twice
+    assert _end_epochs(_greedynas(space, pool=30, bins=1, turnover=0.1), falling, 600 // steps, steps) is None
+    assert _end_epochs(_greedynas(space, pool=30, bins=1, turnover=0.0), tools, 3000 // steps, steps) is None
+
+
+def test_a_state_in_the_middle_of_an_epoch_has_not_converged(space, make_tools):
+    tools = make_tools(accuracies=lambda subnet: 1 - _loss(subnet))
+    strategy = _greedynas(space, pool=10, bins=1)
+    for step in range(500):
+        strategy.before_step(step, 0.5, tools)
+        resumed = _greedynas(space, pool=10, bins=1)
+        resumed.load_state(json.loads(json.dumps(strategy.state())))
+        assert not resumed.converged(0)
+
+
+def test_a_round_is_not_scored_twice(space, make_tools):
+    """A training that is stopped between the scoring and the step repeats the call with the saved state."""
+    tools = make_tools(accuracies=lambda subnet: 1 - _loss(subnet))
+    strategy = _greedynas(space)
+    for step in range(0, 50, 5):
+        strategy.before_step(step, 5.0, tools)
+        state = json.loads(json.dumps(strategy.state()))
+        again = _greedynas(space)
+        again.load_state(state)
+        again.before_step(step, 5.0, tools)
+        assert again.state() == state
 
 
 def test_a_loss_that_is_not_finite_is_last_and_does_not_enter_the_pool(space, make_tools):

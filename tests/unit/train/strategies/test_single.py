@@ -5,14 +5,16 @@ import json
 import pytest
 import torch
 
-from growtas import api
+from growtas import api, extract
 from growtas.checkpoint import load_supernet
+from growtas.data.evaluation import search_set
 from growtas.errors import ConfigError, SubnetError, UsageError
 from growtas.nn.supernet import Supernet
 from growtas.runs import Run
 from growtas.subnet import Subnet
 from growtas.train.recipe import Recipe
 from growtas.train.strategies import make_strategy
+from tests.reference import count_correct
 
 
 def _single(space, subnet="largest"):
@@ -62,11 +64,15 @@ def test_a_run_trains_one_subnet_and_exports_it(tiny, tmp_path, monkeypatch):
     assert 0.01 < spread < 0.03, "the second block keeps its random weights"
     *_, artifact = api.export(run.path, formats=["onnx"])
     assert artifact.manifest.params == sum(parameter.numel() for parameter in _extracted(trained).parameters())
+    with pytest.raises(ConfigError, match="the run trained a single subnet; tas-lora needs a trained supernet"):
+        api.train(method="tas-lora", init=str(run.path), out=tmp_path, name="two")
+    taught = api.train(space=tiny, out=tmp_path, name="taught", teacher=str(run.path), settings={"epochs": 2, "batch_size": 512})
+    record = taught.info["teacher"]
+    images = search_set(Run(taught.path)).subset(record["images"])
+    assert record["accuracy"] == count_correct(_extracted(trained), images) / len(images)
     with pytest.raises(UsageError, match="the run has a single trained subnet, so there is nothing to search; export it"):
         api.search(run.path)
 
 
 def _extracted(supernet):
-    from growtas import extract
-
     return extract(supernet, Subnet(8, (1,), (2.0,)))

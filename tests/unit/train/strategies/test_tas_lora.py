@@ -16,6 +16,7 @@ from growtas.nn.experts import LAYERS
 from growtas.nn.extract import extract
 from growtas.nn.supernet import Supernet
 from growtas.sampling import sample
+from growtas.subnet import Subnet
 from growtas.train.clock import Clock
 from growtas.train.recipe import Recipe
 from growtas.train.step import Stepper, Training
@@ -75,9 +76,18 @@ def test_the_change_of_a_weight_is_the_mixture_of_products(space):
         np.testing.assert_allclose(changes[f"blocks.{block}.{layer}.weight"].detach().numpy(), expected, atol=1e-5)
 
 
+def test_a_subnet_between_the_choices_has_the_nearest_group(space):
+    experts = _supernet(space, trained=False).experts
+    between, nearest = Subnet(11, (2, 3), (1.2, 1.9)), Subnet(12, (2, 3), (1.0, 2.0))
+    assert torch.equal(experts.shares(between).argmax(1), experts.shares(nearest).argmax(1))
+    supernet, images = _supernet(space), torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(extract(supernet, between)(images), supernet(images, between), rtol=1e-4, atol=1e-5)
+
+
 def test_the_shares_of_a_block_do_not_depend_on_later_blocks(space):
     experts = _supernet(space).experts
-    long, short = space.largest, type(space.largest)(16, (3, 3), (2.0, 2.0))
+    long, short = space.largest, Subnet(16, (3, 3), (2.0, 2.0))
     torch.testing.assert_close(experts.shares(long)[:2], experts.shares(short))
 
 
