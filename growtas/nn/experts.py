@@ -7,7 +7,9 @@ is added to the layer's weight, so that an extracted subnet has the same layers 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,13 +66,12 @@ class Experts(nn.Module):
 
     def _group(self, heads: int, ratio: float, dim: int) -> int:
         """Returns the index of the group whose choices are nearest; a subnet within the bounds may have other values."""
-        space = self.space
-        dimensions = ((space.num_heads, heads), (space.mlp_ratio, ratio), (space.embed_dim, dim))
-        return self.groups[tuple(min(values, key=lambda value: abs(value - own)) for values, own in dimensions)]
 
-    def router_parameters(self) -> list[nn.Parameter]:
-        """Returns the parameters that determine the shares."""
-        return [*self.reader.parameters(), *self.logits.parameters(), self.own]
+        def nearest(choices: Sequence[float], value: float) -> Any:
+            return min(choices, key=lambda choice: abs(choice - value))
+
+        space = self.space
+        return self.groups[nearest(space.num_heads, heads), nearest(space.mlp_ratio, ratio), nearest(space.embed_dim, dim)]
 
     def changes(self, subnet: Subnet) -> dict[str, Tensor]:
         """Returns what a subnet adds to the weights of its blocks' layers, by the weight's name in the supernet, in full size."""

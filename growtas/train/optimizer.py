@@ -19,14 +19,17 @@ NO_WEIGHT_DECAY = ("cls_token", "pos_embed", "relative_key", "relative_value")
 """Parameters whose name contains one of these have no weight decay, like biases and norms."""
 
 
+ROUTER = ("experts.reader.", "experts.logits.", "experts.own")
+"""Beginnings of the names of the experts' router's parameters, which another optimiser trains."""
+
+
 def make_optimizer(supernet: Supernet, recipe: Recipe) -> Optimizer:
     """Creates the recipe's optimiser over all weights that need gradients, except the experts' router. Only matrices decay."""
     excluded = [name for name, _ in supernet.named_parameters() if any(part in name for part in NO_WEIGHT_DECAY)]
     groups = param_groups_weight_decay(supernet, recipe.weight_decay, no_weight_decay_list=excluded)
-    if supernet.experts is not None:
-        router = {id(parameter) for parameter in supernet.experts.router_parameters()}
-        for group in groups:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in router]
+    router = {id(parameter) for name, parameter in supernet.named_parameters() if name.startswith(ROUTER)}
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in router]
     if recipe.optimizer == "sgd":
         # torch requires momentum for Nesterov. Its fused SGD fails if only some parameters were updated before.
         return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
@@ -35,7 +38,8 @@ def make_optimizer(supernet: Supernet, recipe: Recipe) -> Optimizer:
 
 def make_router_optimizer(supernet: Supernet) -> Optimizer | None:
     """Creates plain gradient descent for the experts' router; None without experts."""
-    return None if supernet.experts is None else SGD(supernet.experts.router_parameters(), lr=0.0)
+    router = [parameter for name, parameter in supernet.named_parameters() if name.startswith(ROUTER)]
+    return SGD(router, lr=0.0) if router else None
 
 
 def make_scheduler(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> CosineLRScheduler:

@@ -374,7 +374,7 @@ def test_the_newest_run_that_holds_a_supernet_is_taken(run, growtas):
         path.unlink()
     code, _, err = growtas("search", *QUICK)
     assert code == 0, err
-    assert "skipped runs/tuned: a fine-tuned run" in err
+    assert "skipped runs/tuned: the run has a single trained subnet" in err
     assert "skipped runs/empty: it has no checkpoint" in err
     assert "run: runs/first (the newest in runs/)" in err
     code, _, err = growtas("search", "runs/tuned", *QUICK)

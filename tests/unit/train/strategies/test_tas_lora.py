@@ -113,7 +113,8 @@ def test_a_step_trains_the_experts_and_nothing_else(space):
     images, labels = torch.randn(4, 1, 8, 8), torch.randint(0, 5, (4,))
     before = {name: parameter.detach().clone() for name, parameter in supernet.named_parameters()}
     adam = torch.optim.AdamW([*reference.experts.down.parameters(), *reference.experts.up.parameters()], weight_decay=0.0)
-    router = torch.optim.SGD(reference.experts.router_parameters())
+    of_router = [*reference.experts.reader.parameters(), *reference.experts.logits.parameters(), reference.experts.own]
+    router = torch.optim.SGD(of_router)
     rng = np.random.default_rng(3)
     for step, epoch in enumerate((0.0, 1.9, 2.0, 6.0)):
         subnet = sample(space, rng)
