@@ -3,7 +3,7 @@
 For each seed a ViT of timm is trained on Fashion-MNIST and imported by growtas. At 75, 50 and 35 % of its MACs this measures the
 test accuracy of
 
-* subnets of the imported weights without training, with growtas' orders of the parts (principal, taylor and none), and of
+* subnets of the imported weights without training, with the parts in growtas' order (principal) or as they are (none), and of
   Torch-Pruning (Taylor importance) at the same MACs;
 * subnets after one elastic training, Torch-Pruning's three models after a fine-tuning of as many epochs each, and models of the
   same architectures as the subnets, trained from scratch for as many epochs each.
@@ -222,7 +222,7 @@ def run_seed(seed: int, options: argparse.Namespace, results: Results) -> None:
         save_file(model.state_dict(), weights)
     model.load_state_dict(load_file(weights))
     model.eval()
-    imported = {order: _imported(folder, order, weights, order) for order in ("principal", "taylor", "none")}
+    imported = {order: _imported(folder, order, weights, order) for order in ("principal", "none")}
     ordered = imported["principal"]
     space, test, search = ordered.space, test_set(ordered), search_set(ordered)
     if not results.get(seed=seed, what="base"):
