@@ -43,6 +43,8 @@ from growtas.subnet import Subnet
 
 RUNS = Path("runs")
 FORMAT = "growtas-run/1"
+ONE_SUBNET = ("finetune", "single")
+"""Training methods whose runs have a single trained subnet."""
 
 
 _COUNT = whole(0, 10**12)

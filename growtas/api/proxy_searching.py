@@ -114,7 +114,7 @@ def search_by_proxy(
     folder, start = ensure_writable(Path(out)), time.perf_counter()
     config = EvolutionConfig(generations=_GENERATIONS if generations is None else generations, population=population)
     rng, measure = np.random.default_rng(seed), AzNas(searched, seed=seed)
-    ranked = search_by_proxies(searched, limits.feasible(searched), rng, config, progress, measure)
+    ranked = search_by_proxies(searched, limits.feasible(searched), rng, config, measure, progress)
     subnet, proxies = ranked[0]
     write_json(folder / "subnet.json", {**subnet.to_dict(), "space": searched.name, "proxy": proxy, **asdict(proxies)})
     return ProxySearchResult(

@@ -569,7 +569,7 @@ class _Request:
 
             few, rng = replace(config, generations=_PROXY_GENERATIONS), np.random.default_rng(self.seed)
             measure = AzNas(self.space, seed=self.seed)
-            ranked = search_by_proxies(self.space, search.feasible(), rng, few, self.progress, measure)
+            ranked = search_by_proxies(self.space, search.feasible(), rng, few, measure, self.progress)
             preferred = [*(subnet for subnet, _ in ranked[: config.population // (4 if preferred else 2)]), *preferred]
         return tuple(preferred)
 

@@ -180,7 +180,7 @@ def train(
         }
         print_json({"run": str(trained.path), "space": trained.space.name, **content})
         return
-    from growtas.train.recipe import ONE_SUBNET
+    from growtas.runs import ONE_SUBNET
     from growtas.train.strategies import make_strategy
 
     subnets = make_strategy(trained.recipe, trained.space).followed()

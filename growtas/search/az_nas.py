@@ -108,9 +108,9 @@ def search_by_proxies(
     space: SearchSpace,
     feasible: Feasible,
     rng: Generator,
-    config: EvolutionConfig | None = None,
+    config: EvolutionConfig,
+    measure: AzNas,
     progress: Progress = SILENT,
-    measure: AzNas | None = None,
 ) -> list[tuple[Subnet, Proxies]]:
     """Searches the subnet with the best score by an evolution. A subnet's ranks are those among all subnets measured so far.
 
@@ -118,9 +118,9 @@ def search_by_proxies(
         space: the search space.
         feasible: the monotone predicate of the limits.
         rng: the random generator.
-        config: settings of the evolution; by default the paper's.
+        config: settings of the evolution.
+        measure: measures the proxies of a subnet.
         progress: receives the number of measured subnets.
-        measure: measures the proxies of a subnet; by default an :class:`AzNas`.
 
     Returns:
         All measured subnets with their proxies, best first.
@@ -128,7 +128,6 @@ def search_by_proxies(
     Raises:
         LimitError: no subnet is legal.
     """
-    config, measure = config or EvolutionConfig(), measure or AzNas(space)
     known: dict[Subnet, Proxies] = {}
     progress.stage("measuring proxies", config.generations * config.population)
     for _ in range(config.generations):

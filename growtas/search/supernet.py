@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from growtas.errors import CheckpointError, SpaceError, UsageError
 from growtas.progress import SILENT, Progress
-from growtas.runs import RUNS, Run, find_run, list_runs
+from growtas.runs import ONE_SUBNET, RUNS, Run, find_run, list_runs
 from growtas.space import PRESETS, SearchSpace, load_space, without_size
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from growtas.nn.supernet import Supernet
 
 _CHUNK = 256
-_ONE_SUBNET = ("finetune", "single")
-"""Training methods that train a single subnet."""
 
 
 def find_supernet(run: str | Path | None, space: str | None, progress: Progress = SILENT) -> tuple[Run, str]:
@@ -36,7 +34,7 @@ def find_supernet(run: str | Path | None, space: str | None, progress: Progress 
     """
     if run is not None:
         named = find_run(run)
-        if named.info.get("method") in _ONE_SUBNET:
+        if named.info.get("method") in ONE_SUBNET:
             raise UsageError(f"{named.path}: the run has a single trained subnet, so there is nothing to search; export it")
         return named, "named"
     name = load_space(space).name if space is not None else None
@@ -49,7 +47,7 @@ def find_supernet(run: str | Path | None, space: str | None, progress: Progress 
         recorded = (info.get("space") or {}).get("name", "")
         if name is not None and name not in (recorded, without_size(recorded)):
             continue
-        if info.get("method") in _ONE_SUBNET:
+        if info.get("method") in ONE_SUBNET:
             progress.note(f"skipped {candidate.path}: the run has a single trained subnet, so there is nothing to search")
         elif not candidate.checkpoints:
             progress.note(f"skipped {candidate.path}: it has no checkpoint yet")

@@ -73,8 +73,7 @@ Fields:
     supernet.safetensors (weights): The supernet, or its moving average where the recipe has an ``ema_decay``. The search and the
         export read it.
     trainer.safetensors (tensors): State of the optimiser (``optimizer/...``, and ``optimizer1/...`` and so on where a method keeps
-        several), and the weights in training (``weights/...``) where
-        the first file holds their average.
+        several), and the weights in training (``weights/...``) where the first file holds their average.
     teacher.safetensors (weights): The frozen copy of the largest subnet, where the method has one.
     state.json (object): Everything else that a training needs to go on.
 """

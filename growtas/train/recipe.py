@@ -20,8 +20,6 @@ METHODS = (
     "dynas", "greedynas", "shiftnas", "vitas", "tas-lora", "single",
 )  # fmt: skip
 """Legal values of ``--method``. ``growtas finetune`` uses the method ``finetune``, which is not among them."""
-ONE_SUBNET = ("finetune", "single")
-"""Methods that train a single subnet."""
 CONTINUING = ("growtas-plus", "tas-lora")
 """Methods that continue from a trained supernet."""
 STAGED = ("growtas", "growtas-plus")
